@@ -1,0 +1,138 @@
+"""Multi-task data: images stored once, tasks as rows that point at them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from routing_gym.tasks.augmentation import Shift
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiTaskDataset:
+    """One split of a multi-task classification problem.
+
+    One image may belong to many tasks, with another label in each: images are stored once and a *row*
+    `(image, task, label)` is one instance. Images stay `uint8`; they are normalised (and augmented) per batch, on
+    the device they live on.
+
+    Attributes:
+        name: Name of the data set, for messages and reports.
+        split: `"train"`, `"validation"` or `"test"`.
+        images: `(N, C, H, W)` uint8.
+        image: `(R,)` int64, the image of each row.
+        task: `(R,)` int64 in `[0, num_tasks)`.
+        label: `(R,)` int64 in `[0, num_classes)`.
+        num_tasks: Number of tasks; every one has at least one row.
+        num_classes: Classes of the largest task.
+        mean: Per-channel mean of the training images, in pixel units (0 to 255), `C` floats.
+        std: Per-channel standard deviation, likewise.
+        augmentation: Random transformation of training images, or None.
+
+    Raises:
+        ValueError: A tensor of the wrong shape or type, an index out of range, or a task without rows.
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    image: Tensor
+    task: Tensor
+    label: Tensor
+    num_tasks: int
+    num_classes: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    augmentation: Shift | None = None
+
+    def __post_init__(self) -> None:
+        where = f"{self.name}, split {self.split!r}"
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+            raise ValueError(
+                f"{where}: images must be uint8 of shape (N, C, H, W), got {self.images.dtype} of shape "
+                f"{tuple(self.images.shape)}"
+            )
+        limits = {"image": len(self.images), "task": self.num_tasks, "label": self.num_classes}
+        for field, limit in limits.items():
+            column: Tensor = getattr(self, field)
+            if column.dtype != torch.int64 or column.shape != (len(self.image),):
+                raise ValueError(
+                    f"{where}: {field} must be int64 of shape ({len(self.image)},), got {column.dtype} of shape "
+                    f"{tuple(column.shape)}"
+                )
+            if len(column) and not 0 <= int(column.min()) <= int(column.max()) < limit:
+                raise ValueError(
+                    f"{where}: {field} must lie in [0, {limit}), got values from {int(column.min())} to "
+                    f"{int(column.max())}"
+                )
+        rows_of_task = torch.bincount(self.task, minlength=self.num_tasks)
+        if self.num_tasks < 1 or int(rows_of_task.min()) == 0:
+            empty = (rows_of_task == 0).nonzero().flatten().tolist()
+            raise ValueError(
+                f"{where}: every one of the {self.num_tasks} tasks needs at least one row, got none for {empty}"
+            )
+        channels = self.images.shape[1]
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+            raise ValueError(
+                f"{where}: mean and std must hold {channels} numbers, std positive, got {self.mean} and {self.std}"
+            )
+
+    def __len__(self) -> int:
+        """Number of rows, that is of instances."""
+        return len(self.image)
+
+    @property
+    def device(self) -> torch.device:
+        """Where images and rows live."""
+        return self.images.device
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> MultiTaskDataset:
+        """Return this split on another device (itself when it is there already)."""
+        if torch.device(device) == self.device:
+            return self
+        moved = {field: getattr(self, field).to(device) for field in ("images", "image", "task", "label")}
+        return dataclasses.replace(self, **moved)
+
+    def draw_augmentation(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """Draw the augmentation of `count` instances, or None where this split has none.
+
+        Returns:
+            `(count, P)` parameters on the CPU, what `pixels` takes; stored with a route so that it can be replayed.
+        """
+        return None if self.augmentation is None else self.augmentation.draw(count, generator)
+
+    def pixels(self, rows: Tensor, augmentation: Tensor | None = None) -> Tensor:
+        """Return the normalised images of some rows.
+
+        Args:
+            rows: `(B,)` int64 row numbers on `device`.
+            augmentation: `(B, P)` from `draw_augmentation`, or None for the images as they are.
+
+        Returns:
+            `(B, C, H, W)` float32 on `device`, each channel with mean 0 and deviation 1 over the training images.
+        """
+        images = self.images.index_select(0, self.image.index_select(0, rows))
+        if augmentation is not None:
+            if self.augmentation is None:
+                raise ValueError(f"{self.name}, split {self.split!r} has no augmentation, but parameters were given")
+            images = self.augmentation.apply(images, augmentation.to(self.device))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return (images.float() - mean) / std
+
+
+def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return per-channel mean and deviation of `(N, C, H, W)` uint8 images, in pixel units; a flat channel gives 1."""
+    std, mean = torch.std_mean(images.double(), dim=(0, 2, 3), correction=0)
+    return tuple(mean.tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist())

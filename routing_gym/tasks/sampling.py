@@ -1,0 +1,49 @@
+"""The order in which instances are drawn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class ShuffledStream:
+    """An endless stream of the numbers `0 … size-1`: every one once per pass, each pass in a new random order.
+
+    The order comes from a CPU generator, because seeded CUDA generators give other streams on other GPU models.
+
+    Args:
+        size: How many numbers there are.
+        seed: Seed of the generator.
+    """
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        if size < 1:
+            raise ValueError(f"a stream needs at least one number to draw from, got size {size}")
+        self.size = size
+        self.generator = torch.Generator()
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Start over from a seed."""
+        self.generator.manual_seed(seed)
+        self._pass = torch.empty(0, dtype=torch.int64)
+
+    def draw(self, count: int) -> Tensor:
+        """Return the next `count` numbers, `(count,)` int64 on the CPU."""
+        pieces, missing = [], count
+        while missing > 0:
+            if not len(self._pass):
+                self._pass = torch.randperm(self.size, generator=self.generator)
+            pieces.append(self._pass[:missing])
+            self._pass = self._pass[missing:]
+            missing -= len(pieces[-1])
+        return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what `load_state_dict` needs to go on from here."""
+        return {"generator": self.generator.get_state(), "pass": self._pass.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved place in the stream."""
+        self.generator.set_state(state["generator"])
+        self._pass = state["pass"].clone()

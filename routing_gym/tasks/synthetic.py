@@ -1,0 +1,78 @@
+"""SYNTHETIC-MTL: a multi-task problem of any size, made on the spot, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import torch
+
+from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+
+
+def synthetic_mtl(
+    *,
+    num_tasks: int = 4,
+    num_classes: int = 3,
+    image_size: int = 4,
+    images_per_class: int = 60,
+    noise: float = 20.0,
+    data_seed: int = 0,
+    shift: int = 0,
+) -> dict[str, MultiTaskDataset]:
+    """Build SYNTHETIC-MTL: noisy copies of a few prototype images, whose labels conflict between tasks.
+
+    There is one random prototype image per class and every image is one prototype plus noise. Task t calls
+    prototype c by the label `(c + t) mod num_classes`: all tasks see the same images under other names, so one
+    shared path without the task as input cannot solve more than a fraction of them, and a path per task can solve
+    all.
+
+    Args:
+        num_tasks: Number of tasks.
+        num_classes: Classes per task.
+        image_size: Height and width of the grey images, in pixels.
+        images_per_class: Images per prototype in the training split; validation and test have a third each.
+        noise: Standard deviation of the pixel noise, in steps of 255.
+        data_seed: Seed of prototypes and noise.
+        shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
+
+    Returns:
+        The splits `train`, `validation` and `test`.
+    """
+    sizes = {
+        "num_tasks": num_tasks,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "images_per_class": images_per_class,
+    }
+    for option, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"SYNTHETIC-MTL: {option} must be at least 1, got {value}")
+    generator = torch.Generator().manual_seed(data_seed)
+    prototypes = torch.rand(num_classes, 1, image_size, image_size, generator=generator) * 255
+
+    held_out = max(1, images_per_class // 3)
+    drawn = {}
+    for split, per_class in (("train", images_per_class), ("validation", held_out), ("test", held_out)):
+        kind = torch.arange(num_classes).repeat(per_class)
+        pixels = prototypes[kind] + noise * torch.randn(
+            len(kind), 1, image_size, image_size, generator=generator
+        )
+        drawn[split] = (pixels.clamp(0, 255).to(torch.uint8), kind)
+    mean, std = pixel_statistics(drawn["train"][0])
+
+    splits = {}
+    for split, (images, kind) in drawn.items():
+        task = torch.arange(num_tasks).repeat_interleave(len(images))
+        splits[split] = MultiTaskDataset(
+            name="SYNTHETIC-MTL",
+            split=split,
+            images=images,
+            image=torch.arange(len(images)).repeat(num_tasks),
+            task=task,
+            label=(kind.repeat(num_tasks) + task) % num_classes,
+            num_tasks=num_tasks,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            augmentation=Shift(shift) if shift and split == "train" else None,
+        )
+    return splits
