@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
+
+_TENSORS = ("images", "image", "task", "label", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,8 @@ class MultiTaskDataset:
         label: `(R,)` int64 in `[0, num_classes)`.
         num_tasks: Number of tasks; every one has at least one row.
         num_classes: Classes of the largest task.
-        mean: Per-channel mean of the training images, in pixel units (0 to 255), `C` floats.
-        std: Per-channel standard deviation, likewise.
+        mean: `(C,)` float32, mean of each channel over the training images, in pixel units (0 to 255).
+        std: `(C,)` float32, standard deviation likewise, positive.
         augmentation: Random transformation of training images, or None.
 
     Raises:
@@ -44,8 +45,8 @@ class MultiTaskDataset:
     label: Tensor
     num_tasks: int
     num_classes: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Tensor
+    std: Tensor
     augmentation: Shift | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class MultiTaskDataset:
                 f"{where}: every one of the {self.num_tasks} tasks needs at least one row, got none for {empty}"
             )
         channels = self.images.shape[1]
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+        if self.mean.shape != (channels,) or self.std.shape != (channels,) or not bool((self.std > 0).all()):
             raise ValueError(
                 f"{where}: mean and std must hold {channels} numbers, std positive, got {self.mean} and {self.std}"
             )
@@ -99,7 +100,7 @@ class MultiTaskDataset:
         """Return this split on another device (itself when it is there already)."""
         if torch.device(device) == self.device:
             return self
-        moved = {field: getattr(self, field).to(device) for field in ("images", "image", "task", "label")}
+        moved = {field: getattr(self, field).to(device) for field in _TENSORS}
         return dataclasses.replace(self, **moved)
 
     def draw_augmentation(self, count: int, generator: torch.Generator) -> Tensor | None:
@@ -125,14 +126,10 @@ class MultiTaskDataset:
             if self.augmentation is None:
                 raise ValueError(f"{self.name}, split {self.split!r} has no augmentation, but parameters were given")
             images = self.augmentation.apply(images, augmentation.to(self.device))
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        return (images.float() - mean) / std
+        return (images.float() - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
 
-def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return per-channel mean and deviation of `(N, C, H, W)` uint8 images, in pixel units; a flat channel gives 1."""
     std, mean = torch.std_mean(images.double(), dim=(0, 2, 3), correction=0)
-    return tuple(mean.tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist())
+    return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()

@@ -1,0 +1,21 @@
+"""Function blocks, their grouped execution, and the cost of running them."""
+
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, Sparse
+from routing_gym.blocks.grouping import Groups, group
+from routing_gym.blocks.linear import LinearBlocks
+from routing_gym.blocks.macs import count_macs, probe
+from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups
+
+__all__ = [
+    "FunctionBlocks",
+    "Groups",
+    "LinearBlocks",
+    "ModuleBlocks",
+    "OwnedParameter",
+    "Sparse",
+    "WithPass",
+    "allow_small_groups",
+    "count_macs",
+    "group",
+    "probe",
+]

@@ -1,0 +1,106 @@
+"""What every set of function blocks can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Sparse = tuple[Tensor, Tensor]
+"""`(indices, weights)`, both `(B, K)`: the K blocks each row uses (int64) and their weights (floating point)."""
+
+
+class OwnedParameter(NamedTuple):
+    """A parameter, or one slice of a stacked one, that belongs to one choice.
+
+    Attributes:
+        parameter: The parameter as the optimiser knows it.
+        index: Position along its first axis, or None for all of it.
+    """
+
+    parameter: nn.Parameter
+    index: int | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The parameter, or its slice."""
+        return self.parameter if self.index is None else self.parameter[self.index]
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient of `value`, a view into the parameter's gradient, or None where there is none."""
+        grad = self.parameter.grad
+        return grad if grad is None or self.index is None else grad[self.index]
+
+
+class FunctionBlocks(nn.Module, ABC):
+    """k function blocks behind one call.
+
+    `blocks(x, choice)` runs one block per row, `blocks(x, weights)` mixes blocks; in both only the rows and blocks
+    that are used are run. Subclasses implement `run`.
+
+    Attributes:
+        num_blocks: How many blocks there are, k.
+        macs: Multiply-accumulates of one row through each block, k numbers.
+        dense_backward: Run every block on every row while training, so that the weight of a block that was not
+            chosen (a straight-through estimate) has a gradient too.
+    """
+
+    num_blocks: int
+    macs: tuple[float, ...]
+
+    def __init__(self, num_blocks: int) -> None:
+        super().__init__()
+        if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 1:
+            raise ValueError(f"num_blocks must be an integer of at least 1, got {num_blocks!r}")
+        self.num_blocks = num_blocks
+        self.dense_backward = False
+
+    @abstractmethod
+    def run(self, x: Tensor, choice: Tensor) -> Tensor:
+        """Run block `choice[i]` on row `x[i]`.
+
+        Args:
+            x: `(B, ...)`, B may be 0.
+            choice: `(B,)` int64 in `[0, num_blocks)`; not checked here, the network has done so.
+
+        Returns:
+            `(B, ...)`, rows in the order of `x`.
+        """
+
+    @abstractmethod
+    def parameters_of(self, choice: int) -> list[OwnedParameter]:
+        """Return the parameters that only block `choice` uses."""
+
+    def forward(self, x: Tensor, action: Tensor | Sparse) -> Tensor:
+        """Apply the chosen blocks.
+
+        Args:
+            x: `(B, ...)` activations.
+            action: `(B,)` integers, one block per row; or `(B, k)` floating-point weights; or a pair
+                `(indices, weights)` of `(B, K)` tensors.
+
+        Returns:
+            `(B, ...)`: the block's output, or the sum over blocks of weight times output (zero where a row has no
+            weight at all).
+        """
+        if isinstance(action, tuple):
+            indices, weights = action
+            rows = torch.arange(len(x), device=x.device).repeat_interleave(indices.shape[1])
+            return self._mix(x, rows, indices.flatten(), weights.flatten())
+        if not action.is_floating_point():
+            return self.run(x, action)
+        rows = torch.arange(len(x), device=x.device).repeat_interleave(self.num_blocks)
+        choice = torch.arange(self.num_blocks, device=x.device).repeat(len(x))
+        return self._mix(x, rows, choice, action.flatten())
+
+    def _mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
+        """Sum `weights[p] * block[choice[p]](x[rows[p]])` over the pairs p of each row."""
+        if not (self.dense_backward and self.training):
+            used = weights.detach().nonzero().flatten()
+            rows, choice, weights = rows[used], choice[used], weights[used]
+        y = self.run(x.index_select(0, rows), choice)
+        y = y * weights.view(-1, *[1] * (y.ndim - 1))
+        return y.new_zeros(len(x), *y.shape[1:]).index_add(0, rows, y)

@@ -1,0 +1,104 @@
+"""Unlike blocks behind the same call, and PASS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.grouping import group, only_choice
+from routing_gym.blocks.macs import count_macs, probe
+
+
+class ModuleBlocks(FunctionBlocks):
+    """Blocks that are modules of any kind, all taking one shape and giving one shape.
+
+    Batch norm inside a block uses the statistics of the rows that run it; where these are fewer than two values per
+    channel it uses its running statistics.
+
+    Args:
+        modules: The blocks; `torch.nn.Identity()` is PASS.
+        input_shape: Shape of one row's activation, without the batch axis.
+
+    Raises:
+        ValueError: No module, or modules whose outputs differ in shape.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], input_shape: Sequence[int]) -> None:
+        blocks = nn.ModuleList(modules)
+        super().__init__(len(blocks))
+        self.blocks = blocks
+        row = torch.zeros(1, *input_shape)
+        shapes = [tuple(probe(block, lambda block=block: block(row)).shape[1:]) for block in blocks]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"blocks of one set must give the same shape, got {shapes} for the input {tuple(input_shape)}")
+        self.output_shape = shapes[0]
+        self.macs = tuple(count_macs(block, row) for block in blocks)
+        allow_small_groups(self)
+
+    def run(self, x: Tensor, choice: Tensor) -> Tensor:
+        """Run block `choice[i]` on row `x[i]`; a block that no row chose is not run."""
+        only = only_choice(choice)
+        if only is not None:
+            return self.blocks[only](x)
+        if not len(x):
+            return x.new_zeros(0, *self.output_shape)
+        groups = group(choice, self.num_blocks)
+        pieces = x.index_select(0, groups.order).split(groups.counts.tolist())
+        y = torch.cat([block(piece) for block, piece in zip(self.blocks, pieces, strict=True) if len(piece)])
+        return y.index_select(0, groups.inverse)
+
+    def parameters_of(self, choice: int) -> list[OwnedParameter]:
+        """Return every parameter of the block."""
+        return [OwnedParameter(parameter) for parameter in self.blocks[choice].parameters()]
+
+
+class WithPass(FunctionBlocks):
+    """A set of blocks with one more choice, the last: PASS, which leaves the activation as it is and costs nothing.
+
+    Args:
+        blocks: Blocks whose output has the shape of their input.
+    """
+
+    def __init__(self, blocks: FunctionBlocks) -> None:
+        super().__init__(blocks.num_blocks + 1)
+        self.blocks = blocks
+        self.macs = (*blocks.macs, 0.0)
+
+    def run(self, x: Tensor, choice: Tensor) -> Tensor:
+        """Run block `choice[i]` on row `x[i]`, copy the rows that pass."""
+        running = (choice < self.blocks.num_blocks).nonzero().flatten()
+        if len(running) == len(x):
+            return self.blocks.run(x, choice)
+        return x.index_copy(0, running, self.blocks.run(x.index_select(0, running), choice.index_select(0, running)))
+
+    def parameters_of(self, choice: int) -> list[OwnedParameter]:
+        """Return the block's parameters, none for PASS."""
+        return [] if choice == self.num_blocks - 1 else self.blocks.parameters_of(choice)
+
+
+def allow_small_groups(module: nn.Module) -> None:
+    """Make every batch norm in a module use its running statistics for inputs of under two values per channel.
+
+    Routing hands a block whatever rows chose it, possibly a single one, of which no variance can be taken.
+    """
+    for part in module.modules():
+        if isinstance(part, _BatchNorm) and not getattr(part, "_allows_small_groups", False):
+            part._allows_small_groups = True  # type: ignore[assignment]
+            part.register_forward_pre_hook(_leave_training)
+            part.register_forward_hook(_return_to_training, always_call=True)
+
+
+def _leave_training(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    x = inputs[0]
+    if module.training and x.numel() // max(x.shape[1], 1) < 2:
+        module.training = False
+        module._was_training = True  # type: ignore[assignment]
+
+
+def _return_to_training(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if getattr(module, "_was_training", False):
+        module.training, module._was_training = True, False  # type: ignore[assignment]
