@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ Sparse = tuple[Tensor, Tensor]
 """`(indices, weights)`, both `(B, K)`: the K blocks each row uses (int64) and their weights (floating point)."""
 
 
-class OwnedParameter(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class OwnedParameter:
     """A parameter, or one slice of a stacked one, that belongs to one choice.
 
     Attributes:

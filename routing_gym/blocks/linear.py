@@ -66,7 +66,7 @@ class LinearBlocks(FunctionBlocks):
         # grouped_mm wants rows that start at multiples of 16 bytes.
         step = ALIGNMENT_BYTES // x.element_size()
         pad_in, pad_out = -self.in_features % step, -self.out_features % step
-        weight = self.weight
+        weight: Tensor = self.weight
         if pad_in or pad_out:
             x, weight = functional.pad(x, (0, pad_in)), functional.pad(weight, (0, pad_out, 0, pad_in))
         y = functional.grouped_mm(x, weight, offs=ends)

@@ -53,9 +53,7 @@ def synthetic_mtl(
     drawn = {}
     for split, per_class in (("train", images_per_class), ("validation", held_out), ("test", held_out)):
         kind = torch.arange(num_classes).repeat(per_class)
-        pixels = prototypes[kind] + noise * torch.randn(
-            len(kind), 1, image_size, image_size, generator=generator
-        )
+        pixels = prototypes[kind] + noise * torch.randn(len(kind), 1, image_size, image_size, generator=generator)
         drawn[split] = (pixels.clamp(0, 255).to(torch.uint8), kind)
     mean, std = pixel_statistics(drawn["train"][0])
 

@@ -1,0 +1,25 @@
+"""Routed networks: which decisions exist, and what a transition computes."""
+
+from routing_gym.networks.actions import Action, is_weights
+from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.mlp import RoutedMLP
+from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.registry import NETWORKS, make_network
+from routing_gym.networks.route import RoutedModule, route
+from routing_gym.networks.state import Exit, RoutingState, Waiting
+
+__all__ = [
+    "EXIT",
+    "NETWORKS",
+    "Action",
+    "Decision",
+    "Exit",
+    "RoutedMLP",
+    "RoutedModule",
+    "RoutedNetwork",
+    "RoutingState",
+    "Waiting",
+    "is_weights",
+    "make_network",
+    "route",
+]

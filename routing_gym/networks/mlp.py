@@ -1,0 +1,103 @@
+"""The routed fully connected layers of Routing Networks (Rosenbaum et al. 2018), layered and recurrent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from routing_gym.blocks import FunctionBlocks, LinearBlocks, OwnedParameter, WithPass
+from routing_gym.networks.actions import Action
+from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.network import Activation, RoutedNetwork
+
+
+class RoutedMLP(RoutedNetwork):
+    """A multi-layer perceptron in which every layer offers k blocks (Rosenbaum et al. 2018, section 3).
+
+    *Layered*: decision i offers the k blocks of layer i. *Recurrent* (Appendix 7.2): the same blocks, but every
+    block whose input and output are `width` wide is offered at every decision where the activation is `width` wide,
+    and so is PASS, the last choice there. The last decision always picks a classification block.
+
+    Args:
+        input_shape: `(C, H, W)` of an image; its pixels go straight into the first routed layer.
+        num_classes: Width of the last layer.
+        num_blocks: Blocks per layer, k.
+        width: Width of the hidden layers.
+        layers: Number of routed layers, at least 1.
+        recurrent: See above.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_blocks: int,
+        *,
+        width: int = 48,
+        layers: int = 3,
+        recurrent: bool = False,
+    ) -> None:
+        for option, value in {"width": width, "layers": layers, "num_classes": num_classes}.items():
+            if value < 1:
+                raise ValueError(f"a routed MLP needs {option} of at least 1, got {value}")
+        in_features = math.prod(input_shape)
+        widths = [in_features, *[width] * (layers - 1), num_classes]
+        repeatable = [i for i in range(layers - 1) if widths[i] == widths[i + 1] == width]
+        if recurrent and not repeatable:
+            raise ValueError(
+                "a recurrent routed MLP needs a hidden layer that can be repeated, input and output both "
+                f"{width} wide; the layers are {' -> '.join(map(str, widths))}"
+            )
+        banks: list[FunctionBlocks] = []
+        bank_of: list[int] = []
+        for i in range(layers):
+            if recurrent and i in repeatable[1:]:
+                bank_of.append(bank_of[repeatable[0]])
+                continue
+            copies = len(repeatable) if recurrent and i in repeatable else 1
+            bank = LinearBlocks(num_blocks * copies, widths[i], widths[i + 1], relu=i < layers - 1)
+            banks.append(WithPass(bank) if recurrent and i in repeatable else bank)
+            bank_of.append(len(banks) - 1)
+        super().__init__(
+            [
+                Decision(
+                    name=f"layer {i + 1}",
+                    macs=banks[bank_of[i]].macs,
+                    next=(i + 1 if i < layers - 1 else EXIT,) * banks[bank_of[i]].num_blocks,
+                    width=widths[i],
+                )
+                for i in range(layers)
+            ],
+            num_classes=num_classes,
+            input_shape=input_shape,
+        )
+        self.banks = nn.ModuleList(banks)
+        self._bank_of = bank_of
+
+    def blocks(self, decision: int) -> FunctionBlocks:
+        """Return the blocks a decision offers."""
+        bank = self.banks[self._bank_of[decision]]
+        assert isinstance(bank, FunctionBlocks)
+        return bank
+
+    def stem(self, images: Tensor, task: Tensor) -> Activation:
+        """Flatten the pixels."""
+        return (images.flatten(1),)
+
+    def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
+        """Run the chosen blocks of one layer."""
+        return (self.blocks(decision)(activation[0], action),)
+
+    def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
+        """Return the output of the last layer as it is."""
+        return activation[0]
+
+    def describe(self, decision: int, activation: Activation) -> Tensor:
+        """Return the activation itself."""
+        return activation[0]
+
+    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
+        """Return the chosen block's weight and bias."""
+        return self.blocks(decision).parameters_of(choice)

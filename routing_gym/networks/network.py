@@ -1,0 +1,406 @@
+"""The routed network: which decisions there are, and what a step computes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from routing_gym.blocks import FunctionBlocks, OwnedParameter
+from routing_gym.networks import actions
+from routing_gym.networks.actions import Action
+from routing_gym.networks.decision import EXIT, Decision, check_decisions
+from routing_gym.networks.state import Exit, RoutingState, Waiting
+
+Activation = tuple[Tensor, ...]
+
+
+class RoutedNetwork(nn.Module, ABC):
+    """A network in which an outside agent decides the way of every instance.
+
+    `start` puts a batch of images at the first decision and every `step` carries each row from the decision it waits
+    at (`state.at`) to the next one or out. Both return a new `RoutingState`; a refused action changes nothing.
+
+    A subclass hands its decisions to `__init__` and implements `stem`, `readout`, `describe`, `parameters_of` and,
+    for decisions that mix activations, `transition`; `enter` where arriving at a decision computes something.
+
+    Args:
+        decisions: The decisions, numbered in order; a choice leads to a later one or out.
+        num_classes: Width of the logits.
+        input_shape: `(C, H, W)` of an image; None where it does not matter.
+        stem_macs: Multiply-accumulates of what runs before the first decision.
+        masks: `(N, M, A)` bool, further restrictions of what is legal; None for none.
+
+    Attributes:
+        observation_size: D, the width of an observation.
+        num_choices: A, the largest number of choices of a decision.
+        num_tensors: M, the largest number of tensors that arrive at a decision.
+    """
+
+    def __init__(
+        self,
+        decisions: Sequence[Decision],
+        *,
+        num_classes: int,
+        input_shape: Sequence[int] | None,
+        stem_macs: float = 0.0,
+        masks: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.decisions = tuple(decisions)
+        check_decisions(self.decisions)
+        self.num_classes, self.stem_macs = num_classes, float(stem_macs)
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self.observation_size = max(decision.width for decision in self.decisions)
+        self.num_choices = max(decision.n for decision in self.decisions)
+        self.num_tensors = max(decision.m for decision in self.decisions)
+        table = self._legal_table(masks)
+        self._free = bool(table.all())  # nothing is masked: one check less in every step
+        self.register_buffer("_masks", table, persistent=False)
+        costs = torch.zeros(len(self.decisions), self.num_choices)
+        for number, decision in enumerate(self.decisions):
+            costs[number, : decision.n] = torch.tensor(decision.macs)
+        self.register_buffer("_costs", costs, persistent=False)
+        outcome = [decision.mixing == "outcome" for decision in self.decisions]
+        self.register_buffer("_is_outcome", torch.tensor([*outcome, False]), persistent=False)
+        arrivals = Counter(target for d in self.decisions if d.mixing == "outcome" for target in set(d.next))
+        self._rejoining = any(number > 1 for target, number in arrivals.items() if target != EXIT)
+
+    _masks: Tensor
+    _costs: Tensor
+    _is_outcome: Tensor
+
+    # ------------------------------------------------------------------------------------ what a subclass provides
+
+    @abstractmethod
+    def stem(self, images: Tensor, task: Tensor) -> Activation:
+        """Compute what arrives at the first decision from `(B, C, H, W)` images and `(B,)` tasks."""
+
+    @abstractmethod
+    def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
+        """Compute the logits `(r, num_classes)` of rows that leave from a decision by a choice."""
+
+    @abstractmethod
+    def describe(self, decision: int, activation: Activation) -> Tensor:
+        """Return what a router sees at a decision, `(r, width)`: the activation or a pooled descriptor of it."""
+
+    @abstractmethod
+    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
+        """Return the parameters that run only by this choice at this decision."""
+
+    def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
+        """Apply an action at a decision that mixes activations.
+
+        Args:
+            decision: Its number.
+            activation: What waits there, first axis r.
+            action: Integers `(r,)`, weights `(r, n)` or a sparse pair; weights `(r, m, n)` where m tensors arrive
+                (integers have been turned into 0 and 1, and tensors that are not alive weigh 0).
+            task: `(r,)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} mixes activations but has no transition()")
+
+    def enter(self, decision: int, activation: Activation) -> Activation:
+        """Compute what happens on arrival at a decision; by default nothing."""
+        return activation
+
+    def alive(self, decision: int, activation: Activation) -> Tensor | None:
+        """Return which of the m tensors of each row carry something, `(r, m)` bool; None where all do."""
+        return None
+
+    # ------------------------------------------------------------------------------------------------------ running
+
+    def start(
+        self, images: Tensor, task: Tensor, *, instance: Tensor | None = None, price: Tensor | None = None
+    ) -> RoutingState:
+        """Put a batch at the first decision.
+
+        Args:
+            images: `(B, C, H, W)` floating point, normalised.
+            task: `(B,)` int64.
+            instance: `(B,)` int64 row numbers in the data set.
+            price: `(B,)` cost of one multiply-accumulate; 0 by default.
+        """
+        expected = self.input_shape or tuple(images.shape[1:])
+        if tuple(images.shape[1:]) != expected or images.ndim != 4 or task.shape != images.shape[:1]:
+            raise ValueError(
+                f"expected images of shape (B, {', '.join(map(str, self.input_shape or 'CHW'))}) and (B,) tasks, got "
+                f"{tuple(images.shape)} and {tuple(task.shape)}"
+            )
+        macs = images.new_full((len(images),), self.stem_macs)
+        activation = self.enter(0, self.stem(images, task))
+        return RoutingState(
+            task=task,
+            instance=torch.full_like(task, -1) if instance is None else instance,
+            price=torch.zeros_like(macs) if price is None else price,
+            macs=macs,
+            expected_macs=macs,
+            waiting={0: Waiting(None, activation, torch.ones_like(macs))},
+            exits=(),
+            num_decisions=len(self.decisions),
+        )
+
+    def step(self, state: RoutingState, action: Action) -> RoutingState:
+        """Check an action and carry every row on by it; see `check_action` and `advance`."""
+        return self.advance(state, self.check_action(state, action))
+
+    def advance(self, state: RoutingState, action: Action) -> RoutingState:
+        """Carry every row from its decision to the next, or out, by an action that has been checked."""
+        waiting = dict(state.waiting)
+        arrivals: dict[int, list[Waiting]] = defaultdict(list)
+        exits = list(state.exits)
+        macs, expected = state.macs, state.expected_macs
+
+        for number, group, later in state.acting():
+            if later is None:
+                del waiting[number]
+            else:
+                waiting[number] = later
+            decision = self.decisions[number]
+            task = state.task if group.rows is None else state.task.index_select(0, group.rows)
+            own = self._narrow(number, group, actions.take(action, group.rows))
+            executed, cost = self.macs(number, own)
+            macs = _add(macs, group.rows, executed)
+            expected = (
+                macs if cost is executed and expected is state.macs else _add(expected, group.rows, group.reach * cost)
+            )
+            if decision.mixing == "activation":
+                mixed = self.transition(number, group.activation, own, task)
+                leaving = [(0, Waiting(group.rows, mixed, group.reach), task)]
+            else:
+                leaving = self._share_out(number, group, own, task)
+            for choice, moved, its_task in leaving:
+                target = decision.next[choice]
+                if target == EXIT:
+                    logits = self.readout(number, choice, moved.activation, its_task)
+                    exits.append(Exit(number, choice, moved.rows, logits, moved.reach))
+                else:
+                    arrivals[target].append(moved)
+
+        for target, groups in arrivals.items():
+            arrived = _join(groups)
+            arrived = Waiting(arrived.rows, self.enter(target, arrived.activation), arrived.reach)
+            waiting[target] = _join([waiting[target], arrived]) if target in waiting else arrived
+        return RoutingState(
+            state.task, state.instance, state.price, macs, expected, waiting, tuple(exits), state.num_decisions
+        )
+
+    def _narrow(self, number: int, group: Waiting, action: Action) -> Action:
+        """Cut an action of the network's full width down to what a decision needs."""
+        decision = self.decisions[number]
+        if decision.m == 1:
+            if self.num_tensors > 1:
+                assert isinstance(action, Tensor)
+                action = action[:, 0]
+            if not isinstance(action, tuple) and action.is_floating_point():
+                action = action[:, : decision.n]
+            return action
+        gates = actions.dense(action, self.num_choices)[:, : decision.m, : decision.n]
+        alive = self.alive(number, group.activation)
+        return gates if alive is None else gates * alive.unsqueeze(-1)
+
+    def _share_out(
+        self, number: int, group: Waiting, action: Action, task: Tensor
+    ) -> list[tuple[int, Waiting, Tensor]]:
+        """Send rows along the edges of an outcome decision: hard along one, soft along each of non-zero weight."""
+        soft = actions.is_weights(action)
+        weights = actions.dense(action, self.decisions[number].n) if soft else None
+        leaving = []
+        for choice in range(self.decisions[number].n):
+            if weights is None:
+                assert isinstance(action, Tensor)
+                follows = action.eq(choice)
+            else:
+                follows = weights[:, choice].detach().ne(0)
+            positions = follows.nonzero().flatten()
+            if not len(positions):
+                continue
+            if len(positions) == len(group):
+                moved, its_task, share = group, task, None if weights is None else weights[:, choice]
+            else:
+                moved, its_task = group.pick(positions), task.index_select(0, positions)
+                share = None if weights is None else weights[:, choice].index_select(0, positions)
+            if share is not None:
+                moved = Waiting(moved.rows, moved.activation, moved.reach * share)
+            leaving.append((choice, moved, its_task))
+        return leaving
+
+    # ------------------------------------------------------------------------------------- what an agent needs to see
+
+    def observe(self, state: RoutingState) -> Tensor:
+        """Return `(B, D)`: each row's description at its decision, zero-padded; zeros for rows that have left."""
+        if state.sole is not None:
+            seen = self.describe(state.sole, state.waiting[state.sole].activation)
+            missing = self.observation_size - seen.shape[1]
+            return functional.pad(seen, (0, missing)) if missing else seen
+        observation = state.macs.new_zeros(len(state), self.observation_size)
+        for number, group, _ in state.acting():
+            seen = self.describe(number, group.activation)
+            seen = functional.pad(seen, (0, self.observation_size - seen.shape[1]))
+            observation = seen if group.rows is None else observation.index_copy(0, group.rows, seen)
+        return observation
+
+    def action_mask(self, state: RoutingState) -> Tensor:
+        """Return what is legal: `(B, A)` bool, `(B, M, A)` where M > 1; all True for rows that have left."""
+        mask = self._masks.index_select(0, state.at)
+        if self.num_tensors == 1:
+            return mask[:, 0]
+        for number, group, _ in state.acting():
+            alive = self.alive(number, group.activation)
+            if alive is not None:
+                rows = torch.arange(len(state), device=mask.device) if group.rows is None else group.rows
+                mask[rows, : alive.shape[1]] |= ~alive.unsqueeze(-1)
+        return mask
+
+    @property
+    def masks(self) -> Tensor:
+        """`(N, M, A)` bool: what is legal at each decision for each tensor; never empty."""
+        return self._masks[:-1]
+
+    def macs(self, decision: int, action: Action) -> tuple[Tensor, Tensor]:
+        """Return executed and expected multiply-accumulates of an action at one decision.
+
+        Args:
+            decision: Its number.
+            action: As `transition` takes it.
+
+        Returns:
+            Executed, `(r,)`: the cost of every choice with non-zero weight. Expected, `(r,)`, differentiable: the sum
+            of weight times cost. Where m tensors arrive both count the union of what they reach: expected takes gate
+            entries for independent probabilities (Σ_j cost_j (1 − Π_i (1 − g_ij))).
+        """
+        if isinstance(action, Tensor) and not action.is_floating_point():
+            costs = self._costs[decision].index_select(0, action)
+            return costs, costs
+        if isinstance(action, tuple):
+            # Sparse: a choice listed twice runs once.
+            action = actions.dense(action, self.decisions[decision].n)
+        costs = self._costs[decision, : self.decisions[decision].n]
+        used = action.detach() != 0
+        if action.ndim == 3:
+            reached = 1 - (1 - action.clamp(0, 1)).prod(1)
+            return used.any(1).to(costs.dtype) @ costs, reached @ costs
+        return used.to(costs.dtype) @ costs, action @ costs
+
+    # ------------------------------------------------------------------------------------------------------- checking
+
+    def check_action(self, state: RoutingState, action: Action) -> Action:
+        """Check form and values of an action.
+
+        Returns:
+            The action, integers as int64.
+
+        Raises:
+            ValueError: Wrong type, shape or device; a choice out of range or masked; weights that are not finite, or
+                outcome weights off the simplex. Nothing has changed then.
+        """
+        action = self.check_action_form(state, action)
+        if bool(self.is_bad_action(state, action)):
+            raise ValueError(self.explain_bad_action(state, action))
+        return action
+
+    def check_action_form(self, state: RoutingState, action: Action) -> Action:
+        """Check type, shape and device only, without a copy to the host; return the action, integers as int64."""
+        action = actions.check_form(action, len(state), self.num_tensors, self.num_choices, state.task.device)
+        if self._rejoining and actions.is_weights(action):
+            raise ValueError("paths of this network meet again, so outcomes cannot be shared out: choose by integers")
+        return action
+
+    def is_bad_action(self, state: RoutingState, action: Action) -> Tensor:
+        """Return a 0-dimensional bool on the device: is any value of the action not allowed."""
+        bad = actions.out_of_range(action, self.num_choices)
+        if bad is not None and not isinstance(action, tuple) and self._free:
+            return bad
+        if bad is not None:
+            limit = self.num_choices - 1
+            if isinstance(action, tuple):
+                action = action[0].clamp(0, limit), action[1]
+            else:
+                action = action.clamp(0, limit)
+        masked = actions.illegal(action, self.action_mask(state)).any()
+        bad = masked if bad is None else bad | masked
+        if actions.is_weights(action):
+            weights = action[1] if isinstance(action, tuple) else action
+            bad = bad | ~weights.detach().isfinite().all() | self._off_simplex(state, action).any()
+        return bad
+
+    def _off_simplex(self, state: RoutingState, action: Action) -> Tensor:
+        """Return `(B,)` bool: which rows share out an outcome by weights that are negative or do not sum to 1."""
+        weights = (action[1] if isinstance(action, tuple) else action).detach()
+        if self.num_tensors > 1:
+            weights = weights[:, 0]
+        off = (weights < 0).any(-1) | ((weights.sum(-1) - 1).abs() > actions.SIMPLEX_TOLERANCE)
+        return off & self._is_outcome[state.at]
+
+    def explain_bad_action(self, state: RoutingState, action: Action) -> str:
+        """Say what is wrong with an action for which `is_bad_action` is True."""
+        integers = action[0] if isinstance(action, tuple) else action
+        if bool(actions.out_of_range(action, self.num_choices)):
+            wrong = integers[(integers < 0) | (integers >= self.num_choices)]
+            return f"choices must lie in [0, {self.num_choices}), got {int(wrong[0])}"
+        weights = (action[1] if isinstance(action, tuple) else action) if actions.is_weights(action) else None
+        if weights is not None and not bool(weights.isfinite().all()):
+            row = int((~weights.isfinite()).nonzero()[0, 0])
+            return f"weights must be finite, got {weights[row].tolist()} for row {row}"
+        masked = actions.illegal(action, self.action_mask(state)).nonzero()
+        if len(masked):
+            row = int(masked[0, 0])
+            number = int(state.at[row])
+            name = self.decisions[number].name if number < len(self.decisions) else "left"
+            legal = self.action_mask(state)[tuple(masked[0])].nonzero().flatten().tolist()
+            return (
+                f"row {row} at decision {number} ({name!r}) may choose from {legal}, got "
+                f"{(integers if weights is None else weights)[row].tolist()}"
+            )
+        assert weights is not None
+        row = int(self._off_simplex(state, action).nonzero()[0, 0])
+        return (
+            f"outcome weights must be at least 0 and sum to 1, got {weights[row].tolist()} for row {row} at decision "
+            f"{int(state.at[row])}"
+        )
+
+    def _legal_table(self, masks: Tensor | None) -> Tensor:
+        """Build `(N + 1, M, A)` bool; the last row is for instances that have left."""
+        table = torch.zeros(len(self.decisions) + 1, self.num_tensors, self.num_choices, dtype=torch.bool)
+        for number, decision in enumerate(self.decisions):
+            table[number, :, : decision.n] = True
+            if masks is not None:
+                table[number, : decision.m] &= masks[number, : decision.m]
+            table[number, decision.m :] = True  # tensors that do not exist here: every choice legal and ignored
+            empty = (~table[number].any(-1)).nonzero().flatten().tolist()
+            if empty:
+                raise ValueError(f"decision {number} ({decision.name!r}): the mask leaves tensor {empty[0]} no choice")
+        table[-1] = True
+        return table
+
+    @property
+    def dense_backward(self) -> bool:
+        """Whether every block runs while training, so that unchosen weights have a gradient."""
+        return any(part.dense_backward for part in self.modules() if isinstance(part, FunctionBlocks))
+
+    @dense_backward.setter
+    def dense_backward(self, value: bool) -> None:
+        for part in self.modules():
+            if isinstance(part, FunctionBlocks):
+                part.dense_backward = value
+
+
+def _add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
+    return total + amount if rows is None else total.index_add(0, rows, amount)
+
+
+def _join(groups: list[Waiting]) -> Waiting:
+    """Put groups that wait at one decision together."""
+    if len(groups) == 1:
+        return groups[0]
+    rows = [group.rows for group in groups if group.rows is not None]
+    assert len(rows) == len(groups), "a row cannot wait twice at one decision"
+    return Waiting(
+        rows=torch.cat(rows),
+        activation=tuple(torch.cat(tensors) for tensors in zip(*(g.activation for g in groups), strict=True)),
+        reach=torch.cat([group.reach for group in groups]),
+    )

@@ -1,0 +1,50 @@
+"""Networks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from routing_gym.networks.mlp import RoutedMLP
+from routing_gym.networks.network import RoutedNetwork
+
+Builder = Callable[..., RoutedNetwork]
+"""`(input_shape, num_classes, num_blocks, **options) -> RoutedNetwork`."""
+
+NETWORKS: dict[str, Builder] = {"mlp": RoutedMLP}
+DEFAULT_INPUT_SHAPE = {"mlp": (1, 8, 8)}
+
+
+def make_network(
+    name: str,
+    *,
+    num_tasks: int,
+    num_classes: int,
+    input_shape: Sequence[int] | None = None,
+    num_blocks: int | None = None,
+    **options: Any,
+) -> RoutedNetwork:
+    """Build a network by name.
+
+    Args:
+        name: One of `NETWORKS`.
+        num_tasks: Number of tasks.
+        num_classes: Width of the logits.
+        input_shape: `(C, H, W)` of an image; the shape the network was made for by default.
+        num_blocks: Blocks per decision; one per task by default.
+        options: The network's own options.
+
+    Raises:
+        ValueError: An unknown name or option, or a value the network refuses.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; known are {', '.join(sorted(NETWORKS))}")
+    try:
+        return NETWORKS[name](
+            DEFAULT_INPUT_SHAPE[name] if input_shape is None else input_shape,
+            num_classes,
+            num_tasks if num_blocks is None else num_blocks,
+            **options,
+        )
+    except TypeError as error:
+        raise ValueError(f"network {name!r}: {error}") from error

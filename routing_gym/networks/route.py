@@ -1,0 +1,236 @@
+"""Routing some layers of a module the user already has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from routing_gym.blocks import (
+    FunctionBlocks,
+    LinearBlocks,
+    ModuleBlocks,
+    OwnedParameter,
+    allow_small_groups,
+    count_macs,
+    probe,
+)
+from routing_gym.networks.actions import Action
+from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.network import Activation, RoutedNetwork
+
+
+def route(
+    module: nn.Module, layers: Sequence[str], num_blocks: int, *, input_shape: Sequence[int] | None = None
+) -> RoutedModule:
+    """Turn chosen layers of a module into decisions, each offering `num_blocks` blocks of that layer's kind.
+
+    The module is traced (`torch.fx`), cut at the named layers, and run piece by piece; whatever tensors are still
+    needed later (the shortcut of a residual block, say) wait together with the layer's input. The module itself is
+    copied, not changed. The first block of each layer starts from the layer's own weights, the others are drawn
+    anew by their `reset_parameters`.
+
+    Args:
+        module: Takes `(B, C, H, W)` images, gives `(B, num_classes)` logits; its way through the layers must not
+            depend on the values of the input.
+        layers: Names of submodules as `named_modules()` gives them, in any order; each is called once.
+        num_blocks: Blocks per layer, k.
+        input_shape: `(C, H, W)` of an image. May be left out where the module's first layer is linear: any image of
+            as many pixels is taken then.
+
+    Returns:
+        A `RoutedNetwork` for `RoutingVectorEnv(network=...)` or `gymnasium.make(..., network=...)`.
+
+    Raises:
+        ValueError: An unknown layer name, a layer that is not called exactly once, a module that cannot be traced,
+            or an unknown input shape.
+    """
+    known = dict(module.named_modules())
+    unknown = [name for name in layers if name not in known or not name]
+    if unknown or not layers:
+        raise ValueError(f"layers must name submodules of {sorted(filter(None, known))}, got {list(layers)}")
+    if input_shape is None:
+        first = next(
+            (part for part in module.modules() if next(part.parameters(recurse=False), None) is not None), None
+        )
+        if not isinstance(first, nn.Linear):
+            raise ValueError("input_shape=(C, H, W) is needed where the module's first layer is not linear")
+        return RoutedModule(module, tuple(layers), num_blocks, (1, 1, first.in_features), any_shape=True)
+    return RoutedModule(module, tuple(layers), num_blocks, tuple(input_shape))
+
+
+class _Tracer(fx.Tracer):
+    """Traces through everything but PyTorch's own modules and the layers to be routed."""
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.layers or super().is_leaf_module(m, module_qualified_name)
+
+
+class RoutedModule(RoutedNetwork):
+    """A traced module, cut at its routed layers; made by `route`.
+
+    Attributes:
+        module: The traced copy without the routed layers.
+        blocks: For each decision the blocks that stand where the layer was.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Sequence[str],
+        num_blocks: int,
+        input_shape: tuple[int, ...],
+        any_shape: bool = False,
+    ) -> None:
+        module = copy.deepcopy(module)
+        try:
+            graph = _Tracer(layers).trace(module)
+        except Exception as error:
+            raise ValueError(f"the module cannot be traced by torch.fx, so it cannot be routed: {error}") from error
+        traced = fx.GraphModule(module, graph)
+        nodes = list(graph.nodes)
+        cuts = [i for i, node in enumerate(nodes) if node.op == "call_module" and node.target in layers]
+        names = [str(nodes[i].target) for i in cuts]
+        if sorted(names) != sorted(layers):
+            raise ValueError(f"every routed layer must be called exactly once; {sorted(layers)} were called as {names}")
+
+        record = _Recorder(traced)
+        image = torch.zeros(1, *input_shape)
+        logits = probe(traced, lambda: record.run(image))
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise ValueError("the module must return logits of shape (B, num_classes)")
+        routed: list[FunctionBlocks] = []
+        carried: list[tuple[fx.Node, ...]] = []
+        for cut, name in zip(cuts, names, strict=True):
+            inner = nodes[cut].args[0]
+            assert isinstance(inner, fx.Node)
+            routed.append(_blocks_like(traced.get_submodule(name), num_blocks, record.shapes[inner][1:]))
+            carried.append((inner, *_needed_later(nodes, cut, inner)))
+            unfit = [node.name for node in carried[-1] if record.shapes.get(node, ())[:1] != (1,)]
+            if unfit:
+                raise ValueError(f"at layer {name!r} values wait that are not tensors with a row per image: {unfit}")
+        pieces = [nodes[start:end] for start, end in zip([0, *[c + 1 for c in cuts]], [*cuts, len(nodes)], strict=True)]
+        macs = [sum(record.macs.get(node, 0.0) for node in piece) for piece in pieces]
+        last = len(cuts) - 1
+        super().__init__(
+            [
+                Decision(
+                    name=name,
+                    macs=tuple(cost + macs[i + 1] for cost in routed[i].macs),
+                    next=(i + 1 if i < last else EXIT,) * num_blocks,
+                    width=self._pool(torch.zeros(record.shapes[carried[i][0]])).shape[1],
+                )
+                for i, name in enumerate(names)
+            ],
+            num_classes=logits.shape[1],
+            input_shape=None if any_shape else input_shape,
+            stem_macs=macs[0],
+        )
+        for name in names:
+            traced.set_submodule(name, nn.Identity())
+        self.module = traced
+        allow_small_groups(self.module)
+        self.blocks = nn.ModuleList(routed)
+        # Positions, not nodes: they stay right when the module is copied together with its graph.
+        place = {node: position for position, node in enumerate(nodes)}
+        self._cuts = cuts
+        self._carried = [[place[node] for node in kept] for kept in carried]
+
+    @staticmethod
+    def _pool(x: Tensor) -> Tensor:
+        """Average an activation over everything but rows and channels; 2-dimensional ones stay as they are."""
+        return x if x.ndim == 2 else x.flatten(2).mean(2)
+
+    def _run_piece(self, number: int, values: dict[int, Tensor], image: Tensor | None = None) -> Activation:
+        """Run the nodes up to the next routed layer (or the end) and return what waits there."""
+        assert isinstance(self.module, fx.GraphModule)
+        nodes = list(self.module.graph.nodes)
+        interpreter = fx.Interpreter(self.module, garbage_collect_values=False)
+        interpreter.env = {nodes[position]: value for position, value in values.items()}
+        interpreter.args_iter = iter(() if image is None else (image,))
+        start, end = [-1, *self._cuts][number] + 1, [*self._cuts, len(nodes)][number]
+        for node in nodes[start:end]:
+            if node.op == "output":
+                return (interpreter.env[node.args[0]],)
+            interpreter.env[node] = interpreter.run_node(node)
+        return tuple(interpreter.env[nodes[position]] for position in self._carried[number])
+
+    def stem(self, images: Tensor, task: Tensor) -> Activation:
+        """Run the module up to its first routed layer."""
+        return self._run_piece(0, {}, images)
+
+    def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
+        """Run the chosen blocks of a layer, then the module up to the next routed layer or its end."""
+        values = dict(zip(self._carried[decision], activation, strict=True))
+        values[self._cuts[decision]] = self.blocks[decision](activation[0], action)
+        return self._run_piece(decision + 1, values)
+
+    def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
+        """Return the module's output."""
+        return activation[0]
+
+    def describe(self, decision: int, activation: Activation) -> Tensor:
+        """Return the routed layer's input, averaged over space."""
+        return self._pool(activation[0])
+
+    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
+        """Return the chosen block's parameters."""
+        blocks = self.blocks[decision]
+        assert isinstance(blocks, FunctionBlocks)
+        return blocks.parameters_of(choice)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a traced module once and notes the shape and the cost of every node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.macs: dict[fx.Node, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result: list[Any] = []
+
+        class Once(nn.Module):
+            def forward(self) -> None:
+                result.append(super_run(n))
+
+        super_run = super().run_node
+        self.macs[n] = count_macs(Once())
+        if isinstance(result[0], Tensor):
+            self.shapes[n] = tuple(result[0].shape)
+        return result[0]
+
+
+def _needed_later(nodes: list[fx.Node], cut: int, inner: fx.Node) -> list[fx.Node]:
+    """Return the values computed before a cut that something after it reads, in order, without the layer's input."""
+    later = set(nodes[cut + 1 :])
+    return [
+        node
+        for node in nodes[:cut]
+        if node is not inner and node.op != "get_attr" and any(user in later for user in node.users)
+    ]
+
+
+def _blocks_like(layer: nn.Module, num_blocks: int, input_shape: tuple[int, ...]) -> FunctionBlocks:
+    """Make k blocks of a layer's kind: the first with its weights, the others drawn anew."""
+    if type(layer) is nn.Linear and layer.bias is not None and len(input_shape) == 1:
+        linear = LinearBlocks(num_blocks, layer.in_features, layer.out_features)
+        with torch.no_grad():
+            linear.weight[0] = layer.weight.t()
+            linear.bias[0] = layer.bias
+        return linear
+    copies = [copy.deepcopy(layer) for _ in range(num_blocks)]
+    for block in copies[1:]:
+        for part in block.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return ModuleBlocks(copies, input_shape)

@@ -1,0 +1,220 @@
+"""Where every instance of a batch stands in a routed network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """Rows that wait at one decision.
+
+    Attributes:
+        rows: `(r,)` int64 row numbers, or None for every row of the batch in order: then nothing is grouped or
+            copied.
+        activation: Tensors whose first axis is `r`; how many and of which shape is the decision's own affair.
+        reach: `(r,)` share of each instance that arrived here: 1 under hard routing, the product of the outcome
+            weights on the way otherwise.
+    """
+
+    rows: Tensor | None
+    activation: tuple[Tensor, ...]
+    reach: Tensor
+
+    def __len__(self) -> int:
+        return len(self.reach)
+
+    def pick(self, positions: Tensor) -> Waiting:
+        """Return some of these rows, by their position here."""
+        return Waiting(
+            rows=positions if self.rows is None else self.rows.index_select(0, positions),
+            activation=tuple(tensor.index_select(0, positions) for tensor in self.activation),
+            reach=self.reach.index_select(0, positions),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Exit:
+    """Rows that left the network at one place in one step.
+
+    Attributes:
+        decision: The decision they left from.
+        choice: The choice that led out (0 where all choices do).
+        rows: `(r,)` int64 row numbers, or None for every row in order.
+        logits: `(r, num_classes)`.
+        weight: `(r,)` share of each instance that left here; the shares of one instance sum to 1 over its exits.
+    """
+
+    decision: int
+    choice: int
+    rows: Tensor | None
+    logits: Tensor
+    weight: Tensor
+
+
+@dataclasses.dataclass
+class RoutingState:
+    """A batch of B instances on their way.
+
+    Attributes:
+        task: `(B,)` int64.
+        instance: `(B,)` int64 row numbers in the data set, -1 where unknown.
+        price: `(B,)` cost of one multiply-accumulate for each instance.
+        macs: `(B,)` multiply-accumulates executed so far.
+        expected_macs: `(B,)` sum of reach times weight times cost; differentiable where the weights are.
+        waiting: For each decision with rows waiting: which, with what activation and reach.
+        exits: Where rows have left.
+        num_decisions: N; `at` is N for rows that have left.
+    """
+
+    task: Tensor
+    instance: Tensor
+    price: Tensor
+    macs: Tensor
+    expected_macs: Tensor
+    waiting: dict[int, Waiting]
+    exits: tuple[Exit, ...]
+    num_decisions: int
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    @property
+    def sole(self) -> int | None:
+        """The decision at which every row waits, in order; None where rows are spread or some have left."""
+        if len(self.waiting) == 1:
+            ((decision, waiting),) = self.waiting.items()
+            if waiting.rows is None:
+                return decision
+        return None
+
+    @cached_property
+    def at(self) -> Tensor:
+        """`(B,)` int64: the earliest decision each row waits at, N where it has left."""
+        at = torch.full((len(self),), self.num_decisions, device=self.task.device)
+        for decision in sorted(self.waiting, reverse=True):
+            rows = self.waiting[decision].rows
+            at = torch.full_like(at, decision) if rows is None else at.index_fill(0, rows, decision)
+        return at
+
+    @property
+    def active(self) -> Tensor:
+        """`(B,)` bool: which rows are still in the network."""
+        return self.at < self.num_decisions
+
+    def acting(self) -> list[tuple[int, Waiting, Waiting | None]]:
+        """Return for each decision the rows that act there now, and those that wait there for a later turn.
+
+        A softly routed row can wait at several decisions and acts at the earliest.
+        """
+        if self.sole is not None:
+            return [(self.sole, self.waiting[self.sole], None)]
+        groups = []
+        for decision, waiting in sorted(self.waiting.items()):
+            at = self.at if waiting.rows is None else self.at.index_select(0, waiting.rows)
+            now = (at == decision).nonzero().flatten()
+            if len(now) == len(waiting):
+                groups.append((decision, waiting, None))
+            elif len(now):
+                later = (at != decision).nonzero().flatten()
+                groups.append((decision, waiting.pick(now), waiting.pick(later)))
+        return groups
+
+    def select(self, rows: Tensor) -> RoutingState:
+        """Return the state of some rows, renumbered in the order given.
+
+        Args:
+            rows: `(r,)` int64 row numbers, each at most once.
+        """
+        place = torch.full((len(self),), -1, device=self.task.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+
+        waiting = {}
+        for decision, group in self.waiting.items():
+            if group.rows is None:
+                picked = group.pick(rows)
+                waiting[decision] = Waiting(None, picked.activation, picked.reach)
+                continue
+            kept = (place[group.rows] >= 0).nonzero().flatten()
+            if len(kept):
+                picked = group.pick(kept)
+                assert picked.rows is not None
+                waiting[decision] = dataclasses.replace(picked, rows=place[picked.rows])
+        exits = []
+        for exit in self.exits:
+            if exit.rows is None:
+                exits.append(dataclasses.replace(exit, logits=exit.logits[rows], weight=exit.weight[rows]))
+                continue
+            kept = (place[exit.rows] >= 0).nonzero().flatten()
+            if len(kept):
+                exits.append(
+                    dataclasses.replace(
+                        exit, rows=place[exit.rows[kept]], logits=exit.logits[kept], weight=exit.weight[kept]
+                    )
+                )
+        return dataclasses.replace(
+            self,
+            task=self.task[rows],
+            instance=self.instance[rows],
+            price=self.price[rows],
+            macs=self.macs[rows],
+            expected_macs=self.expected_macs[rows],
+            waiting=waiting,
+            exits=tuple(exits),
+        )
+
+    @staticmethod
+    def merge(states: Sequence[RoutingState]) -> RoutingState:
+        """Put several states of one network one after the other into one batch."""
+        starts = [0]
+        for state in states:
+            starts.append(starts[-1] + len(state))
+        device = states[0].task.device
+        sole = states[0].sole
+
+        waiting = {}
+        for decision in sorted({decision for state in states for decision in state.waiting}):
+            groups = [
+                (state, start, state.waiting[decision])
+                for state, start in zip(states, starts, strict=False)
+                if decision in state.waiting
+            ]
+            together = sole is not None and all(state.sole == sole for state in states)
+            rows = None
+            if not together:
+                rows = torch.cat(
+                    [
+                        start + (torch.arange(len(state), device=device) if group.rows is None else group.rows)
+                        for state, start, group in groups
+                    ]
+                )
+            waiting[decision] = Waiting(
+                rows=rows,
+                activation=tuple(
+                    torch.cat(tensors) for tensors in zip(*(group.activation for _, _, group in groups), strict=True)
+                ),
+                reach=torch.cat([group.reach for _, _, group in groups]),
+            )
+        exits = [
+            dataclasses.replace(
+                exit,
+                rows=start + (torch.arange(len(state), device=device) if exit.rows is None else exit.rows),
+            )
+            for state, start in zip(states, starts, strict=False)
+            for exit in state.exits
+        ]
+        return RoutingState(
+            task=torch.cat([state.task for state in states]),
+            instance=torch.cat([state.instance for state in states]),
+            price=torch.cat([state.price for state in states]),
+            macs=torch.cat([state.macs for state in states]),
+            expected_macs=torch.cat([state.expected_macs for state in states]),
+            waiting=waiting,
+            exits=tuple(exits),
+            num_decisions=states[0].num_decisions,
+        )

@@ -1,0 +1,154 @@
+"""Small networks of every family, for tests: a tree with exits, run/skip blocks, and m x n gates."""
+
+import torch
+from torch import nn
+
+from routing_gym.blocks import OwnedParameter, allow_small_groups
+from routing_gym.networks import EXIT, Decision, RoutedNetwork, is_weights
+
+IMAGE = (1, 2, 3)
+PIXELS = 6
+CLASSES = 3
+
+
+class ExitTree(RoutedNetwork):
+    """`tree[j]` lists the children of column j; choice 0 classifies, choice c goes on to child c.
+
+    A column without children has a single way on, so it is no decision: it classifies as the rows arrive there.
+    """
+
+    def __init__(self, tree, width=4, batch_norm=False):
+        columns = [self._column(PIXELS if j == 0 else width, width, batch_norm) for j in range(len(tree))]
+        self_macs = [float((PIXELS if j == 0 else width) * width) for j in range(len(tree))]
+        head = float(width * CLASSES)
+        inner = [j for j, children in enumerate(tree) if children]
+        number = {column: i for i, column in enumerate(inner)}
+        decisions = [
+            Decision(
+                name=f"column {j}",
+                macs=(head, *(self_macs[c] + (0.0 if tree[c] else head) for c in tree[j])),
+                next=(EXIT, *(number.get(c, EXIT) for c in tree[j])),
+                mixing="outcome",
+                width=width,
+            )
+            for j in inner
+        ]
+        super().__init__(decisions, num_classes=CLASSES, input_shape=IMAGE, stem_macs=self_macs[0])
+        self.tree, self.inner = tree, inner
+        self.columns = nn.ModuleList(columns)
+        self.heads = nn.ModuleList(nn.Linear(width, CLASSES) for _ in tree)
+        allow_small_groups(self)
+        self.rows_run = [0] * len(tree)
+
+    @staticmethod
+    def _column(inputs, width, batch_norm):
+        return nn.Sequential(
+            nn.Linear(inputs, width), nn.BatchNorm1d(width) if batch_norm else nn.Identity(), nn.Tanh()
+        )
+
+    def run_column(self, column, x):
+        self.rows_run[column] += len(x)
+        return self.columns[column](x)
+
+    def stem(self, images, task):
+        return (images.flatten(1),)
+
+    def enter(self, decision, activation):
+        return (self.run_column(self.inner[decision], activation[0]),)
+
+    def readout(self, decision, choice, activation, task):
+        column = self.inner[decision]
+        if choice == 0:
+            return self.heads[column](activation[0])
+        leaf = self.tree[column][choice - 1]
+        return self.heads[leaf](self.run_column(leaf, activation[0]))
+
+    def describe(self, decision, activation):
+        return activation[0]
+
+    def parameters_of(self, decision, choice):
+        column = self.inner[decision]
+        parts = [self.heads[column]] if choice == 0 else [self.columns[self.tree[column][choice - 1]]]
+        return [OwnedParameter(p) for part in parts for p in part.parameters()]
+
+
+class RunSkip(RoutedNetwork):
+    """Residual blocks, each run (choice 1) or skipped (choice 0): `h + v F(h)`."""
+
+    def __init__(self, depth=3, masks=None):
+        decisions = [
+            Decision(f"block {i}", (0.0, float(PIXELS * PIXELS)), (i + 1 if i < depth - 1 else EXIT,) * 2, width=PIXELS)
+            for i in range(depth)
+        ]
+        super().__init__(decisions, num_classes=CLASSES, input_shape=IMAGE, masks=masks)
+        self.residual = nn.ModuleList(nn.Sequential(nn.Linear(PIXELS, PIXELS), nn.Tanh()) for _ in range(depth))
+        self.head = nn.Linear(PIXELS, CLASSES)
+        self.rows_run = 0
+
+    def stem(self, images, task):
+        return (images.flatten(1),)
+
+    def transition(self, decision, activation, action, task):
+        (h,) = activation
+        share = action[:, 1] if is_weights(action) else action.to(h.dtype)
+        run = share.detach().nonzero().flatten()
+        self.rows_run += len(run)
+        return (h.index_add(0, run, self.residual[decision](h[run]) * share[run, None]),)
+
+    def readout(self, decision, choice, activation, task):
+        return self.head(activation[0])
+
+    def describe(self, decision, activation):
+        return activation[0]
+
+    def parameters_of(self, decision, choice):
+        return [OwnedParameter(p) for p in self.residual[decision].parameters()] if choice else []
+
+
+class Gates(RoutedNetwork):
+    """Parallel paths: each live tensor is sent to one of `paths` layers; the outputs of the live ones are averaged."""
+
+    def __init__(self, paths=2, depth=3, width=4):
+        decisions = [
+            Decision(
+                f"gate {i}",
+                (float((PIXELS if i == 0 else width) * width),) * paths,
+                (i + 1 if i < depth - 1 else EXIT,) * paths,
+                m=1 if i == 0 else paths,
+                width=PIXELS + 1 if i == 0 else paths * width + paths,
+            )
+            for i in range(depth)
+        ]
+        super().__init__(decisions, num_classes=CLASSES, input_shape=IMAGE)
+        self.paths, self.width = paths, width
+        self.layers = nn.ModuleList(
+            nn.ModuleList(nn.Linear(PIXELS if i == 0 else width, width) for _ in range(paths)) for i in range(depth)
+        )
+        self.heads = nn.ModuleList(nn.Linear(width, CLASSES) for _ in range(paths))
+
+    def stem(self, images, task):
+        return images.flatten(1).unsqueeze(1), torch.ones(len(images), 1, dtype=torch.bool)
+
+    def alive(self, decision, activation):
+        return activation[1]
+
+    def transition(self, decision, activation, action, task):
+        h, _ = activation
+        gates = torch.nn.functional.one_hot(action, self.paths).to(h.dtype) if not is_weights(action) else action
+        gates = gates if gates.ndim == 3 else gates.unsqueeze(1)
+        reached = (gates.detach() != 0).any(1)
+        mixed = torch.einsum("bij,bid->bjd", gates, h)
+        outputs = [torch.tanh(self.layers[decision][j](mixed[:, j])) * reached[:, j, None] for j in range(self.paths)]
+        return torch.stack(outputs, 1), reached
+
+    def readout(self, decision, choice, activation, task):
+        h, reached = activation
+        logits = torch.stack([self.heads[j](h[:, j]) for j in range(self.paths)], 1)
+        return (logits * reached.unsqueeze(-1)).sum(1) / reached.sum(1, keepdim=True)
+
+    def describe(self, decision, activation):
+        h, reached = activation
+        return torch.cat([h.flatten(1), reached.to(h.dtype)], 1)
+
+    def parameters_of(self, decision, choice):
+        return [OwnedParameter(p) for p in self.layers[decision][choice].parameters()]
