@@ -32,11 +32,9 @@ class ModuleBlocks(FunctionBlocks):
         super().__init__(len(blocks))
         self.blocks = blocks
         row = torch.zeros(1, *input_shape)
-        shapes = [tuple(probe(block, lambda block=block: block(row)).shape[1:]) for block in blocks]
+        shapes = [tuple(output.shape[1:]) for output in probe(blocks, lambda: [block(row) for block in blocks])]
         if len(set(shapes)) > 1:
-            raise ValueError(
-                f"blocks of one set must give the same shape, got {shapes} for the input {tuple(input_shape)}"
-            )
+            raise ValueError(f"blocks of one set must give one shape, got {shapes} for the input {tuple(input_shape)}")
         self.output_shape = shapes[0]
         self.macs = tuple(count_macs(block, row) for block in blocks)
         allow_small_groups(self)

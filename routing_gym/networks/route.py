@@ -53,9 +53,7 @@ def route(
     if unknown or not layers:
         raise ValueError(f"layers must name submodules of {sorted(filter(None, known))}, got {list(layers)}")
     if input_shape is None:
-        first = next(
-            (part for part in module.modules() if next(part.parameters(recurse=False), None) is not None), None
-        )
+        first = next((part for part in module.modules() if list(part.parameters(recurse=False))), None)
         if not isinstance(first, nn.Linear):
             raise ValueError("input_shape=(C, H, W) is needed where the module's first layer is not linear")
         return RoutedModule(module, tuple(layers), num_blocks, (1, 1, first.in_features), any_shape=True)

@@ -184,7 +184,7 @@ def test_bad_blocks_are_refused():
             LinearBlocks(count, 3, 3)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         ModuleBlocks([], (3,))
-    with pytest.raises(ValueError, match="same shape"):
+    with pytest.raises(ValueError, match="one shape"):
         ModuleBlocks([nn.Linear(3, 2), nn.Identity()], (3,))
 
 
