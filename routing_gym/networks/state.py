@@ -114,7 +114,7 @@ class RoutingState:
         """
         if self.sole is not None:
             return [(self.sole, self.waiting[self.sole], None)]
-        groups = []
+        groups: list[tuple[int, Waiting, Waiting | None]] = []
         for decision, waiting in sorted(self.waiting.items()):
             at = self.at if waiting.rows is None else self.at.index_select(0, waiting.rows)
             now = (at == decision).nonzero().flatten()
@@ -137,14 +137,11 @@ class RoutingState:
         waiting = {}
         for decision, group in self.waiting.items():
             if group.rows is None:
-                picked = group.pick(rows)
-                waiting[decision] = Waiting(None, picked.activation, picked.reach)
+                waiting[decision] = dataclasses.replace(group.pick(rows), rows=None)
                 continue
             kept = (place[group.rows] >= 0).nonzero().flatten()
             if len(kept):
-                picked = group.pick(kept)
-                assert picked.rows is not None
-                waiting[decision] = dataclasses.replace(picked, rows=place[picked.rows])
+                waiting[decision] = dataclasses.replace(group.pick(kept), rows=place[group.rows[kept]])
         exits = []
         for exit in self.exits:
             if exit.rows is None:
@@ -175,36 +172,23 @@ class RoutingState:
         for state in states:
             starts.append(starts[-1] + len(state))
         device = states[0].task.device
-        sole = states[0].sole
+        together = states[0].sole is not None and all(state.sole == states[0].sole for state in states)
+
+        def numbered(state: RoutingState, start: int, rows: Tensor | None) -> Tensor:
+            return start + (torch.arange(len(state), device=device) if rows is None else rows)
 
         waiting = {}
         for decision in sorted({decision for state in states for decision in state.waiting}):
-            groups = [
-                (state, start, state.waiting[decision])
-                for state, start in zip(states, starts, strict=False)
-                if decision in state.waiting
-            ]
-            together = sole is not None and all(state.sole == sole for state in states)
-            rows = None
-            if not together:
-                rows = torch.cat(
-                    [
-                        start + (torch.arange(len(state), device=device) if group.rows is None else group.rows)
-                        for state, start, group in groups
-                    ]
-                )
+            there = [(state, start) for state, start in zip(states, starts, strict=False) if decision in state.waiting]
+            groups = [state.waiting[decision] for state, _ in there]
+            rows = [numbered(state, start, group.rows) for (state, start), group in zip(there, groups, strict=True)]
             waiting[decision] = Waiting(
-                rows=rows,
-                activation=tuple(
-                    torch.cat(tensors) for tensors in zip(*(group.activation for _, _, group in groups), strict=True)
-                ),
-                reach=torch.cat([group.reach for _, _, group in groups]),
+                rows=None if together else torch.cat(rows),
+                activation=tuple(torch.cat(parts) for parts in zip(*(g.activation for g in groups), strict=True)),
+                reach=torch.cat([group.reach for group in groups]),
             )
         exits = [
-            dataclasses.replace(
-                exit,
-                rows=start + (torch.arange(len(state), device=device) if exit.rows is None else exit.rows),
-            )
+            dataclasses.replace(exit, rows=numbered(state, start, exit.rows))
             for state, start in zip(states, starts, strict=False)
             for exit in state.exits
         ]
