@@ -74,6 +74,13 @@ def out_of_range(action: Action, num_choices: int) -> Tensor | None:
     return ((integers < 0) | (integers >= num_choices)).any()
 
 
+def in_range(action: Action, num_choices: int) -> Action:
+    """Return the action with integer choices moved into `[0, num_choices)`."""
+    if isinstance(action, tuple):
+        return action[0].clamp(0, num_choices - 1), action[1]
+    return action if action.is_floating_point() else action.clamp(0, num_choices - 1)
+
+
 def illegal(action: Action, mask: Tensor) -> Tensor:
     """Return which tensors chose, or gave weight to, a masked choice.
 

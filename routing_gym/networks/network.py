@@ -315,12 +315,7 @@ class RoutedNetwork(nn.Module, ABC):
         bad = actions.out_of_range(action, self.num_choices)
         if bad is not None and not isinstance(action, tuple) and self._free:
             return bad
-        if bad is not None:
-            limit = self.num_choices - 1
-            if isinstance(action, tuple):
-                action = action[0].clamp(0, limit), action[1]
-            else:
-                action = action.clamp(0, limit)
+        action = actions.in_range(action, self.num_choices)
         masked = actions.illegal(action, self.action_mask(state)).any()
         bad = masked if bad is None else bad | masked
         if actions.is_weights(action):

@@ -1,0 +1,34 @@
+"""The environment: the vector core, and thin faces over it."""
+
+from routing_gym.envs.config import EnvConfig
+from routing_gym.envs.make import make_routing_env, make_routing_vector_env
+from routing_gym.envs.render import block_colors, routing_map
+from routing_gym.envs.rewards import RunningShare
+from routing_gym.envs.rollout import Evaluation, core_of, evaluate, rollout
+from routing_gym.envs.single import RoutingEnv
+from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError
+from routing_gym.envs.trajectory import Context, Observation, Router, SettledExit, Step, Trajectory
+from routing_gym.envs.vector import RoutingVectorEnv
+
+__all__ = [
+    "BlocksTrainer",
+    "Context",
+    "EnvConfig",
+    "Evaluation",
+    "Observation",
+    "Router",
+    "RoutingEnv",
+    "RoutingVectorEnv",
+    "RunningShare",
+    "SettledExit",
+    "Step",
+    "TrainingDivergedError",
+    "Trajectory",
+    "block_colors",
+    "core_of",
+    "evaluate",
+    "make_routing_env",
+    "make_routing_vector_env",
+    "rollout",
+    "routing_map",
+]

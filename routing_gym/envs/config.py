@@ -1,0 +1,116 @@
+"""The options of the environment: plain values, so that they can stand in a registration and in a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from routing_gym.envs.training import OPTIMIZERS
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """Options of `RoutingVectorEnv`.
+
+    Attributes:
+        split: The split instances are drawn from.
+        autoreset_mode: `"same_step"` for outside agents, `"disabled"` for agents that train on whole batches.
+        action_type: `"discrete"`, or `"weights"` for mixtures.
+        final_reward: At the exit: `"correctness"`, +1 or -1; or `"negative-loss"`, minus the cross-entropy.
+        rho: Weight of the collaboration reward, in [0, 1]: for taking a block that has been taken often.
+        collaboration: What "often" is: the running average `"probability"` of the block under the agents' policies,
+            which our agents add themselves because only they know it; or its running `"frequency"` over all tasks.
+        k_cpt: Cost of one multiply-accumulate: every action pays -k_cpt times its MACs.
+        differentiable: Keep the graph of observations too (mode "disabled" only).
+        dense_backward: Run every block while training, so that unchosen weights have a gradient.
+        train: Train the blocks; False leaves them in eval mode and never keeps a graph.
+        replay_batch: Finished routes per training step of the blocks in mode "same_step".
+        illegal: What a masked choice does: `"raise"`; or `"first_legal"`: the first legal choice is taken and
+            `info["illegal_action"]` is 1. None: "raise" in mode "disabled", "first_legal" in mode "same_step".
+        optimizer: Optimiser of the blocks: `"adam"`, `"adamw"` or `"sgd"`.
+        learning_rate: Its step size.
+        validate: Check values of actions at once. None: on the CPU only; on a GPU one flag is read per batch.
+        device: `"auto"` takes CUDA where present.
+        seed: Seed of the order of instances, until `reset(seed=...)`.
+        render_mode: `"ansi"`, the route of each instance; `"rgb_array"`, the routing map; or None.
+    """
+
+    split: str = "train"
+    autoreset_mode: Literal["same_step", "disabled"] = "same_step"
+    action_type: Literal["discrete", "weights"] = "discrete"
+    final_reward: Literal["correctness", "negative-loss"] = "correctness"
+    rho: float = 0.0
+    collaboration: Literal["probability", "frequency"] = "probability"
+    k_cpt: float = 0.0
+    differentiable: bool = False
+    dense_backward: bool = False
+    train: bool = True
+    replay_batch: int = 64
+    illegal: Literal["raise", "first_legal"] | None = None
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    validate: bool | None = None
+    device: str = "auto"
+    seed: int = 0
+    render_mode: Literal["ansi", "rgb_array"] | None = None
+
+    def __post_init__(self) -> None:
+        for option, known in (
+            ("autoreset_mode", ("same_step", "disabled")),
+            ("action_type", ("discrete", "weights")),
+            ("final_reward", ("correctness", "negative-loss")),
+            ("collaboration", ("probability", "frequency")),
+            ("illegal", ("raise", "first_legal", None)),
+            ("optimizer", tuple(OPTIMIZERS)),
+            ("render_mode", ("ansi", "rgb_array", None)),
+        ):
+            if getattr(self, option) not in known:
+                raise ValueError(f"{option} must be {_either(known)}, got {getattr(self, option)!r}")
+        check_count("replay_batch", self.replay_batch)
+        if not 0 <= self.rho <= 1:
+            raise ValueError(f"rho must lie in [0, 1], got {self.rho}")
+        if not 0 <= self.k_cpt < float("inf"):
+            raise ValueError(f"k_cpt must be at least 0 and finite, got {self.k_cpt}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        if self.autoreset_mode == "same_step" and self.differentiable:
+            raise ValueError("differentiable=True needs autoreset_mode='disabled': same_step acts without a graph")
+        if self.autoreset_mode == "same_step" and self.rho and self.collaboration == "probability":
+            raise ValueError(
+                "the probabilities of an outside agent are not known: with rho > 0, autoreset_mode='same_step' needs "
+                "collaboration='frequency'"
+            )
+        if self.action_type == "weights" and self.rho and self.collaboration == "frequency":
+            raise ValueError("the frequency form of the collaboration reward counts integer choices, not weights")
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> EnvConfig:
+        """Make a configuration, refusing unknown options by name."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ValueError(f"unknown option {unknown[0]!r}; the environment takes {', '.join(sorted(known))}")
+        return cls(**options)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device meant."""
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(automatic if self.device == "auto" else self.device)
+
+    def final(self, loss: Tensor, correct: Tensor) -> Tensor:
+        """Return the final reward of rows with a given cross-entropy and correctness (0 or 1)."""
+        return 2 * correct - 1 if self.final_reward == "correctness" else -loss
+
+
+def check_count(option: str, value: Any) -> None:
+    """Refuse what is not an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{option} must be an integer of at least 1, got {value!r}")
+
+
+def _either(known: tuple) -> str:
+    return " or ".join(repr(value) for value in known)

@@ -1,0 +1,85 @@
+"""Building environments from plain configuration: what the registered ids call."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from routing_gym.envs.config import EnvConfig
+from routing_gym.envs.single import RoutingEnv
+from routing_gym.envs.vector import RoutingVectorEnv
+from routing_gym.networks import NETWORKS, RoutedNetwork, make_network
+from routing_gym.tasks import MultiTaskDataset, digits_mtl, synthetic_mtl
+
+DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
+    "digits": digits_mtl,
+    "synthetic": synthetic_mtl,
+}
+
+
+def make_routing_vector_env(
+    *,
+    dataset: str,
+    network: str | RoutedNetwork = "mlp",
+    num_envs: int = 1,
+    num_blocks: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> RoutingVectorEnv:
+    """Build data, network and vector environment.
+
+    Args:
+        dataset: One of `DATASETS`.
+        network: One of `NETWORKS`, or a network of your own, which is used as it is.
+        num_envs: Instances routed together.
+        num_blocks: Blocks per decision; one per task by default.
+        seed: Seed of the blocks' first weights and of the order of instances.
+        options: Options of the data set, of the network and of the environment (`EnvConfig`).
+
+    Raises:
+        ValueError: An option that none of them takes, or a value that is refused.
+    """
+    of_data = _parameters(DATASETS[dataset])
+    of_env = {field.name for field in dataclasses.fields(EnvConfig)}
+    if isinstance(network, str) and network not in NETWORKS:
+        raise ValueError(f"unknown network {network!r}; known are {', '.join(sorted(NETWORKS))}")
+    of_network = _parameters(NETWORKS[network]) if isinstance(network, str) else set()
+    known = of_data | of_env | of_network | {"network", "num_envs", "num_blocks"}
+    if unknown := sorted(set(options) - known):
+        raise ValueError(f"unknown option {unknown[0]!r}; this environment takes {', '.join(sorted(known))}")
+    data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
+    first = next(iter(data.values()))
+    if isinstance(network, str):
+        # The seed decides the first weights, and nothing outside is disturbed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = make_network(
+                network,
+                num_tasks=first.num_tasks,
+                num_classes=first.num_classes,
+                input_shape=first.input_shape,
+                num_blocks=num_blocks,
+                **{name: value for name, value in options.items() if name in of_network - of_data},
+            )
+    elif num_blocks is not None:
+        raise ValueError("num_blocks is for networks given by name; a network of your own has its blocks already")
+    of_core = {name: value for name, value in options.items() if name in of_env}
+    return RoutingVectorEnv(network, data, num_envs, seed=seed, **of_core)
+
+
+def make_routing_env(**options: Any) -> RoutingEnv:
+    """Build the view of one instance; options as in `make_routing_vector_env`."""
+    return RoutingEnv(make_routing_vector_env(num_envs=1, **options))
+
+
+def _parameters(builder: Callable[..., Any]) -> set[str]:
+    """Return the names of the keyword-only options a builder takes."""
+    return {
+        name
+        for name, parameter in inspect.signature(builder).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }

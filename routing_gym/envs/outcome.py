@@ -1,0 +1,78 @@
+"""What becomes of the instances of a batch: loss, correctness, final reward, and where they left."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from routing_gym.envs.config import EnvConfig
+from routing_gym.envs.training import exit_loss
+from routing_gym.envs.trajectory import SettledExit
+from routing_gym.networks import Exit
+
+
+class Outcome:
+    """Adds up, exit by exit, how the instances of a batch fared.
+
+    Args:
+        label: `(B,)` int64.
+        config: Says what the final reward is.
+        keep_graph: Keep the exits with their graph, for training.
+
+    Attributes:
+        loss: `(B,)` cross-entropy, weighted over exits, detached.
+        correct: `(B,)` share of the instance that was classified right.
+        final_reward: `(B,)`.
+        exits: What training needs; empty without graph.
+    """
+
+    def __init__(self, label: Tensor, config: EnvConfig, keep_graph: bool) -> None:
+        self.label, self.config, self.keep_graph = label, config, keep_graph
+        zeros = torch.zeros(len(label), dtype=torch.get_default_dtype(), device=label.device)
+        self.loss, self.correct, self.final_reward = zeros, zeros, zeros
+        self.exits: list[SettledExit] = []
+
+    def settle(self, exits: tuple[Exit, ...]) -> None:
+        """Work out what rows that have just left earn."""
+        for exit in exits:
+            with torch.set_grad_enabled(self.keep_graph):
+                loss = exit_loss(exit, self.label)
+            value, share = loss.detach(), exit.weight.detach()
+            label = self.label if exit.rows is None else self.label.index_select(0, exit.rows)
+            correct = (exit.logits.detach().argmax(-1) == label).to(value.dtype)
+            self.loss = _add(self.loss, exit.rows, share * value)
+            self.correct = _add(self.correct, exit.rows, share * correct)
+            self.final_reward = _add(self.final_reward, exit.rows, share * self.config.final(value, correct))
+            if self.keep_graph:
+                self.exits.append(SettledExit(exit.decision, exit.choice, exit.rows, exit.logits, loss, exit.weight))
+
+    def block_loss(self) -> Tensor:
+        """Return the mean over the batch of the cross-entropy, weighted over each instance's exits, with graph."""
+        return torch.stack([(exit.weight * exit.loss).sum() for exit in self.exits]).sum() / len(self.label)
+
+    def restart(self, rows: Tensor, label: Tensor) -> None:
+        """Forget some rows, which begin anew with other labels."""
+        self.label = self.label.index_copy(0, rows, label)
+        self.loss, self.correct, self.final_reward = (
+            column.index_fill(0, rows, 0) for column in (self.loss, self.correct, self.final_reward)
+        )
+        dropped = torch.zeros(len(self.label), dtype=torch.bool, device=rows.device)
+        dropped[rows] = True
+        self.exits = [kept for kept in (_without(exit, dropped) for exit in self.exits) if kept is not None]
+
+
+def _add(total: Tensor, rows: Tensor | None, value: Tensor) -> Tensor:
+    return total + value if rows is None else total.index_add(0, rows, value)
+
+
+def _without(exit: SettledExit, dropped: Tensor) -> SettledExit | None:
+    """Take dropped rows out of an exit; None where nothing is left."""
+    rows = torch.arange(len(dropped), device=dropped.device) if exit.rows is None else exit.rows
+    kept = (~dropped[rows]).nonzero().flatten()
+    if not len(kept):
+        return None
+    return dataclasses.replace(
+        exit, rows=rows[kept], logits=exit.logits[kept], loss=exit.loss[kept], weight=exit.weight[kept]
+    )

@@ -1,0 +1,46 @@
+"""The collaboration reward's memory (Rosenbaum et al. 2018, section 3.1.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RunningShare:
+    """How much of the past went to each choice: one running average per (decision, choice) over all that decided.
+
+    Fed with ones for what was chosen it gives the historical frequency of a block, fed with a policy's probabilities
+    its average historical probability. Where m tensors choose, their choices are counted together.
+
+    Args:
+        num_decisions: N.
+        num_choices: A.
+        device: Where to count.
+    """
+
+    def __init__(self, num_decisions: int, num_choices: int, device: torch.device) -> None:
+        # One row more, for instances that have left: it stays empty.
+        self.total = torch.zeros(num_decisions + 1, num_choices, dtype=torch.float64, device=device)
+
+    def of(self, decision: Tensor, choice: Tensor) -> Tensor:
+        """Return `(B,)`: the share of each row's choice in all that was decided at its decision, 0 before anything was.
+
+        Args:
+            decision: `(B,)` int64.
+            choice: `(B,)` or `(B, M)` int64; the mean over tensors is returned.
+        """
+        share = (self.total / self.total.sum(-1, keepdim=True).clamp(min=1e-12)).to(torch.get_default_dtype())
+        return share[decision].gather(1, choice.view(len(choice), -1)).mean(1)
+
+    def count_choices(self, decision: Tensor, choice: Tensor, active: Tensor) -> None:
+        """Add the choices of active rows."""
+        choice = choice.view(len(choice), -1)
+        weight = active.to(self.total.dtype).unsqueeze(1).expand(choice.shape)
+        self.total.index_put_((decision.unsqueeze(1).expand(choice.shape), choice), weight, accumulate=True)
+
+    def count_probabilities(self, decision: Tensor, probabilities: Tensor, active: Tensor) -> None:
+        """Add `(B, A)` or `(B, M, A)` probabilities of active rows."""
+        if probabilities.ndim == 3:
+            probabilities = probabilities.sum(1)
+        weight = active.to(self.total.dtype).unsqueeze(-1)
+        self.total.index_add_(0, decision, probabilities.detach().to(self.total.dtype) * weight)

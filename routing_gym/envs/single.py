@@ -1,0 +1,115 @@
+"""One instance at a time, in numpy: the face `gymnasium.make` gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from routing_gym.envs.vector import RoutingVectorEnv
+
+
+class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
+    """One instance on its way through a routed network: a view of `RoutingVectorEnv` with a single row.
+
+    ## Description
+    See `RoutingVectorEnv`. Everything is numpy and Python here; the blocks are trained by replaying finished routes.
+
+    ## Action Space
+    `Discrete(A)`: the choice at the decision the instance waits at (`MultiDiscrete` or `Box` as in
+    `RoutingVectorEnv`). `action_masks()` and `info["action_mask"]` say what is legal; a masked choice is replaced by
+    the first legal one, and `info["illegal_action"]` is 1 then.
+
+    ## Observation Space
+    `Dict(activation=Box(D,), task=Discrete(T), depth=Discrete(N + 1))`.
+
+    ## Rewards
+    As in `RoutingVectorEnv`.
+
+    ## Starting State
+    One instance, drawn uniformly from the split.
+
+    ## Episode End
+    `terminated` when the instance leaves the network; never `truncated`.
+
+    ## Arguments
+    `core`, a `RoutingVectorEnv` of one row in mode `"same_step"`.
+
+    ## Vectorized
+    `RoutingVectorEnv`: use it for anything that should be fast.
+
+    ## Version History
+    * v0: first version.
+    """
+
+    metadata: dict[str, Any] = RoutingVectorEnv.metadata
+
+    def __init__(self, core: RoutingVectorEnv) -> None:
+        if core.num_envs != 1 or core.metadata["autoreset_mode"] is not gymnasium.vector.AutoresetMode.SAME_STEP:
+            raise ValueError("RoutingEnv is the view of a RoutingVectorEnv with num_envs=1 and mode 'same_step'")
+        self.core = core
+        self.render_mode = core.render_mode
+        self.observation_space = core.single_observation_space
+        self.action_space = core.single_action_space
+        self._mask: np.ndarray | None = None
+        self._ended = True
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The routed network."""
+        return self.core.network
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Draw an instance from `np_random`; `options={"instances": [row]}` takes a given one."""
+        super().reset(seed=seed)
+        instance = [int(self.np_random.integers(len(self.core.dataset)))]
+        core_seed = int(self.np_random.integers(2**31))  # for the augmentation
+        observation, info = self.core.reset(seed=core_seed, options={"instances": instance, **(options or {})})
+        self._ended = False
+        return self._observation(observation), self._info(info)
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Take one decision."""
+        if self._ended:
+            raise gymnasium.error.ResetNeeded("the episode is over, or has not begun: call reset()")
+        observation, reward, terminated, _, info = self.core.step(np.asarray(action)[None])
+        self._ended = bool(terminated[0])
+        if self._ended:
+            observation = info["final_obs"]
+        return self._observation(observation), float(reward[0]), self._ended, False, self._info(info)
+
+    def action_masks(self) -> np.ndarray:
+        """Return the legal choices, bool, flattened over tensors (the form sb3-contrib asks for)."""
+        if self._mask is None:
+            raise gymnasium.error.ResetNeeded("call reset() first")
+        return self._mask.astype(bool).reshape(-1)
+
+    def _observation(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        return {
+            "activation": batch["activation"][0].cpu().numpy().astype(np.float32),
+            "task": np.int64(batch["task"][0]),
+            "depth": np.int64(batch["depth"][0]),
+        }
+
+    def _info(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self._mask = batch["action_mask"][0].to(torch.int8).cpu().numpy()
+        if self._ended:
+            # Of the instance that has just left, everything is legal and ignored.
+            self._mask = np.ones_like(self._mask)
+        info: dict[str, Any] = {"action_mask": self._mask}
+        if "illegal_action" in batch:
+            info["illegal_action"] = int(batch["illegal_action"][0])
+        if self._ended and "final_info" in batch:
+            info |= {key: float(value[0]) for key, value in batch["final_info"].items()}
+            info["label"] = int(batch["final_info"]["label"][0])
+        return info
+
+    def render(self) -> Any:
+        """Return the route as a line (`"ansi"`) or the routing map so far (`"rgb_array"`)."""
+        frames = self.core.render()
+        return None if frames is None else frames[0]

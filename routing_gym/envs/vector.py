@@ -1,0 +1,410 @@
+"""The environment: a batch of instances on their way through a routed network."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from routing_gym.envs.accept import accept, accept_instances, accept_reset_mask
+from routing_gym.envs.config import EnvConfig, check_count
+from routing_gym.envs.outcome import Outcome
+from routing_gym.envs.render import route_text, routing_map
+from routing_gym.envs.rewards import RunningShare
+from routing_gym.envs.routes import ReplayQueue, RouteLog
+from routing_gym.envs.spaces import action_space, observation_space
+from routing_gym.envs.training import BlocksTrainer, replay
+from routing_gym.envs.trajectory import SettledExit
+from routing_gym.networks import Action, RoutedNetwork, RoutingState, is_weights
+from routing_gym.tasks import MultiTaskDataset, ShuffledStream
+
+Observations = dict[str, Tensor]
+
+
+class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
+    """`num_envs` instances routed together through one network.
+
+    ## Description
+    An instance (image, task, label) is classified by a network whose way through its function blocks is decided
+    step by step. One `step` takes one decision per row and runs the chosen blocks, grouped, on the device. The
+    environment trains the blocks, jointly with whoever decides.
+
+    In mode `"disabled"` (no autoreset; for agents that train on whole batches) a batch of instances is one batch of
+    episodes: rows that have left idle until all have; the graph of the forward pass is kept and `train_blocks` makes
+    the one backward pass. In mode `"same_step"` (for outside agents) a row that leaves is restarted in the same
+    step; acting runs without a graph and in eval mode, finished routes are stored, and whenever `replay_batch` of
+    them are complete they are run again in train mode and the blocks take one step.
+
+    ## Action Space
+    `Discrete(A)`: the choice at the decision each row waits at; `MultiDiscrete([A] * M)` where M tensors choose.
+    With `action_type="weights"` a `Box` of shape `(A,)` or `(M, A)`; a pair of tensors `(indices, weights)`, both
+    `(num_envs, K)`, is taken as well.
+
+    ## Observation Space
+    `Dict` of torch tensors on `device`: `activation`, `(D,)` float32, what the decision sees, padded with zeros;
+    `task`; `depth`, the number of the decision, N for a row that has left.
+
+    ## Rewards
+    Each action: -k_cpt x MACs, plus rho x the running frequency of the chosen block over all tasks
+    (`collaboration="frequency"`). At the exit: +1 for a correct class and -1 otherwise, or minus the cross-entropy.
+
+    ## Starting State
+    Instances are drawn from `split` without repetition until all have been drawn, then in a new order.
+
+    ## Episode End
+    `terminated` when the instance has left the network; never `truncated`. `info` then holds `loss`, `correct`,
+    `macs`, `label` and `final_reward`, each with its mask `_loss`, ...; at every step `action_mask`,
+    `action_reward` and, where illegal choices are tolerated, `illegal_action`.
+
+    ## Arguments
+    `network`, the `RoutedNetwork` (moved to `device`); `data`, the splits by name, or one split; `num_envs`, the
+    instances routed together; and the fields of `EnvConfig`.
+
+    ## Vectorized
+    This is the vector environment; `RoutingEnv` is the view of one instance.
+
+    ## Version History
+    * v0: first version.
+
+    Attributes:
+        network: The network.
+        dataset: The split instances are drawn from.
+        datasets: All splits by name.
+        config: The options.
+        trainer: The optimiser of the blocks.
+
+    Raises:
+        ValueError: An unknown option or a value it does not take.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+
+    def __init__(
+        self,
+        network: RoutedNetwork,
+        data: Mapping[str, MultiTaskDataset] | MultiTaskDataset,
+        num_envs: int = 1,
+        **options: Any,
+    ) -> None:
+        self.config = config = EnvConfig.of(options)
+        check_count("num_envs", num_envs)
+        splits = {data.split: data} if isinstance(data, MultiTaskDataset) else dict(data)
+        if config.split not in splits:
+            raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
+        self.num_envs, self.render_mode = num_envs, config.render_mode
+        self.device = config.torch_device
+        self.datasets = {name: dataset.to(self.device) for name, dataset in splits.items()}
+        self.dataset = self.datasets[config.split]
+        if network.num_classes < self.dataset.num_classes:
+            raise ValueError(
+                f"{self.dataset.name} has {self.dataset.num_classes} classes, but the network gives logits for "
+                f"{network.num_classes}"
+            )
+        self.network = network.to(self.device)
+        self.network.dense_backward = config.dense_backward
+        self.validate = self.device.type == "cpu" if config.validate is None else config.validate
+        self.stream = ShuffledStream(len(self.dataset), config.seed)
+        self.trainer = BlocksTrainer(self.network, config.optimizer, config.learning_rate)
+        self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)
+        # What the routing map shows: how often each task took each choice at each decision (and after it left).
+        self._taken = torch.zeros(
+            self.dataset.num_tasks, len(network.decisions) + 1, network.num_choices, device=self.device
+        )
+        self.single_observation_space = observation_space(network, self.dataset.num_tasks)
+        self.single_action_space = action_space(network, config.action_type)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._set_mode(AutoresetMode[config.autoreset_mode.upper()])
+
+    def _set_mode(self, mode: AutoresetMode) -> None:
+        """Set the autoreset mode and give up the episodes that are under way."""
+        self.autoreset_mode = mode
+        self.metadata = {**type(self).metadata, "autoreset_mode": mode}
+        same_step = mode is AutoresetMode.SAME_STEP
+        self.illegal = self.config.illegal or ("first_legal" if same_step else "raise")
+        self._log: RouteLog | None = None
+        if same_step or self.render_mode == "ansi":
+            weights = self.config.action_type == "weights"
+            self._log = RouteLog(self.network, self.num_envs, weights, self.device)
+        self._queue = ReplayQueue()
+        self._state: RoutingState | None = None
+        self._outcome: Outcome | None = None
+        self._doubtful: Tensor | None = None
+        self._shown = [""] * self.num_envs
+
+    @contextmanager
+    def batch_mode(self) -> Iterator[RoutingVectorEnv]:
+        """Switch to mode `"disabled"` for a while; on both occasions the episodes under way are given up."""
+        mode = self.autoreset_mode
+        self._set_mode(AutoresetMode.DISABLED)
+        try:
+            yield self
+        finally:
+            self._set_mode(mode)
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether steps keep the graph that `train_blocks` needs."""
+        return self.config.train and self.autoreset_mode is AutoresetMode.DISABLED
+
+    @property
+    def state(self) -> RoutingState:
+        """Where the instances stand."""
+        if self._state is None:
+            raise ResetNeeded("no instances are on their way: call reset() first")
+        return self._state
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the instances that have left fared."""
+        if self._outcome is None:
+            raise ResetNeeded("no instances are on their way: call reset() first")
+        return self._outcome
+
+    # ------------------------------------------------------------------------------------------------------- episodes
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Draw new instances.
+
+        Args:
+            seed: Start the order of instances over from this seed; the blocks are not touched.
+            options: `reset_mask`, `(num_envs,)` bool: restart only these rows (while a graph is held, only rows that
+                have left). `instances`, `(restarted,)` integers: the rows of the data set to take instead of
+                drawing.
+
+        Returns:
+            Observations, and infos with `action_mask`.
+
+        Raises:
+            ValueError: A mask or instances of the wrong form, or an unfinished row while a graph is held.
+        """
+        options = dict(options or {})
+        rows, count = None, self.num_envs
+        if options.get("reset_mask") is not None:
+            active = self.state.active if self.keeps_graph else None
+            rows = accept_reset_mask(options["reset_mask"], self.num_envs, self.device, active)
+            count = len(rows)
+        instances = accept_instances(options.get("instances"), count, len(self.dataset))
+        if unknown := sorted(set(options) - {"reset_mask", "instances"}):
+            raise ValueError(f"reset options are 'reset_mask' and 'instances', got {unknown}")
+        super().reset(seed=seed)
+        if seed is not None:
+            self.stream.seed(seed)
+        self._begin(rows, instances)
+        return self._observe(), {"action_mask": self.network.action_mask(self.state)}
+
+    def _begin(self, rows: Tensor | None, instances: Tensor | None = None) -> None:
+        """Put new instances into some rows (None: all); what the other rows are doing goes on."""
+        count = self.num_envs if rows is None else len(rows)
+        drawn = (self.stream.draw(count) if instances is None else instances).to(self.device)
+        augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
+        self.network.train(self.keeps_graph)
+        with torch.set_grad_enabled(self.keeps_graph):
+            pixels = self.dataset.pixels(drawn, augmentation)
+            fresh = self.network.start(pixels, self.dataset.task[drawn], instance=drawn)
+        fresh.price = torch.full_like(fresh.macs, self.config.k_cpt)
+        label = self.dataset.label[drawn]
+
+        if count == self.num_envs:
+            self._state, self._augmentation = fresh, augmentation
+            self._outcome = Outcome(label, self.config, self.keeps_graph)
+            self._doubtful = None
+            rows = torch.arange(count, device=self.device)
+        else:
+            assert rows is not None
+            restarted = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+            restarted[rows] = True
+            others = (~restarted).nonzero().flatten()
+            back_in_place = torch.argsort(torch.cat([others, rows]))
+            self._state = RoutingState.merge([self.state.select(others), fresh]).select(back_in_place)
+            self.outcome.restart(rows, label)
+            if augmentation is not None and self._augmentation is not None:
+                self._augmentation = self._augmentation.index_copy(0, rows.cpu(), augmentation)
+        if self._log is not None:
+            self._log.clear(rows)
+
+    def _observe(self) -> Observations:
+        state, differentiable = self.state, self.keeps_graph and self.config.differentiable
+        with torch.set_grad_enabled(differentiable):
+            activation = self.network.observe(state)
+        return {
+            "activation": activation if differentiable else activation.detach(),
+            "task": state.task,
+            "depth": state.at,
+        }
+
+    def step(self, actions: Any) -> tuple[Observations, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Take one decision per row.
+
+        Args:
+            actions: Integers `(num_envs,)` or `(num_envs, M)`, or weights where `action_type="weights"`; a tensor on
+                `device`, or a numpy array. What it holds for rows that have left is ignored.
+
+        Returns:
+            Observations, `(num_envs,)` float32 rewards, bool terminations and truncations, infos.
+
+        Raises:
+            ValueError: An action that is not allowed. Nothing has changed then.
+            ResetNeeded: Before the first reset, or when every row has left.
+        """
+        before = self.state
+        if not before.waiting:
+            raise ResetNeeded("every instance has left the network: call reset()")
+        action, replaced, doubtful = accept(
+            self.network,
+            before,
+            actions,
+            action_type=self.config.action_type,
+            first_legal=self.illegal == "first_legal",
+            validate=self.validate,
+        )
+        with torch.set_grad_enabled(self.keeps_graph):
+            after = self.network.advance(before, action)
+        if doubtful is not None:
+            self._doubtful = doubtful if self._doubtful is None else self._doubtful | doubtful
+        exits, after.exits = after.exits, ()
+        earned_before = self.outcome.final_reward
+        self.outcome.settle(exits)
+        self._state = after
+        left = ~after.active
+
+        infos: dict[str, Any] = {} if replaced is None else {"illegal_action": replaced}
+        infos["action_reward"] = reward = self._action_reward(before, after, action)
+        if exits:
+            reward = reward + (self.outcome.final_reward - earned_before)
+            ended = self._final_infos(after)
+            infos |= ended | {f"_{key}": left & before.active for key in ended}
+        self._remember(before, action)
+        observation = self._observe()
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and exits and bool(left.any()):
+            infos["final_obs"], infos["final_info"] = observation, ended
+            infos["_final_obs"] = infos["_final_info"] = left
+            rows = left.nonzero().flatten()
+            self._store_and_replay(rows)
+            self._begin(rows)
+            observation = self._observe()
+        infos["action_mask"] = self.network.action_mask(self.state)
+        return observation, reward, left, torch.zeros_like(left), infos
+
+    def _final_infos(self, after: RoutingState) -> dict[str, Tensor]:
+        return {
+            "loss": self.outcome.loss,
+            "correct": self.outcome.correct,
+            "macs": after.macs.detach(),
+            "label": self.outcome.label,
+            "final_reward": self.outcome.final_reward,
+        }
+
+    def _action_reward(self, before: RoutingState, after: RoutingState, action: Action) -> Tensor:
+        """Return `(num_envs,)`: what the action itself earns; 0 for rows that had left."""
+        reward = 0 - before.price * (after.macs - before.macs).detach()
+        if self.config.rho and self.config.collaboration == "frequency":
+            assert isinstance(action, Tensor)
+            reward = reward + self.config.rho * self.frequency.of(before.at, action)
+            self.frequency.count_choices(before.at, action, before.active)
+        return reward
+
+    def _remember(self, before: RoutingState, action: Action) -> None:
+        """Write down what was decided, for replays and pictures."""
+        if self._log is not None:
+            self._log.write(before.at, before.active, action)
+        if self.render_mode == "ansi":
+            assert self._log is not None
+            self._shown = [
+                route_text(self.network, task, route)
+                for task, route in zip(before.task.tolist(), self._log.routes(), strict=True)
+            ]
+        if self.render_mode == "rgb_array" and isinstance(action, Tensor) and not is_weights(action):
+            choice = action.view(self.num_envs, -1)
+            place = [column.unsqueeze(1).expand(choice.shape) for column in (before.task, before.at, before.active)]
+            weight = place[2].to(self._taken.dtype)
+            self._taken.index_put_((place[0], place[1], choice), weight, accumulate=True)
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    @property
+    def exits(self) -> list[SettledExit]:
+        """Where rows have left, with the graph that `train_blocks` will use."""
+        return self.outcome.exits
+
+    def train_blocks(self, extra_loss: Tensor | None = None, before_step: Callable[[], None] | None = None) -> Tensor:
+        """Make the one backward pass of a batch and take a step of the blocks' optimiser (Algorithm 2, line 3).
+
+        Args:
+            extra_loss: Added to the block loss: the agent's auxiliary loss.
+            before_step: Called between backward pass and step; sees the gradients.
+
+        Returns:
+            The block loss, detached: the mean over the batch of each instance's cross-entropy.
+
+        Raises:
+            RuntimeError: No graph is held (see `keeps_graph`), not every row has left, or called twice.
+            TrainingDivergedError: The loss is not finite. The blocks are unchanged.
+        """
+        if not self.keeps_graph:
+            raise RuntimeError("no graph is held: train_blocks needs autoreset_mode='disabled' and train=True")
+        if self.state.waiting:
+            raise RuntimeError(f"{int(self.state.active.sum())} rows have not left the network: go on stepping")
+        if not self.outcome.exits:
+            raise RuntimeError("this batch has been trained on already: call reset()")
+        loss = self.outcome.block_loss()
+        self.trainer.step(loss if extra_loss is None else loss + extra_loss, before_step, self._doubtful)
+        self.outcome.exits = []
+        return loss.detach()
+
+    def _store_and_replay(self, rows: Tensor) -> None:
+        """Keep the routes of finished rows; train the blocks on them when there are enough."""
+        if not self.config.train:
+            return
+        assert self._log is not None
+        state = self.state
+        self._queue.push(self._log.read(rows, state.instance, self._augmentation, state.price))
+        while len(self._queue) >= self.config.replay_batch:
+            routes = self._queue.pop(self.config.replay_batch)
+            replay(self.network, self.dataset, routes, self.trainer, self._doubtful)
+
+    # ---------------------------------------------------------------------------------------------------- and the rest
+
+    def sibling(self, num_envs: int, **options: Any) -> RoutingVectorEnv:
+        """Return another environment over the same network and data, of another size and with some options changed."""
+        return RoutingVectorEnv(self.network, self.datasets, num_envs, **{**dataclasses.asdict(self.config), **options})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to go on from here, between two batches."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": copy.deepcopy(self.trainer.optimizer.state_dict()),
+            "steps": self.trainer.steps,
+            "stream": self.stream.state_dict(),
+            "frequency": self.frequency.total.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; the episodes under way are given up."""
+        self.network.load_state_dict(state["network"])
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.steps = state["steps"]
+        self.stream.load_state_dict(state["stream"])
+        self.frequency.total = state["frequency"].to(self.device)
+        self._set_mode(self.autoreset_mode)
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Draw what `render_mode` says.
+
+        Returns:
+            `"ansi"`: one line per row, its route up to the last step. `"rgb_array"`: one `(H, W, 3)` uint8 routing
+            map of all that was decided so far, a column per task and a row per decision. None without a mode.
+        """
+        if self.render_mode == "ansi":
+            return tuple(self._shown)
+        return (routing_map(self._taken[:, :-1]),) if self.render_mode == "rgb_array" else None

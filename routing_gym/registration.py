@@ -1,0 +1,31 @@
+"""The ids under which Gymnasium knows the environments."""
+
+from __future__ import annotations
+
+import gymnasium
+
+NAMESPACE = "routing_gym"
+
+ENV_IDS: dict[str, dict[str, str]] = {
+    "DigitsMTL-v0": {"dataset": "digits", "network": "mlp"},
+    "SyntheticMTL-v0": {"dataset": "synthetic", "network": "mlp"},
+}
+"""Name and what tells it apart. Strings only: `spec.to_json()` must work, and nothing is built before `make`."""
+
+
+def register_envs() -> None:
+    """Make every id known to `gymnasium.make` and `gymnasium.make_vec`; called when routing_gym is imported."""
+    for name, kwargs in ENV_IDS.items():
+        env_id = f"{NAMESPACE}/{name}"
+        if env_id not in gymnasium.registry:
+            gymnasium.register(
+                id=env_id,
+                entry_point="routing_gym.envs.make:make_routing_env",
+                vector_entry_point="routing_gym.envs.make:make_routing_vector_env",
+                kwargs=dict(kwargs),
+            )
+
+
+def env_ids() -> list[str]:
+    """Return all ids."""
+    return [f"{NAMESPACE}/{name}" for name in ENV_IDS]
