@@ -1,0 +1,37 @@
+"""Who decides: agents, and the loop that trains them together with the blocks."""
+
+from routing_gym.agents.base import Agent, AgentConfig
+from routing_gym.agents.checkpoint import load, read, save
+from routing_gym.agents.fixed import FixedAgent, RandomAgent, RandomFixed, Shared, TaskSpecificAll, TaskSpecificLast
+from routing_gym.agents.learn import learn, train_batch
+from routing_gym.agents.registry import AGENTS, agent_class, make_agent, register_agent
+from routing_gym.agents.wpl import WPL, WPLConfig
+
+register_agent("wpl", WPL)
+register_agent("task-specific-all", TaskSpecificAll)
+register_agent("task-specific-last", TaskSpecificLast)
+register_agent("shared", Shared)
+register_agent("random-fixed", RandomFixed)
+register_agent("random", RandomAgent)
+
+__all__ = [
+    "AGENTS",
+    "WPL",
+    "Agent",
+    "AgentConfig",
+    "FixedAgent",
+    "RandomAgent",
+    "RandomFixed",
+    "Shared",
+    "TaskSpecificAll",
+    "TaskSpecificLast",
+    "WPLConfig",
+    "agent_class",
+    "learn",
+    "load",
+    "make_agent",
+    "read",
+    "register_agent",
+    "save",
+    "train_batch",
+]

@@ -1,0 +1,120 @@
+"""Agents that do not learn: the static networks every routed one is compared with, and random routes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routing_gym.agents.base import Agent, AgentConfig
+from routing_gym.agents.tabular import look_up, sample, uniform_policy
+from routing_gym.envs import Context, Observation
+
+
+class FixedAgent(Agent):
+    """Sends every instance of a task the same way, for ever."""
+
+    max_tensors = None
+    routes: Tensor
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        self.register_buffer("routes", self.choose(self.env.network.masks).squeeze(2))
+
+    @abstractmethod
+    def choose(self, masks: Tensor) -> Tensor:
+        """Return the choice of each task at each decision for each tensor, `(T, N, M)` int64.
+
+        Args:
+            masks: `(N, M, A)` bool: what is legal.
+        """
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Look the choice up."""
+        depth = observation["depth"].clamp(max=self.num_decisions - 1)
+        return self.routes.flatten(0, 1).index_select(0, observation["task"] * self.num_decisions + depth)
+
+    def policy(self) -> Tensor | None:
+        """Return `(T, N, A)`: 1 for the choice taken."""
+        if self.routes.ndim == 3:
+            return None
+        return torch.nn.functional.one_hot(self.routes, self.num_choices).to(torch.get_default_dtype())
+
+    def own_block(self, masks: Tensor) -> Tensor:
+        """Return `(T, N, M)`: for task t the t-th legal choice.
+
+        Raises:
+            ValueError: A decision has fewer choices than there are tasks.
+        """
+        legal = masks.sum(-1)
+        if int(legal.min()) < self.num_tasks:
+            number = int(legal.amin(-1).argmin())
+            raise ValueError(
+                f"{type(self).__name__} needs a block for each of the {self.num_tasks} tasks, decision {number} "
+                f"({self.env.network.decisions[number].name!r}) offers {int(legal.min())}"
+            )
+        # The t-th legal choice is where the running count of legal choices first reaches t + 1.
+        rank = masks.cumsum(-1)
+        wanted = torch.arange(1, self.num_tasks + 1, device=masks.device).view(-1, 1, 1, 1)
+        return (rank < wanted).sum(-1)
+
+
+class Shared(FixedAgent):
+    """One path for all tasks: the first legal choice everywhere."""
+
+    def choose(self, masks: Tensor) -> Tensor:
+        """Return the first legal choice."""
+        return masks.to(torch.uint8).argmax(-1).repeat(self.num_tasks, 1, 1)
+
+
+class TaskSpecificAll(FixedAgent):
+    """A path of its own for every task: task t takes the t-th choice everywhere (task-specific-all-fc)."""
+
+    def choose(self, masks: Tensor) -> Tensor:
+        """Return the task's own choice."""
+        return self.own_block(masks)
+
+
+class TaskSpecificLast(FixedAgent):
+    """A shared path, and at the last decision a block of its own for every task (task-specific-1-fc)."""
+
+    def choose(self, masks: Tensor) -> Tensor:
+        """Return the first legal choice, the task's own one at the last decision."""
+        choice = masks.to(torch.uint8).argmax(-1).repeat(self.num_tasks, 1, 1)
+        last = self.num_decisions - 1
+        choice[:, last:] = self.own_block(masks[last:])
+        return choice
+
+
+class RandomFixed(FixedAgent):
+    """Random paths, one per task, drawn once and kept."""
+
+    def choose(self, masks: Tensor) -> Tensor:
+        """Draw a legal choice for each task and decision."""
+        cumulative = masks.to(torch.float64).cumsum(-1).expand(self.num_tasks, *masks.shape)
+        return sample(cumulative, self.generator)
+
+
+class RandomAgent(Agent):
+    """A random legal choice for every instance at every decision, in evaluation too."""
+
+    max_tensors = None
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        self.register_buffer("table", uniform_policy(self.env.network, 1))
+
+    table: Tensor
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Draw."""
+        nobody = torch.zeros_like(observation["depth"])
+        probabilities = look_up(self.table, nobody, observation["depth"])
+        context.record["probabilities"] = probabilities
+        return sample(probabilities.cumsum(-1), self.generator)
+
+    def policy(self) -> Tensor | None:
+        """Return `(T, N, A)`: uniform over what is legal."""
+        return None if self.table.ndim == 4 else self.table.expand(self.num_tasks, -1, -1)

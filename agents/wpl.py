@@ -1,0 +1,164 @@
+"""The Weighted Policy Learner (Abdallah and Lesser 2006; Rosenbaum et al. 2018, Algorithm 3), on a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from routing_gym.agents.base import ARRANGEMENTS, Agent, AgentConfig
+from routing_gym.agents.tabular import agents_of, look_up, sample, uniform_policy
+from routing_gym.envs import Context, Observation, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class WPLConfig(AgentConfig):
+    """Options of WPL.
+
+    Attributes:
+        arrangement: `"per_task"`, one policy per task, or `"single"`, one for all.
+        policy_rate: Step size of the policy.
+        average_rate: Rate of the running average of returns, in (0, 1]; None for `policy_rate` (as printed).
+        gamma: Discount of later action rewards; the final reward is not discounted.
+        scaling: `"algorithm3"`: a gain is scaled by the probability of the action, a loss by its complement.
+            `"appendix"`: the other way round (section 7.4).
+        baseline: What a return is compared with: the average of its own `"action"` (as printed), or of the `"policy"`,
+            the averages of all actions weighted by their probabilities (Abdallah and Lesser).
+        min_probability: Floor of every legal choice's probability.
+    """
+
+    arrangement: Literal["per_task", "single"] = "per_task"
+    policy_rate: float = 0.01
+    average_rate: float | None = None
+    gamma: float = 1.0
+    scaling: Literal["algorithm3", "appendix"] = "algorithm3"
+    baseline: Literal["action", "policy"] = "action"
+    min_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        for option, known in (
+            ("arrangement", ARRANGEMENTS),
+            ("scaling", ("algorithm3", "appendix")),
+            ("baseline", ("action", "policy")),
+        ):
+            if getattr(self, option) not in known:
+                raise ValueError(f"wpl: {option} must be one of {known}, got {getattr(self, option)!r}")
+        if not 0 < self.policy_rate < float("inf"):
+            raise ValueError(f"wpl: policy_rate must be positive and finite, got {self.policy_rate}")
+        if self.average_rate is not None and not 0 < self.average_rate <= 1:
+            raise ValueError(f"wpl: average_rate must lie in (0, 1], got {self.average_rate}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"wpl: gamma must lie in [0, 1], got {self.gamma}")
+        if not 0 <= self.min_probability < 1:
+            raise ValueError(f"wpl: min_probability must lie in [0, 1), got {self.min_probability}")
+
+
+class WPL(Agent):
+    """A table of probabilities `[agent, decision, choice]` and one of average returns, both updated once per batch.
+
+    The batched form of Algorithm 3: for a cell with n visits of mean return R, first average ← (1−λ)^n average +
+    (1−(1−λ)^n) R; then every visit adds its scaled difference Δ, all computed on the old policy; then clip to [0, 1]
+    and divide by the sum.
+    """
+
+    Config = WPLConfig
+    config: WPLConfig
+    max_tensors = None
+    table: Tensor
+    average: Tensor
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        num_agents = self.num_tasks if self.config.arrangement == "per_task" else 1
+        self.register_buffer("table", uniform_policy(self.env.network, num_agents))
+        self.register_buffer("average", torch.zeros_like(self.table))
+        self._legal = self.table > 0
+        highest = float(self._legal.sum(-1).max()) * self.config.min_probability
+        if highest > 1:
+            raise ValueError(f"wpl: min_probability {self.config.min_probability} is too much for so many choices")
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Sample from the table; take the likeliest choice when deterministic."""
+        agent = agents_of(observation, self.config.arrangement)
+        probabilities = look_up(self.table, agent, observation["depth"])
+        context.record["probabilities"] = probabilities
+        if context.deterministic:
+            return probabilities.argmax(-1)
+        return sample(probabilities.cumsum(-1), self.generator)
+
+    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Apply Algorithm 3 to all visits of a batch at once."""
+        config = self.config
+        returns = trajectory.returns(config.gamma)
+        cells, values = self._visits(trajectory, returns)
+        table, average = self.table.flatten(), self.average.flatten()
+
+        visits = torch.zeros_like(table).index_add(0, cells, torch.ones_like(values))
+        mean = torch.zeros_like(table).index_add(0, cells, values) / visits.clamp(min=1)
+        rate = config.policy_rate if config.average_rate is None else config.average_rate
+        kept = (1 - min(rate, 1.0)) ** visits  # 1 where there was no visit
+        average = kept * average + (1 - kept) * mean
+
+        if config.baseline == "action":
+            baseline = average
+        else:
+            rows = (table * average).view(-1, self.num_choices)
+            baseline = rows.sum(-1, keepdim=True).expand_as(rows).flatten()
+        delta = values - baseline.index_select(0, cells)
+        probability = table.index_select(0, cells)
+        grows = probability if config.scaling == "algorithm3" else 1 - probability
+        delta = delta * torch.where(delta < 0, 1 - grows, grows)
+        moved = table.index_add(0, cells, config.policy_rate * delta)
+
+        self.average.copy_(average.view_as(self.average))
+        self.table.copy_(project(moved.view_as(self.table), self.table, self._legal, config.min_probability))
+        entropy = -(self.table * self.table.clamp(min=1e-12).log()).sum(-1).mean()
+        return {"policy_entropy": entropy}
+
+    def _visits(self, trajectory: Trajectory, returns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the flat cell number and the return of every choice an active row made."""
+        agent = agents_of({"task": trajectory.task}, self.config.arrangement)
+        cells, values = [], []
+        for step, value in zip(trajectory.steps, returns, strict=True):
+            assert isinstance(step.action, Tensor)
+            place = agent * self.num_decisions + step.decision.clamp(max=self.num_decisions - 1)
+            if step.action.ndim == 2:
+                slot = torch.arange(self.num_tensors, device=place.device)
+                place = place.unsqueeze(1) * self.num_tensors + slot
+                value = value.unsqueeze(1).expand(place.shape)
+            cell = place * self.num_choices + step.action
+            if bool(step.active.all()):
+                cells.append(cell.flatten())
+                values.append(value.flatten())
+            else:
+                cells.append(cell[step.active].flatten())
+                values.append(value[step.active].flatten())
+        return torch.cat(cells), torch.cat(values)
+
+    def policy(self) -> Tensor | None:
+        """Return `(T, N, A)`: each task's probabilities."""
+        if self.table.ndim == 4:
+            return None
+        return self.table.expand(self.num_tasks, -1, -1)
+
+
+def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:
+    """Bring rows back to probabilities: clip to [0, 1], divide by the sum (Algorithm 3); keep the old row at sum 0.
+
+    Args:
+        moved: `(..., A)`.
+        old: `(..., A)` probabilities.
+        legal: `(..., A)` bool; choices that are not legal stay at 0.
+        floor: Least probability of a legal choice.
+    """
+    clipped = moved.clamp(0, 1) * legal
+    total = clipped.sum(-1, keepdim=True)
+    projected = torch.where(total > 0, clipped / total.clamp(min=torch.finfo(total.dtype).tiny), old)
+    if floor:
+        # What is above the floor shares what the floors leave.
+        excess = (projected - floor).clamp(min=0) * legal
+        free = 1 - floor * legal.sum(-1, keepdim=True)
+        projected = floor * legal + free * excess / excess.sum(-1, keepdim=True).clamp(min=1e-12)
+    return projected
