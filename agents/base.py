@@ -77,6 +77,8 @@ class Agent(nn.Module):
         self.generator = torch.Generator(self.env.device).manual_seed(self.config.seed)
         self.optimizer: torch.optim.Optimizer | None = None
         self.episodes = 0
+        # Whether this agent has to add the collaboration reward itself, from the probabilities it records.
+        self.shares_wanted = self.env.config.rho > 0 and self.env.config.collaboration == "probability"
         self._shares = RunningShare(self.num_decisions, self.num_choices, self.env.device)
 
     def _check_env(self) -> None:
@@ -145,17 +147,14 @@ class Agent(nn.Module):
         choosing the block, one running average per (decision, block) over all tasks, of what went before this batch.
         It needs `context.record["probabilities"]`; an agent that records none gets none.
         """
-        config = self.env.config
-        if config.rho and config.collaboration == "probability":
-            for step in trajectory.steps:
-                probabilities = step.record.get("probabilities")
-                if probabilities is not None and isinstance(step.action, Tensor):
-                    bonus = config.rho * self._shares.of(step.decision, step.action)
+        if self.shares_wanted:
+            known = [step for step in trajectory.steps if "probabilities" in step.record]
+            for step in known:
+                if isinstance(step.action, Tensor) and not step.action.is_floating_point():
+                    bonus = self.env.config.rho * self._shares.of(step.decision, step.action)
                     step.reward = step.reward + bonus * step.active
-            for step in trajectory.steps:
-                probabilities = step.record.get("probabilities")
-                if probabilities is not None:
-                    self._shares.count_probabilities(step.decision, probabilities, step.active)
+            for step in known:
+                self._shares.count_probabilities(step.decision, step.record["probabilities"], step.active)
         return self.update(trajectory)
 
     def learn(self, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> Agent:

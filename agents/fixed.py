@@ -112,7 +112,8 @@ class RandomAgent(Agent):
         """Draw."""
         nobody = torch.zeros_like(observation["depth"])
         probabilities = look_up(self.table, nobody, observation["depth"])
-        context.record["probabilities"] = probabilities
+        if self.shares_wanted:
+            context.record["probabilities"] = probabilities
         return sample(probabilities.cumsum(-1), self.generator)
 
     def policy(self) -> Tensor | None:

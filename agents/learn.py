@@ -57,7 +57,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> dict[str, Tensor]:
     return {
         "loss": loss,
         "accuracy": trajectory.correct.mean(),
-        "reward": trajectory.returns()[0].mean(),
+        "reward": trajectory.reward().mean(),
         "macs": trajectory.macs.mean(),
         **reported,
     }

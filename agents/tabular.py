@@ -42,7 +42,9 @@ def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
     """
     shape = cumulative.shape[:-1]
     height = torch.rand(shape, generator=generator, device=cumulative.device, dtype=cumulative.dtype)
-    return (cumulative <= (height * cumulative[..., -1]).unsqueeze(-1)).sum(-1)
+    height = (height * cumulative[..., -1]).unsqueeze(-1)
+    # How many running sums are at most the height drawn: the number of choices below the one it falls into.
+    return torch.searchsorted(cumulative, height, right=True).squeeze(-1)
 
 
 def agents_of(observation: Observation, arrangement: str) -> Tensor:

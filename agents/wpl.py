@@ -82,11 +82,11 @@ class WPL(Agent):
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Sample from the table; take the likeliest choice when deterministic."""
         agent = agents_of(observation, self.config.arrangement)
-        probabilities = look_up(self.table, agent, observation["depth"])
-        context.record["probabilities"] = probabilities
+        if self.shares_wanted:
+            context.record["probabilities"] = look_up(self.table, agent, observation["depth"])
         if context.deterministic:
-            return probabilities.argmax(-1)
-        return sample(probabilities.cumsum(-1), self.generator)
+            return look_up(self.table.argmax(-1), agent, observation["depth"])
+        return sample(look_up(self.table.cumsum(-1), agent, observation["depth"]), self.generator)
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Apply Algorithm 3 to all visits of a batch at once."""
@@ -119,23 +119,19 @@ class WPL(Agent):
 
     def _visits(self, trajectory: Trajectory, returns: Tensor) -> tuple[Tensor, Tensor]:
         """Return the flat cell number and the return of every choice an active row made."""
-        agent = agents_of({"task": trajectory.task}, self.config.arrangement)
-        cells, values = [], []
-        for step, value in zip(trajectory.steps, returns, strict=True):
-            assert isinstance(step.action, Tensor)
-            place = agent * self.num_decisions + step.decision.clamp(max=self.num_decisions - 1)
-            if step.action.ndim == 2:
-                slot = torch.arange(self.num_tensors, device=place.device)
-                place = place.unsqueeze(1) * self.num_tensors + slot
-                value = value.unsqueeze(1).expand(place.shape)
-            cell = place * self.num_choices + step.action
-            if bool(step.active.all()):
-                cells.append(cell.flatten())
-                values.append(value.flatten())
-            else:
-                cells.append(cell[step.active].flatten())
-                values.append(value[step.active].flatten())
-        return torch.cat(cells), torch.cat(values)
+        steps = trajectory.steps
+        action = torch.stack([step.action for step in steps if isinstance(step.action, Tensor)])
+        decision = torch.stack([step.decision for step in steps]).clamp(max=self.num_decisions - 1)
+        place = agents_of({"task": trajectory.task}, self.config.arrangement) * self.num_decisions + decision
+        if action.ndim == 3:
+            slots = torch.arange(self.num_tensors, device=place.device)
+            place = place.unsqueeze(-1) * self.num_tensors + slots
+        cells = place * self.num_choices + action
+        values = returns if action.ndim == 2 else returns.unsqueeze(-1).expand(cells.shape)
+        active = torch.stack([step.active for step in steps])
+        if bool(active.all()):
+            return cells.flatten(), values.flatten()
+        return cells[active].flatten(), values[active].flatten()
 
     def policy(self) -> Tensor | None:
         """Return `(T, N, A)`: each task's probabilities."""

@@ -15,13 +15,19 @@ class Groups(NamedTuple):
         order: `(B,)` int64: position i of the sorted rows holds row `order[i]`; rows of one block keep their order.
         inverse: `(B,)` int64: row i stands at position `inverse[i]`.
         block: `(B,)` int64: the block of each sorted row, ascending.
-        counts: `(k,)` int64: rows per block, zeros included.
+        ends: `(k,)` int32: where each block's run of sorted rows ends.
     """
 
     order: Tensor
     inverse: Tensor
     block: Tensor
-    counts: Tensor
+    ends: Tensor
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows per block, zeros included; copies to the host."""
+        ends = self.ends.tolist()
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def group(choice: Tensor, num_blocks: int) -> Groups:
@@ -32,11 +38,11 @@ def group(choice: Tensor, num_blocks: int) -> Groups:
         num_blocks: k.
     """
     block, order = choice.sort(stable=True)
-    positions = torch.arange(len(order), device=order.device)
-    inverse = torch.empty_like(order).scatter_(0, order, positions)
-    # Bounds of the sorted runs: unlike bincount, searchsorted needs no copy to the host on a GPU.
-    bounds = torch.searchsorted(block, torch.arange(num_blocks + 1, device=block.device))
-    return Groups(order, inverse, block, bounds.diff())
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    # Where the sorted runs end: unlike bincount, searchsorted needs no copy to the host on a GPU.
+    blocks = torch.arange(num_blocks, device=block.device)
+    ends = torch.searchsorted(block, blocks, right=True, out_int32=True)
+    return Groups(order, inverse, block, ends)
 
 
 def only_choice(choice: Tensor) -> int | None:

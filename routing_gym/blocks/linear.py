@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
@@ -50,27 +52,21 @@ class LinearBlocks(FunctionBlocks):
         only = only_choice(choice)
         if only is not None:
             y = functional.linear(x, self.weight[only].t(), self.bias[only])
-        else:
-            groups = group(choice, self.num_blocks)
-            y = self._products(x.index_select(0, groups.order), groups)
-            y = (y + self.bias.index_select(0, groups.block)).index_select(0, groups.inverse)
+            return functional.relu(y) if self.relu else y
+        groups = group(choice, self.num_blocks)
+        if x.dtype in GROUPED_DTYPES and len(x):
+            y = _GroupedLinear.apply(x, self.weight, self.bias, groups, self.relu)
+            assert isinstance(y, Tensor)
+            return y
+        # grouped_mm refuses zero rows and float64: one product per block.
+        pieces = x.index_select(0, groups.order).split(groups.counts)
+        y = torch.cat(
+            [
+                torch.addmm(bias, piece, weight)
+                for piece, weight, bias in zip(pieces, self.weight.unbind(0), self.bias.unbind(0), strict=True)
+            ]
+        ).index_select(0, groups.inverse)
         return functional.relu(y) if self.relu else y
-
-    def _products(self, x: Tensor, groups: Groups) -> Tensor:
-        """Multiply each run of sorted rows by its block's weight."""
-        if x.dtype not in GROUPED_DTYPES or not len(x):
-            # grouped_mm refuses zero rows and float64: one product per block.
-            pieces = x.split(groups.counts.tolist())
-            return torch.cat([piece @ weight for piece, weight in zip(pieces, self.weight.unbind(0), strict=True)])
-        ends = groups.counts.cumsum(0).to(torch.int32)
-        # grouped_mm wants rows that start at multiples of 16 bytes.
-        step = ALIGNMENT_BYTES // x.element_size()
-        pad_in, pad_out = -self.in_features % step, -self.out_features % step
-        weight: Tensor = self.weight
-        if pad_in or pad_out:
-            x, weight = functional.pad(x, (0, pad_in)), functional.pad(weight, (0, pad_out, 0, pad_in))
-        y = functional.grouped_mm(x, weight, offs=ends)
-        return y[:, : self.out_features] if pad_out else y
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the block's slices of the stacked weight and bias."""
@@ -79,3 +75,62 @@ class LinearBlocks(FunctionBlocks):
     def extra_repr(self) -> str:
         """Describe the blocks in the module's printout."""
         return f"{self.num_blocks} x ({self.in_features} -> {self.out_features}), relu={self.relu}"
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Sort rows by block, multiply every run by its block's weight, add bias, rectify, and put the rows back.
+
+    As one function so that going back is two permutations and two grouped products, without the zero-filled buffers
+    and scattered additions that differentiating each `index_select` would cost.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: Groups, relu: bool) -> Tensor:
+        x = x.index_select(0, groups.order)
+        y = _grouped_mm(x, weight, groups.ends)
+        y = y.add_(bias.index_select(0, groups.block))
+        if relu:
+            y = y.relu_()
+        ctx.save_for_backward(x, weight, y if relu else None)
+        ctx.groups = groups
+        return y.index_select(0, groups.inverse)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, y = ctx.saved_tensors
+        groups: Groups = ctx.groups
+        grad = grad.index_select(0, groups.order)
+        if y is not None:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0, grad_input=grad)
+        to_x = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_x = _grouped_mm(grad, weight.transpose(1, 2), groups.ends).index_select(0, groups.inverse)
+        if ctx.needs_input_grad[1]:
+            to_weight = _grouped_outer(x, grad, groups.ends)
+        if ctx.needs_input_grad[2]:
+            to_bias = grad.new_zeros(len(weight), grad.shape[1]).index_add_(0, groups.block, grad)
+        return to_x, to_weight, to_bias, None, None
+
+
+def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Multiply each run of rows by its own matrix: `(B, i)` and `(k, i, o)` to `(B, o)`; runs end at `ends`."""
+    inputs, outputs = weight.shape[1:]
+    # grouped_mm wants rows that start at multiples of 16 bytes.
+    step = ALIGNMENT_BYTES // x.element_size()
+    pad_in, pad_out = -inputs % step, -outputs % step
+    if pad_in or pad_out:
+        x, weight = functional.pad(x, (0, pad_in)), functional.pad(weight, (0, pad_out, 0, pad_in))
+    y = functional.grouped_mm(x, weight, offs=ends)
+    return y[:, :outputs] if pad_out else y
+
+
+def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
+    """Multiply each run of x, transposed, by the run of grad: `(B, i)` and `(B, o)` to `(k, i, o)`."""
+    inputs, outputs = x.shape[1], grad.shape[1]
+    step = ALIGNMENT_BYTES // x.element_size()
+    pad_in, pad_out = -inputs % step, -outputs % step
+    if pad_in or pad_out:
+        x, grad = functional.pad(x, (0, pad_in)), functional.pad(grad, (0, pad_out))
+    product = functional.grouped_mm(x.t(), grad, offs=ends)
+    return product[:, :inputs, :outputs] if pad_in or pad_out else product

@@ -47,7 +47,7 @@ class ModuleBlocks(FunctionBlocks):
         if not len(x):
             return x.new_zeros(0, *self.output_shape)
         groups = group(choice, self.num_blocks)
-        pieces = x.index_select(0, groups.order).split(groups.counts.tolist())
+        pieces = x.index_select(0, groups.order).split(groups.counts)
         y = torch.cat([block(piece) for block, piece in zip(self.blocks, pieces, strict=True) if len(piece)])
         return y.index_select(0, groups.inverse)
 

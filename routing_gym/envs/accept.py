@@ -44,25 +44,23 @@ def accept(
         wanted = "floating-point weights" if action_type == "weights" else "integer choices"
         raise ValueError(f"an environment with action_type={action_type!r} takes {wanted}, got the other kind")
 
-    replaced = None
-    bad = forms.out_of_range(action, network.num_choices)
-    if validate and bad is not None and bool(bad):
-        raise ValueError(network.explain_bad_action(state, action))
+    doubtful = None
     if not validate:
         # An index out of range would bring a GPU down, not raise: keep it in range and report it with the batch.
+        doubtful = forms.out_of_range(action, network.num_choices)
         action = forms.in_range(action, network.num_choices)
     if first_legal and isinstance(action, Tensor) and not action.is_floating_point():
+        if validate and bool(forms.out_of_range(action, network.num_choices)):
+            raise ValueError(network.explain_bad_action(state, action))
         mask = network.action_mask(state)
         masked = forms.illegal(action, mask)
         action = torch.where(masked, mask.to(torch.uint8).argmax(-1), action)  # argmax of a mask: its first True
         replaced = (masked if masked.ndim == 1 else masked.any(-1)).to(torch.int8)
-        return action, replaced, None if validate else bad
-    worse = network.is_bad_action(state, action)
-    if not validate:
-        return action, None, worse if bad is None else bad | worse
-    if bool(worse):
+        return action, replaced, doubtful
+    bad = network.is_bad_action(state, action)
+    if validate and bool(bad):
         raise ValueError(network.explain_bad_action(state, action))
-    return action, None, None
+    return action, None, None if validate else bad if doubtful is None else bad | doubtful
 
 
 def accept_reset_mask(given: Any, num_envs: int, device: torch.device, active: Tensor | None) -> Tensor:

@@ -41,7 +41,7 @@ class Outcome:
                 loss = exit_loss(exit, self.label)
             value, share = loss.detach(), exit.weight.detach()
             label = self.label if exit.rows is None else self.label.index_select(0, exit.rows)
-            correct = (exit.logits.detach().argmax(-1) == label).to(value.dtype)
+            correct = classified_right(exit.logits.detach(), label).to(value.dtype)
             self.loss = _add(self.loss, exit.rows, share * value)
             self.correct = _add(self.correct, exit.rows, share * correct)
             self.final_reward = _add(self.final_reward, exit.rows, share * self.config.final(value, correct))
@@ -61,6 +61,11 @@ class Outcome:
         dropped = torch.zeros(len(self.label), dtype=torch.bool, device=rows.device)
         dropped[rows] = True
         self.exits = [kept for kept in (_without(exit, dropped) for exit in self.exits) if kept is not None]
+
+
+def classified_right(logits: Tensor, label: Tensor) -> Tensor:
+    """Return `(r,)` bool: the label's logit is larger than all others; a tie counts as wrong, whatever the order."""
+    return (logits >= logits.gather(1, label.unsqueeze(1))).sum(-1) == 1
 
 
 def _add(total: Tensor, rows: Tensor | None, value: Tensor) -> Tensor:

@@ -120,6 +120,13 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.task)
 
+    def reward(self) -> Tensor:
+        """Return `(B,)`: the sum of all rewards of each episode."""
+        total = self.final_reward
+        for step in self.steps:
+            total = total + step.reward
+        return total
+
     def returns(self, gamma: float = 1.0) -> Tensor:
         """Return `(steps, B)`: R_i = r_final + Σ_{j≥i} γ^{j−i} r_j (Rosenbaum et al. 2018, Algorithm 3)."""
         later = torch.zeros_like(self.final_reward)

@@ -102,7 +102,7 @@ class RoutingState:
             at = torch.full_like(at, decision) if rows is None else at.index_fill(0, rows, decision)
         return at
 
-    @property
+    @cached_property
     def active(self) -> Tensor:
         """`(B,)` bool: which rows are still in the network."""
         return self.at < self.num_decisions

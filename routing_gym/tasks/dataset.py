@@ -126,7 +126,7 @@ class MultiTaskDataset:
             if self.augmentation is None:
                 raise ValueError(f"{self.name}, split {self.split!r} has no augmentation, but parameters were given")
             images = self.augmentation.apply(images, augmentation.to(self.device))
-        return (images.float() - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        return images.float().sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
 
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
