@@ -44,7 +44,7 @@ def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
     height = torch.rand(shape, generator=generator, device=cumulative.device, dtype=cumulative.dtype)
     height = (height * cumulative[..., -1]).unsqueeze(-1)
     # How many running sums are at most the height drawn: the number of choices below the one it falls into.
-    return torch.searchsorted(cumulative, height, right=True).squeeze(-1)
+    return torch.searchsorted(cumulative.contiguous(), height, right=True).squeeze(-1)
 
 
 def agents_of(observation: Observation, arrangement: str) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from routing_gym.networks import Action, RoutedNetwork, RoutingState, is_weights
+from routing_gym.networks import Action, RoutedNetwork, RoutingState
 from routing_gym.networks import actions as forms
 
 
@@ -39,10 +39,13 @@ def accept(
     Raises:
         ValueError: The action is not allowed; `state` is as it was.
     """
-    action = network.check_action_form(state, to_tensors(given, state.task.device))
-    if is_weights(action) != (action_type == "weights"):
+    given = to_tensors(given, state.task.device)
+    weights = isinstance(given, tuple) or (isinstance(given, Tensor) and given.is_floating_point())
+    if weights != (action_type == "weights"):
         wanted = "floating-point weights" if action_type == "weights" else "integer choices"
-        raise ValueError(f"an environment with action_type={action_type!r} takes {wanted}, got the other kind")
+        got = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"an environment with action_type={action_type!r} takes a tensor of {wanted}, got {got}")
+    action = network.check_action_form(state, given)
 
     doubtful = None
     if not validate:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from gymnasium.error import ResetNeeded
@@ -375,9 +375,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     # ---------------------------------------------------------------------------------------------------- and the rest
 
-    def sibling(self, num_envs: int, **options: Any) -> RoutingVectorEnv:
+    def sibling(self, num_envs: int, **options: Any) -> Self:
         """Return another environment over the same network and data, of another size and with some options changed."""
-        return RoutingVectorEnv(self.network, self.datasets, num_envs, **{**dataclasses.asdict(self.config), **options})
+        return type(self)(self.network, self.datasets, num_envs, **{**dataclasses.asdict(self.config), **options})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs to go on from here, between two batches."""

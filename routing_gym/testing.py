@@ -1,0 +1,333 @@
+"""A checker for vector environments, which neither Gymnasium nor Stable-Baselines3 ships."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from routing_gym.envs import RoutingVectorEnv, core_of
+from routing_gym.networks import RoutedNetwork
+
+Maker = Callable[[], RoutingVectorEnv]
+TOLERANCE = 1e-5
+MAX_STEPS = 40
+
+
+def check_vector_env(env: Any, make: Maker | None = None) -> None:
+    """Check that an environment keeps the contract of vector environments and the promises of routing_gym.
+
+    Checked are: attributes and batched spaces; type, shape and device of everything returned; that row i of a batch
+    fares as it would alone; seeding; the autoreset contract of both modes, `reset_mask` and `final_obs` included; the
+    masks of infos; that no gradient leaks and that gradients are there when asked for; that refused actions change
+    nothing; `gymnasium.make_vec` and `spec.to_json()`; the numpy view. The environment is reset and stepped; its
+    blocks are not trained, except by one batch in a copy.
+
+    Args:
+        env: A `RoutingVectorEnv`, possibly under wrappers, or of a subclass.
+        make: Makes a fresh, equal environment. By default `gymnasium.make_vec` with the environment's own spec; where
+            there is neither, the seeding of fresh environments is not checked.
+
+    Raises:
+        AssertionError: Says which promise is broken.
+    """
+    core = env.unwrapped
+    _require(isinstance(core, RoutingVectorEnv), f"expected a RoutingVectorEnv, got {type(core).__name__}")
+    if make is None and core.spec is not None:
+        make = _maker(core.spec, core.num_envs)
+
+    _check_attributes(core)
+    _check_returns(core)
+    _check_rows_are_independent(core)
+    _check_seeding(core, make)
+    _check_same_step(core)
+    _check_disabled(core)
+    _check_gradients(core)
+    _check_refusals(core)
+    _check_spec(core)
+
+
+def _maker(spec: EnvSpec, num_envs: int) -> Maker:
+    """Return what makes the environment of a spec anew."""
+    options = {key: value for key, value in spec.kwargs.items() if key not in ("vectorization_mode", "num_envs")}
+    return lambda: core_of(gymnasium.make_vec(spec.id, num_envs=num_envs, **options))
+
+
+def legal_actions(env: RoutingVectorEnv, generator: torch.Generator) -> Tensor:
+    """Return a random legal action for every row: integers, or weights on the legal choices that sum to 1."""
+    mask = env.network.action_mask(env.state).cpu().to(torch.float64)
+    chance = torch.rand(mask.shape, generator=generator, dtype=torch.float64) * mask
+    if env.config.action_type == "weights":
+        return (chance / chance.sum(-1, keepdim=True)).to(torch.float32).to(env.device)
+    return chance.argmax(-1).to(env.device)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
+
+
+def _check_attributes(env: RoutingVectorEnv) -> None:
+    _require(isinstance(env.num_envs, int) and env.num_envs >= 1, f"num_envs must be a positive int: {env.num_envs}")
+    for single, batched in (
+        (env.single_observation_space, env.observation_space),
+        (env.single_action_space, env.action_space),
+    ):
+        _require(batch_space(single, env.num_envs) == batched, f"{batched} is not {env.num_envs} times {single}")
+    mode = env.metadata.get("autoreset_mode")
+    _require(isinstance(mode, AutoresetMode), f"metadata['autoreset_mode'] must be an AutoresetMode, got {mode!r}")
+    _require(mode is env.autoreset_mode, f"metadata says {mode}, the attribute {env.autoreset_mode}")
+    modes = env.metadata.get("render_modes", [])
+    _require(not modes or "render_fps" in env.metadata, "render modes need metadata['render_fps']")
+    _require("torch" not in env.metadata, "metadata['torch'] makes Gymnasium's checker call a wrapper it does not have")
+
+
+def _check_tensor(name: str, value: Any, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
+    _require(isinstance(value, Tensor), f"{name} must be a torch tensor, got {type(value).__name__}")
+    _require(value.dtype == dtype, f"{name} must be {dtype}, got {value.dtype}")
+    _require(tuple(value.shape) == shape, f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    _require(value.device == device, f"{name} must be on {device}, got {value.device}")
+
+
+def _check_observation(env: RoutingVectorEnv, observation: Any, where: str) -> None:
+    width = env.single_observation_space["activation"].shape[0]  # type: ignore[index]
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "activation": (torch.float32, (env.num_envs, width)),
+        "task": (torch.int64, (env.num_envs,)),
+        "depth": (torch.int64, (env.num_envs,)),
+    }
+    _require(set(observation) == set(expected), f"{where}: keys must be {sorted(expected)}, got {sorted(observation)}")
+    for key, (dtype, shape) in expected.items():
+        _check_tensor(f"{where}: {key}", observation[key], dtype, shape, env.device)
+    view = {key: value.detach().cpu().numpy() for key, value in observation.items()}
+    _require(env.observation_space.contains(view), f"{where}: the numpy view lies outside {env.observation_space}")
+
+
+def _check_infos(env: RoutingVectorEnv, infos: dict[str, Any], where: str) -> None:
+    tensors = (env.network.num_tensors,) if env.network.num_tensors > 1 else ()
+    shape = (env.num_envs, *tensors, env.network.num_choices)
+    _require("action_mask" in infos, f"{where}: info has no action_mask")
+    _check_tensor(f"{where}: action_mask", infos["action_mask"], torch.bool, shape, env.device)
+    _require(bool(infos["action_mask"].any(-1).all()), f"{where}: an action mask leaves no choice")
+    for key in infos:
+        if key.startswith("_"):
+            _require(key[1:] in infos, f"{where}: the mask {key} belongs to nothing")
+            _check_tensor(f"{where}: {key}", infos[key], torch.bool, (env.num_envs,), env.device)
+        elif isinstance(infos[key], Tensor):
+            _require(len(infos[key]) == env.num_envs, f"{where}: info {key} must have a row per sub-environment")
+            _require(not infos[key].requires_grad, f"{where}: info {key} carries a gradient")
+
+
+def _check_returns(env: RoutingVectorEnv) -> None:
+    generator = torch.Generator().manual_seed(0)
+    observation, infos = env.reset(seed=0)
+    _check_observation(env, observation, "reset")
+    _check_infos(env, infos, "reset")
+    for number in range(MAX_STEPS):
+        if not env.state.waiting:
+            break
+        observation, reward, terminated, truncated, infos = env.step(legal_actions(env, generator))
+        where = f"step {number + 1}"
+        _check_observation(env, observation, where)
+        _check_infos(env, infos, where)
+        _check_tensor(f"{where}: reward", reward, torch.float32, (env.num_envs,), env.device)
+        _require(bool(reward.isfinite().all()) and not reward.requires_grad, f"{where}: rewards must be plain numbers")
+        for name, value in (("terminated", terminated), ("truncated", truncated)):
+            _check_tensor(f"{where}: {name}", value, torch.bool, (env.num_envs,), env.device)
+        _require(not bool(truncated.any()), f"{where}: routing never truncates: the depth is part of the state")
+    if env.config.action_type == "discrete" and env.autoreset_mode is AutoresetMode.SAME_STEP:
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        env.step(env.action_space.sample())  # what a numpy user would do
+
+
+def _episodes(env: RoutingVectorEnv, instances: Tensor, actions: list[Tensor]) -> list[tuple]:
+    env.reset(options={"instances": instances})
+    seen = []
+    for action in actions:
+        if not env.state.waiting:
+            break
+        observation, reward, terminated, _, _ = env.step(action)
+        seen.append((observation["activation"], observation["depth"], reward, terminated))
+    return seen
+
+
+def _check_rows_are_independent(env: RoutingVectorEnv) -> None:
+    """Row i of a batch must fare exactly as the same instance alone with the same actions."""
+    quiet = {"train": False, "autoreset_mode": "disabled", "differentiable": False, "illegal": "raise", "rho": 0.0}
+    batch = env.sibling(env.num_envs, **quiet)
+    generator = torch.Generator().manual_seed(1)
+    instances = torch.randint(len(batch.dataset), (batch.num_envs,), generator=generator)
+    batch.reset(options={"instances": instances})
+    actions: list[Tensor] = []
+    while batch.state.waiting and len(actions) < MAX_STEPS:
+        actions.append(legal_actions(batch, generator))
+        batch.step(actions[-1])
+    together = _episodes(batch, instances, actions)
+    alone = env.sibling(1, **quiet)
+    for row in range(min(batch.num_envs, 4)):
+        single = _episodes(alone, instances[row : row + 1], [action[row : row + 1] for action in actions])
+        for number, step in enumerate(single):
+            names = ("activation", "depth", "reward", "terminated")
+            for name, ours, theirs in zip(names, step, together[number], strict=True):
+                same = torch.allclose(ours[0].double(), theirs[row].double(), rtol=TOLERANCE, atol=TOLERANCE)
+                _require(
+                    same, f"row {row} of a batch differs from the same instance alone: {name} at step {number + 1}"
+                )
+
+
+def _trace(env: RoutingVectorEnv, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    observation, _ = env.reset(seed=seed)
+    trace = [observation["activation"], observation["task"]]
+    for _ in range(2 * len(env.network.decisions)):
+        if not env.state.waiting:
+            break
+        observation, reward, *_ = env.step(legal_actions(env, generator))
+        trace += [observation["activation"], observation["task"], observation["depth"], reward]
+    return [value.detach().clone() for value in trace]
+
+
+def _same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _check_seeding(env: RoutingVectorEnv, make: Maker | None) -> None:
+    still = env.sibling(env.num_envs, train=False)
+    first = _trace(still, 3)
+    _require(_same(first, _trace(still, 3)), "the same seed gave another course of events in the same environment")
+    distinct = len({tuple(x) for x in still.dataset.image.unsqueeze(1).tolist()}) > 1
+    _require(not distinct or not _same(first, _trace(still, 4)), "another seed gave the same course of events")
+    if make is not None:
+        _require(_same(_trace(make(), 3), _trace(make(), 3)), "the same seed differs between two fresh environments")
+
+
+def _check_same_step(env: RoutingVectorEnv) -> None:
+    if env.config.differentiable or (env.config.rho and env.config.collaboration == "probability"):
+        return  # such an environment is for mode "disabled" only
+    env = env.sibling(env.num_envs, train=False, autoreset_mode="same_step")
+    generator, last = torch.Generator().manual_seed(5), len(env.network.decisions)
+    env.reset(seed=5)
+    for _ in range(2 * last + 2):
+        observation, _, terminated, _, infos = env.step(legal_actions(env, generator))
+        _require(bool((observation["depth"] < last).all()), "same_step: a row that left was not restarted in the step")
+        if not bool(terminated.any()):
+            _require("final_obs" not in infos, "same_step: final_obs although nothing ended")
+            continue
+        for key in ("final_obs", "final_info", "_final_obs", "_final_info", "loss", "correct", "macs", "label"):
+            _require(key in infos, f"same_step: an episode ended, but info has no {key}")
+        _require(torch.equal(infos["_final_obs"], terminated), "same_step: _final_obs must name the rows that ended")
+        depth = infos["final_obs"]["depth"]
+        _require(bool((depth[terminated] == last).all()), "same_step: final_obs must be the observation after leaving")
+        _require(bool((observation["depth"][terminated] == 0).all()), "same_step: restarted rows begin at decision 0")
+
+
+def _check_disabled(env: RoutingVectorEnv) -> None:
+    env = env.sibling(env.num_envs, train=False, autoreset_mode="disabled", illegal="raise")
+    generator, last = torch.Generator().manual_seed(6), len(env.network.decisions)
+    env.reset(seed=6)
+    left = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
+    for _ in range(last):
+        observation, _, terminated, _, _ = env.step(legal_actions(env, generator))
+        _require(bool((terminated | ~left).all()), "disabled: a row that left came back without a reset")
+        _require(torch.equal(observation["depth"] == last, terminated), "disabled: depth N and terminated must agree")
+        left = terminated
+        if bool(left.all()):
+            break
+    _require(bool(left.all()), f"disabled: rows are still on their way after {last} decisions")
+    for empty in (np.zeros(env.num_envs, dtype=bool), torch.zeros(env.num_envs, dtype=torch.bool)):
+        _must_refuse(partial(env.reset, options={"reset_mask": empty}), "a reset_mask of all False")
+    mask = np.zeros(env.num_envs, dtype=bool)
+    mask[0] = True
+    observation, _ = env.reset(options={"reset_mask": mask})
+    expected = [0] + [last] * (env.num_envs - 1)
+    _require(observation["depth"].tolist() == expected, "disabled: reset_mask must restart exactly the rows it names")
+
+
+def _check_gradients(env: RoutingVectorEnv) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for differentiable in (False, True):
+        copied: RoutedNetwork = _copy(env.network)
+        twin = type(env)(
+            copied,
+            env.datasets,
+            env.num_envs,
+            split=env.config.split,
+            autoreset_mode="disabled",
+            action_type=env.config.action_type,
+            differentiable=differentiable,
+            device=str(env.device),
+        )
+        observation, _ = twin.reset(seed=7)
+        leaked = observation["activation"].requires_grad
+        for _ in range(MAX_STEPS):
+            if not twin.state.waiting:
+                break
+            observation, reward, *_ = twin.step(legal_actions(twin, generator))
+            leaked = leaked or observation["activation"].requires_grad
+            _require(not reward.requires_grad, "a reward carries a gradient")
+        many = len(twin.network.decisions) > 1
+        _require(differentiable or not leaked, "observations carry gradients although differentiable=False")
+        _require(not (differentiable and many) or leaked, "differentiable=True, but observations carry no gradient")
+        before = [parameter.detach().clone() for parameter in copied.parameters()]
+        twin.train_blocks()
+        changed = any(not torch.equal(a, b) for a, b in zip(before, copied.parameters(), strict=True))
+        _require(changed, "train_blocks changed no parameter")
+
+
+def _copy(network: RoutedNetwork) -> RoutedNetwork:
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise AssertionError(f"the network cannot be copied: does it keep tensors with a graph? {error}") from error
+
+
+def _check_refusals(env: RoutingVectorEnv) -> None:
+    env = env.sibling(env.num_envs, train=False, autoreset_mode="disabled", illegal="raise")
+    env.reset(seed=8)
+    good = legal_actions(env, torch.Generator().manual_seed(8))
+    before = env.state
+    wrong: list[tuple[str, Any]] = [
+        ("one row too few", good[:-1]),
+        ("a bool action", torch.ones_like(good, dtype=torch.bool)),
+    ]
+    if good.is_floating_point():
+        wrong.append(("weights that are not finite", torch.full_like(good, float("nan"))))
+    else:
+        wrong += [
+            ("a choice out of range", torch.full_like(good, env.network.num_choices)),
+            ("a negative choice", torch.full_like(good, -1)),
+            ("floating-point choices", good.to(torch.float32)),
+        ]
+    for what, action in wrong:
+        _must_refuse(partial(env.step, action), what)
+        _require(env.state is before, f"refusing {what} changed the environment")
+    env.step(good)
+
+
+def _must_refuse(call: Callable[[], Any], what: str) -> None:
+    try:
+        call()
+    except ValueError:
+        return
+    raise AssertionError(f"{what} must be refused with a ValueError")
+
+
+def _check_spec(env: RoutingVectorEnv) -> None:
+    if env.spec is None or not isinstance(env.spec.kwargs.get("network", ""), str):
+        return  # not registered, or made around an object that no text can describe
+    try:
+        json.loads(env.spec.to_json())
+    except Exception as error:
+        raise AssertionError(f"spec.to_json() fails: {error}") from error
+    _require("max_episode_steps" not in env.spec.kwargs, "max_episode_steps breaks batched environments")

@@ -1,0 +1,201 @@
+"""WPL against Algorithm 3 worked through visit by visit."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import ExitTree, Gates
+
+from routing_gym.agents import make_agent
+from routing_gym.agents.wpl import project
+from routing_gym.envs import RoutingVectorEnv, rollout
+from routing_gym.networks import RoutedMLP
+from routing_gym.tasks import synthetic_mtl
+
+
+def small_env(network=None, num_envs=12, **options):
+    splits = synthetic_mtl(num_tasks=3, num_classes=3, image_size=3, images_per_class=6)
+    data = {name: dataclasses.replace(split, images=split.images[:, :, :2]) for name, split in splits.items()}
+    torch.manual_seed(0)
+    network = RoutedMLP((1, 2, 3), 3, 3, width=4, layers=2) if network is None else network
+    return RoutingVectorEnv(network, data, num_envs, autoreset_mode="disabled", **options)
+
+
+def algorithm_3(agent, trajectory):
+    """The batched Algorithm 3, one visit at a time in plain Python; returns the new table and averages."""
+    config, table, average = agent.config, agent.table.tolist(), agent.average.tolist()
+    visits = {}
+    for row in range(len(trajectory)):
+        rewards = [float(step.reward[row]) for step in trajectory.steps]
+        for i, step in enumerate(trajectory.steps):
+            if not step.active[row]:
+                continue
+            value = float(trajectory.final_reward[row])
+            value += sum(config.gamma ** (j - i) * reward for j, reward in enumerate(rewards) if j >= i)
+            who = int(trajectory.task[row]) if config.arrangement == "per_task" else 0
+            visits.setdefault((who, int(step.decision[row]), int(step.action[row])), []).append(value)
+    rate = config.policy_rate if config.average_rate is None else config.average_rate
+    for (who, decision, choice), values in visits.items():
+        mean = sum(values) / len(values)
+        kept = (1 - rate) ** len(values)
+        average[who][decision][choice] = kept * average[who][decision][choice] + (1 - kept) * mean
+    new = [[list(row) for row in agent_table] for agent_table in table]
+    for (who, decision, choice), values in visits.items():
+        old = table[who][decision]
+        if config.baseline == "action":
+            baseline = average[who][decision][choice]
+        else:
+            baseline = sum(p * r for p, r in zip(old, average[who][decision], strict=True))
+        for value in values:
+            delta, p = value - baseline, old[choice]
+            loses = delta < 0
+            if config.scaling == "algorithm3":
+                delta *= (1 - p) if loses else p
+            else:
+                delta *= p if loses else (1 - p)
+            new[who][decision][choice] += config.policy_rate * delta
+    for agent_table in new:
+        for row in agent_table:
+            clipped = [min(1.0, max(0.0, p)) for p in row]
+            if sum(clipped) > 0:
+                row[:] = [p / sum(clipped) for p in clipped]
+    return torch.tensor(new), torch.tensor(average)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    arrangement=st.sampled_from(["per_task", "single"]),
+    scaling=st.sampled_from(["algorithm3", "appendix"]),
+    baseline=st.sampled_from(["action", "policy"]),
+    gamma=st.sampled_from([0.0, 0.5, 1.0]),
+    rate=st.sampled_from([0.01, 0.3]),
+    average_rate=st.sampled_from([None, 0.1]),
+    family=st.sampled_from(["mlp", "tree"]),
+    seed=st.integers(0, 10**4),
+)
+def test_update_is_algorithm_3(arrangement, scaling, baseline, gamma, rate, average_rate, family, seed):
+    env = small_env(ExitTree([[1, 2], [], [3], []]) if family == "tree" else None, k_cpt=0.01, seed=seed)
+    agent = make_agent(
+        "wpl", env, arrangement=arrangement, scaling=scaling, baseline=baseline, gamma=gamma, policy_rate=rate,
+        average_rate=average_rate, seed=seed,
+    )  # fmt: skip
+    for _ in range(3):
+        trajectory = rollout(agent, env)
+        table, average = algorithm_3(agent, trajectory)
+        agent.receive(trajectory)
+        torch.testing.assert_close(agent.average, average, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(agent.table, table.clamp(0, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_two_visits_by_hand():
+    """One task, two blocks at 0.5; block 0 earned +1, block 1 earned -1; rate 0.1."""
+    env = small_env(RoutedMLP((1, 2, 3), 3, 2, width=4, layers=1), 2)
+    agent = make_agent("wpl", env, arrangement="single", policy_rate=0.1)
+    trajectory = rollout(agent, env)
+    trajectory.steps[0].action, trajectory.final_reward = torch.tensor([0, 1]), torch.tensor([1.0, -1.0])
+    agent.receive(trajectory)
+    # averages: 0.1 and -0.1; differences 0.9 and -0.9, both scaled by 0.5; 0.5 ± 0.1 · 0.45
+    torch.testing.assert_close(agent.average, torch.tensor([[[0.1, -0.1]]]))
+    torch.testing.assert_close(agent.table, torch.tensor([[[0.545, 0.455]]]))
+    agent.receive(trajectory)
+    # averages: 0.19; difference 0.81, scaled by 0.545 (gain) and by 1 - 0.455 (loss); then divided by the sum
+    moved = torch.tensor([0.545 + 0.1 * 0.81 * 0.545, 0.455 - 0.1 * 0.81 * 0.545])
+    torch.testing.assert_close(agent.table[0, 0], moved / moved.sum())
+
+
+def test_collaboration_by_probability_by_hand():
+    """ρ · the average probability so far: nothing in the first batch, then the old policy's 0.5 for either block."""
+    env = small_env(RoutedMLP((1, 2, 3), 3, 2, width=4, layers=1), 2, rho=0.4)
+    agent = make_agent("wpl", env, arrangement="single", policy_rate=0.1)
+    first = rollout(agent, env)
+    agent.receive(first)
+    assert first.steps[0].reward.tolist() == [0.0, 0.0]
+    agent.table.copy_(torch.tensor([[[0.9, 0.1]]]))
+    second = rollout(agent, env)
+    agent.receive(second)
+    torch.testing.assert_close(second.steps[0].reward, torch.tensor([0.2, 0.2]))
+    third = rollout(agent, env)
+    third.steps[0].action = torch.tensor([0, 1])
+    agent.receive(third)
+    torch.testing.assert_close(third.steps[0].reward, 0.4 * torch.tensor([0.7, 0.3]))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.floats(-3, 3), min_size=2, max_size=5), st.sampled_from([0.0, 0.05]), st.integers(0, 100))
+def test_projection_gives_probabilities(moved, floor, seed):
+    generator = torch.Generator().manual_seed(seed)
+    legal = torch.rand(len(moved), generator=generator) < 0.7
+    legal[0] = True
+    old = legal / legal.sum()
+    projected = project(torch.tensor(moved), old, legal, floor)
+    assert float(projected.sum()) == pytest.approx(1, abs=1e-5)
+    assert bool((projected[~legal] == 0).all()) and bool((projected[legal] >= floor - 1e-6).all())
+    if not any(p > 0 for p, ok in zip(moved, legal.tolist(), strict=True) if ok):
+        torch.testing.assert_close(projected, old)
+
+
+@pytest.mark.parametrize("baseline", ["action", "policy"])
+@pytest.mark.parametrize("shift", [0.0, -3.0])
+def test_the_best_arm_of_a_noisy_bandit_becomes_greedy(baseline, shift):
+    """Three arms of mean 0.2, 0.5, 0.8 (or all negative), noise 1: the best is greedy in 10 of 10 seeds."""
+    means = torch.tensor([0.2, 0.5, 0.8]) + shift
+    env = small_env(RoutedMLP((1, 2, 3), 3, 3, width=4, layers=1), 32)
+    for seed in range(10):
+        agent = make_agent("wpl", env, arrangement="single", baseline=baseline, seed=seed, policy_rate=0.002)
+        noise = torch.Generator().manual_seed(seed)
+        trajectory = rollout(agent, env)
+        observation = trajectory.steps[0].observation
+        for _ in range(400):
+            from routing_gym.envs import Context
+
+            context = Context(torch.ones(32, dtype=torch.bool), torch.ones(32, 3, dtype=torch.bool))
+            action = agent.act(observation, context)
+            trajectory.steps[0].action = action
+            trajectory.final_reward = means[action] + torch.randn(32, generator=noise)
+            agent.receive(trajectory)
+        assert int(agent.table.argmax()) == 2, (seed, agent.table)
+
+
+def test_flipping_the_reward_flips_the_preference():
+    tables = []
+    for sign in (1, -1):
+        env = small_env(RoutedMLP((1, 2, 3), 3, 2, width=4, layers=1), 4)
+        agent = make_agent("wpl", env, arrangement="single", policy_rate=0.05)
+        trajectory = rollout(agent, env)
+        trajectory.steps[0].action = torch.tensor([0, 1, 0, 1])
+        trajectory.final_reward = sign * torch.tensor([1.0, -1.0, 1.0, -1.0])
+        agent.receive(trajectory)
+        tables.append(agent.table.flatten().tolist())
+    assert tables[0][0] > 0.5 > tables[0][1] and tables[1][0] < 0.5 < tables[1][1]
+
+
+def test_wpl_routes_every_tensor_of_a_gate():
+    env = small_env(Gates(2), 4)
+    agent = make_agent("wpl", env)
+    assert agent.table.shape == (3, 3, 2, 2)
+    trajectory = rollout(agent, env)
+    assert trajectory.steps[1].action.shape == (4, 2)
+    before = agent.table.clone()
+    agent.receive(trajectory)
+    assert not torch.equal(agent.table, before)
+    torch.testing.assert_close(agent.table.sum(-1), torch.ones(3, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scaling": "other"}, "scaling must be one of"),
+        ({"baseline": "none"}, "baseline must be one of"),
+        ({"arrangement": "dispatch"}, "arrangement must be one of"),
+        ({"policy_rate": 0.0}, "policy_rate must be positive"),
+        ({"average_rate": 2.0}, r"average_rate must lie in \(0, 1\]"),
+        ({"gamma": 1.5}, r"gamma must lie in \[0, 1\]"),
+        ({"min_probability": 0.4}, "too much for so many choices"),
+        ({"rate": 0.1}, "agent 'wpl' has no option 'rate'; it takes arrangement, average_rate"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_agent("wpl", small_env(), **options)

@@ -1,0 +1,521 @@
+"""The vector environment in both modes."""
+
+import copy
+import dataclasses
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from toys import ExitTree, Gates, RunSkip
+
+import routing_gym
+from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError
+from routing_gym.networks import RoutedMLP
+from routing_gym.tasks import synthetic_mtl
+from routing_gym.testing import check_vector_env, legal_actions
+
+TREE = [[1, 2], [3], [4, 5], [], [], [6], []]
+
+
+def toy_data(**options):
+    splits = synthetic_mtl(num_tasks=3, num_classes=3, image_size=3, images_per_class=8, **options)
+    return {name: dataclasses.replace(split, images=split.images[:, :, :2]) for name, split in splits.items()}
+
+
+def toy_env(network=None, num_envs=6, **options):
+    torch.manual_seed(0)
+    return RoutingVectorEnv(ExitTree(TREE) if network is None else network, toy_data(), num_envs, **options)
+
+
+@pytest.mark.parametrize("env_id", routing_gym.env_ids())
+def test_every_id_passes_every_checker(env_id):
+    check_env(gymnasium.make(env_id).unwrapped)
+    check_env_sb3(gymnasium.make(env_id).unwrapped)
+    for mode in ("same_step", "disabled"):
+        for action_type in ("discrete", "weights"):
+            check_vector_env(gymnasium.make_vec(env_id, num_envs=5, autoreset_mode=mode, action_type=action_type))
+
+
+@pytest.mark.parametrize("action_type", ["discrete", "weights"])
+@pytest.mark.parametrize("network", [ExitTree(TREE), RunSkip(), Gates(3)], ids=["tree", "run-skip", "gates"])
+def test_every_family_passes_the_checker(network, action_type):
+    check_vector_env(toy_env(copy.deepcopy(network), action_type=action_type))
+
+
+class NumpyRewards(RoutingVectorEnv):
+    def step(self, actions):
+        observation, reward, *rest = super().step(actions)
+        return observation, reward.numpy(), *rest
+
+
+class WrongMode(RoutingVectorEnv):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.metadata = {**self.metadata, "autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
+
+
+class ForgetsSeed(RoutingVectorEnv):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(options=options)
+
+
+class LeaksGradient(RoutingVectorEnv):
+    def _observe(self):
+        observation = super()._observe()
+        if self.keeps_graph:
+            observation["activation"] = self.network.observe(self.state)
+        return observation
+
+
+class RowsMix(RoutingVectorEnv):
+    def _observe(self):
+        observation = super()._observe()
+        return {**observation, "activation": observation["activation"] - observation["activation"].mean(0)}
+
+
+class NoFinalObs(RoutingVectorEnv):
+    def step(self, actions):
+        *rest, infos = super().step(actions)
+        infos.pop("final_obs", None)
+        return *rest, infos
+
+
+class TakesAnything(RoutingVectorEnv):
+    def step(self, actions):
+        wrong = actions.dtype != torch.int64 or actions.shape != (self.num_envs,)
+        return super().step(torch.zeros(self.num_envs, dtype=torch.int64) if wrong else actions)
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        (NumpyRewards, "reward must be a torch tensor"),
+        (WrongMode, "NEXT_STEP"),
+        (ForgetsSeed, "same seed"),
+        (LeaksGradient, "carry gradients although"),
+        (RowsMix, "differs from the same instance alone"),
+        (NoFinalObs, "final_obs"),
+        (TakesAnything, "must be refused"),
+    ],
+)
+def test_the_checker_catches_broken_environments(broken, complaint):
+    torch.manual_seed(0)
+    with pytest.raises(AssertionError, match=complaint):
+        check_vector_env(broken(RoutedMLP((1, 2, 3), 3, 3, width=4), toy_data(), 4))
+
+
+def test_ids_can_be_made_from_text_and_with_options():
+    env = gymnasium.make_vec("routing_gym:routing_gym/SyntheticMTL-v0", num_envs=3, num_tasks=2, width=5, k_cpt=1e-3)
+    assert env.unwrapped.network.observation_size == 16 and env.unwrapped.dataset.num_tasks == 2
+    again = gymnasium.make_vec(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert again.num_envs == 3 and again.unwrapped.config == env.unwrapped.config
+    network = RoutedMLP((1, 8, 8), 2, 3)
+    assert gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=2, network=network).unwrapped.network is network
+    assert gymnasium.make("routing_gym/DigitsMTL-v0", network=network).unwrapped.network is network
+    with pytest.raises(gymnasium.error.Error):
+        gymnasium.make("routing_gym/DigitMTL-v0")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_block": 3}, "unknown option 'num_block'; this environment takes .*num_blocks"),
+        ({"num_blocks": 0}, "num_blocks must be an integer of at least 1, got 0"),
+        ({"rho": 2.0}, r"rho must lie in \[0, 1\], got 2.0"),
+        ({"rho": 0.3}, "collaboration='frequency'"),
+        ({"k_cpt": -1.0}, "k_cpt must be at least 0"),
+        ({"optimizer": "adagrad"}, "optimizer must be 'adam' or 'adamw' or 'sgd', got 'adagrad'"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"split": "valid"}, "split must be one of"),
+        ({"network": "mpl"}, "unknown network 'mpl'"),
+        ({"width": 0}, "width of at least 1"),
+        ({"differentiable": True}, "autoreset_mode='disabled'"),
+        ({"autoreset_mode": "next_step"}, "autoreset_mode must be"),
+        ({"render_mode": "human"}, "render_mode must be"),
+        ({"replay_batch": 0}, "replay_batch must be an integer of at least 1"),
+        ({"final_reward": "accuracy"}, "final_reward must be"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=2, **options)
+
+
+def test_a_network_with_too_few_classes_is_refused():
+    with pytest.raises(ValueError, match="has 3 classes, but the network gives logits for 2"):
+        RoutingVectorEnv(RoutedMLP((1, 2, 3), 2, 3), toy_data())
+    with pytest.raises(ValueError, match="num_envs must be an integer of at least 1, got 0"):
+        toy_env(num_envs=0)
+
+
+def test_rewards_are_correctness_and_cost():
+    env = toy_env(autoreset_mode="disabled", k_cpt=0.01)
+    env.reset(seed=0)
+    network, total = env.network, torch.zeros(6)
+    images = env.dataset.pixels(env.state.instance)
+    actions = [torch.tensor([0, 1, 1, 2, 2, 2]), torch.tensor([0, 0, 1, 0, 1, 2]), torch.tensor([0, 0, 0, 0, 0, 0])]
+    for action in actions:
+        _, reward, terminated, _, infos = env.step(action)
+        total += reward
+        torch.testing.assert_close(infos["action_reward"] + infos["final_reward"] * infos["_loss"], reward)
+    assert bool(terminated.all())
+    # row 0 leaves at once, by hand: column 0, its classifier, nothing else
+    features = network.columns[0](images[:1].flatten(1))
+    logits = network.heads[0](features)
+    right = int(logits.argmax()) == int(env.outcome.label[0])
+    assert float(total[0]) == pytest.approx((1 if right else -1) - 0.01 * network.decisions[0].macs[0])
+    # row 3: column 2, leaves from there
+    logits = network.heads[2](network.columns[2](network.columns[0](images[3:4].flatten(1))))
+    right = int(logits.argmax()) == int(env.outcome.label[3])
+    macs = network.decisions[0].macs[2] + network.decisions[2].macs[0]
+    assert float(total[3]) == pytest.approx((1 if right else -1) - 0.01 * macs)
+    assert float(env.state.macs[3]) == network.stem_macs + macs
+    loss = torch.nn.functional.cross_entropy(logits, env.outcome.label[3:4])
+    assert float(env.outcome.loss[3]) == pytest.approx(loss.item())
+
+
+def test_negative_loss_and_soft_outcomes():
+    env = toy_env(ExitTree([[1], []]), autoreset_mode="disabled", final_reward="negative-loss", action_type="weights")
+    env.reset(seed=0)
+    weights = torch.tensor([[0.25, 0.75]]).repeat(6, 1)
+    _, reward, terminated, _, infos = env.step(weights)
+    assert bool(terminated.all())
+    h = env.network.columns[0](env.dataset.pixels(env.state.instance).flatten(1))
+    losses = [
+        torch.nn.functional.cross_entropy(logits, env.outcome.label, reduction="none")
+        for logits in (env.network.heads[0](h), env.network.heads[1](env.network.columns[1](h)))
+    ]
+    torch.testing.assert_close(reward, -(0.25 * losses[0] + 0.75 * losses[1]).detach())
+    torch.testing.assert_close(infos["loss"], -reward)
+
+
+def test_frequency_collaboration_reward():
+    env = toy_env(
+        RoutedMLP((1, 2, 3), 3, 3, width=4, layers=2), 4, autoreset_mode="disabled", rho=0.5, collaboration="frequency"
+    )
+    rewards = []
+    for action in (torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 2, 2])):
+        env.reset()
+        _, reward, *_ = env.step(action)
+        rewards.append(reward.tolist())
+        env.step(action)
+    assert rewards == [[0.0] * 4, [0.375, 0.125, 0.0, 0.0]]
+
+
+def test_train_blocks_takes_the_step_of_a_plain_network():
+    """All rows through block 0: the same update as the static network with the same weights."""
+    network = RoutedMLP((1, 2, 3), 3, 2, width=4)
+    env = toy_env(network, 5, autoreset_mode="disabled", optimizer="sgd", learning_rate=0.1)
+    plain = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.ReLU(),
+        torch.nn.Linear(4, 3),
+    )  # fmt: skip
+    with torch.no_grad():
+        for layer, bank in zip([plain[1], plain[3], plain[5]], network.banks, strict=True):
+            layer.weight.copy_(bank.weight[0].t())
+            layer.bias.copy_(bank.bias[0])
+    env.reset(seed=0)
+    images, label = env.dataset.pixels(env.state.instance), env.outcome.label
+    for _ in range(3):
+        env.step(torch.zeros(5, dtype=torch.int64))
+    seen = []
+    loss = env.train_blocks(before_step=lambda: seen.append(network.banks[0].weight.grad.clone()))
+    reference = torch.nn.functional.cross_entropy(plain(images), label)
+    torch.testing.assert_close(loss, reference.detach())
+    reference.backward()
+    torch.testing.assert_close(seen[0][0], plain[1].weight.grad.t())
+    assert seen[0][1].abs().sum() == 0
+    torch.testing.assert_close(network.banks[2].bias[0].detach(), plain[5].bias.detach() - 0.1 * plain[5].bias.grad)
+    with pytest.raises(RuntimeError, match="trained on already"):
+        env.train_blocks()
+
+
+def test_train_blocks_needs_a_finished_batch_with_a_graph():
+    env = toy_env(autoreset_mode="disabled")
+    env.reset()
+    env.step(torch.tensor([0, 0, 1, 1, 2, 2]))
+    with pytest.raises(RuntimeError, match="4 rows have not left"):
+        env.train_blocks()
+    for env in (toy_env(), toy_env(autoreset_mode="disabled", train=False)):
+        env.reset()
+        with pytest.raises(RuntimeError, match="no graph is held"):
+            env.train_blocks()
+
+
+def test_a_diverged_loss_stops_training_and_changes_nothing():
+    env = toy_env(RoutedMLP((1, 2, 3), 3, 2, width=4), 4, autoreset_mode="disabled")
+    with torch.no_grad():
+        env.network.banks[2].bias[1] = float("nan")
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(torch.ones(4, dtype=torch.int64))
+    before = copy.deepcopy(env.state_dict())
+    with pytest.raises(TrainingDivergedError, match="before step 1 of the blocks: the loss is nan"):
+        env.train_blocks()
+    after = env.state_dict()
+    assert all(torch.equal(before["network"][k].nan_to_num(), v.nan_to_num()) for k, v in after["network"].items())
+    assert after["steps"] == 0 and after["optimizer"]["state"] == {}
+
+
+def test_reset_mask_restarts_finished_rows_and_keeps_the_rest_of_the_graph():
+    env = toy_env(autoreset_mode="disabled")
+    env.reset(seed=0)
+    env.step(torch.tensor([0, 0, 1, 1, 2, 2]))
+    with pytest.raises(ValueError, match=r"rows \[2\] have not left"):
+        env.reset(options={"reset_mask": torch.tensor([True, False, True, False, False, False])})
+    label = env.outcome.label.clone()
+    observation, _ = env.reset(
+        options={"reset_mask": torch.tensor([True] + [False] * 5), "instances": torch.tensor([7])}
+    )
+    assert observation["depth"].tolist() == [0, 4, 1, 1, 2, 2]
+    assert int(env.state.instance[0]) == 7 and torch.equal(env.outcome.label[1:], label[1:])
+    for _ in range(4):
+        if env.state.waiting:
+            env.step(torch.zeros(6, dtype=torch.int64))
+    assert sum(len(exit.loss) for exit in env.exits) == 6
+    parts = torch.stack([
+        torch.zeros(6).index_add(0, exit.rows if exit.rows is not None else torch.arange(6), exit.loss.detach())
+        for exit in env.exits
+    ]).sum(0)  # fmt: skip
+    torch.testing.assert_close(parts, env.outcome.loss)
+    assert float(env.train_blocks()) == pytest.approx(float(parts.mean()))
+
+
+def test_bad_resets_are_refused():
+    env = toy_env(autoreset_mode="disabled")
+    with pytest.raises(ResetNeeded):
+        env.step(torch.zeros(6, dtype=torch.int64))
+    env.reset(seed=0)
+    state = env.state
+    for options, message in (
+        ({"reset_mask": np.zeros(6, bool)}, "at least one row"),
+        ({"reset_mask": np.zeros(6)}, "must be bool"),
+        ({"reset_mask": np.ones(5, bool)}, r"shape \(6,\)"),
+        ({"instances": [0]}, "6 integers"),
+        ({"instances": [0.5] * 6}, "integers"),
+        ({"instances": [10**6] * 6}, "must lie in"),
+        ({"mask": None}, r"got \['mask'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            env.reset(seed=3, options=options)
+        assert env.state is state
+    for _ in range(4):
+        if env.state.waiting:
+            env.step(torch.zeros(6, dtype=torch.int64))
+    with pytest.raises(ResetNeeded, match="every instance has left"):
+        env.step(torch.zeros(6, dtype=torch.int64))
+
+
+def test_illegal_choices_are_refused_or_replaced():
+    actions = torch.tensor([1, 1, 2, 2, 0, 0])
+    for options, raises in (
+        ({"autoreset_mode": "disabled"}, True),
+        ({}, False),
+        ({"illegal": "raise"}, True),
+        ({"autoreset_mode": "disabled", "illegal": "first_legal"}, False),
+    ):
+        env = toy_env(train=False, **options)
+        env.reset(seed=0)
+        env.step(actions)
+        bad = torch.tensor([2, 0, 2, 2, 2, 2])  # decision 1 (rows 0 and 1) has two choices only
+        if raises:
+            state = env.state
+            with pytest.raises(ValueError, match=r"may choose from \[0, 1\], got 2"):
+                env.step(bad)
+            assert env.state is state
+        else:
+            _, _, terminated, _, infos = env.step(bad)
+            assert infos["illegal_action"].tolist() == [1, 0, 0, 0, 0, 0]
+            assert infos["illegal_action"].dtype == torch.int8
+            assert bool(terminated[0])  # the first legal choice there is to leave
+        with pytest.raises(ValueError, match=r"choices must lie in \[0, 3\)"):
+            env.reset(seed=0)
+            env.step(torch.full((6,), 3))
+
+
+def test_actions_of_the_wrong_kind_are_refused():
+    env = toy_env()
+    env.reset()
+    for action, message in (
+        (torch.zeros(6), "takes a tensor of integer choices, got torch.float32"),
+        (torch.full((6, 3), 1 / 3), "takes a tensor of integer choices"),
+        (np.zeros(6), "integer choices, got torch.float64"),
+        (torch.zeros(6, dtype=torch.bool), "integers or floating-point weights, got torch.bool"),
+        (torch.zeros(5, dtype=torch.int64), r"shape \(6,\) here, got \(5,\)"),
+        ([0] * 6, "torch tensor"),
+        (torch.zeros(6, dtype=torch.int64, device="meta"), "device cpu, got meta"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            env.step(action)
+    soft = toy_env(action_type="weights")
+    soft.reset()
+    with pytest.raises(ValueError, match="takes a tensor of floating-point weights, got torch.int64"):
+        soft.step(torch.zeros(6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("action_type", ["discrete", "weights"])
+def test_same_step_replays_the_routes_that_ended_first(action_type):
+    """The blocks' step equals one on the mean loss of those routes, each walked alone."""
+    torch.manual_seed(0)
+    network = ExitTree(TREE)
+    twin = copy.deepcopy(network)
+    soft = action_type == "weights"
+    env = RoutingVectorEnv(
+        network, toy_data(shift=1), 4, replay_batch=5, optimizer="sgd", learning_rate=0.5, action_type=action_type
+    )
+    generator = torch.Generator().manual_seed(3)
+    env.reset(seed=0)
+    under_way, ended = [[] for _ in range(4)], []
+    while not env.trainer.steps:
+        action = legal_actions(env, generator)
+        starts = [
+            (env.state.instance[row : row + 1].clone(), env._augmentation[row : row + 1].clone()) for row in range(4)
+        ]
+        _, _, terminated, _, _ = env.step(action)
+        for row in range(4):
+            under_way[row].append(action[row : row + 1])
+            if terminated[row]:
+                ended.append((*starts[row], under_way[row]))
+                under_way[row] = []
+    assert env.trainer.steps == 1 and not network.training
+    assert any(augmentation.any() for _, augmentation, _ in ended)
+
+    losses = []
+    for instance, augmentation, actions in ended[:5]:
+        state = twin.start(env.dataset.pixels(instance, augmentation), env.dataset.task[instance])
+        for action in actions:
+            state = twin.step(state, action)
+        label = env.dataset.label[instance]
+        losses += [
+            (exit.weight * torch.nn.functional.cross_entropy(exit.logits, label, reduction="none")).sum()
+            for exit in state.exits
+        ]
+    assert soft or len(losses) == 5
+    (sum(losses) / 5).backward()
+    for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+        change = 0 if theirs.grad is None else 0.5 * theirs.grad
+        torch.testing.assert_close(ours, theirs - change)
+
+
+def test_same_step_trains_and_train_false_does_not():
+    for train in (True, False):
+        env = toy_env(RoutedMLP((1, 2, 3), 3, 3, width=4), 16, train=train, replay_batch=8)
+        env.reset(seed=0)
+        before = copy.deepcopy(env.network.state_dict())
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(8):
+            observation, *_ = env.step(legal_actions(env, generator))
+            assert not observation["activation"].requires_grad
+        assert env.trainer.steps == (4 if train else 0)
+        changed = any(not torch.equal(before[k], v) for k, v in env.network.state_dict().items())
+        assert changed == train
+        assert not env.network.training
+
+
+def test_batch_mode_is_temporary():
+    env = toy_env()
+    env.reset()
+    with env.batch_mode() as inner:
+        assert inner is env and env.keeps_graph and env.illegal == "raise"
+        env.reset()
+        env.step(torch.zeros(6, dtype=torch.int64))
+        env.train_blocks()
+    assert env.metadata["autoreset_mode"] is gymnasium.vector.AutoresetMode.SAME_STEP and not env.keeps_graph
+
+
+def test_rendering():
+    env = toy_env(RoutedMLP((1, 2, 3), 3, 3, width=4), 3, render_mode="ansi")
+    env.reset(options={"instances": [0, 30, 60]})
+    env.step(torch.tensor([2, 1, 0]))
+    env.step(torch.tensor([0, 0, 1]))
+    tasks = env.state.task.tolist()
+    assert env.render()[0] == f"task {tasks[0]}: layer 1 -> 2, layer 2 -> 0"
+    env.step(torch.tensor([1, 1, 1]))
+    assert env.render()[2] == f"task {tasks[2]}: layer 1 -> 0, layer 2 -> 1, layer 3 -> 1"
+
+    env = toy_env(RoutedMLP((1, 2, 3), 3, 3, width=4), 3, render_mode="rgb_array")
+    env.reset(options={"instances": [0, 30, 60]})
+    env.step(torch.tensor([2, 1, 0]))
+    (picture,) = env.render()
+    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    cells = {tuple(picture[14, 14 + 26 * task]) for task in env.state.task.tolist()}
+    assert len(cells) == len(set(env.state.task.tolist())) and (255, 255, 255) not in cells
+    assert tuple(picture[40, 14]) == (255, 255, 255)  # layer 2: nothing decided yet
+    single = gymnasium.make("routing_gym/DigitsMTL-v0", render_mode="ansi")
+    single.reset(seed=0)
+    for choice in (1, 2, 3):
+        single.step(choice)
+    assert single.render().endswith("layer 1 -> 1, layer 2 -> 2, layer 3 -> 3")
+    assert toy_env().render() is None
+
+
+def test_single_environment_follows_the_core():
+    env = gymnasium.make("routing_gym/DigitsMTL-v0", train=False)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.unwrapped.step(0)
+    observation, info = env.reset(seed=3)
+    core = env.unwrapped.core
+    instance, label = core.state.instance.clone(), int(core.outcome.label[0])
+    assert info["action_mask"].dtype == np.int8 and env.unwrapped.action_masks().dtype == bool
+    for choice in (4, 5, 6):
+        observation, reward, terminated, truncated, info = env.step(choice)
+    assert terminated and not truncated and observation["depth"] == 3 and observation["activation"].sum() == 0
+    assert type(reward) is float and reward in (-1.0, 1.0) and reward == 2 * info["correct"] - 1
+    assert info["label"] == label and info["macs"] == 5472
+    h = core.dataset.pixels(instance).flatten(1)
+    for choice, bank in zip((4, 5, 6), core.network.banks, strict=True):
+        h = h @ bank.weight[choice] + bank.bias[choice]
+        h = h.clamp(min=0) if bank.relu else h
+    assert info["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(h, torch.tensor([label]))), rel=1e-4)
+    with pytest.raises(ResetNeeded):
+        env.unwrapped.step(0)
+
+
+calls = st.lists(
+    st.tuples(st.sampled_from(["step", "reset", "mask", "bad-step", "bad-reset", "train"]), st.integers(0, 10**6)),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(calls=calls, mode=st.sampled_from(["same_step", "disabled"]), family=st.sampled_from(["tree", "gates", "mlp"]))
+def test_any_sequence_of_calls_leaves_it_usable(calls, mode, family):
+    """Legal calls succeed; what is refused raises one of the documented errors and changes nothing."""
+    network = {"tree": ExitTree([[1, 2], [], [3], []]), "gates": Gates(2), "mlp": RoutedMLP((1, 2, 3), 3, 2, width=4)}
+    env = toy_env(network[family], 3, autoreset_mode=mode, replay_batch=4, illegal="raise")
+    env.reset(seed=0)
+    for call, number in calls:
+        generator = torch.Generator().manual_seed(number)
+        state, parameters = env.state, [p.clone() for p in env.network.parameters()]
+        refused = (ValueError, ResetNeeded, RuntimeError)
+        if call == "step" and state.waiting:
+            env.step(legal_actions(env, generator))
+        elif call == "reset":
+            env.reset(seed=number)
+        elif call == "mask" and not bool(state.active.all()):
+            env.reset(options={"reset_mask": ~state.active})
+        elif call == "train" and env.keeps_graph and not state.waiting and env.exits:
+            env.train_blocks()
+        else:
+            good = legal_actions(env, generator)
+            bad = [good + 7, good - 9, good.float(), good[:-1], good.bool(), None, good.unsqueeze(-1)][number % 7]
+            with pytest.raises(refused):
+                if call == "bad-reset" or call == "mask":
+                    env.reset(options={"reset_mask": np.zeros(3, dtype=bool)})
+                elif call == "train":
+                    env.train_blocks()
+                    raise RuntimeError("a batch without rows that left cannot be trained on")
+                else:
+                    env.step(bad)
+            assert env.state is state
+            assert all(torch.equal(a, b) for a, b in zip(parameters, env.network.parameters(), strict=True))
+    env.reset()
+    for _ in range(8):
+        if env.state.waiting:
+            env.step(legal_actions(env, torch.Generator().manual_seed(0)))
