@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from routing_gym.agents.base import Agent
-from routing_gym.agents.registry import agent_class, make_agent
+from routing_gym.agents.registry import make_agent
 from routing_gym.envs import core_of
 
 FORMAT = "routing_gym checkpoint"
@@ -82,14 +82,15 @@ def load(path: str | Path, env: Any) -> Agent:
     """
     checkpoint = read(path)
     core = core_of(env)
-    check_same_network(core.network.state_dict(), checkpoint["env"]["network"], path)
-    agent_class(checkpoint["agent"])
     agent = make_agent(checkpoint["agent"], core, **checkpoint["config"])
     try:
         agent.load_state_dict(checkpoint["agent_state"])
     except RuntimeError as error:
         raise ValueError(f"{path} holds an agent for another environment: {error}") from error
-    core.load_state_dict(checkpoint["env"])
+    try:
+        core.load_state_dict(checkpoint["env"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if agent.optimizer is not None and checkpoint["agent_optimizer"] is not None:
         agent.optimizer.load_state_dict(checkpoint["agent_optimizer"])
     agent.generator.set_state(checkpoint["agent_generator"])
@@ -97,19 +98,6 @@ def load(path: str | Path, env: Any) -> Agent:
     agent.load_extra_state(checkpoint["agent_extra"])
     agent.episodes = checkpoint["episodes"]
     return agent
-
-
-def check_same_network(ours: dict[str, torch.Tensor], saved: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Refuse the parameters of another network."""
-    shapes, saved_shapes = ({key: tuple(value.shape) for key, value in part.items()} for part in (ours, saved))
-    if shapes != saved_shapes:
-        differing = sorted(
-            key for key in shapes.keys() | saved_shapes.keys() if shapes.get(key) != saved_shapes.get(key)
-        )
-        key = differing[0]
-        raise ValueError(
-            f"{path} holds another network: {key} has shape {saved_shapes.get(key)} there and {shapes.get(key)} here"
-        )
 
 
 def _is_plain(value: Any) -> bool:

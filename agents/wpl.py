@@ -56,7 +56,7 @@ class WPLConfig(AgentConfig):
 
 
 class WPL(Agent):
-    """A table of probabilities `[agent, decision, choice]` and one of average returns, both updated once per batch.
+    """Weighted Policy Learner: a table of probabilities `[agent, decision, choice]`, updated once per batch.
 
     The batched form of Algorithm 3: for a cell with n visits of mean return R, first average ← (1−λ)^n average +
     (1−(1−λ)^n) R; then every visit adds its scaled difference Δ, all computed on the old policy; then clip to [0, 1]

@@ -29,7 +29,7 @@ def _plain(action: int | float | list) -> str:
 
 def block_colors(num_choices: int) -> np.ndarray:
     """Return `(A, 3)` uint8: one hue per block, alternating in lightness so that neighbours differ."""
-    colors = [colorsys.hls_to_rgb(c / num_choices, 0.42 if c % 2 else 0.62, 0.75) for c in range(num_choices)]
+    colors = [colorsys.hls_to_rgb(c / num_choices, 0.55 if c % 2 else 0.72, 0.7) for c in range(num_choices)]
     return (np.asarray(colors) * 255).round().astype(np.uint8)
 
 

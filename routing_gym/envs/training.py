@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,7 @@ class BlocksTrainer:
     """
 
     def __init__(self, network: nn.Module, optimizer: str, learning_rate: float) -> None:
+        self.network = network
         self.optimizer = OPTIMIZERS[optimizer](network.parameters(), lr=learning_rate)
         self.steps = 0
 
@@ -65,6 +68,33 @@ class BlocksTrainer:
             before_step()
         self.optimizer.step()
         self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the network's parameters and of the optimiser's state."""
+        return {
+            "network": {key: value.clone() for key, value in self.network.state_dict().items()},
+            "optimizer_name": type(self.optimizer).__name__,
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put saved parameters into the network and go on with the saved optimiser, its learning rate included.
+
+        Raises:
+            ValueError: The state is of another network or optimiser. Nothing has changed then.
+        """
+        ours, saved = self.network.state_dict(), state["network"]
+        for key in sorted(ours.keys() | saved.keys()):
+            there, here = (tuple(part[key].shape) if key in part else None for part in (saved, ours))
+            if there != here:
+                raise ValueError(f"this is the state of another network: {key} has shape {there}, here {here}")
+        name = type(self.optimizer).__name__
+        if state["optimizer_name"] != name:
+            raise ValueError(f"the blocks were trained by {state['optimizer_name']}, here the optimizer is {name}")
+        self.network.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
 
 
 def exit_loss(exit: Exit, label: Tensor) -> Tensor:

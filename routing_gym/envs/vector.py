@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -382,18 +381,18 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs to go on from here, between two batches."""
         return {
-            "network": self.network.state_dict(),
-            "optimizer": copy.deepcopy(self.trainer.optimizer.state_dict()),
-            "steps": self.trainer.steps,
+            "blocks": self.trainer.state_dict(),
             "stream": self.stream.state_dict(),
             "frequency": self.frequency.total.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; the episodes under way are given up."""
-        self.network.load_state_dict(state["network"])
-        self.trainer.optimizer.load_state_dict(state["optimizer"])
-        self.trainer.steps = state["steps"]
+        """Go on from a saved state, its learning rate included; the episodes under way are given up.
+
+        Raises:
+            ValueError: The state is of another network or optimiser. Nothing has changed then.
+        """
+        self.trainer.load_state_dict(state["blocks"])
         self.stream.load_state_dict(state["stream"])
         self.frequency.total = state["frequency"].to(self.device)
         self._set_mode(self.autoreset_mode)

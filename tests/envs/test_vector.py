@@ -259,8 +259,11 @@ def test_a_diverged_loss_stops_training_and_changes_nothing():
     with pytest.raises(TrainingDivergedError, match="before step 1 of the blocks: the loss is nan"):
         env.train_blocks()
     after = env.state_dict()
-    assert all(torch.equal(before["network"][k].nan_to_num(), v.nan_to_num()) for k, v in after["network"].items())
-    assert after["steps"] == 0 and after["optimizer"]["state"] == {}
+    assert all(
+        torch.equal(before["blocks"]["network"][k].nan_to_num(), v.nan_to_num())
+        for k, v in after["blocks"]["network"].items()
+    )
+    assert after["blocks"]["steps"] == 0 and after["blocks"]["optimizer"]["state"] == {}
 
 
 def test_reset_mask_restarts_finished_rows_and_keeps_the_rest_of_the_graph():

@@ -1,0 +1,1 @@
+"""Comparing agents, from the command line and from code."""

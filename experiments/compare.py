@@ -1,0 +1,102 @@
+"""Agents side by side: same data, same blocks, same budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from routing_gym.envs import TrainingDivergedError
+from routing_gym.experiments.figures import learning_curves, routing_maps
+from routing_gym.experiments.report import Record, comparison_table, write_results
+from routing_gym.experiments.run import record_of, run
+from routing_gym.experiments.settings import (
+    TrainingSettings,
+    UsageError,
+    at_least_one,
+    build_agent,
+    check_agents,
+    writable_folder,
+)
+
+DEFAULT_AGENTS = ("wpl", "task-specific-all", "task-specific-last", "shared", "random-fixed", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Train several agents on one environment over several seeds and compare them.
+
+    Prints a table and writes learning_curves.png, routing_maps.png, results.json, a checkpoint and TensorBoard events
+    of every run.
+
+    Attributes:
+        training: How agents and blocks are trained.
+        agents: Agents to compare; `routing-gym list` prints them.
+        seeds: Number of seeds, 0 to N - 1: first weights, order of instances and the agent's choices.
+        agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. wpl.policy_rate=0.02.
+        out: Folder for everything that is written.
+    """
+
+    training: Annotated[TrainingSettings, tyro.conf.arg(name="")] = TrainingSettings()
+    agents: tuple[str, ...] = DEFAULT_AGENTS
+    seeds: int = 5
+    agent_options: tuple[str, ...] = ()
+    out: Path = Path("results/compare")
+
+    def execute(self, console: Console) -> int:
+        """Run it; return the exit status, 1 where some run diverged."""
+        self.training.check()
+        check_agents(self.agents)
+        at_least_one("seeds", self.seeds)
+        options = self._options_of_agents()
+        for name in self.agents:  # refuse bad options before the first minute is spent
+            build_agent(name, self.training.make_env(name, 0), 0, options[name])
+        folder = writable_folder(self.out)
+
+        records: list[Record] = []
+        failures: list[str] = []
+        columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as progress:
+            whole = progress.add_task("all runs", total=len(self.agents) * self.seeds)
+            for name in self.agents:
+                bar = progress.add_task(name, total=self.seeds * self.training.epochs)
+                for seed in range(self.seeds):
+                    cell = writable_folder(folder / name / f"seed-{seed}")
+                    env = self.training.make_env(name, seed)
+                    agent = build_agent(name, env, seed, options[name])
+                    try:
+                        result = run(agent, env, self.training.epochs, cell, partial(_advance, progress, bar))
+                        records.append(record_of(result, self.training.env, seed))
+                    except TrainingDivergedError as error:
+                        failures.append(f"seed {seed}, {error}; the last good checkpoint is in {cell}")
+                    progress.advance(whole)
+                    write_results(records, folder / "results.json")
+        if records:
+            title = f"{self.training.env}, {self.seeds} seed{'s' * (self.seeds > 1)}, {self.training.epochs} epochs"
+            console.print(comparison_table(records, title))
+            learning_curves(records, folder / "learning_curves.png", title)
+            routing_maps(records, folder / "routing_maps.png", f"Who takes which block: {self.training.env}")
+            console.print(f"Written to {folder}: learning_curves.png, routing_maps.png, results.json, a folder per run")
+        for failure in failures:
+            console.print(f"[red]{failure}[/red]")
+        return 1 if failures else 0
+
+    def _options_of_agents(self) -> dict[str, tuple[str, ...]]:
+        """Sort AGENT.NAME=VALUE by agent."""
+        options: dict[str, Any] = {name: [] for name in self.agents}
+        for item in self.agent_options:
+            name, dot, rest = item.partition(".")
+            if not dot or name not in options:
+                names = " ".join(self.agents)
+                raise UsageError(f"--agent-options takes AGENT.NAME=VALUE, the agent one of {names}, got {item!r}")
+            options[name].append(rest)
+        return {name: tuple(items) for name, items in options.items()}
+
+
+def _advance(progress: Progress, bar: TaskID, epoch: int) -> None:
+    progress.advance(bar)

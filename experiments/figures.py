@@ -1,0 +1,84 @@
+"""Pictures of results. Drawn with matplotlib's object interface, so that no display and no global state is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from routing_gym.envs import block_colors
+from routing_gym.experiments.report import Record, accuracy_text, by_agent
+
+DPI = 120
+
+
+def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
+    """Draw validation accuracy against epochs: the mean over seeds of each agent, and the range of the seeds."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    lowest = 1.0
+    for number, (agent, runs) in enumerate(by_agent(records).items()):
+        curves = 100 * np.array([run["curve"]["validation_accuracy"] for run in runs])
+        epochs = runs[0]["curve"]["epoch"]
+        lowest = min(lowest, curves.min() / 100)
+        tests = accuracy_text([run["test_accuracy"] for run in runs])
+        # Another dash for each agent: curves that lie on each other stay visible.
+        dash = (number, (6, number % 3 * 2))
+        (line,) = axes.plot(epochs, curves.mean(0), linestyle=dash, linewidth=1.8, label=f"{agent}\n{tests}")
+        axes.fill_between(epochs, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation accuracy, %")
+    axes.set_ylim(bottom=max(0.0, 100 * lowest - 1), top=100.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    figure.legend(title="test accuracy, %", fontsize=8, title_fontsize=8, loc="outside right upper", frameon=False)
+    figure.savefig(path, dpi=DPI)
+
+
+def routing_maps(records: Sequence[Record], path: Path, title: str) -> None:
+    """Draw each agent's routing map: for task (column) and decision (row) the block taken on the test split.
+
+    As Fig. 11 of Rosenbaum et al. (2018). Where instances of one task take several blocks the cell shows the most
+    frequent one, paler the less it dominates. One map per agent, of its first seed.
+    """
+    firsts = {agent: runs[0] for agent, runs in by_agent(records).items()}
+    columns = min(2, len(firsts))
+    rows = -(-len(firsts) // columns)
+    num_tasks, num_decisions, _ = np.array(next(iter(firsts.values()))["routes"]).shape
+    size = (columns * (0.42 * num_tasks + 1.3), rows * (0.38 * num_decisions + 0.75) + 0.3)
+    figure = Figure(figsize=(max(size[0], 4.0), size[1]), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(firsts) :]:
+        axes.axis("off")
+    for axes, (agent, record) in zip(grid.flat, firsts.items(), strict=False):
+        _routing_map(axes, np.array(record["routes"]))
+        axes.set_title(f"{agent} (seed {record['seed']})", fontsize=9)
+    figure.savefig(path, dpi=DPI)
+
+
+def _routing_map(axes: Axes, routes: np.ndarray) -> None:
+    """Draw `(T, N, A)` counts."""
+    num_tasks, num_decisions, num_choices = routes.shape
+    share = routes / np.maximum(routes.sum(-1, keepdims=True), 1)
+    block, strength = share.argmax(-1), share.max(-1)
+    colors = block_colors(num_choices) / 255
+    image = 1 - strength[..., None] * (1 - colors[block])
+    axes.imshow(image.transpose(1, 0, 2), aspect="equal")
+    for task in range(num_tasks):
+        for decision in range(num_decisions):
+            if strength[task, decision] > 0:
+                axes.text(task, decision, str(block[task, decision]), ha="center", va="center", fontsize=7)
+    axes.set_xticks(np.arange(num_tasks + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(num_decisions + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.set_xticks(range(num_tasks), [str(task) for task in range(num_tasks)], fontsize=7)
+    axes.set_yticks(range(num_decisions), [f"decision {i + 1}" for i in range(num_decisions)], fontsize=7)
+    axes.set_xlabel("task", fontsize=8)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)

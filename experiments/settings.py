@@ -1,0 +1,135 @@
+"""What every command needs to know about a run, and checking it before anything is computed."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+
+from routing_gym.agents import AGENTS, Agent, agent_class, make_agent
+from routing_gym.envs import RoutingVectorEnv, core_of
+from routing_gym.registration import env_ids
+
+DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
+
+
+class UsageError(Exception):
+    """A wrong option: the message says which, and what would have been right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """How agent and blocks are trained.
+
+    Attributes:
+        env: Id of the environment; `routing-gym list` prints them.
+        epochs: Passes over the training split, each rounded up to whole batches.
+        batch_size: Instances routed and trained on together.
+        env_options: Options of the environment as NAME=VALUE, e.g. num_blocks=5 rho=0.3 learning_rate=0.002.
+        device: "auto" takes CUDA where present.
+        threads: CPU threads of PyTorch; by default as many as it wants.
+    """
+
+    env: str = DEFAULT_ENV
+    epochs: int = 20
+    batch_size: int = 256
+    env_options: tuple[str, ...] = ()
+    device: str = "auto"
+    threads: int | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            UsageError: Names the option and what it takes.
+        """
+        if self.env not in env_ids():
+            raise UsageError(f"unknown environment {self.env!r}; known are {', '.join(env_ids())}")
+        for option in ("epochs", "batch_size"):
+            at_least_one(option, getattr(self, option))
+        if self.threads is not None:
+            at_least_one("threads", self.threads)
+            torch.set_num_threads(self.threads)
+
+    def make_env(self, agent: str, seed: int) -> RoutingVectorEnv:
+        """Make the environment an agent needs.
+
+        Raises:
+            UsageError: An option the environment refuses.
+        """
+        cls = agent_class(agent)
+        options = {
+            "autoreset_mode": "disabled",
+            "action_type": cls.action_type,
+            "device": self.device,
+            "seed": seed,
+            **cls.env_kwargs,
+            **parse_options("env_options", self.env_options),
+        }
+        try:
+            return core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(str(error)) from error
+
+
+def at_least_one(option: str, value: int) -> None:
+    """Refuse a count below 1."""
+    if value < 1:
+        raise UsageError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
+
+
+def check_agents(names: tuple[str, ...]) -> None:
+    """Refuse unknown, missing and repeated agents."""
+    if not names:
+        raise UsageError(f"--agents needs at least one of {', '.join(sorted(AGENTS))}")
+    for name in names:
+        if name not in AGENTS:
+            raise UsageError(f"unknown agent {name!r}; known are {', '.join(sorted(AGENTS))}")
+    if len(set(names)) < len(names):
+        raise UsageError(f"--agents names an agent twice: {' '.join(names)}")
+
+
+def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str, ...]) -> Agent:
+    """Make an agent with options given as NAME=VALUE.
+
+    Raises:
+        UsageError: An option the agent does not take, or an environment it cannot route.
+    """
+    try:
+        return make_agent(name, env, seed=seed, **parse_options("agent_options", options))
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+def parse_options(option: str, given: tuple[str, ...]) -> dict[str, Any]:
+    """Turn `("rho=0.3", "network=mlp")` into a dictionary; values are Python literals, else text."""
+    parsed: dict[str, Any] = {}
+    for item in given:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--{option.replace('_', '-')} takes NAME=VALUE, got {item!r}")
+        try:
+            parsed[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parsed[name] = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return parsed
+
+
+def writable_folder(path: Path) -> Path:
+    """Make a folder and make sure that files can be written there.
+
+    Raises:
+        UsageError: It cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UsageError(f"the output folder {path} cannot be written to: {error.strerror or error}") from error
+    return path

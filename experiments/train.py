@@ -1,0 +1,137 @@
+"""Training one agent, and judging a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import gymnasium
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from routing_gym.agents import Agent, load, read
+from routing_gym.envs import Evaluation, core_of, evaluate
+from routing_gym.experiments.report import write_results
+from routing_gym.experiments.run import record_of, run
+from routing_gym.experiments.settings import (
+    TrainingSettings,
+    UsageError,
+    build_agent,
+    check_agents,
+    parse_options,
+    writable_folder,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train one agent and the blocks; writes checkpoint.pt after every epoch, results.json, TensorBoard events.
+
+    Attributes:
+        training: How agent and blocks are trained.
+        agent: The agent; `routing-gym list` prints them.
+        seed: First weights, order of instances and the agent's choices.
+        agent_options: Options of the agent as NAME=VALUE, e.g. policy_rate=0.02.
+        out: Folder for everything that is written.
+        resume: Go on from OUT/checkpoint.pt, where there is one.
+    """
+
+    training: Annotated[TrainingSettings, tyro.conf.arg(name="")] = TrainingSettings()
+    agent: str = "wpl"
+    seed: int = 0
+    agent_options: tuple[str, ...] = ()
+    out: Path = Path("results/train")
+    resume: bool = False
+
+    def execute(self, console: Console) -> int:
+        """Run it; return the exit status."""
+        self.training.check()
+        check_agents((self.agent,))
+        env = self.training.make_env(self.agent, self.seed)
+        agent = build_agent(self.agent, env, self.seed, self.agent_options)
+        folder = writable_folder(self.out)
+        checkpoint = folder / "checkpoint.pt"
+        if self.resume and checkpoint.exists():
+            try:
+                agent = load(checkpoint, env)
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+            if agent.name != self.agent:
+                raise UsageError(f"{checkpoint} holds the agent {agent.name!r}, not {self.agent!r}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task(f"{self.agent}, epochs", total=self.training.epochs)
+            result = run(agent, env, self.training.epochs, folder, lambda epoch: progress.update(bar, completed=epoch))
+        write_results([record_of(result, self.training.env, self.seed)], folder / "results.json")
+        console.print(evaluation_table(result.test, f"{self.agent} on {self.training.env}"))
+        console.print(f"Written to {folder}: checkpoint.pt, curve.json, results.json, TensorBoard events")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Judge a checkpoint: accuracy and cost of the deterministic policy on a whole split.
+
+    Attributes:
+        checkpoint: A file written by `train`, `compare` or `agent.save`.
+        split: The split to judge on.
+        env_options: Options of the environment to change, as NAME=VALUE.
+        json: Print one JSON object instead of a table.
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    split: Literal["train", "validation", "test"] = "test"
+    env_options: tuple[str, ...] = ()
+    json: bool = False
+
+    def execute(self, console: Console) -> int:
+        """Run it; return the exit status."""
+        agent = load_with_env(self.checkpoint, self.env_options)
+        result = evaluate(agent, agent.env, split=self.split)
+        if self.json:
+            values = dataclasses.asdict(dataclasses.replace(result, routes=result.routes.tolist()))  # type: ignore[arg-type]
+            console.print_json(json.dumps({"agent": agent.name, **values}))
+        else:
+            console.print(evaluation_table(result, f"{agent.name}, {self.checkpoint}"))
+        return 0
+
+
+def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
+    """Load a checkpoint and make the environment it was trained in.
+
+    Raises:
+        UsageError: Not a checkpoint, or one that does not name its environment.
+    """
+    try:
+        checkpoint = read(path)
+        if checkpoint["env_id"] is None:
+            raise UsageError(f"{path} was not trained in a registered environment: load it with Agent.load(path, env)")
+        options = {**checkpoint["env_kwargs"], **parse_options("env_options", env_options)}
+        for key in ("num_envs", "vectorization_mode"):
+            options.pop(key, None)
+        env = gymnasium.make_vec(checkpoint["env_id"], num_envs=checkpoint["num_envs"], **options)
+        return load(path, core_of(env))
+    except FileNotFoundError as error:
+        raise UsageError(f"no such checkpoint: {path}") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def evaluation_table(result: Evaluation, title: str) -> Table:
+    """Return accuracy and cost, whole and per task."""
+    table = Table(title=f"{title}, split {result.split}")
+    for column in ("task", "accuracy %", "MACs per instance"):
+        table.add_column(column, justify="right")
+    for task, (accuracy, macs) in enumerate(zip(result.task_accuracy, result.task_macs, strict=True)):
+        table.add_row(str(task), f"{100 * accuracy:.2f}", f"{macs:,.0f}")
+    table.add_section()
+    table.add_row("all", f"{100 * result.accuracy:.2f}", f"{result.macs:,.0f}")
+    table.caption = (
+        f"loss {result.loss:.4f}, router's own MACs {result.router_macs:,.0f}, blocks used {result.blocks_used}, "
+        f"paths {result.paths}"
+    )
+    return table

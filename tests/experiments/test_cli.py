@@ -1,0 +1,167 @@
+"""The command line, run as a user runs it (in this process, on a small budget)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from scipy import stats
+
+from routing_gym.agents import AGENTS
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.report import accuracy_text, interval
+
+SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "64"]
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_compare_writes_all_it_promises(tmp_path, capsys):
+    assert run("compare", *SMALL, "--agents", "wpl", "shared", "--seeds", 2, "--out", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "wpl" in printed and "shared" in printed and "accuracy" in printed
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert [(r["agent"], r["seed"]) for r in records] == [("wpl", 0), ("wpl", 1), ("shared", 0), ("shared", 1)]
+    for record in records:
+        assert record["env"] == "routing_gym/SyntheticMTL-v0"
+        assert 0 <= record["test_accuracy"] <= 1
+        assert record["test_accuracy"] == pytest.approx(np.mean(record["task_accuracy"]))
+        assert record["macs"] == 16 * 48 + 48 * 48 + 48 * 3 and record["parameters"] == 4 * (record["macs"] + 99)
+        assert record["samples_per_second"] > 0 and record["seconds"] > 0
+        assert record["curve"]["epoch"] == [1, 2]
+        assert np.array(record["routes"]).shape == (4, 3, 4)
+    assert [r["blocks_used"] for r in records[2:]] == [3, 3]
+    for picture in ("learning_curves.png", "routing_maps.png"):
+        pixels = imread(tmp_path / picture)[..., :3]
+        assert pixels.shape[0] > 200 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+    for cell in ("wpl/seed-0", "shared/seed-1"):
+        assert list((tmp_path / cell).glob("events.out.tfevents*")) and (tmp_path / cell / "checkpoint.pt").exists()
+
+
+def test_compare_is_the_same_twice(tmp_path):
+    results = []
+    for folder in ("a", "b"):
+        run("compare", *SMALL, "--agents", "wpl", "random", "--seeds", 1, "--out", tmp_path / folder)
+        records = json.loads((tmp_path / folder / "results.json").read_text())
+        for record in records:
+            for timing in ("seconds", "samples_per_second"):
+                record.pop(timing)
+            record["curve"].pop("seconds")
+        results.append(records)
+    assert results[0] == results[1]
+
+
+def test_train_evaluate_and_resume(tmp_path, capsys):
+    assert run("train", *SMALL, "--agent", "wpl", "--out", tmp_path / "whole", "--env-options", "width=8") == 0
+    arguments = ["train", *SMALL, "--agent", "wpl", "--out", tmp_path / "halves", "--env-options", "width=8"]
+    assert run(*arguments, "--epochs", 1) == 0
+    assert run(*arguments, "--resume") == 0
+    whole, halves = (json.loads((tmp_path / folder / "results.json").read_text())[0] for folder in ("whole", "halves"))
+    assert whole["test_accuracy"] == halves["test_accuracy"]
+    assert whole["curve"]["train_loss"] == halves["curve"]["train_loss"]
+    capsys.readouterr()
+    assert run("evaluate", tmp_path / "whole" / "checkpoint.pt", "--json") == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert judged["accuracy"] == whole["test_accuracy"] and judged["split"] == "test"
+    assert run("evaluate", tmp_path / "whole" / "checkpoint.pt", "--split", "train") == 0
+    assert "MACs per instance" in capsys.readouterr().out
+
+
+def test_list_names_everything(capsys):
+    assert run("list") == 0
+    printed = capsys.readouterr().out
+    assert "routing_gym/DigitsMTL-v0" in printed and all(name in printed for name in AGENTS) and "mlp" in printed
+
+
+def test_bench_writes_ratios(tmp_path):
+    out = tmp_path / "bench.json"
+    threads = torch.get_num_threads()
+    arguments = ("--blocks", 2, 3, "--batch", 32, "--agents", "wpl", "shared", "--rounds", 3, "--out", out)
+    try:
+        assert run("bench", *arguments) == 0
+    finally:
+        torch.set_num_threads(threads)
+    records = json.loads(out.read_text())
+    assert [(r["agent"], r["blocks"], r["batch"]) for r in records] == [
+        ("wpl", 2, 32), ("shared", 2, 32), ("wpl", 3, 32), ("shared", 3, 32),
+    ]  # fmt: skip
+    for record in records:
+        assert record["train_ratio"] > 0 and record["inference_ratio"] > 0 and record["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["compare", "--env", "routing_gym/Digits"],
+            "unknown environment 'routing_gym/Digits'; known are r",
+        ),
+        (["compare", "--agents", "wlp"], "unknown agent 'wlp'; known are random, random-fixed, shared"),
+        (["compare", "--agents", "wpl", "wpl"], "names an agent twice"),
+        (["compare", "--agents"], "--agents needs at least one of"),
+        (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["compare", "--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["compare", "--batch-size", "-3"], "--batch-size must be at least 1, got -3"),
+        (["compare", "--env-options", "num_blocks=0"], "num_blocks must be an integer of at least 1, got 0"),
+        (["compare", "--env-options", "blocks=3"], "unknown option 'blocks'; this environment takes"),
+        (["compare", "--env-options", "rho"], "--env-options takes NAME=VALUE, got 'rho'"),
+        (["compare", "--agent-options", "policy_rate=1"], "AGENT.NAME=VALUE"),
+        (["compare", "--agent-options", "wpl.rate=1"], "agent 'wpl' has no option 'rate'; it takes"),
+        (["compare", "--agent-options", "wpl.gamma=2"], r"gamma must lie in \[0, 1\], got 2"),
+        (["compare", "--env-options", "num_blocks=3"], "needs a block for each of the 10 tasks"),
+        (["train", "--agent", "none"], "unknown agent 'none'"),
+        (["evaluate", "/nonexistent/checkpoint.pt"], "no such checkpoint: /nonexistent/checkpoint.pt"),
+        (["bench", "--rounds", "0"], "--rounds must be at least 1"),
+    ],
+)
+def test_wrong_options_are_refused_with_the_right_ones(arguments, message, capsys, tmp_path):
+    out = ["--out", str(tmp_path / "out")] if arguments[0] in ("compare", "train") else []
+    assert run(*arguments, *out) == 2
+    import re
+
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [["compare", "--sedes", "3"], ["comprae"], ["compare", "--seeds", "many"], []])
+def test_what_the_parser_does_not_know_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert any(word in printed.err + printed.out for word in ("--seeds", "compare", "INT"))
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run("compare", *SMALL, "--agents", "wpl", "--out", tmp_path / "file" / "results") == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    arguments = ["--agents", "shared", "--seeds", 1, "--out", tmp_path, "--env-options", "optimizer=sgd"]
+    assert run("compare", *SMALL, *arguments, "learning_rate=1e30") == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "agent 'shared': training stopped before step" in printed and "last good checkpoint" in printed
+    assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train") == 0
+    checkpoint = tmp_path / "train" / "checkpoint.pt"
+    poisoned = torch.load(checkpoint, weights_only=True)
+    poisoned["env"]["blocks"]["network"]["banks.2.bias"][0] = float("inf")
+    torch.save(poisoned, checkpoint)
+    kept = checkpoint.read_bytes()
+    capsys.readouterr()
+    assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train", "--epochs", 4, "--resume") == 1
+    assert "agent 'shared': training stopped before step 25 of the blocks" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == kept
+
+
+def test_intervals_are_students_t():
+    values = [0.98, 0.99, 1.0, 0.97]
+    low, high = interval(values)
+    half = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
+    assert (low, high) == (pytest.approx(np.mean(values) - half), pytest.approx(np.mean(values) + half))
+    assert interval([0.5]) is None and interval([0.9, 0.9]) == (0.9, 0.9)
+    assert accuracy_text([0.5]) == "50.00" and accuracy_text([0.9, 0.9]) == "90.00 ± 0.00"
