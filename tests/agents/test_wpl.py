@@ -56,11 +56,10 @@ def algorithm_3(agent, trajectory):
             else:
                 delta *= p if loses else (1 - p)
             new[who][decision][choice] += config.policy_rate * delta
-    for agent_table in new:
-        for row in agent_table:
+    for agent_table, old_table in zip(new, table, strict=True):
+        for row, old in zip(agent_table, old_table, strict=True):
             clipped = [min(1.0, max(0.0, p)) for p in row]
-            if sum(clipped) > 0:
-                row[:] = [p / sum(clipped) for p in clipped]
+            row[:] = [p / sum(clipped) for p in clipped] if sum(clipped) > 0 else old
     return torch.tensor(new), torch.tensor(average)
 
 
@@ -86,7 +85,7 @@ def test_update_is_algorithm_3(arrangement, scaling, baseline, gamma, rate, aver
         table, average = algorithm_3(agent, trajectory)
         agent.receive(trajectory)
         torch.testing.assert_close(agent.average, average, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(agent.table, table.clamp(0, 1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(agent.table, table, rtol=1e-4, atol=1e-5)
 
 
 def test_two_visits_by_hand():
