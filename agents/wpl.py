@@ -19,7 +19,8 @@ class WPLConfig(AgentConfig):
 
     Attributes:
         arrangement: `"per_task"`, one policy per task, or `"single"`, one for all.
-        policy_rate: Step size of the policy.
+        policy_rate: Step size of the policy. The default was best of 0.003 to 0.04 on DIGITS-MTL's validation split
+            (mean of 10 seeds); at 0.01 and above two tasks now and then settle on one and the same path.
         average_rate: Rate of the running average of returns, in (0, 1]; None for `policy_rate` (as printed).
         gamma: Discount of later action rewards; the final reward is not discounted.
         scaling: `"algorithm3"`: a gain is scaled by the probability of the action, a loss by its complement.
@@ -30,7 +31,7 @@ class WPLConfig(AgentConfig):
     """
 
     arrangement: Literal["per_task", "single"] = "per_task"
-    policy_rate: float = 0.01
+    policy_rate: float = 0.005
     average_rate: float | None = None
     gamma: float = 1.0
     scaling: Literal["algorithm3", "appendix"] = "algorithm3"

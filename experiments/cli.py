@@ -47,6 +47,8 @@ class List:
         return 0
 
 
+WIDTH_OF_A_FILE = 110
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "train": Train,
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="routing-gym",
         description="Route instances through neural networks: train agents jointly with the blocks, and compare them.",
     )
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     try:
         return command.execute(console)
     except UsageError as error:

@@ -51,9 +51,9 @@ def accuracy_text(values: Sequence[float]) -> str:
 
 def comparison_table(records: Sequence[Record], title: str) -> Table:
     """Return one row per agent; means over seeds."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("agent", no_wrap=True)
-    for column in ("accuracy %", "worst %", "MACs", "blocks", "paths", "samples/s", "time"):
+    for column in ("accuracy %", "worst", "MACs", "blocks", "paths", "samples/s", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for agent, runs in by_agent(records).items():
 
