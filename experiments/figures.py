@@ -36,7 +36,9 @@ def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    figure.legend(title="test accuracy, %", fontsize=8, title_fontsize=8, loc="outside right upper", frameon=False)
+    figure.legend(
+        title="test accuracy, %", fontsize=8, title_fontsize=8, loc="outside right upper", frameon=False, handlelength=3
+    )
     figure.savefig(path, dpi=DPI)
 
 
