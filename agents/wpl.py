@@ -92,12 +92,11 @@ class WPL(Agent):
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Apply Algorithm 3 to all visits of a batch at once."""
         config = self.config
-        returns = trajectory.returns(config.gamma)
-        cells, values = self._visits(trajectory, returns)
+        cells, values, counts = self._visits(trajectory)
         table, average = self.table.flatten(), self.average.flatten()
 
-        visits = torch.zeros_like(table).index_add(0, cells, torch.ones_like(values))
-        mean = torch.zeros_like(table).index_add(0, cells, values) / visits.clamp(min=1)
+        visits = torch.zeros_like(table).index_add(0, cells, counts)
+        mean = torch.zeros_like(table).index_add(0, cells, counts * values) / visits.clamp(min=1)
         rate = config.policy_rate if config.average_rate is None else config.average_rate
         kept = (1 - min(rate, 1.0)) ** visits  # 1 where there was no visit
         average = kept * average + (1 - kept) * mean
@@ -110,7 +109,7 @@ class WPL(Agent):
         delta = values - baseline.index_select(0, cells)
         probability = table.index_select(0, cells)
         grows = probability if config.scaling == "algorithm3" else 1 - probability
-        delta = delta * torch.where(delta < 0, 1 - grows, grows)
+        delta = counts * delta * torch.where(delta < 0, 1 - grows, grows)
         moved = table.index_add(0, cells, config.policy_rate * delta)
 
         self.average.copy_(average.view_as(self.average))
@@ -118,21 +117,18 @@ class WPL(Agent):
         entropy = -(self.table * self.table.clamp(min=1e-12).log()).sum(-1).mean()
         return {"policy_entropy": entropy}
 
-    def _visits(self, trajectory: Trajectory, returns: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the flat cell number and the return of every choice an active row made."""
-        steps = trajectory.steps
+    def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, for every choice made, its flat cell number, its return, and 1 (0 for rows that had left)."""
+        steps, returns = trajectory.steps, trajectory.returns(self.config.gamma)
         action = torch.stack([step.action for step in steps if isinstance(step.action, Tensor)])
         decision = torch.stack([step.decision for step in steps]).clamp(max=self.num_decisions - 1)
-        place = agents_of({"task": trajectory.task}, self.config.arrangement) * self.num_decisions + decision
+        counts = torch.stack([step.active for step in steps]).to(returns.dtype)
+        cells = agents_of({"task": trajectory.task}, self.config.arrangement) * self.num_decisions + decision
         if action.ndim == 3:
-            slots = torch.arange(self.num_tensors, device=place.device)
-            place = place.unsqueeze(-1) * self.num_tensors + slots
-        cells = place * self.num_choices + action
-        values = returns if action.ndim == 2 else returns.unsqueeze(-1).expand(cells.shape)
-        active = torch.stack([step.active for step in steps])
-        if bool(active.all()):
-            return cells.flatten(), values.flatten()
-        return cells[active].flatten(), values[active].flatten()
+            slots = torch.arange(self.num_tensors, device=cells.device)
+            cells = cells.unsqueeze(-1) * self.num_tensors + slots
+            returns, counts = (part.unsqueeze(-1).expand(cells.shape) for part in (returns, counts))
+        return (cells * self.num_choices + action).flatten(), returns.flatten(), counts.flatten()
 
     def policy(self) -> Tensor | None:
         """Return `(T, N, A)`: each task's probabilities."""

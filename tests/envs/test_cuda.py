@@ -1,0 +1,64 @@
+"""On a GPU: the same results as on the CPU, nothing waits for the host, and bad actions are caught once per batch."""
+
+import copy
+
+import pytest
+import torch
+from toys import CLASSES
+
+from routing_gym.agents import make_agent, train_batch
+from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError
+from routing_gym.networks import RoutedMLP
+from routing_gym.tasks import synthetic_mtl
+from routing_gym.testing import check_vector_env
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def env_on(device, network, num_envs=64, **options):
+    data = synthetic_mtl(num_tasks=3, num_classes=CLASSES, image_size=6, images_per_class=20)
+    return RoutingVectorEnv(network, data, num_envs, device=device, **options)
+
+
+def test_training_is_that_of_the_cpu():
+    torch.manual_seed(0)
+    network = RoutedMLP((1, 6, 6), CLASSES, 3, width=16)
+    losses = []
+    for device, own in (("cpu", network), ("cuda", copy.deepcopy(network))):
+        env = env_on(device, own, autoreset_mode="disabled", optimizer="sgd", learning_rate=0.1)
+        agent = make_agent("task-specific-all", env)
+        losses.append([train_batch(agent, env)["loss"].item() for _ in range(10)])
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-3, atol=1e-3)
+
+
+def test_the_training_step_waits_for_the_device_once():
+    env = env_on("cuda", RoutedMLP((1, 6, 6), CLASSES, 3, width=16), autoreset_mode="disabled")
+    agent = make_agent("wpl", env)
+    train_batch(agent, env)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        env.reset()
+        while env.state.waiting:
+            env.step(torch.zeros(64, dtype=torch.int64, device="cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    env.train_blocks()
+
+
+def test_a_bad_action_is_caught_before_the_optimiser_steps():
+    env = env_on("cuda", RoutedMLP((1, 6, 6), CLASSES, 3, width=16), autoreset_mode="disabled")
+    before = copy.deepcopy(env.network.state_dict())
+    env.reset()
+    env.step(torch.full((64,), 7, device="cuda"))
+    env.step(torch.zeros(64, dtype=torch.int64, device="cuda"))
+    env.step(torch.zeros(64, dtype=torch.int64, device="cuda"))
+    with pytest.raises(TrainingDivergedError, match="out of range"):
+        env.train_blocks()
+    assert all(torch.equal(before[key], value) for key, value in env.network.state_dict().items())
+
+
+def test_the_checker_passes():
+    check_vector_env(env_on("cuda", RoutedMLP((1, 6, 6), CLASSES, 3, width=16), 5, validate=True))
