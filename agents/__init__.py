@@ -1,10 +1,10 @@
 """Who decides: agents, and the loop that trains them together with the blocks."""
 
-from routing_gym.agents.base import Agent, AgentConfig
-from routing_gym.agents.checkpoint import load, read, save
+from routing_gym.agents.base import AGENTS, Agent, AgentConfig
+from routing_gym.agents.checkpoint import read
 from routing_gym.agents.fixed import FixedAgent, RandomAgent, RandomFixed, Shared, TaskSpecificAll, TaskSpecificLast
 from routing_gym.agents.learn import learn, train_batch
-from routing_gym.agents.registry import AGENTS, agent_class, make_agent, register_agent
+from routing_gym.agents.registry import agent_class, make_agent, register_agent
 from routing_gym.agents.wpl import WPL, WPLConfig
 
 register_agent("wpl", WPL)
@@ -28,10 +28,8 @@ __all__ = [
     "WPLConfig",
     "agent_class",
     "learn",
-    "load",
     "make_agent",
     "read",
     "register_agent",
-    "save",
     "train_batch",
 ]

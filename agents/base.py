@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from routing_gym.agents.checkpoint import origin_of, read, write
+from routing_gym.agents.learn import learn
 from routing_gym.envs import Context, Observation, RoutingVectorEnv, RunningShare, Trajectory, core_of
 from routing_gym.networks import Action
 
@@ -31,8 +33,9 @@ class AgentConfig:
 class Agent(nn.Module):
     """Decides the way of every instance, and learns from it.
 
-    A subclass implements `act` and, if it learns, `update`; with one `register_agent` call it works in every script
-    and command.
+    A subclass implements `act` and, if it learns, `update`; one `register_agent` call gives it a name, under which
+    `make_agent`, checkpoints and, in a process that has made the call, every command know it. Buffers and parameters
+    are moved to the environment's device by `make_agent`.
 
     Attributes:
         Config: The dataclass of its options.
@@ -60,8 +63,8 @@ class Agent(nn.Module):
     max_tensors: ClassVar[int | None] = 1
     env_kwargs: ClassVar[Mapping[str, Any]] = {}
 
-    name: ClassVar[str] = ""
-    """The name it is registered under."""
+    name: str = ""
+    """The name it was made by."""
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__()
@@ -94,10 +97,11 @@ class Agent(nn.Module):
                 f"agent {name!r} chooses for {self.max_tensors} tensor per decision, this network has up to "
                 f"{network.num_tensors}"
             )
+        made = {**({} if self.env.spec is None else self.env.spec.kwargs), **dataclasses.asdict(config)}
         for option, value in self.env_kwargs.items():
-            if getattr(config, option) != value:
+            if made.get(option) != value:
                 raise ValueError(
-                    f"agent {name!r} needs an environment made with {option}={value!r}, got {getattr(config, option)!r}"
+                    f"agent {name!r} needs an environment made with {option}={value!r}, got {made.get(option)!r}"
                 )
 
     # ------------------------------------------------------------------------------------- what a subclass implements
@@ -127,17 +131,6 @@ class Agent(nn.Module):
         """Return the multiply-accumulates the agent itself spends on one decision; 0 for tables."""
         return 0.0
 
-    def policy(self) -> Tensor | None:
-        """Return the policy `(T, N, A)` as it depends on task and decision alone; None where it depends on more."""
-        return None
-
-    def extra_state(self) -> dict[str, Any]:
-        """Return what has to be saved beside the `state_dict`: tensors and plain values."""
-        return {}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what `extra_state` gave."""
-
     # ------------------------------------------------------------------------------------------------- what it inherits
 
     def receive(self, trajectory: Trajectory) -> dict[str, Tensor]:
@@ -151,16 +144,19 @@ class Agent(nn.Module):
             known = [step for step in trajectory.steps if "probabilities" in step.record]
             for step in known:
                 if isinstance(step.action, Tensor) and not step.action.is_floating_point():
-                    bonus = self.env.config.rho * self._shares.of(step.decision, step.action)
-                    step.reward = step.reward + bonus * step.active
+                    bonus = self._shares.of(step.decision, step.action, step.choosing)
+                    step.reward = step.reward + self.env.config.rho * bonus
             for step in known:
-                self._shares.count_probabilities(step.decision, step.record["probabilities"], step.active)
-        return self.update(trajectory)
+                self._shares.count_probabilities(step.decision, step.record["probabilities"], step.choosing)
+            if type(self).update is not Agent.update and not known:
+                raise ValueError(
+                    f"agent {self.name!r} records no context.record['probabilities'], which the collaboration reward "
+                    "needs: make the environment with collaboration='frequency', or with rho=0"
+                )
+        return self.update(trajectory) or {}
 
-    def learn(self, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> Agent:
+    def learn(self, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> Self:
         """Train agent and blocks together; see `routing_gym.agents.learn.learn`."""
-        from routing_gym.agents.learn import learn
-
         learn(self, env, episodes, callback)
         return self
 
@@ -211,22 +207,72 @@ class Agent(nn.Module):
         carried = context.carry if context.carry is None or as_tensors else context.carry.cpu().numpy()
         return back(action), carried
 
-    def save(self, path: str | Path) -> None:
-        """Write agent, blocks, optimisers and random states into one file; see `routing_gym.agents.checkpoint`."""
-        from routing_gym.agents.checkpoint import save
+    def save(self, path: str | Path, **extra: Any) -> None:
+        """Write agent, blocks, optimisers and random states into one file, whole or not at all.
 
-        save(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path, env: Any) -> Agent:
-        """Read an agent and its blocks from a file; the blocks go into `env`'s network.
+        Args:
+            path: The file.
+            extra: Plain values and tensors to keep beside them; `read(path)["extra"]` gives them back.
 
         Raises:
-            ValueError: Not a checkpoint, or one of another network or agent.
+            ValueError: The agent's class is not registered, so that no one could load it.
         """
-        from routing_gym.agents.checkpoint import load
+        if AGENTS.get(self.name) is not type(self):
+            raise ValueError(
+                f"{type(self).__name__} cannot be saved: register_agent(name, {type(self).__name__}) first, so that it "
+                "can be found when it is loaded"
+            )
+        write(
+            path,
+            {
+                "agent": self.name,
+                "config": dataclasses.asdict(self.config),
+                "episodes": self.episodes,
+                "agent_state": self.state_dict(),
+                "agent_optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+                "agent_generator": (self.generator.device.type, self.generator.get_state()),
+                "agent_shares": self._shares.total,
+                "env": self.env.state_dict(),
+                "extra": extra,
+                **origin_of(self.env),
+            },
+        )
 
-        agent = load(path, env)
-        if not isinstance(agent, cls):
-            raise ValueError(f"{path} holds a {type(agent).__name__}, expected a {cls.__name__}")
+    @classmethod
+    def load(cls, path: str | Path, env: Any) -> Self:
+        """Read an agent and its blocks from a file; the blocks go into `env`'s network.
+
+        Learning goes on bit for bit where it stopped, on the same kind of device; elsewhere the agent's random numbers
+        start anew from its seed and its episodes.
+
+        Raises:
+            ValueError: Not a checkpoint, or one of another network, agent or data set. `env` is unchanged then.
+        """
+        checkpoint = read(path)
+        known = AGENTS.get(checkpoint["agent"])
+        if known is None:
+            raise ValueError(f"{path} holds the agent {checkpoint['agent']!r}, which is not registered here")
+        if not issubclass(known, cls):
+            raise ValueError(f"{path} holds a {known.__name__}, expected a {cls.__name__}")
+        core = core_of(env)
+        try:
+            agent = known(core, known.Config(**checkpoint["config"])).to(core.device)
+            agent.name = checkpoint["agent"]
+            agent.load_state_dict(checkpoint["agent_state"])
+            if agent.optimizer is not None:
+                agent.optimizer.load_state_dict(checkpoint["agent_optimizer"])
+            core.load_state_dict(checkpoint["env"])
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} does not fit this environment: {error}") from error
+        agent.episodes = checkpoint["episodes"]
+        device, state = checkpoint["agent_generator"]
+        if device == agent.generator.device.type:
+            agent.generator.set_state(state)
+        else:
+            agent.generator.manual_seed(agent.config.seed + agent.episodes)
+        agent._shares.total = checkpoint["agent_shares"].to(core.device)
         return agent
+
+
+AGENTS: dict[str, type[Agent]] = {}
+"""Agents by name; `register_agent` adds to it."""

@@ -36,12 +36,6 @@ class FixedAgent(Agent):
         depth = observation["depth"].clamp(max=self.num_decisions - 1)
         return self.routes.flatten(0, 1).index_select(0, observation["task"] * self.num_decisions + depth)
 
-    def policy(self) -> Tensor | None:
-        """Return `(T, N, A)`: 1 for the choice taken."""
-        if self.routes.ndim == 3:
-            return None
-        return torch.nn.functional.one_hot(self.routes, self.num_choices).to(torch.get_default_dtype())
-
     def own_block(self, masks: Tensor) -> Tensor:
         """Return `(T, N, M)`: for task t the t-th legal choice.
 
@@ -115,7 +109,3 @@ class RandomAgent(Agent):
         if self.shares_wanted:
             context.record["probabilities"] = probabilities
         return sample(probabilities.cumsum(-1), self.generator)
-
-    def policy(self) -> Tensor | None:
-        """Return `(T, N, A)`: uniform over what is legal."""
-        return None if self.table.ndim == 4 else self.table.expand(self.num_tasks, -1, -1)

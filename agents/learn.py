@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from routing_gym.agents.base import Agent
-from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, core_of, rollout
+from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, core_of, gradient_norm, rollout
+from routing_gym.networks import NotFiniteError
+
+if TYPE_CHECKING:
+    from routing_gym.agents.base import Agent
 
 
 def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> None:
@@ -33,6 +36,8 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
         raise ValueError("the agent was made for another environment: make_agent(name, env) first, or Agent.load")
     if not core.config.train:
         raise ValueError("this environment was made with train=False: its blocks cannot be trained")
+    if agent.needs_gradients and agent.optimizer is None:
+        raise ValueError(f"agent {agent.name!r} needs gradients, so it must set self.optimizer")
     agent.train()
     with core.batch_mode():
         for _ in range(-(-episodes // core.num_envs)):
@@ -42,16 +47,27 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
 
 
 def train_batch(agent: Agent, env: RoutingVectorEnv) -> dict[str, Tensor]:
-    """Route one batch, train the blocks on it, then the agent; return the batch's metrics."""
-    trajectory = rollout(agent, env)
-    if agent.optimizer is not None and agent.needs_gradients:
-        agent.optimizer.zero_grad(set_to_none=True)
+    """Route one batch, train the blocks on it, then the agent; return the batch's metrics.
+
+    Raises:
+        TrainingDivergedError: A loss, a gradient or the agent's weights are no longer numbers; names agent and step.
+    """
+    joint = agent.optimizer if agent.needs_gradients else None
+
+    def check_agent() -> None:
+        if joint is not None and not bool(gradient_norm(agent).isfinite()):
+            raise TrainingDivergedError("the agent's gradients are not finite; no step was taken")
+
+    if joint is not None:
+        joint.zero_grad(set_to_none=True)
     try:
-        loss = env.train_blocks(agent.auxiliary_loss(trajectory))
-    except TrainingDivergedError as error:
-        raise TrainingDivergedError(f"agent {agent.name or type(agent).__name__!r}: {error}") from error
-    if agent.optimizer is not None and agent.needs_gradients:
-        agent.optimizer.step()
+        trajectory = rollout(agent, env)
+        loss = env.train_blocks(agent.auxiliary_loss(trajectory), before_step=None if joint is None else check_agent)
+    except (TrainingDivergedError, NotFiniteError) as error:
+        where = f"agent {agent.name or type(agent).__name__!r}, batch {agent.episodes // env.num_envs + 1}"
+        raise TrainingDivergedError(f"{where}: {error}") from error
+    if joint is not None:
+        joint.step()
     reported = agent.receive(trajectory)
     agent.episodes += len(trajectory)
     return {

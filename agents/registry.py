@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_type_hints
 
-from routing_gym.agents.base import Agent
-
-AGENTS: dict[str, type[Agent]] = {}
+from routing_gym.agents.base import AGENTS, Agent, AgentConfig
+from routing_gym.envs import check_types
 
 
 def register_agent(name: str, cls: type[Agent]) -> None:
@@ -18,11 +17,14 @@ def register_agent(name: str, cls: type[Agent]) -> None:
     """
     if not (isinstance(cls, type) and issubclass(cls, Agent)):
         raise ValueError(f"an agent is a subclass of routing_gym.agents.Agent, got {cls!r}")
+    if not (dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, AgentConfig)):
+        raise ValueError(f"{cls.__name__}.Config must be a dataclass derived from AgentConfig, got {cls.Config!r}")
     known = AGENTS.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"the name {name!r} belongs to {known.__module__}.{known.__qualname__} already")
     AGENTS[name] = cls
-    cls.name = name
+    if "name" not in vars(cls):
+        cls.name = name  # of agents made without make_agent
 
 
 def agent_class(name: str) -> type[Agent]:
@@ -47,4 +49,7 @@ def make_agent(name: str, env: Any, **config: Any) -> Agent:
     known = {field.name for field in dataclasses.fields(cls.Config)}
     if unknown := sorted(set(config) - known):
         raise ValueError(f"agent {name!r} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}")
-    return cls(env, cls.Config(**config))
+    check_types(f"agent {name!r}", get_type_hints(cls.Config), config)
+    agent = cls(env, cls.Config(**config))
+    agent.name = name
+    return agent.to(agent.env.device)

@@ -95,8 +95,10 @@ class WPL(Agent):
         cells, values, counts = self._visits(trajectory)
         table, average = self.table.flatten(), self.average.flatten()
 
-        visits = torch.zeros_like(table).index_add(0, cells, counts)
-        mean = torch.zeros_like(table).index_add(0, cells, counts * values) / visits.clamp(min=1)
+        # index_put, because index_add is not the same twice on a GPU
+        nothing = torch.zeros_like(table)
+        visits = nothing.index_put((cells,), counts, accumulate=True)
+        mean = nothing.index_put((cells,), counts * values, accumulate=True) / visits.clamp(min=1)
         rate = config.policy_rate if config.average_rate is None else config.average_rate
         kept = (1 - min(rate, 1.0)) ** visits  # 1 where there was no visit
         average = kept * average + (1 - kept) * mean
@@ -110,7 +112,7 @@ class WPL(Agent):
         probability = table.index_select(0, cells)
         grows = probability if config.scaling == "algorithm3" else 1 - probability
         delta = counts * delta * torch.where(delta < 0, 1 - grows, grows)
-        moved = table.index_add(0, cells, config.policy_rate * delta)
+        moved = table.index_put((cells,), config.policy_rate * delta, accumulate=True)
 
         self.average.copy_(average.view_as(self.average))
         self.table.copy_(project(moved.view_as(self.table), self.table, self._legal, config.min_probability))
@@ -118,23 +120,17 @@ class WPL(Agent):
         return {"policy_entropy": entropy}
 
     def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
-        """Return, for every choice made, its flat cell number, its return, and 1 (0 for rows that had left)."""
+        """Return of every choice its flat cell number, its return, and 1 (0 for tensors that did not choose)."""
         steps, returns = trajectory.steps, trajectory.returns(self.config.gamma)
         action = torch.stack([step.action for step in steps if isinstance(step.action, Tensor)])
         decision = torch.stack([step.decision for step in steps]).clamp(max=self.num_decisions - 1)
-        counts = torch.stack([step.active for step in steps]).to(returns.dtype)
+        counts = torch.stack([step.choosing for step in steps]).to(returns.dtype)
         cells = agents_of({"task": trajectory.task}, self.config.arrangement) * self.num_decisions + decision
         if action.ndim == 3:
             slots = torch.arange(self.num_tensors, device=cells.device)
             cells = cells.unsqueeze(-1) * self.num_tensors + slots
-            returns, counts = (part.unsqueeze(-1).expand(cells.shape) for part in (returns, counts))
+            returns = returns.unsqueeze(-1).expand(cells.shape)
         return (cells * self.num_choices + action).flatten(), returns.flatten(), counts.flatten()
-
-    def policy(self) -> Tensor | None:
-        """Return `(T, N, A)`: each task's probabilities."""
-        if self.table.ndim == 4:
-            return None
-        return self.table.expand(self.num_tasks, -1, -1)
 
 
 def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:

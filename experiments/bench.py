@@ -19,7 +19,7 @@ from torch.nn import functional
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import RoutingVectorEnv, rollout
-from routing_gym.experiments.settings import UsageError, at_least_one, check_agents, writable_folder
+from routing_gym.experiments.settings import at_least_one, check_agents, writable_folder
 from routing_gym.networks import RoutedMLP
 from routing_gym.tasks import MultiTaskDataset, synthetic_mtl
 
@@ -40,7 +40,6 @@ class Bench:
         batch: Batch sizes.
         agents: Agents to measure.
         threads: CPU threads of PyTorch.
-        device: Where to run.
         rounds: Steps measured of each, in turns; medians are reported.
         out: JSON file for the records.
     """
@@ -49,7 +48,6 @@ class Bench:
     batch: tuple[int, ...] = (1024,)
     agents: tuple[str, ...] = ("wpl", "task-specific-all", "shared")
     threads: int = 1
-    device: str = "cpu"
     rounds: int = 60
     out: Path = Path("results/bench.json")
 
@@ -61,8 +59,6 @@ class Bench:
         for value in (*self.blocks, *self.batch):
             at_least_one("blocks and --batch", value)
         writable_folder(self.out.parent)
-        if self.device != "cpu":
-            raise UsageError(f"--device must be cpu, got {self.device!r}")
         torch.set_num_threads(self.threads)
         records = [
             record

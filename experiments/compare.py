@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
 from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.figures import learning_curves, routing_maps
@@ -21,6 +21,7 @@ from routing_gym.experiments.settings import (
     at_least_one,
     build_agent,
     check_agents,
+    progress_bars,
     writable_folder,
 )
 
@@ -60,8 +61,7 @@ class Compare:
 
         records: list[Record] = []
         failures: list[str] = []
-        columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as progress:
+        with progress_bars(console) as progress:
             whole = progress.add_task("all runs", total=len(self.agents) * self.seeds)
             for name in self.agents:
                 bar = progress.add_task(name, total=self.seeds * self.training.epochs)
@@ -70,7 +70,8 @@ class Compare:
                     env = self.training.make_env(name, seed)
                     agent = build_agent(name, env, seed, options[name])
                     try:
-                        result = run(agent, env, self.training.epochs, cell, partial(_advance, progress, bar))
+                        advance = partial(_advance, progress, bar)
+                        result = run(agent, env, self.training.epochs, cell, after_epoch=advance)
                         records.append(record_of(result, self.training.env, seed))
                     except TrainingDivergedError as error:
                         failures.append(f"seed {seed}, {error}; the last good checkpoint is in {cell}")

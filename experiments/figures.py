@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from routing_gym.envs import block_colors
+from routing_gym.envs import CELL, GAP, routing_map
 from routing_gym.experiments.report import Record, accuracy_text, by_agent
 
 DPI = 120
@@ -45,8 +46,8 @@ def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
 def routing_maps(records: Sequence[Record], path: Path, title: str) -> None:
     """Draw each agent's routing map: for task (column) and decision (row) the block taken on the test split.
 
-    As Fig. 11 of Rosenbaum et al. (2018). Where instances of one task take several blocks the cell shows the most
-    frequent one, paler the less it dominates. One map per agent, of its first seed.
+    As Fig. 11 of Rosenbaum et al. (2018). Where instances of one task take several blocks the cell is split among
+    them, and numbered if one has the majority. One map per agent, of its first seed.
     """
     firsts = {agent: runs[0] for agent, runs in by_agent(records).items()}
     columns = min(2, len(firsts))
@@ -66,21 +67,19 @@ def routing_maps(records: Sequence[Record], path: Path, title: str) -> None:
 
 def _routing_map(axes: Axes, routes: np.ndarray) -> None:
     """Draw `(T, N, A)` counts."""
-    num_tasks, num_decisions, num_choices = routes.shape
-    share = routes / np.maximum(routes.sum(-1, keepdims=True), 1)
-    block, strength = share.argmax(-1), share.max(-1)
-    colors = block_colors(num_choices) / 255
-    image = 1 - strength[..., None] * (1 - colors[block])
-    axes.imshow(image.transpose(1, 0, 2), aspect="equal")
+    num_tasks, num_decisions, _ = routes.shape
+    picture = routing_map(torch.from_numpy(routes))
+    edge = 0.5 * GAP / (CELL + GAP)
+    extent = (-0.5 - edge, num_tasks - 0.5 + edge, num_decisions - 0.5 + edge, -0.5 - edge)
+    axes.imshow(picture, aspect="equal", extent=extent, interpolation="nearest")
+    total, most = routes.sum(-1), routes.max(-1)
     for task in range(num_tasks):
         for decision in range(num_decisions):
-            if strength[task, decision] > 0:
-                axes.text(task, decision, str(block[task, decision]), ha="center", va="center", fontsize=7)
-    axes.set_xticks(np.arange(num_tasks + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(num_decisions + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
+            if 2 * most[task, decision] > total[task, decision]:
+                block = routes[task, decision].argmax()
+                axes.text(task, decision, str(block), ha="center", va="center", fontsize=7)
     axes.set_xticks(range(num_tasks), [str(task) for task in range(num_tasks)], fontsize=7)
     axes.set_yticks(range(num_decisions), [f"decision {i + 1}" for i in range(num_decisions)], fontsize=7)
     axes.set_xlabel("task", fontsize=8)
-    axes.tick_params(which="both", length=0)
+    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

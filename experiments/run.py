@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +59,7 @@ def run(
     env: RoutingVectorEnv,
     epochs: int,
     folder: Path,
+    curve: Curve | None = None,
     after_epoch: Callable[[int], None] | None = None,
 ) -> Result:
     """Train an agent and the blocks; judge them on the validation split after every epoch and on the test split last.
@@ -68,19 +68,17 @@ def run(
         agent: A fresh agent, or one loaded from `folder` that has some epochs behind it.
         env: Its environment.
         epochs: How many epochs there should be in the end.
-        folder: Receives `checkpoint.pt` after every epoch (so a run that stops keeps its last good one),
-            `curve.json` and TensorBoard events.
+        folder: Receives `checkpoint.pt` after every epoch, so that a run that stops keeps its last good one, and
+            TensorBoard events.
+        curve: The epochs that are behind the agent already, from the checkpoint it was loaded from.
         after_epoch: Called with the number of the epoch just done.
 
     Raises:
         TrainingDivergedError: The loss is no longer a number; names agent and step.
     """
-    curve_file = folder / "curve.json"
     batches = -(-len(env.dataset) // env.num_envs)
-    done = agent.episodes // (batches * env.num_envs)
-    curve = Curve(**json.loads(curve_file.read_text())) if done else Curve()
-    for column in dataclasses.asdict(curve):
-        del getattr(curve, column)[done:]
+    curve = Curve() if curve is None else curve
+    done = len(curve.epoch)
     seconds = curve.seconds[-1] if curve.seconds else 0.0
     writer = SummaryWriter(str(folder), purge_step=done + 1)
     try:
@@ -101,8 +99,7 @@ def run(
                 writer.add_scalar(f"train/{key}", value, epoch)
             writer.add_scalar("validation/accuracy", validation.accuracy, epoch)
             writer.add_scalar("validation/macs", validation.macs, epoch)
-            curve_file.write_text(json.dumps(dataclasses.asdict(curve)))
-            agent.save(folder / "checkpoint.pt")
+            agent.save(folder / "checkpoint.pt", curve=dataclasses.asdict(curve))
             if after_epoch is not None:
                 after_epoch(epoch)
         test = evaluate(agent, env, split="test")

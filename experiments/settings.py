@@ -10,12 +10,15 @@ from typing import Any
 
 import gymnasium
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent
 from routing_gym.envs import RoutingVectorEnv, core_of
 from routing_gym.registration import env_ids
 
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
+RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
 
 
 class UsageError(Exception):
@@ -63,17 +66,21 @@ class TrainingSettings:
             UsageError: An option the environment refuses.
         """
         cls = agent_class(agent)
+        given = parse_options("env_options", self.env_options)
+        if taken := sorted(RESERVED & set(given)):
+            raise UsageError(f"--env-options cannot set {taken[0]!r}: the command decides that, so that agents compare")
         options = {
             "autoreset_mode": "disabled",
             "action_type": cls.action_type,
             "device": self.device,
             "seed": seed,
             **cls.env_kwargs,
-            **parse_options("env_options", self.env_options),
+            **given,
         }
+        torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout
         try:
             return core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, TypeError) as error:
             raise UsageError(str(error)) from error
 
 
@@ -100,8 +107,11 @@ def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str,
     Raises:
         UsageError: An option the agent does not take, or an environment it cannot route.
     """
+    given = parse_options("agent_options", options)
+    if "seed" in given:
+        raise UsageError("--agent-options cannot set 'seed': the command decides that")
     try:
-        return make_agent(name, env, seed=seed, **parse_options("agent_options", options))
+        return make_agent(name, env, seed=seed, **given)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
@@ -133,3 +143,9 @@ def writable_folder(path: Path) -> Path:
     except OSError as error:
         raise UsageError(f"the output folder {path} cannot be written to: {error.strerror or error}") from error
     return path
+
+
+def progress_bars(console: Console) -> Progress:
+    """Return progress bars with a count and a clock."""
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import gymnasium
+import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from routing_gym.agents import Agent, load, read
+from routing_gym.agents import Agent, read
 from routing_gym.envs import Evaluation, core_of, evaluate
 from routing_gym.experiments.report import write_results
-from routing_gym.experiments.run import record_of, run
+from routing_gym.experiments.run import Curve, record_of, run
 from routing_gym.experiments.settings import (
     TrainingSettings,
     UsageError,
     build_agent,
     check_agents,
     parse_options,
+    progress_bars,
     writable_folder,
 )
 
@@ -54,21 +57,16 @@ class Train:
         env = self.training.make_env(self.agent, self.seed)
         agent = build_agent(self.agent, env, self.seed, self.agent_options)
         folder = writable_folder(self.out)
-        checkpoint = folder / "checkpoint.pt"
-        if self.resume and checkpoint.exists():
-            try:
-                agent = load(checkpoint, env)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-            if agent.name != self.agent:
-                raise UsageError(f"{checkpoint} holds the agent {agent.name!r}, not {self.agent!r}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as progress:
+        curve = None
+        if self.resume and (folder / "checkpoint.pt").exists():
+            agent, curve = resumed(folder / "checkpoint.pt", agent)
+        with progress_bars(console) as progress:
             bar = progress.add_task(f"{self.agent}, epochs", total=self.training.epochs)
-            result = run(agent, env, self.training.epochs, folder, lambda epoch: progress.update(bar, completed=epoch))
+            update = partial(_completed, progress, bar)
+            result = run(agent, env, self.training.epochs, folder, curve, update)
         write_results([record_of(result, self.training.env, self.seed)], folder / "results.json")
         console.print(evaluation_table(result.test, f"{self.agent} on {self.training.env}"))
-        console.print(f"Written to {folder}: checkpoint.pt, curve.json, results.json, TensorBoard events")
+        console.print(f"Written to {folder}: checkpoint.pt, results.json, TensorBoard events")
         return 0
 
 
@@ -100,6 +98,46 @@ class Evaluate:
         return 0
 
 
+def _completed(progress: Progress, bar: TaskID, epoch: int) -> None:
+    progress.update(bar, completed=epoch)
+
+
+def resumed(path: Path, fresh: Agent) -> tuple[Agent, Curve]:
+    """Load a checkpoint to go on with, if it was trained with the very options given now.
+
+    Args:
+        path: The checkpoint.
+        fresh: An agent made with the options given now.
+
+    Raises:
+        UsageError: Not a checkpoint, not one of `train`, or one of other options: names the first.
+    """
+    try:
+        checkpoint = read(path)
+        env = fresh.env
+        assert env.spec is not None
+        ours = {"agent": fresh.name, "batch_size": env.num_envs, **dataclasses.asdict(fresh.config), **env.spec.kwargs}
+        saved = {
+            "agent": checkpoint["agent"],
+            "batch_size": checkpoint["num_envs"],
+            **checkpoint["config"],
+            **checkpoint["env_kwargs"],
+        }
+        for option in sorted(ours.keys() | saved.keys()):
+            if ours.get(option) != saved.get(option):
+                raise UsageError(
+                    f"{path} was trained with {option}={saved.get(option)!r}, now it is {ours.get(option)!r}: resume "
+                    "with the same options, or train into another folder"
+                )
+        if "curve" not in checkpoint["extra"]:
+            raise UsageError(f"{path} was not written by `routing-gym train`")
+        agent = Agent.load(path, env)
+        torch.set_rng_state(checkpoint["torch_generator"])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return agent, Curve(**checkpoint["extra"]["curve"])
+
+
 def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
     """Load a checkpoint and make the environment it was trained in.
 
@@ -109,12 +147,15 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
     try:
         checkpoint = read(path)
         if checkpoint["env_id"] is None:
-            raise UsageError(f"{path} was not trained in a registered environment: load it with Agent.load(path, env)")
+            raise UsageError(
+                f"{path} was trained in an environment that no id and options describe (a network of your own, say): "
+                "load it with Agent.load(path, env)"
+            )
         options = {**checkpoint["env_kwargs"], **parse_options("env_options", env_options)}
         for key in ("num_envs", "vectorization_mode"):
             options.pop(key, None)
         env = gymnasium.make_vec(checkpoint["env_id"], num_envs=checkpoint["num_envs"], **options)
-        return load(path, core_of(env))
+        return Agent.load(path, core_of(env))
     except FileNotFoundError as error:
         raise UsageError(f"no such checkpoint: {path}") from error
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from functools import partial
@@ -30,8 +31,8 @@ def check_vector_env(env: Any, make: Maker | None = None) -> None:
     Checked are: attributes and batched spaces; type, shape and device of everything returned; that row i of a batch
     fares as it would alone; seeding; the autoreset contract of both modes, `reset_mask` and `final_obs` included; the
     masks of infos; that no gradient leaks and that gradients are there when asked for; that refused actions change
-    nothing; `gymnasium.make_vec` and `spec.to_json()`; the numpy view. The environment is reset and stepped; its
-    blocks are not trained, except by one batch in a copy.
+    nothing; `gymnasium.make_vec` and `spec.to_json()`; the numpy view. All this happens to a copy: the environment and
+    its blocks stay as they are.
 
     Args:
         env: A `RoutingVectorEnv`, possibly under wrappers, or of a subclass.
@@ -41,11 +42,13 @@ def check_vector_env(env: Any, make: Maker | None = None) -> None:
     Raises:
         AssertionError: Says which promise is broken.
     """
-    core = env.unwrapped
-    _require(isinstance(core, RoutingVectorEnv), f"expected a RoutingVectorEnv, got {type(core).__name__}")
-    if make is None and core.spec is not None:
-        make = _maker(core.spec, core.num_envs)
+    given = env.unwrapped
+    _require(isinstance(given, RoutingVectorEnv), f"expected a RoutingVectorEnv, got {type(given).__name__}")
+    if make is None and given.spec is not None and isinstance(given.spec.kwargs.get("network", ""), str):
+        make = _maker(given.spec, given.num_envs)
+    core = type(given)(_copy(given.network), given.datasets, given.num_envs, **dataclasses.asdict(given.config))
 
+    _check_spec(given)
     _check_attributes(core)
     _check_returns(core)
     _check_rows_are_independent(core)
@@ -54,7 +57,6 @@ def check_vector_env(env: Any, make: Maker | None = None) -> None:
     _check_disabled(core)
     _check_gradients(core)
     _check_refusals(core)
-    _check_spec(core)
 
 
 def _maker(spec: EnvSpec, num_envs: int) -> Maker:

@@ -1,14 +1,19 @@
 """Small networks of every family, for tests: a tree with exits, run/skip blocks, and m x n gates."""
 
+import dataclasses
+
 import torch
 from torch import nn
 
 from routing_gym.blocks import OwnedParameter, allow_small_groups
+from routing_gym.envs import RoutingVectorEnv
 from routing_gym.networks import EXIT, Decision, RoutedNetwork, is_weights
+from routing_gym.tasks import synthetic_mtl
 
 IMAGE = (1, 2, 3)
 PIXELS = 6
 CLASSES = 3
+TREE = [[1, 2], [3], [4, 5], [], [], [6], []]
 
 
 class ExitTree(RoutedNetwork):
@@ -152,3 +157,13 @@ class Gates(RoutedNetwork):
 
     def parameters_of(self, decision, choice):
         return [OwnedParameter(p) for p in self.layers[decision][choice].parameters()]
+
+
+def toy_data(**options):
+    splits = synthetic_mtl(num_tasks=3, num_classes=3, image_size=3, images_per_class=8, **options)
+    return {name: dataclasses.replace(split, images=split.images[:, :, :2]) for name, split in splits.items()}
+
+
+def toy_env(network=None, num_envs=6, **options):
+    torch.manual_seed(0)
+    return RoutingVectorEnv(ExitTree(TREE) if network is None else network, toy_data(), num_envs, **options)

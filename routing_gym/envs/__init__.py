@@ -1,16 +1,18 @@
 """The environment: the vector core, and thin faces over it."""
 
-from routing_gym.envs.config import EnvConfig
+from routing_gym.envs.config import EnvConfig, check_types
 from routing_gym.envs.make import make_routing_env, make_routing_vector_env
-from routing_gym.envs.render import block_colors, routing_map
+from routing_gym.envs.render import CELL, GAP, routing_map
 from routing_gym.envs.rewards import RunningShare
 from routing_gym.envs.rollout import Evaluation, core_of, evaluate, rollout
 from routing_gym.envs.single import RoutingEnv
-from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError
+from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError, gradient_norm
 from routing_gym.envs.trajectory import Context, Observation, Router, SettledExit, Step, Trajectory
 from routing_gym.envs.vector import RoutingVectorEnv
 
 __all__ = [
+    "CELL",
+    "GAP",
     "BlocksTrainer",
     "Context",
     "EnvConfig",
@@ -24,9 +26,10 @@ __all__ = [
     "Step",
     "TrainingDivergedError",
     "Trajectory",
-    "block_colors",
+    "check_types",
     "core_of",
     "evaluate",
+    "gradient_norm",
     "make_routing_env",
     "make_routing_vector_env",
     "rollout",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,39 @@ from torch import Tensor
 
 from routing_gym.networks import Action, RoutedNetwork, RoutingState
 from routing_gym.networks import actions as forms
+from routing_gym.networks.checking import bad_values_error, has_bad_values
 
 
-def to_tensors(given: Any, device: torch.device) -> Any:
-    """Turn numpy arrays into tensors on a device; leave everything else to the check."""
+def to_tensors(given: Any, state: RoutingState) -> Any:
+    """Turn numpy arrays into tensors, floating-point ones of the activations' type; leave all else to the check."""
     if isinstance(given, tuple):
-        return tuple(to_tensors(part, device) for part in given)
-    return torch.as_tensor(given, device=device) if isinstance(given, np.ndarray | np.generic) else given
+        return tuple(to_tensors(part, state) for part in given)
+    if not isinstance(given, np.ndarray | np.generic):
+        return given
+    tensor = torch.as_tensor(given, device=state.task.device)
+    return tensor.to(state.macs.dtype) if tensor.is_floating_point() else tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Accepted:
+    """An action that can be carried out.
+
+    Attributes:
+        action: Integers as int64, in range.
+        replaced: `(B,)` int8, 1 where a masked choice was replaced by the first legal one; None where masked choices
+            are refused.
+        doubtful: 0-dimensional bool on the device, not read yet: some value was not allowed and has been replaced, so
+            that the batch must be dropped. None where values are checked at once.
+    """
+
+    action: Action
+    replaced: Tensor | None
+    doubtful: Tensor | None
 
 
 def accept(
     network: RoutedNetwork, state: RoutingState, given: Any, *, action_type: str, first_legal: bool, validate: bool
-) -> tuple[Action, Tensor | None, Tensor | None]:
+) -> Accepted:
     """Check an action.
 
     Args:
@@ -32,14 +54,10 @@ def accept(
         first_legal: Replace a masked integer choice by the first legal one.
         validate: Check values now, which on a GPU waits for the device.
 
-    Returns:
-        The action, integers as int64 and in range; `(B,)` int8, 1 where a choice was replaced (None unless
-        `first_legal`); and, unless `validate`, a 0-dimensional bool on the device: some value is not allowed.
-
     Raises:
         ValueError: The action is not allowed; `state` is as it was.
     """
-    given = to_tensors(given, state.task.device)
+    given = to_tensors(given, state)
     weights = isinstance(given, tuple) or (isinstance(given, Tensor) and given.is_floating_point())
     if weights != (action_type == "weights"):
         wanted = "floating-point weights" if action_type == "weights" else "integer choices"
@@ -47,23 +65,20 @@ def accept(
         raise ValueError(f"an environment with action_type={action_type!r} takes a tensor of {wanted}, got {got}")
     action = network.check_action_form(state, given)
 
-    doubtful = None
-    if not validate:
-        # An index out of range would bring a GPU down, not raise: keep it in range and report it with the batch.
-        doubtful = forms.out_of_range(action, network.num_choices)
-        action = forms.in_range(action, network.num_choices)
-    if first_legal and isinstance(action, Tensor) and not action.is_floating_point():
-        if validate and bool(forms.out_of_range(action, network.num_choices)):
-            raise ValueError(network.explain_bad_action(state, action))
-        mask = network.action_mask(state)
-        masked = forms.illegal(action, mask)
-        action = torch.where(masked, mask.to(torch.uint8).argmax(-1), action)  # argmax of a mask: its first True
-        replaced = (masked if masked.ndim == 1 else masked.any(-1)).to(torch.int8)
-        return action, replaced, doubtful
-    bad = network.is_bad_action(state, action)
+    tolerant = first_legal and not weights
+    bad = forms.out_of_range(action, network.num_choices) if tolerant else has_bad_values(network, state, action)
+    assert bad is not None
     if validate and bool(bad):
-        raise ValueError(network.explain_bad_action(state, action))
-    return action, None, None if validate else bad if doubtful is None else bad | doubtful
+        raise bad_values_error(network, state, action)
+    if validate and not tolerant:
+        return Accepted(action, None, None)
+    # On a GPU what is not allowed is replaced too, and reported with the batch: it would bring the device down.
+    legal = forms.made_legal(action, network.action_mask(state))
+    if not tolerant:
+        return Accepted(legal, None, bad)
+    assert isinstance(legal, Tensor) and isinstance(action, Tensor)
+    replaced = (legal != action).view(len(state), -1).any(1).to(torch.int8)
+    return Accepted(legal, replaced, None if validate else bad)
 
 
 def accept_reset_mask(given: Any, num_envs: int, device: torch.device, active: Tensor | None) -> Tensor:
@@ -104,4 +119,4 @@ def accept_instances(given: Any, count: int, num_rows: int) -> Tensor | None:
         raise ValueError(f"instances must be {count} integers, got {instances.dtype} of shape {tuple(instances.shape)}")
     if not 0 <= int(instances.min()) <= int(instances.max()) < num_rows:
         raise ValueError(f"instances must lie in [0, {num_rows}), got {instances.tolist()}")
-    return instances.to(torch.int64)
+    return instances.to(torch.int64).clone()  # the caller may go on using its own

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+import types
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -93,17 +94,42 @@ class EnvConfig:
         unknown = sorted(set(options) - known)
         if unknown:
             raise ValueError(f"unknown option {unknown[0]!r}; the environment takes {', '.join(sorted(known))}")
+        check_types("the environment", get_type_hints(cls), options)
         return cls(**options)
 
     @property
     def torch_device(self) -> torch.device:
         """The device meant."""
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(automatic if self.device == "auto" else self.device)
+        wanted = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(wanted)
+        except RuntimeError as error:
+            raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {self.device!r}") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={self.device!r}: this machine has no CUDA device; 'auto' takes what there is")
+        return device
 
     def final(self, loss: Tensor, correct: Tensor) -> Tensor:
         """Return the final reward of rows with a given cross-entropy and correctness (0 or 1)."""
         return 2 * correct - 1 if self.final_reward == "correctness" else -loss
+
+
+def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> None:
+    """Refuse options whose values are not of the types hinted at: text where a number belongs, 2.5 where 2 does."""
+    for name, value in options.items():
+        hint = hints.get(name, Any)
+        kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        fits = any(
+            kind is Any
+            or get_origin(kind) is not None  # literals: their values are checked where they are known
+            or (value is None and kind in (None, type(None)))
+            or (isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+            or (kind is float and isinstance(value, int) and not isinstance(value, bool))
+            for kind in kinds
+        )
+        if not fits:
+            wanted = " or ".join("None" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
+            raise ValueError(f"{owner}: {name} must be of type {wanted}, got {value!r}")
 
 
 def check_count(option: str, value: Any) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
-from routing_gym.envs.config import EnvConfig
+from routing_gym.envs.config import EnvConfig, check_types
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, RoutedNetwork, make_network
@@ -51,6 +51,9 @@ def make_routing_vector_env(
     known = of_data | of_env | of_network | {"network", "num_envs", "num_blocks"}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"unknown option {unknown[0]!r}; this environment takes {', '.join(sorted(known))}")
+    for builder in (DATASETS[dataset], NETWORKS[network] if isinstance(network, str) else None):
+        if builder is not None:
+            check_types("this environment", get_type_hints(_function(builder)), options)
     data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
     first = next(iter(data.values()))
     if isinstance(network, str):
@@ -74,6 +77,11 @@ def make_routing_vector_env(
 def make_routing_env(**options: Any) -> RoutingEnv:
     """Build the view of one instance; options as in `make_routing_vector_env`."""
     return RoutingEnv(make_routing_vector_env(num_envs=1, **options))
+
+
+def _function(builder: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what holds a builder's annotations: itself, or the `__init__` of a class."""
+    return vars(builder)["__init__"] if isinstance(builder, type) else builder
 
 
 def _parameters(builder: Callable[..., Any]) -> set[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.envs.config import EnvConfig
-from routing_gym.envs.training import exit_loss
+from routing_gym.envs.training import batch_loss, exit_loss
 from routing_gym.envs.trajectory import SettledExit
 from routing_gym.networks import Exit
 
@@ -50,7 +50,7 @@ class Outcome:
 
     def block_loss(self) -> Tensor:
         """Return the mean over the batch of the cross-entropy, weighted over each instance's exits, with graph."""
-        return torch.stack([(exit.weight * exit.loss).sum() for exit in self.exits]).sum() / len(self.label)
+        return batch_loss([exit.weight for exit in self.exits], [exit.loss for exit in self.exits], len(self.label))
 
     def restart(self, rows: Tensor, label: Tensor) -> None:
         """Forget some rows, which begin anew with other labels."""

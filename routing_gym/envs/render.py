@@ -6,19 +6,50 @@ import colorsys
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from routing_gym.networks import RoutedNetwork
+from routing_gym.networks import Action, RoutedNetwork, RoutingState, actions
 
 CELL = 24
 GAP = 2
+"""Pixels of a cell of the routing map, and between cells."""
 BACKGROUND = 255
 
 
-def route_text(network: RoutedNetwork, task: int, route: list[tuple[int, Any]]) -> str:
-    """Write one route of `(decision, action)` pairs as a line: `task 3: layer 1 -> 7, layer 2 -> 0`."""
-    steps = [f"{network.decisions[decision].name} -> {_plain(action)}" for decision, action in route]
-    return f"task {task}: " + (", ".join(steps) if steps else "at the start")
+class Pictures:
+    """What an environment can show: the route of each row in words, and the routing map of all that was decided.
+
+    Args:
+        network: Gives names and numbers.
+        num_tasks: T.
+        num_envs: B.
+        device: Where to count.
+    """
+
+    def __init__(self, network: RoutedNetwork, num_tasks: int, num_envs: int, device: torch.device) -> None:
+        self.network = network
+        self.routes = ["not begun"] * num_envs
+        self.taken = torch.zeros(num_tasks, len(network.decisions) + 1, network.num_choices, device=device)
+
+    def note_routes(self, task: Tensor, routes: list[list[tuple[int, Any]]]) -> None:
+        """Put each row's route so far, `(decision, action)` pairs, into words: `task 3: layer 1 -> 7, layer 2 -> 0`."""
+        names = [decision.name for decision in self.network.decisions]
+        self.routes = []
+        for number, route in zip(task.tolist(), routes, strict=True):
+            steps = [f"{names[at]} -> {_plain(action)}" for at, action in route]
+            self.routes.append(f"task {number}: " + (", ".join(steps) or "at the start"))
+
+    def count(self, state: RoutingState, action: Action) -> None:
+        """Add what was decided to the routing map, weights by their size."""
+        choosing = self.network.choosing(state)
+        weights = actions.dense(action, self.network.num_choices).detach().abs()
+        weights = (weights.view(*choosing.shape, -1) * choosing.unsqueeze(-1)).sum(1)
+        self.taken.index_put_((state.task, state.at), weights, accumulate=True)
+
+    def draw(self, mode: str) -> tuple[Any, ...]:
+        """Return one line per row (`"ansi"`), or one picture of the routing map (`"rgb_array"`)."""
+        return tuple(self.routes) if mode == "ansi" else (routing_map(self.taken[:, :-1]),)
 
 
 def _plain(action: int | float | list) -> str:

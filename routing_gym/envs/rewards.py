@@ -22,25 +22,26 @@ class RunningShare:
         # One row more, for instances that have left: it stays empty.
         self.total = torch.zeros(num_decisions + 1, num_choices, dtype=torch.float64, device=device)
 
-    def of(self, decision: Tensor, choice: Tensor) -> Tensor:
+    def of(self, decision: Tensor, choice: Tensor, choosing: Tensor) -> Tensor:
         """Return `(B,)`: the share of each row's choice in all that was decided at its decision, 0 before anything was.
 
         Args:
             decision: `(B,)` int64.
-            choice: `(B,)` or `(B, M)` int64; the mean over tensors is returned.
+            choice: `(B,)` or `(B, M)` int64.
+            choosing: `(B, M)` bool: which tensors chose; the mean over them is returned, 0 where none did.
         """
         share = (self.total / self.total.sum(-1, keepdim=True).clamp(min=1e-12)).to(torch.get_default_dtype())
-        return share[decision].gather(1, choice.view(len(choice), -1)).mean(1)
+        shares = share[decision].gather(1, choice.view(len(choice), -1)) * choosing
+        return shares.sum(1) / choosing.sum(1).clamp(min=1)
 
-    def count_choices(self, decision: Tensor, choice: Tensor, active: Tensor) -> None:
-        """Add the choices of active rows."""
+    def count_choices(self, decision: Tensor, choice: Tensor, choosing: Tensor) -> None:
+        """Add the choices of the tensors that chose; arguments as of `of`."""
         choice = choice.view(len(choice), -1)
-        weight = active.to(self.total.dtype).unsqueeze(1).expand(choice.shape)
-        self.total.index_put_((decision.unsqueeze(1).expand(choice.shape), choice), weight, accumulate=True)
+        place = (decision.unsqueeze(1).expand(choice.shape), choice)
+        # index_put, because index_add is not the same twice on a GPU
+        self.total.index_put_(place, choosing.to(self.total.dtype), accumulate=True)
 
-    def count_probabilities(self, decision: Tensor, probabilities: Tensor, active: Tensor) -> None:
-        """Add `(B, A)` or `(B, M, A)` probabilities of active rows."""
-        if probabilities.ndim == 3:
-            probabilities = probabilities.sum(1)
-        weight = active.to(self.total.dtype).unsqueeze(-1)
-        self.total.index_add_(0, decision, probabilities.detach().to(self.total.dtype) * weight)
+    def count_probabilities(self, decision: Tensor, probabilities: Tensor, choosing: Tensor) -> None:
+        """Add the probabilities, `(B, A)` or `(B, M, A)`, of the tensors that chose."""
+        each = probabilities.detach().to(self.total.dtype).view(len(decision), -1, self.total.shape[1])
+        self.total.index_put_((decision,), (each * choosing.unsqueeze(-1)).sum(1), accumulate=True)

@@ -6,12 +6,13 @@ import dataclasses
 from typing import Any
 
 import torch
+from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.trajectory import Context, Router, Step, Trajectory
 from routing_gym.envs.vector import RoutingVectorEnv
-from routing_gym.networks import Action, actions
+from routing_gym.networks import actions
 
 EVALUATION_BATCH = 1024
 
@@ -47,20 +48,34 @@ def rollout(
     Returns:
         The whole episodes. The graph, where one is kept, stays with `env` for `train_blocks`.
     """
+    if env.autoreset_mode is not AutoresetMode.DISABLED:
+        raise ValueError("a rollout needs an environment in mode 'disabled': make it so, or use env.batch_mode()")
     observation, info = env.reset(options=None if instances is None else {"instances": instances})
     steps: list[Step] = []
     carry: Tensor | None = None
     while env.state.waiting:
-        state = env.state
+        state, seen = env.state, observation
         context = Context(state.active, info["action_mask"], deterministic, carry)
-        action = router.act(observation, context)
-        reach = _reach(env)
-        decided, decision = observation, state.at
+        action = router.act(seen, context)
+        reach, choosing = _reach(env), env.network.choosing(state)
         observation, _, _, _, info = env.step(action)
+        assert env.executed is not None
         steps.append(
-            Step(decided, decision, context.active, action, reach, info["action_reward"], carry, context.record)
+            Step(
+                observation=seen,
+                decision=state.at,
+                active=context.active,
+                choosing=choosing,
+                action=env.executed,
+                reach=reach,
+                reward=info["action_reward"],
+                carry=carry,
+                record=context.record,
+            )
         )
         carry = context.carry
+    if not env.keeps_graph:
+        env.check_batch()
     outcome, state = env.outcome, env.state
     return Trajectory(
         steps=steps,
@@ -123,7 +138,7 @@ def evaluate(
 ) -> Evaluation:
     """Route a whole split, in eval mode.
 
-    Neither the environment's own episodes nor the modes of network and router are disturbed.
+    Neither the environment's own episodes nor modes and random numbers of network and router are disturbed.
 
     Args:
         router: An agent, or anything with `act(observation, context)`.
@@ -134,9 +149,14 @@ def evaluate(
     """
     core = core_of(env)
     size = min(batch_size, len(core.datasets[split]) if split in core.datasets else 1)
-    judged = core.sibling(
-        size, split=split, autoreset_mode="disabled", train=False, illegal="raise", render_mode=None, k_cpt=0.0
-    )
+    for attribute, here in (
+        ("num_tasks", core.dataset.num_tasks),
+        ("num_decisions", len(core.network.decisions)),
+        ("num_choices", core.network.num_choices),
+    ):
+        if getattr(router, attribute, here) != here:
+            raise ValueError(f"the agent has {attribute} {getattr(router, attribute)}, this environment {here}")
+    judged = core.sibling(size, split=split, autoreset_mode="disabled", train=False, render_mode=None, k_cpt=0.0)
     network, dataset = judged.network, judged.dataset
     modules = [network, *([router] if isinstance(router, nn.Module) else [])]
     modes = [{part: part.training for part in module.modules()} for module in modules]
@@ -149,6 +169,8 @@ def evaluate(
     routes = torch.zeros(dataset.num_tasks, len(network.decisions) + 1, network.num_choices, dtype=torch.int64)
     routes = routes.to(judged.device)
     paths: set[tuple] = set()
+    generator: torch.Generator | None = getattr(router, "generator", None)
+    drawn = torch.empty(0) if generator is None else generator.get_state()
     try:
         for module in modules:
             module.eval()
@@ -165,14 +187,16 @@ def evaluate(
                 ("router", spent),
             ):
                 columns[name].append(column[kept])
-            ways = []
-            for step in batch.steps:
-                used = _used(step.action, network.num_choices) & step.active.unsqueeze(-1)
+            ways = torch.zeros(size, len(network.decisions), network.num_choices, dtype=torch.bool)
+            ways = ways.to(judged.device)
+            for number, step in enumerate(batch.steps):
+                ways[:, number] = used = _used(step, network.num_choices)
                 place = (batch.task[kept], step.decision[kept])
                 routes.index_put_(place, used[kept].to(torch.int64), accumulate=True)
-                ways.append(used[kept])
-            paths.update(map(tuple, torch.stack(ways, 1).flatten(1).unique(dim=0).tolist()))
+            paths.update(map(tuple, ways[kept].flatten(1).unique(dim=0).tolist()))
     finally:
+        if generator is not None:
+            generator.set_state(drawn)  # judging an agent must not change how it goes on
         for mode in modes:
             for part, training in mode.items():
                 part.training = training
@@ -198,9 +222,10 @@ def evaluate(
     )
 
 
-def _used(action: Action, num_choices: int) -> Tensor:
-    """Return `(B, A)` bool: which choices an action gave weight to, over all tensors that chose."""
+def _used(step: Step, num_choices: int) -> Tensor:
+    """Return `(B, A)` bool: which choices the tensors that chose gave weight to."""
+    action = step.action
     if isinstance(action, tuple):
-        return actions.dense((action[0], (action[1] != 0).float()), num_choices) != 0
+        action = action[0], (action[1] != 0).to(torch.get_default_dtype())
     used = actions.dense(action, num_choices) != 0
-    return used.any(1) if used.ndim == 3 else used
+    return (used.view(len(used), -1, num_choices) & step.choosing.unsqueeze(-1)).any(1)

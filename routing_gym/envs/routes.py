@@ -116,26 +116,6 @@ class RouteLog:
         self.length[rows] = 0
 
 
-class ReplayQueue:
-    """Routes that have ended and wait until there are enough of them for one training step."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Routes] = []
-
-    def __len__(self) -> int:
-        return sum(len(routes) for routes in self._waiting)
-
-    def push(self, routes: Routes) -> None:
-        """Add routes."""
-        self._waiting.append(routes)
-
-    def pop(self, count: int) -> Routes:
-        """Take the oldest `count` routes out."""
-        routes = Routes.join(self._waiting)
-        self._waiting = [routes.pick(slice(count, None))] if len(routes) > count else []
-        return routes.pick(slice(count))
-
-
 def replayed_actions(routes: Routes) -> list[Action]:
     """Return the action of every row for each step of a replay; rows whose route has ended get zeros."""
     return list(routes.action[:, : int(routes.length.max())].unbind(1))

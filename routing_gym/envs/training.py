@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is no longer a number. The step was not taken: the blocks are as they were before it."""
+    """A loss, a gradient or a weight is no longer a number. The step was not taken: the blocks are as before it."""
 
 
 class BlocksTrainer:
@@ -42,6 +42,10 @@ class BlocksTrainer:
         self.network = network
         self.optimizer = OPTIMIZERS[optimizer](network.parameters(), lr=learning_rate)
         self.steps = 0
+        # The running statistics of batch norm: all that a forward pass changes.
+        saved = network.state_dict(keep_vars=True)
+        self._statistics = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
+        self._noted: dict[str, Tensor] = {}
 
     def step(self, loss: Tensor, before_step: Callable[[], None] | None = None, doubtful: Tensor | None = None) -> None:
         """Take one step.
@@ -49,25 +53,35 @@ class BlocksTrainer:
         Args:
             loss: 0-dimensional, with graph.
             before_step: Called between the backward pass and the step: sees and may change the gradients.
-            doubtful: 0-dimensional bool: some action of this batch was not allowed. Read here, once per batch.
+            doubtful: 0-dimensional bool: some action of this batch was not allowed.
 
         Raises:
-            TrainingDivergedError: The loss is not finite, or the batch is doubtful.
+            TrainingDivergedError: The loss or a gradient is not finite, or the batch is doubtful. All three are read
+                at once, after the backward pass.
         """
-        value = loss.detach()
-        failed = ~value.isfinite() if doubtful is None else ~value.isfinite() | doubtful
-        if bool(failed):
-            finite = bool(value.isfinite())
-            what = "an action was out of range, masked or not finite" if finite else f"the loss is {float(value)}"
-            raise TrainingDivergedError(
-                f"training stopped before step {self.steps + 1} of the blocks: {what}; the blocks are unchanged"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if before_step is not None:
             before_step()
+        size = gradient_norm(self.network)
+        failed = ~(loss.detach() + size).isfinite()
+        if bool(failed if doubtful is None else failed | doubtful):
+            if not bool(failed):
+                what = "an action was out of range, masked or not finite"
+            else:
+                what = f"the loss is {float(loss.detach())} and the gradients' norm {float(size)}"
+            for name, noted in self._noted.items():
+                self._statistics[name].copy_(noted)
+            self.optimizer.zero_grad(set_to_none=True)
+            raise TrainingDivergedError(
+                f"training stopped before step {self.steps + 1} of the blocks: {what}; the step was not taken"
+            )
         self.optimizer.step()
         self.steps += 1
+
+    def note_statistics(self) -> None:
+        """Note the running statistics before a batch moves them, so that a batch that fails leaves no trace."""
+        self._noted = {name: statistic.clone() for name, statistic in self._statistics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the network's parameters and of the optimiser's state."""
@@ -97,29 +111,59 @@ class BlocksTrainer:
         self.steps = state["steps"]
 
 
+def gradient_norm(module: nn.Module) -> Tensor:
+    """Return the norm of all gradients of a module together, 0-dimensional; not finite where one of them is not."""
+    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+
+
 def exit_loss(exit: Exit, label: Tensor) -> Tensor:
     """Return the cross-entropy of the rows of an exit, `(r,)`; `label` is of the whole batch."""
     own = label if exit.rows is None else label.index_select(0, exit.rows)
     return functional.cross_entropy(exit.logits, own, reduction="none")
 
 
-def replay(
-    network: RoutedNetwork,
-    dataset: MultiTaskDataset,
-    routes: Routes,
-    trainer: BlocksTrainer,
-    doubtful: Tensor | None = None,
-) -> None:
-    """Run recorded routes again in train mode, as one batch, take a step on their loss, and leave eval mode behind."""
-    network.train()
-    try:
-        with torch.enable_grad():
-            pixels = dataset.pixels(routes.instance, routes.augmentation)
-            state = network.start(pixels, dataset.task[routes.instance], instance=routes.instance, price=routes.price)
-            for action in replayed_actions(routes):
-                state = network.advance(state, action)
-            label = dataset.label[routes.instance]
-            losses = [(exit.weight * exit_loss(exit, label)).sum() for exit in state.exits]
-            trainer.step(torch.stack(losses).sum() / len(routes), doubtful=doubtful)
-    finally:
-        network.eval()
+def batch_loss(weights: Iterable[Tensor], losses: Iterable[Tensor], batch: int) -> Tensor:
+    """Return the mean over a batch of each instance's cross-entropy, weighted over its exits."""
+    return torch.stack([(weight * loss).sum() for weight, loss in zip(weights, losses, strict=True)]).sum() / batch
+
+
+class Replayer:
+    """Keeps routes that have ended and trains the blocks on them, `batch` at a time, the oldest first.
+
+    Args:
+        network: The network.
+        dataset: The data the routes belong to.
+        trainer: The network's optimiser.
+        batch: Routes per step.
+    """
+
+    def __init__(self, network: RoutedNetwork, dataset: MultiTaskDataset, trainer: BlocksTrainer, batch: int) -> None:
+        self.network, self.dataset, self.trainer, self.batch = network, dataset, trainer, batch
+        self._waiting: list[Routes] = []
+
+    def push(self, routes: Routes) -> None:
+        """Add routes."""
+        self._waiting.append(routes)
+
+    def train(self) -> None:
+        """Take a step for every full batch there is."""
+        while sum(map(len, self._waiting)) >= self.batch:
+            routes = Routes.join(self._waiting)
+            self._waiting = [routes.pick(slice(self.batch, None))]
+            self._replay(routes.pick(slice(self.batch)))
+
+    def _replay(self, routes: Routes) -> None:
+        """Run routes again in train mode, as one batch, take a step on their loss, and leave eval mode behind."""
+        self.network.train()
+        self.trainer.note_statistics()
+        try:
+            with torch.enable_grad():
+                pixels = self.dataset.pixels(routes.instance, routes.augmentation)
+                task, label = self.dataset.task[routes.instance], self.dataset.label[routes.instance]
+                state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
+                for action in replayed_actions(routes):
+                    state = self.network.advance(state, action)
+                weights, losses = zip(*((exit.weight, exit_loss(exit, label)) for exit in state.exits), strict=True)
+                self.trainer.step(batch_loss(weights, losses, len(routes)))
+        finally:
+            self.network.eval()

@@ -51,7 +51,8 @@ class Step:
         observation: What was seen, detached unless the environment is differentiable.
         decision: `(B,)` int64; N for rows that had left.
         active: `(B,)` bool: rows that decided here.
-        action: What was done.
+        choosing: `(B, M)` bool: the tensors that chose; none in rows that had left.
+        action: What was done; where masked choices are tolerated, after they were replaced.
         reach: `(B,)` share of the instance that was at its decision (1 under hard routing, 0 for rows that had left).
         reward: `(B,)` reward of the action itself, without the final reward.
         carry: What the agent carried into this decision.
@@ -61,6 +62,7 @@ class Step:
     observation: Observation
     decision: Tensor
     active: Tensor
+    choosing: Tensor
     action: Action
     reach: Tensor
     reward: Tensor

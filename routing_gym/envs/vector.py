@@ -13,16 +13,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from routing_gym.blocks import allow_small_groups
 from routing_gym.envs.accept import accept, accept_instances, accept_reset_mask
 from routing_gym.envs.config import EnvConfig, check_count
 from routing_gym.envs.outcome import Outcome
-from routing_gym.envs.render import route_text, routing_map
+from routing_gym.envs.render import Pictures
 from routing_gym.envs.rewards import RunningShare
-from routing_gym.envs.routes import ReplayQueue, RouteLog
+from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import action_space, observation_space
-from routing_gym.envs.training import BlocksTrainer, replay
-from routing_gym.envs.trajectory import SettledExit
-from routing_gym.networks import Action, RoutedNetwork, RoutingState, is_weights
+from routing_gym.envs.training import BlocksTrainer, Replayer
+from routing_gym.networks import Action, RoutedNetwork, RoutingState
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
 Observations = dict[str, Tensor]
@@ -79,6 +79,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         datasets: All splits by name.
         config: The options.
         trainer: The optimiser of the blocks.
+        executed: The last action as it was carried out.
 
     Raises:
         ValueError: An unknown option or a value it does not take.
@@ -99,9 +100,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         if config.split not in splits:
             raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
         self.num_envs, self.render_mode = num_envs, config.render_mode
-        self.device = config.torch_device
-        self.datasets = {name: dataset.to(self.device) for name, dataset in splits.items()}
+        self.datasets = {name: dataset.to(config.torch_device) for name, dataset in splits.items()}
         self.dataset = self.datasets[config.split]
+        self.device = self.dataset.device
         if network.num_classes < self.dataset.num_classes:
             raise ValueError(
                 f"{self.dataset.name} has {self.dataset.num_classes} classes, but the network gives logits for "
@@ -109,14 +110,11 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             )
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
-        self.validate = self.device.type == "cpu" if config.validate is None else config.validate
+        allow_small_groups(self.network)
         self.stream = ShuffledStream(len(self.dataset), config.seed)
         self.trainer = BlocksTrainer(self.network, config.optimizer, config.learning_rate)
         self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)
-        # What the routing map shows: how often each task took each choice at each decision (and after it left).
-        self._taken = torch.zeros(
-            self.dataset.num_tasks, len(network.decisions) + 1, network.num_choices, device=self.device
-        )
+        self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)
         self.single_observation_space = observation_space(network, self.dataset.num_tasks)
         self.single_action_space = action_space(network, config.action_type)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -128,16 +126,19 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.autoreset_mode = mode
         self.metadata = {**type(self).metadata, "autoreset_mode": mode}
         same_step = mode is AutoresetMode.SAME_STEP
+        # Mode "same_step" waits for the device anyway, to know who has left.
+        automatic = self.device.type == "cpu" or same_step
+        self._validates = automatic if self.config.validate is None else self.config.validate or same_step
         self.illegal = self.config.illegal or ("first_legal" if same_step else "raise")
         self._log: RouteLog | None = None
         if same_step or self.render_mode == "ansi":
             weights = self.config.action_type == "weights"
             self._log = RouteLog(self.network, self.num_envs, weights, self.device)
-        self._queue = ReplayQueue()
+        self._replayer = Replayer(self.network, self.dataset, self.trainer, self.config.replay_batch)
         self._state: RoutingState | None = None
         self._outcome: Outcome | None = None
         self._doubtful: Tensor | None = None
-        self._shown = [""] * self.num_envs
+        self.executed: Action | None = None
 
     @contextmanager
     def batch_mode(self) -> Iterator[RoutingVectorEnv]:
@@ -190,7 +191,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         options = dict(options or {})
         rows, count = None, self.num_envs
         if options.get("reset_mask") is not None:
-            active = self.state.active if self.keeps_graph else None
+            active = self.state.active & self.keeps_graph
             rows = accept_reset_mask(options["reset_mask"], self.num_envs, self.device, active)
             count = len(rows)
         instances = accept_instances(options.get("instances"), count, len(self.dataset))
@@ -200,6 +201,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         if seed is not None:
             self.stream.seed(seed)
         self._begin(rows, instances)
+        if self.render_mode == "ansi":
+            assert self._log is not None
+            self.pictures.note_routes(self.state.task, self._log.routes())
         return self._observe(), {"action_mask": self.network.action_mask(self.state)}
 
     def _begin(self, rows: Tensor | None, instances: Tensor | None = None) -> None:
@@ -208,6 +212,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         drawn = (self.stream.draw(count) if instances is None else instances).to(self.device)
         augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
         self.network.train(self.keeps_graph)
+        if self.keeps_graph:
+            self.trainer.note_statistics()
         with torch.set_grad_enabled(self.keeps_graph):
             pixels = self.dataset.pixels(drawn, augmentation)
             fresh = self.network.start(pixels, self.dataset.task[drawn], instance=drawn)
@@ -236,18 +242,22 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         state, differentiable = self.state, self.keeps_graph and self.config.differentiable
         with torch.set_grad_enabled(differentiable):
             activation = self.network.observe(state)
-        return {
+        observation = {
             "activation": activation if differentiable else activation.detach(),
             "task": state.task,
             "depth": state.at,
         }
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            # Outsiders may write into what they are given.
+            observation = {key: value.clone() for key, value in observation.items()}
+        return observation
 
     def step(self, actions: Any) -> tuple[Observations, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Take one decision per row.
 
         Args:
             actions: Integers `(num_envs,)` or `(num_envs, M)`, or weights where `action_type="weights"`; a tensor on
-                `device`, or a numpy array. What it holds for rows that have left is ignored.
+                `device`, or a numpy array. For rows that have left any choice will do, and is ignored.
 
         Returns:
             Observations, `(num_envs,)` float32 rewards, bool terminations and truncations, infos.
@@ -259,25 +269,26 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         before = self.state
         if not before.waiting:
             raise ResetNeeded("every instance has left the network: call reset()")
-        action, replaced, doubtful = accept(
+        accepted = accept(
             self.network,
             before,
             actions,
             action_type=self.config.action_type,
             first_legal=self.illegal == "first_legal",
-            validate=self.validate,
+            validate=self._validates,
         )
         with torch.set_grad_enabled(self.keeps_graph):
-            after = self.network.advance(before, action)
-        if doubtful is not None:
-            self._doubtful = doubtful if self._doubtful is None else self._doubtful | doubtful
+            after = self.network.advance(before, accepted.action)
+        self.executed = action = accepted.action
+        if accepted.doubtful is not None:
+            self._doubtful = accepted.doubtful if self._doubtful is None else self._doubtful | accepted.doubtful
         exits, after.exits = after.exits, ()
         earned_before = self.outcome.final_reward
         self.outcome.settle(exits)
         self._state = after
         left = ~after.active
 
-        infos: dict[str, Any] = {} if replaced is None else {"illegal_action": replaced}
+        infos: dict[str, Any] = {} if accepted.replaced is None else {"illegal_action": accepted.replaced}
         infos["action_reward"] = reward = self._action_reward(before, after, action)
         if exits:
             reward = reward + (self.outcome.final_reward - earned_before)
@@ -289,8 +300,11 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             infos["final_obs"], infos["final_info"] = observation, ended
             infos["_final_obs"] = infos["_final_info"] = left
             rows = left.nonzero().flatten()
-            self._store_and_replay(rows)
+            if self.config.train:
+                assert self._log is not None
+                self._replayer.push(self._log.read(rows, after.instance, self._augmentation, after.price))
             self._begin(rows)
+            self._replayer.train()  # last, so that a loss that is no number finds everything in its place
             observation = self._observe()
         infos["action_mask"] = self.network.action_mask(self.state)
         return observation, reward, left, torch.zeros_like(left), infos
@@ -309,8 +323,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         reward = 0 - before.price * (after.macs - before.macs).detach()
         if self.config.rho and self.config.collaboration == "frequency":
             assert isinstance(action, Tensor)
-            reward = reward + self.config.rho * self.frequency.of(before.at, action)
-            self.frequency.count_choices(before.at, action, before.active)
+            choosing = self.network.choosing(before)
+            reward = reward + self.config.rho * self.frequency.of(before.at, action, choosing)
+            self.frequency.count_choices(before.at, action, choosing)
         return reward
 
     def _remember(self, before: RoutingState, action: Action) -> None:
@@ -319,22 +334,11 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self._log.write(before.at, before.active, action)
         if self.render_mode == "ansi":
             assert self._log is not None
-            self._shown = [
-                route_text(self.network, task, route)
-                for task, route in zip(before.task.tolist(), self._log.routes(), strict=True)
-            ]
-        if self.render_mode == "rgb_array" and isinstance(action, Tensor) and not is_weights(action):
-            choice = action.view(self.num_envs, -1)
-            place = [column.unsqueeze(1).expand(choice.shape) for column in (before.task, before.at, before.active)]
-            weight = place[2].to(self._taken.dtype)
-            self._taken.index_put_((place[0], place[1], choice), weight, accumulate=True)
+            self.pictures.note_routes(before.task, self._log.routes())
+        if self.render_mode == "rgb_array":
+            self.pictures.count(before, action)
 
     # ------------------------------------------------------------------------------------------------------- training
-
-    @property
-    def exits(self) -> list[SettledExit]:
-        """Where rows have left, with the graph that `train_blocks` will use."""
-        return self.outcome.exits
 
     def train_blocks(self, extra_loss: Tensor | None = None, before_step: Callable[[], None] | None = None) -> Tensor:
         """Make the one backward pass of a batch and take a step of the blocks' optimiser (Algorithm 2, line 3).
@@ -361,16 +365,14 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.outcome.exits = []
         return loss.detach()
 
-    def _store_and_replay(self, rows: Tensor) -> None:
-        """Keep the routes of finished rows; train the blocks on them when there are enough."""
-        if not self.config.train:
-            return
-        assert self._log is not None
-        state = self.state
-        self._queue.push(self._log.read(rows, state.instance, self._augmentation, state.price))
-        while len(self._queue) >= self.config.replay_batch:
-            routes = self._queue.pop(self.config.replay_batch)
-            replay(self.network, self.dataset, routes, self.trainer, self._doubtful)
+    def check_batch(self) -> None:
+        """Read whether every action of this batch was allowed: what `train_blocks` does, for those who do not train.
+
+        Raises:
+            ValueError: One was not. On a GPU it was replaced when it came, so as not to wait for the device.
+        """
+        if self._doubtful is not None and bool(self._doubtful):
+            raise ValueError("an action of this batch was out of range, masked or not finite: its results are void")
 
     # ---------------------------------------------------------------------------------------------------- and the rest
 
@@ -387,13 +389,20 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, its learning rate included; the episodes under way are given up.
+        """Go on from a saved state, its learning rate included.
+
+        The episodes under way are given up, and so are finished routes not trained on yet.
 
         Raises:
-            ValueError: The state is of another network or optimiser. Nothing has changed then.
+            ValueError: The state is of another network, optimiser or data set. Nothing has changed then.
         """
-        self.trainer.load_state_dict(state["blocks"])
+        at = self.stream.state_dict()
         self.stream.load_state_dict(state["stream"])
+        try:
+            self.trainer.load_state_dict(state["blocks"])
+        except ValueError:
+            self.stream.load_state_dict(at)
+            raise
         self.frequency.total = state["frequency"].to(self.device)
         self._set_mode(self.autoreset_mode)
 
@@ -404,6 +413,4 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             `"ansi"`: one line per row, its route up to the last step. `"rgb_array"`: one `(H, W, 3)` uint8 routing
             map of all that was decided so far, a column per task and a row per decision. None without a mode.
         """
-        if self.render_mode == "ansi":
-            return tuple(self._shown)
-        return (routing_map(self._taken[:, :-1]),) if self.render_mode == "rgb_array" else None
+        return None if self.render_mode is None else self.pictures.draw(self.render_mode)

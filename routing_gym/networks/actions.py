@@ -10,6 +10,11 @@ from routing_gym.blocks import Sparse
 Action = Tensor | Sparse
 """Integers `(B,)` or `(B, M)`; weights `(B, A)` or `(B, M, A)`; or sparse `(indices (B, K), weights (B, K))`."""
 
+
+class NotFiniteError(ValueError):
+    """Weights that are not numbers: whoever decides has diverged."""
+
+
 SIMPLEX_TOLERANCE = 1e-4
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -19,8 +24,10 @@ def is_weights(action: Action) -> bool:
     return isinstance(action, tuple) or action.is_floating_point()
 
 
-def check_form(action: Action, batch: int, m: int, num_choices: int, device: torch.device) -> Action:
-    """Check type, shape and device of an action; free of any copy to the host.
+def check_form(
+    action: Action, batch: int, m: int, num_choices: int, device: torch.device, dtype: torch.dtype
+) -> Action:
+    """Check type, shape and device of an action; free of any copy to the host. Weights must be of `dtype`.
 
     Returns:
         The action, integers as int64.
@@ -45,6 +52,7 @@ def check_form(action: Action, batch: int, m: int, num_choices: int, device: tor
             )
         _check_device(indices, device)
         _check_device(weights, device)
+        _check_dtype(weights, dtype)
         return indices.to(torch.int64), weights
     if not isinstance(action, Tensor):
         raise ValueError(f"an action is a torch tensor or a pair of them, got {type(action).__name__}")
@@ -58,12 +66,19 @@ def check_form(action: Action, batch: int, m: int, num_choices: int, device: tor
     if tuple(action.shape) != shape:
         raise ValueError(f"an action of {kind} has shape {shape} here, got {tuple(action.shape)}")
     _check_device(action, device)
+    if kind == "weights":
+        _check_dtype(action, dtype)
     return action if kind == "weights" else action.to(torch.int64)
 
 
 def _check_device(tensor: Tensor, device: torch.device) -> None:
     if tensor.device != device:
         raise ValueError(f"the action must be on the network's device {device}, got {tensor.device}")
+
+
+def _check_dtype(weights: Tensor, dtype: torch.dtype) -> None:
+    if weights.dtype != dtype:
+        raise ValueError(f"weights must be {dtype} as the activations are, got {weights.dtype}")
 
 
 def out_of_range(action: Action, num_choices: int) -> Tensor | None:
@@ -79,6 +94,22 @@ def in_range(action: Action, num_choices: int) -> Action:
     if isinstance(action, tuple):
         return action[0].clamp(0, num_choices - 1), action[1]
     return action if action.is_floating_point() else action.clamp(0, num_choices - 1)
+
+
+def made_legal(action: Action, mask: Tensor) -> Action:
+    """Return the action with the first legal choice for a masked one, and no weight on masked choices.
+
+    Args:
+        action: Of checked form.
+        mask: `(B, A)` or `(B, M, A)` bool.
+    """
+    action = in_range(action, mask.shape[-1])
+    if isinstance(action, tuple):
+        indices, weights = action
+        return indices, weights * mask.gather(1, indices)
+    if action.is_floating_point():
+        return action * mask
+    return torch.where(illegal(action, mask), mask.to(torch.uint8).argmax(-1), action)  # argmax: the first True
 
 
 def illegal(action: Action, mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from routing_gym.blocks import FunctionBlocks, OwnedParameter
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
+from routing_gym.networks.checking import bad_values_error, has_bad_values
 from routing_gym.networks.decision import EXIT, Decision, check_decisions
 from routing_gym.networks.state import Exit, RoutingState, Waiting
 
@@ -59,20 +60,28 @@ class RoutedNetwork(nn.Module, ABC):
         self.num_choices = max(decision.n for decision in self.decisions)
         self.num_tensors = max(decision.m for decision in self.decisions)
         table = self._legal_table(masks)
-        self._free = bool(table.all())  # nothing is masked: one check less in every step
+        self.nothing_masked = bool(table.all())  # one check less in every step
         self.register_buffer("_masks", table, persistent=False)
         costs = torch.zeros(len(self.decisions), self.num_choices)
         for number, decision in enumerate(self.decisions):
             costs[number, : decision.n] = torch.tensor(decision.macs)
         self.register_buffer("_costs", costs, persistent=False)
         outcome = [decision.mixing == "outcome" for decision in self.decisions]
-        self.register_buffer("_is_outcome", torch.tensor([*outcome, False]), persistent=False)
-        arrivals = Counter(target for d in self.decisions if d.mixing == "outcome" for target in set(d.next))
+        exists = torch.zeros(len(self.decisions) + 1, self.num_tensors, dtype=torch.bool)
+        for number, decision in enumerate(self.decisions):
+            exists[number, : decision.m] = True
+        self.register_buffer("_exists", exists, persistent=False)
+        self.register_buffer("is_outcome", torch.tensor([*outcome, False]), persistent=False)
+        # An activation decision is one way on, an outcome decision as many as it has choices.
+        ways = [d.next if d.mixing == "outcome" else d.next[:1] for d in self.decisions]
+        arrivals = Counter(target for way in ways for target in way)
+        self._dense_backward = False
         self._rejoining = any(number > 1 for target, number in arrivals.items() if target != EXIT)
 
     _masks: Tensor
     _costs: Tensor
-    _is_outcome: Tensor
+    is_outcome: Tensor
+    _exists: Tensor
 
     # ------------------------------------------------------------------------------------ what a subclass provides
 
@@ -196,9 +205,9 @@ class RoutedNetwork(nn.Module, ABC):
             if self.num_tensors > 1:
                 assert isinstance(action, Tensor)
                 action = action[:, 0]
-            if not isinstance(action, tuple) and action.is_floating_point():
-                action = action[:, : decision.n]
-            return action
+            if isinstance(action, tuple):
+                return action[0].clamp(max=decision.n - 1), action[1]  # what lies beyond has no weight
+            return action[:, : decision.n] if action.is_floating_point() else action
         gates = actions.dense(action, self.num_choices)[:, : decision.m, : decision.n]
         alive = self.alive(number, group.activation)
         return gates if alive is None else gates * alive.unsqueeze(-1)
@@ -214,6 +223,8 @@ class RoutedNetwork(nn.Module, ABC):
             if weights is None:
                 assert isinstance(action, Tensor)
                 follows = action.eq(choice)
+            elif self.dense_backward and self.training:
+                follows = torch.ones_like(group.rows if group.rows is not None else task, dtype=torch.bool)
             else:
                 follows = weights[:, choice].detach().ne(0)
             positions = follows.nonzero().flatten()
@@ -255,6 +266,17 @@ class RoutedNetwork(nn.Module, ABC):
                 rows = torch.arange(len(state), device=mask.device) if group.rows is None else group.rows
                 mask[rows, : alive.shape[1]] |= ~alive.unsqueeze(-1)
         return mask
+
+    def choosing(self, state: RoutingState) -> Tensor:
+        """Return `(B, M)` bool: the tensors that choose now; none in rows that have left."""
+        choosing = self._exists.index_select(0, state.at)
+        if self.num_tensors > 1:
+            for number, group, _ in state.acting():
+                alive = self.alive(number, group.activation)
+                if alive is not None:
+                    rows = torch.arange(len(state), device=alive.device) if group.rows is None else group.rows
+                    choosing[rows, : alive.shape[1]] &= alive
+        return choosing
 
     @property
     def masks(self) -> Tensor:
@@ -299,68 +321,26 @@ class RoutedNetwork(nn.Module, ABC):
                 outcome weights off the simplex. Nothing has changed then.
         """
         action = self.check_action_form(state, action)
-        if bool(self.is_bad_action(state, action)):
-            raise ValueError(self.explain_bad_action(state, action))
+        if bool(has_bad_values(self, state, action)):
+            raise bad_values_error(self, state, action)
         return action
 
     def check_action_form(self, state: RoutingState, action: Action) -> Action:
         """Check type, shape and device only, without a copy to the host; return the action, integers as int64."""
-        action = actions.check_form(action, len(state), self.num_tensors, self.num_choices, state.task.device)
+        action = actions.check_form(
+            action, len(state), self.num_tensors, self.num_choices, state.task.device, state.macs.dtype
+        )
         if self._rejoining and actions.is_weights(action):
             raise ValueError("paths of this network meet again, so outcomes cannot be shared out: choose by integers")
         return action
 
-    def is_bad_action(self, state: RoutingState, action: Action) -> Tensor:
-        """Return a 0-dimensional bool on the device: is any value of the action not allowed."""
-        bad = actions.out_of_range(action, self.num_choices)
-        if bad is not None and not isinstance(action, tuple) and self._free:
-            return bad
-        action = actions.in_range(action, self.num_choices)
-        masked = actions.illegal(action, self.action_mask(state)).any()
-        bad = masked if bad is None else bad | masked
-        if actions.is_weights(action):
-            weights = action[1] if isinstance(action, tuple) else action
-            bad = bad | ~weights.detach().isfinite().all() | self._off_simplex(state, action).any()
-        return bad
-
-    def _off_simplex(self, state: RoutingState, action: Action) -> Tensor:
-        """Return `(B,)` bool: which rows share out an outcome by weights that are negative or do not sum to 1."""
-        weights = (action[1] if isinstance(action, tuple) else action).detach()
-        if self.num_tensors > 1:
-            weights = weights[:, 0]
-        off = (weights < 0).any(-1) | ((weights.sum(-1) - 1).abs() > actions.SIMPLEX_TOLERANCE)
-        return off & self._is_outcome[state.at]
-
-    def explain_bad_action(self, state: RoutingState, action: Action) -> str:
-        """Say what is wrong with an action for which `is_bad_action` is True."""
-        integers = action[0] if isinstance(action, tuple) else action
-        if bool(actions.out_of_range(action, self.num_choices)):
-            wrong = integers[(integers < 0) | (integers >= self.num_choices)]
-            return f"choices must lie in [0, {self.num_choices}), got {int(wrong[0])}"
-        weights = (action[1] if isinstance(action, tuple) else action) if actions.is_weights(action) else None
-        if weights is not None and not bool(weights.isfinite().all()):
-            row = int((~weights.isfinite()).nonzero()[0, 0])
-            return f"weights must be finite, got {weights[row].tolist()} for row {row}"
-        masked = actions.illegal(action, self.action_mask(state)).nonzero()
-        if len(masked):
-            row = int(masked[0, 0])
-            number = int(state.at[row])
-            name = self.decisions[number].name if number < len(self.decisions) else "left"
-            legal = self.action_mask(state)[tuple(masked[0])].nonzero().flatten().tolist()
-            return (
-                f"row {row} at decision {number} ({name!r}) may choose from {legal}, got "
-                f"{(integers if weights is None else weights)[row].tolist()}"
-            )
-        assert weights is not None
-        row = int(self._off_simplex(state, action).nonzero()[0, 0])
-        return (
-            f"outcome weights must be at least 0 and sum to 1, got {weights[row].tolist()} for row {row} at decision "
-            f"{int(state.at[row])}"
-        )
-
     def _legal_table(self, masks: Tensor | None) -> Tensor:
         """Build `(N + 1, M, A)` bool; the last row is for instances that have left."""
         table = torch.zeros(len(self.decisions) + 1, self.num_tensors, self.num_choices, dtype=torch.bool)
+        if masks is not None and (masks.dtype != torch.bool or masks.shape != table[:-1].shape):
+            raise ValueError(
+                f"masks must be bool of shape {tuple(table[:-1].shape)}, got {masks.dtype} of {tuple(masks.shape)}"
+            )
         for number, decision in enumerate(self.decisions):
             table[number, :, : decision.n] = True
             if masks is not None:
@@ -374,11 +354,12 @@ class RoutedNetwork(nn.Module, ABC):
 
     @property
     def dense_backward(self) -> bool:
-        """Whether every block runs while training, so that unchosen weights have a gradient."""
-        return any(part.dense_backward for part in self.modules() if isinstance(part, FunctionBlocks))
+        """Whether every choice runs while training, so that unchosen weights have a gradient."""
+        return self._dense_backward
 
     @dense_backward.setter
     def dense_backward(self, value: bool) -> None:
+        self._dense_backward = value
         for part in self.modules():
             if isinstance(part, FunctionBlocks):
                 part.dense_backward = value

@@ -60,15 +60,39 @@ def route(
     return RoutedModule(module, tuple(layers), num_blocks, tuple(input_shape))
 
 
+PROBE_ROWS = 2
+"""Two, because a batch of one cannot tell a row per image from a value that all images share."""
+
+
 class _Tracer(fx.Tracer):
     """Traces through everything but PyTorch's own modules and the layers to be routed."""
 
-    def __init__(self, layers: Sequence[str]) -> None:
+    def __init__(self, layers: Sequence[str] = ()) -> None:  # unpickling calls it without
         super().__init__()
         self.layers = layers
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.layers or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
+    """Trace a module, refusing one that cannot be traced or that computes something else while it is trained."""
+    modes = {part: part.training for part in module.modules()}
+    graphs = []
+    try:
+        for mode in (True, False):
+            graphs.append(_Tracer(layers).trace(module.train(mode)))
+    except Exception as error:
+        raise ValueError(f"the module cannot be traced by torch.fx, so it cannot be routed: {error}") from error
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    if str(graphs[0]) != str(graphs[1]):
+        raise ValueError(
+            "the module's own code asks whether it is being trained, which a trace would freeze: use modules for that, "
+            "torch.nn.Dropout instead of torch.nn.functional.dropout(..., self.training), say"
+        )
+    return graphs[0]
 
 
 class RoutedModule(RoutedNetwork):
@@ -88,10 +112,7 @@ class RoutedModule(RoutedNetwork):
         any_shape: bool = False,
     ) -> None:
         module = copy.deepcopy(module)
-        try:
-            graph = _Tracer(layers).trace(module)
-        except Exception as error:
-            raise ValueError(f"the module cannot be traced by torch.fx, so it cannot be routed: {error}") from error
+        graph = _trace(module, layers)
         traced = fx.GraphModule(module, graph)
         nodes = list(graph.nodes)
         cuts = [i for i, node in enumerate(nodes) if node.op == "call_module" and node.target in layers]
@@ -100,22 +121,23 @@ class RoutedModule(RoutedNetwork):
             raise ValueError(f"every routed layer must be called exactly once; {sorted(layers)} were called as {names}")
 
         record = _Recorder(traced)
-        image = torch.zeros(1, *input_shape)
-        logits = probe(traced, lambda: record.run(image))
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
+        images = torch.randn(PROBE_ROWS, *input_shape, generator=torch.Generator().manual_seed(0))
+        logits = probe(traced, lambda: record.run(images))
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != PROBE_ROWS:
             raise ValueError("the module must return logits of shape (B, num_classes)")
         routed: list[FunctionBlocks] = []
         carried: list[tuple[fx.Node, ...]] = []
         for cut, name in zip(cuts, names, strict=True):
-            inner = nodes[cut].args[0]
-            assert isinstance(inner, fx.Node)
+            inner = nodes[cut].args[0] if nodes[cut].args else None
+            if not isinstance(inner, fx.Node) or len(nodes[cut].args) > 1 or nodes[cut].kwargs:
+                raise ValueError(f"the routed layer {name!r} must be called with its input and nothing else")
             routed.append(_blocks_like(traced.get_submodule(name), num_blocks, record.shapes[inner][1:]))
             carried.append((inner, *_needed_later(nodes, cut, inner)))
-            unfit = [node.name for node in carried[-1] if record.shapes.get(node, ())[:1] != (1,)]
+            unfit = [node.name for node in carried[-1] if record.shapes.get(node, ())[:1] != (PROBE_ROWS,)]
             if unfit:
                 raise ValueError(f"at layer {name!r} values wait that are not tensors with a row per image: {unfit}")
         pieces = [nodes[start:end] for start, end in zip([0, *[c + 1 for c in cuts]], [*cuts, len(nodes)], strict=True)]
-        macs = [sum(record.macs.get(node, 0.0) for node in piece) for piece in pieces]
+        macs = [sum(record.macs.get(node, 0.0) for node in piece) / PROBE_ROWS for piece in pieces]
         last = len(cuts) - 1
         super().__init__(
             [
@@ -140,6 +162,20 @@ class RoutedModule(RoutedNetwork):
         place = {node: position for position, node in enumerate(nodes)}
         self._cuts = cuts
         self._carried = [[place[node] for node in kept] for kept in carried]
+        self._check_against(images, logits)
+
+    def _check_against(self, images: Tensor, logits: Tensor) -> None:
+        """Make sure that the first blocks, which are the module's own layers, give the module's own output."""
+
+        def first_blocks() -> Tensor:
+            first = torch.zeros(len(images), dtype=torch.int64)
+            state = self.start(images, first)
+            while state.waiting:
+                state = self.advance(state, first)
+            return state.exits[0].logits
+
+        if not torch.allclose(probe(self, first_blocks), logits, rtol=1e-4, atol=1e-5):
+            raise ValueError("routed through its own layers the module gives another output: it cannot be cut there")
 
     @staticmethod
     def _pool(x: Tensor) -> Tensor:
@@ -153,6 +189,9 @@ class RoutedModule(RoutedNetwork):
         interpreter = fx.Interpreter(self.module, garbage_collect_values=False)
         interpreter.env = {nodes[position]: value for position, value in values.items()}
         interpreter.args_iter = iter(() if image is None else (image,))
+        for node in nodes:
+            if node.op == "get_attr":  # parameters and buffers the module's own code reads, wherever it does
+                interpreter.env[node] = interpreter.run_node(node)
         start, end = [-1, *self._cuts][number] + 1, [*self._cuts, len(nodes)][number]
         for node in nodes[start:end]:
             if node.op == "output":

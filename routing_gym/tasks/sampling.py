@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,11 +41,17 @@ class ShuffledStream:
             missing -= len(pieces[-1])
         return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs to go on from here."""
-        return {"generator": self.generator.get_state(), "pass": self._pass.clone()}
+        return {"size": self.size, "generator": self.generator.get_state(), "pass": self._pass.clone()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a saved place in the stream."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place in the stream.
+
+        Raises:
+            ValueError: It was a stream of another size.
+        """
+        if state["size"] != self.size:
+            raise ValueError(f"this is the state of a stream of {state['size']} numbers, here there are {self.size}")
         self.generator.set_state(state["generator"])
         self._pass = state["pass"].clone()

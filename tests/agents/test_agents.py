@@ -195,7 +195,7 @@ def test_divergence_names_the_agent_and_the_step_and_keeps_everything():
     agent = make_agent("shared", env).learn(env, 64)
     with torch.no_grad():
         env.unwrapped.network.banks[1].bias[0] = float("inf")
-    with pytest.raises(TrainingDivergedError, match=r"agent 'shared': training stopped before step 3 of the blocks"):
+    with pytest.raises(TrainingDivergedError, match=r"agent 'shared', batch 3: training stopped before step 3 of the"):
         agent.learn(env, 64)
     assert agent.episodes == 64
 

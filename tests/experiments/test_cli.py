@@ -145,7 +145,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
     arguments = ["--agents", "shared", "--seeds", 1, "--out", tmp_path, "--env-options", "optimizer=sgd"]
     assert run("compare", *SMALL, *arguments, "learning_rate=1e30") == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "agent 'shared': training stopped before step" in printed and "last good checkpoint" in printed
+    assert "agent 'shared', batch 1: training stopped before step 1" in printed and "last good checkpoint" in printed
     assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train") == 0
     checkpoint = tmp_path / "train" / "checkpoint.pt"
     poisoned = torch.load(checkpoint, weights_only=True)
@@ -154,7 +154,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
     kept = checkpoint.read_bytes()
     capsys.readouterr()
     assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train", "--epochs", 4, "--resume") == 1
-    assert "agent 'shared': training stopped before step 25 of the blocks" in capsys.readouterr().err
+    assert "agent 'shared', batch 25: training stopped before step 25 of the blocks" in capsys.readouterr().err
     assert checkpoint.read_bytes() == kept
 
 
