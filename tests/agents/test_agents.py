@@ -315,3 +315,166 @@ def test_the_carry_and_the_record_reach_the_trajectory():
 def test_context_defaults():
     context = Context(torch.ones(1, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool))
     assert context.carry is None and context.record == {} and not context.deterministic
+
+
+class Gate(Agent):
+    """A softmax gate per task, trained by the backward pass of the blocks."""
+
+    action_type = "weights"
+    needs_gradients = True
+
+    def __init__(self, env, config=None):
+        super().__init__(env, config)
+        self.logits = torch.nn.Parameter(torch.zeros(self.num_tasks, self.num_decisions + 1, self.num_choices))
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
+
+    def act(self, observation, context):
+        return self.logits[observation["task"], observation["depth"]].softmax(-1)
+
+
+@pytest.fixture
+def registered():
+    """Forget afterwards what a test registers."""
+    known = dict(AGENTS)
+    yield
+    AGENTS.clear()
+    AGENTS.update(known)
+
+
+def test_an_agent_trained_by_the_blocks_backward_pass(registered, tmp_path):
+    register_agent("gate", Gate)
+    env = small_env(seed=2, action_type="weights", autoreset_mode="disabled")
+    agent = make_agent("gate", env)
+    trajectory = rollout(agent, env.unwrapped)
+    loss = env.unwrapped.outcome.block_loss()
+    (expected,) = torch.autograd.grad(loss, agent.logits, retain_graph=True)
+    assert bool((expected.abs().sum(-1)[:, :3] > 0).all()) and len(trajectory.exits) == 1
+    agent.learn(env, 64)
+    agent.save(tmp_path / "gate.pt")
+    losses = []
+    agent.learn(env, 96, lambda metrics: losses.append(metrics["loss"].item()))
+    again = small_env(seed=5, action_type="weights", autoreset_mode="disabled")
+    resumed = []
+    Agent.load(tmp_path / "gate.pt", again).learn(again, 96, lambda metrics: resumed.append(metrics["loss"].item()))
+    assert resumed == losses
+    agent.learn(env, 20 * 270)
+    assert routing_gym.evaluate(agent, env).accuracy > 0.9
+
+
+def test_weights_that_are_no_numbers_stop_training_by_name(registered):
+    register_agent("gate", Gate)
+    env = small_env(action_type="weights")
+    agent = make_agent("gate", env).learn(env, 64)
+    with torch.no_grad():
+        agent.logits[0] = float("nan")
+    with pytest.raises(TrainingDivergedError, match=r"agent 'gate', batch 3: weights must be finite, got \[nan"):
+        agent.learn(env, 64)
+
+
+def test_gradients_of_the_agent_that_are_no_numbers_stop_training_before_any_step(registered):
+    class Rooted(Gate):
+        def auxiliary_loss(self, trajectory):
+            return (self.logits - self.logits.detach()).square().sum().sqrt()
+
+    register_agent("rooted", Rooted)
+    env = small_env(action_type="weights")
+    agent = make_agent("rooted", env)
+    before = [p.detach().clone() for p in (*agent.parameters(), *env.unwrapped.network.parameters())]
+    with pytest.raises(TrainingDivergedError, match="agent 'rooted', batch 1: the agent's gradients are not finite"):
+        agent.learn(env, 32)
+    after = [*agent.parameters(), *env.unwrapped.network.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_what_an_agent_lacks_is_said(registered):
+    class NoOptimizer(Gate):
+        def __init__(self, env, config=None):
+            super().__init__(env, config)
+            self.optimizer = None
+
+    class Silent(AGENTS["shared"]):
+        def update(self, trajectory):
+            return None
+
+    class Wants(AGENTS["shared"]):
+        env_kwargs = {"num_blocks": 4}
+
+    register_agent("no-optimizer", NoOptimizer)
+    register_agent("silent", Silent)
+    register_agent("wants", Wants)
+    env = small_env(action_type="weights")
+    with pytest.raises(ValueError, match=r"agent 'no-optimizer' needs gradients, so it must set self\.optimizer"):
+        make_agent("no-optimizer", env).learn(env, 32)
+    env = small_env()
+    make_agent("silent", env).learn(env, 32)
+    env = small_env(rho=0.5, autoreset_mode="disabled")
+    with pytest.raises(ValueError, match=r"'silent' records no context.record\['probabilities'\]"):
+        make_agent("silent", env).learn(env, 32)
+    make_agent("shared", env).learn(env, 32)  # it does not learn: no reward can be missing
+    with pytest.raises(ValueError, match="needs an environment made with num_blocks=4, got None"):
+        make_agent("wants", env)
+    make_agent("wants", small_env(num_blocks=4))
+    with pytest.raises(ValueError, match="agent 'wpl': policy_rate must be of type float, got 'fast'"):
+        make_agent("wpl", env, policy_rate="fast")
+
+    class Odd(Agent):
+        Config = dict
+
+    with pytest.raises(ValueError, match="must be a dataclass derived from AgentConfig"):
+        register_agent("odd", Odd)
+
+
+def test_names_and_classes_do_not_get_mixed_up(registered, tmp_path):
+    class Mine(AGENTS["wpl"]):
+        pass
+
+    env = small_env()
+    with pytest.raises(ValueError, match=r"Mine cannot be saved: register_agent\(name, Mine\) first"):
+        Mine(env).save(tmp_path / "mine.pt")
+    register_agent("mine", Mine)
+    register_agent("again", AGENTS["wpl"])
+    assert [make_agent(name, env).name for name in ("wpl", "mine", "again")] == ["wpl", "mine", "again"]
+    make_agent("mine", env).save(tmp_path / "mine.pt")
+    assert type(Agent.load(tmp_path / "mine.pt", env)) is Mine
+    del AGENTS["mine"]
+    with pytest.raises(ValueError, match="holds the agent 'mine', which is not registered here"):
+        Agent.load(tmp_path / "mine.pt", env)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+    env = small_env()
+    make_agent("wpl", env).learn(env, 64).save(tmp_path / "agent.pt")
+    other = small_env(images_per_class=5)
+    before = other.unwrapped.state_dict()
+    with pytest.raises(ValueError, match="a stream of 270 numbers, here there are 45"):
+        Agent.load(tmp_path / "agent.pt", other)
+    after = other.unwrapped.state_dict()
+    assert all(torch.equal(before["blocks"]["network"][k], v) for k, v in after["blocks"]["network"].items())
+
+
+def test_a_checkpoint_of_another_kind_of_device_starts_its_random_numbers_anew(tmp_path):
+    env = small_env()
+    make_agent("random", env, seed=3).learn(env, 64).save(tmp_path / "agent.pt")
+    checkpoint = torch.load(tmp_path / "agent.pt", weights_only=True)
+    checkpoint["agent_generator"] = ("cuda", torch.zeros(16, dtype=torch.uint8))
+    torch.save(checkpoint, tmp_path / "agent.pt")
+    drawn = [Agent.load(tmp_path / "agent.pt", env).generator.initial_seed() for _ in range(2)]
+    assert drawn == [67, 67]
+
+
+def test_judging_does_not_change_how_training_goes_on():
+    curves = []
+    for judged in (False, True):
+        env, losses = small_env(), []
+        agent = make_agent("random", env)
+        for _ in range(3):
+            agent.learn(env, 64, losses.append)
+            if judged:
+                routing_gym.evaluate(agent, env)
+        curves.append([metrics["loss"].item() for metrics in losses])
+    assert curves[0] == curves[1]
+
+
+def test_an_agent_of_another_environment_is_not_judged():
+    with pytest.raises(ValueError, match="the agent has num_decisions 3, this environment 2"):
+        routing_gym.evaluate(make_agent("wpl", small_env()), small_env(layers=2))

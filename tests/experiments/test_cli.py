@@ -8,7 +8,7 @@ import torch
 from matplotlib.image import imread
 from scipy import stats
 
-from routing_gym.agents import AGENTS
+from routing_gym.agents import AGENTS, register_agent
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.report import accuracy_text, interval
 
@@ -70,6 +70,35 @@ def test_train_evaluate_and_resume(tmp_path, capsys):
     assert "MACs per instance" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--seed", "7"], "was trained with seed=0, now it is 7"),
+        (["--agent-options", "policy_rate=0.3"], "policy_rate=0.005, now it is 0.3"),
+        (["--env-options", "learning_rate=0.5"], "learning_rate=None, now it is 0.5"),
+        (["--batch-size", "32"], "batch_size=64, now it is 32"),
+        (["--agent", "shared"], "agent='wpl', now it is 'shared'"),
+    ],
+)
+def test_resuming_with_other_options_is_refused(changed, message, tmp_path, capsys):
+    assert run("train", *SMALL, "--epochs", 1, "--out", tmp_path) == 0
+    assert run("train", *SMALL, "--out", tmp_path, "--resume", *changed) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_agent_that_diverges_does_not_stop_the_others(tmp_path):
+    class Broken(AGENTS["shared"]):
+        def auxiliary_loss(self, trajectory):
+            return torch.tensor(float("nan")) if self.episodes else None
+
+    register_agent("broken", Broken)
+    try:
+        assert run("compare", *SMALL, "--agents", "broken", "shared", "--seeds", 1, "--out", tmp_path) == 1
+    finally:
+        del AGENTS["broken"]
+    assert [r["agent"] for r in json.loads((tmp_path / "results.json").read_text())] == ["shared"]
+
+
 def test_list_names_everything(capsys):
     assert run("list") == 0
     printed = capsys.readouterr().out
@@ -114,6 +143,15 @@ def test_bench_writes_ratios(tmp_path):
         (["compare", "--env-options", "num_blocks=3"], "needs a block for each of the 10 tasks"),
         (["train", "--agent", "none"], "unknown agent 'none'"),
         (["evaluate", "/nonexistent/checkpoint.pt"], "no such checkpoint: /nonexistent/checkpoint.pt"),
+        (["compare", "--env-options", "seed=3"], "--env-options cannot set 'seed'"),
+        (["compare", "--env-options", "split=test"], "--env-options cannot set 'split'"),
+        (["compare", "--env-options", "num_envs=3"], "--env-options cannot set 'num_envs'"),
+        (["compare", "--env-options", "k_cpt=abc"], "k_cpt must be of type float, got 'abc'"),
+        (["compare", "--env-options", "rho=[1]"], r"rho must be of type float, got \[1\]"),
+        (["compare", "--env-options", "width=2.5"], "width must be of type int, got 2.5"),
+        (["compare", "--agent-options", "wpl.seed=3"], "--agent-options cannot set 'seed'"),
+        (["compare", "--agent-options", "wpl.policy_rate=abc"], "policy_rate must be of type float"),
+        (["compare", "--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (["bench", "--rounds", "0"], "--rounds must be at least 1"),
     ],
 )
@@ -145,7 +183,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
     arguments = ["--agents", "shared", "--seeds", 1, "--out", tmp_path, "--env-options", "optimizer=sgd"]
     assert run("compare", *SMALL, *arguments, "learning_rate=1e30") == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "agent 'shared', batch 1: training stopped before step 1" in printed and "last good checkpoint" in printed
+    assert "agent 'shared', batch 2: training stopped before step 2" in printed and "last good checkpoint" in printed
     assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train") == 0
     checkpoint = tmp_path / "train" / "checkpoint.pt"
     poisoned = torch.load(checkpoint, weights_only=True)

@@ -316,6 +316,8 @@ def test_masks_restrict_what_is_legal():
     assert network.action_mask(state).tolist() == [[False, True]] * 2
     with pytest.raises(ValueError, match=r"may choose from \[1\], got 0"):
         network.step(state, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"masks must be bool of shape \(2, 1, 2\), got torch.bool of \(2, 2\)"):
+        RunSkip(2, masks=masks[:, 0])
     masks[1] = False
     with pytest.raises(ValueError, match="no choice"):
         RunSkip(2, masks=masks)
@@ -364,6 +366,19 @@ def test_paths_that_meet_again_take_integers_only():
     assert sorted(state.waiting) == [3] and state.at.tolist() == [3, 3, 4, 4]
     with pytest.raises(ValueError, match="meet again"):
         network.step(network.start(images, task), torch.tensor([[0.0, 0.5, 0.5]] * 4))
+
+
+def test_parallel_ways_to_one_place_take_integers_only():
+    images, task = batch_of(2)
+    network = ExitTree([[1], [2], []])
+    columns, heads, tree, inner = network.columns, network.heads, network.tree, network.inner
+    first = Decision("both", (1.0, 1.0), (1, 1), mixing="outcome", width=4)
+    super(ExitTree, network).__init__([first, network.decisions[1]], num_classes=CLASSES, input_shape=IMAGE)
+    network.columns, network.heads, network.tree, network.inner = columns, heads, tree, inner
+    network.rows_run = [0] * 3
+    with pytest.raises(ValueError, match="meet again"):
+        network.step(network.start(images, task), torch.full((2, 2), 0.5))
+    assert network.step(network.start(images, task), torch.tensor([0, 1])).at.tolist() == [1, 1]
 
 
 def test_batch_norm_sees_the_rows_that_run_it():

@@ -1,6 +1,7 @@
 """Routing layers of a user's own module."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -122,3 +123,69 @@ def test_networks_by_name():
         make_network("mpl", num_tasks=4, num_classes=3)
     with pytest.raises(ValueError, match="unexpected keyword argument 'hight'"):
         make_network("mlp", num_tasks=4, num_classes=3, hight=3)
+
+
+def test_a_routed_network_survives_torch_save():
+    network = route(Residual(), LAYERS, 2, input_shape=(1, 4, 4)).eval()
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    images, choices = torch.randn(3, 1, 4, 4), [torch.tensor([0, 1, 1])] * 3
+    torch.testing.assert_close(
+        run(again, images, choices).exits[0].logits, run(network, images, choices).exits[0].logits
+    )
+
+
+def test_parameters_read_by_the_modules_own_code_reach_every_piece():
+    class Scaled(Residual):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor([0.5, 2.0, 1.0, -1.0]))
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x)) * self.scale.view(-1, 1, 1)
+            x = (x + self.body(x)).mean((2, 3)) * self.scale
+            return self.head(torch.relu(self.middle(x)))
+
+    module = Scaled().eval()
+    network = route(module, LAYERS, 2, input_shape=(1, 4, 4)).eval()
+    images = torch.randn(3, 1, 4, 4)
+    state = run(network, images, [torch.zeros(3, dtype=torch.int64)] * 3)
+    torch.testing.assert_close(state.exits[0].logits, module(images))
+
+
+def test_what_a_trace_would_get_wrong_is_refused():
+    class Frozen(Residual):
+        def forward(self, x):
+            return super().forward(nn.functional.dropout(x, 0.5, self.training))
+
+    with pytest.raises(ValueError, match="asks whether it is being trained"):
+        route(Frozen(), ["body"], 2, input_shape=(1, 4, 4))
+
+    class Shared(Residual):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(1, 5))
+
+        def forward(self, x):
+            twice = self.bias * 2
+            return self.head(self.middle(self.body(self.stem(x)).mean((2, 3))) + twice)
+
+    with pytest.raises(ValueError, match=r"not tensors with a row per image: \['mul'\]"):
+        route(Shared(), ["body"], 2, input_shape=(1, 4, 4))
+
+    class Power(nn.Linear):
+        def forward(self, x, times=1):
+            return super().forward(x) * times
+
+    class Arguments(Residual):
+        def __init__(self):
+            super().__init__()
+            self.middle = Power(4, 5)
+
+        def forward(self, x):
+            return self.head(self.middle(self.stem(x).mean((2, 3)), 10))
+
+    with pytest.raises(ValueError, match="'middle' must be called with its input and nothing else"):
+        route(Arguments(), ["middle"], 2, input_shape=(1, 4, 4))
