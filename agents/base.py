@@ -119,9 +119,9 @@ class Agent(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no act()")
 
-    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Learn from a batch of whole episodes; by default nothing. Returns metrics, 0-dimensional tensors."""
-        return {}
+    def update(self, trajectory: Trajectory) -> dict[str, Tensor] | None:
+        """Learn from a batch of whole episodes; by default nothing. May return metrics, 0-dimensional tensors."""
+        return None
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
         """Return a loss to be added to the blocks' before the one backward pass, or None."""

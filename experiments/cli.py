@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+import docstring_parser
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from routing_gym.agents import AGENTS
-from routing_gym.envs import TrainingDivergedError
+from routing_gym.agents import AGENTS, AgentConfig
+from routing_gym.envs import DATASETS, EnvConfig, TrainingDivergedError
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
 from routing_gym.experiments.settings import UsageError
@@ -24,27 +26,63 @@ from routing_gym.registration import ENV_IDS, env_ids
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """Print the environments, agents and networks there are."""
+    """Print the environments, agents and networks there are, or every option of one of them.
+
+    Attributes:
+        name: An id, an agent or a network; everything, without options, if left out.
+    """
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
 
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
-        table = Table(title="environments")
-        table.add_column("id")
-        table.add_column("data set")
-        table.add_column("network")
-        for env_id, options in zip(env_ids(), ENV_IDS.values(), strict=True):
-            table.add_row(env_id, options["dataset"], options["network"])
-        console.print(table)
-        table = Table(title="agents")
-        table.add_column("name")
-        table.add_column("what it is")
-        table.add_column("options")
-        for name, cls in AGENTS.items():
-            summary = (cls.__doc__ or "").strip().splitlines()[0]
-            table.add_row(name, escape(summary), ", ".join(field.name for field in dataclasses.fields(cls.Config)))
-        console.print(table)
-        console.print(f"networks: {', '.join(NETWORKS)}")
+        if self.name is None:
+            for table in everything():
+                console.print(table)
+            return 0
+        known = [*env_ids(), *AGENTS, *NETWORKS]
+        if self.name not in known:
+            raise UsageError(f"unknown name {self.name!r}; known are {', '.join(known)}")
+        if self.name in env_ids():
+            options = ENV_IDS[self.name.partition("/")[2]]
+            owners: list[Any] = [DATASETS[options["dataset"]], NETWORKS[options["network"]], EnvConfig]
+        else:
+            owners = [AGENTS[self.name].Config if self.name in AGENTS else NETWORKS[self.name]]
+        for owner in owners:
+            console.print(options_table(owner))
         return 0
+
+
+def everything() -> list[Table]:
+    """Return tables of all environments, agents and networks."""
+    environments = Table("id", "data set", "network", title="environments")
+    for env_id, options in zip(env_ids(), ENV_IDS.values(), strict=True):
+        environments.add_row(env_id, options["dataset"], options["network"])
+    tables = [environments]
+    for title, known in (("agents", AGENTS), ("networks", NETWORKS)):
+        table = Table("name", "what it is", title=title)
+        for name, cls in known.items():
+            table.add_row(name, escape(docstring(cls).short_description or ""))
+        tables.append(table)
+    return tables
+
+
+def options_table(owner: Any) -> Table:
+    """Return the options of a configuration class or of a builder: name, default and what its docstring says."""
+    about = {
+        part.arg_name: part.description or "" for which in (AgentConfig, owner) for part in docstring(which).params
+    }
+    table = Table("option", "default", "what it is", title=docstring(owner).short_description or owner.__name__)
+    for name, parameter in inspect.signature(owner).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY or dataclasses.is_dataclass(owner) or name == "num_blocks":
+            default = "one per task" if name == "num_blocks" else repr(parameter.default)
+            table.add_row(name, escape(default), escape(" ".join(about.get(name, "").split())))
+    return table
+
+
+def docstring(owner: Any) -> docstring_parser.Docstring:
+    """Return the parsed docstring of a class or function."""
+    return docstring_parser.parse(owner.__doc__ or "")
 
 
 WIDTH_OF_A_FILE = 110

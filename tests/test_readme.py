@@ -22,8 +22,8 @@ def test_snippets_run(code, tmp_path, monkeypatch, capsys):
         AGENTS.clear()
         AGENTS.update(known)
     printed = capsys.readouterr().out
-    if "lucky" in code:
-        assert 0.9 <= float(printed) <= 1 and (tmp_path / "lucky.pt").exists()
+    if "ValueTable" in code:
+        assert 0.97 <= float(printed) <= 1 and (tmp_path / "value-table.pt").exists()
     if "render" in code:
         assert re.match(r"task \d: layer 1 -> \d, layer 2 -> \d, layer 3 -> \d (correct|wrong)", printed)
 

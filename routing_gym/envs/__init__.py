@@ -1,7 +1,7 @@
 """The environment: the vector core, and thin faces over it."""
 
 from routing_gym.envs.config import EnvConfig, check_types
-from routing_gym.envs.make import make_routing_env, make_routing_vector_env
+from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vector_env
 from routing_gym.envs.render import CELL, GAP, routing_map
 from routing_gym.envs.rewards import RunningShare
 from routing_gym.envs.rollout import Evaluation, core_of, evaluate, rollout
@@ -12,6 +12,7 @@ from routing_gym.envs.vector import RoutingVectorEnv
 
 __all__ = [
     "CELL",
+    "DATASETS",
     "GAP",
     "BlocksTrainer",
     "Context",

@@ -26,7 +26,7 @@ class RoutedMLP(RoutedNetwork):
         num_blocks: Blocks per layer, k.
         width: Width of the hidden layers.
         layers: Number of routed layers, at least 1.
-        recurrent: See above.
+        recurrent: Offer every block that fits at every depth, and PASS.
     """
 
     def __init__(

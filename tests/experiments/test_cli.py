@@ -102,6 +102,10 @@ def test_one_agent_that_diverges_does_not_stop_the_others(tmp_path):
 def test_list_names_everything(capsys):
     assert run("list") == 0
     printed = capsys.readouterr().out
+    assert run("list", "wpl") == 0 and run("list", "routing_gym/DigitsMTL-v0") == 0
+    options = capsys.readouterr().out
+    assert all(word in options for word in ("policy_rate", "algorithm3", "seed", "num_blocks", "rho", "width", "shift"))
+    assert run("list", "wlp") == 2
     assert "routing_gym/DigitsMTL-v0" in printed and all(name in printed for name in AGENTS) and "mlp" in printed
 
 
