@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, core_of, gradient_norm, rollout
+from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, core_of, gradients_are_finite, rollout
 from routing_gym.networks import NotFiniteError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> dict[str, Tensor]:
     joint = agent.optimizer if agent.needs_gradients else None
 
     def check_agent() -> None:
-        if joint is not None and not bool(gradient_norm(agent).isfinite()):
+        if joint is not None and not bool(gradients_are_finite(agent)):
             raise TrainingDivergedError("the agent's gradients are not finite; no step was taken")
 
     if joint is not None:

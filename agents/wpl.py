@@ -116,8 +116,7 @@ class WPL(Agent):
 
         self.average.copy_(average.view_as(self.average))
         self.table.copy_(project(moved.view_as(self.table), self.table, self._legal, config.min_probability))
-        entropy = -(self.table * self.table.clamp(min=1e-12).log()).sum(-1).mean()
-        return {"policy_entropy": entropy}
+        return {"policy_entropy": torch.special.entr(self.table).sum(-1).mean()}
 
     def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
         """Return of every choice its flat cell number, its return, and 1 (0 for tensors that did not choose)."""

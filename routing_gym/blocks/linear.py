@@ -15,6 +15,8 @@ from routing_gym.blocks.grouping import Groups, group, only_choice
 
 GROUPED_DTYPES = (torch.float32, torch.bfloat16)
 ALIGNMENT_BYTES = 16
+MANY_ROWS = 32
+"""Rows per block from which on, on a CPU, one call per block is worth its overhead."""
 
 
 class LinearBlocks(FunctionBlocks):
@@ -87,8 +89,7 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: Groups, relu: bool) -> Tensor:
         x = x.index_select(0, groups.order)
-        y = _grouped_mm(x, weight, groups.ends)
-        y = y.add_(bias.index_select(0, groups.block))
+        y = _affine(x, weight, bias, groups)
         if relu:
             y = y.relu_()
         ctx.save_for_backward(x, weight, y if relu else None)
@@ -111,6 +112,19 @@ class _GroupedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             to_bias = grad.new_zeros(len(weight), grad.shape[1]).index_add_(0, groups.block, grad)
         return to_x, to_weight, to_bias, None, None
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
+    """Return `x @ weight[c] + bias[c]` for rows sorted by their block c."""
+    if x.device.type != "cpu" or len(x) < MANY_ROWS * len(weight):
+        return _grouped_mm(x, weight, groups.ends).add_(bias.index_select(0, groups.block))
+    # A bias gathered for every row costs more than a call per block that adds it on the way.
+    y = x.new_empty(len(x), weight.shape[2])
+    counts = groups.counts
+    parts = zip(bias.unbind(0), x.split(counts), weight.unbind(0), y.split(counts), strict=True)
+    for own_bias, rows, own_weight, out in parts:
+        torch.addmm(own_bias, rows, own_weight, out=out)
+    return y
 
 
 def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ class Outcome:
 
 def classified_right(logits: Tensor, label: Tensor) -> Tensor:
     """Return `(r,)` bool: the label's logit is larger than all others; a tie counts as wrong, whatever the order."""
-    return (logits >= logits.gather(1, label.unsqueeze(1))).sum(-1) == 1
+    own = label.unsqueeze(1)
+    return logits.gather(1, own).squeeze(1) > logits.scatter(1, own, -torch.inf).amax(1)
 
 
 def _add(total: Tensor, rows: Tensor | None, value: Tensor) -> Tensor:

@@ -63,13 +63,15 @@ class BlocksTrainer:
         loss.backward()
         if before_step is not None:
             before_step()
-        size = gradient_norm(self.network)
-        failed = ~(loss.detach() + size).isfinite()
-        if bool(failed if doubtful is None else failed | doubtful):
-            if not bool(failed):
-                what = "an action was out of range, masked or not finite"
+        finite = loss.detach().isfinite(), gradients_are_finite(self.network)
+        sound = finite[0] & finite[1]
+        if not bool(sound if doubtful is None else sound & ~doubtful):
+            if not bool(finite[0]):
+                what = f"the loss is {float(loss.detach())}"
+            elif not bool(finite[1]):
+                what = "a gradient is not finite"
             else:
-                what = f"the loss is {float(loss.detach())} and the gradients' norm {float(size)}"
+                what = "an action was out of range, masked or not finite"
             for name, noted in self._noted.items():
                 self._statistics[name].copy_(noted)
             self.optimizer.zero_grad(set_to_none=True)
@@ -111,9 +113,10 @@ class BlocksTrainer:
         self.steps = state["steps"]
 
 
-def gradient_norm(module: nn.Module) -> Tensor:
-    """Return the norm of all gradients of a module together, 0-dimensional; not finite where one of them is not."""
-    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+def gradients_are_finite(module: nn.Module) -> Tensor:
+    """Return a 0-dimensional bool: is every gradient of a module a number (else their sum is none)."""
+    sums = [parameter.grad.sum() for parameter in module.parameters() if parameter.grad is not None]
+    return torch.stack(sums).isfinite().all() if sums else torch.tensor(True)
 
 
 def exit_loss(exit: Exit, label: Tensor) -> Tensor:

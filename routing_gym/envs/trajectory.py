@@ -131,9 +131,9 @@ class Trajectory:
 
     def returns(self, gamma: float = 1.0) -> Tensor:
         """Return `(steps, B)`: R_i = r_final + Σ_{j≥i} γ^{j−i} r_j (Rosenbaum et al. 2018, Algorithm 3)."""
-        later = torch.zeros_like(self.final_reward)
-        returns = []
-        for step in reversed(self.steps):
-            later = step.reward + gamma * later
-            returns.append(self.final_reward + later)
-        return torch.stack(returns[::-1])
+        rewards = torch.stack([step.reward for step in self.steps])
+        if gamma == 1:
+            return self.final_reward + rewards.flip(0).cumsum(0).flip(0)
+        for i in reversed(range(len(self.steps) - 1)):
+            rewards[i] += gamma * rewards[i + 1]
+        return self.final_reward + rewards

@@ -216,9 +216,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self.trainer.note_statistics()
         with torch.set_grad_enabled(self.keeps_graph):
             pixels = self.dataset.pixels(drawn, augmentation)
-            fresh = self.network.start(pixels, self.dataset.task[drawn], instance=drawn)
+            fresh = self.network.start(pixels, self.dataset.task.index_select(0, drawn), instance=drawn)
         fresh.price = torch.full_like(fresh.macs, self.config.k_cpt)
-        label = self.dataset.label[drawn]
+        label = self.dataset.label.index_select(0, drawn)
 
         if count == self.num_envs:
             self._state, self._augmentation = fresh, augmentation

@@ -26,7 +26,7 @@ def test_a_diverged_loss_stops_training_and_changes_nothing():
     for _ in range(3):
         env.step(torch.ones(4, dtype=torch.int64))
     before = copy.deepcopy(env.state_dict())
-    with pytest.raises(TrainingDivergedError, match="before step 1 of the blocks: the loss is nan and"):
+    with pytest.raises(TrainingDivergedError, match="before step 1 of the blocks: the loss is nan;"):
         env.train_blocks()
     after = env.state_dict()
     assert all(
@@ -107,7 +107,7 @@ def test_a_gradient_that_is_no_number_stops_training_before_the_step():
     weight = env.network.banks[0].weight
     extra = ((weight - weight.detach()) ** 2).sum().sqrt()  # 0, with an infinite slope
     before = copy.deepcopy(env.network.state_dict())
-    with pytest.raises(TrainingDivergedError, match="the gradients' norm nan; the step was not taken"):
+    with pytest.raises(TrainingDivergedError, match="a gradient is not finite; the step was not taken"):
         env.train_blocks(extra)
     assert all(torch.equal(before[key], value) for key, value in env.network.state_dict().items())
 
