@@ -17,11 +17,13 @@ class FixedAgent(Agent):
     """Sends every instance of a task the same way, for ever."""
 
     max_tensors = None
-    routes: Tensor
+    _routes: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.register_buffer("routes", self.choose(self.env.network.masks).squeeze(2))
+        routes = self.choose(self.env.network.masks).squeeze(2)
+        # One row more, for rows that have left.
+        self.register_buffer("_routes", torch.cat([routes, torch.zeros_like(routes[:, :1])], 1))
 
     @abstractmethod
     def choose(self, masks: Tensor) -> Tensor:
@@ -33,8 +35,12 @@ class FixedAgent(Agent):
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Look the choice up."""
-        depth = observation["depth"].clamp(max=self.num_decisions - 1)
-        return self.routes.flatten(0, 1).index_select(0, observation["task"] * self.num_decisions + depth)
+        return look_up(self._routes, observation["task"], observation["depth"])
+
+    @property
+    def routes(self) -> Tensor:
+        """`(T, N)` int64, `(T, N, M)` where M > 1: the choice of each task at each decision."""
+        return self._routes[:, :-1]
 
     def own_block(self, masks: Tensor) -> Tensor:
         """Return `(T, N, M)`: for task t the t-th legal choice.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, core_of, gradients_are_finite, rollout
+from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, Trajectory, core_of, gradient_sums, rollout
 from routing_gym.networks import NotFiniteError
 
 if TYPE_CHECKING:
@@ -41,13 +42,24 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
     agent.train()
     with core.batch_mode():
         for _ in range(-(-episodes // core.num_envs)):
-            metrics = train_batch(agent, core)
+            trajectory, loss, reported = train_batch(agent, core)
             if callback is not None:
-                callback(metrics)
+                callback(
+                    {
+                        "loss": loss,
+                        "accuracy": trajectory.correct.mean(),
+                        "reward": trajectory.reward().mean(),
+                        "macs": trajectory.macs.mean(),
+                        **reported,
+                    }
+                )
 
 
-def train_batch(agent: Agent, env: RoutingVectorEnv) -> dict[str, Tensor]:
-    """Route one batch, train the blocks on it, then the agent; return the batch's metrics.
+def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor, dict[str, Tensor]]:
+    """Route one batch, train the blocks on it, then the agent.
+
+    Returns:
+        The episodes, the blocks' loss, and what the agent reports.
 
     Raises:
         TrainingDivergedError: A loss, a gradient or the agent's weights are no longer numbers; names agent and step.
@@ -55,7 +67,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> dict[str, Tensor]:
     joint = agent.optimizer if agent.needs_gradients else None
 
     def check_agent() -> None:
-        if joint is not None and not bool(gradients_are_finite(agent)):
+        if joint is not None and not bool(torch.stack(gradient_sums(agent)).isfinite().all()):
             raise TrainingDivergedError("the agent's gradients are not finite; no step was taken")
 
     if joint is not None:
@@ -70,10 +82,4 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> dict[str, Tensor]:
         joint.step()
     reported = agent.receive(trajectory)
     agent.episodes += len(trajectory)
-    return {
-        "loss": loss,
-        "accuracy": trajectory.correct.mean(),
-        "reward": trajectory.reward().mean(),
-        "macs": trajectory.macs.mean(),
-        **reported,
-    }
+    return trajectory, loss, reported

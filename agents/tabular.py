@@ -10,24 +10,30 @@ from routing_gym.networks import RoutedNetwork
 
 
 def uniform_policy(network: RoutedNetwork, num_agents: int) -> Tensor:
-    """Return `(agents, N, A)`, `(agents, N, M, A)` where M > 1: every legal choice equally likely."""
-    legal = network.masks.to(torch.get_default_dtype())
+    """Return `(agents, N + 1, A)`, `(agents, N + 1, M, A)` where M > 1: every legal choice equally likely.
+
+    The last row is for rows that have left: what stands there does not matter, but it can be looked up and written to
+    like the others.
+    """
+    masks = network.masks
+    legal = torch.cat([masks, torch.ones_like(masks[:1])]).to(torch.get_default_dtype())
     if network.num_tensors == 1:
         legal = legal[:, 0]
     return (legal / legal.sum(-1, keepdim=True)).repeat(num_agents, *[1] * legal.ndim)
 
 
 def look_up(table: Tensor, agent: Tensor, depth: Tensor) -> Tensor:
-    """Return each row's entries, `(B, ..., A)`; rows that have left get those of the last decision.
+    """Return each row's entries.
 
     Args:
-        table: `(agents, N, ..., A)`.
+        table: `(agents, N + 1, ...)`.
         agent: `(B,)` int64.
         depth: `(B,)` int64 in `[0, N]`.
+
+    Returns:
+        `(B, ...)`.
     """
-    num_decisions = table.shape[1]
-    cell = agent * num_decisions + depth.clamp(max=num_decisions - 1)
-    return table.flatten(0, 1).index_select(0, cell)
+    return table.flatten(0, 1).index_select(0, agent * table.shape[1] + depth)
 
 
 def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:

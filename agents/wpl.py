@@ -67,38 +67,48 @@ class WPL(Agent):
     Config = WPLConfig
     config: WPLConfig
     max_tensors = None
-    table: Tensor
-    average: Tensor
+    _table: Tensor
+    _average: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         num_agents = self.num_tasks if self.config.arrangement == "per_task" else 1
-        self.register_buffer("table", uniform_policy(self.env.network, num_agents))
-        self.register_buffer("average", torch.zeros_like(self.table))
-        self._legal = self.table > 0
+        self.register_buffer("_table", uniform_policy(self.env.network, num_agents))
+        self.register_buffer("_average", torch.zeros_like(self._table))
+        self._legal = self._table > 0
         highest = float(self._legal.sum(-1).max()) * self.config.min_probability
         if highest > 1:
             raise ValueError(f"wpl: min_probability {self.config.min_probability} is too much for so many choices")
+
+    @property
+    def table(self) -> Tensor:
+        """`(agents, N, A)`, `(agents, N, M, A)` where M > 1: the policy."""
+        return self._table[:, :-1]
+
+    @property
+    def average(self) -> Tensor:
+        """The average return of each cell of `table`."""
+        return self._average[:, :-1]
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Sample from the table; take the likeliest choice when deterministic."""
         agent = agents_of(observation, self.config.arrangement)
         if self.shares_wanted:
-            context.record["probabilities"] = look_up(self.table, agent, observation["depth"])
+            context.record["probabilities"] = look_up(self._table, agent, observation["depth"])
         if context.deterministic:
-            return look_up(self.table.argmax(-1), agent, observation["depth"])
-        return sample(look_up(self.table.cumsum(-1), agent, observation["depth"]), self.generator)
+            return look_up(self._table.argmax(-1), agent, observation["depth"])
+        return sample(look_up(self._table.cumsum(-1), agent, observation["depth"]), self.generator)
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Apply Algorithm 3 to all visits of a batch at once."""
         config = self.config
-        cells, values, counts = self._visits(trajectory)
-        table, average = self.table.flatten(), self.average.flatten()
+        cells, values = self._visits(trajectory)
+        table, average = self._table.flatten(), self._average.flatten()
 
         # index_put, because index_add is not the same twice on a GPU
         nothing = torch.zeros_like(table)
-        visits = nothing.index_put((cells,), counts, accumulate=True)
-        mean = nothing.index_put((cells,), counts * values, accumulate=True) / visits.clamp(min=1)
+        visits = nothing.index_put((cells,), torch.ones_like(values), accumulate=True)
+        mean = nothing.index_put((cells,), values, accumulate=True) / visits.clamp(min=1)
         rate = config.policy_rate if config.average_rate is None else config.average_rate
         kept = (1 - min(rate, 1.0)) ** visits  # 1 where there was no visit
         average = kept * average + (1 - kept) * mean
@@ -111,25 +121,27 @@ class WPL(Agent):
         delta = values - baseline.index_select(0, cells)
         probability = table.index_select(0, cells)
         grows = probability if config.scaling == "algorithm3" else 1 - probability
-        delta = counts * delta * torch.where(delta < 0, 1 - grows, grows)
+        delta = delta * torch.where(delta < 0, 1 - grows, grows)
         moved = table.index_put((cells,), config.policy_rate * delta, accumulate=True)
 
-        self.average.copy_(average.view_as(self.average))
-        self.table.copy_(project(moved.view_as(self.table), self.table, self._legal, config.min_probability))
+        self._average.copy_(average.view_as(self._average))
+        self._table.copy_(project(moved.view_as(self._table), self._table, self._legal, config.min_probability))
         return {"policy_entropy": torch.special.entr(self.table).sum(-1).mean()}
 
-    def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
-        """Return of every choice its flat cell number, its return, and 1 (0 for tensors that did not choose)."""
+    def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        """Return of every choice its flat cell number and its return; a cell of the last row if it did not choose."""
         steps, returns = trajectory.steps, trajectory.returns(self.config.gamma)
         action = torch.stack([step.action for step in steps if isinstance(step.action, Tensor)])
-        decision = torch.stack([step.decision for step in steps]).clamp(max=self.num_decisions - 1)
-        counts = torch.stack([step.choosing for step in steps]).to(returns.dtype)
-        cells = agents_of({"task": trajectory.task}, self.config.arrangement) * self.num_decisions + decision
+        row = torch.stack([step.decision for step in steps])
+        agent = agents_of({"task": trajectory.task}, self.config.arrangement)
         if action.ndim == 3:
-            slots = torch.arange(self.num_tensors, device=cells.device)
-            cells = cells.unsqueeze(-1) * self.num_tensors + slots
-            returns = returns.unsqueeze(-1).expand(cells.shape)
-        return (cells * self.num_choices + action).flatten(), returns.flatten(), counts.flatten()
+            choosing = torch.stack([step.choosing for step in steps])
+            row = torch.where(choosing, row.unsqueeze(-1), self.num_decisions)
+            agent, returns = agent.unsqueeze(-1), returns.unsqueeze(-1).expand(action.shape)
+        place = agent * (self.num_decisions + 1) + row
+        if action.ndim == 3:
+            place = place * self.num_tensors + torch.arange(self.num_tensors, device=place.device)
+        return (place * self.num_choices + action).flatten(), returns.flatten()
 
 
 def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:

@@ -6,7 +6,7 @@ from routing_gym.envs.render import CELL, GAP, routing_map
 from routing_gym.envs.rewards import RunningShare
 from routing_gym.envs.rollout import Evaluation, core_of, evaluate, rollout
 from routing_gym.envs.single import RoutingEnv
-from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError, gradients_are_finite
+from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError, gradient_sums
 from routing_gym.envs.trajectory import Context, Observation, Router, SettledExit, Step, Trajectory
 from routing_gym.envs.vector import RoutingVectorEnv
 
@@ -30,7 +30,7 @@ __all__ = [
     "check_types",
     "core_of",
     "evaluate",
-    "gradients_are_finite",
+    "gradient_sums",
     "make_routing_env",
     "make_routing_vector_env",
     "rollout",

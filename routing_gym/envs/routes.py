@@ -109,11 +109,12 @@ class RouteLog:
             length=self.length[rows],
         )
 
-    def clear(self, rows: Tensor) -> None:
-        """Begin new routes in some rows."""
-        self.decision[rows] = 0
-        self.action[rows] = 0
-        self.length[rows] = 0
+    def clear(self, rows: Tensor | None) -> None:
+        """Begin new routes in some rows (None: in all)."""
+        where: Tensor | slice = slice(None) if rows is None else rows
+        self.decision[where] = 0
+        self.action[where] = 0
+        self.length[where] = 0
 
 
 def replayed_actions(routes: Routes) -> list[Action]:

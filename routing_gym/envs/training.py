@@ -63,12 +63,12 @@ class BlocksTrainer:
         loss.backward()
         if before_step is not None:
             before_step()
-        finite = loss.detach().isfinite(), gradients_are_finite(self.network)
-        sound = finite[0] & finite[1]
+        sums = gradient_sums(self.network)
+        sound = torch.stack([loss.detach(), *sums]).isfinite().all()
         if not bool(sound if doubtful is None else sound & ~doubtful):
-            if not bool(finite[0]):
+            if not bool(loss.detach().isfinite()):
                 what = f"the loss is {float(loss.detach())}"
-            elif not bool(finite[1]):
+            elif not bool(sound):
                 what = "a gradient is not finite"
             else:
                 what = "an action was out of range, masked or not finite"
@@ -113,10 +113,9 @@ class BlocksTrainer:
         self.steps = state["steps"]
 
 
-def gradients_are_finite(module: nn.Module) -> Tensor:
-    """Return a 0-dimensional bool: is every gradient of a module a number (else their sum is none)."""
-    sums = [parameter.grad.sum() for parameter in module.parameters() if parameter.grad is not None]
-    return torch.stack(sums).isfinite().all() if sums else torch.tensor(True)
+def gradient_sums(module: nn.Module) -> list[Tensor]:
+    """Return the sum of each gradient, 0-dimensional: not finite where one of its entries is not."""
+    return [parameter.grad.sum() for parameter in module.parameters() if parameter.grad is not None]
 
 
 def exit_loss(exit: Exit, label: Tensor) -> Tensor:
@@ -127,7 +126,8 @@ def exit_loss(exit: Exit, label: Tensor) -> Tensor:
 
 def batch_loss(weights: Iterable[Tensor], losses: Iterable[Tensor], batch: int) -> Tensor:
     """Return the mean over a batch of each instance's cross-entropy, weighted over its exits."""
-    return torch.stack([(weight * loss).sum() for weight, loss in zip(weights, losses, strict=True)]).sum() / batch
+    terms = [(weight * loss).sum() for weight, loss in zip(weights, losses, strict=True)]
+    return sum(terms[1:], start=terms[0]) / batch
 
 
 class Replayer:

@@ -224,7 +224,6 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self._state, self._augmentation = fresh, augmentation
             self._outcome = Outcome(label, self.config, self.keeps_graph)
             self._doubtful = None
-            rows = torch.arange(count, device=self.device)
         else:
             assert rows is not None
             restarted = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
@@ -293,7 +292,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         if exits:
             reward = reward + (self.outcome.final_reward - earned_before)
             ended = self._final_infos(after)
-            infos |= ended | {f"_{key}": left & before.active for key in ended}
+            leaving = left & before.active
+            infos |= ended | {f"_{key}": leaving for key in ended}
         self._remember(before, action)
         observation = self._observe()
         if self.autoreset_mode is AutoresetMode.SAME_STEP and exits and bool(left.any()):
@@ -320,7 +320,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     def _action_reward(self, before: RoutingState, after: RoutingState, action: Action) -> Tensor:
         """Return `(num_envs,)`: what the action itself earns; 0 for rows that had left."""
-        reward = 0 - before.price * (after.macs - before.macs).detach()
+        reward = torch.zeros_like(before.macs)
+        if self.config.k_cpt:
+            reward = reward - before.price * (after.macs - before.macs).detach()
         if self.config.rho and self.config.collaboration == "frequency":
             assert isinstance(action, Tensor)
             choosing = self.network.choosing(before)
