@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
-from routing_gym.blocks.grouping import Groups, group, only_choice
+from routing_gym.blocks.grouping import Groups, group
 
 GROUPED_DTYPES = (torch.float32, torch.bfloat16)
 ALIGNMENT_BYTES = 16
@@ -51,11 +51,10 @@ class LinearBlocks(FunctionBlocks):
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
         """Run block `choice[i]` on row `x[i]`: `(B, in_features)` to `(B, out_features)`."""
-        only = only_choice(choice)
-        if only is not None:
-            y = functional.linear(x, self.weight[only].t(), self.bias[only])
-            return functional.relu(y) if self.relu else y
         groups = group(choice, self.num_blocks)
+        if isinstance(groups, int):
+            y = functional.linear(x, self.weight[groups].t(), self.bias[groups])
+            return functional.relu(y) if self.relu else y
         if x.dtype in GROUPED_DTYPES and len(x):
             y = _GroupedLinear.apply(x, self.weight, self.bias, groups, self.relu)
             assert isinstance(y, Tensor)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
-from routing_gym.blocks.grouping import group, only_choice
+from routing_gym.blocks.grouping import group
 from routing_gym.blocks.macs import count_macs, probe
 
 
@@ -41,12 +41,11 @@ class ModuleBlocks(FunctionBlocks):
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
         """Run block `choice[i]` on row `x[i]`; a block that no row chose is not run."""
-        only = only_choice(choice)
-        if only is not None:
-            return self.blocks[only](x)
         if not len(x):
             return x.new_zeros(0, *self.output_shape)
         groups = group(choice, self.num_blocks)
+        if isinstance(groups, int):
+            return self.blocks[groups](x)
         pieces = x.index_select(0, groups.order).split(groups.counts)
         y = torch.cat([block(piece) for block, piece in zip(self.blocks, pieces, strict=True) if len(piece)])
         return y.index_select(0, groups.inverse)

@@ -86,7 +86,8 @@ def out_of_range(action: Action, num_choices: int) -> Tensor | None:
     integers = action[0] if isinstance(action, tuple) else action
     if integers.is_floating_point():
         return None
-    return ((integers < 0) | (integers >= num_choices)).any()
+    low, high = integers.aminmax()
+    return (low < 0) | (high >= num_choices)
 
 
 def in_range(action: Action, num_choices: int) -> Action:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from routing_gym.blocks import LinearBlocks, ModuleBlocks, WithPass, count_macs, group
+from routing_gym.blocks.grouping import group_on_device
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -163,11 +164,14 @@ def test_small_groups_use_running_statistics_of_batch_norm():
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
 def test_group_sorts_stably_and_back(choices):
     choice = torch.tensor(choices)
-    groups = group(choice, 5)
-    assert groups.order.tolist() == sorted(range(len(choices)), key=lambda i: choices[i])
-    assert torch.equal(choice[groups.order][groups.inverse], choice)
-    assert torch.equal(groups.block, choice[groups.order])
-    assert groups.counts == [choices.count(c) for c in range(5)]
+    for groups in (group(choice, 5), group_on_device(choice, 5)):
+        if isinstance(groups, int):
+            assert set(choices) == {groups}
+            continue
+        assert groups.order.tolist() == sorted(range(len(choices)), key=lambda i: choices[i])
+        assert torch.equal(choice[groups.order][groups.inverse], choice)
+        assert torch.equal(groups.block, choice[groups.order])
+        assert groups.counts == [choices.count(c) for c in range(5)]
 
 
 def test_macs():
