@@ -119,6 +119,21 @@ class Agent(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no act()")
 
+    def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
+        """Choose the whole way of every row beforehand, if that needs nothing but its task.
+
+        Much faster than `act` at every decision, because no one has to look at the activations. By default None:
+        the agent is asked decision by decision.
+
+        Args:
+            task: `(B,)` int64.
+            deterministic: Take the best choices.
+
+        Returns:
+            `(B, N)` int64, `(B, N, M)` where M > 1 tensors choose; or None.
+        """
+        return None
+
     def update(self, trajectory: Trajectory) -> dict[str, Tensor] | None:
         """Learn from a batch of whole episodes; by default nothing. May return metrics, 0-dimensional tensors."""
         return None

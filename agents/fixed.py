@@ -37,6 +37,10 @@ class FixedAgent(Agent):
         """Look the choice up."""
         return look_up(self._routes, observation["task"], observation["depth"])
 
+    def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
+        """Look the whole route up."""
+        return self.routes.index_select(0, task)
+
     @property
     def routes(self) -> Tensor:
         """`(T, N)` int64, `(T, N, M)` where M > 1: the choice of each task at each decision."""
@@ -115,3 +119,10 @@ class RandomAgent(Agent):
         if self.shares_wanted:
             context.record["probabilities"] = probabilities
         return sample(probabilities.cumsum(-1), self.generator)
+
+    def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
+        """Draw a whole route for every row."""
+        if self.shares_wanted:
+            return None
+        cumulative = self.table[:, :-1].cumsum(-1)
+        return sample(cumulative.expand(len(task), *cumulative.shape[1:]), self.generator)

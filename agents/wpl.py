@@ -99,6 +99,15 @@ class WPL(Agent):
             return look_up(self._table.argmax(-1), agent, observation["depth"])
         return sample(look_up(self._table.cumsum(-1), agent, observation["depth"]), self.generator)
 
+    def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
+        """Sample a whole route for every row."""
+        if self.shares_wanted:
+            return None
+        agent = agents_of({"task": task}, self.config.arrangement)
+        if deterministic:
+            return self.table.argmax(-1).index_select(0, agent)
+        return sample(self.table.cumsum(-1).index_select(0, agent), self.generator)
+
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Apply Algorithm 3 to all visits of a batch at once."""
         config = self.config

@@ -48,6 +48,16 @@ class Outcome:
             if self.keep_graph:
                 self.exits.append(SettledExit(exit.decision, exit.choice, exit.rows, exit.logits, loss, exit.weight))
 
+    def infos(self, macs: Tensor) -> dict[str, Tensor]:
+        """Return what is told about instances that have left, `(B,)` each."""
+        return {
+            "loss": self.loss,
+            "correct": self.correct,
+            "macs": macs.detach(),
+            "label": self.label,
+            "final_reward": self.final_reward,
+        }
+
     def block_loss(self) -> Tensor:
         """Return the mean over the batch of the cross-entropy, weighted over each instance's exits, with graph."""
         return batch_loss([exit.weight for exit in self.exits], [exit.loss for exit in self.exits], len(self.label))

@@ -48,7 +48,8 @@ class Step:
     """One decision of every instance of a batch.
 
     Attributes:
-        observation: What was seen, detached unless the environment is differentiable.
+        observation: What was seen, detached unless the environment is differentiable; without `activation` where the
+            agent planned ahead.
         decision: `(B,)` int64; N for rows that had left.
         active: `(B,)` bool: rows that decided here.
         choosing: `(B, M)` bool: the tensors that chose; none in rows that had left.
@@ -106,6 +107,7 @@ class Trajectory:
         loss: `(B,)` cross-entropy, summed over exits by weight, detached.
         macs: `(B,)` executed multiply-accumulates.
         expected_macs: `(B,)`, with graph where weights have one.
+        action_rewards: Whether actions themselves can have earned something; if not, all `Step.reward` are 0.
     """
 
     steps: list[Step]
@@ -118,6 +120,7 @@ class Trajectory:
     loss: Tensor
     macs: Tensor
     expected_macs: Tensor
+    action_rewards: bool = True
 
     def __len__(self) -> int:
         return len(self.task)
@@ -131,6 +134,8 @@ class Trajectory:
 
     def returns(self, gamma: float = 1.0) -> Tensor:
         """Return `(steps, B)`: R_i = r_final + Σ_{j≥i} γ^{j−i} r_j (Rosenbaum et al. 2018, Algorithm 3)."""
+        if not self.action_rewards:
+            return self.final_reward.expand(len(self.steps), -1)
         rewards = torch.stack([step.reward for step in self.steps])
         if gamma == 1:
             return self.final_reward + rewards.flip(0).cumsum(0).flip(0)

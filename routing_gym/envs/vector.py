@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups
-from routing_gym.envs.accept import accept, accept_instances, accept_reset_mask
+from routing_gym.envs.accept import Accepted, accept, accept_instances, accept_reset_mask
 from routing_gym.envs.config import EnvConfig, check_count
 from routing_gym.envs.outcome import Outcome
 from routing_gym.envs.render import Pictures
@@ -22,7 +22,7 @@ from routing_gym.envs.rewards import RunningShare
 from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import action_space, observation_space
 from routing_gym.envs.training import BlocksTrainer, Replayer
-from routing_gym.networks import Action, RoutedNetwork, RoutingState
+from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
 Observations = dict[str, Tensor]
@@ -268,33 +268,17 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         before = self.state
         if not before.waiting:
             raise ResetNeeded("every instance has left the network: call reset()")
-        accepted = accept(
-            self.network,
-            before,
-            actions,
-            action_type=self.config.action_type,
-            first_legal=self.illegal == "first_legal",
-            validate=self._validates,
-        )
-        with torch.set_grad_enabled(self.keeps_graph):
-            after = self.network.advance(before, accepted.action)
-        self.executed = action = accepted.action
-        if accepted.doubtful is not None:
-            self._doubtful = accepted.doubtful if self._doubtful is None else self._doubtful | accepted.doubtful
-        exits, after.exits = after.exits, ()
+        accepted = self.accept(actions)
         earned_before = self.outcome.final_reward
-        self.outcome.settle(exits)
-        self._state = after
-        left = ~after.active
+        reward, exits = self.transition(accepted.action)
+        after, left = self.state, ~self.state.active
 
         infos: dict[str, Any] = {} if accepted.replaced is None else {"illegal_action": accepted.replaced}
-        infos["action_reward"] = reward = self._action_reward(before, after, action)
+        infos["action_reward"] = reward
         if exits:
             reward = reward + (self.outcome.final_reward - earned_before)
-            ended = self._final_infos(after)
-            leaving = left & before.active
+            ended, leaving = self.outcome.infos(after.macs), left & before.active
             infos |= ended | {f"_{key}": leaving for key in ended}
-        self._remember(before, action)
         observation = self._observe()
         if self.autoreset_mode is AutoresetMode.SAME_STEP and exits and bool(left.any()):
             infos["final_obs"], infos["final_info"] = observation, ended
@@ -309,14 +293,35 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         infos["action_mask"] = self.network.action_mask(self.state)
         return observation, reward, left, torch.zeros_like(left), infos
 
-    def _final_infos(self, after: RoutingState) -> dict[str, Tensor]:
-        return {
-            "loss": self.outcome.loss,
-            "correct": self.outcome.correct,
-            "macs": after.macs.detach(),
-            "label": self.outcome.label,
-            "final_reward": self.outcome.final_reward,
-        }
+    def accept(self, actions: Any) -> Accepted:
+        """Check what came in as an action; raise ValueError, and change nothing, if it is not allowed."""
+        accepted = accept(
+            self.network,
+            self.state,
+            actions,
+            action_type=self.config.action_type,
+            first_legal=self.illegal == "first_legal",
+            validate=self._validates,
+        )
+        if accepted.doubtful is not None:
+            self._doubtful = accepted.doubtful if self._doubtful is None else self._doubtful | accepted.doubtful
+        return accepted
+
+    def transition(self, action: Action) -> tuple[Tensor, tuple[Exit, ...]]:
+        """Carry every row on by an action that has been accepted.
+
+        Returns:
+            `(num_envs,)`, what the action itself earned (0 for rows that had left), and where rows have left.
+        """
+        before = self.state
+        with torch.set_grad_enabled(self.keeps_graph):
+            after = self.network.advance(before, action)
+        exits, after.exits = after.exits, ()
+        self.executed, self._state = action, after
+        self.outcome.settle(exits)
+        reward = self._action_reward(before, after, action)
+        self._remember(before, action)
+        return reward, exits
 
     def _action_reward(self, before: RoutingState, after: RoutingState, action: Action) -> Tensor:
         """Return `(num_envs,)`: what the action itself earns; 0 for rows that had left."""

@@ -269,13 +269,14 @@ class RoutedNetwork(nn.Module, ABC):
 
     def choosing(self, state: RoutingState) -> Tensor:
         """Return `(B, M)` bool: the tensors that choose now; none in rows that have left."""
+        if self.num_tensors == 1:
+            return state.active.unsqueeze(1)
         choosing = self._exists.index_select(0, state.at)
-        if self.num_tensors > 1:
-            for number, group, _ in state.acting():
-                alive = self.alive(number, group.activation)
-                if alive is not None:
-                    rows = torch.arange(len(state), device=alive.device) if group.rows is None else group.rows
-                    choosing[rows, : alive.shape[1]] &= alive
+        for number, group, _ in state.acting():
+            alive = self.alive(number, group.activation)
+            if alive is not None:
+                rows = torch.arange(len(state), device=alive.device) if group.rows is None else group.rows
+                choosing[rows, : alive.shape[1]] &= alive
         return choosing
 
     @property

@@ -96,6 +96,8 @@ class RoutingState:
     @cached_property
     def at(self) -> Tensor:
         """`(B,)` int64: the earliest decision each row waits at, N where it has left."""
+        if self.sole is not None:
+            return torch.full((len(self),), self.sole, device=self.task.device)
         at = torch.full((len(self),), self.num_decisions, device=self.task.device)
         for decision in sorted(self.waiting, reverse=True):
             rows = self.waiting[decision].rows

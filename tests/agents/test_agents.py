@@ -1,5 +1,6 @@
 """What every agent does: routes, learning loop, saving, predicting."""
 
+import dataclasses
 import math
 import pickle
 
@@ -291,8 +292,6 @@ def test_evaluate_adds_the_routers_own_cost():
             return 10.0
 
     tree = ExitTree([[1], []])
-    import dataclasses
-
     data = {k: dataclasses.replace(v, images=v.images[:, :, :2]) for k, v in data.items()}
     env = RoutingVectorEnv(tree, data, 4)
     assert routing_gym.evaluate(Leave(env), env).router_macs == 10
@@ -305,7 +304,6 @@ def test_the_carry_and_the_record_reach_the_trajectory():
     assert trajectory.steps[0].record["probabilities"].tolist() == [[pytest.approx(1 / 3)] * 3] * 4
     assert [int(step.decision[0]) for step in trajectory.steps] == [0, 1, 2]
     assert all(torch.equal(step.reach, torch.ones(4)) for step in trajectory.steps)
-    returns = trajectory.returns(0.5)
     for step, reward in zip(trajectory.steps, (1.0, 2.0, 4.0), strict=True):
         step.reward = torch.full((4,), reward)
     returns = trajectory.returns(0.5) - trajectory.final_reward
@@ -478,3 +476,59 @@ def test_judging_does_not_change_how_training_goes_on():
 def test_an_agent_of_another_environment_is_not_judged():
     with pytest.raises(ValueError, match="the agent has num_decisions 3, this environment 2"):
         routing_gym.evaluate(make_agent("wpl", small_env()), small_env(layers=2))
+
+
+class Asked:
+    """Mixed into a planning agent: makes it answer decision by decision, along the route it would have planned."""
+
+    def plan(self, task, deterministic):
+        return None
+
+    def act(self, observation, context):
+        if context.carry is None:
+            context.carry = super().plan(observation["task"], context.deterministic)
+        return context.carry[torch.arange(len(context.carry)), observation["depth"].clamp(max=self.num_decisions - 1)]
+
+
+@pytest.mark.parametrize("name", ["wpl", "task-specific-all", "random-fixed", "random"])
+@pytest.mark.parametrize("family", ["mlp", "tree"])
+def test_planning_ahead_gives_what_asking_at_every_decision_gives(name, family):
+    data = {"num_tasks": 2, "num_classes": 3, "image_size": 3, "images_per_class": 10}
+    results = []
+    for cls in (AGENTS[name], type("Asking", (Asked, AGENTS[name]), {})):
+        torch.manual_seed(0)
+        network = RoutedMLP((1, 3, 3), 3, 2, width=4) if family == "mlp" else ExitTree([[1, 2], [], [3], []])
+        network.input_shape = None
+        splits = synthetic_mtl(**data)
+        if family == "tree":
+            splits = {k: dataclasses.replace(v, images=v.images[:, :, :2]) for k, v in splits.items()}
+        env = RoutingVectorEnv(
+            network, splits, 16, autoreset_mode="disabled", k_cpt=1e-3, rho=0.1, collaboration="frequency"
+        )
+        agent, losses = cls(env), []
+        agent.learn(env, 96, losses.append)
+        judged = routing_gym.evaluate(agent, env, deterministic=False)
+        trajectory = rollout(agent, env)
+        results.append((
+            [{key: value.item() for key, value in batch.items()} for batch in losses],
+            judged.accuracy, judged.macs, judged.routes.tolist(), judged.paths,
+            [step.reward.tolist() for step in trajectory.steps], [step.decision.tolist() for step in trajectory.steps],
+            [step.choosing.tolist() for step in trajectory.steps], trajectory.returns(0.5).tolist(),
+        ))  # fmt: skip
+    assert results[0] == results[1]
+
+
+def test_a_plan_of_the_wrong_form_is_refused(registered):
+    class Short(AGENTS["shared"]):
+        def plan(self, task, deterministic):
+            return torch.zeros(len(task), 2, dtype=torch.int64)
+
+    class Wild(AGENTS["shared"]):
+        def plan(self, task, deterministic):
+            return torch.full((len(task), 3), 7)
+
+    env = small_env(8, autoreset_mode="disabled")
+    with pytest.raises(ValueError, match=r"a plan has shape \(8, 3\) here, got \(8, 2\)"):
+        rollout(Short(env), env.unwrapped)
+    with pytest.raises(ValueError, match=r"choices must lie in \[0, 3\), got 7"):
+        rollout(Wild(env), env.unwrapped)
