@@ -1,7 +1,7 @@
 """Function blocks, their grouped execution, and the cost of running them."""
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, Sparse
-from routing_gym.blocks.grouping import Groups, group
+from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups
@@ -12,10 +12,12 @@ __all__ = [
     "LinearBlocks",
     "ModuleBlocks",
     "OwnedParameter",
+    "SortedRows",
     "Sparse",
     "WithPass",
     "allow_small_groups",
     "count_macs",
     "group",
+    "plain",
     "probe",
 ]

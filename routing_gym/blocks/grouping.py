@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Groups(NamedTuple):
@@ -29,6 +30,50 @@ class Groups(NamedTuple):
         """Rows per block, zeros included; copies to the host."""
         ends = self.ends.tolist()
         return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class SortedRows:
+    """Rows left in the order of the blocks that made them, until someone asks for them in their own.
+
+    The next layer gathers its rows from wherever they stand, so that between two layers rows move once, not twice.
+
+    Args:
+        rows: `(B, ...)` in some order.
+        place: `(B,)` int64: row i stands at `rows[place[i]]`.
+        back: `(B,)` int64, the inverse of `place`.
+    """
+
+    def __init__(self, rows: Tensor, place: Tensor, back: Tensor) -> None:
+        self.rows, self.place, self.back = rows, place, back
+
+    def in_order(self) -> Tensor:
+        """Return the rows in their own order."""
+        ordered = _Permute.apply(self.rows, self.place, self.back)
+        assert isinstance(ordered, Tensor)
+        return ordered
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """Return some rows, as `Tensor.index_select` does along the first axis."""
+        return self.rows.index_select(dim, self.place.index_select(0, index))
+
+
+def plain(rows: Tensor | SortedRows) -> Tensor:
+    """Return rows in their own order."""
+    return rows if isinstance(rows, Tensor) else rows.in_order()
+
+
+class _Permute(torch.autograd.Function):
+    """Reorder rows; going back is reordering them the other way, without the scattered sum of `index_select`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, place: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return rows.index_select(0, place)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad.index_select(0, ctx.back), None, None
 
 
 def group(choice: Tensor, num_blocks: int) -> Groups | int:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
-from routing_gym.blocks.grouping import Groups, group
+from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
 
 GROUPED_DTYPES = (torch.float32, torch.bfloat16)
 ALIGNMENT_BYTES = 16
@@ -51,22 +51,30 @@ class LinearBlocks(FunctionBlocks):
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
         """Run block `choice[i]` on row `x[i]`: `(B, in_features)` to `(B, out_features)`."""
+        return plain(self.run_sorted(x, choice))
+
+    def run_sorted(self, x: Tensor | SortedRows, choice: Tensor) -> Tensor | SortedRows:
+        """Run block `choice[i]` on row i, and leave the output in the order of the blocks where that is natural."""
         groups = group(choice, self.num_blocks)
         if isinstance(groups, int):
-            y = functional.linear(x, self.weight[groups].t(), self.bias[groups])
+            y = functional.linear(plain(x), self.weight[groups].t(), self.bias[groups])
             return functional.relu(y) if self.relu else y
-        if x.dtype in GROUPED_DTYPES and len(x):
-            y = _GroupedLinear.apply(x, self.weight, self.bias, groups, self.relu)
+        if self.weight.dtype in GROUPED_DTYPES and len(choice):
+            take, back = groups.order, groups.inverse
+            if isinstance(x, SortedRows):
+                take = x.place.index_select(0, take)
+                back = back.index_select(0, x.back)
+            rows = x.rows if isinstance(x, SortedRows) else x
+            y = _GroupedLinear.apply(rows, self.weight, self.bias, groups, take, back, self.relu)
             assert isinstance(y, Tensor)
-            return y
+            return SortedRows(y, groups.inverse, groups.order)
         # grouped_mm refuses zero rows and float64: one product per block.
-        pieces = x.index_select(0, groups.order).split(groups.counts)
-        y = torch.cat(
-            [
-                torch.addmm(bias, piece, weight)
-                for piece, weight, bias in zip(pieces, self.weight.unbind(0), self.bias.unbind(0), strict=True)
-            ]
-        ).index_select(0, groups.inverse)
+        pieces = plain(x).index_select(0, groups.order).split(groups.counts)
+        products = [
+            torch.addmm(bias, piece, weight)
+            for piece, weight, bias in zip(pieces, self.weight.unbind(0), self.bias.unbind(0), strict=True)
+        ]
+        y = torch.cat(products).index_select(0, groups.inverse)
         return functional.relu(y) if self.relu else y
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
@@ -79,38 +87,40 @@ class LinearBlocks(FunctionBlocks):
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """Sort rows by block, multiply every run by its block's weight, add bias, rectify, and put the rows back.
+    """Gather rows by block, multiply every run by its block's weight, add bias and rectify; rows stay sorted.
 
-    As one function so that going back is two permutations and two grouped products, without the zero-filled buffers
-    and scattered additions that differentiating each `index_select` would cost.
+    As one function so that going back is one permutation and two grouped products, without the zero-filled buffers
+    and scattered additions that differentiating an `index_select` would cost.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: Groups, relu: bool) -> Tensor:
-        x = x.index_select(0, groups.order)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: Groups, take: Tensor, back: Tensor, relu: bool
+    ) -> Tensor:
+        x = x.index_select(0, take)
         y = _affine(x, weight, bias, groups)
         if relu:
             y = y.relu_()
         ctx.save_for_backward(x, weight, y if relu else None)
-        ctx.groups = groups
-        return y.index_select(0, groups.inverse)
+        ctx.groups, ctx.back = groups, back
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         groups: Groups = ctx.groups
-        grad = grad.index_select(0, groups.order)
         if y is not None:
-            grad = torch.ops.aten.threshold_backward(grad, y, 0, grad_input=grad)
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        grad = grad.contiguous()
         to_x = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
-            to_x = _grouped_mm(grad, weight.transpose(1, 2), groups.ends).index_select(0, groups.inverse)
+            to_x = _grouped_mm(grad, weight.transpose(1, 2), groups.ends).index_select(0, ctx.back)
         if ctx.needs_input_grad[1]:
             to_weight = _grouped_outer(x, grad, groups.ends)
         if ctx.needs_input_grad[2]:
             to_bias = grad.new_zeros(len(weight), grad.shape[1]).index_add_(0, groups.block, grad)
-        return to_x, to_weight, to_bias, None, None
+        return to_x, to_weight, to_bias, None, None, None, None
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from routing_gym.blocks import FunctionBlocks, LinearBlocks, OwnedParameter, WithPass
+from routing_gym.blocks import FunctionBlocks, LinearBlocks, OwnedParameter, WithPass, plain
 from routing_gym.networks.actions import Action
 from routing_gym.networks.decision import EXIT, Decision
-from routing_gym.networks.network import Activation, RoutedNetwork
+from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.state import Activation
 
 
 class RoutedMLP(RoutedNetwork):
@@ -87,16 +88,19 @@ class RoutedMLP(RoutedNetwork):
         return (images.flatten(1),)
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Run the chosen blocks of one layer."""
-        return (self.blocks(decision)(activation[0], action),)
+        """Run the chosen blocks of one layer; rows stay in the order of their blocks (see `plain`)."""
+        blocks, x = self.blocks(decision), activation[0]
+        if isinstance(blocks, LinearBlocks) and isinstance(action, Tensor) and not action.is_floating_point():
+            return (blocks.run_sorted(x, action),)
+        return (blocks(plain(x), action),)
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Return the output of the last layer as it is."""
-        return activation[0]
+        return plain(activation[0])
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
         """Return the activation itself."""
-        return activation[0]
+        return plain(activation[0])
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Return the chosen block's weight and bias."""

@@ -15,9 +15,7 @@ from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.checking import bad_values_error, has_bad_values
 from routing_gym.networks.decision import EXIT, Decision, check_decisions
-from routing_gym.networks.state import Exit, RoutingState, Waiting
-
-Activation = tuple[Tensor, ...]
+from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, joined
 
 
 class RoutedNetwork(nn.Module, ABC):
@@ -378,6 +376,6 @@ def _join(groups: list[Waiting]) -> Waiting:
     assert len(rows) == len(groups), "a row cannot wait twice at one decision"
     return Waiting(
         rows=torch.cat(rows),
-        activation=tuple(torch.cat(tensors) for tensors in zip(*(g.activation for g in groups), strict=True)),
+        activation=joined(group.activation for group in groups),
         reach=torch.cat([group.reach for group in groups]),
     )

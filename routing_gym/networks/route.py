@@ -16,11 +16,13 @@ from routing_gym.blocks import (
     OwnedParameter,
     allow_small_groups,
     count_macs,
+    plain,
     probe,
 )
 from routing_gym.networks.actions import Action
 from routing_gym.networks.decision import EXIT, Decision
-from routing_gym.networks.network import Activation, RoutedNetwork
+from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.state import Activation
 
 
 def route(
@@ -205,17 +207,18 @@ class RoutedModule(RoutedNetwork):
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
         """Run the chosen blocks of a layer, then the module up to the next routed layer or its end."""
-        values = dict(zip(self._carried[decision], activation, strict=True))
-        values[self._cuts[decision]] = self.blocks[decision](activation[0], action)
+        kept = [plain(part) for part in activation]
+        values = dict(zip(self._carried[decision], kept, strict=True))
+        values[self._cuts[decision]] = self.blocks[decision](kept[0], action)
         return self._run_piece(decision + 1, values)
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Return the module's output."""
-        return activation[0]
+        return plain(activation[0])
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
         """Return the routed layer's input, averaged over space."""
-        return self._pool(activation[0])
+        return self._pool(plain(activation[0]))
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Return the chosen block's parameters."""

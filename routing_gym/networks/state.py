@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from routing_gym.blocks import SortedRows, plain
+
+Activation = tuple[Tensor | SortedRows, ...]
+"""What waits at a decision: tensors whose first axis is the rows, or rows still in the order of their blocks."""
+
+
+def joined(activations: Iterable[Activation]) -> Activation:
+    """Put activations of one decision one after the other."""
+    return tuple(torch.cat([plain(part) for part in parts]) for parts in zip(*activations, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +33,7 @@ class Waiting:
     """
 
     rows: Tensor | None
-    activation: tuple[Tensor, ...]
+    activation: Activation
     reach: Tensor
 
     def __len__(self) -> int:
@@ -186,7 +196,7 @@ class RoutingState:
             rows = [numbered(state, start, group.rows) for (state, start), group in zip(there, groups, strict=True)]
             waiting[decision] = Waiting(
                 rows=None if together else torch.cat(rows),
-                activation=tuple(torch.cat(parts) for parts in zip(*(g.activation for g in groups), strict=True)),
+                activation=joined(group.activation for group in groups),
                 reach=torch.cat([group.reach for group in groups]),
             )
         exits = [

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from routing_gym.blocks import LinearBlocks, ModuleBlocks, WithPass, count_macs, group
+from routing_gym.blocks import LinearBlocks, ModuleBlocks, WithPass, count_macs, group, plain
 from routing_gym.blocks.grouping import group_on_device
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -200,3 +200,25 @@ def test_a_choice_owns_its_slice():
     assert owned[1].grad.tolist() == [2.0, 2.0]
     assert blocks.parameters_of(2)[0].grad.abs().sum() == 0
     assert WithPass(LinearBlocks(2, 4, 4)).parameters_of(2) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=st.integers(1, 12), layers=st.integers(1, 4), num_blocks=st.integers(1, 4), seed=st.integers(0, 10**6))
+def test_rows_left_sorted_between_layers_come_out_as_if_put_back_each_time(batch, layers, num_blocks, seed):
+    torch.manual_seed(seed)
+    bank = [LinearBlocks(num_blocks, 5, 5, relu=i < layers - 1) for i in range(layers)]
+    choices = torch.randint(num_blocks, (layers, batch))
+    x = torch.randn(batch, 5, requires_grad=True)
+    left = there = x
+    for blocks, choice in zip(bank, choices, strict=True):
+        left, there = blocks.run_sorted(left, choice), one_row_at_a_time(blocks, there, choice)
+    some = torch.randperm(batch)[: batch // 2]
+    torch.testing.assert_close(left.index_select(0, some), there[some], **TOLERANCE)
+    torch.testing.assert_close(plain(left), there, **TOLERANCE)
+    weight, parameters = torch.randn_like(there), [p for blocks in bank for p in blocks.parameters()]
+    for ours, reference in zip(
+        torch.autograd.grad((plain(left) * weight).sum(), [x, *parameters]),
+        torch.autograd.grad((there * weight).sum(), [x, *parameters], allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, torch.zeros_like(ours) if reference is None else reference, **TOLERANCE)
