@@ -1,5 +1,6 @@
 """Routing an instance through a neural network, as a reinforcement-learning environment."""
 
+from routing_gym import testing
 from routing_gym.envs import Evaluation, RoutingEnv, RoutingVectorEnv, evaluate
 from routing_gym.networks import NETWORKS, RoutedNetwork, make_network, route
 from routing_gym.registration import env_ids, register_envs
@@ -19,6 +20,7 @@ __all__ = [
     "evaluate",
     "make_network",
     "route",
+    "testing",
 ]
 
 register_envs()
