@@ -164,7 +164,8 @@ def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:
     """
     clipped = moved.clamp(0, 1) * legal
     total = clipped.sum(-1, keepdim=True)
-    projected = torch.where(total > 0, clipped / total.clamp(min=torch.finfo(total.dtype).tiny), old)
+    least = torch.finfo(total.dtype).tiny  # what is smaller cannot be divided by
+    projected = torch.where(total > least, clipped / total.clamp(min=least), old)
     if floor:
         # What is above the floor shares what the floors leave.
         excess = (projected - floor).clamp(min=0) * legal
