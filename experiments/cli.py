@@ -22,6 +22,7 @@ from routing_gym.experiments.settings import UsageError
 from routing_gym.experiments.train import Evaluate, Train
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS, env_ids
+from routing_gym.tasks import SOURCES, DataError, download
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,29 @@ class List:
             owners = [AGENTS[self.name].Config if self.name in AGENTS else NETWORKS[self.name]]
         for owner in owners:
             console.print(options_table(owner))
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """Fetch a data set, checked against its published md5 sums.
+
+    Attributes:
+        name: Which data set.
+        data_dir: Where to put it; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    data_dir: str | None = None
+
+    def execute(self, console: Console) -> int:
+        """Run it; return the exit status."""
+        if self.name not in SOURCES:
+            raise UsageError(f"unknown data set {self.name!r}; known are {', '.join(SOURCES)}")
+        try:
+            console.print(f"{self.name} is in {download(SOURCES[self.name], self.data_dir)}")
+        except (DataError, OSError) as error:
+            raise UsageError(str(error)) from error
         return 0
 
 
@@ -93,6 +117,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "list": List,
     "bench": Bench,
+    "download": Download,
 }
 
 

@@ -24,7 +24,7 @@ class Curve:
         epoch: 1, 2, ...
         train_loss: Mean loss of the blocks over the epoch's batches.
         train_accuracy: Mean accuracy while training, exploration included.
-        validation_accuracy: Of the deterministic policy after the epoch.
+        validation_accuracy: Of the deterministic policy after the epoch; on the test split where nothing is held out.
         seconds: Training time so far, without judging.
     """
 
@@ -79,6 +79,7 @@ def run(
     batches = -(-len(env.dataset) // env.num_envs)
     curve = Curve() if curve is None else curve
     done = len(curve.epoch)
+    judged_on = "validation" if "validation" in env.datasets else "test"
     seconds = curve.seconds[-1] if curve.seconds else 0.0
     writer = SummaryWriter(str(folder), purge_step=done + 1)
     try:
@@ -89,7 +90,7 @@ def run(
             _wait_for(env.device)
             seconds += time.perf_counter() - start
             means = {key: torch.stack([batch[key] for batch in seen]).mean().item() for key in seen[0]}
-            validation = evaluate(agent, env, split="validation")
+            validation = evaluate(agent, env, split=judged_on)
             curve.epoch.append(epoch)
             curve.train_loss.append(means["loss"])
             curve.train_accuracy.append(means["accuracy"])
@@ -97,8 +98,8 @@ def run(
             curve.seconds.append(seconds)
             for key, value in means.items():
                 writer.add_scalar(f"train/{key}", value, epoch)
-            writer.add_scalar("validation/accuracy", validation.accuracy, epoch)
-            writer.add_scalar("validation/macs", validation.macs, epoch)
+            writer.add_scalar(f"{judged_on}/accuracy_by_epoch", validation.accuracy, epoch)
+            writer.add_scalar(f"{judged_on}/macs", validation.macs, epoch)
             agent.save(folder / "checkpoint.pt", curve=dataclasses.asdict(curve))
             if after_epoch is not None:
                 after_epoch(epoch)

@@ -34,6 +34,7 @@ class TrainingSettings:
         epochs: Passes over the training split, each rounded up to whole batches.
         batch_size: Instances routed and trained on together.
         env_options: Options of the environment as NAME=VALUE, e.g. num_blocks=5 rho=0.3 learning_rate=0.002.
+        data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
         device: "auto" takes CUDA where present.
         threads: CPU threads of PyTorch; by default as many as it wants.
     """
@@ -42,6 +43,7 @@ class TrainingSettings:
     epochs: int = 20
     batch_size: int = 256
     env_options: tuple[str, ...] = ()
+    data_dir: str | None = None
     device: str = "auto"
     threads: int | None = None
 
@@ -77,6 +79,8 @@ class TrainingSettings:
             **cls.env_kwargs,
             **given,
         }
+        if self.data_dir is not None:
+            options["data_dir"] = self.data_dir
         torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout
         try:
             return core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))

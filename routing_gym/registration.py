@@ -8,6 +8,8 @@ NAMESPACE = "routing_gym"
 
 ENV_IDS: dict[str, dict[str, str]] = {
     "DigitsMTL-v0": {"dataset": "digits", "network": "mlp"},
+    "MnistMTL-v0": {"dataset": "mnist", "network": "simple-convnet"},
+    "Cifar100MTL-v0": {"dataset": "cifar-100", "network": "simple-convnet"},
     "SyntheticMTL-v0": {"dataset": "synthetic", "network": "mlp"},
 }
 """Name and what tells it apart. Strings only: `spec.to_json()` must work, and nothing is built before `make`."""

@@ -13,10 +13,12 @@ from routing_gym.envs.config import EnvConfig, check_types
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, RoutedNetwork, make_network
-from routing_gym.tasks import MultiTaskDataset, digits_mtl, synthetic_mtl
+from routing_gym.tasks import MultiTaskDataset, cifar100_mtl, digits_mtl, mnist_mtl, synthetic_mtl
 
 DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "digits": digits_mtl,
+    "mnist": mnist_mtl,
+    "cifar-100": cifar100_mtl,
     "synthetic": synthetic_mtl,
 }
 
@@ -47,7 +49,7 @@ def make_routing_vector_env(
     of_env = {field.name for field in dataclasses.fields(EnvConfig)}
     if isinstance(network, str) and network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}; known are {', '.join(sorted(NETWORKS))}")
-    of_network = _parameters(NETWORKS[network]) if isinstance(network, str) else set()
+    of_network = _parameters(NETWORKS[network]) - {"trunk"} if isinstance(network, str) else set()
     known = of_data | of_env | of_network | {"network", "num_envs", "num_blocks"}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"unknown option {unknown[0]!r}; this environment takes {', '.join(sorted(known))}")

@@ -6,6 +6,7 @@ from routing_gym.networks.mlp import RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.registry import NETWORKS, make_network
 from routing_gym.networks.route import RoutedModule, route
+from routing_gym.networks.simple_convnet import simple_convnet
 from routing_gym.networks.state import Exit, RoutingState, Waiting
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "is_weights",
     "make_network",
     "route",
+    "simple_convnet",
 ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import FunctionBlocks, LinearBlocks, OwnedParameter, WithPass, plain
+from routing_gym.blocks import FunctionBlocks, LinearBlocks, OwnedParameter, WithPass, count_macs, plain, probe
 from routing_gym.networks.actions import Action
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.network import RoutedNetwork
@@ -28,6 +29,7 @@ class RoutedMLP(RoutedNetwork):
         width: Width of the hidden layers.
         layers: Number of routed layers, at least 1.
         recurrent: Offer every block that fits at every depth, and PASS.
+        trunk: What runs on the images before the first decision, shared by all; None for nothing.
     """
 
     def __init__(
@@ -39,11 +41,15 @@ class RoutedMLP(RoutedNetwork):
         width: int = 48,
         layers: int = 3,
         recurrent: bool = False,
+        trunk: nn.Module | None = None,
     ) -> None:
         for option, value in {"width": width, "layers": layers, "num_classes": num_classes}.items():
             if value < 1:
                 raise ValueError(f"a routed MLP needs {option} of at least 1, got {value}")
-        in_features = math.prod(input_shape)
+        image = torch.zeros(1, *input_shape)
+        in_features = (
+            math.prod(input_shape) if trunk is None else probe(trunk, lambda: trunk(image)).flatten(1).shape[1]
+        )
         widths = [in_features, *[width] * (layers - 1), num_classes]
         repeatable = [i for i in range(layers - 1) if widths[i] == widths[i + 1] == width]
         if recurrent and not repeatable:
@@ -73,7 +79,9 @@ class RoutedMLP(RoutedNetwork):
             ],
             num_classes=num_classes,
             input_shape=input_shape,
+            stem_macs=0.0 if trunk is None else count_macs(trunk, image),
         )
+        self.trunk = trunk
         self.banks = nn.ModuleList(banks)
         self._bank_of = bank_of
 
@@ -84,8 +92,8 @@ class RoutedMLP(RoutedNetwork):
         return bank
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Flatten the pixels."""
-        return (images.flatten(1),)
+        """Run the trunk, if there is one, and flatten what comes."""
+        return ((images if self.trunk is None else self.trunk(images)).flatten(1),)
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
         """Run the chosen blocks of one layer; rows stay in the order of their blocks (see `plain`)."""

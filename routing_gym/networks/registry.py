@@ -7,12 +7,13 @@ from typing import Any
 
 from routing_gym.networks.mlp import RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.simple_convnet import simple_convnet
 
 Builder = Callable[..., RoutedNetwork]
 """`(input_shape, num_classes, num_blocks, **options) -> RoutedNetwork`."""
 
-NETWORKS: dict[str, Builder] = {"mlp": RoutedMLP}
-DEFAULT_INPUT_SHAPE = {"mlp": (1, 8, 8)}
+NETWORKS: dict[str, Builder] = {"mlp": RoutedMLP, "simple-convnet": simple_convnet}
+DEFAULT_INPUT_SHAPE = {"mlp": (1, 8, 8), "simple-convnet": (3, 32, 32)}
 
 
 def make_network(

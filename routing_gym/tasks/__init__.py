@@ -1,9 +1,24 @@
 """What is classified: multi-task data sets, sampling and augmentation."""
 
 from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.cifar import cifar100_mtl
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.digits import digits_mtl
+from routing_gym.tasks.files import SOURCES, DataError, download
+from routing_gym.tasks.mnist import mnist_mtl
 from routing_gym.tasks.sampling import ShuffledStream
 from routing_gym.tasks.synthetic import synthetic_mtl
 
-__all__ = ["MultiTaskDataset", "Shift", "ShuffledStream", "digits_mtl", "pixel_statistics", "synthetic_mtl"]
+__all__ = [
+    "SOURCES",
+    "DataError",
+    "MultiTaskDataset",
+    "Shift",
+    "ShuffledStream",
+    "cifar100_mtl",
+    "digits_mtl",
+    "download",
+    "mnist_mtl",
+    "pixel_statistics",
+    "synthetic_mtl",
+]

@@ -41,13 +41,18 @@ def test_synthetic_labels_conflict_between_tasks():
 
 def test_shift_moves_pixels():
     image = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3)
-    moved = Shift(1).apply(image.repeat(3, 1, 1, 1), torch.tensor([[0, 0], [1, 0], [-1, 1]]))
+    moved = Shift(1).apply(image.repeat(3, 1, 1, 1), torch.tensor([[0, 0, 0], [1, 0, 0], [-1, 1, 0]]))
     assert moved[0, 0].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     assert moved[1, 0].tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]  # down
     assert moved[2, 0].tolist() == [[0, 4, 5], [0, 7, 8], [0, 0, 0]]  # up and right
+    mirrored = Shift(1, flip=True).apply(image.repeat(3, 1, 1, 1), torch.tensor([[0, 0, 1], [0, 1, 1], [0, -1, 0]]))
+    assert mirrored[0, 0].tolist() == [[3, 2, 1], [6, 5, 4], [9, 8, 7]]
+    assert mirrored[1, 0].tolist() == [[0, 3, 2], [0, 6, 5], [0, 9, 8]]  # mirrored, then to the right
+    assert mirrored[2, 0].tolist() == [[2, 3, 0], [5, 6, 0], [8, 9, 0]]
     drawn = Shift(2).draw(500, torch.Generator().manual_seed(0))
-    assert sorted(drawn.unique().tolist()) == [-2, -1, 0, 1, 2]
-    with pytest.raises(ValueError, match="at least 1 pixel"):
+    assert sorted(drawn[:, :2].unique().tolist()) == [-2, -1, 0, 1, 2] and not drawn[:, 2].any()
+    assert 200 < int(Shift(0, flip=True).draw(500, torch.Generator().manual_seed(0))[:, 2].sum()) < 300
+    with pytest.raises(ValueError, match="at least 1 pixel or flips"):
         Shift(0)
 
 

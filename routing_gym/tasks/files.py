@@ -1,0 +1,180 @@
+"""Official data files: where they lie, whether they are whole, and how to get them."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pooch
+
+DATA_VARIABLE = "ROUTING_GYM_DATA"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set as it is published.
+
+    Attributes:
+        name: What `routing-gym download` calls it.
+        folder: Where its files lie below the data folder.
+        files: File names, with the md5 sum of each where one is published, else None.
+        base_url: Where the files, or the archive, are.
+        archive: Name and md5 sum of the archive the files come in; None where they come one by one.
+    """
+
+    name: str
+    folder: str
+    files: dict[str, str | None]
+    base_url: str
+    archive: tuple[str, str] | None = None
+
+
+MNIST = Source(
+    name="mnist",
+    folder="MNIST/raw",
+    files={
+        "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+        "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+        "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+    },
+    base_url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
+CIFAR100 = Source(
+    name="cifar-100",
+    folder="cifar-100-binary",
+    files={"train.bin": None, "test.bin": None},
+    base_url="https://www.cs.toronto.edu/~kriz/",
+    archive=("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
+)
+SOURCES = {source.name: source for source in (MNIST, CIFAR100)}
+
+
+class DataError(ValueError):
+    """Data files are missing, damaged or of another data set; the message names the file and what mends it."""
+
+
+def data_folder(data_dir: str | None = None) -> Path:
+    """Return the data folder: `data_dir`, else the one `ROUTING_GYM_DATA` names, else one in the user's cache."""
+    return Path(data_dir or os.environ.get(DATA_VARIABLE) or pooch.os_cache("routing_gym")).expanduser()
+
+
+def find(source: Source, name: str, data_dir: str | None) -> Path:
+    """Return the path of one file of a data set, after checking that it is there and is what was published.
+
+    Raises:
+        DataError: It is not.
+    """
+    path = data_folder(data_dir) / source.folder / name
+    mend = f"run `routing-gym download {source.name} --data-dir {data_folder(data_dir)}`"
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing: {mend}, or say where the data lies with data_dir=... or {DATA_VARIABLE}=..."
+        )
+    published = source.files[name]
+    if published is not None:
+        found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if found != published:
+            raise DataError(
+                f"{path} is damaged or not the published file: its md5 sum is {found}, expected {published}; delete it "
+                f"and {mend}"
+            )
+    return path
+
+
+def download(source: Source, data_dir: str | None = None) -> Path:
+    """Fetch what is missing of a data set; return the folder of its files.
+
+    Files are checked against their published md5 sums before they get their names, so an interrupted download leaves
+    nothing that passes for whole.
+
+    Raises:
+        DataError: No network, or what came is not what was published.
+    """
+    folder = data_folder(data_dir) / source.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [source.archive] if source.archive is not None else list(source.files.items())
+    if source.archive is not None and all((folder / name).is_file() for name in source.files):
+        return folder
+    for name, md5 in names:
+        target = folder.parent if source.archive is not None else folder
+        try:
+            fetched = pooch.retrieve(
+                source.base_url + name, known_hash=f"md5:{md5}", fname=name, path=target, progressbar=False
+            )
+        except Exception as error:  # pooch passes on whatever the transport raises
+            raise DataError(
+                f"{source.base_url}{name} could not be fetched: {error}. Fetch it elsewhere and put it into {target}"
+            ) from error
+        if source.archive is not None:
+            with tarfile.open(fetched) as archive:
+                for file in source.files:
+                    _extract(archive, f"{source.folder}/{file}", folder / file)
+    return folder
+
+
+def _extract(archive: tarfile.TarFile, member: str, target: Path) -> None:
+    """Write one file of an archive under a temporary name, then give it its own."""
+    content = archive.extractfile(member)
+    if content is None:
+        raise DataError(f"{target.parent.name}.tar.gz has no file {member}")
+    temporary = target.with_name(f".{target.name}.part")
+    with open(temporary, "wb") as out:
+        while piece := content.read(1 << 20):
+            out.write(piece)
+    os.replace(temporary, target)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, gzipped or not (the format of MNIST).
+
+    Raises:
+        DataError: Not such a file, or truncated.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} is truncated or not gzipped: {error}; delete it and fetch it again") from error
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
+        raise DataError(f"{path} is not an IDX file of unsigned bytes: it begins with {raw[:4].hex() or 'nothing'}")
+    axes = raw[3]
+    shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
+    values = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * axes)
+    if len(values) != int(np.prod(shape)):
+        raise DataError(f"{path} is truncated: {len(values)} bytes of data, expected {int(np.prod(shape))}")
+    return values.reshape(shape)
+
+
+def read_cifar(path: Path, label_limits: tuple[int, ...], expected_rows: int | None = None) -> tuple[np.ndarray, ...]:
+    """Read a file of the binary CIFAR distribution: per row some label bytes, then 3 072 bytes of one 32x32 image.
+
+    Args:
+        path: The file.
+        label_limits: How many classes each label byte counts: `(20, 100)` for CIFAR-100's coarse and fine.
+        expected_rows: How many rows the official file has.
+
+    Returns:
+        One int64 array per label byte, then the images `(N, 3, 32, 32)` uint8.
+
+    Raises:
+        DataError: Truncated, or of another data set.
+    """
+    labels = len(label_limits)
+    row = labels + 3 * 32 * 32
+    raw = np.fromfile(path, dtype=np.uint8)
+    if not len(raw) or len(raw) % row or (expected_rows is not None and len(raw) != row * expected_rows):
+        wanted = f"{row * expected_rows} bytes" if expected_rows is not None else f"a multiple of {row} bytes"
+        raise DataError(f"{path} is truncated or of other data: {len(raw)} bytes, expected {wanted}; fetch it anew")
+    table = raw.reshape(-1, row)
+    for position, limit in enumerate(label_limits):
+        if int(table[:, position].max()) >= limit:
+            raise DataError(
+                f"{path} is of another data set: label {int(table[:, position].max())} in column {position}, expected "
+                f"less than {limit}"
+            )
+    return (*(table[:, i].astype(np.int64) for i in range(labels)), table[:, labels:].reshape(-1, 3, 32, 32))

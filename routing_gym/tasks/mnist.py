@@ -1,0 +1,81 @@
+"""MNIST-MTL (Rosenbaum et al. 2018, section 4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.files import MNIST, DataError, find, read_idx
+
+NUM_DIGITS = 10
+TRAIN_PER_DIGIT = 1000
+HELD_OUT_PER_DIGIT = 20
+
+
+def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0) -> dict[str, MultiTaskDataset]:
+    """Build MNIST-MTL: ten tasks, "is this image the digit t?".
+
+    Per task 1 000 images of each digit for training (10 000, of which 1 000 positive) and 20 of each for test, from
+    MNIST's own test images; the majority class is 90 %. The paper does not say whether tasks share images; here they
+    do, so every image carries conflicting labels. The validation split is 20 further training images of each digit.
+
+    Args:
+        data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
+        data_seed: Which images are taken.
+        shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
+
+    Returns:
+        The splits `train`, `validation` and `test`.
+
+    Raises:
+        DataError: Files are missing or damaged.
+    """
+    generator = torch.Generator().manual_seed(data_seed)
+    pixels, digits = {}, {}
+    for part, stem in (("train", "train"), ("test", "t10k")):
+        images = read_idx(find(MNIST, f"{stem}-images-idx3-ubyte.gz", data_dir))
+        labels = read_idx(find(MNIST, f"{stem}-labels-idx1-ubyte.gz", data_dir))
+        if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+            raise DataError(f"MNIST's {part} files do not fit together: images {images.shape}, labels {labels.shape}")
+        pixels[part] = torch.from_numpy(images.copy()).unsqueeze(1)
+        digits[part] = torch.from_numpy(labels.astype(np.int64))
+
+    chosen: dict[str, list[torch.Tensor]] = {"train": [], "validation": [], "test": []}
+    for digit in range(NUM_DIGITS):
+        for part, splits in (
+            ("train", {"train": TRAIN_PER_DIGIT, "validation": HELD_OUT_PER_DIGIT}),
+            ("test", {"test": HELD_OUT_PER_DIGIT}),
+        ):
+            candidates = (digits[part] == digit).nonzero().flatten()
+            candidates = candidates[torch.randperm(len(candidates), generator=generator)]
+            if len(candidates) < sum(splits.values()):
+                raise DataError(
+                    f"MNIST's {part} images hold {len(candidates)} of digit {digit}, MNIST-MTL needs "
+                    f"{sum(splits.values())}: are these the official files?"
+                )
+            for split, count in splits.items():
+                chosen[split].append(candidates[:count])
+                candidates = candidates[count:]
+
+    mean, std = pixel_statistics(pixels["train"][torch.cat(chosen["train"])])
+    built = {}
+    for split, members in chosen.items():
+        part = "test" if split == "test" else "train"
+        rows = torch.cat(members)
+        task = torch.arange(NUM_DIGITS).repeat_interleave(len(rows))
+        built[split] = MultiTaskDataset(
+            name="MNIST-MTL",
+            split=split,
+            images=pixels[part][rows],
+            image=torch.arange(len(rows)).repeat(NUM_DIGITS),
+            task=task,
+            label=(digits[part][rows].repeat(NUM_DIGITS) == task).to(torch.int64),
+            num_tasks=NUM_DIGITS,
+            num_classes=2,
+            mean=mean,
+            std=std,
+            augmentation=Shift(shift) if shift and split == "train" else None,
+        )
+    return built

@@ -1,0 +1,35 @@
+"""Writing small files of the official layouts."""
+
+import gzip
+
+import numpy as np
+
+
+def write_idx(path, values):
+    """Write unsigned bytes as a gzipped IDX file."""
+    axes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    content = b"\x00\x00\x08" + bytes([values.ndim]) + axes + values.tobytes()
+    path.write_bytes(gzip.compress(content, compresslevel=1))
+
+
+def write_mnist(folder, per_digit):
+    """Write MNIST's four files, with a few images of each digit: digit d is a bright dot in row 4 + 2 d."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for stem, count in (("train", per_digit), ("t10k", per_digit // 4)):
+        digits = np.arange(10).repeat(count)
+        images = random.integers(0, 60, (len(digits), 28, 28), dtype=np.uint8)
+        images[np.arange(len(digits)), 2 * digits + 4] = 255
+        write_idx(folder / f"{stem}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", digits.astype(np.uint8))
+
+
+def write_cifar100(folder, rows):
+    """Write CIFAR-100's two binary files, with a few images of each fine class; fine class f is of coarse f // 5."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(1)
+    for part, count in rows.items():
+        fine = np.arange(count) % 100
+        images = random.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = np.stack([fine // 5, fine], 1).astype(np.uint8)
+        (folder / f"{part}.bin").write_bytes(np.concatenate([labels, images], 1).tobytes())

@@ -1,0 +1,162 @@
+"""Data sets that come as official files: built right from whole files, refused by name from broken ones."""
+
+import gzip
+import hashlib
+import io
+import shutil
+import tarfile
+
+import numpy as np
+import pooch
+import pytest
+import torch
+from standins import write_idx
+
+from routing_gym.experiments.cli import main
+from routing_gym.tasks import DataError, cifar100_mtl, download, files, mnist_mtl
+
+
+def test_mnist_mtl_is_one_vs_rest_over_disjoint_images():
+    splits = mnist_mtl()
+    assert [len(splits[name]) for name in ("train", "validation", "test")] == [1200, 400, 400]
+    for split in splits.values():
+        digit = split.images[:, 0, 4:24:2].float().mean(-1).argmax(1)[split.image]  # as the stand-in shows it
+        assert torch.equal(split.label, (digit == split.task).long())
+        assert float(split.label.float().mean()) == pytest.approx(0.1)
+        assert split.input_shape == (1, 28, 28) and split.task.bincount().unique().numel() == 1
+    seen = [{image.numpy().tobytes() for image in splits[name].images} for name in ("train", "validation")]
+    assert not seen[0] & seen[1]
+    assert torch.equal(mnist_mtl()["train"].images, splits["train"].images)
+    assert not torch.equal(mnist_mtl(data_seed=1)["train"].images, splits["train"].images)
+
+
+def test_cifar_mtl_has_a_task_per_coarse_class():
+    splits = cifar100_mtl()
+    assert set(splits) == {"train", "test"} and len(splits["train"]) == 300 and len(splits["test"]) == 100
+    for split in splits.values():
+        fine = torch.arange(len(split)) % 100
+        assert torch.equal(split.task, fine // 5) and torch.equal(split.label, fine % 5)
+    held = cifar100_mtl(held_out=1, shift=2, flip=True)
+    assert len(held["train"]) == 200 and len(held["validation"]) == 100 and len(held["test"]) == 100
+    assert not set(held["train"].image.tolist()) & set(held["validation"].image.tolist())
+    assert torch.equal((held["validation"].image % 100).sort().values, torch.arange(100))
+    assert held["train"].augmentation is not None and held["validation"].augmentation is None
+    with pytest.raises(ValueError, match=r"held_out must lie in \[0, 3\), got 3"):
+        cifar100_mtl(held_out=3)
+
+
+@pytest.fixture
+def copied(stand_in_data, tmp_path):
+    """A copy of the stand-in folder that a test may break."""
+    shutil.copytree(stand_in_data, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_missing_files_are_named_with_what_mends_it(tmp_path, capsys):
+    for build, file, name in (
+        (mnist_mtl, "MNIST/raw/train-images-idx3-ubyte.gz", "mnist"),
+        (cifar100_mtl, "cifar-100-binary/train.bin", "cifar-100"),
+    ):
+        with pytest.raises(DataError, match=f"{file} is missing: run `routing-gym download {name} --data-dir"):
+            build(data_dir=str(tmp_path))
+    out = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(["compare", "--env", "routing_gym/MnistMTL-v0", *out]) == 2
+    assert "ROUTING_GYM_DATA" in capsys.readouterr().err
+
+
+def test_broken_mnist_files_are_named(copied):
+    images = copied / "MNIST/raw/train-images-idx3-ubyte.gz"
+    whole = images.read_bytes()
+    images.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz is truncated or not gzipped"):
+        mnist_mtl(data_dir=str(copied))
+    images.write_bytes(gzip.compress(gzip.decompress(whole)[:-5]))
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is truncated: \d+ bytes of data, expected"):
+        mnist_mtl(data_dir=str(copied))
+    images.write_bytes(gzip.compress(b"GIF89a"))
+    with pytest.raises(DataError, match="is not an IDX file of unsigned bytes: it begins with 47494638"):
+        mnist_mtl(data_dir=str(copied))
+    write_idx(images, np.zeros((200, 32, 32), np.uint8))
+    with pytest.raises(DataError, match=r"images \(200, 32, 32\)"):
+        mnist_mtl(data_dir=str(copied))
+    write_idx(images, np.zeros((200, 28, 28), np.uint8))
+    write_idx(copied / "MNIST/raw/train-labels-idx1-ubyte.gz", np.zeros(200, np.uint8))
+    with pytest.raises(DataError, match="hold 0 of digit 1, MNIST-MTL needs 16"):
+        mnist_mtl(data_dir=str(copied))
+
+
+def test_broken_cifar_files_are_named(copied):
+    train = copied / "cifar-100-binary/train.bin"
+    whole = np.frombuffer(train.read_bytes(), np.uint8)
+    train.write_bytes(whole[:-10].tobytes())
+    with pytest.raises(DataError, match=r"train.bin is truncated or of other data: 922190 bytes, expected 922200"):
+        cifar100_mtl(data_dir=str(copied))
+    wrong = whole.copy()
+    wrong[0] = 20
+    train.write_bytes(wrong.tobytes())
+    with pytest.raises(DataError, match="of another data set: label 20 in column 0, expected less than 20"):
+        cifar100_mtl(data_dir=str(copied))
+    wrong[0] = 7  # the first image's fine class belongs to coarse class 0
+    train.write_bytes(wrong.tobytes())
+    with pytest.raises(DataError, match="the fine classes"):
+        cifar100_mtl(data_dir=str(copied))
+
+
+def test_a_wrong_md5_sum_is_refused(copied, monkeypatch):
+    monkeypatch.setitem(files.MNIST.files, "t10k-labels-idx1-ubyte.gz", "0" * 32)
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte.gz is damaged .* expected 0{32}; delete it and run"):
+        mnist_mtl(data_dir=str(copied))
+
+
+class Web:
+    """Stands for the network: serves some bytes per file name, or breaks off."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __call__(self, url, output_file, pooch_object, **options):
+        name = url.rpartition("/")[2]
+        if name not in self.content:
+            raise ConnectionError("no route to host")
+        with open(output_file, "wb") as out:
+            out.write(self.content[name])
+
+
+@pytest.fixture
+def web(monkeypatch):
+    """Serve what a test puts into the dictionary."""
+    content = {}
+    monkeypatch.setattr(pooch.core, "choose_downloader", lambda url, progressbar=False: Web(content))
+    return content
+
+
+def test_downloads_are_checked_before_they_get_their_names(web, tmp_path, monkeypatch, capsys):
+    for name in files.MNIST.files:
+        web[name] = name.encode()
+        monkeypatch.setitem(files.MNIST.files, name, hashlib.md5(name.encode()).hexdigest())
+    web["t10k-images-idx3-ubyte.gz"] = b"half"
+    assert main(["download", "mnist", "--data-dir", str(tmp_path)]) == 2
+    assert "t10k-images-idx3-ubyte.gz could not be fetched" in capsys.readouterr().err
+    folder = tmp_path / "MNIST/raw"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files.MNIST.files)[2:]
+    web["t10k-images-idx3-ubyte.gz"] = b"t10k-images-idx3-ubyte.gz"
+    assert main(["download", "mnist", "--data-dir", str(tmp_path)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files.MNIST.files)
+    web.clear()  # what is there is not fetched again
+    download(files.MNIST, str(tmp_path))
+    with pytest.raises(DataError, match=r"no route to host. Fetch it elsewhere and put it into"):
+        download(files.CIFAR100, str(tmp_path))
+    assert main(["download", "svhn"]) == 2
+    assert "known are mnist, cifar-100" in capsys.readouterr().err
+
+
+def test_an_archive_is_unpacked_into_the_official_layout(web, stand_in_data, tmp_path):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for file in ("train.bin", "test.bin"):
+            archive.add(stand_in_data / "cifar-100-binary" / file, f"cifar-100-binary/{file}")
+    web["cifar-100-binary.tar.gz"] = packed.getvalue()
+    md5 = hashlib.md5(packed.getvalue()).hexdigest()
+    source = files.Source(**{**vars(files.CIFAR100), "archive": ("cifar-100-binary.tar.gz", md5)})
+    download(source, str(tmp_path))
+    assert len(cifar100_mtl(data_dir=str(tmp_path))["train"]) == 300
