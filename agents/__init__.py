@@ -5,9 +5,11 @@ from routing_gym.agents.checkpoint import read
 from routing_gym.agents.fixed import FixedAgent, RandomAgent, RandomFixed, Shared, TaskSpecificAll, TaskSpecificLast
 from routing_gym.agents.learn import learn, train_batch
 from routing_gym.agents.registry import agent_class, make_agent, register_agent
+from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.wpl import WPL, WPLConfig
 
 register_agent("wpl", WPL)
+register_agent("reinforce", Reinforce)
 register_agent("task-specific-all", TaskSpecificAll)
 register_agent("task-specific-last", TaskSpecificLast)
 register_agent("shared", Shared)
@@ -22,6 +24,8 @@ __all__ = [
     "FixedAgent",
     "RandomAgent",
     "RandomFixed",
+    "Reinforce",
+    "ReinforceConfig",
     "Shared",
     "TaskSpecificAll",
     "TaskSpecificLast",
