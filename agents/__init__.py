@@ -2,7 +2,15 @@
 
 from routing_gym.agents.base import AGENTS, Agent, AgentConfig
 from routing_gym.agents.checkpoint import read
-from routing_gym.agents.fixed import FixedAgent, RandomAgent, RandomFixed, Shared, TaskSpecificAll, TaskSpecificLast
+from routing_gym.agents.fixed import (
+    FixedAgent,
+    RandomAgent,
+    RandomFixed,
+    Shared,
+    SharedWithTask,
+    TaskSpecificAll,
+    TaskSpecificLast,
+)
 from routing_gym.agents.learn import learn, train_batch
 from routing_gym.agents.registry import agent_class, make_agent, register_agent
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
@@ -13,6 +21,7 @@ register_agent("reinforce", Reinforce)
 register_agent("task-specific-all", TaskSpecificAll)
 register_agent("task-specific-last", TaskSpecificLast)
 register_agent("shared", Shared)
+register_agent("shared-with-task", SharedWithTask)
 register_agent("random-fixed", RandomFixed)
 register_agent("random", RandomAgent)
 
@@ -27,6 +36,7 @@ __all__ = [
     "Reinforce",
     "ReinforceConfig",
     "Shared",
+    "SharedWithTask",
     "TaskSpecificAll",
     "TaskSpecificLast",
     "WPLConfig",

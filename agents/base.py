@@ -99,10 +99,9 @@ class Agent(nn.Module):
             )
         made = {**({} if self.env.spec is None else self.env.spec.kwargs), **dataclasses.asdict(config)}
         for option, value in self.env_kwargs.items():
-            if made.get(option) != value:
-                raise ValueError(
-                    f"agent {name!r} needs an environment made with {option}={value!r}, got {made.get(option)!r}"
-                )
+            got = made.get(option, getattr(network, option, None))
+            if got != value:
+                raise ValueError(f"agent {name!r} needs an environment made with {option}={value!r}, got {got!r}")
 
     # ------------------------------------------------------------------------------------- what a subclass implements
 

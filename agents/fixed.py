@@ -73,6 +73,12 @@ class Shared(FixedAgent):
         return masks.to(torch.uint8).argmax(-1).repeat(self.num_tasks, 1, 1)
 
 
+class SharedWithTask(Shared):
+    """One path for all tasks, whose first routed layer is told the task: the baseline that keeps everyone honest."""
+
+    env_kwargs = {"task_input": True}
+
+
 class TaskSpecificAll(FixedAgent):
     """A path of its own for every task: task t takes the t-th choice everywhere (task-specific-all-fc)."""
 

@@ -13,6 +13,8 @@ from routing_gym.agents.scores import REPRESENTATIONS, TableScores, make_scores
 from routing_gym.agents.tabular import agents_of, sample
 from routing_gym.envs import Context, Observation, Trajectory
 
+DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
+
 
 @dataclasses.dataclass(frozen=True)
 class ReinforceConfig(AgentConfig):
@@ -21,7 +23,9 @@ class ReinforceConfig(AgentConfig):
     Attributes:
         arrangement: `"per_task"`, one policy per task, or `"single"`, one for all.
         representation: `"table"` of scores, or `"mlp"`, two-layer approximators that see activation and task.
-        learning_rate: Step size of Adam on the scores' parameters.
+        learning_rate: Step size of Adam on the scores' parameters; None for 0.1 on a table and 0.003 on approximators.
+            Below these nothing is learned on DIGITS-MTL in 20 epochs, four times above it is the same (validation
+            split, 3 seeds).
         gamma: Discount of later action rewards; the final reward is not discounted.
         baseline: Subtracted from returns: `"average"`, the running mean of each agent's returns at each decision, or
             `"none"`.
@@ -31,7 +35,7 @@ class ReinforceConfig(AgentConfig):
 
     arrangement: Literal["per_task", "single"] = "per_task"
     representation: Literal["table", "mlp"] = "table"
-    learning_rate: float = 0.05
+    learning_rate: float | None = None
     gamma: float = 1.0
     baseline: Literal["average", "none"] = "average"
     baseline_rate: float = 0.1
@@ -45,7 +49,7 @@ class ReinforceConfig(AgentConfig):
         ):
             if getattr(self, option) not in known:
                 raise ValueError(f"reinforce: {option} must be one of {known}, got {getattr(self, option)!r}")
-        if not 0 < self.learning_rate < float("inf"):
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"reinforce: learning_rate must be positive and finite, got {self.learning_rate}")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"reinforce: gamma must lie in [0, 1], got {self.gamma}")
@@ -71,7 +75,8 @@ class Reinforce(Agent):
         options = self.config
         self.scores = make_scores(options.representation, self.env, options.arrangement, options.seed)
         self.scores.to(self.env.device)
-        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=options.learning_rate)
+        rate = options.learning_rate or DEFAULT_RATES[options.representation]
+        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=rate)
         self.register_buffer("average", torch.zeros(self.scores.num_agents, self.num_decisions + 1))
 
     def act(self, observation: Observation, context: Context) -> Tensor:

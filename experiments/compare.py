@@ -25,7 +25,15 @@ from routing_gym.experiments.settings import (
     writable_folder,
 )
 
-DEFAULT_AGENTS = ("wpl", "task-specific-all", "task-specific-last", "shared", "random-fixed", "random")
+DEFAULT_AGENTS = (
+    "wpl",
+    "task-specific-all",
+    "task-specific-last",
+    "shared",
+    "shared-with-task",
+    "random-fixed",
+    "random",
+)
 
 
 @dataclasses.dataclass(frozen=True)

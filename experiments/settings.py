@@ -20,6 +20,9 @@ from routing_gym.registration import env_ids
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
 RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
 
+WORTH_THREADS = 2e7
+"""Multiply-accumulates per batch below which a second CPU thread costs more than it brings (DIGITS-MTL: 1.4e6)."""
+
 
 class UsageError(Exception):
     """A wrong option: the message says which, and what would have been right."""
@@ -36,7 +39,8 @@ class TrainingSettings:
         env_options: Options of the environment as NAME=VALUE, e.g. num_blocks=5 rho=0.3 learning_rate=0.002.
         data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
         device: "auto" takes CUDA where present.
-        threads: CPU threads of PyTorch; by default as many as it wants.
+        threads: CPU threads of PyTorch; by default as many as it wants, but one for networks so small that threads
+            would only wait for each other.
     """
 
     env: str = DEFAULT_ENV
@@ -83,9 +87,13 @@ class TrainingSettings:
             options["data_dir"] = self.data_dir
         torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout
         try:
-            return core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
+            env = core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
         except (ValueError, TypeError) as error:
             raise UsageError(str(error)) from error
+        work = env.network.stem_macs + sum(max(decision.macs) for decision in env.network.decisions)
+        if self.threads is None and work * self.batch_size < WORTH_THREADS:
+            torch.set_num_threads(1)
+        return env
 
 
 def at_least_one(option: str, value: int) -> None:

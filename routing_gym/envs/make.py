@@ -22,6 +22,9 @@ DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "synthetic": synthetic_mtl,
 }
 
+NOT_OPTIONS = {"trunk", "num_tasks"}
+"""Parameters of networks that the data decides, or that no text can say."""
+
 
 def make_routing_vector_env(
     *,
@@ -49,7 +52,7 @@ def make_routing_vector_env(
     of_env = {field.name for field in dataclasses.fields(EnvConfig)}
     if isinstance(network, str) and network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}; known are {', '.join(sorted(NETWORKS))}")
-    of_network = _parameters(NETWORKS[network]) - {"trunk"} if isinstance(network, str) else set()
+    of_network = _parameters(NETWORKS[network]) - NOT_OPTIONS if isinstance(network, str) else set()
     known = of_data | of_env | of_network | {"network", "num_envs", "num_blocks"}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"unknown option {unknown[0]!r}; this environment takes {', '.join(sorted(known))}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from routing_gym.blocks import FunctionBlocks, LinearBlocks, OwnedParameter, WithPass, count_macs, plain, probe
 from routing_gym.networks.actions import Action
@@ -30,6 +31,8 @@ class RoutedMLP(RoutedNetwork):
         layers: Number of routed layers, at least 1.
         recurrent: Offer every block that fits at every depth, and PASS.
         trunk: What runs on the images before the first decision, shared by all; None for nothing.
+        task_input: Join a one-hot task to the input of the first routed layer.
+        num_tasks: How many tasks there are, for `task_input`.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class RoutedMLP(RoutedNetwork):
         layers: int = 3,
         recurrent: bool = False,
         trunk: nn.Module | None = None,
+        task_input: bool = False,
+        num_tasks: int = 1,
     ) -> None:
         for option, value in {"width": width, "layers": layers, "num_classes": num_classes}.items():
             if value < 1:
@@ -50,6 +55,7 @@ class RoutedMLP(RoutedNetwork):
         in_features = (
             math.prod(input_shape) if trunk is None else probe(trunk, lambda: trunk(image)).flatten(1).shape[1]
         )
+        in_features += num_tasks if task_input else 0
         widths = [in_features, *[width] * (layers - 1), num_classes]
         repeatable = [i for i in range(layers - 1) if widths[i] == widths[i + 1] == width]
         if recurrent and not repeatable:
@@ -81,7 +87,7 @@ class RoutedMLP(RoutedNetwork):
             input_shape=input_shape,
             stem_macs=0.0 if trunk is None else count_macs(trunk, image),
         )
-        self.trunk = trunk
+        self.trunk, self.task_input, self.num_tasks = trunk, task_input, num_tasks
         self.banks = nn.ModuleList(banks)
         self._bank_of = bank_of
 
@@ -92,8 +98,11 @@ class RoutedMLP(RoutedNetwork):
         return bank
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Run the trunk, if there is one, and flatten what comes."""
-        return ((images if self.trunk is None else self.trunk(images)).flatten(1),)
+        """Run the trunk, if there is one, flatten what comes, and join the task where that is asked for."""
+        features = (images if self.trunk is None else self.trunk(images)).flatten(1)
+        if self.task_input:
+            features = torch.cat([features, functional.one_hot(task, self.num_tasks).to(features.dtype)], 1)
+        return (features,)
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
         """Run the chosen blocks of one layer; rows stay in the order of their blocks (see `plain`)."""

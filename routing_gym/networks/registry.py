@@ -10,7 +10,7 @@ from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.simple_convnet import simple_convnet
 
 Builder = Callable[..., RoutedNetwork]
-"""`(input_shape, num_classes, num_blocks, **options) -> RoutedNetwork`."""
+"""`(input_shape, num_classes, num_blocks, num_tasks=..., **options) -> RoutedNetwork`."""
 
 NETWORKS: dict[str, Builder] = {"mlp": RoutedMLP, "simple-convnet": simple_convnet}
 DEFAULT_INPUT_SHAPE = {"mlp": (1, 8, 8), "simple-convnet": (3, 32, 32)}
@@ -45,6 +45,7 @@ def make_network(
             DEFAULT_INPUT_SHAPE[name] if input_shape is None else input_shape,
             num_classes,
             num_tasks if num_blocks is None else num_blocks,
+            num_tasks=num_tasks,
             **options,
         )
     except TypeError as error:

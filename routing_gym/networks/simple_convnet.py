@@ -20,6 +20,8 @@ def simple_convnet(
     width: int = 48,
     layers: int = 3,
     recurrent: bool = False,
+    task_input: bool = False,
+    num_tasks: int = 1,
 ) -> RoutedMLP:
     """Build SimpleConvNet: four shared convolutional stages, then routed fully connected layers.
 
@@ -34,6 +36,8 @@ def simple_convnet(
         width: Width of the hidden routed layers: 48 as in the appendix and the authors' code, 128 in section 4.
         layers: Number of routed layers.
         recurrent: Offer every block that fits at every depth, and PASS.
+        task_input: Join a one-hot task to the input of the first routed layer.
+        num_tasks: How many tasks there are, for `task_input`.
 
     Raises:
         ValueError: Images too small for four poolings.
@@ -54,5 +58,7 @@ def simple_convnet(
         width=width,
         layers=layers,
         recurrent=recurrent,
+        task_input=task_input,
+        num_tasks=num_tasks,
         trunk=nn.Sequential(*parts),
     )

@@ -98,6 +98,18 @@ def test_agents_that_should_learn_conflicting_labels(name):
     assert routing_gym.evaluate(agent, env).accuracy > 0.95
 
 
+def test_one_path_told_the_task_learns_conflicting_labels_too():
+    env = small_env(seed=2, task_input=True)
+    agent = make_agent("shared-with-task", env).learn(env, 60 * len(env.unwrapped.dataset))
+    result = routing_gym.evaluate(agent, env)
+    assert result.accuracy > 0.95 and result.paths == 1
+    assert result.macs == (9 + 3) * 16 + 16 * 16 + 16 * 3
+    with pytest.raises(
+        ValueError, match="'shared-with-task' needs an environment made with task_input=True, got False"
+    ):
+        make_agent("shared-with-task", small_env())
+
+
 @pytest.mark.parametrize("name", ["shared", "random"])
 def test_agents_that_cannot(name):
     env = small_env(seed=2)
@@ -112,13 +124,14 @@ def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(name, tmp_path):
         agent.learn(env, batches * 32, lambda metrics: losses.append(metrics["loss"].item()))
         return losses
 
-    env = small_env(rho=0.2, autoreset_mode="disabled", shift=1)
+    needs = AGENTS[name].env_kwargs
+    env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, **needs)
     whole = curve(make_agent(name, env, seed=4), env, 12)
-    env = small_env(rho=0.2, autoreset_mode="disabled", shift=1)
+    env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, **needs)
     agent = make_agent(name, env, seed=4)
     first = curve(agent, env, 5)
     agent.save(tmp_path / "half.pt")
-    env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, seed=9)
+    env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, seed=9, **needs)
     resumed = Agent.load(tmp_path / "half.pt", env)
     assert type(resumed) is AGENTS[name] and resumed.episodes == 160
     assert first + curve(resumed, env, 7) == whole
