@@ -12,12 +12,15 @@ from routing_gym.agents.fixed import (
     TaskSpecificLast,
 )
 from routing_gym.agents.learn import learn, train_batch
+from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
 from routing_gym.agents.registry import agent_class, make_agent, register_agent
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.wpl import WPL, WPLConfig
 
 register_agent("wpl", WPL)
 register_agent("reinforce", Reinforce)
+register_agent("q-learning", QLearning)
+register_agent("sarsa", Sarsa)
 register_agent("task-specific-all", TaskSpecificAll)
 register_agent("task-specific-last", TaskSpecificLast)
 register_agent("shared", Shared)
@@ -31,10 +34,13 @@ __all__ = [
     "Agent",
     "AgentConfig",
     "FixedAgent",
+    "QLearning",
+    "QLearningConfig",
     "RandomAgent",
     "RandomFixed",
     "Reinforce",
     "ReinforceConfig",
+    "Sarsa",
     "Shared",
     "SharedWithTask",
     "TaskSpecificAll",
