@@ -65,7 +65,7 @@ def test_the_step_is_that_of_the_rows(name, arrangement, representation, gamma, 
         if representation == "table":
             expected = agent.scores.table.detach().clone()
             for cell, targets in visits.items():
-                expected[cell] += (1 - 0.95 ** len(targets)) * (sum(targets) / len(targets) - expected[cell])
+                expected[cell] += (1 - 0.99 ** len(targets)) * (sum(targets) / len(targets) - expected[cell])
             agent.receive(trajectory)
             torch.testing.assert_close(agent.scores.table[:, :-1].detach(), expected[:, :-1])
         else:
