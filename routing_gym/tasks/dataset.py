@@ -129,6 +129,45 @@ class MultiTaskDataset:
         return images.float().sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
 
 
+def one_vs_rest(
+    name: str,
+    split: str,
+    images: Tensor,
+    image: Tensor,
+    kind: Tensor,
+    statistics: tuple[Tensor, Tensor],
+    augmentation: Shift | None,
+) -> MultiTaskDataset:
+    """Build a split in which task t asks of every image "is this of kind t?" (MNIST-MTL, Rosenbaum et al. 2018).
+
+    Args:
+        name: As in `MultiTaskDataset`.
+        split: As in `MultiTaskDataset`.
+        images: As in `MultiTaskDataset`.
+        image: `(R,)` int64: the images of the split, each of which enters every task once.
+        kind: `(N,)` int64: the kind of each of `images`; there are as many tasks as kinds.
+        statistics: Mean and deviation, from `pixel_statistics`.
+        augmentation: As in `MultiTaskDataset`.
+    """
+    num_tasks = int(kind.max()) + 1
+    task = torch.arange(num_tasks).repeat_interleave(len(image))
+    image = image.repeat(num_tasks)
+    mean, std = statistics
+    return MultiTaskDataset(
+        name=name,
+        split=split,
+        images=images,
+        image=image,
+        task=task,
+        label=(kind[image] == task).to(torch.int64),
+        num_tasks=num_tasks,
+        num_classes=2,
+        mean=mean,
+        std=std,
+        augmentation=augmentation,
+    )
+
+
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return per-channel mean and deviation of `(N, C, H, W)` uint8 images, in pixel units; a flat channel gives 1."""
     std, mean = torch.std_mean(images.double(), dim=(0, 2, 3), correction=0)

@@ -7,9 +7,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from routing_gym.tasks.augmentation import Shift
-from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.dataset import MultiTaskDataset, one_vs_rest, pixel_statistics
 
-NUM_DIGITS = 10
 VALIDATION_SHARE = 0.15
 TEST_SHARE = 0.25
 SPLIT_SEED = 0
@@ -39,23 +38,18 @@ def digits_mtl(*, shift: int = 0) -> dict[str, MultiTaskDataset]:
     train, validation = train_test_split(
         rest, test_size=VALIDATION_SHARE / (1 - TEST_SHARE), stratify=digit[rest], random_state=SPLIT_SEED
     )
-    mean, std = pixel_statistics(images[torch.from_numpy(train)])
-
-    splits = {}
-    for split, members in (("train", train), ("validation", validation), ("test", test)):
-        image = torch.from_numpy(members).sort().values.repeat(NUM_DIGITS)
-        task = torch.arange(NUM_DIGITS).repeat_interleave(len(members))
-        splits[split] = MultiTaskDataset(
-            name="DIGITS-MTL",
-            split=split,
-            images=images,
-            image=image,
-            task=task,
-            label=(digit_of[image] == task).to(torch.int64),
-            num_tasks=NUM_DIGITS,
-            num_classes=2,
-            mean=mean,
-            std=std,
-            augmentation=Shift(shift) if shift and split == "train" else None,
+    statistics = pixel_statistics(images[torch.from_numpy(train)])
+    augmentation = Shift(shift) if shift else None
+    members = {"train": train, "validation": validation, "test": test}
+    return {
+        split: one_vs_rest(
+            "DIGITS-MTL",
+            split,
+            images,
+            torch.from_numpy(rows).sort().values,
+            digit_of,
+            statistics,
+            augmentation if split == "train" else None,
         )
-    return splits
+        for split, rows in members.items()
+    }

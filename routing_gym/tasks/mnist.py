@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from routing_gym.tasks.augmentation import Shift
-from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.dataset import MultiTaskDataset, one_vs_rest, pixel_statistics
 from routing_gym.tasks.files import MNIST, DataError, find, read_idx
 
 NUM_DIGITS = 10
@@ -59,23 +59,18 @@ def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0
                 chosen[split].append(candidates[:count])
                 candidates = candidates[count:]
 
-    mean, std = pixel_statistics(pixels["train"][torch.cat(chosen["train"])])
+    statistics = pixel_statistics(pixels["train"][torch.cat(chosen["train"])])
+    augmentation = Shift(shift) if shift else None
     built = {}
     for split, members in chosen.items():
-        part = "test" if split == "test" else "train"
-        rows = torch.cat(members)
-        task = torch.arange(NUM_DIGITS).repeat_interleave(len(rows))
-        built[split] = MultiTaskDataset(
-            name="MNIST-MTL",
-            split=split,
-            images=pixels[part][rows],
-            image=torch.arange(len(rows)).repeat(NUM_DIGITS),
-            task=task,
-            label=(digits[part][rows].repeat(NUM_DIGITS) == task).to(torch.int64),
-            num_tasks=NUM_DIGITS,
-            num_classes=2,
-            mean=mean,
-            std=std,
-            augmentation=Shift(shift) if shift and split == "train" else None,
+        part, rows = "test" if split == "test" else "train", torch.cat(members)
+        built[split] = one_vs_rest(
+            "MNIST-MTL",
+            split,
+            pixels[part][rows],
+            torch.arange(len(rows)),
+            digits[part][rows],
+            statistics,
+            augmentation if split == "train" else None,
         )
     return built
