@@ -212,7 +212,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         drawn = (self.stream.draw(count) if instances is None else instances).to(self.device)
         augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
         self.network.train(self.keeps_graph)
-        if self.keeps_graph:
+        if self.keeps_graph and count == self.num_envs:
             self.trainer.note_statistics()
         with torch.set_grad_enabled(self.keeps_graph):
             pixels = self.dataset.pixels(drawn, augmentation)
@@ -370,6 +370,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         loss = self.outcome.block_loss()
         self.trainer.step(loss if extra_loss is None else loss + extra_loss, before_step, self._doubtful)
         self.outcome.exits = []
+        self.trainer.note_statistics()  # rows restarted from here on belong to a new batch
         return loss.detach()
 
     def check_batch(self) -> None:

@@ -127,6 +127,22 @@ def test_a_failed_batch_leaves_no_trace_in_running_statistics():
     assert all(torch.equal(before[key], value) for key, value in env.network.state_dict().items())
 
 
+def test_restarting_some_rows_does_not_move_what_a_failed_batch_goes_back_to():
+    env = toy_env(ExitTree([[1], []], batch_norm=True), 4, autoreset_mode="disabled")
+    env.reset()
+    before = copy.deepcopy(env.network.state_dict())  # the first column has run already; its statistics are noted
+    noted = {name: value.clone() for name, value in env.trainer._noted.items()}
+    env.step(torch.tensor([0, 0, 1, 1]))
+    env.reset(options={"reset_mask": torch.tensor([True, True, False, False])})
+    env.step(torch.ones(4, dtype=torch.int64))
+    with pytest.raises(TrainingDivergedError):
+        env.train_blocks(torch.tensor(float("nan")))
+    after = env.network.state_dict()
+    assert int(before["columns.0.1.num_batches_tracked"]) == 1
+    assert all(torch.equal(after[name], value) for name, value in noted.items())
+    assert int(after["columns.0.1.num_batches_tracked"]) == 0
+
+
 def test_a_replay_that_fails_leaves_every_row_on_its_way():
     env = toy_env(ExitTree(TREE), 3, replay_batch=2, seed=1)
     env.reset(seed=0)
