@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -30,7 +31,7 @@ class AgentConfig:
     seed: int = 0
 
 
-class Agent(nn.Module):
+class Agent(nn.Module, ABC):
     """Decides the way of every instance, and learns from it.
 
     A subclass implements `act` and, if it learns, `update`; one `register_agent` call gives it a name, under which
@@ -105,6 +106,7 @@ class Agent(nn.Module):
 
     # ------------------------------------------------------------------------------------- what a subclass implements
 
+    @abstractmethod
     def act(self, observation: Observation, context: Context) -> Action:
         """Choose for every row.
 
@@ -116,7 +118,6 @@ class Agent(nn.Module):
         Returns:
             `(B,)` int64, or weights `(B, A)` where `action_type` is `"weights"`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no act()")
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Choose the whole way of every row beforehand, if that needs nothing but its task.
@@ -152,7 +153,9 @@ class Agent(nn.Module):
 
         The probability form (Rosenbaum et al. 2018, section 3.1.1): ρ × the average historical probability of
         choosing the block, one running average per (decision, block) over all tasks, of what went before this batch.
-        It needs `context.record["probabilities"]`; an agent that records none gets none.
+
+        Raises:
+            ValueError: The agent learns, but has not recorded the `context.record["probabilities"]` this needs.
         """
         if self.shares_wanted:
             known = [step for step in trajectory.steps if "probabilities" in step.record]

@@ -63,6 +63,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
 
     Raises:
         TrainingDivergedError: A loss, a gradient or the agent's weights are no longer numbers; names agent and step.
+        ValueError: The agent did what is not allowed; names it likewise.
     """
     joint = agent.optimizer if agent.needs_gradients else None
 
@@ -72,12 +73,14 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
 
     if joint is not None:
         joint.zero_grad(set_to_none=True)
+    where = f"agent {agent.name or type(agent).__name__!r}, batch {agent.episodes // env.num_envs + 1}"
     try:
         trajectory = rollout(agent, env)
         loss = env.train_blocks(agent.auxiliary_loss(trajectory), before_step=None if joint is None else check_agent)
     except (TrainingDivergedError, NotFiniteError) as error:
-        where = f"agent {agent.name or type(agent).__name__!r}, batch {agent.episodes // env.num_envs + 1}"
         raise TrainingDivergedError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     if joint is not None:
         joint.step()
     reported = agent.receive(trajectory)

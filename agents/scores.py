@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ REPRESENTATIONS = ("table", "mlp")
 HIDDEN = 64
 
 
-class Scores(nn.Module):
+class Scores(nn.Module, ABC):
     """Scores `(B, A)` of what is legal, −inf for the rest.
 
     Args:
@@ -44,9 +45,9 @@ class Scores(nn.Module):
         scores = self.raw(observation, agents_of(observation, self.arrangement))
         return scores.masked_fill(~self._legal.index_select(0, observation["depth"]), -torch.inf)
 
+    @abstractmethod
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
         """Return `(B, A)` without regard to what is legal."""
-        raise NotImplementedError
 
     def macs(self, decision: int) -> float:
         """Return the multiply-accumulates of one row."""
