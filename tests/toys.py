@@ -7,7 +7,7 @@ from torch import nn
 
 from routing_gym.blocks import OwnedParameter, allow_small_groups
 from routing_gym.envs import RoutingVectorEnv
-from routing_gym.networks import EXIT, Decision, RoutedNetwork, is_weights
+from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutedNetwork, is_weights
 from routing_gym.tasks import synthetic_mtl
 
 IMAGE = (1, 2, 3)
@@ -167,3 +167,25 @@ def toy_data(**options):
 def toy_env(network=None, num_envs=6, **options):
     torch.manual_seed(0)
     return RoutingVectorEnv(ExitTree(TREE) if network is None else network, toy_data(), num_envs, **options)
+
+
+def small_env(network=None, num_envs=12, **options):
+    """A batch environment of two routed layers for agents to learn in."""
+    torch.manual_seed(0)
+    network = RoutedMLP((1, 2, 3), 3, 3, width=4, layers=2) if network is None else network
+    return toy_env(network, num_envs, autoreset_mode="disabled", **options)
+
+
+def scores_of(agent, step, row):
+    """The scores of one row, by hand."""
+    observation, depth = step.observation, int(step.decision[row])
+    task = int(observation["task"][row])
+    who = task if agent.config.arrangement == "per_task" else 0
+    if agent.config.representation == "table":
+        scores = agent.scores.table[who, depth]
+    else:
+        which = who * (agent.num_decisions + 1) + depth
+        x = torch.cat([observation["activation"][row], torch.eye(agent.num_tasks)[task]])
+        h = (x @ agent.scores.hidden.weight[which] + agent.scores.hidden.bias[which]).clamp(min=0)
+        scores = h @ agent.scores.output.weight[which] + agent.scores.output.bias[which]
+    return scores[: agent.env.network.decisions[depth].n]

@@ -545,3 +545,16 @@ def test_a_plan_of_the_wrong_form_is_refused(registered):
         rollout(Short(env), env.unwrapped)
     with pytest.raises(ValueError, match=r"choices must lie in \[0, 3\), got 7"):
         rollout(Wild(env), env.unwrapped)
+
+
+def test_what_an_agent_does_wrong_is_said_with_its_name(registered):
+    class Wild(AGENTS["shared"]):
+        def plan(self, task, deterministic):
+            return torch.full((len(task), 3), 7)
+
+    register_agent("wild", Wild)
+    env = small_env()
+    with pytest.raises(ValueError, match=r"agent 'wild', batch 1: choices must lie in \[0, 3\), got 7"):
+        make_agent("wild", env).learn(env, 32)
+    with pytest.raises(TypeError, match="abstract method"):
+        Agent(env)

@@ -4,33 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import ExitTree, Gates, toy_env
+from toys import ExitTree, Gates, scores_of, small_env
 
 import routing_gym
 from routing_gym.agents import make_agent
 from routing_gym.envs import Context, rollout
 from routing_gym.networks import RoutedMLP
-
-
-def small_env(network=None, num_envs=12, **options):
-    torch.manual_seed(0)
-    network = RoutedMLP((1, 2, 3), 3, 3, width=4, layers=2) if network is None else network
-    return toy_env(network, num_envs, autoreset_mode="disabled", **options)
-
-
-def scores_of(agent, step, row):
-    """The scores of one row, by hand."""
-    observation, depth = step.observation, int(step.decision[row])
-    task = int(observation["task"][row])
-    who = task if agent.config.arrangement == "per_task" else 0
-    if agent.config.representation == "table":
-        scores = agent.scores.table[who, depth]
-    else:
-        which = who * (agent.num_decisions + 1) + depth
-        x = torch.cat([observation["activation"][row], torch.eye(agent.num_tasks)[task]])
-        h = (x @ agent.scores.hidden.weight[which] + agent.scores.hidden.bias[which]).clamp(min=0)
-        scores = h @ agent.scores.output.weight[which] + agent.scores.output.bias[which]
-    return scores[: agent.env.network.decisions[depth].n]
 
 
 @settings(max_examples=25, deadline=None)
