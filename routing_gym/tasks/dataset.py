@@ -170,5 +170,10 @@ def one_vs_rest(
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return per-channel mean and deviation of `(N, C, H, W)` uint8 images, in pixel units; a flat channel gives 1."""
-    std, mean = torch.std_mean(images.double(), dim=(0, 2, 3), correction=0)
+    # How often each of the 256 values occurs says it all; a float of every pixel would not fit into memory everywhere.
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
+    values = torch.arange(256, device=images.device).double()
+    pixels = counts.sum(1)
+    mean = counts @ values / pixels
+    std = (counts * (values - mean[:, None]) ** 2).sum(1).div(pixels).sqrt()
     return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()

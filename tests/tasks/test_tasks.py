@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from routing_gym.tasks import MultiTaskDataset, Shift, ShuffledStream, digits_mtl, synthetic_mtl
+from routing_gym.tasks import MultiTaskDataset, Shift, ShuffledStream, digits_mtl, pixel_statistics, synthetic_mtl
 
 
 def test_digits_are_one_vs_rest_over_disjoint_images():
@@ -30,6 +30,15 @@ def test_pixels_are_normalised_by_the_training_images():
     assert abs(float(pixels.mean())) < 1e-4 and abs(float(pixels.std()) - 1) < 1e-3
     raw = torch.as_tensor(load_digits().data[int(train.image[5])] * 15, dtype=torch.float32)
     torch.testing.assert_close(pixels[5].flatten(), (raw - train.mean) / train.std)
+
+
+def test_pixel_statistics_are_those_of_every_channel():
+    images = torch.randint(0, 256, (5, 3, 4, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images[:, 1] = 255
+    mean, std = pixel_statistics(images)
+    torch.testing.assert_close(mean, images.double().mean((0, 2, 3)).float())
+    torch.testing.assert_close(std[::2], images[:, ::2].double().std((0, 2, 3), correction=0).float())
+    assert mean[1] == 255 and std[1] == 1  # a flat channel is not divided by 0
 
 
 def test_synthetic_labels_conflict_between_tasks():
