@@ -10,6 +10,7 @@ ENV_IDS: dict[str, dict[str, str]] = {
     "DigitsMTL-v0": {"dataset": "digits", "network": "mlp"},
     "MnistMTL-v0": {"dataset": "mnist", "network": "simple-convnet"},
     "Cifar100MTL-v0": {"dataset": "cifar-100", "network": "simple-convnet"},
+    "MiniImagenetMTL-v0": {"dataset": "mini-imagenet", "network": "simple-convnet"},
     "SyntheticMTL-v0": {"dataset": "synthetic", "network": "mlp"},
 }
 """Name and what tells it apart. Strings only: `spec.to_json()` must work, and nothing is built before `make`."""

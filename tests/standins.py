@@ -3,6 +3,7 @@
 import gzip
 
 import numpy as np
+from PIL import Image
 
 
 def write_idx(path, values):
@@ -33,3 +34,20 @@ def write_cifar100(folder, rows):
         images = random.integers(0, 256, (count, 3072), dtype=np.uint8)
         labels = np.stack([fine // 5, fine], 1).astype(np.uint8)
         (folder / f"{part}.bin").write_bytes(np.concatenate([labels, images], 1).tobytes())
+
+
+def write_mini_imagenet(folder, per_label):
+    """Write mini-ImageNet's three CSV files and its folder of jpg files, with a few images of each of 100 labels."""
+    (folder / "images").mkdir(parents=True)
+    random = np.random.default_rng(2)
+    numbers = iter(random.permutation(100))  # labels are not in the order of their names
+    for part, labels in (("train", 64), ("val", 16), ("test", 20)):
+        rows = ["filename,label"]
+        for _ in range(labels):
+            label = f"n{1_000_000 + 37 * next(numbers):08}"
+            for image in range(per_label):
+                name = f"{label}{7 * image + 1:08}.jpg"
+                coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+                coarse.resize((84, 84), Image.Resampling.NEAREST).save(folder / "images" / name, quality=80)
+                rows.append(f"{name},{label}")
+        (folder / f"{part}.csv").write_text("\n".join(rows) + "\n")

@@ -13,12 +13,13 @@ from routing_gym.envs.config import EnvConfig, check_types
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, RoutedNetwork, make_network
-from routing_gym.tasks import MultiTaskDataset, cifar100_mtl, digits_mtl, mnist_mtl, synthetic_mtl
+from routing_gym.tasks import MultiTaskDataset, cifar100_mtl, digits_mtl, mini_imagenet_mtl, mnist_mtl, synthetic_mtl
 
 DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "digits": digits_mtl,
     "mnist": mnist_mtl,
     "cifar-100": cifar100_mtl,
+    "mini-imagenet": mini_imagenet_mtl,
     "synthetic": synthetic_mtl,
 }
 

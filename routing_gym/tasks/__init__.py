@@ -5,6 +5,7 @@ from routing_gym.tasks.cifar import cifar100_mtl
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.digits import digits_mtl
 from routing_gym.tasks.files import SOURCES, DataError, download
+from routing_gym.tasks.mini_imagenet import mini_imagenet_mtl
 from routing_gym.tasks.mnist import mnist_mtl
 from routing_gym.tasks.sampling import ShuffledStream
 from routing_gym.tasks.synthetic import synthetic_mtl
@@ -18,6 +19,7 @@ __all__ = [
     "cifar100_mtl",
     "digits_mtl",
     "download",
+    "mini_imagenet_mtl",
     "mnist_mtl",
     "pixel_statistics",
     "synthetic_mtl",

@@ -25,6 +25,8 @@ class Source:
         files: File names, with the md5 sum of each where one is published, else None.
         base_url: Where the files, or the archive, are.
         archive: Name and md5 sum of the archive the files come in; None where they come one by one.
+        by_hand: What to do instead where nobody may pass the files on, `{folder}` standing for their folder; None where
+            `download` fetches them.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Source:
     files: dict[str, str | None]
     base_url: str
     archive: tuple[str, str] | None = None
+    by_hand: str | None = None
 
 
 MNIST = Source(
@@ -52,7 +55,20 @@ CIFAR100 = Source(
     base_url="https://www.cs.toronto.edu/~kriz/",
     archive=("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
 )
-SOURCES = {source.name: source for source in (MNIST, CIFAR100)}
+_RAVI_LAROCHELLE = "https://github.com/twitter-research/meta-learning-lstm/tree/master/data/miniImagenet"
+MINI_IMAGENET = Source(
+    name="mini-imagenet",
+    folder="mini-imagenet",
+    files={"train.csv": None, "val.csv": None, "test.csv": None},
+    base_url=_RAVI_LAROCHELLE,
+    by_hand=(
+        "mini-ImageNet cannot be downloaded: its images are ImageNet's, which image-net.org gives only to those who "
+        f"accept its licence. Put Ravi and Larochelle's train.csv, val.csv and test.csv ({_RAVI_LAROCHELLE}) into "
+        "{folder}, and the 60 000 jpg files they name, converted to RGB and resized to 84x84 pixels, into "
+        "{folder}/images"
+    ),
+)
+SOURCES = {source.name: source for source in (MNIST, CIFAR100, MINI_IMAGENET)}
 
 
 class DataError(ValueError):
@@ -64,6 +80,13 @@ def data_folder(data_dir: str | None = None) -> Path:
     return Path(data_dir or os.environ.get(DATA_VARIABLE) or pooch.os_cache("routing_gym")).expanduser()
 
 
+def how_to_get(source: Source, data_dir: str | None) -> str:
+    """Return what to do when files of a data set are missing or broken."""
+    if source.by_hand is not None:
+        return source.by_hand.format(folder=data_folder(data_dir) / source.folder)
+    return f"run `routing-gym download {source.name} --data-dir {data_folder(data_dir)}`"
+
+
 def find(source: Source, name: str, data_dir: str | None) -> Path:
     """Return the path of one file of a data set, after checking that it is there and is what was published.
 
@@ -71,7 +94,7 @@ def find(source: Source, name: str, data_dir: str | None) -> Path:
         DataError: It is not.
     """
     path = data_folder(data_dir) / source.folder / name
-    mend = f"run `routing-gym download {source.name} --data-dir {data_folder(data_dir)}`"
+    mend = how_to_get(source, data_dir)
     if not path.is_file():
         raise DataError(
             f"{path} is missing: {mend}, or say where the data lies with data_dir=... or {DATA_VARIABLE}=..."
@@ -94,8 +117,10 @@ def download(source: Source, data_dir: str | None = None) -> Path:
     nothing that passes for whole.
 
     Raises:
-        DataError: No network, or what came is not what was published.
+        DataError: No network, or what came is not what was published, or this data set can only be put there by hand.
     """
+    if source.by_hand is not None:
+        raise DataError(how_to_get(source, data_dir))
     folder = data_folder(data_dir) / source.folder
     folder.mkdir(parents=True, exist_ok=True)
     names = [source.archive] if source.archive is not None else list(source.files.items())

@@ -1,0 +1,163 @@
+"""MIN-MTL (Rosenbaum et al. 2018, section 4): fifty labels of mini-ImageNet in ten tasks."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import torch
+
+from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.files import MINI_IMAGENET, DataError, data_folder, find, how_to_get
+from routing_gym.tasks.jpegs import read_jpegs
+
+NUM_TASKS, NUM_CLASSES = 10, 5
+NUM_LABELS = 100
+IMAGES_PER_LABEL = 600
+TEST_PER_LABEL = 50
+IMAGE_SIZE = 84
+SELECTION_SEED = 0
+HEADER = ["filename", "label"]
+CACHE = "min-mtl-pixels.npz"
+MEND = "take the published file instead"
+
+
+def mini_imagenet_mtl(
+    *, data_dir: str | None = None, held_out: int = 0, shift: int = 0, flip: bool = False
+) -> dict[str, MultiTaskDataset]:
+    """Build MIN-MTL: 10 tasks of 5 classes; 2 750 training and 250 test images per task.
+
+    The paper draws 50 of mini-ImageNet's 100 labels into 10 disjoint groups, but does not say which. Here a
+    permutation with the seed `SELECTION_SEED` of all labels, sorted by name, does: its first five are task 0, the next
+    five task 1, and so on; the labels 0 to 4 of a task are its five in ascending order. The paper has 800 and 50
+    images of each label, mini-ImageNet 600: the same generator then permutes each label's images, sorted by name,
+    and the last 50 are for test, the 550 before them for training. Every image is in one task.
+
+    The first call decodes 30 000 files and leaves their pixels beside them, in one file of 635 MB.
+
+    Args:
+        data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
+        held_out: Training images of each label kept out as the split `validation`, the first of its permutation; 0
+            trains on all, as the paper does, and leaves no such split.
+        shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
+        flip: Mirror every other training image.
+
+    Returns:
+        The splits `train`, `test` and, with `held_out`, `validation`.
+
+    Raises:
+        DataError: Files are missing or damaged.
+        ValueError: `held_out` leaves nothing to train on.
+    """
+    of_each = IMAGES_PER_LABEL - TEST_PER_LABEL
+    if not 0 <= held_out < of_each:
+        raise ValueError(f"MIN-MTL: held_out must lie in [0, {of_each}), got {held_out}")
+    shuffled = _draw(_names_of_labels(data_dir))
+    # The first image of every label, then the second of every label, ...: each split is a run of neighbours, which
+    # needs no copy and takes nothing of the others along to another device.
+    folder = data_folder(data_dir) / MINI_IMAGENET.folder
+    paths = [folder / "images" / name for of_all_labels in zip(*shuffled, strict=True) for name in of_all_labels]
+    mend = "put mini-ImageNet's own file there, converted to RGB and resized to 84x84 pixels"
+    images = torch.from_numpy(read_jpegs(paths, IMAGE_SIZE, mend, folder / CACHE))
+    kinds = torch.arange(NUM_TASKS * NUM_CLASSES)
+    positions = {"train": (held_out, of_each), "test": (of_each, IMAGES_PER_LABEL)}
+    if held_out:
+        positions["validation"] = (0, held_out)
+
+    start, stop = (position * len(kinds) for position in positions["train"])
+    mean, std = pixel_statistics(images[start:stop])
+    built = {}
+    for split, (first, end) in positions.items():
+        kind = kinds.repeat(end - first)
+        augmented = split == "train" and (shift or flip)
+        built[split] = MultiTaskDataset(
+            name="MIN-MTL",
+            split=split,
+            images=images[first * len(kinds) : end * len(kinds)],
+            image=torch.arange(len(kind)),
+            task=kind // NUM_CLASSES,
+            label=kind % NUM_CLASSES,
+            num_tasks=NUM_TASKS,
+            num_classes=NUM_CLASSES,
+            mean=mean,
+            std=std,
+            augmentation=Shift(shift, flip) if augmented else None,
+        )
+    return built
+
+
+def _draw(names_of: dict[str, list[str]]) -> list[list[str]]:
+    """Return the names of the images of the labels that are drawn: five labels of task 0, five of task 1, and so on."""
+    generator = torch.Generator().manual_seed(SELECTION_SEED)
+    drawn = torch.randperm(len(names_of), generator=generator)[: NUM_TASKS * NUM_CLASSES]
+    labels = sorted(names_of)
+    shuffled = []
+    for number in drawn.view(NUM_TASKS, NUM_CLASSES).sort(1).values.flatten().tolist():
+        names = sorted(names_of[labels[number]])
+        shuffled.append([names[i] for i in torch.randperm(len(names), generator=generator).tolist()])
+    return shuffled
+
+
+def _names_of_labels(data_dir: str | None) -> dict[str, list[str]]:
+    """Return the names of the images of every label, from the three CSV files, after checking that all are there.
+
+    Raises:
+        DataError: Files are missing, or do not make mini-ImageNet.
+    """
+    tables = {name: find(MINI_IMAGENET, name, data_dir) for name in MINI_IMAGENET.files}
+    folder = data_folder(data_dir) / MINI_IMAGENET.folder
+    try:
+        present = set(os.listdir(folder / "images"))
+    except OSError as error:
+        raise DataError(f"{folder / 'images'} is missing: {how_to_get(MINI_IMAGENET, data_dir)}") from error
+    names_of: dict[str, list[str]] = {}
+    table_of: dict[str, Path] = {}
+    seen: set[str] = set()
+    for path in tables.values():
+        for line, (name, label) in enumerate(_read_csv(path), start=2):
+            if name not in present:
+                raise DataError(
+                    f"{folder / 'images' / name} is missing, but {path}, line {line} names it: unpack the archive of "
+                    "images again, to its end"
+                )
+            if name in seen:
+                raise DataError(f"{path}, line {line} names {name}, which an earlier line does as well: {MEND}")
+            if table_of.setdefault(label, path) != path:
+                raise DataError(
+                    f"{path}, line {line} is of label {label}, which {table_of[label].name} has as well: {MEND}"
+                )
+            seen.add(name)
+            names_of.setdefault(label, []).append(name)
+    if len(names_of) != NUM_LABELS:
+        raise DataError(
+            f"{', '.join(tables)} in {folder} hold {len(names_of)} labels, mini-ImageNet has {NUM_LABELS}: are they "
+            "of another data set? Take the published files instead"
+        )
+    for label, names in names_of.items():
+        if len(names) != IMAGES_PER_LABEL:
+            raise DataError(
+                f"{table_of[label]} names {len(names)} images of label {label}, mini-ImageNet has {IMAGES_PER_LABEL}: "
+                f"{MEND}"
+            )
+    return names_of
+
+
+def _read_csv(path: Path) -> list[tuple[str, str]]:
+    """Return the rows (file name, label) of a CSV file.
+
+    Raises:
+        DataError: Not such a file.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a CSV file: {error}; {MEND}") from error
+    if header != HEADER:
+        raise DataError(f"{path} begins with {','.join(header)!r}, expected {','.join(HEADER)!r}: {MEND}")
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(HEADER):
+            raise DataError(f"{path}, line {line} has {len(row)} columns, expected {len(HEADER)}: {MEND}")
+    return [(name, label) for name, label in rows]
