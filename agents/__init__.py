@@ -1,6 +1,7 @@
 """Who decides: agents, and the loop that trains them together with the blocks."""
 
-from routing_gym.agents.base import AGENTS, Agent, AgentConfig
+from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
+from routing_gym.agents.base import AGENTS, Agent
 from routing_gym.agents.checkpoint import read
 from routing_gym.agents.fixed import (
     FixedAgent,
@@ -11,7 +12,16 @@ from routing_gym.agents.fixed import (
     TaskSpecificAll,
     TaskSpecificLast,
 )
+from routing_gym.agents.gates import (
+    CrossStitch,
+    CrossStitchConfig,
+    Gumbel,
+    GumbelConfig,
+    SoftMixture,
+    SoftMixtureConfig,
+)
 from routing_gym.agents.learn import learn, train_batch
+from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
 from routing_gym.agents.registry import agent_class, make_agent, register_agent
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
@@ -21,6 +31,10 @@ register_agent("wpl", WPL)
 register_agent("reinforce", Reinforce)
 register_agent("q-learning", QLearning)
 register_agent("sarsa", Sarsa)
+register_agent("actor-critic", ActorCritic)
+register_agent("gumbel", Gumbel)
+register_agent("soft-mixture", SoftMixture)
+register_agent("cross-stitch", CrossStitch)
 register_agent("task-specific-all", TaskSpecificAll)
 register_agent("task-specific-last", TaskSpecificLast)
 register_agent("shared", Shared)
@@ -31,9 +45,15 @@ register_agent("random", RandomAgent)
 __all__ = [
     "AGENTS",
     "WPL",
+    "ActorCritic",
+    "ActorCriticConfig",
     "Agent",
     "AgentConfig",
+    "CrossStitch",
+    "CrossStitchConfig",
     "FixedAgent",
+    "Gumbel",
+    "GumbelConfig",
     "QLearning",
     "QLearningConfig",
     "RandomAgent",
@@ -43,6 +63,8 @@ __all__ = [
     "Sarsa",
     "Shared",
     "SharedWithTask",
+    "SoftMixture",
+    "SoftMixtureConfig",
     "TaskSpecificAll",
     "TaskSpecificLast",
     "WPLConfig",

@@ -14,21 +14,9 @@ from torch import Tensor, nn
 
 from routing_gym.agents.checkpoint import origin_of, read, write
 from routing_gym.agents.learn import learn
+from routing_gym.agents.options import AgentConfig
 from routing_gym.envs import Context, Observation, RoutingVectorEnv, RunningShare, Trajectory, core_of
 from routing_gym.networks import Action
-
-ARRANGEMENTS = ("single", "per_task")
-
-
-@dataclasses.dataclass(frozen=True)
-class AgentConfig:
-    """Options every agent has.
-
-    Attributes:
-        seed: Seed of the agent's own random choices.
-    """
-
-    seed: int = 0
 
 
 class Agent(nn.Module, ABC):
@@ -145,6 +133,13 @@ class Agent(nn.Module, ABC):
     def macs(self, decision: int) -> float:
         """Return the multiply-accumulates the agent itself spends on one decision; 0 for tables."""
         return 0.0
+
+    def policy(self) -> Tensor | None:
+        """Return `(T, N, A)`, how likely each choice is at each decision for each task; None if more decides than that.
+
+        What is learned is shown by it (Figs. 9 and 10 of Rosenbaum et al. 2018); nothing depends on it.
+        """
+        return None
 
     # ------------------------------------------------------------------------------------------------- what it inherits
 

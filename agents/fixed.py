@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from routing_gym.agents.base import Agent, AgentConfig
-from routing_gym.agents.tabular import look_up, sample, uniform_policy
+from routing_gym.agents.base import Agent
+from routing_gym.agents.options import AgentConfig
+from routing_gym.agents.tabular import legal_rows, look_up, sample, uniform_policy
 from routing_gym.envs import Context, Observation
 
 
@@ -40,6 +42,10 @@ class FixedAgent(Agent):
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Look the whole route up."""
         return self.routes.index_select(0, task)
+
+    def policy(self) -> Tensor | None:
+        """Return 1 for what a task takes, 0 for all else."""
+        return None if self.num_tensors > 1 else functional.one_hot(self.routes, self.num_choices).float()
 
     @property
     def routes(self) -> Tensor:
@@ -114,7 +120,7 @@ class RandomAgent(Agent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.register_buffer("table", uniform_policy(self.env.network, 1))
+        self.register_buffer("table", uniform_policy(legal_rows(self.env.network.masks), 1))
 
     table: Tensor
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, get_type_hints
 
-from routing_gym.agents.base import AGENTS, Agent, AgentConfig
+from routing_gym.agents.base import AGENTS, Agent
+from routing_gym.agents.options import AgentConfig
 from routing_gym.envs import check_types
 
 

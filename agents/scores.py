@@ -1,103 +1,105 @@
-"""A score for every choice, from a table or from an approximator; what gradient-trained agents decide by."""
+"""A number for every choice, from a table or from an approximator; what gradient-trained agents decide by."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.tabular import agents_of, look_up
+from routing_gym.agents.arrangement import Arrangement
+from routing_gym.agents.tabular import look_up
 from routing_gym.blocks import LinearBlocks
-from routing_gym.envs import Observation, RoutingVectorEnv
+from routing_gym.envs import Observation
 
-REPRESENTATIONS = ("table", "mlp")
 HIDDEN = 64
 
 
 class Scores(nn.Module, ABC):
-    """Scores `(B, A)` of what is legal, −inf for the rest.
+    """Numbers for every (agent, row) of an arrangement.
 
     Args:
-        env: The environment.
-        arrangement: `"per_task"` or `"single"`.
+        arrangement: Who decides, and what is legal where.
+        outputs: How many numbers; by default one per choice, −inf where it is not legal.
     """
 
-    def __init__(self, env: RoutingVectorEnv, arrangement: str) -> None:
+    def __init__(self, arrangement: Arrangement, outputs: int | None = None) -> None:
         super().__init__()
-        network = env.network
-        self.arrangement, self.num_tasks, self.num_decisions = (
-            arrangement,
-            env.dataset.num_tasks,
-            len(network.decisions),
-        )
-        self.num_agents = self.num_tasks if arrangement == "per_task" else 1
-        masks = network.masks[:, 0]
-        # One row more, for rows that have left: everything is legal there, and ignored.
-        self.register_buffer("_legal", torch.cat([masks, torch.ones_like(masks[:1])]), persistent=False)
+        self.num_agents, self.num_rows = arrangement.num_agents, arrangement.num_rows
+        self.outputs = arrangement.num_choices if outputs is None else outputs
+        self.register_buffer("_legal", arrangement.legal if outputs is None else None, persistent=False)
 
-    _legal: Tensor
+    _legal: Tensor | None
 
-    def forward(self, observation: Observation) -> Tensor:
-        """Return `(B, A)`."""
-        scores = self.raw(observation, agents_of(observation, self.arrangement))
-        return scores.masked_fill(~self._legal.index_select(0, observation["depth"]), -torch.inf)
+    def forward(self, observation: Observation, agent: Tensor) -> Tensor:
+        """Return `(B, outputs)` for rows with an agent, `(B,)`, each."""
+        return self._masked(self.raw(observation, agent), observation["depth"])
+
+    def _masked(self, scores: Tensor, row: Tensor) -> Tensor:
+        return scores if self._legal is None else scores.masked_fill(~self._legal.index_select(0, row), -torch.inf)
 
     @abstractmethod
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Return `(B, A)` without regard to what is legal."""
+        """Return `(B, outputs)` without regard to what is legal."""
 
-    def macs(self, decision: int) -> float:
+    def macs(self) -> float:
         """Return the multiply-accumulates of one row."""
         return 0.0
 
 
 class TableScores(Scores):
-    """One number per (agent, decision, choice), 0 at first."""
+    """One number per (agent, row, output), 0 at first."""
 
-    def __init__(self, env: RoutingVectorEnv, arrangement: str) -> None:
-        super().__init__(env, arrangement)
-        self.table = nn.Parameter(torch.zeros(self.num_agents, self.num_decisions + 1, env.network.num_choices))
+    def __init__(self, arrangement: Arrangement, outputs: int | None = None) -> None:
+        super().__init__(arrangement, outputs)
+        self.table = nn.Parameter(torch.zeros(self.num_agents, self.num_rows, self.outputs))
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
         """Look up."""
         return look_up(self.table, agent, observation["depth"])
 
-    def of_all_decisions(self, task: Tensor) -> Tensor:
-        """Return `(B, N, A)`: the scores of every decision, for rows of known tasks."""
-        agent = agents_of({"task": task}, self.arrangement)
-        return self.table[:, :-1].index_select(0, agent).masked_fill(~self._legal[:-1], -torch.inf)
+    def of_all_rows(self) -> Tensor:
+        """Return the whole table, `(agents, rows, outputs)`, −inf where a choice is not legal."""
+        return self.table if self._legal is None else self.table.masked_fill(~self._legal, -torch.inf)
 
 
 class MLPScores(Scores):
-    """Two layers, 64 hidden, one network per (agent, decision), fed with concat(v, one-hot t) (Appendix 7.3).
+    """Two layers, 64 hidden, one network per (agent, row), fed with concat(v, one-hot t) (Appendix 7.3).
 
     All networks are stacked and run as one grouped call, like the blocks: agents per task cost one call, not T.
+
+    Args:
+        arrangement: As in `Scores`.
+        outputs: As in `Scores`.
+        inputs: Width of the observed activation.
     """
 
-    def __init__(self, env: RoutingVectorEnv, arrangement: str) -> None:
-        super().__init__(env, arrangement)
-        inputs = env.network.observation_size + self.num_tasks
-        networks = self.num_agents * (self.num_decisions + 1)
-        self.hidden = LinearBlocks(networks, inputs, HIDDEN, relu=True)
-        self.output = LinearBlocks(networks, HIDDEN, env.network.num_choices)
+    def __init__(self, arrangement: Arrangement, outputs: int | None, inputs: int) -> None:
+        super().__init__(arrangement, outputs)
+        self.num_tasks = arrangement.num_tasks
+        networks = self.num_agents * self.num_rows
+        self.hidden = LinearBlocks(networks, inputs + self.num_tasks, HIDDEN, relu=True)
+        self.output = LinearBlocks(networks, HIDDEN, self.outputs)
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
         """Run each row through the network of its agent and decision."""
         task = functional.one_hot(observation["task"], self.num_tasks).to(observation["activation"].dtype)
         x = torch.cat([observation["activation"], task], 1)
-        which = agent * (self.num_decisions + 1) + observation["depth"]
+        which = agent * self.num_rows + observation["depth"]
         return self.output(self.hidden(x, which), which)
 
-    def macs(self, decision: int) -> float:
+    def macs(self) -> float:
         """Return what two layers cost."""
         return self.hidden.macs[0] + self.output.macs[0]
 
 
-def make_scores(representation: str, env: RoutingVectorEnv, arrangement: str, seed: int) -> Any:
+def make_scores(
+    representation: str, arrangement: Arrangement, inputs: int, seed: int, outputs: int | None = None
+) -> TableScores | MLPScores:
     """Build scores; the first weights of an approximator come from a seed of their own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TableScores(env, arrangement) if representation == "table" else MLPScores(env, arrangement)
+        if representation == "table":
+            return TableScores(arrangement, outputs).to(arrangement.legal.device)
+        return MLPScores(arrangement, outputs, inputs).to(arrangement.legal.device)

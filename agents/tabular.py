@@ -1,34 +1,39 @@
-"""Policies held in a table."""
+"""Looking up, drawing and averaging on tables `[agent, decision, ...]`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from routing_gym.envs import Observation
-from routing_gym.networks import RoutedNetwork
 
+def uniform_policy(legal: Tensor, num_agents: int) -> Tensor:
+    """Return `(agents, ...)` probabilities: every legal choice equally likely.
 
-def uniform_policy(network: RoutedNetwork, num_agents: int) -> Tensor:
-    """Return `(agents, N + 1, A)`, `(agents, N + 1, M, A)` where M > 1: every legal choice equally likely.
-
-    The last row is for rows that have left: what stands there does not matter, but it can be looked up and written to
-    like the others.
+    Args:
+        legal: `(..., A)` bool, no row empty.
+        num_agents: How many equal policies.
     """
-    masks = network.masks
-    legal = torch.cat([masks, torch.ones_like(masks[:1])]).to(torch.get_default_dtype())
-    if network.num_tensors == 1:
-        legal = legal[:, 0]
-    return (legal / legal.sum(-1, keepdim=True)).repeat(num_agents, *[1] * legal.ndim)
+    chances = legal.to(torch.get_default_dtype())
+    return (chances / chances.sum(-1, keepdim=True)).repeat(num_agents, *[1] * legal.ndim)
+
+
+def legal_rows(masks: Tensor) -> Tensor:
+    """Return `(N + 1, M, A)`, `(N + 1, A)` where M = 1: what is legal, and in one more row, for those who left, all.
+
+    Args:
+        masks: `(N, M, A)` bool, `RoutedNetwork.masks`.
+    """
+    legal = torch.cat([masks, torch.ones_like(masks[:1])])
+    return legal[:, 0] if masks.shape[1] == 1 else legal
 
 
 def look_up(table: Tensor, agent: Tensor, depth: Tensor) -> Tensor:
     """Return each row's entries.
 
     Args:
-        table: `(agents, N + 1, ...)`.
+        table: `(agents, rows, ...)`.
         agent: `(B,)` int64.
-        depth: `(B,)` int64 in `[0, N]`.
+        depth: `(B,)` int64, below `rows`.
 
     Returns:
         `(B, ...)`.
@@ -53,7 +58,18 @@ def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(cumulative.contiguous(), height, right=True).squeeze(-1)
 
 
-def agents_of(observation: Observation, arrangement: str) -> Tensor:
-    """Return `(B,)`: the number of the agent that decides for each row."""
-    task = observation["task"]
-    return task if arrangement == "per_task" else torch.zeros_like(task)
+def visits_and_means(cells: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Count how often each cell of a table was visited, and average what was found there.
+
+    Args:
+        cells: `(V,)` int64 cell numbers.
+        values: `(V,)`.
+        size: How many cells there are.
+
+    Returns:
+        Both `(size,)`; the mean is 0 where there was no visit.
+    """
+    nothing = values.new_zeros(size)
+    # index_put, because index_add is not the same twice on a GPU
+    visits = nothing.index_put((cells,), torch.ones_like(values), accumulate=True)
+    return visits, nothing.index_put((cells,), values, accumulate=True) / visits.clamp(min=1)

@@ -1,4 +1,4 @@
-"""The Weighted Policy Learner (Abdallah and Lesser 2006; Rosenbaum et al. 2018, Algorithm 3), on a table."""
+"""The Weighted Policy Learner (Abdallah and Lesser 2006; Rosenbaum et al. 2018, Algorithm 3)."""
 
 from __future__ import annotations
 
@@ -8,60 +8,60 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base import ARRANGEMENTS, Agent, AgentConfig
-from routing_gym.agents.tabular import agents_of, look_up, sample, uniform_policy
-from routing_gym.envs import Context, Observation, Trajectory
+from routing_gym.agents.arrangement import LearningAgent, LearningConfig, chosen_in
+from routing_gym.agents.options import AgentConfig, positive, rate
+from routing_gym.agents.scores import make_scores
+from routing_gym.agents.tabular import look_up, uniform_policy, visits_and_means
+from routing_gym.envs import Observation, Trajectory
+
+DEFAULT_RATES = {"table": 0.005, "mlp": 0.003}
+AVERAGE_RATE_OF_APPROXIMATORS = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class WPLConfig(AgentConfig):
+class WPLConfig(LearningConfig):
     """Options of WPL.
 
+    `gamma` discounts action rewards; the final reward is not discounted.
+
     Attributes:
-        arrangement: `"per_task"`, one policy per task, or `"single"`, one for all.
-        policy_rate: Step size of the policy. The default was best of 0.003 to 0.04 on DIGITS-MTL's validation split
-            (mean of 10 seeds); at 0.01 and above two tasks now and then settle on one and the same path.
-        average_rate: Rate of the running average of returns, in (0, 1]; None for `policy_rate` (as printed).
-        gamma: Discount of later action rewards; the final reward is not discounted.
+        policy_rate: Step size of the policy; of a table the η of Algorithm 3, of approximators that of Adam. None for
+            0.005 and 0.003. (Of a table 0.005 was best of 0.003 to 0.04 on DIGITS-MTL's validation split, mean of 10
+            seeds; at 0.01 and above two tasks now and then settle on one and the same path.)
+        average_rate: Rate of the running average of returns; None for a table's `policy_rate` (as printed), and 0.05
+            for approximators.
         scaling: `"algorithm3"`: a gain is scaled by the probability of the action, a loss by its complement.
             `"appendix"`: the other way round (section 7.4).
         baseline: What a return is compared with: the average of its own `"action"` (as printed), or of the `"policy"`,
-            the averages of all actions weighted by their probabilities (Abdallah and Lesser).
-        min_probability: Floor of every legal choice's probability.
+            the averages of all actions weighted by their probabilities (Abdallah and Lesser). None for "action" of
+            tables and "policy" of approximators: they need it, in a noisy bandit they find the best of three arms in 10
+            of 10 seeds with it and in half of them without.
+        min_probability: Floor of every legal choice's probability, in [0, 1); of tables.
     """
 
-    arrangement: Literal["per_task", "single"] = "per_task"
-    policy_rate: float = 0.005
-    average_rate: float | None = None
-    gamma: float = 1.0
+    policy_rate: float | None = positive(None)
+    average_rate: float | None = rate(None)
     scaling: Literal["algorithm3", "appendix"] = "algorithm3"
-    baseline: Literal["action", "policy"] = "action"
+    baseline: Literal["action", "policy"] | None = None
     min_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        for option, known in (
-            ("arrangement", ARRANGEMENTS),
-            ("scaling", ("algorithm3", "appendix")),
-            ("baseline", ("action", "policy")),
-        ):
-            if getattr(self, option) not in known:
-                raise ValueError(f"wpl: {option} must be one of {known}, got {getattr(self, option)!r}")
-        if not 0 < self.policy_rate < float("inf"):
-            raise ValueError(f"wpl: policy_rate must be positive and finite, got {self.policy_rate}")
-        if self.average_rate is not None and not 0 < self.average_rate <= 1:
-            raise ValueError(f"wpl: average_rate must lie in (0, 1], got {self.average_rate}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"wpl: gamma must lie in [0, 1], got {self.gamma}")
+        super().__post_init__()
         if not 0 <= self.min_probability < 1:
-            raise ValueError(f"wpl: min_probability must lie in [0, 1), got {self.min_probability}")
+            raise ValueError(f"WPL: min_probability must lie in [0, 1), got {self.min_probability}")
+        if self.min_probability and self.representation != "table":
+            raise ValueError("WPL: min_probability is for representation='table'")
 
 
-class WPL(Agent):
-    """Weighted Policy Learner: a table of probabilities `[agent, decision, choice]`, updated once per batch.
+class WPL(LearningAgent):
+    """Weighted Policy Learner: a policy that gains slowly where it is rare and loses slowly where it is common.
 
-    The batched form of Algorithm 3: for a cell with n visits of mean return R, first average ← (1−λ)^n average +
-    (1−(1−λ)^n) R; then every visit adds its scaled difference Δ, all computed on the old policy; then clip to [0, 1]
-    and divide by the sum.
+    The batched form of Algorithm 3: for a cell (agent, decision, choice) with n visits of mean return R, first
+    average ← (1−λ)^n average + (1−(1−λ)^n) R; then every visit has its difference Δ from the average, scaled by the
+    probability of what was chosen. A table of probabilities adds rate · ΣΔ, all on the old policy, clips to [0, 1] and
+    divides by the sum. Approximators, where no paper says what to do, go the same way as far as their parameters let
+    them: one step of Adam up the mean of Σ Δ π(a | s), whose gradient in π is the table's step. The averages are a
+    table in both cases.
     """
 
     Config = WPLConfig
@@ -72,85 +72,115 @@ class WPL(Agent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        num_agents = self.num_tasks if self.config.arrangement == "per_task" else 1
-        self.register_buffer("_table", uniform_policy(self.env.network, num_agents))
-        self.register_buffer("_average", torch.zeros_like(self._table))
-        self._legal = self._table > 0
-        highest = float(self._legal.sum(-1).max()) * self.config.min_probability
+        options, legal = self.config, self.arrangement.legal
+        self.rate = options.policy_rate or DEFAULT_RATES[options.representation]
+        printed = self.rate if options.representation == "table" else AVERAGE_RATE_OF_APPROXIMATORS
+        self.average_rate = min(1.0, options.average_rate or printed)
+        self.baseline = options.baseline or ("action" if options.representation == "table" else "policy")
+        policy = uniform_policy(legal, self.arrangement.num_agents)
+        self.register_buffer("_average", torch.zeros_like(policy))
+        self.scores = None
+        if options.representation == "table":
+            self.register_buffer("_table", policy)
+        else:
+            if self.num_tensors > 1:
+                raise ValueError(f"WPL on approximators chooses for 1 tensor per decision, got {self.num_tensors}")
+            inputs = self.env.network.observation_size
+            self.scores = make_scores("mlp", self.arrangement, inputs, options.seed)
+            self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=self.rate)
+        highest = float(legal.sum(-1).max()) * options.min_probability
         if highest > 1:
-            raise ValueError(f"wpl: min_probability {self.config.min_probability} is too much for so many choices")
+            raise ValueError(f"WPL: min_probability {options.min_probability} is too much for so many choices")
 
     @property
     def table(self) -> Tensor:
         """`(agents, N, A)`, `(agents, N, M, A)` where M > 1: the policy."""
-        return self._table[:, :-1]
+        return self._table[:, : self.num_decisions, ..., : self.num_choices]
 
     @property
     def average(self) -> Tensor:
         """The average return of each cell of `table`."""
-        return self._average[:, :-1]
+        return self._average[:, : self.num_decisions, ..., : self.num_choices]
 
-    def act(self, observation: Observation, context: Context) -> Tensor:
-        """Sample from the table; take the likeliest choice when deterministic."""
-        agent = agents_of(observation, self.config.arrangement)
-        if self.shares_wanted:
-            context.record["probabilities"] = look_up(self._table, agent, observation["depth"])
-        if context.deterministic:
-            return look_up(self._table.argmax(-1), agent, observation["depth"])
-        return sample(look_up(self._table.cumsum(-1), agent, observation["depth"]), self.generator)
+    def preferences(self, observation: Observation, agent: Tensor) -> Tensor:
+        """Return the policy itself."""
+        if self.scores is None:
+            return look_up(self._table, agent, observation["depth"])
+        return self.scores(observation, agent).softmax(-1)
 
-    def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
-        """Sample a whole route for every row."""
-        if self.shares_wanted:
-            return None
-        agent = agents_of({"task": task}, self.config.arrangement)
-        if deterministic:
-            return self.table.argmax(-1).index_select(0, agent)
-        return sample(self.table.cumsum(-1).index_select(0, agent), self.generator)
+    def preference_table(self) -> Tensor | None:
+        """Return the table, where there is one."""
+        return self._table if self.scores is None else None
 
-    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
+    def chances(self, preferences: Tensor) -> Tensor:
+        """Return them as they are."""
+        return preferences
+
+    def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Apply Algorithm 3 to all visits of a batch at once."""
-        config = self.config
         cells, values = self._visits(trajectory)
-        table, average = self._table.flatten(), self._average.flatten()
-
-        # index_put, because index_add is not the same twice on a GPU
-        nothing = torch.zeros_like(table)
-        visits = nothing.index_put((cells,), torch.ones_like(values), accumulate=True)
-        mean = nothing.index_put((cells,), values, accumulate=True) / visits.clamp(min=1)
-        rate = config.policy_rate if config.average_rate is None else config.average_rate
-        kept = (1 - min(rate, 1.0)) ** visits  # 1 where there was no visit
-        average = kept * average + (1 - kept) * mean
-
-        if config.baseline == "action":
-            baseline = average
-        else:
-            rows = (table * average).view(-1, self.num_choices)
-            baseline = rows.sum(-1, keepdim=True).expand_as(rows).flatten()
-        delta = values - baseline.index_select(0, cells)
-        probability = table.index_select(0, cells)
-        grows = probability if config.scaling == "algorithm3" else 1 - probability
-        delta = delta * torch.where(delta < 0, 1 - grows, grows)
-        moved = table.index_put((cells,), config.policy_rate * delta, accumulate=True)
-
+        visits, mean = visits_and_means(cells.flatten(), values.flatten(), self._average.numel())
+        kept = (1 - self.average_rate) ** visits  # 1 where there was no visit
+        average = kept * self._average.flatten() + (1 - kept) * mean
         self._average.copy_(average.view_as(self._average))
-        self._table.copy_(project(moved.view_as(self._table), self._table, self._legal, config.min_probability))
+        return (
+            self._move_table(cells.flatten(), values.flatten())
+            if self.scores is None
+            else self._step(trajectory, cells, values)
+        )
+
+    def _move_table(self, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
+        table, average = self._table.flatten(), self._average.flatten()
+        if self.baseline == "policy":
+            rows = (table * average).view(-1, self.arrangement.num_choices)
+            average = rows.sum(-1, keepdim=True).expand_as(rows).flatten()
+        delta = self._scaled(values - average.index_select(0, cells), table.index_select(0, cells))
+        moved = table.index_put((cells,), self.rate * delta, accumulate=True)
+        legal = self.arrangement.legal
+        self._table.copy_(project(moved.view_as(self._table), self._table, legal, self.config.min_probability))
         return {"policy_entropy": torch.special.entr(self.table).sum(-1).mean()}
 
+    def _step(self, trajectory: Trajectory, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
+        gains, entropies = [], []
+        averages = self._average.view(-1, self.arrangement.num_choices)
+        for step, cell, value in zip(trajectory.steps, cells, values, strict=True):
+            policy = self.preferences(step.observation, self.agent_at(step))
+            chosen = policy.gather(-1, chosen_in(step).unsqueeze(-1)).squeeze(-1)
+            average = self._average.flatten().index_select(0, cell)
+            if self.baseline == "policy":
+                own = averages.index_select(0, cell // self.arrangement.num_choices)
+                average = (policy.detach() * own).sum(-1)
+            gains.append((step.active * self._scaled(value - average, chosen.detach()) * chosen).sum())
+            entropies.append(torch.special.entr(policy.detach()).sum(-1).mean())
+        assert self.optimizer is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(gains).sum().div(-len(trajectory)).backward()
+        self.optimizer.step()
+        return {"policy_entropy": torch.stack(entropies).mean()}
+
+    def _scaled(self, delta: Tensor, probability: Tensor) -> Tensor:
+        """Scale a gain or loss by how likely the choice was (Algorithm 3, or section 7.4)."""
+        grows = probability if self.config.scaling == "algorithm3" else 1 - probability
+        return delta * torch.where(delta < 0, 1 - grows, grows)
+
     def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """Return of every choice its flat cell number and its return; a cell of the last row if it did not choose."""
+        """Return of every choice its flat cell number and its return, `(steps, B)` or `(steps, B, M)`.
+
+        Tensors that did not choose visit the row of instances that have left.
+        """
         steps, returns = trajectory.steps, trajectory.returns(self.config.gamma)
-        action = torch.stack([step.action for step in steps if isinstance(step.action, Tensor)])
-        row = torch.stack([step.decision for step in steps])
-        agent = agents_of({"task": trajectory.task}, self.config.arrangement)
+        action, place = torch.stack([chosen_in(step) for step in steps]), self.cells(trajectory)
         if action.ndim == 3:
             choosing = torch.stack([step.choosing for step in steps])
-            row = torch.where(choosing, row.unsqueeze(-1), self.num_decisions)
-            agent, returns = agent.unsqueeze(-1), returns.unsqueeze(-1).expand(action.shape)
-        place = agent * (self.num_decisions + 1) + row
-        if action.ndim == 3:
+            idle = place - torch.stack([step.decision for step in steps]) + self.arrangement.left_row
+            place = torch.where(choosing, place.unsqueeze(-1), idle.unsqueeze(-1))
             place = place * self.num_tensors + torch.arange(self.num_tensors, device=place.device)
-        return (place * self.num_choices + action).flatten(), returns.flatten()
+            returns = returns.unsqueeze(-1).expand(action.shape)
+        return place * self.arrangement.num_choices + action, returns
+
+    def preference_macs(self) -> float:
+        """Return what an approximator costs; 0 for a table."""
+        return 0.0 if self.scores is None else self.scores.macs()
 
 
 def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:

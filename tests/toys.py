@@ -8,7 +8,7 @@ from torch import nn
 from routing_gym.blocks import OwnedParameter, allow_small_groups
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutedNetwork, is_weights
-from routing_gym.tasks import synthetic_mtl
+from routing_gym.tasks import MultiTaskDataset, synthetic_mtl
 
 IMAGE = (1, 2, 3)
 PIXELS = 6
@@ -159,6 +159,71 @@ class Gates(RoutedNetwork):
         return [OwnedParameter(p) for p in self.layers[decision][choice].parameters()]
 
 
+class Planted(RoutedNetwork):
+    """Blocks that are what they are: block c of layer i passes on the signal of task t only if c is `ROUTES[t][i]`.
+
+    An image of task t holds its label in the task's own slot. The only parameter scales all logits, so there is nothing
+    to be learned but the routes.
+    """
+
+    ROUTES = [[1, 2], [3, 0], [2, 3]]
+    BLOCKS = 4
+
+    def __init__(self):
+        tasks, layers = len(self.ROUTES), len(self.ROUTES[0])
+        decisions = [
+            Decision(f"layer {i}", (1.0,) * self.BLOCKS, (i + 1 if i < layers - 1 else EXIT,) * self.BLOCKS,
+                     width=tasks * CLASSES)
+            for i in range(layers)
+        ]  # fmt: skip
+        super().__init__(decisions, num_classes=CLASSES, input_shape=(1, tasks, CLASSES))
+        self.scale = nn.Parameter(torch.ones(()))
+        routes = torch.tensor(self.ROUTES).T
+        self.register_buffer("passes", (routes.unsqueeze(-1) == torch.arange(self.BLOCKS)).float())
+
+    def stem(self, images, task):
+        return ((images > 0).float().flatten(1),)
+
+    def transition(self, decision, activation, action, task):
+        (x,) = activation
+        weights = action if is_weights(action) else torch.nn.functional.one_hot(action, self.BLOCKS).float()
+        kept = weights @ self.passes[decision].T
+        return ((x.view(len(x), -1, CLASSES) * kept.unsqueeze(-1)).flatten(1),)
+
+    def readout(self, decision, choice, activation, task):
+        return self.scale * 4 * activation[0].view(len(task), -1, CLASSES).sum(1)
+
+    def describe(self, decision, activation):
+        return activation[0]
+
+    def parameters_of(self, decision, choice):
+        return []
+
+
+def planted_env(num_envs=64, **options):
+    """Three tasks, three labels each, and `Planted` blocks."""
+    tasks = len(Planted.ROUTES)
+    task, label = torch.arange(tasks).repeat_interleave(CLASSES), torch.arange(CLASSES).repeat(tasks)
+    images = torch.zeros(len(task), 1, tasks, CLASSES, dtype=torch.uint8)
+    images[torch.arange(len(task)), 0, task, label] = 255
+    data = {
+        split: MultiTaskDataset(
+            "planted",
+            split,
+            images,
+            torch.arange(len(task)),
+            task,
+            label,
+            tasks,
+            CLASSES,
+            torch.zeros(1),
+            torch.ones(1),
+        )
+        for split in ("train", "test")
+    }
+    return RoutingVectorEnv(Planted(), data, num_envs, autoreset_mode="disabled", **options)
+
+
 def toy_data(**options):
     splits = synthetic_mtl(num_tasks=3, num_classes=3, image_size=3, images_per_class=8, **options)
     return {name: dataclasses.replace(split, images=split.images[:, :, :2]) for name, split in splits.items()}
@@ -176,16 +241,33 @@ def small_env(network=None, num_envs=12, **options):
     return toy_env(network, num_envs, autoreset_mode="disabled", **options)
 
 
-def scores_of(agent, step, row):
-    """The scores of one row, by hand."""
+def learned_from(agent, trajectory):
+    """The trajectory an agent's algorithm is given: with the dispatcher's choice first, where there is one."""
+    given, learn_from = [], agent.learn_from
+    agent.learn_from = given.append
+    agent.update(trajectory)
+    agent.learn_from = learn_from
+    return given[0]
+
+
+def who_decides(agent, step, row):
+    """The agent that decided for a row; the dispatcher is agent 0, of a table the one of the row's task."""
+    kind = agent.config.arrangement
+    if kind == "dispatched":
+        return int(step.record["agent"][row])
+    return int(step.observation["task"][row]) if kind == "per_task" else 0
+
+
+def scores_of(agent, step, row, scores=None):
+    """The scores of one row, by hand; of what is legal."""
     observation, depth = step.observation, int(step.decision[row])
-    task = int(observation["task"][row])
-    who = task if agent.config.arrangement == "per_task" else 0
+    scores = agent.scores if scores is None else scores
+    task, who = int(observation["task"][row]), who_decides(agent, step, row)
     if agent.config.representation == "table":
-        scores = agent.scores.table[who, depth]
+        numbers = scores.table[who, depth]
     else:
-        which = who * (agent.num_decisions + 1) + depth
+        which = who * agent.arrangement.num_rows + depth
         x = torch.cat([observation["activation"][row], torch.eye(agent.num_tasks)[task]])
-        h = (x @ agent.scores.hidden.weight[which] + agent.scores.hidden.bias[which]).clamp(min=0)
-        scores = h @ agent.scores.output.weight[which] + agent.scores.output.bias[which]
-    return scores[: agent.env.network.decisions[depth].n]
+        h = (x @ scores.hidden.weight[which] + scores.hidden.bias[which]).clamp(min=0)
+        numbers = h @ scores.output.weight[which] + scores.output.bias[which]
+    return numbers[: int(agent.arrangement.legal[depth].sum())]

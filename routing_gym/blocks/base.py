@@ -93,9 +93,16 @@ class FunctionBlocks(nn.Module, ABC):
             return self._mix(x, rows, indices.flatten(), weights.flatten())
         if not action.is_floating_point():
             return self.run(x, action)
+        if self.dense_backward and self.training or bool(action.detach().all()):
+            return torch.einsum("bk...,bk->b...", self.run_all(x), action)
         rows = torch.arange(len(x), device=x.device).repeat_interleave(self.num_blocks)
         choice = torch.arange(self.num_blocks, device=x.device).repeat(len(x))
         return self._mix(x, rows, choice, action.flatten())
+
+    def run_all(self, x: Tensor) -> Tensor:
+        """Run every block on every row: `(B, ...)` to `(B, k, ...)`."""
+        every = torch.arange(self.num_blocks, device=x.device)
+        return torch.stack([self.run(x, number.expand(len(x))) for number in every], 1)
 
     def _mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """Sum `weights[p] * block[choice[p]](x[rows[p]])` over the pairs p of each row."""

@@ -77,6 +77,15 @@ class LinearBlocks(FunctionBlocks):
         y = torch.cat(products).index_select(0, groups.inverse)
         return functional.relu(y) if self.relu else y
 
+    def run_all(self, x: Tensor) -> Tensor:
+        """Run every block on every row, `(B, in_features)` to `(B, k, out_features)`, as one batched product."""
+        return self.run_each(x.unsqueeze(1).expand(-1, self.num_blocks, -1))
+
+    def run_each(self, x: Tensor) -> Tensor:
+        """Run every block on rows of its own, `(B, k, in_features)` to `(B, k, out_features)`."""
+        y = torch.baddbmm(self.bias.unsqueeze(1), x.transpose(0, 1), self.weight).transpose(0, 1)
+        return functional.relu(y) if self.relu else y
+
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the block's slices of the stacked weight and bias."""
         return [OwnedParameter(self.weight, choice), OwnedParameter(self.bias, choice)]

@@ -1,6 +1,7 @@
 """Routed networks: which decisions exist, and what a transition computes."""
 
 from routing_gym.networks.actions import Action, NotFiniteError, is_weights
+from routing_gym.networks.columns import ColumnsMLP
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.mlp import RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
@@ -13,6 +14,7 @@ __all__ = [
     "EXIT",
     "NETWORKS",
     "Action",
+    "ColumnsMLP",
     "NotFiniteError",
     "Decision",
     "Exit",

@@ -35,6 +35,8 @@ class RoutedMLP(RoutedNetwork):
         num_tasks: How many tasks there are, for `task_input`.
     """
 
+    form = "paths"
+
     def __init__(
         self,
         input_shape: Sequence[int],

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from routing_gym.networks.mlp import RoutedMLP
+from routing_gym.networks.fully_connected import fully_connected
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.simple_convnet import simple_convnet
 
 Builder = Callable[..., RoutedNetwork]
 """`(input_shape, num_classes, num_blocks, num_tasks=..., **options) -> RoutedNetwork`."""
 
-NETWORKS: dict[str, Builder] = {"mlp": RoutedMLP, "simple-convnet": simple_convnet}
+NETWORKS: dict[str, Builder] = {"mlp": fully_connected, "simple-convnet": simple_convnet}
 DEFAULT_INPUT_SHAPE = {"mlp": (1, 8, 8), "simple-convnet": (3, 32, 32)}
 
 

@@ -124,7 +124,7 @@ def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(name, tmp_path):
         agent.learn(env, batches * 32, lambda metrics: losses.append(metrics["loss"].item()))
         return losses
 
-    needs = AGENTS[name].env_kwargs
+    needs = {**AGENTS[name].env_kwargs, "action_type": AGENTS[name].action_type}
     env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, **needs)
     whole = curve(make_agent(name, env, seed=4), env, 12)
     env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, **needs)
@@ -425,7 +425,7 @@ def test_what_an_agent_lacks_is_said(registered):
     with pytest.raises(ValueError, match="needs an environment made with num_blocks=4, got None"):
         make_agent("wants", env)
     make_agent("wants", small_env(num_blocks=4))
-    with pytest.raises(ValueError, match="agent 'wpl': policy_rate must be of type float, got 'fast'"):
+    with pytest.raises(ValueError, match="agent 'wpl': policy_rate must be of type float or None, got 'fast'"):
         make_agent("wpl", env, policy_rate="fast")
 
     class Odd(Agent):

@@ -74,7 +74,7 @@ def test_train_evaluate_and_resume(tmp_path, capsys):
     ("changed", "message"),
     [
         (["--seed", "7"], "was trained with seed=0, now it is 7"),
-        (["--agent-options", "policy_rate=0.3"], "policy_rate=0.005, now it is 0.3"),
+        (["--agent-options", "policy_rate=0.3"], "policy_rate=None, now it is 0.3"),
         (["--env-options", "learning_rate=0.5"], "learning_rate=None, now it is 0.5"),
         (["--batch-size", "32"], "batch_size=64, now it is 32"),
         (["--agent", "shared"], "agent='wpl', now it is 'shared'"),
@@ -132,7 +132,7 @@ def test_bench_writes_ratios(tmp_path):
             ["compare", "--env", "routing_gym/Digits"],
             "unknown environment 'routing_gym/Digits'; known are r",
         ),
-        (["compare", "--agents", "wlp"], "unknown agent 'wlp'; known are q-learning, random"),
+        (["compare", "--agents", "wlp"], "unknown agent 'wlp'; known are actor-critic, cross-stitch"),
         (["compare", "--agents", "wpl", "wpl"], "names an agent twice"),
         (["compare", "--agents"], "--agents needs at least one of"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),

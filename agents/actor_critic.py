@@ -1,0 +1,86 @@
+"""Advantage actor-critic (Mnih et al. 2016) with generalised advantages (Schulman et al. 2016)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routing_gym.agents.options import AgentConfig, not_negative, share
+from routing_gym.agents.scored import ScoredAgent, ScoredConfig
+from routing_gym.agents.scores import make_scores
+from routing_gym.envs import Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorCriticConfig(ScoredConfig):
+    """Options of the advantage actor-critic.
+
+    Attributes:
+        gae_lambda: How far an advantage looks ahead before it trusts the critic: 1 for the whole return, 0 for a step.
+        critic: Weight of the critic's squared error in the loss.
+        entropy: Weight of the policy's entropy in the loss.
+    """
+
+    gae_lambda: float = share(1.0)
+    critic: float = not_negative(0.5)
+    entropy: float = not_negative(0.0)
+
+
+class ActorCritic(ScoredAgent):
+    """Advantage actor-critic: REINFORCE whose baseline is a learned value of the state.
+
+    δ_i = r_i + γ V(s_{i+1}) − V(s_i), with the final reward in place of γ V(s_{i+1}) where the instance leaves;
+    A_i = δ_i + γ λ A_{i+1}; the loss is the mean over instances of
+    Σ_i −A_i log π(a_i | s_i) + critic · (A_i + V_old(s_i) − V(s_i))² − entropy · H(π(· | s_i)).
+    The critic has the representation of the actor: a table, or two layers of its own.
+    """
+
+    Config = ActorCriticConfig
+    config: ActorCriticConfig
+    DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        options = self.config
+        inputs = self.env.network.observation_size
+        self.values = make_scores(options.representation, self.arrangement, inputs, options.seed + 1, outputs=1)
+        both = [*self.scores.parameters(), *self.values.parameters()]
+        self.optimizer = torch.optim.Adam(both, lr=self.rate)
+
+    def advantages(self, trajectory: Trajectory, values: Tensor) -> Tensor:
+        """Return `(steps, B)`; 0 where a row had left.
+
+        Args:
+            trajectory: The episodes.
+            values: `(steps, B)`, what the critic thinks of each state.
+        """
+        gamma, steps = self.config.gamma, trajectory.steps
+        ahead = torch.zeros_like(trajectory.final_reward)
+        advantages = []
+        for i in reversed(range(len(steps))):
+            worth = trajectory.final_reward
+            if i + 1 < len(steps):
+                worth = torch.where(steps[i + 1].active, gamma * values[i + 1], worth)
+            error = steps[i].reward + worth - values[i]
+            ahead = steps[i].active * (error + gamma * self.config.gae_lambda * ahead)
+            advantages.append(ahead)
+        return torch.stack(advantages[::-1])
+
+    def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Take one step of actor and critic."""
+        config, steps = self.config, trajectory.steps
+        values = torch.stack([self.values(step.observation, self.agent_at(step)).squeeze(-1) for step in steps])
+        advantages = self.advantages(trajectory, values.detach())
+        targets = advantages + values.detach()
+        losses, entropies = [], []
+        for step, advantage, value, target in zip(steps, advantages, values, targets, strict=True):
+            active = step.active.to(value.dtype)
+            log_chosen, entropy = self.chosen(step)
+            gain = advantage * log_chosen + config.entropy * entropy - config.critic * (target - value) ** 2
+            losses.append(-(active * gain).sum())
+            entropies.append((active * entropy.detach()).sum() / active.sum().clamp(min=1))
+        self.descend(torch.stack(losses).sum().div(len(trajectory)))
+        return {"policy_entropy": torch.stack(entropies).mean(), "value": values.detach().mean()}

@@ -1,0 +1,190 @@
+"""Gates: agents that act by weights and are trained by the blocks' own backward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from routing_gym.agents.arrangement import Arrangement
+from routing_gym.agents.base import Agent
+from routing_gym.agents.options import AgentConfig, count, positive, share
+from routing_gym.agents.scores import TableScores, make_scores
+from routing_gym.envs import Context, Observation
+
+
+class Gate(Agent):
+    """An agent whose weights have a gradient: its parameters are trained together with the blocks, by Adam."""
+
+    action_type = "weights"
+    needs_gradients = True
+
+    def train_by_adam(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        """Set the optimiser that takes a step together with the blocks'."""
+        self.optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class GumbelConfig(AgentConfig):
+    """Options of Gumbel gates.
+
+    Attributes:
+        arrangement: `"per_task"`, one gate per task, or `"single"`, one for all.
+        representation: `"table"`, or `"mlp"`, two-layer approximators that see activation and task.
+        learning_rate: Step size of Adam on the scores; None for 0.1 on a table and 0.003 on approximators.
+        estimator: `"straight-through"`: one block runs, the gradient is that of the soft weights; or `"soft"`: while
+            training all blocks run and are mixed.
+        temperature: Temperature of the softmax at first.
+        temperature_final: Temperature in the end.
+        temperature_episodes: Instances over which it falls, by the same factor each.
+    """
+
+    arrangement: Literal["per_task", "single"] = "per_task"
+    representation: Literal["table", "mlp"] = "table"
+    learning_rate: float | None = positive(None)
+    estimator: Literal["straight-through", "soft"] = "straight-through"
+    temperature: float = positive(1.0)
+    temperature_final: float = positive(0.5)
+    temperature_episodes: int = count(100_000)
+
+
+class Gumbel(Gate):
+    """Gumbel-softmax gates (Jang et al. 2017; Maddison et al. 2017), straight-through or soft.
+
+    Weights softmax((s + g) / τ) of scores s with Gumbel noise g while training, the best choice alone when
+    deterministic. Straight-through gates run only what was chosen; the gradient of the weights that were not is then
+    missing unless the environment is made with `dense_backward=True`.
+    """
+
+    Config = GumbelConfig
+    config: GumbelConfig
+    DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        options = self.config
+        self.arrangement = Arrangement(self.env, options.arrangement, options.representation)
+        inputs = self.env.network.observation_size
+        self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
+        rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
+        self.train_by_adam(self.scores.parameters(), rate)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature now."""
+        options = self.config
+        done = min(1.0, self.episodes / options.temperature_episodes)
+        return options.temperature * (options.temperature_final / options.temperature) ** done
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Draw weights; the best choice alone when deterministic."""
+        scores = self.scores(observation, self.arrangement.agent_of(observation["task"]))
+        if self.shares_wanted:
+            context.record["probabilities"] = scores.detach().softmax(-1)
+        if context.deterministic:
+            return functional.one_hot(scores.argmax(-1), self.num_choices).to(scores.dtype)
+        noise = torch.empty_like(scores, requires_grad=False).exponential_(generator=self.generator).log().neg()
+        soft = ((scores + noise) / self.temperature).softmax(-1)
+        if self.config.estimator == "soft":
+            return soft
+        hard = functional.one_hot(soft.argmax(-1), self.num_choices).to(soft.dtype)
+        return hard - soft.detach() + soft  # exactly 0 where nothing was chosen
+
+    @torch.no_grad()
+    def policy(self) -> Tensor | None:
+        """Return the chances of each task's gate, where they are in a table."""
+        if not isinstance(self.scores, TableScores):
+            return None
+        agent = self.arrangement.agent_of(torch.arange(self.num_tasks, device=self.env.device))
+        return self.scores.of_all_rows()[:, : self.num_decisions].softmax(-1).index_select(0, agent)
+
+    def macs(self, decision: int) -> float:
+        """Return what the approximator costs; 0 for a table."""
+        return self.scores.macs()
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftMixtureConfig(AgentConfig):
+    """Options of soft mixtures.
+
+    Attributes:
+        conditioned: Let approximators of (activation, task), one per decision, give the weights (Table 4); by default
+            each decision has weights of its own, the same for all instances (section 4).
+        learning_rate: Step size of Adam on the weights; None for 0.01, and 0.001 for approximators.
+    """
+
+    conditioned: bool = False
+    learning_rate: float | None = positive(None)
+
+
+class SoftMixture(Gate):
+    """Soft mixture (soft-mixture-fc): all blocks run, and their outputs are mixed by softmax weights.
+
+    Rosenbaum et al. (2018), section 4: every block of a layer gets the same mixture of what came before.
+    """
+
+    Config = SoftMixtureConfig
+    config: SoftMixtureConfig
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        representation = "mlp" if self.config.conditioned else "table"
+        self.arrangement = Arrangement(self.env, "single", representation)
+        inputs = self.env.network.observation_size
+        self.scores = make_scores(representation, self.arrangement, inputs, self.config.seed)
+        rate = self.config.learning_rate or (0.001 if self.config.conditioned else 0.01)
+        self.train_by_adam(self.scores.parameters(), rate)
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Return the weights, the same in training and evaluation."""
+        weights = self.scores(observation, self.arrangement.agent_of(observation["task"])).softmax(-1)
+        if self.shares_wanted:
+            context.record["probabilities"] = weights.detach()
+        return weights
+
+    def macs(self, decision: int) -> float:
+        """Return what the approximator costs; 0 for weights of the decision's own."""
+        return self.scores.macs()
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossStitchConfig(AgentConfig):
+    """Options of cross-stitch.
+
+    Attributes:
+        learning_rate: Step size of Adam on the weights.
+        own: What a column takes of its own activation at first; the others share the rest.
+    """
+
+    learning_rate: float = positive(0.01)
+    own: float = share(0.9)
+
+
+class CrossStitch(Gate):
+    """Cross-stitch (Misra et al. 2016): a column per task, each fed with a learned mixture of all columns.
+
+    input_i = Σ_j w_ij v_j before every routed layer, w free real numbers (Rosenbaum et al. 2018, section 4). Its
+    environment is made with `form="columns"`: as many columns as blocks, and the task's own column gives the answer.
+    """
+
+    Config = CrossStitchConfig
+    config: CrossStitchConfig
+    max_tensors = None
+    env_kwargs = {"form": "columns"}
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        columns, own = self.num_choices, self.config.own
+        others = (1 - own) / (columns - 1) if columns > 1 else 0.0
+        weight = torch.full((columns, columns), others).fill_diagonal_(own)
+        # One row more, for rows that have left.
+        self.weight = nn.Parameter(weight.repeat(self.num_decisions + 1, 1, 1))
+        self.train_by_adam([self.weight], self.config.learning_rate)
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Return `(B, M, M)`: how much of each column goes to each, the same in training and evaluation."""
+        return self.weight.index_select(0, observation["depth"])

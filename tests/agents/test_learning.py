@@ -1,0 +1,125 @@
+"""What every agent that learns from rewards must be able to learn."""
+
+import pytest
+import torch
+from toys import ExitTree, planted_env, small_env
+
+import routing_gym
+from routing_gym.agents import make_agent
+from routing_gym.envs import rollout
+from routing_gym.networks import RoutedMLP
+
+# Rates at which a few hundred batches suffice.
+RATES = {
+    "wpl": {"table": {"policy_rate": 0.001}, "mlp": {"policy_rate": 0.003}},
+    "reinforce": {"table": {"learning_rate": 0.01}, "mlp": {"learning_rate": 0.003}},
+    "actor-critic": {"table": {"learning_rate": 0.01}, "mlp": {"learning_rate": 0.003}},
+    "q-learning": {"table": {"learning_rate": 0.005}, "mlp": {"learning_rate": 0.01}},
+    "sarsa": {"table": {"learning_rate": 0.005}, "mlp": {"learning_rate": 0.005}},
+}
+LEARNERS = [(name, representation) for name, rates in RATES.items() for representation in rates]
+ARRANGEMENTS = ["single", "per_task", "dispatched"]
+
+
+def learner(name, env, representation="table", **options):
+    if name in ("q-learning", "sarsa"):
+        options = {"epsilon_episodes": 10_000, **options}
+    return make_agent(name, env, representation=representation, **{**RATES[name][representation], **options})
+
+
+def practise(agent, env, batches, reward, stop=None):
+    """Let an agent learn from rewards of our own making; the blocks stay as they are."""
+    for batch in range(batches):
+        trajectory = rollout(agent, env)
+        trajectory.final_reward = reward(trajectory)
+        agent.receive(trajectory)
+        agent.episodes += len(trajectory)
+        if stop is not None and batch % 20 == 19 and stop():
+            return
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize(("name", "representation"), LEARNERS)
+@pytest.mark.parametrize("shift", [0.0, -3.0])
+def test_the_best_arm_of_a_noisy_bandit_becomes_greedy(name, representation, arrangement, shift):
+    """Three arms of mean 0.2, 0.5, 0.8 (or all negative), noise 0.5: the best is greedy in 10 of 10 seeds."""
+    means = torch.tensor([0.2, 0.5, 0.8]) + shift
+    seeds = range(10) if arrangement == "single" else range(2)
+    for seed in seeds:
+        env = small_env(RoutedMLP((1, 2, 3), 3, 3, width=4, layers=1), 64, train=False, seed=seed)
+        agent = learner(name, env, representation, arrangement=arrangement, seed=seed)
+        noise = torch.Generator().manual_seed(1000 + seed)  # not the agent's own numbers
+
+        def reward(trajectory, noise=noise):
+            return means[trajectory.steps[-1].action] + 0.5 * torch.randn(64, generator=noise)
+
+        practise(agent, env, 200, reward)
+        routed = rollout(agent, env, deterministic=True).steps[-1].action
+        assert bool((routed == 2).all()), (seed, routed)
+
+
+@pytest.mark.parametrize(("name", "representation"), LEARNERS)
+def test_flipping_the_reward_flips_the_preference(name, representation):
+    greedy = []
+    for sign in (1, -1):
+        env = small_env(RoutedMLP((1, 2, 3), 3, 2, width=4, layers=1), 32, train=False)
+        agent = learner(name, env, representation, arrangement="single")
+        practise(agent, env, 150, lambda trajectory, sign=sign: sign * (1.0 - 2 * trajectory.steps[0].action))
+        greedy.append(rollout(agent, env, deterministic=True).steps[0].action)
+    assert bool((greedy[0] == 0).all()) and bool((greedy[1] == 1).all())
+
+
+@pytest.mark.parametrize("arrangement", ["single", "dispatched"])
+@pytest.mark.parametrize(("name", "representation"), LEARNERS)
+def test_credit_reaches_the_first_of_two_steps(name, representation, arrangement):
+    """Only what is decided first matters, and it is paid for after the second decision."""
+    env = small_env(ExitTree([[1, 2], [3], [4], [], []]), 64, train=False)
+    agent = learner(name, env, representation, arrangement=arrangement)
+
+    def reward(trajectory):
+        first = next(step for step in trajectory.steps if int(step.decision[0]) == 0)
+        return torch.where(first.action == 1, 1.0, -1.0)
+
+    practise(agent, env, 250, reward)
+    assert bool((rollout(agent, env, deterministic=True).steps[0].action == 1).all())
+
+
+@pytest.mark.parametrize("arrangement", ["per_task", "dispatched"])
+@pytest.mark.parametrize(("name", "representation"), LEARNERS)
+def test_learners_find_planted_routes(name, representation, arrangement):
+    """One route in sixteen solves a task, another for every task; the blocks themselves cannot be changed."""
+    env = planted_env(192)
+    rates = {
+        "wpl": {"policy_rate": 0.02} if representation == "table" else {"policy_rate": 0.01},
+        "q-learning": {"learning_rate": 0.005},
+        "sarsa": {"learning_rate": 0.005},
+    }.get(name, {"learning_rate": 0.05 if representation == "table" else 0.01})
+    if name in ("q-learning", "sarsa"):
+        rates |= {"epsilon_episodes": 40_000, "td_lambda": 1.0}
+    if arrangement == "dispatched" and representation == "table":
+        # Dispatcher and agents must settle together: what is learned early must not be final.
+        rates |= {"wpl": {"baseline": "policy"}, "reinforce": {"entropy": 0.05}}.get(name, {})
+    agent = learner(name, env, representation, arrangement=arrangement, **rates)
+    solved = 0.0
+    for _ in range(20):
+        agent.learn(env, 192 * 30)
+        solved = routing_gym.evaluate(agent, env).accuracy
+        if solved == 1:
+            break
+    assert solved == 1
+
+
+@pytest.mark.parametrize("estimator", ["straight-through", "soft"])
+@pytest.mark.parametrize("representation", ["table", "mlp"])
+def test_gumbel_gates_find_planted_routes(estimator, representation):
+    env = planted_env(192, action_type="weights", dense_backward=estimator == "straight-through")
+    agent = make_agent("gumbel", env, representation=representation, estimator=estimator, temperature_final=1.0)
+    agent.learn(env, 192 * 300)
+    assert routing_gym.evaluate(agent, env).accuracy == 1
+
+
+@pytest.mark.parametrize("name", ["shared", "task-specific-all", "task-specific-last", "random-fixed", "random"])
+def test_fixed_agents_do_not(name):
+    env = planted_env()
+    agent = make_agent(name, env).learn(env, 64 * 20)
+    assert routing_gym.evaluate(agent, env).accuracy < 0.5

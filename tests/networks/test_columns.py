@@ -1,0 +1,49 @@
+"""Columns under hard routing: tensors merge, and what nothing was sent to is not run."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routing_gym.networks import ColumnsMLP, make_network
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**4), rows=st.integers(1, 6))
+def test_hard_routes_against_a_loop(seed, rows):
+    generator = torch.Generator().manual_seed(seed)
+    network = ColumnsMLP((1, 2, 3), 3, 3, width=4, layers=3, num_tasks=3)
+    images = torch.randn(rows, 1, 2, 3, generator=generator)
+    task = torch.randint(3, (rows,), generator=generator)
+    actions = [torch.randint(3, (rows, 3), generator=generator) for _ in range(3)]
+    state = network.start(images, task)
+    for action in actions:
+        state = network.step(state, action)
+    logits, spent = state.exits[0].logits, state.macs
+    for row in range(rows):
+        columns, macs = {j: images[row].flatten() for j in range(3)}, 0.0
+        for layer, bank in enumerate(network.banks):
+            fed = {}
+            for i, activation in columns.items():
+                target = int(actions[layer][row, i])
+                fed[target] = fed.get(target, 0) + activation
+            macs += bank.macs[0] * len(fed)
+            columns = {j: x @ bank.weight[j] + bank.bias[j] for j, x in fed.items()}
+            if layer < 2:
+                columns = {j: x.clamp(min=0) for j, x in columns.items()}
+        own = columns.get(int(task[row]), torch.zeros(3))
+        torch.testing.assert_close(logits[row], own, rtol=1e-4, atol=1e-5)
+        assert float(spent[row]) == macs
+
+
+def test_the_form_is_an_option_of_networks_by_name():
+    network = make_network("simple-convnet", num_tasks=4, num_classes=5, form="columns")
+    assert isinstance(network, ColumnsMLP) and network.num_tensors == network.num_choices == 4
+    assert network.decisions[0].width == 4 * 128
+    for options, message in (
+        ({"form": "rows"}, "form must be 'paths' or 'columns', got 'rows'"),
+        ({"form": "columns", "recurrent": True}, "neither recurrent=True nor task_input=True"),
+        ({"form": "columns", "width": 0}, "columns need width of at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_network("mlp", num_tasks=2, num_classes=2, **options)
