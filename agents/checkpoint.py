@@ -14,7 +14,7 @@ import torch
 from routing_gym.envs import RoutingVectorEnv
 
 FORMAT = "routing_gym checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 def write(path: str | Path, content: dict[str, Any]) -> None:

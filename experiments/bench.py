@@ -127,7 +127,7 @@ def static_steps(env: RoutingVectorEnv) -> tuple[Callable[[], object], Callable[
     for _ in range(LAYERS):
         parts += [nn.Linear(WIDTH, WIDTH), nn.ReLU()]
     network = nn.Sequential(*parts[:-1])
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-2, fused=True)
 
     def draw() -> tuple[Tensor, Tensor]:
         rows = env.stream.draw(env.num_envs)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from routing_gym.envs.training import OPTIMIZERS
+from routing_gym.envs.training import OPTIMIZERS, SCHEDULES, Optimization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,11 @@ class EnvConfig:
             `info["illegal_action"]` is 1. None: "raise" in mode "disabled", "first_legal" in mode "same_step".
         optimizer: Optimiser of the blocks: `"adam"`, `"adamw"` or `"sgd"`.
         learning_rate: Its step size.
+        momentum: Of `"sgd"`, in [0, 1).
+        weight_decay: L2 penalty on the blocks (decoupled with `"adamw"`).
+        schedule: What becomes of the learning rate: `"constant"`; `"step"`, divided by 10 every `schedule_epochs`; or
+            `"cosine"`, down to 0 over `schedule_epochs`.
+        schedule_epochs: Measure of the schedule, in passes over the split.
         validate: Check values of actions at once. None: on the CPU only; on a GPU one flag is read per batch.
         device: `"auto"` takes CUDA where present.
         seed: Seed of the order of instances, until `reset(seed=...)`.
@@ -53,6 +58,10 @@ class EnvConfig:
     illegal: Literal["raise", "first_legal"] | None = None
     optimizer: str = "adam"
     learning_rate: float = 1e-3
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    schedule_epochs: int = 20
     validate: bool | None = None
     device: str = "auto"
     seed: int = 0
@@ -66,17 +75,25 @@ class EnvConfig:
             ("collaboration", ("probability", "frequency")),
             ("illegal", ("raise", "first_legal", None)),
             ("optimizer", tuple(OPTIMIZERS)),
+            ("schedule", tuple(SCHEDULES)),
             ("render_mode", ("ansi", "rgb_array", None)),
         ):
             if getattr(self, option) not in known:
                 raise ValueError(f"{option} must be {_either(known)}, got {getattr(self, option)!r}")
         check_count("replay_batch", self.replay_batch)
+        check_count("schedule_epochs", self.schedule_epochs)
         if not 0 <= self.rho <= 1:
             raise ValueError(f"rho must lie in [0, 1], got {self.rho}")
         if not 0 <= self.k_cpt < float("inf"):
             raise ValueError(f"k_cpt must be at least 0 and finite, got {self.k_cpt}")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for optimizer='sgd', got {self.optimizer!r}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         if self.autoreset_mode == "same_step" and self.differentiable:
             raise ValueError("differentiable=True needs autoreset_mode='disabled': same_step acts without a graph")
         if self.autoreset_mode == "same_step" and self.rho and self.collaboration == "probability":
@@ -108,6 +125,11 @@ class EnvConfig:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={self.device!r}: this machine has no CUDA device; 'auto' takes what there is")
         return device
+
+    def optimization(self, epoch: int) -> Optimization:
+        """Return how blocks are trained on a split of `epoch` instances."""
+        options = {field.name for field in dataclasses.fields(Optimization)} - {"epoch"}
+        return Optimization(epoch=epoch, **{option: getattr(self, option) for option in options})
 
     def final(self, loss: Tensor, correct: Tensor) -> Tensor:
         """Return the final reward of rows with a given cross-entropy and correctness (0 or 1)."""

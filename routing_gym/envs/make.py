@@ -33,6 +33,7 @@ def make_routing_vector_env(
     network: str | RoutedNetwork = "mlp",
     num_envs: int = 1,
     num_blocks: int | None = None,
+    num_tasks: int | None = None,
     seed: int = 0,
     **options: Any,
 ) -> RoutingVectorEnv:
@@ -43,6 +44,7 @@ def make_routing_vector_env(
         network: One of `NETWORKS`, or a network of your own, which is used as it is.
         num_envs: Instances routed together.
         num_blocks: Blocks per decision; one per task by default.
+        num_tasks: Keep the first tasks only; all by default.
         seed: Seed of the blocks' first weights and of the order of instances.
         options: Options of the data set, of the network and of the environment (`EnvConfig`).
 
@@ -54,13 +56,17 @@ def make_routing_vector_env(
     if isinstance(network, str) and network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}; known are {', '.join(sorted(NETWORKS))}")
     of_network = _parameters(NETWORKS[network]) - NOT_OPTIONS if isinstance(network, str) else set()
-    known = of_data | of_env | of_network | {"network", "num_envs", "num_blocks"}
+    known = of_data | of_env | of_network | {"network", "num_envs", "num_blocks", "num_tasks"}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"unknown option {unknown[0]!r}; this environment takes {', '.join(sorted(known))}")
     for builder in (DATASETS[dataset], NETWORKS[network] if isinstance(network, str) else None):
         if builder is not None:
             check_types("this environment", get_type_hints(_function(builder)), options)
+    if num_tasks is not None and "num_tasks" in of_data:
+        options["num_tasks"] = num_tasks  # synthetic data is made for as many as are asked for
     data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
+    if num_tasks is not None:
+        data = {split: part.first_tasks(num_tasks) for split, part in data.items()}
     first = next(iter(data.values()))
     if isinstance(network, str):
         # The seed decides the first weights, and nothing outside is disturbed.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -19,12 +21,52 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     # Fused: one pass over the parameters instead of one per operation, seven times as fast for stacked blocks.
     "adam": partial(torch.optim.Adam, fused=True),
     "adamw": partial(torch.optim.AdamW, fused=True),
-    "sgd": torch.optim.SGD,
+    "sgd": partial(torch.optim.SGD, fused=True),
 }
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda epoch, epochs: 1.0,
+    "step": lambda epoch, epochs: 0.1 ** (epoch // epochs),
+    "cosine": lambda epoch, epochs: 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs))),
+}
+"""What the learning rate is multiplied by after some epochs; `epochs` is the schedule's own measure."""
 
 
 class TrainingDivergedError(RuntimeError):
     """A loss, a gradient or a weight is no longer a number. The step was not taken: the blocks are as before it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+    """How blocks are trained.
+
+    Attributes:
+        optimizer: One of `OPTIMIZERS`.
+        learning_rate: Step size at first.
+        momentum: Of `"sgd"`.
+        weight_decay: L2 penalty (decoupled with `"adamw"`).
+        schedule: One of `SCHEDULES`.
+        schedule_epochs: Its measure.
+        epoch: Instances of a pass over the split.
+    """
+
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    schedule_epochs: int = 20
+    epoch: int = 1
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Return a fresh optimiser of a network's parameters."""
+        momentum = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
+        return OPTIMIZERS[self.optimizer](
+            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, **momentum
+        )
+
+    def rate(self, instances: int) -> float:
+        """Return the learning rate after so many instances trained on."""
+        return self.learning_rate * SCHEDULES[self.schedule](instances / self.epoch, self.schedule_epochs)
 
 
 class BlocksTrainer:
@@ -32,28 +74,35 @@ class BlocksTrainer:
 
     Args:
         network: The network to train.
-        optimizer: One of `OPTIMIZERS`.
-        learning_rate: Step size.
+        optimization: How.
 
     Attributes:
         optimizer: May be replaced by any optimiser over the network's parameters.
         steps: How many steps have been taken.
+        instances: On how many instances, counted once for each time they were trained on.
     """
 
-    def __init__(self, network: nn.Module, optimizer: str, learning_rate: float) -> None:
-        self.network = network
-        self.optimizer = OPTIMIZERS[optimizer](network.parameters(), lr=learning_rate)
-        self.steps = 0
+    def __init__(self, network: nn.Module, optimization: Optimization) -> None:
+        self.network, self.optimization = network, optimization
+        self.optimizer = optimization.build(network)
+        self.steps = self.instances = 0
         # The running statistics of batch norm: all that a forward pass changes.
         saved = network.state_dict(keep_vars=True)
         self._statistics = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
         self._noted: dict[str, Tensor] = {}
 
-    def step(self, loss: Tensor, before_step: Callable[[], None] | None = None, doubtful: Tensor | None = None) -> None:
+    def step(
+        self,
+        loss: Tensor,
+        instances: int,
+        before_step: Callable[[], None] | None = None,
+        doubtful: Tensor | None = None,
+    ) -> None:
         """Take one step.
 
         Args:
             loss: 0-dimensional, with graph.
+            instances: On how many it is taken.
             before_step: Called between the backward pass and the step: sees and may change the gradients.
             doubtful: 0-dimensional bool: some action of this batch was not allowed.
 
@@ -80,8 +129,12 @@ class BlocksTrainer:
             raise TrainingDivergedError(
                 f"training stopped before step {self.steps + 1} of the blocks: {what}; the step was not taken"
             )
+        if self.optimization.schedule != "constant":
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.optimization.rate(self.instances)
         self.optimizer.step()
         self.steps += 1
+        self.instances += instances
 
     def note_statistics(self) -> None:
         """Note the running statistics before a batch moves them, so that a batch that fails leaves no trace."""
@@ -94,6 +147,7 @@ class BlocksTrainer:
             "optimizer_name": type(self.optimizer).__name__,
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "steps": self.steps,
+            "instances": self.instances,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -112,7 +166,7 @@ class BlocksTrainer:
             raise ValueError(f"the blocks were trained by {state['optimizer_name']}, here the optimizer is {name}")
         self.network.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
+        self.steps, self.instances = state["steps"], state["instances"]
 
 
 def gradient_sums(module: nn.Module) -> list[Tensor]:
@@ -169,6 +223,6 @@ class Replayer:
                 for action in replayed_actions(routes):
                     state = self.network.advance(state, action)
                 weights, losses = zip(*((exit.weight, exit_loss(exit, label)) for exit in state.exits), strict=True)
-                self.trainer.step(batch_loss(weights, losses, len(routes)))
+                self.trainer.step(batch_loss(weights, losses, len(routes)), len(routes))
         finally:
             self.network.eval()

@@ -112,7 +112,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.network.dense_backward = config.dense_backward
         allow_small_groups(self.network)
         self.stream = ShuffledStream(len(self.dataset), config.seed)
-        self.trainer = BlocksTrainer(self.network, config.optimizer, config.learning_rate)
+        self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset)))
         self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)
         self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)
         self.single_observation_space = observation_space(network, self.dataset.num_tasks)
@@ -368,7 +368,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         if not self.outcome.exits:
             raise RuntimeError("this batch has been trained on already: call reset()")
         loss = self.outcome.block_loss()
-        self.trainer.step(loss if extra_loss is None else loss + extra_loss, before_step, self._doubtful)
+        whole = loss if extra_loss is None else loss + extra_loss
+        self.trainer.step(whole, self.num_envs, before_step, self._doubtful)
         self.outcome.exits = []
         self.trainer.note_statistics()  # rows restarted from here on belong to a new batch
         return loss.detach()

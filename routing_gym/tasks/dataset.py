@@ -103,6 +103,18 @@ class MultiTaskDataset:
         moved = {field: getattr(self, field).to(device) for field in _TENSORS}
         return dataclasses.replace(self, **moved)
 
+    def first_tasks(self, count: int) -> MultiTaskDataset:
+        """Return this split with its first `count` tasks only; images are shared, not copied.
+
+        Raises:
+            ValueError: Not a count from 1 to the number of tasks.
+        """
+        if not 1 <= count <= self.num_tasks:
+            raise ValueError(f"{self.name} has {self.num_tasks} tasks, got num_tasks={count}")
+        kept = self.task < count
+        rows = {field: getattr(self, field)[kept] for field in ("image", "task", "label")}
+        return dataclasses.replace(self, num_tasks=count, num_classes=int(rows["label"].max()) + 1, **rows)
+
     def draw_augmentation(self, count: int, generator: torch.Generator) -> Tensor | None:
         """Draw the augmentation of `count` instances, or None where this split has none.
 

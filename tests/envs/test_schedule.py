@@ -1,0 +1,73 @@
+"""How the blocks' optimiser goes on: schedules, momentum, weight decay, also after a resume."""
+
+import math
+
+import pytest
+import torch
+from toys import small_env
+
+from routing_gym.agents import Agent, make_agent
+
+
+def rates(env, agent, batches):
+    seen = []
+    for _ in range(batches):
+        agent.learn(env, env.num_envs)
+        seen.append(env.trainer.optimizer.param_groups[0]["lr"])
+    return seen
+
+
+def test_the_rate_falls_by_passes_over_the_split():
+    """72 rows in batches of 12 are 6 steps to an epoch; the first step is taken at the full rate."""
+    env = small_env(optimizer="sgd", learning_rate=0.1, momentum=0.9, schedule="step", schedule_epochs=2)
+    assert len(env.dataset) == 72
+    assert rates(env, make_agent("shared", env), 30) == pytest.approx([0.1] * 12 + [0.01] * 12 + [0.001] * 6)
+    env = small_env(learning_rate=0.1, schedule="cosine", schedule_epochs=4)
+    expected = [0.05 * (1 + math.cos(math.pi * step / 24)) for step in range(24)] + [0.0] * 3
+    assert rates(env, make_agent("shared", env), 27) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_resumed_run_goes_on_with_its_rate(tmp_path):
+    options = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "schedule": "cosine", "schedule_epochs": 3}
+    env = small_env(**options)
+    agent = make_agent("wpl", env)
+    rates(env, agent, 5)
+    agent.save(tmp_path / "c.pt")
+    whole = rates(env, agent, 4)
+    again = small_env(**options)
+    assert rates(again, Agent.load(tmp_path / "c.pt", again), 4) == whole
+    for ours, theirs in zip(env.network.parameters(), again.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_same_step_counts_what_is_replayed():
+    env = small_env(schedule="step", schedule_epochs=1, learning_rate=0.1)
+    same = env.sibling(4, autoreset_mode="same_step", replay_batch=8)
+    same.reset(seed=0)
+    while same.trainer.steps < 10:
+        same.step(torch.zeros(4, dtype=torch.int64))
+    assert same.trainer.instances == 80
+    assert same.trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)  # 72 rows are 9 steps
+
+
+def test_weight_decay_shrinks_what_has_no_gradient():
+    env = small_env(optimizer="sgd", learning_rate=0.1, weight_decay=0.5)
+    agent = make_agent("shared", env)
+    before = env.network.blocks(0).weight[2].clone()  # a block that is never chosen
+    agent.learn(env, 12)
+    torch.testing.assert_close(env.network.blocks(0).weight[2], 0.95 * before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"momentum": 0.9}, "momentum is for optimizer='sgd', got 'adam'"),
+        ({"optimizer": "sgd", "momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, got -1.0"),
+        ({"schedule": "linear"}, "schedule must be 'constant' or 'step' or 'cosine', got 'linear'"),
+        ({"schedule_epochs": 0}, "schedule_epochs must be an integer of at least 1, got 0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        small_env(**options)
