@@ -2,8 +2,11 @@
 
 from routing_gym.agents.base import AGENTS, Agent, AgentConfig
 from routing_gym.agents.checkpoint import read
+from routing_gym.agents.deploy import extract, prune
 from routing_gym.agents.fixed import (
     FixedAgent,
+    FixedRoutes,
+    FixedRoutesConfig,
     RandomAgent,
     RandomFixed,
     Shared,
@@ -27,6 +30,7 @@ register_agent("shared", Shared)
 register_agent("shared-with-task", SharedWithTask)
 register_agent("random-fixed", RandomFixed)
 register_agent("random", RandomAgent)
+register_agent("fixed-routes", FixedRoutes)
 
 __all__ = [
     "AGENTS",
@@ -34,6 +38,8 @@ __all__ = [
     "Agent",
     "AgentConfig",
     "FixedAgent",
+    "FixedRoutes",
+    "FixedRoutesConfig",
     "QLearning",
     "QLearningConfig",
     "RandomAgent",
@@ -47,8 +53,10 @@ __all__ = [
     "TaskSpecificLast",
     "WPLConfig",
     "agent_class",
+    "extract",
     "learn",
     "make_agent",
+    "prune",
     "read",
     "register_agent",
     "train_batch",

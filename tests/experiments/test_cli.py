@@ -132,7 +132,7 @@ def test_bench_writes_ratios(tmp_path):
             ["compare", "--env", "routing_gym/Digits"],
             "unknown environment 'routing_gym/Digits'; known are r",
         ),
-        (["compare", "--agents", "wlp"], "unknown agent 'wlp'; known are q-learning, random"),
+        (["compare", "--agents", "wlp"], "unknown agent 'wlp'; known are fixed-routes, q-learning"),
         (["compare", "--agents", "wpl", "wpl"], "names an agent twice"),
         (["compare", "--agents"], "--agents needs at least one of"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),
