@@ -3,8 +3,11 @@
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
 from routing_gym.agents.base import AGENTS, Agent
 from routing_gym.agents.checkpoint import read
+from routing_gym.agents.deploy import extract, prune
 from routing_gym.agents.fixed import (
     FixedAgent,
+    FixedRoutes,
+    FixedRoutesConfig,
     RandomAgent,
     RandomFixed,
     Shared,
@@ -41,6 +44,7 @@ register_agent("shared", Shared)
 register_agent("shared-with-task", SharedWithTask)
 register_agent("random-fixed", RandomFixed)
 register_agent("random", RandomAgent)
+register_agent("fixed-routes", FixedRoutes)
 
 __all__ = [
     "AGENTS",
@@ -52,6 +56,8 @@ __all__ = [
     "CrossStitch",
     "CrossStitchConfig",
     "FixedAgent",
+    "FixedRoutes",
+    "FixedRoutesConfig",
     "Gumbel",
     "GumbelConfig",
     "QLearning",
@@ -69,8 +75,10 @@ __all__ = [
     "TaskSpecificLast",
     "WPLConfig",
     "agent_class",
+    "extract",
     "learn",
     "make_agent",
+    "prune",
     "read",
     "register_agent",
     "train_batch",

@@ -57,9 +57,16 @@ def read(path: str | Path) -> dict[str, Any]:
 def origin_of(env: RoutingVectorEnv) -> dict[str, Any]:
     """Return how an environment was made, so that it can be made again; no id where text cannot say it."""
     kwargs = {} if env.spec is None else dict(env.spec.kwargs)
-    plain = all(value is None or isinstance(value, bool | int | float | str) for value in kwargs.values())
+    plain = all(map(_is_plain, kwargs.values()))
     return {
         "env_id": env.spec.id if env.spec is not None and plain else None,
         "env_kwargs": kwargs if plain else {},
         "num_envs": env.num_envs,
     }
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell what text can say: a number, a name, a list of such."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +54,10 @@ class FixedAgent(Agent):
         """`(T, N)` int64, `(T, N, M)` where M > 1: the choice of each task at each decision."""
         return self._routes[:, :-1]
 
+    def first_block(self, masks: Tensor) -> Tensor:
+        """Return `(T, N, M)`: the first legal choice for every task."""
+        return masks.to(torch.uint8).argmax(-1).repeat(self.num_tasks, 1, 1)
+
     def own_block(self, masks: Tensor) -> Tensor:
         """Return `(T, N, M)`: for task t the t-th legal choice.
 
@@ -76,7 +82,7 @@ class Shared(FixedAgent):
 
     def choose(self, masks: Tensor) -> Tensor:
         """Return the first legal choice."""
-        return masks.to(torch.uint8).argmax(-1).repeat(self.num_tasks, 1, 1)
+        return self.first_block(masks)
 
 
 class SharedWithTask(Shared):
@@ -98,7 +104,7 @@ class TaskSpecificLast(FixedAgent):
 
     def choose(self, masks: Tensor) -> Tensor:
         """Return the first legal choice, the task's own one at the last decision."""
-        choice = masks.to(torch.uint8).argmax(-1).repeat(self.num_tasks, 1, 1)
+        choice = self.first_block(masks)
         last = self.num_decisions - 1
         choice[:, last:] = self.own_block(masks[last:])
         return choice
@@ -111,6 +117,55 @@ class RandomFixed(FixedAgent):
         """Draw a legal choice for each task and decision."""
         cumulative = masks.to(torch.float64).cumsum(-1).expand(self.num_tasks, *masks.shape)
         return sample(cumulative, self.generator)
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedRoutesConfig(AgentConfig):
+    """Options of given routes.
+
+    Attributes:
+        routes: For each task a list of its choices, one per decision; a list of lists where several tensors choose.
+            By default the first legal choice everywhere.
+    """
+
+    routes: Sequence[Any] | None = None
+
+
+class FixedRoutes(FixedAgent):
+    """Routes that are given: by hand, or by what another agent has learned (`prune`)."""
+
+    Config = FixedRoutesConfig
+    config: FixedRoutesConfig
+
+    def choose(self, masks: Tensor) -> Tensor:
+        """Return the routes given.
+
+        Raises:
+            ValueError: Not one integer for each task and decision, or a choice that is not legal.
+        """
+        given = self.config.routes
+        if given is None:
+            return self.first_block(masks)
+        shape = (self.num_tasks, self.num_decisions, *([self.num_tensors] if self.num_tensors > 1 else []))
+        try:
+            routes = torch.tensor(given, device=masks.device)
+            fits = routes.shape == shape and routes.dtype == torch.int64
+        except (ValueError, TypeError, RuntimeError):
+            fits = False
+        if not fits:
+            raise ValueError(f"agent {self.name!r}: routes must be lists of integers of shape {shape}, got {given!r}")
+        routes = routes.view(*shape[:2], -1)
+        legal = torch.nn.functional.pad(masks, (0, 1))  # one choice more, which stands for all that do not exist
+        known = torch.where((routes < 0) | (routes >= self.num_choices), self.num_choices, routes)
+        wrong = ~legal.expand(self.num_tasks, -1, -1, -1).gather(-1, known.unsqueeze(-1)).squeeze(-1)
+        if bool(wrong.any()):
+            task, number, tensor = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"agent {self.name!r}: at decision {number} ({self.env.network.decisions[number].name!r}) task {task} "
+                f"may choose from {masks[number, tensor].nonzero().flatten().tolist()}, got "
+                f"{int(routes[task, number, tensor])}"
+            )
+        return routes
 
 
 class RandomAgent(Agent):

@@ -18,6 +18,7 @@ from routing_gym.agents import AGENTS, AgentConfig
 from routing_gym.envs import DATASETS, EnvConfig, TrainingDivergedError
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
+from routing_gym.experiments.deploy import Extract, Prune
 from routing_gym.experiments.settings import UsageError
 from routing_gym.experiments.train import Evaluate, Train
 from routing_gym.networks import NETWORKS
@@ -115,6 +116,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "train": Train,
     "evaluate": Evaluate,
+    "prune": Prune,
+    "extract": Extract,
     "list": List,
     "bench": Bench,
     "download": Download,

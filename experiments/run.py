@@ -126,7 +126,7 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
         "task_accuracy": test.task_accuracy,
         "router_macs": test.router_macs,
         "paths": test.paths,
-        "parameters": sum(p.numel() for module in (agent.env.network, agent) for p in module.parameters()),
+        "parameters": count_parameters(agent),
         "epochs": len(result.curve.epoch),
         "batch_size": agent.env.num_envs,
         "config": dataclasses.asdict(agent.config),
@@ -138,6 +138,11 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
         "threads": torch.get_num_threads(),
         **more,
     }
+
+
+def count_parameters(agent: Agent) -> int:
+    """Return how many parameters network and agent have together."""
+    return sum(p.numel() for module in (agent.env.network, agent) for p in module.parameters())
 
 
 def _wait_for(device: torch.device) -> None:

@@ -157,6 +157,18 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
+def writable_file(path: Path) -> Path:
+    """Make sure that a file can be written, in a folder that is made where it is missing.
+
+    Raises:
+        UsageError: It is a folder, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise UsageError(f"--out must name a file, {path} is a folder")
+    writable_folder(path.parent)
+    return path
+
+
 def progress_bars(console: Console) -> Progress:
     """Return progress bars with a count and a clock."""
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

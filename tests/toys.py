@@ -159,6 +159,28 @@ class Gates(RoutedNetwork):
         return [OwnedParameter(p) for p in self.layers[decision][choice].parameters()]
 
 
+class Residual(nn.Module):
+    """A small convolutional net with a shortcut around a routed layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+        self.middle = nn.Linear(4, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        x = x + self.body(x)
+        x = torch.relu(self.middle(x.mean((2, 3))))
+        return self.head(x)
+
+
+LAYERS = ["body", "head", "middle"]
+"""Layers of `Residual` to route, not in the order of their calls."""
+
+
 class Planted(RoutedNetwork):
     """Blocks that are what they are: block c of layer i passes on the signal of task t only if c is `ROUTES[t][i]`.
 

@@ -4,7 +4,7 @@ from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, Sparse
 from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
-from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups
+from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
 
 __all__ = [
     "FunctionBlocks",
@@ -20,4 +20,5 @@ __all__ = [
     "group",
     "plain",
     "probe",
+    "static_copy",
 ]

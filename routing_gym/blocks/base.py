@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +43,8 @@ class FunctionBlocks(nn.Module, ABC):
     """k function blocks behind one call.
 
     `blocks(x, choice)` runs one block per row, `blocks(x, weights)` mixes blocks; in both only the rows and blocks
-    that are used are run. Subclasses implement `run`.
+    that are used are run. Subclasses implement `run` and `parameters_of`; to be pruned and extracted `as_modules` and
+    `keep` too.
 
     Attributes:
         num_blocks: How many blocks there are, k.
@@ -74,6 +78,27 @@ class FunctionBlocks(nn.Module, ABC):
     @abstractmethod
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the parameters that only block `choice` uses."""
+
+    def as_modules(self, choice: int) -> list[nn.Module]:
+        """Return a block as plain modules to be run in turn, with parameters of their own; none for PASS."""
+        raise NotImplementedError(f"{type(self).__name__} has no as_modules()")
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Forget all blocks but these; `select` has copied the set and counts anew."""
+        raise NotImplementedError(f"{type(self).__name__} has no keep()")
+
+    def select(self, kept: Sequence[int]) -> Self:
+        """Return a copy that holds only some of the blocks.
+
+        Args:
+            kept: Their numbers, each once; they are numbered anew in this order.
+        """
+        if not kept:
+            raise ValueError("a set of blocks holds at least one, got none to keep")
+        smaller = copy.deepcopy(self)
+        smaller.num_blocks, smaller.macs = len(kept), tuple(self.macs[choice] for choice in kept)
+        smaller.keep(kept)
+        return smaller
 
     def forward(self, x: Tensor, action: Tensor | Sparse) -> Tensor:
         """Apply the chosen blocks.

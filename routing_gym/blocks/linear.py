@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -89,6 +90,19 @@ class LinearBlocks(FunctionBlocks):
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the block's slices of the stacked weight and bias."""
         return [OwnedParameter(self.weight, choice), OwnedParameter(self.bias, choice)]
+
+    def as_modules(self, choice: int) -> list[nn.Module]:
+        """Return the block as a `torch.nn.Linear`, and a ReLU where it has one."""
+        weight, bias = self.weight[choice].detach(), self.bias[choice].detach()
+        linear = nn.utils.skip_init(
+            nn.Linear, self.in_features, self.out_features, device=weight.device, dtype=weight.dtype
+        )
+        linear.load_state_dict({"weight": weight.t(), "bias": bias})
+        return [linear, nn.ReLU()] if self.relu else [linear]
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Keep some slices of the stacked weight and bias."""
+        self.weight, self.bias = (nn.Parameter(stack.detach()[list(kept)]) for stack in (self.weight, self.bias))
 
     def extra_repr(self) -> str:
         """Describe the blocks in the module's printout."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,15 @@ class ModuleBlocks(FunctionBlocks):
         """Return every parameter of the block."""
         return [OwnedParameter(parameter) for parameter in self.blocks[choice].parameters()]
 
+    def as_modules(self, choice: int) -> list[nn.Module]:
+        """Return a copy of the block, nothing where it is PASS."""
+        block = self.blocks[choice]
+        return [] if isinstance(block, nn.Identity) else [static_copy(block)]
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Keep some of the modules."""
+        self.blocks = nn.ModuleList(self.blocks[choice] for choice in kept)
+
 
 class WithPass(FunctionBlocks):
     """A set of blocks with one more choice, the last: PASS, which leaves the activation as it is and costs nothing.
@@ -78,6 +89,17 @@ class WithPass(FunctionBlocks):
         """Return the block's parameters, none for PASS."""
         return [] if choice == self.num_blocks - 1 else self.blocks.parameters_of(choice)
 
+    def as_modules(self, choice: int) -> list[nn.Module]:
+        """Return the block, nothing for PASS."""
+        return [] if choice == self.num_blocks - 1 else self.blocks.as_modules(choice)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Keep some of the blocks, and PASS, which must come last and cannot be all there is."""
+        *others, last = kept
+        if last != self.blocks.num_blocks or last in others:
+            raise ValueError(f"PASS, choice {self.blocks.num_blocks}, stays the last, got {list(kept)} to keep")
+        self.blocks = self.blocks.select(others)
+
 
 def allow_small_groups(module: nn.Module) -> None:
     """Make every batch norm in a module use its running statistics for inputs of under two values per channel.
@@ -101,3 +123,23 @@ def _leave_training(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 def _return_to_training(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     if getattr(module, "_was_training", False):
         module.training, module._was_training = True, False  # type: ignore[assignment]
+
+
+def static_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of a module without what `allow_small_groups` has added to it."""
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        if isinstance(part, _BatchNorm) and getattr(part, "_allows_small_groups", False):
+            part._allows_small_groups = False  # type: ignore[assignment]
+            _remove(part._forward_pre_hooks, _leave_training)
+            for key in _remove(part._forward_hooks, _return_to_training):
+                del part._forward_hooks_always_called[key]
+    return copied
+
+
+def _remove(hooks: dict[int, Any], hook: Callable[..., None]) -> list[int]:
+    """Take a hook out of a module's hooks; return the keys it had."""
+    keys = [key for key, known in hooks.items() if known is hook]
+    for key in keys:
+        del hooks[key]
+    return keys

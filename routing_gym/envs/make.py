@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
 
 import torch
@@ -32,7 +32,7 @@ def make_routing_vector_env(
     dataset: str,
     network: str | RoutedNetwork = "mlp",
     num_envs: int = 1,
-    num_blocks: int | None = None,
+    num_blocks: int | Sequence[int] | None = None,
     num_tasks: int | None = None,
     seed: int = 0,
     **options: Any,
@@ -43,7 +43,7 @@ def make_routing_vector_env(
         dataset: One of `DATASETS`.
         network: One of `NETWORKS`, or a network of your own, which is used as it is.
         num_envs: Instances routed together.
-        num_blocks: Blocks per decision; one per task by default.
+        num_blocks: Blocks per decision, or a number for each layer; one per task by default.
         num_tasks: Keep the first tasks only; all by default.
         seed: Seed of the blocks' first weights and of the order of instances.
         options: Options of the data set, of the network and of the environment (`EnvConfig`).

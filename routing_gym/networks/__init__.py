@@ -3,6 +3,7 @@
 from routing_gym.networks.actions import Action, NotFiniteError, is_weights
 from routing_gym.networks.columns import ColumnsMLP
 from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.deployable import Deployable, JoinTask, Normalize
 from routing_gym.networks.mlp import RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.registry import NETWORKS, make_network
@@ -17,7 +18,10 @@ __all__ = [
     "ColumnsMLP",
     "NotFiniteError",
     "Decision",
+    "Deployable",
     "Exit",
+    "JoinTask",
+    "Normalize",
     "RoutedMLP",
     "RoutedModule",
     "RoutedNetwork",

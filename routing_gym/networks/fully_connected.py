@@ -14,7 +14,7 @@ from routing_gym.networks.mlp import RoutedMLP
 def fully_connected(
     input_shape: Sequence[int],
     num_classes: int,
-    num_blocks: int,
+    num_blocks: int | Sequence[int],
     *,
     width: int = 48,
     layers: int = 3,
@@ -29,7 +29,7 @@ def fully_connected(
     Args:
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the last layer.
-        num_blocks: Blocks per layer.
+        num_blocks: Blocks per layer, or of paths a number for each, as in `RoutedMLP`.
         width: Width of the hidden layers.
         layers: Number of routed layers.
         recurrent: Offer every block that fits at every depth, and PASS.
@@ -56,6 +56,8 @@ def fully_connected(
         )
     if form != "columns":
         raise ValueError(f"form must be 'paths' or 'columns', got {form!r}")
+    if not isinstance(num_blocks, int):
+        raise ValueError(f"form='columns' has as many blocks in every layer as columns, got num_blocks={num_blocks}")
     if recurrent or task_input:
         raise ValueError(
             "form='columns' has neither recurrent=True nor task_input=True: a task has a column of its own"

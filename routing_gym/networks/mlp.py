@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import FunctionBlocks, LinearBlocks, OwnedParameter, WithPass, count_macs, plain, probe
+from routing_gym.blocks import (
+    FunctionBlocks,
+    LinearBlocks,
+    ModuleBlocks,
+    OwnedParameter,
+    WithPass,
+    count_macs,
+    plain,
+    probe,
+    static_copy,
+)
 from routing_gym.networks.actions import Action
 from routing_gym.networks.decision import EXIT, Decision
-from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.deployable import Deployable, JoinTask, blocks_per_set
 from routing_gym.networks.state import Activation
 
 
-class RoutedMLP(RoutedNetwork):
+class RoutedMLP(Deployable):
     """A multi-layer perceptron in which every layer offers k blocks (Rosenbaum et al. 2018, section 3).
 
     *Layered*: decision i offers the k blocks of layer i. *Recurrent* (Appendix 7.2): the same blocks, but every
@@ -26,7 +38,8 @@ class RoutedMLP(RoutedNetwork):
     Args:
         input_shape: `(C, H, W)` of an image; its pixels go straight into the first routed layer.
         num_classes: Width of the last layer.
-        num_blocks: Blocks per layer, k.
+        num_blocks: Blocks per layer, k; or a number for each layer, layers that share their blocks counting as one.
+            Where PASS is offered it may be 0.
         width: Width of the hidden layers.
         layers: Number of routed layers, at least 1.
         recurrent: Offer every block that fits at every depth, and PASS.
@@ -41,7 +54,7 @@ class RoutedMLP(RoutedNetwork):
         self,
         input_shape: Sequence[int],
         num_classes: int,
-        num_blocks: int,
+        num_blocks: int | Sequence[int],
         *,
         width: int = 48,
         layers: int = 3,
@@ -65,16 +78,17 @@ class RoutedMLP(RoutedNetwork):
                 "a recurrent routed MLP needs a hidden layer that can be repeated, input and output both "
                 f"{width} wide; the layers are {' -> '.join(map(str, widths))}"
             )
+        shared = repeatable if recurrent else []
+        own = [i for i in range(layers) if i not in shared[1:]]  # the layers that bring a set of blocks
+        counts = blocks_per_set(num_blocks, [len(shared) if i in shared else 1 for i in own])
         banks: list[FunctionBlocks] = []
-        bank_of: list[int] = []
-        for i in range(layers):
-            if recurrent and i in repeatable[1:]:
-                bank_of.append(bank_of[repeatable[0]])
+        for i, count in zip(own, counts, strict=True):
+            if i in shared and count == 0:
+                banks.append(ModuleBlocks([nn.Identity()], (width,)))  # PASS alone
                 continue
-            copies = len(repeatable) if recurrent and i in repeatable else 1
-            bank = LinearBlocks(num_blocks * copies, widths[i], widths[i + 1], relu=i < layers - 1)
-            banks.append(WithPass(bank) if recurrent and i in repeatable else bank)
-            bank_of.append(len(banks) - 1)
+            bank = LinearBlocks(count, widths[i], widths[i + 1], relu=i < layers - 1)
+            banks.append(WithPass(bank) if i in shared else bank)
+        bank_of = [own.index(shared[0] if i in shared else i) for i in range(layers)]
         super().__init__(
             [
                 Decision(
@@ -91,7 +105,17 @@ class RoutedMLP(RoutedNetwork):
         )
         self.trunk, self.task_input, self.num_tasks = trunk, task_input, num_tasks
         self.banks = nn.ModuleList(banks)
+        self.block_counts = tuple(counts)
         self._bank_of = bank_of
+        self._form: dict[str, Any] = {
+            "input_shape": tuple(input_shape),
+            "num_classes": num_classes,
+            "width": width,
+            "layers": layers,
+            "recurrent": recurrent,
+            "task_input": task_input,
+            "num_tasks": num_tasks,
+        }
 
     def blocks(self, decision: int) -> FunctionBlocks:
         """Return the blocks a decision offers."""
@@ -124,3 +148,35 @@ class RoutedMLP(RoutedNetwork):
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Return the chosen block's weight and bias."""
         return self.blocks(decision).parameters_of(choice)
+
+    def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
+        """Return the trunk, the joined task where the network is told it, and the chosen layers."""
+        parts: list[nn.Module] = [] if self.trunk is None else [static_copy(self.trunk)]
+        parts.append(nn.Flatten())
+        if self.task_input:
+            parts.append(JoinTask(task, self.num_tasks).to(self._costs.device))
+        for decision, choice in enumerate(route):
+            parts += self.blocks(decision).as_modules(choice)
+        return parts
+
+    def pruned(self, routes: Tensor) -> tuple[RoutedMLP, Tensor]:
+        """Return a copy without the blocks that no route takes, and the routes in its numbering.
+
+        Layers that share their blocks keep what any of them needs; PASS, which costs nothing, stays where it is.
+        """
+        kept: list[list[int]] = []
+        for number, count in enumerate(self.block_counts):
+            taken = routes[:, [i for i, bank in enumerate(self._bank_of) if bank == number]]
+            kept.append(taken[taken < count].unique().tolist())
+        trunk = None if self.trunk is None else copy.deepcopy(self.trunk).cpu()
+        with torch.random.fork_rng(devices=[]):  # the first weights drawn here are not used
+            smaller = RoutedMLP(num_blocks=[len(blocks) for blocks in kept], trunk=trunk, **self._form)
+        columns = []
+        for i, column in enumerate(routes.t().contiguous()):
+            number, offered = self._bank_of[i], self.blocks(i)
+            # Beyond the blocks lies PASS, if anything.
+            choices = [*kept[number], *range(self.block_counts[number], offered.num_blocks)]
+            if kept[number]:
+                smaller.banks[number] = offered.select(choices)
+            columns.append(torch.searchsorted(torch.tensor(choices), column))
+        return smaller.to(self._costs.device), torch.stack(columns, 1)

@@ -22,7 +22,7 @@ def make_network(
     num_tasks: int,
     num_classes: int,
     input_shape: Sequence[int] | None = None,
-    num_blocks: int | None = None,
+    num_blocks: int | Sequence[int] | None = None,
     **options: Any,
 ) -> RoutedNetwork:
     """Build a network by name.
@@ -32,7 +32,7 @@ def make_network(
         num_tasks: Number of tasks.
         num_classes: Width of the logits.
         input_shape: `(C, H, W)` of an image; the shape the network was made for by default.
-        num_blocks: Blocks per decision; one per task by default.
+        num_blocks: Blocks per decision, or a number for each layer; one per task by default.
         options: The network's own options.
 
     Raises:

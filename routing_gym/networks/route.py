@@ -18,15 +18,20 @@ from routing_gym.blocks import (
     count_macs,
     plain,
     probe,
+    static_copy,
 )
 from routing_gym.networks.actions import Action
 from routing_gym.networks.decision import EXIT, Decision
-from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.deployable import Deployable, blocks_per_set
 from routing_gym.networks.state import Activation
 
 
 def route(
-    module: nn.Module, layers: Sequence[str], num_blocks: int, *, input_shape: Sequence[int] | None = None
+    module: nn.Module,
+    layers: Sequence[str],
+    num_blocks: int | Sequence[int],
+    *,
+    input_shape: Sequence[int] | None = None,
 ) -> RoutedModule:
     """Turn chosen layers of a module into decisions, each offering `num_blocks` blocks of that layer's kind.
 
@@ -39,7 +44,7 @@ def route(
         module: Takes `(B, C, H, W)` images, gives `(B, num_classes)` logits; its way through the layers must not
             depend on the values of the input.
         layers: Names of submodules as `named_modules()` gives them, in any order; each is called once.
-        num_blocks: Blocks per layer, k.
+        num_blocks: Blocks per layer, k; or a number for each of `layers`.
         input_shape: `(C, H, W)` of an image. May be left out where the module's first layer is linear: any image of
             as many pixels is taken then.
 
@@ -97,7 +102,7 @@ def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
     return graphs[0]
 
 
-class RoutedModule(RoutedNetwork):
+class RoutedModule(Deployable):
     """A traced module, cut at its routed layers; made by `route`.
 
     Attributes:
@@ -109,10 +114,11 @@ class RoutedModule(RoutedNetwork):
         self,
         module: nn.Module,
         layers: Sequence[str],
-        num_blocks: int,
+        num_blocks: int | Sequence[int],
         input_shape: tuple[int, ...],
         any_shape: bool = False,
     ) -> None:
+        count_of = dict(zip(layers, blocks_per_set(num_blocks, [1] * len(layers)), strict=True))
         module = copy.deepcopy(module)
         graph = _trace(module, layers)
         traced = fx.GraphModule(module, graph)
@@ -133,7 +139,7 @@ class RoutedModule(RoutedNetwork):
             inner = nodes[cut].args[0] if nodes[cut].args else None
             if not isinstance(inner, fx.Node) or len(nodes[cut].args) > 1 or nodes[cut].kwargs:
                 raise ValueError(f"the routed layer {name!r} must be called with its input and nothing else")
-            routed.append(_blocks_like(traced.get_submodule(name), num_blocks, record.shapes[inner][1:]))
+            routed.append(_blocks_like(traced.get_submodule(name), count_of[name], record.shapes[inner][1:]))
             carried.append((inner, *_needed_later(nodes, cut, inner)))
             unfit = [node.name for node in carried[-1] if record.shapes.get(node, ())[:1] != (PROBE_ROWS,)]
             if unfit:
@@ -146,7 +152,7 @@ class RoutedModule(RoutedNetwork):
                 Decision(
                     name=name,
                     macs=tuple(cost + macs[i + 1] for cost in routed[i].macs),
-                    next=(i + 1 if i < last else EXIT,) * num_blocks,
+                    next=(i + 1 if i < last else EXIT,) * routed[i].num_blocks,
                     width=self._pool(torch.zeros(record.shapes[carried[i][0]])).shape[1],
                 )
                 for i, name in enumerate(names)
@@ -160,6 +166,8 @@ class RoutedModule(RoutedNetwork):
         self.module = traced
         allow_small_groups(self.module)
         self.blocks = nn.ModuleList(routed)
+        self.block_counts = tuple(blocks.num_blocks for blocks in routed)
+        self._made_with = input_shape, any_shape
         # Positions, not nodes: they stay right when the module is copied together with its graph.
         place = {node: position for position, node in enumerate(nodes)}
         self._cuts = cuts
@@ -222,9 +230,33 @@ class RoutedModule(RoutedNetwork):
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Return the chosen block's parameters."""
+        return self._offered(decision).parameters_of(choice)
+
+    def _offered(self, decision: int) -> FunctionBlocks:
         blocks = self.blocks[decision]
         assert isinstance(blocks, FunctionBlocks)
-        return blocks.parameters_of(choice)
+        return blocks
+
+    def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
+        """Return the module with the chosen blocks in their places."""
+        module = static_copy(self.module)
+        for decision, choice in enumerate(route):
+            layer = self._offered(decision).as_modules(choice)
+            module.set_submodule(self.decisions[decision].name, layer[0] if len(layer) == 1 else nn.Sequential(*layer))
+        return [module]
+
+    def pruned(self, routes: Tensor) -> tuple[RoutedModule, Tensor]:
+        """Return a copy without the blocks that no route takes, and the routes in its numbering."""
+        kept, columns = zip(*(column.unique(return_inverse=True) for column in routes.unbind(1)), strict=True)
+        (module,) = self.static_route(routes[0].tolist(), 0)
+        with torch.random.fork_rng(devices=[]):  # the first weights drawn here are not used
+            smaller = RoutedModule(
+                module.cpu(), [decision.name for decision in self.decisions], list(map(len, kept)), *self._made_with
+            )
+        smaller.blocks = nn.ModuleList(
+            self._offered(decision).select(choices.tolist()) for decision, choices in enumerate(kept)
+        )
+        return smaller.to(self._costs.device), torch.stack(columns, 1)
 
 
 class _Recorder(fx.Interpreter):

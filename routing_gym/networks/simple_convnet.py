@@ -19,7 +19,7 @@ STAGES = 4
 def simple_convnet(
     input_shape: Sequence[int],
     num_classes: int,
-    num_blocks: int,
+    num_blocks: int | Sequence[int],
     *,
     width: int = 48,
     layers: int = 3,
@@ -37,7 +37,7 @@ def simple_convnet(
     Args:
         input_shape: `(C, H, W)` of an image, at least 16 pixels high and wide.
         num_classes: Width of the last layer.
-        num_blocks: Blocks per routed layer.
+        num_blocks: Blocks per routed layer, or a number for each, as in `RoutedMLP`.
         width: Width of the hidden routed layers: 48 as in the appendix and the authors' code, 128 in section 4.
         layers: Number of routed layers.
         recurrent: Offer every block that fits at every depth, and PASS.

@@ -1,6 +1,7 @@
 """Grouped execution against the slow obvious way: one row at a time."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -222,3 +223,47 @@ def test_rows_left_sorted_between_layers_come_out_as_if_put_back_each_time(batch
         strict=True,
     ):
         torch.testing.assert_close(ours, torch.zeros_like(ours) if reference is None else reference, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["linear", "pass", "modules"])
+@settings(max_examples=20, deadline=None)
+@given(num_blocks=st.integers(1, 5), kept=st.sets(st.integers(0, 4), min_size=1), seed=st.integers(0, 10**6))
+def test_a_selection_and_plain_modules_compute_what_the_blocks_do(kind, num_blocks, kept, seed):
+    torch.manual_seed(seed)
+    blocks = make(kind, num_blocks, 5, 5).eval()
+    kept = sorted(number for number in kept if number < num_blocks) or [0]
+    kept += [num_blocks] * (kind == "pass")
+    x = torch.randn(7, 5)
+    drawn = torch.get_rng_state()
+    smaller = blocks.select(kept)
+    assert smaller.num_blocks == len(kept) and smaller.macs == tuple(blocks.macs[number] for number in kept)
+    assert len(list(smaller.parameters())) <= len(list(blocks.parameters()))
+    for place, number in enumerate(kept):
+        expected = blocks(x, torch.full((7,), number))
+        torch.testing.assert_close(smaller(x, torch.full((7,), place)), expected, **TOLERANCE)
+        modules = nn.Sequential(*blocks.as_modules(number)).eval()
+        torch.testing.assert_close(modules(x), expected, **TOLERANCE)
+        theirs = {parameter.data_ptr() for parameter in blocks.parameters()}
+        assert not theirs & {parameter.data_ptr() for part in (modules, smaller) for parameter in part.parameters()}
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_pass_leaves_no_module_and_stays_the_last():
+    blocks = WithPass(LinearBlocks(3, 4, 4))
+    assert blocks.as_modules(3) == [] == ModuleBlocks([nn.Identity()], (4,)).as_modules(0)
+    for kept in ([0, 1], [3, 0], [0, 3, 3]):
+        with pytest.raises(ValueError, match=f"PASS, choice 3, stays the last, got {re.escape(str(kept))} to keep"):
+            blocks.select(kept)
+    for kept in ([], [3]):
+        with pytest.raises(ValueError, match="holds at least one"):
+            blocks.select(kept)
+
+
+def test_a_static_copy_knows_nothing_of_small_groups():
+    blocks = ModuleBlocks([nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))], (3,))
+    (module,) = blocks.as_modules(0)
+    x = torch.randn(1, 3)
+    torch.testing.assert_close(module.eval()(x), blocks.eval()(x, torch.tensor([0])))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        module.train()(x)
+    blocks.train()(x, torch.tensor([0]))

@@ -99,6 +99,9 @@ def test_ids_can_be_made_from_text_and_with_options():
     assert env.unwrapped.network.observation_size == 16 and env.unwrapped.dataset.num_tasks == 2
     again = gymnasium.make_vec(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     assert again.num_envs == 3 and again.unwrapped.config == env.unwrapped.config
+    env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=2, num_blocks=(3, 1, 2))
+    again = gymnasium.make_vec(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert [[d.n for d in e.unwrapped.network.decisions] for e in (env, again)] == [[3, 1, 2]] * 2
     network = RoutedMLP((1, 8, 8), 2, 3)
     assert gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=2, network=network).unwrapped.network is network
     assert gymnasium.make("routing_gym/DigitsMTL-v0", network=network).unwrapped.network is network
@@ -111,6 +114,10 @@ def test_ids_can_be_made_from_text_and_with_options():
     [
         ({"num_block": 3}, "unknown option 'num_block'; this environment takes .*num_blocks"),
         ({"num_blocks": 0}, "num_blocks must be an integer of at least 1, got 0"),
+        (
+            {"num_blocks": [3, 2]},
+            r"num_blocks must be one number, or one for each of the 3 sets .*, got \[3, 2\]",
+        ),
         ({"rho": 2.0}, r"rho must lie in \[0, 1\], got 2.0"),
         ({"rho": 0.3}, "collaboration='frequency'"),
         ({"k_cpt": -1.0}, "k_cpt must be at least 0"),

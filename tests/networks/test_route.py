@@ -6,29 +6,9 @@ import io
 import pytest
 import torch
 from torch import nn
+from toys import LAYERS, Residual
 
 from routing_gym.networks import make_network, route
-
-
-class Residual(nn.Module):
-    """A small convolutional net with a shortcut around a routed layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(1, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4)
-        self.body = nn.Conv2d(4, 4, 3, padding=1)
-        self.middle = nn.Linear(4, 5)
-        self.head = nn.Linear(5, 3)
-
-    def forward(self, x):
-        x = torch.relu(self.norm(self.stem(x)))
-        x = x + self.body(x)
-        x = torch.relu(self.middle(x.mean((2, 3))))
-        return self.head(x)
-
-
-LAYERS = ["body", "head", "middle"]
 
 
 def run(network, images, choices):

@@ -1,0 +1,138 @@
+"""The commands for what comes after training, run as a user runs them (in this process, on a small budget)."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from routing_gym.agents import Agent, read
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.train import load_with_env
+from routing_gym.networks import RoutedMLP
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def row(printed, name):
+    """The cells of a row of a printed table."""
+    (line,) = [line for line in printed.splitlines() if re.match(rf"│ +{name} │", line)]
+    return [cell.strip() for cell in line.strip("│").split("│")][1:]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Where a trained agent lies: four tasks, three layers of four blocks."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = ["--env-options", "width=8", "recurrent=true", "layers=4"]
+    assert run("train", "--env", "routing_gym/SyntheticMTL-v0", "--epochs", 3, "--out", folder, *options) == 0
+    return folder / "checkpoint.pt"
+
+
+def judged(path, capsys):
+    capsys.readouterr()
+    assert run("evaluate", path, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_prune_writes_a_checkpoint_that_judges_as_before(checkpoint, tmp_path, capsys):
+    before, kept = judged(checkpoint, capsys), checkpoint.read_bytes()
+    out = tmp_path / "new" / "small.pt"
+    assert run("prune", checkpoint, "--out", out) == 0
+    printed = capsys.readouterr().out
+    after = judged(out, capsys)
+    for key in ("accuracy", "task_accuracy", "macs", "paths", "blocks_used"):
+        assert after[key] == before[key]
+    assert after["agent"] == "fixed-routes" and after["loss"] == pytest.approx(before["loss"])
+    small = load_with_env(out)
+    blocks, parameters, accuracy, macs = row(printed, "after")
+    assert blocks == " + ".join(map(str, small.env.network.block_counts))
+    assert parameters == f"{sum(p.numel() for p in small.env.network.parameters()):,}"
+    assert (accuracy, macs) == (f"{100 * before['accuracy']:.2f}", f"{before['macs']:,.0f}")
+    assert row(printed, "before") == ["4 + 8 + 4", f"{4 * (16 * 8 + 8) + 8 * 72 + 4 * 27:,}", accuracy, macs]
+    assert read(out)["env_kwargs"]["num_blocks"] == list(small.env.network.block_counts)
+    assert checkpoint.read_bytes() == kept and [path.name for path in out.parent.iterdir()] == ["small.pt"]
+
+
+def test_extract_writes_a_program_from_pixels_to_logits(checkpoint, tmp_path, capsys):
+    small = tmp_path / "small.pt"
+    assert run("prune", checkpoint, "--out", small) == 0
+    before = judged(checkpoint, capsys)
+    agent = load_with_env(checkpoint)
+    test = agent.env.datasets["test"]
+    for source in (checkpoint, small):
+        for task in range(4):
+            out = tmp_path / f"{source.stem}-{task}.pt2"
+            assert run("extract", source, "--task", task, "--out", out) == 0
+            printed = capsys.readouterr().out
+            classify = torch.export.load(out).module()
+            rows = (test.task == task).nonzero().flatten()
+            right = [int(classify(test.images[test.image[one]][None]).argmax()) == int(test.label[one]) for one in rows]
+            assert before["task_accuracy"][task] == pytest.approx(sum(right) / len(right))
+            routed, extracted = row(printed, "routed"), row(printed, "extracted")
+            assert (
+                routed[1:]
+                == extracted[1:]
+                == [f"{100 * sum(right) / len(right):.2f}", f"{before['task_macs'][task]:,.0f}"]
+            )
+            assert int(extracted[0].replace(",", "")) < int(routed[0].replace(",", ""))
+    assert out.stat().st_size < 60_000  # neither the other blocks nor the data set go along
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("prune none.pt --out small.pt", "no such checkpoint: none.pt"),
+        ("prune file --out small.pt", "file is not a checkpoint of routing_gym"),
+        ("prune CHECKPOINT --out file/small.pt", "the output folder file cannot be written"),
+        ("prune CHECKPOINT --out folder.pt2", "--out must name a file, folder.pt2 is a folder"),
+        ("prune CHECKPOINT --out small.pt --env-options num_blocks=3", "does not fit this environment"),
+        ("prune random.pt --out small.pt", r"task 0 has no single route: .* 'random' takes the choices \[0, 1"),
+        ("prune own.pt --out small.pt", "an environment that no id and options describe"),
+        ("extract none.pt --task 0 --out new/task.pt2", "no such checkpoint: none.pt"),
+        ("extract CHECKPOINT --task 4 --out new/task.pt2", r"--task must lie in \[0, 4\), got 4"),
+        ("extract CHECKPOINT --task -1 --out new/task.pt2", r"--task must lie in \[0, 4\), got -1"),
+        ("extract CHECKPOINT --task 0 --out new/task.pt", r"--out must end in \.pt2, .* got new/task\.pt"),
+        ("extract CHECKPOINT --task 0 --out file/task.pt2", "the output folder file cannot be written"),
+        ("extract CHECKPOINT --task 0 --out folder.pt2", "--out must name a file, folder.pt2 is a folder"),
+        ("extract random.pt --task 2 --out task.pt2", "task 2 has no single route"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_writes_nothing(command, message, checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.pt2").mkdir()
+    if "random.pt" in command:
+        small = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", 1, "--agent", "random", "--out", "trained"]
+        assert run("train", *small) == 0
+        (tmp_path / "trained" / "checkpoint.pt").rename("random.pt")
+    if "own.pt" in command:
+        agent = load_with_env(checkpoint)
+        agent.env.spec = None
+        agent.save("own.pt")
+    there = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert run(*command.replace("CHECKPOINT", str(checkpoint)).split()) == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_a_write_that_fails_leaves_the_old_file(checkpoint, tmp_path, monkeypatch):
+    for arguments, out in ((["prune", checkpoint], "small.pt"), (["extract", checkpoint, "--task", 1], "task.pt2")):
+        (tmp_path / out).write_text("old")
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run(*arguments, "--out", tmp_path / out)
+        assert (tmp_path / out).read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.pt", "task.pt2"]
+
+
+def test_a_pruned_checkpoint_loads_into_a_network_of_its_size(checkpoint, tmp_path):
+    assert run("prune", checkpoint, "--out", tmp_path / "small.pt") == 0
+    small = load_with_env(tmp_path / "small.pt")
+    network = RoutedMLP((1, 4, 4), 3, small.env.network.block_counts, width=8, recurrent=True, layers=4)
+    env = type(small.env)(network, small.env.datasets, 4)
+    assert torch.equal(Agent.load(tmp_path / "small.pt", env).routes, small.routes)
