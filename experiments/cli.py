@@ -20,6 +20,7 @@ from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
 from routing_gym.experiments.deploy import Extract, Prune
 from routing_gym.experiments.settings import UsageError
+from routing_gym.experiments.sweep import Sweep
 from routing_gym.experiments.train import Evaluate, Train
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS, env_ids
@@ -115,6 +116,7 @@ WIDTH_OF_A_FILE = 110
 COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "train": Train,
+    "sweep": Sweep,
     "evaluate": Evaluate,
     "prune": Prune,
     "extract": Extract,

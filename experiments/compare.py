@@ -12,14 +12,13 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from routing_gym.envs import TrainingDivergedError
+from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.figures import learning_curves, routing_maps
 from routing_gym.experiments.report import Record, comparison_table, write_results
-from routing_gym.experiments.run import record_of, run
 from routing_gym.experiments.settings import (
     TrainingSettings,
     UsageError,
     at_least_one,
-    build_agent,
     check_agents,
     progress_bars,
     writable_folder,
@@ -49,6 +48,7 @@ class Compare:
         seeds: Number of seeds, 0 to N - 1: first weights, order of instances and the agent's choices.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. wpl.policy_rate=0.02.
         out: Folder for everything that is written.
+        resume: Skip the runs that are finished in OUT, and go on with the one that was interrupted.
     """
 
     training: Annotated[TrainingSettings, tyro.conf.arg(name="")] = TrainingSettings()
@@ -56,6 +56,7 @@ class Compare:
     seeds: int = 5
     agent_options: tuple[str, ...] = ()
     out: Path = Path("results/compare")
+    resume: bool = False
 
     def execute(self, console: Console) -> int:
         """Run it; return the exit status, 1 where some run diverged."""
@@ -64,7 +65,7 @@ class Compare:
         at_least_one("seeds", self.seeds)
         options = self._options_of_agents()
         for name in self.agents:  # refuse bad options before the first minute is spent
-            build_agent(name, self.training.make_env(name, 0), 0, options[name])
+            Cell(self.training, name, 0, self.out, options[name]).make()
         folder = writable_folder(self.out)
 
         records: list[Record] = []
@@ -74,15 +75,14 @@ class Compare:
             for name in self.agents:
                 bar = progress.add_task(name, total=self.seeds * self.training.epochs)
                 for seed in range(self.seeds):
-                    cell = writable_folder(folder / name / f"seed-{seed}")
-                    env = self.training.make_env(name, seed)
-                    agent = build_agent(name, env, seed, options[name])
+                    cell = Cell(self.training, name, seed, folder / name / f"seed-{seed}", options[name])
                     try:
-                        advance = partial(_advance, progress, bar)
-                        result = run(agent, env, self.training.epochs, cell, after_epoch=advance)
-                        records.append(record_of(result, self.training.env, seed))
+                        done = cell.finished() if self.resume else None
+                        if done is None:
+                            done = cell.run(resume=self.resume, after_epoch=partial(_advance, progress, bar))[1]
+                        records.append(done)
                     except TrainingDivergedError as error:
-                        failures.append(f"seed {seed}, {error}; the last good checkpoint is in {cell}")
+                        failures.append(f"seed {seed}, {error}; the last good checkpoint is in {cell.folder}")
                     progress.advance(whole)
                     write_results(records, folder / "results.json")
         if records:

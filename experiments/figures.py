@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.envs import CELL, GAP, routing_map
-from routing_gym.experiments.report import Record, accuracy_text, by_agent
+from routing_gym.experiments.report import Record, accuracy_text, by_label
 
 DPI = 120
 
@@ -22,7 +22,7 @@ def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     lowest = 1.0
-    for number, (agent, runs) in enumerate(by_agent(records).items()):
+    for number, (agent, runs) in enumerate(by_label(records).items()):
         curves = 100 * np.array([run["curve"]["validation_accuracy"] for run in runs])
         epochs = runs[0]["curve"]["epoch"]
         lowest = min(lowest, curves.min() / 100)
@@ -49,7 +49,7 @@ def routing_maps(records: Sequence[Record], path: Path, title: str) -> None:
     As Fig. 11 of Rosenbaum et al. (2018). Where instances of one task take several blocks the cell is split among
     them, and numbered if one has the majority. One map per agent, of its first seed.
     """
-    firsts = {agent: runs[0] for agent, runs in by_agent(records).items()}
+    firsts = {agent: runs[0] for agent, runs in by_label(records).items()}
     columns = min(2, len(firsts))
     rows = -(-len(firsts) // columns)
     num_tasks, num_decisions, _ = np.array(next(iter(firsts.values()))["routes"]).shape

@@ -24,11 +24,11 @@ def write_results(records: Sequence[Record], path: Path) -> None:
     write_atomically(path, lambda temporary: Path(temporary).write_text(text))
 
 
-def by_agent(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Group records by agent, in order of first appearance."""
+def by_label(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Group records by their label, their agent where they have none, in order of first appearance."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(record["agent"], []).append(record)
+        groups.setdefault(record.get("label", record["agent"]), []).append(record)
     return groups
 
 
@@ -55,7 +55,7 @@ def comparison_table(records: Sequence[Record], title: str) -> Table:
     table.add_column("agent", no_wrap=True)
     for column in ("accuracy %", "worst", "MACs", "blocks", "paths", "samples/s", "time"):
         table.add_column(column, justify="right", no_wrap=True)
-    for agent, runs in by_agent(records).items():
+    for agent, runs in by_label(records).items():
 
         def mean(key: str, runs: list[Record] = runs) -> float:
             return float(np.mean([run[key] for run in runs]))

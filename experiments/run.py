@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from routing_gym.agents import Agent
+from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import Evaluation, RoutingVectorEnv, evaluate
 
 
@@ -26,6 +28,7 @@ class Curve:
         train_accuracy: Mean accuracy while training, exploration included.
         validation_accuracy: Of the deterministic policy after the epoch; on the test split where nothing is held out.
         seconds: Training time so far, without judging.
+        judged_on: The split `validation_accuracy` is of.
     """
 
     epoch: list[int] = dataclasses.field(default_factory=list)
@@ -33,6 +36,7 @@ class Curve:
     train_accuracy: list[float] = dataclasses.field(default_factory=list)
     validation_accuracy: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
+    judged_on: str = "validation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +46,14 @@ class Result:
     Attributes:
         agent: The trained agent; its environment holds the trained blocks.
         curve: How it went.
-        test: How it does on the test split.
+        final: How it does in the end, on the split it was to be judged on.
         seconds: Training time.
         samples_per_second: Instances trained on per second of training time.
     """
 
     agent: Agent
     curve: Curve
-    test: Evaluation
+    final: Evaluation
     seconds: float
     samples_per_second: float
 
@@ -61,6 +65,8 @@ def run(
     folder: Path,
     curve: Curve | None = None,
     after_epoch: Callable[[int], None] | None = None,
+    *,
+    split: str = "test",
 ) -> Result:
     """Train an agent and the blocks; judge them on the validation split after every epoch and on the test split last.
 
@@ -68,25 +74,32 @@ def run(
         agent: A fresh agent, or one loaded from `folder` that has some epochs behind it.
         env: Its environment.
         epochs: How many epochs there should be in the end.
-        folder: Receives `checkpoint.pt` after every epoch, so that a run that stops keeps its last good one, and
-            TensorBoard events.
+        folder: Receives `checkpoint.pt` after every epoch, so that a run that stops keeps its last good one,
+            TensorBoard events, and `policies.npz`: how the agent's policy developed, where it is in a table.
         curve: The epochs that are behind the agent already, from the checkpoint it was loaded from.
         after_epoch: Called with the number of the epoch just done.
+        split: What it is judged on in the end.
 
     Raises:
         TrainingDivergedError: The loss is no longer a number; names agent and step.
     """
     batches = -(-len(env.dataset) // env.num_envs)
-    curve = Curve() if curve is None else curve
-    done = len(curve.epoch)
     judged_on = "validation" if "validation" in env.datasets else "test"
+    curve = Curve(judged_on=judged_on) if curve is None else curve
+    done = len(curve.epoch)
+    policies = PolicyLog(agent, folder / "policies.npz", done, every=-(-batches // SNAPSHOTS_PER_EPOCH))
     seconds = curve.seconds[-1] if curve.seconds else 0.0
     writer = SummaryWriter(str(folder), purge_step=done + 1)
     try:
         for epoch in range(done + 1, epochs + 1):
             seen: list[dict[str, Tensor]] = []
             start = time.perf_counter()
-            agent.learn(env, batches * env.num_envs, seen.append)
+
+            def note(metrics: dict[str, Tensor], seen: list[dict[str, Tensor]] = seen) -> None:
+                seen.append(metrics)
+                policies.note()
+
+            agent.learn(env, batches * env.num_envs, note)
             _wait_for(env.device)
             seconds += time.perf_counter() - start
             means = {key: torch.stack([batch[key] for batch in seen]).mean().item() for key in seen[0]}
@@ -100,39 +113,87 @@ def run(
                 writer.add_scalar(f"train/{key}", value, epoch)
             writer.add_scalar(f"{judged_on}/accuracy_by_epoch", validation.accuracy, epoch)
             writer.add_scalar(f"{judged_on}/macs", validation.macs, epoch)
+            policies.write(epoch)
             agent.save(folder / "checkpoint.pt", curve=dataclasses.asdict(curve))
             if after_epoch is not None:
                 after_epoch(epoch)
-        test = evaluate(agent, env, split="test")
-        writer.add_scalar("test/accuracy", test.accuracy, epochs)
+        final = evaluate(agent, env, split=split)
+        writer.add_scalar(f"{split}/accuracy", final.accuracy, epochs)
     finally:
         writer.close()
-    return Result(agent, curve, test, seconds, agent.episodes / seconds if seconds else 0.0)
+    return Result(agent, curve, final, seconds, agent.episodes / seconds if seconds else 0.0)
+
+
+SNAPSHOTS_PER_EPOCH = 20
+
+
+class PolicyLog:
+    """Writes down how the policy of an agent develops, for Figs. 9 and 10 of Rosenbaum et al. (2018).
+
+    Args:
+        agent: The agent; nothing is written if it has no `policy()`.
+        path: The file: `policies` `(S, T, N, A)` float16, `episodes` `(S,)`, and `epoch` `(S,)`, the epoch each
+            snapshot was taken in.
+        done: Epochs that are behind the agent; what the file holds of later ones is dropped.
+        every: Batches from one snapshot to the next.
+    """
+
+    def __init__(self, agent: Agent, path: Path, done: int, every: int) -> None:
+        self.agent, self.path, self.every, self.batches = agent, path, every, 0
+        self.rows: list[tuple[int, int, np.ndarray]] = []
+        self.fresh: list[tuple[int, np.ndarray]] = []
+        if agent.policy() is None:
+            self.every = 0
+        elif done and path.exists():
+            with np.load(path) as saved:
+                known = zip(saved["epoch"], saved["episodes"], saved["policies"], strict=True)
+                self.rows = [(int(epoch), int(at), policy) for epoch, at, policy in known if epoch <= done]
+
+    def note(self) -> None:
+        """Take a snapshot, when it is time."""
+        self.batches += 1
+        if self.every and (self.batches - 1) % self.every == 0:
+            policy = self.agent.policy()
+            assert policy is not None
+            self.fresh.append((self.agent.episodes, policy.to(torch.float16).cpu().numpy()))
+
+    def write(self, epoch: int) -> None:
+        """Add the snapshots of an epoch to the file, whole or not at all."""
+        self.rows += [(epoch, at, policy) for at, policy in self.fresh]
+        self.fresh = []
+        if self.rows:
+            epochs, episodes, policies = zip(*self.rows, strict=True)
+
+            def save(temporary: str) -> None:
+                with open(temporary, "wb") as file:
+                    np.savez_compressed(file, epoch=epochs, episodes=episodes, policies=np.stack(policies))
+
+            write_atomically(self.path, save)
 
 
 def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, Any]:
     """Return a run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1."""
-    agent, test = result.agent, result.test
+    agent, final = result.agent, result.final
     return {
         "agent": agent.name,
         "env": env_id,
         "seed": seed,
-        "test_accuracy": test.accuracy,
-        "macs": test.macs,
-        "blocks_used": test.blocks_used,
+        f"{final.split}_accuracy": final.accuracy,
+        "macs": final.macs,
+        "blocks_used": final.blocks_used,
         "samples_per_second": result.samples_per_second,
         "seconds": result.seconds,
-        "test_loss": test.loss,
-        "task_accuracy": test.task_accuracy,
-        "router_macs": test.router_macs,
-        "paths": test.paths,
+        f"{final.split}_loss": final.loss,
+        "task_accuracy": final.task_accuracy,
+        "router_macs": final.router_macs,
+        "paths": final.paths,
         "parameters": count_parameters(agent),
         "epochs": len(result.curve.epoch),
         "batch_size": agent.env.num_envs,
         "config": dataclasses.asdict(agent.config),
         "env_config": dataclasses.asdict(agent.env.config),
         "curve": dataclasses.asdict(result.curve),
-        "routes": test.routes.tolist(),
+        "routes": final.routes.tolist(),
         "device": _device_name(agent.env.device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

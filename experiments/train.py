@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import gymnasium
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -17,16 +16,13 @@ from rich.table import Table
 
 from routing_gym.agents import Agent, read
 from routing_gym.envs import Evaluation, core_of, evaluate
-from routing_gym.experiments.report import write_results
-from routing_gym.experiments.run import Curve, record_of, run
+from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.settings import (
     TrainingSettings,
     UsageError,
-    build_agent,
     check_agents,
     parse_options,
     progress_bars,
-    writable_folder,
 )
 
 
@@ -54,19 +50,12 @@ class Train:
         """Run it; return the exit status."""
         self.training.check()
         check_agents((self.agent,))
-        env = self.training.make_env(self.agent, self.seed)
-        agent = build_agent(self.agent, env, self.seed, self.agent_options)
-        folder = writable_folder(self.out)
-        curve = None
-        if self.resume and (folder / "checkpoint.pt").exists():
-            agent, curve = resumed(folder / "checkpoint.pt", agent)
+        cell = Cell(self.training, self.agent, self.seed, self.out, self.agent_options)
         with progress_bars(console) as progress:
             bar = progress.add_task(f"{self.agent}, epochs", total=self.training.epochs)
-            update = partial(_completed, progress, bar)
-            result = run(agent, env, self.training.epochs, folder, curve, update)
-        write_results([record_of(result, self.training.env, self.seed)], folder / "results.json")
-        console.print(evaluation_table(result.test, f"{self.agent} on {self.training.env}"))
-        console.print(f"Written to {folder}: checkpoint.pt, results.json, TensorBoard events")
+            result, _ = cell.run(resume=self.resume, after_epoch=partial(_completed, progress, bar))
+        console.print(evaluation_table(result.final, f"{self.agent} on {self.training.env}"))
+        console.print(f"Written to {self.out}: checkpoint.pt, results.json, TensorBoard events")
         return 0
 
 
@@ -100,42 +89,6 @@ class Evaluate:
 
 def _completed(progress: Progress, bar: TaskID, epoch: int) -> None:
     progress.update(bar, completed=epoch)
-
-
-def resumed(path: Path, fresh: Agent) -> tuple[Agent, Curve]:
-    """Load a checkpoint to go on with, if it was trained with the very options given now.
-
-    Args:
-        path: The checkpoint.
-        fresh: An agent made with the options given now.
-
-    Raises:
-        UsageError: Not a checkpoint, not one of `train`, or one of other options: names the first.
-    """
-    try:
-        checkpoint = read(path)
-        env = fresh.env
-        assert env.spec is not None
-        ours = {"agent": fresh.name, "batch_size": env.num_envs, **dataclasses.asdict(fresh.config), **env.spec.kwargs}
-        saved = {
-            "agent": checkpoint["agent"],
-            "batch_size": checkpoint["num_envs"],
-            **checkpoint["config"],
-            **checkpoint["env_kwargs"],
-        }
-        for option in sorted(ours.keys() | saved.keys()):
-            if ours.get(option) != saved.get(option):
-                raise UsageError(
-                    f"{path} was trained with {option}={saved.get(option)!r}, now it is {ours.get(option)!r}: resume "
-                    "with the same options, or train into another folder"
-                )
-        if "curve" not in checkpoint["extra"]:
-            raise UsageError(f"{path} was not written by `routing-gym train`")
-        agent = Agent.load(path, env)
-        torch.set_rng_state(checkpoint["torch_generator"])
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return agent, Curve(**checkpoint["extra"]["curve"])
 
 
 def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:

@@ -70,6 +70,45 @@ def test_train_evaluate_and_resume(tmp_path, capsys):
     assert "MACs per instance" in capsys.readouterr().out
 
 
+def test_compare_skips_what_is_finished(tmp_path):
+    arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--out", tmp_path]
+    assert run(*arguments, "--seeds", 1) == 0
+    before = (tmp_path / "wpl" / "seed-0" / "checkpoint.pt").read_bytes()
+    first = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "shared" / "seed-0" / "results.json").unlink()  # as if it had been interrupted after the last epoch
+    assert run(*arguments, "--seeds", 2, "--resume") == 0
+    assert (tmp_path / "wpl" / "seed-0" / "checkpoint.pt").read_bytes() == before
+    second = json.loads((tmp_path / "results.json").read_text())
+    assert [(r["agent"], r["seed"]) for r in second] == [("wpl", 0), ("wpl", 1), ("shared", 0), ("shared", 1)]
+    assert second[0] == first[0] and second[2]["curve"] == first[1]["curve"]
+    assert run(*arguments, "--resume", "--epochs", 3) == 2  # other runs are not taken for these
+
+
+def test_sweep_ranks_by_validation_and_goes_on(tmp_path, capsys):
+    arguments = ["sweep", *SMALL, "--agent", "wpl", "--seeds", 2, "--out", tmp_path]
+    grid = ["--grid", "policy_rate=0.001,0.1", "env.learning_rate=0.003"]
+    assert run(*arguments, *grid) == 0
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert [(r["config"]["policy_rate"], r["seed"]) for r in records] == [
+        (0.001, 100),
+        (0.001, 101),
+        (0.1, 100),
+        (0.1, 101),
+    ]
+    assert all(r["env_config"]["learning_rate"] == 0.003 and "test_accuracy" not in r for r in records)
+    printed = capsys.readouterr().out
+    means = {
+        rate: np.mean([r["validation_accuracy"] for r in records if r["config"]["policy_rate"] == rate])
+        for rate in (0.001, 0.1)
+    }
+    best = max(means, key=means.get)
+    lines = [line.strip() for line in printed.splitlines() if "policy_rate=" in line]
+    assert lines[0].startswith(f"policy_rate={best} ") and f"{100 * means[best]:.2f}" in lines[0]
+    assert run(*arguments, "--grid", "policy_rate=0.001,0.1,0.2", "env.learning_rate=0.003") == 0
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again[:4] == records and len(again) == 6
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -156,6 +195,10 @@ def test_bench_writes_ratios(tmp_path):
         (["compare", "--agent-options", "wpl.seed=3"], "--agent-options cannot set 'seed'"),
         (["compare", "--agent-options", "wpl.policy_rate=abc"], "policy_rate must be of type float"),
         (["compare", "--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
+        (["sweep"], "--grid needs at least one NAME=VALUE,VALUE"),
+        (["sweep", "--grid", "policy_rate"], "--grid takes NAME=VALUE,VALUE,..., got 'policy_rate'"),
+        (["sweep", "--grid", "rate=1"], "agent 'wpl' has no option 'rate'"),
+        (["sweep", "--grid", "gamma=1", "--env", "routing_gym/Cifar100MTL-v0"], "CIFAR-MTL has no validation split"),
         (["bench", "--rounds", "0"], "--rounds must be at least 1"),
     ],
 )

@@ -1,0 +1,153 @@
+"""One cell of an experiment: an agent with its options, an environment, a seed, and the folder it is run in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from routing_gym.agents import Agent, read
+from routing_gym.experiments.report import Record, write_results
+from routing_gym.experiments.run import Curve, Result, record_of, run
+from routing_gym.experiments.settings import TrainingSettings, UsageError, build_agent, writable_folder
+
+WHEREABOUTS = {"data_dir", "device"}
+"""Options that say where something lies, not what is computed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A run that is known by what it asks for, can be interrupted, and goes on where it stopped.
+
+    Its folder holds `checkpoint.pt` (agent, blocks, optimisers, random states; written whole after every epoch) and,
+    when it is finished, `results.json`.
+
+    Attributes:
+        training: How agent and blocks are trained.
+        agent: The agent.
+        seed: First weights, order of instances and the agent's choices.
+        folder: Where everything is written.
+        agent_options: Options of the agent as NAME=VALUE.
+        split: What it is judged on in the end.
+    """
+
+    training: TrainingSettings
+    agent: str
+    seed: int
+    folder: Path
+    agent_options: tuple[str, ...] = ()
+    split: str = "test"
+
+    def make(self) -> Agent:
+        """Make agent and environment.
+
+        Raises:
+            UsageError: An option one of them refuses.
+        """
+        env = self.training.make_env(self.agent, self.seed)
+        if self.split not in env.datasets:
+            raise UsageError(
+                f"{env.dataset.name} has no {self.split} split, only {', '.join(env.datasets)}; an option of the data "
+                f"holds some out (`routing-gym list {self.training.env}`)"
+            )
+        return build_agent(self.agent, env, self.seed, self.agent_options)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the run is known by."""
+        return {
+            "env": self.training.env,
+            "env_options": sorted(self.training.env_options),
+            "agent": self.agent,
+            "agent_options": sorted(self.agent_options),
+            "batch_size": self.training.batch_size,
+            "epochs": self.training.epochs,
+            "seed": self.seed,
+            "split": self.split,
+        }
+
+    def finished(self) -> Record | None:
+        """Return the record of this very run, if it is finished.
+
+        Raises:
+            UsageError: The folder holds the results of another run.
+        """
+        path = self.folder / "results.json"
+        if not path.exists():
+            return None
+        record: Record = json.loads(path.read_text())[0]
+        saved = record.get("asked", {})
+        for key, value in self.asked.items():
+            if saved.get(key) != value:
+                raise UsageError(
+                    f"{path} holds another run: its {key} is {saved.get(key)!r}, asked for is {value!r}; take "
+                    "another folder, or delete this one"
+                )
+        return record
+
+    def run(
+        self,
+        *,
+        resume: bool,
+        after_epoch: Callable[[int], None] | None = None,
+        **more: Any,
+    ) -> tuple[Result, Record]:
+        """Train and judge.
+
+        Args:
+            resume: Go on from the folder's checkpoint, where there is one.
+            after_epoch: Called with the number of every epoch done.
+            more: What else the record should hold.
+
+        Raises:
+            UsageError: The checkpoint is of other options.
+            TrainingDivergedError: The loss is no longer a number.
+        """
+        agent, curve = self.make(), None
+        folder = writable_folder(self.folder)
+        if resume and (folder / "checkpoint.pt").exists():
+            agent, curve = resumed(folder / "checkpoint.pt", agent)
+        result = run(agent, agent.env, self.training.epochs, folder, curve, after_epoch, split=self.split)
+        record = record_of(result, self.training.env, self.seed, asked=self.asked, **more)
+        write_results([record], folder / "results.json")
+        return result, record
+
+
+def resumed(path: Path, fresh: Agent) -> tuple[Agent, Curve]:
+    """Load a checkpoint to go on with, if it was trained with the very options given now.
+
+    Args:
+        path: The checkpoint.
+        fresh: An agent made with the options given now.
+
+    Raises:
+        UsageError: Not a checkpoint, not one of `train`, or one of other options: names the first.
+    """
+    try:
+        checkpoint = read(path)
+        env = fresh.env
+        assert env.spec is not None
+        ours = {"agent": fresh.name, "batch_size": env.num_envs, **dataclasses.asdict(fresh.config), **env.spec.kwargs}
+        saved = {
+            "agent": checkpoint["agent"],
+            "batch_size": checkpoint["num_envs"],
+            **checkpoint["config"],
+            **checkpoint["env_kwargs"],
+        }
+        for option in sorted((ours.keys() | saved.keys()) - WHEREABOUTS):
+            if ours.get(option) != saved.get(option):
+                raise UsageError(
+                    f"{path} was trained with {option}={saved.get(option)!r}, now it is {ours.get(option)!r}: resume "
+                    "with the same options, or train into another folder"
+                )
+        if "curve" not in checkpoint["extra"]:
+            raise UsageError(f"{path} was not written by `routing-gym train`")
+        agent = Agent.load(path, env)
+        torch.set_rng_state(checkpoint["torch_generator"])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return agent, Curve(**checkpoint["extra"]["curve"])
