@@ -6,7 +6,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def static_steps(env: RoutingVectorEnv) -> tuple[Callable[[], object], Callable[
     return train, infer
 
 
-def in_turns(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def in_turns(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Time every step once per round, so that a change in the machine's speed meets all alike."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(WARM_UP + rounds):

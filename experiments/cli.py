@@ -19,6 +19,7 @@ from routing_gym.envs import DATASETS, EnvConfig, TrainingDivergedError
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
 from routing_gym.experiments.deploy import Extract, Prune
+from routing_gym.experiments.reproduce import Reproduce
 from routing_gym.experiments.settings import UsageError
 from routing_gym.experiments.sweep import Sweep
 from routing_gym.experiments.train import Evaluate, Train
@@ -117,6 +118,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "train": Train,
     "sweep": Sweep,
+    "reproduce": Reproduce,
     "evaluate": Evaluate,
     "prune": Prune,
     "extract": Extract,

@@ -28,7 +28,7 @@ def by_label(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Group records by their label, their agent where they have none, in order of first appearance."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(record.get("label", record["agent"]), []).append(record)
+        groups.setdefault(record["label"] if "label" in record else record["agent"], []).append(record)
     return groups
 
 
