@@ -23,6 +23,7 @@ from routing_gym.agents.gates import (
     SoftMixture,
     SoftMixtureConfig,
 )
+from routing_gym.agents.growing import add_task
 from routing_gym.agents.learn import learn, train_batch
 from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
@@ -74,6 +75,7 @@ __all__ = [
     "TaskSpecificAll",
     "TaskSpecificLast",
     "WPLConfig",
+    "add_task",
     "agent_class",
     "extract",
     "learn",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.envs.training import OPTIMIZERS, SCHEDULES, Optimization
+from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,7 @@ class EnvConfig:
 
     Attributes:
         split: The split instances are drawn from.
+        draw_tasks: The tasks instances are drawn of; all by default.
         autoreset_mode: `"same_step"` for outside agents, `"disabled"` for agents that train on whole batches.
         action_type: `"discrete"`, or `"weights"` for mixtures.
         final_reward: At the exit: `"correctness"`, +1 or -1; or `"negative-loss"`, minus the cross-entropy.
@@ -45,6 +47,7 @@ class EnvConfig:
     """
 
     split: str = "train"
+    draw_tasks: tuple[int, ...] | None = None
     autoreset_mode: Literal["same_step", "disabled"] = "same_step"
     action_type: Literal["discrete", "weights"] = "discrete"
     final_reward: Literal["correctness", "negative-loss"] = "correctness"
@@ -125,6 +128,21 @@ class EnvConfig:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={self.device!r}: this machine has no CUDA device; 'auto' takes what there is")
         return device
+
+    def stream(self, dataset: MultiTaskDataset) -> ShuffledStream:
+        """Return the order in which instances of a split are drawn.
+
+        Raises:
+            ValueError: `draw_tasks` names a task that is not there.
+        """
+        if self.draw_tasks is None:
+            return ShuffledStream(len(dataset), self.seed)
+        wanted = torch.zeros(dataset.num_tasks, dtype=torch.bool)
+        for task in self.draw_tasks:
+            if not 0 <= task < dataset.num_tasks:
+                raise ValueError(f"draw_tasks names task {task}, {dataset.name} has {dataset.num_tasks} tasks")
+            wanted[task] = True
+        return ShuffledStream(wanted[dataset.task.cpu()].nonzero().flatten(), self.seed)
 
     def optimization(self, epoch: int) -> Optimization:
         """Return how blocks are trained on a split of `epoch` instances."""

@@ -66,7 +66,7 @@ def make_routing_vector_env(
         options["num_tasks"] = num_tasks  # synthetic data is made for as many as are asked for
     data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
     if num_tasks is not None:
-        data = {split: part.first_tasks(num_tasks) for split, part in data.items()}
+        data = {split: part.select_tasks(range(num_tasks)) for split, part in data.items()}
     first = next(iter(data.values()))
     if isinstance(network, str):
         # The seed decides the first weights, and nothing outside is disturbed.

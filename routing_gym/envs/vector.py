@@ -23,7 +23,7 @@ from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import action_space, observation_space
 from routing_gym.envs.training import BlocksTrainer, Replayer
 from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState
-from routing_gym.tasks import MultiTaskDataset, ShuffledStream
+from routing_gym.tasks import MultiTaskDataset
 
 Observations = dict[str, Tensor]
 
@@ -111,7 +111,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
         allow_small_groups(self.network)
-        self.stream = ShuffledStream(len(self.dataset), config.seed)
+        self.stream = config.stream(self.dataset)
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset)))
         self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)
         self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)

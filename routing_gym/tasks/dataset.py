@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -103,17 +104,41 @@ class MultiTaskDataset:
         moved = {field: getattr(self, field).to(device) for field in _TENSORS}
         return dataclasses.replace(self, **moved)
 
-    def first_tasks(self, count: int) -> MultiTaskDataset:
-        """Return this split with its first `count` tasks only; images are shared, not copied.
+    def select_tasks(self, tasks: Sequence[int]) -> MultiTaskDataset:
+        """Return this split with some of its tasks only, renumbered in the order given; images are shared, not copied.
 
         Raises:
-            ValueError: Not a count from 1 to the number of tasks.
+            ValueError: No task, a task twice, or one that is not there.
         """
-        if not 1 <= count <= self.num_tasks:
-            raise ValueError(f"{self.name} has {self.num_tasks} tasks, got num_tasks={count}")
-        kept = self.task < count
-        rows = {field: getattr(self, field)[kept] for field in ("image", "task", "label")}
-        return dataclasses.replace(self, num_tasks=count, num_classes=int(rows["label"].max()) + 1, **rows)
+        if not tasks or len(set(tasks)) < len(tasks) or not all(0 <= task < self.num_tasks for task in tasks):
+            raise ValueError(f"{self.name} has the tasks 0 to {self.num_tasks - 1}, asked for are {list(tasks)}")
+        number = torch.full((self.num_tasks,), -1, device=self.device)
+        number[torch.tensor(list(tasks), device=self.device)] = torch.arange(len(tasks), device=self.device)
+        kept = number[self.task] >= 0
+        image, task, label = self.image[kept], number[self.task[kept]], self.label[kept]
+        return dataclasses.replace(
+            self, num_tasks=len(tasks), num_classes=int(label.max()) + 1, image=image, task=task, label=label
+        )
+
+    def with_tasks(self, other: MultiTaskDataset) -> MultiTaskDataset:
+        """Return this split with the tasks of another one after its own; normalised and augmented as this one is.
+
+        Raises:
+            ValueError: Images of another shape.
+        """
+        if other.input_shape != self.input_shape:
+            raise ValueError(f"{self.name} has images of shape {self.input_shape}, {other.name} {other.input_shape}")
+        other = other.to(self.device)
+        shared = other.images.data_ptr() == self.images.data_ptr() and len(other.images) == len(self.images)
+        return dataclasses.replace(
+            self,
+            images=self.images if shared else torch.cat([self.images, other.images]),
+            image=torch.cat([self.image, other.image if shared else other.image + len(self.images)]),
+            task=torch.cat([self.task, other.task + self.num_tasks]),
+            label=torch.cat([self.label, other.label]),
+            num_tasks=self.num_tasks + other.num_tasks,
+            num_classes=max(self.num_classes, other.num_classes),
+        )
 
     def draw_augmentation(self, count: int, generator: torch.Generator) -> Tensor | None:
         """Draw the augmentation of `count` instances, or None where this split has none.

@@ -9,19 +9,20 @@ from torch import Tensor
 
 
 class ShuffledStream:
-    """An endless stream of the numbers `0 … size-1`: every one once per pass, each pass in a new random order.
+    """An endless stream of numbers: every one once per pass, each pass in a new random order.
 
     The order comes from a CPU generator, because seeded CUDA generators give other streams on other GPU models.
 
     Args:
-        size: How many numbers there are.
+        numbers: `(size,)` int64, or how many: then they are 0 … size − 1.
         seed: Seed of the generator.
     """
 
-    def __init__(self, size: int, seed: int = 0) -> None:
-        if size < 1:
-            raise ValueError(f"a stream needs at least one number to draw from, got size {size}")
-        self.size = size
+    def __init__(self, numbers: int | Tensor, seed: int = 0) -> None:
+        self._numbers = None if isinstance(numbers, int) else numbers
+        self.size = numbers if isinstance(numbers, int) else len(numbers)
+        if self.size < 1:
+            raise ValueError(f"a stream needs at least one number to draw from, got size {self.size}")
         self.generator = torch.Generator()
         self.seed(seed)
 
@@ -35,7 +36,8 @@ class ShuffledStream:
         pieces, missing = [], count
         while missing > 0:
             if not len(self._pass):
-                self._pass = torch.randperm(self.size, generator=self.generator)
+                order = torch.randperm(self.size, generator=self.generator)
+                self._pass = order if self._numbers is None else self._numbers[order]
             pieces.append(self._pass[:missing])
             self._pass = self._pass[missing:]
             missing -= len(pieces[-1])

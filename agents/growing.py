@@ -1,0 +1,78 @@
+"""Growing task sets: one more task for an agent and blocks that are trained already."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from routing_gym.agents.arrangement import LearningConfig
+from routing_gym.agents.base import Agent
+from routing_gym.envs import RoutingVectorEnv
+from routing_gym.tasks import MultiTaskDataset
+
+
+def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: float = 0.1) -> Agent:
+    """Add tasks to a trained agent: new agents for them, blocks that go on learning slowly.
+
+    "We add a new routing agent for each and overfit it on the few shot examples while training the function modules
+    with a very slow learning rate" (Rosenbaum et al. 2018, section 6). The blocks are those of the old agent, not a
+    copy. Its environment stays as it is; the new agent has one of its own, which holds the old tasks and the new, and
+    draws instances of the new ones only. `evaluate` judges all, so that forgetting is seen.
+
+    Args:
+        agent: A trained agent.
+        data: The new tasks, by split: at least the splits of the agent's own environment, with images of the same shape
+            and no more classes than the network has logits for. They are normalised as the old ones are.
+        block_rate: What the blocks' learning rate is multiplied by; their schedule ends.
+
+    Returns:
+        A new agent of the same class and options. What it knows of the old tasks it has kept; of the new ones it knows
+        nothing. Its optimisers begin anew.
+
+    Raises:
+        ValueError: A split is missing, the data do not fit the network, the network is told the task as input, or the
+            agent cannot route so many tasks.
+    """
+    if not 0 <= block_rate < float("inf"):
+        raise ValueError(f"block_rate must be at least 0 and finite, got {block_rate}")
+    old = agent.env
+    if missing := sorted(set(old.datasets) - set(data)):
+        raise ValueError(f"the new tasks have no split {missing[0]!r}; they need {', '.join(old.datasets)}")
+    if getattr(old.network, "task_input", False):
+        raise ValueError("this network is told the task as input: it has no place for another one")
+    datasets = {name: split.with_tasks(data[name]) for name, split in old.datasets.items()}
+    before, after = old.dataset.num_tasks, datasets[old.config.split].num_tasks
+    options = dataclasses.asdict(old.config)
+    options |= {
+        "draw_tasks": tuple(range(before, after)),
+        # A rate of 0 is no rate: what is not to learn is frozen by the smallest there is.
+        "learning_rate": old.config.learning_rate * block_rate or torch.finfo(torch.float32).tiny,
+        "schedule": "constant",
+    }
+    env = RoutingVectorEnv(old.network, datasets, old.num_envs, **options)
+    config = agent.config
+    if isinstance(config, LearningConfig) and config.arrangement == "dispatched":
+        config = dataclasses.replace(config, num_agents=config.num_agents or before)
+    grown = type(agent)(env, config).to(env.device)
+    grown.name, grown.episodes = agent.name, agent.episodes
+    known = agent.state_dict()
+    state = {key: _extended(known[key], fresh) if key in known else fresh for key, fresh in grown.state_dict().items()}
+    grown.load_state_dict(state)
+    grown._shares.total = agent._shares.total.clone()
+    return grown
+
+
+def _extended(known: Tensor, fresh: Tensor) -> Tensor:
+    """Return a fresh tensor whose first entries along every axis are the known ones.
+
+    Tables and stacked approximators are agent by agent, and a one-hot task is joined at the end, so that what is new
+    comes last everywhere.
+    """
+    if known.ndim != fresh.ndim or any(old > new for old, new in zip(known.shape, fresh.shape, strict=True)):
+        raise ValueError(f"an agent's state of shape {tuple(known.shape)} does not grow into {tuple(fresh.shape)}")
+    grown = fresh.clone()
+    grown[tuple(slice(size) for size in known.shape)] = known
+    return grown
