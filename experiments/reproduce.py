@@ -76,9 +76,8 @@ class Reproduce:
 
         cells = []
         for setting in settings:
-            base = TrainingSettings(
-                epochs=self.epochs or setting.epochs, data_dir=self.data_dir, device=self.device, threads=self.threads
-            )
+            epochs = setting.epochs if self.epochs is None else self.epochs
+            base = TrainingSettings(epochs=epochs, data_dir=self.data_dir, device=self.device, threads=self.threads)
             base.check()
             cells += [(setting, *pair) for pair in paper.cells(setting, groups, self.seeds, base, folder)]
         costs, pictures_of_cost = [], []

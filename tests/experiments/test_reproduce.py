@@ -1,0 +1,151 @@
+"""Reproducing a paper, on stand-in data and a small budget."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from routing_gym.experiments import cost, reproduce
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.reproduction import Row, Settings
+from routing_gym.experiments.routing_networks import CIFAR, MIN, MNIST, ROUTING_NETWORKS
+from routing_gym.experiments.settings import TrainingSettings
+from routing_gym.tasks import files
+
+SYNTHETIC = "routing_gym/SyntheticMTL-v0"
+ROWS = (
+    Row("WPL", ("cifar", "rl"), SYNTHETIC, "wpl", ("policy_rate=0.02",), paper={1: 31.0, 100: 60.0}),
+    Row("frozen", ("cifar",), SYNTHETIC, "random-fixed"),
+    *(Row(f"WPL, ρ = {rho}", ("rho",), SYNTHETIC, "wpl", env_options=(f"rho={rho}",), x=rho) for rho in (0.0, 0.5)),
+    *(
+        Row(f"{agent}, {n} tasks", ("first-tasks",), SYNTHETIC, agent, env_options=(f"num_tasks={n}",), x=n)
+        for n in (2, 3)
+        for agent in ("wpl", "task-specific-all")
+    ),
+)
+SETTINGS = (Settings("quick", "as quick as can be", 2, ("schedule=cosine", "schedule_epochs={epochs}")),)
+
+
+@pytest.fixture
+def small_paper(monkeypatch):
+    paper = dataclasses.replace(ROUTING_NETWORKS, rows=ROWS, settings=SETTINGS, cost_env=SYNTHETIC)
+    monkeypatch.setitem(reproduce.REPRODUCTIONS, "routing-networks", paper)
+    monkeypatch.setattr(cost, "BLOCKS", (2, 4, 6))
+    monkeypatch.setattr(cost, "ROUNDS", 2)
+    return paper
+
+
+def run(out, *arguments):
+    return main(["reproduce", "routing-networks", "--out", str(out), *map(str, arguments)])
+
+
+def test_ours_beside_the_papers(small_paper, tmp_path):
+    assert run(tmp_path, "--seeds", 2, "--report", tmp_path / "docs" / "report.md") == 0
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert len(records) == 2 * len(ROWS) and [r["seed"] for r in records] == [0] * 8 + [1] * 8
+    wpl = records[0]
+    assert wpl["label"] == "WPL" and wpl["paper"] == 0.6 and wpl["settings"] == "quick" and wpl["epochs"] == 2
+    assert wpl["config"]["policy_rate"] == 0.02 and wpl["env_config"]["schedule_epochs"] == 2
+    assert records[1]["paper"] is None
+    report = (tmp_path / "docs" / "report.md").read_text()
+    table = report[report.index("Fig. 6") : report.index("Fig. 12")]
+    ours = [line for line in table.splitlines() if line.startswith("| WPL")][0]
+    seeds = [r for r in records if r["label"] == "WPL"]
+    assert f"**{100 * np.mean([r['test_accuracy'] for r in seeds]):.2f} ±" in ours and ours.endswith("| 2 |")
+    first = 100 * np.mean([r["curve"]["validation_accuracy"][0] for r in seeds])
+    assert f"| {first:.2f} ±" in ours
+    assert "| *paper* | *31* |  |  |  |  |  | *60 at epoch 100* |" in table
+    assert "as quick as can be" in report.lower() and "commit" in report
+    cost_lines = [line for line in report.splitlines() if "s per epoch and task" in line]
+    assert [line.split(",")[0] for line in cost_lines] == ["| wpl", "| task-specific-all", "| cross-stitch"]
+    for picture in ("cifar", "rl", "cifar-routing_maps", "cifar-policies", "cifar-block_7", "rho", "first-tasks"):
+        pixels = imread(tmp_path / f"quick-{picture}.png")[..., :3]
+        assert pixels.shape[0] > 150 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, picture
+    assert imread(tmp_path / "cost.png").shape[0] > 150
+
+
+def test_finished_runs_are_skipped_and_interrupted_ones_go_on(small_paper, tmp_path, monkeypatch):
+    assert run(tmp_path / "whole", "--seeds", 1, "--groups", "cifar") == 0
+
+    class Killed(Exception):
+        pass
+
+    steps = 0
+
+    def kill_in_the_second_run(*arguments, **options):
+        nonlocal steps
+        steps += 1
+        if steps == 4:  # two epochs of the first run, one of the second
+            raise Killed
+        return save(*arguments, **options)
+
+    from routing_gym.agents import Agent
+
+    save = Agent.save
+    monkeypatch.setattr(Agent, "save", kill_in_the_second_run)
+    with pytest.raises(Killed):
+        run(tmp_path / "halves", "--seeds", 1, "--groups", "cifar")
+    monkeypatch.setattr(Agent, "save", save)
+    first = tmp_path / "halves" / "quick" / "cifar" / "wpl" / "seed-0" / "checkpoint.pt"
+    written = first.stat().st_mtime_ns
+    assert run(tmp_path / "halves", "--seeds", 1, "--groups", "cifar") == 0
+    assert first.stat().st_mtime_ns == written
+    whole, halves = (json.loads((tmp_path / part / "results.json").read_text()) for part in ("whole", "halves"))
+    for ours, theirs in zip(whole, halves, strict=True):
+        assert ours["test_accuracy"] == theirs["test_accuracy"]
+        assert ours["curve"]["train_loss"] == theirs["curve"]["train_loss"]
+    with np.load(tmp_path / "halves" / "quick" / "cifar" / "wpl" / "seed-0" / "policies.npz") as saved:
+        assert saved["policies"].shape[1:] == (4, 3, 4) and bool((np.diff(saved["episodes"]) > 0).all())
+        assert sorted(set(saved["epoch"].tolist())) == [1, 2]
+
+
+def test_data_that_is_not_there_is_said_and_the_rest_is_run(small_paper, tmp_path, monkeypatch, capsys):
+    rows = (Row("routing", ("min",), MIN, "wpl"), ROWS[1])
+    paper = dataclasses.replace(small_paper, rows=rows)
+    monkeypatch.setitem(reproduce.REPRODUCTIONS, "routing-networks", paper)
+    monkeypatch.setenv(files.DATA_VARIABLE, str(tmp_path / "nothing"))
+    assert run(tmp_path / "out", "--seeds", 1, "--groups", "min", "cifar") == 1
+    report = (tmp_path / "out" / "routing-networks.md").read_text()
+    assert "## Not there" in report and "mini-imagenet" in report and "| frozen |" in report
+    assert [r["label"] for r in json.loads((tmp_path / "out" / "results.json").read_text())] == ["frozen"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--groups", "figure-4"], "--groups knows rl, architectures, .*, cost, got 'figure-4'"),
+        (["--settings", "best"], "--settings knows quick, got 'best'"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+    ],
+)
+def test_wrong_options_are_refused(small_paper, arguments, message, tmp_path, capsys):
+    import re
+
+    assert run(tmp_path, *arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_other_runs_in_the_folder_are_not_taken_for_these(small_paper, tmp_path, capsys):
+    assert run(tmp_path, "--seeds", 1, "--groups", "rl") == 0
+    assert run(tmp_path, "--seeds", 1, "--groups", "rl", "--epochs", 3) == 2
+    assert "holds another run: its env_options is" in capsys.readouterr().err
+    assert main(["reproduce", "no-paper"]) == 2
+    assert "unknown paper 'no-paper'; known are routing-networks" in capsys.readouterr().err
+
+
+def test_every_row_can_be_made(tmp_path):
+    made = 0
+    for settings in ROUTING_NETWORKS.settings:
+        base = TrainingSettings(epochs=settings.epochs, device="cpu")
+        groups = tuple(ROUTING_NETWORKS.groups)
+        for row, cell in ROUTING_NETWORKS.cells(settings, groups, 1, base, tmp_path):
+            agent = cell.make()
+            assert agent.name == row.agent and agent.env.spec.id == row.env
+            made += 1
+    assert made == 2 * len(ROUTING_NETWORKS.rows)
+    folders = [cell.folder for _, cell in ROUTING_NETWORKS.cells(settings, groups, 2, base, tmp_path)]
+    assert len(set(folders)) == len(folders)
+    assert {row.env for row in ROUTING_NETWORKS.rows} == {CIFAR, MIN, MNIST}
