@@ -157,7 +157,7 @@ def report_of(
         for group in (group for group in groups if group != COST):
             own = [r for r in records if r["settings"] == setting.name and group in r["groups"]]
             if own:
-                lines += [f"### {paper.groups[group]}", "", *_table(own), ""]
+                lines += [f"### {paper.groups[group]}", "", *_table(own), "", *_differences(own), _judged(own), ""]
     if costs:
         lines += [f"## {COST_TITLE}", "", *_cost_table(costs), ""]
     if failures:
@@ -196,6 +196,26 @@ def _table(records: Sequence[Record]) -> list[str]:
             at_end = "" if epochs[-1] == max(theirs) else f"*{theirs[max(theirs)]:g} at epoch {max(theirs)}*"
             lines.append(_line(["*paper*", *shown, "", "", "", "", at_end]))
     return lines
+
+
+def _differences(records: Sequence[Record]) -> list[str]:
+    """Say how far the first row, the paper's own method, is from every other one, and how far it is in the paper."""
+    (first, routed), *others = by_label(records).items()
+    if not others:
+        return []
+    parts = []
+    for label, runs in others:
+        ours = 100 * (np.mean([r["test_accuracy"] for r in routed]) - np.mean([r["test_accuracy"] for r in runs]))
+        both = routed[0]["paper"] is not None and runs[0]["paper"] is not None
+        theirs = f" (paper {100 * (routed[0]['paper'] - runs[0]['paper']):+.0f})" if both else ""
+        parts.append(f"{label} {ours:+.1f}{theirs}")
+    return [f"{first}, points above: {'; '.join(parts)}.", ""]
+
+
+def _judged(records: Sequence[Record]) -> str:
+    """Say what the columns were measured on."""
+    judged_on = ", ".join(sorted({record["curve"]["judged_on"] for record in records}))
+    return f"The last epoch's column is of the test split, the others are of the {judged_on} split."
 
 
 def _cost_table(costs: Sequence[Record]) -> list[str]:
