@@ -30,9 +30,11 @@ class EnvConfig:
         differentiable: Keep the graph of observations too (mode "disabled" only).
         dense_backward: Run every block while training, so that unchosen weights have a gradient.
         train: Train the blocks; False leaves them in eval mode and never keeps a graph.
-        replay_batch: Finished routes per training step of the blocks in mode "same_step".
+        replay: Train the blocks by replaying finished routes in mode "disabled" too, for outside agents that restart
+            rows themselves; mode "same_step" always does.
+        replay_batch: Finished routes per training step of the blocks where they are replayed.
         illegal: What a masked choice does: `"raise"`; or `"first_legal"`: the first legal choice is taken and
-            `info["illegal_action"]` is 1. None: "raise" in mode "disabled", "first_legal" in mode "same_step".
+            `info["illegal_action"]` is 1. None: "first_legal" where routes are replayed, "raise" elsewhere.
         optimizer: Optimiser of the blocks: `"adam"`, `"adamw"` or `"sgd"`.
         learning_rate: Its step size.
         momentum: Of `"sgd"`, in [0, 1).
@@ -57,6 +59,7 @@ class EnvConfig:
     differentiable: bool = False
     dense_backward: bool = False
     train: bool = True
+    replay: bool = False
     replay_batch: int = 64
     illegal: Literal["raise", "first_legal"] | None = None
     optimizer: str = "adam"
@@ -97,11 +100,12 @@ class EnvConfig:
             raise ValueError(f"momentum is for optimizer='sgd', got {self.optimizer!r}")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
-        if self.autoreset_mode == "same_step" and self.differentiable:
-            raise ValueError("differentiable=True needs autoreset_mode='disabled': same_step acts without a graph")
-        if self.autoreset_mode == "same_step" and self.rho and self.collaboration == "probability":
+        outside = "replay=True" if self.replay else "autoreset_mode='same_step'"
+        if self.replays and self.differentiable:
+            raise ValueError(f"differentiable=True needs autoreset_mode='disabled': {outside} acts without a graph")
+        if self.replays and self.rho and self.collaboration == "probability":
             raise ValueError(
-                "the probabilities of an outside agent are not known: with rho > 0, autoreset_mode='same_step' needs "
+                f"the probabilities of an outside agent are not known: with rho > 0, {outside} needs "
                 "collaboration='frequency'"
             )
         if self.action_type == "weights" and self.rho and self.collaboration == "frequency":
@@ -116,6 +120,11 @@ class EnvConfig:
             raise ValueError(f"unknown option {unknown[0]!r}; the environment takes {', '.join(sorted(known))}")
         check_types("the environment", get_type_hints(cls), options)
         return cls(**options)
+
+    @property
+    def replays(self) -> bool:
+        """Whether the blocks learn from finished routes that are run again."""
+        return self.replay or self.autoreset_mode == "same_step"
 
     @property
     def torch_device(self) -> torch.device:

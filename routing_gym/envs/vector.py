@@ -40,7 +40,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     episodes: rows that have left idle until all have; the graph of the forward pass is kept and `train_blocks` makes
     the one backward pass. In mode `"same_step"` (for outside agents) a row that leaves is restarted in the same
     step; acting runs without a graph and in eval mode, finished routes are stored, and whenever `replay_batch` of
-    them are complete they are run again in train mode and the blocks take one step.
+    them are complete they are run again in train mode and the blocks take one step. `replay=True` trains the blocks
+    like this in mode `"disabled"` too.
 
     ## Action Space
     `Discrete(A)`: the choice at the decision each row waits at; `MultiDiscrete([A] * M)` where M tensors choose.
@@ -119,21 +120,19 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.single_action_space = action_space(network, config.action_type)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._set_mode(AutoresetMode[config.autoreset_mode.upper()])
+        self._set_mode(AutoresetMode[config.autoreset_mode.upper()], config.replays)
 
-    def _set_mode(self, mode: AutoresetMode) -> None:
-        """Set the autoreset mode and give up the episodes that are under way."""
-        self.autoreset_mode = mode
+    def _set_mode(self, mode: AutoresetMode, replays: bool) -> None:
+        """Set the autoreset mode and how the blocks learn, and give up the episodes that are under way."""
+        self.autoreset_mode, self.replays = mode, replays
         self.metadata = {**type(self).metadata, "autoreset_mode": mode}
-        same_step = mode is AutoresetMode.SAME_STEP
-        # Mode "same_step" waits for the device anyway, to know who has left.
-        automatic = self.device.type == "cpu" or same_step
-        self._validates = automatic if self.config.validate is None else self.config.validate or same_step
-        self.illegal = self.config.illegal or ("first_legal" if same_step else "raise")
+        # Replaying waits for the device anyway, to know who has left.
+        automatic = self.device.type == "cpu" or replays
+        self._validates = automatic if self.config.validate is None else self.config.validate or replays
+        self.illegal = self.config.illegal or ("first_legal" if replays else "raise")
         self._log: RouteLog | None = None
-        if same_step or self.render_mode == "ansi":
-            weights = self.config.action_type == "weights"
-            self._log = RouteLog(self.network, self.num_envs, weights, self.device)
+        if replays or self.render_mode == "ansi":
+            self._log = RouteLog(self.network, self.num_envs, self.config.action_type == "weights", self.device)
         self._replayer = Replayer(self.network, self.dataset, self.trainer, self.config.replay_batch)
         self._state: RoutingState | None = None
         self._outcome: Outcome | None = None
@@ -142,18 +141,18 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     @contextmanager
     def batch_mode(self) -> Iterator[RoutingVectorEnv]:
-        """Switch to mode `"disabled"` for a while; on both occasions the episodes under way are given up."""
-        mode = self.autoreset_mode
-        self._set_mode(AutoresetMode.DISABLED)
+        """Switch to mode `"disabled"` without replay for a while; episodes under way are given up on both occasions."""
+        mode, replays = self.autoreset_mode, self.replays
+        self._set_mode(AutoresetMode.DISABLED, replays=False)
         try:
             yield self
         finally:
-            self._set_mode(mode)
+            self._set_mode(mode, replays)
 
     @property
     def keeps_graph(self) -> bool:
         """Whether steps keep the graph that `train_blocks` needs."""
-        return self.config.train and self.autoreset_mode is AutoresetMode.DISABLED
+        return self.config.train and not self.replays
 
     @property
     def state(self) -> RoutingState:
@@ -246,7 +245,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             "task": state.task,
             "depth": state.at,
         }
-        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+        if self.replays:
             # Outsiders may write into what they are given.
             observation = {key: value.clone() for key, value in observation.items()}
         return observation
@@ -271,25 +270,26 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         accepted = self.accept(actions)
         earned_before = self.outcome.final_reward
         reward, exits = self.transition(accepted.action)
-        after, left = self.state, ~self.state.active
+        after, left, leaving = self.state, ~self.state.active, before.active & ~self.state.active
 
         infos: dict[str, Any] = {} if accepted.replaced is None else {"illegal_action": accepted.replaced}
         infos["action_reward"] = reward
         if exits:
             reward = reward + (self.outcome.final_reward - earned_before)
-            ended, leaving = self.outcome.infos(after.macs), left & before.active
+            ended = self.outcome.infos(after.macs)
             infos |= ended | {f"_{key}": leaving for key in ended}
         observation = self._observe()
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and exits and bool(left.any()):
-            infos["final_obs"], infos["final_info"] = observation, ended
-            infos["_final_obs"] = infos["_final_info"] = left
-            rows = left.nonzero().flatten()
+        if self.replays and exits and bool(leaving.any()):
+            rows = leaving.nonzero().flatten()
             if self.config.train:
                 assert self._log is not None
                 self._replayer.push(self._log.read(rows, after.instance, self._augmentation, after.price))
-            self._begin(rows)
+            if self.autoreset_mode is AutoresetMode.SAME_STEP:
+                infos["final_obs"], infos["final_info"] = observation, ended
+                infos["_final_obs"] = infos["_final_info"] = leaving
+                self._begin(rows)
+                observation = self._observe()
             self._replayer.train()  # last, so that a loss that is no number finds everything in its place
-            observation = self._observe()
         infos["action_mask"] = self.network.action_mask(self.state)
         return observation, reward, left, torch.zeros_like(left), infos
 
@@ -362,7 +362,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             TrainingDivergedError: The loss is not finite. The blocks are unchanged.
         """
         if not self.keeps_graph:
-            raise RuntimeError("no graph is held: train_blocks needs autoreset_mode='disabled' and train=True")
+            raise RuntimeError("no graph is held: train_blocks needs mode 'disabled', train=True and replay=False")
         if self.state.waiting:
             raise RuntimeError(f"{int(self.state.active.sum())} rows have not left the network: go on stepping")
         if not self.outcome.exits:
@@ -413,7 +413,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self.stream.load_state_dict(at)
             raise
         self.frequency.total = state["frequency"].to(self.device)
-        self._set_mode(self.autoreset_mode)
+        self._set_mode(self.autoreset_mode, self.replays)
 
     def render(self) -> tuple[Any, ...] | None:
         """Draw what `render_mode` says.

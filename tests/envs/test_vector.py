@@ -19,6 +19,7 @@ from routing_gym.testing import check_vector_env, legal_actions
 
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_every_id_passes_every_checker(env_id):
+    check_vector_env(gymnasium.make_vec(env_id, num_envs=5, autoreset_mode="disabled", replay=True))
     check_env(gymnasium.make(env_id).unwrapped)
     check_env_sb3(gymnasium.make(env_id).unwrapped)
     for mode in ("same_step", "disabled"):
@@ -233,7 +234,8 @@ def test_train_blocks_needs_a_finished_batch_with_a_graph():
     env.step(torch.tensor([0, 0, 1, 1, 2, 2]))
     with pytest.raises(RuntimeError, match="4 rows have not left"):
         env.train_blocks()
-    for env in (toy_env(), toy_env(autoreset_mode="disabled", train=False)):
+    batch = {"autoreset_mode": "disabled"}
+    for env in (toy_env(), toy_env(**batch, train=False), toy_env(**batch, replay=True)):
         env.reset()
         with pytest.raises(RuntimeError, match="no graph is held"):
             env.train_blocks()
@@ -288,16 +290,16 @@ def test_bad_resets_are_refused():
         env.step(torch.zeros(6, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("mode", ["same_step", "disabled"])
 @pytest.mark.parametrize("action_type", ["discrete", "weights"])
-def test_same_step_replays_the_routes_that_ended_first(action_type):
+def test_the_routes_that_ended_first_are_replayed(action_type, mode):
     """The blocks' step equals one on the mean loss of those routes, each walked alone."""
     torch.manual_seed(0)
     network = ExitTree(TREE)
     twin = copy.deepcopy(network)
     soft = action_type == "weights"
-    env = RoutingVectorEnv(
-        network, toy_data(shift=1), 4, replay_batch=5, optimizer="sgd", learning_rate=0.5, action_type=action_type
-    )
+    options = dict(action_type=action_type, autoreset_mode=mode, replay=mode == "disabled")
+    env = RoutingVectorEnv(network, toy_data(shift=1), 4, replay_batch=5, optimizer="sgd", learning_rate=0.5, **options)
     generator = torch.Generator().manual_seed(3)
     env.reset(seed=0)
     under_way, ended = [[] for _ in range(4)], []
@@ -312,6 +314,8 @@ def test_same_step_replays_the_routes_that_ended_first(action_type):
             if terminated[row]:
                 ended.append((*starts[row], under_way[row]))
                 under_way[row] = []
+        if mode == "disabled" and terminated.any():
+            env.reset(options={"reset_mask": terminated})
     assert env.trainer.steps == 1 and not network.training
     assert any(augmentation.any() for _, augmentation, _ in ended)
 
