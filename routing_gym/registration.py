@@ -1,4 +1,4 @@
-"""The ids under which Gymnasium knows the environments."""
+"""The ids under which Gymnasium, and PettingZoo where it is installed, know the environments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ ENV_IDS: dict[str, dict[str, str]] = {
 
 
 def register_envs() -> None:
-    """Make every id known to `gymnasium.make` and `gymnasium.make_vec`; called when routing_gym is imported."""
+    """Make every id known to `gymnasium.make` and `gymnasium.make_vec`, and to `pettingzoo.make` where it is installed.
+
+    Called when routing_gym is imported.
+    """
     for name, kwargs in ENV_IDS.items():
         env_id = f"{NAMESPACE}/{name}"
         if env_id not in gymnasium.registry:
@@ -27,6 +30,16 @@ def register_envs() -> None:
                 vector_entry_point="routing_gym.envs.make:make_routing_vector_env",
                 kwargs=dict(kwargs),
             )
+    try:
+        from pettingzoo import aec_registry, parallel_registry, register
+    except ImportError:  # not installed, or older than its registry
+        return
+    for name, kwargs in ENV_IDS.items():
+        env_id = f"{NAMESPACE}/{name}"
+        if env_id not in parallel_registry:
+            register("parallel", env_id, "routing_gym.envs.parallel:make_routing_parallel_env", kwargs=dict(kwargs))
+        if env_id not in aec_registry:
+            register("aec", env_id, "routing_gym.envs.dispatched:make_routing_aec_env", kwargs=dict(kwargs))
 
 
 def env_ids() -> list[str]:

@@ -9,7 +9,6 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
-from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.trajectory import Context, Observation, Router, Step, Trajectory
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import actions
@@ -24,7 +23,7 @@ def core_of(env: Any) -> RoutingVectorEnv:
         ValueError: There is none.
     """
     inner = getattr(env, "unwrapped", env)
-    core = inner.core if isinstance(inner, RoutingEnv) else inner
+    core = getattr(inner, "core", inner)  # faces hold theirs
     if not isinstance(core, RoutingVectorEnv):
         raise ValueError(f"expected an environment of routing_gym, got {type(inner).__name__}")
     return core

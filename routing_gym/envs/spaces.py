@@ -1,9 +1,13 @@
-"""The spaces of one instance."""
+"""The spaces of one instance, and what lies in them, in numpy."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from routing_gym.networks import RoutedNetwork
 
@@ -27,3 +31,30 @@ def action_space(network: RoutedNetwork, action_type: str) -> spaces.Space:
     if tensors:
         return spaces.MultiDiscrete([network.num_choices] * network.num_tensors)
     return spaces.Discrete(network.num_choices)
+
+
+def with_mask(observed: spaces.Space, acted: spaces.Space, num_choices: int) -> spaces.Dict:
+    """Return `Dict(observation, action_mask)`, PettingZoo's form of a masked observation."""
+    mask: spaces.Space = spaces.Box(0, 1, (num_choices,), np.int8)
+    for size in reversed(acted.shape or ()):
+        mask = spaces.Tuple([mask] * size)
+    return spaces.Dict(observation=observed, action_mask=mask)
+
+
+def for_sampling(mask: np.ndarray) -> Any:
+    """Return a mask in the form `sample` takes: `(A,)`, or tuples of such where many choices are one action."""
+    return mask if mask.ndim == 1 else tuple(map(for_sampling, mask))
+
+
+def to_numpy(value: Any) -> Any:
+    """Return tensors as numpy arrays on the CPU, also those inside dicts and tuples; leave all else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, dict):
+        return {key: _mask_to_numpy(part) if key == "action_mask" else to_numpy(part) for key, part in value.items()}
+    return tuple(map(to_numpy, value)) if isinstance(value, tuple) else value
+
+
+def _mask_to_numpy(mask: Tensor) -> np.ndarray:
+    """Return a mask of choices as int8, the only form that `Discrete.sample` takes."""
+    return mask.to(torch.int8).cpu().numpy()

@@ -1,0 +1,224 @@
+"""A game of many: one PettingZoo agent per task, each routing instances of its own task through shared blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector.utils import batch_space
+
+from routing_gym.envs.config import check_count
+from routing_gym.envs.make import make_routing_vector_env
+from routing_gym.envs.rollout import core_of
+from routing_gym.envs.spaces import for_sampling, to_numpy, with_mask
+from routing_gym.envs.vector import RoutingVectorEnv
+from routing_gym.tasks import ShuffledStream
+
+try:
+    from pettingzoo import ParallelEnv
+except ImportError as error:
+    raise ImportError("PettingZoo is not installed: pip install 'routing_gym[pettingzoo]'") from error
+
+TOLD = ("action_mask", "illegal_action")
+ENDED = ("loss", "correct", "macs", "label", "final_reward")
+"""What an agent is told at every step, and about instances that have left."""
+
+
+class RoutingParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
+    """A stochastic game: the agents are the tasks, and each routes instances of its own through the same blocks.
+
+    ## Description
+    A round begins with an instance of its task for every agent. All agents decide at once; an agent leaves the game
+    when its instance has left the network, and `reset` begins the next round. Finished routes are replayed to train the
+    blocks, as in mode `"same_step"` of `RoutingVectorEnv`: what one agent does changes the game of the others.
+    Everything is numpy and Python here.
+
+    ## Action Space
+    Of every agent `Discrete(A)`, `MultiDiscrete` where M > 1 tensors choose; of n instances `MultiDiscrete([A] * n)`.
+    A masked choice is replaced by the first legal one, and `info["illegal_action"]` is 1 then.
+
+    ## Observation Space
+    Of every agent `Dict(observation=Dict(activation, task, depth), action_mask=Box(0, 1, (A,), int8))`, the first as in
+    `RoutingVectorEnv`. The mask is in the info as well, in the form `action_space(agent).sample` takes: where many
+    choices are one action, a tuple of masks.
+
+    ## Rewards
+    As in `RoutingVectorEnv`; of n instances an `(n,)` array.
+
+    ## Starting State
+    Each agent draws instances of its task, without repetition until all have been drawn.
+
+    ## Episode End
+    An agent is `terminated` when its instance, or the last of its n, has left the network; never `truncated`. Its info
+    then holds `loss`, `correct`, `macs`, `label` and `final_reward`.
+
+    ## Arguments
+    `env`, an environment of routing_gym or a face of one, whose network, data and options are taken (the blocks'
+    optimiser is this face's own); `instances_per_agent`, n: observations, actions and rewards then have a leading axis,
+    even for n = 1. `pettingzoo.make("parallel", id)` builds both.
+
+    ## Version History
+    * v0: first version.
+
+    Attributes:
+        core: The vector environment: one row per instance, those of the first agent first.
+        render_mode: As the environment's.
+
+    Raises:
+        ValueError: An environment whose actions are weights, or `instances_per_agent` below 1.
+    """
+
+    metadata: dict[str, Any] = {**RoutingVectorEnv.metadata, "name": "routing_gym_parallel_v0"}
+
+    def __init__(self, env: Any, instances_per_agent: int | None = None) -> None:
+        self._count: tuple[int, ...] = ()
+        if instances_per_agent is not None:
+            check_count("instances_per_agent", instances_per_agent)
+            self._count = (instances_per_agent,)
+        config, dataset = core_of(env).config, core_of(env).dataset
+        tasks = range(dataset.num_tasks) if config.draw_tasks is None else sorted(set(config.draw_tasks))
+        self.core = outside_core(env, len(tasks) * (instances_per_agent or 1))
+        self.render_mode = self.core.render_mode
+        self.possible_agents = [f"task_{task}" for task in tasks]
+        self.agents: list[str] = []
+        task_of = dataset.task.cpu()
+        self._streams = [ShuffledStream((task_of == task).nonzero().flatten()) for task in tasks]
+        self._seed(config.seed)
+        observed, acted = self.core.single_observation_space, self.core.single_action_space
+        choices = self.core.network.num_choices
+        for count in self._count:
+            # Gymnasium's batch_space would make a Box of a MultiDiscrete, whose `sample` takes no mask.
+            acted = spaces.MultiDiscrete(np.full((count, *(acted.shape or ())), choices))
+            observed = batch_space(observed, count)
+        seen = with_mask(observed, acted, choices)
+        # To every agent its own, so that each can be seeded.
+        self.observation_spaces = {agent: copy.deepcopy(seen) for agent in self.possible_agents}
+        self.action_spaces: dict[str, Space] = {agent: copy.deepcopy(acted) for agent in self.possible_agents}
+
+    def observation_space(self, agent: str) -> Space:
+        """Return what an agent may see."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> Space:
+        """Return what an agent may do."""
+        return self.action_spaces[agent]
+
+    def _seed(self, seed: int) -> None:
+        """Give every task an order of its own: with equal ones, the same images would always meet."""
+        generator = torch.Generator().manual_seed(seed)
+        for stream in self._streams:
+            stream.seed(int(torch.randint(2**31, (), generator=generator)))
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Begin a round with new instances.
+
+        Args:
+            seed: Start the order of instances over from this seed; the blocks are not touched.
+            options: Part of PettingZoo's interface; there are none here.
+
+        Returns:
+            Observations and infos by agent.
+        """
+        if seed is not None:
+            self._seed(seed)
+        instances = torch.cat([stream.draw(self.core.num_envs // len(self._streams)) for stream in self._streams])
+        observation, infos = self.core.reset(seed=seed, options={"instances": instances})
+        self.agents = list(self.possible_agents)
+        return self._shared_out(observation, infos, dict.fromkeys(self.agents, False))
+
+    def step(
+        self, actions: Mapping[str, Any]
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
+        """Take one decision for every agent in the game.
+
+        Args:
+            actions: By agent; those of agents that have left are ignored.
+
+        Returns:
+            Observations, rewards, terminations, truncations and infos by agent.
+
+        Raises:
+            ValueError: An agent is missing or unknown, or an action is not allowed. Nothing has changed then.
+            ResetNeeded: Before the first reset, or when all agents have left.
+        """
+        if not self.agents:
+            raise ResetNeeded("no agent is in the game: call reset()")
+        playing = self.agents
+        if set(playing) - set(actions) or set(actions) - set(self.possible_agents):
+            raise ValueError(f"expected an action of each of {playing}, got {sorted(actions)}")
+        observation, reward, left, _, infos = self.core.step(self._joined(actions))
+        fared = self._by_agent({"reward": reward, "left": left})
+        terminations = {agent: bool(fared[agent]["left"].all()) for agent in playing}
+        observations, told = self._shared_out(observation, infos, terminations)
+        self.agents = [agent for agent in playing if not terminations[agent]]
+        rewards = {agent: plain(fared[agent]["reward"]) for agent in playing}
+        return observations, rewards, terminations, dict.fromkeys(playing, False), told
+
+    def _joined(self, actions: Mapping[str, Any]) -> np.ndarray:
+        """Return the actions of all agents as one of the core; for those that have left any choice will do."""
+        form = self.core.single_action_space.shape or ()
+        joint = np.zeros((len(self.possible_agents), *self._count, *form), dtype=np.int64)
+        for number, agent in enumerate(self.possible_agents):
+            if agent in self.agents:
+                action = np.asarray(actions[agent])
+                if action.shape != joint.shape[1:] or not np.issubdtype(action.dtype, np.integer):
+                    raise ValueError(f"{agent}: expected integers of shape {joint.shape[1:]}, got {actions[agent]!r}")
+                joint[number] = action
+        return joint.reshape(-1, *form)
+
+    def _by_agent(self, batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Share the rows of a batch out among the agents in the game."""
+        form = (len(self.possible_agents), *self._count)
+        rows = {key: value.reshape(*form, *value.shape[1:]) for key, value in to_numpy(dict(batch)).items()}
+        return {
+            agent: {key: value[number] for key, value in rows.items()}
+            for number, agent in enumerate(self.possible_agents)
+            if agent in self.agents
+        }
+
+    def _shared_out(
+        self, observation: Mapping[str, Any], infos: Mapping[str, Any], terminations: Mapping[str, bool]
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Return what each agent in the game sees, and what it is told."""
+        seen = self._by_agent(observation)
+        known = self._by_agent({key: value for key, value in infos.items() if key in (*TOLD, *ENDED)})
+        observations, told = {}, {}
+        for agent in self.agents:
+            mask = for_sampling(known[agent].pop("action_mask"))
+            observations[agent] = {"observation": seen[agent], "action_mask": mask}
+            kept = {key: plain(value) for key, value in known[agent].items() if key in TOLD or terminations[agent]}
+            told[agent] = {"action_mask": mask, **kept}
+        return observations, told
+
+    def render(self) -> Any:
+        """Return the routes, a line for each instance (`"ansi"`), or the routing map so far (`"rgb_array"`)."""
+        frames = self.core.render()
+        return frames if frames is None else frames[0] if self.render_mode == "rgb_array" else "\n".join(frames)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def outside_core(env: Any, num_envs: int) -> RoutingVectorEnv:
+    """Return a core for agents from outside that choose; it waits with finished rows until it is reset."""
+    core = core_of(env)
+    if core.config.action_type != "discrete":
+        raise ValueError(f"this face is for action_type='discrete', got {core.config.action_type!r}")
+    return core.sibling(num_envs, autoreset_mode="disabled", replay=True)
+
+
+def plain(value: np.ndarray | np.generic) -> Any:
+    """Return a number as a Python number, and an array as it is."""
+    return value if value.ndim else value.item()
+
+
+def make_routing_parallel_env(*, instances_per_agent: int | None = None, **options: Any) -> RoutingParallelEnv:
+    """Build the game of many; options as in `make_routing_vector_env`."""
+    return RoutingParallelEnv(make_routing_vector_env(num_envs=1, **options), instances_per_agent)
