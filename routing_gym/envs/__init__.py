@@ -9,6 +9,7 @@ from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError, gradient_sums
 from routing_gym.envs.trajectory import Context, Observation, Router, SettledExit, Step, Trajectory
 from routing_gym.envs.vector import RoutingVectorEnv
+from routing_gym.envs.wrappers import RecordEpisodeStatistics, RecordRoutes, ToNumpy
 
 __all__ = [
     "CELL",
@@ -19,12 +20,15 @@ __all__ = [
     "EnvConfig",
     "Evaluation",
     "Observation",
+    "RecordEpisodeStatistics",
+    "RecordRoutes",
     "Router",
     "RoutingEnv",
     "RoutingVectorEnv",
     "RunningShare",
     "SettledExit",
     "Step",
+    "ToNumpy",
     "TrainingDivergedError",
     "Trajectory",
     "check_types",

@@ -42,14 +42,18 @@ class Pictures:
 
     def count(self, state: RoutingState, action: Action) -> None:
         """Add what was decided to the routing map, weights by their size."""
-        choosing = self.network.choosing(state)
-        weights = actions.dense(action, self.network.num_choices).detach().abs()
-        weights = (weights.view(*choosing.shape, -1) * choosing.unsqueeze(-1)).sum(1)
-        self.taken.index_put_((state.task, state.at), weights, accumulate=True)
+        self.taken.index_put_((state.task, state.at), taken(self.network, state, action), accumulate=True)
 
     def draw(self, mode: str) -> tuple[Any, ...]:
         """Return one line per row (`"ansi"`), or one picture of the routing map (`"rgb_array"`)."""
         return tuple(self.routes) if mode == "ansi" else (routing_map(self.taken[:, :-1]),)
+
+
+def taken(network: RoutedNetwork, state: RoutingState, action: Action) -> Tensor:
+    """Return `(B, A)`: how much of each choice a row takes, summed over its tensors; zeros for rows that have left."""
+    choosing = network.choosing(state)
+    weights = actions.dense(action, network.num_choices).detach().abs()
+    return (weights.view(*choosing.shape, -1) * choosing.unsqueeze(-1)).sum(1)
 
 
 def _plain(action: int | float | list) -> str:

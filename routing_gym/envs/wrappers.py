@@ -1,0 +1,173 @@
+"""Wrappers for vector environments: they record in torch, on the device; the last one gives numpy.
+
+They see what is stepped through them; `agent.learn` and `evaluate` go to the core.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from torch import Tensor
+
+from routing_gym.envs.render import taken
+from routing_gym.envs.rollout import core_of
+from routing_gym.envs.routes import RouteLog
+from routing_gym.envs.spaces import to_numpy
+
+
+class _PerEpisode(VectorWrapper):
+    """Knows which rows have just ended an episode, and which begin one.
+
+    Args:
+        env: A `RoutingVectorEnv`, possibly wrapped, whose step still returns tensors.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self.core = core_of(env)
+        # Rows that wait for a reset in mode "disabled"; they go on being `terminated`.
+        self._idle = self._no_row()
+
+    def _no_row(self) -> Tensor:
+        return torch.zeros(self.num_envs, dtype=torch.bool, device=self.core.device)
+
+    def _begin(self, rows: Tensor) -> None:
+        """Forget rows, `(num_envs,)` bool, which begin anew."""
+        raise NotImplementedError
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset all rows, or those of `options["reset_mask"]`."""
+        returned = super().reset(seed=seed, options=options)
+        mask = (options or {}).get("reset_mask")
+        rows = ~self._no_row() if mask is None else torch.as_tensor(mask, device=self.core.device)
+        self._idle = self._idle & ~rows
+        self._begin(rows)
+        return returned
+
+    def _note_end(self, terminated: Tensor) -> Tensor:
+        """Return `(num_envs,)` bool: the rows whose episode has ended in this step."""
+        ended = terminated & ~self._idle
+        if self.core.autoreset_mode is AutoresetMode.DISABLED:
+            self._idle = self._idle | ended
+        return ended
+
+
+class RecordEpisodeStatistics(_PerEpisode):
+    """Tells return, length and time of every episode when it ends.
+
+    Infos are as of Gymnasium's wrapper of this name, in tensors on the device: `info["episode"]` holds `r`, the sum of
+    rewards, `l`, the number of decisions, and `t`, the seconds since the episode began, `(num_envs,)` each, zeros in
+    rows that did not end; `info["_episode"]` says which did.
+
+    Args:
+        env: A `RoutingVectorEnv`, possibly wrapped, whose step still returns tensors.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self._return = torch.zeros(self.num_envs, device=self.core.device)
+        self._length = torch.zeros(self.num_envs, dtype=torch.int64, device=self.core.device)
+        self._since = torch.zeros(self.num_envs, dtype=torch.float64, device=self.core.device)
+
+    def _begin(self, rows: Tensor) -> None:
+        self._return = self._return.masked_fill(rows, 0)
+        self._length = self._length.masked_fill(rows, 0)
+        self._since = self._since.masked_fill(rows, time.perf_counter())
+
+    def step(self, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Step, and add `episode` and `_episode` to the infos if there are episodes to speak of."""
+        observation, reward, terminated, truncated, infos = super().step(actions)
+        self._return = self._return + reward
+        self._length = self._length + (~self._idle).to(torch.int64)
+        ended = self._note_end(terminated)
+        if "loss" in infos:  # an episode has ended: known without asking the device
+            lasted = time.perf_counter() - self._since
+            infos["episode"] = {
+                key: torch.where(ended, value, 0)
+                for key, value in (("r", self._return), ("l", self._length), ("t", lasted))
+            }
+            infos["_episode"] = ended
+            if self.core.autoreset_mode is AutoresetMode.SAME_STEP:
+                self._begin(ended)
+        return observation, reward, terminated, truncated, infos
+
+
+class RecordRoutes(_PerEpisode):
+    """Counts which choices the instances of each task took, once their episodes have ended.
+
+    `routing_map(wrapper.counts)` draws it.
+
+    Args:
+        env: A `RoutingVectorEnv`, possibly wrapped, whose step still returns tensors.
+        keep: Keep every route in `routes` as well, which copies it to the host.
+
+    Attributes:
+        counts: `(T, N, A)`: how often each task took each choice at each decision, int64; of weights, their sum.
+        routes: `(task, [(decision, action), ...])` of every episode in the order in which they ended.
+    """
+
+    def __init__(self, env: VectorEnv, keep: bool = False) -> None:
+        super().__init__(env)
+        network, weights = self.core.network, self.core.config.action_type == "weights"
+        decisions, choices = len(network.decisions) + 1, network.num_choices  # the last for rows that have left
+        dtype = torch.get_default_dtype() if weights else torch.int64
+        self._counts = torch.zeros(
+            self.core.dataset.num_tasks, decisions, choices, dtype=dtype, device=self.core.device
+        )
+        self._under_way = torch.zeros(self.num_envs, decisions, choices, dtype=dtype, device=self.core.device)
+        self._row = torch.arange(self.num_envs, device=self.core.device)
+        self._log = RouteLog(network, self.num_envs, weights, self.core.device) if keep else None
+        self.routes: list[tuple[int, list[tuple[int, Any]]]] = []
+
+    @property
+    def counts(self) -> Tensor:
+        """`(T, N, A)`."""
+        return self._counts[:, :-1]
+
+    def clear(self) -> None:
+        """Forget all episodes that have ended."""
+        self._counts.zero_()
+        self.routes = []
+
+    def _begin(self, rows: Tensor) -> None:
+        self._under_way.masked_fill_(rows.view(-1, 1, 1), 0)
+        if self._log is not None:
+            self._log.clear(rows.nonzero().flatten())
+
+    def step(self, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Step, and write down what was done; where masked choices are replaced, what they were replaced by."""
+        before = self.core.state
+        observation, reward, terminated, truncated, infos = super().step(actions)
+        assert self.core.executed is not None
+        took = taken(self.core.network, before, self.core.executed).to(self._under_way.dtype)
+        self._under_way[self._row, before.at] += took
+        if self._log is not None:
+            self._log.write(before.at, before.active, self.core.executed)
+        ended = self._note_end(terminated)
+        if "loss" in infos:
+            self._counts.index_add_(0, before.task, self._under_way * ended.view(-1, 1, 1))
+            if self._log is not None:
+                tasks, routes = before.task.tolist(), self._log.routes()
+                self.routes += [(tasks[row], routes[row]) for row in ended.nonzero().flatten().tolist()]
+            self._begin(ended)
+        return observation, reward, terminated, truncated, infos
+
+
+class ToNumpy(VectorWrapper):
+    """Gives numpy arrays and takes them, so that Gymnasium's own vector wrappers can go on top.
+
+    Masks of choices are int8, the form in which `Discrete.sample` takes them.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset; observations and infos in numpy."""
+        observation, infos = super().reset(seed=seed, options=options)
+        return to_numpy(observation), to_numpy(infos)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step; all that comes back in numpy."""
+        observation, reward, terminated, truncated, infos = super().step(actions)
+        return to_numpy(observation), to_numpy(reward), to_numpy(terminated), to_numpy(truncated), to_numpy(infos)
