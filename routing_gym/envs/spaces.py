@@ -43,7 +43,9 @@ def with_mask(observed: spaces.Space, acted: spaces.Space, num_choices: int) -> 
 
 def for_sampling(mask: np.ndarray) -> Any:
     """Return a mask in the form `sample` takes: `(A,)`, or tuples of such where many choices are one action."""
-    return mask if mask.ndim == 1 else tuple(map(for_sampling, mask))
+    if mask.ndim == 1:
+        return mask
+    return tuple(mask if mask.ndim == 2 else map(for_sampling, mask))
 
 
 def to_numpy(value: Any) -> Any:

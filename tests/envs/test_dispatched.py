@@ -5,7 +5,7 @@ import pettingzoo
 import pytest
 from gymnasium.error import ResetNeeded
 from pettingzoo.test import api_test, seed_test
-from toys import TREE, ExitTree, Gates, planted_env, toy_env
+from toys import TREE, ExitTree, Gates, Planted, planted_env, toy_env
 
 import routing_gym
 from routing_gym.envs import core_of
@@ -65,8 +65,6 @@ def test_the_dispatcher_moves_first_and_earns_what_the_agent_it_picked_earns():
 
 def test_a_dispatcher_from_outside_learns_whom_to_pick():
     """Agent k walks task k's planted route; one in three picks is right."""
-    from toys import Planted
-
     env, generator = RoutingAECEnv(planted_env()), np.random.default_rng(0)
     value = np.zeros((3, 3))
 
