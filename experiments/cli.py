@@ -48,7 +48,7 @@ class List:
         if self.name not in known:
             raise UsageError(f"unknown name {self.name!r}; known are {', '.join(known)}")
         if self.name in env_ids():
-            options = ENV_IDS[self.name.partition("/")[2]]
+            options = ENV_IDS[self.name]
             owners: list[Any] = [DATASETS[options["dataset"]], NETWORKS[options["network"]], EnvConfig]
         else:
             owners = [AGENTS[self.name].Config if self.name in AGENTS else NETWORKS[self.name]]
@@ -83,7 +83,7 @@ class Download:
 def everything() -> list[Table]:
     """Return tables of all environments, agents and networks."""
     environments = Table("id", "data set", "network", title="environments")
-    for env_id, options in zip(env_ids(), ENV_IDS.values(), strict=True):
+    for env_id, options in ENV_IDS.items():
         environments.add_row(env_id, options["dataset"], options["network"])
     tables = [environments]
     for title, known in (("agents", AGENTS), ("networks", NETWORKS)):

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from routing_gym.envs.rewards import FINAL_REWARDS
 from routing_gym.envs.training import OPTIMIZERS, SCHEDULES, Optimization
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
@@ -22,7 +23,8 @@ class EnvConfig:
         draw_tasks: The tasks instances are drawn of; all by default.
         autoreset_mode: `"same_step"` for outside agents, `"disabled"` for agents that train on whole batches.
         action_type: `"discrete"`, or `"weights"` for mixtures.
-        final_reward: At the exit: `"correctness"`, +1 or -1; or `"negative-loss"`, minus the cross-entropy.
+        final_reward: At the exit: `"correctness"`, +1 or -1; `"negative-loss"`, minus the cross-entropy; or one of
+            your own (`register_reward`).
         rho: Weight of the collaboration reward, in [0, 1]: for taking a block that has been taken often.
         collaboration: What "often" is: the running average `"probability"` of the block under the agents' policies,
             which our agents add themselves because only they know it; or its running `"frequency"` over all tasks.
@@ -50,7 +52,7 @@ class EnvConfig:
     draw_tasks: tuple[int, ...] | None = None
     autoreset_mode: Literal["same_step", "disabled"] = "same_step"
     action_type: Literal["discrete", "weights"] = "discrete"
-    final_reward: Literal["correctness", "negative-loss"] = "correctness"
+    final_reward: str = "correctness"
     rho: float = 0.0
     collaboration: Literal["probability", "frequency"] = "probability"
     k_cpt: float = 0.0
@@ -74,7 +76,7 @@ class EnvConfig:
         for option, known in (
             ("autoreset_mode", ("same_step", "disabled")),
             ("action_type", ("discrete", "weights")),
-            ("final_reward", ("correctness", "negative-loss")),
+            ("final_reward", tuple(FINAL_REWARDS)),
             ("collaboration", ("probability", "frequency")),
             ("illegal", ("raise", "first_legal", None)),
             ("optimizer", tuple(OPTIMIZERS)),
@@ -151,7 +153,7 @@ class EnvConfig:
 
     def final(self, loss: Tensor, correct: Tensor) -> Tensor:
         """Return the final reward of rows with a given cross-entropy and correctness (0 or 1)."""
-        return 2 * correct - 1 if self.final_reward == "correctness" else -loss
+        return FINAL_REWARDS[self.final_reward](loss, correct)
 
 
 def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> None:
