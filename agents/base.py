@@ -263,7 +263,10 @@ class Agent(nn.Module, ABC):
         checkpoint = read(path)
         known = AGENTS.get(checkpoint["agent"])
         if known is None:
-            raise ValueError(f"{path} holds the agent {checkpoint['agent']!r}, which is not registered here")
+            raise ValueError(
+                f"{path} holds the agent {checkpoint['agent']!r}, which is not registered here: import the file that "
+                "registers it, or name it with --plugin"
+            )
         if not issubclass(known, cls):
             raise ValueError(f"{path} holds a {known.__name__}, expected a {cls.__name__}")
         core = core_of(env)

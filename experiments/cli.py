@@ -19,6 +19,8 @@ from routing_gym.envs import DATASETS, EnvConfig, TrainingDivergedError
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
 from routing_gym.experiments.deploy import Extract, Prune
+from routing_gym.experiments.new_agent import NewAgent
+from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.reproduce import Reproduce
 from routing_gym.experiments.settings import UsageError
 from routing_gym.experiments.sweep import Sweep
@@ -29,7 +31,7 @@ from routing_gym.tasks import SOURCES, DataError, download
 
 
 @dataclasses.dataclass(frozen=True)
-class List:
+class List(Pluggable):
     """Print the environments, agents and networks there are, or every option of one of them.
 
     Attributes:
@@ -123,6 +125,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prune": Prune,
     "extract": Extract,
     "list": List,
+    "new-agent": NewAgent,
     "bench": Bench,
     "download": Download,
 }
@@ -138,6 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     try:
+        if isinstance(command, Pluggable):
+            command.load_plugins()
         return command.execute(console)
     except UsageError as error:
         print(f"routing-gym: {error}", file=sys.stderr)
