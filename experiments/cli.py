@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from routing_gym.agents import AGENTS, AgentConfig
-from routing_gym.envs import DATASETS, EnvConfig, TrainingDivergedError
+from routing_gym.envs import DATASETS, EnvConfig, TrainingDivergedError, make_routing_vector_env
+from routing_gym.envs.make import NOT_OPTIONS
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
 from routing_gym.experiments.deploy import Extract, Prune
@@ -51,7 +52,8 @@ class List(Pluggable):
             raise UsageError(f"unknown name {self.name!r}; known are {', '.join(known)}")
         if self.name in env_ids():
             options = ENV_IDS[self.name]
-            owners: list[Any] = [DATASETS[options["dataset"]], NETWORKS[options["network"]], EnvConfig]
+            parts = [make_routing_vector_env, DATASETS[options["dataset"]], NETWORKS[options["network"]]]
+            owners: list[Any] = [*parts, EnvConfig]
         else:
             owners = [AGENTS[self.name].Config if self.name in AGENTS else NETWORKS[self.name]]
         for owner in owners:
@@ -103,8 +105,10 @@ def options_table(owner: Any) -> Table:
     }
     table = Table("option", "default", "what it is", title=docstring(owner).short_description or owner.__name__)
     for name, parameter in inspect.signature(owner).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY or dataclasses.is_dataclass(owner) or name == "num_blocks":
-            default = "one per task" if name == "num_blocks" else repr(parameter.default)
+        if name in (NOT_OPTIONS if owner in NETWORKS.values() else {"dataset"}):
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY or dataclasses.is_dataclass(owner):
+            default = repr(parameter.default)
             table.add_row(name, escape(default), escape(" ".join(about.get(name, "").split())))
     return table
 

@@ -86,6 +86,10 @@ class EnvConfig:
             if getattr(self, option) not in known:
                 raise ValueError(f"{option} must be {_either(known)}, got {getattr(self, option)!r}")
         check_count("replay_batch", self.replay_batch)
+        tasks = self.draw_tasks
+        whole = isinstance(tasks, tuple | list) and all(isinstance(t, int) and not isinstance(t, bool) for t in tasks)
+        if tasks is not None and not (whole and tasks):
+            raise ValueError(f"draw_tasks must be a tuple of task numbers, at least one, got {tasks!r}")
         check_count("schedule_epochs", self.schedule_epochs)
         if not 0 <= self.rho <= 1:
             raise ValueError(f"rho must lie in [0, 1], got {self.rho}")
@@ -146,9 +150,10 @@ class EnvConfig:
             wanted[task] = True
         return ShuffledStream(wanted[dataset.task.cpu()].nonzero().flatten(), self.seed)
 
-    def optimization(self, epoch: int) -> Optimization:
-        """Return how blocks are trained on a split of `epoch` instances."""
+    def optimization(self, rows: int, num_envs: int) -> Optimization:
+        """Return how blocks are trained on a split of so many rows; whole batches make an epoch in mode "disabled"."""
         options = {field.name for field in dataclasses.fields(Optimization)} - {"epoch"}
+        epoch = rows if self.autoreset_mode == "same_step" else -(-rows // num_envs) * num_envs
         return Optimization(epoch=epoch, **{option: getattr(self, option) for option in options})
 
     def final(self, loss: Tensor, correct: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 import torch
 
-from routing_gym.envs.config import EnvConfig, check_types
+from routing_gym.envs.config import EnvConfig, check_count, check_types
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, RoutedNetwork, claim, make_network
@@ -79,6 +79,8 @@ def make_routing_vector_env(
     for builder in (DATASETS[dataset], NETWORKS[network] if isinstance(network, str) else None):
         if builder is not None:
             check_types("this environment", get_type_hints(_function(builder)), options)
+    if num_tasks is not None:
+        check_count("num_tasks", num_tasks)
     if num_tasks is not None and "num_tasks" in of_data:
         options["num_tasks"] = num_tasks  # synthetic data is made for as many as are asked for
     data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
