@@ -27,7 +27,7 @@ from routing_gym.agents.growing import add_task
 from routing_gym.agents.learn import learn, train_batch
 from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
-from routing_gym.agents.registry import agent_class, make_agent, register_agent
+from routing_gym.agents.registry import agent_class, load_installed_agents, make_agent, register_agent
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.wpl import WPL, WPLConfig
 
@@ -79,6 +79,7 @@ __all__ = [
     "agent_class",
     "extract",
     "learn",
+    "load_installed_agents",
     "make_agent",
     "prune",
     "read",

@@ -18,6 +18,8 @@ from routing_gym.envs import Trajectory
 class ActorCriticConfig(ScoredConfig):
     """Options of the advantage actor-critic.
 
+    `gamma` discounts the final reward too, by one power for every decision before it.
+
     Attributes:
         gae_lambda: How far an advantage looks ahead before it trusts the critic: 1 for the whole return, 0 for a step.
         critic: Weight of the critic's squared error in the loss.

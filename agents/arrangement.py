@@ -187,22 +187,16 @@ class LearningAgent(Agent):
         return self.choose(observation, agent, context)
 
     def _dispatched(self, observation: Observation, context: Context) -> Tensor:
-        """Return `(B,)` agents, asking the dispatcher for instances that are just beginning.
-
-        They are carried from decision to decision as agent + 1, because a carried state begins as zeros.
-        """
-        begins = None if context.carry is None else context.carry == 0
-        if begins is not None and not bool(begins.any()):
-            assert context.carry is not None
-            return context.carry - 1
+        """Return `(B,)` agents, asking the dispatcher for instances that are just beginning; they are carried on."""
+        if context.carry is not None and context.begins is None:
+            return context.carry
         task = observation["task"]
         question = Context(context.active, context.mask, context.deterministic)
         agent = self.choose(self._dispatching(observation), self.arrangement.dispatcher_of(task), question)
         agent = agent if agent.ndim == 1 else agent[:, 0]
-        if begins is not None:
-            assert context.carry is not None
-            agent = torch.where(begins, agent, context.carry - 1)
-        context.carry = agent + 1
+        if context.carry is not None and context.begins is not None:
+            agent = torch.where(context.begins, agent, context.carry)
+        context.carry = agent
         return agent
 
     def _dispatching(self, observation: Observation) -> dict[str, Tensor]:
@@ -212,7 +206,9 @@ class LearningAgent(Agent):
         return {**observation, "depth": row}
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Put the dispatcher's choice, if there was one, before the others, and learn."""
+        """Put the dispatcher's choice, if there was one, before the others, and learn from detached observations."""
+        steps = [dataclasses.replace(step, observation=_detached(step.observation)) for step in trajectory.steps]
+        trajectory = dataclasses.replace(trajectory, steps=steps)
         if self.arrangement.dispatch_row is not None:
             trajectory = dataclasses.replace(trajectory, steps=[self._dispatch_step(trajectory), *trajectory.steps])
         return self.learn_from(trajectory)
@@ -246,6 +242,11 @@ class LearningAgent(Agent):
         agent = torch.stack([self.agent_at(step) for step in trajectory.steps])
         row = torch.stack([step.decision for step in trajectory.steps])
         return agent * self.arrangement.num_rows + row
+
+
+def _detached(observation: Observation) -> dict[str, Tensor]:
+    """Return an observation without the graph a differentiable environment keeps: the blocks have used it up."""
+    return {key: value.detach() for key, value in observation.items()}
 
 
 def chosen_in(step: Step) -> Tensor:

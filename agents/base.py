@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from routing_gym.agents.checkpoint import origin_of, read, write
 from routing_gym.agents.learn import learn
 from routing_gym.agents.options import AgentConfig
+from routing_gym.agents.tabular import legal_rows
 from routing_gym.envs import Context, Observation, RoutingVectorEnv, RunningShare, Trajectory, core_of
 from routing_gym.networks import Action
 
@@ -196,16 +197,16 @@ class Agent(nn.Module, ABC):
         if single:
             batch = {key: value.unsqueeze(0) for key, value in batch.items()}
         carry = None if state is None else torch.as_tensor(state, device=self.env.device)
+        begins = None
         if carry is not None and episode_start is not None:
-            begins = torch.as_tensor(episode_start, device=self.env.device).view(-1, *[1] * (carry.ndim - 1))
-            carry = torch.where(begins, torch.zeros_like(carry), carry)
-        masks = self.env.network.masks
-        mask = torch.cat([masks, torch.ones_like(masks[:1])])[batch["depth"]]
+            begins = torch.as_tensor(episode_start, device=self.env.device, dtype=torch.bool).view(-1)
+            carry = torch.where(begins.view(-1, *[1] * (carry.ndim - 1)), torch.zeros_like(carry), carry)
         context = Context(
             active=batch["depth"] < self.num_decisions,
-            mask=mask[:, 0] if self.num_tensors == 1 else mask,
+            mask=legal_rows(self.env.network.masks)[batch["depth"]],
             deterministic=deterministic,
             carry=carry,
+            begins=begins,
         )
         with torch.no_grad():
             action = self.act(batch, context)
@@ -255,7 +256,9 @@ class Agent(nn.Module, ABC):
         """Read an agent and its blocks from a file; the blocks go into `env`'s network.
 
         Learning goes on bit for bit where it stopped, on the same kind of device; elsewhere the agent's random numbers
-        start anew from its seed and its episodes.
+        start anew from its seed and its episodes. PyTorch's own generator, which dropout draws from, belongs to the
+        whole process and is left alone: `torch.set_rng_state(read(path)["torch_generator"])` puts it back, as the
+        commands do.
 
         Raises:
             ValueError: Not a checkpoint, or one of another network, agent or data set. `env` is unchanged then.
@@ -263,7 +266,10 @@ class Agent(nn.Module, ABC):
         checkpoint = read(path)
         known = AGENTS.get(checkpoint["agent"])
         if known is None:
-            raise ValueError(f"{path} holds the agent {checkpoint['agent']!r}, which is not registered here")
+            raise ValueError(
+                f"{path} holds the agent {checkpoint['agent']!r}, which is not registered here: import the file that "
+                "registers it, or name it with --plugin"
+            )
         if not issubclass(known, cls):
             raise ValueError(f"{path} holds a {known.__name__}, expected a {cls.__name__}")
         core = core_of(env)

@@ -167,7 +167,7 @@ class CrossStitchConfig(AgentConfig):
 class CrossStitch(Gate):
     """Cross-stitch (Misra et al. 2016): a column per task, each fed with a learned mixture of all columns.
 
-    input_i = Σ_j w_ij v_j before every routed layer, w free real numbers (Rosenbaum et al. 2018, section 4). Its
+    input_j = Σ_i w_ij v_i before every routed layer, w free real numbers (Rosenbaum et al. 2018, section 4). Its
     environment is made with `form="columns"`: as many columns as blocks, and the task's own column gives the answer.
     """
 
@@ -179,6 +179,10 @@ class CrossStitch(Gate):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         columns, own = self.num_choices, self.config.own
+        if self.num_tasks > columns:
+            raise ValueError(
+                f"agent {self.name!r} needs a column for each of the {self.num_tasks} tasks, this network has {columns}"
+            )
         others = (1 - own) / (columns - 1) if columns > 1 else 0.0
         weight = torch.full((columns, columns), others).fill_diagonal_(own)
         # One row more, for rows that have left.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from routing_gym.agents.arrangement import LearningConfig
@@ -26,18 +25,19 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
         agent: A trained agent.
         data: The new tasks, by split: at least the splits of the agent's own environment, with images of the same shape
             and no more classes than the network has logits for. They are normalised as the old ones are.
-        block_rate: What the blocks' learning rate is multiplied by; their schedule ends.
+        block_rate: What the blocks' learning rate is multiplied by, above 0; their schedule ends. Whatever it is, batch
+            norm that all tasks share goes on averaging, over the new tasks now.
 
     Returns:
         A new agent of the same class and options. What it knows of the old tasks it has kept; of the new ones it knows
-        nothing. Its optimisers begin anew.
+        nothing, but its schedules (exploration, temperature) stand where they stood. Its optimisers begin anew.
 
     Raises:
         ValueError: A split is missing, the data do not fit the network, the network is told the task as input, or the
             agent cannot route so many tasks.
     """
-    if not 0 <= block_rate < float("inf"):
-        raise ValueError(f"block_rate must be at least 0 and finite, got {block_rate}")
+    if not 0 < block_rate < float("inf"):
+        raise ValueError(f"block_rate must be positive and finite, got {block_rate}")
     old = agent.env
     if missing := sorted(set(old.datasets) - set(data)):
         raise ValueError(f"the new tasks have no split {missing[0]!r}; they need {', '.join(old.datasets)}")
@@ -48,8 +48,7 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
     options = dataclasses.asdict(old.config)
     options |= {
         "draw_tasks": tuple(range(before, after)),
-        # A rate of 0 is no rate: what is not to learn is frozen by the smallest there is.
-        "learning_rate": old.config.learning_rate * block_rate or torch.finfo(torch.float32).tiny,
+        "learning_rate": old.config.learning_rate * block_rate,
         "schedule": "constant",
     }
     env = RoutingVectorEnv(old.network, datasets, old.num_envs, **options)

@@ -22,6 +22,8 @@ from routing_gym.envs import Trajectory
 class QLearningConfig(ScoredConfig):
     """Options of Q-learning and SARSA.
 
+    `gamma` discounts the final reward too, by one power for every decision before it.
+
     Of a table, `learning_rate` is the step towards the target per visit, in (0, 1]. (On DIGITS-MTL's validation split
     0.005 and 0.01 learn, from 0.05 on nothing is learned in 20 epochs.)
 
@@ -29,11 +31,12 @@ class QLearningConfig(ScoredConfig):
         td_lambda: How far targets look ahead: 0 for one step (as printed), 1 for the whole return. A table tells states
             apart by task and depth only, so that one step ahead all look the same, whatever was chosen: with two
             decisions or more only the whole return tells the first what it is worth.
+            (Peng and Williams' λ-returns: not cut where something was explored; at 1 Q-learning and SARSA agree.)
         epsilon: Share of random choices at first.
         epsilon_final: Share of random choices in the end.
         epsilon_episodes: Instances over which the share falls, in a straight line.
-        target_update: Batches after which the copy that gives the targets is renewed; 0 for no copy. For
-            approximators.
+        target_update: Batches after which the copy that gives the targets is renewed; 0 for no copy. Of
+            approximators only.
     """
 
     td_lambda: float = share(0.0)
@@ -44,6 +47,8 @@ class QLearningConfig(ScoredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.representation == "table" and self.target_update:
+            raise ValueError(f"{self.owner()}: target_update is for representation='mlp', got {self.target_update}")
         if self.representation == "table" and self.learning_rate is not None and self.learning_rate > 1:
             raise ValueError(f"{self.owner()}: learning_rate of a table must lie in (0, 1], got {self.learning_rate}")
 
@@ -62,7 +67,7 @@ class QLearning(ScoredAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.target = copy.deepcopy(self.scores) if self.config.target_update else None
+        self.target = copy.deepcopy(self.scores).requires_grad_(False) if self.config.target_update else None
 
     @property
     def exploration(self) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
 from routing_gym.agents.base import AGENTS, Agent
 from routing_gym.agents.options import AgentConfig
 from routing_gym.envs import check_types
+from routing_gym.networks import claim
 
 
 def register_agent(name: str, cls: type[Agent]) -> None:
@@ -20,16 +22,26 @@ def register_agent(name: str, cls: type[Agent]) -> None:
         raise ValueError(f"an agent is a subclass of routing_gym.agents.Agent, got {cls!r}")
     if not (dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, AgentConfig)):
         raise ValueError(f"{cls.__name__}.Config must be a dataclass derived from AgentConfig, got {cls.Config!r}")
-    known = AGENTS.get(name)
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(f"the name {name!r} belongs to {known.__module__}.{known.__qualname__} already")
-    AGENTS[name] = cls
+    claim(AGENTS, "agent", name, cls)
     if "name" not in vars(cls):
         cls.name = name  # of agents made without make_agent
 
 
+ENTRY_POINTS = "routing_gym.agents"
+"""The entry-point group by which installed packages offer agents: `name = "package.module:Class"`."""
+
+
+def load_installed_agents() -> None:
+    """Register the agents that installed packages offer; names that are known already stay what they are."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in AGENTS:
+            register_agent(entry.name, entry.load())
+
+
 def agent_class(name: str) -> type[Agent]:
     """Return the class registered under a name."""
+    if name not in AGENTS:
+        load_installed_agents()
     if name not in AGENTS:
         raise ValueError(f"unknown agent {name!r}; known are {', '.join(sorted(AGENTS))}")
     return AGENTS[name]

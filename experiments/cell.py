@@ -110,19 +110,23 @@ class Cell:
         agent, curve = self.make(), None
         folder = writable_folder(self.folder)
         if resume and (folder / "checkpoint.pt").exists():
-            agent, curve = resumed(folder / "checkpoint.pt", agent)
+            agent, curve = resumed(folder / "checkpoint.pt", agent, self.training.epochs)
+        if not resume:
+            for name in ("results.json", "checkpoint.pt", "policies.npz"):  # of a run that was here before
+                (folder / name).unlink(missing_ok=True)
         result = run(agent, agent.env, self.training.epochs, folder, curve, after_epoch, split=self.split)
         record = record_of(result, self.training.env, self.seed, asked=self.asked, **more)
         write_results([record], folder / "results.json")
         return result, record
 
 
-def resumed(path: Path, fresh: Agent) -> tuple[Agent, Curve]:
+def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
     """Load a checkpoint to go on with, if it was trained with the very options given now.
 
     Args:
         path: The checkpoint.
         fresh: An agent made with the options given now.
+        epochs: How many epochs there should be in the end.
 
     Raises:
         UsageError: Not a checkpoint, not one of `train`, or one of other options: names the first.
@@ -131,21 +135,24 @@ def resumed(path: Path, fresh: Agent) -> tuple[Agent, Curve]:
         checkpoint = read(path)
         env = fresh.env
         assert env.spec is not None
-        ours = {"agent": fresh.name, "batch_size": env.num_envs, **dataclasses.asdict(fresh.config), **env.spec.kwargs}
-        saved = {
-            "agent": checkpoint["agent"],
-            "batch_size": checkpoint["num_envs"],
-            **checkpoint["config"],
-            **checkpoint["env_kwargs"],
-        }
-        for option in sorted((ours.keys() | saved.keys()) - WHEREABOUTS):
-            if ours.get(option) != saved.get(option):
-                raise UsageError(
-                    f"{path} was trained with {option}={saved.get(option)!r}, now it is {ours.get(option)!r}: resume "
-                    "with the same options, or train into another folder"
-                )
+        run = (
+            {"agent": checkpoint["agent"], "batch_size": checkpoint["num_envs"]},
+            {"agent": fresh.name, "batch_size": env.num_envs},
+        )
+        of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))
+        of_env = (checkpoint["env_kwargs"], env.spec.kwargs)
+        for saved, ours in (run, of_agent, of_env):  # one by one: agents and environments have options of one name
+            for option in sorted((ours.keys() | saved.keys()) - WHEREABOUTS):
+                if ours.get(option) != saved.get(option):
+                    raise UsageError(
+                        f"{path} was trained with {option}={saved.get(option)!r}, now it is {ours.get(option)!r}: "
+                        "resume with the same options, or train into another folder"
+                    )
         if "curve" not in checkpoint["extra"]:
             raise UsageError(f"{path} was not written by `routing-gym train`")
+        done = len(checkpoint["extra"]["curve"]["epoch"])
+        if done > epochs:
+            raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
     except ValueError as error:

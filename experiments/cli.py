@@ -15,10 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from routing_gym.agents import AGENTS, AgentConfig
-from routing_gym.envs import DATASETS, EnvConfig, TrainingDivergedError
+from routing_gym.envs import DATASETS, EnvConfig, TrainingDivergedError, make_routing_vector_env
+from routing_gym.envs.make import NOT_OPTIONS
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
 from routing_gym.experiments.deploy import Extract, Prune
+from routing_gym.experiments.new_agent import NewAgent
+from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.reproduce import Reproduce
 from routing_gym.experiments.settings import UsageError
 from routing_gym.experiments.sweep import Sweep
@@ -29,7 +32,7 @@ from routing_gym.tasks import SOURCES, DataError, download
 
 
 @dataclasses.dataclass(frozen=True)
-class List:
+class List(Pluggable):
     """Print the environments, agents and networks there are, or every option of one of them.
 
     Attributes:
@@ -48,8 +51,9 @@ class List:
         if self.name not in known:
             raise UsageError(f"unknown name {self.name!r}; known are {', '.join(known)}")
         if self.name in env_ids():
-            options = ENV_IDS[self.name.partition("/")[2]]
-            owners: list[Any] = [DATASETS[options["dataset"]], NETWORKS[options["network"]], EnvConfig]
+            options = ENV_IDS[self.name]
+            parts = [make_routing_vector_env, DATASETS[options["dataset"]], NETWORKS[options["network"]]]
+            owners: list[Any] = [*parts, EnvConfig]
         else:
             owners = [AGENTS[self.name].Config if self.name in AGENTS else NETWORKS[self.name]]
         for owner in owners:
@@ -83,7 +87,7 @@ class Download:
 def everything() -> list[Table]:
     """Return tables of all environments, agents and networks."""
     environments = Table("id", "data set", "network", title="environments")
-    for env_id, options in zip(env_ids(), ENV_IDS.values(), strict=True):
+    for env_id, options in ENV_IDS.items():
         environments.add_row(env_id, options["dataset"], options["network"])
     tables = [environments]
     for title, known in (("agents", AGENTS), ("networks", NETWORKS)):
@@ -101,8 +105,10 @@ def options_table(owner: Any) -> Table:
     }
     table = Table("option", "default", "what it is", title=docstring(owner).short_description or owner.__name__)
     for name, parameter in inspect.signature(owner).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY or dataclasses.is_dataclass(owner) or name == "num_blocks":
-            default = "one per task" if name == "num_blocks" else repr(parameter.default)
+        if name in (NOT_OPTIONS if owner in NETWORKS.values() else {"dataset"}):
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY or dataclasses.is_dataclass(owner):
+            default = repr(parameter.default)
             table.add_row(name, escape(default), escape(" ".join(about.get(name, "").split())))
     return table
 
@@ -123,6 +129,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prune": Prune,
     "extract": Extract,
     "list": List,
+    "new-agent": NewAgent,
     "bench": Bench,
     "download": Download,
 }
@@ -138,6 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     try:
+        if isinstance(command, Pluggable):
+            command.load_plugins()
         return command.execute(console)
     except UsageError as error:
         print(f"routing-gym: {error}", file=sys.stderr)

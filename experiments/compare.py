@@ -14,6 +14,7 @@ from rich.progress import Progress, TaskID
 from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.figures import learning_curves, routing_maps
+from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.report import Record, comparison_table, write_results
 from routing_gym.experiments.settings import (
     TrainingSettings,
@@ -36,7 +37,7 @@ DEFAULT_AGENTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare:
+class Compare(Pluggable):
     """Train several agents on one environment over several seeds and compare them.
 
     Prints a table and writes learning_curves.png, routing_maps.png, results.json, a checkpoint and TensorBoard events

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import torch
 
-from routing_gym.agents import train_batch
+from routing_gym.agents import agent_class, make_agent, train_batch
+from routing_gym.envs import RoutingVectorEnv
 from routing_gym.experiments.bench import in_turns
 from routing_gym.experiments.report import Record, write_results
-from routing_gym.experiments.settings import TrainingSettings, build_agent
+from routing_gym.experiments.run import device_name
+from routing_gym.experiments.settings import TrainingSettings, UsageError
+from routing_gym.networks import make_network
+from routing_gym.registration import ENV_IDS
 
 AGENTS = ("wpl", "task-specific-all", "cross-stitch")
 BLOCKS = (2, 3, 5, 10, 20, 40)
@@ -32,37 +36,57 @@ def cost_against_number_of_blocks(base: TrainingSettings, path: Path) -> list[Re
 
     Returns:
         One record per (agent, blocks): `agent`, `blocks`, `tasks`, `seconds_per_epoch`, `seconds_per_epoch_and_task`,
-        `device`, `threads`.
+        and what it was measured with: `env`, `batch_size`, `device`, `threads`, `torch`.
+
+    Raises:
+        UsageError: The data are missing, or `path` holds what was measured with something else.
     """
+    whole = base.make_env("shared", 0)  # the data are loaded once, and shared by all
+    setting = {
+        "env": base.env,
+        "batch_size": base.batch_size,
+        "device": device_name(whole.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     if path.exists():
         known: list[Record] = json.loads(path.read_text())
+        for key, value in setting.items():
+            if known[0].get(key) != value:
+                raise UsageError(
+                    f"{path} was measured with {key}={known[0].get(key)!r}, now it is {value!r}: delete it, or take "
+                    "another folder"
+                )
         return known
     steps, sizes = {}, {}
-    num_tasks = base.make_env("shared", 0).dataset.num_tasks
     for blocks in BLOCKS:
-        tasks = min(blocks, num_tasks)
-        settings = dataclasses.replace(
-            base, env_options=(*base.env_options, f"num_tasks={tasks}", f"num_blocks={blocks}")
-        )
+        tasks = min(blocks, whole.dataset.num_tasks)
         for name in AGENTS:
-            env = settings.make_env(name, 0)
-            agent = build_agent(name, env, 0, ()).train()
+            env = _with_blocks(whole, base.env, name, blocks, tasks)
+            agent = make_agent(name, env).train()
             steps[f"{name} {blocks}"] = partial(train_batch, agent, env)
             sizes[f"{name} {blocks}"] = (name, blocks, tasks, len(env.dataset) / env.num_envs)
     times = in_turns(steps, ROUNDS)
     records = []
     for key, (name, blocks, tasks, batches) in sizes.items():
         seconds = statistics.median(times[key]) * batches
-        records.append(
-            {
-                "agent": name,
-                "blocks": blocks,
-                "tasks": tasks,
-                "seconds_per_epoch": seconds,
-                "seconds_per_epoch_and_task": seconds / tasks,
-                "device": base.device,
-                "threads": torch.get_num_threads(),
-            }
-        )
+        record = {"agent": name, "blocks": blocks, "tasks": tasks, "seconds_per_epoch": seconds}
+        records.append({**record, "seconds_per_epoch_and_task": seconds / tasks, **setting})
     write_results(records, path)
     return records
+
+
+def _with_blocks(whole: RoutingVectorEnv, env_id: str, agent: str, blocks: int, tasks: int) -> RoutingVectorEnv:
+    """Return an environment of the first tasks only, with another number of blocks, in the form an agent needs."""
+    data = {split: part.select_tasks(range(tasks)) for split, part in whole.datasets.items()}
+    train = data[whole.config.split]
+    network = make_network(
+        ENV_IDS[env_id]["network"],
+        num_tasks=tasks,
+        num_classes=train.num_classes,
+        input_shape=train.input_shape,
+        num_blocks=blocks,
+        **agent_class(agent).env_kwargs,
+    )
+    options = {**dataclasses.asdict(whole.config), "action_type": agent_class(agent).action_type}
+    return RoutingVectorEnv(network, data, whole.num_envs, **options)

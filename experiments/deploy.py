@@ -21,6 +21,7 @@ from routing_gym.blocks import count_macs
 from routing_gym.envs import evaluate
 from routing_gym.envs.outcome import classified_right
 from routing_gym.envs.rollout import EVALUATION_BATCH
+from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.run import count_parameters
 from routing_gym.experiments.settings import UsageError, writable_file
 from routing_gym.experiments.train import load_with_env
@@ -31,7 +32,7 @@ EXPORTED = ".pt2"
 
 
 @dataclasses.dataclass(frozen=True)
-class Prune:
+class Prune(Pluggable):
     """Drop the blocks no task takes; writes a checkpoint of what is left, for `evaluate` and `Agent.load`.
 
     Attributes:
@@ -75,7 +76,7 @@ def _row(parameters: int, accuracy: float, macs: float) -> tuple[str, str, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Extract:
+class Extract(Pluggable):
     """Write one task's route as a plain network from uint8 pixels to logits, for `torch.export.load`.
 
     Attributes:

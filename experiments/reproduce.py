@@ -80,15 +80,18 @@ class Reproduce:
             base = TrainingSettings(epochs=epochs, data_dir=self.data_dir, device=self.device, threads=self.threads)
             base.check()
             cells += [(setting, *pair) for pair in paper.cells(setting, groups, self.seeds, base, folder)]
+        failures: dict[str, None] = {}
         costs, pictures_of_cost = [], []
         if COST in groups:
             base = TrainingSettings(paper.cost_env, 1, paper.batch_size, (), self.data_dir, self.device, self.threads)
-            costs = cost_against_number_of_blocks(base, folder / "cost.json")
-            pictures_of_cost = [folder / "cost.png"]
-            cost_against_blocks(costs, pictures_of_cost[0], COST_TITLE)
-            _write(target, report_of(paper, settings, groups, [], costs, [], pictures_of_cost))
+            try:
+                costs = cost_against_number_of_blocks(base, folder / "cost.json")
+                pictures_of_cost = [folder / "cost.png"]
+                cost_against_blocks(costs, pictures_of_cost[0], COST_TITLE)
+                _write(target, report_of(paper, settings, groups, [], costs, [], pictures_of_cost))
+            except UsageError as error:
+                _unless_data_is_missing(error, failures)
         records: list[Record] = []
-        failures: dict[str, None] = {}
         with progress_bars(console) as progress:
             bar = progress.add_task("runs", total=len(cells))
             for setting, row, cell in cells:
@@ -108,9 +111,7 @@ class Reproduce:
                 except TrainingDivergedError as error:
                     failures[f"{setting.name}, {row.label}, seed {cell.seed}: {error}"] = None
                 except UsageError as error:
-                    if not isinstance(error.__cause__, DataError):
-                        raise
-                    failures[f"not run: {error}"] = None
+                    _unless_data_is_missing(error, failures)
                 progress.advance(bar)
                 write_results(records, folder / "results.json")
                 pictures = [*draw(paper, records, folder), *pictures_of_cost]
@@ -119,6 +120,13 @@ class Reproduce:
             console.print(f"[red]{failure}[/red]")
         console.print(f"Written to {folder}: results.json, pictures, a folder per run; the report is {target}")
         return 1 if failures else 0
+
+
+def _unless_data_is_missing(error: UsageError, failures: dict[str, None]) -> None:
+    """Note what could not be run because its data are not there; any other mistake stops the command."""
+    if not isinstance(error.__cause__, DataError):
+        raise error
+    failures[f"not run: {error}"] = None
 
 
 def _write(path: Path, text: str) -> None:
@@ -159,7 +167,9 @@ def report_of(
             if own:
                 lines += [f"### {paper.groups[group]}", "", *_table(own), "", *_differences(own), _judged(own), ""]
     if costs:
-        lines += [f"## {COST_TITLE}", "", *_cost_table(costs), ""]
+        first = costs[0]
+        how = f"{first['env']}, batches of {first['batch_size']}, {first['device']}, {first['threads']} CPU threads"
+        lines += [f"## {COST_TITLE}", "", *_cost_table(costs), "", f"Measured on {how}.", ""]
     if failures:
         lines += ["## Not there", "", *(f"- {failure}" for failure in failures), ""]
     if pictures:

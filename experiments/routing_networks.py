@@ -53,7 +53,7 @@ ROWS = (
     ),
     Row("REINFORCE, table", ("rl",), CIFAR, "reinforce"),
     Row("Q-learning, table, whole returns", ("rl",), CIFAR, "q-learning", ("td_lambda=1.0",)),
-    Row("SARSA, table, whole returns", ("rl",), CIFAR, "sarsa", ("td_lambda=1.0",)),
+    Row("SARSA, table", ("rl",), CIFAR, "sarsa"),
     Row("actor-critic, table", ("rl",), CIFAR, "actor-critic"),
     Row("actor-critic, approximators", ("rl",), CIFAR, "actor-critic", ("representation=mlp",)),
     Row("WPL, approximators", ("rl",), CIFAR, "wpl", ("representation=mlp",)),

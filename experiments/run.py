@@ -139,7 +139,8 @@ class PolicyLog:
     """
 
     def __init__(self, agent: Agent, path: Path, done: int, every: int) -> None:
-        self.agent, self.path, self.every, self.batches = agent, path, every, 0
+        self.agent, self.path, self.every = agent, path, every
+        self.batches = agent.episodes // agent.env.num_envs
         self.rows: list[tuple[int, int, np.ndarray]] = []
         self.fresh: list[tuple[int, np.ndarray]] = []
         if agent.policy() is None:
@@ -194,7 +195,7 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
         "env_config": dataclasses.asdict(agent.env.config),
         "curve": dataclasses.asdict(result.curve),
         "routes": final.routes.tolist(),
-        "device": _device_name(agent.env.device),
+        "device": device_name(agent.env.device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         **more,
@@ -203,7 +204,7 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
 
 def count_parameters(agent: Agent) -> int:
     """Return how many parameters network and agent have together."""
-    return sum(p.numel() for module in (agent.env.network, agent) for p in module.parameters())
+    return sum(p.numel() for module in (agent.env.network, agent) for p in module.parameters() if p.requires_grad)
 
 
 def _wait_for(device: torch.device) -> None:
@@ -212,5 +213,6 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, `cpu` for the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

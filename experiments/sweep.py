@@ -15,6 +15,7 @@ from rich.table import Table
 
 from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.cell import Cell
+from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.report import Record, accuracy_text, write_results
 from routing_gym.experiments.settings import (
     TrainingSettings,
@@ -31,7 +32,7 @@ FIRST_SEED = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
+class Sweep(Pluggable):
     """Train one agent with every combination of some options, and rank them on the validation split.
 
     The test split is not looked at. A sweep that was interrupted goes on where it stopped when it is called again.

@@ -17,6 +17,7 @@ from rich.table import Table
 from routing_gym.agents import Agent, read
 from routing_gym.envs import Evaluation, core_of, evaluate
 from routing_gym.experiments.cell import Cell
+from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.settings import (
     TrainingSettings,
     UsageError,
@@ -27,7 +28,7 @@ from routing_gym.experiments.settings import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(Pluggable):
     """Train one agent and the blocks; writes checkpoint.pt after every epoch, results.json, TensorBoard events.
 
     Attributes:
@@ -60,7 +61,7 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Pluggable):
     """Judge a checkpoint: accuracy and cost of the deterministic policy on a whole split.
 
     Attributes:

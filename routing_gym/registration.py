@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gymnasium
 
-NAMESPACE = "routing_gym"
+from routing_gym.envs import DATASETS
+from routing_gym.networks import NETWORKS
 
 ENV_IDS: dict[str, dict[str, str]] = {
-    "DigitsMTL-v0": {"dataset": "digits", "network": "mlp"},
-    "MnistMTL-v0": {"dataset": "mnist", "network": "simple-convnet"},
-    "Cifar100MTL-v0": {"dataset": "cifar-100", "network": "simple-convnet"},
-    "MiniImagenetMTL-v0": {"dataset": "mini-imagenet", "network": "simple-convnet"},
-    "SyntheticMTL-v0": {"dataset": "synthetic", "network": "mlp"},
+    "routing_gym/DigitsMTL-v0": {"dataset": "digits", "network": "mlp"},
+    "routing_gym/MnistMTL-v0": {"dataset": "mnist", "network": "simple-convnet"},
+    "routing_gym/Cifar100MTL-v0": {"dataset": "cifar-100", "network": "simple-convnet"},
+    "routing_gym/MiniImagenetMTL-v0": {"dataset": "mini-imagenet", "network": "simple-convnet"},
+    "routing_gym/SyntheticMTL-v0": {"dataset": "synthetic", "network": "mlp"},
 }
-"""Name and what tells it apart. Strings only: `spec.to_json()` must work, and nothing is built before `make`."""
+"""Id and what tells it apart. Strings only: `spec.to_json()` must work, and nothing is built before `make`."""
 
 
 def register_envs() -> None:
@@ -21,8 +22,7 @@ def register_envs() -> None:
 
     Called when routing_gym is imported.
     """
-    for name, kwargs in ENV_IDS.items():
-        env_id = f"{NAMESPACE}/{name}"
+    for env_id, kwargs in ENV_IDS.items():
         if env_id not in gymnasium.registry:
             gymnasium.register(
                 id=env_id,
@@ -34,14 +34,34 @@ def register_envs() -> None:
         from pettingzoo import aec_registry, parallel_registry, register
     except ImportError:  # not installed, or older than its registry
         return
-    for name, kwargs in ENV_IDS.items():
-        env_id = f"{NAMESPACE}/{name}"
+    for env_id, kwargs in ENV_IDS.items():
         if env_id not in parallel_registry:
             register("parallel", env_id, "routing_gym.envs.parallel:make_routing_parallel_env", kwargs=dict(kwargs))
         if env_id not in aec_registry:
             register("aec", env_id, "routing_gym.envs.dispatched:make_routing_aec_env", kwargs=dict(kwargs))
 
 
+def register_env(env_id: str, *, dataset: str, network: str) -> None:
+    """Make an environment of your own data or network known, to Gymnasium, PettingZoo and every command.
+
+    Args:
+        env_id: Its id, `namespace/Name-v0`.
+        dataset: Name of its data, see `register_dataset`.
+        network: Name of its network, see `register_network`.
+
+    Raises:
+        ValueError: An unknown name, or an id that is taken.
+    """
+    for kind, name, known in (("data set", dataset, DATASETS), ("network", network, NETWORKS)):
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(sorted(known))}")
+    options = {"dataset": dataset, "network": network}
+    if ENV_IDS.get(env_id, options) != options or (env_id in gymnasium.registry and env_id not in ENV_IDS):
+        raise ValueError(f"the id {env_id!r} belongs to another environment already")
+    ENV_IDS[env_id] = options
+    register_envs()
+
+
 def env_ids() -> list[str]:
     """Return all ids."""
-    return [f"{NAMESPACE}/{name}" for name in ENV_IDS]
+    return list(ENV_IDS)

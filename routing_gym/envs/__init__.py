@@ -1,9 +1,9 @@
 """The environment: the vector core, and thin faces over it."""
 
 from routing_gym.envs.config import EnvConfig, check_types
-from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vector_env
+from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vector_env, register_dataset
 from routing_gym.envs.render import CELL, GAP, routing_map
-from routing_gym.envs.rewards import RunningShare
+from routing_gym.envs.rewards import FINAL_REWARDS, RunningShare, register_reward
 from routing_gym.envs.rollout import Evaluation, core_of, evaluate, rollout
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError, gradient_sums
@@ -14,6 +14,7 @@ from routing_gym.envs.wrappers import RecordEpisodeStatistics, RecordRoutes, ToN
 __all__ = [
     "CELL",
     "DATASETS",
+    "FINAL_REWARDS",
     "GAP",
     "BlocksTrainer",
     "Context",
@@ -37,6 +38,8 @@ __all__ = [
     "gradient_sums",
     "make_routing_env",
     "make_routing_vector_env",
+    "register_dataset",
+    "register_reward",
     "rollout",
     "routing_map",
 ]

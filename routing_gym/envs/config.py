@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from routing_gym.envs.rewards import FINAL_REWARDS
 from routing_gym.envs.training import OPTIMIZERS, SCHEDULES, Optimization
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
@@ -22,7 +23,8 @@ class EnvConfig:
         draw_tasks: The tasks instances are drawn of; all by default.
         autoreset_mode: `"same_step"` for outside agents, `"disabled"` for agents that train on whole batches.
         action_type: `"discrete"`, or `"weights"` for mixtures.
-        final_reward: At the exit: `"correctness"`, +1 or -1; or `"negative-loss"`, minus the cross-entropy.
+        final_reward: At the exit: `"correctness"`, +1 or -1; `"negative-loss"`, minus the cross-entropy; or one of
+            your own (`register_reward`).
         rho: Weight of the collaboration reward, in [0, 1]: for taking a block that has been taken often.
         collaboration: What "often" is: the running average `"probability"` of the block under the agents' policies,
             which our agents add themselves because only they know it; or its running `"frequency"` over all tasks.
@@ -52,7 +54,7 @@ class EnvConfig:
     draw_tasks: tuple[int, ...] | None = None
     autoreset_mode: Literal["same_step", "disabled"] = "same_step"
     action_type: Literal["discrete", "weights"] = "discrete"
-    final_reward: Literal["correctness", "negative-loss"] = "correctness"
+    final_reward: str = "correctness"
     rho: float = 0.0
     collaboration: Literal["probability", "frequency"] = "probability"
     k_cpt: float = 0.0
@@ -77,7 +79,7 @@ class EnvConfig:
         for option, known in (
             ("autoreset_mode", ("same_step", "disabled")),
             ("action_type", ("discrete", "weights")),
-            ("final_reward", ("correctness", "negative-loss")),
+            ("final_reward", tuple(FINAL_REWARDS)),
             ("collaboration", ("probability", "frequency")),
             ("illegal", ("raise", "first_legal", None)),
             ("optimizer", tuple(OPTIMIZERS)),
@@ -87,6 +89,10 @@ class EnvConfig:
             if getattr(self, option) not in known:
                 raise ValueError(f"{option} must be {_either(known)}, got {getattr(self, option)!r}")
         check_count("replay_batch", self.replay_batch)
+        tasks = self.draw_tasks
+        whole = isinstance(tasks, tuple | list) and all(isinstance(t, int) and not isinstance(t, bool) for t in tasks)
+        if tasks is not None and not (whole and tasks):
+            raise ValueError(f"draw_tasks must be a tuple of task numbers, at least one, got {tasks!r}")
         check_count("schedule_epochs", self.schedule_epochs)
         if not 0 <= self.rho <= 1:
             raise ValueError(f"rho must lie in [0, 1], got {self.rho}")
@@ -153,14 +159,15 @@ class EnvConfig:
             wanted[task] = True
         return ShuffledStream(wanted[dataset.task.cpu()].nonzero().flatten(), self.seed)
 
-    def optimization(self, epoch: int) -> Optimization:
-        """Return how blocks are trained on a split of `epoch` instances."""
+    def optimization(self, rows: int, num_envs: int) -> Optimization:
+        """Return how blocks are trained on a split of so many rows; whole batches make an epoch in mode "disabled"."""
         options = {field.name for field in dataclasses.fields(Optimization)} - {"epoch"}
+        epoch = rows if self.autoreset_mode == "same_step" else -(-rows // num_envs) * num_envs
         return Optimization(epoch=epoch, **{option: getattr(self, option) for option in options})
 
     def final(self, loss: Tensor, correct: Tensor) -> Tensor:
         """Return the final reward of rows with a given cross-entropy and correctness (0 or 1)."""
-        return 2 * correct - 1 if self.final_reward == "correctness" else -loss
+        return FINAL_REWARDS[self.final_reward](loss, correct)
 
 
 def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> None:

@@ -9,10 +9,10 @@ from typing import Any, get_type_hints
 
 import torch
 
-from routing_gym.envs.config import EnvConfig, check_types
+from routing_gym.envs.config import EnvConfig, check_count, check_types
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
-from routing_gym.networks import NETWORKS, RoutedNetwork, make_network
+from routing_gym.networks import NETWORKS, RoutedNetwork, claim, make_network
 from routing_gym.tasks import MultiTaskDataset, cifar100_mtl, digits_mtl, mini_imagenet_mtl, mnist_mtl, synthetic_mtl
 
 DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
@@ -22,6 +22,21 @@ DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "mini-imagenet": mini_imagenet_mtl,
     "synthetic": synthetic_mtl,
 }
+
+
+def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDataset]]) -> None:
+    """Make data known under a name, for `register_env` and `make_routing_vector_env(dataset=name)`.
+
+    Args:
+        name: Its name.
+        builder: Returns the splits by name, at least `train` and `test`; its keyword-only parameters are options of the
+            environments that use it.
+
+    Raises:
+        ValueError: The name belongs to other data.
+    """
+    claim(DATASETS, "data set", name, builder)
+
 
 NOT_OPTIONS = {"trunk", "num_tasks"}
 """Parameters of networks that the data decides, or that no text can say."""
@@ -51,6 +66,8 @@ def make_routing_vector_env(
     Raises:
         ValueError: An option that none of them takes, or a value that is refused.
     """
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown data set {dataset!r}; known are {', '.join(sorted(DATASETS))}")
     of_data = _parameters(DATASETS[dataset])
     of_env = {field.name for field in dataclasses.fields(EnvConfig)}
     if isinstance(network, str) and network not in NETWORKS:
@@ -62,6 +79,8 @@ def make_routing_vector_env(
     for builder in (DATASETS[dataset], NETWORKS[network] if isinstance(network, str) else None):
         if builder is not None:
             check_types("this environment", get_type_hints(_function(builder)), options)
+    if num_tasks is not None:
+        check_count("num_tasks", num_tasks)
     if num_tasks is not None and "num_tasks" in of_data:
         options["num_tasks"] = num_tasks  # synthetic data is made for as many as are asked for
     data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})

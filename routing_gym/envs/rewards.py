@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from routing_gym.networks import claim
+
+FinalReward = Callable[[Tensor, Tensor], Tensor]
+"""`(loss (r,), correct (r,)) -> (r,)`: cross-entropy, and 1 or 0 for right or wrong, of the rows that leave."""
+
+FINAL_REWARDS: dict[str, FinalReward] = {
+    "correctness": lambda loss, correct: 2 * correct - 1,
+    "negative-loss": lambda loss, correct: -loss,
+}
+
+
+def register_reward(name: str, reward: FinalReward) -> None:
+    """Make a final reward known under a name, for `final_reward=name`.
+
+    Raises:
+        ValueError: The name belongs to another one.
+    """
+    claim(FINAL_REWARDS, "final reward", name, reward)
 
 
 class RunningShare:

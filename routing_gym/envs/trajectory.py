@@ -25,6 +25,8 @@ class Context:
         deterministic: The agent is being evaluated and should take its best action.
         carry: A tensor per instance that the agent may set; it gets it back at the next decision of the same
             episode, None at the first.
+        begins: `(B,)` bool: rows whose episode begins here while others are under way; None where nobody's does, or
+            everybody's (`carry` is None then).
         record: What the agent wants to find again in the trajectory; `"probabilities"` of shape `(B, A)` are what
             the collaboration reward needs.
     """
@@ -33,6 +35,7 @@ class Context:
     mask: Tensor
     deterministic: bool = False
     carry: Tensor | None = None
+    begins: Tensor | None = None
     record: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 

@@ -113,7 +113,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.network.dense_backward = config.dense_backward
         allow_small_groups(self.network)
         self.stream = config.stream(self.dataset)
-        self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset)))
+        self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
         self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)
         self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)
         self.single_observation_space = observation_space(network, self.dataset.num_tasks)

@@ -6,7 +6,7 @@ from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.deployable import Deployable, JoinTask, Normalize
 from routing_gym.networks.mlp import RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
-from routing_gym.networks.registry import NETWORKS, make_network
+from routing_gym.networks.registry import NETWORKS, claim, make_network, register_network
 from routing_gym.networks.route import RoutedModule, route
 from routing_gym.networks.simple_convnet import simple_convnet
 from routing_gym.networks.state import Exit, RoutingState, Waiting
@@ -27,8 +27,10 @@ __all__ = [
     "RoutedNetwork",
     "RoutingState",
     "Waiting",
+    "claim",
     "is_weights",
     "make_network",
+    "register_network",
     "route",
     "simple_convnet",
 ]

@@ -16,6 +16,38 @@ NETWORKS: dict[str, Builder] = {"mlp": fully_connected, "simple-convnet": simple
 DEFAULT_INPUT_SHAPE = {"mlp": (1, 8, 8), "simple-convnet": (3, 32, 32)}
 
 
+def claim(known: dict[str, Any], kind: str, name: str, thing: Any) -> None:
+    """Enter a thing under a name; one that was defined again, as in a notebook, replaces itself.
+
+    Raises:
+        ValueError: The name belongs to something else, or what is entered cannot be called.
+    """
+    if not callable(thing):
+        raise ValueError(f"a {kind} is something that can be called, got {thing!r}")
+    other = known.get(name)
+    if other is not None and _origin(other) != _origin(thing):
+        raise ValueError(f"the name {name!r} belongs to {'.'.join(_origin(other))} already")
+    known[name] = thing
+
+
+def _origin(thing: Any) -> tuple[str, str]:
+    return thing.__module__, getattr(thing, "__qualname__", type(thing).__qualname__)
+
+
+def register_network(name: str, builder: Builder) -> None:
+    """Make a network known under a name, to `make_network`, to environments (`network=name`) and to every command.
+
+    Args:
+        name: Its name.
+        builder: Called as `builder(input_shape, num_classes, num_blocks, num_tasks=..., **options)`; its keyword-only
+            parameters are options of the environments that use it.
+
+    Raises:
+        ValueError: The name belongs to another network.
+    """
+    claim(NETWORKS, "network", name, builder)
+
+
 def make_network(
     name: str,
     *,
@@ -40,6 +72,8 @@ def make_network(
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; known are {', '.join(sorted(NETWORKS))}")
+    if input_shape is None and name not in DEFAULT_INPUT_SHAPE:
+        raise ValueError(f"network {name!r} is made for images of no shape in particular: give input_shape=(C, H, W)")
     try:
         return NETWORKS[name](
             DEFAULT_INPUT_SHAPE[name] if input_shape is None else input_shape,

@@ -111,7 +111,7 @@ class MultiTaskDataset:
             ValueError: No task, a task twice, or one that is not there.
         """
         if not tasks or len(set(tasks)) < len(tasks) or not all(0 <= task < self.num_tasks for task in tasks):
-            raise ValueError(f"{self.name} has the tasks 0 to {self.num_tasks - 1}, asked for are {list(tasks)}")
+            raise ValueError(f"{self.name} has the tasks 0 to {self.num_tasks - 1}, asked for are {tasks!r}")
         number = torch.full((self.num_tasks,), -1, device=self.device)
         number[torch.tensor(list(tasks), device=self.device)] = torch.arange(len(tasks), device=self.device)
         kept = number[self.task] >= 0

@@ -36,12 +36,12 @@ class ShuffledStream:
         pieces, missing = [], count
         while missing > 0:
             if not len(self._pass):
-                order = torch.randperm(self.size, generator=self.generator)
-                self._pass = order if self._numbers is None else self._numbers[order]
+                self._pass = torch.randperm(self.size, generator=self.generator)
             pieces.append(self._pass[:missing])
             self._pass = self._pass[missing:]
             missing -= len(pieces[-1])
-        return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+        places = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+        return places if self._numbers is None else self._numbers[places]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs to go on from here."""

@@ -106,7 +106,8 @@ def test_gates_learn_with_the_blocks(name):
     agent.learn(env, 24 * 60, lambda metrics: losses.append(float(metrics["loss"])))
     assert any(not torch.equal(old, new) for old, new in zip(before, agent.parameters(), strict=True))
     assert sum(losses[-10:]) < sum(losses[:10])
-    assert 0 <= routing_gym.evaluate(agent, env).accuracy <= 1
+    # A third by chance; one mixture for all tasks, whose labels conflict, cannot do better.
+    assert (routing_gym.evaluate(agent, env, split="train").accuracy > 0.4) == (name != "soft-mixture")
 
 
 def test_what_gates_need_is_said():

@@ -8,7 +8,7 @@ from toys import small_env, toy_data
 import routing_gym
 from routing_gym.agents import AGENTS, add_task, make_agent
 from routing_gym.envs import rollout
-from routing_gym.networks import RoutedMLP
+from routing_gym.networks import ColumnsMLP, RoutedMLP
 
 OPTIONS = {"num_classes": 3, "image_size": 3, "images_per_class": 30, "width": 16, "noise": 10.0, "seed": 2}
 
@@ -43,15 +43,6 @@ def test_a_new_task_is_learned_and_the_old_ones_are_kept():
     assert grown.env.trainer.optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
     assert grown.env.network is agent.env.network
     torch.testing.assert_close(grown.table[:3], agent.table)
-
-
-def test_blocks_can_be_left_as_they_are():
-    agent, new = trained("wpl")
-    weights = [parameter.clone() for parameter in agent.env.network.parameters()]
-    grown = add_task(agent, new, block_rate=0.0)
-    grown.learn(grown.env, 640)
-    for old, now in zip(weights, grown.env.network.parameters(), strict=True):
-        torch.testing.assert_close(old, now, rtol=0, atol=1e-9)
 
 
 LEARNERS = ["wpl", "reinforce", "actor-critic", "q-learning", "sarsa"]
@@ -92,8 +83,8 @@ def test_what_does_not_fit_is_refused():
     more = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", **{**OPTIONS, "num_classes": 6}).unwrapped.datasets
     with pytest.raises(ValueError, match="has 6 classes, but the network gives logits for 3"):
         add_task(agent, more)
-    with pytest.raises(ValueError, match="block_rate must be at least 0"):
-        add_task(agent, new, block_rate=-1.0)
+    with pytest.raises(ValueError, match="block_rate must be positive and finite, got 0.0"):
+        add_task(agent, new, block_rate=0.0)
     env, old, new = parts([0, 1, 2], [3])
     full = type(env)(RoutedMLP((1, 3, 3), 3, 3), old, 32, autoreset_mode="disabled")
     with pytest.raises(ValueError, match="needs a block for each of the 4 tasks"):
@@ -101,6 +92,21 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="told the task as input"):
         told = type(env)(RoutedMLP((1, 3, 3), 3, 3, task_input=True, num_tasks=3), old, 32, autoreset_mode="disabled")
         add_task(make_agent("shared-with-task", told), new)
+
+
+def test_columns_need_one_to_spare():
+    data = toy_data()
+    new = {split: part.select_tasks([1]) for split, part in data.items()}
+    for columns, fits in ((3, False), (4, True)):
+        network = ColumnsMLP((1, 2, 3), 3, columns, width=4, layers=2, num_tasks=3)
+        agent = make_agent("cross-stitch", small_env(network, 24, action_type="weights"))
+        if not fits:
+            with pytest.raises(ValueError, match="a column for each of the 4 tasks, this network has 3"):
+                add_task(agent, new)
+            continue
+        grown = add_task(agent, new)
+        torch.testing.assert_close(grown.weight, agent.weight)
+        grown.learn(grown.env, 24 * 3)
 
 
 def test_tasks_are_selected_and_joined():

@@ -109,6 +109,33 @@ def test_learners_find_planted_routes(name, representation, arrangement):
     assert solved == 1
 
 
+@pytest.mark.parametrize(("name", "representation"), LEARNERS)
+def test_observations_with_a_graph_are_learned_from_as_they_are(name, representation):
+    agents = []
+    for differentiable in (False, True):
+        env = small_env(differentiable=differentiable)
+        agents.append(learner(name, env, representation).learn(env, 12 * 3))
+    for ours, theirs in zip(agents[0].state_dict().values(), agents[1].state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_dispatcher_is_asked_once_per_episode_also_when_predicting():
+    env = small_env(num_envs=40)
+    agent = make_agent("wpl", env, arrangement="dispatched", num_agents=6)
+    assert agent.table.shape == (6, 2, 3) and agent.arrangement.num_choices == 6
+    observation = {key: value.clone() for key, value in env.reset(seed=0)[0].items()}
+    _, first = agent.predict(observation)
+    assert set(first.tolist()) == set(range(6))
+    _, second = agent.predict(observation, first)
+    assert torch.equal(first, second)
+    begins = torch.arange(40) < 20
+    _, third = agent.predict(observation, first, begins)
+    assert torch.equal(third[20:], first[20:]) and not torch.equal(third[:20], first[:20])
+    one = {key: value[0].numpy() for key, value in observation.items()}
+    action, state = agent.predict(one)
+    assert action.shape == () and 0 <= int(state[0]) < 6 and agent.predict(one, state)[1] == state
+
+
 @pytest.mark.parametrize("estimator", ["straight-through", "soft"])
 @pytest.mark.parametrize("representation", ["table", "mlp"])
 def test_gumbel_gates_find_planted_routes(estimator, representation):

@@ -58,9 +58,18 @@ def test_weight_decay_shrinks_what_has_no_gradient():
     torch.testing.assert_close(env.network.blocks(0).weight[2], 0.95 * before)
 
 
+def test_an_epoch_is_whole_batches():
+    env = small_env(num_envs=50, schedule="cosine", schedule_epochs=2)  # 72 rows: two batches of 50
+    assert rates(env, make_agent("shared", env), 4) == pytest.approx([1e-3, 1e-3 * (0.5 + 0.5**1.5), 5e-4,
+                                                                      1e-3 * (0.5 - 0.5**1.5)])  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"draw_tasks": 3}, "draw_tasks must be a tuple of task numbers, at least one, got 3"),
+        ({"draw_tasks": ()}, "draw_tasks must be a tuple of task numbers"),
+        ({"draw_tasks": (0.5,)}, "draw_tasks must be a tuple of task numbers"),
         ({"momentum": 0.9}, "momentum is for optimizer='sgd', got 'adam'"),
         ({"optimizer": "sgd", "momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, got -1.0"),

@@ -117,12 +117,36 @@ def test_sweep_ranks_by_validation_and_goes_on(tmp_path, capsys):
         (["--env-options", "learning_rate=0.5"], "learning_rate=None, now it is 0.5"),
         (["--batch-size", "32"], "batch_size=64, now it is 32"),
         (["--agent", "shared"], "agent='wpl', now it is 'shared'"),
+        (["--epochs", "1"], "was trained for 2 epochs already, asked for are 1"),
     ],
 )
 def test_resuming_with_other_options_is_refused(changed, message, tmp_path, capsys):
-    assert run("train", *SMALL, "--epochs", 1, "--out", tmp_path) == 0
-    assert run("train", *SMALL, "--out", tmp_path, "--resume", *changed) == 2
+    assert run("train", *SMALL, "--out", tmp_path) == 0
+    assert run("train", *SMALL, "--epochs", 4, "--out", tmp_path, "--resume", *changed) == 2
     assert message in capsys.readouterr().err
+
+
+def test_options_of_agent_and_environment_of_one_name_are_told_apart(tmp_path, capsys):
+    arguments = ["train", *SMALL, "--agent", "reinforce", "--out", tmp_path, "--env-options", "learning_rate=0.002"]
+    assert run(*arguments, "--agent-options", "learning_rate=0.1") == 0
+    assert run(*arguments, "--epochs", 3, "--resume", "--agent-options", "learning_rate=0.2") == 2
+    assert "was trained with learning_rate=0.1, now it is 0.2" in capsys.readouterr().err
+
+
+def test_a_run_that_begins_anew_clears_what_was_there(tmp_path, monkeypatch):
+    arguments = ["compare", *SMALL, "--agents", "wpl", "--seeds", 1, "--out", tmp_path]
+    assert run(*arguments) == 0
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("routing_gym.experiments.cell.run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(*arguments, "--epochs", 3)
+    monkeypatch.undo()
+    assert not (tmp_path / "wpl" / "seed-0" / "results.json").exists()
+    assert run(*arguments, "--epochs", 3, "--resume") == 0
+    assert json.loads((tmp_path / "results.json").read_text())[0]["curve"]["epoch"] == [1, 2, 3]
 
 
 def test_one_agent_that_diverges_does_not_stop_the_others(tmp_path):

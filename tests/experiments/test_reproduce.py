@@ -106,12 +106,13 @@ def test_finished_runs_are_skipped_and_interrupted_ones_go_on(small_paper, tmp_p
 
 def test_data_that_is_not_there_is_said_and_the_rest_is_run(small_paper, tmp_path, monkeypatch, capsys):
     rows = (Row("routing", ("min",), MIN, "wpl"), ROWS[1])
-    paper = dataclasses.replace(small_paper, rows=rows)
+    paper = dataclasses.replace(small_paper, rows=rows, cost_env=CIFAR)
     monkeypatch.setitem(reproduce.REPRODUCTIONS, "routing-networks", paper)
     monkeypatch.setenv(files.DATA_VARIABLE, str(tmp_path / "nothing"))
-    assert run(tmp_path / "out", "--seeds", 1, "--groups", "min", "cifar") == 1
+    assert run(tmp_path / "out", "--seeds", 1) == 1
     report = (tmp_path / "out" / "routing-networks.md").read_text()
     assert "## Not there" in report and "mini-imagenet" in report and "| frozen |" in report
+    assert "cifar-100" in report and not (tmp_path / "out" / "cost.png").exists()
     assert [r["label"] for r in json.loads((tmp_path / "out" / "results.json").read_text())] == ["frozen"]
 
 
@@ -135,6 +136,11 @@ def test_other_runs_in_the_folder_are_not_taken_for_these(small_paper, tmp_path,
     assert run(tmp_path, "--seeds", 1, "--groups", "rl") == 0
     assert run(tmp_path, "--seeds", 1, "--groups", "rl", "--epochs", 3) == 2
     assert "holds another run: its env_options is" in capsys.readouterr().err
+    assert run(tmp_path, "--seeds", 1, "--groups", "cost", "rl", "--threads", 1) == 0
+    kept = (tmp_path / "cost.json").read_text()
+    (tmp_path / "cost.json").write_text(kept.replace('"batch_size": 128', '"batch_size": 64'))
+    assert run(tmp_path, "--seeds", 1, "--groups", "cost") == 2
+    assert "was measured with batch_size=64, now it is 128" in capsys.readouterr().err
     assert main(["reproduce", "no-paper"]) == 2
     assert "unknown paper 'no-paper'; known are routing-networks" in capsys.readouterr().err
 

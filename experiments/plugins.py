@@ -1,0 +1,74 @@
+"""Plug-ins: files that register agents, networks, data or rewards before a command looks for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from routing_gym.agents import AGENTS, load_installed_agents
+from routing_gym.envs import DATASETS, FINAL_REWARDS
+from routing_gym.experiments.settings import UsageError
+from routing_gym.networks import NETWORKS
+from routing_gym.registration import ENV_IDS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pluggable:
+    """A command that takes plug-ins.
+
+    Attributes:
+        plugin: Python files to run first: what they register (`register_agent`, `register_network`, `register_dataset`,
+            `register_reward`, `register_env`) is known to the command like our own.
+    """
+
+    plugin: tuple[Path, ...] = ()
+
+    def load_plugins(self) -> None:
+        """Run the files, and register the agents that installed packages offer.
+
+        Raises:
+            UsageError: A file is missing, fails, or registers nothing.
+        """
+        load_installed_agents()
+        for path in self.plugin:
+            load_plugin(path)
+
+
+def load_plugin(path: Path) -> None:
+    """Run one file, once per process.
+
+    Raises:
+        UsageError: It is missing, fails, or registers nothing.
+    """
+    name = f"routing_gym_plugin_{path.stem}"
+    if not path.is_file():
+        raise UsageError(f"no such plug-in: {path}")
+    module = sys.modules.get(name)
+    if module is not None and module.__file__ == str(path.resolve()):
+        return
+    before = _registered()
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"the plug-in {path} failed: {type(error).__name__}: {error} ({line.filename}, line {line.lineno})"
+        ) from error
+    if _registered() == before:
+        del sys.modules[name]
+        raise UsageError(f"the plug-in {path} registers nothing: call register_agent(name, cls) or one of its like")
+
+
+def _registered() -> dict[int, int]:
+    """Return what is registered now, in a form that can be compared."""
+    registries = (AGENTS, NETWORKS, DATASETS, FINAL_REWARDS, ENV_IDS)
+    return {id(thing): 0 for registry in registries for thing in registry.values()}

@@ -1,0 +1,76 @@
+"""Plug-ins, and the template for agents."""
+
+import json
+import re
+from importlib.metadata import EntryPoint, EntryPoints
+
+import pytest
+from test_examples import nothing_stays  # noqa: F401
+
+from routing_gym.agents import AGENTS, agent_class, registry
+from routing_gym.experiments.cli import main
+
+SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "1", "--seeds", "1"]
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_the_template_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new-agent", "my-bandit"]) == 0
+    command = " ".join(capsys.readouterr().out.split()).partition("Run it: routing-gym ")[2].split()
+    assert command[:3] == ["compare", "--plugin", "my_bandit.py"]
+    options = ["--epochs", "12", "--seeds", "1", "--agent-options", "my-bandit.rate=0.2", "--out", "out"]
+    assert main([*command, *options]) == 0
+    records = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert records[0]["agent"] == "my-bandit" and records[0]["config"]["rate"] == 0.2
+    assert records[0]["test_accuracy"] > 0.96
+    assert main(["new-agent", "my-bandit", "--out", "other.py"]) == 2  # the name is known by now
+    assert main(["list", "my-bandit", "--plugin", "my_bandit.py"]) == 0
+    assert "noise" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such plug-in: .*plug.py"),
+        ("x = 1", "plug.py registers nothing: call register_agent"),
+        ("import torch\nraise KeyError('no')", r"plug.py failed: KeyError: 'no' \(.*plug.py, line 2\)"),
+        ("def f(:", "plug.py failed: SyntaxError"),
+        (
+            "from routing_gym.agents import *\nclass A(Agent):\n    def act(self, o, c): ...\nregister_agent('wpl', A)",
+            "the name 'wpl' belongs to routing_gym.agents.wpl.WPL already",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("nothing_stays")
+def test_what_a_plug_in_does_wrong_is_said(content, message, tmp_path, capsys):
+    path = tmp_path / "plug.py"
+    if content is not None:
+        path.write_text(content)
+    assert main(["compare", "--plugin", str(path), *SMALL, "--out", str(tmp_path / "out")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["My Agent"], "a name has lower-case letters, digits and single dashes, got 'My Agent'"),
+        (["wpl"], "the name 'wpl' belongs to an agent already"),
+        (["new", "--out", "there.py"], "there.py exists already"),
+    ],
+)
+def test_names_of_templates_are_checked(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.py").write_text("mine")
+    assert main(["new-agent", *arguments]) == 2
+    assert message in capsys.readouterr().err and (tmp_path / "there.py").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_installed_packages_offer_agents(monkeypatch):
+    entry = EntryPoint("elsewhere", "routing_gym.agents:RandomAgent", "routing_gym.agents")
+    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([entry]) if "agents" in group else ())
+    assert "elsewhere" not in AGENTS
+    assert agent_class("elsewhere") is AGENTS["random"]
+    assert AGENTS["elsewhere"] is AGENTS["random"]
