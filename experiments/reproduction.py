@@ -21,6 +21,7 @@ class Row:
         agent: The agent.
         agent_options: Its options as NAME=VALUE.
         env_options: Options of the environment as NAME=VALUE.
+        tuned: Further ones in single settings, by their name.
         paper: The paper's test accuracy in % by epoch; empty where it has none.
         x: Where it stands on a figure's axis.
     """
@@ -31,6 +32,7 @@ class Row:
     agent: str
     agent_options: tuple[str, ...] = ()
     env_options: tuple[str, ...] = ()
+    tuned: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     paper: dict[int, float] = dataclasses.field(default_factory=dict)
     x: float | None = None
 
@@ -91,7 +93,12 @@ class Reproduction:
         for seed in range(seeds):
             for row in self.rows:
                 if set(row.groups) & set(groups):
-                    options = (*settings.env_options, *settings.more_options.get(row.env, ()), *row.env_options)
+                    options = (
+                        *settings.env_options,
+                        *settings.more_options.get(row.env, ()),
+                        *row.env_options,
+                        *row.tuned.get(settings.name, ()),
+                    )
                     training = dataclasses.replace(
                         base,
                         env=row.env,
