@@ -35,9 +35,9 @@ class SB3Agent(Agent):
     stands for the first legal one, as it does while learning.
 
     Rewards say nothing about routes until the routes of the tasks part, so that a policy first moves by chance. The
-    entries of a table move apart for each task; one network for all tasks moves them together, down one path, where all
-    that blocks can learn is the majority class. (Our own REINFORCE does the same with `arrangement="single"` and
-    `representation="mlp"`.)
+    entries of a table move apart for each task; a policy network for all tasks moves them together, down one path,
+    where all that blocks can learn is the majority class. (Our own REINFORCE does the same with `arrangement="single"`
+    and `representation="mlp"`.)
 
     Attributes:
         model: The library's model.

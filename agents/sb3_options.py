@@ -18,8 +18,8 @@ class SB3Config(AgentConfig):
 
     Attributes:
         representation: What the policy sees, and is: `"table"`, task and decision only, with an entry for each pair; or
-            `"mlp"`, the whole observation and hidden layers, the library's own policy. (That one sends all tasks of
-            DIGITS-MTL the same way, see `SB3Agent`.)
+            `"mlp"`, the whole observation and hidden layers, the library's own policy. (That one does not find the
+            tasks of DIGITS-MTL ways of their own in 20 epochs, see `SB3Agent`.)
         learning_rate: Step size of the policy's optimiser; None for the default of the representation
             (`DEFAULT_RATES`).
         gamma: Discount per decision, of the final reward too.
