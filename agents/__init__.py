@@ -29,6 +29,8 @@ from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
 from routing_gym.agents.registry import agent_class, load_installed_agents, make_agent, register_agent
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
+from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
+from routing_gym.agents.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
 from routing_gym.agents.wpl import WPL, WPLConfig
 
 register_agent("wpl", WPL)
@@ -46,9 +48,16 @@ register_agent("shared-with-task", SharedWithTask)
 register_agent("random-fixed", RandomFixed)
 register_agent("random", RandomAgent)
 register_agent("fixed-routes", FixedRoutes)
+register_agent("sb3:PPO", SB3PPO)
+register_agent("sb3:A2C", SB3A2C)
+register_agent("sb3:DQN", SB3DQN)
+register_agent("sb3:MaskablePPO", SB3MaskablePPO)
 
 __all__ = [
     "AGENTS",
+    "SB3A2C",
+    "SB3DQN",
+    "SB3PPO",
     "WPL",
     "ActorCritic",
     "ActorCriticConfig",
@@ -56,17 +65,23 @@ __all__ = [
     "AgentConfig",
     "CrossStitch",
     "CrossStitchConfig",
+    "DQNConfig",
     "FixedAgent",
     "FixedRoutes",
     "FixedRoutesConfig",
     "Gumbel",
     "GumbelConfig",
+    "OnPolicyConfig",
+    "PPOConfig",
     "QLearning",
     "QLearningConfig",
     "RandomAgent",
     "RandomFixed",
     "Reinforce",
     "ReinforceConfig",
+    "SB3Agent",
+    "SB3Config",
+    "SB3MaskablePPO",
     "Sarsa",
     "Shared",
     "SharedWithTask",

@@ -30,13 +30,7 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
         ValueError: A count below 1, or an environment the agent was not made for.
         TrainingDivergedError: The loss is no longer a number; agent and blocks are as they were before the batch.
     """
-    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-        raise ValueError(f"episodes must be an integer of at least 1, got {episodes!r}")
-    core = core_of(env)
-    if core is not agent.env:
-        raise ValueError("the agent was made for another environment: make_agent(name, env) first, or Agent.load")
-    if not core.config.train:
-        raise ValueError("this environment was made with train=False: its blocks cannot be trained")
+    core = check_learning(agent, env, episodes)
     if agent.needs_gradients and agent.optimizer is None:
         raise ValueError(f"agent {agent.name!r} needs gradients, so it must set self.optimizer")
     agent.train()
@@ -53,6 +47,22 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
                         **reported,
                     }
                 )
+
+
+def check_learning(agent: Agent, env: Any, episodes: int) -> RoutingVectorEnv:
+    """Return the environment an agent is to learn in.
+
+    Raises:
+        ValueError: A count below 1, or an environment the agent was not made for.
+    """
+    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
+        raise ValueError(f"episodes must be an integer of at least 1, got {episodes!r}")
+    core = core_of(env)
+    if core is not agent.env:
+        raise ValueError("the agent was made for another environment: make_agent(name, env) first, or Agent.load")
+    if not core.config.train:
+        raise ValueError("this environment was made with train=False: its blocks cannot be trained")
+    return core
 
 
 def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor, dict[str, Tensor]]:

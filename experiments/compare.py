@@ -76,7 +76,7 @@ class Compare(Pluggable):
             for name in self.agents:
                 bar = progress.add_task(name, total=self.seeds * self.training.epochs)
                 for seed in range(self.seeds):
-                    cell = Cell(self.training, name, seed, folder / name / f"seed-{seed}", options[name])
+                    cell = Cell(self.training, name, seed, folder / folder_name(name) / f"seed-{seed}", options[name])
                     try:
                         done = cell.finished() if self.resume else None
                         if done is None:
@@ -106,6 +106,11 @@ class Compare(Pluggable):
                 raise UsageError(f"--agent-options takes AGENT.NAME=VALUE, the agent one of {names}, got {item!r}")
             options[name].append(rest)
         return {name: tuple(items) for name, items in options.items()}
+
+
+def folder_name(agent: str) -> str:
+    """Return the name of an agent's folder: `sb3-PPO` for `sb3:PPO`, because not every file system takes a colon."""
+    return agent.replace(":", "-")
 
 
 def _advance(progress: Progress, bar: TaskID, epoch: int) -> None:

@@ -83,6 +83,9 @@ class TrainingSettings:
             **cls.env_kwargs,
             **given,
         }
+        if options["autoreset_mode"] == "same_step":
+            # The blocks take a step on as many instances as with agents that are given whole batches.
+            options.setdefault("replay_batch", self.batch_size)
         if self.data_dir is not None:
             options["data_dir"] = self.data_dir
         torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout

@@ -260,7 +260,7 @@ def small_env(network=None, num_envs=12, **options):
     """A batch environment of two routed layers for agents to learn in."""
     torch.manual_seed(0)
     network = RoutedMLP((1, 2, 3), 3, 3, width=4, layers=2) if network is None else network
-    return toy_env(network, num_envs, autoreset_mode="disabled", **options)
+    return toy_env(network, num_envs, **{"autoreset_mode": "disabled", **options})
 
 
 def learned_from(agent, trajectory):

@@ -117,7 +117,8 @@ def test_agents_that_cannot(name):
     assert routing_gym.evaluate(agent, env).accuracy < 0.45
 
 
-@pytest.mark.parametrize("name", sorted(AGENTS))
+# Those of Stable-Baselines3 begin anew with every call of `learn`: see test_sb3.py.
+@pytest.mark.parametrize("name", sorted(name for name in AGENTS if not name.startswith("sb3:")))
 def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(name, tmp_path):
     def curve(agent, env, batches):
         losses = []

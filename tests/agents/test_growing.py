@@ -53,6 +53,7 @@ KINDS = [
     ("gumbel", {"arrangement": "single", "representation": "mlp"}),
     ("gumbel", {"representation": "mlp"}),
     ("soft-mixture", {"conditioned": True}),
+    ("sb3:PPO", {"representation": "mlp"}),
 ]  # fmt: skip
 
 
@@ -60,13 +61,16 @@ KINDS = [
 def test_every_agent_grows_and_decides_as_before_for_the_old_tasks(name, options):
     torch.manual_seed(0)
     data = toy_data()
-    env = small_env(RoutedMLP((1, 2, 3), 3, 4, width=4, layers=2), 24, action_type=AGENTS[name].action_type)
+    needs = {**AGENTS[name].env_kwargs, "action_type": AGENTS[name].action_type}
+    env = small_env(RoutedMLP((1, 2, 3), 3, 4, width=4, layers=2), 24, **needs)
     agent = make_agent(name, env, **options).learn(env, 24 * 5)
-    before = rollout(agent, env, deterministic=True, instances=torch.arange(24))
+    with env.batch_mode():
+        before = rollout(agent, env, deterministic=True, instances=torch.arange(24))
     # What changes the blocks before the comparison would blur it.
     grown = add_task(agent, {split: part.select_tasks([1]) for split, part in data.items()})
     assert grown.num_tasks == 4
-    after = rollout(grown, grown.env, deterministic=True, instances=torch.arange(24))
+    with grown.env.batch_mode():
+        after = rollout(grown, grown.env, deterministic=True, instances=torch.arange(24))
     if name != "random":
         for old, new in zip(before.steps, after.steps, strict=True):
             torch.testing.assert_close(old.action, new.action)

@@ -1,0 +1,274 @@
+"""Agents of Stable-Baselines3 and sb3-contrib, trained by their own loops while the blocks are trained by replay.
+
+Neither library is imported before one of these agents is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from routing_gym.agents.base import Agent
+from routing_gym.agents.learn import check_learning
+from routing_gym.agents.options import AgentConfig
+from routing_gym.agents.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
+from routing_gym.agents.tabular import sample
+from routing_gym.blocks import count_macs
+from routing_gym.envs import Context, Observation, TrainingDivergedError
+from routing_gym.networks import NotFiniteError, actions
+
+Report = Callable[[dict[str, Tensor]], None]
+
+
+class SB3Agent(Agent):
+    """A model of Stable-Baselines3 as an agent.
+
+    `learn` is the library's own: it collects and updates round by round, on `RoutingVecEnv`. A choice that is not legal
+    stands for the first legal one, as it does while learning.
+
+    Rewards say nothing about routes until the routes of the tasks part, so that a policy first moves by chance. The
+    entries of a table move apart for each task; a policy network for all tasks moves them together, down one path,
+    where all that blocks can learn is the majority class. (Our own REINFORCE does the same with `arrangement="single"`
+    and `representation="mlp"`.)
+
+    Attributes:
+        model: The library's model.
+        actor: Its policy.
+    """
+
+    env_kwargs: ClassVar[Mapping[str, Any]] = {"autoreset_mode": "same_step"}
+    max_tensors: ClassVar[int | None] = None
+    Config = SB3Config
+    config: SB3Config
+    algorithm: ClassVar[tuple[str, str]]
+    """Module and class of the model."""
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        algorithm = self._import_algorithm()
+        from stable_baselines3.common.logger import Logger
+
+        from routing_gym.envs.sb3 import RoutingVecEnv
+
+        core = self.env
+        arguments = self.config.arguments(self.num_decisions, core.num_envs)
+        try:
+            with seeded(self.config.seed):
+                self.model = algorithm("MultiInputPolicy", RoutingVecEnv(core), device=core.device, **arguments)
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"agent {self.name!r}: {error}") from error
+        self.model.set_logger(Logger(folder=None, output_formats=[]))  # its own makes a folder for every `learn`
+        self.actor: nn.Module = self.model.policy
+        self.optimizer = self.model.policy.optimizer
+        self._macs = 0.0 if self.config.representation == "table" else self.policy_macs()
+
+    def _import_algorithm(self) -> Callable[..., Any]:
+        """Return the class of the model.
+
+        Raises:
+            ValueError: It is not installed; says how to install it.
+        """
+        module, name = self.algorithm
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ImportError as error:
+            extra = module.replace("_", "-")
+            raise ValueError(
+                f"agent {self.name!r} needs {extra}, which cannot be imported ({error}): "
+                f"pip install 'routing-gym[{extra}]'"
+            ) from error
+
+    # --------------------------------------------------------------------------------------------------------- deciding
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Ask the model's policy."""
+        with torch.no_grad():
+            chances = self.probabilities(observation, context)
+        choice = chances.argmax(-1) if context.deterministic else sample(chances.cumsum(-1), self.generator)
+        legal = actions.made_legal(choice, context.mask)
+        assert isinstance(legal, Tensor)
+        return legal
+
+    def probabilities(self, observation: Observation, context: Context) -> Tensor:
+        """Return how likely each choice is, `(B, A)`, `(B, M, A)` where M > 1 tensors choose."""
+        return self.chances(self.model.policy.get_distribution(observation))
+
+    def chances(self, distribution: Any) -> Tensor:
+        """Return the probabilities of a distribution of the library's."""
+        if self.num_tensors == 1:
+            return distribution.distribution.probs
+        parts = distribution.distributions if hasattr(distribution, "distributions") else distribution.distribution
+        return torch.stack([part.probs for part in parts], 1)
+
+    def policy_macs(self) -> float:
+        """Count what the networks of the policy spend on a decision, without the critic's."""
+        policy = self.model.policy
+        features = torch.zeros(1, policy.features_dim, device=self.env.device)
+        latent = torch.zeros(1, policy.mlp_extractor.latent_dim_pi, device=self.env.device)
+        return count_macs(policy.mlp_extractor.policy_net, features) + count_macs(policy.action_net, latent)
+
+    def macs(self, decision: int) -> float:
+        """Return what the policy spends; 0 for a table, though the library multiplies by one-hot vectors."""
+        return self._macs
+
+    # --------------------------------------------------------------------------------------------------------- learning
+
+    def learn(self, env: Any, episodes: int, callback: Report | None = None) -> Self:
+        """Let the model learn, round by round, until at least `episodes` instances have left the network.
+
+        Begins with new instances; those under way are given up. The blocks are trained on `replay_batch` finished
+        routes at a time.
+
+        Args:
+            env: The environment the agent was made for.
+            episodes: How many instances to route, at least 1; rounded up to whole batches and to the model's rounds.
+            callback: Called whenever `num_envs` instances have left, with their mean `loss`, `accuracy`, `reward` and
+                `macs`.
+
+        Raises:
+            ValueError: A count below 1, or an environment the agent was not made for.
+            TrainingDivergedError: The blocks' loss, or the policy, is no longer a number.
+        """
+        core = check_learning(self, env, episodes)
+        goal = self.episodes + -(-episodes // core.num_envs) * core.num_envs
+        tally = Tally(self, callback)
+        self.train()
+        self.model._last_obs = None
+        seed = int(torch.randint(2**31, (), generator=self.generator, device=core.device))
+        try:
+            with seeded(seed):
+                self.model.action_space.seed(seed)
+                while self.episodes < goal:
+                    # One step is asked for, one round is made.
+                    self.model.learn(1, callback=tally, reset_num_timesteps=False, log_interval=None)
+        except (TrainingDivergedError, NotFiniteError, ValueError) as error:
+            where = f"agent {self.name or type(self).__name__!r}, batch {self.episodes // core.num_envs + 1}"
+            sound = all(bool(parameter.isfinite().all()) for parameter in self.parameters())
+            if sound and not isinstance(error, TrainingDivergedError | NotFiniteError):
+                raise ValueError(f"{where}: {error}") from error
+            raise TrainingDivergedError(f"{where}: {error}") from error
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """Return the model's counts for a checkpoint. What it remembers of past decisions is not saved."""
+        return torch.tensor([self.model.num_timesteps, self.model._n_updates, getattr(self.model, "_n_calls", 0)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over saved counts."""
+        self.model.num_timesteps, self.model._n_updates, calls = state.tolist()
+        if hasattr(self.model, "_n_calls"):
+            self.model._n_calls = calls
+
+
+class SB3PPO(SB3Agent):
+    """PPO of Stable-Baselines3."""
+
+    Config = PPOConfig
+    algorithm = ("stable_baselines3", "PPO")
+
+
+class SB3A2C(SB3Agent):
+    """A2C of Stable-Baselines3."""
+
+    Config = OnPolicyConfig
+    algorithm = ("stable_baselines3", "A2C")
+
+
+class SB3MaskablePPO(SB3Agent):
+    """MaskablePPO of sb3-contrib: PPO that never makes an illegal choice."""
+
+    Config = PPOConfig
+    algorithm = ("sb3_contrib", "MaskablePPO")
+
+    def probabilities(self, observation: Observation, context: Context) -> Tensor:
+        """Return how likely each legal choice is."""
+        return self.chances(self.model.policy.get_distribution(observation, action_masks=context.mask.flatten(1)))
+
+
+class SB3DQN(SB3Agent):
+    """DQN of Stable-Baselines3."""
+
+    Config = DQNConfig
+    config: DQNConfig
+    algorithm = ("stable_baselines3", "DQN")
+    max_tensors = 1  # its action space is `Discrete`
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        self.model.exploration_schedule = lambda progress: self.exploration()
+
+    def learn(self, env: Any, episodes: int, callback: Report | None = None) -> Self:
+        """Let the model learn; see `SB3Agent.learn`."""
+        self.model.exploration_rate = self.exploration()  # it asks for the first time after the first step
+        return super().learn(env, episodes, callback)
+
+    def exploration(self) -> float:
+        """Return the share of random decisions now."""
+        options = self.config
+        done = min(1.0, self.episodes / options.exploration_episodes)
+        return (1 - done) * options.exploration_initial_eps + done * options.exploration_final_eps
+
+    def probabilities(self, observation: Observation, context: Context) -> Tensor:
+        """Return how likely each choice is, exploration included where it is asked for."""
+        values = self.model.policy.q_net(observation)
+        random_share = 0.0 if context.deterministic else self.exploration()
+        best = functional.one_hot(values.argmax(-1), self.num_choices)
+        return (1 - random_share) * best + random_share / self.num_choices
+
+    def policy_macs(self) -> float:
+        """Count what the values of a decision cost."""
+        net = self.model.policy.q_net
+        return count_macs(net.q_net, torch.zeros(1, net.features_dim, device=self.env.device))
+
+
+class Tally:
+    """Counts the instances that leave while a model learns, and reports them a batch at a time.
+
+    Args:
+        agent: Whose `episodes` to count.
+        report: Given the means of every batch of `num_envs` instances.
+    """
+
+    def __init__(self, agent: SB3Agent, report: Report | None) -> None:
+        self.agent, self.report, self.batch = agent, report, agent.env.num_envs
+        self.earned = np.zeros(self.batch)
+        self.ended: list[tuple[float, float, float, float]] = []
+
+    def __call__(self, given: dict[str, Any], _: dict[str, Any]) -> bool:
+        """Look at one step of the environment; go on."""
+        self.earned += given["rewards"]
+        ended = np.flatnonzero(given["dones"])
+        for row in ended:
+            info = given["infos"][row]
+            self.ended.append((info["loss"], info["correct"], self.earned[row], info["macs"]))
+        self.earned[ended] = 0
+        self.agent.episodes += len(ended)
+        while len(self.ended) >= self.batch:
+            means = torch.tensor(self.ended[: self.batch]).mean(0).unbind()
+            del self.ended[: self.batch]
+            if self.report is not None:
+                self.report(dict(zip(("loss", "accuracy", "reward", "macs"), means, strict=True)))
+        return True
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators that the library draws from, PyTorch's, NumPy's and Python's own, and put them back."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)

@@ -1,0 +1,166 @@
+"""Options of the agents of Stable-Baselines3, and what their policies see of an instance."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from routing_gym.agents.options import AgentConfig, count, not_negative, positive, share
+from routing_gym.envs import Observation
+
+
+@dataclasses.dataclass(frozen=True)
+class SB3Config(AgentConfig):
+    """Options of every agent of Stable-Baselines3, by the names they have there.
+
+    Attributes:
+        representation: What the policy sees, and is: `"table"`, task and decision only, with an entry for each pair; or
+            `"mlp"`, the whole observation and hidden layers, the library's own policy. (That one does not find the
+            tasks of DIGITS-MTL ways of their own in 20 epochs, see `SB3Agent`.)
+        learning_rate: Step size of the policy's optimiser; None for the default of the representation
+            (`DEFAULT_RATES`).
+        gamma: Discount per decision, of the final reward too.
+        max_grad_norm: Length that gradients are cut to.
+        net_arch: Widths of the hidden layers of the policy, and of the critic where there is one; of `"mlp"`.
+    """
+
+    DEFAULT_RATES: ClassVar[dict[str, float]] = {"table": 0.1, "mlp": 1e-3}
+
+    representation: Literal["table", "mlp"] = "table"
+    learning_rate: float | None = positive(None)
+    gamma: float = share(1.0)
+    max_grad_norm: float = positive(0.5)
+    net_arch: tuple[int, ...] = (64, 64)
+
+    OURS: ClassVar[frozenset[str]] = frozenset({"seed", "net_arch", "representation"})
+    """What the library's constructors do not take by this name."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        widths = self.net_arch
+        if not isinstance(widths, list | tuple) or not all(type(width) is int and width > 0 for width in widths):
+            raise ValueError(f"{self.owner()}: net_arch must be a list of positive integers, got {widths!r}")
+
+    def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
+        """Return what the library's constructor is given, for so many decisions and rows."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given = {name: value for name, value in fields.items() if name not in self.OURS}
+        table = self.representation == "table"
+        policy = {
+            "net_arch": [] if table else list(self.net_arch),
+            "features_extractor_class": Features,
+            "features_extractor_kwargs": {"table": table},
+        }
+        rate = self.learning_rate or self.DEFAULT_RATES[self.representation]
+        return {**given, "learning_rate": rate, "policy_kwargs": policy}
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicyConfig(SB3Config):
+    """Options of agents that learn from what they have just done.
+
+    Attributes:
+        n_steps: Decisions of each row between two updates; by default those of one whole instance.
+        gae_lambda: How far advantages look ahead: 1 for the whole return.
+        ent_coef: Weight of the policy's entropy in the loss.
+        vf_coef: Weight of the critic's squared error.
+    """
+
+    n_steps: int | None = count(None)
+    gae_lambda: float = share(1.0)
+    ent_coef: float = not_negative(0.01)
+    vf_coef: float = not_negative(0.5)
+
+    def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
+        """Return what the library's constructor is given, for so many decisions and rows."""
+        steps = self.n_steps or max(num_decisions, 2)  # of a single value there is no spread to normalise by
+        return {**super().arguments(num_decisions, num_envs), "n_steps": steps}
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig(OnPolicyConfig):
+    """Options of PPO and MaskablePPO.
+
+    Attributes:
+        batch_size: Decisions per step of the optimiser; by default all that were made since the last update.
+        n_epochs: How often those are gone through.
+        clip_range: How far the policy's ratio may move in one update.
+    """
+
+    batch_size: int | None = count(None, least=2)
+    n_epochs: int = count(4)
+    clip_range: float = positive(0.2)
+
+    def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
+        """Return what the library's constructor is given, for so many decisions and rows."""
+        given = super().arguments(num_decisions, num_envs)
+        return {**given, "batch_size": self.batch_size or given["n_steps"] * num_envs}
+
+
+@dataclasses.dataclass(frozen=True)
+class DQNConfig(SB3Config):
+    """Options of DQN.
+
+    The defaults explore little and move slowly, so that routes mostly stay and the blocks can fit them: of an early
+    choice a table learns nothing, because one step ahead all choices look the same. With `learning_rate=0.001` and
+    `batch_size=256` the routes wander, and what has been learned on DIGITS-MTL is lost again.
+
+    Attributes:
+        buffer_size: Decisions remembered: not many, because what a choice is worth changes with the blocks.
+        learning_starts: Decisions before the first update.
+        batch_size: Decisions per step of the optimiser.
+        train_freq: Decisions of each row between two updates.
+        gradient_steps: Steps of the optimiser per update.
+        target_update_interval: Decisions, of all rows, after which the copy that gives the targets is renewed.
+        exploration_initial_eps: Share of random decisions at first; all rows are random at once.
+        exploration_final_eps: Share of random decisions in the end.
+        exploration_episodes: Instances over which the share falls, in a straight line. (The library measures this as a
+            share of a call to `learn`; commands call that once per epoch.)
+    """
+
+    OURS = SB3Config.OURS | {"exploration_episodes"}
+    DEFAULT_RATES = {"table": 3e-4, "mlp": 1e-3}
+
+    max_grad_norm: float = positive(10.0)
+    buffer_size: int = count(50_000)
+    learning_starts: int = count(1000, least=0)
+    batch_size: int = count(1024)
+    train_freq: int = count(1)
+    gradient_steps: int = count(1)
+    target_update_interval: int = count(3000)
+    exploration_initial_eps: float = share(0.05)
+    exploration_final_eps: float = share(0.05)
+    exploration_episodes: int = count(50_000)
+
+
+class Features(nn.Module):
+    """What a policy sees, as one vector.
+
+    Args:
+        space: The observation space.
+        table: Task and decision together, one-hot, and nothing else: a linear layer on that is a table. Otherwise
+            activation, decision and task, joined. What is of a task comes last, so that another can be added.
+
+    Attributes:
+        features_dim: Width of the vector.
+    """
+
+    def __init__(self, space: Any, table: bool) -> None:
+        super().__init__()
+        self.table = table
+        tasks, places = int(space["task"].n), int(space["depth"].n)
+        self.features_dim = tasks * places if table else space["activation"].shape[0] + places + tasks
+
+    def forward(self, observation: Observation) -> Tensor:
+        """Return `(B, features_dim)`.
+
+        Args:
+            observation: As the library prepares it: `activation`; `task` and `depth` one-hot.
+        """
+        task, depth = observation["task"].flatten(1), observation["depth"].flatten(1)
+        if self.table:
+            return (task.unsqueeze(-1) * depth.unsqueeze(1)).flatten(1)
+        return torch.cat([observation["activation"], depth, task], 1)
