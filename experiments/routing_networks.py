@@ -110,6 +110,22 @@ ROWS = (
     Row("task-specific-1-fc", ("cifar",), CIFAR, "task-specific-last", paper=_paper(27, 34, 39, 42, 48, 49)),
     Row("shared, told the task", ("cifar",), CIFAR, "shared-with-task", tuned={"tuned": ("learning_rate=0.003",)}),
     Row("random frozen paths", ("cifar",), CIFAR, "random-fixed"),
+    *(
+        Row(
+            f"{label}, last {stages} stages too",
+            ("stages",),
+            CIFAR,
+            agent,
+            options,
+            env_options=(f"routed_stages={stages}",),
+        )
+        for label, agent, options, depths in (
+            ("routing (WPL)", "wpl", WPL, (2,)),
+            ("task-specific", "task-specific-all", (), (2, 1, 3, 4)),
+            ("random frozen paths", "random-fixed", (), (2,)),
+        )
+        for stages in depths
+    ),
     Row("routing-all-fc (WPL)", ("min",), MIN, "wpl", paper=_paper(34, 54, 57, 55, 58, 57)),
     Row("cross-stitch", ("min",), MIN, "cross-stitch", paper=_paper(29, 41, 48, 53, 56, 55)),
     Row("task-specific-all-fc", ("min",), MIN, "task-specific-all", paper=_paper(22, 30, 37, 43, 47, 48)),
@@ -150,6 +166,7 @@ ROUTING_NETWORKS = Reproduction(
         "rl": "Fig. 4, CIFAR-MTL: algorithms",
         "architectures": "Fig. 5, CIFAR-MTL: architectures",
         "cifar": "Fig. 6, CIFAR-MTL: baselines",
+        "stages": "Not in the paper, CIFAR-MTL: the last convolutional stages routed too, at equal MACs",
         "min": "Fig. 7, MIN-MTL",
         "mnist": "Fig. 8, MNIST-MTL",
         "rho": "Fig. 12, CIFAR-MTL: the collaboration reward",
