@@ -146,15 +146,14 @@ def test_other_runs_in_the_folder_are_not_taken_for_these(small_paper, tmp_path,
 
 
 def test_every_row_can_be_made(tmp_path):
-    made = 0
+    groups = tuple(ROUTING_NETWORKS.groups)
     for settings in ROUTING_NETWORKS.settings:
         base = TrainingSettings(epochs=settings.epochs, device="cpu")
-        groups = tuple(ROUTING_NETWORKS.groups)
-        for row, cell in ROUTING_NETWORKS.cells(settings, groups, 1, base, tmp_path):
+        cells = list(ROUTING_NETWORKS.cells(settings, groups, 1, base, tmp_path))
+        assert len(cells) == len(ROUTING_NETWORKS.rows)
+        for row, cell in cells if settings.name == "tuned" else cells[::12]:
             agent = cell.make()
             assert agent.name == row.agent and agent.env.spec.id == row.env
-            made += 1
-    assert made == 2 * len(ROUTING_NETWORKS.rows)
     folders = [cell.folder for _, cell in ROUTING_NETWORKS.cells(settings, groups, 2, base, tmp_path)]
     assert len(set(folders)) == len(folders)
     assert {row.env for row in ROUTING_NETWORKS.rows} == {CIFAR, MIN, MNIST}
