@@ -188,6 +188,21 @@ def test_bench_writes_ratios(tmp_path):
         assert record["train_ratio"] > 0 and record["inference_ratio"] > 0 and record["threads"] == 1
 
 
+def test_bench_faces_measures_every_face(tmp_path):
+    threads = torch.get_num_threads()
+    try:
+        assert run("bench-faces", "--rounds", 2, "--out", tmp_path / "faces.json") == 0
+    finally:
+        torch.set_num_threads(threads)
+    records = json.loads((tmp_path / "faces.json").read_text())
+    for train in (False, True):
+        own = {r["face"]: r for r in records if r["train"] == train}
+        assert {"core, 256 rows", "core, 1 rows", "ToNumpy", "Gymnasium single", "PettingZoo parallel",
+                "Stable-Baselines3 RoutingVecEnv", "TorchRL GymWrapper, disabled"} <= set(own)  # fmt: skip
+        assert own["core, 256 rows"]["share_of_core"] == own["core, 1 rows"]["share_of_core_of_as_many_rows"] == 1
+        assert all(r["steps_per_second"] > 0 for r in own.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

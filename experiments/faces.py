@@ -1,0 +1,217 @@
+"""How many steps per second each face of the environment keeps of the core's."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from routing_gym.agents.checkpoint import write_atomically
+from routing_gym.envs import RecordEpisodeStatistics, RecordRoutes, ToNumpy, core_of
+from routing_gym.experiments.bench import in_turns
+from routing_gym.experiments.settings import DEFAULT_ENV, at_least_one, writable_folder
+
+Step = Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchFaces:
+    """Measure steps per second of the core and of every face over it, with random actions, in turns in one process.
+
+    A step is one decision of one instance. Every face is compared with the core of 256 rows, and with a core of as many
+    rows as its own. With training, the blocks learn from finished routes meanwhile.
+
+    Attributes:
+        threads: CPU threads of PyTorch.
+        rounds: Calls measured of each, in turns; medians are reported.
+        out: JSON file for the records.
+    """
+
+    threads: int = 1
+    rounds: int = 300
+    out: Path = Path("results/faces.json")
+
+    def execute(self, console: Console) -> int:
+        """Run it; return the exit status."""
+        for option in ("threads", "rounds"):
+            at_least_one(option, getattr(self, option))
+        writable_folder(self.out.parent)
+        torch.set_num_threads(self.threads)
+        records = [record for train in (False, True) for record in measure_faces(train, self.rounds)]
+        write_atomically(self.out, lambda temporary: Path(temporary).write_text(json.dumps(records, indent=1)))
+        for train in (False, True):
+            console.print(faces_table([r for r in records if r["train"] == train], train))
+        console.print(f"Written to {self.out}")
+        return 0
+
+
+def measure_faces(train: bool, rounds: int, rows: int = 256) -> list[dict]:
+    """Time all faces that are installed; return a record for each."""
+    sizes: dict[str, int] = {}
+    steps: dict[str, Step] = {}
+    for name, size, make in faces(train, rows):
+        if make is not None:
+            sizes[name], steps[name] = size, make()
+    for size in sorted(set(sizes.values()) - {rows}):
+        sizes[f"core, {size} rows"], steps[f"core, {size} rows"] = size, _vector(_core(train, size), size)
+    times = in_turns(steps, rounds)
+    speeds = {name: sizes[name] / statistics.median(times[name]) for name in steps}
+    alike = {size: f"core, {size} rows" for size in sizes.values()}
+    return [
+        {
+            "face": name,
+            "rows": sizes[name],
+            "train": train,
+            "steps_per_second": speed,
+            "share_of_core": speed / speeds[f"core, {rows} rows"],
+            "share_of_core_of_as_many_rows": speed / speeds[alike[sizes[name]]],
+            "threads": torch.get_num_threads(),
+        }
+        for name, speed in speeds.items()
+    ]
+
+
+def faces(train: bool, rows: int) -> list[tuple[str, int, Callable[[], Step] | None]]:
+    """Return name, rows and how to make a step of every face; None where its library is not installed."""
+    tasks = core_of(_core(train, 1)).dataset.num_tasks
+    each = rows // tasks
+    zoo, torchrl = (importlib.util.find_spec(library) is not None for library in ("pettingzoo", "torchrl"))
+    return [
+        (f"core, {rows} rows", rows, lambda: _vector(_core(train, rows), rows)),
+        ("core, disabled with replay", rows, lambda: _disabled(train, rows)),
+        ("RecordEpisodeStatistics", rows, lambda: _vector(RecordEpisodeStatistics(_core(train, rows)), rows)),
+        ("RecordRoutes", rows, lambda: _vector(RecordRoutes(_core(train, rows)), rows)),
+        ("ToNumpy", rows, lambda: _vector(ToNumpy(_core(train, rows)), rows, numpy=True)),
+        ("Stable-Baselines3 RoutingVecEnv", rows, lambda: _sb3(train, rows)),
+        ("TorchRL GymWrapper, disabled", rows, (lambda: _torchrl(train, rows)) if torchrl else None),
+        ("PettingZoo parallel, batched", each * tasks, (lambda: _parallel(train, each)) if zoo else None),
+        ("PettingZoo parallel", tasks, (lambda: _parallel(train, None)) if zoo else None),
+        ("PettingZoo dispatched", 1, (lambda: _dispatched(train)) if zoo else None),
+        ("Gymnasium single", 1, lambda: _single(train)),
+    ]
+
+
+def _core(train: bool, rows: int, **options: Any) -> Any:
+    return gymnasium.make_vec(DEFAULT_ENV, num_envs=rows, train=train, device="cpu", **options)
+
+
+def _choices(env: Any) -> int:
+    return core_of(env).network.num_choices
+
+
+def _vector(env: Any, rows: int, numpy: bool = False) -> Step:
+    env.reset(seed=0)
+    torch_numbers, numpy_numbers, choices = torch.Generator().manual_seed(0), np.random.default_rng(0), _choices(env)
+    if numpy:
+        return lambda: env.step(numpy_numbers.integers(0, choices, rows))
+    return lambda: env.step(torch.randint(choices, (rows,), generator=torch_numbers))
+
+
+def _disabled(train: bool, rows: int) -> Step:
+    env = _core(train, rows, autoreset_mode="disabled", replay=True)
+    env.reset(seed=0)
+    numbers = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        left = env.step(torch.randint(_choices(env), (rows,), generator=numbers))[2]
+        if bool(left.all()):
+            env.reset()
+
+    return step
+
+
+def _sb3(train: bool, rows: int) -> Step:
+    from routing_gym.envs.sb3 import RoutingVecEnv
+
+    env = RoutingVecEnv(_core(train, rows))
+    env.reset()
+    numbers = np.random.default_rng(0)
+    return lambda: env.step(numbers.integers(0, _choices(env.core), rows))
+
+
+def _torchrl(train: bool, rows: int) -> Step:
+    from torchrl.envs import GymWrapper
+
+    core = _core(train, rows, autoreset_mode="disabled", replay=True)
+    env = GymWrapper(core, categorical_action_encoding=True, convert_actions_to_numpy=False)
+    env.auto_register_info_dict()
+    state, numbers = env.reset(), torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        nonlocal state
+        state["action"] = torch.randint(_choices(core), (rows,), generator=numbers)
+        _, state = env.step_and_maybe_reset(state)
+
+    return step
+
+
+def _parallel(train: bool, each: int | None) -> Step:
+    import pettingzoo
+
+    env = pettingzoo.make("parallel", DEFAULT_ENV, train=train, instances_per_agent=each, device="cpu")
+    env.reset(seed=0)
+    numbers, size = np.random.default_rng(0), () if each is None else each
+
+    def step() -> None:
+        env.step({agent: numbers.integers(0, _choices(env), size) for agent in env.agents})
+        if not env.agents:
+            env.reset()
+
+    return step
+
+
+def _dispatched(train: bool) -> Step:
+    import pettingzoo
+
+    env = pettingzoo.make("aec", DEFAULT_ENV, train=train, device="cpu")
+    env.reset(seed=0)
+    numbers = np.random.default_rng(0)
+
+    def step() -> None:
+        if env.agent_selection == "dispatcher":  # its move is no step of the core
+            env.step(int(numbers.integers(len(env.possible_agents) - 1)))
+        env.step(int(numbers.integers(_choices(env))))
+        if all(env.terminations.values()):
+            env.reset()
+
+    return step
+
+
+def _single(train: bool) -> Step:
+    env = gymnasium.make(DEFAULT_ENV, train=train, device="cpu")
+    env.reset(seed=0)
+    numbers = np.random.default_rng(0)
+
+    def step() -> None:
+        ended = env.step(int(numbers.integers(_choices(env))))[2]
+        if ended:
+            env.reset()
+
+    return step
+
+
+def faces_table(records: list[dict], train: bool) -> Table:
+    """Return one row per face."""
+    table = Table(title=f"{DEFAULT_ENV}, {'blocks learn from finished routes' if train else 'without training'}")
+    table.add_column("face")
+    for column in ("rows", "steps/s", "of the core", "of a core of as many rows"):
+        table.add_column(column, justify="right")
+    for record in records:
+        table.add_row(
+            record["face"],
+            str(record["rows"]),
+            f"{record['steps_per_second']:,.0f}",
+            f"{record['share_of_core']:.3f}",
+            f"{record['share_of_core_of_as_many_rows']:.2f}",
+        )
+    return table
