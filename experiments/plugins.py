@@ -6,7 +6,9 @@ import dataclasses
 import importlib.util
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from routing_gym.agents import AGENTS, load_installed_agents
 from routing_gym.envs import DATASETS, FINAL_REWARDS
@@ -68,7 +70,7 @@ def load_plugin(path: Path) -> None:
         raise UsageError(f"the plug-in {path} registers nothing: call register_agent(name, cls) or one of its like")
 
 
-def _registered() -> dict[int, int]:
+def _registered() -> dict[tuple[int, str], int]:
     """Return what is registered now, in a form that can be compared."""
-    registries = (AGENTS, NETWORKS, DATASETS, FINAL_REWARDS, ENV_IDS)
-    return {id(thing): 0 for registry in registries for thing in registry.values()}
+    registries: tuple[Mapping[str, Any], ...] = (AGENTS, NETWORKS, DATASETS, FINAL_REWARDS, ENV_IDS)
+    return {(number, name): id(part) for number, parts in enumerate(registries) for name, part in parts.items()}

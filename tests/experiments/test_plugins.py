@@ -52,6 +52,17 @@ def test_what_a_plug_in_does_wrong_is_said(content, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("nothing_stays")
+def test_another_name_for_what_is_known_is_enough(tmp_path):
+    (tmp_path / "alias.py").write_text("from routing_gym.agents import *\nregister_agent('learner', WPL)")
+    out = ["--agents", "learner", "--plugin", str(tmp_path / "alias.py"), "--out", str(tmp_path / "out")]
+    assert main(["compare", *SMALL, *out]) == 0
+    checkpoint = str(tmp_path / "out" / "learner" / "seed-0" / "checkpoint.pt")
+    assert main(["evaluate", checkpoint]) == 0
+    del AGENTS["learner"]
+    assert main(["evaluate", checkpoint]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
