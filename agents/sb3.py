@@ -149,12 +149,14 @@ class SB3Agent(Agent):
                 while self.episodes < goal:
                     # One step is asked for, one round is made.
                     self.model.learn(1, callback=tally, reset_num_timesteps=False, log_interval=None)
-        except (TrainingDivergedError, NotFiniteError, ValueError) as error:
+        except (ValueError, RuntimeError) as error:  # which of the two a policy that is no number raises, depends
             where = f"agent {self.name or type(self).__name__!r}, batch {self.episodes // core.num_envs + 1}"
             sound = all(bool(parameter.isfinite().all()) for parameter in self.parameters())
-            if sound and not isinstance(error, TrainingDivergedError | NotFiniteError):
+            if not sound or isinstance(error, TrainingDivergedError | NotFiniteError):
+                raise TrainingDivergedError(f"{where}: {error}") from error
+            if isinstance(error, ValueError):
                 raise ValueError(f"{where}: {error}") from error
-            raise TrainingDivergedError(f"{where}: {error}") from error
+            raise
         return self
 
     def get_extra_state(self) -> Tensor:
