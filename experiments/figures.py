@@ -18,22 +18,22 @@ DPI = 120
 
 
 def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
-    """Draw validation accuracy against epochs: the mean over seeds of each agent, and the range of the seeds."""
+    """Draw accuracy against epochs, on the split it was judged on: the mean over seeds of each agent, and their range."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
-    lowest = 1.0
+    lowest, highest = 1.0, 0.0
     for number, (agent, runs) in enumerate(by_label(records).items()):
         curves = 100 * np.array([run["curve"]["validation_accuracy"] for run in runs])
         epochs = runs[0]["curve"]["epoch"]
-        lowest = min(lowest, curves.min() / 100)
+        lowest, highest = min(lowest, curves.min() / 100), max(highest, curves.max() / 100)
         tests = accuracy_text([run["test_accuracy"] for run in runs])
         # Another dash for each agent: curves that lie on each other stay visible.
         dash = (number, (6, number % 3 * 2))
         (line,) = axes.plot(epochs, curves.mean(0), linestyle=dash, linewidth=1.8, label=f"{agent}\n{tests}")
         axes.fill_between(epochs, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("validation accuracy, %")
-    axes.set_ylim(bottom=max(0.0, 100 * lowest - 1), top=100.3)
+    axes.set_ylabel(f"{records[0]['curve']['judged_on']} accuracy, %")
+    axes.set_ylim(bottom=max(0.0, 100 * lowest - 1), top=min(100.3, 100 * highest + 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title)
     axes.grid(alpha=0.3)

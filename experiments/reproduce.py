@@ -225,6 +225,8 @@ def _differences(records: Sequence[Record]) -> list[str]:
 def _judged(records: Sequence[Record]) -> str:
     """Say what the columns were measured on."""
     judged_on = ", ".join(sorted({record["curve"]["judged_on"] for record in records}))
+    if judged_on == "test":
+        return "All columns are of the test split."
     return f"The last epoch's column is of the test split, the others are of the {judged_on} split."
 
 
