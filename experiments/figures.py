@@ -18,7 +18,7 @@ DPI = 120
 
 
 def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
-    """Draw accuracy against epochs, on the split it was judged on: the mean over seeds of each agent, and their range."""
+    """Draw accuracy against epochs, on the split it was judged on: the mean over seeds of each agent, and the range."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     lowest, highest = 1.0, 0.0
