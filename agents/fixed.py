@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from routing_gym.agents.base import Agent
 from routing_gym.agents.options import AgentConfig
@@ -44,10 +43,6 @@ class FixedAgent(Agent):
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Look the whole route up."""
         return self.routes.index_select(0, task)
-
-    def policy(self) -> Tensor | None:
-        """Return 1 for what a task takes, 0 for all else."""
-        return None if self.num_tensors > 1 else functional.one_hot(self.routes, self.num_choices).float()
 
     @property
     def routes(self) -> Tensor:
