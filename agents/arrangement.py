@@ -207,8 +207,9 @@ class LearningAgent(Agent):
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Put the dispatcher's choice, if there was one, before the others, and learn from detached observations."""
-        steps = [dataclasses.replace(step, observation=_detached(step.observation)) for step in trajectory.steps]
-        trajectory = dataclasses.replace(trajectory, steps=steps)
+        if self.env.config.differentiable:
+            steps = [dataclasses.replace(step, observation=_detached(step.observation)) for step in trajectory.steps]
+            trajectory = dataclasses.replace(trajectory, steps=steps)
         if self.arrangement.dispatch_row is not None:
             trajectory = dataclasses.replace(trajectory, steps=[self._dispatch_step(trajectory), *trajectory.steps])
         return self.learn_from(trajectory)
