@@ -35,7 +35,7 @@ class Reproduce:
     """Run what a paper reports and put our figures beside theirs.
 
     Every run is a folder of its own: finished ones are skipped, an interrupted one goes on where it stopped. The report
-    and the pictures are written anew after every run, from all that is there.
+    is written anew after every run, from all that is there; pictures are drawn in the end.
 
     Attributes:
         name: The paper.
@@ -114,8 +114,9 @@ class Reproduce:
                     _unless_data_is_missing(error, failures)
                 progress.advance(bar)
                 write_results(records, folder / "results.json")
-                pictures = [*draw(paper, records, folder), *pictures_of_cost]
-                _write(target, report_of(paper, settings, groups, records, costs, list(failures), pictures))
+                _write(target, report_of(paper, settings, groups, records, costs, list(failures), pictures_of_cost))
+        pictures = [*draw(paper, records, folder), *pictures_of_cost]
+        _write(target, report_of(paper, settings, groups, records, costs, list(failures), pictures))
         for failure in failures:
             console.print(f"[red]{failure}[/red]")
         console.print(f"Written to {folder}: results.json, pictures, a folder per run; the report is {target}")
