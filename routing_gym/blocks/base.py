@@ -81,11 +81,14 @@ class FunctionBlocks(nn.Module, ABC):
 
     def as_modules(self, choice: int) -> list[nn.Module]:
         """Return a block as plain modules to be run in turn, with parameters of their own; none for PASS."""
-        raise NotImplementedError(f"{type(self).__name__} has no as_modules()")
+        raise self._not_deployable("as_modules")
 
     def keep(self, kept: Sequence[int]) -> None:
         """Forget all blocks but these; `select` has copied the set and counts anew."""
-        raise NotImplementedError(f"{type(self).__name__} has no keep()")
+        raise self._not_deployable("keep")
+
+    def _not_deployable(self, missing: str) -> ValueError:
+        return ValueError(f"{type(self).__name__} can be neither pruned nor extracted: implement {missing}()")
 
     def select(self, kept: Sequence[int]) -> Self:
         """Return a copy that holds only some of the blocks.

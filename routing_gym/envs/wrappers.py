@@ -6,6 +6,7 @@ They see what is stepped through them; `agent.learn` and `evaluate` go to the co
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import to_numpy
 
 
-class _PerEpisode(VectorWrapper):
+class _PerEpisode(VectorWrapper, ABC):
     """Knows which rows have just ended an episode, and which begin one.
 
     Args:
@@ -34,9 +35,9 @@ class _PerEpisode(VectorWrapper):
     def _no_row(self) -> Tensor:
         return torch.zeros(self.num_envs, dtype=torch.bool, device=self.core.device)
 
+    @abstractmethod
     def _begin(self, rows: Tensor) -> None:
         """Forget rows, `(num_envs,)` bool, which begin anew."""
-        raise NotImplementedError
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all rows, or those of `options["reset_mask"]`."""

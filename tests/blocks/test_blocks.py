@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from routing_gym.blocks import LinearBlocks, ModuleBlocks, WithPass, count_macs, group, plain
+from routing_gym.blocks import FunctionBlocks, LinearBlocks, ModuleBlocks, WithPass, count_macs, group, plain
 from routing_gym.blocks.grouping import group_on_device
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -267,3 +267,21 @@ def test_a_static_copy_knows_nothing_of_small_groups():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         module.train()(x)
     blocks.train()(x, torch.tensor([0]))
+
+
+def test_blocks_without_a_plain_form_say_what_is_missing():
+    class Own(FunctionBlocks):
+        def __init__(self):
+            super().__init__(2)
+            self.macs = (0.0, 0.0)
+
+        def run(self, x, choice):
+            return x
+
+        def parameters_of(self, choice):
+            return []
+
+    with pytest.raises(ValueError, match="Own can be neither pruned nor extracted: implement as_modules"):
+        Own().as_modules(0)
+    with pytest.raises(ValueError, match="Own can be neither pruned nor extracted: implement keep"):
+        Own().select([1])
