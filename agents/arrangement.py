@@ -240,9 +240,12 @@ class LearningAgent(Agent):
 
     def cells(self, trajectory: Trajectory) -> Tensor:
         """Return `(steps, B)`: the flat number agent · rows + row of every decision."""
-        agent = torch.stack([self.agent_at(step) for step in trajectory.steps])
         row = torch.stack([step.decision for step in trajectory.steps])
-        return agent * self.arrangement.num_rows + row
+        if self.arrangement.dispatch_row is None:
+            agent = self.arrangement.agent_of(trajectory.task)
+        else:
+            agent = torch.stack([self.agent_at(step) for step in trajectory.steps])
+        return row.add(agent, alpha=self.arrangement.num_rows)
 
 
 def _detached(observation: Observation) -> dict[str, Tensor]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, Trajectory, core_of, gradient_sums, rollout
+from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, Trajectory, core_of, finite_gradients, rollout
 from routing_gym.networks import NotFiniteError
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
     joint = agent.optimizer if agent.needs_gradients else None
 
     def check_agent() -> None:
-        if joint is not None and not bool(torch.stack(gradient_sums(agent)).isfinite().all()):
+        if joint is not None and not bool(finite_gradients(agent.parameters())):
             raise TrainingDivergedError("the agent's gradients are not finite; no step was taken")
 
     if joint is not None:

@@ -69,7 +69,7 @@ def visits_and_means(cells: Tensor, values: Tensor, size: int) -> tuple[Tensor, 
     Returns:
         Both `(size,)`; the mean is 0 where there was no visit.
     """
-    nothing = values.new_zeros(size)
     # index_put, because index_add is not the same twice on a GPU
-    visits = nothing.index_put((cells,), torch.ones_like(values), accumulate=True)
-    return visits, nothing.index_put((cells,), values, accumulate=True) / visits.clamp(min=1)
+    nothing, place = values.new_zeros(size), (cells,)
+    visits = nothing.index_put(place, values.new_ones(()), accumulate=True)
+    return visits, nothing.index_put_(place, values, accumulate=True).div_(visits.clamp(min=1))

@@ -121,8 +121,7 @@ class WPL(LearningAgent):
         cells, values = self._visits(trajectory)
         visits, mean = visits_and_means(cells.flatten(), values.flatten(), self._average.numel())
         kept = (1 - self.average_rate) ** visits  # 1 where there was no visit
-        average = kept * self._average.flatten() + (1 - kept) * mean
-        self._average.copy_(average.view_as(self._average))
+        self._average.copy_(torch.lerp(mean, self._average.flatten(), kept).view_as(self._average))
         return (
             self._move_table(cells.flatten(), values.flatten())
             if self.scores is None
@@ -138,7 +137,7 @@ class WPL(LearningAgent):
         moved = table.index_put((cells,), self.rate * delta, accumulate=True)
         legal = self.arrangement.legal
         self._table.copy_(project(moved.view_as(self._table), self._table, legal, self.config.min_probability))
-        return {"policy_entropy": torch.special.entr(self.table).sum(-1).mean()}
+        return {"policy_entropy": torch.special.entr(self.table).sum() / self.table[..., 0].numel()}
 
     def _step(self, trajectory: Trajectory, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
         gains, entropies = [], []
@@ -176,7 +175,7 @@ class WPL(LearningAgent):
             place = torch.where(choosing, place.unsqueeze(-1), idle.unsqueeze(-1))
             place = place * self.num_tensors + torch.arange(self.num_tensors, device=place.device)
             returns = returns.unsqueeze(-1).expand(action.shape)
-        return place * self.arrangement.num_choices + action, returns
+        return action.add(place, alpha=self.arrangement.num_choices), returns
 
     def preference_macs(self) -> float:
         """Return what an approximator costs; 0 for a table."""

@@ -19,8 +19,8 @@ from routing_gym.agents import Agent, extract, prune
 from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.blocks import count_macs
 from routing_gym.envs import evaluate
+from routing_gym.envs.evaluation import EVALUATION_BATCH
 from routing_gym.envs.outcome import classified_right
-from routing_gym.envs.rollout import EVALUATION_BATCH
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.run import count_parameters
 from routing_gym.experiments.settings import UsageError, writable_file

@@ -2,7 +2,7 @@
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, Sparse
 from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
-from routing_gym.blocks.linear import LinearBlocks
+from routing_gym.blocks.linear import LinearBlocks, run_chain
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
 
@@ -20,5 +20,6 @@ __all__ = [
     "group",
     "plain",
     "probe",
+    "run_chain",
     "static_copy",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,33 +78,59 @@ class _Permute(torch.autograd.Function):
         return grad.index_select(0, ctx.back), None, None
 
 
-def group(choice: Tensor, num_blocks: int) -> Groups | int:
+def group(choice: Tensor, num_blocks: int) -> Groups:
     """Sort rows by their block.
 
     Args:
         choice: `(B,)` int64 in `[0, num_blocks)`.
         num_blocks: k.
-
-    Returns:
-        The groups; on a CPU, where every row uses one block, the number of that block.
     """
-    if choice.device.type == "cpu":
-        return _group_on_host(choice.numpy(), num_blocks)
-    return group_on_device(choice, num_blocks)
+    return group_plan(choice.unsqueeze(1), [num_blocks])[0]
 
 
-def _group_on_host(choice: np.ndarray, num_blocks: int) -> Groups | int:
-    """Group with numpy, whose many small steps cost a fraction of PyTorch's."""
-    counts = np.bincount(choice, minlength=num_blocks)
-    most = int(counts.argmax())
-    if len(choice) and counts[most] == len(choice):
-        return most
+def group_plan(plan: Tensor, num_blocks: Sequence[int]) -> list[Groups]:
+    """Sort rows by their block, for several choices at once; the same choice twice in a row gives the same object.
+
+    Args:
+        plan: `(B, L)` int64, column i in `[0, num_blocks[i])`.
+        num_blocks: L numbers.
+    """
+    if plan.device.type == "cpu":
+        return _group_on_host(plan.numpy().T, num_blocks)
+    return [group_on_device(choice, number) for choice, number in zip(plan.unbind(1), num_blocks, strict=True)]
+
+
+def _group_on_host(choices: np.ndarray, num_blocks: Sequence[int]) -> list[Groups]:
+    """Group with numpy, whose many small steps cost a fraction of PyTorch's, all choices `(L, B)` in each step."""
+    same = [
+        number > 0 and num_blocks[number] == num_blocks[number - 1] and np.array_equal(choices[number - 1], choice)
+        for number, choice in enumerate(choices)
+    ]
+    most, rows = max(num_blocks), choices.shape[1]
     # Stable sorting of short integers is a radix sort.
-    order = np.argsort(choice.astype(np.int16 if num_blocks <= np.iinfo(np.int16).max else np.int64), kind="stable")
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    arrays = order, inverse, choice[order], counts.cumsum().astype(np.int32)
-    return Groups(*map(torch.from_numpy, arrays))
+    kept = choices[np.logical_not(same)].astype(np.int16 if most <= np.iinfo(np.int16).max else np.int64)
+    order = np.argsort(kept, axis=1, kind="stable")
+    layer = np.arange(len(kept))[:, None]
+    place = (order + layer * rows).ravel()
+    inverse = np.empty_like(place)
+    inverse[place] = _counting(len(kept), rows)
+    block = kept.ravel()[place].astype(np.int64).reshape(order.shape)
+    # Numbers that rise from layer to layer too: one search finds where the runs of all blocks end.
+    ends = np.searchsorted((block + layer * most).ravel(), np.arange(len(kept) * most), side="right")
+    ends = (ends.reshape(len(kept), most) - layer * rows).astype(np.int32)
+    tensors = (torch.from_numpy(array) for array in (order, inverse.reshape(order.shape), block, ends))
+    different = [Groups(*parts) for parts in zip(*(tensor.unbind(0) for tensor in tensors), strict=True)]
+    layers: list[Groups] = []
+    for repeated, number in zip(same, num_blocks, strict=True):
+        found = layers[-1] if repeated else different.pop(0)
+        layers.append(found if repeated or number == most else found._replace(ends=found.ends[:number]))
+    return layers
+
+
+@lru_cache(maxsize=8)
+def _counting(layers: int, rows: int) -> np.ndarray:
+    """Return 0 … rows − 1, once for each layer."""
+    return np.tile(np.arange(rows), layers)
 
 
 def group_on_device(choice: Tensor, num_blocks: int) -> Groups:

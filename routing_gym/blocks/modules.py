@@ -46,9 +46,11 @@ class ModuleBlocks(FunctionBlocks):
         if not len(x):
             return x.new_zeros(0, *self.output_shape)
         groups = group(choice, self.num_blocks)
-        if isinstance(groups, int):
-            return self.blocks[groups](x)
-        pieces = x.index_select(0, groups.order).split(groups.counts)
+        counts = groups.counts
+        most = max(range(self.num_blocks), key=counts.__getitem__)
+        if counts[most] == len(x):
+            return self.blocks[most](x)  # nothing to move
+        pieces = x.index_select(0, groups.order).split(counts)
         y = torch.cat([block(piece) for block, piece in zip(self.blocks, pieces, strict=True) if len(piece)])
         return y.index_select(0, groups.inverse)
 

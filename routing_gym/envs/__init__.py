@@ -1,12 +1,13 @@
 """The environment: the vector core, and thin faces over it."""
 
 from routing_gym.envs.config import EnvConfig, check_types
+from routing_gym.envs.evaluation import Evaluation, evaluate
 from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vector_env, register_dataset
 from routing_gym.envs.render import CELL, GAP, routing_map
 from routing_gym.envs.rewards import FINAL_REWARDS, RunningShare, register_reward
-from routing_gym.envs.rollout import Evaluation, core_of, evaluate, rollout
+from routing_gym.envs.rollout import core_of, rollout
 from routing_gym.envs.single import RoutingEnv
-from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError, gradient_sums
+from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError, finite_gradients
 from routing_gym.envs.trajectory import Context, Observation, Router, SettledExit, Step, Trajectory
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.envs.wrappers import RecordEpisodeStatistics, RecordRoutes, ToNumpy
@@ -35,7 +36,7 @@ __all__ = [
     "check_types",
     "core_of",
     "evaluate",
-    "gradient_sums",
+    "finite_gradients",
     "make_routing_env",
     "make_routing_vector_env",
     "register_dataset",

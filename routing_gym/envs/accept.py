@@ -81,6 +81,36 @@ def accept(
     return Accepted(legal, replaced, None if validate else bad)
 
 
+def accept_plan(network: RoutedNetwork, plan: Tensor, *, validate: bool) -> tuple[Tensor, Tensor | None] | None:
+    """Check whole routes through a network that is `in_order`.
+
+    Args:
+        network: The network.
+        plan: `(B, N)` int64.
+        validate: Check values now, which on a GPU waits for the device.
+
+    Returns:
+        Routes that can be followed, and where values have not been read a 0-dimensional bool: some choice was not
+        allowed and has been replaced. None where values have been read and one is not allowed.
+    """
+    low, high = plan.aminmax()
+    if validate:
+        if int(low) < 0 or int(high) >= network.num_choices:
+            return None
+        return (plan, None) if network.nothing_masked or bool(_is_legal(network, plan).all()) else None
+    bad = (low < 0) | (high >= network.num_choices)
+    if network.nothing_masked:
+        return plan.clamp(0, network.num_choices - 1), bad
+    bad = bad | ~_is_legal(network, plan.clamp(0, network.num_choices - 1)).all()
+    legal = forms.made_legal(plan.flatten(), network.masks[:, 0].repeat(len(plan), 1))
+    assert isinstance(legal, Tensor)
+    return legal.view_as(plan), bad
+
+
+def _is_legal(network: RoutedNetwork, plan: Tensor) -> Tensor:
+    return network.masks[:, 0].expand(len(plan), -1, -1).gather(-1, plan.unsqueeze(-1))
+
+
 def accept_reset_mask(given: Any, num_envs: int, device: torch.device, active: Tensor | None) -> Tensor:
     """Check a reset mask and return the rows it names.
 

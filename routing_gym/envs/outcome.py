@@ -6,9 +6,10 @@ import dataclasses
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from routing_gym.envs.config import EnvConfig
-from routing_gym.envs.training import batch_loss, exit_loss
+from routing_gym.envs.training import batch_loss
 from routing_gym.envs.trajectory import SettledExit
 from routing_gym.networks import Exit
 
@@ -22,29 +23,41 @@ class Outcome:
         keep_graph: Keep the exits with their graph, for training.
 
     Attributes:
-        loss: `(B,)` cross-entropy, weighted over exits, detached.
-        correct: `(B,)` share of the instance that was classified right.
-        final_reward: `(B,)`.
         exits: What training needs; empty without graph.
     """
 
     def __init__(self, label: Tensor, config: EnvConfig, keep_graph: bool) -> None:
         self.label, self.config, self.keep_graph = label, config, keep_graph
-        zeros = torch.zeros(len(label), dtype=torch.get_default_dtype(), device=label.device)
-        self.loss, self.correct, self.final_reward = zeros, zeros, zeros
+        # One row for each of loss, correct and final_reward.
+        self._fared = torch.zeros(3, len(label), dtype=torch.get_default_dtype(), device=label.device)
         self.exits: list[SettledExit] = []
+
+    @property
+    def loss(self) -> Tensor:
+        """`(B,)` cross-entropy, weighted over exits, detached."""
+        return self._fared[0]
+
+    @property
+    def correct(self) -> Tensor:
+        """`(B,)` share of the instance that was classified right."""
+        return self._fared[1]
+
+    @property
+    def final_reward(self) -> Tensor:
+        """`(B,)`."""
+        return self._fared[2]
 
     def settle(self, exits: tuple[Exit, ...]) -> None:
         """Work out what rows that have just left earn."""
         for exit in exits:
-            with torch.set_grad_enabled(self.keep_graph):
-                loss = exit_loss(exit, self.label)
-            value, share = loss.detach(), exit.weight.detach()
             label = self.label if exit.rows is None else self.label.index_select(0, exit.rows)
+            with torch.set_grad_enabled(self.keep_graph):
+                loss = functional.cross_entropy(exit.logits, label, reduction="none")
+            value = loss.detach()
             correct = classified_right(exit.logits.detach(), label).to(value.dtype)
-            self.loss = _add(self.loss, exit.rows, share * value)
-            self.correct = _add(self.correct, exit.rows, share * correct)
-            self.final_reward = _add(self.final_reward, exit.rows, share * self.config.final(value, correct))
+            fared = torch.stack([value, correct, self.config.final(value, correct)]).mul_(exit.weight.detach())
+            # What was told about earlier steps stays as it was.
+            self._fared = self._fared + fared if exit.rows is None else self._fared.index_add(1, exit.rows, fared)
             if self.keep_graph:
                 self.exits.append(SettledExit(exit.decision, exit.choice, exit.rows, exit.logits, loss, exit.weight))
 
@@ -65,9 +78,7 @@ class Outcome:
     def restart(self, rows: Tensor, label: Tensor) -> None:
         """Forget some rows, which begin anew with other labels."""
         self.label = self.label.index_copy(0, rows, label)
-        self.loss, self.correct, self.final_reward = (
-            column.index_fill(0, rows, 0) for column in (self.loss, self.correct, self.final_reward)
-        )
+        self._fared = self._fared.index_fill(1, rows, 0)
         dropped = torch.zeros(len(self.label), dtype=torch.bool, device=rows.device)
         dropped[rows] = True
         self.exits = [kept for kept in (_without(exit, dropped) for exit in self.exits) if kept is not None]
@@ -77,10 +88,6 @@ def classified_right(logits: Tensor, label: Tensor) -> Tensor:
     """Return `(r,)` bool: the label's logit is larger than all others; a tie counts as wrong, whatever the order."""
     own = label.unsqueeze(1)
     return logits.gather(1, own).squeeze(1) > logits.scatter(1, own, -torch.inf).amax(1)
-
-
-def _add(total: Tensor, rows: Tensor | None, value: Tensor) -> Tensor:
-    return total + value if rows is None else total.index_add(0, rows, value)
 
 
 def _without(exit: SettledExit, dropped: Tensor) -> SettledExit | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from routing_gym.networks import claim
+from routing_gym.networks import Action, claim
 
 FinalReward = Callable[[Tensor, Tensor], Tensor]
 """`(loss (r,), correct (r,)) -> (r,)`: cross-entropy, and 1 or 0 for right or wrong, of the rows that leave."""
@@ -66,3 +67,44 @@ class RunningShare:
         """Add the probabilities, `(B, A)` or `(B, M, A)`, of the tensors that chose."""
         each = probabilities.detach().to(self.total.dtype).view(len(decision), -1, self.total.shape[1])
         self.total.index_put_((decision,), (each * choosing.unsqueeze(-1)).sum(1), accumulate=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionReward:
+    """What an action itself earns: minus the price of its MACs, plus rho for a choice that has often been taken.
+
+    Attributes:
+        k_cpt: Cost of one multiply-accumulate; 0 for none, whatever the prices of the instances are.
+        rho: Weight of the collaboration reward.
+        collaboration: `"frequency"`, counted here; `"probability"` is added by the agents, who alone know theirs.
+        frequency: What has been taken so far.
+    """
+
+    k_cpt: float
+    rho: float
+    collaboration: str
+    frequency: RunningShare
+
+    @property
+    def counts(self) -> bool:
+        """Whether choices are counted."""
+        return bool(self.rho) and self.collaboration == "frequency"
+
+    def of(self, at: Tensor, choosing: Tensor | None, action: Action, spent: Tensor, price: Tensor) -> Tensor:
+        """Return `(B,)`: the reward of each row, 0 where it had left; the choices are counted.
+
+        Args:
+            at: `(B,)` int64, the decision of each row.
+            choosing: `(B, M)` bool: which tensors chose; needed where choices are counted.
+            action: What was done.
+            spent: `(B,)` multiply-accumulates of the action.
+            price: `(B,)` cost of one of them.
+        """
+        reward = torch.zeros_like(spent)
+        if self.k_cpt:
+            reward = reward - price * spent.detach()
+        if self.counts:
+            assert isinstance(action, Tensor) and choosing is not None
+            reward = reward + self.rho * self.frequency.of(at, action, choosing)
+            self.frequency.count_choices(at, action, choosing)
+        return reward

@@ -110,12 +110,13 @@ class BlocksTrainer:
             TrainingDivergedError: The loss or a gradient is not finite, or the batch is doubtful. All three are read
                 at once, after the backward pass.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for parameter in trained:
+            parameter.grad = None
         loss.backward()
         if before_step is not None:
             before_step()
-        sums = gradient_sums(self.network)
-        sound = torch.stack([loss.detach(), *sums]).isfinite().all()
+        sound = finite_gradients(trained, loss.detach())
         if not bool(sound if doubtful is None else sound & ~doubtful):
             if not bool(loss.detach().isfinite()):
                 what = f"the loss is {float(loss.detach())}"
@@ -169,9 +170,13 @@ class BlocksTrainer:
         self.steps, self.instances = state["steps"], state["instances"]
 
 
-def gradient_sums(module: nn.Module) -> list[Tensor]:
-    """Return the sum of each gradient, 0-dimensional: not finite where one of its entries is not."""
-    return [parameter.grad.sum() for parameter in module.parameters() if parameter.grad is not None]
+def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Tensor:
+    """Return whether all gradients, and some other 0-dimensional numbers, are finite: a 0-dimensional bool.
+
+    A sum is not finite where one of its terms is not.
+    """
+    sums = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
+    return torch.stack([*others, *sums]).sum().isfinite()
 
 
 def exit_loss(exit: Exit, label: Tensor) -> Tensor:
@@ -182,7 +187,7 @@ def exit_loss(exit: Exit, label: Tensor) -> Tensor:
 
 def batch_loss(weights: Iterable[Tensor], losses: Iterable[Tensor], batch: int) -> Tensor:
     """Return the mean over a batch of each instance's cross-entropy, weighted over its exits."""
-    terms = [(weight * loss).sum() for weight, loss in zip(weights, losses, strict=True)]
+    terms = [torch.dot(weight, loss) for weight, loss in zip(weights, losses, strict=True)]
     return sum(terms[1:], start=terms[0]) / batch
 
 

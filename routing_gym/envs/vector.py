@@ -18,7 +18,7 @@ from routing_gym.envs.accept import Accepted, accept, accept_instances, accept_r
 from routing_gym.envs.config import EnvConfig, check_count
 from routing_gym.envs.outcome import Outcome
 from routing_gym.envs.render import Pictures
-from routing_gym.envs.rewards import RunningShare
+from routing_gym.envs.rewards import ActionReward, RunningShare
 from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import action_space, observation_space
 from routing_gym.envs.training import BlocksTrainer, Replayer
@@ -57,7 +57,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     (`collaboration="frequency"`). At the exit: +1 for a correct class and -1 otherwise, or minus the cross-entropy.
 
     ## Starting State
-    Instances are drawn from `split` without repetition until all have been drawn, then in a new order.
+    Instances of `split`, without repetition until all have been drawn, then in a new order.
 
     ## Episode End
     `terminated` when the instance has left the network; never `truncated`. `info` then holds `loss`, `correct`,
@@ -95,8 +95,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         num_envs: int = 1,
         **options: Any,
     ) -> None:
-        self.config = config = EnvConfig.of(options)
         check_count("num_envs", num_envs)
+        self.config = config = EnvConfig.of(options)
         splits = {data.split: data} if isinstance(data, MultiTaskDataset) else dict(data)
         if config.split not in splits:
             raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
@@ -115,6 +115,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.stream = config.stream(self.dataset)
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
         self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)
+        self.earnings = ActionReward(config.k_cpt, config.rho, config.collaboration, self.frequency)
         self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)
         self.single_observation_space = observation_space(network, self.dataset.num_tasks)
         self.single_action_space = action_space(network, config.action_type)
@@ -128,7 +129,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.metadata = {**type(self).metadata, "autoreset_mode": mode}
         # Replaying waits for the device anyway, to know who has left.
         automatic = self.device.type == "cpu" or replays
-        self._validates = automatic if self.config.validate is None else self.config.validate or replays
+        self.validates = automatic if self.config.validate is None else self.config.validate or replays
         self.illegal = self.config.illegal or ("first_legal" if replays else "raise")
         self._log: RouteLog | None = None
         if replays or self.render_mode == "ansi":
@@ -199,18 +200,23 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         super().reset(seed=seed)
         if seed is not None:
             self.stream.seed(seed)
-        self._begin(rows, instances)
-        if self.render_mode == "ansi":
-            assert self._log is not None
+        self.begin(rows, instances)
+        if self.render_mode == "ansi" and self._log is not None:
             self.pictures.note_routes(self.state.task, self._log.routes())
-        return self._observe(), {"action_mask": self.network.action_mask(self.state)}
+        return self.observe(), {"action_mask": self.network.action_mask(self.state)}
 
-    def _begin(self, rows: Tensor | None, instances: Tensor | None = None) -> None:
-        """Put new instances into some rows (None: all); what the other rows are doing goes on."""
+    def begin(self, rows: Tensor | None = None, instances: Tensor | None = None) -> None:
+        """Put new instances into some rows (None: all), without observing them; what the others are doing goes on.
+
+        Args:
+            rows: `(r,)` int64.
+            instances: `(r,)` int64 rows of the data set; drawn by default.
+        """
         count = self.num_envs if rows is None else len(rows)
         drawn = (self.stream.draw(count) if instances is None else instances).to(self.device)
         augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
-        self.network.train(self.keeps_graph)
+        if self.network.training != self.keeps_graph:
+            self.network.train(self.keeps_graph)
         if self.keeps_graph and count == self.num_envs:
             self.trainer.note_statistics()
         with torch.set_grad_enabled(self.keeps_graph):
@@ -225,18 +231,15 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self._doubtful = None
         else:
             assert rows is not None
-            restarted = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-            restarted[rows] = True
-            others = (~restarted).nonzero().flatten()
-            back_in_place = torch.argsort(torch.cat([others, rows]))
-            self._state = RoutingState.merge([self.state.select(others), fresh]).select(back_in_place)
+            self._state = self.state.restarted(rows, fresh)
             self.outcome.restart(rows, label)
             if augmentation is not None and self._augmentation is not None:
                 self._augmentation = self._augmentation.index_copy(0, rows.cpu(), augmentation)
         if self._log is not None:
             self._log.clear(rows)
 
-    def _observe(self) -> Observations:
+    def observe(self) -> Observations:
+        """Return what is seen now."""
         state, differentiable = self.state, self.keeps_graph and self.config.differentiable
         with torch.set_grad_enabled(differentiable):
             activation = self.network.observe(state)
@@ -278,7 +281,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             reward = reward + (self.outcome.final_reward - earned_before)
             ended = self.outcome.infos(after.macs)
             infos |= ended | {f"_{key}": leaving for key in ended}
-        observation = self._observe()
+        observation = self.observe()
         if self.replays and exits and bool(leaving.any()):
             rows = leaving.nonzero().flatten()
             if self.config.train:
@@ -287,8 +290,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 infos["final_obs"], infos["final_info"] = observation, ended
                 infos["_final_obs"] = infos["_final_info"] = leaving
-                self._begin(rows)
-                observation = self._observe()
+                self.begin(rows)
+                observation = self.observe()
             self._replayer.train()  # last, so that a loss that is no number finds everything in its place
         infos["action_mask"] = self.network.action_mask(self.state)
         return observation, reward, left, torch.zeros_like(left), infos
@@ -301,11 +304,15 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             actions,
             action_type=self.config.action_type,
             first_legal=self.illegal == "first_legal",
-            validate=self._validates,
+            validate=self.validates,
         )
-        if accepted.doubtful is not None:
-            self._doubtful = accepted.doubtful if self._doubtful is None else self._doubtful | accepted.doubtful
+        self.note_doubt(accepted.doubtful)
         return accepted
+
+    def note_doubt(self, doubtful: Tensor | None) -> None:
+        """Remember for the end of the batch that an action may not have been allowed, 0-dimensional bool."""
+        if doubtful is not None:
+            self._doubtful = doubtful if self._doubtful is None else self._doubtful | doubtful
 
     def transition(self, action: Action) -> tuple[Tensor, tuple[Exit, ...]]:
         """Carry every row on by an action that has been accepted.
@@ -316,34 +323,28 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         before = self.state
         with torch.set_grad_enabled(self.keeps_graph):
             after = self.network.advance(before, action)
-        exits, after.exits = after.exits, ()
-        self.executed, self._state = action, after
-        self.outcome.settle(exits)
-        reward = self._action_reward(before, after, action)
-        self._remember(before, action)
-        return reward, exits
-
-    def _action_reward(self, before: RoutingState, after: RoutingState, action: Action) -> Tensor:
-        """Return `(num_envs,)`: what the action itself earns; 0 for rows that had left."""
-        reward = torch.zeros_like(before.macs)
-        if self.config.k_cpt:
-            reward = reward - before.price * (after.macs - before.macs).detach()
-        if self.config.rho and self.config.collaboration == "frequency":
-            assert isinstance(action, Tensor)
-            choosing = self.network.choosing(before)
-            reward = reward + self.config.rho * self.frequency.of(before.at, action, choosing)
-            self.frequency.count_choices(before.at, action, choosing)
-        return reward
-
-    def _remember(self, before: RoutingState, action: Action) -> None:
-        """Write down what was decided, for replays and pictures."""
+        exits = self.arrive(after)
+        self.executed = action
+        choosing = self.network.choosing(before) if self.earnings.counts else None
+        reward = self.earnings.of(before.at, choosing, action, after.macs - before.macs, before.price)
         if self._log is not None:
             self._log.write(before.at, before.active, action)
-        if self.render_mode == "ansi":
-            assert self._log is not None
-            self.pictures.note_routes(before.task, self._log.routes())
+            if self.render_mode == "ansi":
+                self.pictures.note_routes(before.task, self._log.routes())
         if self.render_mode == "rgb_array":
             self.pictures.count(before, action)
+        return reward, exits
+
+    def arrive(self, after: RoutingState) -> tuple[Exit, ...]:
+        """Take over a state and settle the rows that have left; return where they did."""
+        (exits, after.exits), self._state = (after.exits, ()), after
+        self.outcome.settle(exits)
+        return exits
+
+    @property
+    def watched(self) -> bool:
+        """Whether the way of the rows is written down step by step, for replays or pictures."""
+        return self._log is not None or self.render_mode is not None
 
     # ------------------------------------------------------------------------------------------------------- training
 

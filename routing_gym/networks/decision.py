@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 EXIT = -1
 """In `Decision.next`: the choice leads out of the network."""
 
@@ -70,3 +73,31 @@ def check_decisions(decisions: tuple[Decision, ...]) -> None:
             )
         if decision.mixing == "outcome" and decision.m != 1:
             raise ValueError(f"{where}: outcomes are shared out for one tensor, got m = {decision.m}")
+
+
+def legal_table(decisions: tuple[Decision, ...], masks: Tensor | None) -> Tensor:
+    """Return `(N + 1, M, A)` bool, what is legal at each decision; the last row, for instances that have left, is True.
+
+    Args:
+        decisions: The decisions.
+        masks: `(N, M, A)` bool, further restrictions; None for none.
+
+    Raises:
+        ValueError: The masks are of the wrong form or leave a tensor no choice.
+    """
+    tensors, choices = (max(number) for number in zip(*((d.m, d.n) for d in decisions), strict=True))
+    table = torch.zeros(len(decisions) + 1, tensors, choices, dtype=torch.bool)
+    if masks is not None and (masks.dtype != torch.bool or masks.shape != table[:-1].shape):
+        raise ValueError(
+            f"masks must be bool of shape {tuple(table[:-1].shape)}, got {masks.dtype} of {tuple(masks.shape)}"
+        )
+    for number, decision in enumerate(decisions):
+        table[number, :, : decision.n] = True
+        if masks is not None:
+            table[number, : decision.m] &= masks[number, : decision.m]
+        table[number, decision.m :] = True  # tensors that do not exist here: every choice legal and ignored
+        empty = (~table[number].any(-1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"decision {number} ({decision.name!r}): the mask leaves tensor {empty[0]} no choice")
+    table[-1] = True
+    return table

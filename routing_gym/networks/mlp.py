@@ -20,6 +20,7 @@ from routing_gym.blocks import (
     count_macs,
     plain,
     probe,
+    run_chain,
     static_copy,
 )
 from routing_gym.networks.actions import Action
@@ -136,6 +137,14 @@ class RoutedMLP(Deployable):
         if isinstance(blocks, LinearBlocks) and isinstance(action, Tensor) and not action.is_floating_point():
             return (blocks.run_sorted(x, action),)
         return (blocks(plain(x), action),)
+
+    def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
+        """Run all layers; where none offers PASS, at once."""
+        banks = [self.blocks(number) for number in range(len(self.decisions))]
+        linear = [bank for bank in banks if isinstance(bank, LinearBlocks)]
+        if len(linear) == len(banks):
+            return (run_chain(linear, activation[0], plan),)
+        return super().traverse(activation, plan, task)
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Return the output of the last layer as it is."""

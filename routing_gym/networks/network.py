@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import FunctionBlocks, OwnedParameter
+from routing_gym.blocks import FunctionBlocks, OwnedParameter, SortedRows
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.checking import bad_values_error, has_bad_values
-from routing_gym.networks.decision import EXIT, Decision, check_decisions
+from routing_gym.networks.decision import EXIT, Decision, check_decisions, legal_table
 from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, joined
 
 
@@ -37,6 +37,8 @@ class RoutedNetwork(nn.Module, ABC):
     Attributes:
         observation_size: D, the width of an observation.
         num_choices: A, the largest number of choices of a decision.
+        in_order: Whether every instance passes every decision, in order, as one tensor: then a route that is known
+            beforehand can be followed at once (`follow`).
         num_tensors: M, the largest number of tensors that arrive at a decision.
     """
 
@@ -57,13 +59,16 @@ class RoutedNetwork(nn.Module, ABC):
         self.observation_size = max(decision.width for decision in self.decisions)
         self.num_choices = max(decision.n for decision in self.decisions)
         self.num_tensors = max(decision.m for decision in self.decisions)
-        table = self._legal_table(masks)
+        table = legal_table(self.decisions, masks)
         self.nothing_masked = bool(table.all())  # one check less in every step
         self.register_buffer("_masks", table, persistent=False)
         costs = torch.zeros(len(self.decisions), self.num_choices)
         for number, decision in enumerate(self.decisions):
             costs[number, : decision.n] = torch.tensor(decision.macs)
         self.register_buffer("_costs", costs, persistent=False)
+        # What every choice of a decision costs, where that is the same: no need to look it up then.
+        alike = all(len(set(decision.macs)) == 1 for decision in self.decisions)
+        self.register_buffer("_cost", costs[:, 0].clone() if alike else None, persistent=False)
         outcome = [decision.mixing == "outcome" for decision in self.decisions]
         exists = torch.zeros(len(self.decisions) + 1, self.num_tensors, dtype=torch.bool)
         for number, decision in enumerate(self.decisions):
@@ -73,11 +78,18 @@ class RoutedNetwork(nn.Module, ABC):
         # An activation decision is one way on, an outcome decision as many as it has choices.
         ways = [d.next if d.mixing == "outcome" else d.next[:1] for d in self.decisions]
         arrivals = Counter(target for way in ways for target in way)
+        self.in_order = all(
+            decision.mixing == "activation"
+            and decision.m == 1
+            and decision.next[0] == (number + 1 if number + 1 < len(self.decisions) else EXIT)
+            for number, decision in enumerate(self.decisions)
+        )
         self._dense_backward = False
         self._rejoining = any(number > 1 for target, number in arrivals.items() if target != EXIT)
 
     _masks: Tensor
     _costs: Tensor
+    _cost: Tensor | None
     is_outcome: Tensor
     _exists: Tensor
 
@@ -195,6 +207,51 @@ class RoutedNetwork(nn.Module, ABC):
         return RoutingState(
             state.task, state.instance, state.price, macs, expected, waiting, tuple(exits), state.num_decisions
         )
+
+    def follow(self, state: RoutingState, plan: Tensor) -> RoutingState:
+        """Carry rows that are about to begin through the whole network, by routes that are known beforehand.
+
+        Does what `advance` does with the columns of the plan one after the other, in a network that is `in_order`.
+
+        Args:
+            state: What `start` returned.
+            plan: `(B, N)` int64 choices, checked.
+
+        Returns:
+            The state in which all rows have left, by one exit, which may list them in any order.
+        """
+        last = len(self.decisions) - 1
+        (waiting,) = state.waiting.values()
+        activation = self.traverse(waiting.activation, plan, state.task)
+        rows, task, weight = None, state.task, waiting.reach
+        if len(activation) == 1 and isinstance(activation[0], SortedRows):
+            # The few numbers that go with each row are moved instead of the rows.
+            rows, activation = activation[0].back, (activation[0].rows,)
+            task, weight = task.index_select(0, rows), weight.index_select(0, rows)
+        exit = Exit(last, 0, rows, self.readout(last, 0, activation, task), weight)
+        macs = state.macs + (self.route_macs(plan).sum(1) if self._cost is None else self._cost.sum())
+        return RoutingState(state.task, state.instance, state.price, macs, macs, {}, (exit,), state.num_decisions)
+
+    def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
+        """Apply the choices of all decisions one after the other, in a network that is `in_order`.
+
+        Args:
+            activation: What waits at the first decision.
+            plan: `(B, N)` int64.
+            task: `(B,)`.
+        """
+        for number, choice in enumerate(plan.unbind(1)):
+            if number:
+                activation = self.enter(number, activation)
+            activation = self.transition(number, activation, choice, task)
+        return activation
+
+    def route_macs(self, plan: Tensor) -> Tensor:
+        """Return `(B, N)`: what each choice of routes `(B, N)` costs, in a network that is `in_order`."""
+        if self._cost is not None:
+            return self._cost.expand_as(plan)
+        first = torch.arange(0, self._costs.numel(), self.num_choices, device=plan.device)
+        return self._costs.take(plan + first)
 
     def _narrow(self, number: int, group: Waiting, action: Action) -> Action:
         """Cut an action of the network's full width down to what a decision needs."""
@@ -332,24 +389,6 @@ class RoutedNetwork(nn.Module, ABC):
         if self._rejoining and actions.is_weights(action):
             raise ValueError("paths of this network meet again, so outcomes cannot be shared out: choose by integers")
         return action
-
-    def _legal_table(self, masks: Tensor | None) -> Tensor:
-        """Build `(N + 1, M, A)` bool; the last row is for instances that have left."""
-        table = torch.zeros(len(self.decisions) + 1, self.num_tensors, self.num_choices, dtype=torch.bool)
-        if masks is not None and (masks.dtype != torch.bool or masks.shape != table[:-1].shape):
-            raise ValueError(
-                f"masks must be bool of shape {tuple(table[:-1].shape)}, got {masks.dtype} of {tuple(masks.shape)}"
-            )
-        for number, decision in enumerate(self.decisions):
-            table[number, :, : decision.n] = True
-            if masks is not None:
-                table[number, : decision.m] &= masks[number, : decision.m]
-            table[number, decision.m :] = True  # tensors that do not exist here: every choice legal and ignored
-            empty = (~table[number].any(-1)).nonzero().flatten().tolist()
-            if empty:
-                raise ValueError(f"decision {number} ({decision.name!r}): the mask leaves tensor {empty[0]} no choice")
-        table[-1] = True
-        return table
 
     @property
     def dense_backward(self) -> bool:

@@ -177,6 +177,19 @@ class RoutingState:
             exits=tuple(exits),
         )
 
+    def restarted(self, rows: Tensor, fresh: RoutingState) -> RoutingState:
+        """Return the state with other instances in some rows.
+
+        Args:
+            rows: `(r,)` int64 row numbers, each at most once.
+            fresh: The state of the r instances that take their places, in this order.
+        """
+        gone = torch.zeros(len(self), dtype=torch.bool, device=rows.device)
+        gone[rows] = True
+        others = (~gone).nonzero().flatten()
+        back_in_place = torch.argsort(torch.cat([others, rows]))
+        return RoutingState.merge([self.select(others), fresh]).select(back_in_place)
+
     @staticmethod
     def merge(states: Sequence[RoutingState]) -> RoutingState:
         """Put several states of one network one after the other into one batch."""

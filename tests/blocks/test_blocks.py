@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from routing_gym.blocks import FunctionBlocks, LinearBlocks, ModuleBlocks, WithPass, count_macs, group, plain
-from routing_gym.blocks.grouping import group_on_device
+from routing_gym.blocks import FunctionBlocks, LinearBlocks, ModuleBlocks, WithPass, count_macs, group, plain, run_chain
+from routing_gym.blocks.grouping import group_on_device, group_plan
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -162,17 +162,18 @@ def test_small_groups_use_running_statistics_of_batch_norm():
     assert blocks.blocks[0].training and int(blocks.blocks[0].num_batches_tracked) == 0
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
-def test_group_sorts_stably_and_back(choices):
-    choice = torch.tensor(choices)
-    for groups in (group(choice, 5), group_on_device(choice, 5)):
-        if isinstance(groups, int):
-            assert set(choices) == {groups}
-            continue
-        assert groups.order.tolist() == sorted(range(len(choices)), key=lambda i: choices[i])
-        assert torch.equal(choice[groups.order][groups.inverse], choice)
-        assert torch.equal(groups.block, choice[groups.order])
-        assert groups.counts == [choices.count(c) for c in range(5)]
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 2)), max_size=30))
+def test_group_sorts_stably_and_back(rows):
+    plan, num_blocks = torch.tensor(rows, dtype=torch.int64).view(len(rows), 3), [5, 3, 3]
+    together = group_plan(plan, num_blocks)
+    for number, count in enumerate(num_blocks):
+        choice = plan[:, number]
+        choices = choice.tolist()
+        for groups in (together[number], group(choice, count), group_on_device(choice, count)):
+            assert groups.order.tolist() == sorted(range(len(choices)), key=lambda i: choices[i])
+            assert torch.equal(choice[groups.order][groups.inverse], choice)
+            assert torch.equal(groups.block, choice[groups.order])
+            assert groups.counts == [choices.count(c) for c in range(count)]
 
 
 def test_macs():
@@ -203,26 +204,58 @@ def test_a_choice_owns_its_slice():
     assert WithPass(LinearBlocks(2, 4, 4)).parameters_of(2) == []
 
 
-@settings(max_examples=30, deadline=None)
-@given(batch=st.integers(1, 12), layers=st.integers(1, 4), num_blocks=st.integers(1, 4), seed=st.integers(0, 10**6))
-def test_rows_left_sorted_between_layers_come_out_as_if_put_back_each_time(batch, layers, num_blocks, seed):
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 12),
+    counts=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    again=st.lists(st.booleans(), min_size=4, max_size=4),
+    last_relu=st.booleans(),
+    double=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_rows_left_sorted_between_layers_come_out_as_if_put_back_each_time(
+    batch, counts, again, last_relu, double, seed
+):
     torch.manual_seed(seed)
-    bank = [LinearBlocks(num_blocks, 5, 5, relu=i < layers - 1) for i in range(layers)]
-    choices = torch.randint(num_blocks, (layers, batch))
-    x = torch.randn(batch, 5, requires_grad=True)
+    layers = len(counts)
+    bank = [LinearBlocks(count, 5, 5, relu=i < layers - 1 or last_relu) for i, count in enumerate(counts)]
+    plan = torch.stack([torch.randint(count, (batch,)) for count in counts], 1)
+    for i in range(1, layers):
+        if again[i] and counts[i] == counts[i - 1]:
+            plan[:, i] = plan[:, i - 1]  # the rows need not move
+    x = torch.randn(batch, 5)
+    if double:
+        bank, x = [blocks.double() for blocks in bank], x.double()
+    x.requires_grad_()
     left = there = x
-    for blocks, choice in zip(bank, choices, strict=True):
+    for blocks, choice in zip(bank, plan.unbind(1), strict=True):
         left, there = blocks.run_sorted(left, choice), one_row_at_a_time(blocks, there, choice)
-    some = torch.randperm(batch)[: batch // 2]
-    torch.testing.assert_close(left.index_select(0, some), there[some], **TOLERANCE)
-    torch.testing.assert_close(plain(left), there, **TOLERANCE)
     weight, parameters = torch.randn_like(there), [p for blocks in bank for p in blocks.parameters()]
-    for ours, reference in zip(
-        torch.autograd.grad((plain(left) * weight).sum(), [x, *parameters]),
-        torch.autograd.grad((there * weight).sum(), [x, *parameters], allow_unused=True),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, torch.zeros_like(ours) if reference is None else reference, **TOLERANCE)
+    expected = torch.autograd.grad((there * weight).sum(), [x, *parameters], allow_unused=True, retain_graph=True)
+    some = torch.randperm(batch)[: batch // 2]
+    first = bank[0].run_sorted(x, plan[:, 0])
+    ways = [left, run_chain(bank, x, plan)]
+    if layers > 1:
+        ways.append(run_chain(bank[1:], first, plan[:, 1:]))
+    for way in ways:
+        torch.testing.assert_close(way.index_select(0, some), there[some], **TOLERANCE)
+        torch.testing.assert_close(plain(way), there, **TOLERANCE)
+        found = torch.autograd.grad((plain(way) * weight).sum(), [x, *parameters], retain_graph=True)
+        for ours, reference in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, torch.zeros_like(ours) if reference is None else reference, **TOLERANCE)
+
+
+def test_a_chain_gives_gradients_only_where_they_are_wanted():
+    bank = [LinearBlocks(2, 3, 3, relu=True), LinearBlocks(2, 3, 3)]
+    plan = torch.tensor([[0, 1], [1, 1], [0, 0]])
+    whole = torch.autograd.grad(plain(run_chain(bank, torch.ones(3, 3), plan)).sum(), bank[1].weight)
+    bank[0].requires_grad_(False)
+    bank[1].bias.requires_grad_(False)
+    plain(run_chain(bank, torch.ones(3, 3), plan)).sum().backward()
+    torch.testing.assert_close(bank[1].weight.grad, *whole)
+    assert bank[0].weight.grad is None and bank[0].bias.grad is None and bank[1].bias.grad is None
+    nothing = run_chain(bank, torch.ones(0, 3), plan[:0])
+    assert plain(nothing).shape == (0, 3)
 
 
 @pytest.mark.parametrize("kind", ["linear", "pass", "modules"])

@@ -51,16 +51,16 @@ class ForgetsSeed(RoutingVectorEnv):
 
 
 class LeaksGradient(RoutingVectorEnv):
-    def _observe(self):
-        observation = super()._observe()
+    def observe(self):
+        observation = super().observe()
         if self.keeps_graph:
             observation["activation"] = self.network.observe(self.state)
         return observation
 
 
 class RowsMix(RoutingVectorEnv):
-    def _observe(self):
-        observation = super()._observe()
+    def observe(self):
+        observation = super().observe()
         return {**observation, "activation": observation["activation"] - observation["activation"].mean(0)}
 
 

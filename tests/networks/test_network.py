@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from toys import CLASSES, IMAGE, ExitTree, Gates, RunSkip
 
-from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutingState
+from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutingState, route
 
 TREE = [[1, 2], [3], [4, 5], [], [], [6], []]
 
@@ -388,3 +389,34 @@ def test_batch_norm_sees_the_rows_that_run_it():
     assert int(network.columns[1][1].num_batches_tracked) == 0
     network.step(network.start(images, task), torch.tensor([1, 0, 0, 1, 0]))
     assert int(network.columns[1][1].num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("kind", ["layered", "recurrent", "trunk", "unlike costs"])
+def test_a_route_followed_at_once_is_the_route_taken_step_by_step(kind):
+    torch.manual_seed(0)
+    images, task = torch.randn(9, 1, 2, 2), torch.randint(2, (9,))
+    if kind == "unlike costs":
+        module = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+        network = route(module, ["1", "3"], [2, 4], input_shape=(1, 2, 2)).eval()
+        network._cost = None  # looked up for each choice
+    else:
+        trunk = nn.Sequential(nn.Flatten(), nn.Linear(4, 6)) if kind == "trunk" else None
+        network = RoutedMLP((1, 2, 2), 3, 3, width=4, recurrent=kind == "recurrent", trunk=trunk)
+    assert network.in_order
+    plan = torch.stack([torch.randint(decision.n, (9,)) for decision in network.decisions], 1)
+    state = walk(network, network.start(images, task), lambda state: plan[:, int(state.at[0])])
+    at_once = network.follow(network.start(images, task), plan)
+    torch.testing.assert_close(outcome(at_once), outcome(state))
+    torch.testing.assert_close(at_once.macs, state.macs)
+    assert not bool(at_once.active.any()) and torch.equal(at_once.task, task)
+    torch.testing.assert_close(network.route_macs(plan).sum(1) + network.stem_macs, state.macs)
+    parameters = list(network.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(outcome(at_once).square().sum(), parameters, allow_unused=True),
+        torch.autograd.grad(outcome(state).square().sum(), parameters, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(
+            torch.zeros(()) if ours is None else ours, torch.zeros(()) if theirs is None else theirs
+        )
+    assert not ExitTree(TREE).in_order

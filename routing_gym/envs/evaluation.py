@@ -1,0 +1,143 @@
+"""How a router does on a whole split."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routing_gym.envs.rollout import core_of, rollout
+from routing_gym.envs.trajectory import Step
+from routing_gym.networks import actions
+
+EVALUATION_BATCH = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a router does on a whole split, deciding deterministically.
+
+    Attributes:
+        split: Name of the split.
+        accuracy: Share of instances classified right, 0 to 1.
+        task_accuracy: The same for each task.
+        loss: Mean cross-entropy.
+        macs: Mean multiply-accumulates per instance, the router's own included.
+        router_macs: The router's own share of `macs`.
+        task_macs: `macs` for each task.
+        blocks_used: How many (decision, choice) pairs any instance took.
+        paths: How many different routes there were.
+        routes: `(T, N, A)` int64: how often each task took each choice at each decision.
+    """
+
+    split: str
+    accuracy: float
+    task_accuracy: list[float]
+    loss: float
+    macs: float
+    router_macs: float
+    task_macs: list[float]
+    blocks_used: int
+    paths: int
+    routes: Tensor
+
+
+@torch.no_grad()
+def evaluate(
+    router: Any, env: Any, *, split: str = "test", deterministic: bool = True, batch_size: int = EVALUATION_BATCH
+) -> Evaluation:
+    """Route a whole split, in eval mode.
+
+    Neither the environment's own episodes nor modes and random numbers of network and router are disturbed.
+
+    Args:
+        router: An agent, or anything with `act(observation, context)`.
+        env: An environment of routing_gym, or a face of one.
+        split: Which split.
+        deterministic: Whether the router takes its best action or acts as in training.
+        batch_size: Instances routed together.
+    """
+    core = core_of(env)
+    size = min(batch_size, len(core.datasets[split]) if split in core.datasets else 1)
+    for attribute, here in (
+        ("num_tasks", core.dataset.num_tasks),
+        ("num_decisions", len(core.network.decisions)),
+        ("num_choices", core.network.num_choices),
+    ):
+        if getattr(router, attribute, here) != here:
+            raise ValueError(f"the agent has {attribute} {getattr(router, attribute)}, this environment {here}")
+    judged = core.sibling(size, split=split, autoreset_mode="disabled", train=False, render_mode=None, k_cpt=0.0)
+    network, dataset = judged.network, judged.dataset
+    modules = [network, *([router] if isinstance(router, nn.Module) else [])]
+    modes = [{part: part.training for part in module.modules()} for module in modules]
+    router_macs = torch.tensor(
+        [float(router.macs(number)) if hasattr(router, "macs") else 0.0 for number in range(len(network.decisions))]
+        + [0.0],
+        device=judged.device,
+    )
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("task", "correct", "loss", "macs", "router")}
+    routes = torch.zeros(dataset.num_tasks, len(network.decisions) + 1, network.num_choices, dtype=torch.int64)
+    routes = routes.to(judged.device)
+    paths: set[tuple] = set()
+    generator: torch.Generator | None = getattr(router, "generator", None)
+    drawn = torch.empty(0) if generator is None else generator.get_state()
+    try:
+        for module in modules:
+            module.eval()
+        for start in range(0, len(dataset), size):
+            rows = torch.arange(start, start + size).remainder(len(dataset))
+            kept = slice(min(size, len(dataset) - start))  # the last batch is filled up from the front
+            batch = rollout(router, judged, instances=rows, deterministic=deterministic)
+            spent = torch.stack([router_macs[step.decision] for step in batch.steps]).sum(0)
+            for name, column in (
+                ("task", batch.task),
+                ("correct", batch.correct),
+                ("loss", batch.loss),
+                ("macs", batch.macs),
+                ("router", spent),
+            ):
+                columns[name].append(column[kept])
+            ways = torch.zeros(size, len(network.decisions), network.num_choices, dtype=torch.bool)
+            ways = ways.to(judged.device)
+            for number, step in enumerate(batch.steps):
+                ways[:, number] = used = _used(step, network.num_choices)
+                place = (batch.task[kept], step.decision[kept])
+                routes.index_put_(place, used[kept].to(torch.int64), accumulate=True)
+            paths.update(map(tuple, ways[kept].flatten(1).unique(dim=0).tolist()))
+    finally:
+        if generator is not None:
+            generator.set_state(drawn)  # judging an agent must not change how it goes on
+        for mode in modes:
+            for part, training in mode.items():
+                part.training = training
+    whole = {name: torch.cat(parts).double() for name, parts in columns.items()}
+    task = whole["task"].long()
+    count = torch.bincount(task, minlength=dataset.num_tasks)
+
+    def per_task(values: Tensor) -> list[float]:
+        return (torch.zeros_like(count, dtype=values.dtype).index_add(0, task, values) / count).tolist()
+
+    macs = whole["macs"] + whole["router"]
+    return Evaluation(
+        split=split,
+        accuracy=float(whole["correct"].mean()),
+        task_accuracy=per_task(whole["correct"]),
+        loss=float(whole["loss"].mean()),
+        macs=float(macs.mean()),
+        router_macs=float(whole["router"].mean()),
+        task_macs=per_task(macs),
+        blocks_used=int((routes[:, :-1].sum(0) > 0).sum()),
+        paths=len(paths),
+        routes=routes[:, :-1].cpu(),
+    )
+
+
+def _used(step: Step, num_choices: int) -> Tensor:
+    """Return `(B, A)` bool: which choices the tensors that chose gave weight to."""
+    action = step.action
+    if isinstance(action, tuple):
+        action = action[0], (action[1] != 0).to(torch.get_default_dtype())
+    used = actions.dense(action, num_choices) != 0
+    return (used.view(len(used), -1, num_choices) & step.choosing.unsqueeze(-1)).any(1)
