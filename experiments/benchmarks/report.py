@@ -32,15 +32,15 @@ STEPS: Columns = {
     **BATCH,
     **THREADS,
     **RATIOS,
-    "train samples/s": lambda r: f"{r['train_samples_per_second']:,.0f}",
-    "transitions/s": lambda r: f"{r['transitions_per_second']:,.0f}",
+    "trained per s": lambda r: f"{r['train_samples_per_second']:,.0f}",
+    "transitions per s": lambda r: f"{r['transitions_per_second']:,.0f}",
 }
 FACES: Columns = {
     "face": lambda r: r["face"],
     **BATCH,
     **THREADS,
     "blocks learn": lambda r: "yes" if r["train"] else "no",
-    "transitions/s": lambda r: f"{r['transitions_per_second']:,.0f}",
+    "transitions per s": lambda r: f"{r['transitions_per_second']:,.0f}",
     "of the core": lambda r: f"{r['share_of_core']:.3f}",
     "of a core of as many rows": lambda r: f"{r['share_of_core_of_as_many_rows']:.2f}",
 }
