@@ -31,6 +31,7 @@ from routing_gym.agents.registry import agent_class, load_installed_agents, make
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
 from routing_gym.agents.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
+from routing_gym.agents.top_k import TopK, TopKConfig
 from routing_gym.agents.wpl import WPL, WPLConfig
 
 register_agent("wpl", WPL)
@@ -41,6 +42,7 @@ register_agent("actor-critic", ActorCritic)
 register_agent("gumbel", Gumbel)
 register_agent("soft-mixture", SoftMixture)
 register_agent("cross-stitch", CrossStitch)
+register_agent("top-k", TopK)
 register_agent("task-specific-all", TaskSpecificAll)
 register_agent("task-specific-last", TaskSpecificLast)
 register_agent("shared", Shared)
@@ -89,6 +91,8 @@ __all__ = [
     "SoftMixtureConfig",
     "TaskSpecificAll",
     "TaskSpecificLast",
+    "TopK",
+    "TopKConfig",
     "WPLConfig",
     "add_task",
     "agent_class",

@@ -94,12 +94,39 @@ class MLPScores(Scores):
         return self.hidden.macs[0] + self.output.macs[0]
 
 
+class LinearScores(Scores):
+    """One linear layer without bias per (agent, row), on the observed activation alone: x·W.
+
+    Stacked and run as one grouped call, as `MLPScores` are.
+
+    Args:
+        arrangement: As in `Scores`.
+        outputs: As in `Scores`.
+        inputs: Width of the observed activation.
+    """
+
+    def __init__(self, arrangement: Arrangement, outputs: int | None, inputs: int) -> None:
+        super().__init__(arrangement, outputs)
+        self.layer = LinearBlocks(self.num_agents * self.num_rows, inputs, self.outputs)
+        nn.init.zeros_(self.layer.bias).requires_grad_(False)
+
+    def raw(self, observation: Observation, agent: Tensor) -> Tensor:
+        """Run each row through the layer of its agent and decision."""
+        return self.layer(observation["activation"], agent * self.num_rows + observation["depth"])
+
+    def macs(self) -> float:
+        """Return what the layer costs."""
+        return self.layer.macs[0]
+
+
 def make_scores(
     representation: str, arrangement: Arrangement, inputs: int, seed: int, outputs: int | None = None
-) -> TableScores | MLPScores:
+) -> TableScores | MLPScores | LinearScores:
     """Build scores; the first weights of an approximator come from a seed of their own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if representation == "table":
             return TableScores(arrangement, outputs).to(arrangement.legal.device)
+        if representation == "linear":
+            return LinearScores(arrangement, outputs, inputs).to(arrangement.legal.device)
         return MLPScores(arrangement, outputs, inputs).to(arrangement.legal.device)

@@ -3,175 +3,153 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.nn import functional
 
-from routing_gym.agents import make_agent, train_batch
-from routing_gym.agents.checkpoint import write_atomically
-from routing_gym.envs import RoutingVectorEnv, rollout
-from routing_gym.experiments.settings import at_least_one, check_agents, writable_folder
-from routing_gym.networks import RoutedMLP
-from routing_gym.tasks import MultiTaskDataset, synthetic_mtl
+from routing_gym.envs import EnvConfig
+from routing_gym.experiments.benchmarks.convnet import convnet, measure_convnet
+from routing_gym.experiments.benchmarks.experts import measure_experts
+from routing_gym.experiments.benchmarks.faces import measure_faces
+from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
+from routing_gym.experiments.benchmarks.skipping import measure_skipping
+from routing_gym.experiments.benchmarks.steps import check, measure_agents, mlp
+from routing_gym.experiments.machine import commit, device_name, processor_name
+from routing_gym.experiments.plugins import Pluggable
+from routing_gym.experiments.report import Record, write_results
+from routing_gym.experiments.settings import (
+    UsageError,
+    at_least_one,
+    check_agents,
+    known_names,
+    options_of_agents,
+    progress_bars,
+    writable_file,
+)
 
-WIDTH = 128
-LAYERS = 3
-WARM_UP = 5
+PARTS = ("steps", "faces", "experts", "convnet")
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
-    """Measure the full training step and inference, routed against static, in turns in one process.
+class Bench(Pluggable):
+    """Measure what routing costs, against static networks of the same shape, in turns in one process.
 
-    Three layers, 128 wide throughout (inputs, hidden layers and logits), SGD. Routed: draw a batch, route, forward,
-    backward, SGD, the agent's update. Static: a torch.nn.Sequential; draw a batch, forward, backward, SGD.
+    steps: the full training step and inference. Three layers, 128 wide throughout (inputs, hidden layers and logits),
+    SGD. Routed: draw a batch, route, forward, backward, SGD, the agent's update. Static: a torch.nn.Sequential; draw a
+    batch, forward, backward, SGD. Also transitions per second of the environment alone.
+
+    faces: transitions per second of the core and of every face over it, on the CPU.
+
+    experts: seven unlike convolution blocks, 256 rows, against running one; and what rows save that skip blocks by PASS
+    or leave early, of 1024.
+
+    convnet: SimpleConvNet on images as CIFAR-MTL's, batches of 128, Adam: seconds per 50 000 instances.
+
+    Writes records, and a picture of the ratios against blocks beside them.
 
     Attributes:
-        blocks: Numbers of blocks per layer, with as many tasks.
-        batch: Batch sizes.
-        agents: Agents to measure.
-        threads: CPU threads of PyTorch.
-        rounds: Steps measured of each, in turns; medians are reported.
-        out: JSON file for the records.
+        parts: What to measure: steps, faces, experts, convnet; all if none is named.
+        blocks: Numbers of blocks per layer of the part steps, with as many tasks.
+        batch: Batch sizes of the part steps.
+        agents: Agents to measure in the parts steps and convnet.
+        agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. reinforce.representation=mlp.
+        device: "cpu" or "cuda"; "auto" takes CUDA where present.
+        threads: CPU threads of PyTorch; all is measured with each of these numbers, one after the other.
+        rounds: Steps timed of each, in turns; medians are reported.
+        out: JSON file for the records; the picture has the same name, and ends in .png.
     """
 
+    parts: tuple[str, ...] = ("steps",)
     blocks: tuple[int, ...] = (10,)
     batch: tuple[int, ...] = (1024,)
     agents: tuple[str, ...] = ("wpl", "task-specific-all", "shared")
-    threads: int = 1
+    agent_options: tuple[str, ...] = ()
+    device: str = "cpu"
+    threads: tuple[int, ...] = (1,)
     rounds: int = 60
     out: Path = Path("results/bench.json")
 
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
+        parts = known_names("parts", self.parts, PARTS)
         check_agents(self.agents)
-        for option in ("threads", "rounds"):
-            at_least_one(option, getattr(self, option))
-        for value in (*self.blocks, *self.batch):
-            at_least_one("blocks and --batch", value)
-        writable_folder(self.out.parent)
-        torch.set_num_threads(self.threads)
-        records = [
-            record
-            for blocks in self.blocks
-            for batch in self.batch
-            for record in measure(blocks, batch, self.agents, self.rounds)
-        ]
-        write_atomically(self.out, lambda temporary: Path(temporary).write_text(json.dumps(records, indent=1)))
-        console.print(bench_table(records))
-        console.print(f"Written to {self.out}")
+        at_least_one("rounds", self.rounds)
+        for option in ("blocks", "batch", "threads"):
+            if not getattr(self, option):
+                raise UsageError(f"--{option} needs at least one number")
+            for value in getattr(self, option):
+                at_least_one(option, value)
+        try:
+            device = EnvConfig(device=self.device).torch_device
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        jobs = [(part, job) for part in parts for job in self._jobs(part, device)]
+        out = writable_file(self.out)
+
+        records: list[Record] = []
+        with progress_bars(console) as progress:
+            bar = progress.add_task("bench", total=len(jobs) * len(self.threads))
+            for threads in self.threads:
+                with torch_threads(threads):
+                    for part, job in jobs:
+                        progress.update(bar, description=part)
+                        place = made_with(torch.device("cpu") if part == "faces" else device)
+                        records += [{"part": part, **record, **place} for record in job()]
+                        write_results(records, out)
+                        progress.advance(bar)
+        for table in tables(records):
+            console.print(table)
+        written = [out]
+        if any(record["part"] == "steps" for record in records):
+            written.append(out.with_suffix(".png"))
+            ratios_against_blocks([record for record in records if record["part"] == "steps"], written[-1])
+        console.print(f"Written to {', '.join(map(str, written))}")
         return 0
 
+    def _jobs(self, part: str, device: torch.device) -> Iterator[Callable[[], list[Record]]]:
+        """Yield what is measured one after the other; refuse what cannot be before anything is."""
+        agents = options_of_agents(self.agents, self.agent_options)
+        if part == "faces":
+            for train in (False, True):
+                yield partial(measure_faces, train, self.rounds)
+        elif part == "experts":
+            yield partial(measure_experts, self.rounds, device)
+            yield partial(measure_skipping, self.rounds, device)
+        elif part == "convnet":
+            subject = convnet(device)
+            check(subject, agents)
+            yield partial(measure_convnet, subject, agents, self.rounds)
+        else:
+            for blocks in self.blocks:
+                subject = mlp(blocks, device)
+                check(subject, agents)
+                for batch in self.batch:
+                    yield partial(measure_agents, subject, batch, agents, self.rounds)
 
-def bench_data(num_tasks: int) -> dict[str, MultiTaskDataset]:
-    """Return SYNTHETIC-MTL with images of as many pixels, and as many classes, as the layers are wide."""
-    splits = synthetic_mtl(num_tasks=num_tasks, num_classes=WIDTH, image_size=8, images_per_class=4)
+
+def made_with(device: torch.device) -> Record:
+    """Return what a record says of the machine and the code."""
     return {
-        name: dataclasses.replace(split, images=torch.cat([split.images, split.images.flip(3)], 3))
-        for name, split in splits.items()
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "dtype": "float32",
+        "torch": torch.__version__,
+        "commit": commit(),
+        "processor": processor_name(),
+        "accelerator": None if device.type == "cpu" else device_name(device),
     }
 
 
-def measure(blocks: int, batch: int, agents: tuple[str, ...], rounds: int) -> list[dict]:
-    """Time every agent and the static network in turns; return one record per agent."""
-    data = bench_data(blocks)
-    shape = data["train"].input_shape
-
-    def make_env() -> RoutingVectorEnv:
-        torch.manual_seed(0)
-        network = RoutedMLP(shape, WIDTH, blocks, width=WIDTH, layers=LAYERS)
-        return RoutingVectorEnv(
-            network, data, batch, autoreset_mode="disabled", optimizer="sgd", learning_rate=1e-2, device="cpu"
-        )
-
-    training: dict[str, Callable[[], object]] = {}
-    inference: dict[str, Callable[[], object]] = {}
-    training["static"], inference["static"] = static_steps(make_env())
-    for name in agents:
-        env = make_env()
-        agent = make_agent(name, env).train()
-        judged = env.sibling(batch, train=False, autoreset_mode="disabled")
-        training[name] = partial(train_batch, agent, env)
-        inference[name] = partial(rollout, agent, judged, deterministic=True)
-    train_times, inference_times = in_turns(training, rounds), in_turns(inference, rounds)
-    return [
-        {
-            "agent": name,
-            "blocks": blocks,
-            "batch": batch,
-            "threads": torch.get_num_threads(),
-            "device": "cpu",
-            "dtype": "float32",
-            "train_ratio": median_ratio(train_times["static"], train_times[name]),
-            "inference_ratio": median_ratio(inference_times["static"], inference_times[name]),
-            "train_samples_per_second": batch / statistics.median(train_times[name]),
-            "static_train_samples_per_second": batch / statistics.median(train_times["static"]),
-            "torch": torch.__version__,
-        }
-        for name in agents
-    ]
-
-
-def static_steps(env: RoutingVectorEnv) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return the training step and the inference step of the static network, on the data of an environment."""
-    parts: list[nn.Module] = []
-    for _ in range(LAYERS):
-        parts += [nn.Linear(WIDTH, WIDTH), nn.ReLU()]
-    network = nn.Sequential(*parts[:-1])
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-2, fused=True)
-
-    def draw() -> tuple[Tensor, Tensor]:
-        rows = env.stream.draw(env.num_envs)
-        return env.dataset.pixels(rows).flatten(1), env.dataset.label[rows]
-
-    def train() -> None:
-        x, label = draw()
-        optimizer.zero_grad()
-        functional.cross_entropy(network(x), label).backward()
-        optimizer.step()
-
-    @torch.no_grad()
-    def infer() -> None:
-        x, label = draw()
-        functional.cross_entropy(network(x), label)
-
-    return train, infer
-
-
-def in_turns(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time every step once per round, so that a change in the machine's speed meets all alike."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(WARM_UP + rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if number >= WARM_UP:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def median_ratio(static: list[float], routed: list[float]) -> float:
-    """Return the median over rounds of static time / routed time: routed samples per second over static ones."""
-    return statistics.median(a / b for a, b in zip(static, routed, strict=True))
-
-
-def bench_table(records: list[dict]) -> Table:
-    """Return one row per record."""
-    table = Table(title=f"{LAYERS} layers, {WIDTH} wide; ratio: routed / static samples per second")
-    for column in ("agent", "blocks", "batch", "threads", "train ratio", "inference ratio", "train samples/s"):
-        table.add_column(column, justify="left" if column == "agent" else "right")
-    for r in records:
-        table.add_row(
-            r["agent"], str(r["blocks"]), str(r["batch"]), str(r["threads"]), f"{r['train_ratio']:.3f}",
-            f"{r['inference_ratio']:.3f}", f"{r['train_samples_per_second']:,.0f}",
-        )  # fmt: skip
-    return table
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let PyTorch have so many CPU threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -20,7 +20,6 @@ from routing_gym.envs.make import NOT_OPTIONS
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
 from routing_gym.experiments.deploy import Extract, Prune
-from routing_gym.experiments.faces import BenchFaces
 from routing_gym.experiments.new_agent import NewAgent
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.reproduce import Reproduce
@@ -132,7 +131,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "list": List,
     "new-agent": NewAgent,
     "bench": Bench,
-    "bench-faces": BenchFaces,
     "download": Download,
 }
 

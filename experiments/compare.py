@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -18,9 +18,9 @@ from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.report import Record, comparison_table, write_results
 from routing_gym.experiments.settings import (
     TrainingSettings,
-    UsageError,
     at_least_one,
     check_agents,
+    options_of_agents,
     progress_bars,
     writable_folder,
 )
@@ -64,7 +64,7 @@ class Compare(Pluggable):
         self.training.check()
         check_agents(self.agents)
         at_least_one("seeds", self.seeds)
-        options = self._options_of_agents()
+        options = options_of_agents(self.agents, self.agent_options)
         for name in self.agents:  # refuse bad options before the first minute is spent
             Cell(self.training, name, 0, self.out, options[name]).make()
         folder = writable_folder(self.out)
@@ -95,17 +95,6 @@ class Compare(Pluggable):
         for failure in failures:
             console.print(f"[red]{failure}[/red]")
         return 1 if failures else 0
-
-    def _options_of_agents(self) -> dict[str, tuple[str, ...]]:
-        """Sort AGENT.NAME=VALUE by agent."""
-        options: dict[str, Any] = {name: [] for name in self.agents}
-        for item in self.agent_options:
-            name, dot, rest = item.partition(".")
-            if not dot or name not in options:
-                names = " ".join(self.agents)
-                raise UsageError(f"--agent-options takes AGENT.NAME=VALUE, the agent one of {names}, got {item!r}")
-            options[name].append(rest)
-        return {name: tuple(items) for name, items in options.items()}
 
 
 def folder_name(agent: str) -> str:

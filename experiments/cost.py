@@ -12,9 +12,9 @@ import torch
 
 from routing_gym.agents import agent_class, make_agent, train_batch
 from routing_gym.envs import RoutingVectorEnv
-from routing_gym.experiments.bench import in_turns
+from routing_gym.experiments.benchmarks.timing import in_turns
+from routing_gym.experiments.machine import device_name
 from routing_gym.experiments.report import Record, write_results
-from routing_gym.experiments.run import device_name
 from routing_gym.experiments.settings import TrainingSettings, UsageError
 from routing_gym.networks import make_network
 from routing_gym.registration import ENV_IDS
@@ -66,7 +66,7 @@ def cost_against_number_of_blocks(base: TrainingSettings, path: Path) -> list[Re
             agent = make_agent(name, env).train()
             steps[f"{name} {blocks}"] = partial(train_batch, agent, env)
             sizes[f"{name} {blocks}"] = (name, blocks, tasks, len(env.dataset) / env.num_envs)
-    times = in_turns(steps, ROUNDS)
+    times = in_turns(steps, ROUNDS, whole.device)
     records = []
     for key, (name, blocks, tasks, batches) in sizes.items():
         seconds = statistics.median(times[key]) * batches

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +17,19 @@ import routing_gym
 from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.cost import cost_against_number_of_blocks
+from routing_gym.experiments.machine import commit
 from routing_gym.experiments.paper_figures import cost_against_blocks, draw
 from routing_gym.experiments.report import Record, accuracy_text, by_label, write_results
 from routing_gym.experiments.reproduction import Reproduction, Settings
 from routing_gym.experiments.routing_networks import ROUTING_NETWORKS
-from routing_gym.experiments.settings import TrainingSettings, UsageError, at_least_one, progress_bars, writable_folder
+from routing_gym.experiments.settings import (
+    TrainingSettings,
+    UsageError,
+    at_least_one,
+    known_names,
+    progress_bars,
+    writable_folder,
+)
 from routing_gym.tasks import DataError
 
 REPRODUCTIONS = {reproduction.name: reproduction for reproduction in (ROUTING_NETWORKS,)}
@@ -67,8 +74,8 @@ class Reproduce:
             raise UsageError(f"unknown paper {self.name!r}; known are {', '.join(REPRODUCTIONS)}")
         paper = REPRODUCTIONS[self.name]
         chosen = {setting.name: setting for setting in paper.settings}
-        settings = [chosen[name] for name in _known("settings", self.settings, tuple(chosen))]
-        groups = _known("groups", self.groups, (*paper.groups, COST))
+        settings = [chosen[name] for name in known_names("settings", self.settings, tuple(chosen))]
+        groups = known_names("groups", self.groups, (*paper.groups, COST))
         at_least_one("seeds", self.seeds)
         folder = writable_folder(self.out)
         target = self.report or folder / f"{self.name}.md"
@@ -133,14 +140,6 @@ def _unless_data_is_missing(error: UsageError, failures: dict[str, None]) -> Non
 def _write(path: Path, text: str) -> None:
     """Write a text, whole or not at all."""
     write_atomically(path, lambda temporary: Path(temporary).write_text(text))
-
-
-def _known(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what was given, everything if nothing was; refuse the unknown."""
-    for name in given:
-        if name not in known:
-            raise UsageError(f"--{option} knows {', '.join(known)}, got {name!r}")
-    return given or known
 
 
 def report_of(
@@ -244,15 +243,3 @@ def _cost_table(costs: Sequence[Record]) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def commit() -> str:
-    """Return the commit of the source tree, or what is known instead."""
-    try:
-        place = Path(routing_gym.__file__).parent
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=place, capture_output=True, text=True, check=True
-        )
-        return found.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

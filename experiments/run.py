@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from routing_gym.agents import Agent
 from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import Evaluation, RoutingVectorEnv, evaluate
+from routing_gym.experiments.machine import device_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +212,3 @@ def _wait_for(device: torch.device) -> None:
     """Wait until a GPU has done what it was given, so that it counts as training time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of a GPU, `cpu` for the CPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -116,6 +116,27 @@ def check_agents(names: tuple[str, ...]) -> None:
         raise UsageError(f"--agents names an agent twice: {' '.join(names)}")
 
 
+def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what was given, everything if nothing was; refuse the unknown."""
+    for name in given:
+        if name not in known:
+            raise UsageError(f"--{option} knows {', '.join(known)}, got {name!r}")
+    return given or known
+
+
+def options_of_agents(agents: tuple[str, ...], given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Sort AGENT.NAME=VALUE by agent, as NAME=VALUE."""
+    options: dict[str, list[str]] = {name: [] for name in agents}
+    for item in given:
+        name, dot, rest = item.partition(".")
+        if not dot or name not in options:
+            raise UsageError(
+                f"--agent-options takes AGENT.NAME=VALUE, the agent one of {' '.join(agents)}, got {item!r}"
+            )
+        options[name].append(rest)
+    return {name: tuple(items) for name, items in options.items()}
+
+
 def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str, ...]) -> Agent:
     """Make an agent with options given as NAME=VALUE.
 

@@ -172,37 +172,6 @@ def test_list_names_everything(capsys):
     assert "routing_gym/DigitsMTL-v0" in printed and all(name in printed for name in AGENTS) and "mlp" in printed
 
 
-def test_bench_writes_ratios(tmp_path):
-    out = tmp_path / "bench.json"
-    threads = torch.get_num_threads()
-    arguments = ("--blocks", 2, 3, "--batch", 32, "--agents", "wpl", "shared", "--rounds", 3, "--out", out)
-    try:
-        assert run("bench", *arguments) == 0
-    finally:
-        torch.set_num_threads(threads)
-    records = json.loads(out.read_text())
-    assert [(r["agent"], r["blocks"], r["batch"]) for r in records] == [
-        ("wpl", 2, 32), ("shared", 2, 32), ("wpl", 3, 32), ("shared", 3, 32),
-    ]  # fmt: skip
-    for record in records:
-        assert record["train_ratio"] > 0 and record["inference_ratio"] > 0 and record["threads"] == 1
-
-
-def test_bench_faces_measures_every_face(tmp_path):
-    threads = torch.get_num_threads()
-    try:
-        assert run("bench-faces", "--rounds", 2, "--out", tmp_path / "faces.json") == 0
-    finally:
-        torch.set_num_threads(threads)
-    records = json.loads((tmp_path / "faces.json").read_text())
-    for train in (False, True):
-        own = {r["face"]: r for r in records if r["train"] == train}
-        assert {"core, 256 rows", "core, 1 rows", "ToNumpy", "Gymnasium single", "PettingZoo parallel",
-                "Stable-Baselines3 RoutingVecEnv", "TorchRL GymWrapper, disabled"} <= set(own)  # fmt: skip
-        assert own["core, 256 rows"]["share_of_core"] == own["core, 1 rows"]["share_of_core_of_as_many_rows"] == 1
-        assert all(r["steps_per_second"] > 0 for r in own.values())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -238,7 +207,6 @@ def test_bench_faces_measures_every_face(tmp_path):
         (["sweep", "--grid", "policy_rate"], "--grid takes NAME=VALUE,VALUE,..., got 'policy_rate'"),
         (["sweep", "--grid", "rate=1"], "agent 'wpl' has no option 'rate'"),
         (["sweep", "--grid", "gamma=1", "--env", "routing_gym/Cifar100MTL-v0"], "CIFAR-MTL has no validation split"),
-        (["bench", "--rounds", "0"], "--rounds must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused_with_the_right_ones(arguments, message, capsys, tmp_path):

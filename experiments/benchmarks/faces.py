@@ -2,64 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import RecordEpisodeStatistics, RecordRoutes, ToNumpy, core_of
-from routing_gym.experiments.bench import in_turns
-from routing_gym.experiments.settings import DEFAULT_ENV, at_least_one, writable_folder
+from routing_gym.experiments.benchmarks.timing import Step, in_turns
+from routing_gym.experiments.report import Record
+from routing_gym.experiments.settings import DEFAULT_ENV
 
-Step = Callable[[], object]
 CALLS = 12
 """Calls per turn, so that each face runs from a warm cache as it would alone."""
 
 
-@dataclasses.dataclass(frozen=True)
-class BenchFaces:
-    """Measure steps per second of the core and of every face over it, with random actions, in turns in one process.
+def measure_faces(train: bool, rounds: int, rows: int = 256) -> list[Record]:
+    """Time the core and all faces that are installed, on the CPU, with random actions, in turns.
 
     A step is one decision of one instance. Every face is compared with the core of 256 rows, and with a core of as many
-    rows as its own. With training, the blocks learn from finished routes meanwhile.
+    rows as its own. With training, the blocks learn from finished routes meanwhile. Means are taken, not medians,
+    because only some calls train the blocks.
 
-    Attributes:
-        threads: CPU threads of PyTorch.
-        rounds: Turns of 12 calls measured of each; means are reported, because only some calls train the blocks.
-        out: JSON file for the records.
+    Args:
+        train: Whether the blocks learn.
+        rounds: Turns of 12 calls timed of each.
+        rows: Instances of those that take a batch.
+
+    Returns:
+        A record for each: `face`, `batch`, `blocks`, `train`, `transitions_per_second`, `share_of_core` and
+        `share_of_core_of_as_many_rows`.
     """
-
-    threads: int = 1
-    rounds: int = 100
-    out: Path = Path("results/faces.json")
-
-    def execute(self, console: Console) -> int:
-        """Run it; return the exit status."""
-        for option in ("threads", "rounds"):
-            at_least_one(option, getattr(self, option))
-        writable_folder(self.out.parent)
-        torch.set_num_threads(self.threads)
-        records = [record for train in (False, True) for record in measure_faces(train, self.rounds)]
-        write_atomically(self.out, lambda temporary: Path(temporary).write_text(json.dumps(records, indent=1)))
-        for train in (False, True):
-            console.print(faces_table([r for r in records if r["train"] == train], train))
-        console.print(f"Written to {self.out}")
-        return 0
-
-
-def measure_faces(train: bool, rounds: int, rows: int = 256) -> list[dict]:
-    """Time all faces that are installed; return a record for each."""
     sizes: dict[str, int] = {}
     steps: dict[str, Step] = {}
     for name, size, make in faces(train, rows):
@@ -70,15 +47,16 @@ def measure_faces(train: bool, rounds: int, rows: int = 256) -> list[dict]:
     times = in_turns({name: partial(_several, step) for name, step in steps.items()}, rounds)
     speeds = {name: CALLS * sizes[name] / statistics.fmean(times[name]) for name in steps}
     alike = {size: f"core, {size} rows" for size in sizes.values()}
+    blocks = _choices(_core(train, 1))
     return [
         {
             "face": name,
-            "rows": sizes[name],
+            "batch": sizes[name],
+            "blocks": blocks,
             "train": train,
-            "steps_per_second": speed,
+            "transitions_per_second": speed,
             "share_of_core": speed / speeds[f"core, {rows} rows"],
             "share_of_core_of_as_many_rows": speed / speeds[alike[sizes[name]]],
-            "threads": torch.get_num_threads(),
         }
         for name, speed in speeds.items()
     ]
@@ -206,20 +184,3 @@ def _single(train: bool) -> Step:
             env.reset()
 
     return step
-
-
-def faces_table(records: list[dict], train: bool) -> Table:
-    """Return one row per face."""
-    table = Table(title=f"{DEFAULT_ENV}, {'blocks learn from finished routes' if train else 'without training'}")
-    table.add_column("face")
-    for column in ("rows", "steps/s", "of the core", "of a core of as many rows"):
-        table.add_column(column, justify="right")
-    for record in records:
-        table.add_row(
-            record["face"],
-            str(record["rows"]),
-            f"{record['steps_per_second']:,.0f}",
-            f"{record['share_of_core']:.3f}",
-            f"{record['share_of_core_of_as_many_rows']:.2f}",
-        )
-    return table

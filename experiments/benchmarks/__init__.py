@@ -1,0 +1,1 @@
+"""What routing costs: the parts of `routing-gym bench`."""

@@ -1,0 +1,215 @@
+"""The full training step and inference of agents, against the static network of the same shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from routing_gym.agents import Agent, agent_class, train_batch
+from routing_gym.blocks import count_macs
+from routing_gym.envs import EnvConfig, RoutingVectorEnv, rollout
+from routing_gym.envs.training import OPTIMIZERS
+from routing_gym.experiments.benchmarks.timing import Steps, against, in_turns, measure
+from routing_gym.experiments.report import Record
+from routing_gym.experiments.settings import UsageError, build_agent
+from routing_gym.networks import RoutedMLP, RoutedNetwork
+from routing_gym.tasks import MultiTaskDataset, ShuffledStream, synthetic_mtl
+
+WIDTH = 128
+LAYERS = 3
+STATIC = "static"
+
+Agents = Mapping[str, tuple[str, ...]]
+"""Options of each agent to measure, as NAME=VALUE."""
+
+
+def one_route(network: Any) -> nn.Module:
+    """Return one route of a `Deployable` network as plain modules: the same layers, each once."""
+    return nn.Sequential(*network.static_route([0] * len(network.decisions), 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A routed network, and what it is trained on and by.
+
+    Attributes:
+        network: Builds the network.
+        data: Its data by split, on the device.
+        blocks: Blocks per routed layer.
+        static: Makes a plain network of the same shape of it.
+        optimizer: Optimiser of the blocks, and of the static network.
+        learning_rate: Its step size.
+    """
+
+    network: Callable[[], RoutedNetwork]
+    data: dict[str, MultiTaskDataset]
+    blocks: int
+    static: Callable[[Any], nn.Module] = one_route
+    optimizer: str = "sgd"
+    learning_rate: float = 1e-2
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is measured."""
+        return self.data["train"].device
+
+    def fresh(self) -> RoutedNetwork:
+        """Return the network with the same first weights each time, on the device."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.network().to(self.device)
+
+    def make_env(self, batch: int, agent: type[Agent] | None = None, **options: Any) -> RoutingVectorEnv:
+        """Return an environment over a network of its own, in the form an agent needs."""
+        if agent is not None:
+            known = {field.name for field in dataclasses.fields(EnvConfig)}
+            options |= {key: value for key, value in agent.env_kwargs.items() if key in known}
+            options["action_type"] = agent.action_type
+        return RoutingVectorEnv(
+            self.fresh(),
+            self.data,
+            batch,
+            autoreset_mode="disabled",
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            device=str(self.device),
+            **options,
+        )
+
+
+def mlp(blocks: int, device: torch.device) -> Subject:
+    """Return three routed layers, 128 wide throughout (pixels, hidden layers and logits), with as many tasks as blocks.
+
+    Args:
+        blocks: Blocks per layer.
+        device: Where it is measured.
+    """
+    splits = synthetic_mtl(num_tasks=blocks, num_classes=WIDTH, image_size=8, images_per_class=4)
+    data = {
+        name: dataclasses.replace(split, images=torch.cat([split.images, split.images.flip(3)], 3)).to(device)
+        for name, split in splits.items()
+    }
+    shape = data["train"].input_shape
+    return Subject(lambda: RoutedMLP(shape, WIDTH, blocks, width=WIDTH, layers=LAYERS), data, blocks)
+
+
+def check(subject: Subject, agents: Agents) -> None:
+    """Refuse agents that cannot be measured, before the first minute is spent.
+
+    Raises:
+        UsageError: Options an agent does not take, a network it cannot route, or training by a loop of its own.
+    """
+    for name, options in agents.items():
+        if agent_class(name).learn is not Agent.learn:
+            raise UsageError(f"agent {name!r} is trained by a loop of its own: it has no training step to measure")
+        build_agent(name, subject.make_env(1, agent_class(name)), 0, options)
+
+
+def measure_agents(subject: Subject, batch: int, agents: Agents, rounds: int) -> list[Record]:
+    """Measure every agent and the static network in turns.
+
+    Args:
+        subject: What is routed.
+        batch: Instances per step.
+        agents: The agents.
+        rounds: Steps timed of each.
+
+    Returns:
+        A record per agent: `agent`, `agent_options`, `blocks`, `batch`; what `against` says; `macs_ratio`, the
+        multiply-accumulates per instance of the deterministic policy, its own included, over the static network's;
+        `router_macs_ratio`, the policy's own part of it; `transitions_per_second`, of the environment alone with random
+        actions.
+    """
+    makers: dict[str, Callable[[], Steps]] = {STATIC: partial(static_steps, subject, batch)}
+    makers |= {name: partial(agent_steps, subject, batch, name, options) for name, options in agents.items()}
+    measured = measure(makers, rounds, subject.device)
+    transitions = transitions_per_second(subject, batch, rounds)
+    image = torch.zeros(1, *subject.data["train"].input_shape, device=subject.device)
+    static_macs = count_macs(subject.static(subject.fresh()), image)
+    records = []
+    for name, options in agents.items():
+        macs, own = macs_of(subject, name, options)
+        records.append(
+            {
+                "agent": name,
+                "agent_options": list(options),
+                "blocks": subject.blocks,
+                "batch": batch,
+                **against(measured[name], measured[STATIC], batch),
+                "macs_ratio": (macs + own) / static_macs,
+                "router_macs_ratio": own / static_macs,
+                "transitions_per_second": transitions,
+            }
+        )
+    return records
+
+
+def agent_steps(subject: Subject, batch: int, name: str, options: tuple[str, ...]) -> Steps:
+    """Return the steps of an agent: route, forward, backward, the optimisers, the agent's update; or route only."""
+    env = subject.make_env(batch, agent_class(name))
+    agent = build_agent(name, env, 0, options).train()
+    judged = env.sibling(batch, train=False, autoreset_mode="disabled")
+
+    @torch.no_grad()
+    def infer() -> None:
+        rollout(agent, judged, deterministic=True)
+
+    return Steps(partial(train_batch, agent, env), infer)
+
+
+def static_steps(subject: Subject, batch: int) -> Steps:
+    """Return the steps of the static network: draw a batch, forward, loss; backward and optimiser when training."""
+    network, dataset = subject.static(subject.fresh()), subject.data["train"]
+    optimizer = OPTIMIZERS[subject.optimizer](network.parameters(), lr=subject.learning_rate)
+    stream = ShuffledStream(len(dataset))
+
+    def loss() -> Tensor:
+        rows = stream.draw(batch).to(dataset.device)
+        return functional.cross_entropy(network(dataset.pixels(rows)), dataset.label[rows])
+
+    def set_mode(training: bool) -> None:
+        if network.training != training:  # once, not in every step
+            network.train(training)
+
+    def train() -> None:
+        set_mode(True)
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def infer() -> None:
+        set_mode(False)
+        loss()
+
+    return Steps(train, infer)
+
+
+def transitions_per_second(subject: Subject, batch: int, rounds: int) -> float:
+    """Return how many decisions per second the environment alone carries out, resets between episodes included."""
+    env = subject.make_env(batch, train=False)
+    numbers = torch.Generator(env.device).manual_seed(0)
+
+    def episode() -> None:
+        env.reset()
+        while env.state.waiting:
+            env.step(torch.randint(env.network.num_choices, (batch,), generator=numbers, device=env.device))
+
+    seconds = statistics.median(in_turns({"env": episode}, rounds, subject.device)["env"])
+    return batch * len(env.network.decisions) / seconds
+
+
+def macs_of(subject: Subject, name: str, options: tuple[str, ...]) -> tuple[float, float]:
+    """Return multiply-accumulates per instance of the deterministic policy: the network's, and the agent's own."""
+    env = subject.make_env(64, agent_class(name), train=False)
+    agent = build_agent(name, env, 0, options).eval()
+    with torch.no_grad():
+        network = float(rollout(agent, env, deterministic=True).macs.mean())
+    return network, sum(agent.macs(number) for number in range(len(env.network.decisions)))

@@ -1,0 +1,166 @@
+"""Timing steps in turns, and the most memory one of them holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from routing_gym.experiments.report import Record
+
+Step = Callable[[], object]
+
+WARM_UP = 5
+"""Rounds that are not counted."""
+
+MEASURED = "measured step"
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What is measured of one network.
+
+    Attributes:
+        train: A whole training step: draw a batch, forward, backward, the optimisers, what the agent learns.
+        infer: The same batch without training.
+    """
+
+    train: Step
+    infer: Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What has been measured of one network.
+
+    Attributes:
+        train: Seconds of a training step, one per round.
+        infer: Seconds of an inference step, one per round.
+        peak_memory: Bytes at most held in a training step, see `peak_memory`.
+    """
+
+    train: list[float]
+    infer: list[float]
+    peak_memory: float
+
+
+def measure(
+    makers: Mapping[str, Callable[[], Steps]], rounds: int, device: torch.device | None = None
+) -> dict[str, Measured]:
+    """Measure several networks: first memory, one after the other, then time, in turns.
+
+    Args:
+        makers: Build a network, with optimiser and whatever else it needs, and return its steps.
+        rounds: Steps timed of each.
+        device: Where they run.
+    """
+    peaks = {name: peak_memory(partial(_train_step, make), device) for name, make in makers.items()}
+    steps = {name: make() for name, make in makers.items()}
+    train = in_turns({name: own.train for name, own in steps.items()}, rounds, device)
+    infer = in_turns({name: own.infer for name, own in steps.items()}, rounds, device)
+    return {name: Measured(train[name], infer[name], peaks[name]) for name in makers}
+
+
+def against(routed: Measured, static: Measured, batch: int) -> Record:
+    """Return what a record says of a routed network and of a static one measured in the same run.
+
+    Ratios are of samples per second, routed over static: the median over rounds of static time / routed time.
+    """
+    return {
+        "train_ratio": median_ratio(static.train, routed.train),
+        "inference_ratio": median_ratio(static.infer, routed.infer),
+        "train_samples_per_second": batch / statistics.median(routed.train),
+        "inference_samples_per_second": batch / statistics.median(routed.infer),
+        "static_train_samples_per_second": batch / statistics.median(static.train),
+        "static_inference_samples_per_second": batch / statistics.median(static.infer),
+        "peak_memory_bytes": routed.peak_memory,
+        "static_peak_memory_bytes": static.peak_memory,
+    }
+
+
+def in_turns(steps: Mapping[str, Step], rounds: int, device: torch.device | None = None) -> dict[str, list[float]]:
+    """Time every step once per round, so that a change in the machine's speed meets all alike.
+
+    Args:
+        steps: What to time.
+        rounds: How often; as many rounds again, at most 5, come first and are not counted.
+        device: Where the steps run; a GPU is waited for before and after each.
+
+    Returns:
+        Seconds of each step, one per round.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    warm_up = min(WARM_UP, rounds)
+    for number in range(warm_up + rounds):
+        for name, step in steps.items():
+            _wait_for(device)
+            start = time.perf_counter()
+            step()
+            _wait_for(device)
+            if number >= warm_up:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def median_ratio(static: list[float], routed: list[float]) -> float:
+    """Return the median over rounds of static time / routed time: routed samples per second over static ones."""
+    return statistics.median(a / b for a, b in zip(static, routed, strict=True))
+
+
+def peak_memory(make: Callable[[], Step], device: torch.device | None = None) -> int:
+    """Return the most bytes of tensors that are alive at once during a step.
+
+    Counted is all that has been allocated since `make` was called and is still there: parameters and buffers, their
+    gradients, the optimisers' state, what is left of the step before, and everything the step itself allocates on its
+    way, inside of operations too. Not counted are tensors that were there before (the data), and what PyTorch does not
+    allocate: numpy's arrays, buffers of the libraries beneath. The third step is measured, when gradients and states of
+    optimisers are there. On a CPU sizes are those asked for, on a GPU each is rounded up to 512 bytes.
+
+    Args:
+        make: Builds everything and returns the step.
+        device: Where the step runs.
+    """
+    if device is not None and device.type == "cuda":
+        make()()  # what the libraries allocate once and keep is not charged to whoever comes first
+        gc.collect()
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        step = make()
+        step()
+        step()
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else every profile prints two lines
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step = make()
+        step()
+        step()
+        with record_function(MEASURED):
+            step()
+    events = profiled.profiler.kineto_results.events()
+    start = next(event.start_ns() for event in events if event.name() == MEASURED)
+    memory = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())
+    alive = peak = sum(event.nbytes() for event in memory if event.start_ns() < start)
+    for event in memory:
+        if event.start_ns() >= start:
+            alive += event.nbytes()  # negative where something is freed
+            peak = max(peak, alive)
+    return peak
+
+
+def _train_step(make: Callable[[], Steps]) -> Step:
+    return make().train
+
+
+def _wait_for(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,184 @@
+"""Sparse gates against a loop over rows: which blocks they pick, what they weigh, what is trained and what it costs."""
+
+import pytest
+import torch
+from toys import TREE, ExitTree, small_env
+
+import routing_gym
+from routing_gym.agents import make_agent, train_batch
+from routing_gym.envs import Context, rollout
+from routing_gym.networks import RoutedMLP
+
+BLOCKS, ROWS = 5, 6
+
+
+def weights_env(network=None, num_envs=ROWS, **options):
+    torch.manual_seed(1)
+    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=2) if network is None else network
+    return small_env(network, num_envs, action_type="weights", **options)
+
+
+def with_weights(env, **options):
+    """An agent with random numbers in all gates, those of the noise too."""
+    agent = make_agent("top-k", env, **options)
+    numbers = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for scores in (agent.scores, agent.spread):
+            if scores is not None:
+                scores.layer.weight.normal_(generator=numbers)
+    return agent
+
+
+def gate_of(agent, scores, x, task, decision):
+    """x·W of one row; what the decision sees is padded with zeros to the widest."""
+    who = task if agent.config.arrangement == "per_task" else 0
+    return x @ scores.layer.weight[who * (agent.num_decisions + 1) + decision, : len(x)]
+
+
+def by_hand(agent, env, trajectory, noise):
+    """Logits of every row and what it picked, `noise[decision]` being `(B, A)`."""
+    logits, picked = [], []
+    for row, pixels in enumerate(env.dataset.pixels(trajectory.instance).flatten(1)):
+        x, own = pixels, []
+        for decision, bank in enumerate(env.network.banks):
+            # The gate sees the activation as the environment shows it: detached.
+            seen, task = x.detach(), int(trajectory.task[row])
+            scores = gate_of(agent, agent.scores, seen, task, decision)
+            if noise is not None:
+                wide = gate_of(agent, agent.spread, seen, task, decision)
+                scores = scores + noise[decision][row] * (1 + wide.exp()).log()
+            best = sorted(range(BLOCKS), key=lambda i: -scores[i].item())[: agent.config.k]
+            total = sum(scores[i].exp() for i in best)
+            x = sum(scores[i].exp() / total * block(bank, i, x) for i in best)
+            own.append(best)
+        logits.append(x)
+        picked.append(own)
+    return torch.stack(logits), picked
+
+
+def block(bank, i, x):
+    y = x @ bank.weight[i] + bank.bias[i]
+    return y.clamp(min=0) if bank.relu else y
+
+
+@pytest.mark.parametrize("arrangement", ["single", "per_task"])
+@pytest.mark.parametrize("k", [1, 2, 3, BLOCKS])
+def test_deterministic_gates_are_those_of_a_loop_over_rows(k, arrangement):
+    env = weights_env()
+    agent = with_weights(env, k=k, arrangement=arrangement)
+    trajectory = rollout(agent, env, deterministic=True)
+    logits, picked = by_hand(agent, env, trajectory, None)
+    torch.testing.assert_close(trajectory.exits[0].logits, logits)
+    for decision, step in enumerate(trajectory.steps):
+        indices, weights = step.action
+        assert indices.tolist() == [own[decision] for own in picked]
+        assert weights.shape == (ROWS, k)
+        torch.testing.assert_close(weights.sum(1), torch.ones(ROWS))
+    assert bool((trajectory.macs == k * (6 * 4 + 4 * 3)).all())
+    assert agent.macs(0) == 6 * BLOCKS
+
+
+def test_noise_and_all_gradients_are_those_of_a_loop_over_rows():
+    env = weights_env()
+    agent = with_weights(env, arrangement="per_task")
+    at = agent.generator.get_state()
+    trajectory = rollout(agent, env)
+    again = torch.Generator()
+    again.set_state(at)
+    noise = [torch.empty(ROWS, BLOCKS).normal_(generator=again) for _ in range(2)]
+    logits, picked = by_hand(agent, env, trajectory, noise)
+    torch.testing.assert_close(trajectory.exits[0].logits, logits)
+    assert [step.action[0].tolist() for step in trajectory.steps] == [[own[d] for own in picked] for d in range(2)]
+    assert picked != by_hand(agent, env, trajectory, None)[1]
+
+    trained = [agent.scores.layer.weight, agent.spread.layer.weight, *env.network.parameters()]
+    ours = torch.autograd.grad(env.outcome.block_loss(), trained)
+    label = env.dataset.label[trajectory.instance]
+    theirs = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, label), trained)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    assert all(float(one.abs().sum()) > 0 for one in ours)
+
+
+def test_only_what_was_picked_has_a_gradient():
+    env = weights_env(num_envs=2)
+    agent = with_weights(env)
+    trajectory = rollout(agent, env)
+    env.outcome.block_loss().backward()
+    for step, bank in zip(trajectory.steps, env.network.banks, strict=True):
+        picked = step.action[0].unique().tolist()
+        assert len(picked) < BLOCKS
+        for i in range(BLOCKS):
+            # At the output: a hidden unit that is not active has none either way.
+            assert bool(bank.bias.grad[i].any()) <= (i in picked)
+            assert bool(bank.weight.grad[i].any()) <= (i in picked)
+    last = trajectory.steps[-1].action[0].unique().tolist()
+    assert [i for i in range(BLOCKS) if bool(env.network.banks[-1].bias.grad[i].any())] == last
+    assert agent.scores.layer.bias.grad is None and not bool(agent.scores.layer.bias.any())
+
+
+def test_noise_is_off_when_deterministic_and_as_large_as_the_log_of_two_at_first():
+    env = weights_env(num_envs=4000)
+    agent = make_agent("top-k", env, k=1)
+    with torch.no_grad():
+        agent.scores.layer.weight.zero_()
+    observation = env.reset()[0]
+    free = torch.ones(4000, dtype=torch.bool), torch.ones(4000, BLOCKS, dtype=torch.bool)
+    at = agent.generator.get_state()
+    assert len(agent.act(observation, Context(*free, deterministic=True))[0].unique()) == 1
+    assert torch.equal(agent.generator.get_state(), at)
+    counts = torch.bincount(agent.act(observation, Context(*free))[0][:, 0], minlength=BLOCKS)
+    assert counts.min() > 700 and torch.equal(agent.spread.layer.weight, torch.zeros_like(agent.spread.layer.weight))
+    silent = make_agent("top-k", env, k=1, noise=False)
+    assert silent.spread is None
+    assert torch.equal(silent.act(observation, Context(*free))[0], silent.act(observation, Context(*free))[0])
+
+
+def test_where_fewer_are_legal_the_rest_weighs_nothing():
+    """A tree in which decisions have three ways on or two, and outcomes are shared out."""
+    env = weights_env(ExitTree(TREE), 12)
+    agent = make_agent("top-k", env, k=3)
+    ways = torch.tensor([*(decision.n for decision in env.network.decisions), 3])
+    for _ in range(4):
+        trajectory, loss, _ = train_batch(agent, env)
+        assert bool(loss.isfinite())
+        for step in trajectory.steps:
+            indices, weights = step.action
+            assert bool((weights[indices >= ways[step.decision].unsqueeze(1)] == 0).all())
+            assert bool(((weights > 0).sum(1) == ways[step.decision])[step.active].all())
+    assert all(bool(parameter.isfinite().all()) for parameter in agent.parameters())
+
+
+def test_a_choice_that_is_masked_is_never_picked():
+    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=2)
+    masks = torch.ones(2, 1, BLOCKS, dtype=torch.bool)
+    masks[0, 0, [0, 3]] = False
+    masks[1, 0, 1:] = False
+    network._masks, network.nothing_masked = network._legal_table(masks), False
+    env = weights_env(network, 64)
+    agent = make_agent("top-k", env, k=3)
+    trajectory = rollout(agent, env)
+    first, second = (step.action for step in trajectory.steps)
+    assert first[0].unique().tolist() == [1, 2, 4] and bool((first[1] > 0).all())
+    assert bool((second[0][:, 0] == 0).all()) and second[1].tolist() == [[1.0, 0.0, 0.0]] * 64
+
+
+def test_sparse_gates_learn_with_the_blocks():
+    env = weights_env(num_envs=24)
+    agent = make_agent("top-k", env, arrangement="per_task")
+    before = [agent.scores.layer.weight.detach().clone(), agent.spread.layer.weight.detach().clone()]
+    losses = []
+    agent.learn(env, 24 * 100, lambda metrics: losses.append(float(metrics["loss"])))
+    after = [agent.scores.layer.weight, agent.spread.layer.weight]
+    assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert routing_gym.evaluate(agent, env, split="train").accuracy > 0.45  # a third by chance
+
+
+def test_what_is_not_possible_is_said():
+    with pytest.raises(ValueError, match="'top-k' acts by weights"):
+        make_agent("top-k", small_env())
+    with pytest.raises(ValueError, match="TopK: k must be an integer of at least 1, got 0"):
+        make_agent("top-k", weights_env(), k=0)
+    with pytest.raises(ValueError, match="'top-k' mixes k=6 blocks, no decision of this network offers more than 5"):
+        make_agent("top-k", weights_env(), k=6)

@@ -1,0 +1,342 @@
+"""What `bench` measures, and how; how fast anything is, is left to those who look."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from routing_gym.agents import make_agent
+from routing_gym.envs import rollout
+from routing_gym.experiments import bench
+from routing_gym.experiments.benchmarks import convnet, experts, skipping, steps, timing
+from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
+from routing_gym.experiments.cli import main
+
+CPU = torch.device("cpu")
+RATIOS = {
+    "train_ratio", "inference_ratio", "train_samples_per_second", "inference_samples_per_second",
+    "static_train_samples_per_second", "static_inference_samples_per_second", "peak_memory_bytes",
+    "static_peak_memory_bytes", "macs_ratio",
+}  # fmt: skip
+PLACE = {"part", "blocks", "batch", "threads", "device", "dtype", "torch", "commit", "processor", "accelerator"}
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_steps_are_recorded_tabled_and_drawn(tmp_path, capsys):
+    out = tmp_path / "new" / "bench.json"
+    agents = ("wpl", "reinforce", "gumbel", "top-k")
+    arguments = ("--blocks", 2, 3, "--batch", 16, 32, "--rounds", 2, "--out", out)
+    options = ("--agent-options", "reinforce.representation=mlp", "top-k.noise=false")
+    assert run("bench", *arguments, "--agents", *agents, *options) == 0
+    records = json.loads(out.read_text())
+    assert [(r["blocks"], r["batch"], r["agent"]) for r in records] == [
+        (k, b, a) for k in (2, 3) for b in (16, 32) for a in agents
+    ]
+    for record in records:
+        assert set(record) == PLACE | RATIOS | {
+            "agent", "agent_options", "router_macs_ratio", "transitions_per_second"
+        }  # fmt: skip
+        assert all(record[key] > 0 for key in RATIOS) and record["transitions_per_second"] > 0
+        assert (record["part"], record["device"], record["dtype"]) == ("steps", "cpu", "float32")
+        assert record["torch"] == torch.__version__ and record["processor"] and record["accelerator"] is None
+    options = {r["agent"]: r["agent_options"] for r in records}
+    assert options == {
+        "wpl": [], "reinforce": ["representation=mlp"], "gumbel": [], "top-k": ["noise=false"],
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "reinforce representation=mlp" in printed and "bench.png" in printed.replace("\n", "")
+    assert (tmp_path / "new" / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_multiply_accumulates_are_those_of_the_blocks_and_the_router():
+    subject, layer = steps.mlp(4, CPU), 128 * 128
+    agents = {"shared": (), "top-k": ("k=3",), "gumbel": ("representation=mlp",)}
+    ratios = {name: steps.macs_of(subject, name, options) for name, options in agents.items()}
+    assert ratios == {
+        "shared": (3 * layer, 0),
+        "top-k": (3 * 3 * layer, 3 * 128 * 4),
+        "gumbel": (3 * layer, 3 * ((128 + 4) * 64 + 64 * 4)),
+    }
+
+
+def test_the_static_network_does_what_one_route_does():
+    """Trained side by side from the same weights on the same instances, both end with the same weights."""
+    subject, built = steps.mlp(2, CPU), []
+    watched = dataclasses.replace(subject, static=lambda network: built.append(steps.one_route(network)) or built[0])
+    static = steps.static_steps(watched, 32)
+    routed = steps.agent_steps(subject, 32, "shared", ())
+    env = routed.train.args[1]
+    before = env.network.banks[0].weight[0].detach().clone()
+    for _ in range(4):
+        static.train()
+        routed.train()
+    static.infer()
+    routed.infer()
+    linear = [layer for layer in built[0] if isinstance(layer, torch.nn.Linear)]
+    assert [tuple(layer.weight.shape) for layer in linear] == [(128, 128)] * 3
+    for layer, bank in zip(linear, env.network.banks, strict=True):
+        torch.testing.assert_close(layer.weight.t(), bank.weight[0])
+        torch.testing.assert_close(layer.bias, bank.bias[0])
+    assert not torch.equal(before, env.network.banks[0].weight[0])
+
+
+def test_peak_memory_is_what_is_alive_at_once():
+    there_before = torch.zeros(5000)
+
+    def make():
+        kept = torch.zeros(1000)  # 4 000 bytes
+
+        def step():
+            a = there_before[:1000] + kept  # 4 000
+            b = torch.zeros(2000)  # 8 000: 16 000 are alive
+            del a
+            c = torch.zeros(500)  # 2 000: 14 000
+            return b.sum() + c.sum()
+
+        return step
+
+    assert timing.peak_memory(make) - 16_000 in range(0, 17)  # the sums
+
+
+def test_peak_memory_counts_parameters_gradients_and_the_optimisers_state_once():
+    side, x = 300, torch.ones(2, 300)
+
+    def make(optimizer, **options):
+        weight = torch.nn.Parameter(torch.zeros(side, side))
+        optimizer = optimizer([weight], lr=0.1, fused=True, **options)
+
+        def step():
+            optimizer.zero_grad()
+            (x @ weight).sum().backward()
+            optimizer.step()
+
+        return step
+
+    whole, little = 4 * side * side, 3 * 4 * 2 * side  # three activations, or gradients of them, of 2 x 300
+    for tensors, optimizer in (
+        (2, lambda *a, **o: make(torch.optim.SGD)),
+        (3, lambda *a, **o: make(torch.optim.SGD, momentum=0.9)),
+        (4, lambda *a, **o: make(torch.optim.Adam)),
+    ):
+        peak = timing.peak_memory(optimizer)
+        assert tensors * whole <= peak <= tensors * whole + little, (tensors, peak)
+
+
+def test_peak_memory_sees_what_stays_from_one_step_to_the_next():
+    def make():
+        left = []
+
+        def step():
+            left[:] = [torch.zeros(100), *left[:1]]  # never more than two, but three while the new one is made
+            return None
+
+        return step
+
+    assert timing.peak_memory(make) == 3 * 400
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(tmp_path):
+    device = torch.device("cuda")
+
+    def make():
+        kept = torch.zeros(1024, device=device)
+
+        def step():
+            a = kept + 1
+            b = torch.zeros(2048, device=device)
+            del a
+            return b
+
+        return step
+
+    assert timing.peak_memory(make, device) == 4 * 4096
+    out = tmp_path / "bench.json"
+    arguments = ("--parts", "steps", "experts", "convnet", "--device", "cuda", "--batch", 64, "--rounds", 1)
+    agents = ("--agents", "wpl", "task-specific-all", "reinforce", "gumbel", "top-k")
+    assert run("bench", *arguments, *agents, "--agent-options", "reinforce.representation=mlp", "--out", out) == 0
+    records = json.loads(out.read_text())
+    assert {r["device"] for r in records} == {"cuda"} and all(r["peak_memory_bytes"] > 0 for r in records)
+    assert all(r["accelerator"] == torch.cuda.get_device_name() for r in records)
+
+
+def test_steps_are_timed_in_turns():
+    called = []
+    times = timing.in_turns({name: lambda name=name: called.append(name) for name in "abc"}, 3)
+    assert called == list("abc") * 6  # three rounds to warm up
+    assert {name: len(own) for name, own in times.items()} == {"a": 3, "b": 3, "c": 3}
+    called.clear()
+    timing.in_turns({"a": lambda: called.append("a")}, 20)
+    assert len(called) == 20 + timing.WARM_UP
+
+
+def test_ratios_are_medians_of_pairs():
+    routed = timing.Measured([2.0, 4.0, 100.0], [1.0, 1.0, 2.0], 300)
+    static = timing.Measured([1.0, 1.0, 10.0], [1.0, 2.0, 6.0], 100)
+    assert timing.against(routed, static, 8) == {
+        "train_ratio": 0.25,
+        "inference_ratio": 2.0,
+        "train_samples_per_second": 2.0,
+        "inference_samples_per_second": 8.0,
+        "static_train_samples_per_second": 8.0,
+        "static_inference_samples_per_second": 4.0,
+        "peak_memory_bytes": 300,
+        "static_peak_memory_bytes": 100,
+    }
+
+
+def test_unlike_blocks_are_recorded():
+    records = experts.measure_experts(1, CPU, batch=9, channels=2, size=7)
+    assert [(r["case"], r["against"]) for r in records] == [
+        ("seven unlike blocks", "conv 3x3"), ("seven unlike blocks", "mean"),
+    ]  # fmt: skip
+    # Kernel sizes 9, 25, 49, 7 + 7, and three that cost nothing.
+    assert [r["macs_ratio"] for r in records] == [pytest.approx((9 + 25 + 49 + 14) / 7 / 9), 1]
+    assert all(set(r) == RATIOS | {"case", "against", "blocks", "batch"} for r in records)
+    x = torch.randn(2, 3, 26, 26)
+    assert all(module(x).shape == x.shape for module in experts.experts(3).values())
+
+
+def test_skipping_is_recorded():
+    records = skipping.measure_skipping(1, CPU, batch=4)
+    assert [(r["case"], r["share"]) for r in records] == [
+        (case, share) for case in ("PASS", "early exit") for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    layers = [128 * 512, *[512 * 512] * 4, 512 * 128]
+    trunk, stage, head = 3 * 32 * 9 * 256, 2 * 32 * 32 * 9 * 256, 32 * 10
+    for record in records:
+        skipped, whole = (sum(layers[1:5]), sum(layers)) if record["case"] == "PASS" else (stage, trunk + stage + head)
+        assert record["macs_saved"] == pytest.approx(record["share"] * skipped / whole)
+        assert record["macs_ratio"] == pytest.approx(1 - record["macs_saved"])
+        assert set(record) == RATIOS | {
+            "case", "against", "share", "blocks", "batch", "macs_saved", "train_time_saved", "inference_time_saved"
+        }  # fmt: skip
+    assert [r["train_time_saved"] for r in records if r["share"] == 0] == [0, 0]
+
+
+@pytest.mark.parametrize("network", [skipping.with_pass, skipping.early_exit])
+def test_rows_skip_as_often_as_they_should(network):
+    subject, never, always = network(CPU)
+    for share in (0.0, 0.3, 1.0):
+        chances = (1 - share) * never + share * always
+        env = subject.make_env(400)
+        agent = make_agent("random", env)
+        agent.table[0, :-1] = chances
+        macs, expected = rollout(agent, env).macs, skipping.expected_macs(env.network, chances)
+        env.train_blocks()
+        if share in (0, 1):
+            assert macs.tolist() == [pytest.approx(expected)] * 400
+        else:
+            assert abs(float(macs.mean()) - expected) < 4 * float(macs.std()) / 20
+    whole = subject.static(subject.fresh())
+    assert timing.peak_memory(lambda: lambda: whole(torch.zeros(2, *subject.data["train"].input_shape))) > 0
+
+
+def test_the_convnet_is_recorded(monkeypatch):
+    monkeypatch.setattr(convnet, "BATCH", 8)
+    subject = convnet.convnet(CPU)
+    images = subject.data["train"]
+    assert images.images.shape[1:] == (3, 32, 32) and (images.num_tasks, images.num_classes) == (20, 5)
+    assert torch.bincount(images.task * 5 + images.label).tolist() == [20] * 100
+    (record,) = convnet.measure_convnet(subject, {"task-specific-all": ()}, 1)
+    assert record["blocks"] == 20 and record["batch"] == 8 and record["macs_ratio"] == 1
+    for prefix in ("", "static_"):
+        speed = record[f"{prefix}train_samples_per_second"]
+        assert record[f"{prefix}seconds_per_50000"] == pytest.approx(50_000 / speed)
+
+
+def test_every_face_is_measured(tmp_path):
+    assert run("bench", "--parts", "faces", "--rounds", 2, "--out", tmp_path / "faces.json") == 0
+    assert not (tmp_path / "faces.png").exists()
+    records = json.loads((tmp_path / "faces.json").read_text())
+    for train in (False, True):
+        own = {r["face"]: r for r in records if r["train"] == train}
+        assert {"core, 256 rows", "core, 1 rows", "ToNumpy", "Gymnasium single", "PettingZoo parallel",
+                "Stable-Baselines3 RoutingVecEnv", "TorchRL GymWrapper, disabled"} <= set(own)  # fmt: skip
+        assert own["core, 256 rows"]["share_of_core"] == own["core, 1 rows"]["share_of_core_of_as_many_rows"] == 1
+        assert all(set(r) >= PLACE and r["transitions_per_second"] > 0 and r["blocks"] == 10 for r in own.values())
+
+
+def test_all_parts_in_one_file(tmp_path, monkeypatch):
+    """Every part is asked for what it was told, and what it says goes into one file and tables of its own."""
+    asked, threads = [], torch.get_num_threads()
+
+    def stand_in(record):
+        return lambda *arguments, **options: asked.append(arguments) or [{**record, "had": torch.get_num_threads()}]
+
+    ratios = dict.fromkeys(RATIOS, 1.0)
+    step = {"agent": "shared", "agent_options": [], "blocks": 10, "batch": 8, "transitions_per_second": 1.0, **ratios}
+    case = {"case": "some", "against": "others", "blocks": 7, "batch": 8, **ratios}
+    skip = {**case, "share": 0.5, "macs_saved": 0.5, "train_time_saved": 0.4, "inference_time_saved": 0.3}
+    monkeypatch.setattr(bench, "measure_agents", stand_in(step))
+    monkeypatch.setattr(bench, "measure_experts", stand_in(case))
+    monkeypatch.setattr(bench, "measure_skipping", stand_in(skip))
+    convnet_record = {**step, "seconds_per_50000": 2.0, "static_seconds_per_50000": 1.0}
+    monkeypatch.setattr(bench, "measure_convnet", stand_in(convnet_record))
+    face = {"face": "core", "batch": 1, "blocks": 10, "train": True, "transitions_per_second": 1.0,
+            "share_of_core": 1.0, "share_of_core_of_as_many_rows": 1.0}  # fmt: skip
+    monkeypatch.setattr(bench, "measure_faces", stand_in(face))
+    out = tmp_path / "bench.json"
+    arguments = ("--agents", "shared", "--batch", 8, "--threads", 1, 2, "--rounds", 7, "--out", out)
+    assert run("bench", "--parts", *arguments) == 0
+    assert torch.get_num_threads() == threads
+    records = json.loads(out.read_text())
+    assert [r["part"] for r in records] == 2 * ["steps", "faces", "faces", "experts", "experts", "convnet"]
+    assert [r["threads"] for r in records] == [r["had"] for r in records] == 6 * [1] + 6 * [2]
+    assert all(7 in arguments for arguments in asked) and asked[0][1:3] == (8, {"shared": ()})
+    assert len(tables(records)) == 5
+
+
+def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, dpi: drawn.append(figure))
+    place = {"processor": "a CPU", "accelerator": None, "torch": "2"}
+    records = [
+        {"agent": a, "agent_options": [], "blocks": k, "batch": b, "threads": t, "train_ratio": 0.5 + k / 100,
+         "inference_ratio": 1.5, **place}
+        for t in (1, 2) for k in (2, 10) for b in (64, 256, 1024) for a in ("wpl", "top-k")
+    ]  # fmt: skip
+    ratios_against_blocks(records, tmp_path / "picture.png")
+    (figure,) = drawn
+    assert len(figure.axes) == 6
+    for axes in figure.axes:
+        lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+        assert list(lines) == ["wpl, 1 thread", "wpl, 2 threads", "top-k, 1 thread", "top-k, 2 threads"]
+        assert list(lines["wpl, 1 thread"].get_xdata()) == [2, 10]
+    assert list(figure.axes[0].lines[0].get_ydata()) == [0.52, 0.6] and figure.axes[1].get_title() == "batch 256"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--blocks", "10", "0"], "--blocks must be at least 1, got 0"),
+        (["--batch", "-1"], "--batch must be at least 1, got -1"),
+        (["--batch"], "--batch needs at least one number"),
+        (["--threads", "1", "0"], "--threads must be at least 1, got 0"),
+        (["--parts", "steps", "face"], "--parts knows steps, faces, experts, convnet, got 'face'"),
+        (["--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
+        (["--agents", "wlp"], "unknown agent 'wlp'; known are"),
+        (["--agents", "wpl", "wpl"], "--agents names an agent twice"),
+        (["--agents", "wpl", "sb3:PPO"], "agent 'sb3:PPO' is trained by a loop of its own"),
+        (["--agents", "cross-stitch"], "agent 'cross-stitch' needs an environment made with form='columns'"),
+        (["--agents", "top-k", "--blocks", "10", "1"], "'top-k' mixes k=2 blocks, no decision of this network offers"),
+        (["--agent-options", "top-k.k=3"], "--agent-options takes AGENT.NAME=VALUE, the agent one of wpl"),
+        (["--agent-options", "wpl.rate=3"], "agent 'wpl' has no option 'rate'; it takes"),
+        (["--parts", "convnet", "--agents", "shared-with-task"], "needs an environment made with task_input=True"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(arguments, message, tmp_path, capsys):
+    assert run("bench", *arguments, "--out", tmp_path / "bench.json") == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, capsys):
+    assert run("bench", "--rounds", 1, "--out", tmp_path) == 2
+    assert "--out must name a file" in capsys.readouterr().err
