@@ -86,7 +86,7 @@ class Reproduce:
             epochs = setting.epochs if self.epochs is None else self.epochs
             base = TrainingSettings(epochs=epochs, data_dir=self.data_dir, device=self.device, threads=self.threads)
             base.check()
-            cells += [(setting, *pair) for pair in paper.cells(setting, groups, self.seeds, base, folder)]
+            cells += [(setting, *pair) for pair in paper.cells(setting, groups, self.seeds, base, folder, self.epochs)]
         failures: dict[str, None] = {}
         costs, pictures_of_cost = [], []
         if COST in groups:

@@ -47,6 +47,7 @@ class Settings:
         epochs: Passes over the training split.
         env_options: Options of all environments, as NAME=VALUE; `{epochs}` stands for the number of epochs.
         more_options: Further ones of single environments, by id.
+        epochs_on: Other numbers of passes for single environments, by id.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Settings:
     epochs: int
     env_options: tuple[str, ...] = ()
     more_options: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    epochs_on: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,13 @@ class Reproduction:
     cost_env: str
 
     def cells(
-        self, settings: Settings, groups: tuple[str, ...], seeds: int, base: TrainingSettings, out: Path
+        self,
+        settings: Settings,
+        groups: tuple[str, ...],
+        seeds: int,
+        base: TrainingSettings,
+        out: Path,
+        epochs: int | None = None,
     ) -> Iterator[tuple[Row, Cell]]:
         """Yield the cells of some groups: seed by seed, so that a run that stops early has seen every row.
 
@@ -87,8 +95,9 @@ class Reproduction:
             settings: How they are trained.
             groups: Which.
             seeds: How many seeds, from 0 on.
-            base: Epochs, device, threads and data folder.
+            base: Device, threads and data folder.
             out: Folder for everything.
+            epochs: Passes over the training split, instead of the settings' own.
         """
         for seed in range(seeds):
             for row in self.rows:
@@ -99,11 +108,13 @@ class Reproduction:
                         *row.env_options,
                         *row.tuned.get(settings.name, ()),
                     )
+                    passes = epochs or settings.epochs_on.get(row.env, settings.epochs)
                     training = dataclasses.replace(
                         base,
                         env=row.env,
+                        epochs=passes,
                         batch_size=self.batch_size,
-                        env_options=tuple(option.format(epochs=base.epochs) for option in options),
+                        env_options=tuple(option.format(epochs=passes) for option in options),
                     )
                     folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
                     yield row, Cell(training, row.agent, seed, folder, row.agent_options)

@@ -32,6 +32,7 @@ TUNED = Settings(
     epochs=20,
     env_options=("optimizer=adam", "learning_rate=0.001", "schedule=cosine", "schedule_epochs={epochs}"),
     more_options={CIFAR: ("shift=4", "flip=True"), MIN: ("shift=4", "flip=True")},
+    epochs_on={MNIST: 5},
 )
 
 WPL, CROSS_STITCH = ("policy_rate=0.1",), ("learning_rate=0.003",)
