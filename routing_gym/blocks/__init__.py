@@ -1,8 +1,9 @@
 """Function blocks, their grouped execution, and the cost of running them."""
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, Sparse
+from routing_gym.blocks.chain import Link, run_chain
 from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
-from routing_gym.blocks.linear import LinearBlocks, run_chain
+from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
 
@@ -10,6 +11,7 @@ __all__ = [
     "FunctionBlocks",
     "Groups",
     "LinearBlocks",
+    "Link",
     "ModuleBlocks",
     "OwnedParameter",
     "SortedRows",

@@ -14,6 +14,7 @@ from torch.nn import functional
 from routing_gym.blocks import (
     FunctionBlocks,
     LinearBlocks,
+    Link,
     ModuleBlocks,
     OwnedParameter,
     WithPass,
@@ -133,17 +134,23 @@ class RoutedMLP(Deployable):
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
         """Run the chosen blocks of one layer; rows stay in the order of their blocks (see `plain`)."""
-        blocks, x = self.blocks(decision), activation[0]
-        if isinstance(blocks, LinearBlocks) and isinstance(action, Tensor) and not action.is_floating_point():
-            return (blocks.run_sorted(x, action),)
-        return (blocks(plain(x), action),)
+        link, x = self._link(decision), activation[0]
+        if link is not None and isinstance(action, Tensor) and not action.is_floating_point():
+            return (run_chain([link], x, action.unsqueeze(1)),)
+        return (self.blocks(decision)(plain(x), action),)
+
+    def _link(self, decision: int) -> Link | None:
+        """Return the linear blocks of a layer; None where PASS is all it offers."""
+        bank = self.blocks(decision)
+        if isinstance(bank, WithPass) and isinstance(bank.blocks, LinearBlocks):
+            return bank.blocks.link(passes=True)
+        return bank.link() if isinstance(bank, LinearBlocks) else None
 
     def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
-        """Run all layers; where none offers PASS, at once."""
-        banks = [self.blocks(number) for number in range(len(self.decisions))]
-        linear = [bank for bank in banks if isinstance(bank, LinearBlocks)]
-        if len(linear) == len(banks):
-            return (run_chain(linear, activation[0], plan),)
+        """Run all layers at once."""
+        links = [link for number in range(len(self.decisions)) if (link := self._link(number)) is not None]
+        if len(links) == len(self.decisions):
+            return (run_chain(links, activation[0], plan),)
         return super().traverse(activation, plan, task)
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from unittest import mock
 
 import pytest
 import torch
@@ -9,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from routing_gym.blocks import FunctionBlocks, LinearBlocks, ModuleBlocks, WithPass, count_macs, group, plain, run_chain
+from routing_gym.blocks import (
+    FunctionBlocks,
+    LinearBlocks,
+    ModuleBlocks,
+    WithPass,
+    chain,
+    count_macs,
+    group,
+    plain,
+    run_chain,
+)
 from routing_gym.blocks.grouping import group_on_device, group_plan
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -204,58 +215,56 @@ def test_a_choice_owns_its_slice():
     assert WithPass(LinearBlocks(2, 4, 4)).parameters_of(2) == []
 
 
+@pytest.mark.parametrize("on_host, many_rows", [(True, 128), (True, 1), (False, 128)], ids=["host", "many", "device"])
 @settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(1, 12),
-    counts=st.lists(st.integers(1, 4), min_size=1, max_size=4),
-    again=st.lists(st.booleans(), min_size=4, max_size=4),
-    last_relu=st.booleans(),
+    layers=st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=4),
     double=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_rows_left_sorted_between_layers_come_out_as_if_put_back_each_time(
-    batch, counts, again, last_relu, double, seed
-):
+def test_a_chain_gives_what_one_row_at_a_time_gives(on_host, many_rows, batch, layers, double, seed):
     torch.manual_seed(seed)
-    layers = len(counts)
-    bank = [LinearBlocks(count, 5, 5, relu=i < layers - 1 or last_relu) for i, count in enumerate(counts)]
-    plan = torch.stack([torch.randint(count, (batch,)) for count in counts], 1)
-    for i in range(1, layers):
-        if again[i] and counts[i] == counts[i - 1]:
-            plan[:, i] = plan[:, i - 1]  # the rows need not move
-    x = torch.randn(batch, 5)
-    if double:
-        bank, x = [blocks.double() for blocks in bank], x.double()
+    banks, columns = [], []
+    for count, relu, passes, again in layers:
+        bank = LinearBlocks(count, 5, 5, relu=relu)
+        banks.append(WithPass(bank) if passes else bank)
+        drawn = torch.randint(banks[-1].num_blocks, (batch,))
+        alike = again and columns and banks[-1].num_blocks == banks[-2].num_blocks
+        columns.append(columns[-1] if alike else drawn)  # the rows need not move then
+    banks = [bank.double() for bank in banks] if double else banks
+    plan, x = torch.stack(columns, 1), torch.randn(batch, 5, dtype=torch.float64 if double else torch.float32)
     x.requires_grad_()
-    left = there = x
-    for blocks, choice in zip(bank, plan.unbind(1), strict=True):
-        left, there = blocks.run_sorted(left, choice), one_row_at_a_time(blocks, there, choice)
-    weight, parameters = torch.randn_like(there), [p for blocks in bank for p in blocks.parameters()]
-    expected = torch.autograd.grad((there * weight).sum(), [x, *parameters], allow_unused=True, retain_graph=True)
-    some = torch.randperm(batch)[: batch // 2]
-    first = bank[0].run_sorted(x, plan[:, 0])
-    ways = [left, run_chain(bank, x, plan)]
-    if layers > 1:
-        ways.append(run_chain(bank[1:], first, plan[:, 1:]))
-    for way in ways:
-        torch.testing.assert_close(way.index_select(0, some), there[some], **TOLERANCE)
-        torch.testing.assert_close(plain(way), there, **TOLERANCE)
-        found = torch.autograd.grad((plain(way) * weight).sum(), [x, *parameters], retain_graph=True)
-        for ours, reference in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, torch.zeros_like(ours) if reference is None else reference, **TOLERANCE)
+    links = [bank.blocks.link(passes=True) if isinstance(bank, WithPass) else bank.link() for bank in banks]
+    there = one = x
+    with mock.patch.multiple(chain, _on_host=lambda x: on_host, MANY_ROWS=many_rows):
+        for link, bank, choice in zip(links, banks, columns, strict=True):
+            one, there = run_chain([link], one, choice.unsqueeze(1)), one_row_at_a_time(bank, there, choice)
+        ways = [one, run_chain(links, x, plan)]
+        if len(links) > 1:
+            ways.append(run_chain(links[1:], run_chain(links[:1], x, plan[:, :1]), plan[:, 1:]))
+        weight, parameters = torch.randn_like(there), [p for bank in banks for p in bank.parameters()]
+        expected = torch.autograd.grad((there * weight).sum(), [x, *parameters], allow_unused=True, retain_graph=True)
+        some = torch.randperm(batch)[: batch // 2]
+        for way in ways:
+            torch.testing.assert_close(way.index_select(0, some), there[some], **TOLERANCE)
+            torch.testing.assert_close(plain(way), there, **TOLERANCE)
+            found = torch.autograd.grad((plain(way) * weight).sum(), [x, *parameters], retain_graph=True)
+            for ours, reference in zip(found, expected, strict=True):
+                reference = torch.zeros_like(ours) if reference is None else reference
+                torch.testing.assert_close(ours, reference, **TOLERANCE)
 
 
 def test_a_chain_gives_gradients_only_where_they_are_wanted():
-    bank = [LinearBlocks(2, 3, 3, relu=True), LinearBlocks(2, 3, 3)]
-    plan = torch.tensor([[0, 1], [1, 1], [0, 0]])
-    whole = torch.autograd.grad(plain(run_chain(bank, torch.ones(3, 3), plan)).sum(), bank[1].weight)
-    bank[0].requires_grad_(False)
-    bank[1].bias.requires_grad_(False)
-    plain(run_chain(bank, torch.ones(3, 3), plan)).sum().backward()
-    torch.testing.assert_close(bank[1].weight.grad, *whole)
-    assert bank[0].weight.grad is None and bank[0].bias.grad is None and bank[1].bias.grad is None
-    nothing = run_chain(bank, torch.ones(0, 3), plan[:0])
-    assert plain(nothing).shape == (0, 3)
+    banks = [LinearBlocks(2, 3, 3, relu=True), LinearBlocks(2, 3, 3)]
+    links, plan = [bank.link() for bank in banks], torch.tensor([[0, 1], [1, 1], [0, 0]])
+    whole = torch.autograd.grad(plain(run_chain(links, torch.ones(3, 3), plan)).sum(), banks[1].weight)
+    banks[0].requires_grad_(False)
+    banks[1].bias.requires_grad_(False)
+    plain(run_chain(links, torch.ones(3, 3), plan)).sum().backward()
+    torch.testing.assert_close(banks[1].weight.grad, *whole)
+    assert banks[0].weight.grad is None and banks[0].bias.grad is None and banks[1].bias.grad is None
+    assert plain(run_chain(links, torch.ones(0, 3), plan[:0])).shape == (0, 3)
 
 
 @pytest.mark.parametrize("kind", ["linear", "pass", "modules"])

@@ -1,0 +1,252 @@
+"""Linear blocks run one after the other by choices that are known beforehand, as one function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from routing_gym.blocks.grouping import Groups, SortedRows, group, group_plan, plain
+
+GROUPED_DTYPES = (torch.float32, torch.bfloat16)
+ALIGNMENT_BYTES = 16
+MANY_ROWS = 128
+"""Rows per block from which on, on a CPU, one call per block is worth its overhead."""
+
+
+class Link(NamedTuple):
+    """One set of linear blocks in a chain.
+
+    Attributes:
+        weight: `(k, in_features, out_features)`.
+        bias: `(k, out_features)`.
+        relu: Whether a ReLU follows.
+        passes: Whether there is one more choice, k, that leaves a row as it is; inputs are as wide as outputs then.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    relu: bool
+    passes: bool
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices there are, PASS included."""
+        return len(self.weight) + self.passes
+
+
+def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> Tensor | SortedRows:
+    """Run linear blocks one after the other.
+
+    Args:
+        links: L sets of blocks, the outputs of each as wide as the inputs of the next.
+        x: `(B, in_features)`.
+        plan: `(B, L)` int64: the choice of each row in each set.
+
+    Returns:
+        `(B, out_features)`, in the order of the last set's blocks where that is natural.
+    """
+    if links[0].weight.dtype not in GROUPED_DTYPES or not len(plan):
+        y = plain(x)
+        for link, choice in zip(links, plan.unbind(1), strict=True):
+            y = _one_by_one(link, y, choice)
+        return y
+    layers = group_plan(plan, [link.num_choices for link in links])
+    rows, place, back = (x.rows, x.place, x.back) if isinstance(x, SortedRows) else (x, None, None)
+    steps = []
+    for link, groups in zip(links, layers, strict=True):
+        # From where the rows stand now to the order of the blocks, and back; None where they stand right already.
+        if place is None or back is None:
+            move: tuple[Tensor, Tensor] | None = (groups.order, groups.inverse)
+        elif back is groups.order:
+            move = None
+        else:
+            move = (place.index_select(0, groups.order), groups.inverse.index_select(0, back))
+        steps.append(_Step(groups, move, link.relu, link.passes))
+        place, back = groups.inverse, groups.order
+    y = _Chain.apply(rows, steps, *(tensor for link in links for tensor in (link.weight, link.bias)))
+    assert isinstance(y, Tensor)
+    return SortedRows(y, layers[-1].inverse, layers[-1].order)
+
+
+def _one_by_one(link: Link, x: Tensor, choice: Tensor) -> Tensor:
+    """Run one set of blocks, one product per block: for zero rows and float64, which `grouped_mm` refuses."""
+    groups = group(choice, link.num_choices)
+    pieces = list(x.index_select(0, groups.order).split(groups.counts))
+    for number, (weight, bias) in enumerate(zip(link.weight.unbind(0), link.bias.unbind(0), strict=True)):
+        y = torch.addmm(bias, pieces[number], weight)
+        pieces[number] = functional.relu(y) if link.relu else y
+    return torch.cat(pieces).index_select(0, groups.inverse)
+
+
+class _Step(NamedTuple):
+    """How a chain gets through one set of blocks: see `Link` and `run_chain`."""
+
+    groups: Groups
+    move: tuple[Tensor, Tensor] | None
+    relu: bool
+    passes: bool
+
+
+class _Chain(torch.autograd.Function):
+    """Layer by layer: gather rows by block, multiply every run by its block's weight, add bias and rectify.
+
+    As one function so that going back is one permutation and two grouped products per layer, without the zero-filled
+    buffers and scattered additions that differentiating an `index_select` would cost, and so that of every layer only
+    its gathered input is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, steps: list[_Step], *parameters: Tensor) -> Tensor:
+        inputs, outputs = [], []
+        for number, step in enumerate(steps):
+            x = x if step.move is None else x.index_select(0, step.move[0])
+            inputs.append(x)
+            x = _apply(x, parameters[2 * number], parameters[2 * number + 1], step)
+            # What is rectified is the next layer's input too, gathered; rows that passed have to be told apart.
+            last = number + 1 == len(steps)
+            outputs.append(x if step.relu and (last or step.passes) else None)
+        ctx.save_for_backward(*inputs, *outputs, *parameters[::2])
+        ctx.steps = steps
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        steps, saved = ctx.steps, ctx.saved_tensors
+        count = len(steps)
+        inputs, outputs, weights = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        wanted = ctx.needs_input_grad[2:]
+        to_parameters: list[Tensor | None] = [None] * (2 * count)
+        grad = grad.contiguous()
+        for number in reversed(range(count)):
+            own = slice(2 * number, 2 * number + 2)
+            further = ctx.needs_input_grad[0] or any(wanted[: own.start])
+            step, weight = steps[number], weights[number]
+            to_parameters[own], to_input = _go_back(
+                grad, inputs[number], outputs[number], weight, step, wanted[own], further
+            )
+            if to_input is None:
+                return None, None, *to_parameters
+            if number and steps[number - 1].relu and not steps[number - 1].passes:
+                # The input is the rectified output of the layer before, gathered.
+                to_input = torch.ops.aten.threshold_backward(to_input, inputs[number], 0)
+            grad = to_input if step.move is None else to_input.index_select(0, step.move[1])
+        return grad, None, *to_parameters
+
+
+def _apply(x: Tensor, weight: Tensor, bias: Tensor, step: _Step) -> Tensor:
+    """Run the blocks of one layer on rows sorted by their choice."""
+    if not step.passes:
+        y = _affine(x, weight, bias, step.groups)
+        return y.relu_() if step.relu else y
+    if not _on_host(x):
+        # Without knowing how many rows pass: they meet a block of zeros, and are put back.
+        runs = (step.groups.block < len(weight)).unsqueeze(1)
+        y = _affine(x, functional.pad(weight, (0, 0, 0, 0, 0, 1)), functional.pad(bias, (0, 0, 0, 1)), step.groups)
+        return torch.where(runs, y.relu_() if step.relu else y, x)
+    running, groups = _running(step.groups, len(weight))
+    if not running:
+        return x.clone()
+    y = torch.empty_like(x)
+    y[:running] = _affine(x[:running], weight, bias, groups)
+    if step.relu:
+        y[:running].relu_()
+    y[running:] = x[running:]
+    return y
+
+
+def _go_back(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    step: _Step,
+    wanted: Sequence[bool],
+    further: bool,
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """Return the gradients of weight and bias, where they are wanted, and of the input, where it goes further."""
+    if not step.passes:
+        if y is not None:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        return _products_back(grad, x, weight, step.groups, wanted, further)
+    if not _on_host(x):
+        runs = (step.groups.block < len(weight)).unsqueeze(1)
+        rectified = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
+        own, to_input = _products_back(
+            torch.where(runs, rectified, 0), x, functional.pad(weight, (0, 0, 0, 0, 0, 1)), step.groups, wanted, further
+        )
+        own = [None if part is None else part[:-1] for part in own]
+        return own, None if to_input is None else torch.where(runs, to_input, grad)
+    running, groups = _running(step.groups, len(weight))
+    if not running:
+        nothing = [weight.new_zeros(shape) for shape in (weight.shape, (len(weight), weight.shape[2]))]
+        return [part if want else None for part, want in zip(nothing, wanted, strict=True)], grad if further else None
+    part = grad[:running]
+    if y is not None:
+        part = torch.ops.aten.threshold_backward(part, y[:running], 0)
+    own, to_input = _products_back(part, x[:running], weight, groups, wanted, further)
+    return own, None if to_input is None else torch.cat([to_input, grad[running:]])
+
+
+def _on_host(x: Tensor) -> bool:
+    """Whether numbers on x's device can be read without waiting."""
+    return x.device.type == "cpu"
+
+
+def _running(groups: Groups, num_blocks: int) -> tuple[int, Groups]:
+    """Return how many rows, the first ones, run a block instead of passing, and their groups; read on the host."""
+    running = int(groups.ends[num_blocks - 1])
+    return running, groups._replace(block=groups.block[:running], ends=groups.ends[:num_blocks])
+
+
+def _products_back(
+    grad: Tensor, x: Tensor, weight: Tensor, groups: Groups, wanted: Sequence[bool], further: bool
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """Go back through the products of one layer, rows sorted by their block."""
+    own: list[Tensor | None] = [None, None]
+    if wanted[0]:
+        own[0] = _grouped_outer(x, grad, groups.ends)
+    if wanted[1]:
+        own[1] = grad.new_zeros(len(weight), grad.shape[1]).index_add_(0, groups.block, grad)
+    return own, _grouped_mm(grad, weight.transpose(1, 2), groups.ends) if further else None
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
+    """Return `x @ weight[c] + bias[c]` for rows sorted by their block c."""
+    if not _on_host(x) or len(x) < MANY_ROWS * len(weight):
+        return _grouped_mm(x, weight, groups.ends).add_(bias.index_select(0, groups.block))
+    # A bias gathered for every row costs more than a call per block that adds it on the way.
+    y = x.new_empty(len(x), weight.shape[2])
+    counts = groups.counts
+    parts = zip(bias.unbind(0), x.split(counts), weight.unbind(0), y.split(counts), strict=True)
+    for own_bias, rows, own_weight, out in parts:
+        torch.addmm(own_bias, rows, own_weight, out=out)
+    return y
+
+
+def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Multiply each run of rows by its own matrix: `(B, i)` and `(k, i, o)` to `(B, o)`; runs end at `ends`."""
+    inputs, outputs = weight.shape[1:]
+    # grouped_mm wants rows that start at multiples of 16 bytes.
+    step = ALIGNMENT_BYTES // x.element_size()
+    pad_in, pad_out = -inputs % step, -outputs % step
+    if pad_in or pad_out:
+        x, weight = functional.pad(x, (0, pad_in)), functional.pad(weight, (0, pad_out, 0, pad_in))
+    y = functional.grouped_mm(x, weight, offs=ends)
+    return y[:, :outputs] if pad_out else y
+
+
+def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
+    """Multiply each run of x, transposed, by the run of grad: `(B, i)` and `(B, o)` to `(k, i, o)`."""
+    inputs, outputs = x.shape[1], grad.shape[1]
+    step = ALIGNMENT_BYTES // x.element_size()
+    pad_in, pad_out = -inputs % step, -outputs % step
+    if pad_in or pad_out:
+        x, grad = functional.pad(x, (0, pad_in)), functional.pad(grad, (0, pad_out))
+    product = functional.grouped_mm(x.t(), grad, offs=ends)
+    return product[:, :inputs, :outputs] if pad_in or pad_out else product
