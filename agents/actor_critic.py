@@ -50,7 +50,7 @@ class ActorCritic(ScoredAgent):
         inputs = self.env.network.observation_size
         self.values = make_scores(options.representation, self.arrangement, inputs, options.seed + 1, outputs=1)
         both = [*self.scores.parameters(), *self.values.parameters()]
-        self.optimizer = torch.optim.Adam(both, lr=self.rate)
+        self.optimizer = torch.optim.Adam(both, lr=self.rate, fused=True)
 
     def advantages(self, trajectory: Trajectory, values: Tensor) -> Tensor:
         """Return `(steps, B)`; 0 where a row had left.

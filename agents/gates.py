@@ -66,7 +66,7 @@ class Gumbel(Gate):
         inputs = self.env.network.observation_size
         self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
         rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
-        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=rate)
+        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=rate, fused=True)
 
     @property
     def temperature(self) -> float:
@@ -132,7 +132,7 @@ class SoftMixture(Gate):
         inputs = self.env.network.observation_size
         self.scores = make_scores(representation, self.arrangement, inputs, self.config.seed)
         rate = self.config.learning_rate or (0.001 if self.config.conditioned else 0.01)
-        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=rate)
+        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=rate, fused=True)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Return the weights, the same in training and evaluation."""
@@ -182,7 +182,7 @@ class CrossStitch(Gate):
         weight = torch.full((columns, columns), others).fill_diagonal_(own)
         # One row more, for rows that have left.
         self.weight = nn.Parameter(weight.repeat(self.num_decisions + 1, 1, 1))
-        self.optimizer = torch.optim.Adam([self.weight], lr=self.config.learning_rate)
+        self.optimizer = torch.optim.Adam([self.weight], lr=self.config.learning_rate, fused=True)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Return `(B, M, M)`: how much of each column goes to each, the same in training and evaluation."""

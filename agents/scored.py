@@ -44,7 +44,7 @@ class ScoredAgent(LearningAgent):
         inputs = self.env.network.observation_size
         self.rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
         self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
-        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=self.rate)
+        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=self.rate, fused=True)
 
     def preferences(self, observation: Observation, agent: Tensor) -> Tensor:
         """Return the scores."""

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from routing_gym.agents.arrangement import Arrangement
 from routing_gym.agents.tabular import look_up
-from routing_gym.blocks import LinearBlocks
+from routing_gym.blocks import LinearBlocks, plain, run_chain
 from routing_gym.envs import Observation
 
 HIDDEN = 64
@@ -87,7 +87,8 @@ class MLPScores(Scores):
         task = functional.one_hot(observation["task"], self.num_tasks).to(observation["activation"].dtype)
         x = torch.cat([observation["activation"], task], 1)
         which = agent * self.num_rows + observation["depth"]
-        return self.output(self.hidden(x, which), which)
+        links = [self.hidden.link(), self.output.link()]
+        return plain(run_chain(links, x, which.unsqueeze(1).expand(-1, 2)))
 
     def macs(self) -> float:
         """Return what two layers cost."""

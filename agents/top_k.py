@@ -65,7 +65,7 @@ class TopK(Gate):
             self.spread = make_scores("linear", self.arrangement, inputs, options.seed, outputs=self.num_choices)
             for parameter in self.spread.parameters():
                 torch.nn.init.zeros_(parameter)
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=options.learning_rate)
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=options.learning_rate, fused=True)
 
     def act(self, observation: Observation, context: Context) -> Sparse:
         """Return `(indices (B, k), weights (B, k))`, the best first; what is not legal weighs 0."""

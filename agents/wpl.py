@@ -87,7 +87,7 @@ class WPL(LearningAgent):
                 raise ValueError(f"WPL on approximators chooses for 1 tensor per decision, got {self.num_tensors}")
             inputs = self.env.network.observation_size
             self.scores = make_scores("mlp", self.arrangement, inputs, options.seed)
-            self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=self.rate)
+            self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=self.rate, fused=True)
         highest = float(legal.sum(-1).max()) * options.min_probability
         if highest > 1:
             raise ValueError(f"WPL: min_probability {options.min_probability} is too much for so many choices")

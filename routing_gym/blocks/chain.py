@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -222,31 +222,53 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
         return _grouped_mm(x, weight, groups.ends).add_(bias.index_select(0, groups.block))
     # A bias gathered for every row costs more than a call per block that adds it on the way.
     y = x.new_empty(len(x), weight.shape[2])
-    counts = groups.counts
-    parts = zip(bias.unbind(0), x.split(counts), weight.unbind(0), y.split(counts), strict=True)
-    for own_bias, rows, own_weight, out in parts:
-        torch.addmm(own_bias, rows, own_weight, out=out)
+    for block, rows in _runs(groups.ends):
+        torch.addmm(bias[block], x[rows], weight[block], out=y[rows])
     return y
 
 
 def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Multiply each run of rows by its own matrix: `(B, i)` and `(k, i, o)` to `(B, o)`; runs end at `ends`."""
     inputs, outputs = weight.shape[1:]
-    # grouped_mm wants rows that start at multiples of 16 bytes.
-    step = ALIGNMENT_BYTES // x.element_size()
-    pad_in, pad_out = -inputs % step, -outputs % step
-    if pad_in or pad_out:
-        x, weight = functional.pad(x, (0, pad_in)), functional.pad(weight, (0, pad_out, 0, pad_in))
-    y = functional.grouped_mm(x, weight, offs=ends)
-    return y[:, :outputs] if pad_out else y
+    pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
+    if not (pad_in or pad_out):
+        return functional.grouped_mm(x, weight, offs=ends)
+    if _on_host(x):
+        y = x.new_empty(len(x), outputs)
+        for block, rows in _runs(ends):
+            torch.mm(x[rows], weight[block], out=y[rows])
+        return y
+    x, weight = functional.pad(x, (0, pad_in)), functional.pad(weight, (0, pad_out, 0, pad_in))
+    return functional.grouped_mm(x, weight, offs=ends)[:, :outputs]
 
 
 def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
     """Multiply each run of x, transposed, by the run of grad: `(B, i)` and `(B, o)` to `(k, i, o)`."""
     inputs, outputs = x.shape[1], grad.shape[1]
-    step = ALIGNMENT_BYTES // x.element_size()
-    pad_in, pad_out = -inputs % step, -outputs % step
-    if pad_in or pad_out:
-        x, grad = functional.pad(x, (0, pad_in)), functional.pad(grad, (0, pad_out))
-    product = functional.grouped_mm(x.t(), grad, offs=ends)
-    return product[:, :inputs, :outputs] if pad_in or pad_out else product
+    pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
+    if not (pad_in or pad_out):
+        return functional.grouped_mm(x.t(), grad, offs=ends)
+    if _on_host(x):
+        product = x.new_zeros(len(ends), inputs, outputs)
+        for block, rows in _runs(ends):
+            torch.mm(x[rows].t(), grad[rows], out=product[block])
+        return product
+    x, grad = functional.pad(x, (0, pad_in)), functional.pad(grad, (0, pad_out))
+    return functional.grouped_mm(x.t(), grad, offs=ends)[:, :inputs, :outputs]
+
+
+def _missing(width: int, like: Tensor) -> int:
+    """Return how many columns are missing for rows that start at multiples of 16 bytes, as `grouped_mm` wants them.
+
+    On a CPU a product per block is cheaper than copying the weights into a wider tensor.
+    """
+    return -width % (ALIGNMENT_BYTES // like.element_size())
+
+
+def _runs(ends: Tensor) -> Iterator[tuple[int, slice]]:
+    """Yield every block that has rows, and which; read on the host."""
+    start = 0
+    for block, end in enumerate(ends.tolist()):
+        if end > start:
+            yield block, slice(start, end)
+        start = end

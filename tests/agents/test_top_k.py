@@ -8,6 +8,7 @@ import routing_gym
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import Context, rollout
 from routing_gym.networks import RoutedMLP
+from routing_gym.networks.decision import legal_table
 
 BLOCKS, ROWS = 5, 6
 
@@ -154,7 +155,7 @@ def test_a_choice_that_is_masked_is_never_picked():
     masks = torch.ones(2, 1, BLOCKS, dtype=torch.bool)
     masks[0, 0, [0, 3]] = False
     masks[1, 0, 1:] = False
-    network._masks, network.nothing_masked = network._legal_table(masks), False
+    network._masks, network.nothing_masked = legal_table(network.decisions, masks), False
     env = weights_env(network, 64)
     agent = make_agent("top-k", env, k=3)
     trajectory = rollout(agent, env)
