@@ -130,12 +130,14 @@ class _Chain(torch.autograd.Function):
             to_parameters[own], to_input = _go_back(
                 grad, inputs[number], outputs[number], weight, step, wanted[own], further
             )
+            del grad  # one tensor less at the peak
             if to_input is None:
                 return None, None, *to_parameters
             if number and steps[number - 1].relu and not steps[number - 1].passes:
                 # The input is the rectified output of the layer before, gathered.
-                to_input = torch.ops.aten.threshold_backward(to_input, inputs[number], 0)
+                torch.ops.aten.threshold_backward.grad_input(to_input, inputs[number], 0, grad_input=to_input)
             grad = to_input if step.move is None else to_input.index_select(0, step.move[1])
+            del to_input
         return grad, None, *to_parameters
 
 
@@ -185,7 +187,7 @@ def _go_back(
     running, groups = _running(step.groups, len(weight))
     if not running:
         nothing = [weight.new_zeros(shape) for shape in (weight.shape, (len(weight), weight.shape[2]))]
-        return [part if want else None for part, want in zip(nothing, wanted, strict=True)], grad if further else None
+        return [part if want else None for part, want in zip(nothing, wanted, strict=True)], grad.clone()
     part = grad[:running]
     if y is not None:
         part = torch.ops.aten.threshold_backward(part, y[:running], 0)

@@ -141,18 +141,19 @@ def _follow_at_once(env: RoutingVectorEnv, plan: Tensor) -> list[Step] | None:
         return None  # who follows step by step finds out what is wrong
     plan, doubtful = accepted
     env.note_doubt(doubtful)
-    before = env.state
+    task, price = env.state.task, env.state.price
     with torch.set_grad_enabled(env.keeps_graph):
-        after = env.network.follow(before, plan)
+        # Nobody here holds on to the state before: what waits there can go once it is not needed.
+        after = env.network.follow(env.state, plan)
     env.arrive(after)
-    reach = torch.ones_like(before.macs)
-    everyone = torch.ones_like(before.task, dtype=torch.bool)
+    reach = torch.ones_like(price)
+    everyone = torch.ones_like(task, dtype=torch.bool)
     choosing = everyone.unsqueeze(1)
     steps = []
     for number, (action, spent) in enumerate(zip(plan.unbind(1), env.network.route_macs(plan).unbind(1), strict=True)):
-        at = torch.full_like(before.task, number)
-        reward = env.earnings.of(at, choosing, action, spent, before.price)
-        steps.append(Step({"task": before.task, "depth": at}, at, everyone, choosing, action, reach, reward, None, {}))
+        at = torch.full_like(task, number)
+        reward = env.earnings.of(at, choosing, action, spent, price)
+        steps.append(Step({"task": task, "depth": at}, at, everyone, choosing, action, reach, reward, None, {}))
     return steps
 
 
