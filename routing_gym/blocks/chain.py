@@ -50,6 +50,7 @@ def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> Te
     Returns:
         `(B, out_features)`, in the order of the last set's blocks where that is natural.
     """
+    links, x = _autocast(links, x)
     if links[0].weight.dtype not in GROUPED_DTYPES or not len(plan):
         y = plain(x)
         for link, choice in zip(links, plan.unbind(1), strict=True):
@@ -71,6 +72,17 @@ def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> Te
     y = _Chain.apply(rows, steps, *(tensor for link in links for tensor in (link.weight, link.bias)))
     assert isinstance(y, Tensor)
     return SortedRows(y, layers[-1].inverse, layers[-1].order)
+
+
+def _autocast(links: Sequence[Link], x: Tensor | SortedRows) -> tuple[Sequence[Link], Tensor | SortedRows]:
+    """Return blocks and rows in the type that autocast, where it is on, gives to the products of PyTorch's own."""
+    device, dtype = links[0].weight.device.type, links[0].weight.dtype
+    if not torch.is_autocast_enabled(device) or dtype not in GROUPED_DTYPES:
+        return links, x
+    wanted = torch.get_autocast_dtype(device)
+    dtype = wanted if wanted in GROUPED_DTYPES else dtype
+    links = [link._replace(weight=link.weight.to(dtype), bias=link.bias.to(dtype)) for link in links]
+    return links, SortedRows(x.rows.to(dtype), x.place, x.back) if isinstance(x, SortedRows) else x.to(dtype)
 
 
 def _one_by_one(link: Link, x: Tensor, choice: Tensor) -> Tensor:
@@ -214,7 +226,9 @@ def _products_back(
     if wanted[0]:
         own[0] = _grouped_outer(x, grad, groups.ends)
     if wanted[1]:
-        own[1] = grad.new_zeros(len(weight), grad.shape[1]).index_add_(0, groups.block, grad)
+        # In bfloat16 a sum of many rows would soon stop growing.
+        total = torch.zeros(len(weight), grad.shape[1], dtype=torch.float32, device=grad.device)
+        own[1] = total.index_add_(0, groups.block, grad.float()).to(grad.dtype)
     return own, _grouped_mm(grad, weight.transpose(1, 2), groups.ends) if further else None
 
 

@@ -85,7 +85,9 @@ class WithPass(FunctionBlocks):
         running = (choice < self.blocks.num_blocks).nonzero().flatten()
         if len(running) == len(x):
             return self.blocks.run(x, choice)
-        return x.index_copy(0, running, self.blocks.run(x.index_select(0, running), choice.index_select(0, running)))
+        y = self.blocks.run(x.index_select(0, running), choice.index_select(0, running))
+        dtype = torch.promote_types(x.dtype, y.dtype)  # under autocast blocks give what is not the type of x
+        return x.to(dtype).index_copy(0, running, y.to(dtype))
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the block's parameters, none for PASS."""
