@@ -195,7 +195,7 @@ class RoutedNetwork(nn.Module, ABC):
             for choice, moved, its_task in leaving:
                 target = decision.next[choice]
                 if target == EXIT:
-                    logits = self.readout(number, choice, moved.activation, its_task)
+                    logits = self.readout(number, choice, moved.activation, its_task).to(macs.dtype)
                     exits.append(Exit(number, choice, moved.rows, logits, moved.reach))
                 else:
                     arrivals[target].append(moved)
@@ -228,7 +228,7 @@ class RoutedNetwork(nn.Module, ABC):
             # The few numbers that go with each row are moved instead of the rows.
             rows, activation = activation[0].back, (activation[0].rows,)
             task, weight = task.index_select(0, rows), weight.index_select(0, rows)
-        exit = Exit(last, 0, rows, self.readout(last, 0, activation, task), weight)
+        exit = Exit(last, 0, rows, self.readout(last, 0, activation, task).to(weight.dtype), weight)
         macs = state.macs + (self.route_macs(plan).sum(1) if self._cost is None else self._cost.sum())
         return RoutingState(state.task, state.instance, state.price, macs, macs, {}, (exit,), state.num_decisions)
 
@@ -300,15 +300,18 @@ class RoutedNetwork(nn.Module, ABC):
     def observe(self, state: RoutingState) -> Tensor:
         """Return `(B, D)`: each row's description at its decision, zero-padded; zeros for rows that have left."""
         if state.sole is not None:
-            seen = self.describe(state.sole, state.waiting[state.sole].activation)
-            missing = self.observation_size - seen.shape[1]
-            return functional.pad(seen, (0, missing)) if missing else seen
+            return self._seen(state.sole, state.waiting[state.sole])
         observation = state.macs.new_zeros(len(state), self.observation_size)
         for number, group, _ in state.acting():
-            seen = self.describe(number, group.activation)
-            seen = functional.pad(seen, (0, self.observation_size - seen.shape[1]))
+            seen = self._seen(number, group)
             observation = seen if group.rows is None else observation.index_copy(0, group.rows, seen)
         return observation
+
+    def _seen(self, number: int, group: Waiting) -> Tensor:
+        """Describe rows at a decision, `(r, D)`, in the type of the images, whatever autocast makes of activations."""
+        seen = self.describe(number, group.activation).to(group.reach.dtype)
+        missing = self.observation_size - seen.shape[1]
+        return functional.pad(seen, (0, missing)) if missing else seen
 
     def action_mask(self, state: RoutingState) -> Tensor:
         """Return what is legal: `(B, A)` bool, `(B, M, A)` where M > 1; all True for rows that have left."""
@@ -361,8 +364,8 @@ class RoutedNetwork(nn.Module, ABC):
         used = action.detach() != 0
         if action.ndim == 3:
             reached = 1 - (1 - action.clamp(0, 1)).prod(1)
-            return used.any(1).to(costs.dtype) @ costs, reached @ costs
-        return used.to(costs.dtype) @ costs, action @ costs
+            return (used.any(1) * costs).sum(1), (reached * costs).sum(1)
+        return (used * costs).sum(1), (action * costs).sum(1)  # no products of matrices: autocast would round them
 
     # ------------------------------------------------------------------------------------------------------- checking
 
