@@ -167,6 +167,7 @@ def _episodes(env: RoutingVectorEnv, instances: Tensor, actions: list[Tensor]) -
 def _check_rows_are_independent(env: RoutingVectorEnv) -> None:
     """Row i of a batch must fare exactly as the same instance alone with the same actions."""
     quiet = {"train": False, "autoreset_mode": "disabled", "differentiable": False, "illegal": "raise", "rho": 0.0}
+    quiet["precision"] = "float32"  # in bfloat16 a batch of another size is rounded otherwise
     batch = env.sibling(env.num_envs, **quiet)
     generator = torch.Generator().manual_seed(1)
     instances = torch.randint(len(batch.dataset), (batch.num_envs,), generator=generator)
@@ -268,6 +269,7 @@ def _check_gradients(env: RoutingVectorEnv) -> None:
             autoreset_mode="disabled",
             action_type=env.config.action_type,
             differentiable=differentiable,
+            precision=env.config.precision,
             device=str(env.device),
         )
         observation, _ = twin.reset(seed=7)

@@ -1,8 +1,9 @@
-"""Taking in an action from outside: checked, and masked choices replaced where that is asked for."""
+"""Taking in from outside: actions, masked choices replaced where that is asked for, and the options of a reset."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from routing_gym.networks import Action, RoutedNetwork, RoutingState
 from routing_gym.networks import actions as forms
 from routing_gym.networks.checking import bad_values_error, has_bad_values
+from routing_gym.tasks import MultiTaskDataset
 
 
 def to_tensors(given: Any, state: RoutingState) -> Any:
@@ -111,14 +113,41 @@ def _is_legal(network: RoutedNetwork, plan: Tensor) -> Tensor:
     return network.masks[:, 0].expand(len(plan), -1, -1).gather(-1, plan.unsqueeze(-1))
 
 
-def accept_reset_mask(given: Any, num_envs: int, device: torch.device, active: Tensor | None) -> Tensor:
+def accept_reset_options(
+    options: Mapping[str, Any], num_envs: int, dataset: MultiTaskDataset, unfinished: Callable[[], Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Check the options of `RoutingVectorEnv.reset`.
+
+    Args:
+        options: `reset_mask` and `instances`; each may be missing, or None.
+        num_envs: B.
+        dataset: Where instances are drawn from.
+        unfinished: Returns `(B,)` bool: rows that may not be restarted.
+
+    Returns:
+        The rows to restart, None for all; and the rows of the data set to put there, None where they are drawn.
+
+    Raises:
+        ValueError: An unknown option, or a mask or instances of the wrong form.
+    """
+    rows, count = None, num_envs
+    if options.get("reset_mask") is not None:
+        rows = accept_reset_mask(options["reset_mask"], num_envs, dataset.device, unfinished())
+        count = len(rows)
+    instances = accept_instances(options.get("instances"), count, len(dataset))
+    if unknown := sorted(set(options) - {"reset_mask", "instances"}):
+        raise ValueError(f"reset options are 'reset_mask' and 'instances', got {unknown}")
+    return rows, instances
+
+
+def accept_reset_mask(given: Any, num_envs: int, device: torch.device, active: Tensor) -> Tensor:
     """Check a reset mask and return the rows it names.
 
     Args:
         given: `(num_envs,)` bool, numpy or torch.
         num_envs: B.
         device: Where the rows go.
-        active: `(B,)` bool: rows that may not be restarted; None where all may.
+        active: `(B,)` bool: rows that may not be restarted.
 
     Raises:
         ValueError: Wrong type or shape, no row named, or an active one.
@@ -130,7 +159,7 @@ def accept_reset_mask(given: Any, num_envs: int, device: torch.device, active: T
         )
     if not bool(mask.any()):
         raise ValueError("reset_mask must name at least one row, got all False")
-    if active is not None and bool((mask & active).any()):
+    if bool((mask & active).any()):
         unfinished = (mask & active).nonzero().flatten().tolist()
         raise ValueError(f"rows {unfinished} have not left the network: go on stepping, or reset all rows")
     return mask.nonzero().flatten()

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from routing_gym.envs.precision import PRECISIONS
 from routing_gym.envs.rewards import FINAL_REWARDS
 from routing_gym.envs.training import OPTIMIZERS, SCHEDULES, Optimization
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
@@ -44,6 +45,9 @@ class EnvConfig:
         schedule: What becomes of the learning rate: `"constant"`; `"step"`, divided by 10 every `schedule_epochs`; or
             `"cosine"`, down to 0 over `schedule_epochs`.
         schedule_epochs: Measure of the schedule, in passes over the split.
+        precision: What the network computes in: `"float32"`; or `"bfloat16"`, while parameters, loss and all that an
+            agent sees stay float32. `evaluate` judges in float32 all the same: with bfloat16's 8 bits the two best
+            logits are equal now and then, and a tie counts as wrong.
         validate: Check values of actions at once. None: on the CPU only; on a GPU one flag is read per batch.
         device: `"auto"` takes CUDA where present.
         seed: Seed of the order of instances, until `reset(seed=...)`.
@@ -70,6 +74,7 @@ class EnvConfig:
     weight_decay: float = 0.0
     schedule: Literal["constant", "step", "cosine"] = "constant"
     schedule_epochs: int = 20
+    precision: Literal["float32", "bfloat16"] = "float32"
     validate: bool | None = None
     device: str = "auto"
     seed: int = 0
@@ -84,6 +89,7 @@ class EnvConfig:
             ("illegal", ("raise", "first_legal", None)),
             ("optimizer", tuple(OPTIMIZERS)),
             ("schedule", tuple(SCHEDULES)),
+            ("precision", PRECISIONS),
             ("render_mode", ("ansi", "rgb_array", None)),
         ):
             if getattr(self, option) not in known:

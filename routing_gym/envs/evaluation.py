@@ -50,7 +50,8 @@ def evaluate(
 ) -> Evaluation:
     """Route a whole split, in eval mode.
 
-    Neither the environment's own episodes nor modes and random numbers of network and router are disturbed.
+    The network computes in float32 whatever the environment's `precision`. Neither the environment's own episodes nor
+    modes and random numbers of network and router are disturbed.
 
     Args:
         router: An agent, or anything with `act(observation, context)`.
@@ -68,7 +69,8 @@ def evaluate(
     ):
         if getattr(router, attribute, here) != here:
             raise ValueError(f"the agent has {attribute} {getattr(router, attribute)}, this environment {here}")
-    judged = core.sibling(size, split=split, autoreset_mode="disabled", train=False, render_mode=None, k_cpt=0.0)
+    options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": 0.0}
+    judged = core.sibling(size, split=split, autoreset_mode="disabled", **options)
     network, dataset = judged.network, judged.dataset
     modules = [network, *([router] if isinstance(router, nn.Module) else [])]
     modes = [{part: part.training for part in module.modules()} for module in modules]

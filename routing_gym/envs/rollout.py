@@ -142,7 +142,7 @@ def _follow_at_once(env: RoutingVectorEnv, plan: Tensor) -> list[Step] | None:
     plan, doubtful = accepted
     env.note_doubt(doubtful)
     task, price = env.state.task, env.state.price
-    with torch.set_grad_enabled(env.keeps_graph):
+    with env.forward_pass(env.keeps_graph):
         # Nobody here holds on to the state before: what waits there can go once it is not needed.
         after = env.network.follow(env.state, plan)
     env.arrive(after)

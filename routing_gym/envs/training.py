@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.routes import Routes, replayed_actions
 from routing_gym.networks import Exit, RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset
@@ -199,10 +200,19 @@ class Replayer:
         dataset: The data the routes belong to.
         trainer: The network's optimiser.
         batch: Routes per step.
+        precision: What the network computes in, see `forward_pass`.
     """
 
-    def __init__(self, network: RoutedNetwork, dataset: MultiTaskDataset, trainer: BlocksTrainer, batch: int) -> None:
+    def __init__(
+        self,
+        network: RoutedNetwork,
+        dataset: MultiTaskDataset,
+        trainer: BlocksTrainer,
+        batch: int,
+        precision: str = "float32",
+    ) -> None:
         self.network, self.dataset, self.trainer, self.batch = network, dataset, trainer, batch
+        self.precision = precision
         self._waiting: list[Routes] = []
 
     def push(self, routes: Routes) -> None:
@@ -224,9 +234,10 @@ class Replayer:
             with torch.enable_grad():
                 pixels = self.dataset.pixels(routes.instance, routes.augmentation)
                 task, label = self.dataset.task[routes.instance], self.dataset.label[routes.instance]
-                state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
-                for action in replayed_actions(routes):
-                    state = self.network.advance(state, action)
+                with forward_pass(self.precision, self.dataset.device, graph=True):
+                    state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
+                    for action in replayed_actions(routes):
+                        state = self.network.advance(state, action)
                 weights, losses = zip(*((exit.weight, exit_loss(exit, label)) for exit in state.exits), strict=True)
                 self.trainer.step(batch_loss(weights, losses, len(routes)), len(routes))
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import torch
@@ -14,9 +14,10 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups
-from routing_gym.envs.accept import Accepted, accept, accept_instances, accept_reset_mask
+from routing_gym.envs.accept import Accepted, accept, accept_reset_options
 from routing_gym.envs.config import EnvConfig, check_count
 from routing_gym.envs.outcome import Outcome
+from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.render import Pictures
 from routing_gym.envs.rewards import ActionReward, RunningShare
 from routing_gym.envs.routes import RouteLog
@@ -134,7 +135,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self._log: RouteLog | None = None
         if replays or self.render_mode == "ansi":
             self._log = RouteLog(self.network, self.num_envs, self.config.action_type == "weights", self.device)
-        self._replayer = Replayer(self.network, self.dataset, self.trainer, self.config.replay_batch)
+        self._replayer = Replayer(
+            self.network, self.dataset, self.trainer, self.config.replay_batch, self.config.precision
+        )
         self._state: RoutingState | None = None
         self._outcome: Outcome | None = None
         self._doubtful: Tensor | None = None
@@ -154,6 +157,10 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     def keeps_graph(self) -> bool:
         """Whether steps keep the graph that `train_blocks` needs."""
         return self.config.train and not self.replays
+
+    def forward_pass(self, graph: bool) -> AbstractContextManager[None]:
+        """Let the network run, with a graph or without, in the environment's `precision`."""
+        return forward_pass(self.config.precision, self.device, graph)
 
     @property
     def state(self) -> RoutingState:
@@ -188,15 +195,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         Raises:
             ValueError: A mask or instances of the wrong form, or an unfinished row while a graph is held.
         """
-        options = dict(options or {})
-        rows, count = None, self.num_envs
-        if options.get("reset_mask") is not None:
-            active = self.state.active & self.keeps_graph
-            rows = accept_reset_mask(options["reset_mask"], self.num_envs, self.device, active)
-            count = len(rows)
-        instances = accept_instances(options.get("instances"), count, len(self.dataset))
-        if unknown := sorted(set(options) - {"reset_mask", "instances"}):
-            raise ValueError(f"reset options are 'reset_mask' and 'instances', got {unknown}")
+        rows, instances = accept_reset_options(
+            options or {}, self.num_envs, self.dataset, lambda: self.state.active & self.keeps_graph
+        )
         super().reset(seed=seed)
         if seed is not None:
             self.stream.seed(seed)
@@ -219,8 +220,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self.network.train(self.keeps_graph)
         if self.keeps_graph and count == self.num_envs:
             self.trainer.note_statistics()
-        with torch.set_grad_enabled(self.keeps_graph):
-            pixels = self.dataset.pixels(drawn, augmentation)
+        pixels = self.dataset.pixels(drawn, augmentation)
+        with self.forward_pass(self.keeps_graph):
             fresh = self.network.start(pixels, self.dataset.task.index_select(0, drawn), instance=drawn)
         fresh.price = torch.full_like(fresh.macs, self.config.k_cpt)
         label = self.dataset.label.index_select(0, drawn)
@@ -241,7 +242,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     def observe(self) -> Observations:
         """Return what is seen now."""
         state, differentiable = self.state, self.keeps_graph and self.config.differentiable
-        with torch.set_grad_enabled(differentiable):
+        with self.forward_pass(differentiable):
             activation = self.network.observe(state)
         observation = {
             "activation": activation if differentiable else activation.detach(),
@@ -321,7 +322,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             `(num_envs,)`, what the action itself earned (0 for rows that had left), and where rows have left.
         """
         before = self.state
-        with torch.set_grad_enabled(self.keeps_graph):
+        with self.forward_pass(self.keeps_graph):
             after = self.network.advance(before, action)
         exits = self.arrive(after)
         self.executed = action
