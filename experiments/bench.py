@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,13 @@ import torch
 from rich.console import Console
 
 from routing_gym.envs import EnvConfig
+from routing_gym.envs.precision import PRECISIONS
 from routing_gym.experiments.benchmarks.convnet import convnet, measure_convnet
 from routing_gym.experiments.benchmarks.experts import measure_experts
 from routing_gym.experiments.benchmarks.faces import measure_faces
 from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
 from routing_gym.experiments.benchmarks.skipping import measure_skipping
-from routing_gym.experiments.benchmarks.steps import check, measure_agents, mlp
+from routing_gym.experiments.benchmarks.steps import Subject, check, measure_agents, mlp
 from routing_gym.experiments.machine import commit, device_name, processor_name
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.report import Record, write_results
@@ -58,6 +59,8 @@ class Bench(Pluggable):
         agents: Agents to measure in the parts steps and convnet.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. reinforce.representation=mlp.
         device: "cpu" or "cuda"; "auto" takes CUDA where present.
+        dtype: What networks compute in, routed and static ones, in the parts steps and convnet: float32, bfloat16; both
+            if none is named. Everything else is measured in float32.
         threads: CPU threads of PyTorch; all is measured with each of these numbers, one after the other.
         rounds: Steps timed of each, in turns; medians are reported.
         out: JSON file for the records; the picture has the same name, and ends in .png.
@@ -69,6 +72,7 @@ class Bench(Pluggable):
     agents: tuple[str, ...] = ("wpl", "task-specific-all", "shared")
     agent_options: tuple[str, ...] = ()
     device: str = "cpu"
+    dtype: tuple[str, ...] = ("float32",)
     threads: tuple[int, ...] = (1,)
     rounds: int = 60
     out: Path = Path("results/bench.json")
@@ -77,6 +81,7 @@ class Bench(Pluggable):
         """Run it; return the exit status."""
         parts = known_names("parts", self.parts, PARTS)
         check_agents(self.agents)
+        precisions = known_names("dtype", self.dtype, PRECISIONS)
         at_least_one("rounds", self.rounds)
         for option in ("blocks", "batch", "threads"):
             if not getattr(self, option):
@@ -87,7 +92,7 @@ class Bench(Pluggable):
             device = EnvConfig(device=self.device).torch_device
         except ValueError as error:
             raise UsageError(str(error)) from error
-        jobs = [(part, job) for part in parts for job in self._jobs(part, device)]
+        jobs = [(part, job) for part in parts for job in self._jobs(part, device, precisions)]
         out = writable_file(self.out)
 
         records: list[Record] = []
@@ -98,7 +103,7 @@ class Bench(Pluggable):
                     for part, job in jobs:
                         progress.update(bar, description=part)
                         place = made_with(torch.device("cpu") if part == "faces" else device)
-                        records += [{"part": part, **record, **place} for record in job()]
+                        records += [{"part": part, **place, **record} for record in job()]
                         write_results(records, out)
                         progress.advance(bar)
         for table in tables(records):
@@ -110,7 +115,7 @@ class Bench(Pluggable):
         console.print(f"Written to {', '.join(map(str, written))}")
         return 0
 
-    def _jobs(self, part: str, device: torch.device) -> Iterator[Callable[[], list[Record]]]:
+    def _jobs(self, part: str, device: torch.device, precisions: Sequence[str]) -> Iterator[Callable[[], list[Record]]]:
         """Yield what is measured one after the other; refuse what cannot be before anything is."""
         agents = options_of_agents(self.agents, self.agent_options)
         if part == "faces":
@@ -120,19 +125,23 @@ class Bench(Pluggable):
             yield partial(measure_experts, self.rounds, device)
             yield partial(measure_skipping, self.rounds, device)
         elif part == "convnet":
-            subject = convnet(device)
-            check(subject, agents)
-            yield partial(measure_convnet, subject, agents, self.rounds)
+            for subject in _in_each(convnet(device), precisions):
+                check(subject, agents)
+                yield partial(measure_convnet, subject, agents, self.rounds)
         else:
             for blocks in self.blocks:
-                subject = mlp(blocks, device)
-                check(subject, agents)
-                for batch in self.batch:
-                    yield partial(measure_agents, subject, batch, agents, self.rounds)
+                for subject in _in_each(mlp(blocks, device), precisions):
+                    check(subject, agents)
+                    for batch in self.batch:
+                        yield partial(measure_agents, subject, batch, agents, self.rounds)
+
+
+def _in_each(subject: Subject, precisions: Sequence[str]) -> list[Subject]:
+    return [dataclasses.replace(subject, precision=precision) for precision in precisions]
 
 
 def made_with(device: torch.device) -> Record:
-    """Return what a record says of the machine and the code."""
+    """Return what a record says of the machine and the code; `dtype` where it does not say so itself."""
     return {
         "threads": torch.get_num_threads(),
         "device": device.type,

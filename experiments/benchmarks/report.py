@@ -71,8 +71,9 @@ CONVNET: Columns = {
 
 
 def name_of(record: Record) -> str:
-    """Return an agent's name with the options it was given."""
-    return " ".join([record["agent"], *record["agent_options"]])
+    """Return an agent's name with the options it was given, and with the precision where that is not float32."""
+    precision = [] if record["dtype"] == "float32" else [record["dtype"]]
+    return " ".join([record["agent"], *record["agent_options"], *precision])
 
 
 def tables(records: Sequence[Record]) -> list[Table]:

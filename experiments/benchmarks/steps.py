@@ -15,6 +15,7 @@ from torch.nn import functional
 from routing_gym.agents import Agent, agent_class, train_batch
 from routing_gym.blocks import count_macs
 from routing_gym.envs import EnvConfig, RoutingVectorEnv, rollout
+from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.benchmarks.timing import Steps, against, in_turns, measure
 from routing_gym.experiments.report import Record
@@ -46,6 +47,7 @@ class Subject:
         static: Makes a plain network of the same shape of it.
         optimizer: Optimiser of the blocks, and of the static network.
         learning_rate: Its step size.
+        precision: What both compute in: an option of the environment, see `EnvConfig`.
     """
 
     network: Callable[[], RoutedNetwork]
@@ -54,6 +56,7 @@ class Subject:
     static: Callable[[Any], nn.Module] = one_route
     optimizer: str = "sgd"
     learning_rate: float = 1e-2
+    precision: str = "float32"
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +82,7 @@ class Subject:
             autoreset_mode="disabled",
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
+            precision=self.precision,
             device=str(self.device),
             **options,
         )
@@ -122,7 +126,7 @@ def measure_agents(subject: Subject, batch: int, agents: Agents, rounds: int) ->
         rounds: Steps timed of each.
 
     Returns:
-        A record per agent: `agent`, `agent_options`, `blocks`, `batch`; what `against` says; `macs_ratio`, the
+        A record per agent: `agent`, `agent_options`, `blocks`, `batch`, `dtype`; what `against` says; `macs_ratio`, the
         multiply-accumulates per instance of the deterministic policy, its own included, over the static network's;
         `router_macs_ratio`, the policy's own part of it; `transitions_per_second`, of the environment alone with random
         actions.
@@ -142,6 +146,7 @@ def measure_agents(subject: Subject, batch: int, agents: Agents, rounds: int) ->
                 "agent_options": list(options),
                 "blocks": subject.blocks,
                 "batch": batch,
+                "dtype": subject.precision,
                 **against(measured[name], measured[STATIC], batch),
                 "macs_ratio": (macs + own) / static_macs,
                 "router_macs_ratio": own / static_macs,
@@ -172,7 +177,10 @@ def static_steps(subject: Subject, batch: int) -> Steps:
 
     def loss() -> Tensor:
         rows = stream.draw(batch).to(dataset.device)
-        return functional.cross_entropy(network(dataset.pixels(rows)), dataset.label[rows])
+        pixels = dataset.pixels(rows)
+        with forward_pass(subject.precision, dataset.device, graph=torch.is_grad_enabled()):
+            logits = network(pixels)
+        return functional.cross_entropy(logits.to(pixels.dtype), dataset.label[rows])
 
     def set_mode(training: bool) -> None:
         if network.training != training:  # once, not in every step
