@@ -23,19 +23,24 @@ def env_on(device, network, num_envs=64, **options):
     return RoutingVectorEnv(network, data, num_envs, device=device, **options)
 
 
-def test_training_is_that_of_the_cpu():
+@pytest.mark.parametrize("name", ["task-specific-all", "shared"])  # the second leaves blocks without a row
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 3e-2)])
+def test_training_is_that_of_the_cpu(precision, tolerance, name):
     torch.manual_seed(0)
     network = RoutedMLP((1, 6, 6), CLASSES, 3, width=16)
     losses = []
     for device, own in (("cpu", network), ("cuda", copy.deepcopy(network))):
-        env = env_on(device, own, autoreset_mode="disabled", optimizer="sgd", learning_rate=0.1)
-        agent = make_agent("task-specific-all", env)
+        options = {"optimizer": "sgd", "learning_rate": 0.1, "precision": precision}
+        env = env_on(device, own, autoreset_mode="disabled", **options)
+        agent = make_agent(name, env)
         losses.append([train_batch(agent, env)[1].item() for _ in range(10)])
-    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=tolerance, atol=tolerance)
 
 
-def test_a_step_does_not_wait_for_the_device():
-    env = env_on("cuda", RoutedMLP((1, 6, 6), CLASSES, 3, width=16), autoreset_mode="disabled")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_does_not_wait_for_the_device(precision):
+    network = RoutedMLP((1, 6, 6), CLASSES, 3, width=16)
+    env = env_on("cuda", network, autoreset_mode="disabled", precision=precision)
     agent = make_agent("wpl", env)
     train_batch(agent, env)
     env.reset()  # hands the row numbers over

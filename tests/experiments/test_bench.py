@@ -52,6 +52,30 @@ def test_steps_are_recorded_tabled_and_drawn(tmp_path, capsys):
     assert (tmp_path / "new" / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_steps_are_measured_in_several_precisions(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(convnet, "BATCH", 8)
+    out, seen = tmp_path / "bench.json", set()
+    forward = torch.nn.Linear.forward  # of the static networks: the routed ones have stacks of blocks
+
+    def noting(layer, x):
+        y = forward(layer, x)
+        seen.add((x.shape[0], y.dtype))
+        return y
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noting)
+    arguments = ("--parts", "steps", "convnet", "--agents", "wpl", "top-k", "--batch", 16, "--rounds", 1)
+    assert run("bench", *arguments, "--blocks", 3, "--dtype", "float32", "bfloat16", "--out", out) == 0
+    records = json.loads(out.read_text())
+    two = ["float32", "float32", "bfloat16", "bfloat16"]
+    assert [r["dtype"] for r in records if r["part"] == "steps"] == two
+    assert [r["dtype"] for r in records if r["part"] == "convnet"] == two
+    assert {(16, torch.float32), (16, torch.bfloat16), (8, torch.float32), (8, torch.bfloat16)} <= seen
+    macs = {(r["part"], r["agent"], r["macs_ratio"]) for r in records}
+    assert len(macs) == 4  # they do not depend on it
+    printed = capsys.readouterr().out
+    assert "wpl bfloat16" in printed and "top-k bfloat16" in printed
+
+
 def test_multiply_accumulates_are_those_of_the_blocks_and_the_router():
     subject, layer = steps.mlp(4, CPU), 128 * 128
     agents = {"shared": (), "top-k": ("k=3",), "gumbel": ("representation=mlp",)}
@@ -295,18 +319,21 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
 def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, dpi: drawn.append(figure))
-    place = {"processor": "a CPU", "accelerator": None, "torch": "2"}
+    place = {"processor": "a CPU", "accelerator": None, "torch": "2", "dtype": "float32"}
     records = [
         {"agent": a, "agent_options": [], "blocks": k, "batch": b, "threads": t, "train_ratio": 0.5 + k / 100,
          "inference_ratio": 1.5, **place}
         for t in (1, 2) for k in (2, 10) for b in (64, 256, 1024) for a in ("wpl", "top-k")
     ]  # fmt: skip
+    records += [{**r, "dtype": "bfloat16"} for r in records if r["agent"] == "wpl"]
     ratios_against_blocks(records, tmp_path / "picture.png")
     (figure,) = drawn
     assert len(figure.axes) == 6
     for axes in figure.axes:
         lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-        assert list(lines) == ["wpl, 1 thread", "wpl, 2 threads", "top-k, 1 thread", "top-k, 2 threads"]
+        assert list(lines) == [
+            f"{name}, {threads}" for name in ("wpl", "top-k", "wpl bfloat16") for threads in ("1 thread", "2 threads")
+        ]
         assert list(lines["wpl, 1 thread"].get_xdata()) == [2, 10]
     assert list(figure.axes[0].lines[0].get_ydata()) == [0.52, 0.6] and figure.axes[1].get_title() == "batch 256"
 
@@ -320,6 +347,7 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
         (["--batch"], "--batch needs at least one number"),
         (["--threads", "1", "0"], "--threads must be at least 1, got 0"),
         (["--parts", "steps", "face"], "--parts knows steps, faces, experts, convnet, got 'face'"),
+        (["--parts", "faces", "--dtype", "float16"], "--dtype knows float32, bfloat16, got 'float16'"),
         (["--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (["--agents", "wlp"], "unknown agent 'wlp'; known are"),
         (["--agents", "wpl", "wpl"], "--agents names an agent twice"),
