@@ -11,6 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from routing_gym.blocks.grouping import SortedRows, plain
+
 Sparse = tuple[Tensor, Tensor]
 """`(indices, weights)`, both `(B, K)`: the K blocks each row uses (int64) and their weights (floating point)."""
 
@@ -75,6 +77,10 @@ class FunctionBlocks(nn.Module, ABC):
             `(B, ...)`, rows in the order of `x`.
         """
 
+    def run_sorted(self, x: Tensor | SortedRows, choice: Tensor) -> Tensor | SortedRows:
+        """Do what `run` does, and leave rows in the order of the blocks where that is natural."""
+        return self.run(plain(x), choice)
+
     @abstractmethod
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the parameters that only block `choice` uses."""
@@ -137,6 +143,9 @@ class FunctionBlocks(nn.Module, ABC):
         if not (self.dense_backward and self.training):
             used = weights.detach().nonzero().flatten()
             rows, choice, weights = rows[used], choice[used], weights[used]
-        y = self.run(x.index_select(0, rows), choice)
+        y = self.run_sorted(x.index_select(0, rows), choice)
+        if isinstance(y, SortedRows):
+            # They are added up wherever they stand.
+            rows, weights, y = rows.index_select(0, y.back), weights.index_select(0, y.back), y.rows
         y = y * weights.view(-1, *[1] * (y.ndim - 1))
         return y.new_zeros(len(x), *y.shape[1:]).index_add(0, rows, y)
