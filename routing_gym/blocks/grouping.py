@@ -102,28 +102,24 @@ def group_plan(plan: Tensor, num_blocks: Sequence[int]) -> list[Groups]:
 
 def _group_on_host(choices: np.ndarray, num_blocks: Sequence[int]) -> list[Groups]:
     """Group with numpy, whose many small steps cost a fraction of PyTorch's, all choices `(L, B)` in each step."""
-    same = [
-        number > 0 and num_blocks[number] == num_blocks[number - 1] and np.array_equal(choices[number - 1], choice)
-        for number, choice in enumerate(choices)
-    ]
-    most, rows = max(num_blocks), choices.shape[1]
+    most, (count, rows) = max(num_blocks), choices.shape
     # Stable sorting of short integers is a radix sort.
-    kept = choices[np.logical_not(same)].astype(np.int16 if most <= np.iinfo(np.int16).max else np.int64)
-    order = np.argsort(kept, axis=1, kind="stable")
-    layer = np.arange(len(kept))[:, None]
+    choices = choices.astype(np.int16 if most <= np.iinfo(np.int16).max else np.int64, order="C")
+    order = np.argsort(choices, axis=1, kind="stable")
+    layer = np.arange(count)[:, None]
     place = (order + layer * rows).ravel()
     inverse = np.empty_like(place)
-    inverse[place] = _counting(len(kept), rows)
-    block = kept.ravel()[place].astype(np.int64).reshape(order.shape)
+    inverse[place] = _counting(count, rows)
+    block = choices.ravel()[place].astype(np.int64).reshape(order.shape)
     # Numbers that rise from layer to layer too: one search finds where the runs of all blocks end.
-    ends = np.searchsorted((block + layer * most).ravel(), np.arange(len(kept) * most), side="right")
-    ends = (ends.reshape(len(kept), most) - layer * rows).astype(np.int32)
-    tensors = (torch.from_numpy(array) for array in (order, inverse.reshape(order.shape), block, ends))
-    different = [Groups(*parts) for parts in zip(*(tensor.unbind(0) for tensor in tensors), strict=True)]
-    layers: list[Groups] = []
-    for repeated, number in zip(same, num_blocks, strict=True):
-        found = layers[-1] if repeated else different.pop(0)
-        layers.append(found if repeated or number == most else found._replace(ends=found.ends[:number]))
+    ends = np.searchsorted((block + layer * most).ravel(), np.arange(count * most), side="right")
+    ends = (ends.reshape(count, most) - layer * rows).astype(np.int32)
+    tensors = (torch.from_numpy(array).unbind(0) for array in (order, inverse.reshape(order.shape), block, ends))
+    layers = [Groups(*parts) for parts in zip(*tensors, strict=True)]
+    layers = [groups._replace(ends=groups.ends[:k]) for groups, k in zip(layers, num_blocks, strict=True)]
+    for number in range(1, count):
+        if num_blocks[number] == num_blocks[number - 1] and np.array_equal(choices[number], choices[number - 1]):
+            layers[number] = layers[number - 1]
     return layers
 
 
