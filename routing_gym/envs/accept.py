@@ -83,12 +83,15 @@ def accept(
     return Accepted(legal, replaced, None if validate else bad)
 
 
-def accept_plan(network: RoutedNetwork, plan: Tensor, *, validate: bool) -> tuple[Tensor, Tensor | None] | None:
+def accept_plan(
+    network: RoutedNetwork, plan: Tensor, *, first_legal: bool, validate: bool
+) -> tuple[Tensor, Tensor | None] | None:
     """Check whole routes through a network that is `in_order`.
 
     Args:
         network: The network.
         plan: `(B, N)` int64.
+        first_legal: A masked choice is replaced by the first legal one, and nothing is wrong with that.
         validate: Check values now, which on a GPU waits for the device.
 
     Returns:
@@ -103,7 +106,8 @@ def accept_plan(network: RoutedNetwork, plan: Tensor, *, validate: bool) -> tupl
     bad = (low < 0) | (high >= network.num_choices)
     if network.nothing_masked:
         return plan.clamp(0, network.num_choices - 1), bad
-    bad = bad | ~_is_legal(network, plan.clamp(0, network.num_choices - 1)).all()
+    if not first_legal:
+        bad = bad | ~_is_legal(network, plan.clamp(0, network.num_choices - 1)).all()
     legal = forms.made_legal(plan.flatten(), network.masks[:, 0].repeat(len(plan), 1))
     assert isinstance(legal, Tensor)
     return legal.view_as(plan), bad

@@ -55,7 +55,8 @@ class Outcome:
                 loss = functional.cross_entropy(exit.logits, label, reduction="none")
             value = loss.detach()
             correct = classified_right(exit.logits.detach(), label).to(value.dtype)
-            fared = torch.stack([value, correct, self.config.final(value, correct)]).mul_(exit.weight.detach())
+            fared = torch.stack([value, correct, self.config.final(value, correct).to(value.dtype)])
+            fared.mul_(exit.weight.detach())
             # What was told about earlier steps stays as it was.
             self._fared = self._fared + fared if exit.rows is None else self._fared.index_add(1, exit.rows, fared)
             if self.keep_graph:

@@ -136,7 +136,7 @@ def _follow(env: RoutingVectorEnv, plan: Tensor) -> list[Step]:
 
 def _follow_at_once(env: RoutingVectorEnv, plan: Tensor) -> list[Step] | None:
     """Carry every row through a network that is `in_order` in one go; None, and nothing done, if it may not."""
-    accepted = accept_plan(env.network, plan, validate=env.validates)
+    accepted = accept_plan(env.network, plan, first_legal=env.illegal == "first_legal", validate=env.validates)
     if accepted is None:
         return None  # who follows step by step finds out what is wrong
     plan, doubtful = accepted

@@ -216,7 +216,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         count = self.num_envs if rows is None else len(rows)
         drawn = (self.stream.draw(count) if instances is None else instances).to(self.device)
         augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
-        if self.network.training != self.keeps_graph:
+        # Every part is asked: a network in train mode may have been built around parts in eval mode.
+        if any(part.training != self.keeps_graph for part in self.network.modules()):
             self.network.train(self.keeps_graph)
         if self.keeps_graph and count == self.num_envs:
             self.trainer.note_statistics()

@@ -140,14 +140,19 @@ class RoutedMLP(Deployable):
         return (self.blocks(decision)(plain(x), action),)
 
     def _link(self, decision: int) -> Link | None:
-        """Return the linear blocks of a layer; None where PASS is all it offers."""
+        """Return the linear blocks of a layer; None where PASS is all there is, or a subclass runs them its own way."""
         bank = self.blocks(decision)
-        if isinstance(bank, WithPass) and isinstance(bank.blocks, LinearBlocks):
-            return bank.blocks.link(passes=True)
-        return bank.link() if isinstance(bank, LinearBlocks) else None
+        inner = bank.blocks if isinstance(bank, WithPass) else bank
+        if not isinstance(inner, LinearBlocks):
+            return None
+        if type(inner).run is not LinearBlocks.run or type(inner).run_sorted is not LinearBlocks.run_sorted:
+            return None
+        return inner.link(passes=inner is not bank)
 
     def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
-        """Run all layers at once."""
+        """Run all layers at once; one by one where a subclass computes something else between them."""
+        if type(self).transition is not RoutedMLP.transition or type(self).enter is not RoutedMLP.enter:
+            return super().traverse(activation, plan, task)
         links = [link for number in range(len(self.decisions)) if (link := self._link(number)) is not None]
         if len(links) == len(self.decisions):
             return (run_chain(links, activation[0], plan),)

@@ -9,10 +9,11 @@ import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from torch import nn
 from toys import TREE, ExitTree, Gates, RunSkip, toy_data, toy_env
 
 import routing_gym
-from routing_gym.envs import RoutingVectorEnv
+from routing_gym.envs import FINAL_REWARDS, RoutingVectorEnv, register_reward, rollout
 from routing_gym.networks import RoutedMLP
 from routing_gym.testing import check_vector_env, legal_actions
 
@@ -360,3 +361,48 @@ def test_batch_mode_is_temporary():
         env.step(torch.zeros(6, dtype=torch.int64))
         env.train_blocks()
     assert env.metadata["autoreset_mode"] is gymnasium.vector.AutoresetMode.SAME_STEP and not env.keeps_graph
+
+
+class Planned:
+    """Follows a plan."""
+
+    def __init__(self, plan):
+        self._plan = plan
+
+    def plan(self, task, deterministic):
+        return self._plan
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_a_masked_choice_of_a_plan_is_replaced_where_that_is_asked_for(validate):
+    network = RoutedMLP(toy_data()["train"].input_shape, toy_data()["train"].num_classes, 3)
+    network._masks[:-1, :, 0] = False
+    network.nothing_masked = False
+    env = RoutingVectorEnv(
+        network, toy_data(), 8, autoreset_mode="disabled", illegal="first_legal", validate=validate, device="cpu"
+    )
+    trajectory = rollout(Planned(torch.zeros(8, 3, dtype=torch.int64)), env)
+    assert all(bool((step.action == 1).all()) for step in trajectory.steps)
+    env.train_blocks()
+
+
+def test_parts_in_eval_mode_are_trained_like_all_others():
+    shape, classes = toy_data()["train"].input_shape, toy_data()["train"].num_classes
+    trunk = nn.Sequential(nn.Conv2d(shape[0], 4, 1), nn.BatchNorm2d(4)).eval()
+    network = RoutedMLP(shape, classes, 2, trunk=trunk)
+    assert network.training and not trunk.training
+    env = RoutingVectorEnv(network, toy_data(), 8, autoreset_mode="disabled", device="cpu")
+    env.reset()
+    assert all(part.training for part in network.modules())
+    assert int(trunk[1].num_batches_tracked) == 1
+
+
+def test_a_final_reward_of_another_type_goes_with_routes_followed_at_once():
+    network = RoutedMLP(toy_data()["train"].input_shape, toy_data()["train"].num_classes, 2)
+    register_reward("double", lambda loss, correct: correct.double())
+    try:
+        env = RoutingVectorEnv(network, toy_data(), 8, autoreset_mode="disabled", final_reward="double", device="cpu")
+        trajectory = rollout(Planned(torch.randint(2, (8, 3))), env)
+    finally:
+        del FINAL_REWARDS["double"]
+    assert torch.equal(trajectory.final_reward, trajectory.correct)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from toys import CLASSES, IMAGE, ExitTree, Gates, RunSkip
 
+from routing_gym.blocks import LinearBlocks, WithPass, plain
 from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutingState, route
 
 TREE = [[1, 2], [3], [4, 5], [], [], [6], []]
@@ -420,3 +421,48 @@ def test_a_route_followed_at_once_is_the_route_taken_step_by_step(kind):
             torch.zeros(()) if ours is None else ours, torch.zeros(()) if theirs is None else theirs
         )
     assert not ExitTree(TREE).in_order
+
+
+class Halved(RoutedMLP):
+    """Halves what every layer gives."""
+
+    def transition(self, decision, activation, action, task):
+        (y,) = super().transition(decision, activation, action, task)
+        return (plain(y) / 2,)
+
+
+class Entered(RoutedMLP):
+    """Adds one on arrival."""
+
+    def enter(self, decision, activation):
+        return (plain(activation[0]) + 1,)
+
+
+@pytest.mark.parametrize("family", [Halved, Entered])
+def test_what_a_subclass_does_between_layers_is_not_left_out_of_a_route_followed_at_once(family):
+    torch.manual_seed(0)
+    network = family(IMAGE, CLASSES, 3, width=8)
+    images, task = batch_of(6)
+    plan = torch.randint(3, (6, 3))
+    one_by_one = walk(network, network.start(images, task), lambda state: plan[:, state.sole])
+    at_once = network.follow(network.start(images, task), plan)
+    torch.testing.assert_close(outcome(at_once), outcome(one_by_one))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_linear_blocks_that_a_subclass_runs_its_own_way_are_run_so(recurrent):
+    class Nothing(LinearBlocks):
+        def run_sorted(self, x, choice):
+            return 0 * plain(super().run_sorted(x, choice))
+
+    network = RoutedMLP(IMAGE, CLASSES, 2, width=8, layers=3, recurrent=recurrent)
+    own = Nothing(2, 8, 8)
+    network.banks[1] = WithPass(own) if recurrent else own
+    images, task = batch_of(5)
+    plan = torch.zeros(5, 3, dtype=torch.int64)
+    state = network.start(images, task)
+    for choice in plan.unbind(1)[:2]:
+        state = network.step(state, choice)
+    assert not bool(network.observe(state).any())
+    last = network.step(state, plan[:, 2])
+    torch.testing.assert_close(outcome(network.follow(network.start(images, task), plan)), outcome(last))
