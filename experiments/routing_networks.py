@@ -4,8 +4,8 @@ The paper says nothing of batch size, rates of the agents, augmentation, or what
 CIFAR-MTL the rates of agents, and of the blocks of fixed ones, were chosen on the validation split, from three values
 or more each (`routing-gym sweep --epochs 4 --env-options held_out=50 shift=4 flip=True schedule=cosine
 schedule_epochs=4`, one seed); many agents did best at the highest rate tried. SARSA has the rate of Q-learning, the
-single and the dispatched agent that of the agents per task. On MNIST-MTL all have their defaults, found on the validation
-split of DIGITS-MTL.
+single and the dispatched agent that of the agents per task. On MNIST-MTL all have their defaults, found on the
+validation split of DIGITS-MTL.
 """
 
 from __future__ import annotations
