@@ -122,7 +122,8 @@ class Reproduce:
                 progress.advance(bar)
                 write_results(records, folder / "results.json")
                 _write(target, report_of(paper, settings, groups, records, costs, list(failures), pictures_of_cost))
-        pictures = [*draw(paper, records, folder), *pictures_of_cost]
+        shown = dataclasses.replace(paper, groups={group: paper.groups[group] for group in groups if group != COST})
+        pictures = [*draw(shown, records, folder), *pictures_of_cost]
         _write(target, report_of(paper, settings, groups, records, costs, list(failures), pictures))
         for failure in failures:
             console.print(f"[red]{failure}[/red]")
@@ -211,7 +212,7 @@ def _table(records: Sequence[Record]) -> list[str]:
 def _differences(records: Sequence[Record]) -> list[str]:
     """Say how far the first row, the paper's own method, is from every other one, and how far it is in the paper."""
     (first, routed), *others = by_label(records).items()
-    if not others:
+    if not others or routed[0]["x"] is not None:  # rows along an axis are a picture
         return []
     parts = []
     for label, runs in others:

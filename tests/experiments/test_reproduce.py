@@ -60,6 +60,7 @@ def test_ours_beside_the_papers(small_paper, tmp_path):
     other = [r for r in records if r["label"] == "frozen"]
     above = 100 * (np.mean([r["test_accuracy"] for r in seeds]) - np.mean([r["test_accuracy"] for r in other]))
     assert f"WPL, points above: frozen {above:+.1f}." in table
+    assert report.count("points above") == 1  # rows along an axis are a picture
     assert "as quick as can be" in report.lower() and "commit" in report
     cost_lines = [line for line in report.splitlines() if "s per epoch and task" in line]
     assert [line.split(",")[0] for line in cost_lines] == ["| wpl", "| task-specific-all", "| cross-stitch"]
