@@ -2,6 +2,7 @@
 
 import copy
 
+import gymnasium
 import pytest
 import torch
 from torch import nn
@@ -372,14 +373,32 @@ def test_the_environment_keeps_the_contract(form, action_type):
     check_vector_env(RoutingVectorEnv(network, data, 5, action_type=action_type))
 
 
-@pytest.mark.parametrize("name", ["pyramid-chain", "pyramid-tree", "pyramid-static-2"])
-def test_agents_train_on_it(name):
+@pytest.mark.parametrize(
+    ("name", "agent"),
+    [
+        ("pyramid-chain", "reinforce"),
+        ("pyramid-chain", "gumbel"),
+        ("pyramid-tree", "wpl"),
+        ("pyramid-tree", "soft-mixture"),
+        ("pyramid-static-2", "reinforce"),
+    ],
+)
+def test_agents_train_on_it(name, agent):
     data = {"train": stand_in_images(1, 10, per_class=2)}
     network = make_network(name, num_tasks=1, num_classes=10, width=2)
-    env = RoutingVectorEnv(network, data, 6, autoreset_mode="disabled")
-    agent = make_agent("reinforce", env)
+    action_type = "weights" if agent in ("gumbel", "soft-mixture") else "discrete"
+    env = RoutingVectorEnv(network, data, 6, autoreset_mode="disabled", action_type=action_type)
+    learner = make_agent(agent, env)
     before = copy.deepcopy(network.state_dict())
     for _ in range(2):
-        train_batch(agent, env)
+        train_batch(learner, env)
     first = next(iter(network.state_dict()))  # a weight of the first column, which all rows run
     assert not torch.equal(before[first], network.state_dict()[first])
+
+
+def test_an_environment_by_name_keeps_the_contract():
+    """All 39 decisions of the tree, and the options by name."""
+    options = {"image_size": 8, "num_tasks": 1, "images_per_class": 6, "width": 1}
+    env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=4, network="pyramid-tree", **options)
+    assert len(env.unwrapped.network.decisions) == 39
+    check_vector_env(env)
