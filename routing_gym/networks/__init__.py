@@ -6,6 +6,8 @@ from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.deployable import Deployable, JoinTask, Normalize
 from routing_gym.networks.mlp import RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.pyramid import RoutedPyramid, pyramid_chain, pyramid_tree
+from routing_gym.networks.pyramid_columns import StaticPyramid, static_pyramid
 from routing_gym.networks.registry import NETWORKS, claim, make_network, register_network
 from routing_gym.networks.route import RoutedModule, route
 from routing_gym.networks.simple_convnet import simple_convnet
@@ -25,12 +27,17 @@ __all__ = [
     "RoutedMLP",
     "RoutedModule",
     "RoutedNetwork",
+    "RoutedPyramid",
     "RoutingState",
+    "StaticPyramid",
     "Waiting",
     "claim",
     "is_weights",
     "make_network",
+    "pyramid_chain",
+    "pyramid_tree",
     "register_network",
     "route",
     "simple_convnet",
+    "static_pyramid",
 ]

@@ -7,13 +7,21 @@ from typing import Any
 
 from routing_gym.networks.fully_connected import fully_connected
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
+from routing_gym.networks.pyramid_columns import CHANNELS
 from routing_gym.networks.simple_convnet import simple_convnet
 
 Builder = Callable[..., RoutedNetwork]
 """`(input_shape, num_classes, num_blocks, num_tasks=..., **options) -> RoutedNetwork`."""
 
-NETWORKS: dict[str, Builder] = {"mlp": fully_connected, "simple-convnet": simple_convnet}
-DEFAULT_INPUT_SHAPE = {"mlp": (1, 8, 8), "simple-convnet": (3, 32, 32)}
+NETWORKS: dict[str, Builder] = {
+    "mlp": fully_connected,
+    "simple-convnet": simple_convnet,
+    "pyramid-chain": pyramid_chain,
+    "pyramid-tree": pyramid_tree,
+    **{f"pyramid-static-{columns}": pyramid_static(columns) for columns in range(1, len(CHANNELS) + 1)},
+}
+DEFAULT_INPUT_SHAPE = {name: (3, 32, 32) for name in NETWORKS} | {"mlp": (1, 8, 8)}
 
 
 def claim(known: dict[str, Any], kind: str, name: str, thing: Any) -> None:

@@ -1,0 +1,295 @@
+"""The multiscale pyramid network of Deciding How to Decide (McGill and Perona 2017), chain and tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from routing_gym.blocks import OwnedParameter, allow_small_groups, plain, static_copy
+from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.pyramid_columns import (
+    CHANNELS,
+    Column,
+    StaticPyramid,
+    check_form,
+    check_range,
+    costs_by_depth,
+    image_pyramid,
+    make_classifier,
+    make_column,
+    num_features,
+    static_pyramid,
+)
+from routing_gym.networks.route import RoutedModule, route
+from routing_gym.networks.state import Activation
+
+
+class RoutedPyramid(RoutedNetwork):
+    """Columns of a pyramid with a decision after each: classify here (choice 0), or go on to a column that follows.
+
+    Source: McGill and Perona, "Deciding How to Decide: Dynamic Routing in Artificial Neural Networks", ICML 2017,
+    section 3.1 and Fig. 3; batch norm and first weights from section 4.7. The tree is the one of sections 5.1 and 5.4
+    (Figs. 5 and 7): the first `junctions` columns are followed by a left and a right one, all others by one. With
+    three of them these are 1 + 2 + 4 columns and then eight chains of five.
+
+    A decision sees the coarsest scale of its column, flattened, in the order of PyTorch's `flatten`. Weights mix
+    outcomes. A last column has one way on, to classify, so there is no decision: that classifier is part of the
+    choice of the last column. The router of the paper is an agent and its cost is counted there.
+
+    The paper is silent on these: the coarser scales of the image are 2x2 averages of the next finer one, as in an
+    ordinary image pyramid; Xavier's first weights are drawn from its uniform distribution; sizes that are odd are
+    rounded down; decisions are numbered column by column, left before right; instances of all tasks share every
+    column and every classifier, and none is told its task.
+
+    Args:
+        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
+        num_classes: Width of the logits.
+        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
+        columns: How many columns the longest way has, 2 to 8: the first of those in `CHANNELS`.
+        junctions: After how many of the first columns the network splits in two; 0 for a chain.
+
+    Attributes:
+        tree: For each column the columns that follow it. Columns stand in the order of their depth.
+        inner: The column of each decision.
+
+    Raises:
+        ValueError: An option out of range, by its name.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        width: int = 16,
+        columns: int = 8,
+        junctions: int = 0,
+    ) -> None:
+        check_form(input_shape, num_classes, width)
+        check_range("columns", columns, 2, len(CHANNELS))
+        check_range("junctions", junctions, 0, columns - 1)
+        tree, depth = _tree(columns, junctions)
+        built = [make_column(input_shape, width, d, columns) for d in depth]
+        classifiers = [make_classifier(input_shape, num_classes, width, d) for d in depth]
+        column_macs, head_macs = zip(*costs_by_depth(input_shape, num_classes, width, columns), strict=True)
+        names = _names(tree, depth)
+        inner = [j for j, following in enumerate(tree) if following]
+        number = {column: i for i, column in enumerate(inner)}
+        super().__init__(
+            [
+                Decision(
+                    name=names[j],
+                    macs=(
+                        head_macs[depth[j]],
+                        *(column_macs[depth[c]] + (0.0 if tree[c] else head_macs[depth[c]]) for c in tree[j]),
+                    ),
+                    next=(EXIT, *(number.get(c, EXIT) for c in tree[j])),
+                    mixing="outcome",
+                    width=num_features(input_shape, width, depth[j]),
+                )
+                for j in inner
+            ],
+            num_classes=num_classes,
+            input_shape=input_shape,
+            stem_macs=column_macs[0],
+        )
+        self.tree, self.inner = tree, inner
+        self.columns = nn.ModuleList(built)
+        self.classifiers = nn.ModuleList(classifiers)
+        allow_small_groups(self)
+
+    def stem(self, images: Tensor, task: Tensor) -> Activation:
+        """Return the image at every scale, finest first, `(B, H, W, C)` as all that waits in this network."""
+        return tuple(scale.permute(0, 2, 3, 1) for scale in image_pyramid(images))
+
+    def enter(self, decision: int, activation: Activation) -> Activation:
+        """Run the column that the decision stands behind."""
+        # What waits has its channels last in memory, so it is moved with its channels as the last axis: rows that
+        # are picked out stay in one piece each, and the convolutions need not turn them round.
+        return tuple(scale.permute(0, 2, 3, 1) for scale in self._run(self.inner[decision], activation))
+
+    def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
+        """Classify; behind a last column after running it."""
+        column = self.inner[decision]
+        if choice == 0:
+            return self.classifiers[column](self.describe(decision, activation))
+        column = self.tree[column][choice - 1]
+        return self.classifiers[column](self._run(column, activation)[-1].flatten(1))
+
+    def _run(self, column: int, activation: Activation) -> tuple[Tensor, ...]:
+        return self.columns[column](*(plain(scale).permute(0, 3, 1, 2) for scale in activation))
+
+    def describe(self, decision: int, activation: Activation) -> Tensor:
+        """Return the coarsest scale, flattened: the global descriptor of section 3.1."""
+        return plain(activation[-1]).permute(0, 3, 1, 2).flatten(1)
+
+    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
+        """Return those of the classifier (choice 0) or of the column that follows, with its classifier if it is last.
+
+        The first column runs for all and belongs to no choice.
+        """
+        column = self.inner[decision]
+        parts: list[nn.Module] = [self.classifiers[column]]
+        if choice > 0:
+            column = self.tree[column][choice - 1]
+            parts = [self.columns[column], *([] if self.tree[column] else [self.classifiers[column]])]
+        return [OwnedParameter(parameter) for part in parts for parameter in part.parameters()]
+
+    @property
+    def ways_out(self) -> list[tuple[int, int]]:
+        """Every `(decision, choice)` that leads out of the network."""
+        return [
+            (number, choice)
+            for number, decision in enumerate(self.decisions)
+            for choice, target in enumerate(decision.next)
+            if target == EXIT
+        ]
+
+    def static_prefix(self, decision: int, choice: int = 0) -> StaticPyramid:
+        """Return all that a row runs that leaves from a decision by a choice, as a plain network.
+
+        Args:
+            decision: Its number.
+            choice: A choice that leads out: 0 everywhere, another one where the last column follows.
+
+        Returns:
+            Columns and classifier with parameters of their own and the same values, on the same device.
+
+        Raises:
+            ValueError: No such way out.
+        """
+        if (decision, choice) not in self.ways_out:
+            raise ValueError(
+                f"expected a decision and a choice that leads out, one of {self.ways_out}, got {(decision, choice)}"
+            )
+        column = self.inner[decision]
+        if choice > 0:
+            column = self.tree[column][choice - 1]
+        before = {following: j for j, several in enumerate(self.tree) for following in several}
+        way = [column]
+        while way[0]:
+            way.insert(0, before[way[0]])
+        return StaticPyramid(
+            (cast(Column, static_copy(self.columns[j])) for j in way), static_copy(self.classifiers[column])
+        )
+
+
+def pyramid_chain(
+    input_shape: Sequence[int],
+    num_classes: int,
+    num_blocks: int | Sequence[int],
+    *,
+    width: int = 16,
+    columns: int = 8,
+    num_tasks: int = 1,
+) -> RoutedPyramid:
+    """Build the multiscale pyramid of multipath early exit: columns in a chain, each of which may classify.
+
+    Args:
+        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
+        num_classes: Width of the logits.
+        num_blocks: Refused unless it is what `make_network` gives by default: there is one column for each place.
+        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
+        columns: How many columns, 2 to 8.
+        num_tasks: Without effect: all tasks share everything.
+
+    Raises:
+        ValueError: An option out of range, by its name.
+    """
+    _check_blocks("pyramid-chain", num_blocks, num_tasks)
+    return RoutedPyramid(input_shape, num_classes, width=width, columns=columns)
+
+
+def pyramid_tree(
+    input_shape: Sequence[int],
+    num_classes: int,
+    num_blocks: int | Sequence[int],
+    *,
+    width: int = 16,
+    columns: int = 8,
+    junctions: int = 3,
+    num_tasks: int = 1,
+) -> RoutedPyramid:
+    """Build the branching pyramid of multipath early exit: early columns are followed by a left and a right one.
+
+    Args:
+        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
+        num_classes: Width of the logits.
+        num_blocks: Refused unless it is what `make_network` gives by default: there is one column for each place.
+        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
+        columns: How many columns the ways to the leaves have, 2 to 8.
+        junctions: After how many of the first columns it splits in two, 1 to `columns - 1`; 3 in the paper.
+        num_tasks: Without effect: all tasks share everything.
+
+    Raises:
+        ValueError: An option out of range, by its name.
+    """
+    _check_blocks("pyramid-tree", num_blocks, num_tasks)
+    check_range("columns", columns, 2, len(CHANNELS))
+    check_range("junctions", junctions, 1, columns - 1)
+    return RoutedPyramid(input_shape, num_classes, width=width, columns=columns, junctions=junctions)
+
+
+def pyramid_static(columns: int) -> Callable[..., RoutedModule]:
+    """Return the builder of a static pyramid as a network that any agent trains.
+
+    Its one decision has one choice, the classifier, since a network without decisions cannot be an environment.
+
+    Args:
+        columns: How many columns, 1 to 8.
+    """
+
+    def build(
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_blocks: int | Sequence[int],
+        *,
+        width: int = 16,
+        num_tasks: int = 1,
+    ) -> RoutedModule:
+        _check_blocks(f"pyramid-static-{columns}", num_blocks, num_tasks)
+        module = static_pyramid(input_shape, num_classes, columns=columns, width=width)
+        return route(module, ["classifier"], 1, input_shape=input_shape)
+
+    build.__doc__ = f"""Build the static pyramid of {columns} column{"s" if columns > 1 else ""}: nothing to choose.
+
+    Args:
+        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
+        num_classes: Width of the logits.
+        num_blocks: Refused unless it is what `make_network` gives by default.
+        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
+        num_tasks: Without effect: all tasks share everything.
+    """
+    return build
+
+
+def _tree(columns: int, junctions: int) -> tuple[list[list[int]], list[int]]:
+    """Return for each column those that follow it, and its depth; breadth first, so that all point forward."""
+    tree: list[list[int]] = []
+    depth: list[int] = []
+    level = 1
+    for d in range(columns):
+        start = len(tree) + level  # of the next level
+        ways = 0 if d == columns - 1 else 2 if d < junctions else 1
+        for j in range(level):
+            tree.append([start + ways * j + way for way in range(ways)])
+            depth.append(d)
+        level *= ways
+    return tree, depth
+
+
+def _names(tree: list[list[int]], depth: list[int]) -> list[str]:
+    """Return names such as `column 3 LR`: the depth, from 1, and the turns on the way."""
+    turns = [""] * len(tree)
+    for j, following in enumerate(tree):
+        for c, turn in zip(following, "LR", strict=False):
+            turns[c] = turns[j] + (turn if len(following) > 1 else "")
+    return [f"column {d + 1} {turn}".rstrip() for d, turn in zip(depth, turns, strict=True)]
+
+
+def _check_blocks(name: str, num_blocks: int | Sequence[int], num_tasks: int) -> None:
+    if num_blocks != num_tasks:
+        raise ValueError(f"network {name!r} has no num_blocks to choose: leave it out, got num_blocks={num_blocks!r}")
