@@ -20,7 +20,7 @@ from routing_gym.tasks import (
     cifar10,
     cifar100_mtl,
     digits_mtl,
-    hybrid,
+    hybrid_mnist_cifar,
     mini_imagenet_mtl,
     mnist_mtl,
     synthetic_mtl,
@@ -33,7 +33,7 @@ DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "cifar-10": cifar10,
     "cifar-5": cifar5,
     "cifar-2": cifar2,
-    "hybrid": hybrid,
+    "hybrid": hybrid_mnist_cifar,
     "mini-imagenet": mini_imagenet_mtl,
     "synthetic": synthetic_mtl,
 }

@@ -2,11 +2,11 @@
 
 from routing_gym.tasks.augmentation import Shift
 from routing_gym.tasks.cifar import cifar100_mtl
-from routing_gym.tasks.cifar10 import cifar2, cifar5, cifar10
+from routing_gym.tasks.cifar_classes import cifar2, cifar5, cifar10
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.digits import digits_mtl
 from routing_gym.tasks.files import SOURCES, DataError, download
-from routing_gym.tasks.hybrid import hybrid
+from routing_gym.tasks.hybrid import hybrid_mnist_cifar
 from routing_gym.tasks.mini_imagenet import mini_imagenet_mtl
 from routing_gym.tasks.mnist import mnist_mtl
 from routing_gym.tasks.sampling import ShuffledStream
@@ -24,7 +24,7 @@ __all__ = [
     "cifar100_mtl",
     "digits_mtl",
     "download",
-    "hybrid",
+    "hybrid_mnist_cifar",
     "mini_imagenet_mtl",
     "mnist_mtl",
     "pixel_statistics",

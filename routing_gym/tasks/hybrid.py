@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Fill, Shift
-from routing_gym.tasks.cifar10 import NAMES, hold_out, read_cifar10
+from routing_gym.tasks.cifar_classes import NAMES, hold_out, read_cifar10
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.files import DataError
 from routing_gym.tasks.mnist import read_mnist
@@ -17,7 +17,7 @@ PHOTOGRAPHS = ("airplane", "automobile", "deer", "horse", "frog")
 SIZE = 32
 
 
-def hybrid(
+def hybrid_mnist_cifar(
     *,
     data_dir: str | None = None,
     data_seed: int = 0,
