@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from standins import write_cifar100, write_mini_imagenet, write_mnist
+from standins import write_cifar10, write_cifar100, write_mini_imagenet, write_mnist
 
-from routing_gym.tasks import cifar, files, mini_imagenet, mnist
+from routing_gym.tasks import cifar, cifar_classes, files, mini_imagenet, mnist
 
 torch.set_num_threads(1)
 
@@ -18,12 +18,14 @@ def stand_in_data(tmp_path_factory):
     patch.setattr(mnist, "TRAIN_PER_DIGIT", 12)
     patch.setattr(mnist, "HELD_OUT_PER_DIGIT", 4)
     patch.setattr(cifar, "ROWS", {"train": 300, "test": 100})
+    patch.setattr(cifar_classes, "ROWS_PER_FILE", 40)
     patch.setattr(mini_imagenet, "IMAGES_PER_LABEL", 4)
     patch.setattr(mini_imagenet, "TEST_PER_LABEL", 1)
     published = dict(files.MNIST.files)
     files.MNIST.files.update(dict.fromkeys(published))  # stand-ins have other md5 sums
     write_mnist(root / files.MNIST.folder, per_digit=20)
     write_cifar100(root / files.CIFAR100.folder, cifar.ROWS)
+    write_cifar10(root / files.CIFAR10.folder, cifar_classes.ROWS_PER_FILE)
     write_mini_imagenet(root / files.MINI_IMAGENET.folder, per_label=mini_imagenet.IMAGES_PER_LABEL)
     yield root
     files.MNIST.files.update(published)

@@ -36,6 +36,16 @@ def write_cifar100(folder, rows):
         (folder / f"{part}.bin").write_bytes(np.concatenate([labels, images], 1).tobytes())
 
 
+def write_cifar10(folder, rows_per_file):
+    """Write CIFAR-10's six binary files; row i is of class i mod 10, about 20 times as bright as the class."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(3)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        kind = np.arange(rows_per_file, dtype=np.uint8) % 10
+        images = random.integers(0, 20, (rows_per_file, 3072), dtype=np.uint8) + 20 * kind[:, None]
+        (folder / f"{name}.bin").write_bytes(np.concatenate([kind[:, None], images], 1).tobytes())
+
+
 def write_mini_imagenet(folder, per_label):
     """Write mini-ImageNet's three CSV files and its folder of jpg files, with a few images of each of 100 labels."""
     (folder / "images").mkdir(parents=True)

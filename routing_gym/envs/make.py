@@ -13,12 +13,27 @@ from routing_gym.envs.config import EnvConfig, check_count, check_types
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, RoutedNetwork, claim, make_network
-from routing_gym.tasks import MultiTaskDataset, cifar100_mtl, digits_mtl, mini_imagenet_mtl, mnist_mtl, synthetic_mtl
+from routing_gym.tasks import (
+    MultiTaskDataset,
+    cifar2,
+    cifar5,
+    cifar10,
+    cifar100_mtl,
+    digits_mtl,
+    hybrid_mnist_cifar,
+    mini_imagenet_mtl,
+    mnist_mtl,
+    synthetic_mtl,
+)
 
 DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "digits": digits_mtl,
     "mnist": mnist_mtl,
     "cifar-100": cifar100_mtl,
+    "cifar-10": cifar10,
+    "cifar-5": cifar5,
+    "cifar-2": cifar2,
+    "hybrid": hybrid_mnist_cifar,
     "mini-imagenet": mini_imagenet_mtl,
     "synthetic": synthetic_mtl,
 }

@@ -2,9 +2,11 @@
 
 from routing_gym.tasks.augmentation import Shift
 from routing_gym.tasks.cifar import cifar100_mtl
+from routing_gym.tasks.cifar_classes import cifar2, cifar5, cifar10
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.digits import digits_mtl
 from routing_gym.tasks.files import SOURCES, DataError, download
+from routing_gym.tasks.hybrid import hybrid_mnist_cifar
 from routing_gym.tasks.mini_imagenet import mini_imagenet_mtl
 from routing_gym.tasks.mnist import mnist_mtl
 from routing_gym.tasks.sampling import ShuffledStream
@@ -16,9 +18,13 @@ __all__ = [
     "MultiTaskDataset",
     "Shift",
     "ShuffledStream",
+    "cifar2",
+    "cifar5",
+    "cifar10",
     "cifar100_mtl",
     "digits_mtl",
     "download",
+    "hybrid_mnist_cifar",
     "mini_imagenet_mtl",
     "mnist_mtl",
     "pixel_statistics",

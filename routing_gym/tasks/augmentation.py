@@ -3,42 +3,113 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from routing_gym.tasks.recoloring import draw_palettes
+
+GAMMA = 2.2
+Fill = Literal["black", "mean"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """Move an image by up to `pixels` in each direction, what moves in being black (0), and mirror every other one.
+    """Move an image by up to `pixels` in each direction and mirror every other one.
 
     Attributes:
         pixels: Largest displacement along height and along width.
         flip: Whether half of the images, drawn at random, are mirrored left to right first.
+        fill: What moves in: `"black"` (0), or `"mean"`, the mean colour of the image after gamma decoding
+            (McGill and Perona 2017, section 4.8).
+        recolor: Whether drawings get two new colours each time (`MultiTaskDataset.shades`).
     """
 
     pixels: int
     flip: bool = False
+    fill: Fill = "black"
+    recolor: bool = False
 
     def __post_init__(self) -> None:
-        if self.pixels < 0 or not (self.pixels or self.flip):
+        if self.pixels < 0 or not (self.pixels or self.flip or self.recolor):
             raise ValueError(f"an augmentation moves by at least 1 pixel or flips, got {self.pixels} and {self.flip}")
+        if self.fill not in get_args(Fill):
+            raise ValueError(f"fill must be 'black' or 'mean', got {self.fill!r}")
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers per instance."""
+        return 9 if self.recolor else 3
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return `(count, 3)` int64, displacements (down, right) and whether to mirror, drawn from a CPU generator."""
+        """Draw the parameters of `count` instances from a CPU generator.
+
+        Returns:
+            `(count, 3)` int64: displacements (down, right) and whether to mirror; with `recolor` `(count, 9)`, the
+            last six being two RGB colours, as `draw_palettes` gives them.
+        """
         moves = torch.randint(-self.pixels, self.pixels + 1, (count, 2), generator=generator)
         mirrored = torch.randint(0, 1 + self.flip, (count, 1), generator=generator)
-        return torch.cat([moves, mirrored], 1)
+        parts = [moves, mirrored]
+        if self.recolor:
+            parts.append(draw_palettes(count, generator).view(count, 6))
+        return torch.cat(parts, 1)
 
-    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """Return `(B, C, H, W)` images changed by `(B, 3)` parameters, same type and device."""
+    def apply(self, images: Tensor, parameters: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """Mirror and move images.
+
+        Args:
+            images: `(B, C, H, W)` uint8.
+            parameters: `(B, P)` from `draw`, on the same device; colours among them are not looked at.
+            drawn: `(B,)` bool, images that must not be mirrored (drawings, writing); None: all may be.
+
+        Returns:
+            Images of the same shape, type and device.
+        """
         batch, channels, height, width = images.shape
         padded = torch.nn.functional.pad(images, (self.pixels,) * 4)
         down = self.pixels - parameters[:, :1] + torch.arange(height, device=images.device)
         across = torch.arange(width, device=images.device) - parameters[:, 1:2]
-        mirrored = parameters[:, 2:].bool()
+        mirrored = parameters[:, 2:3].bool()
+        if drawn is not None:
+            mirrored = mirrored & ~drawn[:, None]
         # Where the pixel comes from that stands at `across` after mirroring, then moving.
         right = self.pixels + torch.where(mirrored, width - 1 - across, across)
         row = torch.arange(batch, device=images.device).view(-1, 1, 1, 1)
         channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
-        return padded[row, channel, down[:, None, :, None], right[:, None, None, :]]
+        moved = padded[row, channel, down[:, None, :, None], right[:, None, None, :]]
+        if self.fill == "black" or not self.pixels:
+            return moved
+        inside_down = (down >= self.pixels) & (down < self.pixels + height)
+        inside_right = (right >= self.pixels) & (right < self.pixels + width)
+        inside = inside_down[:, None, :, None] & inside_right[:, None, None, :]
+        return torch.where(inside, moved, mean_color(images)[..., None, None])
+
+
+def mean_color(images: Tensor) -> Tensor:
+    """Return the mean colour of each image as light, not as bytes: `255 mean((x / 255)^2.2)^(1 / 2.2)`.
+
+    The paper fills "with the mean color of the image (after gamma-decoding)"; 2.2 is the authors' code's. The sum is
+    one of integers, so every device and every batch size gives the same bytes.
+
+    Args:
+        images: `(B, C, H, W)` uint8.
+
+    Returns:
+        `(B, C)` uint8.
+    """
+    light, steps = _gamma_tables(images.device)
+    pixels = images.shape[-2] * images.shape[-1]
+    total = light[images.long()].sum((-2, -1))
+    # The byte is how many of the 255 steps between neighbouring bytes the mean has passed.
+    return torch.bucketize(total, steps * pixels, right=True).to(torch.uint8)
+
+
+@functools.cache
+def _gamma_tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the light of the 256 bytes, and of the 255 steps between them, in units of 2^-30."""
+    byte = torch.arange(256, dtype=torch.float64)
+    light, steps = (((value / 255) ** GAMMA * 2**30).round().long() for value in (byte, byte[:-1] + 0.5))
+    return light.to(device), steps.to(device)

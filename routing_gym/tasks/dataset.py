@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.recoloring import recolor
 
-_TENSORS = ("images", "image", "task", "label", "mean", "std")
+_TENSORS = ("images", "image", "task", "label", "mean", "std", "shades")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,9 @@ class MultiTaskDataset:
         mean: `(C,)` float32, mean of each channel over the training images, in pixel units (0 to 255).
         std: `(C,)` float32, standard deviation likewise, positive.
         augmentation: Random transformation of training images, or None.
+        drawings: The first so many of `images` are drawings or writing, which no augmentation mirrors.
+        shades: `(drawings, 1, H, W)` uint8, the drawings before they were coloured, for an augmentation that colours
+            them anew; else None.
 
     Raises:
         ValueError: A tensor of the wrong shape or type, an index out of range, or a task without rows.
@@ -49,6 +53,8 @@ class MultiTaskDataset:
     mean: Tensor
     std: Tensor
     augmentation: Shift | None = None
+    drawings: int = 0
+    shades: Tensor | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.name}, split {self.split!r}"
@@ -81,6 +87,16 @@ class MultiTaskDataset:
             raise ValueError(
                 f"{where}: mean and std must hold {channels} numbers, std positive, got {self.mean} and {self.std}"
             )
+        if not 0 <= self.drawings <= len(self.images):
+            raise ValueError(f"{where}: drawings must lie in [0, {len(self.images)}], got {self.drawings}")
+        wanted = (self.drawings, 1, *self.images.shape[2:])
+        if self.shades is not None and (self.shades.dtype != torch.uint8 or self.shades.shape != wanted):
+            raise ValueError(
+                f"{where}: shades must be uint8 of shape {wanted}, got {self.shades.dtype} of shape "
+                f"{tuple(self.shades.shape)}"
+            )
+        if self.augmentation is not None and self.augmentation.recolor and (self.shades is None or channels != 3):
+            raise ValueError(f"{where}: an augmentation that recolours needs shades, and images of 3 channels")
 
     def __len__(self) -> int:
         """Number of rows, that is of instances."""
@@ -101,7 +117,7 @@ class MultiTaskDataset:
         """Return this split on another device (itself when it is there already)."""
         if torch.device(device) == self.device:
             return self
-        moved = {field: getattr(self, field).to(device) for field in _TENSORS}
+        moved = {field: getattr(self, field).to(device) for field in _TENSORS if getattr(self, field) is not None}
         return dataclasses.replace(self, **moved)
 
     def select_tasks(self, tasks: Sequence[int]) -> MultiTaskDataset:
@@ -124,12 +140,14 @@ class MultiTaskDataset:
         """Return this split with the tasks of another one after its own; normalised and augmented as this one is.
 
         Raises:
-            ValueError: Images of another shape.
+            ValueError: Images of another shape, or drawings, which can only stand first.
         """
         if other.input_shape != self.input_shape:
             raise ValueError(f"{self.name} has images of shape {self.input_shape}, {other.name} {other.input_shape}")
         other = other.to(self.device)
         shared = other.images.data_ptr() == self.images.data_ptr() and len(other.images) == len(self.images)
+        if other.drawings and not shared:
+            raise ValueError(f"the drawings of {other.name} can only stand first: ask it for the tasks of {self.name}")
         return dataclasses.replace(
             self,
             images=self.images if shared else torch.cat([self.images, other.images]),
@@ -158,12 +176,25 @@ class MultiTaskDataset:
         Returns:
             `(B, C, H, W)` float32 on `device`, each channel with mean 0 and deviation 1 over the training images.
         """
-        images = self.images.index_select(0, self.image.index_select(0, rows))
+        image = self.image.index_select(0, rows)
+        images = self.images.index_select(0, image)
         if augmentation is not None:
-            if self.augmentation is None:
-                raise ValueError(f"{self.name}, split {self.split!r} has no augmentation, but parameters were given")
-            images = self.augmentation.apply(images, augmentation.to(self.device))
+            images = self._augmented(image, images, augmentation.to(self.device))
         return images.float().sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
+
+    def _augmented(self, image: Tensor, images: Tensor, parameters: Tensor) -> Tensor:
+        """Return `(B, C, H, W)` uint8 `images`, those numbered `image (B,)`, changed by `(B, P)` parameters."""
+        if self.augmentation is None:
+            raise ValueError(f"{self.name}, split {self.split!r} has no augmentation, but parameters were given")
+        wanted = (len(image), self.augmentation.num_parameters)
+        if parameters.shape != wanted:
+            raise ValueError(f"{self.name}: augmentation of shape {wanted} expected, got {tuple(parameters.shape)}")
+        drawn = image < self.drawings
+        if self.augmentation.recolor and self.shades is not None and self.drawings:
+            shades = self.shades.index_select(0, image.clamp(max=self.drawings - 1))
+            colored = recolor(shades, parameters[:, 3:].view(-1, 2, 3))
+            images = torch.where(drawn[:, None, None, None], colored, images)
+        return self.augmentation.apply(images, parameters, drawn)
 
 
 def one_vs_rest(

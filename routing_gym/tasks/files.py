@@ -55,6 +55,13 @@ CIFAR100 = Source(
     base_url="https://www.cs.toronto.edu/~kriz/",
     archive=("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
 )
+CIFAR10 = Source(
+    name="cifar-10",
+    folder="cifar-10-batches-bin",
+    files={**{f"data_batch_{number}.bin": None for number in range(1, 6)}, "test_batch.bin": None},
+    base_url="https://www.cs.toronto.edu/~kriz/",
+    archive=("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
+)
 _RAVI_LAROCHELLE = "https://github.com/twitter-research/meta-learning-lstm/tree/master/data/miniImagenet"
 MINI_IMAGENET = Source(
     name="mini-imagenet",
@@ -68,7 +75,7 @@ MINI_IMAGENET = Source(
         "{folder}/images"
     ),
 )
-SOURCES = {source.name: source for source in (MNIST, CIFAR100, MINI_IMAGENET)}
+SOURCES = {source.name: source for source in (MNIST, CIFAR100, CIFAR10, MINI_IMAGENET)}
 
 
 class DataError(ValueError):
@@ -175,13 +182,16 @@ def read_idx(path: Path) -> np.ndarray:
     return values.reshape(shape)
 
 
-def read_cifar(path: Path, label_limits: tuple[int, ...], expected_rows: int | None = None) -> tuple[np.ndarray, ...]:
+def read_cifar(
+    path: Path, label_limits: tuple[int, ...], expected_rows: int | None = None, mend: str = "fetch it anew"
+) -> tuple[np.ndarray, ...]:
     """Read a file of the binary CIFAR distribution: per row some label bytes, then 3 072 bytes of one 32x32 image.
 
     Args:
         path: The file.
         label_limits: How many classes each label byte counts: `(20, 100)` for CIFAR-100's coarse and fine.
         expected_rows: How many rows the official file has.
+        mend: What to do about a broken file, for the message.
 
     Returns:
         One int64 array per label byte, then the images `(N, 3, 32, 32)` uint8.
@@ -194,12 +204,12 @@ def read_cifar(path: Path, label_limits: tuple[int, ...], expected_rows: int | N
     raw = np.fromfile(path, dtype=np.uint8)
     if not len(raw) or len(raw) % row or (expected_rows is not None and len(raw) != row * expected_rows):
         wanted = f"{row * expected_rows} bytes" if expected_rows is not None else f"a multiple of {row} bytes"
-        raise DataError(f"{path} is truncated or of other data: {len(raw)} bytes, expected {wanted}; fetch it anew")
+        raise DataError(f"{path} is truncated or of other data: {len(raw)} bytes, expected {wanted}; {mend}")
     table = raw.reshape(-1, row)
     for position, limit in enumerate(label_limits):
         if int(table[:, position].max()) >= limit:
             raise DataError(
                 f"{path} is of another data set: label {int(table[:, position].max())} in column {position}, expected "
-                f"less than {limit}"
+                f"less than {limit}; {mend}"
             )
     return (*(table[:, i].astype(np.int64) for i in range(labels)), table[:, labels:].reshape(-1, 3, 32, 32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
 from routing_gym.tasks.dataset import MultiTaskDataset, one_vs_rest, pixel_statistics
@@ -33,14 +34,7 @@ def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0
         DataError: Files are missing or damaged.
     """
     generator = torch.Generator().manual_seed(data_seed)
-    pixels, digits = {}, {}
-    for part, stem in (("train", "train"), ("test", "t10k")):
-        images = read_idx(find(MNIST, f"{stem}-images-idx3-ubyte.gz", data_dir))
-        labels = read_idx(find(MNIST, f"{stem}-labels-idx1-ubyte.gz", data_dir))
-        if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
-            raise DataError(f"MNIST's {part} files do not fit together: images {images.shape}, labels {labels.shape}")
-        pixels[part] = torch.from_numpy(images.copy()).unsqueeze(1)
-        digits[part] = torch.from_numpy(labels.astype(np.int64))
+    pixels, digits = read_mnist(data_dir)
 
     chosen: dict[str, list[torch.Tensor]] = {"train": [], "validation": [], "test": []}
     for digit in range(NUM_DIGITS):
@@ -74,3 +68,23 @@ def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0
             augmentation if split == "train" else None,
         )
     return built
+
+
+def read_mnist(data_dir: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read MNIST's four files.
+
+    Returns:
+        The images `(N, 1, 28, 28)` uint8 and the digits `(N,)` int64, each by part, `"train"` and `"test"`.
+
+    Raises:
+        DataError: Files are missing or damaged.
+    """
+    pixels, digits = {}, {}
+    for part, stem in (("train", "train"), ("test", "t10k")):
+        images = read_idx(find(MNIST, f"{stem}-images-idx3-ubyte.gz", data_dir))
+        labels = read_idx(find(MNIST, f"{stem}-labels-idx1-ubyte.gz", data_dir))
+        if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+            raise DataError(f"MNIST's {part} files do not fit together: images {images.shape}, labels {labels.shape}")
+        pixels[part] = torch.from_numpy(images.copy()).unsqueeze(1)
+        digits[part] = torch.from_numpy(labels.astype(np.int64))
+    return pixels, digits

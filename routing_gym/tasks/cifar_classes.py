@@ -1,0 +1,194 @@
+"""CIFAR-10, and its 5- and 2-class forms (McGill and Perona 2017, section 5.6): one task each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from routing_gym.tasks.augmentation import Fill, Shift
+from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.files import CIFAR10, DataError, data_folder, find, how_to_get, read_cifar
+
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""The ten classes, in the order of the official labels."""
+
+PARTS = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
+ROWS_PER_FILE = 10_000
+
+
+def cifar10(
+    *,
+    data_dir: str | None = None,
+    held_out: int = 0,
+    shift: int = 4,
+    flip: bool = True,
+    fill: Fill = "mean",
+    allow_partial: bool = False,
+) -> dict[str, MultiTaskDataset]:
+    """Build CIFAR-10: 10 classes, 50 000 training and 10 000 test images of 32x32 pixels.
+
+    The augmentation is by default that of McGill and Perona 2017, section 4.8.
+
+    Args:
+        data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
+        held_out: Training images of each of the ten official classes kept out as the split `validation`, the first of
+            the files; 0 trains on all and leaves no such split.
+        shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
+        flip: Mirror every other training image.
+        fill: What moves in: `"mean"`, the image's mean colour after gamma decoding, or `"black"`.
+        allow_partial: Take what there is where files or rows of the official ones are missing. The name of the data
+            then says how much there was.
+
+    Returns:
+        The splits `train`, `test` and, with `held_out`, `validation`.
+
+    Raises:
+        DataError: Files are missing or damaged.
+        ValueError: `held_out` leaves nothing to train on.
+    """
+    return _of_classes("CIFAR-10", NAMES, data_dir, held_out, _augmentation(shift, flip, fill), allow_partial)
+
+
+def cifar5(
+    *,
+    data_dir: str | None = None,
+    held_out: int = 0,
+    shift: int = 4,
+    flip: bool = True,
+    fill: Fill = "mean",
+    allow_partial: bool = False,
+) -> dict[str, MultiTaskDataset]:
+    """Build CIFAR-5: all images of CIFAR-10 as cat (0), dog (1), deer (2), horse (3) or other (4, 60 %).
+
+    Arguments, return value and errors are those of `cifar10`.
+    """
+    names = ("cat", "dog", "deer", "horse")
+    return _of_classes("CIFAR-5", names, data_dir, held_out, _augmentation(shift, flip, fill), allow_partial)
+
+
+def cifar2(
+    *,
+    data_dir: str | None = None,
+    held_out: int = 0,
+    shift: int = 4,
+    flip: bool = True,
+    fill: Fill = "mean",
+    allow_partial: bool = False,
+) -> dict[str, MultiTaskDataset]:
+    """Build CIFAR-2: all images of CIFAR-10 as horse (0) or other (1, 90 %).
+
+    Arguments, return value and errors are those of `cifar10`.
+    """
+    return _of_classes("CIFAR-2", ("horse",), data_dir, held_out, _augmentation(shift, flip, fill), allow_partial)
+
+
+def _augmentation(shift: int, flip: bool, fill: Fill) -> Shift | None:
+    """Return the augmentation of training images, or None where there is nothing to do."""
+    return Shift(shift, flip, fill) if shift or flip else None
+
+
+def _of_classes(
+    name: str,
+    names: Sequence[str],
+    data_dir: str | None,
+    held_out: int,
+    augmentation: Shift | None,
+    allow_partial: bool,
+) -> dict[str, MultiTaskDataset]:
+    """Build CIFAR-10 with the classes of these names first, in this order; all others become one more."""
+    images, kinds, note = read_cifar10(data_dir, allow_partial)
+    label_of = torch.full((len(NAMES),), len(names))
+    label_of[[NAMES.index(kind) for kind in names]] = torch.arange(len(names))
+    members = hold_out(name, kinds, held_out)
+    mean, std = pixel_statistics(images["train"][members["train"]] if held_out else images["train"])
+    built = {}
+    for split, rows in members.items():
+        part = "test" if split == "test" else "train"
+        built[split] = MultiTaskDataset(
+            name=name + note,
+            split=split,
+            images=images[part],
+            image=rows,
+            task=torch.zeros_like(rows),
+            label=label_of[kinds[part][rows]],
+            num_tasks=1,
+            num_classes=int(label_of.max()) + 1,
+            mean=mean,
+            std=std,
+            augmentation=augmentation if split == "train" else None,
+        )
+    return built
+
+
+def hold_out(name: str, kinds: dict[str, Tensor], held_out: int) -> dict[str, Tensor]:
+    """Say which images make up each split.
+
+    Args:
+        name: The data set, for messages.
+        kinds: `(N,)` int64, the kind of every image, for the parts `train` and `test`.
+        held_out: Images of each kind, the first ones, that leave `train` for `validation`.
+
+    Returns:
+        `(R,)` int64 image numbers, ascending, of `train`, `test` and, where something is held out, `validation`.
+
+    Raises:
+        ValueError: A kind would be left without images to train on.
+    """
+    fewest = int(kinds["train"].bincount().min())
+    if isinstance(held_out, bool) or not isinstance(held_out, int) or not 0 <= held_out < fewest:
+        raise ValueError(f"{name}: held_out must lie in [0, {fewest}), got {held_out!r}")
+    members = {part: torch.arange(len(kind)) for part, kind in kinds.items()}
+    if held_out:
+        first = torch.cat([(kinds["train"] == kind).nonzero().flatten()[:held_out] for kind in kinds["train"].unique()])
+        kept = torch.ones_like(kinds["train"], dtype=torch.bool)
+        kept[first] = False
+        members["train"], members["validation"] = kept.nonzero().flatten(), (~kept).nonzero().flatten()
+    return members
+
+
+def read_cifar10(data_dir: str | None, allow_partial: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
+    """Read CIFAR-10's six binary files.
+
+    The published md5 sum is that of the archive, which `download` checks. Here every file must have its 10 000 rows,
+    and each part as many images of each class, as the official ones do.
+
+    Args:
+        data_dir: The data folder.
+        allow_partial: Take what there is, whole rows only.
+
+    Returns:
+        The images `(N, 3, 32, 32)` uint8 and their classes `(N,)` int64 by part, `"train"` and `"test"`; and what to
+        write behind the data set's name: nothing, or how many of the official images there were.
+
+    Raises:
+        DataError: Files are missing, truncated or of another data set.
+    """
+    mend = f"delete it and {how_to_get(CIFAR10, data_dir)}"
+    images, kinds = {}, {}
+    for part, files in PARTS.items():
+        there = [file for file in files if (data_folder(data_dir) / CIFAR10.folder / file).is_file()]
+        read = []
+        for file in there if allow_partial and there else files:
+            path = find(CIFAR10, file, data_dir)
+            kind, pixels = read_cifar(path, (len(NAMES),), None if allow_partial else ROWS_PER_FILE, mend)
+            if len(kind) > ROWS_PER_FILE:
+                raise DataError(f"{path} is of other data: {len(kind)} rows, at most {ROWS_PER_FILE} expected; {mend}")
+            read.append((kind, pixels))
+        kinds[part] = torch.from_numpy(np.concatenate([kind for kind, _ in read]))
+        images[part] = torch.from_numpy(np.concatenate([pixels for _, pixels in read]))
+        counts = kinds[part].bincount(minlength=len(NAMES))
+        even = int(counts.min()) == int(counts.max())
+        if int(counts.min()) == 0 or not (even or allow_partial):
+            raise DataError(
+                f"{data_folder(data_dir) / CIFAR10.folder}: {', '.join(there)} are of other data: {counts.tolist()} "
+                f"images of the ten classes, expected as many of each; delete them and {how_to_get(CIFAR10, data_dir)}"
+            )
+    found = {part: len(kind) for part, kind in kinds.items()}
+    official = {part: ROWS_PER_FILE * len(files) for part, files in PARTS.items()}
+    if found == official:
+        return images, kinds, ""
+    counted = ", ".join(f"{found[part]} of {official[part]} {part}" for part in PARTS)
+    return images, kinds, f" (partial: {counted} images)"

@@ -1,0 +1,45 @@
+"""Two random colours for a grey drawing (McGill and Perona 2017, Figure 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEAST_DISTANCE = 0.3
+"""How far apart the two colours are at least: Euclidean, in RGB of 0 to 1."""
+
+
+def draw_palettes(count: int, generator: torch.Generator) -> Tensor:
+    """Draw two colours for each of `count` drawings.
+
+    Both are uniform over all RGB bytes; the second is drawn anew until it is at least `LEAST_DISTANCE` from the first,
+    as in the authors' code. The paper only says "two random colors at least 0.3 units away from each other".
+
+    Args:
+        count: How many.
+        generator: A CPU generator.
+
+    Returns:
+        `(count, 2, 3)` int64 in [0, 255], on the CPU: what black becomes and what white becomes.
+    """
+    palettes = torch.randint(0, 256, (count, 2, 3), generator=generator)
+    least = (255 * LEAST_DISTANCE) ** 2
+    while len(close := ((palettes[:, 1] - palettes[:, 0]).square().sum(1) < least).nonzero().flatten()):
+        palettes[close, 1] = torch.randint(0, 256, (len(close), 3), generator=generator)
+    return palettes
+
+
+def recolor(shades: Tensor, palettes: Tensor) -> Tensor:
+    """Colour grey drawings: black becomes the first colour, white the second, linearly interpolated in between.
+
+    Computed in integers, so every device gives the same bytes.
+
+    Args:
+        shades: `(B, 1, H, W)` uint8, 0 black and 255 white.
+        palettes: `(B, 2, 3)` integers in [0, 255], on the same device.
+
+    Returns:
+        `(B, 3, H, W)` uint8, rounded.
+    """
+    shade, (first, second) = shades.int(), palettes.int()[..., None, None].unbind(1)
+    return ((first * (255 - shade) + second * shade + 127) // 255).to(torch.uint8)
