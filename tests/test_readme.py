@@ -31,5 +31,5 @@ def test_snippets_run(code, tmp_path, monkeypatch, capsys):
 def test_the_tables_name_everything():
     for name in [*env_ids(), *AGENTS]:
         assert f"`{name}`" in README, name
-    pictures = re.findall(r"\]\((docs/.*?)\)", README)
-    assert len(pictures) == 2 and all((Path(__file__).parent.parent / picture).exists() for picture in pictures)
+    linked = re.findall(r"\]\((docs/.*?)\)", README)
+    assert len(linked) == 3 and all((Path(__file__).parent.parent / path).exists() for path in linked)
