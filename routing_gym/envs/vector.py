@@ -81,7 +81,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         datasets: All splits by name.
         config: The options.
         trainer: The optimiser of the blocks.
-        executed: The last action as it was carried out.
+        executed: The last action as `step` carried it out; routes followed at once do not set it.
 
     Raises:
         ValueError: An unknown option or a value it does not take.
