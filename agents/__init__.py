@@ -1,8 +1,18 @@
 """Who decides: agents, and the loop that trains them together with the blocks."""
 
+from routing_gym.agents.actor import Actor, ActorConfig
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
 from routing_gym.agents.base import AGENTS, Agent
 from routing_gym.agents.checkpoint import read
+from routing_gym.agents.critics import (
+    CriticConfig,
+    OptimisticCritic,
+    PragmaticCritic,
+    PragmaticCriticConfig,
+    SampledCriticConfig,
+    SampledOptimisticCritic,
+    SampledPragmaticCritic,
+)
 from routing_gym.agents.deploy import extract, prune
 from routing_gym.agents.fixed import (
     FixedAgent,
@@ -43,6 +53,11 @@ register_agent("gumbel", Gumbel)
 register_agent("soft-mixture", SoftMixture)
 register_agent("cross-stitch", CrossStitch)
 register_agent("top-k", TopK)
+register_agent("actor", Actor)
+register_agent("pragmatic-critic", PragmaticCritic)
+register_agent("optimistic-critic", OptimisticCritic)
+register_agent("pragmatic-critic-sampled", SampledPragmaticCritic)
+register_agent("optimistic-critic-sampled", SampledOptimisticCritic)
 register_agent("task-specific-all", TaskSpecificAll)
 register_agent("task-specific-last", TaskSpecificLast)
 register_agent("shared", Shared)
@@ -56,6 +71,15 @@ register_agent("sb3:DQN", SB3DQN)
 register_agent("sb3:MaskablePPO", SB3MaskablePPO)
 
 __all__ = [
+    "SampledPragmaticCritic",
+    "SampledOptimisticCritic",
+    "SampledCriticConfig",
+    "PragmaticCriticConfig",
+    "PragmaticCritic",
+    "OptimisticCritic",
+    "CriticConfig",
+    "ActorConfig",
+    "Actor",
     "AGENTS",
     "SB3A2C",
     "SB3DQN",

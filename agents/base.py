@@ -16,7 +16,16 @@ from routing_gym.agents.checkpoint import origin_of, read, write
 from routing_gym.agents.learn import learn
 from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.tabular import legal_rows
-from routing_gym.envs import Context, Observation, RoutingVectorEnv, RunningShare, Trajectory, core_of
+from routing_gym.envs import (
+    PRICED_MACS,
+    Context,
+    Observation,
+    RoutingVectorEnv,
+    RunningShare,
+    Trajectory,
+    core_of,
+    is_price,
+)
 from routing_gym.networks import Action
 
 
@@ -131,6 +140,10 @@ class Agent(nn.Module, ABC):
         """Return a loss to be added to the blocks' before the one backward pass, or None."""
         return None
 
+    def before_step(self, trajectory: Trajectory) -> None:
+        """Change gradients before the step of the joint optimiser, where `needs_gradients`; by default nothing."""
+        return None
+
     def macs(self, decision: int) -> float:
         """Return the multiply-accumulates the agent itself spends on one decision; 0 for tables."""
         return 0.0
@@ -179,6 +192,8 @@ class Agent(nn.Module, ABC):
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = False,
+        *,
+        k_cpt: float | None = None,
     ) -> tuple[Any, Any]:
         """Act on an observation, as Stable-Baselines3's `predict` does.
 
@@ -187,15 +202,22 @@ class Agent(nn.Module, ABC):
             state: What the last call returned: the carried state of each instance, None at the beginning.
             episode_start: `(B,)` bool: instances that begin anew; their carried state is zeroed.
             deterministic: Take the best action.
+            k_cpt: What a multiply-accumulate costs now, instead of what the observation says: the higher, the less is
+                computed. For agents that see the price (`price=True`).
 
         Returns:
             The action in the form of the observation, and the state for the next call.
+
+        Raises:
+            ValueError: A price for an agent that does not see it, or one that is negative.
         """
         single = np.ndim(observation["depth"]) == 0
         as_tensors = all(isinstance(value, Tensor) for value in observation.values())
         batch = {key: torch.as_tensor(value, device=self.env.device) for key, value in observation.items()}
         if single:
             batch = {key: value.unsqueeze(0) for key, value in batch.items()}
+        if k_cpt is not None:
+            batch["price"] = torch.full_like(batch["activation"][:, :1], PRICED_MACS * self._seen_price(k_cpt))
         carry = None if state is None else torch.as_tensor(state, device=self.env.device)
         begins = None
         if carry is not None and episode_start is not None:
@@ -219,6 +241,17 @@ class Agent(nn.Module, ABC):
 
         carried = context.carry if context.carry is None or as_tensors else context.carry.cpu().numpy()
         return back(action), carried
+
+    def _seen_price(self, k_cpt: float) -> float:
+        """Return a price this agent sees; refuse it if it sees none."""
+        if not self.env.config.price:
+            raise ValueError(
+                f"agent {self.name!r} was made for an environment without price=True, so k_cpt={k_cpt!r} means nothing "
+                "to it: train it with price=True and several k_cpt"
+            )
+        if not is_price(k_cpt):
+            raise ValueError(f"k_cpt must be at least 0 and finite, got {k_cpt!r}")
+        return k_cpt
 
     def save(self, path: str | Path, **extra: Any) -> None:
         """Write agent, blocks, optimisers and random states into one file, whole or not at all.

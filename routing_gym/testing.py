@@ -108,6 +108,8 @@ def _check_observation(env: RoutingVectorEnv, observation: Any, where: str) -> N
         "task": (torch.int64, (env.num_envs,)),
         "depth": (torch.int64, (env.num_envs,)),
     }
+    if env.config.price:
+        expected["price"] = torch.float32, (env.num_envs, 1)
     _require(set(observation) == set(expected), f"{where}: keys must be {sorted(expected)}, got {sorted(observation)}")
     for key, (dtype, shape) in expected.items():
         _check_tensor(f"{where}: {key}", observation[key], dtype, shape, env.device)

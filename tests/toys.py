@@ -13,6 +13,8 @@ from routing_gym.tasks import MultiTaskDataset, synthetic_mtl
 IMAGE = (1, 2, 3)
 PIXELS = 6
 CLASSES = 3
+SHARE_OUTCOMES = {"actor", "pragmatic-critic", "optimistic-critic"}
+"""Agents for networks that share outcomes out; no other network takes them."""
 TREE = [[1, 2], [3], [4, 5], [], [], [6], []]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -29,7 +30,9 @@ class EnvConfig:
         rho: Weight of the collaboration reward, in [0, 1]: for taking a block that has been taken often.
         collaboration: What "often" is: the running average `"probability"` of the block under the agents' policies,
             which our agents add themselves because only they know it; or its running `"frequency"` over all tasks.
-        k_cpt: Cost of one multiply-accumulate: every action pays -k_cpt times its MACs.
+        k_cpt: Cost of one multiply-accumulate: every action pays -k_cpt times its MACs. Several: every instance has one
+            of them, drawn at random.
+        price: Show every instance's own k_cpt, times ten million, as `observation["price"]`.
         differentiable: Keep the graph of observations too (mode "disabled" only).
         dense_backward: Run every block while training, so that unchosen weights have a gradient.
         train: Train the blocks; False leaves them in eval mode and never keeps a graph.
@@ -42,9 +45,10 @@ class EnvConfig:
         learning_rate: Its step size.
         momentum: Of `"sgd"`, in [0, 1).
         weight_decay: L2 penalty on the blocks (decoupled with `"adamw"`).
-        schedule: What becomes of the learning rate: `"constant"`; `"step"`, divided by 10 every `schedule_epochs`; or
-            `"cosine"`, down to 0 over `schedule_epochs`.
+        schedule: What becomes of the learning rate: `"constant"`; `"step"`, divided by 10 every `schedule_epochs`;
+            `"halving"`, halved every `schedule_epochs`, smoothly; or `"cosine"`, down to 0 over `schedule_epochs`.
         schedule_epochs: Measure of the schedule, in passes over the split.
+        talr: Scale every choice's gradient up by how little it is used, see `TALR`.
         precision: What the network computes in: `"float32"`; or `"bfloat16"`, while parameters, loss and all that an
             agent sees stay float32. `evaluate` judges in float32 all the same: with bfloat16's 8 bits the two best
             logits are equal now and then, and a tie counts as wrong.
@@ -61,7 +65,8 @@ class EnvConfig:
     final_reward: str = "correctness"
     rho: float = 0.0
     collaboration: Literal["probability", "frequency"] = "probability"
-    k_cpt: float = 0.0
+    k_cpt: float | tuple[float, ...] = 0.0
+    price: bool = False
     differentiable: bool = False
     dense_backward: bool = False
     train: bool = True
@@ -72,8 +77,9 @@ class EnvConfig:
     learning_rate: float = 1e-3
     momentum: float = 0.0
     weight_decay: float = 0.0
-    schedule: Literal["constant", "step", "cosine"] = "constant"
-    schedule_epochs: int = 20
+    schedule: Literal["constant", "step", "halving", "cosine"] = "constant"
+    schedule_epochs: float = 20
+    talr: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     validate: bool | None = None
     device: str = "auto"
@@ -99,11 +105,12 @@ class EnvConfig:
         whole = isinstance(tasks, tuple | list) and all(isinstance(t, int) and not isinstance(t, bool) for t in tasks)
         if tasks is not None and not (whole and tasks):
             raise ValueError(f"draw_tasks must be a tuple of task numbers, at least one, got {tasks!r}")
-        check_count("schedule_epochs", self.schedule_epochs)
+        if not 0 < self.schedule_epochs < float("inf"):
+            raise ValueError(f"schedule_epochs must be positive and finite, got {self.schedule_epochs}")
         if not 0 <= self.rho <= 1:
             raise ValueError(f"rho must lie in [0, 1], got {self.rho}")
-        if not 0 <= self.k_cpt < float("inf"):
-            raise ValueError(f"k_cpt must be at least 0 and finite, got {self.k_cpt}")
+        if not self.prices or not all(is_price(price) for price in self.prices):
+            raise ValueError(f"k_cpt must be at least 0 and finite, or a tuple of such numbers, got {self.k_cpt!r}")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
@@ -132,6 +139,11 @@ class EnvConfig:
             raise ValueError(f"unknown option {unknown[0]!r}; the environment takes {', '.join(sorted(known))}")
         check_types("the environment", get_type_hints(cls), options)
         return cls(**options)
+
+    @property
+    def prices(self) -> tuple[float, ...]:
+        """What a multiply-accumulate may cost an instance."""
+        return tuple(self.k_cpt) if isinstance(self.k_cpt, tuple | list) else (self.k_cpt,)
 
     @property
     def replays(self) -> bool:
@@ -165,6 +177,13 @@ class EnvConfig:
             wanted[task] = True
         return ShuffledStream(wanted[dataset.task.cpu()].nonzero().flatten(), self.seed)
 
+    def draw_prices(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return `(count,)` on the CPU: what a multiply-accumulate costs each of some instances."""
+        prices = torch.tensor(self.prices, dtype=torch.get_default_dtype())
+        if len(prices) == 1:
+            return prices.expand(count)
+        return prices[torch.randint(len(prices), (count,), generator=generator)]
+
     def optimization(self, rows: int, num_envs: int) -> Optimization:
         """Return how blocks are trained on a split of so many rows; whole batches make an epoch in mode "disabled"."""
         options = {field.name for field in dataclasses.fields(Optimization)} - {"epoch"}
@@ -176,6 +195,9 @@ class EnvConfig:
         return FINAL_REWARDS[self.final_reward](loss, correct)
 
 
+SEQUENCES = (tuple, list, Sequence)
+
+
 def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> None:
     """Refuse options whose values are not of the types hinted at: text where a number belongs, 2.5 where 2 does."""
     for name, value in options.items():
@@ -183,15 +205,23 @@ def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> N
         kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         fits = any(
             kind is Any
-            or get_origin(kind) is not None  # literals: their values are checked where they are known
+            or (get_origin(kind) in SEQUENCES and isinstance(value, tuple | list))
+            or get_origin(kind) not in (None, *SEQUENCES)  # literals: their values are checked where they are known
             or (value is None and kind in (None, type(None)))
             or (isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
             or (kind is float and isinstance(value, int) and not isinstance(value, bool))
             for kind in kinds
         )
         if not fits:
-            wanted = " or ".join("None" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
+            wanted = " or ".join(
+                "None" if k is type(None) else k.__name__ if isinstance(k, type) else str(k) for k in kinds
+            )
             raise ValueError(f"{owner}: {name} must be of type {wanted}, got {value!r}")
+
+
+def is_price(value: Any) -> bool:
+    """Tell whether a value can be the cost of one multiply-accumulate."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def check_count(option: str, value: Any) -> None:

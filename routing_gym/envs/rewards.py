@@ -74,13 +74,13 @@ class ActionReward:
     """What an action itself earns: minus the price of its MACs, plus rho for a choice that has often been taken.
 
     Attributes:
-        k_cpt: Cost of one multiply-accumulate; 0 for none, whatever the prices of the instances are.
+        priced: Whether multiply-accumulates cost anything, whatever the prices of the instances are.
         rho: Weight of the collaboration reward.
         collaboration: `"frequency"`, counted here; `"probability"` is added by the agents, who alone know theirs.
         frequency: What has been taken so far.
     """
 
-    k_cpt: float
+    priced: bool
     rho: float
     collaboration: str
     frequency: RunningShare
@@ -101,7 +101,7 @@ class ActionReward:
             price: `(B,)` cost of one of them.
         """
         reward = torch.zeros_like(spent)
-        if self.k_cpt:
+        if self.priced:
             reward = reward - price * spent.detach()
         if self.counts:
             assert isinstance(action, Tensor) and choosing is not None

@@ -64,7 +64,7 @@ def rollout(
         loss=outcome.loss,
         macs=state.macs,
         expected_macs=state.expected_macs,
-        action_rewards=env.config.k_cpt > 0 or env.config.rho > 0,
+        action_rewards=env.earnings.priced or env.config.rho > 0,
     )
 
 
@@ -78,7 +78,7 @@ def _act(router: Router, env: RoutingVectorEnv, deterministic: bool) -> list[Ste
         state, seen = env.state, observation
         context = Context(state.active, info["action_mask"], deterministic, carry)
         action = router.act(seen, context)
-        reach, choosing = _reach(env), env.network.choosing(state)
+        reach, choosing = state.reach, env.network.choosing(state)
         observation, _, _, _, info = env.step(action)
         assert env.executed is not None
         steps.append(
@@ -118,7 +118,7 @@ def _follow(env: RoutingVectorEnv, plan: Tensor) -> list[Step]:
     in_range = not bool(actions.out_of_range(plan, network.num_choices)) if env.device.type == "cpu" else False
     steps = []
     while env.state.waiting:
-        state, reach, choosing = env.state, _reach(env), env.network.choosing(env.state)
+        state, choosing = env.state, env.network.choosing(env.state)
         if state.sole is not None:
             action = plan[:, state.sole]
         else:
@@ -130,7 +130,7 @@ def _follow(env: RoutingVectorEnv, plan: Tensor) -> list[Step]:
             action = accepted
         reward, _ = env.transition(action)
         seen = {"task": state.task, "depth": state.at}
-        steps.append(Step(seen, state.at, state.active, choosing, action, reach, reward, None, {}))
+        steps.append(Step(seen, state.at, state.active, choosing, action, state.reach, reward, None, {}))
     return steps
 
 
@@ -153,17 +153,7 @@ def _follow_at_once(env: RoutingVectorEnv, plan: Tensor) -> list[Step] | None:
     for number, (action, spent) in enumerate(zip(plan.unbind(1), env.network.route_macs(plan).unbind(1), strict=True)):
         at = torch.full_like(task, number)
         reward = env.earnings.of(at, choosing, action, spent, price)
+        if env.keeps_graph:
+            env.trainer.note_throughput(at, reach, action)
         steps.append(Step({"task": task, "depth": at}, at, everyone, choosing, action, reach, reward, None, {}))
     return steps
-
-
-def _reach(env: RoutingVectorEnv) -> Tensor:
-    """Return `(B,)`: the share of each instance that is at the decision it acts at."""
-    state = env.state
-    if state.sole is not None:
-        return state.waiting[state.sole].reach.detach()
-    reach = torch.zeros_like(state.macs)
-    for _, group, _ in state.acting():
-        value = group.reach.detach()
-        reach = value if group.rows is None else reach.index_copy(0, group.rows, value)
-    return reach

@@ -94,6 +94,7 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
             "activation": batch["activation"][0].cpu().numpy().astype(np.float32),
             "task": np.int64(batch["task"][0]),
             "depth": np.int64(batch["depth"][0]),
+            **({"price": batch["price"][0].cpu().numpy().astype(np.float32)} if "price" in batch else {}),
         }
 
     def _info(self, batch: dict[str, Any]) -> dict[str, Any]:

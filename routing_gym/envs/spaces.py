@@ -11,14 +11,26 @@ from torch import Tensor
 
 from routing_gym.networks import RoutedNetwork
 
+PRICED_MACS = 1e7
+"""`observation["price"]` is the cost of so many multiply-accumulates."""
 
-def observation_space(network: RoutedNetwork, num_tasks: int) -> spaces.Dict:
-    """Return `Dict(activation, task, depth)`; `depth` is the number of the decision, N once the instance has left."""
-    return spaces.Dict(
-        activation=spaces.Box(-np.inf, np.inf, (network.observation_size,), np.float32),
-        task=spaces.Discrete(num_tasks),
-        depth=spaces.Discrete(len(network.decisions) + 1),
-    )
+
+def observation_space(network: RoutedNetwork, num_tasks: int, price: bool = False) -> spaces.Dict:
+    """Return `Dict(activation, task, depth)`; `depth` is the number of the decision, N once the instance has left.
+
+    Args:
+        network: The network.
+        num_tasks: Number of tasks.
+        price: Add `price`, `(1,)`, the cost of ten million multiply-accumulates.
+    """
+    seen: dict[str, spaces.Space] = {
+        "activation": spaces.Box(-np.inf, np.inf, (network.observation_size,), np.float32),
+        "task": spaces.Discrete(num_tasks),
+        "depth": spaces.Discrete(len(network.decisions) + 1),
+    }
+    if price:
+        seen["price"] = spaces.Box(0.0, np.inf, (1,), np.float32)
+    return spaces.Dict(seen)
 
 
 def action_space(network: RoutedNetwork, action_type: str) -> spaces.Space:

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.routes import Routes, replayed_actions
-from routing_gym.networks import Exit, RoutedNetwork
+from routing_gym.envs.talr import Throughput
+from routing_gym.networks import Action, Exit, RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -27,6 +28,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda epoch, epochs: 1.0,
     "step": lambda epoch, epochs: 0.1 ** (epoch // epochs),
+    "halving": lambda epoch, epochs: 0.5 ** (epoch / epochs),
     "cosine": lambda epoch, epochs: 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs))),
 }
 """What the learning rate is multiplied by after some epochs; `epochs` is the schedule's own measure."""
@@ -48,6 +50,7 @@ class Optimization:
         schedule: One of `SCHEDULES`.
         schedule_epochs: Its measure.
         epoch: Instances of a pass over the split.
+        talr: Scale gradients by how much their choices are used, see `TALR`.
     """
 
     optimizer: str = "adam"
@@ -55,8 +58,9 @@ class Optimization:
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "constant"
-    schedule_epochs: int = 20
+    schedule_epochs: float = 20
     epoch: int = 1
+    talr: bool = False
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """Return a fresh optimiser of a network's parameters."""
@@ -81,12 +85,14 @@ class BlocksTrainer:
         optimizer: May be replaced by any optimiser over the network's parameters.
         steps: How many steps have been taken.
         instances: On how many instances, counted once for each time they were trained on.
+        throughput: What the batch passes through, where learning rates are adjusted to it.
     """
 
-    def __init__(self, network: nn.Module, optimization: Optimization) -> None:
+    def __init__(self, network: RoutedNetwork, optimization: Optimization) -> None:
         self.network, self.optimization = network, optimization
         self.optimizer = optimization.build(network)
         self.steps = self.instances = 0
+        self.throughput = Throughput(network) if optimization.talr else None
         # The running statistics of batch norm: all that a forward pass changes.
         saved = network.state_dict(keep_vars=True)
         self._statistics = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
@@ -117,6 +123,8 @@ class BlocksTrainer:
         loss.backward()
         if before_step is not None:
             before_step()
+        if self.throughput is not None:
+            self.throughput.scale()
         sound = finite_gradients(trained, loss.detach())
         if not bool(sound if doubtful is None else sound & ~doubtful):
             if not bool(loss.detach().isfinite()):
@@ -133,10 +141,27 @@ class BlocksTrainer:
             )
         if self.optimization.schedule != "constant":
             for group in self.optimizer.param_groups:
-                group["lr"] = self.optimization.rate(self.instances)
+                group["lr"] = self.rate
         self.optimizer.step()
         self.steps += 1
         self.instances += instances
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.optimization.rate(self.instances)
+
+    def begin(self, rows: Tensor | None = None) -> None:
+        """Get ready for a batch; with `rows`, `(r,)`, for other instances in some rows of the one under way."""
+        if rows is None:
+            self.note_statistics()
+        if self.throughput is not None:
+            self.throughput.begin(rows)
+
+    def note_throughput(self, at: Tensor, reach: Tensor, action: Action) -> None:
+        """Remember for the step what the batch passes through, see `Throughput.note`, if the step asks for it."""
+        if self.throughput is not None:
+            self.throughput.note(at, reach, action)
 
     def note_statistics(self) -> None:
         """Note the running statistics before a batch moves them, so that a batch that fails leaves no trace."""
@@ -229,7 +254,7 @@ class Replayer:
     def _replay(self, routes: Routes) -> None:
         """Run routes again in train mode, as one batch, take a step on their loss, and leave eval mode behind."""
         self.network.train()
-        self.trainer.note_statistics()
+        self.trainer.begin()
         try:
             with torch.enable_grad():
                 pixels = self.dataset.pixels(routes.instance, routes.augmentation)
@@ -237,6 +262,7 @@ class Replayer:
                 with forward_pass(self.precision, self.dataset.device, graph=True):
                     state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
                     for action in replayed_actions(routes):
+                        self.trainer.note_throughput(state.at, state.reach, action)
                         state = self.network.advance(state, action)
                 weights, losses = zip(*((exit.weight, exit_loss(exit, label)) for exit in state.exits), strict=True)
                 self.trainer.step(batch_loss(weights, losses, len(routes)), len(routes))

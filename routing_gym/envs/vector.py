@@ -21,7 +21,7 @@ from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.render import Pictures
 from routing_gym.envs.rewards import ActionReward, RunningShare
 from routing_gym.envs.routes import RouteLog
-from routing_gym.envs.spaces import action_space, observation_space
+from routing_gym.envs.spaces import PRICED_MACS, action_space, observation_space
 from routing_gym.envs.training import BlocksTrainer, Replayer
 from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState
 from routing_gym.tasks import MultiTaskDataset
@@ -35,7 +35,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     ## Description
     An instance (image, task, label) is classified by a network whose way through its function blocks is decided
     step by step. One `step` takes one decision per row and runs the chosen blocks, grouped, on the device. The
-    environment trains the blocks, jointly with whoever decides.
+    environment trains the blocks, jointly with whoever decides. `RoutingEnv` is the view of one instance.
 
     In mode `"disabled"` (no autoreset; for agents that train on whole batches) a batch of instances is one batch of
     episodes: rows that have left idle until all have; the graph of the forward pass is kept and `train_blocks` makes
@@ -51,7 +51,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     ## Observation Space
     `Dict` of torch tensors on `device`: `activation`, `(D,)` float32, what the decision sees, padded with zeros;
-    `task`; `depth`, the number of the decision, N for a row that has left.
+    `task`; `depth`, the number of the decision, N for a row that has left; `(1,)` `price`, where `EnvConfig` says so.
 
     ## Rewards
     Each action: -k_cpt x MACs, plus rho x the running frequency of the chosen block over all tasks
@@ -68,9 +68,6 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     ## Arguments
     `network`, the `RoutedNetwork` (moved to `device`); `data`, the splits by name, or one split; `num_envs`, the
     instances routed together; and the fields of `EnvConfig`.
-
-    ## Vectorized
-    This is the vector environment; `RoutingEnv` is the view of one instance.
 
     ## Version History
     * v0: first version.
@@ -116,9 +113,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.stream = config.stream(self.dataset)
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
         self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)
-        self.earnings = ActionReward(config.k_cpt, config.rho, config.collaboration, self.frequency)
+        self.earnings = ActionReward(any(config.prices), config.rho, config.collaboration, self.frequency)
         self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)
-        self.single_observation_space = observation_space(network, self.dataset.num_tasks)
+        self.single_observation_space = observation_space(network, self.dataset.num_tasks, config.price)
         self.single_action_space = action_space(network, config.action_type)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -219,12 +216,12 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         # Every part is asked: a network in train mode may have been built around parts in eval mode.
         if any(part.training != self.keeps_graph for part in self.network.modules()):
             self.network.train(self.keeps_graph)
-        if self.keeps_graph and count == self.num_envs:
-            self.trainer.note_statistics()
+        if self.keeps_graph:
+            self.trainer.begin(None if count == self.num_envs else rows)
         pixels = self.dataset.pixels(drawn, augmentation)
         with self.forward_pass(self.keeps_graph):
             fresh = self.network.start(pixels, self.dataset.task.index_select(0, drawn), instance=drawn)
-        fresh.price = torch.full_like(fresh.macs, self.config.k_cpt)
+        fresh.price = self.config.draw_prices(count, self.stream.generator).to(fresh.macs)
         label = self.dataset.label.index_select(0, drawn)
 
         if count == self.num_envs:
@@ -250,6 +247,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             "task": state.task,
             "depth": state.at,
         }
+        if self.config.price:
+            observation["price"] = PRICED_MACS * state.price.unsqueeze(1)
         if self.replays:
             # Outsiders may write into what they are given.
             observation = {key: value.clone() for key, value in observation.items()}
@@ -327,6 +326,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             after = self.network.advance(before, action)
         exits = self.arrive(after)
         self.executed = action
+        if self.keeps_graph:
+            self.trainer.note_throughput(before.at, before.reach, action)
         choosing = self.network.choosing(before) if self.earnings.counts else None
         reward = self.earnings.of(before.at, choosing, action, after.macs - before.macs, before.price)
         if self._log is not None:

@@ -342,6 +342,11 @@ class RoutedNetwork(nn.Module, ABC):
         """`(N, M, A)` bool: what is legal at each decision for each tensor; never empty."""
         return self._masks[:-1]
 
+    @property
+    def costs(self) -> Tensor:
+        """`(N, A)`: the multiply-accumulates of each choice; 0 where a decision has fewer."""
+        return self._costs
+
     def macs(self, decision: int, action: Action) -> tuple[Tensor, Tensor]:
         """Return executed and expected multiply-accumulates of an action at one decision.
 

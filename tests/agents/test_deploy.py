@@ -243,7 +243,7 @@ def test_unknown_tasks_are_refused(task):
         ([[0, 0, 0]] * 2, r"routes must be lists of integers of shape \(3, 3\), got \[\[0, 0, 0\], \[0, 0, 0\]\]"),
         ([[0, 0, 0], [0, 0], [0, 0, 0]], "must be lists of integers of shape"),
         ([[0.0, 0, 0]] * 3, "must be lists of integers of shape"),
-        ("000", "must be lists of integers of shape"),
+        ("000", "routes must be of type .*Sequence.* or None, got '000'"),
         ([], "must be lists of integers of shape"),
         ([[0, 0, 0], [0, 3, 0], [0, 0, 0]], r"at decision 1 \('layer 2'\) task 1 may choose from \[0, 1\], got 3"),
         ([[0, 0, 0], [0, 0, 0], [0, 0, -1]], r"at decision 2 \('layer 3'\) task 2 may choose from \[0, 1, 2\], got -1"),

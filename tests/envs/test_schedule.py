@@ -67,14 +67,14 @@ def test_an_epoch_is_whole_batches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"draw_tasks": 3}, "draw_tasks must be a tuple of task numbers, at least one, got 3"),
+        ({"draw_tasks": 3}, "draw_tasks must be of type tuple.int, .... or None, got 3"),
         ({"draw_tasks": ()}, "draw_tasks must be a tuple of task numbers"),
         ({"draw_tasks": (0.5,)}, "draw_tasks must be a tuple of task numbers"),
         ({"momentum": 0.9}, "momentum is for optimizer='sgd', got 'adam'"),
         ({"optimizer": "sgd", "momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, got -1.0"),
-        ({"schedule": "linear"}, "schedule must be 'constant' or 'step' or 'cosine', got 'linear'"),
-        ({"schedule_epochs": 0}, "schedule_epochs must be an integer of at least 1, got 0"),
+        ({"schedule": "linear"}, "schedule must be 'constant' or 'step' or 'halving' or 'cosine', got 'linear'"),
+        ({"schedule_epochs": 0}, "schedule_epochs must be positive and finite, got 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -1,0 +1,249 @@
+"""Critic learning, pragmatic and optimistic, exact and sampled (McGill and Perona 2017, sections 4.2 and 4.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from routing_gym.agents.arrangement import chosen_in
+from routing_gym.agents.multipath import ExactMultipath, Multipath, MultipathConfig
+from routing_gym.agents.options import not_negative, positive, rate
+from routing_gym.agents.tabular import sample
+from routing_gym.envs import Context, Observation, SettledExit, Step, Trajectory, classified_right
+from routing_gym.networks import EXIT
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig(MultipathConfig):
+    """Options of every critic.
+
+    Attributes:
+        temperature: As of every strategy; lower, because scores are costs here.
+        regression: k_ure of Eq. 6: weight of the regression's squared error in the loss.
+        error: What a wrong answer costs in the targets: `"cross-entropy"`, or `"classification"`, 1 (Fig. 5).
+    """
+
+    temperature: float = positive(0.1)
+    regression: float = not_negative(1e-3)
+    error: Literal["cross-entropy", "classification"] = "cross-entropy"
+
+
+class Critic(Multipath):
+    """An agent whose scores predict the negative cost of every choice; its policy is constant for gradients."""
+
+    config: CriticConfig
+
+    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Report the temperature; all learning is in the joint backward pass."""
+        return {"temperature": torch.tensor(self.temperature)}
+
+
+class ExactCritic(ExactMultipath, Critic):
+    """A critic that runs every path, so that it knows what every choice would have cost.
+
+    L = E[c_err] + E[Σ_j k_ure ‖s_j − u_j‖²] + E[k_L2 Σ w²] over the junctions j met under the training policy, all
+    probabilities and all utilities u constant (Eqs. 5, 6 and 9); the scores' gradient goes on into the columns.
+    """
+
+    @abstractmethod
+    def worth(self, utilities: Tensor, scores: Tensor, chances: Tensor) -> Tensor:
+        """Return `(B,)`: the utility of arriving at a decision.
+
+        Args:
+            utilities: `(B, A)`, of its choices; −inf where one is not legal.
+            scores: `(B, A)`, what the router thinks of them; −inf likewise.
+            chances: `(B, A)`, the training policy.
+        """
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Return the training policy's probabilities, without graph; the best choice alone when deterministic."""
+        chances = super().act(observation, context).detach()
+        context.carry = None if context.carry is None else context.carry.detach()
+        return chances
+
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor:
+        """Return the regression's error and the penalty on weights."""
+        utilities = self.utilities(trajectory)
+        errors = torch.zeros_like(trajectory.loss)
+        for number, step in self._steps(trajectory).items():
+            missed = (step.record["scores"] - utilities[number]).masked_fill(~self._legal[number], 0)
+            errors = errors + step.reach * missed.square().sum(-1)
+        return self.config.regression * errors.mean() + self.weight_penalty(trajectory)
+
+    @torch.no_grad()
+    def utilities(self, trajectory: Trajectory) -> list[Tensor]:
+        """Return for each decision `(B, A)`: the utility of each choice, −inf where one is not legal (Eqs. 7 and 8).
+
+        Found from the last decision to the first: a choice costs what it runs, and then either the error of the answer,
+        or the router of the next decision and whatever that one costs.
+        """
+        network, steps = self.env.network, self._steps(trajectory)
+        error_at = {(exit.decision, exit.choice): self._error(exit, trajectory) for exit in trajectory.exits}
+        scores = [steps[d].record["scores"].masked_fill(~self._legal[d], -torch.inf) for d in range(self.num_decisions)]
+        utilities = [torch.full_like(part, -torch.inf) for part in scores]
+        for number in reversed(range(self.num_decisions)):
+            decision = network.decisions[number]
+            for choice, (macs, target) in enumerate(zip(decision.macs, decision.next, strict=True)):
+                if not self._legal[number, choice]:
+                    continue
+                if target == EXIT:
+                    rest = -error_at[number, choice]
+                else:
+                    chances = steps[target].action
+                    assert isinstance(chances, Tensor)
+                    rest = self.worth(utilities[target], scores[target], chances)
+                    macs = macs + self.macs(target)
+                utilities[number][:, choice] = rest - trajectory.price * macs
+        return utilities
+
+    @staticmethod
+    def _steps(trajectory: Trajectory) -> dict[int, Step]:
+        """Return the steps by decision: since every row takes every way, all are at one decision at a time."""
+        return {int(step.decision[0]): step for step in trajectory.steps}
+
+    def _error(self, exit: SettledExit, trajectory: Trajectory) -> Tensor:
+        """Return `(B,)`: what the answers at an exit, where every row is, cost."""
+        error = exit.loss.detach()
+        if self.config.error == "classification":
+            label = self.env.dataset.label.index_select(0, trajectory.instance)
+            label = label if exit.rows is None else label.index_select(0, exit.rows)
+            error = 1 - classified_right(exit.logits, label).to(error.dtype)
+        return error if exit.rows is None else torch.empty_like(error).index_copy(0, exit.rows, error)
+
+
+@dataclasses.dataclass(frozen=True)
+class PragmaticCriticConfig(CriticConfig):
+    """Options of pragmatic critics.
+
+    Attributes:
+        target: The policy downstream whose cost is predicted: `"inference"`, the best choices (Eq. 7), or `"training"`,
+            the policy that is trained under.
+    """
+
+    target: Literal["inference", "training"] = "inference"
+
+
+class PragmaticCritic(ExactCritic):
+    """Pragmatic critic: predicts what every choice costs under the present policy downstream (Eqs. 5 to 7)."""
+
+    Config = PragmaticCriticConfig
+    config: PragmaticCriticConfig
+
+    def worth(self, utilities: Tensor, scores: Tensor, chances: Tensor) -> Tensor:
+        """Return the utility of the best-scored choice, or the mean under the training policy."""
+        if self.config.target == "inference":
+            return utilities.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+        return (chances * utilities.masked_fill(chances == 0, 0)).sum(1)
+
+
+class OptimisticCritic(ExactCritic):
+    """Optimistic critic: predicts what every choice costs if all decisions downstream are the best (Eq. 8)."""
+
+    Config = CriticConfig
+
+    def worth(self, utilities: Tensor, scores: Tensor, chances: Tensor) -> Tensor:
+        """Return the best utility."""
+        return utilities.max(1).values
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledCriticConfig(CriticConfig):
+    """Options of sampled critics.
+
+    Attributes:
+        policy: The training policy: `"softmax"`, softmax(s / τ), or `"greedy"`, the best choice.
+        epsilon: Share of random choices in both; with `"greedy"` it is ε-greedy.
+    """
+
+    policy: Literal["softmax", "greedy"] = "softmax"
+    epsilon: float = rate(0.1)
+
+
+class SampledCritic(Critic):
+    """A critic that runs only the path it has drawn, which costs a fraction of running all.
+
+    A visit is weighed by one over the probability of its choice, so that the expectation of the loss is that of the
+    exact critic for the same targets; ε bounds these weights.
+    """
+
+    Config = SampledCriticConfig
+    config: SampledCriticConfig
+
+    @abstractmethod
+    def worth(self, scores: Tensor, earned: Tensor) -> Tensor:
+        """Return `(B,)`: the utility of arriving at a decision.
+
+        Args:
+            scores: `(B, A)`, what the router thinks of its choices; −inf where one is not legal.
+            earned: `(B,)`, the utility of what was drawn there.
+        """
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Draw a choice; the best one when deterministic."""
+        scores = self.scores(observation, context)
+        best = scores.argmax(-1)
+        if context.deterministic:
+            return best
+        fixed = scores.detach()
+        likely = functional.one_hot(best, self.num_choices).to(fixed.dtype)
+        if self.config.policy == "softmax":
+            likely = (fixed / self.temperature).softmax(-1)
+        legal = fixed.isfinite().to(fixed.dtype)
+        chances = (1 - self.config.epsilon) * likely + self.config.epsilon * legal / legal.sum(-1, keepdim=True)
+        choice = sample(chances.cumsum(-1), self.generator)
+        context.record["probabilities"] = chances
+        return choice
+
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor:
+        """Return the regression's error and the penalty on weights."""
+        errors = torch.zeros_like(trajectory.loss)
+        for step, utility in zip(trajectory.steps, self.utilities(trajectory), strict=True):
+            choice = chosen_in(step).unsqueeze(-1)
+            score = step.record["scores"].gather(-1, choice).squeeze(-1)
+            chance = step.record["probabilities"].gather(-1, choice).squeeze(-1)
+            errors = errors + step.active * (score - utility).square() / chance
+        return self.config.regression * errors.mean() + self.weight_penalty(trajectory)
+
+    @torch.no_grad()
+    def utilities(self, trajectory: Trajectory) -> list[Tensor]:
+        """Return for each step `(B,)`: the target of the choice that was drawn."""
+        correct = trajectory.correct
+        error = trajectory.loss if self.config.error == "cross-entropy" else 1 - correct
+        own = torch.tensor([*map(self.macs, range(self.num_decisions)), 0.0], device=error.device)
+        ahead, utilities = -error, []
+        for step in reversed(trajectory.steps):
+            spent = self.env.network.costs[step.decision.clamp(max=self.num_decisions - 1), chosen_in(step)]
+            utility = ahead - trajectory.price * spent
+            scores = step.record["scores"].masked_fill(~self._legal.index_select(0, step.decision), -torch.inf)
+            arrived = self.worth(scores, utility) - trajectory.price * own.index_select(0, step.decision)
+            ahead = torch.where(step.active, arrived, ahead)
+            utilities.append(utility)
+        return utilities[::-1]
+
+
+class SampledPragmaticCritic(SampledCritic):
+    """Pragmatic critic from sampled paths: the target is the whole cost of what was drawn, a Monte-Carlo return.
+
+    It is an unbiased estimate of the cost under the training policy (`target="training"` of the exact critic), and of
+    that only.
+    """
+
+    def worth(self, scores: Tensor, earned: Tensor) -> Tensor:
+        """Return what was earned."""
+        return earned
+
+
+class SampledOptimisticCritic(SampledCritic):
+    """Optimistic critic from sampled paths: the target is the next decision's best score.
+
+    An approximation: the best score stands for the best cost, which is known to no one who has run a single path.
+    """
+
+    def worth(self, scores: Tensor, earned: Tensor) -> Tensor:
+        """Return the best score."""
+        return scores.max(-1).values

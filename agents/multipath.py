@@ -1,0 +1,211 @@
+"""What the strategies of multipath early exit have in common (McGill and Perona 2017, section 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from routing_gym.agents.base import Agent
+from routing_gym.agents.options import AgentConfig, not_negative, positive
+from routing_gym.agents.routers import Routers
+from routing_gym.agents.tabular import legal_rows
+from routing_gym.blocks import OwnedParameter
+from routing_gym.envs import TALR, Context, Observation, Trajectory
+from routing_gym.networks import EXIT, actions
+
+
+@dataclasses.dataclass(frozen=True)
+class MultipathConfig(AgentConfig):
+    """Options of every strategy.
+
+    Attributes:
+        temperature: τ of the training policy softmax(s / τ) at first.
+        temperature_epochs: Passes over the split in which it halves; 30 are the paper's 10 000 steps of 128 on the
+            hybrid data (the authors' code has twice as many).
+        weight_decay: k_L2 of Eq. 9: penalty on the squared weights of every layer, in proportion to how likely
+            instances pass it. Biases and batch norms are not penalised.
+        learning_rate: Step size of the routers; by default that of the blocks, schedule included, since both are one
+            network in the paper.
+    """
+
+    temperature: float = positive(1.0)
+    temperature_epochs: float = positive(30.0)
+    weight_decay: float = not_negative(1e-4)
+    learning_rate: float | None = positive(None)
+
+
+class Multipath(Agent):
+    """Routers trained in the blocks' own backward pass; their scores' gradient goes on into the columns.
+
+    The routers are trained by an optimiser of the blocks' kind. Where the environment adjusts learning rates to the
+    throughput (`talr=True`), those of the routers are adjusted too.
+
+    Attributes:
+        routers: The scores.
+    """
+
+    Config = MultipathConfig
+    config: MultipathConfig
+    needs_gradients = True
+    env_kwargs = {"differentiable": True}
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        network = self.env.network
+        self.routers = Routers(network, self.env.config.price, self.config.seed).to(self.env.device)
+        self.optimizer = self.env.trainer.optimization.build(self.routers)
+        self.register_buffer("_legal", legal_rows(network.masks), persistent=False)
+        owned = {
+            (d, c): network.parameters_of(d, c)
+            for d, decision in enumerate(network.decisions)
+            for c in range(decision.n)
+        }
+        several = {id(one.parameter) for parameters in owned.values() for one in parameters}
+        self._for_all = [p for p in network.parameters() if id(p) not in several and p.ndim > 1]
+        self._owned = {place: [one for one in parameters if one.value.ndim > 1] for place, parameters in owned.items()}
+        self._talr = TALR([[OwnedParameter(p) for p in router.parameters()] for router in self.routers.of])
+
+    _legal: Tensor
+
+    @property
+    def temperature(self) -> float:
+        """τ now."""
+        passes = self.episodes / len(self.env.dataset)
+        return self.config.temperature * 0.5 ** (passes / self.config.temperature_epochs)
+
+    def scores(self, observation: Observation, context: Context) -> Tensor:
+        """Return `(B, A)` scores, −inf where a choice is not legal; those without −inf are recorded, with graph."""
+        raw = self.routers(observation, context.active)
+        context.record["scores"] = raw
+        return raw.masked_fill(~self._legal.index_select(0, observation["depth"]), -torch.inf)
+
+    def macs(self, decision: int) -> float:
+        """Return what the router of a decision costs."""
+        return self.routers.macs(decision)
+
+    def before_step(self, trajectory: Trajectory) -> None:
+        """Give the routers the blocks' learning rate, and adjust it to their throughput where that is asked for."""
+        assert self.optimizer is not None
+        if self.config.learning_rate is None:
+            rate = self.env.trainer.rate
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        if self.env.config.talr:
+            passed = trajectory.task.new_zeros(len(trajectory), self.num_decisions + 1, dtype=trajectory.loss.dtype)
+            rows = torch.arange(len(trajectory), device=passed.device)
+            for step in trajectory.steps:
+                passed.index_put_((rows, step.decision), step.reach, accumulate=True)
+            self._talr.scale(passed[:, :-1].square().mean(0))
+
+    def weight_penalty(self, trajectory: Trajectory, through_policy: bool = False) -> Tensor:
+        """Return k_L2 E[Σ w²] over the layers an instance passes (Eq. 9).
+
+        Args:
+            trajectory: The batch.
+            through_policy: Let the gradient go on into the probabilities, which are constants otherwise.
+        """
+        reach, taken = self.passage(trajectory, through_policy)
+        terms = [weight.square().sum() for weight in self._for_all]
+        for (decision, choice), owned in self._owned.items():
+            terms += [taken[decision, choice] * one.value.square().sum() for one in owned]
+        for decision, router in enumerate(self.routers.of):
+            terms += [reach[decision] * weight.square().sum() for weight in router.parameters() if weight.ndim > 1]
+        return self.config.weight_decay * torch.stack(terms).sum()
+
+    def passage(self, trajectory: Trajectory, through_policy: bool) -> tuple[Tensor, Tensor]:
+        """Return the mean probability of being at each decision, `(N + 1,)`, and of each choice there, `(N + 1, A)`."""
+        reach = trajectory.loss.new_zeros(self.num_decisions + 1)
+        taken = trajectory.loss.new_zeros(self.num_decisions + 1, self.num_choices)
+        for step in trajectory.steps:
+            there = step.record["reach"] if through_policy else step.reach
+            chances = actions.dense(step.action, self.num_choices)
+            chances = chances if through_policy else chances.detach()
+            reach = reach.index_add(0, step.decision, there)
+            taken = taken.index_add(0, step.decision, there.unsqueeze(1) * chances)
+        return reach / len(trajectory), taken / len(trajectory)
+
+
+class ExactMultipath(Multipath):
+    """A strategy that runs every path of every instance, weighed by the training policy.
+
+    Args:
+        env: An environment whose network shares outcomes out at every decision, and in which no paths meet again.
+        config: Options.
+
+    Raises:
+        ValueError: A network that mixes activations, or whose paths meet.
+    """
+
+    action_type = "weights"
+    EPSILON = 1e-6
+    """Every path keeps a probability of at least this times its share of the leaves (authors' code)."""
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        decisions = self.env.network.decisions
+        legal = self._legal[:, : self.num_choices]
+        leaves = torch.zeros(len(decisions), dtype=torch.float64)
+        of_choice = torch.zeros(len(decisions) + 1, self.num_choices, dtype=torch.float64)
+        for number in reversed(range(len(decisions))):
+            for choice, target in enumerate(decisions[number].next):
+                if legal[number, choice]:
+                    of_choice[number, choice] = 1 if target == EXIT else leaves[target]
+            leaves[number] = of_choice[number].sum()
+        following = torch.full((len(decisions) + 1, self.num_choices), len(decisions))
+        for number, decision in enumerate(decisions):
+            for choice, target in enumerate(decision.next):
+                following[number, choice] = len(decisions) if target == EXIT else target
+        least = self.EPSILON / leaves[0]
+        dtype = torch.get_default_dtype()
+        self.register_buffer("_least", (least * torch.cat([leaves, leaves[:1]])).to(dtype), persistent=False)
+        self.register_buffer("_least_of", (least * of_choice).to(dtype), persistent=False)
+
+        # Where a choice leads to; what leaves, or is not there, goes into a last place that is not read.
+        self.register_buffer("_next", following, persistent=False)
+
+    _least: Tensor
+    _least_of: Tensor
+    _next: Tensor
+
+    def _check_env(self) -> None:
+        super()._check_env()
+        for decision in self.env.network.decisions:
+            if decision.mixing != "outcome":
+                raise ValueError(
+                    f"agent {self.name!r} shares every instance out among the ways on, but decision {decision.name!r} "
+                    "of this network mixes activations: 'gumbel' or 'soft-mixture' route that"
+                )
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Return the training policy's probabilities; the best choice alone when deterministic."""
+        scores = self.scores(observation, context)
+        if context.deterministic:
+            return functional.one_hot(scores.argmax(-1), self.num_choices).to(scores.dtype)
+        depth = observation["depth"]
+        arrived = scores.new_zeros(len(scores), self.num_decisions + 1) if context.carry is None else context.carry
+        reach = arrived.gather(1, depth.unsqueeze(1))
+        # Whoever begins is at the first decision for certain; of whoever has left nothing is read.
+        reach = torch.where(((depth == 0) | ~context.active).unsqueeze(1), 1.0, reach)
+        chances = self.chances(scores, depth, reach)
+        context.carry = arrived.scatter(1, self._next.index_select(0, depth), reach * chances)
+        context.record["reach"] = reach.squeeze(1)
+        return chances
+
+    def chances(self, scores: Tensor, depth: Tensor, reach: Tensor) -> Tensor:
+        """Return the training policy, `(B, A)`: softmax(s / τ), a little of which goes to every path (Eq. 4).
+
+        Without that little the softmax underflows at low temperatures: choices would no longer be tried, and a layer
+        that no one passes has no throughput.
+
+        Args:
+            scores: `(B, A)`, −inf where a choice is not legal.
+            depth: `(B,)` int64.
+            reach: `(B, 1)`, with what probability an instance is at its decision.
+        """
+        soft = (scores / self.temperature).softmax(-1)
+        least = self._least.index_select(0, depth).unsqueeze(1)
+        return (1 - least / reach).clamp(min=0) * soft + self._least_of.index_select(0, depth) / reach

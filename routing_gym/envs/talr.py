@@ -1,0 +1,101 @@
+"""Throughput-adjusted learning rates (McGill and Perona 2017, section 4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from routing_gym.blocks import OwnedParameter
+from routing_gym.networks import Action, RoutedNetwork, actions
+
+
+class TALR:
+    """Wraps the step of an optimiser: the gradient of every layer is multiplied by 1 / √(mean over the batch of p²).
+
+    p is the probability with which an instance is routed through the layer (Eqs. 11-16, divided by the batch's size: a
+    layer that all pass for certain keeps its rate). However little a layer is used, its updates then vary as much as if
+    all instances passed it. Optimisers that divide by the size of the gradient, as Adam does, undo this.
+
+    The gradients are scaled and not the rates, as in the authors' code: with momentum that is not quite the same.
+
+    Args:
+        layers: For each layer its parameters. A parameter may belong to several layers; every passage through one of
+            them counts then.
+    """
+
+    def __init__(self, layers: Sequence[Sequence[OwnedParameter]]) -> None:
+        places: dict[tuple[int, int | None], tuple[OwnedParameter, list[int]]] = {}
+        for number, layer in enumerate(layers):
+            for owned in layer:
+                places.setdefault((id(owned.parameter), owned.index), (owned, []))[1].append(number)
+        self.num_layers = len(layers)
+        # Parameters of the same layers are scaled by the same number.
+        together: dict[tuple[int, ...], list[OwnedParameter]] = {}
+        for owned, numbers in places.values():
+            together.setdefault(tuple(numbers), []).append(owned)
+        self._groups = list(together.items())
+
+    @torch.no_grad()
+    def scale(self, throughput: Tensor) -> None:
+        """Scale the gradients, between the backward pass and the step.
+
+        Args:
+            throughput: `(layers,)`, the mean over the batch of p². Where it is 0 no instance passed, and there is no
+                gradient to scale.
+        """
+        if throughput.shape != (self.num_layers,):
+            raise ValueError(f"expected the throughput of {self.num_layers} layers, got {tuple(throughput.shape)}")
+        for numbers, owned in self._groups:
+            passed = throughput[list(numbers)].sum()
+            factor = torch.where(passed > 0, passed, torch.ones_like(passed)).rsqrt()
+            for parameter in owned:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+
+class Throughput:
+    """Writes down with what probability every instance of a batch takes every choice, and scales gradients by it.
+
+    Args:
+        network: Says which parameters belong to which choice; those of none run for all and keep their rate.
+    """
+
+    def __init__(self, network: RoutedNetwork) -> None:
+        self.choices = [(d, c) for d, decision in enumerate(network.decisions) for c in range(decision.n)]
+        self.talr = TALR([network.parameters_of(*choice) for choice in self.choices])
+        self.num_rows, self.num_choices = len(network.decisions) + 1, network.num_choices
+        self._passed: Tensor | None = None
+
+    def begin(self, rows: Tensor | None = None) -> None:
+        """Forget the batch, or some rows of it, which begin anew."""
+        if rows is None or self._passed is None:
+            self._passed = None
+        else:
+            self._passed.index_fill_(0, rows, 0)
+
+    @torch.no_grad()
+    def note(self, at: Tensor, reach: Tensor, action: Action) -> None:
+        """Add a decision of every row.
+
+        Args:
+            at: `(B,)` int64, the decision of each row; N for rows that have left.
+            reach: `(B,)`, with what probability it is there.
+            action: What was done. Weights are taken for probabilities; where m tensors choose, a choice is taken unless
+                none of them takes it.
+        """
+        if self._passed is None:
+            self._passed = reach.new_zeros(len(reach), self.num_rows, self.num_choices)
+        weights = actions.dense(action, self.num_choices).detach().abs()
+        if weights.ndim == 3:
+            weights = 1 - (1 - weights.clamp(max=1)).prod(1)
+        rows = torch.arange(len(at), device=at.device)
+        self._passed.index_put_((rows, at), reach.unsqueeze(1) * weights.to(reach.dtype), accumulate=True)
+
+    def scale(self) -> None:
+        """Scale the gradients of the network by what was written down."""
+        assert self._passed is not None
+        squares = self._passed.square().mean(0)
+        decision, choice = zip(*self.choices, strict=True)
+        self.talr.scale(squares[list(decision), list(choice)])
