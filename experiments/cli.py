@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import docstring_parser
@@ -56,8 +56,9 @@ class List(Pluggable):
             owners: list[Any] = [*parts, EnvConfig]
         else:
             owners = [AGENTS[self.name].Config if self.name in AGENTS else NETWORKS[self.name]]
+        chosen = ENV_IDS.get(self.name, {})
         for owner in owners:
-            console.print(options_table(owner))
+            console.print(options_table(owner, chosen))
         return 0
 
 
@@ -86,9 +87,10 @@ class Download:
 
 def everything() -> list[Table]:
     """Return tables of all environments, agents and networks."""
-    environments = Table("id", "data set", "network", title="environments")
+    environments = Table("id", "data set", "network", "options", title="environments")
     for env_id, options in ENV_IDS.items():
-        environments.add_row(env_id, options["dataset"], options["network"])
+        more = ", ".join(f"{name}={value!r}" for name, value in options.items() if name not in ("dataset", "network"))
+        environments.add_row(env_id, options["dataset"], options["network"], escape(more))
     tables = [environments]
     for title, known in (("agents", AGENTS), ("networks", NETWORKS)):
         table = Table("name", "what it is", title=title)
@@ -98,8 +100,13 @@ def everything() -> list[Table]:
     return tables
 
 
-def options_table(owner: Any) -> Table:
-    """Return the options of a configuration class or of a builder: name, default and what its docstring says."""
+def options_table(owner: Any, chosen: Mapping[str, Any]) -> Table:
+    """Return the options of a configuration class or of a builder: name, default and what its docstring says.
+
+    Args:
+        owner: The class or builder.
+        chosen: Defaults of an id, which stand before those of the owner.
+    """
     about = {
         part.arg_name: part.description or "" for which in (AgentConfig, owner) for part in docstring(which).params
     }
@@ -108,7 +115,7 @@ def options_table(owner: Any) -> Table:
         if name in (NOT_OPTIONS if owner in NETWORKS.values() else {"dataset"}):
             continue
         if parameter.kind is parameter.KEYWORD_ONLY or dataclasses.is_dataclass(owner):
-            default = repr(parameter.default)
+            default = repr(chosen.get(name, parameter.default))
             table.add_row(name, escape(default), escape(" ".join(about.get(name, "").split())))
     return table
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import gymnasium
 
-from routing_gym.envs import DATASETS
+from routing_gym.envs import DATASETS, EnvConfig
+from routing_gym.envs.make import OF_ENV, known_options
 from routing_gym.networks import NETWORKS
 
-ENV_IDS: dict[str, dict[str, str]] = {
+# McGill and Perona 2017: -k_cpt MACs for every action, minus the cross-entropy at the end; a price between theirs.
+EARLY_EXIT: dict[str, Any] = {"network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9}
+
+ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/DigitsMTL-v0": {"dataset": "digits", "network": "mlp"},
     "routing_gym/MnistMTL-v0": {"dataset": "mnist", "network": "simple-convnet"},
     "routing_gym/Cifar100MTL-v0": {"dataset": "cifar-100", "network": "simple-convnet"},
     "routing_gym/MiniImagenetMTL-v0": {"dataset": "mini-imagenet", "network": "simple-convnet"},
     "routing_gym/SyntheticMTL-v0": {"dataset": "synthetic", "network": "mlp"},
+    "routing_gym/HybridEarlyExit-v0": {"dataset": "hybrid", **EARLY_EXIT},
+    "routing_gym/Cifar10EarlyExit-v0": {"dataset": "cifar-10", **EARLY_EXIT},
+    "routing_gym/Cifar5EarlyExit-v0": {"dataset": "cifar-5", **EARLY_EXIT},
+    "routing_gym/Cifar2EarlyExit-v0": {"dataset": "cifar-2", **EARLY_EXIT},
 }
-"""Id and what tells it apart. Strings only: `spec.to_json()` must work, and nothing is built before `make`."""
+"""Id and what tells it apart: data, network, and options that `make` may override.
+
+Plain values only: `spec.to_json()` must work, and nothing is built before `make`.
+"""
 
 
 def register_envs() -> None:
@@ -41,24 +55,37 @@ def register_envs() -> None:
             register("aec", env_id, "routing_gym.envs.dispatched:make_routing_aec_env", kwargs=dict(kwargs))
 
 
-def register_env(env_id: str, *, dataset: str, network: str) -> None:
+def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> None:
     """Make an environment of your own data or network known, to Gymnasium, PettingZoo and every command.
 
     Args:
         env_id: Its id, `namespace/Name-v0`.
         dataset: Name of its data, see `register_dataset`.
         network: Name of its network, see `register_network`.
+        options: Options it has unless `make` is given others, plain values: `k_cpt=1e-9`, say.
 
     Raises:
-        ValueError: An unknown name, or an id that is taken.
+        ValueError: An unknown name, an option that is refused or is no plain value, or an id that is taken.
     """
     for kind, name, known in (("data set", dataset, DATASETS), ("network", network, NETWORKS)):
         if name not in known:
             raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(sorted(known))}")
-    options = {"dataset": dataset, "network": network}
-    if ENV_IDS.get(env_id, options) != options or (env_id in gymnasium.registry and env_id not in ENV_IDS):
+    takes = known_options(dataset, network) - {"num_envs"}
+    for option, value in options.items():
+        if option not in takes:
+            raise ValueError(f"unknown option {option!r}; this environment takes {', '.join(sorted(takes))}")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{option} must be a plain value, since an id has to be one that text can describe, got {value!r}: "
+                "give it to make instead"
+            ) from error
+    EnvConfig.of({option: value for option, value in options.items() if option in OF_ENV})
+    kwargs = {"dataset": dataset, "network": network, **options}
+    if ENV_IDS.get(env_id, kwargs) != kwargs or (env_id in gymnasium.registry and env_id not in ENV_IDS):
         raise ValueError(f"the id {env_id!r} belongs to another environment already")
-    ENV_IDS[env_id] = options
+    ENV_IDS[env_id] = kwargs
     register_envs()
 
 

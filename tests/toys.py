@@ -8,6 +8,7 @@ from torch import nn
 from routing_gym.blocks import OwnedParameter, allow_small_groups
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutedNetwork, is_weights
+from routing_gym.registration import ENV_IDS
 from routing_gym.tasks import MultiTaskDataset, synthetic_mtl
 
 IMAGE = (1, 2, 3)
@@ -246,6 +247,11 @@ def planted_env(num_envs=64, **options):
         for split in ("train", "test")
     }
     return RoutingVectorEnv(Planted(), data, num_envs, autoreset_mode="disabled", **options)
+
+
+def quick(env_id):
+    """Options that make an id's network small where it would keep a test waiting."""
+    return {"columns": 3, "width": 2} if ENV_IDS[env_id]["network"] == "pyramid-chain" else {}
 
 
 def toy_data(**options):

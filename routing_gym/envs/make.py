@@ -56,6 +56,14 @@ def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDatase
 NOT_OPTIONS = {"trunk", "num_tasks"}
 """Parameters of networks that the data decides, or that no text can say."""
 
+OF_ENV = {field.name for field in dataclasses.fields(EnvConfig)}
+
+
+def known_options(dataset: str, network: str | RoutedNetwork) -> set[str]:
+    """Return the names of all options that an environment of this data and network takes."""
+    own = {"network", "num_envs", "num_blocks", "num_tasks"}
+    return _parameters(DATASETS[dataset]) | _network_options(network) | OF_ENV | own
+
 
 def make_routing_vector_env(
     *,
@@ -83,12 +91,10 @@ def make_routing_vector_env(
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set {dataset!r}; known are {', '.join(sorted(DATASETS))}")
-    of_data = _parameters(DATASETS[dataset])
-    of_env = {field.name for field in dataclasses.fields(EnvConfig)}
     if isinstance(network, str) and network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}; known are {', '.join(sorted(NETWORKS))}")
-    of_network = _parameters(NETWORKS[network]) - NOT_OPTIONS if isinstance(network, str) else set()
-    known = of_data | of_env | of_network | {"network", "num_envs", "num_blocks", "num_tasks"}
+    of_data, of_network = _parameters(DATASETS[dataset]), _network_options(network)
+    known = known_options(dataset, network)
     if unknown := sorted(set(options) - known):
         raise ValueError(f"unknown option {unknown[0]!r}; this environment takes {', '.join(sorted(known))}")
     for builder in (DATASETS[dataset], NETWORKS[network] if isinstance(network, str) else None):
@@ -116,13 +122,18 @@ def make_routing_vector_env(
             )
     elif num_blocks is not None:
         raise ValueError("num_blocks is for networks given by name; a network of your own has its blocks already")
-    of_core = {name: value for name, value in options.items() if name in of_env}
+    of_core = {name: value for name, value in options.items() if name in OF_ENV}
     return RoutingVectorEnv(network, data, num_envs, seed=seed, **of_core)
 
 
 def make_routing_env(**options: Any) -> RoutingEnv:
     """Build the view of one instance; options as in `make_routing_vector_env`."""
     return RoutingEnv(make_routing_vector_env(num_envs=1, **options))
+
+
+def _network_options(network: str | RoutedNetwork) -> set[str]:
+    """Return the names of the options of a network given by its name; one that is there already has none."""
+    return _parameters(NETWORKS[network]) - NOT_OPTIONS if isinstance(network, str) else set()
 
 
 def _function(builder: Callable[..., Any]) -> Callable[..., Any]:

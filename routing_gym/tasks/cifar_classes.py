@@ -63,7 +63,15 @@ def cifar5(
 ) -> dict[str, MultiTaskDataset]:
     """Build CIFAR-5: all images of CIFAR-10 as cat (0), dog (1), deer (2), horse (3) or other (4, 60 %).
 
-    Arguments, return value and errors are those of `cifar10`.
+    Args:
+        data_dir: As of `cifar10`.
+        held_out: Training images of each of the ten official classes kept out as the split `validation`; 0 for none.
+        shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
+        flip: Mirror every other training image.
+        fill: What moves in: `"mean"` or `"black"`, as of `cifar10`.
+        allow_partial: Take what there is where files or rows of the official ones are missing.
+
+    Returns and raises what `cifar10` does.
     """
     names = ("cat", "dog", "deer", "horse")
     return _of_classes("CIFAR-5", names, data_dir, held_out, _augmentation(shift, flip, fill), allow_partial)
@@ -80,7 +88,15 @@ def cifar2(
 ) -> dict[str, MultiTaskDataset]:
     """Build CIFAR-2: all images of CIFAR-10 as horse (0) or other (1, 90 %).
 
-    Arguments, return value and errors are those of `cifar10`.
+    Args:
+        data_dir: As of `cifar10`.
+        held_out: Training images of each of the ten official classes kept out as the split `validation`; 0 for none.
+        shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
+        flip: Mirror every other training image.
+        fill: What moves in: `"mean"` or `"black"`, as of `cifar10`.
+        allow_partial: Take what there is where files or rows of the official ones are missing.
+
+    Returns and raises what `cifar10` does.
     """
     return _of_classes("CIFAR-2", ("horse",), data_dir, held_out, _augmentation(shift, flip, fill), allow_partial)
 

@@ -44,7 +44,7 @@ def hybrid_mnist_cifar(
         flip: Mirror every other photograph in training; digits never are.
         fill: What moves in: `"mean"`, the image's mean colour after gamma decoding, or `"black"`.
         recolor_each_time: Give a digit new colours every time it is drawn for training.
-        allow_partial: As in `cifar10`.
+        allow_partial: Take what there is where files or rows of CIFAR-10's are missing, as `cifar10` does.
 
     Returns:
         The splits `train`, `test` and, with `held_out`, `validation`.

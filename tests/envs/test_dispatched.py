@@ -5,7 +5,7 @@ import pettingzoo
 import pytest
 from gymnasium.error import ResetNeeded
 from pettingzoo.test import api_test, seed_test
-from toys import TREE, ExitTree, Gates, Planted, planted_env, toy_env
+from toys import TREE, ExitTree, Gates, Planted, planted_env, quick, toy_env
 
 import routing_gym
 from routing_gym.envs import core_of
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_every_id_passes_every_test(env_id):
     def make(**options):
-        return pettingzoo.make("aec", env_id, **options)
+        return pettingzoo.make("aec", env_id, **quick(env_id), **options)
 
     api_test(make(), num_cycles=10)
     api_test(make(num_agents=2), num_cycles=10)

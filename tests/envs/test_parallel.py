@@ -11,7 +11,7 @@ import torch
 from gymnasium.error import ResetNeeded
 from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test
 from pettingzoo.utils.conversions import parallel_to_aec
-from toys import TREE, ExitTree, Gates, Planted, planted_env, toy_env
+from toys import TREE, ExitTree, Gates, Planted, planted_env, quick, toy_env
 
 import routing_gym
 from routing_gym.envs import core_of
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_every_id_passes_every_test(env_id):
     def make(**options):
-        return pettingzoo.make("parallel", env_id, **options)
+        return pettingzoo.make("parallel", env_id, **quick(env_id), **options)
 
     parallel_api_test(make(), num_cycles=10)
     parallel_api_test(make(instances_per_agent=2), num_cycles=10)

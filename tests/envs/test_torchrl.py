@@ -4,7 +4,7 @@ import gymnasium
 import pettingzoo
 import pytest
 import torch
-from toys import TREE, ExitTree, planted_env, toy_env
+from toys import TREE, ExitTree, planted_env, quick, toy_env
 
 import routing_gym
 from routing_gym.envs.parallel import RoutingParallelEnv
@@ -33,13 +33,13 @@ def wrapped(env):
 @pytest.mark.parametrize("options", [{}, DISABLED], ids=["same-step", "disabled"])
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_every_id_passes_the_check(env_id, options):
-    check_env_specs(wrapped(gymnasium.make_vec(env_id, num_envs=5, **options)))
+    check_env_specs(wrapped(gymnasium.make_vec(env_id, num_envs=5, **quick(env_id), **options)))
 
 
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_the_faces_of_every_id_pass_the_check(env_id):
-    check_env_specs(PettingZooWrapper(pettingzoo.make("parallel", env_id)))
-    check_env_specs(PettingZooWrapper(pettingzoo.make("aec", env_id), use_mask=True))
+    check_env_specs(PettingZooWrapper(pettingzoo.make("parallel", env_id, **quick(env_id))))
+    check_env_specs(PettingZooWrapper(pettingzoo.make("aec", env_id, **quick(env_id)), use_mask=True))
 
 
 def test_agents_that_leave_one_by_one_pass_the_check():

@@ -10,7 +10,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from torch import nn
-from toys import TREE, ExitTree, Gates, RunSkip, toy_data, toy_env
+from toys import TREE, ExitTree, Gates, RunSkip, quick, toy_data, toy_env
 
 import routing_gym
 from routing_gym.envs import FINAL_REWARDS, RoutingVectorEnv, register_reward, rollout
@@ -20,12 +20,14 @@ from routing_gym.testing import check_vector_env, legal_actions
 
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_every_id_passes_every_checker(env_id):
-    check_vector_env(gymnasium.make_vec(env_id, num_envs=5, autoreset_mode="disabled", replay=True))
-    check_env(gymnasium.make(env_id).unwrapped)
-    check_env_sb3(gymnasium.make(env_id).unwrapped)
+    small = quick(env_id)
+    check_vector_env(gymnasium.make_vec(env_id, num_envs=5, autoreset_mode="disabled", replay=True, **small))
+    check_env(gymnasium.make(env_id, **small).unwrapped)
+    check_env_sb3(gymnasium.make(env_id, **small).unwrapped)
     for mode in ("same_step", "disabled"):
         for action_type in ("discrete", "weights"):
-            check_vector_env(gymnasium.make_vec(env_id, num_envs=5, autoreset_mode=mode, action_type=action_type))
+            options = {"autoreset_mode": mode, "action_type": action_type, **small}
+            check_vector_env(gymnasium.make_vec(env_id, num_envs=5, **options))
 
 
 @pytest.mark.parametrize("action_type", ["discrete", "weights"])

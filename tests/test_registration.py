@@ -1,0 +1,95 @@
+"""Ids: what stands in them, and that what `make` is given comes before it."""
+
+import gymnasium
+import pettingzoo
+import pytest
+from gymnasium.envs.registration import EnvSpec
+
+import routing_gym
+from routing_gym.envs import core_of
+from routing_gym.experiments.cli import main
+from routing_gym.registration import ENV_IDS
+
+EARLY = [env_id for env_id in routing_gym.env_ids() if "EarlyExit" in env_id]
+SMALL = {"columns": 2, "width": 1}
+
+
+@pytest.fixture
+def nothing_stays():
+    """Forget the ids a test registers."""
+    registries = [ENV_IDS, gymnasium.registry, pettingzoo.parallel_registry, pettingzoo.aec_registry]
+    kept = [dict(registry) for registry in registries]
+    yield
+    for registry, before in zip(registries, kept, strict=True):
+        registry.clear()
+        registry.update(before)
+
+
+def makers(env_id, **options):
+    """The core of every kind of environment that an id makes."""
+    yield core_of(gymnasium.make(env_id, **options))
+    yield core_of(gymnasium.make_vec(env_id, num_envs=2, **options))
+    yield core_of(pettingzoo.make("parallel", env_id, **options))
+    yield core_of(pettingzoo.make("aec", env_id, **options))
+
+
+@pytest.mark.parametrize("env_id", EARLY)
+def test_early_exits_cost_something_unless_one_says_otherwise(env_id):
+    for core in makers(env_id, **SMALL):
+        assert (core.config.final_reward, core.config.k_cpt) == ("negative-loss", 4e-9)
+        assert core.dataset.num_tasks == 1
+        assert len(core.network.ways_out) == 2
+    for core in makers(env_id, k_cpt=1e-8, final_reward="correctness", **SMALL):
+        assert (core.config.final_reward, core.config.k_cpt) == ("correctness", 1e-8)
+    env = gymnasium.make_vec(env_id, num_envs=3, k_cpt=1e-8, **SMALL)
+    again = gymnasium.make_vec(EnvSpec.from_json(env.spec.to_json()))
+    assert again.unwrapped.config == env.unwrapped.config and again.num_envs == 3
+
+
+def test_the_networks_are_as_wide_and_deep_as_the_papers():
+    network = gymnasium.make_vec("routing_gym/HybridEarlyExit-v0", num_envs=1).unwrapped.network
+    assert len(network.decisions) == 7 and network.observation_size == 4 * 4 * 128
+
+
+def test_ids_of_ones_own_take_options(nothing_stays):
+    routing_gym.register_env("mine/Costly-v0", dataset="synthetic", network="mlp", k_cpt=1e-3, width=5, num_tasks=2)
+    for core in makers("mine/Costly-v0"):
+        assert core.config.k_cpt == 1e-3 and core.network.banks[0].weight.shape[-1] == 5 and core.dataset.num_tasks == 2
+    for core in makers("mine/Costly-v0", width=6):
+        assert core.network.banks[0].weight.shape[-1] == 6
+    routing_gym.register_env("mine/Costly-v0", dataset="synthetic", network="mlp", k_cpt=1e-3, width=5, num_tasks=2)
+    with pytest.raises(ValueError, match="'mine/Costly-v0' belongs to another environment already"):
+        routing_gym.register_env("mine/Costly-v0", dataset="synthetic", network="mlp", k_cpt=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widht": 3}, "unknown option 'widht'; this environment takes .*width"),
+        ({"num_envs": 3}, "unknown option 'num_envs'"),
+        ({"width": {3}}, r"width must be a plain value, .*, got \{3\}"),
+        ({"k_cpt": -1.0}, "k_cpt must be at least 0 and finite, got -1.0"),
+        ({"k_cpt": "much"}, "k_cpt must be of type float, got 'much'"),
+    ],
+)
+def test_options_that_do_not_fit_an_id_are_refused(options, message, nothing_stays):
+    with pytest.raises(ValueError, match=message):
+        routing_gym.register_env("mine/Wrong-v0", dataset="synthetic", network="mlp", **options)
+    assert "mine/Wrong-v0" not in ENV_IDS and "mine/Wrong-v0" not in gymnasium.registry
+
+
+def test_list_shows_the_defaults_of_an_id(capsys):
+    def row(option):
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {option} ")]
+        return line.split("│")[2].strip()
+
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("k_cpt=4e-09") == len(EARLY)
+    assert main(["list", EARLY[0]]) == 0
+    printed = capsys.readouterr().out
+    assert (row("network"), row("k_cpt"), row("final_reward")) == ("'pyramid-chain'", "4e-09", "'negative-loss'")
+    assert (row("columns"), row("rho"), row("num_envs")) == ("8", "0.0", "1")
+    assert main(["list", "routing_gym/DigitsMTL-v0"]) == 0
+    printed = capsys.readouterr().out
+    assert (row("network"), row("k_cpt"), row("final_reward")) == ("'mlp'", "0.0", "'correctness'")
