@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 
 from routing_gym.envs import DATASETS
 from routing_gym.networks import NETWORKS
 
-ENV_IDS: dict[str, dict[str, str]] = {
+ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/DigitsMTL-v0": {"dataset": "digits", "network": "mlp"},
     "routing_gym/MnistMTL-v0": {"dataset": "mnist", "network": "simple-convnet"},
     "routing_gym/Cifar100MTL-v0": {"dataset": "cifar-100", "network": "simple-convnet"},
     "routing_gym/MiniImagenetMTL-v0": {"dataset": "mini-imagenet", "network": "simple-convnet"},
     "routing_gym/SyntheticMTL-v0": {"dataset": "synthetic", "network": "mlp"},
+    "routing_gym/HybridEarlyExit-v0": {"dataset": "hybrid", "network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9},
+    "routing_gym/Cifar10EarlyExit-v0": {"dataset": "cifar-10", "network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9},
+    "routing_gym/Cifar5EarlyExit-v0": {"dataset": "cifar-5", "network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9},
+    "routing_gym/Cifar2EarlyExit-v0": {"dataset": "cifar-2", "network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9},
 }
 """Id and what tells it apart. Strings only: `spec.to_json()` must work, and nothing is built before `make`."""
 
