@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +212,39 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
         "curve": dataclasses.asdict(result.curve),
         "routes": final.routes.tolist(),
         "exits": final.exits.tolist(),
-        "ways_out": ways_out(network),
-        "decisions": [{"name": decision.name, "next": decision.next} for decision in network.decisions],
+        "ways_out": [list(way) for way in ways_out(network)],
+        "decisions": [{"name": decision.name, "next": list(decision.next)} for decision in network.decisions],
         "dataset": agent.env.datasets[final.split].name,
         "device": device_name(agent.env.device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         **more,
     }
+
+
+def judged_by_price(result: Result, prices: Sequence[float]) -> list[dict[str, float]]:
+    """Judge one agent that knows the price of computation at several prices.
+
+    Args:
+        result: A finished run.
+        prices: Of one multiply-accumulate each.
+
+    Returns:
+        For each price `k_cpt`, the accuracy, `macs`, `loss` and `cost` at it, as in `record_of`.
+    """
+    points = []
+    for price in prices:
+        judged = evaluate(result.agent, result.agent.env, split=result.final.split, k_cpt=price)
+        points.append(
+            {
+                "k_cpt": price,
+                f"{judged.split}_accuracy": judged.accuracy,
+                "macs": judged.macs,
+                "loss": judged.loss,
+                "cost": judged.cost(price),
+            }
+        )
+    return points
 
 
 def count_parameters(agent: Agent) -> int:

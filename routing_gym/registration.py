@@ -15,12 +15,32 @@ ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/Cifar100MTL-v0": {"dataset": "cifar-100", "network": "simple-convnet"},
     "routing_gym/MiniImagenetMTL-v0": {"dataset": "mini-imagenet", "network": "simple-convnet"},
     "routing_gym/SyntheticMTL-v0": {"dataset": "synthetic", "network": "mlp"},
-    "routing_gym/HybridEarlyExit-v0": {"dataset": "hybrid", "network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9},
-    "routing_gym/Cifar10EarlyExit-v0": {"dataset": "cifar-10", "network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9},
-    "routing_gym/Cifar5EarlyExit-v0": {"dataset": "cifar-5", "network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9},
-    "routing_gym/Cifar2EarlyExit-v0": {"dataset": "cifar-2", "network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9},
+    "routing_gym/HybridEarlyExit-v0": {
+        "dataset": "hybrid",
+        "network": "pyramid-chain",
+        "final_reward": "negative-loss",
+        "k_cpt": 4e-9,
+    },
+    "routing_gym/Cifar10EarlyExit-v0": {
+        "dataset": "cifar-10",
+        "network": "pyramid-chain",
+        "final_reward": "negative-loss",
+        "k_cpt": 4e-9,
+    },
+    "routing_gym/Cifar5EarlyExit-v0": {
+        "dataset": "cifar-5",
+        "network": "pyramid-chain",
+        "final_reward": "negative-loss",
+        "k_cpt": 4e-9,
+    },
+    "routing_gym/Cifar2EarlyExit-v0": {
+        "dataset": "cifar-2",
+        "network": "pyramid-chain",
+        "final_reward": "negative-loss",
+        "k_cpt": 4e-9,
+    },
 }
-"""Id and what tells it apart. Strings only: `spec.to_json()` must work, and nothing is built before `make`."""
+"""Id and what tells it apart. Plain values only: `spec.to_json()` must work, and nothing is built before `make`."""
 
 
 def register_envs() -> None:

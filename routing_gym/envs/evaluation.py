@@ -74,7 +74,13 @@ def ways_out(network: RoutedNetwork) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def evaluate(
-    router: Any, env: Any, *, split: str = "test", deterministic: bool = True, batch_size: int = EVALUATION_BATCH
+    router: Any,
+    env: Any,
+    *,
+    split: str = "test",
+    deterministic: bool = True,
+    batch_size: int = EVALUATION_BATCH,
+    k_cpt: float | None = None,
 ) -> Evaluation:
     """Route a whole split, in eval mode.
 
@@ -87,6 +93,7 @@ def evaluate(
         split: Which split.
         deterministic: Whether the router takes its best action or acts as in training.
         batch_size: Instances routed together.
+        k_cpt: Price of one multiply-accumulate that every instance has; for routers that know it.
     """
     core = core_of(env)
     size = min(batch_size, len(core.datasets[split]) if split in core.datasets else 1)
@@ -97,7 +104,7 @@ def evaluate(
     ):
         if getattr(router, attribute, here) != here:
             raise ValueError(f"the agent has {attribute} {getattr(router, attribute)}, this environment {here}")
-    options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": 0.0}
+    options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": k_cpt or 0.0}
     judged = core.sibling(size, split=split, autoreset_mode="disabled", **options)
     network, dataset = judged.network, judged.dataset
     modules = [network, *([router] if isinstance(router, nn.Module) else [])]
