@@ -12,7 +12,7 @@ import torch
 
 from routing_gym.agents import Agent, read
 from routing_gym.experiments.report import Record, write_results
-from routing_gym.experiments.run import Curve, Result, record_of, run
+from routing_gym.experiments.run import Curve, Result, judged_by_price, record_of, run
 from routing_gym.experiments.settings import TrainingSettings, UsageError, build_agent, writable_folder
 
 WHEREABOUTS = {"data_dir", "device"}
@@ -33,6 +33,7 @@ class Cell:
         folder: Where everything is written.
         agent_options: Options of the agent as NAME=VALUE.
         split: What it is judged on in the end.
+        judge_at: Prices of computation it is judged at in the end, one by one, besides.
     """
 
     training: TrainingSettings
@@ -41,6 +42,7 @@ class Cell:
     folder: Path
     agent_options: tuple[str, ...] = ()
     split: str = "test"
+    judge_at: tuple[float, ...] = ()
 
     def make(self) -> Agent:
         """Make agent and environment.
@@ -68,6 +70,7 @@ class Cell:
             "epochs": self.training.epochs,
             "seed": self.seed,
             "split": self.split,
+            **({"judge_at": list(self.judge_at)} if self.judge_at else {}),
         }
 
     def finished(self) -> Record | None:
@@ -115,6 +118,8 @@ class Cell:
             for name in ("results.json", "checkpoint.pt", "policies.npz"):  # of a run that was here before
                 (folder / name).unlink(missing_ok=True)
         result = run(agent, agent.env, self.training.epochs, folder, curve, after_epoch, split=self.split)
+        if self.judge_at:
+            more["by_price"] = judged_by_price(result, self.judge_at)
         record = record_of(result, self.training.env, self.seed, asked=self.asked, **more)
         write_results([record], folder / "results.json")
         return result, record

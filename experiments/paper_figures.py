@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +10,16 @@ from matplotlib.figure import Figure
 
 from routing_gym.experiments.figures import DPI, learning_curves, routing_maps
 from routing_gym.experiments.report import Record, by_label
-from routing_gym.experiments.reproduction import Reproduction
 
 POLICIES_OF = ("cifar", "mnist")
 """Groups whose routed run is looked into."""
 
 
-def draw(paper: Reproduction, records: Sequence[Record], folder: Path) -> list[Path]:
+def draw(groups: Mapping[str, str], records: Sequence[Record], folder: Path) -> list[Path]:
     """Draw all figures there are records for; return their files."""
     drawn = []
     for setting in dict.fromkeys(record["settings"] for record in records):
-        for group, title in paper.groups.items():
+        for group, title in groups.items():
             own = [r for r in records if r["settings"] == setting and group in r["groups"]]
             if not own:
                 continue

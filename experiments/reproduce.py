@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import tyro
 from rich.console import Console
@@ -16,13 +15,14 @@ from rich.console import Console
 import routing_gym
 from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import TrainingDivergedError
-from routing_gym.experiments.cost import cost_against_number_of_blocks
+from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.machine import commit
-from routing_gym.experiments.paper_figures import cost_against_blocks, draw
-from routing_gym.experiments.report import Record, accuracy_text, by_label, write_results
-from routing_gym.experiments.reproduction import Reproduction, Settings
+from routing_gym.experiments.multipath import MULTIPATH
+from routing_gym.experiments.report import Record, write_results
+from routing_gym.experiments.reproduction import Reproduction, Row, Settings
 from routing_gym.experiments.routing_networks import ROUTING_NETWORKS
 from routing_gym.experiments.settings import (
+    DEFAULT_ENV,
     TrainingSettings,
     UsageError,
     at_least_one,
@@ -32,9 +32,7 @@ from routing_gym.experiments.settings import (
 )
 from routing_gym.tasks import DataError
 
-REPRODUCTIONS = {reproduction.name: reproduction for reproduction in (ROUTING_NETWORKS,)}
-COST, COST_TITLE = "cost", "Fig. 13: what a task's epoch costs"
-SHOWN_EPOCHS = (1, 5, 10, 20, 50, 100)
+REPRODUCTIONS = {reproduction.name: reproduction for reproduction in (ROUTING_NETWORKS, MULTIPATH)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +46,7 @@ class Reproduce:
         name: The paper.
         settings: Ways of training; all of them if left out.
         groups: Figures or tables; all of them if left out.
+        rows: Only rows whose label contains one of these texts; all of them if left out.
         epochs: Passes over the training split, instead of each setting's own.
         seeds: Number of seeds, from 0 on.
         data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
@@ -60,6 +59,7 @@ class Reproduce:
     name: Annotated[str, tyro.conf.Positional]
     settings: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
     epochs: int | None = None
     seeds: int = 3
     data_dir: str | None = None
@@ -75,7 +75,7 @@ class Reproduce:
         paper = REPRODUCTIONS[self.name]
         chosen = {setting.name: setting for setting in paper.settings}
         settings = [chosen[name] for name in known_names("settings", self.settings, tuple(chosen))]
-        groups = known_names("groups", self.groups, (*paper.groups, COST))
+        groups = known_names("groups", self.groups, (*paper.groups, *paper.measured))
         at_least_one("seeds", self.seeds)
         folder = writable_folder(self.out)
         target = self.report or folder / f"{self.name}.md"
@@ -83,34 +83,31 @@ class Reproduce:
 
         cells = []
         for setting in settings:
-            epochs = setting.epochs if self.epochs is None else self.epochs
-            base = TrainingSettings(epochs=epochs, data_dir=self.data_dir, device=self.device, threads=self.threads)
+            base = self._training(epochs=setting.epochs if self.epochs is None else self.epochs)
             base.check()
-            cells += [(setting, *pair) for pair in paper.cells(setting, groups, self.seeds, base, folder, self.epochs)]
+            chosen_rows = paper.cells(setting, groups, self.seeds, base, folder, self.epochs, self.rows)
+            cells += [(setting, *pair) for pair in chosen_rows]
+        for text in self.rows:
+            if not any(text in row.label for _, row, _ in cells):
+                raise UsageError(f"--rows: no row of {', '.join(groups)} is called something with {text!r}")
         failures: dict[str, None] = {}
-        costs, pictures_of_cost = [], []
-        if COST in groups:
-            base = TrainingSettings(paper.cost_env, 1, paper.batch_size, (), self.data_dir, self.device, self.threads)
-            try:
-                costs = cost_against_number_of_blocks(base, folder / "cost.json")
-                pictures_of_cost = [folder / "cost.png"]
-                cost_against_blocks(costs, pictures_of_cost[0], COST_TITLE)
-                _write(target, report_of(paper, settings, groups, [], costs, [], pictures_of_cost))
-            except UsageError as error:
-                _unless_data_is_missing(error, failures)
+        measured: dict[str, list[Record]] = {}
+        pictures_of_measured = []
+        for name, measurement in paper.measured.items():
+            if name in groups:
+                base = self._training(measurement.env, 1, paper.batch_size)
+                try:
+                    measured[name] = measurement.measure(base, folder / f"{name}.json")
+                    pictures_of_measured.append(folder / f"{name}.png")
+                    measurement.draw(measured[name], pictures_of_measured[-1], measurement.title)
+                    _write(target, report_of(paper, settings, groups, [], measured, [], pictures_of_measured))
+                except UsageError as error:
+                    _unless_data_is_missing(error, failures)
         records: list[Record] = []
         with progress_bars(console) as progress:
             bar = progress.add_task("runs", total=len(cells))
             for setting, row, cell in cells:
-                more: dict[str, Any] = {
-                    "label": row.label,
-                    "settings": setting.name,
-                    "groups": list(row.groups),
-                    "x": row.x,
-                    "paper": row.paper[max(row.paper)] / 100 if row.paper else None,
-                    "paper_by_epoch": row.paper,
-                    "folder": str(cell.folder),
-                }
+                more = _facts_of(setting, row, cell)
                 progress.update(bar, description=f"{row.label}"[:40])
                 try:
                     record = cell.finished() or cell.run(resume=True, **more)[1]
@@ -121,14 +118,35 @@ class Reproduce:
                     _unless_data_is_missing(error, failures)
                 progress.advance(bar)
                 write_results(records, folder / "results.json")
-                _write(target, report_of(paper, settings, groups, records, costs, list(failures), pictures_of_cost))
-        shown = dataclasses.replace(paper, groups={group: paper.groups[group] for group in groups if group != COST})
-        pictures = [*draw(shown, records, folder), *pictures_of_cost]
-        _write(target, report_of(paper, settings, groups, records, costs, list(failures), pictures))
+                _write(
+                    target, report_of(paper, settings, groups, records, measured, list(failures), pictures_of_measured)
+                )
+        shown = {group: title for group, title in paper.groups.items() if group in groups}
+        pictures = [*paper.draw(shown, records, folder), *pictures_of_measured]
+        _write(target, report_of(paper, settings, groups, records, measured, list(failures), pictures))
         for failure in failures:
             console.print(f"[red]{failure}[/red]")
         console.print(f"Written to {folder}: results.json, pictures, a folder per run; the report is {target}")
         return 1 if failures else 0
+
+    def _training(self, env: str = DEFAULT_ENV, epochs: int = 1, batch_size: int = 1) -> TrainingSettings:
+        """Return how something is trained on this machine."""
+        return TrainingSettings(env, epochs, batch_size, (), self.data_dir, self.device, self.threads)
+
+
+def _facts_of(setting: Settings, row: Row, cell: Cell) -> dict[str, Any]:
+    """Return what a record says of the row it belongs to, besides what the run itself says."""
+    return {
+        "label": row.label,
+        "settings": setting.name,
+        "groups": list(row.groups),
+        "series": row.series,
+        "part": row.part,
+        "x": row.x,
+        "paper": row.paper[max(row.paper)] / 100 if row.paper else None,
+        "paper_by_epoch": row.paper,
+        "folder": str(cell.folder),
+    }
 
 
 def _unless_data_is_missing(error: UsageError, failures: dict[str, None]) -> None:
@@ -148,7 +166,7 @@ def report_of(
     settings: Sequence[Settings],
     groups: Sequence[str],
     records: Sequence[Record],
-    costs: Sequence[Record],
+    measured: Mapping[str, Sequence[Record]],
     failures: Sequence[str],
     pictures: Sequence[Path],
 ) -> str:
@@ -156,91 +174,26 @@ def report_of(
     lines = [
         f"# {paper.title}",
         "",
-        f"Test accuracy in %, ± half of the 95 % interval over seeds. `routing-gym reproduce {paper.name}`, "
+        f"{paper.about} `routing-gym reproduce {paper.name}`, "
         f"routing_gym {routing_gym.__version__} at commit {commit()}, PyTorch {torch.__version__}, "
         f"{platform.machine()}, Python {platform.python_version()}.",
         "",
     ]
     for setting in settings:
         lines += [f"## Settings `{setting.name}`", "", setting.about[0].upper() + setting.about[1:] + ".", ""]
-        for group in (group for group in groups if group != COST):
-            own = [r for r in records if r["settings"] == setting.name and group in r["groups"]]
+        of_setting = [record for record in records if record["settings"] == setting.name]
+        for group in (group for group in groups if group in paper.groups):
+            own = [record for record in of_setting if group in record["groups"]]
             if own:
-                lines += [f"### {paper.groups[group]}", "", *_table(own), "", *_differences(own), _judged(own), ""]
-    if costs:
-        first = costs[0]
-        how = f"{first['env']}, batches of {first['batch_size']}, {first['device']}, {first['threads']} CPU threads"
-        lines += [f"## {COST_TITLE}", "", *_cost_table(costs), "", f"Measured on {how}.", ""]
+                lines += [f"### {paper.groups[group]}", "", *paper.table(own), ""]
+        if paper.judge is not None and of_setting:
+            lines += ["### What the paper says", ""]
+            lines += [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in paper.judge(of_setting)]
+            lines += [""]
+    for name, found in measured.items():
+        lines += [f"## {paper.measured[name].title}", "", *paper.measured[name].table(found), ""]
     if failures:
         lines += ["## Not there", "", *(f"- {failure}" for failure in failures), ""]
     if pictures:
         lines += ["## Pictures", "", *(f"- {picture.name}" for picture in pictures), ""]
     return "\n".join(lines)
-
-
-def _table(records: Sequence[Record]) -> list[str]:
-    """Return a Markdown table: ours by epoch, the paper's below in italics."""
-    last = max(max(record["curve"]["epoch"]) for record in records)
-    epochs = [epoch for epoch in SHOWN_EPOCHS if epoch < last] + [last]
-    header = ["", *(f"epoch {epoch}" for epoch in epochs), "blocks", "MACs", "parameters", "s per epoch", "seeds"]
-    lines = [_line(header), _line(["---"] + ["---:"] * (len(header) - 1))]
-    for label, runs in by_label(records).items():
-        curves = np.array([run["curve"]["validation_accuracy"] for run in runs])
-        ours = [accuracy_text(curves[:, epoch - 1].tolist()) for epoch in epochs[:-1]]
-        lines.append(
-            _line(
-                [
-                    label,
-                    *ours,
-                    f"**{accuracy_text([run['test_accuracy'] for run in runs])}**",
-                    f"{np.mean([run['blocks_used'] for run in runs]):.0f}",
-                    f"{np.mean([run['macs'] for run in runs]):,.0f}",
-                    f"{runs[0]['parameters']:,}",
-                    f"{np.mean([run['seconds'] / run['epochs'] for run in runs]):.0f}",
-                    str(len(runs)),
-                ]
-            )
-        )
-        theirs = {int(epoch): value for epoch, value in runs[0]["paper_by_epoch"].items()}
-        if theirs:
-            shown = [f"*{theirs[epoch]:g}*" if epoch in theirs else "" for epoch in epochs]
-            at_end = "" if epochs[-1] == max(theirs) else f"*{theirs[max(theirs)]:g} at epoch {max(theirs)}*"
-            lines.append(_line(["*paper*", *shown, "", "", "", "", at_end]))
-    return lines
-
-
-def _differences(records: Sequence[Record]) -> list[str]:
-    """Say how far the first row, the paper's own method, is from every other one, and how far it is in the paper."""
-    (first, routed), *others = by_label(records).items()
-    if not others or routed[0]["x"] is not None:  # rows along an axis are a picture
-        return []
-    parts = []
-    for label, runs in others:
-        ours = 100 * (np.mean([r["test_accuracy"] for r in routed]) - np.mean([r["test_accuracy"] for r in runs]))
-        both = routed[0]["paper"] is not None and runs[0]["paper"] is not None
-        theirs = f" (paper {100 * (routed[0]['paper'] - runs[0]['paper']):+.0f})" if both else ""
-        parts.append(f"{label} {ours:+.1f}{theirs}")
-    return [f"{first}, points above: {'; '.join(parts)}.", ""]
-
-
-def _judged(records: Sequence[Record]) -> str:
-    """Say what the columns were measured on."""
-    judged_on = ", ".join(sorted({record["curve"]["judged_on"] for record in records}))
-    if judged_on == "test":
-        return "All columns are of the test split."
-    return f"The last epoch's column is of the test split, the others are of the {judged_on} split."
-
-
-def _cost_table(costs: Sequence[Record]) -> list[str]:
-    """Return a Markdown table of seconds per epoch, and per epoch and task, against blocks."""
-    blocks = sorted({record["blocks"] for record in costs})
-    lines = [_line(["blocks", *map(str, blocks)]), _line(["---"] + ["---:"] * len(blocks))]
-    for key, what in (("seconds_per_epoch", "s per epoch"), ("seconds_per_epoch_and_task", "s per epoch and task")):
-        for agent, runs in by_label(costs).items():
-            found = {run["blocks"]: run[key] for run in runs}
-            lines.append(_line([f"{agent}, {what}", *(f"{found[number]:.2f}" for number in blocks)]))
-    return lines
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -1,12 +1,14 @@
-"""What a paper reports, as runs of ours: rows, settings, and the cells they make."""
+"""What a paper reports, as runs of ours: rows, settings, the cells they make, and how results are shown and judged."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from routing_gym.experiments.cell import Cell
+from routing_gym.experiments.report import Record
 from routing_gym.experiments.settings import TrainingSettings
 
 
@@ -19,11 +21,14 @@ class Row:
         groups: The figures or tables it belongs to.
         env: Id of the environment.
         agent: The agent.
-        agent_options: Its options as NAME=VALUE.
-        env_options: Options of the environment as NAME=VALUE.
+        agent_options: Its options as NAME=VALUE; `{epochs}` and `{eighth}` are filled in, see `Settings`.
+        env_options: Options of the environment as NAME=VALUE, likewise.
         tuned: Further ones in single settings, by their name.
         paper: The paper's test accuracy in % by epoch; empty where it has none.
         x: Where it stands on a figure's axis.
+        series: The curve of a figure it is a point of; empty where it is a line of a table.
+        part: Which of several such figures.
+        judge_at: Prices of computation (`k_cpt`) to judge the one trained agent at, each of which makes a point.
     """
 
     label: str
@@ -35,6 +40,9 @@ class Row:
     tuned: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     paper: dict[int, float] = dataclasses.field(default_factory=dict)
     x: float | None = None
+    series: str = ""
+    part: str = ""
+    judge_at: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +53,8 @@ class Settings:
         name: What they are called.
         about: What they are, in a line.
         epochs: Passes over the training split.
-        env_options: Options of all environments, as NAME=VALUE; `{epochs}` stands for the number of epochs.
+        env_options: Options of all environments, as NAME=VALUE; `{epochs}` stands for the number of epochs, `{eighth}`
+            for an eighth of it.
         more_options: Further ones of single environments, by id.
         epochs_on: Other numbers of passes for single environments, by id.
     """
@@ -59,6 +68,40 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Something a paper reports that is measured in a moment, not trained and judged.
+
+    Attributes:
+        title: Its title.
+        env: Id of the environment it is measured on.
+        measure: Measures with given settings and returns records, or those kept in a file from last time.
+        table: Shows the records as lines of Markdown.
+        draw: Draws them to a file, under a title.
+    """
+
+    title: str
+    env: str
+    measure: Callable[[TrainingSettings, Path], list[Record]]
+    table: Callable[[Sequence[Record]], list[str]]
+    draw: Callable[[Sequence[Record], Path, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a paper says in words, judged by our records.
+
+    Attributes:
+        text: What it says.
+        verdict: Whether it holds; "not enough" where runs are missing or too much alike to tell.
+        numbers: What the verdict is based on.
+    """
+
+    text: str
+    verdict: Literal["holds", "does not hold", "not enough"]
+    numbers: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Reproduction:
     """All that is reproduced of a paper.
 
@@ -69,7 +112,12 @@ class Reproduction:
         rows: The rows.
         groups: Title of every group.
         batch_size: Instances per batch.
-        cost_env: Id of the environment whose cost is measured against the number of blocks.
+        about: What the numbers of the tables are, as the first sentences of the report.
+        table: Shows the records of one group, trained in one way, as lines of Markdown.
+        draw: Draws what there are records for, given the titles of the groups wanted, into a folder; returns the files.
+        judge: Judges what the paper says in words by records that were trained in one way; None where all it says
+            stands in its tables.
+        measured: Further groups, which are measured.
     """
 
     name: str
@@ -78,7 +126,11 @@ class Reproduction:
     rows: tuple[Row, ...]
     groups: dict[str, str]
     batch_size: int
-    cost_env: str
+    about: str
+    table: Callable[[Sequence[Record]], list[str]]
+    draw: Callable[[Mapping[str, str], Sequence[Record], Path], list[Path]]
+    judge: Callable[[Sequence[Record]], list[Claim]] | None = None
+    measured: dict[str, Measurement] = dataclasses.field(default_factory=dict)
 
     def cells(
         self,
@@ -88,6 +140,7 @@ class Reproduction:
         base: TrainingSettings,
         out: Path,
         epochs: int | None = None,
+        only: tuple[str, ...] = (),
     ) -> Iterator[tuple[Row, Cell]]:
         """Yield the cells of some groups: seed by seed, so that a run that stops early has seen every row.
 
@@ -98,10 +151,11 @@ class Reproduction:
             base: Device, threads and data folder.
             out: Folder for everything.
             epochs: Passes over the training split, instead of the settings' own.
+            only: Leave out rows whose label contains none of these texts; none given, all stay.
         """
         for seed in range(seeds):
             for row in self.rows:
-                if set(row.groups) & set(groups):
+                if set(row.groups) & set(groups) and any(text in row.label for text in only or ("",)):
                     options = (
                         *settings.env_options,
                         *settings.more_options.get(row.env, ()),
@@ -114,10 +168,16 @@ class Reproduction:
                         env=row.env,
                         epochs=passes,
                         batch_size=self.batch_size,
-                        env_options=tuple(option.format(epochs=passes) for option in options),
+                        env_options=_filled(options, passes),
                     )
                     folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
-                    yield row, Cell(training, row.agent, seed, folder, row.agent_options)
+                    of_agent = _filled(row.agent_options, passes)
+                    yield row, Cell(training, row.agent, seed, folder, of_agent, judge_at=row.judge_at)
+
+
+def _filled(options: Sequence[str], epochs: int) -> tuple[str, ...]:
+    """Put the number of epochs, and an eighth of it, into options."""
+    return tuple(option.replace("{epochs}", str(epochs)).replace("{eighth}", str(epochs / 8)) for option in options)
 
 
 def _plain(label: str) -> str:

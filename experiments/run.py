@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from routing_gym.agents import Agent
 from routing_gym.agents.checkpoint import write_atomically
-from routing_gym.envs import Evaluation, RoutingVectorEnv, evaluate
+from routing_gym.envs import Evaluation, RoutingVectorEnv, evaluate, ways_out
 from routing_gym.experiments.machine import device_name
 
 
@@ -29,7 +29,10 @@ class Curve:
         train_accuracy: Mean accuracy while training, exploration included.
         validation_accuracy: Of the deterministic policy after the epoch; on the test split where nothing is held out.
         seconds: Training time so far, without judging.
-        judged_on: The split `validation_accuracy` is of.
+        judged_on: The split `validation_accuracy`, `macs` and `exits` are of.
+        macs: Mean multiply-accumulates per instance after the epoch, the router's own included; None for epochs that
+            were run before this was written down.
+        exits: How many instances left by each way out (`ways_out`) after the epoch, of all labels; or None.
     """
 
     epoch: list[int] = dataclasses.field(default_factory=list)
@@ -38,6 +41,13 @@ class Curve:
     validation_accuracy: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     judged_on: str = "validation"
+    macs: list[float | None] = dataclasses.field(default_factory=list)
+    exits: list[list[int] | None] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        later: tuple[list, ...] = (self.macs, self.exits)
+        for column in later:
+            column[:0] = [None] * (len(self.epoch) - len(column))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +120,8 @@ def run(
             curve.train_accuracy.append(means["accuracy"])
             curve.validation_accuracy.append(validation.accuracy)
             curve.seconds.append(seconds)
+            curve.macs.append(validation.macs)
+            curve.exits.append([int(validation.exits[way].sum()) for way in ways_out(env.network)])
             for key, value in means.items():
                 writer.add_scalar(f"train/{key}", value, epoch)
             writer.add_scalar(f"{judged_on}/accuracy_by_epoch", validation.accuracy, epoch)
@@ -176,6 +188,8 @@ class PolicyLog:
 def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, Any]:
     """Return a run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1."""
     agent, final = result.agent, result.final
+    network, k_cpt = agent.env.network, agent.env.config.k_cpt
+    priced = {"cost": final.cost(k_cpt)} if isinstance(k_cpt, int | float) else {}  # not where prices are drawn
     return {
         "agent": agent.name,
         "env": env_id,
@@ -188,6 +202,7 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
         f"{final.split}_loss": final.loss,
         "task_accuracy": final.task_accuracy,
         "router_macs": final.router_macs,
+        **priced,
         "paths": final.paths,
         "parameters": count_parameters(agent),
         "epochs": len(result.curve.epoch),
@@ -196,11 +211,40 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
         "env_config": dataclasses.asdict(agent.env.config),
         "curve": dataclasses.asdict(result.curve),
         "routes": final.routes.tolist(),
+        "exits": final.exits.tolist(),
+        "ways_out": [list(way) for way in ways_out(network)],
+        "decisions": [{"name": decision.name, "next": list(decision.next)} for decision in network.decisions],
+        "dataset": agent.env.datasets[final.split].name,
         "device": device_name(agent.env.device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         **more,
     }
+
+
+def judged_by_price(result: Result, prices: Sequence[float]) -> list[dict[str, float]]:
+    """Judge one agent that knows the price of computation at several prices.
+
+    Args:
+        result: A finished run.
+        prices: Of one multiply-accumulate each.
+
+    Returns:
+        For each price `k_cpt`, the accuracy, `macs`, `loss` and `cost` at it, as in `record_of`.
+    """
+    points = []
+    for price in prices:
+        judged = evaluate(result.agent, result.agent.env, split=result.final.split, k_cpt=price)
+        points.append(
+            {
+                "k_cpt": price,
+                f"{judged.split}_accuracy": judged.accuracy,
+                "macs": judged.macs,
+                "loss": judged.loss,
+                "cost": judged.cost(price),
+            }
+        )
+    return points
 
 
 def count_parameters(agent: Agent) -> int:

@@ -81,8 +81,9 @@ class Evaluate(Pluggable):
         agent = load_with_env(self.checkpoint, self.env_options)
         result = evaluate(agent, agent.env, split=self.split)
         if self.json:
-            values = dataclasses.asdict(dataclasses.replace(result, routes=result.routes.tolist()))  # type: ignore[arg-type]
-            console.print_json(json.dumps({"agent": agent.name, **values}))
+            values = dataclasses.asdict(result)
+            tables = {name: values[name].tolist() for name in ("routes", "exits")}
+            console.print_json(json.dumps({"agent": agent.name, **values, **tables}))
         else:
             console.print(evaluation_table(result, f"{agent.name}, {self.checkpoint}"))
         return 0

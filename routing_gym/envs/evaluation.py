@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from routing_gym.envs.outcome import classified_right
 from routing_gym.envs.rollout import core_of, rollout
-from routing_gym.envs.trajectory import Step
-from routing_gym.networks import actions
+from routing_gym.envs.trajectory import Step, Trajectory
+from routing_gym.networks import EXIT, RoutedNetwork, actions
 
 EVALUATION_BATCH = 1024
 
@@ -30,6 +31,10 @@ class Evaluation:
         blocks_used: How many (decision, choice) pairs any instance took.
         paths: How many different routes there were.
         routes: `(T, N, A)` int64: how often each task took each choice at each decision.
+        exits: `(N, A, C, 2)` int64: how many instances of each label left by each choice of each decision, wrong (0)
+            and right (1). What the logits there say counts, and an instance counts once: where it is shared out among
+            several exits, at the one of largest weight, the earliest of equals. Every network has such a table; where
+            all ways lead to one classifier it is all at the last decision, choice 0. See `ways_out`.
     """
 
     split: str
@@ -42,11 +47,40 @@ class Evaluation:
     blocks_used: int
     paths: int
     routes: Tensor
+    exits: Tensor
+
+    def cost(self, k_cpt: float) -> float:
+        """Return c_inf, the mean cost of inference, as in Eqs. 1 and 2 of McGill and Perona (2017).
+
+        Args:
+            k_cpt: Price of one multiply-accumulate.
+
+        Returns:
+            The mean cross-entropy plus `k_cpt` times the mean multiply-accumulates, the router's own included.
+        """
+        return self.loss + k_cpt * self.macs
+
+
+def ways_out(network: RoutedNetwork) -> list[tuple[int, int]]:
+    """Return every `(decision, choice)` by which instances leave a network, as `Evaluation.exits` counts them."""
+    return [
+        (number, choice)
+        for number, decision in enumerate(network.decisions)
+        # All choices of a decision that mixes activations lead to the same place.
+        for choice, target in enumerate(decision.next if decision.mixing == "outcome" else decision.next[:1])
+        if target == EXIT
+    ]
 
 
 @torch.no_grad()
 def evaluate(
-    router: Any, env: Any, *, split: str = "test", deterministic: bool = True, batch_size: int = EVALUATION_BATCH
+    router: Any,
+    env: Any,
+    *,
+    split: str = "test",
+    deterministic: bool = True,
+    batch_size: int = EVALUATION_BATCH,
+    k_cpt: float | None = None,
 ) -> Evaluation:
     """Route a whole split, in eval mode.
 
@@ -59,6 +93,7 @@ def evaluate(
         split: Which split.
         deterministic: Whether the router takes its best action or acts as in training.
         batch_size: Instances routed together.
+        k_cpt: Price of one multiply-accumulate that every instance has; for routers that know it.
     """
     core = core_of(env)
     size = min(batch_size, len(core.datasets[split]) if split in core.datasets else 1)
@@ -69,7 +104,7 @@ def evaluate(
     ):
         if getattr(router, attribute, here) != here:
             raise ValueError(f"the agent has {attribute} {getattr(router, attribute)}, this environment {here}")
-    options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": 0.0}
+    options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": k_cpt or 0.0}
     judged = core.sibling(size, split=split, autoreset_mode="disabled", **options)
     network, dataset = judged.network, judged.dataset
     modules = [network, *([router] if isinstance(router, nn.Module) else [])]
@@ -82,6 +117,8 @@ def evaluate(
     columns: dict[str, list[Tensor]] = {name: [] for name in ("task", "correct", "loss", "macs", "router")}
     routes = torch.zeros(dataset.num_tasks, len(network.decisions) + 1, network.num_choices, dtype=torch.int64)
     routes = routes.to(judged.device)
+    exits = torch.zeros(len(network.decisions), network.num_choices, dataset.num_classes, 2, dtype=torch.int64)
+    exits = exits.to(judged.device)
     paths: set[tuple] = set()
     generator: torch.Generator | None = getattr(router, "generator", None)
     drawn = torch.empty(0) if generator is None else generator.get_state()
@@ -107,6 +144,9 @@ def evaluate(
                 ways[:, number] = used = _used(step, network.num_choices)
                 place = (batch.task[kept], step.decision[kept])
                 routes.index_put_(place, used[kept].to(torch.int64), accumulate=True)
+            label = judged.outcome.label[kept]
+            left, right = (column[kept] for column in _departures(batch, network.num_choices, judged.outcome.label))
+            exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
             paths.update(map(tuple, ways[kept].flatten(1).unique(dim=0).tolist()))
     finally:
         if generator is not None:
@@ -133,7 +173,21 @@ def evaluate(
         blocks_used=int((routes[:, :-1].sum(0) > 0).sum()),
         paths=len(paths),
         routes=routes[:, :-1].cpu(),
+        exits=exits.cpu(),
     )
+
+
+def _departures(batch: Trajectory, num_choices: int, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return by which way out, `(B,)` int64 `decision * A + choice`, every instance left, and if right, `(B,)` bool."""
+    most = torch.full_like(batch.macs, -1.0)
+    left, right = torch.zeros_like(label), torch.zeros_like(label, dtype=torch.bool)
+    for exit in batch.exits:
+        rows = torch.arange(len(label), device=label.device) if exit.rows is None else exit.rows
+        larger = exit.weight > most[rows]
+        most[rows] = torch.where(larger, exit.weight, most[rows])
+        left[rows] = torch.where(larger, exit.decision * num_choices + exit.choice, left[rows])
+        right[rows] = torch.where(larger, classified_right(exit.logits, label[rows]), right[rows])
+    return left, right
 
 
 def _used(step: Step, num_choices: int) -> Tensor:

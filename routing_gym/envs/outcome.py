@@ -20,14 +20,17 @@ class Outcome:
     Args:
         label: `(B,)` int64.
         config: Says what the final reward is.
-        keep_graph: Keep the exits with their graph, for training.
+        keep_graph: Keep the graph, and the exits with it: training needs them.
 
     Attributes:
-        exits: What training needs; empty without graph.
+        keep_exits: Whether exits are kept; without a graph only where somebody asks, since episodes that never end
+            together would pile them up.
+        exits: Where the instances left, as far as that is kept.
     """
 
     def __init__(self, label: Tensor, config: EnvConfig, keep_graph: bool) -> None:
         self.label, self.config, self.keep_graph = label, config, keep_graph
+        self.keep_exits = keep_graph
         # One row for each of loss, correct and final_reward.
         self._fared = torch.zeros(3, len(label), dtype=torch.get_default_dtype(), device=label.device)
         self.exits: list[SettledExit] = []
@@ -59,7 +62,7 @@ class Outcome:
             fared.mul_(exit.weight.detach())
             # What was told about earlier steps stays as it was.
             self._fared = self._fared + fared if exit.rows is None else self._fared.index_add(1, exit.rows, fared)
-            if self.keep_graph:
+            if self.keep_exits:
                 self.exits.append(SettledExit(exit.decision, exit.choice, exit.rows, exit.logits, loss, exit.weight))
 
     def infos(self, macs: Tensor) -> dict[str, Tensor]:

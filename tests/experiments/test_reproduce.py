@@ -30,7 +30,8 @@ SETTINGS = (Settings("quick", "as quick as can be", 2, ("schedule=cosine", "sche
 
 @pytest.fixture
 def small_paper(monkeypatch):
-    paper = dataclasses.replace(ROUTING_NETWORKS, rows=ROWS, settings=SETTINGS, cost_env=SYNTHETIC)
+    measured = {"cost": dataclasses.replace(ROUTING_NETWORKS.measured["cost"], env=SYNTHETIC)}
+    paper = dataclasses.replace(ROUTING_NETWORKS, rows=ROWS, settings=SETTINGS, measured=measured)
     monkeypatch.setitem(reproduce.REPRODUCTIONS, "routing-networks", paper)
     monkeypatch.setattr(cost, "BLOCKS", (2, 4, 6))
     monkeypatch.setattr(cost, "ROUNDS", 2)
@@ -107,7 +108,7 @@ def test_finished_runs_are_skipped_and_interrupted_ones_go_on(small_paper, tmp_p
 
 def test_data_that_is_not_there_is_said_and_the_rest_is_run(small_paper, tmp_path, monkeypatch, capsys):
     rows = (Row("routing", ("min",), MIN, "wpl"), ROWS[1])
-    paper = dataclasses.replace(small_paper, rows=rows, cost_env=CIFAR)
+    paper = dataclasses.replace(small_paper, rows=rows, measured=ROUTING_NETWORKS.measured)
     monkeypatch.setitem(reproduce.REPRODUCTIONS, "routing-networks", paper)
     monkeypatch.setenv(files.DATA_VARIABLE, str(tmp_path / "nothing"))
     assert run(tmp_path / "out", "--seeds", 1) == 1

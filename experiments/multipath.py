@@ -1,0 +1,205 @@
+"""What Deciding How to Decide (McGill and Perona 2017) reports, as runs: a row per network of its Figs. 5, 9 and 10.
+
+Training is that of section 4.7: rate, temperature and their half-life, an eighth of the training, are the paper's. The
+penalty on weights is the agent's, weighted by the probability of the paths, for routed networks, and the optimiser's
+for static ones, where twice the factor is the same penalty: the gradient of k w² is 2 k w. The throughput-adjusted
+learning rate is for agents that are the paper's own; the others of the group `agents` train without it, in the same
+number of steps.
+
+Half of CIFAR-10 will do where there is no more of it; the record then says so in the name of its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from routing_gym.experiments.multipath_claims import claims
+from routing_gym.experiments.multipath_figures import draw
+from routing_gym.experiments.paper_tables import error_and_operations
+from routing_gym.experiments.reproduction import Reproduction, Row, Settings
+
+HYBRID = "routing_gym/HybridEarlyExit-v0"
+CIFAR10, CIFAR5, CIFAR2 = (f"routing_gym/Cifar{classes}EarlyExit-v0" for classes in (10, 5, 2))
+PRICES = (0.0, 1e-9, 2e-9, 4e-9, 8e-9, 1.6e-8, 3.2e-8, 6.4e-8)
+COLUMNS = range(1, 9)
+
+TRAINING = (
+    "optimizer=sgd",
+    "learning_rate=0.1",
+    "momentum=0.9",
+    "schedule=halving",
+    "schedule_epochs={eighth}",
+    "allow_partial=True",
+)
+PAPER = Settings(
+    name="paper",
+    about="as in section 4.7: SGD 0.1, momentum 0.9, rate and temperature halved every 10 000 of 80 000 steps; the "
+    "epochs are so many steps on the whole data",
+    epochs=184,  # of 435 steps
+    epochs_on=dict.fromkeys((CIFAR10, CIFAR5, CIFAR2), 205),  # of 391 steps
+    env_options=TRAINING,
+)
+SHORT = Settings(
+    name="short",
+    about="as the paper's, in 12 epochs: rate and temperature are halved every 1.5",
+    epochs=12,
+    env_options=TRAINING,
+)
+
+ACTOR = ("temperature=1.0", "temperature_epochs={eighth}", "decisiveness=0.01", "weight_decay=1e-4")
+CRITIC = ("temperature=0.1", "temperature_epochs={eighth}", "regression=0.001", "weight_decay=1e-4")
+TALR = ("talr=True",)
+
+
+def price_text(price: float) -> str:
+    """Write a price as in a label: `4e-9`."""
+    return f"{price:g}".replace("e-0", "e-")
+
+
+def _priced(
+    series: str,
+    groups: tuple[str, ...],
+    agent: str,
+    agent_options: tuple[str, ...],
+    env_options: tuple[str, ...] = TALR,
+    *,
+    env: str = HYBRID,
+    part: str = "hybrid",
+    at_medium_price: tuple[str, ...] = (),
+    cheaper: int = 1,
+) -> Iterator[Row]:
+    """Yield the networks of a curve: one for each price.
+
+    Args:
+        series: What the curve is called.
+        groups: The figures it belongs to.
+        agent: Who decides.
+        agent_options: The agent's options.
+        env_options: The environment's, but for the price.
+        env: Id of the environment.
+        part: The panel it belongs to; part of the label but on the hybrid data.
+        at_medium_price: Further groups of the network of price 4e-9.
+        cheaper: What all prices are divided by.
+    """
+    for price in PRICES:
+        paid = price_text(price / cheaper)
+        yield Row(
+            label=f"{series}{'' if part == 'hybrid' else f', {part}'}, k_cpt {paid}",
+            groups=(*groups, *(at_medium_price if price == 4e-9 else ())),
+            env=env,
+            agent=agent,
+            agent_options=agent_options,
+            env_options=(*env_options, f"k_cpt={paid}"),
+            x=price / cheaper,
+            series=series,
+            part=part,
+        )
+
+
+def _static(
+    groups: tuple[str, ...], env: str = HYBRID, part: str = "hybrid", env_options: tuple[str, ...] = ()
+) -> Iterator[Row]:
+    """Yield the first 1 to 8 columns as networks of their own."""
+    for columns in COLUMNS:
+        yield Row(
+            label=f"static{'' if part == 'hybrid' else f', {part}'}, {columns} column{'s' if columns > 1 else ''}",
+            groups=groups,
+            env=env,
+            agent="shared",
+            env_options=(f"network=pyramid-static-{columns}", "weight_decay=2e-4", *env_options),
+            series="static",
+            part=part,
+        )
+
+
+def _without(options: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return tuple(option for option in options if not option.startswith(f"{name}="))
+
+
+ROWS = (
+    *_priced("actor", ("fig5",), "actor", ACTOR, at_medium_price=("agents",)),
+    *_priced("pragmatic critic", ("fig5",), "pragmatic-critic", CRITIC),
+    *_priced("optimistic critic", ("fig5",), "optimistic-critic", CRITIC),
+    *_static(("fig5",)),
+    *_priced("actor, no TALR", ("variants",), "actor", ACTOR, ()),
+    *_priced("actor, k_dec = 0", ("variants",), "actor", (*_without(ACTOR, "decisiveness"), "decisiveness=0.0")),
+    *_priced("actor, regularised policy", ("variants",), "actor", (*ACTOR, "regularized_policy=True")),
+    *_priced("actor, branching", ("variants",), "actor", ACTOR, (*TALR, "network=pyramid-tree")),
+    Row(
+        "actor, dynamic k_cpt",
+        ("variants",),
+        HYBRID,
+        "actor",
+        ACTOR,
+        (*TALR, "price=True", f"k_cpt=({', '.join(map(price_text, PRICES))})"),
+        series="actor, dynamic k_cpt",
+        part="hybrid",
+        judge_at=PRICES,
+    ),
+    *_priced("pragmatic critic, no TALR", ("variants",), "pragmatic-critic", CRITIC, ()),
+    *_priced(
+        "pragmatic critic, classification error",
+        ("variants",),
+        "pragmatic-critic",
+        (*CRITIC, "error=classification"),
+    ),
+    *(
+        row
+        for env, part, groups in (
+            (CIFAR10, "CIFAR-10", ("classes", "width")),
+            (CIFAR5, "CIFAR-5", ("classes",)),
+            (CIFAR2, "CIFAR-2", ("classes",)),
+        )
+        for row in (
+            *_priced("actor", groups, "actor", ACTOR, env=env, part=part),
+            *_static(groups, env, part),
+        )
+    ),
+    *(
+        row
+        for width, cheaper in ((32, 4), (48, 9))
+        for part in (f"CIFAR-10, width {width}",)
+        for row in (
+            *_priced(
+                "actor",
+                ("width",),
+                "actor",
+                ACTOR,
+                (*TALR, f"width={width}"),
+                env=CIFAR10,
+                part=part,
+                cheaper=cheaper,
+            ),
+            *_static(("width",), CIFAR10, part, (f"width={width}",)),
+        )
+    ),
+    *(
+        Row(f"{name}, k_cpt 4e-9", ("agents",), HYBRID, agent, options, ("k_cpt=4e-9",), series=name, part="hybrid")
+        for name, agent, options in (
+            ("WPL", "wpl", ("representation=mlp",)),
+            ("REINFORCE", "reinforce", ("representation=mlp",)),
+            ("actor-critic", "actor-critic", ("representation=mlp",)),
+            ("PPO", "sb3:PPO", ()),
+        )
+    ),
+)
+
+MULTIPATH = Reproduction(
+    name="multipath",
+    title="Deciding How to Decide (McGill, Perona; ICML 2017)",
+    settings=(PAPER, SHORT),
+    rows=ROWS,
+    groups={
+        "fig5": "Fig. 5, hybrid data: strategies",
+        "variants": "Fig. 5, hybrid data: variants",
+        "classes": "Fig. 9: difficulty of the decisions",
+        "width": "Fig. 10, CIFAR-10: capacity",
+        "agents": "Not in the paper, hybrid data: other agents at the price 4e-9",
+    },
+    batch_size=128,
+    about="Test error in %, ± half of the 95 % interval over seeds; millions of multiply-accumulates per instance, the "
+    "routers' own included, and the routers' share of them; c_inf is cross-entropy plus k_cpt times those operations.",
+    table=error_and_operations,
+    draw=draw,
+    judge=claims,
+)

@@ -1,0 +1,84 @@
+"""What evaluation says of the exits, against a count row by row."""
+
+import pytest
+import torch
+from toys import TREE, ExitTree, RunSkip, small_env, toy_env
+
+import routing_gym
+from routing_gym.agents import make_agent
+from routing_gym.envs import rollout, ways_out
+
+
+class Fixed:
+    """Decides as a table says: by the instance's first pixel, so that it does not matter who is in the batch."""
+
+    def __init__(self, network, soft):
+        self.network, self.soft = network, soft
+        self.scores = torch.randn(7, network.num_choices, generator=torch.Generator().manual_seed(3))
+
+    def act(self, observation, context):
+        mark = (observation["activation"].abs().sum(1) * 1000).long() % 7
+        scores = self.scores[mark].masked_fill(~context.mask, -torch.inf)
+        return scores.softmax(1) if self.soft else scores.argmax(1)
+
+
+def by_hand(router, env, network):
+    """Route one instance after the other and write down where it left."""
+    dataset = env.datasets["test"]
+    table = torch.zeros(len(network.decisions), network.num_choices, dataset.num_classes, 2, dtype=torch.int64)
+    single = env.sibling(1, split="test", train=False)
+    for number in range(len(dataset)):
+        trajectory = rollout(router, single, instances=torch.tensor([number]), deterministic=True)
+        exit = max(trajectory.exits, key=lambda exit: float(exit.weight))
+        label = int(dataset.label[number])
+        table[exit.decision, exit.choice, label, int(int(exit.logits[0].argmax()) == label)] += 1
+    return table
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_exits_are_those_of_every_single_row(soft):
+    network = ExitTree(TREE)
+    env = toy_env(network, autoreset_mode="disabled", action_type="weights" if soft else "discrete")
+    network.eval()
+    router = Fixed(network, soft)
+    result = routing_gym.evaluate(router, env, batch_size=7)  # 7 does not divide the split
+    assert torch.equal(result.exits, by_hand(router, env, network))
+    assert int(result.exits.sum()) == len(env.datasets["test"])
+    used = {(i, c) for i, c in result.exits.sum((2, 3)).nonzero().tolist()}
+    assert used <= set(ways_out(network)) and len(used) > 2
+    if not soft:
+        assert float(result.exits[..., 1].sum() / result.exits.sum()) == pytest.approx(result.accuracy)
+
+
+def test_a_common_exit_is_the_last_decision_choice_0():
+    for network in (RunSkip(), None):
+        env = small_env(network)
+        agent = make_agent("wpl", env)
+        result = routing_gym.evaluate(agent, env)
+        last = len(env.network.decisions) - 1
+        assert ways_out(env.network) == [(last, 0)]
+        assert int(result.exits[last, 0].sum()) == int(result.exits.sum()) == len(env.datasets["test"])
+        assert int(result.exits[..., 1].sum()) == round(result.accuracy * len(env.datasets["test"]))
+        counts = env.datasets["test"].label.bincount(minlength=3)
+        assert torch.equal(result.exits.sum((0, 1, 3)), counts)
+
+
+def test_mixtures_have_exits_too():
+    env = small_env(action_type="weights", differentiable=True)
+    result = routing_gym.evaluate(make_agent("gumbel", env), env)
+    assert int(result.exits.sum()) == len(env.datasets["test"])
+
+
+def test_judging_keeps_exits_but_training_without_a_graph_does_not():
+    env = toy_env(autoreset_mode="disabled", train=False)
+    env.reset(seed=0)
+    env.step(torch.zeros(env.num_envs, dtype=torch.int64))
+    assert env.outcome.exits == []
+
+
+def test_cost_is_loss_and_priced_operations():
+    env = toy_env(autoreset_mode="disabled")
+    agent = make_agent("reinforce", env, representation="mlp")
+    result = routing_gym.evaluate(agent, env)
+    assert result.router_macs > 0
+    assert result.cost(0.0) == result.loss and result.cost(1e-3) == pytest.approx(result.loss + 1e-3 * result.macs)
