@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.checkpoint import origin_of, read, write
+from routing_gym.agents.classify import classify
 from routing_gym.agents.learn import learn
 from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.tabular import legal_rows
@@ -217,7 +218,7 @@ class Agent(nn.Module, ABC):
         if single:
             batch = {key: value.unsqueeze(0) for key, value in batch.items()}
         if k_cpt is not None:
-            batch["price"] = torch.full_like(batch["activation"][:, :1], PRICED_MACS * self._seen_price(k_cpt))
+            batch["price"] = torch.full_like(batch["activation"][:, :1], PRICED_MACS * (self.price_seen(k_cpt) or 0.0))
         carry = None if state is None else torch.as_tensor(state, device=self.env.device)
         begins = None
         if carry is not None and episode_start is not None:
@@ -242,15 +243,25 @@ class Agent(nn.Module, ABC):
         carried = context.carry if context.carry is None or as_tensors else context.carry.cpu().numpy()
         return back(action), carried
 
-    def _seen_price(self, k_cpt: float) -> float:
-        """Return a price this agent sees; refuse it if it sees none."""
+    def classify(self, images: Tensor, task: Tensor | None = None, *, k_cpt: float | None = None) -> Tensor:
+        """Return `(B, num_classes)` logits of images; see `routing_gym.agents.classify.classify`."""
+        return classify(self, images, task, k_cpt=k_cpt)
+
+    def price_seen(self, k_cpt: float | None) -> float | None:
+        """Return the price this agent is to act by, None where it sees none.
+
+        Raises:
+            ValueError: A price for an agent that sees none, none for one that sees it, or a value that is no price.
+        """
+        if k_cpt is None and not self.env.config.price:
+            return None
         if not self.env.config.price:
             raise ValueError(
                 f"agent {self.name!r} was made for an environment without price=True, so k_cpt={k_cpt!r} means nothing "
                 "to it: train it with price=True and several k_cpt"
             )
         if not is_price(k_cpt):
-            raise ValueError(f"k_cpt must be at least 0 and finite, got {k_cpt!r}")
+            raise ValueError(f"agent {self.name!r} acts by a k_cpt of at least 0, finite, got {k_cpt!r}")
         return k_cpt
 
     def save(self, path: str | Path, **extra: Any) -> None:

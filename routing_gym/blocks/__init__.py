@@ -6,6 +6,7 @@ from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
+from routing_gym.blocks.sizes import in_few_sizes
 
 __all__ = [
     "FunctionBlocks",
@@ -20,6 +21,7 @@ __all__ = [
     "allow_small_groups",
     "count_macs",
     "group",
+    "in_few_sizes",
     "plain",
     "probe",
     "run_chain",

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from routing_gym.blocks import OwnedParameter, allow_small_groups, plain, static_copy
+from routing_gym.blocks import OwnedParameter, allow_small_groups, in_few_sizes, plain, static_copy
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid_columns import (
@@ -120,7 +120,8 @@ class RoutedPyramid(RoutedNetwork):
         return self.classifiers[column](self._run(column, activation)[-1].flatten(1))
 
     def _run(self, column: int, activation: Activation) -> tuple[Tensor, ...]:
-        return self.columns[column](*(plain(scale).permute(0, 3, 1, 2) for scale in activation))
+        scales = [plain(scale).permute(0, 3, 1, 2) for scale in activation]
+        return in_few_sizes(self.columns[column], scales, whole=self.training)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
         """Return the coarsest scale, flattened: the global descriptor of section 3.1."""

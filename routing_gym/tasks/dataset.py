@@ -180,6 +180,10 @@ class MultiTaskDataset:
         images = self.images.index_select(0, image)
         if augmentation is not None:
             images = self._augmented(image, images, augmentation.to(self.device))
+        return self.normalized(images)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Return `(B, C, H, W)` uint8 images as networks see them, float32."""
         return images.float().sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
 
     def _augmented(self, image: Tensor, images: Tensor, parameters: Tensor) -> Tensor:

@@ -1,0 +1,50 @@
+"""Running modules on any number of rows, as batches of a few sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LARGEST = 64
+"""Rows that are run at once where nothing speaks against it: what they compute stays in the caches of a CPU."""
+
+
+def in_few_sizes(module: nn.Module, inputs: Sequence[Tensor], *, whole: bool) -> tuple[Tensor, ...]:
+    """Run a module on rows, filled up with zeros to one of a few numbers of rows.
+
+    Routing hands a block another number of rows every time. A library of convolutions prepares itself for every size of
+    a batch it has not seen lately, which takes longer than a small batch itself.
+
+    Args:
+        module: Called as `module(*inputs, rows=r)`, where only the first r rows count; returns a tuple of tensors that
+            have r rows.
+        inputs: Tensors with the same number of rows.
+        whole: Run all rows as one batch: where the module's result depends on which rows come together (batch norm
+            while training).
+    """
+    count = len(inputs[0])
+    if inputs[0].device.type != "cpu":
+        return module(*inputs, rows=count)
+    if whole or count <= LARGEST:
+        return _filled_up(module, inputs)
+    pieces = [_filled_up(module, piece) for piece in zip(*(x.split(LARGEST) for x in inputs), strict=True)]
+    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+
+def _filled_up(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    count = len(inputs[0])
+    missing = _size_for(count) - count
+    if missing:
+        inputs = [functional.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)) for x in inputs]
+    return module(*inputs, rows=count)
+
+
+def _size_for(count: int) -> int:
+    """Return the next size: up to 4 all, then 6, 8, 12, 16, 24, 32, ...: never more than half as much again."""
+    size = 1
+    while size < count:
+        size *= 2
+    return 3 * size // 4 if size > 4 and count <= 3 * size // 4 else size
