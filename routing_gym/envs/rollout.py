@@ -78,7 +78,7 @@ def _act(router: Router, env: RoutingVectorEnv, deterministic: bool) -> list[Ste
         state, seen = env.state, observation
         context = Context(state.active, info["action_mask"], deterministic, carry)
         action = router.act(seen, context)
-        reach, choosing = _reach(env), env.network.choosing(state)
+        reach, choosing = state.reach, env.network.choosing(state)
         observation, _, _, _, info = env.step(action)
         assert env.executed is not None
         steps.append(
@@ -118,7 +118,8 @@ def _follow(env: RoutingVectorEnv, plan: Tensor) -> list[Step]:
     in_range = not bool(actions.out_of_range(plan, network.num_choices)) if env.device.type == "cpu" else False
     steps = []
     while env.state.waiting:
-        state, reach, choosing = env.state, _reach(env), env.network.choosing(env.state)
+        state, choosing = env.state, env.network.choosing(env.state)
+        reach = state.reach
         if state.sole is not None:
             action = plan[:, state.sole]
         else:
@@ -155,15 +156,3 @@ def _follow_at_once(env: RoutingVectorEnv, plan: Tensor) -> list[Step] | None:
         reward = env.earnings.of(at, choosing, action, spent, price)
         steps.append(Step({"task": task, "depth": at}, at, everyone, choosing, action, reach, reward, None, {}))
     return steps
-
-
-def _reach(env: RoutingVectorEnv) -> Tensor:
-    """Return `(B,)`: the share of each instance that is at the decision it acts at."""
-    state = env.state
-    if state.sole is not None:
-        return state.waiting[state.sole].reach.detach()
-    reach = torch.zeros_like(state.macs)
-    for _, group, _ in state.acting():
-        value = group.reach.detach()
-        reach = value if group.rows is None else reach.index_copy(0, group.rows, value)
-    return reach

@@ -119,6 +119,17 @@ class RoutingState:
         """`(B,)` bool: which rows are still in the network."""
         return self.at < self.num_decisions
 
+    @property
+    def reach(self) -> Tensor:
+        """`(B,)` share of each instance that is at the decision it acts at, 0 where it has left; detached."""
+        if self.sole is not None:
+            return self.waiting[self.sole].reach.detach()
+        reach = torch.zeros_like(self.macs)
+        for _, group, _ in self.acting():
+            value = group.reach.detach()
+            reach = value if group.rows is None else reach.index_copy(0, group.rows, value)
+        return reach
+
     def acting(self) -> list[tuple[int, Waiting, Waiting | None]]:
         """Return for each decision the rows that act there now, and those that wait there for a later turn.
 
