@@ -85,4 +85,6 @@ class ActorCritic(ScoredAgent):
             losses.append(-(active * gain).sum())
             entropies.append((active * entropy.detach()).sum() / active.sum().clamp(min=1))
         self.descend(torch.stack(losses).sum().div(len(trajectory)))
-        return {"policy_entropy": torch.stack(entropies).mean(), "value": values.detach().mean()}
+        active = torch.stack([step.active for step in steps])
+        value = (values.detach() * active).sum() / active.sum()
+        return {"policy_entropy": torch.stack(entropies).mean(), "value": value}

@@ -13,7 +13,7 @@ from routing_gym.agents.arrangement import Arrangement
 from routing_gym.agents.base import Agent
 from routing_gym.agents.options import AgentConfig, count, positive, share
 from routing_gym.agents.scores import TableScores, make_scores
-from routing_gym.envs import Context, Observation
+from routing_gym.envs import Context, Observation, Trajectory
 
 
 class Gate(Agent):
@@ -21,6 +21,15 @@ class Gate(Agent):
 
     action_type = "weights"
     needs_gradients = True
+
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
+        """Return what the routes are expected to cost, where multiply-accumulates have a price; mean over instances.
+
+        The blocks' loss knows nothing of prices, and nothing else trains a gate.
+        """
+        if not self.env.config.k_cpt:
+            return None
+        return (trajectory.price * trajectory.expected_macs).mean()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +192,10 @@ class CrossStitch(Gate):
         # One row more, for rows that have left.
         self.weight = nn.Parameter(weight.repeat(self.num_decisions + 1, 1, 1))
         self.optimizer = torch.optim.Adam([self.weight], lr=self.config.learning_rate, fused=True)
+
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
+        """Return None: every column runs, whatever the weights are."""
+        return None
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Return `(B, M, M)`: how much of each column goes to each, the same in training and evaluation."""

@@ -113,7 +113,8 @@ class QLearning(ScoredAgent):
         batch = self.episodes // len(trajectory) + 1  # this one included
         if self.target is not None and batch % self.config.target_update == 0:
             self.target.load_state_dict(self.scores.state_dict())
-        return {"value": targets.mean(), "exploration": torch.tensor(self.exploration)}
+        active = torch.stack([step.active for step in trajectory.steps])
+        return {"value": (targets * active).sum() / active.sum(), "exploration": torch.tensor(self.exploration)}
 
     @torch.no_grad()
     def _move_table(self, table: Tensor, trajectory: Trajectory, targets: Tensor) -> None:

@@ -150,7 +150,8 @@ class WPL(LearningAgent):
                 own = averages.index_select(0, cell // self.arrangement.num_choices)
                 average = (policy.detach() * own).sum(-1)
             gains.append((step.active * self._scaled(value - average, chosen.detach()) * chosen).sum())
-            entropies.append(torch.special.entr(policy.detach()).sum(-1).mean())
+            entropy = torch.special.entr(policy.detach()).sum(-1)
+            entropies.append((step.active * entropy).sum() / step.active.sum().clamp(min=1))
         assert self.optimizer is not None
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(gains).sum().div(-len(trajectory)).backward()

@@ -15,6 +15,8 @@ from routing_gym.envs import CELL, GAP, routing_map
 from routing_gym.experiments.report import Record, accuracy_text, by_label
 
 DPI = 120
+TITLE_INCHES = 0.09
+"""Width of a letter of a title, rounded up."""
 
 
 def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
@@ -54,7 +56,8 @@ def routing_maps(records: Sequence[Record], path: Path, title: str) -> None:
     rows = -(-len(firsts) // columns)
     num_tasks, num_decisions, _ = np.array(next(iter(firsts.values()))["routes"]).shape
     size = (columns * (0.42 * num_tasks + 1.3), rows * (0.38 * num_decisions + 0.75) + 0.3)
-    figure = Figure(figsize=(max(size[0], 4.0), size[1]), layout="constrained")
+    # With a single task the maps are narrower than their title.
+    figure = Figure(figsize=(max(size[0], 4.0, TITLE_INCHES * len(title)), size[1]), layout="constrained")
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(firsts) :]:

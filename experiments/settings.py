@@ -92,6 +92,12 @@ class TrainingSettings:
         try:
             env = core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
         except (ValueError, TypeError) as error:
+            for option, value in cls.env_kwargs.items():
+                if f"unknown option {option!r}" in str(error):
+                    raise UsageError(
+                        f"agent {agent!r} needs an environment made with {option}={value!r}, an option that {self.env} "
+                        "does not have: leave the agent out"
+                    ) from error
             raise UsageError(str(error)) from error
         work = env.network.stem_macs + sum(max(decision.macs) for decision in env.network.decisions)
         if self.threads is None and work * self.batch_size < WORTH_THREADS:

@@ -208,7 +208,7 @@ def _same(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def _check_seeding(env: RoutingVectorEnv, make: Maker | None) -> None:
-    still = env.sibling(env.num_envs, train=False)
+    still = env.sibling(env.num_envs, train=False, rho=0.0)  # what has been chosen often goes on beyond a reset
     first = _trace(still, 3)
     _require(_same(first, _trace(still, 3)), "the same seed gave another course of events in the same environment")
     distinct = len({tuple(x) for x in still.dataset.image.unsqueeze(1).tolist()}) > 1

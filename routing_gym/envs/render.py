@@ -50,10 +50,14 @@ class Pictures:
 
 
 def taken(network: RoutedNetwork, state: RoutingState, action: Action) -> Tensor:
-    """Return `(B, A)`: how much of each choice a row takes, summed over its tensors; zeros for rows that have left."""
+    """Return `(B, A)`: how much of each choice a row takes, summed over its tensors; zeros for rows that have left.
+
+    Of a row that is shared out only what has come to its decision counts.
+    """
     choosing = network.choosing(state)
     weights = actions.dense(action, network.num_choices).detach().abs()
-    return (weights.view(*choosing.shape, -1) * choosing.unsqueeze(-1)).sum(1)
+    took = (weights.view(*choosing.shape, -1) * choosing.unsqueeze(-1)).sum(1)
+    return took * state.reach.unsqueeze(1) if actions.is_weights(action) else took
 
 
 def _plain(action: int | float | list) -> str:
