@@ -179,7 +179,7 @@ ROWS = (
             ("WPL", "wpl", ("representation=mlp",)),
             ("REINFORCE", "reinforce", ("representation=mlp",)),
             ("actor-critic", "actor-critic", ("representation=mlp",)),
-            ("PPO", "sb3:PPO", ()),
+            ("PPO", "sb3:PPO", ("representation=mlp",)),
         )
     ),
 )
