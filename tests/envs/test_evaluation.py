@@ -37,6 +37,7 @@ def by_hand(router, env, network):
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_exits_are_those_of_every_single_row(soft):
+    torch.manual_seed(1)
     network = ExitTree(TREE)
     env = toy_env(network, autoreset_mode="disabled", action_type="weights" if soft else "discrete")
     network.eval()
