@@ -12,6 +12,7 @@ from matplotlib.patches import Circle, Patch, Wedge
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.experiments.figures import DPI
+from routing_gym.experiments.paper_tables import price_text
 from routing_gym.experiments.report import Record
 from routing_gym.networks import EXIT
 
@@ -59,7 +60,7 @@ def dataflow(records: Sequence[Record], path: Path, title: str) -> None:
             axes = grid[row, column]
             _nodes(axes, places, edges, share, divided, palette, largest, tell_share=column == 0)
             _frame(axes, wide, high, first=row == 0, last=row == rows - 1)
-        grid[row, 0].set_ylabel(_price(record), rotation=0, ha="right", va="center", fontsize=9)
+        grid[row, 0].set_ylabel(f"k_cpt = {price_text(record['x'])}", rotation=0, ha="right", va="center", fontsize=9)
     grid[0, 0].set_title("right or wrong; share of all examples, %", fontsize=9)
     grid[0, 1].set_title("by class", fontsize=9)
     names = HYBRID_CLASSES if num_classes == len(HYBRID_CLASSES) else tuple(map(str, range(num_classes)))
@@ -155,10 +156,6 @@ def _frame(axes: Axes, wide: float, high: float, *, first: bool, last: bool) -> 
         axes.set_xlabel("columns run", fontsize=8)
 
 
-def _price(record: Record) -> str:
-    return "k_cpt = 0" if not record["x"] else f"k_cpt = {record['x']:g}".replace("e-0", "e-")
-
-
 def exits_over_training(records: Sequence[Record], path: Path, title: str) -> None:
     """Draw the share of examples that leave by each way out after each epoch, a strip for each price (Fig. 8).
 
@@ -182,7 +179,7 @@ def exits_over_training(records: Sequence[Record], path: Path, title: str) -> No
         mesh = axes.pcolormesh(edges, np.arange(ways + 1) + 0.5, share.T, cmap="viridis", vmin=0, vmax=largest)
         axes.set_yticks(range(1, ways + 1), [str(way) if way % 2 else "" for way in range(1, ways + 1)])
         axes.set_ylabel("way out", fontsize=8)
-        axes.set_title(_price(record), fontsize=9, loc="left", pad=3)
+        axes.set_title(f"k_cpt = {price_text(record['x'])}", fontsize=9, loc="left", pad=3)
         axes.tick_params(labelsize=8)
     strips[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     strips[-1].set_xlabel("epoch", fontsize=9)
