@@ -45,7 +45,8 @@ def dataflow(records: Sequence[Record], path: Path, title: str) -> None:
     wide = max(x for x, _ in places.values()) + 1
     high = max(y for _, y in places.values()) + 1
     rows = len(records)
-    figure = Figure(figsize=(2 * wide * INCH + 2.5, rows * (high + 0.3) * INCH + 1.0), layout="constrained")
+    height = max(2.8, rows * (high + 0.3) * INCH + 1.0)  # as high as the legend at least
+    figure = Figure(figsize=(2 * wide * INCH + 2.5, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(rows, 2, squeeze=False)
     shares = [_counts(record).sum((1, 2)) / _counts(record).sum() for record in records]

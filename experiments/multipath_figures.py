@@ -37,6 +37,9 @@ PANELS = {
 }
 """The variants of Fig. 5, each beside what it is a variant of."""
 
+FAR_APART = 2.5
+"""Ratio of errors from which on the axis is logarithmic."""
+
 OF_PARTS = ("tab:blue", "tab:green", "tab:red")
 
 
@@ -85,11 +88,13 @@ def variants(records: Sequence[Record], path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=11)
     there = {record["series"] for record in records if record["part"] == "hybrid"}
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
-    for axes, (question, several) in zip(grid.flat, PANELS.items(), strict=True):
+    for axes, several in zip(grid.flat, PANELS.values(), strict=True):
         for series in ("static", *several):
             if series in there:
                 _curve(axes, records, series, "hybrid", STYLES[series], series)
+    for axes, question in zip(grid.flat, PANELS, strict=True):
         _finish(axes, question)
+        axes.label_outer()
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=DPI)
 
@@ -113,6 +118,7 @@ def parts(records: Sequence[Record], path: Path, title: str, *, apart: bool) -> 
             color = STYLES[series]["color"] if apart else OF_PARTS[number % len(OF_PARTS)]
             style = {**STYLES[series], "color": color, "linestyle": line}
             _curve(axes, records, series, part, style, series if apart else f"{part}: {series}")
+    for axes, part in zip(panels, names, strict=False):
         _finish(axes, "" if not apart else part if "width" in part else f"{part}, width 16")
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=DPI)
@@ -160,20 +166,32 @@ def _annotate_static(axes: Axes, records: Sequence[Record]) -> None:
 
 
 def _finish(axes: Axes, title: str) -> None:
-    """Name the axes. Errors are on a logarithmic axis: the cheapest networks err ten times as often as the best."""
+    """Name the axes, when all is drawn.
+
+    Errors are on a logarithmic axis where they are far apart: the cheapest networks may err ten times as often as the
+    best.
+    """
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    steps = [tick * scale for scale in (0.1, 1, 10) for tick in (1, 1.5, 2, 3, 4, 5, 6, 8)]
-    ticks = [tick for tick in steps if low <= tick <= high]
-    axes.yaxis.set_major_locator(FixedLocator(ticks if len(ticks) > 1 else [low, high]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(FixedLocator([]))
+    if high < FAR_APART * low:
+        axes.set_yscale("linear")
+    else:
+        _few_ticks(axes, low, high)
     axes.set_xlim(left=0)
     axes.set_xlabel("mean operations, millions of multiply-accumulates", fontsize=9)
     axes.set_ylabel("test error, %", fontsize=9)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
+
+
+def _few_ticks(axes: Axes, low: float, high: float) -> None:
+    """Mark round numbers on a logarithmic axis."""
+    steps = [tick * scale for scale in (0.1, 1, 10) for tick in (1, 1.5, 2, 3, 4, 5, 6, 8)]
+    ticks = [tick for tick in steps if low <= tick <= high]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(FixedLocator([]))
 
 
 def _of_first_seed(records: Sequence[Record], series: str) -> list[Record]:
