@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from routing_gym.experiments.multipath_claims import claims
 from routing_gym.experiments.multipath_figures import draw
-from routing_gym.experiments.paper_tables import error_and_operations
+from routing_gym.experiments.paper_tables import error_and_operations, price_text
 from routing_gym.experiments.reproduction import Reproduction, Row, Settings
 
 HYBRID = "routing_gym/HybridEarlyExit-v0"
@@ -49,11 +49,6 @@ SHORT = Settings(
 ACTOR = ("temperature=1.0", "temperature_epochs={eighth}", "decisiveness=0.01", "weight_decay=1e-4")
 CRITIC = ("temperature=0.1", "temperature_epochs={eighth}", "regression=0.001", "weight_decay=1e-4")
 TALR = ("talr=True",)
-
-
-def price_text(price: float) -> str:
-    """Write a price as in a label: `4e-9`."""
-    return f"{price:g}".replace("e-0", "e-")
 
 
 def _priced(
@@ -179,7 +174,7 @@ ROWS = (
             ("WPL", "wpl", ("representation=mlp",)),
             ("REINFORCE", "reinforce", ("representation=mlp",)),
             ("actor-critic", "actor-critic", ("representation=mlp",)),
-            ("PPO", "sb3:PPO", ()),
+            ("PPO", "sb3:PPO", ("representation=mlp",)),
         )
     ),
 )

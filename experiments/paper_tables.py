@@ -108,7 +108,7 @@ def error_and_operations(records: Sequence[Record]) -> list[str]:
             lines.append(
                 line(
                     [
-                        f"… judged at {points[0]['k_cpt']:g}",
+                        f"… judged at {price_text(points[0]['k_cpt'])}",
                         accuracy_text([1 - point["test_accuracy"] for point in points]),
                         f"{np.mean([point['macs'] for point in points]) / 1e6:.2f}",
                         "",
@@ -121,6 +121,11 @@ def error_and_operations(records: Sequence[Record]) -> list[str]:
             )
     data = sorted({record["dataset"] for record in records})
     return [*lines, "", f"On the test split of {'; '.join(data)}."]
+
+
+def price_text(price: float) -> str:
+    """Write the price of an operation as people do: `4e-9`."""
+    return f"{price:g}".replace("e-0", "e-")
 
 
 def heading(cells: Sequence[str]) -> list[str]:

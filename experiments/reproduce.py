@@ -89,7 +89,7 @@ class Reproduce:
             cells += [(setting, *pair) for pair in chosen_rows]
         for text in self.rows:
             if not any(text in row.label for _, row, _ in cells):
-                raise UsageError(f"--rows: no row of {', '.join(groups)} is called something with {text!r}")
+                raise UsageError(f"--rows: no row of {', '.join(groups)} has {text!r} in its name")
         failures: dict[str, None] = {}
         measured: dict[str, list[Record]] = {}
         pictures_of_measured = []

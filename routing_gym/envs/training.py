@@ -65,9 +65,15 @@ class Optimization:
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """Return a fresh optimiser of a network's parameters."""
         momentum = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
-        return OPTIMIZERS[self.optimizer](
+        optimizer = OPTIMIZERS[self.optimizer](
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, **momentum
         )
+        if self.optimizer == "sgd" and self.momentum:
+            # PyTorch's fused step wants a buffer for all parameters or none, but those of a choice that is first taken
+            # later would have none yet. From zero the first step is the same.
+            for parameter in network.parameters():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
     def rate(self, instances: int) -> float:
         """Return the learning rate after so many instances trained on."""

@@ -1,12 +1,14 @@
 """What evaluation says of the exits, against a count row by row."""
 
+import dataclasses
+
 import pytest
 import torch
 from toys import TREE, ExitTree, RunSkip, small_env, toy_env
 
 import routing_gym
 from routing_gym.agents import make_agent
-from routing_gym.envs import rollout, ways_out
+from routing_gym.envs import EnvConfig, rollout, ways_out
 
 
 class Fixed:
@@ -37,6 +39,7 @@ def by_hand(router, env, network):
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_exits_are_those_of_every_single_row(soft):
+    torch.manual_seed(1)
     network = ExitTree(TREE)
     env = toy_env(network, autoreset_mode="disabled", action_type="weights" if soft else "discrete")
     network.eval()
@@ -74,6 +77,21 @@ def test_judging_keeps_exits_but_training_without_a_graph_does_not():
     env.reset(seed=0)
     env.step(torch.zeros(env.num_envs, dtype=torch.int64))
     assert env.outcome.exits == []
+
+
+@pytest.mark.skipif("price" not in {field.name for field in dataclasses.fields(EnvConfig)}, reason="no prices to see")
+def test_judging_at_a_price_shows_it():
+    class Reads:
+        def act(self, observation, context):
+            seen.append(observation["price"])
+            return torch.zeros(len(observation["task"]), dtype=torch.int64)
+
+    env = toy_env(autoreset_mode="disabled", price=True, k_cpt=(0.0, 2e-9))
+    for price in (3e-9, 0.0):
+        seen: list[torch.Tensor] = []
+        judged = routing_gym.evaluate(Reads(), env, k_cpt=price)
+        assert torch.cat(seen).unique().tolist() == pytest.approx([1e7 * price])
+        assert judged.loss == routing_gym.evaluate(Reads(), env).loss
 
 
 def test_cost_is_loss_and_priced_operations():

@@ -372,3 +372,28 @@ def test_any_sequence_of_calls_leaves_it_usable(calls, mode, family, action_type
     for _ in range(8):
         if env.state.waiting:
             env.step(legal_actions(env, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_momentum_of_blocks_that_are_first_taken_later(weight_decay):
+    torch.manual_seed(0)
+    env = toy_env(
+        ExitTree(TREE), autoreset_mode="disabled", optimizer="sgd", learning_rate=0.1, momentum=0.9,
+        weight_decay=weight_decay,
+    )  # fmt: skip
+    plain = copy.deepcopy(env.network)
+    reference = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=weight_decay, fused=False)
+    for batch, choices in enumerate(([0], [1, 0], [1, 1], [2, 1, 1], [0], [2, 0])):
+        env.reset(seed=batch)
+        for choice in choices:
+            if env.state.waiting:
+                env.step(torch.full((env.num_envs,), choice))
+
+        def copy_gradients():
+            for ours, theirs in zip(env.network.parameters(), plain.parameters(), strict=True):
+                theirs.grad = None if ours.grad is None else ours.grad.clone()
+
+        env.train_blocks(before_step=copy_gradients)
+        reference.step()
+        for ours, theirs in zip(env.network.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)

@@ -1,0 +1,305 @@
+"""The rows, table, claims and pictures of multipath early exit, on stand-in data and on made-up records."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from records import COSTS, chain_decisions, curve, exits_of, made_up, tree_decisions, ways_of
+
+from routing_gym.agents import AGENTS
+from routing_gym.envs.training import SCHEDULES
+from routing_gym.experiments import reproduce
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.dataflow_figures import layout
+from routing_gym.experiments.multipath import CIFAR2, CIFAR5, CIFAR10, HYBRID, MULTIPATH, PRICES
+from routing_gym.experiments.multipath_claims import claims, points_of
+from routing_gym.experiments.reproduction import Row, Settings
+from routing_gym.experiments.run import Curve
+from routing_gym.experiments.settings import TrainingSettings
+
+PLAIN = ("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "allow_partial=True")
+
+
+def cells(settings, groups=tuple(MULTIPATH.groups), only=(), epochs=None, paper=MULTIPATH, out=None):
+    base = TrainingSettings(epochs=epochs or settings.epochs, device="cpu")
+    return list(paper.cells(settings, groups, 1, base, out, epochs, only))
+
+
+def test_the_rows_are_the_papers_networks(tmp_path):
+    paper, short = MULTIPATH.settings
+    rows = {row.label: (row, cell) for row, cell in cells(paper, out=tmp_path)}
+    assert len(rows) == len(MULTIPATH.rows) == len({cell.folder for _, cell in rows.values()})
+    count = {group: sum(group in row.groups for row in MULTIPATH.rows) for group in MULTIPATH.groups}
+    assert count == {"fig5": 32, "variants": 6 * 8 + 1, "classes": 48, "width": 48, "agents": 5}
+    row, cell = rows["actor, k_cpt 4e-9"]
+    assert row.x == 4e-9 and row.groups == ("fig5", "agents") and row.env == HYBRID
+    assert "k_cpt=4e-9" in cell.training.env_options and "schedule_epochs=23.0" in cell.training.env_options
+    assert "temperature_epochs=23.0" in cell.agent_options and cell.training.epochs == 184
+    steps = cell.training.epochs * -(-55596 // cell.training.batch_size)
+    assert abs(steps - 80000) < 435
+    assert rows["actor, CIFAR-2, k_cpt 0"][1].training.epochs == 205
+    assert rows["static, 1 column"][1].training.env_options[-2:] == ("network=pyramid-static-1", "weight_decay=2e-4")
+    wide = rows["actor, CIFAR-10, width 32, k_cpt 1e-9"][0]
+    assert wide.x == pytest.approx(1e-9) and "width=32" in wide.env_options  # 4e-9 / 4
+    dynamic, cell = rows["actor, dynamic k_cpt"]
+    assert "k_cpt=(0, 1e-9, 2e-9, 4e-9, 8e-9, 1.6e-8, 3.2e-8, 6.4e-8)" in cell.training.env_options
+    assert cell.judge_at == PRICES and cell.asked["judge_at"] == list(PRICES)
+    (row, cell), *_ = cells(short, out=tmp_path)
+    assert "schedule_epochs=1.5" in cell.training.env_options and "temperature_epochs=1.5" in cell.agent_options
+    assert {row.env for row in MULTIPATH.rows} == {HYBRID, CIFAR10, CIFAR5, CIFAR2}
+    assert short.env_options == paper.env_options
+    (row, cell), *_ = cells(paper, out=tmp_path, epochs=2, only=("static, CIFAR-5",))
+    assert row.label == "static, CIFAR-5, 1 column" and "schedule_epochs=0.25" in cell.training.env_options
+
+
+def test_a_part_of_the_rows(tmp_path):
+    some = cells(MULTIPATH.settings[1], ("fig5",), ("k_cpt 4e-9", "k_cpt 0", "static"), out=tmp_path)
+    assert [row.label for row, _ in some[:2]] == ["actor, k_cpt 0", "actor, k_cpt 4e-9"] and len(some) == 3 * 2 + 8
+
+
+KINDS = {(row.series, row.part): row for row in reversed(MULTIPATH.rows)}
+"""The first row of every curve."""
+
+
+@pytest.mark.parametrize("row", KINDS.values(), ids=lambda row: row.label)
+def test_rows_can_be_made(row, tmp_path):
+    if row.agent not in AGENTS:
+        pytest.skip(f"no agent {row.agent} yet")
+    settings = MULTIPATH.settings[1] if "halving" in SCHEDULES else Settings("plain", "", 1, PLAIN)
+    ((_, cell),) = [pair for pair in cells(settings, out=tmp_path) if pair[0] == row]
+    agent = cell.make()
+    assert agent.name == row.agent and agent.env.config.momentum == 0.9
+    if row.series == "static":
+        assert agent.env.config.weight_decay == 2e-4
+    if row.groups == ("agents",):
+        assert agent.env.config.k_cpt == 4e-9 and agent.env.config.final_reward == "negative-loss"
+        assert agent.config.representation == "mlp"
+
+
+STATIC = np.array([0.10, 0.08, 0.07, 0.06, 0.055, 0.06])
+
+
+def verdict(records, start):
+    (claim,) = [claim for claim in claims(records) if claim.text.startswith(start)]
+    return claim.verdict, claim.numbers
+
+
+def strategies(actor=-0.02, pragmatic=-0.01, optimistic=0.02):
+    """Curves that are so far from the static one, on data of 10 000 test images."""
+    static = curve("static", COSTS[:6], STATIC)
+    moved = (("actor", actor), ("pragmatic critic", pragmatic), ("optimistic critic", optimistic))
+    return [*static, *(record for name, by in moved for record in curve(name, COSTS[:6] * 0.8, STATIC + by))]
+
+
+def test_the_order_of_strategies():
+    order = ("At equal cost actor", "At equal cost pragmatic", "Optimistic critics")
+    assert [verdict(strategies(), text)[0] for text in order] == ["holds"] * 3
+    turned = strategies(actor=0.02, pragmatic=0.01, optimistic=-0.02)
+    assert [verdict(turned, text)[0] for text in order] == ["does not hold"] * 3
+    between = strategies(actor=-0.02, pragmatic=0.03, optimistic=0.0)  # worse than one of the two only
+    assert verdict(between, "Optimistic critics")[0] == "does not hold"
+    assert [verdict([], text)[0] for text in order] == ["not enough"] * 3
+    level = strategies(actor=-0.0105)  # a twentieth of a point in 10 000 images is nothing
+    assert verdict(level, "At equal cost actor")[0] == "not enough"
+
+
+def test_the_gap_is_taken_at_equal_cost():
+    # A straight line and one that is a point below it, at other costs: 1 point wherever both are.
+    upper = curve("pragmatic critic", [4e6, 8e6, 16e6], [0.20, 0.16, 0.08])
+    lower = curve("actor", [2e6, 10e6, 12e6], [0.21, 0.13, 0.11])
+    kind, numbers = verdict([*upper, *lower], "At equal cost actor")
+    assert kind == "holds" and "+1.00 ±" in numbers and "from 4.00 to 12.00 M" in numbers
+    apart = curve("actor", [1e6, 2e6], [0.1, 0.1])
+    assert verdict([*upper, *apart], "At equal cost actor")[0] == "not enough"
+
+
+def test_seeds_are_averaged():
+    runs = [
+        made_up("actor", 2e6 + 1e6 * seed, 0.2 + 0.02 * seed, label="actor, k_cpt 0", seed=seed) for seed in range(3)
+    ]
+    points = points_of([*runs, made_up("actor", 8e6, 0.1)], "actor")
+    assert points.macs.tolist() == [3e6, 8e6] and points.error.tolist() == pytest.approx([0.22, 0.1])
+    assert points_of(runs, "actor") is None
+
+
+def test_operations_at_equal_error():
+    static = curve("static", [4e6, 8e6, 12e6], [0.2, 0.1, 0.12])
+    text = "Routed networks need 2 to 3 times"
+    fast = curve("actor", [1e6, 3e6, 6e6], [0.2, 0.1, 0.09])
+    kind, numbers = verdict([*static, *fast], text)
+    assert kind == "holds" and "2.7 times" in numbers
+    slow = curve("actor", [1e6, 6e6, 9e6], [0.2, 0.1, 0.09])
+    assert verdict([*static, *slow], text)[0] == "does not hold"
+    worse = curve("actor", [1e6, 3e6, 6e6], [0.2, 0.15, 0.14])
+    kind, numbers = verdict([*static, *worse], text)
+    assert kind == "does not hold" and "14.00 %" in numbers and "10.00 %" in numbers
+    assert verdict(static, text)[0] == "not enough"
+
+
+def test_peak_at_a_third_of_the_cost():
+    text = "On CIFAR-2"
+    static = curve("static", [4e6, 8e6, 12e6], [0.06, 0.05, 0.04], part="CIFAR-2")
+
+    def judged(macs, error):
+        return verdict([*static, *curve("actor", macs, error, part="CIFAR-2")], text)[0]
+
+    assert judged([1e6, 4e6, 5e6], [0.05, 0.035, 0.03]) == "holds"
+    assert judged([1e6, 8e6, 9e6], [0.05, 0.035, 0.03]) == "does not hold"  # better, but not cheap
+    assert judged([1e6, 4e6, 5e6], [0.07, 0.06, 0.05]) == "does not hold"  # cheap, but not better
+    assert judged([1e6, 4e6], [0.05, 0.0399]) == "not enough"
+    assert verdict(static, text)[0] == "not enough"
+
+
+def test_one_network_for_all_prices():
+    text = "One network that is told the price"
+    several = curve("actor", COSTS[:6], STATIC)
+
+    def judged(by):
+        by_price = [
+            {"k_cpt": price, "macs": macs, "test_accuracy": 1 - error - by, "loss": 0.1, "cost": 0.1}
+            for price, macs, error in zip(PRICES, COSTS[:6], STATIC, strict=False)
+        ]
+        return verdict([*several, made_up("actor, dynamic k_cpt", 5e6, 0.1, by_price=by_price)], text)
+
+    assert judged(0.002)[0] == "holds" and judged(-0.02)[0] == "holds"
+    assert judged(0.02)[0] == "does not hold" and "+2.00" in judged(0.02)[1]
+    assert verdict(several, text)[0] == "not enough"
+
+
+def test_variants():
+    base = strategies()
+    parts = {
+        "actor, no TALR": -0.01,
+        "pragmatic critic, no TALR": 0.0,
+        "actor, k_dec = 0": 0.0,
+        "actor, regularised policy": 0.0,
+        "pragmatic critic, classification error": -0.005,
+    }
+    texts = ("Throughput", "Without k_dec", "Regularising", "Pragmatic critics of")
+    holds = [*base, *(r for name, by in parts.items() for r in curve(name, COSTS[:6] * 0.8, STATIC + by))]
+    assert [verdict(holds, text)[0] for text in texts] == ["holds"] * 4
+    turned = [*base, *(r for name in parts for r in curve(name, COSTS[:6] * 0.8, STATIC - 0.035))]
+    assert [verdict(turned, text)[0] for text in texts] == ["does not hold"] * 4
+    assert verdict(base, "Actor networks have a higher peak")[0] == "holds"
+    assert verdict(strategies(actor=0.02), "Actor networks have a higher peak")[0] == "does not hold"
+
+
+QUICK = Settings("quick", "as quick as can be", 2, (*PLAIN[:3], "learning_rate=0.01", "allow_partial=True"))
+SMALL = ("columns=3", "width=2")
+
+
+@pytest.fixture
+def small_paper(monkeypatch):
+    """Agents that are there already, on three columns of width 2."""
+    mlp = ("representation=mlp",)
+    rows = (
+        *(
+            Row(f"actor, k_cpt {p:g}", ("fig5",), HYBRID, "reinforce", mlp, (*SMALL, f"k_cpt={p}"), x=p, series="actor",
+                part="hybrid")
+            for p in (0.0, 4e-8)
+        ),
+        *(
+            Row(f"static, {n} columns", ("fig5",), HYBRID, "shared", (), (f"network=pyramid-static-{n}", "width=2"),
+                series="static", part="hybrid")
+            for n in (1, 2)
+        ),
+        Row("actor, dynamic k_cpt", ("variants",), HYBRID, "reinforce", mlp, SMALL, series="actor, dynamic k_cpt",
+            part="hybrid", judge_at=(0.0, 1e-7)),
+    )  # fmt: skip
+    paper = dataclasses.replace(MULTIPATH, rows=rows, settings=(QUICK,))
+    monkeypatch.setitem(reproduce.REPRODUCTIONS, "multipath", paper)
+    return paper
+
+
+def run(out, *arguments):
+    return main(["reproduce", "multipath", "--out", str(out), "--seeds", "1", *map(str, arguments)])
+
+
+def test_report_records_and_pictures(small_paper, tmp_path):
+    assert run(tmp_path) == 0
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert [r["label"] for r in records] == [row.label for row in small_paper.rows]
+    free, paid, one, two, dynamic = records
+    assert paid["cost"] == pytest.approx(paid["test_loss"] + 4e-8 * paid["macs"]) and free["cost"] == free["test_loss"]
+    assert free["ways_out"] == [[0, 0], [1, 0], [1, 1]] and two["ways_out"] == [[0, 0]]
+    assert free["decisions"][1]["next"] == [-1, -1] and free["paper"] is None
+    exits = np.array(free["exits"])
+    assert exits.shape == (2, 2, 10, 2) and exits[..., 1].sum() / exits.sum() == pytest.approx(free["test_accuracy"])
+    assert free["dataset"] == "Hybrid MNIST/CIFAR-10"
+    for record in records:
+        assert len(record["curve"]["macs"]) == len(record["curve"]["exits"]) == 2
+        assert sum(record["curve"]["exits"][1]) == np.sum(record["exits"])
+    # Here the agent does not know the price, so that the same instances leave at the same places.
+    for price, point in zip((0.0, 1e-7), dynamic["by_price"], strict=True):
+        assert point["k_cpt"] == price and point["test_accuracy"] == dynamic["test_accuracy"]
+        assert point["cost"] == pytest.approx(dynamic["test_loss"] + price * dynamic["macs"])
+    assert dynamic["asked"]["judge_at"] == [0.0, 1e-7] and "judge_at" not in free["asked"]
+    report = (tmp_path / "multipath.md").read_text()
+    table = report[report.index("### Fig. 5, hybrid data: strategies") : report.index("### Fig. 5, hybrid data: varia")]
+    (line,) = [line for line in table.splitlines() if line.startswith("| actor, k_cpt 4e-08")]
+    assert f"**{100 * (1 - paid['test_accuracy']):.2f}**" in line and f"{paid['cost']:.4f}" in line
+    assert report.count("… judged at") == 2 and "Test error in %" in report
+    assert "### What the paper says" in report and "Needs both curves (pragmatic)" in report
+    for picture in ("fig5", "dataflow", "exits", "variants"):
+        pixels = imread(tmp_path / f"quick-{picture}.png")[..., :3]
+        assert pixels.shape[0] > 150 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, picture
+
+
+def test_some_rows_only(small_paper, tmp_path, capsys):
+    assert run(tmp_path, "--groups", "fig5", "--rows", "static, 1", "--epochs", 1) == 0
+    assert [r["label"] for r in json.loads((tmp_path / "results.json").read_text())] == ["static, 1 columns"]
+    assert run(tmp_path, "--groups", "fig5", "--rows", "static, 1", "dynamic", "--epochs", 1) == 2
+    assert "--rows: no row of fig5 has 'dynamic' in its name" in " ".join(capsys.readouterr().err.split())
+
+
+def test_all_pictures_can_be_drawn(tmp_path):
+    def networks(series, part="hybrid", groups=("fig5",), decisions=None):
+        decisions = decisions or chain_decisions()
+        ways = ways_of(decisions)
+        share = np.linspace(1, 2, len(ways)) / np.linspace(1, 2, len(ways)).sum()
+        exits = exits_of(decisions, ways, share, np.full(len(ways), 0.9))
+        course = [None, [10 + i for i in range(len(ways))], [20] * len(ways)]
+        return [
+            made_up(series, 2e6 * (i + 1), 0.3 - 0.05 * i, part=part, label=f"{series}, {part}, k_cpt {price:g}",
+                    price=price, exits=exits, decisions=decisions, groups=list(groups),
+                    curve={"exits": course, "judged_on": "test"})
+            for i, price in enumerate((0.0, 4e-9))
+        ]  # fmt: skip
+
+    by_price = [{"k_cpt": p, "macs": 2e6 + 1e14 * p, "test_accuracy": 0.8, "loss": 1, "cost": 1} for p in (0.0, 4e-9)]
+    records = [
+        *networks("actor", groups=("fig5", "agents")),
+        *networks("pragmatic critic"),
+        *networks("actor, branching", groups=("variants",), decisions=tree_decisions()),
+        made_up("actor, dynamic k_cpt", 3e6, 0.2, by_price=by_price, groups=["variants"]),
+        *networks("static"),
+        *networks("actor", "CIFAR-2", ("classes",)),
+        *networks("actor", "CIFAR-10", ("classes", "width")),
+        *networks("static", "CIFAR-10", ("classes", "width")),
+    ]
+    drawn = MULTIPATH.draw(MULTIPATH.groups, records, tmp_path)
+    names = ("dataflow", "exits", "fig5", "branching", "variants", "classes", "width", "agents")
+    assert sorted(path.name for path in drawn) == sorted(f"short-{name}.png" for name in names)
+    for path in drawn:
+        assert len(np.unique(imread(path)[..., :3].reshape(-1, 3), axis=0)) > 20, path.name
+
+
+def test_a_tree_is_laid_out_by_depth_and_branch():
+    places, edges = layout(made_up("actor, branching", 1e6, 0.1, decisions=tree_decisions()))
+    assert len(places) == 47 and len(edges) == 46  # the columns of the paper's tree
+    assert places[0, 0] == (0.0, 3.5) and places[1, 0] == (1.0, 5.5) and places[2, 0] == (1.0, 1.5)
+    assert sorted(y for x, y in places.values() if x == 7) == list(range(8))
+    chain, edges = layout(made_up("actor", 1e6, 0.1))
+    assert chain == {**{(i, 0): (float(i), 0.0) for i in range(7)}, (6, 1): (7.0, 0.0)}
+    assert set(edges) == {((i, 0), (i + 1, 0)) for i in range(6)} | {((6, 0), (6, 1))}
+
+
+def test_curves_of_checkpoints_from_before_still_load():
+    old = {"epoch": [1, 2], "train_loss": [1.0, 0.9], "train_accuracy": [0.1, 0.2], "validation_accuracy": [0.1, 0.2],
+           "seconds": [1.0, 2.0], "judged_on": "test"}  # fmt: skip
+    read = Curve(**old)
+    assert read.macs == [None, None] and read.exits == [None, None]
+    again = Curve(**{**dataclasses.asdict(read), "epoch": [1, 2, 3], "macs": [None, None, 5.0]})
+    assert again.macs == [None, None, 5.0]

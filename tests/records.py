@@ -1,0 +1,82 @@
+"""Made-up records of early exit: what a run could have found, without one."""
+
+import numpy as np
+
+COSTS = np.array([1.36, 5.27, 7.56, 11.39, 13.46, 17.0, 18.19, 20.55]) * 1e6
+"""Multiply-accumulates of leaving by each way out of the chain."""
+
+CLASSES = 10
+PRICES = (0.0, 1e-9, 2e-9, 4e-9, 8e-9, 1.6e-8, 3.2e-8, 6.4e-8)
+
+
+def chain_decisions():
+    return [{"name": f"column {i + 1}", "next": [-1, i + 1 if i < 6 else -1]} for i in range(7)]
+
+
+def chain_ways():
+    return [[i, 0] for i in range(7)] + [[6, 1]]
+
+
+def tree_decisions():
+    """The branching pyramid: 1 + 2 + 4 columns, then eight chains of five, the last of which is no decision."""
+    levels = [1, 2, 4, 8, 8, 8, 8]
+    starts = np.cumsum([0, *levels])
+    decisions = []
+    for depth, count in enumerate(levels):
+        for j in range(count):
+            if depth < 3:
+                following = [int(starts[depth + 1]) + 2 * j + way for way in (0, 1)]
+            else:
+                following = [int(starts[depth + 1]) + j if depth < 6 else -1]
+            decisions.append({"name": f"column {depth + 1}", "next": [-1, *following]})
+    return decisions
+
+
+def ways_of(decisions):
+    return [[i, c] for i, decision in enumerate(decisions) for c, target in enumerate(decision["next"]) if target == -1]
+
+
+def exits_of(decisions, ways, share, accuracy, instances=10_000, lean=None):
+    """Return `(N, A, C, 2)` counts: share `(W,)` by way out, accuracy `(W,)`, `lean (W, C)` weights of classes."""
+    table = np.zeros((len(decisions), max(len(d["next"]) for d in decisions), CLASSES, 2), dtype=int)
+    lean = np.ones((len(ways), CLASSES)) if lean is None else lean
+    for (decision, choice), part, right, classes in zip(ways, share, accuracy, lean, strict=True):
+        count = instances * part * classes / classes.sum()
+        table[decision, choice, :, 1] = np.round(count * right)
+        table[decision, choice, :, 0] = np.round(count * (1 - right))
+    return table
+
+
+def made_up(series, macs, error, *, part="hybrid", label=None, price=None, exits=None, instances=10_000, **more):
+    """Return one record; with all exits at the first way out unless told otherwise."""
+    decisions = more.pop("decisions", chain_decisions())
+    ways = ways_of(decisions)
+    if exits is None:
+        first = np.eye(len(ways))[0]
+        exits = exits_of(decisions, ways, first, np.full(len(ways), 1 - error), instances)
+    return {
+        "agent": series,
+        "label": label or f"{series}, {part}, {macs}",
+        "series": series,
+        "part": part,
+        "groups": ["fig5"],
+        "settings": "short",
+        "seed": 0,
+        "x": price,
+        "dataset": f"{part} data",
+        "test_accuracy": 1 - error,
+        "macs": macs,
+        "router_macs": 0.01 * macs,
+        "cost": 0.1 + 4e-9 * macs,
+        "epochs": 4,
+        "seconds": 40.0,
+        "exits": np.asarray(exits).tolist(),
+        "ways_out": ways,
+        "decisions": decisions,
+        **more,
+    }
+
+
+def curve(series, macs, error, **more):
+    """Return a record for each point."""
+    return [made_up(series, float(m), float(e), **more) for m, e in zip(macs, error, strict=True)]
