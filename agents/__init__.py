@@ -37,7 +37,7 @@ from routing_gym.agents.growing import add_task
 from routing_gym.agents.learn import learn, train_batch
 from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
-from routing_gym.agents.registry import agent_class, load_installed_agents, make_agent, register_agent
+from routing_gym.agents.registry import agent_class, load_installed_agents, make_agent, needs, register_agent
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
 from routing_gym.agents.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
@@ -124,6 +124,7 @@ __all__ = [
     "learn",
     "load_installed_agents",
     "make_agent",
+    "needs",
     "prune",
     "read",
     "register_agent",

@@ -47,6 +47,12 @@ def agent_class(name: str) -> type[Agent]:
     return AGENTS[name]
 
 
+def needs(name: str) -> dict[str, Any]:
+    """Return the options an environment must be made with for an agent: `gymnasium.make_vec(id, **needs(name))`."""
+    cls = agent_class(name)
+    return {"autoreset_mode": "disabled", "action_type": cls.action_type, **cls.env_kwargs}
+
+
 def make_agent(name: str, env: Any, **config: Any) -> Agent:
     """Make an agent for an environment.
 

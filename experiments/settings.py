@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from routing_gym.agents import AGENTS, Agent, agent_class, make_agent
+from routing_gym.agents import AGENTS, Agent, agent_class, make_agent, needs
 from routing_gym.envs import RoutingVectorEnv, core_of
 from routing_gym.registration import env_ids
 
@@ -71,18 +71,10 @@ class TrainingSettings:
         Raises:
             UsageError: An option the environment refuses.
         """
-        cls = agent_class(agent)
         given = parse_options("env_options", self.env_options)
         if taken := sorted(RESERVED & set(given)):
             raise UsageError(f"--env-options cannot set {taken[0]!r}: the command decides that, so that agents compare")
-        options = {
-            "autoreset_mode": "disabled",
-            "action_type": cls.action_type,
-            "device": self.device,
-            "seed": seed,
-            **cls.env_kwargs,
-            **given,
-        }
+        options = {**needs(agent), "device": self.device, "seed": seed, **given}
         if options["autoreset_mode"] == "same_step":
             # The blocks take a step on as many instances as with agents that are given whole batches.
             options.setdefault("replay_batch", self.batch_size)
@@ -92,7 +84,7 @@ class TrainingSettings:
         try:
             env = core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
         except (ValueError, TypeError) as error:
-            for option, value in cls.env_kwargs.items():
+            for option, value in agent_class(agent).env_kwargs.items():
                 if f"unknown option {option!r}" in str(error):
                     raise UsageError(
                         f"agent {agent!r} needs an environment made with {option}={value!r}, an option that {self.env} "

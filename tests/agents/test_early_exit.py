@@ -3,6 +3,7 @@
 import gymnasium
 import pytest
 import torch
+from toys import SHARE_OUTCOMES
 
 import routing_gym
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent
@@ -26,10 +27,12 @@ AGENTS_AND_OPTIONS = [
     ("top-k", {"k": 2}),
     *((name, {}) for name in ("task-specific-all", "task-specific-last", "shared", "random-fixed", "random")),
     ("fixed-routes", {"routes": [[1, 0]]}),
+    *((name, {}) for name in ("actor", "pragmatic-critic", "optimistic-critic")),
+    *((f"{name}-critic-sampled", {}) for name in ("pragmatic", "optimistic")),
     *((f"sb3:{name}", {}) for name in ("PPO", "A2C", "DQN", "MaskablePPO")),
     *((f"sb3:{name}", {"representation": "mlp"}) for name in ("PPO", "DQN")),
 ]
-SHARES = {"gumbel", "soft-mixture", "top-k"}
+SHARES = {"gumbel", "soft-mixture", "top-k", *SHARE_OUTCOMES}
 """What acts by weights, which share an instance out among the ways out."""
 
 
