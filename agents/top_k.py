@@ -6,14 +6,16 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.arrangement import Arrangement
+from routing_gym.agents.balancing import chance_of_being_picked, cv_squared, expert_choice
 from routing_gym.agents.gates import Gate
-from routing_gym.agents.options import AgentConfig, count, positive
+from routing_gym.agents.options import AgentConfig, count, not_negative, positive
 from routing_gym.agents.scores import make_scores
-from routing_gym.blocks import Sparse
-from routing_gym.envs import Context, Observation
+from routing_gym.envs import Context, Observation, Trajectory
+from routing_gym.networks import Action, actions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,25 +24,52 @@ class TopKConfig(AgentConfig):
 
     Attributes:
         k: How many blocks each row is mixed from; where fewer are legal, all that are. With 1 the weight is always 1
-            and the gate learns nothing.
+            and all the gate learns is balance.
+        k_last: How many at the last decision: k then changes in a straight line over the decisions, rounded
+            (k-annealing; 7 to 2 over 8 decisions is 7 6 6 5 4 3 3 2); by default k everywhere.
         noise: Add noise to the scores while training, whose size is learned; without it a block that is never among
             the best k is never tried.
+        choice: `"row"`: every row takes its k best blocks; or `"expert"`: in training every block takes the rows that
+            like it best, as many as every other block (expert choice, Zhou et al. 2022). When deterministic rows
+            choose, so that no row's route depends on the others.
+        balance: Weight of the importance and of the load loss at first.
+        balance_epochs: Passes over the split in which that weight falls to 0, in a straight line; by default it stays.
+        bias_rate: Step by which a bias of every block rises after each batch if rows took it less often than the mean,
+            and falls otherwise; it counts for what is picked, not for the weights (loss-free balancing, Wang et al.
+            2024; 0.001 there). 0 for none.
+        task_embedding: Width of a learned embedding of the task that joins what a gate sees; 0 for none.
+        task_only: Show the gate nothing but the embedding: all rows of a task then take one way.
         arrangement: `"single"`, one gate per decision for all tasks; or `"per_task"`, one for each of them.
         learning_rate: Step size of Adam on the gates.
     """
 
     k: int = count(2)
+    k_last: int | None = count(None)
     noise: bool = True
+    choice: Literal["row", "expert"] = "row"
+    balance: float = not_negative(0.1)
+    balance_epochs: float | None = positive(None)
+    bias_rate: float = not_negative(0.0)
+    task_embedding: int = count(0, least=0)
+    task_only: bool = False
     arrangement: Literal["single", "per_task"] = "single"
     learning_rate: float = positive(0.003)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task_only and not self.task_embedding:
+            raise ValueError(f"{self.owner()}: task_only=True shows the gate the embedding alone: give its width")
+
 
 class TopK(Gate):
-    """Noisy top-k gates (Shazeer et al. 2017), a linear one per decision.
+    """Noisy top-k gates (Shazeer et al. 2017), a linear one per decision; Diverse experts (Ramachandran and Le 2019).
 
     H(x)_i = (x·W_g)_i + ε·softplus((x·W_noise)_i) with ε from N(0, 1), of which the highest k are kept: the weights are
     their softmax, y = Σ_i G(x)_i E_i(x). Only these k blocks run and have a gradient. The noise is off when
     deterministic. W_noise is 0 at first.
+
+    Two losses keep all blocks in use, each the squared coefficient of variation over the blocks of a decision, summed
+    over decisions: of the importance Σ_x G(x)_i, and of the load Σ_x P(x, i), see `chance_of_being_picked`.
 
     Raises:
         ValueError: k is larger than the number of choices of any decision.
@@ -52,33 +81,106 @@ class TopK(Gate):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         options = self.config
-        if options.k > self.num_choices:
+        most = max(options.k, options.k_last or options.k)
+        if most > self.num_choices:
             raise ValueError(
-                f"agent {self.name!r} mixes k={options.k} blocks, no decision of this network offers more than "
+                f"agent {self.name!r} mixes k={most} blocks, no decision of this network offers more than "
                 f"{self.num_choices}"
             )
         self.arrangement = Arrangement(self.env, options.arrangement)
-        inputs = self.env.network.observation_size
+        legal = self.arrangement.legal
+        annealed = torch.linspace(options.k, options.k_last or options.k, self.num_decisions, dtype=torch.float64)
+        k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64)]).to(legal.device)
+        self.register_buffer("_k", k.minimum(legal.sum(-1)), persistent=False)
+        inputs = options.task_embedding + (0 if options.task_only else self.env.network.observation_size)
         self.scores = make_scores("linear", self.arrangement, inputs, options.seed)
         self.spread = None
         if options.noise:
             self.spread = make_scores("linear", self.arrangement, inputs, options.seed, outputs=self.num_choices)
             for parameter in self.spread.parameters():
-                torch.nn.init.zeros_(parameter)
+                nn.init.zeros_(parameter)
+        self.embedding = None
+        if options.task_embedding:
+            numbers = torch.Generator().manual_seed(options.seed)
+            first = torch.randn(self.num_tasks, options.task_embedding, generator=numbers)
+            self.embedding = nn.Parameter(first.to(legal.device))
+        if options.bias_rate:
+            self.register_buffer("bias", torch.zeros(legal.shape, device=legal.device))
         self.optimizer = torch.optim.Adam(self.parameters(), lr=options.learning_rate, fused=True)
 
-    def act(self, observation: Observation, context: Context) -> Sparse:
-        """Return `(indices (B, k), weights (B, k))`, the best first; what is not legal weighs 0."""
-        agent = self.arrangement.agent_of(observation["task"])
-        scores = self.scores(observation, agent)
+    _k: Tensor
+    bias: Tensor
+
+    @property
+    def balance(self) -> float:
+        """The weight of the balancing losses now."""
+        if self.config.balance_epochs is None:
+            return self.config.balance
+        done = self.episodes / len(self.env.dataset) / self.config.balance_epochs
+        return self.config.balance * max(0.0, 1 - done)
+
+    def act(self, observation: Observation, context: Context) -> Action:
+        """Return `(indices (B, K), weights (B, K))`, the best first, or weights `(B, A)` where experts choose.
+
+        K is the largest k; what a decision does not take weighs 0, as what is not legal.
+        """
+        agent, depth = self.arrangement.agent_of(observation["task"]), observation["depth"]
+        seen = self._seen(observation)
+        clean = self.scores(seen, agent)
+        scores, k = clean, self._k.index_select(0, depth)
         if self.spread is not None and not context.deterministic:
-            noise = torch.empty_like(scores, requires_grad=False).normal_(generator=self.generator)
-            scores = scores + noise * functional.softplus(self.spread(observation, agent))
-        best, indices = scores.topk(self.config.k, -1)
-        weights = best.softmax(-1)
+            noise = torch.empty_like(clean, requires_grad=False).normal_(generator=self.generator)
+            spread = functional.softplus(self.spread(seen, agent))
+            scores = clean + noise * spread
+            if self.balance:
+                legal = self.arrangement.legal.index_select(0, depth)
+                context.record["load"] = chance_of_being_picked(clean, scores, spread, k, legal)
+        if self.config.choice == "expert" and not context.deterministic:
+            weights = expert_choice(scores, depth, k, context.active)
+            context.record["probabilities"] = weights.detach()
+            return weights
+        wanted = scores + self.bias.index_select(0, depth) if self.config.bias_rate else scores
+        indices = wanted.topk(int(self._k.max()), -1).indices
+        kept = torch.arange(indices.shape[1], device=k.device) < k.unsqueeze(-1)
+        weights = scores.gather(1, indices).masked_fill(~kept, -torch.inf).softmax(-1)
         if self.shares_wanted:
             context.record["probabilities"] = torch.zeros_like(scores).scatter(1, indices, weights).detach()
         return indices, weights
+
+    def _seen(self, observation: Observation) -> Observation:
+        """Return what the gates see: the activation, the embedding of the task, or both."""
+        if self.embedding is None:
+            return observation
+        embedded = self.embedding.index_select(0, observation["task"])
+        both = embedded if self.config.task_only else torch.cat([observation["activation"], embedded], 1)
+        return {**observation, "activation": both}
+
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
+        """Return the balancing losses, and what the routes cost where that has a price."""
+        cost = super().auxiliary_loss(trajectory)
+        if not self.balance:
+            return cost
+        legal = self.arrangement.legal
+        importance = load = trajectory.loss.new_zeros(legal.shape)
+        for step in trajectory.steps:
+            active = step.active.unsqueeze(1)
+            importance = importance.index_add(0, step.decision, active * actions.dense(step.action, self.num_choices))
+            if "load" in step.record:
+                load = load.index_add(0, step.decision, active * step.record["load"])
+        uneven = (cv_squared(importance, legal) + cv_squared(load, legal))[: self.num_decisions].sum()
+        return self.balance * uneven if cost is None else cost + self.balance * uneven
+
+    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Move the biases towards an even use, if there are any, and report how uneven the use of blocks is."""
+        legal = self.arrangement.legal
+        used = trajectory.loss.new_zeros(legal.shape)
+        for step in trajectory.steps:
+            taken = actions.dense(step.action, self.num_choices).detach() != 0
+            used.index_add_(0, step.decision, (step.active.unsqueeze(1) & taken).to(used.dtype))
+        if self.config.bias_rate:
+            mean = used.sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
+            self.bias += self.config.bias_rate * (mean - used).sign() * legal
+        return {"unevenness": cv_squared(used, legal)[: self.num_decisions].mean()}
 
     def macs(self, decision: int) -> float:
         """Return what the gate costs; the noise is not counted, it is off when a route is judged."""
