@@ -17,10 +17,10 @@ from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.machine import commit
-from routing_gym.experiments.multipath import MULTIPATH
+from routing_gym.experiments.papers.multipath import MULTIPATH
+from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
+from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
 from routing_gym.experiments.report import Record, write_results
-from routing_gym.experiments.reproduction import Reproduction, Row, Settings
-from routing_gym.experiments.routing_networks import ROUTING_NETWORKS
 from routing_gym.experiments.settings import (
     DEFAULT_ENV,
     TrainingSettings,

@@ -12,10 +12,10 @@ from routing_gym.agents import AGENTS
 from routing_gym.envs.training import SCHEDULES
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.dataflow_figures import layout
-from routing_gym.experiments.multipath import CIFAR2, CIFAR5, CIFAR10, HYBRID, MULTIPATH, PRICES
-from routing_gym.experiments.multipath_claims import claims, points_of
-from routing_gym.experiments.reproduction import Row, Settings
+from routing_gym.experiments.papers.multipath import CIFAR2, CIFAR5, CIFAR10, HYBRID, MULTIPATH, PRICES
+from routing_gym.experiments.papers.multipath_claims import claims, points_of
+from routing_gym.experiments.papers.multipath_dataflow import layout
+from routing_gym.experiments.papers.reproduction import Row, Settings
 from routing_gym.experiments.run import Curve
 from routing_gym.experiments.settings import TrainingSettings
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from routing_gym.experiments import cost, reproduce
+from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.reproduction import Row, Settings
-from routing_gym.experiments.routing_networks import CIFAR, MIN, MNIST, ROUTING_NETWORKS
+from routing_gym.experiments.papers import routing_networks_cost as cost
+from routing_gym.experiments.papers.reproduction import Row, Settings
+from routing_gym.experiments.papers.routing_networks import CIFAR, MIN, MNIST, ROUTING_NETWORKS
 from routing_gym.experiments.settings import TrainingSettings
 from routing_gym.tasks import files
 

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from routing_gym.experiments.papers.reproduction import Claim
 from routing_gym.experiments.report import Record, by_label
-from routing_gym.experiments.reproduction import Claim
 
 Verdict = Literal["holds", "does not hold", "not enough"]
 

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from routing_gym.experiments.dataflow_figures import dataflow, exits_over_training
 from routing_gym.experiments.figures import DPI
-from routing_gym.experiments.multipath_claims import points_of
+from routing_gym.experiments.papers.multipath_claims import points_of
+from routing_gym.experiments.papers.multipath_dataflow import dataflow, exits_over_training
 from routing_gym.experiments.report import Record, by_label
 
 STYLES: dict[str, dict[str, Any]] = {

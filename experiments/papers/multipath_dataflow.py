@@ -12,7 +12,7 @@ from matplotlib.patches import Circle, Patch, Wedge
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.experiments.figures import DPI
-from routing_gym.experiments.paper_tables import price_text
+from routing_gym.experiments.papers.tables import price_text
 from routing_gym.experiments.report import Record
 from routing_gym.networks import EXIT
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from routing_gym.experiments.multipath_claims import claims
-from routing_gym.experiments.multipath_figures import draw
-from routing_gym.experiments.paper_tables import error_and_operations, price_text
-from routing_gym.experiments.reproduction import Reproduction, Row, Settings
+from routing_gym.experiments.papers.multipath_claims import claims
+from routing_gym.experiments.papers.multipath_figures import draw
+from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
+from routing_gym.experiments.papers.tables import error_and_operations, price_text
 
 HYBRID = "routing_gym/HybridEarlyExit-v0"
 CIFAR10, CIFAR5, CIFAR2 = (f"routing_gym/Cifar{classes}EarlyExit-v0" for classes in (10, 5, 2))

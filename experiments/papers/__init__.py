@@ -1,0 +1,1 @@
+"""What each paper reports, as runs of ours: rows, tables, figures and claims."""
