@@ -192,7 +192,7 @@ class SampledCritic(Critic):
         fixed = scores.detach()
         likely = functional.one_hot(best, self.num_choices).to(fixed.dtype)
         if self.config.policy == "softmax":
-            likely = (fixed / self.temperature).softmax(-1)
+            likely = self.softened(fixed)
         legal = fixed.isfinite().to(fixed.dtype)
         chances = (1 - self.config.epsilon) * likely + self.config.epsilon * legal / legal.sum(-1, keepdim=True)
         choice = sample(chances.cumsum(-1), self.generator)

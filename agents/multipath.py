@@ -17,6 +17,9 @@ from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import TALR, Context, Observation, Trajectory
 from routing_gym.networks import EXIT, actions
 
+LEAST_TEMPERATURE = 1e-30
+"""Temperatures halve for ever; the reciprocal of this one is still a float32."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MultipathConfig(AgentConfig):
@@ -82,6 +85,11 @@ class Multipath(Agent):
         raw = self.routers(observation, context.active)
         context.record["scores"] = raw
         return raw.masked_fill(~self._legal.index_select(0, observation["depth"]), -torch.inf)
+
+    def softened(self, scores: Tensor) -> Tensor:
+        """Return softmax(s / τ), `(B, A)`; at temperatures near 0 the best choice, and no division by 0."""
+        highest = scores.detach().amax(-1, keepdim=True)  # s / τ overflows, (s − max s) / τ is at most 0
+        return ((scores - highest) / max(self.temperature, LEAST_TEMPERATURE)).softmax(-1)
 
     def macs(self, decision: int) -> float:
         """Return what the router of a decision costs."""
@@ -206,6 +214,6 @@ class ExactMultipath(Multipath):
             depth: `(B,)` int64.
             reach: `(B, 1)`, with what probability an instance is at its decision.
         """
-        soft = (scores / self.temperature).softmax(-1)
+        soft = self.softened(scores)
         least = self._least.index_select(0, depth).unsqueeze(1)
         return (1 - least / reach).clamp(min=0) * soft + self._least_of.index_select(0, depth) / reach

@@ -255,6 +255,16 @@ def test_chances_sum_to_one_and_no_leaf_is_given_up(tree, name, temperature):
         assert bool((step.reach > 0).all())
 
 
+@pytest.mark.parametrize("name", [*EXACT, "pragmatic-critic-sampled", "optimistic-critic-sampled"])
+@pytest.mark.parametrize("halvings", [50, 130, 1100, 5000])
+def test_training_goes_on_however_often_the_temperature_has_halved(name, halvings):
+    agent = an_agent(name, TREE, 2, rows=6, options={"temperature_epochs": 1.0})
+    agent.episodes = halvings * len(agent.env.dataset)
+    assert math.isfinite(whole_loss(agent))
+    assert all(bool(value.isfinite().all()) for value in agent.state_dict().values())
+    assert all(bool(value.isfinite().all()) for value in agent.env.network.state_dict().values())
+
+
 # ------------------------------------------------------------------------------------------------ dynamic programming
 
 
