@@ -167,8 +167,8 @@ class SampledCriticConfig(CriticConfig):
 class SampledCritic(Critic):
     """A critic that runs only the path it has drawn, which costs a fraction of running all.
 
-    A visit is weighed by one over the probability of its choice, so that the expectation of the loss is that of the
-    exact critic for the same targets; ε bounds these weights.
+    A visit is weighed by one over the probability of its choice, so that every choice counts as in the exact critic; ε
+    bounds these weights.
     """
 
     Config = SampledCriticConfig
@@ -230,7 +230,8 @@ class SampledPragmaticCritic(SampledCritic):
     """Pragmatic critic from sampled paths: the target is the whole cost of what was drawn, a Monte-Carlo return.
 
     It is an unbiased estimate of the cost under the training policy (`target="training"` of the exact critic), and of
-    that only.
+    that only: under the same policy the expected gradient is that of the exact critic, the loss is larger by the
+    variance of the returns.
     """
 
     def worth(self, scores: Tensor, earned: Tensor) -> Tensor:

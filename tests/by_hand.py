@@ -1,11 +1,13 @@
 """Multipath early exit worked out slowly: every path of every row of an `ExitTree`, one after the other."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 
+import pytest
 import torch
-from toys import CLASSES, IMAGE, ExitTree
+from toys import CLASSES, IMAGE, ExitTree, toy_data
 
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import RoutingVectorEnv
@@ -220,8 +222,6 @@ class ByHand:
 
 def exit_env(network, agent="actor", num_envs=5, *, data=None, **options):
     """A batch environment in which an agent can route a tree; blocks take plain steps of SGD."""
-    from toys import toy_data
-
     exact = "sampled" not in agent
     defaults = {"autoreset_mode": "disabled", "differentiable": True, "optimizer": "sgd", "learning_rate": 0.5}
     defaults["action_type"] = "weights" if exact else "discrete"
@@ -317,3 +317,23 @@ def gradients_of(agent, loss):
     named |= {f"agent.{name}": p for name, p in agent.named_parameters()}
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
+
+
+@contextlib.contextmanager
+def double_precision():
+    """Slow loops and fast ones add up in other orders; with that much precision it cannot be seen."""
+    pixels = MultiTaskDataset.pixels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MultiTaskDataset, "pixels", lambda *arguments: pixels(*arguments).double())
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield patch
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def close(ours, theirs):
+    """Hold loss and gradients against each other; the first biases of routers have none besides noise."""
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-9)
+    for name, gradient in theirs[1].items():
+        torch.testing.assert_close(ours[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)

@@ -1,11 +1,10 @@
 """Multipath early exit run exactly: Eqs. 3 to 10 of McGill and Perona (2017), against numbers worked by hand."""
 
-import contextlib
 import math
 
 import pytest
 import torch
-from by_hand import CHAIN, ByHand, exit_env, given, paths_of, trained, undecided
+from by_hand import CHAIN, ByHand, close, double_precision, exit_env, given, paths_of, trained, undecided
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,34 +13,13 @@ from toys import TREE, ExitTree
 from routing_gym.agents import make_agent
 from routing_gym.agents.multipath import ExactMultipath
 from routing_gym.envs import rollout
-from routing_gym.tasks import MultiTaskDataset
 
 EXACT = ["actor", "pragmatic-critic", "optimistic-critic"]
 LN3 = math.log(3)
 
 
-@contextlib.contextmanager
-def double_precision():
-    """Slow loops and fast ones add up in other orders; with that much precision it cannot be seen."""
-    pixels = MultiTaskDataset.pixels
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MultiTaskDataset, "pixels", lambda *arguments: pixels(*arguments).double())
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield patch
-        finally:
-            torch.set_default_dtype(torch.float32)
-
-
 def whole_loss(agent):
     return trained(agent)[0][0]
-
-
-def close(ours, theirs):
-    """Hold loss and gradients against each other; the first biases of routers have none besides noise."""
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-9)
-    for name, gradient in theirs[1].items():
-        torch.testing.assert_close(ours[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
 
 
 # ----------------------------------------------------------------------------------------------- numbers worked by hand
