@@ -77,16 +77,17 @@ class ExactCritic(ExactMultipath, Critic):
 
     @torch.no_grad()
     def utilities(self, trajectory: Trajectory) -> list[Tensor]:
-        """Return for each decision `(B, A)`: the utility of each choice, −inf where one is not legal (Eqs. 7 and 8).
+        """Return for each decision `(B, A)`: the utility of each choice (Eqs. 7 and 8); −inf where one is not legal.
 
         Found from the last decision to the first: a choice costs what it runs, and then either the error of the answer,
         or the router of the next decision and whatever that one costs.
         """
         network, steps = self.env.network, self._steps(trajectory)
         error_at = {(exit.decision, exit.choice): self._error(exit, trajectory) for exit in trajectory.exits}
-        scores = [steps[d].record["scores"].masked_fill(~self._legal[d], -torch.inf) for d in range(self.num_decisions)]
-        utilities = [torch.full_like(part, -torch.inf) for part in scores]
-        for number in reversed(range(self.num_decisions)):
+        scores = {d: step.record["scores"].masked_fill(~self._legal[d], -torch.inf) for d, step in steps.items()}
+        unknown = trajectory.loss.new_full((len(trajectory), self.num_choices), -torch.inf)
+        utilities = [unknown.clone() for _ in range(self.num_decisions)]
+        for number in sorted(steps, reverse=True):  # a decision that masks cut off has no step
             decision = network.decisions[number]
             for choice, (macs, target) in enumerate(zip(decision.macs, decision.next, strict=True)):
                 if not self._legal[number, choice]:
