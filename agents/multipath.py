@@ -187,6 +187,10 @@ class ExactMultipath(Multipath):
                     f"agent {self.name!r} shares every instance out among the ways on, but decision {decision.name!r} "
                     "of this network mixes activations: 'gumbel' or 'soft-mixture' route that"
                 )
+        if self.env.network.rejoining:
+            raise ValueError(
+                f"agent {self.name!r} shares every instance out among the ways on, but paths of this network meet again"
+            )
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Return the training policy's probabilities; the best choice alone when deterministic."""
