@@ -230,8 +230,15 @@ class Agent(nn.Module, ABC):
             carry=carry,
             begins=begins,
         )
-        with torch.no_grad():
-            action = self.act(batch, context)
+        # As while judging: what is predicted depends on no other row, and batch norms do not move.
+        learning = [part for part in self.modules() if part.training]
+        self.eval()
+        try:
+            with torch.no_grad():
+                action = self.act(batch, context)
+        finally:
+            for part in learning:
+                part.training = True
 
         def back(value: Any) -> Any:
             if isinstance(value, tuple):
