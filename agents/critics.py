@@ -38,10 +38,6 @@ class Critic(Multipath):
 
     config: CriticConfig
 
-    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Report the temperature; all learning is in the joint backward pass."""
-        return {"temperature": torch.tensor(self.temperature)}
-
 
 class ExactCritic(ExactMultipath, Critic):
     """A critic that runs every path, so that it knows what every choice would have cost.

@@ -49,6 +49,7 @@ class Multipath(Agent):
 
     Attributes:
         routers: The scores.
+        passes: How often it has gone through the split it was trained on, which may have grown meanwhile (`add_task`).
     """
 
     Config = MultipathConfig
@@ -59,6 +60,7 @@ class Multipath(Agent):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         network = self.env.network
+        self.passes = 0.0
         self.routers = Routers(network, self.env.config.price, self.config.seed).to(self.env.device)
         self.optimizer = self.env.trainer.optimization.build(self.routers)
         self.register_buffer("_legal", legal_rows(network.masks), persistent=False)
@@ -77,8 +79,21 @@ class Multipath(Agent):
     @property
     def temperature(self) -> float:
         """τ now."""
-        passes = self.episodes / len(self.env.dataset)
-        return self.config.temperature * 0.5 ** (passes / self.config.temperature_epochs)
+        return self.config.temperature * 0.5 ** (self.passes / self.config.temperature_epochs)
+
+    def get_extra_state(self) -> Tensor:
+        """Return how far the temperature has come, for a checkpoint."""
+        return torch.tensor([self.passes], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over how far the temperature has come."""
+        self.passes = float(state[0])
+
+    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Report the temperature and let it fall; all learning is in the joint backward pass."""
+        reported = {"temperature": torch.tensor(self.temperature)}
+        self.passes += len(trajectory) / len(self.env.dataset)
+        return reported
 
     def scores(self, observation: Observation, context: Context) -> Tensor:
         """Return `(B, A)` scores, −inf where a choice is not legal; those without −inf are recorded, with graph."""

@@ -63,9 +63,10 @@ def test_an_actor_of_two_columns():
 
 def test_the_temperature_divides_the_scores_and_halves():
     agent = given(CHAIN[2], [[0.0, 2 * LN3]], [1.2, 0.4], temperature=4.0, decisiveness=0.0, weight_decay=0.0)
-    agent.episodes = 30 * 4  # as many passes over four instances: halved once, so that s / τ = (0, ln 3)
+    agent.passes = 30.0  # halved once, so that s / τ = (0, ln 3)
     (loss, found), _ = trained(agent)
-    assert agent.temperature == 4 * 0.5 ** (122 / 120) and loss == pytest.approx(1.0, abs=1e-5)
+    # Two of four instances are half a pass.
+    assert agent.temperature == 4 * 0.5 ** (30.5 / 30) and loss == pytest.approx(1.0, abs=1e-5)
     assert found["agent.routers.of.0.6.bias"].tolist() == pytest.approx([0.0735, -0.0735], abs=1e-5)
 
 
@@ -237,7 +238,7 @@ def test_chances_sum_to_one_and_no_leaf_is_given_up(tree, name, temperature):
 @pytest.mark.parametrize("halvings", [50, 130, 1100, 5000])
 def test_training_goes_on_however_often_the_temperature_has_halved(name, halvings):
     agent = an_agent(name, TREE, 2, rows=6, options={"temperature_epochs": 1.0})
-    agent.episodes = halvings * len(agent.env.dataset)
+    agent.passes = float(halvings)
     assert math.isfinite(whole_loss(agent))
     assert all(bool(value.isfinite().all()) for value in agent.state_dict().values())
     assert all(bool(value.isfinite().all()) for value in agent.env.network.state_dict().values())
