@@ -215,8 +215,9 @@ class ExactMultipath(Multipath):
         depth = observation["depth"]
         arrived = scores.new_zeros(len(scores), self.num_decisions + 1) if context.carry is None else context.carry
         reach = arrived.gather(1, depth.unsqueeze(1))
-        # Whoever begins is at the first decision for certain; of whoever has left nothing is read.
-        reach = torch.where(((depth == 0) | ~context.active).unsqueeze(1), 1.0, reach)
+        # Whoever begins is at the first decision for certain, and so is, where it stands, who does not say how it came
+        # there (`predict` without a state); of whoever has left nothing is read.
+        reach = torch.where(((depth == 0) | ~context.active).unsqueeze(1) | (reach == 0), 1.0, reach)
         chances = self.chances(scores, depth, reach)
         context.carry = arrived.scatter(1, self._next.index_select(0, depth), reach * chances)
         context.record["reach"] = reach.squeeze(1)
