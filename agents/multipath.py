@@ -31,8 +31,8 @@ class MultipathConfig(AgentConfig):
             hybrid data (the authors' code has twice as many).
         weight_decay: k_L2 of Eq. 9: penalty on the squared weights of every layer, in proportion to how likely
             instances pass it. Biases and batch norms are not penalised.
-        learning_rate: Step size of the routers; by default that of the blocks, schedule included, since both are one
-            network in the paper.
+        learning_rate: Step size of the routers, for good; by default that of the blocks, schedule included, since both
+            are one network in the paper.
     """
 
     temperature: float = positive(1.0)
@@ -62,7 +62,8 @@ class Multipath(Agent):
         network = self.env.network
         self.passes = 0.0
         self.routers = Routers(network, self.env.config.price, self.config.seed).to(self.env.device)
-        self.optimizer = self.env.trainer.optimization.build(self.routers)
+        own = {} if self.config.learning_rate is None else {"learning_rate": self.config.learning_rate}
+        self.optimizer = dataclasses.replace(self.env.trainer.optimization, **own).build(self.routers)
         self.register_buffer("_legal", legal_rows(network.masks), persistent=False)
         owned = {
             (d, c): network.parameters_of(d, c)
