@@ -65,9 +65,14 @@ class Optimization:
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """Return a fresh optimiser of a network's parameters."""
         momentum = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
-        return OPTIMIZERS[self.optimizer](
+        optimizer = OPTIMIZERS[self.optimizer](
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, **momentum
         )
+        if any(momentum.values()):
+            # A block may have its first gradient when others have had several: fused SGD cannot begin with some only.
+            for parameter in network.parameters():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
     def rate(self, instances: int) -> float:
         """Return the learning rate after so many instances trained on."""
