@@ -62,8 +62,10 @@ class Multipath(Agent):
         network = self.env.network
         self.passes = 0.0
         self.routers = Routers(network, self.env.config.price, self.config.seed).to(self.env.device)
-        own = {} if self.config.learning_rate is None else {"learning_rate": self.config.learning_rate}
-        self.optimizer = dataclasses.replace(self.env.trainer.optimization, **own).build(self.routers)
+        optimization = self.env.trainer.optimization
+        if self.config.learning_rate is not None:
+            optimization = dataclasses.replace(optimization, learning_rate=self.config.learning_rate)
+        self.optimizer = optimization.build(self.routers)
         self.register_buffer("_legal", legal_rows(network.masks), persistent=False)
         owned = {
             (d, c): network.parameters_of(d, c)
