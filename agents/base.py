@@ -249,12 +249,22 @@ class Agent(nn.Module, ABC):
         carried = context.carry if context.carry is None or as_tensors else context.carry.cpu().numpy()
         return back(action), carried
 
+    @property
+    def sees_price(self) -> bool:
+        """Whether its decisions can depend on the price; by default they do where the environment shows it."""
+        return self.env.config.price
+
     def _seen_price(self, k_cpt: float) -> float:
         """Return a price this agent sees; refuse it if it sees none."""
         if not self.env.config.price:
             raise ValueError(
                 f"agent {self.name!r} was made for an environment without price=True, so k_cpt={k_cpt!r} means nothing "
                 "to it: train it with price=True and several k_cpt"
+            )
+        if not self.sees_price:
+            raise ValueError(
+                f"agent {self.name!r} decides without looking at the price, so k_cpt={k_cpt!r} means nothing to it: "
+                "agents with a router do, and approximators (representation='mlp')"
             )
         if not is_price(k_cpt):
             raise ValueError(f"k_cpt must be at least 0 and finite, got {k_cpt!r}")
