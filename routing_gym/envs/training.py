@@ -153,7 +153,7 @@ class BlocksTrainer:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step; a constant one is the optimiser's own, which a checkpoint brings along."""
+        """The learning rate of the next step; a constant one is the optimiser's, which a checkpoint brings."""
         if self.optimization.schedule == "constant":
             return self.optimizer.param_groups[0]["lr"]
         return self.optimization.rate(self.instances)
