@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 from by_hand import CHAIN, exit_env, given
-from toys import TREE, ExitTree, planted_env, small_env, toy_env
+from toys import TREE, ExitTree, planted_env, small_env, toy_data, toy_env
 
 import routing_gym
-from routing_gym.agents import make_agent
+from routing_gym.agents import add_task, make_agent
 from routing_gym.envs import rollout
+from routing_gym.envs.dispatched import RoutingAECEnv
 from routing_gym.envs.parallel import RoutingParallelEnv
 from routing_gym.envs.sb3 import RoutingVecEnv
 from routing_gym.networks import RoutedMLP
@@ -78,6 +79,17 @@ def test_the_game_of_many():
         assert env.observation_space(agent).contains(observation)
         assert observation["observation"]["price"].shape == (20, 1)
         assert shown(observation["observation"]["price"]) == SHOWN
+
+
+def test_the_game_of_two_moves():
+    env, seen = RoutingAECEnv(tree_env()), []
+    for seed in range(12):
+        env.reset(seed=seed)
+        seen.append(env.observe("dispatcher")["observation"]["price"])
+        env.step(1)
+        assert env.observation_space("agent_1").contains(env.observe("agent_1"))
+        assert env.observe("agent_1")["observation"]["price"] == seen[-1]
+    assert shown(seen) == SHOWN
 
 
 def test_torchrl_takes_it():
@@ -335,6 +347,18 @@ def test_an_agent_that_sees_the_price_learns_to_heed_it(name):
     observation = {key: value.detach() for key, value in env.reset()[0].items()}
     assert bool((agent.predict(observation, deterministic=True, k_cpt=0.0)[0] == 1).all())
     assert bool((agent.predict(observation, deterministic=True, k_cpt=1e-7)[0] == 0).all())
+
+
+@pytest.mark.parametrize("name", ["reinforce", "sb3:PPO"])
+def test_a_new_task_is_told_apart_and_the_price_stays_where_it_was(name):
+    mode = {"autoreset_mode": "same_step"} if name.startswith("sb3") else {}
+    env = small_env(RoutedMLP((1, 2, 3), 3, 4, width=4, layers=2), 24, price=True, k_cpt=(0.0, 1e-7), **mode)
+    agent = make_agent(name, env, representation="mlp").learn(env, 24 * 5)
+    grown = add_task(agent, {split: part.select_tasks([1]) for split, part in toy_data().items()})
+    observation, _ = env.reset(seed=0)
+    for k_cpt in (0.0, 1e-7, 1e-5):
+        before, _ = agent.predict(observation, deterministic=True, k_cpt=k_cpt)
+        assert torch.equal(before, grown.predict(observation, deterministic=True, k_cpt=k_cpt)[0])
 
 
 def test_without_a_price_approximators_are_what_they_were():
