@@ -17,7 +17,7 @@ from by_hand import (
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
-from toys import TREE, ExitTree
+from toys import TREE, ExitTree, small_env
 
 from routing_gym.agents import PragmaticCritic, PragmaticCriticConfig, critics, make_agent
 from routing_gym.envs import rollout
@@ -236,3 +236,16 @@ def test_macs_of_a_sampled_route_are_what_ran():
         path = path_of(hand, trajectory.steps, row)
         routers = sum(router_macs(hand.network, decision) for decision, _ in path.moves[1:])
         assert float(trajectory.macs[row]) == 24 + macs_after(hand.network, path, 0) - routers
+
+
+def test_weights_of_stacked_blocks_are_penalised_slice_by_slice():
+    """Eq. 9 on a network of fully connected blocks: of each row the blocks it took, without their biases."""
+    env = small_env(num_envs=5, differentiable=True)
+    agent = make_agent(SAMPLED[0], env, weight_decay=0.5)
+    trajectory = rollout(agent, env)
+    expected = 0.0
+    for row in range(5):
+        for layer, step in enumerate(trajectory.steps):
+            expected += float((env.network.blocks(layer).weight[int(step.action[row])].detach() ** 2).sum()) / 5
+            expected += sum(float((agent.routers.of[layer][n].weight.detach() ** 2).sum()) / 5 for n in (0, 3, 6))
+    assert float(agent.weight_penalty(trajectory).detach()) == pytest.approx(0.5 * expected, rel=1e-5)
