@@ -51,8 +51,5 @@ class Actor(ExactMultipath):
         return (trajectory.price * computed).mean() + penalties
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Report the temperature and what is computed in expectation; all learning is in the joint backward pass."""
-        return {
-            "temperature": torch.tensor(self.temperature),
-            "expected_macs": trajectory.expected_macs.detach().mean(),
-        }
+        """Report what is computed in expectation, too."""
+        return {**super().update(trajectory), "expected_macs": trajectory.expected_macs.detach().mean()}

@@ -56,6 +56,7 @@ class Arrangement:
         num_rows: Second axis.
         num_choices: Last axis.
         legal: `(rows, M, A)` bool, `(rows, A)` where M = 1.
+        price: Whether the price of computation is seen.
         dispatch_row: The row of the dispatcher, None without one.
     """
 
@@ -65,7 +66,7 @@ class Arrangement:
         network, self.num_tasks = env.network, env.dataset.num_tasks
         self.kind, self.num_decisions, self.num_choices = kind, len(network.decisions), network.num_choices
         self.num_agents = 1 if kind == "single" else self.num_tasks
-        self.legal = legal_rows(network.masks)
+        self.legal, self.price = legal_rows(network.masks), env.config.price
         self.dispatch_row: int | None = None
         # A table can tell tasks apart only by a row of its own for each; an approximator is told the task.
         self._dispatches_by_task = representation == "table"
@@ -138,6 +139,11 @@ class LearningAgent(Agent):
     def preference_macs(self) -> float:
         """Return the multiply-accumulates of one row's preferences; 0 for tables."""
         return 0.0
+
+    @property
+    def sees_price(self) -> bool:
+        """An approximator does, a table does not."""
+        return self.config.representation != "table" and super().sees_price
 
     # ------------------------------------------------------------------------------------------------ what it inherits
 

@@ -231,8 +231,15 @@ class Agent(nn.Module, ABC):
             carry=carry,
             begins=begins,
         )
-        with torch.no_grad():
-            action = self.act(batch, context)
+        # As while judging: what is predicted depends on no other row, and batch norms do not move.
+        learning = [part for part in self.modules() if part.training]
+        self.eval()
+        try:
+            with torch.no_grad():
+                action = self.act(batch, context)
+        finally:
+            for part in learning:
+                part.training = True
 
         def back(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -247,21 +254,31 @@ class Agent(nn.Module, ABC):
         """Return `(B, num_classes)` logits of images; see `routing_gym.agents.classify.classify`."""
         return classify(self, images, task, k_cpt=k_cpt)
 
+    @property
+    def sees_price(self) -> bool:
+        """Whether its decisions can depend on the price; by default they do where the environment shows it."""
+        return self.env.config.price
+
     def price_seen(self, k_cpt: float | None) -> float | None:
         """Return the price this agent is to act by, None where it sees none.
 
         Raises:
             ValueError: A price for an agent that sees none, none for one that sees it, or a value that is no price.
         """
-        if k_cpt is None and not self.env.config.price:
+        if k_cpt is None and not self.sees_price:
             return None
         if not self.env.config.price:
             raise ValueError(
                 f"agent {self.name!r} was made for an environment without price=True, so k_cpt={k_cpt!r} means nothing "
                 "to it: train it with price=True and several k_cpt"
             )
+        if not self.sees_price:
+            raise ValueError(
+                f"agent {self.name!r} decides without looking at the price, so k_cpt={k_cpt!r} means nothing to it: "
+                "agents with a router do, and approximators (representation='mlp')"
+            )
         if not is_price(k_cpt):
-            raise ValueError(f"agent {self.name!r} acts by a k_cpt of at least 0, finite, got {k_cpt!r}")
+            raise ValueError(f"k_cpt must be at least 0 and finite for agent {self.name!r}, got {k_cpt!r}")
         return k_cpt
 
     def save(self, path: str | Path, **extra: Any) -> None:

@@ -38,10 +38,6 @@ class Critic(Multipath):
 
     config: CriticConfig
 
-    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Report the temperature; all learning is in the joint backward pass."""
-        return {"temperature": torch.tensor(self.temperature)}
-
 
 class ExactCritic(ExactMultipath, Critic):
     """A critic that runs every path, so that it knows what every choice would have cost.
@@ -77,16 +73,17 @@ class ExactCritic(ExactMultipath, Critic):
 
     @torch.no_grad()
     def utilities(self, trajectory: Trajectory) -> list[Tensor]:
-        """Return for each decision `(B, A)`: the utility of each choice, −inf where one is not legal (Eqs. 7 and 8).
+        """Return for each decision `(B, A)`: the utility of each choice (Eqs. 7 and 8); −inf where one is not legal.
 
         Found from the last decision to the first: a choice costs what it runs, and then either the error of the answer,
         or the router of the next decision and whatever that one costs.
         """
         network, steps = self.env.network, self._steps(trajectory)
         error_at = {(exit.decision, exit.choice): self._error(exit, trajectory) for exit in trajectory.exits}
-        scores = [steps[d].record["scores"].masked_fill(~self._legal[d], -torch.inf) for d in range(self.num_decisions)]
-        utilities = [torch.full_like(part, -torch.inf) for part in scores]
-        for number in reversed(range(self.num_decisions)):
+        scores = {d: step.record["scores"].masked_fill(~self._legal[d], -torch.inf) for d, step in steps.items()}
+        unknown = trajectory.loss.new_full((len(trajectory), self.num_choices), -torch.inf)
+        utilities = [unknown.clone() for _ in range(self.num_decisions)]
+        for number in sorted(steps, reverse=True):  # a decision that masks cut off has no step
             decision = network.decisions[number]
             for choice, (macs, target) in enumerate(zip(decision.macs, decision.next, strict=True)):
                 if not self._legal[number, choice]:
@@ -167,8 +164,8 @@ class SampledCriticConfig(CriticConfig):
 class SampledCritic(Critic):
     """A critic that runs only the path it has drawn, which costs a fraction of running all.
 
-    A visit is weighed by one over the probability of its choice, so that the expectation of the loss is that of the
-    exact critic for the same targets; ε bounds these weights.
+    A visit is weighed by one over the probability of its choice, so that every choice counts as in the exact critic; ε
+    bounds these weights.
     """
 
     Config = SampledCriticConfig
@@ -192,7 +189,7 @@ class SampledCritic(Critic):
         fixed = scores.detach()
         likely = functional.one_hot(best, self.num_choices).to(fixed.dtype)
         if self.config.policy == "softmax":
-            likely = (fixed / self.temperature).softmax(-1)
+            likely = self.softened(fixed)
         legal = fixed.isfinite().to(fixed.dtype)
         chances = (1 - self.config.epsilon) * likely + self.config.epsilon * legal / legal.sum(-1, keepdim=True)
         choice = sample(chances.cumsum(-1), self.generator)
@@ -230,7 +227,8 @@ class SampledPragmaticCritic(SampledCritic):
     """Pragmatic critic from sampled paths: the target is the whole cost of what was drawn, a Monte-Carlo return.
 
     It is an unbiased estimate of the cost under the training policy (`target="training"` of the exact critic), and of
-    that only.
+    that only: under the same policy the expected gradient is that of the exact critic, the loss is larger by the
+    variance of the returns.
     """
 
     def worth(self, scores: Tensor, earned: Tensor) -> Tensor:

@@ -45,6 +45,11 @@ class FixedAgent(Agent):
         return self.routes.index_select(0, task)
 
     @property
+    def sees_price(self) -> bool:
+        """It does not look at the instance."""
+        return False
+
+    @property
     def routes(self) -> Tensor:
         """`(T, N)` int64, `(T, N, M)` where M > 1: the choice of each task at each decision."""
         return self._routes[:, :-1]
@@ -188,3 +193,8 @@ class RandomAgent(Agent):
             return None
         cumulative = self.table[:, :-1].cumsum(-1)
         return sample(cumulative.expand(len(task), *cumulative.shape[1:]), self.generator)
+
+    @property
+    def sees_price(self) -> bool:
+        """It does not look at the instance."""
+        return False

@@ -110,6 +110,11 @@ class Gumbel(Gate):
         """Return what the approximator costs; 0 for a table."""
         return self.scores.macs()
 
+    @property
+    def sees_price(self) -> bool:
+        """An approximator does, a table does not."""
+        return super().sees_price and not isinstance(self.scores, TableScores)
+
 
 @dataclasses.dataclass(frozen=True)
 class SoftMixtureConfig(AgentConfig):
@@ -153,6 +158,11 @@ class SoftMixture(Gate):
     def macs(self, decision: int) -> float:
         """Return what the approximator costs; 0 for weights of the decision's own."""
         return self.scores.macs()
+
+    @property
+    def sees_price(self) -> bool:
+        """An approximator does, a table does not."""
+        return super().sees_price and not isinstance(self.scores, TableScores)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,3 +210,8 @@ class CrossStitch(Gate):
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Return `(B, M, M)`: how much of each column goes to each, the same in training and evaluation."""
         return self.weight.index_select(0, observation["depth"])
+
+    @property
+    def sees_price(self) -> bool:
+        """It does not look at the instance."""
+        return False

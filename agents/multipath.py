@@ -17,6 +17,9 @@ from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import TALR, Context, Observation, Trajectory
 from routing_gym.networks import EXIT, actions
 
+LEAST_TEMPERATURE = 1e-30
+"""Temperatures halve for ever; the reciprocal of this one is still a float32."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MultipathConfig(AgentConfig):
@@ -28,8 +31,8 @@ class MultipathConfig(AgentConfig):
             hybrid data (the authors' code has twice as many).
         weight_decay: k_L2 of Eq. 9: penalty on the squared weights of every layer, in proportion to how likely
             instances pass it. Biases and batch norms are not penalised.
-        learning_rate: Step size of the routers; by default that of the blocks, schedule included, since both are one
-            network in the paper.
+        learning_rate: Step size of the routers, for good; by default that of the blocks, schedule included, since both
+            are one network in the paper.
     """
 
     temperature: float = positive(1.0)
@@ -46,6 +49,7 @@ class Multipath(Agent):
 
     Attributes:
         routers: The scores.
+        passes: How often it has gone through the split it was trained on, which may have grown meanwhile (`add_task`).
     """
 
     Config = MultipathConfig
@@ -56,8 +60,12 @@ class Multipath(Agent):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         network = self.env.network
+        self.passes = 0.0
         self.routers = Routers(network, self.env.config.price, self.config.seed).to(self.env.device)
-        self.optimizer = self.env.trainer.optimization.build(self.routers)
+        optimization = self.env.trainer.optimization
+        if self.config.learning_rate is not None:
+            optimization = dataclasses.replace(optimization, learning_rate=self.config.learning_rate)
+        self.optimizer = optimization.build(self.routers)
         self.register_buffer("_legal", legal_rows(network.masks), persistent=False)
         owned = {
             (d, c): network.parameters_of(d, c)
@@ -74,14 +82,32 @@ class Multipath(Agent):
     @property
     def temperature(self) -> float:
         """τ now."""
-        passes = self.episodes / len(self.env.dataset)
-        return self.config.temperature * 0.5 ** (passes / self.config.temperature_epochs)
+        return self.config.temperature * 0.5 ** (self.passes / self.config.temperature_epochs)
+
+    def get_extra_state(self) -> Tensor:
+        """Return how far the temperature has come, for a checkpoint."""
+        return torch.tensor([self.passes], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over how far the temperature has come."""
+        self.passes = float(state[0])
+
+    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Report the temperature and let it fall; all learning is in the joint backward pass."""
+        reported = {"temperature": torch.tensor(self.temperature)}
+        self.passes += len(trajectory) / len(self.env.dataset)
+        return reported
 
     def scores(self, observation: Observation, context: Context) -> Tensor:
         """Return `(B, A)` scores, −inf where a choice is not legal; those without −inf are recorded, with graph."""
         raw = self.routers(observation, context.active)
         context.record["scores"] = raw
         return raw.masked_fill(~self._legal.index_select(0, observation["depth"]), -torch.inf)
+
+    def softened(self, scores: Tensor) -> Tensor:
+        """Return softmax(s / τ), `(B, A)`; at temperatures near 0 the best choice, and no division by 0."""
+        highest = scores.detach().amax(-1, keepdim=True)  # s / τ overflows, (s − max s) / τ is at most 0
+        return ((scores - highest) / max(self.temperature, LEAST_TEMPERATURE)).softmax(-1)
 
     def macs(self, decision: int) -> float:
         """Return what the router of a decision costs."""
@@ -179,6 +205,10 @@ class ExactMultipath(Multipath):
                     f"agent {self.name!r} shares every instance out among the ways on, but decision {decision.name!r} "
                     "of this network mixes activations: 'gumbel' or 'soft-mixture' route that"
                 )
+        if self.env.network.rejoining:
+            raise ValueError(
+                f"agent {self.name!r} shares every instance out among the ways on, but paths of this network meet again"
+            )
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Return the training policy's probabilities; the best choice alone when deterministic."""
@@ -188,8 +218,9 @@ class ExactMultipath(Multipath):
         depth = observation["depth"]
         arrived = scores.new_zeros(len(scores), self.num_decisions + 1) if context.carry is None else context.carry
         reach = arrived.gather(1, depth.unsqueeze(1))
-        # Whoever begins is at the first decision for certain; of whoever has left nothing is read.
-        reach = torch.where(((depth == 0) | ~context.active).unsqueeze(1), 1.0, reach)
+        # Whoever begins is at the first decision for certain, and so is, where it stands, who does not say how it came
+        # there (`predict` without a state); of whoever has left nothing is read.
+        reach = torch.where(((depth == 0) | ~context.active).unsqueeze(1) | (reach == 0), 1.0, reach)
         chances = self.chances(scores, depth, reach)
         context.carry = arrived.scatter(1, self._next.index_select(0, depth), reach * chances)
         context.record["reach"] = reach.squeeze(1)
@@ -206,6 +237,6 @@ class ExactMultipath(Multipath):
             depth: `(B,)` int64.
             reach: `(B, 1)`, with what probability an instance is at its decision.
         """
-        soft = (scores / self.temperature).softmax(-1)
+        soft = self.softened(scores)
         least = self._least.index_select(0, depth).unsqueeze(1)
         return (1 - least / reach).clamp(min=0) * soft + self._least_of.index_select(0, depth) / reach

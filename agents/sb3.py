@@ -108,6 +108,11 @@ class SB3Agent(Agent):
         parts = distribution.distributions if hasattr(distribution, "distributions") else distribution.distribution
         return torch.stack([part.probs for part in parts], 1)
 
+    @property
+    def sees_price(self) -> bool:
+        """The library's own policy does, a table does not."""
+        return self.config.representation != "table" and super().sees_price
+
     def policy_macs(self) -> float:
         """Count what the networks of the policy spend on a decision, without the critic's."""
         policy = self.model.policy

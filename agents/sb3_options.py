@@ -142,7 +142,8 @@ class Features(nn.Module):
     Args:
         space: The observation space.
         table: Task and decision together, one-hot, and nothing else: a linear layer on that is a table. Otherwise
-            activation, decision and task, joined. What is of a task comes last, so that another can be added.
+            activation, price where it is seen, decision and task, joined. What is of a task comes last, so that
+            another can be added.
 
     Attributes:
         features_dim: Width of the vector.
@@ -150,9 +151,9 @@ class Features(nn.Module):
 
     def __init__(self, space: Any, table: bool) -> None:
         super().__init__()
-        self.table = table
+        self.table, self.price = table, "price" in space.spaces
         tasks, places = int(space["task"].n), int(space["depth"].n)
-        self.features_dim = tasks * places if table else space["activation"].shape[0] + places + tasks
+        self.features_dim = tasks * places if table else space["activation"].shape[0] + self.price + places + tasks
 
     def forward(self, observation: Observation) -> Tensor:
         """Return `(B, features_dim)`.
@@ -163,4 +164,5 @@ class Features(nn.Module):
         task, depth = observation["task"].flatten(1), observation["depth"].flatten(1)
         if self.table:
             return (task.unsqueeze(-1) * depth.unsqueeze(1)).flatten(1)
-        return torch.cat([observation["activation"], depth, task], 1)
+        price = [observation["price"]] if self.price else []
+        return torch.cat([observation["activation"], *price, depth, task], 1)

@@ -67,6 +67,8 @@ class TableScores(Scores):
 class MLPScores(Scores):
     """Two layers, 64 hidden, one network per (agent, row), fed with concat(v, one-hot t) (Appendix 7.3).
 
+    Where the environment shows the price of computation it stands behind v.
+
     All networks are stacked and run as one grouped call, like the blocks: agents per task cost one call, not T.
 
     Args:
@@ -77,15 +79,15 @@ class MLPScores(Scores):
 
     def __init__(self, arrangement: Arrangement, outputs: int | None, inputs: int) -> None:
         super().__init__(arrangement, outputs)
-        self.num_tasks = arrangement.num_tasks
+        self.num_tasks, self.price = arrangement.num_tasks, arrangement.price
         networks = self.num_agents * self.num_rows
-        self.hidden = LinearBlocks(networks, inputs + self.num_tasks, HIDDEN, relu=True)
+        self.hidden = LinearBlocks(networks, inputs + self.price + self.num_tasks, HIDDEN, relu=True)
         self.output = LinearBlocks(networks, HIDDEN, self.outputs)
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
         """Run each row through the network of its agent and decision."""
-        task = functional.one_hot(observation["task"], self.num_tasks).to(observation["activation"].dtype)
-        x = torch.cat([observation["activation"], task], 1)
+        seen = with_price(observation) if self.price else observation["activation"]
+        x = torch.cat([seen, functional.one_hot(observation["task"], self.num_tasks).to(seen.dtype)], 1)
         which = agent * self.num_rows + observation["depth"]
         links = [self.hidden.link(), self.output.link()]
         return plain(run_chain(links, x, which.unsqueeze(1).expand(-1, 2)))
@@ -98,7 +100,8 @@ class MLPScores(Scores):
 class LinearScores(Scores):
     """One linear layer without bias per (agent, row), on the observed activation alone: x·W.
 
-    Stacked and run as one grouped call, as `MLPScores` are.
+    Where the environment shows the price of computation it stands behind x. Stacked and run as one grouped call, as
+    `MLPScores` are.
 
     Args:
         arrangement: As in `Scores`.
@@ -108,16 +111,24 @@ class LinearScores(Scores):
 
     def __init__(self, arrangement: Arrangement, outputs: int | None, inputs: int) -> None:
         super().__init__(arrangement, outputs)
-        self.layer = LinearBlocks(self.num_agents * self.num_rows, inputs, self.outputs)
+        self.price = arrangement.price
+        self.layer = LinearBlocks(self.num_agents * self.num_rows, inputs + self.price, self.outputs)
         nn.init.zeros_(self.layer.bias).requires_grad_(False)
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
         """Run each row through the layer of its agent and decision."""
-        return self.layer(observation["activation"], agent * self.num_rows + observation["depth"])
+        seen = with_price(observation) if self.price else observation["activation"]
+        return self.layer(seen, agent * self.num_rows + observation["depth"])
 
     def macs(self) -> float:
         """Return what the layer costs."""
         return self.layer.macs[0]
+
+
+def with_price(observation: Observation) -> Tensor:
+    """Return `(B, D + 1)`: the activation and, behind it, the price of computation."""
+    activation = observation["activation"]
+    return torch.cat([activation, observation["price"].to(activation.dtype)], 1)
 
 
 def make_scores(

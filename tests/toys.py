@@ -76,7 +76,10 @@ class ExitTree(RoutedNetwork):
 
     def parameters_of(self, decision, choice):
         column = self.inner[decision]
-        parts = [self.heads[column]] if choice == 0 else [self.columns[self.tree[column][choice - 1]]]
+        parts = [self.heads[column]]
+        if choice:
+            child = self.tree[column][choice - 1]
+            parts = [self.columns[child], *([] if self.tree[child] else [self.heads[child]])]
         return [OwnedParameter(p) for part in parts for p in part.parameters()]
 
 

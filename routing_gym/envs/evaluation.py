@@ -93,7 +93,11 @@ def evaluate(
         split: Which split.
         deterministic: Whether the router takes its best action or acts as in training.
         batch_size: Instances routed together.
-        k_cpt: Price of one multiply-accumulate that every instance has; for routers that know it.
+        k_cpt: What a multiply-accumulate costs every instance, where the router is shown it (`price=True`); by default
+            as in training, several prices being dealt out in the same way each time.
+
+    Raises:
+        ValueError: A price that nobody is shown, or one that is negative; an agent of another environment.
     """
     core = core_of(env)
     size = min(batch_size, len(core.datasets[split]) if split in core.datasets else 1)
@@ -104,7 +108,10 @@ def evaluate(
     ):
         if getattr(router, attribute, here) != here:
             raise ValueError(f"the agent has {attribute} {getattr(router, attribute)}, this environment {here}")
-    options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": k_cpt or 0.0}
+    if k_cpt is not None and not core.config.price:
+        raise ValueError(f"k_cpt={k_cpt!r} is for environments made with price=True: here nobody sees it")
+    prices = core.config.k_cpt if k_cpt is None else k_cpt
+    options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": prices, "seed": 0}
     judged = core.sibling(size, split=split, autoreset_mode="disabled", **options)
     network, dataset = judged.network, judged.dataset
     modules = [network, *([router] if isinstance(router, nn.Module) else [])]

@@ -24,7 +24,7 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
     the first legal one, and `info["illegal_action"]` is 1 then.
 
     ## Observation Space
-    `Dict(activation=Box(D,), task=Discrete(T), depth=Discrete(N + 1))`.
+    `Dict(activation=Box(D,), task=Discrete(T), depth=Discrete(N + 1))`, and `price=Box(1,)` where `EnvConfig` says so.
 
     ## Rewards
     As in `RoutingVectorEnv`.

@@ -68,9 +68,8 @@ class Optimization:
         optimizer = OPTIMIZERS[self.optimizer](
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, **momentum
         )
-        if self.optimizer == "sgd" and self.momentum:
-            # PyTorch's fused step wants a buffer for all parameters or none, but those of a choice that is first taken
-            # later would have none yet. From zero the first step is the same.
+        if any(momentum.values()):
+            # A block may have its first gradient when others have had several: fused SGD cannot begin with some only.
             for parameter in network.parameters():
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
@@ -154,7 +153,9 @@ class BlocksTrainer:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step."""
+        """The learning rate of the next step; a constant one is the optimiser's, which a checkpoint brings."""
+        if self.optimization.schedule == "constant":
+            return self.optimizer.param_groups[0]["lr"]
         return self.optimization.rate(self.instances)
 
     def begin(self, rows: Tensor | None = None) -> None:

@@ -375,7 +375,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         whole = loss if extra_loss is None else loss + extra_loss
         self.trainer.step(whole, self.num_envs, before_step, self._doubtful)
         self.outcome.exits = []
-        self.trainer.note_statistics()  # rows restarted from here on belong to a new batch
+        self.trainer.begin()  # rows restarted from here on belong to a new batch
         return loss.detach()
 
     def check_batch(self) -> None:

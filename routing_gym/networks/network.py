@@ -40,6 +40,7 @@ class RoutedNetwork(nn.Module, ABC):
         in_order: Whether every instance passes every decision, in order, as one tensor: then a route that is known
             beforehand can be followed at once (`follow`).
         num_tensors: M, the largest number of tensors that arrive at a decision.
+        rejoining: Whether ways on meet again: then outcomes cannot be shared out.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class RoutedNetwork(nn.Module, ABC):
             for number, decision in enumerate(self.decisions)
         )
         self._dense_backward = False
-        self._rejoining = any(number > 1 for target, number in arrivals.items() if target != EXIT)
+        self.rejoining = any(number > 1 for target, number in arrivals.items() if target != EXIT)
 
     _masks: Tensor
     _costs: Tensor
@@ -394,7 +395,7 @@ class RoutedNetwork(nn.Module, ABC):
         action = actions.check_form(
             action, len(state), self.num_tensors, self.num_choices, state.task.device, state.macs.dtype
         )
-        if self._rejoining and actions.is_weights(action):
+        if self.rejoining and actions.is_weights(action):
             raise ValueError("paths of this network meet again, so outcomes cannot be shared out: choose by integers")
         return action
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from toys import small_env
+from toys import ExitTree, small_env
 
 from routing_gym.agents import Agent, make_agent
 
@@ -48,6 +48,24 @@ def test_same_step_counts_what_is_replayed():
         same.step(torch.zeros(4, dtype=torch.int64))
     assert same.trainer.instances == 80
     assert same.trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)  # 72 rows are 9 steps
+
+
+def test_momentum_begins_for_a_block_when_it_is_first_used():
+    """Plain SGD of PyTorch, one parameter at a time, on the gradients of routes that part later and later."""
+    env = small_env(ExitTree([[1], [2], []]), 4, optimizer="sgd", learning_rate=0.1, momentum=0.9)
+    named = dict(env.network.named_parameters())
+    plain = {name: parameter.detach().clone().requires_grad_() for name, parameter in named.items()}
+    slow = torch.optim.SGD(plain.values(), lr=0.1, momentum=0.9, foreach=False)
+    for length in (0, 1, 2, 0, 2):
+        env.reset()
+        for step in range(min(length + 1, 2)):
+            env.step(torch.full((4,), int(step < length)))
+        env.train_blocks()
+        for name, parameter in named.items():
+            plain[name].grad = None if parameter.grad is None else parameter.grad.clone()
+        slow.step()
+        for name, parameter in named.items():
+            torch.testing.assert_close(parameter.detach(), plain[name].detach())
 
 
 def test_weight_decay_shrinks_what_has_no_gradient():
