@@ -84,7 +84,7 @@ DRAWERS = {
 }
 """The numbers, 1 to 20, of the drawings of every character that each split has: 50, 20 and 30 % of them.
 
-Those of Liang et al. 2018, whose loader draws them with NumPy's legacy generator and the seed 1337.
+Those that the code named in `omniglot_mtl` draws, with NumPy's legacy generator and the seed 1337.
 """
 
 SELECTION_SEED = 234
@@ -112,7 +112,7 @@ LIANG_2018 = (
     "Syriac_(Estrangelo)",
     "Tibetan",
 )
-"""The first 20 alphabets in the order of Liang et al.'s code; 668 characters as well, so very likely the paper's."""
+"""The first 20 of the order in that code, sorted here; 668 characters as well, so very likely the paper's."""
 
 CACHE = "omniglot-pixels.npz"
 ROW_BYTES = (IMAGE_SIZE + 7) // 8
@@ -130,8 +130,9 @@ def omniglot_mtl(
 
     Ramachandran and Le 2019 (section 4.2) take 20 of the 50 alphabets, with 6 680 training images, but do not say
     which. Here a permutation with the seed `SELECTION_SEED` of all alphabets, sorted by name, does: its first 20, which
-    have 668 characters, 55 at most. They follow Liang et al. 2018, whose code (github.com/aim123/ENN-ENN-Training-V2)
-    lists the alphabets in a random order of which the first 20 have 668 characters too: `alphabets=LIANG_2018`.
+    have 668 characters, 55 at most. They follow Liang et al. 2018; later code that names that paper as its method
+    (github.com/aim123/ENN-ENN-Training-V2) lists the alphabets in a random order and takes the first 20, which have 668
+    characters too: `alphabets=LIANG_2018`.
 
     Every character was drawn by 20 people, of whom 10 are for training, 4 for validation and 6 for test (`DRAWERS`, as
     in that code). A number is the same person throughout an alphabet, so validation and test are of hands that training
