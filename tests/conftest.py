@@ -2,9 +2,16 @@
 
 import pytest
 import torch
-from standins import write_cifar10, write_cifar100, write_mini_imagenet, write_mnist
+from standins import (
+    omniglot_characters,
+    write_cifar10,
+    write_cifar100,
+    write_mini_imagenet,
+    write_mnist,
+    write_omniglot,
+)
 
-from routing_gym.tasks import cifar, cifar_classes, files, mini_imagenet, mnist
+from routing_gym.tasks import cifar, cifar_classes, files, mini_imagenet, mnist, omniglot
 
 torch.set_num_threads(1)
 
@@ -21,12 +28,14 @@ def stand_in_data(tmp_path_factory):
     patch.setattr(cifar_classes, "ROWS_PER_FILE", 40)
     patch.setattr(mini_imagenet, "IMAGES_PER_LABEL", 4)
     patch.setattr(mini_imagenet, "TEST_PER_LABEL", 1)
+    patch.setattr(omniglot, "CHARACTERS", omniglot_characters(omniglot.CHARACTERS))
     published = dict(files.MNIST.files)
     files.MNIST.files.update(dict.fromkeys(published))  # stand-ins have other md5 sums
     write_mnist(root / files.MNIST.folder, per_digit=20)
     write_cifar100(root / files.CIFAR100.folder, cifar.ROWS)
     write_cifar10(root / files.CIFAR10.folder, cifar_classes.ROWS_PER_FILE)
     write_mini_imagenet(root / files.MINI_IMAGENET.folder, per_label=mini_imagenet.IMAGES_PER_LABEL)
+    write_omniglot(root / files.OMNIGLOT.folder, omniglot.CHARACTERS)
     yield root
     files.MNIST.files.update(published)
     patch.undo()

@@ -1,6 +1,8 @@
 """Writing small files of the official layouts."""
 
 import gzip
+import io
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -61,3 +63,48 @@ def write_mini_imagenet(folder, per_label):
                 coarse.resize((84, 84), Image.Resampling.NEAREST).save(folder / "images" / name, quality=80)
                 rows.append(f"{name},{label}")
         (folder / f"{part}.csv").write_text("\n".join(rows) + "\n")
+
+
+def omniglot_characters(characters):
+    """Return a few characters for each of Omniglot's alphabets: 1, 2, 3, 1, 2, 3, ... in the order of the table."""
+    return {archive: {name: 1 + i % 3 for i, name in enumerate(counts)} for archive, counts in characters.items()}
+
+
+def omniglot_drawing(number, drawer):
+    """Return a drawing, `(105, 105)` bool with False for ink, that says in squares of ink who drew which character."""
+    code = [number >> bit & 1 for bit in range(10)] + [1] + [drawer >> bit & 1 for bit in range(5)]
+    paper = np.ones((105, 105), bool)
+    for place, bit in enumerate(code):
+        top, left = 3 + 25 * (place // 4), 4 + 25 * (place % 4)
+        paper[top : top + 17, left : left + 19] = not bit
+    return paper
+
+
+def omniglot_code(image):
+    """Return number and drawer that an image of `omniglot_drawing`, `(105, 105)` with ink not 0, says."""
+    bits = [int(image[11 + 25 * (place // 4), 13 + 25 * (place % 4)] > 0) for place in range(16)]
+    assert bits[10]
+    return sum(bit << i for i, bit in enumerate(bits[:10])), sum(bit << i for i, bit in enumerate(bits[11:]))
+
+
+def png(pixels):
+    """Return the bytes of a PNG file."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG", compress_level=1)
+    return out.getvalue()
+
+
+def write_omniglot(folder, characters):
+    """Write Omniglot's two zip files, with 20 drawings of each character, numbered on from file to file."""
+    folder.mkdir(parents=True)
+    number = 0
+    for name, counts in characters.items():
+        stem = name.removesuffix(".zip")
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr(f"{stem}/", b"")
+            for alphabet, count in counts.items():
+                for character in range(1, count + 1):
+                    number += 1
+                    for drawer in range(1, 21):
+                        member = f"{stem}/{alphabet}/character{character:02}/{number:04}_{drawer:02}.png"
+                        archive.writestr(member, png(omniglot_drawing(number, drawer)))

@@ -22,19 +22,23 @@ from routing_gym.tasks import (
     digits_mtl,
     hybrid_mnist_cifar,
     mini_imagenet_mtl,
+    mnist_digits,
     mnist_mtl,
+    omniglot_mtl,
     synthetic_mtl,
 )
 
 DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "digits": digits_mtl,
     "mnist": mnist_mtl,
+    "mnist-10": mnist_digits,
     "cifar-100": cifar100_mtl,
     "cifar-10": cifar10,
     "cifar-5": cifar5,
     "cifar-2": cifar2,
     "hybrid": hybrid_mnist_cifar,
     "mini-imagenet": mini_imagenet_mtl,
+    "omniglot": omniglot_mtl,
     "synthetic": synthetic_mtl,
 }
 

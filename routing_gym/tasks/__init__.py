@@ -8,7 +8,8 @@ from routing_gym.tasks.digits import digits_mtl
 from routing_gym.tasks.files import SOURCES, DataError, download
 from routing_gym.tasks.hybrid import hybrid_mnist_cifar
 from routing_gym.tasks.mini_imagenet import mini_imagenet_mtl
-from routing_gym.tasks.mnist import mnist_mtl
+from routing_gym.tasks.mnist import mnist_digits, mnist_mtl
+from routing_gym.tasks.omniglot import omniglot_mtl
 from routing_gym.tasks.sampling import ShuffledStream
 from routing_gym.tasks.synthetic import synthetic_mtl
 
@@ -26,7 +27,9 @@ __all__ = [
     "download",
     "hybrid_mnist_cifar",
     "mini_imagenet_mtl",
+    "mnist_digits",
     "mnist_mtl",
+    "omniglot_mtl",
     "pixel_statistics",
     "synthetic_mtl",
 ]

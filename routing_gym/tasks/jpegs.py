@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from routing_gym.tasks.files import DataError
+from routing_gym.tasks.pixel_cache import files_key, read_cache, write_cache
 
 
 def read_jpegs(paths: Sequence[Path], size: int, mend: str, cache: Path) -> np.ndarray:
@@ -32,14 +30,14 @@ def read_jpegs(paths: Sequence[Path], size: int, mend: str, cache: Path) -> np.n
         DataError: A file is not a whole jpg file, of another size or not in colour.
     """
     # Taken before decoding: a file that changes meanwhile makes the cache stale, not wrong.
-    key = _key(paths, mend)
+    key = files_key(paths, mend)
     shape = (len(paths), 3, size, size)
-    images = _read_cache(cache, key, shape)
+    images = read_cache(cache, key, shape)
     if images is None:
         images = np.empty(shape, np.uint8)
         for position, path in enumerate(paths):
             images[position] = _decode(path, size, mend)
-        _write_cache(cache, key, images)
+        write_cache(cache, key, images)
     return images
 
 
@@ -55,42 +53,3 @@ def _decode(path: Path, size: int, mend: str) -> np.ndarray:
             return np.asarray(image).transpose(2, 0, 1)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for broken files
         raise DataError(f"{path} is truncated or not a jpg file: {error}; {mend}") from error
-
-
-def _key(paths: Sequence[Path], mend: str) -> str:
-    """Return a text that changes with the files, their order, their sizes and when they were last written."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError as error:  # a link to nowhere, say
-            raise DataError(f"{path} cannot be read: {error}; {mend}") from error
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the pixels `cache` holds, or None where it is missing, damaged or of other files."""
-    try:
-        with np.load(cache, allow_pickle=False) as stored:
-            if str(stored["key"]) != key:
-                return None
-            images = stored["images"]  # checked against its CRC sum on the way
-    except Exception:  # a damaged file fails in many ways, and is written anew after each
-        return None
-    return images if images.shape == shape and images.dtype == np.uint8 else None
-
-
-def _write_cache(cache: Path, key: str, images: np.ndarray) -> None:
-    """Write `cache` under a temporary name, then give it its own; leave nothing where that fails."""
-    # One name per process: two that decode at once must not write into one file.
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as out:
-            np.savez(out, key=np.array(key), images=images)
-        os.replace(temporary, cache)
-    except OSError:  # a folder that is full or read-only: the pixels are there all the same
-        pass
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

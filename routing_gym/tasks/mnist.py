@@ -1,4 +1,4 @@
-"""MNIST-MTL (Rosenbaum et al. 2018, section 4)."""
+"""MNIST: ten tasks of two classes (Rosenbaum et al. 2018, section 4), or one task of ten."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.cifar_classes import hold_out
 from routing_gym.tasks.dataset import MultiTaskDataset, one_vs_rest, pixel_statistics
 from routing_gym.tasks.files import MNIST, DataError, find, read_idx
 
@@ -66,6 +67,44 @@ def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0
             digits[part][rows],
             statistics,
             augmentation if split == "train" else None,
+        )
+    return built
+
+
+def mnist_digits(*, data_dir: str | None = None, held_out: int = 0) -> dict[str, MultiTaskDataset]:
+    """Build MNIST as it is: one task of ten classes, 60 000 training and 10 000 test images of 28x28 pixels.
+
+    What Ramachandran and Le 2019 (section 4.1) show the specialisation of experts on. No augmentation: they name none.
+
+    Args:
+        data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
+        held_out: Training images of each digit kept out as the split `validation`, the first of the file; 0 trains on
+            all and leaves no such split.
+
+    Returns:
+        The splits `train`, `test` and, with `held_out`, `validation`.
+
+    Raises:
+        DataError: Files are missing or damaged.
+        ValueError: `held_out` leaves nothing to train on.
+    """
+    pixels, digits = read_mnist(data_dir)
+    members = hold_out("MNIST", digits, held_out)
+    mean, std = pixel_statistics(pixels["train"][members["train"]] if held_out else pixels["train"])
+    built = {}
+    for split, rows in members.items():
+        part = "test" if split == "test" else "train"
+        built[split] = MultiTaskDataset(
+            name="MNIST",
+            split=split,
+            images=pixels[part],
+            image=rows,
+            task=torch.zeros_like(rows),
+            label=digits[part][rows],
+            num_tasks=1,
+            num_classes=NUM_DIGITS,
+            mean=mean,
+            std=std,
         )
     return built
 

@@ -13,7 +13,7 @@ import torch
 from standins import write_idx
 
 from routing_gym.experiments.cli import main
-from routing_gym.tasks import DataError, cifar100_mtl, download, files, mnist_mtl
+from routing_gym.tasks import DataError, cifar100_mtl, download, files, mnist_digits, mnist_mtl
 
 
 def test_mnist_mtl_is_one_vs_rest_over_disjoint_images():
@@ -28,6 +28,25 @@ def test_mnist_mtl_is_one_vs_rest_over_disjoint_images():
     assert not seen[0] & seen[1]
     assert torch.equal(mnist_mtl()["train"].images, splits["train"].images)
     assert not torch.equal(mnist_mtl(data_seed=1)["train"].images, splits["train"].images)
+
+
+@pytest.mark.parametrize("held_out", [0, 5])
+def test_mnist_is_also_one_task_of_ten_classes(held_out):
+    splits = mnist_digits(held_out=held_out)
+    of_each = {"train": 20 - held_out, "test": 5} | ({"validation": held_out} if held_out else {})
+    assert {name: split.label.bincount().tolist() for name, split in splits.items()} == {
+        name: [count] * 10 for name, count in of_each.items()
+    }
+    for name, split in splits.items():
+        digit = split.images[:, 0, 4:24:2].float().mean(-1).argmax(1)[split.image]  # as the stand-in shows it
+        assert torch.equal(split.label, digit) and not split.task.any()
+        assert (split.num_tasks, split.num_classes, split.split) == (1, 10, name) and split.augmentation is None
+        pixels = splits["train"].images[splits["train"].image].double()
+        torch.testing.assert_close(split.mean, pixels.mean((0, 2, 3)).float())
+    if held_out:
+        assert not set(splits["train"].image.tolist()) & set(splits["validation"].image.tolist())
+    with pytest.raises(ValueError, match=r"MNIST: held_out must lie in \[0, 20\), got 20"):
+        mnist_digits(held_out=20)
 
 
 def test_cifar_mtl_has_a_task_per_coarse_class():
@@ -148,6 +167,15 @@ def test_downloads_are_checked_before_they_get_their_names(web, tmp_path, monkey
         download(files.CIFAR100, str(tmp_path))
     assert main(["download", "svhn"]) == 2
     assert "known are mnist, cifar-100" in capsys.readouterr().err
+
+
+def test_archives_that_others_pack_anew_have_md5_sums_for_downloads_only(web, stand_in_data, tmp_path, capsys):
+    name = "images_background.zip"
+    assert files.find(files.OMNIGLOT, name, None) == stand_in_data / "omniglot" / name
+    web.update(dict.fromkeys(files.OMNIGLOT.files, b"half"))
+    assert main(["download", "omniglot", "--data-dir", str(tmp_path)]) == 2
+    assert f"brendenlake/omniglot/master/python/{name} could not be fetched" in capsys.readouterr().err
+    assert not list((tmp_path / "omniglot").iterdir())
 
 
 def test_an_archive_is_unpacked_into_the_official_layout(web, stand_in_data, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import routing_gym
 from routing_gym.experiments.cli import main
-from routing_gym.tasks import DataError, jpegs, mini_imagenet, mini_imagenet_mtl
+from routing_gym.tasks import DataError, jpegs, mini_imagenet, mini_imagenet_mtl, pixel_cache
 
 CACHE = mini_imagenet.CACHE
 
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_written_to_is_decoded_each_time(copied, decoded
     def refuse(path, mode):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(jpegs, "open", refuse, raising=False)
+    monkeypatch.setattr(pixel_cache, "open", refuse, raising=False)
     assert torch.equal(build(copied), build(copied)) and len(decoded) == 400
     assert not (copied / CACHE).exists()
 
