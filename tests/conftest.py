@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from standins import write_cifar10, write_cifar100, write_mini_imagenet, write_mnist
+from standins import omniglot_stand_in, write_cifar10, write_cifar100, write_mini_imagenet, write_mnist
 
+from routing_gym.envs import DATASETS
 from routing_gym.tasks import cifar, cifar_classes, files, mini_imagenet, mnist
 
 torch.set_num_threads(1)
@@ -27,6 +28,8 @@ def stand_in_data(tmp_path_factory):
     write_cifar100(root / files.CIFAR100.folder, cifar.ROWS)
     write_cifar10(root / files.CIFAR10.folder, cifar_classes.ROWS_PER_FILE)
     write_mini_imagenet(root / files.MINI_IMAGENET.folder, per_label=mini_imagenet.IMAGES_PER_LABEL)
+    if "omniglot" not in DATASETS:
+        patch.setitem(DATASETS, "omniglot", omniglot_stand_in)
     yield root
     files.MNIST.files.update(published)
     patch.undo()

@@ -5,6 +5,13 @@ import gzip
 import numpy as np
 from PIL import Image
 
+from routing_gym.tasks import synthetic_mtl
+
+
+def omniglot_stand_in():
+    """Return grey images of three tasks, small but large enough for the Omniglot networks."""
+    return synthetic_mtl(num_tasks=3, num_classes=4, image_size=16, images_per_class=6)
+
 
 def write_idx(path, values):
     """Write unsigned bytes as a gzipped IDX file."""
