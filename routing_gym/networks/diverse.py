@@ -96,8 +96,9 @@ def omniglot_network(name: str) -> Callable[..., RoutedExperts]:
         num_classes: Width of the logits.
         num_blocks: Refused unless it is what `make_network` gives by default: `experts` says which there are.
         width: Channels of every layer.
-        expert_mid: Channels between the two square convolutions of an expert: with 48 the network has the experts as
-            they are worded, and 3.37 million parameters; with 24 the 1.8 million that the paper prints.
+        expert_mid: Channels between the two square convolutions of an expert; 1x7 and 7x1 always have `width`. With 48
+            experts are as the paper words them, and omniglot-diverse has 3.37 million parameters for 20 tasks; with 24
+            it has 1.84, where the paper prints 1.8.
         layers: Layers of experts.
         readout: What a task's linear readout sees: `"pooled"`, the average over the image, or `"flat"`, all of it.
         experts: Names of the experts of all layers, or a list of names for each layer.

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 import routing_gym
-from routing_gym.agents import Agent, extract, make_agent, needs, prune
+from routing_gym.agents import Agent, add_task, extract, make_agent, needs, prune
 from routing_gym.networks import make_network
 from routing_gym.networks.diverse import CONVS, DIVERSE
 from routing_gym.networks.resnet_experts import EXPERTS, ROUTED, resnet50_parts
@@ -302,6 +302,12 @@ def test_what_is_left_after_training(name, tmp_path):
     static = extract(agent, 1)
     program = torch.export.export(static, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.testing.assert_close(program.module()(images), static(images))
+
+
+def test_a_task_that_comes_later_has_no_readout():
+    agent = make_agent("random-fixed", small_env("mnist-experts"))
+    with pytest.raises(ValueError, match="no place for another one"):
+        add_task(agent, agent.env.datasets)
 
 
 def test_each_layer_may_have_experts_of_its_own():
