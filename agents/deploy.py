@@ -72,7 +72,7 @@ def prune(agent: Agent) -> FixedRoutes:
     env = type(core)(smaller, core.datasets, core.num_envs, **dataclasses.asdict(core.config))
     if core.spec is not None and isinstance(core.spec.kwargs.get("network"), str):
         env.spec = copy.deepcopy(core.spec)
-        env.spec.kwargs["num_blocks"] = list(smaller.block_counts)
+        env.spec.kwargs.update(smaller.form_options())
     for task, (before, after) in enumerate(zip(routes, renumbered.tolist(), strict=True)):
         images = _images(agent, task)
         _check_logits(network, _logits(smaller, images, task, after), _logits(network, images, task, before))

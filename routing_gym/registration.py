@@ -20,6 +20,7 @@ ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/Cifar100MTL-v0": {"dataset": "cifar-100", "network": "simple-convnet"},
     "routing_gym/MiniImagenetMTL-v0": {"dataset": "mini-imagenet", "network": "simple-convnet"},
     "routing_gym/SyntheticMTL-v0": {"dataset": "synthetic", "network": "mlp"},
+    "routing_gym/OmniglotDiverse-v0": {"dataset": "omniglot", "network": "omniglot-diverse"},
     "routing_gym/HybridEarlyExit-v0": {"dataset": "hybrid", **EARLY_EXIT},
     "routing_gym/Cifar10EarlyExit-v0": {"dataset": "cifar-10", **EARLY_EXIT},
     "routing_gym/Cifar5EarlyExit-v0": {"dataset": "cifar-5", **EARLY_EXIT},

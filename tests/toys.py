@@ -254,7 +254,11 @@ def planted_env(num_envs=64, **options):
 
 def quick(env_id):
     """Options that make an id's network small where it would keep a test waiting."""
-    return {"columns": 3, "width": 2} if ENV_IDS[env_id]["network"] == "pyramid-chain" else {}
+    small = {
+        "pyramid-chain": {"columns": 3, "width": 2},
+        "omniglot-diverse": {"layers": 2, "width": 4, "expert_mid": 2},
+    }
+    return small.get(ENV_IDS[env_id]["network"], {})
 
 
 def toy_data(**options):

@@ -128,7 +128,7 @@ class FunctionBlocks(nn.Module, ABC):
         if not action.is_floating_point():
             return self.run(x, action)
         if self.dense_backward and self.training or bool(action.detach().all()):
-            return torch.einsum("bk...,bk->b...", self.run_all(x), action)
+            return self._mix_all(x, action)
         rows = torch.arange(len(x), device=x.device).repeat_interleave(self.num_blocks)
         choice = torch.arange(self.num_blocks, device=x.device).repeat(len(x))
         return self._mix(x, rows, choice, action.flatten())
@@ -137,6 +137,10 @@ class FunctionBlocks(nn.Module, ABC):
         """Run every block on every row: `(B, ...)` to `(B, k, ...)`."""
         every = torch.arange(self.num_blocks, device=x.device)
         return torch.stack([self.run(x, number.expand(len(x))) for number in every], 1)
+
+    def _mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Sum `weights[:, c] * block[c](x)` over all blocks, each run on all rows."""
+        return torch.einsum("bk...,bk->b...", self.run_all(x), weights)
 
     def _mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """Sum `weights[p] * block[choice[p]](x[rows[p]])` over the pairs p of each row."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
-from routing_gym.blocks.grouping import group
+from routing_gym.blocks.grouping import channels_are_last, group, take_rows
 from routing_gym.blocks.macs import count_macs, probe
 
 
@@ -50,9 +50,41 @@ class ModuleBlocks(FunctionBlocks):
         most = max(range(self.num_blocks), key=counts.__getitem__)
         if counts[most] == len(x):
             return self.blocks[most](x)  # nothing to move
-        pieces = x.index_select(0, groups.order).split(counts)
+        pieces = take_rows(x, groups.order).split(counts)
         y = torch.cat([block(piece) for block, piece in zip(self.blocks, pieces, strict=True) if len(piece)])
-        return y.index_select(0, groups.inverse)
+        return take_rows(y, groups.inverse)
+
+    def _mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Add the blocks up one by one: side by side they would take k times the memory."""
+        total = None
+        for block, weight in zip(self.blocks, weights.unbind(1), strict=True):
+            y = block(x)
+            y = y * weight.view(-1, *[1] * (y.ndim - 1))
+            total = y if total is None else total + y
+        assert total is not None
+        return total
+
+    def _mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
+        """Add every block's rows to the sum as soon as it has run; a block that no pair names is not run."""
+        if not (self.dense_backward and self.training):
+            used = weights.detach().nonzero().flatten()
+            rows, choice, weights = rows[used], choice[used], weights[used]
+        groups = group(choice, self.num_blocks)
+        own_rows, own_weights = (part[groups.order].split(groups.counts) for part in (rows, weights))
+        # Sums over rows are fastest where a row lies in one piece.
+        turned = channels_are_last(x) and len(self.output_shape) == 3
+        total = None
+        for block, own, weight in zip(self.blocks, own_rows, own_weights, strict=True):
+            if not len(own):
+                continue
+            y = block(take_rows(x, own))
+            y = y * weight.view(-1, *[1] * (y.ndim - 1))
+            y = y.permute(0, 2, 3, 1) if turned else y
+            total = y.new_zeros(len(x), *y.shape[1:]) if total is None else total
+            total = total.index_add_(0, own, y)
+        if total is None:
+            return x.new_zeros(len(x), *self.output_shape) + weights.sum()  # of none: 0, with a graph
+        return total.permute(0, 3, 1, 2) if turned else total
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return every parameter of the block."""

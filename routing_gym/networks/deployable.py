@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,7 @@ class Deployable(RoutedNetwork):
     """A network in which every instance passes every decision, in order, and a route is a chain of modules.
 
     Attributes:
-        block_counts: How many blocks each set of blocks holds, PASS not counted: what `num_blocks` must be to build
-            the like.
+        block_counts: How many blocks each set of blocks holds, PASS not counted.
     """
 
     block_counts: tuple[int, ...]
@@ -41,6 +41,10 @@ class Deployable(RoutedNetwork):
         Args:
             routes: `(T, N)` int64 on the CPU: the choice of each task at each decision.
         """
+
+    def form_options(self) -> dict[str, Any]:
+        """Return the options, plain values, that build the like of this network instead of the whole one."""
+        return {"num_blocks": list(self.block_counts)}
 
 
 class JoinTask(nn.Module):

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from routing_gym.networks import resnet_experts
+from routing_gym.networks.diverse import EXPERTS, mnist_experts, omniglot_network
 from routing_gym.networks.fully_connected import fully_connected
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
 from routing_gym.networks.pyramid_columns import CHANNELS
+from routing_gym.networks.resnet_experts import resnet50_network
 from routing_gym.networks.simple_convnet import simple_convnet
 
 Builder = Callable[..., RoutedNetwork]
@@ -19,9 +22,18 @@ NETWORKS: dict[str, Builder] = {
     "simple-convnet": simple_convnet,
     "pyramid-chain": pyramid_chain,
     "pyramid-tree": pyramid_tree,
+    **{name: omniglot_network(name) for name in EXPERTS},
+    "mnist-experts": mnist_experts,
+    **{name: resnet50_network(name) for name in resnet_experts.EXPERTS},
     **{f"pyramid-static-{columns}": pyramid_static(columns) for columns in range(1, len(CHANNELS) + 1)},
 }
-DEFAULT_INPUT_SHAPE = {name: (3, 32, 32) for name in NETWORKS} | {"mlp": (1, 8, 8)}
+DEFAULT_INPUT_SHAPE = {
+    **dict.fromkeys(NETWORKS, (3, 32, 32)),
+    **dict.fromkeys(EXPERTS, (1, 105, 105)),
+    **dict.fromkeys(resnet_experts.EXPERTS, (3, 224, 224)),
+    "mlp": (1, 8, 8),
+    "mnist-experts": (1, 28, 28),
+}
 
 
 def claim(known: dict[str, Any], kind: str, name: str, thing: Any) -> None:

@@ -1,0 +1,215 @@
+"""Networks in which every instance passes all layers, each a bank of experts that may be unlike each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from routing_gym.blocks import (
+    FunctionBlocks,
+    LinearBlocks,
+    OwnedParameter,
+    allow_small_groups,
+    count_macs,
+    plain,
+    probe,
+    static_copy,
+)
+from routing_gym.networks.actions import Action
+from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.deployable import Deployable
+from routing_gym.networks.state import Activation
+
+
+class InTurn(nn.Sequential):
+    """Modules one after the other, each called with the tensors that the one before has returned as a tuple."""
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the last module's tuple."""
+        for module in self:
+            tensors = module(*tensors)
+        return tensors
+
+
+class OnFirst(nn.Module):
+    """Applies a module to the first of several tensors and leaves the others alone.
+
+    Args:
+        module: Takes one tensor, gives one.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors, the first of them changed."""
+        return self.module(first), *others
+
+
+class StaticRoute(nn.Module):
+    """One way through a network of experts as a plain network.
+
+    Args:
+        parts: Called in turn, from images to `(B, num_classes)` logits.
+    """
+
+    def __init__(self, parts: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.parts = InTurn(*parts)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.parts(images)[0]
+
+
+class RoutedExperts(Deployable):
+    """A network in which layers of experts and parts that all instances share take turns.
+
+    Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019. A decision sees what
+    comes into its layer, averaged over the image. Weights mix what the experts give, and the shared part behind the
+    layer runs on the mixture. A task is known at the end only: each has a linear readout of its own.
+
+    What is shared is not the price of any choice. All of it, the readout included, is counted as `stem_macs`, so that a
+    mixture of several experts does not pay for it several times.
+
+    Args:
+        input_shape: `(C, H, W)` of an image.
+        num_classes: Width of the logits.
+        stem: What runs first: images to a tuple of tensors, of which the first goes into the first layer.
+        banks: The experts of every layer.
+        between: What runs behind every layer: the mixture and the tensors that waited with it to a tuple, of which the
+            first goes into the next layer; behind the last one to `(B, F)` features alone.
+        experts: The names of every layer's experts.
+        names: The names of the layers.
+        num_tasks: How many readouts there are.
+    """
+
+    task_input = True  # the readout is told the task, and there is none for a task that comes later
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        stem: nn.Module,
+        banks: Sequence[FunctionBlocks],
+        between: Sequence[nn.Module],
+        experts: Sequence[Sequence[str]],
+        names: Sequence[str],
+        num_tasks: int,
+    ) -> None:
+        shared, (*widths, features) = _shared_parts([stem, *between], torch.zeros(1, *input_shape))
+        last = len(banks) - 1
+        super().__init__(
+            [
+                Decision(name=name, macs=bank.macs, next=(i + 1 if i < last else EXIT,) * bank.num_blocks, width=width)
+                for i, (name, bank, width) in enumerate(zip(names, banks, widths, strict=True))
+            ],
+            num_classes=num_classes,
+            input_shape=input_shape,
+            stem_macs=shared + features * num_classes,
+        )
+        self.trunk = stem
+        self.banks, self.between = nn.ModuleList(banks), nn.ModuleList(between)
+        self.readouts = LinearBlocks(num_tasks, features, num_classes)
+        self.experts = tuple(tuple(layer) for layer in experts)
+        self.block_counts = tuple(bank.num_blocks for bank in banks)
+        allow_small_groups(self)
+
+    def bank(self, decision: int) -> FunctionBlocks:
+        """Return the experts of a layer."""
+        return cast(FunctionBlocks, self.banks[decision])
+
+    def stem(self, images: Tensor, task: Tensor) -> Activation:
+        """Run what comes before the first layer, images with their channels last in memory."""
+        return self.trunk(images.contiguous(memory_format=torch.channels_last))
+
+    def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
+        """Run the chosen experts, mix what they give, and run what is behind the layer."""
+        first, *others = (plain(part) for part in activation)
+        return self.between[decision](self.bank(decision)(first, action), *others)
+
+    def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
+        """Return what each row's own task makes of the features."""
+        return self.readouts(plain(activation[0]), task)
+
+    def describe(self, decision: int, activation: Activation) -> Tensor:
+        """Return what comes into a layer, images averaged over space."""
+        x = plain(activation[0])
+        return x if x.ndim == 2 else x.mean((2, 3))
+
+    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
+        """Return the parameters of one expert."""
+        return self.bank(decision).parameters_of(choice)
+
+    def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
+        """Return the shared parts, the chosen experts and the task's readout as one module."""
+        parts: list[nn.Module] = [static_copy(self.trunk)]
+        for decision, choice in enumerate(route):
+            parts += [OnFirst(module) for module in self.bank(decision).as_modules(choice)]
+            parts.append(static_copy(self.between[decision]))
+        return [StaticRoute([*parts, *(OnFirst(module) for module in self.readouts.as_modules(task))])]
+
+    def pruned(self, routes: Tensor) -> tuple[RoutedExperts, Tensor]:
+        """Return a copy without the experts that no route takes, and the routes in its numbering."""
+        kept, columns = zip(*(column.unique(return_inverse=True) for column in routes.unbind(1)), strict=True)
+        whole = copy.deepcopy(self).cpu()
+        with torch.random.fork_rng(devices=[]):  # the first weights drawn here are not used
+            smaller = type(self)(
+                self.input_shape or (),
+                self.num_classes,
+                stem=whole.trunk,
+                banks=[whole.bank(i).select(choices.tolist()) for i, choices in enumerate(kept)],
+                between=list(whole.between),
+                experts=[
+                    [names[c] for c in choices.tolist()] for names, choices in zip(self.experts, kept, strict=True)
+                ],
+                names=[decision.name for decision in self.decisions],
+                num_tasks=self.readouts.num_blocks,
+            )
+        smaller.readouts = whole.readouts
+        return smaller.to(self._costs.device), torch.stack(columns, 1)
+
+    def form_options(self) -> dict[str, Any]:
+        """Return the experts of every layer: their number alone would not say which they are."""
+        return {"experts": [list(layer) for layer in self.experts]}
+
+
+def _shared_parts(parts: Sequence[nn.Module], images: Tensor) -> tuple[float, list[int]]:
+    """Return what the shared parts cost together, and the channels that each gives to the layer behind it."""
+    macs, widths = 0.0, []
+    waiting: tuple[Tensor, ...] = (images,)
+    for part in parts:  # an expert leaves the shape as it is, so that none is needed here
+        macs += count_macs(part, *waiting)
+        waiting = probe(part, partial(part, *waiting))
+        widths.append(waiting[0].shape[1])
+    return macs, widths
+
+
+def experts_per_layer(
+    experts: Sequence[str] | Sequence[Sequence[str]] | None, default: Sequence[str], layers: int
+) -> list[tuple[str, ...]]:
+    """Return the names of every layer's experts.
+
+    Args:
+        experts: Names for all layers, or a list of them for each; None for the default.
+        default: Names for all layers.
+        layers: How many layers there are.
+
+    Raises:
+        ValueError: Lists for more or fewer layers than there are, or a layer without experts.
+    """
+    chosen = default if experts is None else experts
+    if isinstance(chosen, str) or not chosen:
+        raise ValueError(f"experts must be a list of names, or one for each layer, got {experts!r}")
+    if all(isinstance(name, str) for name in chosen):
+        return [tuple(cast(Sequence[str], chosen))] * layers
+    if len(chosen) != layers or any(isinstance(layer, str) or not layer for layer in chosen):
+        raise ValueError(f"experts must be a list of names, or one for each of the {layers} layers, got {experts!r}")
+    return [tuple(layer) for layer in chosen]
