@@ -124,7 +124,7 @@ _PNG = re.compile(r"(\w+)/([^/]+)/character(\d\d)/\d{4}_(\d\d)\.png")
 
 
 def omniglot_mtl(
-    *, data_dir: str | None = None, alphabets: int | Sequence[str] = 20, size: int = IMAGE_SIZE
+    *, data_dir: str | None = None, alphabets: int | str | Sequence[str] = 20, size: int = IMAGE_SIZE
 ) -> dict[str, MultiTaskDataset]:
     """Build multi-task Omniglot: which character of its alphabet is this? Drawings of 105x105 pixels, grey.
 
@@ -132,7 +132,7 @@ def omniglot_mtl(
     which. Here a permutation with the seed `SELECTION_SEED` of all alphabets, sorted by name, does: its first 20, which
     have 668 characters, 55 at most. They follow Liang et al. 2018; later code that names that paper as its method
     (github.com/aim123/ENN-ENN-Training-V2) lists the alphabets in a random order and takes the first 20, which have 668
-    characters too: `alphabets=LIANG_2018`.
+    characters too and are very likely the paper's: `alphabets="liang-2018"`.
 
     Every character was drawn by 20 people, of whom 10 are for training, 4 for validation and 6 for test (`DRAWERS`, as
     in that code). A number is the same person throughout an alphabet, so validation and test are of hands that training
@@ -145,8 +145,8 @@ def omniglot_mtl(
 
     Args:
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
-        alphabets: How many, the first of the permutation (50 for all), and tasks are then sorted by name; or the names
-            of some, in the order of the tasks.
+        alphabets: How many, the first of the permutation (50 for all), and tasks are then sorted by name;
+            `"liang-2018"` for `LIANG_2018`; or the names of some, in the order of the tasks.
         size: Height and width; below 105 each pixel is the mean of the area it covers.
 
     Returns:
@@ -195,7 +195,7 @@ def _counts() -> dict[str, int]:
     return {name: count for alphabets in CHARACTERS.values() for name, count in alphabets.items()}
 
 
-def _choose(alphabets: int | Sequence[str]) -> list[str]:
+def _choose(alphabets: int | str | Sequence[str]) -> list[str]:
     """Return the names of the alphabets that are the tasks.
 
     Raises:
@@ -207,8 +207,12 @@ def _choose(alphabets: int | Sequence[str]) -> list[str]:
             raise ValueError(f"Omniglot: alphabets must be names or an integer in [1, {len(known)}], got {alphabets!r}")
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(SELECTION_SEED))
         return sorted(known[number] for number in order[:alphabets].tolist())
+    if alphabets == "liang-2018":
+        return list(LIANG_2018)
     if isinstance(alphabets, str):
-        raise ValueError(f"Omniglot: alphabets must be a sequence of names, got the text {alphabets!r}")
+        raise ValueError(
+            f"Omniglot: alphabets must be a number, 'liang-2018' or a sequence of names, got {alphabets!r}"
+        )
     names = list(alphabets)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"Omniglot: unknown alphabet {unknown[0]!r}; known are {', '.join(known)}")

@@ -106,6 +106,7 @@ def test_the_official_table_and_the_choice_of_alphabets(monkeypatch):
     assert chosen[:4] == ["Alphabet_of_the_Magi", "Armenian", "Aurek-Besh", "Early_Aramaic"]
     assert set(omniglot._choose(7)) < set(chosen) and omniglot._choose(50) == known
     assert omniglot._choose(omniglot.LIANG_2018) == list(omniglot.LIANG_2018)
+    assert omniglot._choose("liang-2018") == list(omniglot.LIANG_2018)
     assert sum(ALL[name] for name in omniglot.LIANG_2018) == 668 and len(set(omniglot.LIANG_2018)) == 20
 
 
@@ -115,7 +116,7 @@ def test_the_official_table_and_the_choice_of_alphabets(monkeypatch):
         ({"alphabets": 0}, r"alphabets must be names or an integer in \[1, 50\], got 0"),
         ({"alphabets": 51}, r"integer in \[1, 50\], got 51"),
         ({"alphabets": True}, r"integer in \[1, 50\], got True"),
-        ({"alphabets": "Greek"}, "alphabets must be a sequence of names, got the text 'Greek'"),
+        ({"alphabets": "Greek"}, "alphabets must be a number, 'liang-2018' or a sequence of names, got 'Greek'"),
         ({"alphabets": ("Greek", "Klingon")}, "unknown alphabet 'Klingon'; known are Alphabet_of_the_Magi, Angelic, "),
         ({"alphabets": ("Greek", "Greek")}, "at least one, and none twice, got "),
         ({"alphabets": ()}, r"at least one, and none twice, got \(\)"),
