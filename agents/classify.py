@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from routing_gym.blocks import plain
 from routing_gym.envs import PRICED_MACS, Context
 from routing_gym.networks import RoutingState, Waiting
 
@@ -68,16 +67,18 @@ def route_out(
     if len(task) and not bool(((task >= 0) & (task < agent.num_tasks)).all()):
         raise ValueError(f"tasks are 0 to {agent.num_tasks - 1}, got {sorted(set(task.tolist()))}")
     price = agent.price_seen(k_cpt)
-    modes = [(part, part.training) for module in (network, agent) for part in module.modules() if part.training]
-    for part, _ in modes:
+    # Looking at every part takes longer than deciding once, so what is in eval mode as a whole is not searched.
+    modules = [module for module in (network, agent) if module.training]
+    training = [part for module in modules for part in module.modules() if part.training]
+    for part in training:
         part.training = False
     generator = agent.generator.get_state()
     try:
         return _Way(agent, price).out(images, task)
     finally:
         agent.generator.set_state(generator)
-        for part, training in modes:
-            part.training = training
+        for part in training:
+            part.training = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +88,9 @@ class _Group:
     state: RoutingState
     carry: Tensor | None
 
-    def __len__(self) -> int:
-        return len(self.state)
-
 
 class _Way:
-    """The way of a batch through a network.
-
-    A network may want few rows at once (`rows_at_once`): then these go on as far as they can stay that many, and what
-    is left of them waits for others. Everything that is computed stays in the caches of a CPU that way, and large
-    tensors, whose memory the operating system hands out page by page, are not needed.
-    """
+    """The way of a batch through a network: rows that go on together leave behind those that have left."""
 
     def __init__(self, agent: Agent, price: float | None) -> None:
         self.agent, self.network, self.price = agent, agent.env.network, price
@@ -106,18 +99,8 @@ class _Way:
 
     def out(self, images: Tensor, task: Tensor) -> list[RoutingState]:
         """Route a batch until all have left."""
-        size = self.network.rows_at_once if images.device.type == "cpu" else None
-        size = size or max(len(images), 1)
         place = torch.arange(len(images), device=images.device)
-        for start in range(0, len(images), size):
-            part = slice(start, start + size)
-            self._go(_Group(self.network.start(images[part], task[part], instance=place[part]), None))
-            while full := [number for number, groups in self.waiting.items() if sum(map(len, groups)) >= size]:
-                group = self._gathered(max(full))
-                first, rest = _cut(group, 0, size), _cut(group, size, len(group))
-                if len(rest):
-                    self.waiting[max(full)].append(rest)
-                self._go(first)
+        self._go(_Group(self.network.start(images, task, instance=place), None))
         while self.waiting:
             self._go(self._gathered(min(self.waiting)))  # no one comes to the earliest decision any more
         return self.left
@@ -131,7 +114,7 @@ class _Way:
         return _Group(RoutingState.merge([group.state for group in groups]), torch.cat(carries) if carries else None)
 
     def _go(self, group: _Group) -> None:
-        """Let rows choose until they have left or wait for others."""
+        """Let rows choose until they have left or go different ways."""
         while group.state.waiting:
             state, context = self._step(group)
             if state.exits:
@@ -172,28 +155,4 @@ def _alone(state: RoutingState, number: int, waiting: Waiting, carry: Tensor | N
             state.num_decisions,
         ),
         None if carry is None else carry.index_select(0, rows),
-    )
-
-
-def _cut(group: _Group, start: int, stop: int) -> _Group:
-    """Return the rows of a group, all of which wait at one decision, between two places; nothing is copied."""
-    state, part = group.state, slice(start, stop)
-    if stop - start == len(state):
-        return group
-    waiting = {
-        number: Waiting(None, tuple(plain(tensor)[part] for tensor in rows.activation), rows.reach[part])
-        for number, rows in state.waiting.items()
-    }
-    return _Group(
-        RoutingState(
-            state.task[part],
-            state.instance[part],
-            state.price[part],
-            state.macs[part],
-            state.expected_macs[part],
-            waiting,
-            (),
-            state.num_decisions,
-        ),
-        None if group.carry is None else group.carry[part],
     )

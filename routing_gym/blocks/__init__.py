@@ -6,10 +6,9 @@ from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
-from routing_gym.blocks.sizes import LARGEST, in_few_sizes
+from routing_gym.blocks.sizes import in_few_sizes
 
 __all__ = [
-    "LARGEST",
     "FunctionBlocks",
     "Groups",
     "LinearBlocks",

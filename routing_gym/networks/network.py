@@ -40,7 +40,6 @@ class RoutedNetwork(nn.Module, ABC):
         in_order: Whether every instance passes every decision, in order, as one tensor: then a route that is known
             beforehand can be followed at once (`follow`).
         num_tensors: M, the largest number of tensors that arrive at a decision.
-        rows_at_once: How many rows are best routed together on a CPU where no one trains; None for all there are.
     """
 
     def __init__(
@@ -64,15 +63,16 @@ class RoutedNetwork(nn.Module, ABC):
         self.nothing_masked = bool(table.all())  # one check less in every step
         self.register_buffer("_masks", table, persistent=False)
         costs = torch.zeros(len(self.decisions), self.num_choices)
-        exists = torch.zeros(len(self.decisions) + 1, self.num_tensors, dtype=torch.bool)
         for number, decision in enumerate(self.decisions):
             costs[number, : decision.n] = torch.tensor(decision.macs)
-            exists[number, : decision.m] = True
         self.register_buffer("_costs", costs, persistent=False)
         # What every choice of a decision costs, where that is the same: no need to look it up then.
         alike = all(len(set(decision.macs)) == 1 for decision in self.decisions)
         self.register_buffer("_cost", costs[:, 0].clone() if alike else None, persistent=False)
         outcome = [decision.mixing == "outcome" for decision in self.decisions]
+        exists = torch.zeros(len(self.decisions) + 1, self.num_tensors, dtype=torch.bool)
+        for number, decision in enumerate(self.decisions):
+            exists[number, : decision.m] = True
         self.register_buffer("_exists", exists, persistent=False)
         self.register_buffer("is_outcome", torch.tensor([*outcome, False]), persistent=False)
         # An activation decision is one way on, an outcome decision as many as it has choices.
@@ -84,7 +84,6 @@ class RoutedNetwork(nn.Module, ABC):
             and decision.next[0] == (number + 1 if number + 1 < len(self.decisions) else EXIT)
             for number, decision in enumerate(self.decisions)
         )
-        self.rows_at_once: int | None = None
         self._dense_backward = False
         self._rejoining = any(number > 1 for target, number in arrivals.items() if target != EXIT)
 

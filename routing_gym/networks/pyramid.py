@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from routing_gym.blocks import LARGEST, OwnedParameter, allow_small_groups, in_few_sizes, plain, static_copy
+from routing_gym.blocks import OwnedParameter, allow_small_groups, in_few_sizes, plain, static_copy
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid_columns import (
@@ -96,7 +96,7 @@ class RoutedPyramid(RoutedNetwork):
             input_shape=input_shape,
             stem_macs=column_macs[0],
         )
-        self.tree, self.inner, self.rows_at_once = tree, inner, LARGEST
+        self.tree, self.inner = tree, inner
         self.columns = nn.ModuleList(built)
         self.classifiers = nn.ModuleList(classifiers)
         allow_small_groups(self)
