@@ -14,7 +14,13 @@ from rich.console import Console
 from routing_gym.envs import EnvConfig
 from routing_gym.envs.precision import PRECISIONS
 from routing_gym.experiments.benchmarks.convnet import convnet, measure_convnet
-from routing_gym.experiments.benchmarks.early_exit import Routed, measure_early_exit, prescribed, trained
+from routing_gym.experiments.benchmarks.early_exit import (
+    Routed,
+    check_pyramid,
+    measure_early_exit,
+    prescribed,
+    trained,
+)
 from routing_gym.experiments.benchmarks.experts import measure_experts
 from routing_gym.experiments.benchmarks.faces import measure_faces
 from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
@@ -149,6 +155,8 @@ class Bench(Pluggable):
         if self.checkpoints:
             options = (f"device={str(device)!r}",)
             agents = {str(path): load_with_env(path, options) for path in self.checkpoints}
+            for path, agent in agents.items():
+                check_pyramid(path, agent)
             makers = [partial(trained, path, agent) for path, agent in agents.items()]
         for make in makers:
             for batch in self.batch:

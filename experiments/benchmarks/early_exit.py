@@ -39,12 +39,14 @@ class Routed:
         agent: It, with its network.
         images: `(n, C, H, W)` normalised images, `SETS` times as many as a timed step takes.
         k_cpt: What it is told a multiply-accumulate costs, where it sees that.
+        checkpoint: Where it comes from; None where exits are prescribed.
     """
 
     case: str
     agent: Agent
     images: Tensor
     k_cpt: float | None = None
+    checkpoint: str | None = None
 
     @property
     def network(self) -> RoutedPyramid:
@@ -97,27 +99,35 @@ def prescribed(device: torch.device, batch: int) -> list[Routed]:
     return routed
 
 
-def trained(case: str, agent: Agent, batch: int) -> list[Routed]:
+def trained(checkpoint: str, agent: Agent, batch: int) -> list[Routed]:
     """Return a trained agent on images of its test split, repeated where these are too few; once per price it knows.
 
     Args:
-        case: What is said of it in the table.
+        checkpoint: Where it comes from.
         agent: The agent.
         batch: Images routed together.
-
-    Raises:
-        UsageError: Its network is no pyramid, so there is no whole network to compare with.
     """
     env = agent.env
-    if not isinstance(env.network, RoutedPyramid):
-        raise UsageError(f"{case}: the part early-exit is for pyramid-chain and pyramid-tree, got {env.network}")
     test = env.datasets["test"].to(env.device)
     images = test.pixels(torch.arange(images_for(batch), device=env.device) % len(test))
     agent.eval()
     env.network.eval()
     if not env.config.price:
-        return [Routed(case, agent, images)]
-    return [Routed(f"{case}, k_cpt={price:g}", agent, images, price) for price in env.config.prices]
+        return [Routed(checkpoint, agent, images, checkpoint=checkpoint)]
+    return [Routed(f"{checkpoint}, k_cpt={price:g}", agent, images, price, checkpoint) for price in env.config.prices]
+
+
+def check_pyramid(checkpoint: str, agent: Agent) -> None:
+    """Refuse an agent for whose network it is not known what each way out runs.
+
+    Raises:
+        UsageError: Its network is no pyramid.
+    """
+    if not isinstance(agent.env.network, RoutedPyramid):
+        raise UsageError(
+            f"{checkpoint}: the part early-exit is for pyramid-chain and pyramid-tree, got a "
+            f"{type(agent.env.network).__name__}"
+        )
 
 
 @torch.no_grad()
@@ -184,7 +194,7 @@ def measure_early_exit(cases: Callable[[], Sequence[Routed]], batch: int, rounds
             steps["whole", "", number] = partial(_run, whole, batches)
             steps["routed", one.case, number] = partial(_classify, one, batches)
             states = [route_out(one.agent, part, k_cpt=one.k_cpt) for part in batches]
-            spent[one.case].append(_costs(one, states))
+            spent[one.case].append(_costs(one, states, size))
             if (ways := _ways(states)) is not None:
                 steps["floor", one.case, number] = partial(_run_each, *_sorted_out(plain, batches, ways))
     times = in_turns({str(key): torch.no_grad()(step) for key, step in steps.items()}, rounds, device)
@@ -209,6 +219,7 @@ def measure_early_exit(cases: Callable[[], Sequence[Routed]], batch: int, rounds
                 "case": one.case,
                 "agent": one.agent.name,
                 "k_cpt": one.k_cpt,
+                "checkpoint": one.checkpoint,
                 "batch": batch,
                 "leaving": [statistics.fmean(shares) for shares in zip(*(c[2] for c in spent[one.case]), strict=True)],
                 "macs_ratio": ratio,
@@ -295,11 +306,10 @@ def _macs_of_ways(network: RoutedPyramid) -> dict[tuple[int, int], float]:
     }
 
 
-def _costs(routed: Routed, batches: Sequence[Sequence[RoutingState]]) -> tuple[float, float, list[float]]:
+def _costs(routed: Routed, batches: Sequence[Sequence[RoutingState]], count: int) -> tuple[float, float, list[float]]:
     """Return means per image: multiply-accumulates of the network, of the router, and the share of each way out."""
     network = routed.network
     own = torch.tensor([routed.agent.macs(number) for number in range(len(network.decisions))], dtype=torch.float64)
-    count = len(routed.images) // SETS
     macs = router = 0.0
     shares = dict.fromkeys(network.ways_out, 0.0)
     for states in batches:
