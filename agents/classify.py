@@ -21,7 +21,8 @@ def classify(agent: Agent, images: Tensor, task: Tensor | None = None, *, k_cpt:
     """Route images by an agent's best choices and return what the network makes of them.
 
     No environment runs along, so little but blocks and router takes time: rows that have left are not looked at again.
-    The agent's environment, its episodes and random numbers are not touched, nor are modes once it has returned.
+    The agent's environment, its episodes and random numbers are not touched, nor are modes once it has returned: a
+    network or an agent in training is in eval mode meanwhile.
 
     Args:
         agent: The agent; `agent.env.network` is the network.
@@ -114,19 +115,19 @@ class _Way:
         return _Group(RoutingState.merge([group.state for group in groups]), torch.cat(carries) if carries else None)
 
     def _go(self, group: _Group) -> None:
-        """Let rows choose until they have left or go different ways."""
+        """Let rows choose until they have left or go different ways; rows that are shared out stay together."""
+        shared = False
         while group.state.waiting:
             state, context = self._step(group)
             if state.exits:
                 self.left.append(dataclasses.replace(state, waiting={}))
-            if sum(map(len, state.waiting.values())) + sum(len(exit.weight) for exit in state.exits) > len(state):
-                group = _Group(dataclasses.replace(state, exits=()), context.carry)  # shared out: they stay together
-                continue
-            if state.sole is None:
+            places = sum(map(len, state.waiting.values())) + sum(len(exit.weight) for exit in state.exits)
+            shared = shared or places > len(state)
+            if not shared and state.sole is None:
                 for number, rows in state.waiting.items():
                     self.waiting[number].append(_alone(state, number, rows, context.carry))
                 return
-            group = _Group(state, context.carry)
+            group = _Group(dataclasses.replace(state, exits=()) if state.exits else state, context.carry)
 
     def _step(self, group: _Group) -> tuple[RoutingState, Context]:
         state, network = group.state, self.network
@@ -141,8 +142,7 @@ class _Way:
 def _alone(state: RoutingState, number: int, waiting: Waiting, carry: Tensor | None) -> _Group:
     """Return the rows at one decision without the others; what waits there is not copied."""
     rows = waiting.rows
-    if rows is None:
-        return _Group(dataclasses.replace(state, exits=()), carry)
+    assert rows is not None, "all rows wait here, so there are no others"
     return _Group(
         RoutingState(
             state.task.index_select(0, rows),
