@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from routing_gym.envs import PRICED_MACS, Context
+from routing_gym.networks import RoutingState, Waiting
 
 if TYPE_CHECKING:
     from routing_gym.agents.base import Agent
@@ -18,7 +21,8 @@ def classify(agent: Agent, images: Tensor, task: Tensor | None = None, *, k_cpt:
     """Route images by an agent's best choices and return what the network makes of them.
 
     No environment runs along, so little but blocks and router takes time: rows that have left are not looked at again.
-    The agent's environment, its episodes and random numbers are not touched, nor are modes once it has returned.
+    The agent's environment, its episodes and random numbers are not touched, nor are modes once it has returned: a
+    network or an agent in training is in eval mode meanwhile.
 
     Args:
         agent: The agent; `agent.env.network` is the network.
@@ -33,6 +37,29 @@ def classify(agent: Agent, images: Tensor, task: Tensor | None = None, *, k_cpt:
     Raises:
         ValueError: Images of another shape, a task that is not there, a price that means nothing to the agent.
     """
+    logits: Tensor | None = None
+    for state in route_out(agent, images, task, k_cpt=k_cpt):
+        for exit in state.exits:
+            own = exit.weight.unsqueeze(1) * exit.logits
+            rows = state.instance if exit.rows is None else state.instance.index_select(0, exit.rows)
+            if logits is None:
+                logits = own.new_zeros(len(images), own.shape[1])
+            logits.index_add_(0, rows, own)
+    if logits is None:  # no images
+        return torch.zeros(len(images), agent.env.network.num_classes, device=agent.env.device)
+    return logits
+
+
+@torch.no_grad()
+def route_out(
+    agent: Agent, images: Tensor, task: Tensor | None = None, *, k_cpt: float | None = None
+) -> list[RoutingState]:
+    """Route images by an agent's best choices until all have left; takes and raises what `classify` does.
+
+    Returns:
+        Of whom one step let out, the states after that step, with the exits of that step alone: `instance` has the
+        places of their rows in `images`, `macs` what each has cost in the network so far.
+    """
     network, device = agent.env.network, agent.env.device
     images = images.to(device)
     if images.dtype == torch.uint8:
@@ -41,26 +68,91 @@ def classify(agent: Agent, images: Tensor, task: Tensor | None = None, *, k_cpt:
     if len(task) and not bool(((task >= 0) & (task < agent.num_tasks)).all()):
         raise ValueError(f"tasks are 0 to {agent.num_tasks - 1}, got {sorted(set(task.tolist()))}")
     price = agent.price_seen(k_cpt)
-    modes = [(part, part.training) for module in (network, agent) for part in module.modules() if part.training]
-    for part, _ in modes:
+    # Looking at every part takes longer than deciding once, so what is in eval mode as a whole is not searched.
+    modules = [module for module in (network, agent) if module.training]
+    training = [part for module in modules for part in module.modules() if part.training]
+    for part in training:
         part.training = False
     generator = agent.generator.get_state()
     try:
-        state = network.start(images, task)
-        logits = images.new_zeros(len(images), network.num_classes)
-        carry: Tensor | None = None
-        while state.waiting:
-            observation = {"activation": network.observe(state), "task": task, "depth": state.at}
-            if price is not None:
-                observation["price"] = images.new_full((len(images), 1), PRICED_MACS * price)
-            context = Context(state.active, network.action_mask(state), deterministic=True, carry=carry)
-            state = network.advance(state, network.check_action_form(state, agent.act(observation, context)))
-            carry = context.carry
-        for exit in state.exits:
-            own = exit.weight.unsqueeze(1) * exit.logits
-            logits = logits + own if exit.rows is None else logits.index_add_(0, exit.rows, own)
-        return logits
+        return _Way(agent, price).out(images, task)
     finally:
         agent.generator.set_state(generator)
-        for part, training in modes:
-            part.training = training
+        for part in training:
+            part.training = True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Rows that go on together, and what the agent carries for them: all at one decision, or shared out."""
+
+    state: RoutingState
+    carry: Tensor | None
+
+
+class _Way:
+    """The way of a batch through a network: rows that go on together leave behind those that have left."""
+
+    def __init__(self, agent: Agent, price: float | None) -> None:
+        self.agent, self.network, self.price = agent, agent.env.network, price
+        self.waiting: dict[int, list[_Group]] = defaultdict(list)
+        self.left: list[RoutingState] = []
+
+    def out(self, images: Tensor, task: Tensor) -> list[RoutingState]:
+        """Route a batch until all have left."""
+        place = torch.arange(len(images), device=images.device)
+        self._go(_Group(self.network.start(images, task, instance=place), None))
+        while self.waiting:
+            self._go(self._gathered(min(self.waiting)))  # no one comes to the earliest decision any more
+        return self.left
+
+    def _gathered(self, decision: int) -> _Group:
+        """Take all that wait at a decision, as one group."""
+        groups = self.waiting.pop(decision)
+        if len(groups) == 1:
+            return groups[0]
+        carries = [group.carry for group in groups if group.carry is not None]
+        return _Group(RoutingState.merge([group.state for group in groups]), torch.cat(carries) if carries else None)
+
+    def _go(self, group: _Group) -> None:
+        """Let rows choose until they have left or go different ways; rows that are shared out stay together."""
+        shared = False
+        while group.state.waiting:
+            state, context = self._step(group)
+            if state.exits:
+                self.left.append(dataclasses.replace(state, waiting={}))
+            places = sum(map(len, state.waiting.values())) + sum(len(exit.weight) for exit in state.exits)
+            shared = shared or places > len(state)
+            if not shared and state.sole is None:
+                for number, rows in state.waiting.items():
+                    self.waiting[number].append(_alone(state, number, rows, context.carry))
+                return
+            group = _Group(dataclasses.replace(state, exits=()) if state.exits else state, context.carry)
+
+    def _step(self, group: _Group) -> tuple[RoutingState, Context]:
+        state, network = group.state, self.network
+        observation = {"activation": network.observe(state), "task": state.task, "depth": state.at}
+        if self.price is not None:
+            observation["price"] = state.macs.new_full((len(state), 1), PRICED_MACS * self.price)
+        context = Context(state.active, network.action_mask(state), deterministic=True, carry=group.carry)
+        action = network.check_action_form(state, self.agent.act(observation, context))
+        return network.advance(state, action), context
+
+
+def _alone(state: RoutingState, number: int, waiting: Waiting, carry: Tensor | None) -> _Group:
+    """Return the rows at one decision without the others; what waits there is not copied."""
+    rows = waiting.rows
+    assert rows is not None, "all rows wait here, so there are no others"
+    return _Group(
+        RoutingState(
+            state.task.index_select(0, rows),
+            state.instance.index_select(0, rows),
+            state.price.index_select(0, rows),
+            state.macs.index_select(0, rows),
+            state.expected_macs.index_select(0, rows),
+            {number: dataclasses.replace(waiting, rows=None)},
+            (),
+            state.num_decisions,
+        ),
+        None if carry is None else carry.index_select(0, rows),
+    )

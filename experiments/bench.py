@@ -14,6 +14,13 @@ from rich.console import Console
 from routing_gym.envs import EnvConfig
 from routing_gym.envs.precision import PRECISIONS
 from routing_gym.experiments.benchmarks.convnet import convnet, measure_convnet
+from routing_gym.experiments.benchmarks.early_exit import (
+    Routed,
+    check_pyramid,
+    measure_early_exit,
+    prescribed,
+    trained,
+)
 from routing_gym.experiments.benchmarks.experts import measure_experts
 from routing_gym.experiments.benchmarks.faces import measure_faces
 from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
@@ -31,8 +38,9 @@ from routing_gym.experiments.settings import (
     progress_bars,
     writable_file,
 )
+from routing_gym.experiments.train import load_with_env
 
-PARTS = ("steps", "faces", "experts", "convnet")
+PARTS = ("steps", "faces", "experts", "convnet", "early-exit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +58,16 @@ class Bench(Pluggable):
 
     convnet: SimpleConvNet on images as CIFAR-MTL's, batches of 128, Adam: seconds per 50 000 instances.
 
+    early-exit: inference of the pyramid chain, routers included, against the whole network, for images that leave
+    where they are told to; or of checkpoints, on their test split.
+
     Writes records, and a picture of the ratios against blocks beside them.
 
     Attributes:
-        parts: What to measure: steps, faces, experts, convnet; all if none is named.
+        parts: What to measure: steps, faces, experts, convnet, early-exit; all if none is named.
         blocks: Numbers of blocks per layer of the part steps, with as many tasks.
-        batch: Batch sizes of the part steps.
+        batch: Batch sizes of the parts steps and early-exit.
+        checkpoints: Trained agents on a pyramid, which the part early-exit then measures and nothing else.
         agents: Agents to measure in the parts steps and convnet.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. reinforce.representation=mlp.
         device: "cpu" or "cuda"; "auto" takes CUDA where present.
@@ -69,6 +81,7 @@ class Bench(Pluggable):
     parts: tuple[str, ...] = ("steps",)
     blocks: tuple[int, ...] = (10,)
     batch: tuple[int, ...] = (1024,)
+    checkpoints: tuple[Path, ...] = ()
     agents: tuple[str, ...] = ("wpl", "task-specific-all", "shared")
     agent_options: tuple[str, ...] = ()
     device: str = "cpu"
@@ -128,12 +141,26 @@ class Bench(Pluggable):
             for subject in _in_each(convnet(device), precisions):
                 check(subject, agents)
                 yield partial(measure_convnet, subject, agents, self.rounds)
+        elif part == "early-exit":
+            yield from self._early_exits(device)
         else:
             for blocks in self.blocks:
                 for subject in _in_each(mlp(blocks, device), precisions):
                     check(subject, agents)
                     for batch in self.batch:
                         yield partial(measure_agents, subject, batch, agents, self.rounds)
+
+    def _early_exits(self, device: torch.device) -> Iterator[Callable[[], list[Record]]]:
+        makers: list[Callable[[int], list[Routed]]] = [partial(prescribed, device)]
+        if self.checkpoints:
+            options = (f"device={str(device)!r}",)
+            agents = {str(path): load_with_env(path, options) for path in self.checkpoints}
+            for path, agent in agents.items():
+                check_pyramid(path, agent)
+            makers = [partial(trained, path, agent) for path, agent in agents.items()]
+        for make in makers:
+            for batch in self.batch:
+                yield partial(measure_early_exit, partial(make, batch), batch, self.rounds)
 
 
 def _in_each(subject: Subject, precisions: Sequence[str]) -> list[Subject]:

@@ -69,11 +69,28 @@ CONVNET: Columns = {
     "static": lambda r: f"{r['static_seconds_per_50000']:.1f}",
 }
 
+EARLY_EXIT: Columns = {
+    "case": lambda r: r["case"],
+    **BATCH,
+    **THREADS,
+    "MACs": lambda r: f"{r['macs_ratio']:.2f}",
+    "floor": lambda r: _or_dash(r["floor_ratio"], ".2f"),
+    "time": lambda r: f"{r['time_ratio']:.2f}",
+    "µs": lambda r: f"{r['microseconds']:,.0f}",
+    "static": lambda r: f"{r['static_microseconds']:,.0f}",
+    "of the MACs' saving": lambda r: _or_dash(r["saving_arrived"], ".0%"),
+    "of the floor's": lambda r: _or_dash(r["possible_saving_arrived"], ".0%"),
+}
+
 
 def name_of(record: Record) -> str:
     """Return an agent's name with the options it was given, and with the precision where that is not float32."""
     precision = [] if record["dtype"] == "float32" else [record["dtype"]]
     return " ".join([record["agent"], *record["agent_options"], *precision])
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form).replace("%", " %")
 
 
 def tables(records: Sequence[Record]) -> list[Table]:
@@ -94,6 +111,8 @@ def _form(record: Record) -> tuple[str, Columns]:
         return "Core and faces, random actions", FACES
     if record["part"] == "convnet":
         return f"SimpleConvNet; {over}", CONVNET
+    if record["part"] == "early-exit":
+        return "Early exit, inference; ratios to the whole network, and how much of the saving arrives", EARLY_EXIT
     if "share" in record:
         return f"Rows that skip; {over}, and what is saved against nobody skipping", SKIPPING
     return f"Unlike convolution blocks; {over}", EXPERTS

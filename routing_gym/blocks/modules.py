@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -143,39 +143,25 @@ def allow_small_groups(module: nn.Module) -> None:
     Routing hands a block whatever rows chose it, possibly a single one, of which no variance can be taken.
     """
     for part in module.modules():
-        if isinstance(part, _BatchNorm) and not getattr(part, "_allows_small_groups", False):
-            part._allows_small_groups = True  # type: ignore[assignment]
-            part.register_forward_pre_hook(_leave_training)
-            part.register_forward_hook(_return_to_training, always_call=True)
+        if isinstance(part, _BatchNorm) and "forward" not in vars(part):
+            # In place of hooks, which cost more than a batch norm of a few rows.
+            part.forward = partial(_normalized, part)  # type: ignore[method-assign]
 
 
-def _leave_training(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    x = inputs[0]
-    if module.training and x.numel() // max(x.shape[1], 1) < 2:
-        module.training = False
-        module._was_training = True  # type: ignore[assignment]
-
-
-def _return_to_training(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    if getattr(module, "_was_training", False):
-        module.training, module._was_training = True, False  # type: ignore[assignment]
+def _normalized(norm: _BatchNorm, x: Tensor) -> Tensor:
+    if not norm.training or x.numel() // max(x.shape[1], 1) >= 2:
+        return type(norm).forward(norm, x)
+    norm.training = False
+    try:
+        return type(norm).forward(norm, x)
+    finally:
+        norm.training = True
 
 
 def static_copy(module: nn.Module) -> nn.Module:
     """Return a copy of a module without what `allow_small_groups` has added to it."""
     copied = copy.deepcopy(module)
     for part in copied.modules():
-        if isinstance(part, _BatchNorm) and getattr(part, "_allows_small_groups", False):
-            part._allows_small_groups = False  # type: ignore[assignment]
-            _remove(part._forward_pre_hooks, _leave_training)
-            for key in _remove(part._forward_hooks, _return_to_training):
-                del part._forward_hooks_always_called[key]
+        if isinstance(part, _BatchNorm):
+            vars(part).pop("forward", None)
     return copied
-
-
-def _remove(hooks: dict[int, Any], hook: Callable[..., None]) -> list[int]:
-    """Take a hook out of a module's hooks; return the keys it had."""
-    keys = [key for key, known in hooks.items() if known is hook]
-    for key in keys:
-        del hooks[key]
-    return keys

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LARGEST = 64
+LARGEST = 128
 """Rows that are run at once where nothing speaks against it: what they compute stays in the caches of a CPU."""
 
 
@@ -19,15 +19,15 @@ def in_few_sizes(module: nn.Module, inputs: Sequence[Tensor], *, whole: bool) ->
     a batch it has not seen lately, which takes longer than a small batch itself.
 
     Args:
-        module: Called as `module(*inputs, rows=r)`, where only the first r rows count; returns a tuple of tensors that
-            have r rows.
+        module: Called as `module(*inputs, rows=r)`, where only the first r rows count, all where r is None; returns a
+            tuple of tensors of the rows that count.
         inputs: Tensors with the same number of rows.
         whole: Run all rows as one batch: where the module's result depends on which rows come together (batch norm
             while training).
     """
     count = len(inputs[0])
     if inputs[0].device.type != "cpu":
-        return module(*inputs, rows=count)
+        return module(*inputs, rows=None)
     if whole or count <= LARGEST:
         return _filled_up(module, inputs)
     pieces = [_filled_up(module, piece) for piece in zip(*(x.split(LARGEST) for x in inputs), strict=True)]
@@ -37,9 +37,9 @@ def in_few_sizes(module: nn.Module, inputs: Sequence[Tensor], *, whole: bool) ->
 def _filled_up(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     count = len(inputs[0])
     missing = _size_for(count) - count
-    if missing:
-        inputs = [functional.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)) for x in inputs]
-    return module(*inputs, rows=count)
+    if not missing:
+        return module(*inputs, rows=None)
+    return module(*(functional.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)) for x in inputs), rows=count)
 
 
 def _size_for(count: int) -> int:
@@ -47,4 +47,4 @@ def _size_for(count: int) -> int:
     size = 1
     while size < count:
         size *= 2
-    return 3 * size // 4 if size > 4 and count <= 3 * size // 4 else size
+    return 3 * size // 4 if size > 2 and count <= 3 * size // 4 else size

@@ -79,6 +79,16 @@ def max_pool(x: Tensor) -> Tensor:
     return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
+@fx.wrap
+def average_pool(x: Tensor) -> Tensor:
+    """Do the same with means: `torch.nn.functional.avg_pool2d(x, 2)`, several times as fast where no one trains."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return functional.avg_pool2d(x, 2)
+    height, width = (size - size % 2 for size in x.shape[-2:])
+    rows = x[:, :, :height:2, :width] + x[:, :, 1:height:2, :width]
+    return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
+
+
 class StaticPyramid(nn.Module):
     """Columns one after the other and a classifier: a plain network from images to logits, without decisions.
 
@@ -132,7 +142,7 @@ def image_pyramid(images: Tensor) -> tuple[Tensor, ...]:
     """
     scales = [images.contiguous(memory_format=torch.channels_last)]
     for _ in range(SCALES - 1):
-        scales.append(functional.avg_pool2d(scales[-1], 2))
+        scales.append(average_pool(scales[-1]))
     return tuple(scales)
 
 
