@@ -15,6 +15,7 @@ from routing_gym.networks.pyramid_columns import (
     Column,
     StaticPyramid,
     check_form,
+    check_no_blocks,
     check_range,
     costs_by_depth,
     image_pyramid,
@@ -200,7 +201,7 @@ def pyramid_chain(
     Raises:
         ValueError: An option out of range, by its name.
     """
-    _check_blocks("pyramid-chain", num_blocks, num_tasks)
+    check_no_blocks("pyramid-chain", num_blocks, num_tasks)
     return RoutedPyramid(input_shape, num_classes, width=width, columns=columns)
 
 
@@ -228,7 +229,7 @@ def pyramid_tree(
     Raises:
         ValueError: An option out of range, by its name.
     """
-    _check_blocks("pyramid-tree", num_blocks, num_tasks)
+    check_no_blocks("pyramid-tree", num_blocks, num_tasks)
     check_range("columns", columns, 2, len(CHANNELS))
     check_range("junctions", junctions, 1, columns - 1)
     return RoutedPyramid(input_shape, num_classes, width=width, columns=columns, junctions=junctions)
@@ -251,7 +252,7 @@ def pyramid_static(columns: int) -> Callable[..., RoutedModule]:
         width: int = 16,
         num_tasks: int = 1,
     ) -> RoutedModule:
-        _check_blocks(f"pyramid-static-{columns}", num_blocks, num_tasks)
+        check_no_blocks(f"pyramid-static-{columns}", num_blocks, num_tasks)
         module = static_pyramid(input_shape, num_classes, columns=columns, width=width)
         return route(module, ["classifier"], 1, input_shape=input_shape)
 
@@ -289,8 +290,3 @@ def _names(tree: list[list[int]], depth: list[int]) -> list[str]:
         for c, turn in zip(following, "LR", strict=False):
             turns[c] = turns[j] + (turn if len(following) > 1 else "")
     return [f"column {d + 1} {turn}".rstrip() for d, turn in zip(depth, turns, strict=True)]
-
-
-def _check_blocks(name: str, num_blocks: int | Sequence[int], num_tasks: int) -> None:
-    if num_blocks != num_tasks:
-        raise ValueError(f"network {name!r} has no num_blocks to choose: leave it out, got num_blocks={num_blocks!r}")

@@ -205,3 +205,9 @@ def check_range(option: str, value: int, low: int, high: int | None = None) -> N
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         limits = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"a pyramid needs {option} to be a whole number {limits}, got {value!r}")
+
+
+def check_no_blocks(name: str, num_blocks: int | Sequence[int], num_tasks: int) -> None:
+    """Refuse `num_blocks` other than what `make_network` gives by default, for a network whose choices are given."""
+    if num_blocks != num_tasks:
+        raise ValueError(f"network {name!r} has no num_blocks to choose: leave it out, got num_blocks={num_blocks!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from routing_gym.networks.cells import cells_network
 from routing_gym.networks.fully_connected import fully_connected
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
@@ -20,6 +21,7 @@ NETWORKS: dict[str, Builder] = {
     "pyramid-chain": pyramid_chain,
     "pyramid-tree": pyramid_tree,
     **{f"pyramid-static-{columns}": pyramid_static(columns) for columns in range(1, len(CHANNELS) + 1)},
+    **{f"cells-{cells}x{filters}": cells_network(cells, filters) for cells, filters in ((6, 32), (6, 64), (12, 32))},
 }
 DEFAULT_INPUT_SHAPE = {name: (3, 32, 32) for name in NETWORKS} | {"mlp": (1, 8, 8)}
 
