@@ -251,7 +251,8 @@ def planted_env(num_envs=64, **options):
 
 def quick(env_id):
     """Options that make an id's network small where it would keep a test waiting."""
-    return {"columns": 3, "width": 2} if ENV_IDS[env_id]["network"] == "pyramid-chain" else {}
+    small = {"pyramid-chain": {"columns": 3, "width": 2}, "cells-6x32": {"cells": 2, "filters": 2}}
+    return small.get(ENV_IDS[env_id]["network"], {})
 
 
 def toy_data(**options):

@@ -31,10 +31,12 @@ class RoutedCells(RoutedNetwork):
     aggregated; every cell decides for itself. Six cells are 48 decisions, twelve are 96. The cell is that of Bender et
     al., "Understanding and Simplifying One-Shot Architecture Search", ICML 2018: from there are the four choice blocks,
     the seven operations (`OPERATIONS`: identity, pairs of separable 3x3, 5x5 and 7x7 convolutions, 1x7 then 7x1, 3x3
-    max- and average-pooling), batch norm, and channels that double where the image is halved.
+    max- and average-pooling), inputs joined behind a 1x1 convolution, batch norm, and channels that double where the
+    image is halved, after each third of the cells (these as NASBench-1Shot1 has rebuilt that cell).
 
-    Neither paper says how wide each 1x1 convolution is or where one stands. This reading is one whose parameters round
-    to all four that Table 4 prints for the network with everything on (F = 16, 32, 64, 128; C = 6):
+    Table 4 prints how large the network is with everything on, for C = 6 and F = 16, 32, 64, 128. That confirms the
+    operations and the thirds, but leaves room for the 1x1 convolutions. This reading is one that rounds to all four;
+    joining the choice blocks' outputs instead of adding them up, as NASBench-1Shot1 does, is not.
 
     - Every convolution is ReLU, convolution without bias, batch norm; a separable one has batch norm after both
       halves.
@@ -44,7 +46,7 @@ class RoutedCells(RoutedNetwork):
       third of the cells to the next, channels double and the image halves: what comes from an earlier third is
       averaged over 2x2 squares first.
     - An input decision puts a 1x1 convolution of its own before each input: joined inputs behind one 1x1 convolution
-      (Bender et al.) with those zeroed that are not chosen, weighed by the action.
+      with those zeroed that are not chosen, weighed by the action.
     - Both poolings are followed by a 1x1 convolution, a cell's output is the sum of its choice blocks', and the last
       cell's is rectified, averaged over the image and classified by a linear layer.
 
