@@ -25,6 +25,7 @@ ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/Cifar10EarlyExit-v0": {"dataset": "cifar-10", **EARLY_EXIT},
     "routing_gym/Cifar5EarlyExit-v0": {"dataset": "cifar-5", **EARLY_EXIT},
     "routing_gym/Cifar2EarlyExit-v0": {"dataset": "cifar-2", **EARLY_EXIT},
+    "routing_gym/Cifar10Cells-v0": {"dataset": "cifar-10", "network": "cells-6x32"},
 }
 """Id and what tells it apart: data, network, and options that `make` may override.
 

@@ -22,7 +22,7 @@ from routing_gym.networks import RoutedNetwork
 
 Maker = Callable[[], RoutingVectorEnv]
 TOLERANCE = 1e-5
-MAX_STEPS = 40
+MIN_STEPS = 40  # several episodes of most networks
 
 
 def check_vector_env(env: Any, make: Maker | None = None) -> None:
@@ -132,12 +132,17 @@ def _check_infos(env: RoutingVectorEnv, infos: dict[str, Any], where: str) -> No
             _require(not infos[key].requires_grad, f"{where}: info {key} carries a gradient")
 
 
+def _steps(env: RoutingVectorEnv) -> int:
+    """Return how many steps bring every row out of the network at least once."""
+    return max(MIN_STEPS, len(env.network.decisions))
+
+
 def _check_returns(env: RoutingVectorEnv) -> None:
     generator = torch.Generator().manual_seed(0)
     observation, infos = env.reset(seed=0)
     _check_observation(env, observation, "reset")
     _check_infos(env, infos, "reset")
-    for number in range(MAX_STEPS):
+    for number in range(_steps(env)):
         if not env.state.waiting:
             break
         observation, reward, terminated, truncated, infos = env.step(legal_actions(env, generator))
@@ -175,7 +180,7 @@ def _check_rows_are_independent(env: RoutingVectorEnv) -> None:
     instances = torch.randint(len(batch.dataset), (batch.num_envs,), generator=generator)
     batch.reset(options={"instances": instances})
     actions: list[Tensor] = []
-    while batch.state.waiting and len(actions) < MAX_STEPS:
+    while batch.state.waiting and len(actions) < _steps(batch):
         actions.append(legal_actions(batch, generator))
         batch.step(actions[-1])
     together = _episodes(batch, instances, actions)
@@ -276,7 +281,7 @@ def _check_gradients(env: RoutingVectorEnv) -> None:
         )
         observation, _ = twin.reset(seed=7)
         leaked = observation["activation"].requires_grad
-        for _ in range(MAX_STEPS):
+        for _ in range(_steps(twin)):
             if not twin.state.waiting:
                 break
             observation, reward, *_ = twin.step(legal_actions(twin, generator))

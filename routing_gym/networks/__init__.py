@@ -1,6 +1,7 @@
 """Routed networks: which decisions exist, and what a transition computes."""
 
 from routing_gym.networks.actions import Action, NotFiniteError, is_weights
+from routing_gym.networks.cells import RoutedCells
 from routing_gym.networks.columns import ColumnsMLP
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.deployable import Deployable, JoinTask, Normalize
@@ -24,6 +25,7 @@ __all__ = [
     "Exit",
     "JoinTask",
     "Normalize",
+    "RoutedCells",
     "RoutedMLP",
     "RoutedModule",
     "RoutedNetwork",

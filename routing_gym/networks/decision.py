@@ -86,7 +86,8 @@ def legal_table(decisions: tuple[Decision, ...], masks: Tensor | None) -> Tensor
         ValueError: The masks are of the wrong form or leave a tensor no choice.
     """
     tensors, choices = (max(number) for number in zip(*((d.m, d.n) for d in decisions), strict=True))
-    table = torch.zeros(len(decisions) + 1, tensors, choices, dtype=torch.bool)
+    # On the host whatever the default device: its values are looked at here.
+    table = torch.zeros(len(decisions) + 1, tensors, choices, dtype=torch.bool, device="cpu")
     if masks is not None and (masks.dtype != torch.bool or masks.shape != table[:-1].shape):
         raise ValueError(
             f"masks must be bool of shape {tuple(table[:-1].shape)}, got {masks.dtype} of {tuple(masks.shape)}"

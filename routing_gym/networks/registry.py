@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from routing_gym.networks import resnet_experts
+from routing_gym.networks.cells import cells_network
 from routing_gym.networks.diverse import EXPERTS, mnist_experts, omniglot_network
 from routing_gym.networks.fully_connected import fully_connected
 from routing_gym.networks.network import RoutedNetwork
@@ -26,6 +27,7 @@ NETWORKS: dict[str, Builder] = {
     "mnist-experts": mnist_experts,
     **{name: resnet50_network(name) for name in resnet_experts.EXPERTS},
     **{f"pyramid-static-{columns}": pyramid_static(columns) for columns in range(1, len(CHANNELS) + 1)},
+    **{f"cells-{cells}x{filters}": cells_network(cells, filters) for cells, filters in ((6, 32), (6, 64), (12, 32))},
 }
 DEFAULT_INPUT_SHAPE = {
     **dict.fromkeys(NETWORKS, (3, 32, 32)),

@@ -1,0 +1,231 @@
+"""Stacked architecture search cells, routed: the network for routing depth of Ramachandran and Le (2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from routing_gym.blocks import ModuleBlocks, OwnedParameter, allow_small_groups, count_macs, plain
+from routing_gym.networks.actions import Action
+from routing_gym.networks.checking import check_no_num_blocks
+from routing_gym.networks.choice_blocks import ChosenInputs, make_operations, rectified_conv
+from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.state import Activation
+
+CHOICE_BLOCKS = 4
+STAGES = 3
+STEM = 3
+"""Channels of the stem in units of `filters`."""
+
+
+class RoutedCells(RoutedNetwork):
+    """Cells of four choice blocks, each of which decides twice: which inputs, and which operations.
+
+    Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019, sections 2.2 (and
+    Fig. 3) and 4.3: every cell takes the outputs of the two cells before it; every choice block can take these and the
+    choice blocks before it in its cell, 2 to 5 inputs; what is aggregated goes to the operations, whose outputs are
+    aggregated; every cell decides for itself. Six cells are 48 decisions, twelve are 96. The paper points to Bender
+    et al., "Understanding and Simplifying One-Shot Architecture Search", ICML 2018, for the cell. That text was not at
+    hand: four choice blocks with seven operations (`OPERATIONS`: identity, pairs of separable 3x3, 5x5 and 7x7
+    convolutions, 1x7 then 7x1, 3x3 max- and average-pooling) are what is commonly said of it; inputs joined behind a 1x1
+    convolution, batch norm, and channels that double where the image is halved, after each third of the cells, are as
+    NASBench-1Shot1 has rebuilt it.
+
+    Table 4 prints how large the network is with everything on, for C = 6 and F = 16, 32, 64, 128. This reading rounds
+    to all four, so it is consistent with them; where the 1x1 convolutions stand they do not settle. Joining the choice
+    blocks' outputs instead of adding them up, as NASBench-1Shot1 does, does not round to them.
+
+    - Every convolution is ReLU, convolution without bias, batch norm; a separable one has batch norm after both
+      halves.
+    - The stem is a 3x3 convolution with 3 F filters and batch norm, as in NASNet's CIFAR networks; both inputs of the
+      first cell are what it gives.
+    - Each cell brings both its inputs to its own width with a 1x1 convolution, for all its choice blocks. From each
+      third of the cells to the next, channels double and the image halves: what comes from an earlier third is
+      averaged over 2x2 squares first.
+    - An input decision puts a 1x1 convolution of its own before each input: joined inputs behind one 1x1 convolution
+      with those zeroed that are not chosen, weighed by the action.
+    - Both poolings are followed by a 1x1 convolution, a cell's output is the sum of its choice blocks', and the last
+      cell's is rectified, averaged over the image and classified by a linear layer.
+
+    ====================== ======== ===== ====== ======
+    C = 6, million weights F = 16   32    64     128
+    ====================== ======== ===== ====== ======
+    paper, all on          1.3      4.8   18.5   72.7
+    here                   1.299    4.821 18.539 72.665
+    paper, per example              2.5   9.6
+    here, per example               2.535 9.582
+    ====================== ======== ===== ====== ======
+
+    Per example counts the k experts of each decision that an example uses, as if each were used equally often, what it
+    passes in any case, and linear routers with noise; k falls linearly over the cells' choice blocks, from 7 to 2 for
+    operations and from 5 (or all there are) to 2 for inputs, which the paper does not print. The same schedule gives
+    5.09 for C = 12, F = 32, where the paper prints 7.8: no reading found that gives both.
+
+    Weights mix activations. A router sees its decision's tensors averaged over the image: all that can be chosen, side
+    by side, oldest first, at an input decision; the mixed input at an operation decision. All tasks share everything.
+
+    `stem_macs` holds all that runs in any case (stem, the cells' 1x1 convolutions of their inputs, classifier): charged
+    to the choices it would be counted once for each that a row mixes.
+
+    Args:
+        input_shape: `(C, H, W)` of an image, at least 4 pixels high and wide.
+        num_classes: Width of the logits.
+        cells: How many cells, C.
+        filters: Channels of the first third, F.
+
+    Attributes:
+        widths: Channels of each cell.
+
+    Raises:
+        ValueError: An option out of range, by its name.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, *, cells: int = 6, filters: int = 32) -> None:
+        _check(input_shape, num_classes, cells, filters)
+        stages = [STAGES * cell // cells for cell in range(cells)]
+        widths = [filters * 2**stage for stage in stages]
+        sizes = [(input_shape[1] >> stage, input_shape[2] >> stage) for stage in stages]
+        # Channels and third of what goes into each cell: the stem twice, then the cells.
+        before = [(STEM * filters, 0)] * 2 + list(zip(widths, stages, strict=True))
+        stem = nn.Sequential(
+            nn.Conv2d(input_shape[0], STEM * filters, 3, padding=1, bias=False), nn.BatchNorm2d(STEM * filters)
+        )
+        # Cell by cell one for each of its two inputs.
+        adapted = [(before[cell + i], cell) for cell in range(cells) for i in (0, 1)]
+        adapters = [rectified_conv(channels, widths[cell]) for (channels, _), cell in adapted]
+        places = [(cell, block) for cell in range(cells) for block in range(CHOICE_BLOCKS)]
+        inputs = [ChosenInputs(2 + block, widths[cell]) for cell, block in places]
+        operations = [ModuleBlocks(make_operations(widths[cell]), (widths[cell], *sizes[cell])) for cell, _ in places]
+        classifier = nn.Linear(widths[-1], num_classes)
+        fixed = count_macs(stem, torch.zeros(1, *input_shape)) + count_macs(classifier, torch.zeros(1, widths[-1]))
+        for adapter, ((channels, _), cell) in zip(adapters, adapted, strict=True):
+            fixed += count_macs(adapter, torch.zeros(1, channels, *sizes[cell]))
+        decisions: list[Decision] = []
+        for (cell, block), offered, chosen in zip(places, inputs, operations, strict=True):
+            where, width = f"cell {cell + 1}, block {block + 1}", widths[cell]
+            n, one = len(offered.convs), float(width**2 * sizes[cell][0] * sizes[cell][1])
+            number = len(decisions)
+            then = EXIT if number + 2 == 2 * len(places) else number + 2
+            decisions += [
+                Decision(f"{where}: inputs", (one,) * n, (number + 1,) * n, width=n * width),
+                Decision(f"{where}: operations", chosen.macs, (then,) * chosen.num_blocks, width=width),
+            ]
+        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed)
+        self.widths = tuple(widths)
+        self._times = [2 ** (stages[cell] - stage) for (_, stage), cell in adapted]
+        self.first, self.classifier = stem, classifier
+        self.adapters = nn.ModuleList(adapters)
+        self.inputs, self.operations = nn.ModuleList(inputs), nn.ModuleList(operations)
+        allow_small_groups(self)
+
+    def stem(self, images: Tensor, task: Tensor) -> Activation:
+        """Return what the first cell's first choice block can take, and the stem's output for the second cell."""
+        first = self.first(images)
+        return self._begin(0, first, first)
+
+    def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
+        """Mix inputs, or run operations on the mixed input.
+
+        What waits is, at an input decision: all that can be chosen, oldest first; at an operation decision: the mixed
+        input, then what the later choice blocks can choose or, at a cell's last, the sum of those before. Behind it, in
+        all cells but the last: the output of the cell before, which the next cell takes.
+        """
+        tensors = [plain(tensor) for tensor in activation]
+        place, is_operation = divmod(decision, 2)
+        cell, block = divmod(place, CHOICE_BLOCKS)
+        last = block == CHOICE_BLOCKS - 1
+        if not is_operation:
+            offered, behind = tensors[: 2 + block], tensors[2 + block :]
+            mixed = self.inputs[place](offered, action, every=self.dense_backward and self.training)
+            return (mixed, *([_sum(offered[2:])] if last else offered), *behind)
+        y = self.operations[place](tensors[0], action)
+        if not last:
+            return (*tensors[1 : 3 + block], y, *tensors[3 + block :])
+        output = tensors[1] + y
+        return self._begin(cell + 1, tensors[2], output) if cell + 1 < len(self.widths) else (output,)
+
+    def _begin(self, cell: int, older: Tensor, newer: Tensor) -> Activation:
+        """Return what waits at the first decision of a cell, given the outputs of the two before it."""
+        taken = []
+        for number, x in enumerate((older, newer), 2 * cell):
+            times = self._times[number]
+            # Made smaller before the convolution, of which less is left to do then.
+            taken.append(self.adapters[number](functional.avg_pool2d(x, times) if times > 1 else x))
+        return (*taken, newer) if cell + 1 < len(self.widths) else tuple(taken)
+
+    def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
+        """Classify the last cell's output."""
+        return self.classifier(plain(activation[0]).relu().mean((2, 3)))
+
+    def describe(self, decision: int, activation: Activation) -> Tensor:
+        """Return averages over the image: of all that can be chosen, side by side, or of the mixed input."""
+        place, is_operation = divmod(decision, 2)
+        seen = activation[: 1 if is_operation else 2 + place % CHOICE_BLOCKS]
+        return torch.cat([plain(tensor).mean((2, 3)) for tensor in seen], 1)
+
+    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
+        """Return those of the operation, or of the 1x1 convolution of the input."""
+        place, is_operation = divmod(decision, 2)
+        offered = (self.operations if is_operation else self.inputs)[place]
+        assert isinstance(offered, ModuleBlocks | ChosenInputs)
+        return offered.parameters_of(choice)
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total
+
+
+def cells_network(cells: int, filters: int) -> Callable[..., RoutedCells]:
+    """Return the builder of a network of cells of a size.
+
+    Args:
+        cells: How many cells unless the builder is given another number.
+        filters: Channels of the first third, likewise.
+    """
+
+    def build(
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_blocks: int | Sequence[int],
+        *,
+        cells: int = cells,
+        filters: int = filters,
+        num_tasks: int = 1,
+    ) -> RoutedCells:
+        check_no_num_blocks(name, num_blocks, num_tasks)
+        return RoutedCells(input_shape, num_classes, cells=cells, filters=filters)
+
+    name = f"cells-{cells}x{filters}"
+    build.__doc__ = f"""Build {cells} routed cells, {filters} channels wide at first: {8 * cells} decisions.
+
+    Args:
+        input_shape: `(C, H, W)` of an image, at least 4 pixels high and wide.
+        num_classes: Width of the logits.
+        num_blocks: Refused unless it is what `make_network` gives by default: the operations are what they are.
+        cells: How many cells; each makes 8 decisions.
+        filters: Channels of the first third of the cells.
+        num_tasks: Without effect: all tasks share everything.
+
+    Raises:
+        ValueError: An option out of range, by its name.
+    """
+    return build
+
+
+def _check(input_shape: Sequence[int], num_classes: int, cells: int, filters: int) -> None:
+    smallest = 2 ** (STAGES - 1)
+    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
+        raise ValueError(
+            f"cells halve an image {STAGES - 1} times: they need input_shape=(C, H, W) of at least "
+            f"{smallest}x{smallest} pixels, got {tuple(input_shape)}"
+        )
+    for option, value in (("num_classes", num_classes), ("cells", cells), ("filters", filters)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"a network of cells needs {option} to be a whole number of at least 1, got {value!r}")
