@@ -169,10 +169,24 @@ ROWS = (
         )
     ),
     *(
+        Row(
+            f"{kind} critic, sampled, k_cpt 4e-9",
+            ("agents",),
+            HYBRID,
+            f"{kind}-critic-sampled",
+            CRITIC,
+            (*TALR, "k_cpt=4e-9"),
+            series=f"{kind} critic, sampled",
+            part="hybrid",
+        )
+        for kind in ("pragmatic", "optimistic")
+    ),
+    *(
         Row(f"{name}, k_cpt 4e-9", ("agents",), HYBRID, agent, options, ("k_cpt=4e-9",), series=name, part="hybrid")
         for name, agent, options in (
             ("WPL", "wpl", ("representation=mlp",)),
             ("REINFORCE", "reinforce", ("representation=mlp",)),
+            ("REINFORCE, entropy 0.1", "reinforce", ("representation=mlp", "entropy=0.1")),
             ("actor-critic", "actor-critic", ("representation=mlp",)),
             ("PPO", "sb3:PPO", ("representation=mlp",)),
         )

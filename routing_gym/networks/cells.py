@@ -31,9 +31,9 @@ class RoutedCells(RoutedNetwork):
     aggregated; every cell decides for itself. Six cells are 48 decisions, twelve are 96. The paper points to Bender
     et al., "Understanding and Simplifying One-Shot Architecture Search", ICML 2018, for the cell. That text was not at
     hand: four choice blocks with seven operations (`OPERATIONS`: identity, pairs of separable 3x3, 5x5 and 7x7
-    convolutions, 1x7 then 7x1, 3x3 max- and average-pooling) are what is commonly said of it; inputs joined behind a 1x1
-    convolution, batch norm, and channels that double where the image is halved, after each third of the cells, are as
-    NASBench-1Shot1 has rebuilt it.
+    convolutions, 1x7 then 7x1, 3x3 max- and average-pooling) are what is commonly said of it; inputs joined behind a
+    1x1 convolution, batch norm, and channels that double where the image is halved, after each third of the cells, are
+    as NASBench-1Shot1 has rebuilt it.
 
     Table 4 prints how large the network is with everything on, for C = 6 and F = 16, 32, 64, 128. This reading rounds
     to all four, so it is consistent with them; where the 1x1 convolutions stand they do not settle. Joining the choice
