@@ -278,7 +278,7 @@ class Agent(nn.Module, ABC):
                 "agents with a router do, and approximators (representation='mlp')"
             )
         if not is_price(k_cpt):
-            raise ValueError(f"k_cpt must be at least 0 and finite for agent {self.name!r}, got {k_cpt!r}")
+            raise ValueError(f"agent {self.name!r}: k_cpt must be at least 0 and finite, got {k_cpt!r}")
         return k_cpt
 
     def save(self, path: str | Path, **extra: Any) -> None:

@@ -222,8 +222,8 @@ def test_a_price_that_rises_lets_more_leave():
     ("options", "call", "message"),
     [
         ({}, {"k_cpt": 1e-9}, "agent 'actor' was made for an environment without price=True"),
-        ({"price": True}, {}, "agent 'actor' acts by a k_cpt of at least 0, finite, got None"),
-        ({"price": True}, {"k_cpt": -1.0}, "of at least 0, finite, got -1.0"),
+        ({"price": True}, {}, "agent 'actor': k_cpt must be at least 0 and finite, got None"),
+        ({"price": True}, {"k_cpt": -1.0}, "k_cpt must be at least 0 and finite, got -1.0"),
         ({}, {"task": torch.tensor([0, 1])}, r"tasks are 0 to 0, got \[0, 1\]"),
         ({}, {"task": torch.tensor([0, -1])}, r"tasks are 0 to 0, got \[-1, 0\]"),
         ({}, {"task": torch.tensor([0])}, r"\(B,\) tasks, got \(2, 3, 32, 32\) and \(1,\)"),

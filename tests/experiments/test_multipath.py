@@ -8,8 +8,6 @@ import pytest
 from matplotlib.image import imread
 from records import COSTS, chain_decisions, curve, exits_of, made_up, tree_decisions, ways_of
 
-from routing_gym.agents import AGENTS
-from routing_gym.envs.training import SCHEDULES
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.papers.multipath import CIFAR2, CIFAR5, CIFAR10, HYBRID, MULTIPATH, PRICES
@@ -32,7 +30,7 @@ def test_the_rows_are_the_papers_networks(tmp_path):
     rows = {row.label: (row, cell) for row, cell in cells(paper, out=tmp_path)}
     assert len(rows) == len(MULTIPATH.rows) == len({cell.folder for _, cell in rows.values()})
     count = {group: sum(group in row.groups for row in MULTIPATH.rows) for group in MULTIPATH.groups}
-    assert count == {"fig5": 32, "variants": 6 * 8 + 1, "classes": 48, "width": 48, "agents": 5}
+    assert count == {"fig5": 32, "variants": 6 * 8 + 1, "classes": 48, "width": 48, "agents": 8}
     row, cell = rows["actor, k_cpt 4e-9"]
     assert row.x == 4e-9 and row.groups == ("fig5", "agents") and row.env == HYBRID
     assert "k_cpt=4e-9" in cell.training.env_options and "schedule_epochs=23.0" in cell.training.env_options
@@ -65,17 +63,14 @@ KINDS = {(row.series, row.part): row for row in reversed(MULTIPATH.rows)}
 
 @pytest.mark.parametrize("row", KINDS.values(), ids=lambda row: row.label)
 def test_rows_can_be_made(row, tmp_path):
-    if row.agent not in AGENTS:
-        pytest.skip(f"no agent {row.agent} yet")
-    settings = MULTIPATH.settings[1] if "halving" in SCHEDULES else Settings("plain", "", 1, PLAIN)
-    ((_, cell),) = [pair for pair in cells(settings, out=tmp_path) if pair[0] == row]
+    ((_, cell),) = [pair for pair in cells(MULTIPATH.settings[1], out=tmp_path) if pair[0] == row]
     agent = cell.make()
     assert agent.name == row.agent and agent.env.config.momentum == 0.9
     if row.series == "static":
         assert agent.env.config.weight_decay == 2e-4
     if row.groups == ("agents",):
         assert agent.env.config.k_cpt == 4e-9 and agent.env.config.final_reward == "negative-loss"
-        assert agent.config.representation == "mlp"
+        assert getattr(agent.config, "representation", "mlp") == "mlp"  # sees the activation; routers always do
 
 
 STATIC = np.array([0.10, 0.08, 0.07, 0.06, 0.055, 0.06])
@@ -192,7 +187,7 @@ SMALL = ("columns=3", "width=2")
 
 @pytest.fixture
 def small_paper(monkeypatch):
-    """Agents that are there already, on three columns of width 2."""
+    """Agents that learn fast, on three columns of width 2."""
     mlp = ("representation=mlp",)
     rows = (
         *(
@@ -205,8 +200,8 @@ def small_paper(monkeypatch):
                 series="static", part="hybrid")
             for n in (1, 2)
         ),
-        Row("actor, dynamic k_cpt", ("variants",), HYBRID, "reinforce", mlp, SMALL, series="actor, dynamic k_cpt",
-            part="hybrid", judge_at=(0.0, 1e-7)),
+        Row("actor, dynamic k_cpt", ("variants",), HYBRID, "shared", (), (*SMALL, "price=True", "k_cpt=(0.0, 1e-7)"),
+            series="actor, dynamic k_cpt", part="hybrid", judge_at=(0.0, 1e-7)),
     )  # fmt: skip
     paper = dataclasses.replace(MULTIPATH, rows=rows, settings=(QUICK,))
     monkeypatch.setitem(reproduce.REPRODUCTIONS, "multipath", paper)
@@ -231,7 +226,7 @@ def test_report_records_and_pictures(small_paper, tmp_path):
     for record in records:
         assert len(record["curve"]["macs"]) == len(record["curve"]["exits"]) == 2
         assert sum(record["curve"]["exits"][1]) == np.sum(record["exits"])
-    # Here the agent does not know the price, so that the same instances leave at the same places.
+    # A fixed route does not look at the price, so that the same instances leave at the same places.
     for price, point in zip((0.0, 1e-7), dynamic["by_price"], strict=True):
         assert point["k_cpt"] == price and point["test_accuracy"] == dynamic["test_accuracy"]
         assert point["cost"] == pytest.approx(dynamic["test_loss"] + price * dynamic["macs"])
