@@ -41,7 +41,7 @@ PAPER = Settings(
 )
 SHORT = Settings(
     name="short",
-    about="as the paper's, in 12 epochs: rate and temperature are halved every 1.5",
+    about="as the paper's, in fewer epochs: rate and temperature are halved in an eighth of them",
     epochs=12,
     env_options=TRAINING,
 )
