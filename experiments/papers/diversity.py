@@ -35,7 +35,7 @@ from routing_gym.experiments.papers.diversity_labels import (
     OMNIGLOT_EXPERTS,
     SINGLE_TASK,
 )
-from routing_gym.experiments.papers.diversity_tables import across, depth, errors, specialization
+from routing_gym.experiments.papers.diversity_tables import across, classes_and_experts, depth, errors
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
 
 OMNIGLOT, MNIST = "routing_gym/OmniglotDiverse-v0", "routing_gym/MnistExperts-v0"
@@ -200,7 +200,7 @@ DIVERSITY = Reproduction(
     "included.",
     table=errors,
     tables={
-        "mnist": specialization,
+        "mnist": classes_and_experts,
         "depth": depth,
         "agents": partial(across, agents=tuple(COMPARED), networks=(OMNIGLOT_EXPERTS, CIFAR_MTL), refused=REFUSED),
     },

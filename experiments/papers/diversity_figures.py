@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from routing_gym.experiments.figures import DPI, learning_curves
 from routing_gym.experiments.papers.diversity_claims import counts_of
 from routing_gym.experiments.report import Record, by_label
 
-COLORS = matplotlib.colormaps["tab10"].colors
+COLORS = [f"C{number}" for number in range(10)]
 PANELS = 8
 """Decisions shown over training."""
 
@@ -31,7 +31,7 @@ def draw(groups: Mapping[str, str], records: Sequence[Record], folder: Path) -> 
             titled = f"{title} ({setting})"
             path = folder / f"{setting}-{group}.png"
             if group == "mnist":
-                specialization(own[0], path, titled)
+                classes_and_experts(own[0], path, titled)
             elif group == "agents":
                 accuracy_and_cost(own, path, titled)
             else:
@@ -42,14 +42,14 @@ def draw(groups: Mapping[str, str], records: Sequence[Record], folder: Path) -> 
                 over_depth = folder / f"{setting}-{group}-experts.png"
                 expert_use_over_depth(gated, over_depth, f"{titled}: who is used where")
                 drawn.append(over_depth)
-            if group in ("omniglot", "depth", "mnist") and gated and any(gated[0]["curve"]["use"]):
+            if group in ("omniglot", "depth", "mnist") and gated and _epochs_known(gated[0]) > 1:
                 over_training = folder / f"{setting}-{group}-training.png"
                 expert_use_over_training(gated[0], over_training, f"{gated[0]['label']} ({setting}): use over training")
                 drawn.append(over_training)
     return drawn
 
 
-def specialization(record: Record, path: Path, title: str) -> None:
+def classes_and_experts(record: Record, path: Path, title: str) -> None:
     """Draw both panels of Fig. 4: where every class goes, and who comes to every expert.
 
     Args:
@@ -94,7 +94,8 @@ def expert_use_over_depth(records: Sequence[Record], path: Path, title: str) -> 
                 below += share
         axes.set_title(record["label"] + (f": {kind}" if kind else ""), fontsize=9, loc="left")
         _depth_axis(axes, record, numbers)
-        _legend(axes, colors)
+        own = {name for number in numbers for name in _names(record, number)}
+        _legend(axes, {name: color for name, color in colors.items() if name in own})
     figure.savefig(path, dpi=DPI)
 
 
@@ -102,10 +103,12 @@ def expert_use_over_training(record: Record, path: Path, title: str) -> None:
     """Draw every expert's share of all weight after every epoch, in some decisions from the first to the last.
 
     Args:
-        record: A run.
+        record: A run of two epochs or more; where all its experts are of one name they are numbered.
         path: The picture.
         title: Its title.
     """
+    if len({name for names in record["experts"] for name in names}) == 1:
+        record = {**record, "experts": []}
     known = [i for i, use in enumerate(record["curve"]["use"]) if use is not None]
     epochs = np.array(record["curve"]["epoch"])[known]
     use = np.array([record["curve"]["use"][i] for i in known])
@@ -125,17 +128,17 @@ def expert_use_over_training(record: Record, path: Path, title: str) -> None:
             axes.axis("on")
             names = _names(record, number)
             shares = use[:, number, : len(names)].T
-            if len(epochs) > 1:
-                axes.stackplot(
-                    epochs, shares, colors=[colors[name] for name in names], edgecolor="white", linewidth=0.5
-                )
-                axes.set_xlim(epochs[0], epochs[-1])
+            of_names = [colors[name] for name in names]
+            axes.stackplot(epochs, shares, colors=of_names, edgecolor="white", linewidth=0.5)
+            axes.set_xlim(epochs[0], epochs[-1])
             axes.set_ylim(0, 1)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.set_title(record["decisions"][number]["name"], fontsize=8)
             axes.tick_params(labelsize=7)
         _legend(grid[first, columns - 1], colors)
     for axes in grid[-1]:
         axes.set_xlabel("epoch", fontsize=8)
+    figure.supylabel("share of weight", fontsize=8)
     figure.savefig(path, dpi=DPI)
 
 
@@ -155,7 +158,7 @@ def accuracy_and_cost(records: Sequence[Record], path: Path, title: str) -> None
         for place, agent in enumerate(agents):
             runs = [record for record in records if (record["series"], record["part"]) == (agent, part)]
             if not runs:
-                axes.text(1, place, "–", va="center", fontsize=8)
+                axes.text(1, place, "refused or not run", va="center", fontsize=7.5, color="0.45", style="italic")
                 continue
             accuracy = [100 * run["test_accuracy"] for run in runs]
             mean, macs = float(np.mean(accuracy)), np.mean([run["macs"] for run in runs]) / 1e6
@@ -164,6 +167,7 @@ def accuracy_and_cost(records: Sequence[Record], path: Path, title: str) -> None
             axes.text(mean + 1.5, place, f"{mean:.1f} %, {macs:.1f} M", va="center", fontsize=7.5)
         axes.set_xlim(0, 135)
         axes.set_xticks(range(0, 101, 20))
+        axes.tick_params(axis="x", labelsize=8)
         axes.set_xlabel("test accuracy, %; multiply-accumulates per instance", fontsize=8)
         axes.set_title(part, fontsize=9)
         axes.set_yticks(range(len(agents)), agents, fontsize=8)
@@ -187,6 +191,11 @@ def _stacked(axes: Axes, shares: np.ndarray, names: Sequence[str], parts: Sequen
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _epochs_known(record: Record) -> int:
+    """Return after how many epochs the use of experts was written down."""
+    return sum(use is not None for use in record["curve"]["use"])
+
+
 def _shares(counts: np.ndarray) -> np.ndarray:
     """Return rows that add up to 1, or are 0."""
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -204,10 +213,10 @@ def _names(record: Record, number: int) -> list[str]:
     """Return the names of a decision's experts, numbers where they have none."""
     if record["experts"]:
         return record["experts"][number]
-    return [str(choice + 1) for choice in range(len(record["decisions"][number]["next"]))]
+    return [f"expert {choice + 1}" for choice in range(len(record["decisions"][number]["next"]))]
 
 
-def _colors(records: Sequence[Record], kind: str) -> dict[str, tuple[float, float, float]]:
+def _colors(records: Sequence[Record], kind: str) -> dict[str, str]:
     """Return a colour for each name of the experts at one kind of decision."""
     names = dict.fromkeys(n for r in records for number in _kinds(r).get(kind, ()) for n in _names(r, number))
     return {name: COLORS[place % 10] for place, name in enumerate(names)}
@@ -232,7 +241,7 @@ def _depth_axis(axes: Axes, record: Record, numbers: Sequence[int]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(axes: Axes, colors: Mapping[str, tuple[float, float, float]]) -> None:
+def _legend(axes: Axes, colors: dict[str, str]) -> None:
     """Name the colours to the right of a panel, the lowest bar's last."""
     patches = [Patch(color=color, label=name) for name, color in reversed(colors.items())]
     axes.legend(handles=patches, fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1.05))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from routing_gym.experiments.papers.diversity_claims import counts_of, mutual_information, shuffled
+from routing_gym.experiments.papers.diversity_claims import counts_of, shuffled, specialization
 from routing_gym.experiments.papers.diversity_labels import ALL_ON, CELLS_6X32, CELLS_6X64, CELLS_12X32
 from routing_gym.experiments.papers.tables import heading, line
 from routing_gym.experiments.report import Record, accuracy_text, by_label
@@ -61,7 +61,7 @@ def depth(records: Sequence[Record]) -> list[str]:
     return [*lines, "", _judged_on(records)]
 
 
-def specialization(records: Sequence[Record]) -> list[str]:
+def classes_and_experts(records: Sequence[Record]) -> list[str]:
     """Show where the examples of every class go, in the first seed, and how much experts tell of classes, in all."""
     lines = errors(records)
     for label, runs in by_label(records).items():
@@ -70,7 +70,7 @@ def specialization(records: Sequence[Record]) -> list[str]:
         lines += ["", f"{label}, seed {runs[0]['seed']}: percent of every class's choices.", ""]
         lines += heading(["class", *(f"expert {number}" for number in range(1, counts.shape[1] + 1))])
         lines += [line([str(number), *(f"{value:.0f}" for value in row)]) for number, row in enumerate(share)]
-        bits = [(mutual_information(counts_of(run)), shuffled(run).mean()) for run in runs]
+        bits = [(specialization(run), shuffled(run).mean()) for run in runs]
         told, by_chance = np.mean(bits, 0)
         lines += ["", f"An expert tells {told:.3f} bits of the class, with labels shuffled {by_chance:.3f}."]
     return lines
