@@ -29,7 +29,7 @@ def errors(records: Sequence[Record]) -> list[str]:
                     f"**{accuracy_text([1 - run['test_accuracy'] for run in runs])}**",
                     "" if runs[0]["paper"] is None else f"*{100 * (1 - runs[0]['paper']):.2f}*",
                     accuracy_text(validation) if validation else "",
-                    _millions(runs, "macs", 1),
+                    _millions(runs, "macs", 2),
                     _millions(runs, "parameters", 2),
                     *_effort(runs),
                 ]
@@ -53,7 +53,7 @@ def depth(records: Sequence[Record]) -> list[str]:
                     _millions(runs, "parameters_used", 2),
                     "" if printed is None else f"*{printed}*",
                     _millions(runs, "parameters", 2),
-                    _millions(runs, "macs", 1),
+                    _millions(runs, "macs", 2),
                     *_effort(runs),
                 ]
             )

@@ -187,7 +187,7 @@ def test_no_hole_in_the_table_of_agents_is_unexplained():
     assert lines[2].startswith("| WPL | **55.00 ± ") and lines[2].endswith(" at 2.00, 2 seeds | not run |")
     assert lines[3] == "| Gumbel | not run | refused: why |" and "8 epochs" in lines[5]
     (row,) = depth([run(CELLS_6X64, 0.9, paper=0.955)])[2:3]
-    assert row.startswith(f"| {CELLS_6X64} | **90.00** | *95.5* | 2.50 | *9.6* | 3.00 | 5.0 |")
+    assert row.startswith(f"| {CELLS_6X64} | **90.00** | *95.5* | 2.50 | *9.6* | 3.00 | 5.00 |")
 
 
 QUICK = Settings(
