@@ -17,6 +17,7 @@ from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.machine import commit
+from routing_gym.experiments.papers.diversity import DIVERSITY
 from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
@@ -32,7 +33,7 @@ from routing_gym.experiments.settings import (
 )
 from routing_gym.tasks import DataError
 
-REPRODUCTIONS = {reproduction.name: reproduction for reproduction in (ROUTING_NETWORKS, MULTIPATH)}
+REPRODUCTIONS = {reproduction.name: reproduction for reproduction in (ROUTING_NETWORKS, DIVERSITY, MULTIPATH)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +186,7 @@ def report_of(
         for group in (group for group in groups if group in paper.groups):
             own = [record for record in of_setting if group in record["groups"]]
             if own:
-                lines += [f"### {paper.groups[group]}", "", *paper.table(own), ""]
+                lines += [f"### {paper.groups[group]}", "", *paper.tables.get(group, paper.table)(own), ""]
         if paper.judge is not None and of_setting:
             lines += ["### What the paper says", ""]
             lines += [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in paper.judge(of_setting)]

@@ -33,6 +33,8 @@ class Curve:
         macs: Mean multiply-accumulates per instance after the epoch, the router's own included; None for epochs that
             were run before this was written down.
         exits: How many instances left by each way out (`ways_out`) after the epoch, of all labels; or None.
+        use: `(N, A)` share of each choice in the weight at its decision after the epoch (`Evaluation.use`), to four
+            digits; or None.
     """
 
     epoch: list[int] = dataclasses.field(default_factory=list)
@@ -43,9 +45,10 @@ class Curve:
     judged_on: str = "validation"
     macs: list[float | None] = dataclasses.field(default_factory=list)
     exits: list[list[int] | None] = dataclasses.field(default_factory=list)
+    use: list[list[list[float]] | None] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        later: tuple[list, ...] = (self.macs, self.exits)
+        later: tuple[list, ...] = (self.macs, self.exits, self.use)
         for column in later:
             column[:0] = [None] * (len(self.epoch) - len(column))
 
@@ -122,6 +125,7 @@ def run(
             curve.seconds.append(seconds)
             curve.macs.append(validation.macs)
             curve.exits.append([int(validation.exits[way].sum()) for way in ways_out(env.network)])
+            curve.use.append(_rounded(validation))
             for key, value in means.items():
                 writer.add_scalar(f"train/{key}", value, epoch)
             writer.add_scalar(f"{judged_on}/accuracy_by_epoch", validation.accuracy, epoch)
@@ -205,15 +209,19 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
         **priced,
         "paths": final.paths,
         "parameters": count_parameters(agent),
+        "parameters_used": mean_parameters(agent, final),
         "epochs": len(result.curve.epoch),
         "batch_size": agent.env.num_envs,
         "config": dataclasses.asdict(agent.config),
         "env_config": dataclasses.asdict(agent.env.config),
         "curve": dataclasses.asdict(result.curve),
         "routes": final.routes.tolist(),
+        "routes_by_label": final.routes_by_label.tolist(),
+        "use": _rounded(final),
         "exits": final.exits.tolist(),
         "ways_out": [list(way) for way in ways_out(network)],
         "decisions": [{"name": decision.name, "next": list(decision.next)} for decision in network.decisions],
+        "experts": [list(names) for names in getattr(network, "experts", ())],
         "dataset": agent.env.datasets[final.split].name,
         "device": device_name(agent.env.device),
         "torch": torch.__version__,
@@ -250,6 +258,35 @@ def judged_by_price(result: Result, prices: Sequence[float]) -> list[dict[str, f
 def count_parameters(agent: Agent) -> int:
     """Return how many parameters network and agent have together."""
     return sum(p.numel() for module in (agent.env.network, agent) for p in module.parameters() if p.requires_grad)
+
+
+def mean_parameters(agent: Agent, judged: Evaluation) -> float | None:
+    """Return how many parameters an instance passes on average, as Ramachandran and Le (2019, Table 4) count them.
+
+    Those of the choices it takes; what belongs to no choice, all readouts and the agent included, counts whole.
+
+    Returns:
+        None where choices have parameters in common, as in a recurrent network: which of them an instance passes twice
+        is not in the counts.
+    """
+    network = agent.env.network
+    share = judged.routes.sum(0).double() / judged.exits.sum()
+    seen: set[tuple[int, int | None]] = set()
+    total = float(count_parameters(agent))
+    for number, decision in enumerate(network.decisions):
+        for choice in range(len(decision.next)):
+            for owned in network.parameters_of(number, choice):
+                piece = (id(owned.parameter), owned.index)
+                if piece in seen:
+                    return None
+                seen.add(piece)
+                total -= (1 - float(share[number, choice])) * owned.value.numel()
+    return total
+
+
+def _rounded(judged: Evaluation) -> list[list[float]]:
+    """Return the use of every choice in as many digits as a picture shows."""
+    return [[round(value, 4) for value in row] for row in judged.use.tolist()]
 
 
 def _wait_for(device: torch.device) -> None:

@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
+from torch import Tensor
 
 from routing_gym.agents import Agent, read
 from routing_gym.envs import Evaluation, core_of, evaluate
@@ -82,8 +83,8 @@ class Evaluate(Pluggable):
         result = evaluate(agent, agent.env, split=self.split)
         if self.json:
             values = dataclasses.asdict(result)
-            tables = {name: values[name].tolist() for name in ("routes", "exits")}
-            console.print_json(json.dumps({"agent": agent.name, **values, **tables}))
+            plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
+            console.print_json(json.dumps({"agent": agent.name, **plain}))
         else:
             console.print(evaluation_table(result, f"{agent.name}, {self.checkpoint}"))
         return 0

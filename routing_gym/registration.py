@@ -21,6 +21,7 @@ ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/MiniImagenetMTL-v0": {"dataset": "mini-imagenet", "network": "simple-convnet"},
     "routing_gym/SyntheticMTL-v0": {"dataset": "synthetic", "network": "mlp"},
     "routing_gym/OmniglotDiverse-v0": {"dataset": "omniglot", "network": "omniglot-diverse"},
+    "routing_gym/MnistExperts-v0": {"dataset": "mnist-10", "network": "mnist-experts"},
     "routing_gym/HybridEarlyExit-v0": {"dataset": "hybrid", **EARLY_EXIT},
     "routing_gym/Cifar10EarlyExit-v0": {"dataset": "cifar-10", **EARLY_EXIT},
     "routing_gym/Cifar5EarlyExit-v0": {"dataset": "cifar-5", **EARLY_EXIT},

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
+from routing_gym.experiments.papers.judging import Verdict, all_of, sign_of, standard_error
 from routing_gym.experiments.papers.reproduction import Claim
 from routing_gym.experiments.report import Record, by_label
-
-Verdict = Literal["holds", "does not hold", "not enough"]
 
 ABOUT_EQUAL = 0.1
 """Two errors are comparable that differ by less than this share of the larger curve's mean."""
@@ -96,14 +94,14 @@ def claims(records: Sequence[Record]) -> list[Claim]:
     pragmatic, optimistic = curve("pragmatic critic"), curve("optimistic critic")
     by_class = curve("pragmatic critic, classification error")
     return [
-        _all("At equal cost actor networks err less than pragmatic critics", [_below("pragmatic", actor, pragmatic)]),
-        _all("At equal cost pragmatic critics err less than static networks", [_below("static", pragmatic, static)]),
-        _all(
+        all_of("At equal cost actor networks err less than pragmatic critics", [_below("pragmatic", actor, pragmatic)]),
+        all_of("At equal cost pragmatic critics err less than static networks", [_below("static", pragmatic, static)]),
+        all_of(
             "Optimistic critics are the worst of the three strategies",
             [_below("optimistic, actor", actor, optimistic), _below("optimistic, pragmatic", pragmatic, optimistic)],
         ),
         _fewer_operations(actor, static),
-        _all(
+        all_of(
             "Actor networks have a higher peak accuracy than static ones",
             [
                 _better_peak(part, curve("actor", part), curve("static", part))
@@ -112,22 +110,22 @@ def claims(records: Sequence[Record]) -> list[Claim]:
         ),
         _third_of_the_cost(curve("actor", "CIFAR-2"), curve("static", "CIFAR-2")),
         _as_good_as_eight(curve("actor, dynamic k_cpt"), actor),
-        _all(
+        all_of(
             "Throughput-adjusted learning rates improve the peak accuracy of actors and critics",
             [
                 _better_peak("actor", actor, curve("actor, no TALR")),
                 _better_peak("pragmatic", pragmatic, curve("pragmatic critic, no TALR")),
             ],
         ),
-        _all(
+        all_of(
             "Without k_dec actor networks do worse",
             [_below("k_dec = 0", actor, curve("actor, k_dec = 0"))],
         ),
-        _all(
+        all_of(
             "Regularising the policy reduces the peak accuracy of actor networks",
             [_better_peak("regularised", actor, curve("actor, regularised policy"))],
         ),
-        _all(
+        all_of(
             "Pragmatic critics of the classification error do worse than those of the cross-entropy, but better than "
             "static networks",
             [
@@ -136,19 +134,6 @@ def claims(records: Sequence[Record]) -> list[Claim]:
             ],
         ),
     ]
-
-
-def _all(text: str, parts: Sequence[tuple[Verdict, str]]) -> Claim:
-    """Put a claim together that holds if all its parts do."""
-    verdicts = [verdict for verdict, _ in parts]
-    order: tuple[Verdict, ...] = ("does not hold", "not enough", "holds")
-    verdict = next(kind for kind in order if kind in verdicts) if parts else "not enough"
-    return Claim(text, verdict, " ".join(dict.fromkeys(numbers for _, numbers in parts)) or MISSING.format("runs"))
-
-
-def _standard_error(error: float, instances: int, networks: int = 1) -> float:
-    """Return that of the difference of two errors, each the mean of several networks' on as many test instances."""
-    return float(np.sqrt(2 * error * (1 - error) / (instances * networks)))
 
 
 def _gap(lower: Points, upper: Points) -> tuple[float, float, str] | None:
@@ -160,7 +145,7 @@ def _gap(lower: Points, upper: Points) -> tuple[float, float, str] | None:
     one, other = lower.at(places), upper.at(places)
     gap = float((other - one).mean())
     within = min(int(((points.macs >= low) & (points.macs <= high)).sum()) for points in (lower, upper))
-    error = _standard_error(float((one + other).mean() / 2), min(lower.instances, upper.instances), max(1, within))
+    error = standard_error(float((one + other).mean() / 2), min(lower.instances, upper.instances), max(1, within))
     text = f"{100 * gap:+.2f} ± {100 * error:.2f} points on average from {low / 1e6:.2f} to {high / 1e6:.2f} M"
     return gap, error, text
 
@@ -170,7 +155,7 @@ def _below(what: str, lower: Points | None, upper: Points | None) -> tuple[Verdi
     gap = None if lower is None or upper is None else _gap(lower, upper)
     if gap is None:
         return "not enough", MISSING.format(f"both curves ({what})")
-    return _sign(gap[0], gap[1]), f"Above ({what}): {gap[2]}."
+    return sign_of(gap[0], gap[1]), f"Above ({what}): {gap[2]}."
 
 
 def _better_peak(what: str, better: Points | None, worse: Points | None) -> tuple[Verdict, str]:
@@ -178,14 +163,8 @@ def _better_peak(what: str, better: Points | None, worse: Points | None) -> tupl
     if better is None or worse is None:
         return "not enough", MISSING.format(f"both curves ({what})")
     ours, theirs = float(better.error.min()), float(worse.error.min())
-    noise = _standard_error((ours + theirs) / 2, min(better.instances, worse.instances))
-    return _sign(theirs - ours, noise), f"Lowest errors ({what}): {100 * ours:.2f} and {100 * theirs:.2f} %."
-
-
-def _sign(difference: float, noise: float) -> Verdict:
-    if abs(difference) <= noise:
-        return "not enough"
-    return "holds" if difference > 0 else "does not hold"
+    noise = standard_error((ours + theirs) / 2, min(better.instances, worse.instances))
+    return sign_of(theirs - ours, noise), f"Lowest errors ({what}): {100 * ours:.2f} and {100 * theirs:.2f} %."
 
 
 def _fewer_operations(routed: Points | None, static: Points | None) -> Claim:
@@ -194,7 +173,7 @@ def _fewer_operations(routed: Points | None, static: Points | None) -> Claim:
     if routed is None or static is None:
         return Claim(text, "not enough", MISSING.format("actor and static networks"))
     lowest = float(static.error.min())
-    level = lowest + _standard_error(lowest, min(routed.instances, static.instances))
+    level = lowest + standard_error(lowest, min(routed.instances, static.instances))
     ours, theirs = routed.reaches(level), static.reaches(level)
     if not np.isfinite(ours):
         numbers = (

@@ -118,6 +118,7 @@ class Reproduction:
         judge: Judges what the paper says in words by records that were trained in one way; None where all it says
             stands in its tables.
         measured: Further groups, which are measured.
+        tables: Other ways than `table` to show single groups, by their name.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Reproduction:
     draw: Callable[[Mapping[str, str], Sequence[Record], Path], list[Path]]
     judge: Callable[[Sequence[Record]], list[Claim]] | None = None
     measured: dict[str, Measurement] = dataclasses.field(default_factory=dict)
+    tables: dict[str, Callable[[Sequence[Record]], list[str]]] = dataclasses.field(default_factory=dict)
 
     def cells(
         self,

@@ -31,6 +31,9 @@ class Evaluation:
         blocks_used: How many (decision, choice) pairs any instance took.
         paths: How many different routes there were.
         routes: `(T, N, A)` int64: how often each task took each choice at each decision.
+        routes_by_label: `(C, N, A)` int64: the same by label instead of by task.
+        weights: `(T, N, A)` float64: the same as `routes`, but what was taken counts as the size of its weight, times
+            the share of the instance that was there; an integer choice weighs 1.
         exits: `(N, A, C, 2)` int64: how many instances of each label left by each choice of each decision, wrong (0)
             and right (1). What the logits there say counts, and an instance counts once: where it is shared out among
             several exits, at the one of largest weight, the earliest of equals. Every network has such a table; where
@@ -47,7 +50,15 @@ class Evaluation:
     blocks_used: int
     paths: int
     routes: Tensor
+    routes_by_label: Tensor
+    weights: Tensor
     exits: Tensor
+
+    @property
+    def use(self) -> Tensor:
+        """`(N, A)` float64: the share of each choice in all weight at its decision; 0 where nobody arrived."""
+        total = self.weights.sum(0)
+        return total / total.sum(-1, keepdim=True).clamp(min=torch.finfo(total.dtype).tiny)
 
     def cost(self, k_cpt: float) -> float:
         """Return c_inf, the mean cost of inference, as in Eqs. 1 and 2 of McGill and Perona (2017).
@@ -122,8 +133,7 @@ def evaluate(
         device=judged.device,
     )
     columns: dict[str, list[Tensor]] = {name: [] for name in ("task", "correct", "loss", "macs", "router")}
-    routes = torch.zeros(dataset.num_tasks, len(network.decisions) + 1, network.num_choices, dtype=torch.int64)
-    routes = routes.to(judged.device)
+    tables = _ChoiceTables(dataset.num_tasks, dataset.num_classes, network, judged.device)
     exits = torch.zeros(len(network.decisions), network.num_choices, dataset.num_classes, 2, dtype=torch.int64)
     exits = exits.to(judged.device)
     paths: set[tuple] = set()
@@ -147,11 +157,12 @@ def evaluate(
                 columns[name].append(column[kept])
             ways = torch.zeros(size, len(network.decisions), network.num_choices, dtype=torch.bool)
             ways = ways.to(judged.device)
-            for number, step in enumerate(batch.steps):
-                ways[:, number] = used = _used(step, network.num_choices)
-                place = (batch.task[kept], step.decision[kept])
-                routes.index_put_(place, used[kept].to(torch.int64), accumulate=True)
             label = judged.outcome.label[kept]
+            for number, step in enumerate(batch.steps):
+                weights = _weights(step, network.num_choices)
+                ways[:, number] = used = weights > 0
+                weights = weights * step.reach.unsqueeze(1)
+                tables.add(batch.task[kept], label, step.decision[kept], weights[kept], used[kept])
             left, right = (column[kept] for column in _departures(batch, network.num_choices, judged.outcome.label))
             exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
             paths.update(map(tuple, ways[kept].flatten(1).unique(dim=0).tolist()))
@@ -177,9 +188,11 @@ def evaluate(
         macs=float(macs.mean()),
         router_macs=float(whole["router"].mean()),
         task_macs=per_task(macs),
-        blocks_used=int((routes[:, :-1].sum(0) > 0).sum()),
+        blocks_used=int((tables.by_task.sum(0)[:-1] > 0).sum()),
         paths=len(paths),
-        routes=routes[:, :-1].cpu(),
+        routes=tables.by_task[:, :-1].cpu(),
+        routes_by_label=tables.by_label[:, :-1].cpu(),
+        weights=tables.weights[:, :-1].cpu(),
         exits=exits.cpu(),
     )
 
@@ -197,10 +210,42 @@ def _departures(batch: Trajectory, num_choices: int, label: Tensor) -> tuple[Ten
     return left, right
 
 
-def _used(step: Step, num_choices: int) -> Tensor:
-    """Return `(B, A)` bool: which choices the tensors that chose gave weight to."""
+class _ChoiceTables:
+    """Counts who took what, with one decision more, for rows that have left.
+
+    Args:
+        num_tasks: T.
+        num_classes: C.
+        network: Its decisions are N, its choices A.
+        device: Where it counts.
+    """
+
+    def __init__(self, num_tasks: int, num_classes: int, network: RoutedNetwork, device: torch.device) -> None:
+        places = (len(network.decisions) + 1, network.num_choices)
+        self.by_task = torch.zeros(num_tasks, *places, dtype=torch.int64, device=device)
+        self.by_label = torch.zeros(num_classes, *places, dtype=torch.int64, device=device)
+        self.weights = torch.zeros(num_tasks, *places, dtype=torch.float64, device=device)
+
+    def add(self, task: Tensor, label: Tensor, decision: Tensor, weights: Tensor, used: Tensor) -> None:
+        """Count rows.
+
+        Args:
+            task: `(r,)` int64.
+            label: `(r,)` int64.
+            decision: `(r,)` int64.
+            weights: `(r, A)`, at least 0.
+            used: `(r, A)` bool.
+        """
+        self.by_task.index_put_((task, decision), used.long(), accumulate=True)
+        self.by_label.index_put_((label, decision), used.long(), accumulate=True)
+        # In float64 so that the order in which batches come makes no difference that anyone could see.
+        self.weights.index_put_((task, decision), weights.double(), accumulate=True)
+
+
+def _weights(step: Step, num_choices: int) -> Tensor:
+    """Return `(B, A)`: the size of the weight that the tensors that chose gave to each choice together."""
     action = step.action
     if isinstance(action, tuple):
-        action = action[0], (action[1] != 0).to(torch.get_default_dtype())
-    used = actions.dense(action, num_choices) != 0
-    return (used.view(len(used), -1, num_choices) & step.choosing.unsqueeze(-1)).any(1)
+        action = action[0], action[1].abs()
+    sizes = actions.dense(action, num_choices).abs().view(len(step.decision), -1, num_choices)
+    return (sizes * step.choosing.unsqueeze(-1)).sum(1)

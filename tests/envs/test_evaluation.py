@@ -37,6 +37,29 @@ def by_hand(router, env, network):
     return table
 
 
+def choices_by_hand(router, env, network):
+    """Route one instance after the other and write down what it took, by task and by label, and with what weight."""
+    dataset = env.datasets["test"]
+    places = len(network.decisions), network.num_choices
+    by_task = torch.zeros(dataset.num_tasks, *places, dtype=torch.int64)
+    by_label = torch.zeros(dataset.num_classes, *places, dtype=torch.int64)
+    weights = torch.zeros(dataset.num_tasks, *places, dtype=torch.float64)
+    single = env.sibling(1, split="test", train=False)
+    for number in range(len(dataset)):
+        task, label = int(dataset.task[number]), int(dataset.label[number])
+        for step in rollout(router, single, instances=torch.tensor([number]), deterministic=True).steps:
+            if not bool(step.active):
+                continue
+            decision = int(step.decision)
+            given = step.action[0].tolist() if step.action.is_floating_point() else {int(step.action): 1.0}
+            for choice, weight in given.items() if isinstance(given, dict) else enumerate(given):
+                if weight:
+                    by_task[task, decision, choice] += 1
+                    by_label[label, decision, choice] += 1
+                    weights[task, decision, choice] += abs(weight) * float(step.reach)
+    return by_task, by_label, weights
+
+
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_exits_are_those_of_every_single_row(soft):
     torch.manual_seed(1)
@@ -46,6 +69,11 @@ def test_exits_are_those_of_every_single_row(soft):
     router = Fixed(network, soft)
     result = routing_gym.evaluate(router, env, batch_size=7)  # 7 does not divide the split
     assert torch.equal(result.exits, by_hand(router, env, network))
+    by_task, by_label, weights = choices_by_hand(router, env, network)
+    assert torch.equal(result.routes, by_task) and torch.equal(result.routes_by_label, by_label)
+    assert torch.allclose(result.weights, weights, atol=1e-4)
+    share = weights.sum(0)
+    assert torch.allclose(result.use, share / share.sum(1, keepdim=True), atol=1e-4)
     assert int(result.exits.sum()) == len(env.datasets["test"])
     used = {(i, c) for i, c in result.exits.sum((2, 3)).nonzero().tolist()}
     assert used <= set(ways_out(network)) and len(used) > 2

@@ -1,0 +1,18 @@
+"""What the rows of Ramachandran and Le (2019) are called, by those who run, judge and draw them."""
+
+DIVERSE = "convolutions, pooling, identity"
+CONVS = "only convolutions"
+CONV5 = "only 5x5"
+CONV3 = "only 3x3"
+SINGLE_TASK = "single task"
+
+CELLS_6X32 = "routing, C = 6, F = 32"
+CELLS_6X64 = "routing, C = 6, F = 64"
+CELLS_12X32 = "routing, C = 12, F = 32"
+ALL_ON = "all on, C = 6, F = 32"
+
+OMNIGLOT_EXPERTS = "Omniglot, unlike experts"
+CIFAR_MTL = "CIFAR-MTL, equal blocks"
+
+ANNEALED = "top-k, k from 7 to 2"
+FIXED_K = "top-k, k = 2"

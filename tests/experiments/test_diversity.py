@@ -1,0 +1,269 @@
+"""The rows, tables, claims and pictures of diverse experts, on stand-in data and on made-up records."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from routing_gym.agents import make_agent
+from routing_gym.envs import evaluate
+from routing_gym.experiments import reproduce
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.papers.diversity import (
+    CELLS,
+    CIFAR,
+    COMPARED,
+    DIVERSITY,
+    MNIST,
+    OMNIGLOT,
+    PAPER,
+    REFUSED,
+    SHORT,
+)
+from routing_gym.experiments.papers.diversity_claims import mutual_information, shuffled
+from routing_gym.experiments.papers.diversity_labels import (
+    ANNEALED,
+    CELLS_6X32,
+    CELLS_6X64,
+    CELLS_12X32,
+    CIFAR_MTL,
+    CONV3,
+    CONV5,
+    CONVS,
+    DIVERSE,
+    FIXED_K,
+    OMNIGLOT_EXPERTS,
+    SINGLE_TASK,
+)
+from routing_gym.experiments.papers.diversity_tables import across, depth
+from routing_gym.experiments.papers.reproduction import Settings
+from routing_gym.experiments.run import mean_parameters
+from routing_gym.experiments.settings import TrainingSettings, UsageError
+from routing_gym.registration import env_ids
+
+LITTLE = ("layers=3", "width=4", "expert_mid=2")
+
+
+def cells(settings, out, paper=DIVERSITY):
+    base = TrainingSettings(epochs=settings.epochs, device="cpu")
+    return list(paper.cells(settings, tuple(paper.groups), 1, base, out))
+
+
+def test_the_rows_are_the_papers_and_all_agents(tmp_path):
+    rows = {row.label: (row, cell) for row, cell in cells(PAPER, tmp_path)}
+    assert len(rows) == len(DIVERSITY.rows) == len({cell.folder for _, cell in rows.values()})
+    assert [row.label for row in DIVERSITY.rows[:5]] == [DIVERSE, CONVS, CONV5, CONV3, SINGLE_TASK]
+    row, cell = rows[DIVERSE]
+    assert row.paper == {100: pytest.approx(92.19)} and cell.training.batch_size == 32 and cell.training.epochs == 100
+    assert {"k=7", "k_last=2", "balance=0.1", "balance_epochs=100", "task_embedding=16"} == set(cell.agent_options)
+    assert {"alphabets=liang-2018", "differentiable=True"} <= set(cell.training.env_options)
+    (short,) = [cell for row, cell in cells(SHORT, tmp_path) if row.label == DIVERSE]
+    assert "size=28" in short.training.env_options and "balance_epochs=8" in short.agent_options
+    assert rows["5 experts, k = 2"][1].training.epochs == 10
+    assert {row.env for row in DIVERSITY.rows} == {OMNIGLOT, MNIST, CIFAR, CELLS}
+    there = {(row.series, row.part) for row in DIVERSITY.rows if "agents" in row.groups}
+    assert there | set(REFUSED) == {(agent, part) for agent in COMPARED for part in (OMNIGLOT_EXPERTS, CIFAR_MTL)}
+    assert not there & set(REFUSED)
+
+
+def made(row, cell):
+    """The cell's agent, on the paper's own options but a small network."""
+    options = (*cell.training.env_options, *(LITTLE if row.env == OMNIGLOT else ()))
+    training = dataclasses.replace(cell.training, env_options=options)
+    return dataclasses.replace(cell, training=training).make()
+
+
+def test_every_row_can_be_made(tmp_path):
+    for row, cell in cells(SHORT, tmp_path):
+        if row.env not in env_ids():
+            continue  # no such network here
+        layers = 3 if row.env != MNIST else 1
+        agent = made(row, cell)
+        assert agent.name == row.agent and agent.env.spec.id == row.env and agent.num_decisions == layers
+        if row.label == SINGLE_TASK:
+            assert agent.env.network.block_counts == (20, 20, 20)
+            assert agent.routes.tolist() == [[task] * 3 for task in range(20)]
+
+
+def test_what_is_refused_is_refused_for_the_reason_given(tmp_path):
+    (row, cell) = next((row, cell) for row, cell in cells(SHORT, tmp_path) if row.env == OMNIGLOT)
+    for series, part in REFUSED:
+        assert part == OMNIGLOT_EXPERTS
+        agent, options, _ = COMPARED[series]
+        wanted = {"cross-stitch": "form='columns'", "shared-with-task": "task_input=True"}
+        training = dataclasses.replace(cell.training, env_options=("alphabets=liang-2018", "size=28", *LITTLE))
+        with pytest.raises(UsageError, match=wanted.get(agent, "a block for each of the 20 tasks.*offers 7")):
+            dataclasses.replace(cell, training=training, agent=agent, agent_options=options).make()
+        assert wanted.get(agent, "20 tasks, 7 experts") in REFUSED[series, part]
+
+
+def run(label, accuracy, *, seed=0, groups=("omniglot",), counts=None, instances=4000, **more):
+    """Return one made-up record."""
+    exits = np.zeros((1, 1, 10, 2), int)
+    exits[..., 0] = instances // 10
+    table = np.zeros((10, 1, 5), int) if counts is None else np.asarray(counts)[:, None]
+    return {
+        "label": label,
+        "groups": list(groups),
+        "settings": "short",
+        "series": ANNEALED if label == DIVERSE else "",
+        "part": OMNIGLOT_EXPERTS,
+        "agent": "top-k",
+        "seed": seed,
+        "test_accuracy": accuracy,
+        "paper": None,
+        "exits": exits.tolist(),
+        "routes_by_label": table.tolist(),
+        "macs": 5e6,
+        "parameters": 3e6,
+        "parameters_used": 2.5e6,
+        "epochs": 8,
+        "seconds": 80.0,
+        "dataset": "data",
+        **more,
+    }
+
+
+def verdict(records, start):
+    (claim,) = [claim for claim in DIVERSITY.judge(records) if claim.text.startswith(start)]
+    return claim.verdict
+
+
+def test_the_order_of_the_tables():
+    def table(*accuracies):
+        labels = (DIVERSE, CONVS, CONV5, CONV3, SINGLE_TASK)
+        return [run(label, a) for label, a in zip(labels, accuracies, strict=True)]
+
+    ordered = table(0.92, 0.89, 0.86, 0.83, 0.6)
+    assert verdict(ordered, "Table 2") == "holds" and verdict(ordered, "Table 1") == "holds"
+    turned = table(0.6, 0.83, 0.86, 0.89, 0.92)
+    assert verdict(turned, "Table 2") == "does not hold" and verdict(turned, "Table 1") == "does not hold"
+    one_swapped = table(0.92, 0.86, 0.89, 0.83, 0.6)
+    assert verdict(one_swapped, "Table 2") == "does not hold"
+    close = table(0.92, 0.919, 0.86, 0.83, 0.919)
+    assert verdict(close, "Table 2") == "not enough" and verdict(close, "Table 1") == "not enough"
+    assert verdict(ordered[:3], "Table 2") == "not enough" and verdict([], "Table 1") == "not enough"
+    # Means that seeds scatter more widely around than they are apart decide nothing.
+    scattered = [run(label, a + 0.1 * s, seed=s) for label, a in ((DIVERSE, 0.75), (SINGLE_TASK, 0.7)) for s in (0, 1)]
+    assert verdict(scattered, "Table 1") == "not enough"
+    for six, twelve, wanted in ((0.95, 0.9, "holds"), (0.9, 0.95, "does not hold")):
+        several = [run(CELLS_6X32, six), run(CELLS_6X64, six), run(CELLS_12X32, twelve)]
+        assert verdict(several, "Table 4") == wanted
+    for fixed, wanted in ((0.8, "holds"), (0.95, "does not hold")):
+        assert verdict([*ordered, run("any", fixed, series=FIXED_K)], "k that falls") == wanted
+
+
+def test_specialization_is_more_than_shuffled_labels_give():
+    assert mutual_information(np.eye(4, dtype=int) * 7, np.full(4, 7)) == pytest.approx(2)  # four choices, four labels
+    assert mutual_information(np.outer([1, 2, 3], [3, 4]), np.array([7, 14, 21])) == pytest.approx(0)
+    by_hand = 1 + 0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)
+    assert mutual_information(np.array([[3, 1], [1, 3]]), np.array([4, 4])) == pytest.approx(by_hand)
+    random = np.random.default_rng(0)
+    pairs = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]] * 5)
+    preferred = run("mnist", 0.98, groups=("mnist",), counts=400 * pairs)
+    assert verdict([preferred], "Fig. 4") == "holds"
+    # The labels of the very same instances, dealt out again, one instance after the other.
+    taken, label = np.repeat(pairs, 400, 0), np.repeat(np.arange(10), 400)
+    by_hand = []
+    for _ in range(20):
+        counts = np.zeros((10, 5), int)
+        np.add.at(counts, random.permutation(label), taken)
+        by_hand.append(mutual_information(counts, np.full(10, 400)))
+    assert shuffled(preferred).mean() == pytest.approx(np.mean(by_hand), rel=0.2)
+    chance = np.full((10, 5), 160) + random.integers(-4, 5, (10, 5))
+    assert verdict([run("mnist", 0.98, groups=("mnist",), counts=chance)], "Fig. 4") == "does not hold"
+    dead = np.tile([400, 400, 0, 0, 0], (10, 1))
+    assert verdict([run("mnist", 0.98, groups=("mnist",), counts=dead)], "Fig. 4") == "does not hold"
+    assert verdict([], "Fig. 4") == "not enough"
+
+
+def test_no_hole_in_the_table_of_agents_is_unexplained():
+    runs = [run("a", 0.5 + 0.1 * s, series="WPL", part="one", macs=2e6, seed=s) for s in (0, 1)]
+    lines = across(runs, ("WPL", "Gumbel"), ("one", "two"), {("Gumbel", "two"): "refused: why"})
+    assert lines[0] == "|  | one | two |"
+    assert lines[2].startswith("| WPL | **55.00 ± ") and lines[2].endswith(" at 2.00, 2 seeds | not run |")
+    assert lines[3] == "| Gumbel | not run | refused: why |" and "8 epochs" in lines[5]
+    (row,) = depth([run(CELLS_6X64, 0.9, paper=0.955)])[2:3]
+    assert row.startswith(f"| {CELLS_6X64} | **90.00** | *95.5* | 2.50 | *9.6* | 3.00 | 5.00 |")
+
+
+QUICK = Settings(
+    "quick",
+    "as quick as can be",
+    2,
+    ("optimizer=adam", "learning_rate=0.003"),
+    {OMNIGLOT: ("size=16", *LITTLE)},
+)
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """The folder of a reproduction of some rows, small ones."""
+    out = tmp_path_factory.mktemp("diversity")
+    wanted = (DIVERSE, CONVS, "5 experts, k = 2", f"WPL, {OMNIGLOT_EXPERTS}")
+    rows = tuple(row for row in DIVERSITY.rows if row.label in wanted)
+    patch = pytest.MonkeyPatch()
+    patch.setitem(reproduce.REPRODUCTIONS, "diversity", dataclasses.replace(DIVERSITY, rows=rows, settings=(QUICK,)))
+    assert main(["reproduce", "diversity", "--out", str(out), "--seeds", "1"]) == 0
+    patch.undo()
+    return out
+
+
+def test_report_records_and_pictures(reproduced):
+    records = {record["label"]: record for record in json.loads((reproduced / "results.json").read_text())}
+    diverse, mnist = records[DIVERSE], records["5 experts, k = 2"]
+    assert diverse["experts"][0][-1] == "identity" and mnist["experts"] == [["fully connected"] * 5]
+    assert diverse["paper"] == pytest.approx(0.9219) and diverse["curve"]["judged_on"] == "validation"
+    assert np.shape(mnist["routes_by_label"]) == (10, 1, 5) and mnist["dataset"] == "MNIST"
+    assert np.sum(mnist["routes_by_label"], (1, 2)).tolist() == [2 * 5] * 10  # k = 2, five test images a digit
+    assert np.sum(mnist["routes_by_label"], 0).tolist() == mnist["routes"][0]
+    for record in records.values():
+        assert np.shape(record["curve"]["use"]) == (2, *np.shape(record["use"]))
+        assert np.sum(record["use"], 1) == pytest.approx(1, abs=1e-3)
+        assert record["parameters_used"] < record["parameters"]
+    report = (reproduced / "diversity.md").read_text()
+    error = f"**{100 * (1 - diverse['test_accuracy']):.2f}** | *7.81* |"
+    assert f"| {DIVERSE} | {error}" in report and "An expert tells" in report
+    assert "| WPL | **" in report and "| SARSA | not run | not run |" in report and "20 tasks, 7 experts" in report
+    assert "Needs both: only convolutions; only 5x5." in report
+    names = ("omniglot", "omniglot-experts", "omniglot-training", "mnist", "mnist-training", "agents")
+    assert sorted(path.name for path in reproduced.glob("*.png")) == sorted(f"quick-{name}.png" for name in names)
+    for name in names:
+        pixels = imread(reproduced / f"quick-{name}.png")[..., :3]
+        assert pixels.shape[0] > 150 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, name
+
+
+def test_cells_are_drawn_by_kind_of_decision(tmp_path):
+    decisions = [
+        {"name": f"cell 1, block {b}: {kind}", "next": [0] * n}
+        for b in (1, 2)
+        for kind, n in (("inputs", b + 1), ("operations", 4))
+    ]
+    use = [[0.5, 0.5, 0, 0], [0.25] * 4, [0.2, 0.3, 0.5, 0], [1.0, 0, 0, 0]]
+    course = {"epoch": [1, 2, 3], "use": [None, use, use], "judged_on": "test", "validation_accuracy": [0.1, 0.2, 0.3]}
+    record = run(CELLS_6X32, 0.9, groups=("depth",), use=use, experts=[], decisions=decisions, curve=course)
+    drawn = DIVERSITY.draw(DIVERSITY.groups, [record], tmp_path)
+    assert [path.name for path in drawn] == [f"short-depth{end}.png" for end in ("", "-experts", "-training")]
+
+
+def test_parameters_per_example_are_those_an_instance_passes():
+    training = TrainingSettings(OMNIGLOT, 1, 8, ("alphabets=3", "size=16", *LITTLE), device="cpu")
+    env = training.make_env("random", 0)
+    agent = make_agent("random", env)
+    judged = evaluate(agent, env)
+    network = env.network
+    owned = {p for n in range(3) for c in range(7) for o in network.parameters_of(n, c) for p in [o.parameter]}
+    by_hand = sum(p.numel() for p in network.parameters() if p not in owned)
+    for decision in range(3):
+        for choice in range(7):
+            size = sum(o.value.numel() for o in network.parameters_of(decision, choice))
+            by_hand += size * int(judged.routes[:, decision, choice].sum()) / len(env.datasets["test"])
+    assert mean_parameters(agent, judged) == pytest.approx(by_hand)
+    recurrent = TrainingSettings("routing_gym/SyntheticMTL-v0", 1, 8, ("recurrent=True", "layers=4"), device="cpu")
+    env = recurrent.make_env("random", 0)
+    agent = make_agent("random", env)
+    assert mean_parameters(agent, evaluate(agent, env)) is None
+    assert torch.allclose(judged.use.sum(1), torch.ones(3, dtype=torch.float64))
