@@ -11,7 +11,7 @@ from torch.nn import functional
 from routing_gym.blocks import ModuleBlocks, OwnedParameter, allow_small_groups, count_macs, plain
 from routing_gym.networks.actions import Action
 from routing_gym.networks.checking import check_no_num_blocks
-from routing_gym.networks.choice_blocks import ChosenInputs, make_operations, rectified_conv
+from routing_gym.networks.choice_blocks import OPERATIONS, ChosenInputs, make_operations, rectified_conv
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.state import Activation
@@ -79,6 +79,7 @@ class RoutedCells(RoutedNetwork):
 
     Attributes:
         widths: Channels of each cell.
+        experts: Names of the choices of each decision.
 
     Raises:
         ValueError: An option out of range, by its name.
@@ -116,6 +117,8 @@ class RoutedCells(RoutedNetwork):
             ]
         super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed)
         self.widths = tuple(widths)
+        offers = [("two cells back", "one cell back", *(f"block {i + 1}" for i in range(block))) for _, block in places]
+        self.experts = tuple(names for offer in offers for names in (offer, OPERATIONS))
         self._times = [2 ** (stages[cell] - stage) for (_, stage), cell in adapted]
         self.first, self.classifier = stem, classifier
         self.adapters = nn.ModuleList(adapters)

@@ -399,3 +399,9 @@ def test_sizes_that_are_no_powers_of_two_and_single_rows():
     network = small(3, shape=(1, 5, 7)).train()
     state = walk(network, torch.randn(1, 1, 5, 7), lambda decision: torch.zeros(1, dtype=torch.int64))
     assert state.exits[0].logits.isfinite().all()
+
+
+def test_every_choice_has_a_name():
+    network = make_network("cells-6x32", num_tasks=1, num_classes=3, cells=2, filters=1)
+    assert [len(names) for names in network.experts] == [decision.n for decision in network.decisions]
+    assert network.experts[2] == ("two cells back", "one cell back", "block 1")
