@@ -58,10 +58,10 @@ PAPER = Settings(
 )
 SHORT = Settings(
     name="short",
-    about="as the other, in few epochs, and Omniglot's drawings made 28x28: for small machines",
+    about="as the other, in few epochs, and Omniglot's drawings made 56x56: for small machines",
     epochs=8,
     env_options=ADAM,
-    more_options={**OF_CIFAR, OMNIGLOT: ("size=28",)},
+    more_options={**OF_CIFAR, OMNIGLOT: ("size=56",)},
     epochs_on={MNIST: 3},
 )
 

@@ -60,7 +60,7 @@ def test_the_rows_are_the_papers_and_all_agents(tmp_path):
     assert {"k=7", "k_last=2", "balance=0.1", "balance_epochs=100", "task_embedding=16"} == set(cell.agent_options)
     assert {"alphabets=liang-2018", "differentiable=True"} <= set(cell.training.env_options)
     (short,) = [cell for row, cell in cells(SHORT, tmp_path) if row.label == DIVERSE]
-    assert "size=28" in short.training.env_options and "balance_epochs=8" in short.agent_options
+    assert "size=56" in short.training.env_options and "balance_epochs=8" in short.agent_options
     assert rows["5 experts, k = 2"][1].training.epochs == 10
     assert {row.env for row in DIVERSITY.rows} == {OMNIGLOT, MNIST, CIFAR, CELLS}
     there = {(row.series, row.part) for row in DIVERSITY.rows if "agents" in row.groups}
