@@ -15,8 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from routing_gym.agents import Agent
 from routing_gym.agents.checkpoint import write_atomically
-from routing_gym.envs import Evaluation, RoutingVectorEnv, evaluate, ways_out
+from routing_gym.envs import Evaluation, RoutingVectorEnv, evaluate
 from routing_gym.experiments.machine import device_name
+from routing_gym.networks import ways_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def run(
             curve.validation_accuracy.append(validation.accuracy)
             curve.seconds.append(seconds)
             curve.macs.append(validation.macs)
-            curve.exits.append([int(validation.exits[way].sum()) for way in ways_out(env.network)])
+            curve.exits.append([int(validation.exits[way].sum()) for way in ways_out(env.network.decisions)])
             curve.use.append(_rounded(validation))
             for key, value in means.items():
                 writer.add_scalar(f"train/{key}", value, epoch)
@@ -219,7 +220,7 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
         "routes_by_label": final.routes_by_label.tolist(),
         "use": _rounded(final),
         "exits": final.exits.tolist(),
-        "ways_out": [list(way) for way in ways_out(network)],
+        "ways_out": [list(way) for way in ways_out(network.decisions)],
         "decisions": [{"name": decision.name, "next": list(decision.next)} for decision in network.decisions],
         "experts": [list(names) for names in getattr(network, "experts", ())],
         "dataset": agent.env.datasets[final.split].name,

@@ -8,6 +8,7 @@ from gymnasium.envs.registration import EnvSpec
 import routing_gym
 from routing_gym.envs import core_of
 from routing_gym.experiments.cli import main
+from routing_gym.networks import ways_out
 from routing_gym.registration import ENV_IDS
 
 EARLY = [env_id for env_id in routing_gym.env_ids() if "EarlyExit" in env_id]
@@ -38,7 +39,7 @@ def test_early_exits_cost_something_unless_one_says_otherwise(env_id):
     for core in makers(env_id, **SMALL):
         assert (core.config.final_reward, core.config.k_cpt) == ("negative-loss", 4e-9)
         assert core.dataset.num_tasks == 1
-        assert len(core.network.ways_out) == 2
+        assert len(ways_out(core.network.decisions)) == 2
     for core in makers(env_id, k_cpt=1e-8, final_reward="correctness", **SMALL):
         assert (core.config.final_reward, core.config.k_cpt) == ("correctness", 1e-8)
     env = gymnasium.make_vec(env_id, num_envs=3, k_cpt=1e-8, **SMALL)

@@ -18,7 +18,7 @@ from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Step, in_turns
 from routing_gym.experiments.report import Record
 from routing_gym.experiments.settings import UsageError
-from routing_gym.networks import RoutedPyramid, RoutingState, make_network
+from routing_gym.networks import RoutedPyramid, RoutingState, make_network, ways_out
 
 LEAST = 64
 """Images of a timed step at least: a smaller batch is followed by others until it has had as many."""
@@ -182,8 +182,8 @@ def measure_early_exit(cases: Callable[[], Sequence[Routed]], batch: int, rounds
     routed = cases()
     network = routed[0].network
     device = routed[0].images.device
-    plain = {way: network.static_prefix(*way).eval() for way in network.ways_out}
-    whole = plain[network.ways_out[-1]]
+    plain = {way: network.static_prefix(*way).eval() for way in ways_out(network.decisions)}
+    whole = plain[ways_out(network.decisions)[-1]]
     size = _step_size(batch)
     steps: dict[tuple[str, str, int], Step] = {}
     spent: dict[str, list[tuple[float, float, list[float]]]] = {}
@@ -302,7 +302,7 @@ def _macs_of_ways(network: RoutedPyramid) -> dict[tuple[int, int], float]:
     return {
         (number, choice): network.stem_macs
         + sum(network.decisions[d].macs[c] for d, c in [*_before(network, number), (number, choice)])
-        for number, choice in network.ways_out
+        for number, choice in ways_out(network.decisions)
     }
 
 
@@ -311,7 +311,7 @@ def _costs(routed: Routed, batches: Sequence[Sequence[RoutingState]], count: int
     network = routed.network
     own = torch.tensor([routed.agent.macs(number) for number in range(len(network.decisions))], dtype=torch.float64)
     macs = router = 0.0
-    shares = dict.fromkeys(network.ways_out, 0.0)
+    shares = dict.fromkeys(ways_out(network.decisions), 0.0)
     for states in batches:
         spent = torch.zeros(count, dtype=torch.float64)
         passed = torch.zeros(count, len(network.decisions), dtype=torch.float64)

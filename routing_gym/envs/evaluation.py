@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from routing_gym.envs.outcome import classified_right
 from routing_gym.envs.rollout import core_of, rollout
 from routing_gym.envs.trajectory import Step, Trajectory
-from routing_gym.networks import EXIT, RoutedNetwork, actions
+from routing_gym.networks import RoutedNetwork, actions
 
 EVALUATION_BATCH = 1024
 
@@ -72,17 +72,6 @@ class Evaluation:
         return self.loss + k_cpt * self.macs
 
 
-def ways_out(network: RoutedNetwork) -> list[tuple[int, int]]:
-    """Return every `(decision, choice)` by which instances leave a network, as `Evaluation.exits` counts them."""
-    return [
-        (number, choice)
-        for number, decision in enumerate(network.decisions)
-        # All choices of a decision that mixes activations lead to the same place.
-        for choice, target in enumerate(decision.next if decision.mixing == "outcome" else decision.next[:1])
-        if target == EXIT
-    ]
-
-
 @torch.no_grad()
 def evaluate(
     router: Any,
@@ -121,7 +110,8 @@ def evaluate(
             raise ValueError(f"the agent has {attribute} {getattr(router, attribute)}, this environment {here}")
     if k_cpt is not None and not core.config.price:
         raise ValueError(f"k_cpt={k_cpt!r} is for environments made with price=True: here nobody sees it")
-    prices = core.config.k_cpt if k_cpt is None else k_cpt
+    # Rewards are not looked at: prices matter where they are seen.
+    prices = (core.config.k_cpt if k_cpt is None else k_cpt) if core.config.price else 0.0
     options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": prices, "seed": 0}
     judged = core.sibling(size, split=split, autoreset_mode="disabled", **options)
     network, dataset = judged.network, judged.dataset

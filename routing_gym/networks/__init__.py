@@ -3,7 +3,7 @@
 from routing_gym.networks.actions import Action, NotFiniteError, is_weights
 from routing_gym.networks.cells import RoutedCells
 from routing_gym.networks.columns import ColumnsMLP
-from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.decision import EXIT, Decision, ways_out
 from routing_gym.networks.deployable import Deployable, JoinTask, Normalize
 from routing_gym.networks.mlp import RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
@@ -41,5 +41,6 @@ __all__ = [
     "register_network",
     "route",
     "simple_convnet",
+    "ways_out",
     "static_pyramid",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -73,6 +74,17 @@ def check_decisions(decisions: tuple[Decision, ...]) -> None:
             )
         if decision.mixing == "outcome" and decision.m != 1:
             raise ValueError(f"{where}: outcomes are shared out for one tensor, got m = {decision.m}")
+
+
+def ways_out(decisions: Sequence[Decision]) -> list[tuple[int, int]]:
+    """Return every `(decision, choice)` by which instances leave a network."""
+    return [
+        (number, choice)
+        for number, decision in enumerate(decisions)
+        # All choices of a decision that mixes activations lead to the same place.
+        for choice, target in enumerate(decision.next if decision.mixing == "outcome" else decision.next[:1])
+        if target == EXIT
+    ]
 
 
 def legal_table(decisions: tuple[Decision, ...], masks: Tensor | None) -> Tensor:

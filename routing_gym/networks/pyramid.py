@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from routing_gym.blocks import OwnedParameter, allow_small_groups, in_few_sizes, plain, static_copy
 from routing_gym.networks.checking import check_no_num_blocks
-from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.decision import EXIT, Decision, ways_out
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid_columns import (
     CHANNELS,
@@ -140,16 +140,6 @@ class RoutedPyramid(RoutedNetwork):
             parts = [self.columns[column], *([] if self.tree[column] else [self.classifiers[column]])]
         return [OwnedParameter(parameter) for part in parts for parameter in part.parameters()]
 
-    @property
-    def ways_out(self) -> list[tuple[int, int]]:
-        """Every `(decision, choice)` that leads out of the network."""
-        return [
-            (number, choice)
-            for number, decision in enumerate(self.decisions)
-            for choice, target in enumerate(decision.next)
-            if target == EXIT
-        ]
-
     def static_prefix(self, decision: int, choice: int = 0) -> StaticPyramid:
         """Return all that a row runs that leaves from a decision by a choice, as a plain network.
 
@@ -163,9 +153,10 @@ class RoutedPyramid(RoutedNetwork):
         Raises:
             ValueError: No such way out.
         """
-        if (decision, choice) not in self.ways_out:
+        known = ways_out(self.decisions)
+        if (decision, choice) not in known:
             raise ValueError(
-                f"expected a decision and a choice that leads out, one of {self.ways_out}, got {(decision, choice)}"
+                f"expected a decision and a choice that leads out, one of {known}, got {(decision, choice)}"
             )
         column = self.inner[decision]
         if choice > 0:

@@ -8,7 +8,7 @@ from toys import SHARE_OUTCOMES
 import routing_gym
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent
 from routing_gym.envs import rollout
-from routing_gym.networks import EXIT
+from routing_gym.networks import EXIT, ways_out
 
 HYBRID = "routing_gym/HybridEarlyExit-v0"
 BATCH = 16
@@ -67,11 +67,11 @@ def test_every_agent_that_can_route_it_does(name, options, tmp_path):
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
     costs = costs_of_ways_out(core.network)
-    assert list(costs) == core.network.ways_out
+    assert list(costs) == ways_out(core.network.decisions)
     everything = core.network.stem_macs + sum(sum(decision.macs) for decision in core.network.decisions)
     with core.batch_mode():
         batch = rollout(agent, core)
-    assert {(exit.decision, exit.choice) for exit in batch.exits} <= set(core.network.ways_out)
+    assert {(exit.decision, exit.choice) for exit in batch.exits} <= set(ways_out(core.network.decisions))
     share, spent = torch.zeros(BATCH), torch.zeros(BATCH)
     for exit in batch.exits:
         rows = torch.arange(BATCH) if exit.rows is None else exit.rows

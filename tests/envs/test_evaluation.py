@@ -8,7 +8,8 @@ from toys import TREE, ExitTree, RunSkip, small_env, toy_env
 
 import routing_gym
 from routing_gym.agents import make_agent
-from routing_gym.envs import EnvConfig, rollout, ways_out
+from routing_gym.envs import EnvConfig, rollout
+from routing_gym.networks import ways_out
 
 
 class Fixed:
@@ -76,7 +77,7 @@ def test_exits_are_those_of_every_single_row(soft):
     assert torch.allclose(result.use, share / share.sum(1, keepdim=True), atol=1e-4)
     assert int(result.exits.sum()) == len(env.datasets["test"])
     used = {(i, c) for i, c in result.exits.sum((2, 3)).nonzero().tolist()}
-    assert used <= set(ways_out(network)) and len(used) > 2
+    assert used <= set(ways_out(network.decisions)) and len(used) > 2
     if not soft:
         assert float(result.exits[..., 1].sum() / result.exits.sum()) == pytest.approx(result.accuracy)
 
@@ -87,7 +88,7 @@ def test_a_common_exit_is_the_last_decision_choice_0():
         agent = make_agent("wpl", env)
         result = routing_gym.evaluate(agent, env)
         last = len(env.network.decisions) - 1
-        assert ways_out(env.network) == [(last, 0)]
+        assert ways_out(env.network.decisions) == [(last, 0)]
         assert int(result.exits[last, 0].sum()) == int(result.exits.sum()) == len(env.datasets["test"])
         assert int(result.exits[..., 1].sum()) == round(result.accuracy * len(env.datasets["test"]))
         counts = env.datasets["test"].label.bincount(minlength=3)

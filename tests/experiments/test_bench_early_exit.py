@@ -11,7 +11,7 @@ from routing_gym.agents.classify import classify, route_out
 from routing_gym.experiments.benchmarks import early_exit
 from routing_gym.experiments.benchmarks.report import tables
 from routing_gym.experiments.cli import main
-from routing_gym.networks import RoutedPyramid, make_network
+from routing_gym.networks import RoutedPyramid, make_network, ways_out
 
 CPU = torch.device("cpu")
 CUMULATIVE = [1.364, 5.272, 7.560, 11.394, 13.463, 17.002, 18.192, 20.551]
@@ -62,7 +62,7 @@ def test_the_floor_is_the_plain_network_of_each_way_out(small):
     states = [route_out(one.agent, part) for part in batches]
     ways = early_exit._ways(states)
     assert [sorted(torch.cat(list(own.values())).tolist()) for own in ways] == [list(range(8))] * 2
-    plain = {way: one.network.static_prefix(*way).eval() for way in one.network.ways_out}
+    plain = {way: one.network.static_prefix(*way).eval() for way in ways_out(one.network.decisions)}
     modules, images = early_exit._sorted_out(plain, batches, ways)
     assert len(modules) == sum(map(len, ways)) > 4 and sum(map(len, images)) == 16
     for part, own in zip(batches, ways, strict=True):

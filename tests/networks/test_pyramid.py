@@ -11,7 +11,7 @@ from torch.nn import functional
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
-from routing_gym.networks import EXIT, RoutedPyramid, make_network, static_pyramid
+from routing_gym.networks import EXIT, RoutedPyramid, make_network, static_pyramid, ways_out
 from routing_gym.networks.pyramid_columns import image_pyramid
 from routing_gym.tasks import synthetic_mtl
 from routing_gym.testing import check_vector_env
@@ -131,13 +131,13 @@ def test_cumulative_macs_of_the_static_networks():
 
 def test_the_tree_has_47_columns_and_its_leaves_cost_as_much_as_the_chain():
     network = make_network("pyramid-tree", num_tasks=1, num_classes=10)
-    assert len(network.columns) == len(network.classifiers) == len(network.ways_out) == 47
+    assert len(network.columns) == len(network.classifiers) == len(ways_out(network.decisions)) == 47
     assert [decision.n for decision in network.decisions] == [3] * 7 + [2] * 32
     names = [decision.name for decision in network.decisions]
     assert names[:5] == ["column 1", "column 2 L", "column 2 R", "column 3 LL", "column 3 LR"]
     assert names[-1] == "column 7 RRR" and len(set(names)) == 39
     spent = []
-    for decision, choice in network.ways_out:
+    for decision, choice in ways_out(network.decisions):
         way = path_to(network, decision, choice)
         spent.append(network.stem_macs + sum(network.decisions[number].macs[c] for number, c in way))
     found = [round(macs / 1e6, 3) for macs in spent]
@@ -160,7 +160,7 @@ def test_width_multiplies_channels():
 def test_hard_routing_equals_static_prefixes_row_by_row(form):
     """Every exit is taken by some row of one batch."""
     network = small(form)
-    ways = network.ways_out
+    ways = ways_out(network.decisions)
     images = torch.randn(2 * len(ways), *IMAGE)
     table = torch.zeros(len(images), len(network.decisions), dtype=torch.int64)
     for row in range(len(images)):
@@ -200,7 +200,7 @@ def test_soft_routing_is_the_weighted_sum_of_prefixes(form):
     logits, total = outcome(state)
     torch.testing.assert_close(total, torch.ones(3))
     expected, macs = torch.zeros(3, CLASSES), torch.full((3,), network.stem_macs)
-    for way_out in network.ways_out:
+    for way_out in ways_out(network.decisions):
         share, spent = torch.ones(3), 0.0
         for number, choice in path_to(network, *way_out):
             share = share * weights[number][:, choice]
@@ -358,7 +358,7 @@ def test_sizes_that_are_no_powers_of_two(shape):
     network.eval()
     images = torch.randn(2, *shape)
     state = walk(network, images, lambda state: torch.full((2,), 2))
-    way = [w for w in network.ways_out if w[1] == 2][-1]
+    way = [w for w in ways_out(network.decisions) if w[1] == 2][-1]
     torch.testing.assert_close(outcome(state)[0], network.static_prefix(*way)(images), rtol=1e-4, atol=1e-5)
 
 
