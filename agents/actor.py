@@ -40,11 +40,10 @@ class Actor(ExactMultipath):
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor:
         """Return the expected cost of computation and the penalties; the expected error is the blocks' own loss."""
         through = self.config.regularized_policy
-        costs = torch.tensor([*map(self.macs, range(self.num_decisions)), 0.0], device=trajectory.loss.device)
         computed, squares = trajectory.expected_macs, torch.zeros_like(trajectory.loss)
         for step in trajectory.steps:
             reach = step.record["reach"] * step.active
-            computed = computed + reach * costs.index_select(0, step.decision)
+            computed = computed + reach * self._router_macs.index_select(0, step.decision)
             reach = reach if through else reach.detach()
             squares = squares + reach * step.record["scores"].square().sum(-1)
         penalties = self.weight_penalty(trajectory, through) + self.config.decisiveness * squares.mean()

@@ -33,18 +33,14 @@ class CriticConfig(MultipathConfig):
     error: Literal["cross-entropy", "classification"] = "cross-entropy"
 
 
-class Critic(Multipath):
-    """An agent whose scores predict the negative cost of every choice; its policy is constant for gradients."""
-
-    config: CriticConfig
-
-
-class ExactCritic(ExactMultipath, Critic):
-    """A critic that runs every path, so that it knows what every choice would have cost.
+class ExactCritic(ExactMultipath):
+    """Scores that predict the negative cost of every choice; every path is run, so that all these costs are known.
 
     L = E[c_err] + E[Σ_j k_ure ‖s_j − u_j‖²] + E[k_L2 Σ w²] over the junctions j met under the training policy, all
     probabilities and all utilities u constant (Eqs. 5, 6 and 9); the scores' gradient goes on into the columns.
     """
+
+    config: CriticConfig
 
     @abstractmethod
     def worth(self, utilities: Tensor, scores: Tensor, chances: Tensor) -> Tensor:
@@ -161,7 +157,7 @@ class SampledCriticConfig(CriticConfig):
     epsilon: float = rate(0.1)
 
 
-class SampledCritic(Critic):
+class SampledCritic(Multipath):
     """A critic that runs only the path it has drawn, which costs a fraction of running all.
 
     A visit is weighed by one over the probability of its choice, so that every choice counts as in the exact critic; ε
@@ -211,13 +207,12 @@ class SampledCritic(Critic):
         """Return for each step `(B,)`: the target of the choice that was drawn."""
         correct = trajectory.correct
         error = trajectory.loss if self.config.error == "cross-entropy" else 1 - correct
-        own = torch.tensor([*map(self.macs, range(self.num_decisions)), 0.0], device=error.device)
         ahead, utilities = -error, []
         for step in reversed(trajectory.steps):
             spent = self.env.network.costs[step.decision.clamp(max=self.num_decisions - 1), chosen_in(step)]
             utility = ahead - trajectory.price * spent
             scores = step.record["scores"].masked_fill(~self._legal.index_select(0, step.decision), -torch.inf)
-            arrived = self.worth(scores, utility) - trajectory.price * own.index_select(0, step.decision)
+            arrived = self.worth(scores, utility) - trajectory.price * self._router_macs.index_select(0, step.decision)
             ahead = torch.where(step.active, arrived, ahead)
             utilities.append(utility)
         return utilities[::-1]

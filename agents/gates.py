@@ -27,7 +27,7 @@ class Gate(Agent):
 
         The blocks' loss knows nothing of prices, and nothing else trains a gate.
         """
-        if not self.env.config.k_cpt:
+        if not self.env.earnings.priced:
             return None
         return (trajectory.price * trajectory.expected_macs).mean()
 

@@ -75,9 +75,12 @@ class Multipath(Agent):
         several = {id(one.parameter) for parameters in owned.values() for one in parameters}
         self._for_all = [p for p in network.parameters() if id(p) not in several and p.ndim > 1]
         self._owned = {place: [one for one in parameters if one.value.ndim > 1] for place, parameters in owned.items()}
+        costs = [*map(self.routers.macs, range(self.num_decisions)), 0.0]  # the last of rows that have left
+        self.register_buffer("_router_macs", torch.tensor(costs, device=self.env.device), persistent=False)
         self._talr = TALR([[OwnedParameter(p) for p in router.parameters()] for router in self.routers.of])
 
     _legal: Tensor
+    _router_macs: Tensor
 
     @property
     def temperature(self) -> float:
@@ -120,12 +123,9 @@ class Multipath(Agent):
             rate = self.env.trainer.rate
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-        if self.env.config.talr:
-            passed = trajectory.task.new_zeros(len(trajectory), self.num_decisions + 1, dtype=trajectory.loss.dtype)
-            rows = torch.arange(len(trajectory), device=passed.device)
-            for step in trajectory.steps:
-                passed.index_put_((rows, step.decision), step.reach, accumulate=True)
-            self._talr.scale(passed[:, :-1].square().mean(0))
+        throughput = self.env.trainer.throughput
+        if throughput is not None:
+            self._talr.scale(throughput.of_decisions())
 
     def weight_penalty(self, trajectory: Trajectory, through_policy: bool = False) -> Tensor:
         """Return k_L2 E[Σ w²] over the layers an instance passes (Eq. 9).
@@ -176,21 +176,19 @@ class ExactMultipath(Multipath):
         legal = self._legal[:, : self.num_choices]
         leaves = torch.zeros(len(decisions), dtype=torch.float64)
         of_choice = torch.zeros(len(decisions) + 1, self.num_choices, dtype=torch.float64)
+        # Where a choice leads to; what leaves, or is not there, goes into a last place that is not read.
+        following = torch.full((len(decisions) + 1, self.num_choices), len(decisions))
         for number in reversed(range(len(decisions))):
             for choice, target in enumerate(decisions[number].next):
+                if target != EXIT:
+                    following[number, choice] = target
                 if legal[number, choice]:
                     of_choice[number, choice] = 1 if target == EXIT else leaves[target]
             leaves[number] = of_choice[number].sum()
-        following = torch.full((len(decisions) + 1, self.num_choices), len(decisions))
-        for number, decision in enumerate(decisions):
-            for choice, target in enumerate(decision.next):
-                following[number, choice] = len(decisions) if target == EXIT else target
         least = self.EPSILON / leaves[0]
         dtype = torch.get_default_dtype()
         self.register_buffer("_least", (least * torch.cat([leaves, leaves[:1]])).to(dtype), persistent=False)
         self.register_buffer("_least_of", (least * of_choice).to(dtype), persistent=False)
-
-        # Where a choice leads to; what leaves, or is not there, goes into a last place that is not read.
         self.register_buffer("_next", following, persistent=False)
 
     _least: Tensor

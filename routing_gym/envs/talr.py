@@ -93,6 +93,11 @@ class Throughput:
         rows = torch.arange(len(at), device=at.device)
         self._passed.index_put_((rows, at), reach.unsqueeze(1) * weights.to(reach.dtype), accumulate=True)
 
+    def of_decisions(self) -> Tensor:
+        """Return `(N,)`: the mean over the batch of p², p the probability with which an instance is at a decision."""
+        assert self._passed is not None
+        return self._passed[:, :-1].sum(-1).square().mean(0)
+
     def scale(self) -> None:
         """Scale the gradients of the network by what was written down."""
         assert self._passed is not None
