@@ -1,7 +1,7 @@
 """What is classified: multi-task data sets, sampling and augmentation."""
 
 from routing_gym.tasks.augmentation import Shift
-from routing_gym.tasks.cifar import cifar100_mtl
+from routing_gym.tasks.cifar import cifar100, cifar100_mtl
 from routing_gym.tasks.cifar_classes import cifar2, cifar5, cifar10
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.digits import digits_mtl
@@ -22,6 +22,7 @@ __all__ = [
     "cifar2",
     "cifar5",
     "cifar10",
+    "cifar100",
     "cifar100_mtl",
     "digits_mtl",
     "download",
