@@ -26,6 +26,7 @@ from routing_gym.tasks import (
     mnist_digits,
     mnist_mtl,
     omniglot_mtl,
+    svhn,
     synthetic_mtl,
 )
 
@@ -41,6 +42,7 @@ DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "hybrid": hybrid_mnist_cifar,
     "mini-imagenet": mini_imagenet_mtl,
     "omniglot": omniglot_mtl,
+    "svhn": svhn,
     "synthetic": synthetic_mtl,
 }
 

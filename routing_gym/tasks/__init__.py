@@ -11,6 +11,7 @@ from routing_gym.tasks.mini_imagenet import mini_imagenet_mtl
 from routing_gym.tasks.mnist import mnist_digits, mnist_mtl
 from routing_gym.tasks.omniglot import omniglot_mtl
 from routing_gym.tasks.sampling import ShuffledStream
+from routing_gym.tasks.svhn import svhn
 from routing_gym.tasks.synthetic import synthetic_mtl
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "mnist_mtl",
     "omniglot_mtl",
     "pixel_statistics",
+    "svhn",
     "synthetic_mtl",
 ]

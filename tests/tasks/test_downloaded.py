@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import shutil
 import tarfile
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from standins import write_idx
 
 from routing_gym.experiments.cli import main
-from routing_gym.tasks import DataError, Shift, cifar100, cifar100_mtl, download, files, mnist_digits, mnist_mtl
+from routing_gym.tasks import DataError, Shift, cifar100, cifar100_mtl, download, files, mnist_digits, mnist_mtl, svhn
 
 
 def test_mnist_mtl_is_one_vs_rest_over_disjoint_images():
@@ -79,18 +78,12 @@ def test_cifar_100_is_also_one_task_of_its_fine_classes():
         cifar100(held_out=3)
 
 
-@pytest.fixture
-def copied(stand_in_data, tmp_path):
-    """A copy of the stand-in folder that a test may break."""
-    shutil.copytree(stand_in_data, tmp_path / "data")
-    return tmp_path / "data"
-
-
 def test_missing_files_are_named_with_what_mends_it(tmp_path, capsys):
     for build, file, name in (
         (mnist_mtl, "MNIST/raw/train-images-idx3-ubyte.gz", "mnist"),
         (cifar100_mtl, "cifar-100-binary/train.bin", "cifar-100"),
         (cifar100, "cifar-100-binary/train.bin", "cifar-100"),
+        (svhn, "SVHN/train_32x32.mat", "svhn"),
     ):
         with pytest.raises(DataError, match=f"{file} is missing: run `routing-gym download {name} --data-dir"):
             build(data_dir=str(tmp_path))
@@ -186,7 +179,7 @@ def test_downloads_are_checked_before_they_get_their_names(web, tmp_path, monkey
     download(files.MNIST, str(tmp_path))
     with pytest.raises(DataError, match=r"no route to host. Fetch it elsewhere and put it into"):
         download(files.CIFAR100, str(tmp_path))
-    assert main(["download", "svhn"]) == 2
+    assert main(["download", "imagenet"]) == 2
     assert "known are mnist, cifar-100" in capsys.readouterr().err
 
 
