@@ -1,5 +1,8 @@
 """One thread per test process (the tests are many and small), and stand-ins for data that has to be downloaded."""
 
+import importlib
+import shutil
+
 import pytest
 import torch
 from standins import (
@@ -9,9 +12,12 @@ from standins import (
     write_mini_imagenet,
     write_mnist,
     write_omniglot,
+    write_svhn,
 )
 
 from routing_gym.tasks import cifar, cifar_classes, files, mini_imagenet, mnist, omniglot
+
+svhn = importlib.import_module("routing_gym.tasks.svhn")  # the package has a function of this name
 
 torch.set_num_threads(1)
 
@@ -29,13 +35,22 @@ def stand_in_data(tmp_path_factory):
     patch.setattr(mini_imagenet, "IMAGES_PER_LABEL", 4)
     patch.setattr(mini_imagenet, "TEST_PER_LABEL", 1)
     patch.setattr(omniglot, "CHARACTERS", omniglot_characters(omniglot.CHARACTERS))
-    published = dict(files.MNIST.files)
-    files.MNIST.files.update(dict.fromkeys(published))  # stand-ins have other md5 sums
+    patch.setattr(svhn, "ROWS", {"train": 130, "test": 50})
+    for published in (files.MNIST.files, files.SVHN.files):
+        for name in published:
+            patch.setitem(published, name, None)  # stand-ins have other md5 sums
     write_mnist(root / files.MNIST.folder, per_digit=20)
     write_cifar100(root / files.CIFAR100.folder, cifar.ROWS)
     write_cifar10(root / files.CIFAR10.folder, cifar_classes.ROWS_PER_FILE)
     write_mini_imagenet(root / files.MINI_IMAGENET.folder, per_label=mini_imagenet.IMAGES_PER_LABEL)
     write_omniglot(root / files.OMNIGLOT.folder, omniglot.CHARACTERS)
+    write_svhn(root / files.SVHN.folder, svhn.ROWS)
     yield root
-    files.MNIST.files.update(published)
     patch.undo()
+
+
+@pytest.fixture
+def copied(stand_in_data, tmp_path):
+    """A copy of the stand-in folder that a test may break."""
+    shutil.copytree(stand_in_data, tmp_path / "data")
+    return tmp_path / "data"

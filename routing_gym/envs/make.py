@@ -18,6 +18,7 @@ from routing_gym.tasks import (
     cifar2,
     cifar5,
     cifar10,
+    cifar100,
     cifar100_mtl,
     digits_mtl,
     hybrid_mnist_cifar,
@@ -25,6 +26,7 @@ from routing_gym.tasks import (
     mnist_digits,
     mnist_mtl,
     omniglot_mtl,
+    svhn,
     synthetic_mtl,
 )
 
@@ -33,12 +35,14 @@ DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "mnist": mnist_mtl,
     "mnist-10": mnist_digits,
     "cifar-100": cifar100_mtl,
+    "cifar-100-fine": cifar100,
     "cifar-10": cifar10,
     "cifar-5": cifar5,
     "cifar-2": cifar2,
     "hybrid": hybrid_mnist_cifar,
     "mini-imagenet": mini_imagenet_mtl,
     "omniglot": omniglot_mtl,
+    "svhn": svhn,
     "synthetic": synthetic_mtl,
 }
 

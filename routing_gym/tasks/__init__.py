@@ -1,7 +1,7 @@
 """What is classified: multi-task data sets, sampling and augmentation."""
 
 from routing_gym.tasks.augmentation import Shift
-from routing_gym.tasks.cifar import cifar100_mtl
+from routing_gym.tasks.cifar import cifar100, cifar100_mtl
 from routing_gym.tasks.cifar_classes import cifar2, cifar5, cifar10
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.digits import digits_mtl
@@ -11,6 +11,7 @@ from routing_gym.tasks.mini_imagenet import mini_imagenet_mtl
 from routing_gym.tasks.mnist import mnist_digits, mnist_mtl
 from routing_gym.tasks.omniglot import omniglot_mtl
 from routing_gym.tasks.sampling import ShuffledStream
+from routing_gym.tasks.svhn import svhn
 from routing_gym.tasks.synthetic import synthetic_mtl
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "cifar2",
     "cifar5",
     "cifar10",
+    "cifar100",
     "cifar100_mtl",
     "digits_mtl",
     "download",
@@ -31,5 +33,6 @@ __all__ = [
     "mnist_mtl",
     "omniglot_mtl",
     "pixel_statistics",
+    "svhn",
     "synthetic_mtl",
 ]

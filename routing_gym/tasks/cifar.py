@@ -1,4 +1,4 @@
-"""CIFAR-MTL (Rosenbaum et al. 2018, section 4): the twenty superclasses of CIFAR-100 as tasks."""
+"""CIFAR-100: its twenty superclasses as tasks (Rosenbaum et al. 2018, section 4), or one task of its 100 classes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
-from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import CIFAR100, DataError, find, read_cifar
+from routing_gym.tasks.splits import build_splits, hold_out
 
-NUM_COARSE, NUM_FINE = 20, 100
+NUM_COARSE, NUM_FINE, FINE_PER_COARSE = 20, 100, 5
 ROWS = {"train": 50_000, "test": 10_000}
 
 
@@ -34,47 +35,67 @@ def cifar100_mtl(
         DataError: Files are missing or damaged.
         ValueError: `held_out` leaves nothing to train on.
     """
-    of_each = ROWS["train"] // NUM_FINE
-    if not 0 <= held_out < of_each:
-        raise ValueError(f"CIFAR-MTL: held_out must lie in [0, {of_each}), got {held_out}")
-    parts: dict[str, tuple[Tensor, ...]] = {}
-    for part, rows in ROWS.items():
-        columns = read_cifar(find(CIFAR100, f"{part}.bin", data_dir), (NUM_COARSE, NUM_FINE), expected_rows=rows)
-        parts[part] = tuple(torch.from_numpy(column.copy()) for column in columns)
-
-    coarse, fine, _ = parts["train"]
-    coarse_of = torch.full((NUM_FINE,), -1)
-    coarse_of[fine] = coarse
-    if not torch.equal(coarse_of[fine], coarse) or bool((torch.bincount(coarse_of.clamp(min=0)) != 5).any()):
-        raise DataError("cifar-100-binary/train.bin: the fine classes are not 20 times 5 of a coarse one: other data?")
+    images, coarse, fine = read_cifar100(data_dir)
+    # The fine classes of each coarse one in ascending order, as the labels 0 to 4.
     label_of = torch.empty(NUM_FINE, dtype=torch.int64)
     for task in range(NUM_COARSE):
-        label_of[(coarse_of == task).nonzero().flatten()] = torch.arange(5)
+        label_of[fine["train"][coarse["train"] == task].unique()] = torch.arange(FINE_PER_COARSE)
+    return build_splits(
+        "CIFAR-MTL",
+        images,
+        {part: label_of[kind] for part, kind in fine.items()},
+        hold_out("CIFAR-MTL", fine, held_out),
+        num_classes=FINE_PER_COARSE,
+        tasks=coarse,
+        num_tasks=NUM_COARSE,
+        augmentation=Shift(shift, flip) if shift or flip else None,
+    )
 
-    members = {"train": torch.arange(ROWS["train"]), "test": torch.arange(ROWS["test"])}
-    if held_out:
-        # The position of each row among the rows of its fine class.
-        order = fine.sort(stable=True).indices
-        position = torch.empty_like(order)
-        position[order] = torch.arange(len(order)) % of_each
-        members["validation"] = (position < held_out).nonzero().flatten()
-        members["train"] = (position >= held_out).nonzero().flatten()
-    mean, std = pixel_statistics(parts["train"][2][members["train"]])
-    built = {}
-    for split, rows_of_split in members.items():
-        coarse, fine, images = parts["test" if split == "test" else "train"]
-        augmented = split == "train" and (shift or flip)
-        built[split] = MultiTaskDataset(
-            name="CIFAR-MTL",
-            split=split,
-            images=images,
-            image=rows_of_split,
-            task=coarse[rows_of_split],
-            label=label_of[fine[rows_of_split]],
-            num_tasks=NUM_COARSE,
-            num_classes=5,
-            mean=mean,
-            std=std,
-            augmentation=Shift(shift, flip) if augmented else None,
-        )
-    return built
+
+def cifar100(
+    *, data_dir: str | None = None, held_out: int = 0, shift: int = 4, flip: bool = True
+) -> dict[str, MultiTaskDataset]:
+    """Build CIFAR-100 as one task: its 100 fine classes; 500 training and 100 test images of each.
+
+    The augmentation is by default that of CoDiNet (Wang et al., section 4.1): four black pixels are put around an
+    image, 32x32 are cut out at random, and every other one is mirrored.
+
+    Args:
+        data_dir: As of `cifar100_mtl`.
+        held_out: Training images of each class kept out as the split `validation`, the first of the file; 0 for none.
+        shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
+        flip: Mirror every other training image.
+
+    Returns and raises what `cifar100_mtl` does.
+    """
+    images, _, fine = read_cifar100(data_dir)
+    return build_splits(
+        "CIFAR-100",
+        images,
+        fine,
+        hold_out("CIFAR-100", fine, held_out),
+        num_classes=NUM_FINE,
+        augmentation=Shift(shift, flip) if shift or flip else None,
+    )
+
+
+def read_cifar100(data_dir: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Read CIFAR-100's two binary files.
+
+    Returns:
+        The images `(N, 3, 32, 32)` uint8, their coarse and their fine classes `(N,)` int64, each by part, `"train"` and
+        `"test"`.
+
+    Raises:
+        DataError: Files are missing or damaged.
+    """
+    images, coarse, fine = {}, {}, {}
+    for part, rows in ROWS.items():
+        columns = read_cifar(find(CIFAR100, f"{part}.bin", data_dir), (NUM_COARSE, NUM_FINE), expected_rows=rows)
+        coarse[part], fine[part], images[part] = (torch.from_numpy(column.copy()) for column in columns)
+    coarse_of = torch.full((NUM_FINE,), -1)
+    coarse_of[fine["train"]] = coarse["train"]
+    even = torch.arange(NUM_COARSE).repeat_interleave(FINE_PER_COARSE)
+    if not torch.equal(coarse_of[fine["train"]], coarse["train"]) or not torch.equal(coarse_of.sort().values, even):
+        raise DataError("cifar-100-binary/train.bin: the fine classes are not 20 times 5 of a coarse one: other data?")
+    return images, coarse, fine

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Fill, Shift
-from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import CIFAR10, DataError, data_folder, find, how_to_get, read_cifar
+from routing_gym.tasks.splits import build_splits, hold_out
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """The ten classes, in the order of the official labels."""
@@ -119,50 +120,10 @@ def _of_classes(
     label_of = torch.full((len(NAMES),), len(names))
     label_of[[NAMES.index(kind) for kind in names]] = torch.arange(len(names))
     members = hold_out(name, kinds, held_out)
-    mean, std = pixel_statistics(images["train"][members["train"]] if held_out else images["train"])
-    built = {}
-    for split, rows in members.items():
-        part = "test" if split == "test" else "train"
-        built[split] = MultiTaskDataset(
-            name=name + note,
-            split=split,
-            images=images[part],
-            image=rows,
-            task=torch.zeros_like(rows),
-            label=label_of[kinds[part][rows]],
-            num_tasks=1,
-            num_classes=int(label_of.max()) + 1,
-            mean=mean,
-            std=std,
-            augmentation=augmentation if split == "train" else None,
-        )
-    return built
-
-
-def hold_out(name: str, kinds: dict[str, Tensor], held_out: int) -> dict[str, Tensor]:
-    """Say which images make up each split.
-
-    Args:
-        name: The data set, for messages.
-        kinds: `(N,)` int64, the kind of every image, for the parts `train` and `test`.
-        held_out: Images of each kind, the first ones, that leave `train` for `validation`.
-
-    Returns:
-        `(R,)` int64 image numbers, ascending, of `train`, `test` and, where something is held out, `validation`.
-
-    Raises:
-        ValueError: A kind would be left without images to train on.
-    """
-    fewest = int(kinds["train"].bincount().min())
-    if isinstance(held_out, bool) or not isinstance(held_out, int) or not 0 <= held_out < fewest:
-        raise ValueError(f"{name}: held_out must lie in [0, {fewest}), got {held_out!r}")
-    members = {part: torch.arange(len(kind)) for part, kind in kinds.items()}
-    if held_out:
-        first = torch.cat([(kinds["train"] == kind).nonzero().flatten()[:held_out] for kind in kinds["train"].unique()])
-        kept = torch.ones_like(kinds["train"], dtype=torch.bool)
-        kept[first] = False
-        members["train"], members["validation"] = kept.nonzero().flatten(), (~kept).nonzero().flatten()
-    return members
+    labels = {part: label_of[kind] for part, kind in kinds.items()}
+    return build_splits(
+        name + note, images, labels, members, num_classes=int(label_of.max()) + 1, augmentation=augmentation
+    )
 
 
 def read_cifar10(data_dir: str | None, allow_partial: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:

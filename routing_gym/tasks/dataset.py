@@ -240,10 +240,16 @@ def one_vs_rest(
     )
 
 
-def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return per-channel mean and deviation of `(N, C, H, W)` uint8 images, in pixel units; a flat channel gives 1."""
+def pixel_statistics(images: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of each channel over images, in pixel units; a flat channel gives deviation 1.
+
+    Args:
+        images: `(N, C, H, W)` uint8.
+        rows: `(R,)` int64, the images that count; None: all do.
+    """
     # How often each of the 256 values occurs says it all; a float of every pixel would not fit into memory everywhere.
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
+    channels = (channel if rows is None else channel.index_select(0, rows) for channel in images.unbind(1))
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels]).double()
     values = torch.arange(256, device=images.device).double()
     pixels = counts.sum(1)
     mean = counts @ values / pixels

@@ -88,7 +88,16 @@ OMNIGLOT = Source(
     base_url="https://raw.githubusercontent.com/brendenlake/omniglot/master/python/",
     repacked=True,
 )
-SOURCES = {source.name: source for source in (MNIST, CIFAR100, CIFAR10, MINI_IMAGENET, OMNIGLOT)}
+SVHN = Source(
+    name="svhn",
+    folder="SVHN",
+    files={
+        "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+        "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+    },
+    base_url="http://ufldl.stanford.edu/housenumbers/",
+)
+SOURCES = {source.name: source for source in (MNIST, CIFAR100, CIFAR10, MINI_IMAGENET, OMNIGLOT, SVHN)}
 
 
 class DataError(ValueError):
@@ -121,7 +130,8 @@ def find(source: Source, name: str, data_dir: str | None) -> Path:
         )
     published = source.files[name]
     if published is not None and not source.repacked:
-        found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if found != published:
             raise DataError(
                 f"{path} is damaged or not the published file: its md5 sum is {found}, expected {published}; delete it "

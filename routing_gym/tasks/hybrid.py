@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Fill, Shift
-from routing_gym.tasks.cifar_classes import NAMES, hold_out, read_cifar10
+from routing_gym.tasks.cifar_classes import NAMES, read_cifar10
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.files import DataError
 from routing_gym.tasks.mnist import read_mnist
 from routing_gym.tasks.recoloring import draw_palettes, recolor
+from routing_gym.tasks.splits import hold_out
 
 DIGITS = 5
 PHOTOGRAPHS = ("airplane", "automobile", "deer", "horse", "frog")
@@ -70,7 +71,7 @@ def hybrid_mnist_cifar(
         labels[part] = torch.cat([digits[part][drawing], label_of[names[part][photograph]]])
 
     members = hold_out("hybrid data", labels, held_out)
-    mean, std = pixel_statistics(images["train"][members["train"]] if held_out else images["train"])
+    mean, std = pixel_statistics(images["train"], members["train"])
     augmented = shift or flip or recolor_each_time
     built = {}
     for split, rows in members.items():

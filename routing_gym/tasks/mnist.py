@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
-from routing_gym.tasks.cifar_classes import hold_out
 from routing_gym.tasks.dataset import MultiTaskDataset, one_vs_rest, pixel_statistics
 from routing_gym.tasks.files import MNIST, DataError, find, read_idx
+from routing_gym.tasks.splits import build_splits, hold_out
 
 NUM_DIGITS = 10
 TRAIN_PER_DIGIT = 1000
@@ -90,23 +90,7 @@ def mnist_digits(*, data_dir: str | None = None, held_out: int = 0) -> dict[str,
     """
     pixels, digits = read_mnist(data_dir)
     members = hold_out("MNIST", digits, held_out)
-    mean, std = pixel_statistics(pixels["train"][members["train"]] if held_out else pixels["train"])
-    built = {}
-    for split, rows in members.items():
-        part = "test" if split == "test" else "train"
-        built[split] = MultiTaskDataset(
-            name="MNIST",
-            split=split,
-            images=pixels[part],
-            image=rows,
-            task=torch.zeros_like(rows),
-            label=digits[part][rows],
-            num_tasks=1,
-            num_classes=NUM_DIGITS,
-            mean=mean,
-            std=std,
-        )
-    return built
+    return build_splits("MNIST", pixels, digits, members, num_classes=NUM_DIGITS)
 
 
 def read_mnist(data_dir: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import shutil
 import tarfile
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from standins import write_idx
 
 from routing_gym.experiments.cli import main
-from routing_gym.tasks import DataError, cifar100_mtl, download, files, mnist_digits, mnist_mtl
+from routing_gym.tasks import DataError, Shift, cifar100, cifar100_mtl, download, files, mnist_digits, mnist_mtl, svhn
 
 
 def test_mnist_mtl_is_one_vs_rest_over_disjoint_images():
@@ -64,17 +63,27 @@ def test_cifar_mtl_has_a_task_per_coarse_class():
         cifar100_mtl(held_out=3)
 
 
-@pytest.fixture
-def copied(stand_in_data, tmp_path):
-    """A copy of the stand-in folder that a test may break."""
-    shutil.copytree(stand_in_data, tmp_path / "data")
-    return tmp_path / "data"
+def test_cifar_100_is_also_one_task_of_its_fine_classes():
+    splits = cifar100(held_out=1)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 200, "test": 100, "validation": 100}
+    for split in splits.values():
+        assert torch.equal(split.label, split.image % 100) and not split.task.any()  # as the stand-in has them
+        assert (split.num_tasks, split.num_classes, split.input_shape) == (1, 100, (3, 32, 32))
+    assert splits["validation"].image.tolist() == list(range(100))  # the first of each class
+    assert splits["train"].augmentation == Shift(4, flip=True, fill="black")
+    assert splits["validation"].augmentation is None and splits["test"].augmentation is None
+    assert cifar100(shift=0, flip=False)["train"].augmentation is None and set(cifar100()) == {"train", "test"}
+    assert torch.equal(splits["test"].images, cifar100_mtl()["test"].images)
+    with pytest.raises(ValueError, match=r"CIFAR-100: held_out must lie in \[0, 3\), got 3"):
+        cifar100(held_out=3)
 
 
 def test_missing_files_are_named_with_what_mends_it(tmp_path, capsys):
     for build, file, name in (
         (mnist_mtl, "MNIST/raw/train-images-idx3-ubyte.gz", "mnist"),
         (cifar100_mtl, "cifar-100-binary/train.bin", "cifar-100"),
+        (cifar100, "cifar-100-binary/train.bin", "cifar-100"),
+        (svhn, "SVHN/train_32x32.mat", "svhn"),
     ):
         with pytest.raises(DataError, match=f"{file} is missing: run `routing-gym download {name} --data-dir"):
             build(data_dir=str(tmp_path))
@@ -117,8 +126,13 @@ def test_broken_cifar_files_are_named(copied):
         cifar100_mtl(data_dir=str(copied))
     wrong[0] = 7  # the first image's fine class belongs to coarse class 0
     train.write_bytes(wrong.tobytes())
-    with pytest.raises(DataError, match="the fine classes"):
-        cifar100_mtl(data_dir=str(copied))
+    for build in (cifar100_mtl, cifar100):
+        with pytest.raises(DataError, match="the fine classes"):
+            build(data_dir=str(copied))
+    nobody = np.where(whole.reshape(-1, 3074)[:, 1:2] == 99, [[19, 98]], whole.reshape(-1, 3074)[:, :2])
+    train.write_bytes(np.concatenate([nobody.astype(np.uint8), whole.reshape(-1, 3074)[:, 2:]], 1).tobytes())
+    with pytest.raises(DataError, match="the fine classes"):  # no image of class 99
+        cifar100(data_dir=str(copied))
 
 
 def test_a_wrong_md5_sum_is_refused(copied, monkeypatch):
@@ -165,7 +179,7 @@ def test_downloads_are_checked_before_they_get_their_names(web, tmp_path, monkey
     download(files.MNIST, str(tmp_path))
     with pytest.raises(DataError, match=r"no route to host. Fetch it elsewhere and put it into"):
         download(files.CIFAR100, str(tmp_path))
-    assert main(["download", "svhn"]) == 2
+    assert main(["download", "imagenet"]) == 2
     assert "known are mnist, cifar-100" in capsys.readouterr().err
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import shutil
 import tarfile
 
 import pytest
@@ -18,13 +17,6 @@ from routing_gym.tasks.mnist import read_mnist
 from routing_gym.tasks.recoloring import draw_palettes, recolor
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-@pytest.fixture
-def copied(stand_in_data, tmp_path):
-    """A copy of the stand-in folder that a test may break."""
-    shutil.copytree(stand_in_data, tmp_path / "data")
-    return tmp_path / "data"
 
 
 def generator(seed=0):
