@@ -61,10 +61,11 @@ PAPER = Settings(
 SHORT = Settings(
     name="short",
     about="as the other, in few epochs, and for Omniglot drawings made 32x32, experts of 24 channels between their two "
-    "convolutions (1.8 million parameters, as printed) and readouts that see all of the last map: for small machines",
+    "convolutions (1.8 million parameters, as printed), readouts that see all of the last map, and training in "
+    "bfloat16: for small machines",
     epochs=16,
     env_options=ADAM,
-    more_options={**OF_CIFAR, OMNIGLOT: (*OF_OMNIGLOT, "size=32", "expert_mid=24", "readout=flat")},
+    more_options={**OF_CIFAR, OMNIGLOT: (*OF_OMNIGLOT, "size=32", "expert_mid=24", "readout=flat", "precision=bfloat16")},
     epochs_on={MNIST: 3, CIFAR: 3, CELLS: 8},
 )
 
