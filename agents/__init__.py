@@ -4,6 +4,7 @@ from routing_gym.agents.actor import Actor, ActorConfig
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
 from routing_gym.agents.base import AGENTS, Agent
 from routing_gym.agents.checkpoint import read
+from routing_gym.agents.codinet import CoDiNet, CoDiNetConfig
 from routing_gym.agents.critics import (
     CriticConfig,
     OptimisticCritic,
@@ -56,6 +57,7 @@ register_agent("top-k", TopK)
 register_agent("actor", Actor)
 register_agent("pragmatic-critic", PragmaticCritic)
 register_agent("optimistic-critic", OptimisticCritic)
+register_agent("codinet", CoDiNet)
 register_agent("pragmatic-critic-sampled", SampledPragmaticCritic)
 register_agent("optimistic-critic-sampled", SampledOptimisticCritic)
 register_agent("task-specific-all", TaskSpecificAll)
@@ -72,6 +74,8 @@ register_agent("sb3:MaskablePPO", SB3MaskablePPO)
 
 __all__ = [
     "SampledPragmaticCritic",
+    "CoDiNet",
+    "CoDiNetConfig",
     "SampledOptimisticCritic",
     "SampledCriticConfig",
     "PragmaticCriticConfig",

@@ -100,8 +100,12 @@ class Agent(nn.Module, ABC):
         made = {**({} if self.env.spec is None else self.env.spec.kwargs), **dataclasses.asdict(config)}
         for option, value in self.env_kwargs.items():
             got = made.get(option, getattr(network, option, None))
-            if got != value:
+            if not self.fits(option, got):
                 raise ValueError(f"agent {name!r} needs an environment made with {option}={value!r}, got {got!r}")
+
+    def fits(self, option: str, value: Any) -> bool:
+        """Tell whether an option of `env_kwargs` may have a value; by default only the one that is named there."""
+        return value == self.env_kwargs[option]
 
     # ------------------------------------------------------------------------------------- what a subclass implements
 

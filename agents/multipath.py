@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.base import Agent
 from routing_gym.agents.options import AgentConfig, not_negative, positive
-from routing_gym.agents.routers import Routers
+from routing_gym.agents.routers import RouterAgent, RouterConfig, Routers
 from routing_gym.agents.tabular import legal_rows
 from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import TALR, Context, Observation, Trajectory
-from routing_gym.networks import EXIT, actions
+from routing_gym.networks import EXIT, RoutedNetwork, actions
+from routing_gym.networks.pyramid_columns import DECAY, EPSILON
+
+HIDDEN = 16
 
 LEAST_TEMPERATURE = 1e-30
 """Temperatures halve for ever; the reciprocal of this one is still a float32."""
 
 
 @dataclasses.dataclass(frozen=True)
-class MultipathConfig(AgentConfig):
+class MultipathConfig(RouterConfig):
     """Options of every strategy.
 
     Attributes:
@@ -31,41 +34,29 @@ class MultipathConfig(AgentConfig):
             hybrid data (the authors' code has twice as many).
         weight_decay: k_L2 of Eq. 9: penalty on the squared weights of every layer, in proportion to how likely
             instances pass it. Biases and batch norms are not penalised.
-        learning_rate: Step size of the routers, for good; by default that of the blocks, schedule included, since both
-            are one network in the paper.
     """
 
     temperature: float = positive(1.0)
     temperature_epochs: float = positive(30.0)
     weight_decay: float = not_negative(1e-4)
-    learning_rate: float | None = positive(None)
 
 
-class Multipath(Agent):
-    """Routers trained in the blocks' own backward pass; their scores' gradient goes on into the columns.
+class Multipath(RouterAgent):
+    """What the strategies share: the routers, the softmax of their scores, and the penalty on weights.
 
-    The routers are trained by an optimiser of the blocks' kind. Where the environment adjusts learning rates to the
-    throughput (`talr=True`), those of the routers are adjusted too.
-
-    Attributes:
-        routers: The scores.
-        passes: How often it has gone through the split it was trained on, which may have grown meanwhile (`add_task`).
+    Where the environment adjusts learning rates to the throughput (`talr=True`), those of the routers are adjusted too.
     """
 
     Config = MultipathConfig
     config: MultipathConfig
-    needs_gradients = True
-    env_kwargs = {"differentiable": True}
+    routers: Routers
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         network = self.env.network
-        self.passes = 0.0
-        self.routers = Routers(network, self.env.config.price, self.config.seed).to(self.env.device)
-        optimization = self.env.trainer.optimization
-        if self.config.learning_rate is not None:
-            optimization = dataclasses.replace(optimization, learning_rate=self.config.learning_rate)
-        self.optimizer = optimization.build(self.routers)
+        self.train_routers(
+            Routers(network, partial(_router, network), price=self.env.config.price, seed=self.config.seed)
+        )
         self.register_buffer("_legal", legal_rows(network.masks), persistent=False)
         owned = {
             (d, c): network.parameters_of(d, c)
@@ -87,19 +78,10 @@ class Multipath(Agent):
         """τ now."""
         return self.config.temperature * 0.5 ** (self.passes / self.config.temperature_epochs)
 
-    def get_extra_state(self) -> Tensor:
-        """Return how far the temperature has come, for a checkpoint."""
-        return torch.tensor([self.passes], dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take over how far the temperature has come."""
-        self.passes = float(state[0])
-
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Report the temperature and let it fall; all learning is in the joint backward pass."""
         reported = {"temperature": torch.tensor(self.temperature)}
-        self.passes += len(trajectory) / len(self.env.dataset)
-        return reported
+        return {**super().update(trajectory), **reported}
 
     def scores(self, observation: Observation, context: Context) -> Tensor:
         """Return `(B, A)` scores, −inf where a choice is not legal; those without −inf are recorded, with graph."""
@@ -118,11 +100,7 @@ class Multipath(Agent):
 
     def before_step(self, trajectory: Trajectory) -> None:
         """Give the routers the blocks' learning rate, and adjust it to their throughput where that is asked for."""
-        assert self.optimizer is not None
-        if self.config.learning_rate is None:
-            rate = self.env.trainer.rate
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+        super().before_step(trajectory)
         throughput = self.env.trainer.throughput
         if throughput is not None:
             self._talr.scale(throughput.of_decisions())
@@ -238,3 +216,27 @@ class ExactMultipath(Multipath):
         soft = self.softened(scores)
         least = self._least.index_select(0, depth).unsqueeze(1)
         return (1 - least / reach).clamp(min=0) * soft + self._least_of.index_select(0, depth) / reach
+
+
+def _router(network: RoutedNetwork, decision: int, inputs: int) -> nn.Sequential:
+    """Build the router of section 3.1, Fig. 3: two layers of 16 with batch norm and ReLU, and one that begins at 0.
+
+    The other layers are drawn from Xavier's uniform distribution.
+    """
+    router = nn.Sequential(
+        nn.Linear(inputs, HIDDEN),
+        nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, network.decisions[decision].n),
+    )
+    for part in router:
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+    last = router[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    return router

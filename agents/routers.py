@@ -1,45 +1,58 @@
-"""The router of multipath early exit: a small network behind every decision (McGill and Perona 2017, Fig. 3)."""
+"""A small network of its own for every decision, and what agents that score by them have in common."""
 
 from __future__ import annotations
 
-from typing import cast
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import allow_small_groups
-from routing_gym.envs import Observation
+from routing_gym.agents.base import Agent
+from routing_gym.agents.options import AgentConfig, positive
+from routing_gym.blocks import allow_small_groups, count_macs
+from routing_gym.envs import Observation, Trajectory
 from routing_gym.networks import RoutedNetwork
-from routing_gym.networks.pyramid_columns import DECAY, EPSILON
-
-HIDDEN = 16
 
 
 class Routers(nn.Module):
-    """Scores of every choice: for each decision two linear layers of 16 with batch norm and ReLU, and a linear one.
-
-    The last layer begins at zero, the others are drawn from Xavier's uniform distribution.
+    """Scores of every choice.
 
     Args:
         network: Says how wide a decision's observation is, and how many choices it has.
-        price: Whether the price of computation joins what is seen (section 4.6).
+        make: Builds the router of a decision, given its number and the width of what it sees.
+        price: Whether the price of computation joins what is seen, in front.
         seed: Of the first weights.
+        outputs: How many numbers there are for a row; by default one for each choice.
 
     Attributes:
         of: The router of each decision.
     """
 
-    def __init__(self, network: RoutedNetwork, price: bool, seed: int) -> None:
+    def __init__(
+        self,
+        network: RoutedNetwork,
+        make: Callable[[int, int], nn.Module],
+        *,
+        price: bool,
+        seed: int,
+        outputs: int | None = None,
+    ) -> None:
         super().__init__()
-        self.num_choices, self.price = network.num_choices, price
+        self.outputs, self.price = outputs or network.num_choices, price
         self.widths = [decision.width for decision in network.decisions]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.of = nn.ModuleList(_router(d.width + price, d.n) for d in network.decisions)
+            self.of = nn.ModuleList(make(number, width + price) for number, width in enumerate(self.widths))
         allow_small_groups(self)
+        self._macs = [
+            count_macs(router, torch.zeros(1, width + price))
+            for router, width in zip(self.of, self.widths, strict=True)
+        ]
 
     def forward(self, observation: Observation, active: Tensor) -> Tensor:
-        """Return `(B, A)` scores; 0 for choices that a decision does not have, and for rows that have left.
+        """Return `(B, outputs)` scores; 0 for choices that a decision does not have, and for rows that have left.
 
         Args:
             observation: `activation`, `depth` and, where it is seen, `price`.
@@ -48,7 +61,7 @@ class Routers(nn.Module):
         seen, depth = observation["activation"], observation["depth"]
         if self.price:
             seen = torch.cat([observation["price"].to(seen.dtype), seen], 1)
-        scores = seen.new_zeros(len(seen), self.num_choices)
+        scores = seen.new_zeros(len(seen), self.outputs)
         here = depth[active]
         if not len(here):
             return scores
@@ -63,27 +76,70 @@ class Routers(nn.Module):
 
     def _scores(self, number: int, seen: Tensor) -> Tensor:
         scores = self.of[number](seen[:, : self.widths[number] + self.price])
-        return nn.functional.pad(scores, (0, self.num_choices - scores.shape[1]))
+        return nn.functional.pad(scores, (0, self.outputs - scores.shape[1]))
 
     def macs(self, number: int) -> float:
         """Return the multiply-accumulates of the router of a decision."""
-        layers = [part for part in cast(nn.Sequential, self.of[number]) if isinstance(part, nn.Linear)]
-        return float(sum(layer.in_features * layer.out_features for layer in layers))
+        return self._macs[number]
 
 
-def _router(inputs: int, outputs: int) -> nn.Sequential:
-    router = nn.Sequential(
-        nn.Linear(inputs, HIDDEN),
-        nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, HIDDEN),
-        nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, outputs),
-    )
-    for part in router:
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            nn.init.zeros_(part.bias)
-    nn.init.zeros_(cast(nn.Linear, router[-1]).weight)
-    return router
+@dataclasses.dataclass(frozen=True)
+class RouterConfig(AgentConfig):
+    """Options of every agent with routers.
+
+    Attributes:
+        learning_rate: Step size of the routers, for good; by default that of the blocks, schedule included, since both
+            are one network in the papers.
+    """
+
+    learning_rate: float | None = positive(None)
+
+
+class RouterAgent(Agent):
+    """An agent whose routers are trained in the blocks' own backward pass, by an optimiser of the blocks' kind.
+
+    The gradient of their scores goes on into the blocks that made what they see. A subclass sets `routers` by
+    `train_routers`.
+
+    Attributes:
+        routers: The scores.
+        passes: How often it has gone through the split it was trained on, which may have grown meanwhile (`add_task`).
+    """
+
+    Config = RouterConfig
+    config: RouterConfig
+    needs_gradients = True
+    env_kwargs = {"differentiable": True}
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        self.passes = 0.0
+
+    def train_routers(self, routers: nn.Module) -> None:
+        """Take over routers, with an optimiser for them."""
+        self.routers = routers.to(self.env.device)
+        optimization = self.env.trainer.optimization
+        if self.config.learning_rate is not None:
+            optimization = dataclasses.replace(optimization, learning_rate=self.config.learning_rate)
+        self.optimizer = optimization.build(self.routers)
+
+    def get_extra_state(self) -> Tensor:
+        """Return how far it has come, for a checkpoint."""
+        return torch.tensor([self.passes], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over how far it has come."""
+        self.passes = float(state[0])
+
+    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Count how far it has come; all learning is in the joint backward pass."""
+        self.passes += len(trajectory) / self.env.trainer.optimization.epoch
+        return {}
+
+    def before_step(self, trajectory: Trajectory) -> None:
+        """Give the routers the blocks' learning rate."""
+        assert self.optimizer is not None
+        if self.config.learning_rate is None:
+            rate = self.env.trainer.rate
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate

@@ -116,7 +116,7 @@ class TopK(Gate):
         """The weight of the balancing losses now."""
         if self.config.balance_epochs is None:
             return self.config.balance
-        done = self.episodes / len(self.env.dataset) / self.config.balance_epochs
+        done = self.episodes / self.env.trainer.optimization.epoch / self.config.balance_epochs
         return self.config.balance * max(0.0, 1 - done)
 
     def act(self, observation: Observation, context: Context) -> Action:

@@ -98,7 +98,7 @@ def run(
     Raises:
         TrainingDivergedError: The loss is no longer a number; names agent and step.
     """
-    batches = -(-len(env.dataset) // env.num_envs)
+    batches = -(-env.trainer.optimization.epoch // env.num_envs)
     judged_on = "validation" if "validation" in env.datasets else "test"
     curve = Curve(judged_on=judged_on) if curve is None else curve
     done = len(curve.epoch)

@@ -14,6 +14,10 @@ from routing_gym.networks import NETWORKS
 # McGill and Perona 2017: -k_cpt MACs for every action, minus the cross-entropy at the end; a price between theirs.
 EARLY_EXIT: dict[str, Any] = {"network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9}
 
+# Wang et al.: +1 or -1, less a price that makes a ResNet-110 with all its blocks cost 0.5, 0.01 of it per block
+# (gamma = 0.01). Images are moved by up to 4 pixels over black and mirrored.
+BLOCK_SKIP: dict[str, Any] = {"network": "resnet110-skip", "k_cpt": 2e-9}
+
 ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/DigitsMTL-v0": {"dataset": "digits", "network": "mlp"},
     "routing_gym/MnistMTL-v0": {"dataset": "mnist", "network": "simple-convnet"},
@@ -27,6 +31,9 @@ ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/Cifar5EarlyExit-v0": {"dataset": "cifar-5", **EARLY_EXIT},
     "routing_gym/Cifar2EarlyExit-v0": {"dataset": "cifar-2", **EARLY_EXIT},
     "routing_gym/Cifar10Cells-v0": {"dataset": "cifar-10", "network": "cells-6x32"},
+    "routing_gym/Cifar10BlockSkip-v0": {"dataset": "cifar-10", "fill": "black", **BLOCK_SKIP},
+    "routing_gym/Cifar100BlockSkip-v0": {"dataset": "cifar-100-fine", **BLOCK_SKIP},
+    "routing_gym/SvhnBlockSkip-v0": {"dataset": "svhn", **BLOCK_SKIP},
 }
 """Id and what tells it apart: data, network, and options that `make` may override.
 

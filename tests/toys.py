@@ -258,6 +258,7 @@ def quick(env_id):
         "pyramid-chain": {"columns": 3, "width": 2},
         "omniglot-diverse": {"layers": 2, "width": 4, "expert_mid": 2},
         "cells-6x32": {"cells": 1, "filters": 1},
+        "resnet110-skip": {"stages": [1, 1, 1], "width": 2},
     }
     return small.get(ENV_IDS[env_id]["network"], {})
 

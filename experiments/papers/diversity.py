@@ -50,9 +50,9 @@ OF_CIFAR = {
 OF_OMNIGLOT = ("learning_rate=2e-4",)
 PAPER = Settings(
     name="paper",
-    about="images of 105x105 pixels and Adam as in the paper; chosen here are its rates, 2e-4 for Omniglot (at 1e-3 the "
-    "features of all drawings become one) and 1e-3 elsewhere, cosine to 0 over all epochs, for cells SGD 0.025 with "
-    "momentum 0.9 and images shifted and mirrored, and the numbers of epochs",
+    about="images of 105x105 pixels and Adam as in the paper; chosen here are its rates, 2e-4 for Omniglot (at 1e-3 "
+    "the features of all drawings become one) and 1e-3 elsewhere, cosine to 0 over all epochs, for cells SGD 0.025 "
+    "with momentum 0.9 and images shifted and mirrored, and the numbers of epochs",
     epochs=100,
     env_options=ADAM,
     more_options={**OF_CIFAR, OMNIGLOT: OF_OMNIGLOT},
@@ -65,7 +65,10 @@ SHORT = Settings(
     "bfloat16: for small machines",
     epochs=16,
     env_options=ADAM,
-    more_options={**OF_CIFAR, OMNIGLOT: (*OF_OMNIGLOT, "size=32", "expert_mid=24", "readout=flat", "precision=bfloat16")},
+    more_options={
+        **OF_CIFAR,
+        OMNIGLOT: (*OF_OMNIGLOT, "size=32", "expert_mid=24", "readout=flat", "precision=bfloat16"),
+    },
     epochs_on={MNIST: 3, CIFAR: 3, CELLS: 8},
 )
 

@@ -7,6 +7,7 @@ from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
 from routing_gym.blocks.sizes import in_few_sizes
+from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
 
 __all__ = [
     "FunctionBlocks",
@@ -15,6 +16,8 @@ __all__ = [
     "Link",
     "ModuleBlocks",
     "OwnedParameter",
+    "ResidualBlock",
+    "SkippableBlock",
     "SortedRows",
     "Sparse",
     "WithPass",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from routing_gym.envs.config import EnvConfig
 from routing_gym.networks import Action, RoutedNetwork, RoutingState
 from routing_gym.networks import actions as forms
 from routing_gym.networks.checking import bad_values_error, has_bad_values
@@ -118,12 +119,17 @@ def _is_legal(network: RoutedNetwork, plan: Tensor) -> Tensor:
 
 
 def accept_reset_options(
-    options: Mapping[str, Any], num_envs: int, dataset: MultiTaskDataset, unfinished: Callable[[], Tensor]
+    options: Mapping[str, Any],
+    config: EnvConfig,
+    num_envs: int,
+    dataset: MultiTaskDataset,
+    unfinished: Callable[[], Tensor],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Check the options of `RoutingVectorEnv.reset`.
 
     Args:
         options: `reset_mask` and `instances`; each may be missing, or None.
+        config: The options of the environment.
         num_envs: B.
         dataset: Where instances are drawn from.
         unfinished: Returns `(B,)` bool: rows that may not be restarted.
@@ -136,6 +142,10 @@ def accept_reset_options(
     """
     rows, count = None, num_envs
     if options.get("reset_mask") is not None:
+        if config.augmentations > 1:
+            raise ValueError(
+                f"with augmentations={config.augmentations} rows belong together: reset all of them, without reset_mask"
+            )
         rows = accept_reset_mask(options["reset_mask"], num_envs, dataset.device, unfinished())
         count = len(rows)
     instances = accept_instances(options.get("instances"), count, len(dataset))

@@ -33,6 +33,8 @@ class EnvConfig:
         k_cpt: Cost of one multiply-accumulate: every action pays -k_cpt times its MACs. Several: every instance has one
             of them, drawn at random.
         price: Show every instance's own k_cpt, times ten million, as `observation["price"]`.
+        augmentations: How many augmented versions of every image are routed together, M: rows iM to iM + M - 1 of a
+            batch are one image (mode "disabled" only).
         differentiable: Keep the graph of observations too (mode "disabled" only).
         dense_backward: Run every block while training, so that unchosen weights have a gradient.
         train: Train the blocks; False leaves them in eval mode and never keeps a graph.
@@ -67,6 +69,7 @@ class EnvConfig:
     collaboration: Literal["probability", "frequency"] = "probability"
     k_cpt: float | tuple[float, ...] = 0.0
     price: bool = False
+    augmentations: int = 1
     differentiable: bool = False
     dense_backward: bool = False
     train: bool = True
@@ -101,6 +104,7 @@ class EnvConfig:
             if getattr(self, option) not in known:
                 raise ValueError(f"{option} must be {_either(known)}, got {getattr(self, option)!r}")
         check_count("replay_batch", self.replay_batch)
+        check_count("augmentations", self.augmentations)
         tasks = self.draw_tasks
         whole = isinstance(tasks, tuple | list) and all(isinstance(t, int) and not isinstance(t, bool) for t in tasks)
         if tasks is not None and not (whole and tasks):
@@ -122,6 +126,11 @@ class EnvConfig:
         outside = "replay=True" if self.replay else "autoreset_mode='same_step'"
         if self.replays and self.differentiable:
             raise ValueError(f"differentiable=True needs autoreset_mode='disabled': {outside} acts without a graph")
+        if self.replays and self.augmentations > 1:
+            raise ValueError(
+                f"augmentations={self.augmentations} needs autoreset_mode='disabled': with {outside} every row begins "
+                "and ends by itself"
+            )
         if self.replays and self.rho and self.collaboration == "probability":
             raise ValueError(
                 f"the probabilities of an outside agent are not known: with rho > 0, {outside} needs "
@@ -162,12 +171,14 @@ class EnvConfig:
             raise ValueError(f"device={self.device!r}: this machine has no CUDA device; 'auto' takes what there is")
         return device
 
-    def stream(self, dataset: MultiTaskDataset) -> ShuffledStream:
+    def stream(self, dataset: MultiTaskDataset, num_envs: int) -> ShuffledStream:
         """Return the order in which instances of a split are drawn.
 
         Raises:
-            ValueError: `draw_tasks` names a task that is not there.
+            ValueError: `draw_tasks` names a task that is not there, or `augmentations` does not go with the split or
+                the number of instances routed together.
         """
+        self._check_augmentations(dataset, num_envs)
         if self.draw_tasks is None:
             return ShuffledStream(len(dataset), self.seed)
         wanted = torch.zeros(dataset.num_tasks, dtype=torch.bool)
@@ -176,6 +187,23 @@ class EnvConfig:
                 raise ValueError(f"draw_tasks names task {task}, {dataset.name} has {dataset.num_tasks} tasks")
             wanted[task] = True
         return ShuffledStream(wanted[dataset.task.cpu()].nonzero().flatten(), self.seed)
+
+    def draw(self, stream: ShuffledStream, count: int) -> Tensor:
+        """Return `(count,)` on the CPU: the rows of the split that come next, each as often as it is augmented."""
+        return stream.draw(count // self.augmentations).repeat_interleave(self.augmentations)
+
+    def _check_augmentations(self, dataset: MultiTaskDataset, num_envs: int) -> None:
+        """Refuse several augmentations of an image where nothing augments it, or where they do not fill a batch."""
+        if self.augmentations > 1 and self.train and dataset.augmentation is None:
+            raise ValueError(
+                f"augmentations={self.augmentations}: {dataset.name}, split {dataset.split!r} has no augmentation; an "
+                "option of the data gives it one (shift=4, say)"
+            )
+        if num_envs % self.augmentations:
+            raise ValueError(
+                f"num_envs must be a multiple of augmentations={self.augmentations}, so that a batch holds whole "
+                f"images, got {num_envs}"
+            )
 
     def draw_prices(self, count: int, generator: torch.Generator) -> Tensor:
         """Return `(count,)` on the CPU: what a multiply-accumulate costs each of some instances."""
@@ -187,6 +215,7 @@ class EnvConfig:
     def optimization(self, rows: int, num_envs: int) -> Optimization:
         """Return how blocks are trained on a split of so many rows; whole batches make an epoch in mode "disabled"."""
         options = {field.name for field in dataclasses.fields(Optimization)} - {"epoch"}
+        rows *= self.augmentations
         epoch = rows if self.autoreset_mode == "same_step" else -(-rows // num_envs) * num_envs
         return Optimization(epoch=epoch, **{option: getattr(self, option) for option in options})
 

@@ -209,7 +209,8 @@ def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Ten
     A sum is not finite where one of its terms is not.
     """
     sums = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
-    return torch.stack([*others, *sums]).sum().isfinite()
+    terms = [*others, *sums]
+    return torch.stack(terms).sum().isfinite() if terms else torch.tensor(True)
 
 
 def exit_loss(exit: Exit, label: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
         allow_small_groups(self.network)
-        self.stream = config.stream(self.dataset)
+        self.stream = config.stream(self.dataset, num_envs)
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
         self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)
         self.earnings = ActionReward(any(config.prices), config.rho, config.collaboration, self.frequency)
@@ -193,7 +193,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             ValueError: A mask or instances of the wrong form, or an unfinished row while a graph is held.
         """
         rows, instances = accept_reset_options(
-            options or {}, self.num_envs, self.dataset, lambda: self.state.active & self.keeps_graph
+            options or {}, self.config, self.num_envs, self.dataset, lambda: self.state.active & self.keeps_graph
         )
         super().reset(seed=seed)
         if seed is not None:
@@ -211,7 +211,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             instances: `(r,)` int64 rows of the data set; drawn by default.
         """
         count = self.num_envs if rows is None else len(rows)
-        drawn = (self.stream.draw(count) if instances is None else instances).to(self.device)
+        drawn = (self.config.draw(self.stream, count) if instances is None else instances).to(self.device)
         augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
         # Every part is asked: a network in train mode may have been built around parts in eval mode.
         if any(part.training != self.keeps_graph for part in self.network.modules()):
@@ -391,7 +391,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     def sibling(self, num_envs: int, **options: Any) -> Self:
         """Return another environment over the same network and data, of another size and with some options changed."""
-        return type(self)(self.network, self.datasets, num_envs, **{**dataclasses.asdict(self.config), **options})
+        config = {**dataclasses.asdict(self.config), "augmentations": 1, **options}  # its rows may not come in versions
+        return type(self)(self.network, self.datasets, num_envs, **config)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs to go on from here, between two batches."""

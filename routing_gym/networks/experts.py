@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks import (
-    FunctionBlocks,
     LinearBlocks,
+    ModuleBlocks,
     OwnedParameter,
+    SkippableBlock,
     allow_small_groups,
     count_macs,
     plain,
@@ -24,6 +26,9 @@ from routing_gym.networks.actions import Action
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.deployable import Deployable
 from routing_gym.networks.state import Activation
+
+Bank = ModuleBlocks | SkippableBlock
+"""The experts of one layer: blocks that know the shape of what they give."""
 
 
 class InTurn(nn.Sequential):
@@ -88,6 +93,12 @@ class RoutedExperts(Deployable):
         experts: The names of every layer's experts.
         names: The names of the layers.
         num_tasks: How many readouts there are.
+        observes: What a decision sees of an image: `"mean"`, each channel averaged over it; or `"map"`, all of it,
+            flattened, for routers that convolve.
+
+    Attributes:
+        observes: As given.
+        observed_shapes: The shape, without the batch axis, of what comes into every layer.
     """
 
     task_input = True  # the readout is told the task, and there is none for a task that comes later
@@ -98,13 +109,17 @@ class RoutedExperts(Deployable):
         num_classes: int,
         *,
         stem: nn.Module,
-        banks: Sequence[FunctionBlocks],
+        banks: Sequence[Bank],
         between: Sequence[nn.Module],
         experts: Sequence[Sequence[str]],
         names: Sequence[str],
         num_tasks: int,
+        observes: Literal["mean", "map"] = "mean",
     ) -> None:
-        shared, (*widths, features) = _shared_parts([stem, *between], torch.zeros(1, *input_shape))
+        shared, (*shapes, (features,)) = _shared_parts(stem, banks, between, torch.zeros(1, *input_shape))
+        if observes not in ("mean", "map"):
+            raise ValueError(f"observes must be 'mean' or 'map', got {observes!r}")
+        widths = [shape[0] if observes == "mean" else math.prod(shape) for shape in shapes]
         last = len(banks) - 1
         super().__init__(
             [
@@ -115,16 +130,16 @@ class RoutedExperts(Deployable):
             input_shape=input_shape,
             stem_macs=shared + features * num_classes,
         )
-        self.trunk = stem
+        self.trunk, self.observes, self.observed_shapes = stem, observes, shapes
         self.banks, self.between = nn.ModuleList(banks), nn.ModuleList(between)
         self.readouts = LinearBlocks(num_tasks, features, num_classes)
         self.experts = tuple(tuple(layer) for layer in experts)
         self.block_counts = tuple(bank.num_blocks for bank in banks)
         allow_small_groups(self)
 
-    def bank(self, decision: int) -> FunctionBlocks:
+    def bank(self, decision: int) -> Bank:
         """Return the experts of a layer."""
-        return cast(FunctionBlocks, self.banks[decision])
+        return cast(Bank, self.banks[decision])
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
         """Run what comes before the first layer, images with their channels last in memory."""
@@ -140,9 +155,9 @@ class RoutedExperts(Deployable):
         return self.readouts(plain(activation[0]), task)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Return what comes into a layer, images averaged over space."""
+        """Return what comes into a layer, images averaged over space or flattened."""
         x = plain(activation[0])
-        return x if x.ndim == 2 else x.mean((2, 3))
+        return x.flatten(1) if x.ndim == 2 or self.observes == "map" else x.mean((2, 3))
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Return the parameters of one expert."""
@@ -172,6 +187,7 @@ class RoutedExperts(Deployable):
                 ],
                 names=[decision.name for decision in self.decisions],
                 num_tasks=self.readouts.num_blocks,
+                observes=self.observes,
             )
         smaller.readouts = whole.readouts
         return smaller.to(self._costs.device), torch.stack(columns, 1)
@@ -181,15 +197,19 @@ class RoutedExperts(Deployable):
         return {"experts": [list(layer) for layer in self.experts]}
 
 
-def _shared_parts(parts: Sequence[nn.Module], images: Tensor) -> tuple[float, list[int]]:
-    """Return what the shared parts cost together, and the channels that each gives to the layer behind it."""
-    macs, widths = 0.0, []
+def _shared_parts(
+    stem: nn.Module, banks: Sequence[Bank], between: Sequence[nn.Module], images: Tensor
+) -> tuple[float, list[tuple[int, ...]]]:
+    """Return what the shared parts cost together, and the shape of what each gives to the layer behind it."""
+    macs, shapes = 0.0, []
     waiting: tuple[Tensor, ...] = (images,)
-    for part in parts:  # an expert leaves the shape as it is, so that none is needed here
+    for part, bank in zip([stem, *between], [*banks, None], strict=True):
         macs += count_macs(part, *waiting)
         waiting = probe(part, partial(part, *waiting))
-        widths.append(waiting[0].shape[1])
-    return macs, widths
+        shapes.append(tuple(waiting[0].shape[1:]))
+        if bank is not None:  # of an expert nothing is needed here but the shape of what it gives
+            waiting = (images.new_zeros(1, *bank.output_shape), *waiting[1:])
+    return macs, shapes
 
 
 def experts_per_layer(

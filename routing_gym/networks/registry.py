@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from routing_gym.networks import resnet_experts
+from routing_gym.networks.block_skip import FORMS, resnet_skip
 from routing_gym.networks.cells import cells_network
 from routing_gym.networks.diverse import EXPERTS, mnist_experts, omniglot_network
 from routing_gym.networks.fully_connected import fully_connected
@@ -26,13 +27,14 @@ NETWORKS: dict[str, Builder] = {
     **{name: omniglot_network(name) for name in EXPERTS},
     "mnist-experts": mnist_experts,
     **{name: resnet50_network(name) for name in resnet_experts.EXPERTS},
+    **{name: resnet_skip(name) for name in FORMS},
     **{f"pyramid-static-{columns}": pyramid_static(columns) for columns in range(1, len(CHANNELS) + 1)},
     **{f"cells-{cells}x{filters}": cells_network(cells, filters) for cells, filters in ((6, 32), (6, 64), (12, 32))},
 }
 DEFAULT_INPUT_SHAPE = {
     **dict.fromkeys(NETWORKS, (3, 32, 32)),
     **dict.fromkeys(EXPERTS, (1, 105, 105)),
-    **dict.fromkeys(resnet_experts.EXPERTS, (3, 224, 224)),
+    **dict.fromkeys([*resnet_experts.EXPERTS, "resnet50-skip"], (3, 224, 224)),
     "mlp": (1, 8, 8),
     "mnist-experts": (1, 28, 28),
 }

@@ -1,0 +1,212 @@
+"""CoDiNet: run or skip every block, by paths that are alike for alike images and unlike for others (Wang et al.)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from routing_gym.agents.options import AgentConfig, count, not_negative, positive, rate
+from routing_gym.agents.paths import consistency, diversity
+from routing_gym.agents.routers import RouterAgent, RouterConfig, Routers
+from routing_gym.agents.skip_routers import RecurrentRouter, convolutional_routers, linear_routers
+from routing_gym.envs import Context, Observation, Trajectory
+from routing_gym.networks import Action
+
+SKIP, RUN = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CoDiNetConfig(RouterConfig):
+    """Options of CoDiNet.
+
+    Attributes:
+        alpha: Weight of the consistency loss (Eq. 8).
+        beta: Weight of the diversity loss (Eq. 9).
+        consistency_margin: m_c.
+        diversity_margin: m_d.
+        gamma: Weight of the cost Σ_k c_k v_k (Eq. 11), where c_k is the share of block k in the cost of all, times
+            their number. None: what the environment charges, `k_cpt` for every multiply-accumulate.
+        cost_target: Share of the blocks' cost that gamma is to bring about: gamma, which counts from 0 where it is
+            None, rises after every batch that cost more and falls after every one that cost less. None for a gamma that
+            stays.
+        cost_step: How much gamma changes per batch, for each unit that the share is off its target.
+        relaxation: What a block weighs while training: `"gumbel"`, the Gumbel-softmax of the two scores (Eq. 6);
+            `"softmax"`, without the noise; or `"sampling"`, 0 or 1, drawn, with the score function's gradient.
+        temperature: T of the Gumbel-softmax.
+        router: What scores: `"linear"`, two layers on the averaged channels, for every block its own; `"rnn"`, one LSTM
+            that goes from block to block (as in SkipNet, Wang et al. 2018); or `"cnn"`, a convolution for every block
+            (likewise), which wants a network with `observes="map"`.
+        hidden: Width of the first layer of linear routers, d.
+        freeze_after: Passes over the split after which routers stay as they are and decisions are hard (section 3.4);
+            None for never.
+    """
+
+    alpha: float = not_negative(0.2)
+    beta: float = not_negative(0.2)
+    consistency_margin: float = not_negative(0.2)
+    diversity_margin: float = not_negative(0.5)
+    gamma: float | None = not_negative(None)
+    cost_target: float | None = rate(None)
+    cost_step: float = positive(0.01)
+    relaxation: Literal["gumbel", "softmax", "sampling"] = "gumbel"
+    temperature: float = positive(1.0)
+    router: Literal["linear", "rnn", "cnn"] = "linear"
+    hidden: int = count(48)
+    freeze_after: float | None = not_negative(None)
+
+
+class CoDiNet(RouterAgent):
+    """Routers that say of every block whether an instance runs it, trained with the blocks by gradient.
+
+    Source: Wang et al., "CoDiNet: Path Distribution Modeling with Consistency and Diversity for Dynamic Routing". The
+    loss is L_cls + α L_con + β L_div + γ L_cost (Eq. 12), the paths r being the weights v of running, noise included.
+    In Eq. 6 log(U) is read as the log-softmax of the scores U. A block is run for certain where v, without noise, is at
+    least 0.5 (Eq. 13).
+
+    With `relaxation="sampling"` the losses on paths are of the probabilities; the gradient of classification and cost
+    is that of the score function, with the batch's mean as its baseline.
+
+    Needs an environment made with `augmentations`: how many versions of an image come together, M, 4 in the paper.
+
+    Attributes:
+        gamma: γ now, in the paper's measure.
+
+    Raises:
+        ValueError: A network whose decisions are not to skip (0) or run (1); α > 0 with one augmentation; a router
+            that the network does not show enough.
+    """
+
+    Config = CoDiNetConfig
+    config: CoDiNetConfig
+    action_type = "weights"
+    env_kwargs = {"differentiable": True, "augmentations": 4}
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        network, options = self.env.network, self.config
+        if options.alpha and self.env.config.augmentations < 2:
+            raise ValueError(
+                f"agent {self.name!r} compares paths of one image: make the environment with augmentations of at least "
+                f"2, or give alpha=0, got augmentations={self.env.config.augmentations}"
+            )
+        self.train_routers(self._make_routers())
+        costs = network.costs
+        self.register_buffer("_least_macs", network.stem_macs + costs[:, SKIP].sum(), persistent=False)
+        self.register_buffer("_block_macs", (costs[:, RUN] - costs[:, SKIP]).sum(), persistent=False)
+        self.register_buffer("gamma", torch.tensor(options.gamma or 0.0, device=self.env.device))
+
+    gamma: Tensor
+    routers: Routers | RecurrentRouter
+    _least_macs: Tensor
+    _block_macs: Tensor
+
+    def _check_env(self) -> None:
+        super()._check_env()
+        for decision in self.env.network.decisions:
+            if decision.n != 2 or decision.m != 1 or decision.mixing != "activation":
+                raise ValueError(
+                    f"agent {self.name!r} says whether a block is skipped (0) or run (1), but decision "
+                    f"{decision.name!r} of this network is another: take one of the networks ...-skip"
+                )
+
+    def fits(self, option: str, value: Any) -> bool:
+        """Any number of augmentations will do."""
+        return option == "augmentations" or super().fits(option, value)
+
+    def _make_routers(self) -> Routers | RecurrentRouter:
+        network, options, price = self.env.network, self.config, self.env.config.price
+        if options.router == "cnn":
+            try:
+                return convolutional_routers(network, seed=options.seed)
+            except ValueError as error:
+                raise ValueError(f"agent {self.name!r}: {error}") from None
+        if options.router == "rnn":
+            return RecurrentRouter(network, price=price, seed=options.seed)
+        return linear_routers(network, options.hidden, price=price, seed=options.seed)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the second stage has begun, in which routers stay as they are and decisions are hard."""
+        return self.config.freeze_after is not None and self.passes >= self.config.freeze_after
+
+    def act(self, observation: Observation, context: Context) -> Action:
+        """Return the weights of skipping and running, `(B, 2)`; one choice alone, `(B, 1)` twice, where it is hard."""
+        if self.frozen:
+            self.routers.eval()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            scores = self._scores(observation, context)
+            chances = scores.softmax(-1)
+        if self.shares_wanted:
+            context.record["probabilities"] = chances.detach()
+        if context.deterministic or self.frozen:
+            return _hard(scores[:, RUN] >= scores[:, SKIP])
+        if self.config.relaxation == "sampling":
+            drawn = torch.rand(len(chances), generator=self.generator, device=chances.device)
+            action = _hard(drawn < chances[:, RUN])
+            context.record["log_probability"] = scores.log_softmax(-1).gather(1, action[0]).squeeze(1)
+            context.record["path"] = chances[:, RUN]
+            return action
+        if self.config.relaxation == "gumbel":
+            noise = torch.empty_like(scores, requires_grad=False).exponential_(generator=self.generator).log().neg()
+            chances = ((scores.log_softmax(-1) + noise) / self.config.temperature).softmax(-1)
+        context.record["path"] = chances[:, RUN]
+        return chances
+
+    def _scores(self, observation: Observation, context: Context) -> Tensor:
+        if isinstance(self.routers, Routers):
+            return self.routers(observation, context.active)
+        scores, context.carry = self.routers(observation, context.active, context.carry)
+        return scores
+
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
+        """Return α L_con + β L_div + γ L_cost, and the score function's part where decisions were drawn."""
+        if "path" not in trajectory.steps[0].record:
+            return None
+        options = self.config
+        paths = torch.stack([step.record["path"] for step in trajectory.steps], 1)
+        paths = paths.unflatten(0, (-1, self.env.config.augmentations))
+        loss = options.alpha * consistency(paths, options.consistency_margin)
+        loss = loss + options.beta * diversity(paths, options.diversity_margin)
+        cost = self._cost(trajectory)
+        if options.relaxation != "sampling":
+            return loss + cost.mean()
+        objective = trajectory.loss + cost.detach()
+        advantage = objective - objective.mean()
+        likelihood = torch.stack([step.record["log_probability"] for step in trajectory.steps]).sum(0)
+        return loss + (advantage * likelihood).mean()
+
+    def _cost(self, trajectory: Trajectory) -> Tensor:
+        """Return `(B,)`: γ L_cost of every instance."""
+        if self.config.gamma is None and self.config.cost_target is None:
+            return trajectory.price * trajectory.expected_macs
+        return self.gamma * self.num_decisions * self._share(trajectory)
+
+    def _share(self, trajectory: Trajectory) -> Tensor:
+        """Return `(B,)`: the share of the blocks' cost that is spent."""
+        return (trajectory.expected_macs - self._least_macs) / self._block_macs
+
+    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Steer gamma towards its target, where there is one, and report how much of the blocks' cost is spent."""
+        share = self._share(trajectory).detach().mean()
+        target = self.config.cost_target
+        if target is not None and not self.frozen:
+            self.gamma.add_(self.config.cost_step * (share - target)).clamp_(min=0)
+        return {**super().update(trajectory), "cost_share": share, "gamma": self.gamma.clone()}
+
+    def macs(self, decision: int) -> float:
+        """Return what a router costs."""
+        return self.routers.macs(decision)
+
+    @property
+    def sees_price(self) -> bool:
+        """Routers that convolve do not."""
+        return super().sees_price and self.config.router != "cnn"
+
+
+def _hard(run: Tensor) -> tuple[Tensor, Tensor]:
+    """Return decisions, `(B,)` bool, as a sparse action."""
+    indices = run.long().unsqueeze(1)
+    return indices, torch.ones_like(indices, dtype=torch.get_default_dtype())

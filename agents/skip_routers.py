@@ -1,0 +1,100 @@
+"""Routers that say whether a residual block is run: linear, recurrent, convolutional (CoDiNet, section 4.5.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from routing_gym.agents.routers import Routers
+from routing_gym.envs import Observation
+from routing_gym.networks import RoutedNetwork
+
+SCORES = 2
+RECURRENT_WIDTH = 10
+"""Width of the recurrent router, and of what it sees of a block (SkipNet, Wang et al. 2018)."""
+
+
+def linear_routers(network: RoutedNetwork, hidden: int, *, price: bool, seed: int) -> Routers:
+    """Build W₂ relu(W₁ z) for every block, z being the averaged channels (Eqs. 3 and 4).
+
+    With 48 hidden units, biases and the batch norm of the blocks counted, the ResNets have the parameters printed in
+    Table 6.
+    """
+
+    def make(decision: int, width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, SCORES))
+
+    return Routers(network, make, price=price, seed=seed)
+
+
+def convolutional_routers(network: RoutedNetwork, *, seed: int) -> Routers:
+    """Build for every block: 2x2 max-pooling, a 3x3 convolution, batch norm, ReLU, averaging, a linear layer.
+
+    After the feed-forward gates of SkipNet (Wang et al. 2018), which have one convolution more, or a stride; so it
+    costs an eighth of a block, the 12.5 % of Table 10.
+
+    Args:
+        network: One whose decisions see whole maps.
+        seed: Of the first weights.
+
+    Raises:
+        ValueError: A network that does not show them.
+    """
+    if getattr(network, "observes", None) != "map":
+        raise ValueError("router='cnn' convolves what comes into a block: make the environment with observes='map'")
+    shapes: list[tuple[int, ...]] = network.observed_shapes  # type: ignore[assignment]
+
+    def make(decision: int, width: int) -> nn.Module:
+        channels = shapes[decision][0]
+        return nn.Sequential(
+            nn.Unflatten(1, shapes[decision]),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(channels, SCORES),
+        )
+
+    return Routers(network, make, price=False, seed=seed)
+
+
+class RecurrentRouter(nn.Module):
+    """One LSTM that goes from block to block, each with a linear layer of its own in front (SkipNet, Wang et al. 2018).
+
+    Args:
+        network: Says what blocks there are.
+        price: Whether the price of computation joins what is seen.
+        seed: Of the first weights.
+    """
+
+    def __init__(self, network: RoutedNetwork, *, price: bool, seed: int) -> None:
+        super().__init__()
+        width = RECURRENT_WIDTH
+
+        def make(decision: int, inputs: int) -> nn.Module:
+            return nn.Linear(inputs, width)
+
+        self.inputs = Routers(network, make, price=price, seed=seed, outputs=width)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1)
+            self.cell, self.output = nn.LSTMCell(width, width), nn.Linear(width, SCORES)
+
+    def forward(self, observation: Observation, active: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return `(B, 2)` scores, and what is carried to the next block.
+
+        Args:
+            observation: As for `Routers`.
+            active: `(B,)` bool.
+            carry: `(B, 2 x 10)`: the LSTM's output and cell; None at the beginning.
+        """
+        seen = self.inputs(observation, active)
+        before = seen.new_zeros(len(seen), 2 * RECURRENT_WIDTH) if carry is None else carry
+        output, cell = self.cell(seen, before.chunk(2, 1))
+        return self.output(output), torch.cat([output, cell], 1)
+
+    def macs(self, number: int) -> float:
+        """Return the multiply-accumulates at a decision."""
+        gates = self.cell.weight_ih.numel() + self.cell.weight_hh.numel()
+        return self.inputs.macs(number) + gates + self.output.weight.numel()

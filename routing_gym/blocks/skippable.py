@@ -1,0 +1,122 @@
+"""A residual block that rows run or skip."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.grouping import put_rows, put_rows_, take_rows
+from routing_gym.blocks.macs import count_macs, probe
+from routing_gym.blocks.modules import ModuleBlocks, allow_small_groups, static_copy
+
+CHOICES = ("skip", "run")
+
+AT_ONCE = 32
+"""Rows that run at once while nothing is learned: on a CPU what they compute stays in its caches."""
+
+
+class ResidualBlock(nn.Module):
+    """relu(residual(x) + shortcut(x)) (He et al. 2016).
+
+    Args:
+        residual: What the block computes.
+        shortcut: What goes past it; `torch.nn.Identity()` where the block leaves the shape as it is.
+    """
+
+    def __init__(self, residual: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.residual, self.shortcut = residual, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        return self.with_shortcut(x, self.shortcut(x))
+
+    def with_shortcut(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """Run the block where what its shortcut gives is there already."""
+        return (self.residual(x) + shortcut).relu()
+
+
+class SkippableBlock(FunctionBlocks):
+    """Two choices, to skip a residual block (0) or to run it (1): (1 − v) shortcut(x) + v F(x).
+
+    Source: Wang et al., "CoDiNet: Path Distribution Modeling with Consistency and Diversity for Dynamic Routing", Eqs.
+    2, 7 and 13. F is the whole block, its own shortcut and ReLU included. Where a block changes the shape the shortcut
+    does so for those that skip, too, and its cost is part of both choices.
+
+    Nothing is computed for rows that skip: the residual runs on the others alone, and batch norm has the statistics of
+    just these while training. Rows that mix both choices run it.
+
+    Args:
+        block: The block.
+        input_shape: `(C, H, W)` of one row.
+    """
+
+    def __init__(self, block: ResidualBlock, input_shape: Sequence[int]) -> None:
+        super().__init__(len(CHOICES))
+        self.block, self.input_shape = block, tuple(input_shape)
+        row = torch.zeros(1, *input_shape)
+        self.output_shape = tuple(probe(block, lambda: block(row)).shape[1:])
+        self.macs = (count_macs(block.shortcut, row), count_macs(block, row))
+        allow_small_groups(self)
+
+    def run(self, x: Tensor, choice: Tensor) -> Tensor:
+        """Run the block on the rows that have chosen to."""
+        running = choice.nonzero().flatten()
+        if len(running) == len(x) > 0:
+            return self.block(x)
+        shortcut = self.block.shortcut(x)
+        if not len(running):
+            return shortcut
+        if self.training or torch.is_grad_enabled():
+            return put_rows(shortcut, running, self._ran(x, shortcut, running))
+        # Nothing is learned and statistics are fixed: rows can be run a few at a time.
+        result = shortcut.clone() if shortcut is x else shortcut
+        for piece in running.split(AT_ONCE):
+            put_rows_(result, piece, self._ran(x, shortcut, piece))
+        return result
+
+    def _ran(self, x: Tensor, shortcut: Tensor, rows: Tensor) -> Tensor:
+        return self.block.with_shortcut(take_rows(x, rows), take_rows(shortcut, rows))
+
+    def _mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
+        skipping, running = weights.view(len(x), len(CHOICES), 1, 1, 1).unbind(1)
+        shortcut = self.block.shortcut(x)
+        return skipping * shortcut + running * self.block.with_shortcut(x, shortcut)
+
+    def _mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
+        weights = weights.new_zeros(len(x), len(CHOICES)).index_put((rows, choice), weights, accumulate=True)
+        if self.dense_backward and self.training:
+            return self._mix_all(x, weights)
+        running = weights[:, 1].detach().nonzero().flatten()
+        if not weights.requires_grad and bool((weights.amax(1) == 1).all() & (weights.sum(1) == 1).all()):
+            return self.run(x, weights[:, 1].long())
+        shortcut = self.block.shortcut(x)
+        mixed = weights[:, 0].view(-1, 1, 1, 1) * shortcut
+        if not len(running):
+            return mixed
+        ran = weights[:, 1].index_select(0, running).view(-1, 1, 1, 1) * self._ran(x, shortcut, running)
+        return put_rows(mixed, running, take_rows(mixed, running) + ran)
+
+    def parameters_of(self, choice: int) -> list[OwnedParameter]:
+        """Return what only rows that run it use; the shortcut belongs to nobody alone."""
+        return [OwnedParameter(parameter) for parameter in self.block.residual.parameters()] if choice else []
+
+    def as_modules(self, choice: int) -> list[nn.Module]:
+        """Return the block or its shortcut, nothing where that leaves everything as it is."""
+        chosen = self.block if choice else self.block.shortcut
+        return [] if isinstance(chosen, nn.Identity) else [static_copy(chosen)]
+
+    def select(self, kept: Sequence[int]) -> ModuleBlocks | SkippableBlock:  # type: ignore[override]
+        """Return a copy; of one choice alone, blocks in which there is nothing to choose."""
+        if list(kept) == [0, 1]:
+            return copy.deepcopy(self)
+        return one_choice(copy.deepcopy(self.block), CHOICES[kept[0]], self.input_shape)
+
+
+def one_choice(block: ResidualBlock, choice: str, input_shape: Sequence[int]) -> ModuleBlocks:
+    """Return the one block that is left where all rows skip a residual block, or all run it."""
+    return ModuleBlocks([block if choice == CHOICES[1] else block.shortcut], input_shape)
