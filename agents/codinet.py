@@ -139,8 +139,7 @@ class CoDiNet(RouterAgent):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             scores = self._scores(observation, context)
             chances = scores.softmax(-1)
-        if self.shares_wanted:
-            context.record["probabilities"] = chances.detach()
+        context.record["probabilities"] = chances.detach()
         if context.deterministic or self.frozen:
             return _hard(scores[:, RUN] >= scores[:, SKIP])
         if self.config.relaxation == "sampling":

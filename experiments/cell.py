@@ -11,9 +11,13 @@ from typing import Any
 import torch
 
 from routing_gym.agents import Agent, read
+from routing_gym.experiments.paths import judged_paths
 from routing_gym.experiments.report import Record, write_results
 from routing_gym.experiments.run import Curve, Result, judged_by_price, record_of, run
 from routing_gym.experiments.settings import TrainingSettings, UsageError, build_agent, writable_folder
+
+PATHS = "paths.npz"
+"""The file in a run's folder that holds the paths of all images."""
 
 WHEREABOUTS = {"data_dir", "device"}
 """Options that say where something lies, not what is computed."""
@@ -34,6 +38,7 @@ class Cell:
         agent_options: Options of the agent as NAME=VALUE.
         split: What it is judged on in the end.
         judge_at: Prices of computation it is judged at in the end, one by one, besides.
+        compare_paths: Find out in the end which paths images take, and whether they keep them when they are augmented.
     """
 
     training: TrainingSettings
@@ -43,6 +48,7 @@ class Cell:
     agent_options: tuple[str, ...] = ()
     split: str = "test"
     judge_at: tuple[float, ...] = ()
+    compare_paths: bool = False
 
     def make(self) -> Agent:
         """Make agent and environment.
@@ -71,6 +77,7 @@ class Cell:
             "seed": self.seed,
             "split": self.split,
             **({"judge_at": list(self.judge_at)} if self.judge_at else {}),
+            **({"compare_paths": True} if self.compare_paths else {}),
         }
 
     def finished(self) -> Record | None:
@@ -120,6 +127,8 @@ class Cell:
         result = run(agent, agent.env, self.training.epochs, folder, curve, after_epoch, split=self.split)
         if self.judge_at:
             more["by_price"] = judged_by_price(result, self.judge_at)
+        if self.compare_paths:
+            more["compared_paths"] = judged_paths(result, self.seed, folder / PATHS)
         record = record_of(result, self.training.env, self.seed, asked=self.asked, **more)
         write_results([record], folder / "results.json")
         return result, record

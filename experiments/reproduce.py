@@ -17,6 +17,7 @@ from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.machine import commit
+from routing_gym.experiments.papers.codinet import CODINET
 from routing_gym.experiments.papers.diversity import DIVERSITY
 from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
@@ -33,7 +34,7 @@ from routing_gym.experiments.settings import (
 )
 from routing_gym.tasks import DataError
 
-REPRODUCTIONS = {reproduction.name: reproduction for reproduction in (ROUTING_NETWORKS, DIVERSITY, MULTIPATH)}
+REPRODUCTIONS = {reproduction.name: reproduction for reproduction in (ROUTING_NETWORKS, DIVERSITY, MULTIPATH, CODINET)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from routing_gym.experiments.papers.diversity_labels import (
     OMNIGLOT_EXPERTS,
     SINGLE_TASK,
 )
-from routing_gym.experiments.papers.judging import Verdict, all_of, sign_of, standard_error
+from routing_gym.experiments.papers.judging import Verdict, all_of, errs_less
 from routing_gym.experiments.papers.reproduction import Claim
 from routing_gym.experiments.report import Record
 
@@ -34,7 +34,7 @@ def claims(records: Sequence[Record]) -> list[Claim]:
     """
 
     def lower(better: str, worse: str) -> tuple[Verdict, str]:
-        return _errs_less(better, _labelled(records, better), worse, _labelled(records, worse))
+        return errs_less(better, _labelled(records, better), worse, _labelled(records, worse))
 
     def of_omniglot(series: str) -> list[Record]:
         return [record for record in records if (record["series"], record["part"]) == (series, OMNIGLOT_EXPERTS)]
@@ -49,7 +49,7 @@ def claims(records: Sequence[Record]) -> list[Claim]:
         all_of("Table 1: diverse routing errs less than single-task networks", [lower(DIVERSE, SINGLE_TASK)]),
         all_of(
             "k that falls over the layers errs less than a small fixed k",
-            [_errs_less(ANNEALED, of_omniglot(ANNEALED), FIXED_K, of_omniglot(FIXED_K))],
+            [errs_less(ANNEALED, of_omniglot(ANNEALED), FIXED_K, of_omniglot(FIXED_K))],
         ),
         all_of(
             "Fig. 4: examples of a class tend to be routed through the same experts",
@@ -106,24 +106,6 @@ def shuffled(record: Record) -> np.ndarray:
 
 def _labelled(records: Sequence[Record], label: str) -> list[Record]:
     return [record for record in records if record["label"] == label]
-
-
-def _errs_less(better: str, runs: Sequence[Record], worse: str, others: Sequence[Record]) -> tuple[Verdict, str]:
-    """Judge whether the mean error of some runs is below that of others.
-
-    The standard error is that of counting, or that of the means over seeds where it is larger.
-    """
-    if not runs or not others:
-        return "not enough", f"Needs both: {better}; {worse}."
-    ours, theirs = ([1 - run["test_accuracy"] for run in several] for several in (runs, others))
-    gap = float(np.mean(theirs) - np.mean(ours))
-    instances = int(np.sum(runs[0]["exits"]))
-    networks = min(len(runs), len(others))
-    noise = standard_error((np.mean(ours) + np.mean(theirs)) / 2, instances, networks)
-    if networks > 1:
-        noise = max(noise, float(np.sqrt(np.var(ours, ddof=1) / len(ours) + np.var(theirs, ddof=1) / len(theirs))))
-    numbers = f"{better} {100 * np.mean(ours):.2f} %, {worse} {100 * np.mean(theirs):.2f} % (± {100 * noise:.2f})."
-    return sign_of(gap, noise), numbers
 
 
 def _specialized(runs: Sequence[Record]) -> tuple[Verdict, str]:

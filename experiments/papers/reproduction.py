@@ -21,7 +21,7 @@ class Row:
         groups: The figures or tables it belongs to.
         env: Id of the environment.
         agent: The agent.
-        agent_options: Its options as NAME=VALUE; `{epochs}` and `{eighth}` are filled in, see `Settings`.
+        agent_options: Its options as NAME=VALUE; `{epochs}` and the like are filled in, see `Settings`.
         env_options: Options of the environment as NAME=VALUE, likewise.
         tuned: Further ones in single settings, by their name.
         paper: The paper's test accuracy in % by epoch; empty where it has none.
@@ -29,6 +29,7 @@ class Row:
         series: The curve of a figure it is a point of; empty where it is a line of a table.
         part: Which of several such figures.
         judge_at: Prices of computation (`k_cpt`) to judge the one trained agent at, each of which makes a point.
+        compare_paths: Whether to find out which paths images take, see `Cell`.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Row:
     series: str = ""
     part: str = ""
     judge_at: tuple[float, ...] = ()
+    compare_paths: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Settings:
         about: What they are, in a line.
         epochs: Passes over the training split.
         env_options: Options of all environments, as NAME=VALUE; `{epochs}` stands for the number of epochs, `{eighth}`
-            for an eighth of it.
+            for an eighth of it, `{seven_eighths}` for the others.
         more_options: Further ones of single environments, by id.
         epochs_on: Other numbers of passes for single environments, by id.
     """
@@ -174,12 +176,19 @@ class Reproduction:
                     )
                     folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
                     of_agent = _filled(row.agent_options, passes)
-                    yield row, Cell(training, row.agent, seed, folder, of_agent, judge_at=row.judge_at)
+                    cell = Cell(training, row.agent, seed, folder, of_agent)
+                    yield row, dataclasses.replace(cell, judge_at=row.judge_at, compare_paths=row.compare_paths)
 
 
 def _filled(options: Sequence[str], epochs: int) -> tuple[str, ...]:
-    """Put the number of epochs, and an eighth of it, into options."""
-    return tuple(option.replace("{epochs}", str(epochs)).replace("{eighth}", str(epochs / 8)) for option in options)
+    """Put the number of epochs, and parts of it, into options."""
+    numbers = {"{epochs}": str(epochs), "{eighth}": str(epochs / 8), "{seven_eighths}": str(epochs * 7 / 8)}
+    filled = []
+    for option in options:
+        for name, number in numbers.items():
+            option = option.replace(name, number)
+        filled.append(option)
+    return tuple(filled)
 
 
 def _plain(label: str) -> str:

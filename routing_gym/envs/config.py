@@ -47,9 +47,10 @@ class EnvConfig:
         learning_rate: Its step size.
         momentum: Of `"sgd"`, in [0, 1).
         weight_decay: L2 penalty on the blocks (decoupled with `"adamw"`).
-        schedule: What becomes of the learning rate: `"constant"`; `"step"`, divided by 10 every `schedule_epochs`;
-            `"halving"`, halved every `schedule_epochs`, smoothly; or `"cosine"`, down to 0 over `schedule_epochs`.
-        schedule_epochs: Measure of the schedule, in passes over the split.
+        schedule: What becomes of the learning rate: `"constant"`; `"step"`, divided by 10 every `schedule_epochs`, or
+            after each of several, `(150, 200)`; `"halving"`, halved every `schedule_epochs`, smoothly; or `"cosine"`,
+            down to 0 over `schedule_epochs`.
+        schedule_epochs: Measure of the schedule, in passes over the split; for `"step"` also the epochs at which.
         talr: Scale every choice's gradient up by how little it is used, see `TALR`.
         precision: What the network computes in: `"float32"`; or `"bfloat16"`, while parameters, loss and all that an
             agent sees stay float32. `evaluate` judges in float32 all the same: with bfloat16's 8 bits the two best
@@ -81,7 +82,7 @@ class EnvConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: Literal["constant", "step", "halving", "cosine"] = "constant"
-    schedule_epochs: float = 20
+    schedule_epochs: float | tuple[float, ...] = 20
     talr: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     validate: bool | None = None
@@ -109,8 +110,13 @@ class EnvConfig:
         whole = isinstance(tasks, tuple | list) and all(isinstance(t, int) and not isinstance(t, bool) for t in tasks)
         if tasks is not None and not (whole and tasks):
             raise ValueError(f"draw_tasks must be a tuple of task numbers, at least one, got {tasks!r}")
-        if not 0 < self.schedule_epochs < float("inf"):
+        epochs = self.schedule_epochs if isinstance(self.schedule_epochs, tuple | list) else (self.schedule_epochs,)
+        if not epochs or not all(0 < epoch < float("inf") for epoch in epochs):
             raise ValueError(f"schedule_epochs must be positive and finite, got {self.schedule_epochs}")
+        if len(epochs) != 1 and self.schedule != "step":
+            raise ValueError(
+                f"several schedule_epochs are for schedule='step', got {self.schedule_epochs} for {self.schedule!r}"
+            )
         if not 0 <= self.rho <= 1:
             raise ValueError(f"rho must lie in [0, 1], got {self.rho}")
         if not self.prices or not all(is_price(price) for price in self.prices):
@@ -249,7 +255,7 @@ def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> N
 
 
 def is_price(value: Any) -> bool:
-    """Tell whether a value can be the cost of one multiply-accumulate."""
+    """Tell whether a value can be the cost of one multiply-accumulate: a number of at least 0 that is finite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 

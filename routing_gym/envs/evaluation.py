@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from routing_gym.envs.outcome import classified_right
 from routing_gym.envs.rollout import core_of, rollout
 from routing_gym.envs.trajectory import Step, Trajectory
+from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import RoutedNetwork, actions
 
 EVALUATION_BATCH = 1024
@@ -115,8 +118,6 @@ def evaluate(
     options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": prices, "seed": 0}
     judged = core.sibling(size, split=split, autoreset_mode="disabled", **options)
     network, dataset = judged.network, judged.dataset
-    modules = [network, *([router] if isinstance(router, nn.Module) else [])]
-    modes = [{part: part.training for part in module.modules()} for module in modules]
     router_macs = torch.tensor(
         [float(router.macs(number)) if hasattr(router, "macs") else 0.0 for number in range(len(network.decisions))]
         + [0.0],
@@ -127,41 +128,27 @@ def evaluate(
     exits = torch.zeros(len(network.decisions), network.num_choices, dataset.num_classes, 2, dtype=torch.int64)
     exits = exits.to(judged.device)
     paths: set[tuple] = set()
-    generator: torch.Generator | None = getattr(router, "generator", None)
-    drawn = torch.empty(0) if generator is None else generator.get_state()
-    try:
-        for module in modules:
-            module.eval()
-        for start in range(0, len(dataset), size):
-            rows = torch.arange(start, start + size).remainder(len(dataset))
-            kept = slice(min(size, len(dataset) - start))  # the last batch is filled up from the front
-            batch = rollout(router, judged, instances=rows, deterministic=deterministic)
-            spent = torch.stack([router_macs[step.decision] for step in batch.steps]).sum(0)
-            for name, column in (
-                ("task", batch.task),
-                ("correct", batch.correct),
-                ("loss", batch.loss),
-                ("macs", batch.macs),
-                ("router", spent),
-            ):
-                columns[name].append(column[kept])
-            ways = torch.zeros(size, len(network.decisions), network.num_choices, dtype=torch.bool)
-            ways = ways.to(judged.device)
-            label = judged.outcome.label[kept]
-            for number, step in enumerate(batch.steps):
-                weights = _weights(step, network.num_choices)
-                ways[:, number] = used = weights > 0
-                weights = weights * step.reach.unsqueeze(1)
-                tables.add(batch.task[kept], label, step.decision[kept], weights[kept], used[kept])
-            left, right = (column[kept] for column in _departures(batch, network.num_choices, judged.outcome.label))
-            exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
-            paths.update(map(tuple, ways[kept].flatten(1).unique(dim=0).tolist()))
-    finally:
-        if generator is not None:
-            generator.set_state(drawn)  # judging an agent must not change how it goes on
-        for mode in modes:
-            for part, training in mode.items():
-                part.training = training
+    for batch, every_label, kept in route_split(router, judged, deterministic):
+        spent = torch.stack([router_macs[step.decision] for step in batch.steps]).sum(0)
+        for name, column in (
+            ("task", batch.task),
+            ("correct", batch.correct),
+            ("loss", batch.loss),
+            ("macs", batch.macs),
+            ("router", spent),
+        ):
+            columns[name].append(column[kept])
+        ways = torch.zeros(size, len(network.decisions), network.num_choices, dtype=torch.bool)
+        ways = ways.to(judged.device)
+        label = every_label[kept]
+        for number, step in enumerate(batch.steps):
+            weights = _weights(step, network.num_choices)
+            ways[:, number] = used = weights > 0
+            weights = weights * step.reach.unsqueeze(1)
+            tables.add(batch.task[kept], label, step.decision[kept], weights[kept], used[kept])
+        left, right = (column[kept] for column in _departures(batch, network.num_choices, every_label))
+        exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
+        paths.update(map(tuple, ways[kept].flatten(1).unique(dim=0).tolist()))
     whole = {name: torch.cat(parts).double() for name, parts in columns.items()}
     task = whole["task"].long()
     count = torch.bincount(task, minlength=dataset.num_tasks)
@@ -185,6 +172,50 @@ def evaluate(
         weights=tables.weights[:, :-1].cpu(),
         exits=exits.cpu(),
     )
+
+
+@contextmanager
+def _judging(router: Any, network: nn.Module) -> Iterator[None]:
+    """Put a network and whoever decides in eval mode for a while; modes and random numbers are as before then."""
+    modules = [network, *([router] if isinstance(router, nn.Module) else [])]
+    modes = [{part: part.training for part in module.modules()} for module in modules]
+    generator: torch.Generator | None = getattr(router, "generator", None)
+    drawn = None if generator is None else generator.get_state()
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        if generator is not None and drawn is not None:
+            generator.set_state(drawn)  # judging an agent must not change how it goes on
+        for mode in modes:
+            for part, training in mode.items():
+                part.training = training
+
+
+@torch.no_grad()
+def route_split(
+    router: Any, env: RoutingVectorEnv, deterministic: bool = True
+) -> Iterator[tuple[Trajectory, Tensor, slice]]:
+    """Route every instance of an environment's split once, in eval mode.
+
+    Modes and random numbers of network and router are as before in the end.
+
+    Args:
+        router: An agent, or anything with `act(observation, context)`.
+        env: One made with `train=False`, in mode `"disabled"`.
+        deterministic: Whether the router takes its best action.
+
+    Yields:
+        Batches in the order of the split: the episodes, their labels `(num_envs,)`, and which of them count, since the
+        last batch is filled up from the front.
+    """
+    rows, size = len(env.dataset), env.num_envs
+    with _judging(router, env.network):
+        for start in range(0, rows, size):
+            instances = torch.arange(start, start + size).remainder(rows)
+            batch = rollout(router, env, instances=instances, deterministic=deterministic)
+            yield batch, env.outcome.label, slice(min(size, rows - start))
 
 
 def _departures(batch: Trajectory, num_choices: int, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,9 +25,17 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
     "sgd": partial(torch.optim.SGD, fused=True),
 }
-SCHEDULES: dict[str, Callable[[float, float], float]] = {
+
+
+def _in_steps(epoch: float, epochs: float | Sequence[float]) -> float:
+    """Return 0.1 to the number of steps that are behind: one every so many epochs, or one at each of several."""
+    steps = epoch // epochs if isinstance(epochs, int | float) else sum(epoch >= step for step in epochs)
+    return 0.1**steps
+
+
+SCHEDULES: dict[str, Callable[[float, Any], float]] = {
     "constant": lambda epoch, epochs: 1.0,
-    "step": lambda epoch, epochs: 0.1 ** (epoch // epochs),
+    "step": _in_steps,
     "halving": lambda epoch, epochs: 0.5 ** (epoch / epochs),
     "cosine": lambda epoch, epochs: 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs))),
 }
@@ -58,7 +66,7 @@ class Optimization:
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "constant"
-    schedule_epochs: float = 20
+    schedule_epochs: float | tuple[float, ...] = 20
     epoch: int = 1
     talr: bool = False
 

@@ -22,6 +22,8 @@ def test_the_rate_falls_by_passes_over_the_split():
     env = small_env(optimizer="sgd", learning_rate=0.1, momentum=0.9, schedule="step", schedule_epochs=2)
     assert len(env.dataset) == 72
     assert rates(env, make_agent("shared", env), 30) == pytest.approx([0.1] * 12 + [0.01] * 12 + [0.001] * 6)
+    env = small_env(learning_rate=0.1, schedule="step", schedule_epochs=(0.5, 2))
+    assert rates(env, make_agent("shared", env), 14) == pytest.approx([0.1] * 3 + [0.01] * 9 + [0.001] * 2)
     env = small_env(learning_rate=0.1, schedule="cosine", schedule_epochs=4)
     expected = [0.05 * (1 + math.cos(math.pi * step / 24)) for step in range(24)] + [0.0] * 3
     assert rates(env, make_agent("shared", env), 27) == pytest.approx(expected, abs=1e-9)
@@ -93,6 +95,8 @@ def test_an_epoch_is_whole_batches():
         ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, got -1.0"),
         ({"schedule": "linear"}, "schedule must be 'constant' or 'step' or 'halving' or 'cosine', got 'linear'"),
         ({"schedule_epochs": 0}, "schedule_epochs must be positive and finite, got 0"),
+        ({"schedule": "step", "schedule_epochs": ()}, "schedule_epochs must be positive and finite, got ()"),
+        ({"schedule": "cosine", "schedule_epochs": (1, 2)}, "several schedule_epochs are for schedule='step', got"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -1,0 +1,120 @@
+"""Which paths the images of a split take, and whether they keep them when they are moved and mirrored (CoDiNet)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from routing_gym.agents import Agent
+from routing_gym.agents.checkpoint import write_atomically
+from routing_gym.envs import route_split
+from routing_gym.experiments.run import Result
+from routing_gym.networks import actions
+from routing_gym.tasks import MultiTaskDataset, Shift
+
+BATCH = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """The paths of R instances through a network in which all pass all of N decisions.
+
+    Attributes:
+        choices: `(R, N)` int64, what was chosen.
+        chances: `(R, N, A)`, how likely every choice was where the agent says so; else 1 for what was chosen.
+        logits: `(R, C)`.
+        label: `(R,)` int64.
+    """
+
+    choices: Tensor
+    chances: Tensor
+    logits: Tensor
+    label: Tensor
+
+    @property
+    def count(self) -> int:
+        """How many different paths there are."""
+        return len(self.choices.unique(dim=0))
+
+    @property
+    def length(self) -> Tensor:
+        """`(R,)`: how many blocks an instance runs, where 0 is to skip and 1 to run."""
+        return self.choices.sum(1)
+
+    @property
+    def expected_length(self) -> Tensor:
+        """`(R,)`: how many blocks it would run on average if it chose by its chances (Fig. 11)."""
+        return self.chances[..., 1].sum(1)
+
+
+def paths_of(agent: Agent, dataset: MultiTaskDataset) -> Paths:
+    """Route a split by an agent's best choices, in eval mode.
+
+    Args:
+        agent: The agent; its environment, modes and random numbers stay as they are.
+        dataset: The split.
+
+    Raises:
+        ValueError: A network that not all instances pass as a whole.
+    """
+    core = agent.env
+    if not core.network.in_order:
+        raise ValueError("paths are compared in networks of which all instances pass all decisions, in order")
+    options = {"augmentations": 1, "train": False, "autoreset_mode": "disabled", "precision": "float32"}
+    options |= {"render_mode": None, "split": dataset.split}
+    env = type(core)(core.network, dataset, min(BATCH, len(dataset)), **{**dataclasses.asdict(core.config), **options})
+    parts: list[tuple[Tensor, ...]] = []
+    for batch, label, kept in route_split(agent, env):
+        taken = [actions.dense(step.action, core.network.num_choices) for step in batch.steps]
+        chances = [step.record.get("probabilities", weights) for step, weights in zip(batch.steps, taken, strict=True)]
+        columns = (torch.stack(taken, 1).argmax(-1), torch.stack(chances, 1), batch.exits[0].logits, label)
+        parts.append(tuple(column[kept].cpu() for column in columns))
+    return Paths(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def augmented(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> MultiTaskDataset:
+    """Return a split whose images have been augmented once."""
+    parameters = augmentation.draw(len(dataset.images), torch.Generator().manual_seed(seed))
+    return dataclasses.replace(dataset, images=augmentation.apply(dataset.images, parameters.to(dataset.device)))
+
+
+def judged_paths(result: Result, seed: int, file: Path) -> dict[str, float]:
+    """Find out which paths the images of the split take that a run was judged on.
+
+    Args:
+        result: The run.
+        seed: Of the augmentation.
+        file: Receives the chances of running each block, `(R, N)` float16, the choices `(R, N)` uint8 and the labels.
+
+    Returns:
+        `paths`, how many there are; `length`, the mean number of blocks run; and, where training images are augmented,
+        of what happens to images that are augmented in the same way: `kept`, the share whose path stays the same,
+        and `kl`, the mean Kullback-Leibler divergence of the predicted classes, as they are from as they become
+        (Fig. 10), in nats.
+    """
+    agent, env = result.agent, result.agent.env
+    split, augmentation = env.datasets[result.final.split], env.datasets["train"].augmentation
+    plain = paths_of(agent, split)
+    found = {"paths": plain.count, "length": float(plain.length.double().mean())}
+    if augmentation is not None:
+        moved = paths_of(agent, augmented(split, augmentation, seed))
+        found["kept"] = float((plain.choices == moved.choices).all(1).double().mean())
+        before, after = plain.logits.double().log_softmax(1), moved.logits.double().log_softmax(1)
+        found["kl"] = float(functional.kl_div(after, before, reduction="batchmean", log_target=True))
+
+    def save(temporary: str) -> None:
+        with open(temporary, "wb") as out:
+            np.savez_compressed(
+                out,
+                chances=plain.chances[..., 1].to(torch.float16).numpy(),
+                choices=plain.choices.to(torch.uint8).numpy(),
+                label=plain.label.numpy(),
+            )
+
+    write_atomically(file, save)
+    return found
