@@ -90,6 +90,7 @@ def paths_by_class(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path)
         for kind in np.unique(images["label"]):
             own = images["place"][images["label"] == kind]
             axes.scatter(own[:, 0], own[:, 1], s=4, color=f"C{kind}", label=f"class {kind}")
+        axes.set(xticks=[], yticks=[])
         axes.set_title(label, fontsize=10)
     panels[-1].legend(markerscale=3, fontsize=8)
     figure.suptitle("Paths of test images by class, arranged by t-SNE")
@@ -110,6 +111,7 @@ def paths_by_length(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path
             vmin=lengths.min(),
             vmax=lengths.max(),
         )
+        axes.set(xticks=[], yticks=[])
         axes.set_title(label, fontsize=10)
     figure.colorbar(points, ax=panels, label="blocks expected to run")
     figure.suptitle("Paths of test images by expected length, arranged by t-SNE")

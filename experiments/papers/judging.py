@@ -48,7 +48,9 @@ def errs_less(better: str, runs: Sequence[Record], worse: str, others: Sequence[
     instances = int(np.sum(runs[0]["exits"]))
     noise = standard_error((np.mean(ours) + np.mean(theirs)) / 2, instances, min(len(runs), len(others)))
     noise = max(noise, spread_of_means(ours, theirs))
-    numbers = f"{better} {100 * np.mean(ours):.2f} %, {worse} {100 * np.mean(theirs):.2f} % (± {100 * noise:.2f})."
+    numbers = (
+        f"Error: {better} {100 * np.mean(ours):.2f} %, {worse} {100 * np.mean(theirs):.2f} % (± {100 * noise:.2f})."
+    )
     return sign_of(float(np.mean(theirs) - np.mean(ours)), noise), numbers
 
 
