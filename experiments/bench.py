@@ -13,6 +13,7 @@ from rich.console import Console
 
 from routing_gym.envs import EnvConfig
 from routing_gym.envs.precision import PRECISIONS
+from routing_gym.experiments.benchmarks.block_skip import NETWORKS, measure_block_skip
 from routing_gym.experiments.benchmarks.convnet import convnet, measure_convnet
 from routing_gym.experiments.benchmarks.early_exit import (
     Routed,
@@ -40,7 +41,7 @@ from routing_gym.experiments.settings import (
 )
 from routing_gym.experiments.train import load_with_env
 
-PARTS = ("steps", "faces", "experts", "convnet", "early-exit")
+PARTS = ("steps", "faces", "experts", "convnet", "early-exit", "block-skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +62,15 @@ class Bench(Pluggable):
     early-exit: inference of the pyramid chain, routers included, against the whole network, for images that leave
     where they are told to; or of checkpoints, on their test split.
 
+    block-skip: inference of ResNets of 32 and 110 layers, routers included, against the whole network, for images of
+    which a share runs each block.
+
     Writes records, and a picture of the ratios against blocks beside them.
 
     Attributes:
-        parts: What to measure: steps, faces, experts, convnet, early-exit; all if none is named.
+        parts: What to measure: steps, faces, experts, convnet, early-exit, block-skip; all if none is named.
         blocks: Numbers of blocks per layer of the part steps, with as many tasks.
-        batch: Batch sizes of the parts steps and early-exit.
+        batch: Batch sizes of the parts steps, early-exit and block-skip.
         checkpoints: Trained agents on a pyramid, which the part early-exit then measures and nothing else.
         agents: Agents to measure in the parts steps and convnet.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. reinforce.representation=mlp.
@@ -143,6 +147,10 @@ class Bench(Pluggable):
                 yield partial(measure_convnet, subject, agents, self.rounds)
         elif part == "early-exit":
             yield from self._early_exits(device)
+        elif part == "block-skip":
+            for name in NETWORKS:
+                for batch in self.batch:
+                    yield partial(measure_block_skip, name, batch, self.rounds, device)
         else:
             for blocks in self.blocks:
                 for subject in _in_each(mlp(blocks, device), precisions):

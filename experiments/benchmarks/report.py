@@ -82,6 +82,18 @@ EARLY_EXIT: Columns = {
     "of the floor's": lambda r: _or_dash(r["possible_saving_arrived"], ".0%"),
 }
 
+BLOCK_SKIP: Columns = {
+    "case": lambda r: r["case"],
+    **BATCH,
+    **THREADS,
+    "MACs": lambda r: f"{r['macs_ratio']:.2f}",
+    "time": lambda r: f"{r['time_ratio']:.2f}",
+    "µs": lambda r: f"{r['microseconds']:,.0f}",
+    "static": lambda r: f"{r['static_microseconds']:,.0f}",
+    "of the MACs' saving": lambda r: _or_dash(r["saving_arrived"], ".0%"),
+    "against all routed": lambda r: _or_dash(r["of_routed"], ".0%"),
+}
+
 
 def name_of(record: Record) -> str:
     """Return an agent's name with the options it was given, and with the precision where that is not float32."""
@@ -113,6 +125,11 @@ def _form(record: Record) -> tuple[str, Columns]:
         return f"SimpleConvNet; {over}", CONVNET
     if record["part"] == "early-exit":
         return "Early exit, inference; ratios to the whole network, and how much of the saving arrives", EARLY_EXIT
+    if record["part"] == "block-skip":
+        return (
+            "Blocks that are skipped, inference; ratios to the whole network, how much of the saving arrives",
+            BLOCK_SKIP,
+        )
     if "share" in record:
         return f"Rows that skip; {over}, and what is saved against nobody skipping", SKIPPING
     return f"Unlike convolution blocks; {over}", EXPERTS
