@@ -1,0 +1,232 @@
+"""CoDiNet's rows, tables, claims and pictures, on stand-in data and on made-up records; paths of images."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from standins import write_cifar10
+from toys import small_env
+
+from routing_gym.agents import make_agent
+from routing_gym.envs import evaluate
+from routing_gym.experiments import reproduce
+from routing_gym.experiments.cell import PATHS
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.papers.codinet import CIFAR10, CODINET, PAPER, SHORT
+from routing_gym.experiments.papers.codinet_claims import claims
+from routing_gym.experiments.papers.codinet_labels import (
+    CONSISTENT,
+    DEPTHS,
+    GAMMAS,
+    MARGINS,
+    PRINTED,
+    RELAXATIONS,
+    RESNET,
+    VANILLA,
+    WITH_BOTH,
+    with_depth,
+    with_gamma,
+    with_margin,
+)
+from routing_gym.experiments.papers.codinet_tables import paths_and_cost
+from routing_gym.experiments.paths import augmented, paths_of
+from routing_gym.experiments.settings import TrainingSettings
+from routing_gym.networks import make_network
+from routing_gym.tasks import Shift, synthetic_mtl
+
+TINY = ("network=resnet32-skip", "stages=[1, 1, 1]", "width=2")
+
+
+def cells(settings, out):
+    base = TrainingSettings(epochs=settings.epochs, device="cpu")
+    return list(CODINET.cells(settings, tuple(CODINET.groups), 1, base, out))
+
+
+def test_the_rows_are_the_papers(tmp_path):
+    rows = {row.label: (row, cell) for row, cell in cells(PAPER, tmp_path)}
+    assert len(rows) == len(CODINET.rows) == len({cell.folder for _, cell in rows.values()})
+    missing = set(PRINTED) - set(rows)
+    assert missing == {with_gamma(0.0), with_margin(0.5)}, "those two are the same run as the one with both losses"
+    row, cell = rows[VANILLA]
+    assert row.paper == {250: 93.16} and cell.training.epochs == 250 and cell.training.batch_size == 256
+    assert {"alpha=0.0", "beta=0.0", "gamma=0.0", "freeze_after=218.75"} == set(cell.agent_options)
+    assert {"schedule_epochs=(150, 200)", "augmentations=4", "weight_decay=1e-4"} <= set(cell.training.env_options)
+    assert rows[WITH_BOTH][0].groups == ("regularization", "cost", "margins")
+    assert rows[with_gamma(0.1)][1].agent_options == ("gamma=0.1", "freeze_after=218.75")
+    short = {row.label: cell for row, cell in cells(SHORT, tmp_path)}
+    assert "network=resnet32-skip" in short[VANILLA].training.env_options
+
+
+@pytest.mark.parametrize("settings", [PAPER, SHORT], ids=["paper", "short"])
+def test_every_row_on_cifar10_can_be_made(settings, tmp_path):
+    """Each agent on its own options; the networks are the paper's in form, made narrow."""
+    write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
+    seen = set()
+    for row, cell in cells(settings, tmp_path):
+        if row.env != CIFAR10:
+            continue
+        narrow = (*cell.training.env_options, "width=1")
+        training = dataclasses.replace(cell.training, data_dir=str(tmp_path), env_options=narrow)
+        agent = dataclasses.replace(cell, training=training).make()
+        depths = [depth for depth in DEPTHS if f" {depth} layers" in row.label]
+        expected = 15 if settings is SHORT and not depths else (depths[0] - 2) // 2 if depths else 54
+        assert agent.name == row.agent and agent.num_decisions == expected, row.label
+        if row.series == RESNET:
+            assert agent.routes.tolist() == [[1] * expected]
+        seen.add(row.agent)
+    assert {"codinet", "fixed-routes", "reinforce"} <= seen
+
+
+# ----------------------------------------------------------------------------------------------------------- paths
+
+
+def skipping_env(num_envs=16, **options):
+    data = synthetic_mtl(num_tasks=1, num_classes=3, image_size=8, images_per_class=20)
+    data["train"] = dataclasses.replace(data["train"], augmentation=Shift(2, flip=True))
+    torch.manual_seed(0)
+    shape = data["train"].input_shape
+    network = make_network("resnet32-skip", num_tasks=1, num_classes=3, input_shape=shape, stages=[1, 1, 1], width=4)
+    env = small_env(network, num_envs)
+    return type(env)(network, data, num_envs, autoreset_mode="disabled", **options)
+
+
+def test_paths_are_those_of_every_image():
+    env = skipping_env(differentiable=True, action_type="weights", augmentations=4)
+    agent = make_agent("codinet", env)
+    agent.learn(env, 32)
+    test = env.datasets["test"]
+    paths = paths_of(agent, test)
+    state = env.network.eval().start(test.pixels(torch.arange(len(test))), test.task)
+    agent.eval()
+    for number in range(3):
+        scores = agent.routers.of[number](env.network.observe(state)[:, : env.network.decisions[number].width])
+        torch.testing.assert_close(paths.chances[:, number], scores.softmax(-1).detach())
+        assert torch.equal(paths.choices[:, number], (scores[:, 1] >= scores[:, 0]).long())
+        state = env.network.step(state, paths.choices[:, number])
+    torch.testing.assert_close(paths.logits, state.exits[0].logits.detach())
+    assert torch.equal(paths.label, test.label)
+    judged = evaluate(agent, env)
+    assert paths.count == judged.paths == len({tuple(path) for path in paths.choices.tolist()})
+    assert float(paths.length.double().mean()) == pytest.approx(float(judged.use[:, 1].sum()))
+    torch.testing.assert_close(paths.expected_length, paths.chances[..., 1].sum(1))
+
+
+def test_paths_of_an_agent_that_says_no_chances_are_its_choices():
+    env = skipping_env()
+    paths = paths_of(make_agent("fixed-routes", env, routes=[[1, 0, 1]]), env.datasets["test"])
+    assert paths.choices.unique(dim=0).tolist() == [[1, 0, 1]] and paths.count == 1
+    assert torch.equal(paths.chances[..., 1], paths.choices.to(paths.chances.dtype))
+
+
+def test_images_are_augmented_once_and_otherwise_left_alone():
+    split = synthetic_mtl(num_tasks=1, num_classes=3, image_size=8, images_per_class=20)["test"]
+    shift = Shift(2, flip=True)
+    moved = augmented(split, shift, 3)
+    assert torch.equal(moved.label, split.label) and torch.equal(moved.image, split.image)
+    parameters = shift.draw(len(split.images), torch.Generator().manual_seed(3))
+    assert torch.equal(moved.images, shift.apply(split.images, parameters))
+    assert not torch.equal(moved.images, split.images)
+
+
+# --------------------------------------------------------------------------------------------------------- records
+
+
+def record(label, accuracy, macs=1e8, *, paths=10, kept=0.5, kl=0.1, seed=0, **more):
+    exits = np.zeros((1, 1, 10, 2), int)
+    exits[..., 0] = 1000
+    return {
+        "label": label,
+        "groups": ["regularization"],
+        "settings": "short",
+        "series": "",
+        "part": "CIFAR-10",
+        "agent": "codinet",
+        "seed": seed,
+        "test_accuracy": accuracy,
+        "macs": macs,
+        "router_macs": 0.01 * macs,
+        "paths": paths,
+        "compared_paths": {"paths": paths, "length": 7.5, "kept": kept, "kl": kl},
+        "parameters": 490_920,
+        "epochs": 8,
+        "seconds": 80.0,
+        "exits": exits.tolist(),
+        "dataset": "CIFAR-10",
+        **more,
+    }
+
+
+def verdicts(*records):
+    return {claim.text: claim.verdict for claim in claims(records)}
+
+
+def test_claims_follow_the_records():
+    good = verdicts(
+        record(VANILLA, 0.90, paths=100, kept=0.2, kl=0.3),
+        record(CONSISTENT, 0.88, paths=20, kl=0.1),
+        record(WITH_BOTH, 0.93, 1.5e8, paths=300, kept=0.6),
+        *(record(with_gamma(gamma), 0.92, 1.4e8 - 1e9 * gamma) for gamma in GAMMAS[1:-1]),
+        record(with_gamma(0.1), 0.85, 1e7),
+        *(record(with_margin(margin), 0.9, paths=int(600 * margin)) for margin in MARGINS if margin != 0.5),
+        record(with_depth(WITH_BOTH, 32, "CIFAR-10"), 0.93),
+        record(with_depth(RESNET, 32, "CIFAR-10"), 0.91),
+        *(record(name, 0.93 - 0.05 * i) for i, name in enumerate(RELAXATIONS.values())),
+    )
+    assert set(good.values()) == {"holds"} and len(good) == 11
+    bad = verdicts(
+        record(VANILLA, 0.93, paths=10, kept=0.7, kl=0.1),
+        record(CONSISTENT, 0.95, paths=20, kl=0.3),
+        record(WITH_BOTH, 0.90, 1.5e8, paths=5, kept=0.6),
+        *(record(with_gamma(gamma), 0.95, 2e8) for gamma in GAMMAS[1:]),
+        *(record(with_margin(margin), 0.9, paths=1) for margin in MARGINS if margin != 0.5),
+        record(with_depth(WITH_BOTH, 32, "CIFAR-10"), 0.90),
+        record(with_depth(RESNET, 32, "CIFAR-10"), 0.93),
+        *(record(name, 0.80 + 0.05 * i) for i, name in enumerate(RELAXATIONS.values())),
+    )
+    assert set(bad.values()) == {"does not hold"}
+    assert set(verdicts(record(VANILLA, 0.9)).values()) == {"not enough"}
+
+
+def test_the_table_has_ours_and_theirs():
+    lines = paths_and_cost([record(VANILLA, 0.9, seed=0), record(VANILLA, 0.92, seed=1), record("ours", 0.5)])
+    assert "**91.00 ± " in lines[2] and "*93.16*" in lines[2] and "0.2000" in lines[2] and "50.0 *22.7*" in lines[2]
+    assert lines[2].endswith("| 8 | 10 | 2 |") and "10 *113*" in lines[2] and "0.491" in lines[2]
+    assert lines[3].startswith("| ours | **50.00** | 0.2000 |")
+    plain = {key: value for key, value in record("plain", 0.9).items() if key != "compared_paths"}
+    assert "|  |  |  |  |" in paths_and_cost([plain])[2]
+
+
+def test_the_command_runs_and_draws(monkeypatch, tmp_path):
+    """Three rows and what they are compared with, on 120 stand-in images and three blocks."""
+    write_cifar10(tmp_path / "data" / "cifar-10-batches-bin", 20)
+    small = dataclasses.replace(SHORT, epochs=1, env_options=(*SHORT.env_options, *TINY))
+    paper = dataclasses.replace(CODINET, settings=(small,), batch_size=40)
+    monkeypatch.setitem(reproduce.REPRODUCTIONS, "codinet", paper)
+    out = tmp_path / "out"
+    options = ["--groups", "regularization", "agents", "--rows", "vanilla", "with", "REINFORCE", "--seeds", "1"]
+    command = ["reproduce", "codinet", *options, "--data-dir", str(tmp_path / "data"), "--out", str(out)]
+    assert main([*command, "--device", "cpu", "--threads", "1"]) == 0
+    found = json.loads((out / "results.json").read_text())
+    assert {run["label"] for run in found} == {VANILLA, CONSISTENT, WITH_BOTH, "REINFORCE", "REINFORCE, table"}
+    for run in found:
+        assert {"paths", "length", "kept", "kl"} == set(run["compared_paths"])
+        with np.load(f"{run['folder']}/{PATHS}") as saved:
+            assert saved["chances"].shape == saved["choices"].shape == (20, 3) and saved["label"].shape == (20,)
+            assert (
+                len({tuple(row) for row in saved["choices"].tolist()}) == run["paths"] == run["compared_paths"]["paths"]
+            )
+    report = (out / "codinet.md").read_text()
+    assert "Table 2: with both losses fewer are than with neither" in report
+    for name in (
+        "regularization",
+        "regularization-classes",
+        "regularization-lengths",
+        "regularization-paths",
+        "agents",
+    ):
+        picture = imread(out / f"short-{name}.png")
+        assert picture.std() > 0.01, name
+    assert main([*command, "--device", "cpu", "--threads", "1"]) == 0, "what is finished is not run again"
