@@ -18,6 +18,7 @@ from routing_gym.experiments.papers.diversity_labels import (
     FIXED_K,
     OMNIGLOT_EXPERTS,
     SINGLE_TASK,
+    by_task,
 )
 from routing_gym.experiments.papers.judging import Verdict, all_of, errs_less
 from routing_gym.experiments.papers.reproduction import Claim
@@ -45,6 +46,10 @@ def claims(records: Sequence[Record]) -> list[Claim]:
             "Table 2: convolutions, pooling and identity err less than convolutions alone, these less than only 5x5, "
             "and these less than only 3x3",
             list(map(lower, order, order[1:])),
+        ),
+        all_of(
+            "The order of Table 2 is found with gates that see the task alone, too",
+            [lower(by_task(better), by_task(worse)) for better, worse in zip(order, order[1:], strict=False)],
         ),
         all_of("Table 1: diverse routing errs less than single-task networks", [lower(DIVERSE, SINGLE_TASK)]),
         all_of(

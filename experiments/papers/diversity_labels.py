@@ -6,6 +6,12 @@ CONV5 = "only 5x5"
 CONV3 = "only 3x3"
 SINGLE_TASK = "single task"
 
+
+def by_task(label: str) -> str:
+    """Name a line of Table 2 whose gates see the task alone."""
+    return f"{label}, by task"
+
+
 CELLS_6X32 = "routing, C = 6, F = 32"
 CELLS_6X64 = "routing, C = 6, F = 64"
 CELLS_12X32 = "routing, C = 12, F = 32"
