@@ -67,7 +67,8 @@ class CoDiNet(RouterAgent):
     least 0.5 (Eq. 13).
 
     With `relaxation="sampling"` the losses on paths are of the probabilities; the gradient of classification and cost
-    is that of the score function, with the batch's mean as its baseline.
+    is that of the score function. Its baseline is the mean over the other instances of the batch: with an instance's
+    own part in it, the gradient would be too small by one part in the size of the batch.
 
     Needs an environment made with `augmentations`: how many versions of an image come together, M, 4 in the paper.
 
@@ -174,7 +175,7 @@ class CoDiNet(RouterAgent):
         if options.relaxation != "sampling":
             return loss + cost.mean()
         objective = trajectory.loss + cost.detach()
-        advantage = objective - objective.mean()
+        advantage = objective - (objective.sum() - objective) / max(len(objective) - 1, 1)
         likelihood = torch.stack([step.record["log_probability"] for step in trajectory.steps]).sum(0)
         return loss + (advantage * likelihood).mean()
 
