@@ -97,7 +97,7 @@ class CoDiNet(RouterAgent):
         costs = network.costs
         self.register_buffer("_least_macs", network.stem_macs + costs[:, SKIP].sum(), persistent=False)
         self.register_buffer("_block_macs", (costs[:, RUN] - costs[:, SKIP]).sum(), persistent=False)
-        self.register_buffer("gamma", torch.tensor(options.gamma or 0.0, device=self.env.device))
+        self.register_buffer("gamma", torch.tensor(float(options.gamma or 0.0), device=self.env.device))
 
     gamma: Tensor
     routers: Routers | RecurrentRouter
