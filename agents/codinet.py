@@ -107,7 +107,8 @@ class CoDiNet(RouterAgent):
     def _check_env(self) -> None:
         super()._check_env()
         for decision in self.env.network.decisions:
-            if decision.n != 2 or decision.m != 1 or decision.mixing != "activation":
+            skips = decision.n == 2 and decision.macs[SKIP] < decision.macs[RUN]
+            if not skips or decision.m != 1 or decision.mixing != "activation":
                 raise ValueError(
                     f"agent {self.name!r} says whether a block is skipped (0) or run (1), but decision "
                     f"{decision.name!r} of this network is another: take one of the networks ...-skip"
