@@ -135,7 +135,7 @@ RUNS = [
     {"cost_target": 0.4, "cost_step": 0.5},
     {"relaxation": "sampling", "gamma": 0.02, "freeze_after": 0.9},
     {"router": "rnn", "cost_target": 0.4, "freeze_after": 0.8},
-    {"router": "cnn", "relaxation": "softmax", "freeze_after": 0.8, "learning_rate": 0.05},
+    {"router": "cnn", "relaxation": "softmax", "freeze_after": 0.3, "learning_rate": 0.05},
 ]
 
 
