@@ -6,10 +6,10 @@ import pytest
 import torch
 from skips import codinet, learned, skip_env
 from torch import nn
-from toys import ExitTree, RunSkip, small_env
+from toys import ExitTree, RunSkip, small_env, toy_data
 
 import routing_gym
-from routing_gym.agents import CoDiNetConfig, make_agent, needs, train_batch
+from routing_gym.agents import CoDiNetConfig, add_task, make_agent, needs, train_batch
 from routing_gym.envs import rollout
 from routing_gym.networks import RoutedMLP
 
@@ -261,3 +261,14 @@ def test_environments_it_cannot_route_are_refused():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         CoDiNetConfig(**options)
+
+
+def test_it_goes_on_with_a_task_that_comes_later():
+    env = small_env(RunSkip(), **{**needs("codinet"), "augmentations": 1})
+    agent = make_agent("codinet", env, alpha=0.0, cost_target=0.5).learn(env, 60)
+    grown = add_task(agent, {split: part.select_tasks([1]) for split, part in toy_data().items()})
+    assert (grown.num_tasks, grown.passes) == (4, agent.passes) and torch.equal(grown.gamma, agent.gamma)
+    for ours, theirs in zip(grown.routers.parameters(), agent.routers.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    grown.learn(grown.env, 96)
+    assert grown.passes == pytest.approx(60 / 72 + 1)  # 96 rows are a pass now
