@@ -67,7 +67,8 @@ class CoDiNet(RouterAgent):
     least 0.5 (Eq. 13).
 
     With `relaxation="sampling"` the losses on paths are of the probabilities; the gradient of classification and cost
-    is that of the score function, with the batch's mean as its baseline.
+    is that of the score function. Its baseline is the mean over the other instances of the batch: with an instance's
+    own part in it, the gradient would be too small by one part in the size of the batch.
 
     Needs an environment made with `augmentations`: how many versions of an image come together, M, 4 in the paper.
 
@@ -96,7 +97,7 @@ class CoDiNet(RouterAgent):
         costs = network.costs
         self.register_buffer("_least_macs", network.stem_macs + costs[:, SKIP].sum(), persistent=False)
         self.register_buffer("_block_macs", (costs[:, RUN] - costs[:, SKIP]).sum(), persistent=False)
-        self.register_buffer("gamma", torch.tensor(options.gamma or 0.0, device=self.env.device))
+        self.register_buffer("gamma", torch.tensor(float(options.gamma or 0.0), device=self.env.device))
 
     gamma: Tensor
     routers: Routers | RecurrentRouter
@@ -106,7 +107,8 @@ class CoDiNet(RouterAgent):
     def _check_env(self) -> None:
         super()._check_env()
         for decision in self.env.network.decisions:
-            if decision.n != 2 or decision.m != 1 or decision.mixing != "activation":
+            skips = decision.n == 2 and decision.macs[SKIP] < decision.macs[RUN]
+            if not skips or decision.m != 1 or decision.mixing != "activation":
                 raise ValueError(
                     f"agent {self.name!r} says whether a block is skipped (0) or run (1), but decision "
                     f"{decision.name!r} of this network is another: take one of the networks ...-skip"
@@ -173,7 +175,7 @@ class CoDiNet(RouterAgent):
         if options.relaxation != "sampling":
             return loss + cost.mean()
         objective = trajectory.loss + cost.detach()
-        advantage = objective - objective.mean()
+        advantage = objective - (objective.sum() - objective) / max(len(objective) - 1, 1)
         likelihood = torch.stack([step.record["log_probability"] for step in trajectory.steps]).sum(0)
         return loss + (advantage * likelihood).mean()
 

@@ -16,6 +16,8 @@ PIXELS = 6
 CLASSES = 3
 SHARE_OUTCOMES = {"actor", "pragmatic-critic", "optimistic-critic"}
 """Agents for networks that share outcomes out; no other network takes them."""
+SKIP_BLOCKS = {"codinet"}
+"""Agents for networks whose blocks are skipped or run; no other network takes them."""
 TREE = [[1, 2], [3], [4, 5], [], [], [6], []]
 
 

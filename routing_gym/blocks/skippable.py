@@ -111,8 +111,14 @@ class SkippableBlock(FunctionBlocks):
         return [] if isinstance(chosen, nn.Identity) else [static_copy(chosen)]
 
     def select(self, kept: Sequence[int]) -> ModuleBlocks | SkippableBlock:  # type: ignore[override]
-        """Return a copy; of one choice alone, blocks in which there is nothing to choose."""
-        if list(kept) == [0, 1]:
+        """Return a copy; of one choice alone, blocks in which there is nothing to choose.
+
+        Raises:
+            ValueError: What is kept is neither one of the two choices nor both in their order.
+        """
+        if list(kept) not in ([0], [1], [0, 1]):
+            raise ValueError(f"of a block that is skipped (0) or run (1) [0], [1] or [0, 1] are kept, got {list(kept)}")
+        if len(kept) == len(CHOICES):
             return copy.deepcopy(self)
         return one_choice(copy.deepcopy(self.block), CHOICES[kept[0]], self.input_shape)
 

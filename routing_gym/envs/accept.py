@@ -148,7 +148,7 @@ def accept_reset_options(
             )
         rows = accept_reset_mask(options["reset_mask"], num_envs, dataset.device, unfinished())
         count = len(rows)
-    instances = accept_instances(options.get("instances"), count, len(dataset))
+    instances = accept_instances(options.get("instances"), count, len(dataset), config.augmentations)
     if unknown := sorted(set(options) - {"reset_mask", "instances"}):
         raise ValueError(f"reset options are 'reset_mask' and 'instances', got {unknown}")
     return rows, instances
@@ -179,11 +179,17 @@ def accept_reset_mask(given: Any, num_envs: int, device: torch.device, active: T
     return mask.nonzero().flatten()
 
 
-def accept_instances(given: Any, count: int, num_rows: int) -> Tensor | None:
+def accept_instances(given: Any, count: int, num_rows: int, augmentations: int) -> Tensor | None:
     """Check which rows of a data set are asked for; None where none are named.
 
+    Args:
+        given: What was asked for.
+        count: How many there have to be.
+        num_rows: How many the data set has.
+        augmentations: How many times in a row each has to be named.
+
     Raises:
-        ValueError: Not `count` integers in `[0, num_rows)`.
+        ValueError: Not `count` integers in `[0, num_rows)`, or not each of them so many times.
     """
     if given is None:
         return None
@@ -192,4 +198,10 @@ def accept_instances(given: Any, count: int, num_rows: int) -> Tensor | None:
         raise ValueError(f"instances must be {count} integers, got {instances.dtype} of shape {tuple(instances.shape)}")
     if not 0 <= int(instances.min()) <= int(instances.max()) < num_rows:
         raise ValueError(f"instances must lie in [0, {num_rows}), got {instances.tolist()}")
+    versions = instances.view(-1, augmentations)
+    if bool((versions != versions[:, :1]).any()):
+        raise ValueError(
+            f"with augmentations={augmentations} instances must name every row {augmentations} times in succession, "
+            f"got {instances.tolist()}"
+        )
     return instances.to(torch.int64).clone()  # the caller may go on using its own

@@ -39,7 +39,7 @@ def rollout(
     Args:
         router: Whoever decides.
         env: The environment; it is reset.
-        instances: `(num_envs,)` rows of the data set; drawn by default.
+        instances: `(num_envs,)` rows of the data set, each as often as the environment augments it; drawn by default.
         deterministic: Handed to the router.
 
     Returns:
@@ -47,7 +47,7 @@ def rollout(
     """
     if env.autoreset_mode is not AutoresetMode.DISABLED:
         raise ValueError("a rollout needs an environment in mode 'disabled': make it so, or use env.batch_mode()")
-    env.begin(instances=accept_instances(instances, env.num_envs, len(env.dataset)))
+    env.begin(instances=accept_instances(instances, env.num_envs, len(env.dataset), env.config.augmentations))
     env.outcome.keep_exits = True  # of one batch, which is let go as a whole
     plan = router.plan(env.state.task, deterministic) if hasattr(router, "plan") else None
     steps = _act(router, env, deterministic) if plan is None else _follow(env, plan)

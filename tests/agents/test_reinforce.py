@@ -1,5 +1,6 @@
 """REINFORCE against the formula, one visit at a time."""
 
+import gymnasium
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from toys import ExitTree, Gates, learned_from, scores_of, small_env, who_decides
 
 import routing_gym
-from routing_gym.agents import make_agent
+from routing_gym.agents import make_agent, needs
 from routing_gym.envs import rollout
 
 
@@ -80,3 +81,20 @@ def test_what_it_cannot_route_or_be_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             make_agent("reinforce", small_env(), **options)
+
+
+@pytest.mark.parametrize("representation", ["mlp", "table"])
+def test_blocks_of_a_resnet_are_dropped_where_they_are_dear(representation):
+    """As BlockDrop does: the policy gradient of a reward that goes down with what is run."""
+    data = {"num_tasks": 1, "num_classes": 3, "image_size": 8, "images_per_class": 12}
+    form = {"network": "resnet32-skip", "width": 2, "stages": [1, 1, 1], "num_envs": 12, "learning_rate": 0.03}
+    rate = {"mlp": 0.03, "table": 1.0}[representation]
+    ran = []
+    for k_cpt in (0.0, 3e-4):
+        env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", **data, **form, k_cpt=k_cpt, **needs("reinforce"))
+        agent = make_agent("reinforce", env, representation=representation, learning_rate=rate)
+        agent.learn(env, 12 * 50)
+        judged = routing_gym.evaluate(agent, env)
+        assert judged.accuracy > 0.6  # by chance 0.33; what the stem gives will do
+        ran.append(judged.macs - judged.router_macs - env.unwrapped.network.stem_macs)
+    assert ran[1] == 0 < ran[0]
