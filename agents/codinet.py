@@ -27,8 +27,9 @@ class CoDiNetConfig(RouterConfig):
         beta: Weight of the diversity loss (Eq. 9).
         consistency_margin: m_c.
         diversity_margin: m_d.
-        gamma: Weight of the cost Σ_k c_k v_k (Eq. 11), where c_k is the share of block k in the cost of all, times
-            their number. None: what the environment charges, `k_cpt` for every multiply-accumulate.
+        gamma: Weight of the cost Σ_k c_k v_k (Eq. 11), where c_k is the share of block k in the multiply-accumulates
+            of the plain network, times the number of blocks. None: what the environment charges, `k_cpt` for every
+            multiply-accumulate.
         cost_target: Share of the blocks' cost that gamma is to bring about: gamma, which counts from 0 where it is
             None, rises after every batch that cost more and falls after every one that cost less. None for a gamma that
             stays.
@@ -183,11 +184,15 @@ class CoDiNet(RouterAgent):
         """Return `(B,)`: γ L_cost of every instance."""
         if self.config.gamma is None and self.config.cost_target is None:
             return trajectory.price * trajectory.expected_macs
-        return self.gamma * self.num_decisions * self._share(trajectory)
+        return self.gamma * self.num_decisions * self._spent(trajectory) / (self._least_macs + self._block_macs)
 
     def _share(self, trajectory: Trajectory) -> Tensor:
         """Return `(B,)`: the share of the blocks' cost that is spent."""
-        return (trajectory.expected_macs - self._least_macs) / self._block_macs
+        return self._spent(trajectory) / self._block_macs
+
+    def _spent(self, trajectory: Trajectory) -> Tensor:
+        """Return `(B,)`: the multiply-accumulates of blocks that are run, beyond those of all that is run anyway."""
+        return trajectory.expected_macs - self._least_macs
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Steer gamma towards its target, where there is one, and report how much of the blocks' cost is spent."""

@@ -179,7 +179,8 @@ def test_the_loss_of_a_batch_is_that_of_a_loop(versions, gamma, relaxation):
     if gamma is None:
         spent = [3e-5 * (env.network.stem_macs + sum(c * u for c, u in zip(costs, row, strict=True))) for row in v]
     else:
-        shares = [len(costs) * c / sum(costs) for c in costs]
+        whole = env.network.stem_macs + sum(costs)
+        shares = [len(costs) * c / whole for c in costs]
         spent = [gamma * sum(c * u for c, u in zip(shares, row, strict=True)) for row in v]
     con, div = slow_consistency(paths, 0.02), slow_diversity(paths, 0.6)
     assert div > 1e-4 and (con > 1e-5 or relaxation == "softmax")
@@ -303,7 +304,8 @@ def test_sampling_has_the_gradient_of_the_expectation(rows, gamma, monkeypatch):
                 scores = agent.routers(step.observation, step.active)
                 chance = chance * scores.softmax(1)[:, choice]
             spent = sum(c for c, run in zip(costs, way, strict=True) if run)
-            cost = gamma * 3 * spent / sum(costs) if gamma else 1e-4 * (env.network.stem_macs + spent)
+            whole = env.network.stem_macs + sum(costs)
+            cost = gamma * 3 * spent / whole if gamma else 1e-4 * (env.network.stem_macs + spent)
             exact = exact + (chance * (trajectory.exits[0].loss + cost)).mean()
             chances[way] = chance.detach()
         torch.testing.assert_close(sum(chances.values()), torch.ones(rows))
