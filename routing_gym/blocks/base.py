@@ -51,12 +51,14 @@ class FunctionBlocks(nn.Module, ABC):
     Attributes:
         num_blocks: How many blocks there are, k.
         macs: Multiply-accumulates of one row through each block, k numbers.
+        shared_macs: Those that every row costs besides, whatever it chooses.
         dense_backward: Run every block on every row while training, so that the weight of a block that was not
             chosen (a straight-through estimate) has a gradient too.
     """
 
     num_blocks: int
     macs: tuple[float, ...]
+    shared_macs: float = 0.0
 
     def __init__(self, num_blocks: int) -> None:
         super().__init__()

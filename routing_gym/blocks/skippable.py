@@ -45,7 +45,7 @@ class SkippableBlock(FunctionBlocks):
 
     Source: Wang et al., "CoDiNet: Path Distribution Modeling with Consistency and Diversity for Dynamic Routing", Eqs.
     2, 7 and 13. F is the whole block, its own shortcut and ReLU included. Where a block changes the shape the shortcut
-    does so for those that skip, too, and its cost is part of both choices.
+    does so for those that skip, too, so that its cost belongs to no choice.
 
     Nothing is computed for rows that skip: the residual runs on the others alone, and batch norm has the statistics of
     just these while training. Rows that mix both choices run it.
@@ -60,7 +60,8 @@ class SkippableBlock(FunctionBlocks):
         self.block, self.input_shape = block, tuple(input_shape)
         row = torch.zeros(1, *input_shape)
         self.output_shape = tuple(probe(block, lambda: block(row)).shape[1:])
-        self.macs = (count_macs(block.shortcut, row), count_macs(block, row))
+        self.shared_macs = count_macs(block.shortcut, row)
+        self.macs = (0.0, count_macs(block, row) - self.shared_macs)
         allow_small_groups(self)
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:

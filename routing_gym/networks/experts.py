@@ -128,7 +128,7 @@ class RoutedExperts(Deployable):
             ],
             num_classes=num_classes,
             input_shape=input_shape,
-            stem_macs=shared + features * num_classes,
+            stem_macs=shared + sum(bank.shared_macs for bank in banks) + features * num_classes,
         )
         self.trunk, self.observes, self.observed_shapes = stem, observes, shapes
         self.banks, self.between = nn.ModuleList(banks), nn.ModuleList(between)

@@ -105,6 +105,9 @@ def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
 class RoutedModule(Deployable):
     """A traced module, cut at its routed layers; made by `route`.
 
+    What runs between the routed layers runs once for every instance, whatever it chooses or mixes, and is counted as
+    `stem_macs`.
+
     Attributes:
         module: The traced copy without the routed layers.
         blocks: For each decision the blocks that stand where the layer was.
@@ -151,7 +154,7 @@ class RoutedModule(Deployable):
             [
                 Decision(
                     name=name,
-                    macs=tuple(cost + macs[i + 1] for cost in routed[i].macs),
+                    macs=routed[i].macs,
                     next=(i + 1 if i < last else EXIT,) * routed[i].num_blocks,
                     width=self._pool(torch.zeros(record.shapes[carried[i][0]])).shape[1],
                 )
@@ -159,7 +162,7 @@ class RoutedModule(Deployable):
             ],
             num_classes=logits.shape[1],
             input_shape=None if any_shape else input_shape,
-            stem_macs=macs[0],
+            stem_macs=sum(macs),
         )
         for name in names:
             traced.set_submodule(name, nn.Identity())

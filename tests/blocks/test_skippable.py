@@ -195,7 +195,10 @@ def test_costs_by_hand():
     assert a_block("identity").macs == (0, residual)
     residual = 9 * 4 * 8 * 9 + 9 * 8 * 8 * 9
     assert a_block("subsampling").macs == (0, residual)
-    assert a_block("projection").macs == (4 * 8 * 9, 4 * 8 * 9 + residual)  # what skips passes the shortcut, too
+    projected = a_block("projection")
+    # Whoever skips passes the shortcut, too.
+    assert projected.macs == (0, residual) and projected.shared_macs == 4 * 8 * 9
+    assert a_block("identity").shared_macs == a_block("subsampling").shared_macs == 0
 
 
 # ---------------------------------------------------------------------- what is not computed
@@ -366,7 +369,8 @@ def test_what_is_left_of_one_choice(shortcut):
         expected = blocks(x, torch.full((4,), choice)).detach()
         alone = blocks.select([choice])
         assert isinstance(alone, ModuleBlocks) and alone.num_blocks == 1
-        assert alone.macs == (blocks.macs[choice],) and alone.output_shape == blocks.output_shape
+        assert alone.macs == (blocks.macs[choice] + blocks.shared_macs,)
+        assert alone.output_shape == blocks.output_shape
         torch.testing.assert_close(alone.eval()(x, torch.zeros(4, dtype=torch.int64)), expected)
         parts = blocks.as_modules(choice)
         assert len(parts) == (0 if shortcut == "identity" and choice == 0 else 1)

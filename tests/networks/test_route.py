@@ -32,6 +32,16 @@ def test_first_blocks_give_the_module_itself():
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
+def test_what_runs_between_is_counted_once_whatever_is_mixed():
+    """Two of three 4-to-5 layers, a 5-to-7 layer for all, then one of three 7-to-2 layers."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 2))
+    network = route(module, ["1", "5"], 3, input_shape=(1, 2, 2)).eval()
+    assert network.stem_macs == 35 and [decision.macs for decision in network.decisions] == [(20.0,) * 3, (14.0,) * 3]
+    half, one = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    state = run(network, torch.randn(1, 1, 2, 2), [half, one])
+    assert float(state.macs) == 35 + 2 * 20 + 14 and float(state.expected_macs) == 35 + 20 + 14
+
+
 def test_each_row_runs_its_own_blocks():
     torch.manual_seed(0)
     network = route(Residual(), LAYERS, 3, input_shape=(1, 4, 4)).eval()
