@@ -38,6 +38,9 @@ class TopKConfig(AgentConfig):
             and falls otherwise; it counts for what is picked, not for the weights (loss-free balancing, Wang et al.
             2024; 0.001 there). 0 for none.
         task_embedding: Width of a learned embedding of the task that joins what a gate sees; 0 for none.
+        embedding_scale: Deviation of the embedding's first values. Where it outweighs the activations rows of a task
+            take one way at first, and part later; ways that differ from row to row from the beginning, through many
+            layers of blocks that are still random, can take long to be learned from.
         task_only: Show the gate nothing but the embedding: all rows of a task then take one way.
         arrangement: `"single"`, one gate per decision for all tasks; or `"per_task"`, one for each of them.
         learning_rate: Step size of Adam on the gates.
@@ -51,6 +54,7 @@ class TopKConfig(AgentConfig):
     balance_epochs: float | None = positive(None)
     bias_rate: float = not_negative(0.0)
     task_embedding: int = count(0, least=0)
+    embedding_scale: float = positive(1.0)
     task_only: bool = False
     arrangement: Literal["single", "per_task"] = "single"
     learning_rate: float = positive(0.003)
@@ -103,7 +107,7 @@ class TopK(Gate):
         if options.task_embedding:
             numbers = torch.Generator().manual_seed(options.seed)
             first = torch.randn(self.num_tasks, options.task_embedding, generator=numbers)
-            self.embedding = nn.Parameter(first.to(legal.device))
+            self.embedding = nn.Parameter((options.embedding_scale * first).to(legal.device))
         if options.bias_rate:
             self.register_buffer("bias", torch.zeros(legal.shape, device=legal.device))
         self.optimizer = torch.optim.Adam(self.parameters(), lr=options.learning_rate, fused=True)
