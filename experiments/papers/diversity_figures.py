@@ -38,11 +38,11 @@ def draw(groups: Mapping[str, str], records: Sequence[Record], folder: Path) -> 
                 learning_curves(own, path, titled)
             drawn.append(path)
             gated = [runs[0] for runs in by_label(own).values() if runs[0]["agent"] == "top-k"]
-            if group in ("omniglot", "by-task", "depth") and gated:
+            if group in ("omniglot", "few-steps", "depth") and gated:
                 over_depth = folder / f"{setting}-{group}-experts.png"
                 expert_use_over_depth(gated, over_depth, f"{titled}: who is used where")
                 drawn.append(over_depth)
-            if group in ("omniglot", "by-task", "depth", "mnist") and gated and _epochs_known(gated[0]) > 1:
+            if group in ("omniglot", "few-steps", "depth", "mnist") and gated and _epochs_known(gated[0]) > 1:
                 over_training = folder / f"{setting}-{group}-training.png"
                 expert_use_over_training(gated[0], over_training, f"{gated[0]['label']} ({setting}): use over training")
                 drawn.append(over_training)

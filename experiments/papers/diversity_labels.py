@@ -12,6 +12,11 @@ def by_task(label: str) -> str:
     return f"{label}, by task"
 
 
+def from_the_task(label: str) -> str:
+    """Name a line of Table 2 whose gates see example and task, the task stronger at first."""
+    return f"{label}, k = 2"
+
+
 CELLS_6X32 = "routing, C = 6, F = 32"
 CELLS_6X64 = "routing, C = 6, F = 64"
 CELLS_12X32 = "routing, C = 12, F = 32"
