@@ -48,7 +48,7 @@ def claims(records: Sequence[Record]) -> list[Claim]:
             list(map(lower, order, order[1:])),
         ),
         all_of(
-            "Table 2, the same order by gates that learn in few steps",
+            "In few steps: the order of Table 2 with k = 2",
             [lower(from_the_task(less), from_the_task(more)) for less, more in zip(order, order[1:], strict=False)],
         ),
         all_of("Table 1: diverse routing errs less than single-task networks", [lower(DIVERSE, SINGLE_TASK)]),

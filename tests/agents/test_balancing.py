@@ -211,6 +211,18 @@ def test_expert_choice_learns_and_judges_row_by_row():
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
+def test_an_embedding_that_outweighs_the_activations_keeps_a_task_together():
+    env = weights_env(num_envs=64)
+    small, large = (make_agent("top-k", env, task_embedding=4, noise=False, k=1, embedding_scale=s) for s in (1.0, 1e4))
+    torch.testing.assert_close(large.embedding, 1e4 * small.embedding)
+    steps = rollout(large, env).steps
+    for step in steps:
+        ways = {(int(task), int(choice)) for task, choice in zip(step.observation["task"], step.action[0], strict=True)}
+        assert len(ways) == len({task for task, _ in ways})
+    with pytest.raises(ValueError, match="embedding_scale must be positive and finite, got 0.0"):
+        make_agent("top-k", env, embedding_scale=0.0)
+
+
 def test_embeddings_join_what_a_gate_sees():
     env = weights_env()
     agent = make_agent("top-k", env, task_embedding=3, noise=False)

@@ -37,6 +37,7 @@ from routing_gym.experiments.papers.diversity_labels import (
     FIXED_K,
     OMNIGLOT_EXPERTS,
     SINGLE_TASK,
+    from_the_task,
 )
 from routing_gym.experiments.papers.diversity_tables import across, depth
 from routing_gym.experiments.papers.reproduction import Settings
@@ -57,10 +58,15 @@ def test_the_rows_are_the_papers_and_all_agents(tmp_path):
     assert [row.label for row in DIVERSITY.rows[:5]] == [DIVERSE, CONVS, CONV5, CONV3, SINGLE_TASK]
     row, cell = rows[DIVERSE]
     assert row.paper == {100: pytest.approx(92.19)} and cell.training.batch_size == 32 and cell.training.epochs == 100
-    assert {"k=7", "k_last=2", "balance=0.1", "balance_epochs=100", "task_embedding=16"} == set(cell.agent_options)
+    gates = {"k=7", "k_last=2", "balance=0.1", "balance_epochs=100", "task_embedding=16", "learning_rate=2e-4"}
+    assert gates == set(cell.agent_options)
     assert {"alphabets=liang-2018", "differentiable=True"} <= set(cell.training.env_options)
     (short,) = [cell for row, cell in cells(SHORT, tmp_path) if row.label == DIVERSE]
-    assert "size=56" in short.training.env_options and "balance_epochs=8" in short.agent_options
+    assert "size=32" in short.training.env_options and "balance_epochs=16" in short.agent_options
+    few = {row.label: cell for row, cell in cells(SHORT, tmp_path) if "few-steps" in row.groups}
+    assert len(few) == 4 + 1 + 3, "the four lines of Table 2, one by the task alone, and what they are compared with"
+    assert {"k=2", "embedding_scale=5.0", "noise=False"} <= set(few[from_the_task(CONV5)].agent_options)
+    assert "network=omniglot-conv5" in few[from_the_task(CONV5)].training.env_options
     assert rows["5 experts, k = 2"][1].training.epochs == 10
     assert {row.env for row in DIVERSITY.rows} == {OMNIGLOT, MNIST, CIFAR, CELLS}
     there = {(row.series, row.part) for row in DIVERSITY.rows if "agents" in row.groups}
