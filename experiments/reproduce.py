@@ -123,8 +123,7 @@ class Reproduce:
                 _write(
                     target, report_of(paper, settings, groups, records, measured, list(failures), pictures_of_measured)
                 )
-        shown = {group: title for group, title in paper.groups.items() if group in groups}
-        pictures = [*paper.draw(shown, records, folder), *pictures_of_measured]
+        pictures = [*paper.pictures(groups, records, folder), *pictures_of_measured]
         _write(target, report_of(paper, settings, groups, records, measured, list(failures), pictures))
         for failure in failures:
             console.print(f"[red]{failure}[/red]")

@@ -14,6 +14,7 @@ from routing_gym.experiments.cell import PATHS
 from routing_gym.experiments.figures import DPI, learning_curves
 from routing_gym.experiments.papers.codinet_labels import CONSISTENT, MARGINS, VANILLA, WITH_BOTH, with_margin
 from routing_gym.experiments.papers.codinet_tables import gflops_of
+from routing_gym.experiments.papers.reproduction import Drawing
 from routing_gym.experiments.report import Record, by_label
 
 CLASSES = 5
@@ -23,40 +24,27 @@ SHOWN = 1500
 """Images that t-SNE arranges."""
 
 
-def draw(groups: Mapping[str, str], records: Sequence[Record], folder: Path) -> list[Path]:
-    """Draw all figures there are records for; return their files."""
-    drawn = []
-    for setting in dict.fromkeys(record["settings"] for record in records):
-        of_setting = [record for record in records if record["settings"] == setting]
-        for group, title in groups.items():
-            own = [record for record in of_setting if group in record["groups"]]
-            if not own:
-                continue
-            path = folder / f"{setting}-{group}.png"
-            titled = f"{title} ({setting})"
-            if group in ("cost", "depth", "agents"):
-                accuracy_and_cost(own if group != "agents" else of_setting, path, titled)
-            else:
-                learning_curves(own, path, titled)
-            drawn.append(path)
-            labels = {
-                "regularization": (VANILLA, CONSISTENT, WITH_BOTH),
-                "margins": (with_margin(MARGINS[0]), WITH_BOTH, *map(with_margin, MARGINS[2:])),
-            }.get(group, ())
-            found = {label: runs[0] for label, runs in by_label(own).items() if label in labels and _has_paths(runs[0])}
-            if found:
-                drawn += _paths_of(found, setting, group, folder)
-    return drawn
-
-
-def _paths_of(records: Mapping[str, Record], setting: str, group: str, folder: Path) -> list[Path]:
-    """Draw where images stand in the routing space, by class and by length, and how many paths there are."""
-    arranged = {label: _arranged(_load(record)) for label, record in records.items()}
-    by_class, by_length, counts = (folder / f"{setting}-{group}-{what}.png" for what in ("classes", "lengths", "paths"))
+def draw(drawing: Drawing) -> list[Path]:
+    """Draw the figures of a group; return their files."""
+    group, own = drawing.group, drawing.records
+    path = drawing.path(group)
+    if group in ("cost", "depth", "agents"):
+        accuracy_and_cost(own if group != "agents" else drawing.all_records, path, drawing.title)
+    else:
+        learning_curves(own, path, drawing.title)
+    labels = {
+        "regularization": (VANILLA, CONSISTENT, WITH_BOTH),
+        "margins": (with_margin(MARGINS[0]), WITH_BOTH, *map(with_margin, MARGINS[2:])),
+    }.get(group, ())
+    shown = {label: runs[0] for label, runs in by_label(own).items() if label in labels and _has_paths(runs[0])}
+    if not shown:
+        return [path]
+    arranged = {label: _arranged(_load(record)) for label, record in shown.items()}
+    by_class, by_length, counts = (drawing.path(f"{group}-{what}") for what in ("classes", "lengths", "paths"))
     paths_by_class(arranged, by_class)
     paths_by_length(arranged, by_length)
-    path_counts(list(records.values()), counts)
-    return [by_class, by_length, counts]
+    path_counts(list(shown.values()), counts)
+    return [path, by_class, by_length, counts]
 
 
 def _has_paths(record: Record) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from routing_gym.experiments.figures import DPI, learning_curves
 from routing_gym.experiments.papers.diversity_claims import counts_of
+from routing_gym.experiments.papers.reproduction import Drawing
 from routing_gym.experiments.report import Record, by_label
 
 COLORS = [f"C{number}" for number in range(10)]
@@ -20,32 +21,24 @@ PANELS = 8
 """Decisions shown over training."""
 
 
-def draw(groups: Mapping[str, str], records: Sequence[Record], folder: Path) -> list[Path]:
-    """Draw all figures there are records for; return their files."""
-    drawn = []
-    for setting in dict.fromkeys(record["settings"] for record in records):
-        for group, title in groups.items():
-            own = [r for r in records if r["settings"] == setting and group in r["groups"]]
-            if not own:
-                continue
-            titled = f"{title} ({setting})"
-            path = folder / f"{setting}-{group}.png"
-            if group == "mnist":
-                classes_and_experts(own[0], path, titled)
-            elif group == "agents":
-                accuracy_and_cost(own, path, titled)
-            else:
-                learning_curves(own, path, titled)
-            drawn.append(path)
-            gated = [runs[0] for runs in by_label(own).values() if runs[0]["agent"] == "top-k"]
-            if group in ("omniglot", "few-steps", "depth") and gated:
-                over_depth = folder / f"{setting}-{group}-experts.png"
-                expert_use_over_depth(gated, over_depth, f"{titled}: who is used where")
-                drawn.append(over_depth)
-            if group in ("omniglot", "few-steps", "depth", "mnist") and gated and _epochs_known(gated[0]) > 1:
-                over_training = folder / f"{setting}-{group}-training.png"
-                expert_use_over_training(gated[0], over_training, f"{gated[0]['label']} ({setting}): use over training")
-                drawn.append(over_training)
+def draw(drawing: Drawing) -> list[Path]:
+    """Draw the figures of a group; return their files."""
+    group, own, titled = drawing.group, drawing.records, drawing.title
+    drawn = [drawing.path(group)]
+    if group == "mnist":
+        classes_and_experts(own[0], drawn[0], titled)
+    elif group == "agents":
+        accuracy_and_cost(own, drawn[0], titled)
+    else:
+        learning_curves(own, drawn[0], titled)
+    gated = [runs[0] for runs in by_label(own).values() if runs[0]["agent"] == "top-k"]
+    if group in ("omniglot", "few-steps", "depth") and gated:
+        drawn.append(drawing.path(f"{group}-experts"))
+        expert_use_over_depth(gated, drawn[-1], f"{titled}: who is used where")
+    if group != "agents" and gated and _epochs_known(gated[0]) > 1:
+        drawn.append(drawing.path(f"{group}-training"))
+        name = f"{gated[0]['label']} ({gated[0]['settings']})"
+        expert_use_over_training(gated[0], drawn[-1], f"{name}: use over training")
     return drawn
 
 

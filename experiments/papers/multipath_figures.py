@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from routing_gym.experiments.figures import DPI
 from routing_gym.experiments.papers.multipath_claims import points_of
 from routing_gym.experiments.papers.multipath_dataflow import dataflow, exits_over_training
+from routing_gym.experiments.papers.reproduction import Drawing
 from routing_gym.experiments.report import Record, by_label
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -43,31 +44,24 @@ FAR_APART = 2.5
 OF_PARTS = ("tab:blue", "tab:green", "tab:red")
 
 
-def draw(groups: Mapping[str, str], records: Sequence[Record], folder: Path) -> list[Path]:
-    """Draw all figures there are records for; return their files."""
+def draw(drawing: Drawing) -> list[Path]:
+    """Draw the figures of a group; return their files."""
+    group, own, titled = drawing.group, drawing.records, drawing.title
+    path = drawing.path(group)
     drawn = []
-    for setting in dict.fromkeys(record["settings"] for record in records):
-        of_setting = [record for record in records if record["settings"] == setting]
-        for group, title in groups.items():
-            own = [record for record in of_setting if group in record["groups"]]
-            if not own:
-                continue
-            path = folder / f"{setting}-{group}.png"
-            titled = f"{title} ({setting})"
-            if group == "fig5":
-                strategies(own, path, titled)
-                drawn += _flows(own, "actor", folder / f"{setting}-dataflow.png", "Fig. 6: where examples leave")
-                drawn += _over_training(own, folder / f"{setting}-exits.png")
-            elif group == "variants":
-                variants(of_setting, path, titled)
-                branching = folder / f"{setting}-branching.png"
-                drawn += _flows(own, "actor, branching", branching, "Fig. 7: where examples leave a branching network")
-            elif group == "agents":
-                other_agents(of_setting, own, path, titled)
-            else:
-                parts(own, path, titled, apart=group == "width")
-            drawn.append(path)
-    return drawn
+    if group == "fig5":
+        strategies(own, path, titled)
+        drawn += _flows(own, "actor", drawing.path("dataflow"), "Fig. 6: where examples leave")
+        drawn += _over_training(own, drawing.path("exits"))
+    elif group == "variants":
+        variants(drawing.all_records, path, titled)
+        branching = "Fig. 7: where examples leave a branching network"
+        drawn += _flows(own, "actor, branching", drawing.path("branching"), branching)
+    elif group == "agents":
+        other_agents(drawing.all_records, own, path, titled)
+    else:
+        parts(own, path, titled, apart=group == "width")
+    return [*drawn, path]
 
 
 def strategies(records: Sequence[Record], path: Path, title: str) -> None:

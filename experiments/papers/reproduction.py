@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -104,6 +104,29 @@ class Claim:
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawing:
+    """What there is to draw of a group.
+
+    Attributes:
+        group: Its name.
+        title: Its title, with the way of training behind it.
+        records: Those of the group, all trained in one way.
+        all_records: Those of all groups that were trained in this way.
+        folder: Where pictures go.
+    """
+
+    group: str
+    title: str
+    records: list[Record]
+    all_records: list[Record]
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """Return the file of a picture."""
+        return self.folder / f"{self.records[0]['settings']}-{name}.png"
+
+
+@dataclasses.dataclass(frozen=True)
 class Reproduction:
     """All that is reproduced of a paper.
 
@@ -116,7 +139,7 @@ class Reproduction:
         batch_size: Instances per batch.
         about: What the numbers of the tables are, as the first sentences of the report.
         table: Shows the records of one group, trained in one way, as lines of Markdown.
-        draw: Draws what there are records for, given the titles of the groups wanted, into a folder; returns the files.
+        draw: Draws a group; returns the files.
         judge: Judges what the paper says in words by records that were trained in one way; None where all it says
             stands in its tables.
         measured: Further groups, which are measured.
@@ -131,10 +154,21 @@ class Reproduction:
     batch_size: int
     about: str
     table: Callable[[Sequence[Record]], list[str]]
-    draw: Callable[[Mapping[str, str], Sequence[Record], Path], list[Path]]
+    draw: Callable[[Drawing], list[Path]]
     judge: Callable[[Sequence[Record]], list[Claim]] | None = None
     measured: dict[str, Measurement] = dataclasses.field(default_factory=dict)
     tables: dict[str, Callable[[Sequence[Record]], list[str]]] = dataclasses.field(default_factory=dict)
+
+    def pictures(self, groups: Sequence[str], records: Sequence[Record], folder: Path) -> list[Path]:
+        """Draw all groups that there are records for; return the files."""
+        drawn = []
+        for setting in dict.fromkeys(record["settings"] for record in records):
+            of_setting = [record for record in records if record["settings"] == setting]
+            for group, title in self.groups.items():
+                own = [record for record in of_setting if group in record["groups"]]
+                if group in groups and own:
+                    drawn += self.draw(Drawing(group, f"{title} ({setting})", own, of_setting, folder))
+        return drawn
 
     def cells(
         self,

@@ -2,51 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from routing_gym.experiments.figures import DPI, learning_curves, routing_maps
+from routing_gym.experiments.papers.reproduction import Drawing
 from routing_gym.experiments.report import Record, by_label
 
 POLICIES_OF = ("cifar", "mnist")
 """Groups whose routed run is looked into."""
 
 
-def draw(groups: Mapping[str, str], records: Sequence[Record], folder: Path) -> list[Path]:
-    """Draw all figures there are records for; return their files."""
-    drawn = []
-    for setting in dict.fromkeys(record["settings"] for record in records):
-        for group, title in groups.items():
-            own = [r for r in records if r["settings"] == setting and group in r["groups"]]
-            if not own:
-                continue
-            path = folder / f"{setting}-{group}.png"
-            if group == "rho":
-                against_x(own, path, f"{title} ({setting})", "ρ")
-            elif group == "first-tasks":
-                first_tasks(own, path, f"{title} ({setting})")
-            else:
-                learning_curves(own, path, f"{title} ({setting})")
-                maps = folder / f"{setting}-{group}-routing_maps.png"
-                routing_maps(own, maps, f"{title} ({setting}): who takes which block")
-                drawn.append(maps)
-            drawn.append(path)
-            for record in own:
-                policies = Path(record["folder"]) / "policies.npz"
-                if (
-                    group in ("cifar", "mnist")
-                    and record["agent"] == "wpl"
-                    and record["seed"] == 0
-                    and policies.exists()
-                ):
-                    developing = folder / f"{setting}-{group}-policies.png"
-                    one_block = folder / f"{setting}-{group}-block_7.png"
-                    policies_over_time(policies, developing, f"{record['label']}: the policy of each task's agent")
-                    block_over_time(policies, one_block, 7, f"{record['label']}: taking block 7 at the first decision")
-                    drawn += [developing, one_block]
+def draw(drawing: Drawing) -> list[Path]:
+    """Draw the figures of a group; return their files."""
+    group, own, titled = drawing.group, drawing.records, drawing.title
+    drawn = [drawing.path(group)]
+    if group == "rho":
+        against_x(own, drawn[0], titled, "ρ")
+    elif group == "first-tasks":
+        first_tasks(own, drawn[0], titled)
+    else:
+        learning_curves(own, drawn[0], titled)
+        drawn.append(drawing.path(f"{group}-routing_maps"))
+        routing_maps(own, drawn[-1], f"{titled}: who takes which block")
+    for record in own:
+        policies = Path(record["folder"]) / "policies.npz"
+        shown = group in ("cifar", "mnist") and record["agent"] == "wpl" and record["seed"] == 0
+        if shown and policies.exists():
+            developing, one_block = (drawing.path(f"{group}-{what}") for what in ("policies", "block_7"))
+            policies_over_time(policies, developing, f"{record['label']}: the policy of each task's agent")
+            block_over_time(policies, one_block, 7, f"{record['label']}: taking block 7 at the first decision")
+            drawn += [developing, one_block]
     return drawn
 
 

@@ -248,7 +248,7 @@ def test_cells_are_drawn_by_kind_of_decision(tmp_path):
     use = [[0.5, 0.5, 0, 0], [0.25] * 4, [0.2, 0.3, 0.5, 0], [1.0, 0, 0, 0]]
     course = {"epoch": [1, 2, 3], "use": [None, use, use], "judged_on": "test", "validation_accuracy": [0.1, 0.2, 0.3]}
     record = run(CELLS_6X32, 0.9, groups=("depth",), use=use, experts=[], decisions=decisions, curve=course)
-    drawn = DIVERSITY.draw(DIVERSITY.groups, [record], tmp_path)
+    drawn = DIVERSITY.pictures(tuple(DIVERSITY.groups), [record], tmp_path)
     assert [path.name for path in drawn] == [f"short-depth{end}.png" for end in ("", "-experts", "-training")]
 
 

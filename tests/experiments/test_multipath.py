@@ -274,7 +274,7 @@ def test_all_pictures_can_be_drawn(tmp_path):
         *networks("actor", "CIFAR-10", ("classes", "width")),
         *networks("static", "CIFAR-10", ("classes", "width")),
     ]
-    drawn = MULTIPATH.draw(MULTIPATH.groups, records, tmp_path)
+    drawn = MULTIPATH.pictures(tuple(MULTIPATH.groups), records, tmp_path)
     names = ("dataflow", "exits", "fig5", "branching", "variants", "classes", "width", "agents")
     assert sorted(path.name for path in drawn) == sorted(f"short-{name}.png" for name in names)
     for path in drawn:
