@@ -2,8 +2,7 @@
 
 Training is that of section 4.1: SGD, momentum 0.9, weight decay 1e-4, rate 0.1; alpha = beta = 0.2, margins 0.2 and
 0.5, four augmentations per image. The paper does not say how many images make a batch, nor how long the second stage
-is, in which routers are frozen and decisions hard: here 64 images, and the last eighth of the epochs, for all agents
-that decide softly. Networks without routers see as many augmentations, so that all rows have the same number of steps.
+is, in which routers are frozen and decisions hard: here 256 with their augmentations, and the last eighth of the epochs. Networks without routers see as many augmentations, so that all rows have the same number of steps.
 SVHN is moved only, not mirrored. Table 3 (ImageNet) is not run.
 
 The tables on ResNet-110 are run on the network that the settings name. Where CIFAR-10 is not whole, what there is will
@@ -42,21 +41,21 @@ CIFAR100 = "routing_gym/Cifar100BlockSkip-v0"
 SVHN = "routing_gym/SvhnBlockSkip-v0"
 DATA = {"CIFAR-10": CIFAR10, "CIFAR-100": CIFAR100, "SVHN": SVHN}
 
-SGD = ("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "weight_decay=1e-4", "augmentations=4")
+SGD = ("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "weight_decay=1e-4")
 PARTIAL = ("allow_partial=True",)
 PAPER = Settings(
     name="paper",
     about="as in section 4.1, ResNet-110, the rate divided by 10 at epochs 150 and 200 of 250",
     epochs=250,
-    env_options=(*SGD, "schedule=step", "schedule_epochs=(150, 200)"),
+    env_options=(*SGD, "augmentations=4", "schedule=step", "schedule_epochs=(150, 200)"),
     more_options={CIFAR10: PARTIAL},
 )
 SHORT = Settings(
     name="short",
-    about="as the other, but ResNet-32 in place of ResNet-110 and few epochs, in which the rate falls to 0 along a "
-    "cosine: for small machines",
-    epochs=8,
-    env_options=(*SGD, "schedule=cosine", "schedule_epochs={epochs}", "network=resnet32-skip"),
+    about="as the other, but ResNet-32 in place of ResNet-110, two augmentations per image, and few epochs, in which "
+    "the rate falls to 0 along a cosine: for small machines",
+    epochs=5,
+    env_options=(*SGD, "augmentations=2", "schedule=cosine", "schedule_epochs={epochs}", "network=resnet32-skip"),
     more_options={CIFAR10: PARTIAL},
 )
 
