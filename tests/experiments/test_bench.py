@@ -308,16 +308,17 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
     exits = {"case": "some", "batch": 8, "macs_ratio": 0.5, "time_ratio": 0.6, "floor_ratio": None, "microseconds": 1.0,
              "static_microseconds": 2.0, "saving_arrived": 0.8, "possible_saving_arrived": None}  # fmt: skip
     monkeypatch.setattr(bench, "measure_early_exit", stand_in(exits))
+    monkeypatch.setattr(bench, "measure_block_skip", stand_in({**exits, "of_routed": None}))
     out = tmp_path / "bench.json"
     arguments = ("--agents", "shared", "--batch", 8, "--threads", 1, 2, "--rounds", 7, "--out", out)
     assert run("bench", "--parts", *arguments) == 0
     assert torch.get_num_threads() == threads
     records = json.loads(out.read_text())
-    parts = ["steps", "faces", "faces", "experts", "experts", "convnet", "early-exit"]
+    parts = ["steps", "faces", "faces", "experts", "experts", "convnet", "early-exit", "block-skip", "block-skip"]
     assert [r["part"] for r in records] == 2 * parts
-    assert [r["threads"] for r in records] == [r["had"] for r in records] == 7 * [1] + 7 * [2]
+    assert [r["threads"] for r in records] == [r["had"] for r in records] == 9 * [1] + 9 * [2]
     assert all(7 in arguments for arguments in asked) and asked[0][1:3] == (8, {"shared": ()})
-    assert len(tables(records)) == 6
+    assert len(tables(records)) == 7
 
 
 def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkeypatch):
@@ -350,7 +351,10 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
         (["--batch", "-1"], "--batch must be at least 1, got -1"),
         (["--batch"], "--batch needs at least one number"),
         (["--threads", "1", "0"], "--threads must be at least 1, got 0"),
-        (["--parts", "steps", "face"], "--parts knows steps, faces, experts, convnet, early-exit, got 'face'"),
+        (
+            ["--parts", "steps", "face"],
+            "--parts knows steps, faces, experts, convnet, early-exit, block-skip, got 'face'",
+        ),
         (["--parts", "faces", "--dtype", "float16"], "--dtype knows float32, bfloat16, got 'float16'"),
         (["--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (["--agents", "wlp"], "unknown agent 'wlp'; known are"),
