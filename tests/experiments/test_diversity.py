@@ -95,7 +95,7 @@ def test_what_is_refused_is_refused_for_the_reason_given(tmp_path):
     (row, cell) = next((row, cell) for row, cell in cells(SHORT, tmp_path) if row.env == OMNIGLOT)
     for series, part in REFUSED:
         assert part == OMNIGLOT_EXPERTS
-        agent, options, _ = COMPARED[series]
+        agent, options = COMPARED[series]
         wanted = {"cross-stitch": "form='columns'", "shared-with-task": "task_input=True"}
         training = dataclasses.replace(cell.training, env_options=("alphabets=liang-2018", "size=28", *LITTLE))
         with pytest.raises(UsageError, match=wanted.get(agent, "a block for each of the 20 tasks.*offers 7")):
