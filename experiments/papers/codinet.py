@@ -53,10 +53,17 @@ PAPER = Settings(
 )
 SHORT = Settings(
     name="short",
-    about="as the other, but ResNet-32 in place of ResNet-110, two augmentations per image, and few epochs, in which "
-    "the rate falls to 0 along a cosine: for small machines",
+    about="as the other, but ResNet-32 in place of ResNet-110, two augmentations per image, training in bfloat16, and "
+    "few epochs, in which the rate falls to 0 along a cosine: for small machines",
     epochs=5,
-    env_options=(*SGD, "augmentations=2", "schedule=cosine", "schedule_epochs={epochs}", "network=resnet32-skip"),
+    env_options=(
+        *SGD,
+        "augmentations=2",
+        "precision=bfloat16",
+        "schedule=cosine",
+        "schedule_epochs={epochs}",
+        "network=resnet32-skip",
+    ),
     more_options={CIFAR10: PARTIAL},
 )
 
