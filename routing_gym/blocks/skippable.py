@@ -16,7 +16,7 @@ from routing_gym.blocks.modules import ModuleBlocks, allow_small_groups, static_
 CHOICES = ("skip", "run")
 
 AT_ONCE = 32
-"""Rows that run at once while nothing is learned: on a CPU what they compute stays in its caches."""
+"""Rows that run at once on a CPU while nothing is learned: what they compute stays in its caches."""
 
 
 class ResidualBlock(nn.Module):
@@ -76,7 +76,7 @@ class SkippableBlock(FunctionBlocks):
             return put_rows(shortcut, running, self._ran(x, shortcut, running))
         # Nothing is learned and statistics are fixed: rows can be run a few at a time.
         result = shortcut.clone() if shortcut is x else shortcut
-        for piece in running.split(AT_ONCE):
+        for piece in running.split(AT_ONCE) if x.device.type == "cpu" else (running,):
             put_rows_(result, piece, self._ran(x, shortcut, piece))
         return result
 
@@ -92,9 +92,9 @@ class SkippableBlock(FunctionBlocks):
         weights = weights.new_zeros(len(x), len(CHOICES)).index_put((rows, choice), weights, accumulate=True)
         if self.dense_backward and self.training:
             return self._mix_all(x, weights)
-        running = weights[:, 1].detach().nonzero().flatten()
         if not weights.requires_grad and bool((weights.amax(1) == 1).all() & (weights.sum(1) == 1).all()):
             return self.run(x, weights[:, 1].long())
+        running = weights[:, 1].detach().nonzero().flatten()
         shortcut = self.block.shortcut(x)
         mixed = weights[:, 0].view(-1, 1, 1, 1) * shortcut
         if not len(running):
