@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
-from routing_gym.blocks.grouping import channels_are_last, group, take_rows
+from routing_gym.blocks.grouping import channels_are_last, group, put_rows, take_rows
 from routing_gym.blocks.macs import count_macs, probe
 
 
@@ -117,9 +117,7 @@ class WithPass(FunctionBlocks):
         running = (choice < self.blocks.num_blocks).nonzero().flatten()
         if len(running) == len(x):
             return self.blocks.run(x, choice)
-        y = self.blocks.run(x.index_select(0, running), choice.index_select(0, running))
-        dtype = torch.promote_types(x.dtype, y.dtype)  # under autocast blocks give what is not the type of x
-        return x.to(dtype).index_copy(0, running, y.to(dtype))
+        return put_rows(x, running, self.blocks.run(x.index_select(0, running), choice.index_select(0, running)))
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the block's parameters, none for PASS."""
