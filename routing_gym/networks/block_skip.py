@@ -14,9 +14,7 @@ from torch.nn import functional
 from routing_gym.blocks.skippable import CHOICES, ResidualBlock, SkippableBlock, one_choice
 from routing_gym.networks.checking import check_at_least_one, check_no_num_blocks
 from routing_gym.networks.experts import Bank, InTurn, OnFirst, RoutedExperts, experts_per_layer
-
-EXPANSION = 4
-"""How many times the channels of a bottleneck come out of it."""
+from routing_gym.networks.resnet_experts import EXPANSION, first_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +93,7 @@ def resnet_skip(name: str) -> Callable[..., RoutedExperts]:
         choices = experts_per_layer(experts, CHOICES, sum(stages))
         if wrong := [layer for layer in choices if layer not in (CHOICES, CHOICES[:1], CHOICES[1:])]:
             raise ValueError(f"network {name!r}: the choices of a block are some of {CHOICES}, got {list(wrong[0])}")
-        first = _imagenet_stem if form.bottlenecks else _cifar_stem
+        first = first_layers if form.bottlenecks else _cifar_stem
         make = _bottleneck if form.bottlenecks else _basic_block
         banks: list[Bank] = []
         names = []
@@ -170,10 +168,6 @@ def _bottleneck(inputs: int, width: int, *, stride: int) -> ResidualBlock:
 
 def _cifar_stem(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(*_conv_norm(channels, width, 3), nn.ReLU())
-
-
-def _imagenet_stem(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(*_conv_norm(channels, width, 7, 2), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:

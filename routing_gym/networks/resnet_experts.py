@@ -100,7 +100,7 @@ def resnet50_parts(input_shape: Sequence[int], experts: Sequence[Sequence[str]],
         width: Channels of the first stage's bottlenecks, 64 in ResNet-50.
     """
     height, width_of_image = ((side + 3) // 4 for side in input_shape[1:])  # a convolution and a pooling of stride 2
-    segments: list[list[nn.Module]] = [[OnFirst(_first_layers(input_shape[0], width))]]
+    segments: list[list[nn.Module]] = [[OnFirst(first_layers(input_shape[0], width))]]
     banks: list[ModuleBlocks] = []
     names, channels = [], width
     for stage, count in enumerate(BOTTLENECKS):
@@ -123,7 +123,8 @@ def resnet50_parts(input_shape: Sequence[int], experts: Sequence[Sequence[str]],
     return Parts(stem, banks, between, names, channels)
 
 
-def _first_layers(channels: int, width: int) -> nn.Sequential:
+def first_layers(channels: int, width: int) -> nn.Sequential:
+    """Build what comes first in ResNets for ImageNet: a 7x7 convolution and a pooling, each of stride 2."""
     return nn.Sequential(
         nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False),
         nn.BatchNorm2d(width),
