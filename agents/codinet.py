@@ -137,7 +137,7 @@ class CoDiNet(RouterAgent):
 
     def act(self, observation: Observation, context: Context) -> Action:
         """Return the weights of skipping and running, `(B, 2)`; one choice alone, `(B, 1)` twice, where it is hard."""
-        if self.frozen:
+        if self.frozen and self.routers.training:
             self.routers.eval()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             scores = self._scores(observation, context)
