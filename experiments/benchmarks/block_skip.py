@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents import make_agent
+from routing_gym.agents import make_agent, needs
 from routing_gym.agents.classify import classify, route_out
 from routing_gym.agents.codinet import CoDiNet
 from routing_gym.agents.routers import Routers
@@ -85,16 +85,8 @@ def _prescribed(name: str, data: dict, batch: int, images: Tensor, share: float)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = make_network(name, num_tasks=1, num_classes=10)
-    env = RoutingVectorEnv(
-        network,
-        data,
-        batch,
-        autoreset_mode="disabled",
-        action_type="weights",
-        differentiable=True,
-        train=False,
-        device=str(images.device),
-    )
+    options = {**needs("codinet"), "augmentations": 1, "train": False, "device": str(images.device)}
+    env = RoutingVectorEnv(network, data, batch, **options)
     agent = make_agent("codinet", env, alpha=0.0)
     assert isinstance(agent, CoDiNet)
     let_run(agent.eval(), images, share)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents import Agent, make_agent
+from routing_gym.agents import Agent, make_agent, needs
 from routing_gym.agents.classify import classify, route_out
 from routing_gym.agents.multipath import Multipath
 from routing_gym.envs import RoutingVectorEnv
@@ -80,16 +80,7 @@ def prescribed(device: torch.device, batch: int) -> list[Routed]:
     for number in range(ends):
         shares[f"all leave after column {number + 1}"] = [float(number == n) for n in range(ends)]
     shares["30 % leave at every exit"] = [0.3] * ends
-    env = RoutingVectorEnv(
-        network,
-        data,
-        batch,
-        autoreset_mode="disabled",
-        action_type="weights",
-        differentiable=True,
-        train=False,
-        device=str(device),
-    )
+    env = RoutingVectorEnv(network, data, batch, train=False, device=str(device), **needs("actor"))
     routed = []
     for case, leaving in shares.items():
         agent = make_agent("actor", env)

@@ -90,7 +90,6 @@ def _codinet(
     *,
     env: str = CIFAR10,
     gamma: float = 0.0,
-    x: float | None = None,
     series: str = "",
     part: str = "CIFAR-10",
 ) -> Row:
@@ -103,7 +102,6 @@ def _codinet(
         (*options, f"gamma={gamma}", *SECOND_STAGE),
         env_options,
         paper=_printed(label),
-        x=x,
         series=series,
         part=part,
         compare_paths=True,
@@ -160,14 +158,12 @@ ROWS = (
             method,
             ("regularization", *(("cost", "margins") if method == WITH_BOTH else ())),
             options,
-            gamma=0.0,
-            x=0.0 if method == WITH_BOTH else None,
-            series=WITH_BOTH if method == WITH_BOTH else method,
+            series=method,
         )
         for method, options in METHODS.items()
     ),
     *(
-        _codinet(with_gamma(gamma), ("cost",), METHODS[WITH_BOTH], gamma=gamma, x=gamma, series=WITH_BOTH)
+        _codinet(with_gamma(gamma), ("cost",), METHODS[WITH_BOTH], gamma=gamma, series=WITH_BOTH)
         for gamma in GAMMAS[1:]
     ),
     *(

@@ -35,10 +35,10 @@ from routing_gym.experiments.papers.diversity_labels import (
     CONV5,
     CONVS,
     DIVERSE,
+    DIVERSE_BY_TASK,
     FIXED_K,
     OMNIGLOT_EXPERTS,
     SINGLE_TASK,
-    by_task,
     from_the_task,
 )
 from routing_gym.experiments.papers.diversity_tables import across, classes_and_experts, depth, errors
@@ -126,7 +126,7 @@ def _table_2() -> Iterator[Row]:
 def _in_few_steps() -> Iterator[Row]:
     """Yield the lines of Table 2 by gates that learn in few steps, and one whose gates see the task alone."""
     gates = {from_the_task(label): (FROM_THE_TASK, *line) for label, line in TABLE_2.items()}
-    gates[by_task(DIVERSE)] = (BY_TASK, *TABLE_2[DIVERSE])
+    gates[DIVERSE_BY_TASK] = (BY_TASK, *TABLE_2[DIVERSE])
     for label, (options, network, error) in gates.items():
         yield Row(
             label,

@@ -5,11 +5,8 @@ CONVS = "only convolutions"
 CONV5 = "only 5x5"
 CONV3 = "only 3x3"
 SINGLE_TASK = "single task"
-
-
-def by_task(label: str) -> str:
-    """Name a line of Table 2 whose gates see the task alone."""
-    return f"{label}, by task"
+DIVERSE_BY_TASK = f"{DIVERSE}, by task"
+"""The experts of Table 2, by gates that see the task alone."""
 
 
 def from_the_task(label: str) -> str:

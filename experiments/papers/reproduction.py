@@ -209,9 +209,16 @@ class Reproduction:
                         env_options=_filled(options, passes),
                     )
                     folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
-                    of_agent = _filled(row.agent_options, passes)
-                    cell = Cell(training, row.agent, seed, folder, of_agent)
-                    yield row, dataclasses.replace(cell, judge_at=row.judge_at, compare_paths=row.compare_paths)
+                    cell = Cell(
+                        training,
+                        row.agent,
+                        seed,
+                        folder,
+                        _filled(row.agent_options, passes),
+                        judge_at=row.judge_at,
+                        compare_paths=row.compare_paths,
+                    )
+                    yield row, cell
 
 
 def _filled(options: Sequence[str], epochs: int) -> tuple[str, ...]:
