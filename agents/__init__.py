@@ -14,6 +14,7 @@ from routing_gym.agents.critics import (
     SampledOptimisticCritic,
     SampledPragmaticCritic,
 )
+from routing_gym.agents.crossing import CrossConnection, CrossingConfig, CrossPrediction
 from routing_gym.agents.deploy import extract, prune
 from routing_gym.agents.fixed import (
     FixedAgent,
@@ -58,6 +59,8 @@ register_agent("actor", Actor)
 register_agent("pragmatic-critic", PragmaticCritic)
 register_agent("optimistic-critic", OptimisticCritic)
 register_agent("codinet", CoDiNet)
+register_agent("cross-connection", CrossConnection)
+register_agent("cross-prediction", CrossPrediction)
 register_agent("pragmatic-critic-sampled", SampledPragmaticCritic)
 register_agent("optimistic-critic-sampled", SampledOptimisticCritic)
 register_agent("task-specific-all", TaskSpecificAll)
@@ -93,8 +96,11 @@ __all__ = [
     "ActorCriticConfig",
     "Agent",
     "AgentConfig",
+    "CrossConnection",
+    "CrossPrediction",
     "CrossStitch",
     "CrossStitchConfig",
+    "CrossingConfig",
     "DQNConfig",
     "FixedAgent",
     "FixedRoutes",

@@ -34,6 +34,8 @@ ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/Cifar10BlockSkip-v0": {"dataset": "cifar-10", "fill": "black", **BLOCK_SKIP},
     "routing_gym/Cifar100BlockSkip-v0": {"dataset": "cifar-100-fine", **BLOCK_SKIP},
     "routing_gym/SvhnBlockSkip-v0": {"dataset": "svhn", **BLOCK_SKIP},
+    "routing_gym/Cifar10ParallelPaths-v0": {"dataset": "cifar-10", "fill": "black", "network": "basecnn-2-cc"},
+    "routing_gym/Cifar100ParallelPaths-v0": {"dataset": "cifar-100-fine", "network": "basecnn-2-cc"},
 }
 """Id and what tells it apart: data, network, and options that `make` may override.
 

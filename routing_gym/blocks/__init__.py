@@ -6,6 +6,15 @@ from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
+from routing_gym.blocks.parallel import (
+    PathBlocks,
+    PathConv2d,
+    PathLinear,
+    PathNorm2d,
+    PathResidual,
+    PathSequential,
+    PathSqueezeExcite,
+)
 from routing_gym.blocks.sizes import in_few_sizes
 from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
 
@@ -16,6 +25,13 @@ __all__ = [
     "Link",
     "ModuleBlocks",
     "OwnedParameter",
+    "PathBlocks",
+    "PathConv2d",
+    "PathLinear",
+    "PathNorm2d",
+    "PathResidual",
+    "PathSequential",
+    "PathSqueezeExcite",
     "ResidualBlock",
     "SkippableBlock",
     "SortedRows",

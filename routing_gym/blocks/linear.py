@@ -65,6 +65,19 @@ class LinearBlocks(FunctionBlocks):
         y = torch.baddbmm(self.bias.unsqueeze(1), x.transpose(0, 1), self.weight).transpose(0, 1)
         return functional.relu(y) if self.relu else y
 
+    def run_where(self, x: Tensor, where: Tensor) -> Tensor:
+        """Run every block on some rows of its own, `(B, k, in_features)` to `(B, k, out_features)`.
+
+        Args:
+            x: What goes into each block.
+            where: `(B, k)` bool: what is to be run; the rest is zeros.
+        """
+        if bool(where.all()):
+            return self.run_each(x)
+        row, block = where.nonzero(as_tuple=True)
+        outputs = self.run(x[row, block], block)
+        return outputs.new_zeros(*where.shape, self.out_features).index_put((row, block), outputs)
+
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the block's slices of the stacked weight and bias."""
         return [OwnedParameter(self.weight, choice), OwnedParameter(self.bias, choice)]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -22,12 +22,12 @@ def probe(module: nn.Module, run: Callable[[], Any]) -> Any:
             part.training = mode
 
 
-def count_macs(module: nn.Module, *inputs: Tensor) -> float:
+def count_macs(module: nn.Module, *inputs: Any) -> float:
     """Count the multiply-accumulates of a module's matrix products and convolutions.
 
     Args:
         module: Any module; it is run once in eval mode.
-        inputs: Its inputs, with a batch of one row: the count is of what is given.
+        inputs: Its inputs, tensors with a batch of one row: the count is of what is given.
 
     Returns:
         Multiply-accumulates, half of PyTorch's own FLOP count. Element-wise work and normalisation count nothing.

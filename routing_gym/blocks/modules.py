@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -43,16 +43,7 @@ class ModuleBlocks(FunctionBlocks):
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
         """Run block `choice[i]` on row `x[i]`; a block that no row chose is not run."""
-        if not len(x):
-            return x.new_zeros(0, *self.output_shape)
-        groups = group(choice, self.num_blocks)
-        counts = groups.counts
-        most = max(range(self.num_blocks), key=counts.__getitem__)
-        if counts[most] == len(x):
-            return self.blocks[most](x)  # nothing to move
-        pieces = take_rows(x, groups.order).split(counts)
-        y = torch.cat([block(piece) for block, piece in zip(self.blocks, pieces, strict=True) if len(piece)])
-        return take_rows(y, groups.inverse)
+        return run_grouped(x, choice, list(self.blocks), self.output_shape)
 
     def _mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
         """Add the blocks up one by one: side by side they would take k times the memory."""
@@ -98,6 +89,29 @@ class ModuleBlocks(FunctionBlocks):
     def keep(self, kept: Sequence[int]) -> None:
         """Keep some of the modules."""
         self.blocks = nn.ModuleList(self.blocks[choice] for choice in kept)
+
+
+def run_grouped(
+    x: Tensor, choice: Tensor, blocks: Sequence[Callable[[Tensor], Tensor]], output_shape: Sequence[int]
+) -> Tensor:
+    """Run on every row the block it chose, by one call for each block that any row chose.
+
+    Args:
+        x: `(B, ...)`, B may be 0.
+        choice: `(B,)` int64.
+        blocks: The blocks.
+        output_shape: Of one row.
+    """
+    if not len(x):
+        return x.new_zeros(0, *output_shape)
+    groups = group(choice, len(blocks))
+    counts = groups.counts
+    most = max(range(len(blocks)), key=counts.__getitem__)
+    if counts[most] == len(x):
+        return blocks[most](x)  # nothing to move
+    pieces = take_rows(x, groups.order).split(counts)
+    y = torch.cat([block(piece) for block, piece in zip(blocks, pieces, strict=True) if len(piece)])
+    return take_rows(y, groups.inverse)
 
 
 class WithPass(FunctionBlocks):

@@ -7,21 +7,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from routing_gym.blocks import LinearBlocks, OwnedParameter, count_macs, probe
-from routing_gym.networks.actions import Action
+from routing_gym.blocks import LinearBlocks, count_macs, probe
 from routing_gym.networks.decision import EXIT, Decision
-from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.paths import RoutedPaths
 from routing_gym.networks.state import Activation
 
 
-class ColumnsMLP(RoutedNetwork):
+class ColumnsMLP(RoutedPaths):
     """k columns of fully connected layers (Misra et al. 2016; Rosenbaum et al. 2018, section 4).
 
-    Before every layer a k x k gate says how much of each column's activation goes to each column: block j of a layer is
-    fed with Σ_i g_ij v_i. All columns begin with the same activation, and a task's own column gives the answer. A
-    column that nothing was sent to is not run; an answer that was not computed is all zeros.
+    Before every layer a k x k gate says how much of each column's activation goes to each column. All columns begin
+    with the same activation, and a task's own column gives the answer; one that was not computed is all zeros.
 
     Args:
         input_shape: `(C, H, W)` of an image.
@@ -87,39 +84,8 @@ class ColumnsMLP(RoutedNetwork):
         columns = self.num_tensors
         return features.unsqueeze(1).expand(-1, columns, -1), features.new_ones(len(features), columns).bool()
 
-    def alive(self, decision: int, activation: Activation) -> Tensor:
-        """Return which columns carry something, `(r, k)` bool."""
-        alive = activation[1]
-        assert isinstance(alive, Tensor)
-        return alive
-
-    def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Mix the columns by the gate, `(r, k, k)`, and run each column's block on what it was sent."""
-        columns, bank = activation[0], self.bank(decision)
-        assert isinstance(columns, Tensor) and isinstance(action, Tensor)
-        gates = action if action.is_floating_point() else functional.one_hot(action, self.num_choices).to(columns.dtype)
-        gates = gates if gates.ndim == 3 else gates.unsqueeze(1)
-        mixed = torch.einsum("bij,bid->bjd", gates, columns)
-        reached = (gates.detach() != 0).any(1)
-        if bool(reached.all()):
-            return bank.run_each(mixed), reached
-        row, column = reached.nonzero(as_tuple=True)
-        outputs = bank.run(mixed[row, column], column)
-        empty = outputs.new_zeros(*reached.shape, bank.out_features)
-        return empty.index_put((row, column), outputs), reached
-
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Return the output of the task's own column."""
         columns = activation[0]
         assert isinstance(columns, Tensor)
         return columns[torch.arange(len(task), device=task.device), task]
-
-    def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Return all columns, one after the other."""
-        columns = activation[0]
-        assert isinstance(columns, Tensor)
-        return columns.flatten(1)
-
-    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return weight and bias of a column's block."""
-        return self.bank(decision).parameters_of(choice)

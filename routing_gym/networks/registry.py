@@ -11,6 +11,8 @@ from routing_gym.networks.cells import cells_network
 from routing_gym.networks.diverse import EXPERTS, mnist_experts, omniglot_network
 from routing_gym.networks.fully_connected import fully_connected
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.parallel_nets import FORMS as PARALLEL
+from routing_gym.networks.parallel_nets import LARGE, parallel_network
 from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
 from routing_gym.networks.pyramid_columns import CHANNELS
 from routing_gym.networks.resnet_experts import resnet50_network
@@ -28,13 +30,14 @@ NETWORKS: dict[str, Builder] = {
     "mnist-experts": mnist_experts,
     **{name: resnet50_network(name) for name in resnet_experts.EXPERTS},
     **{name: resnet_skip(name) for name in FORMS},
+    **{name: parallel_network(name) for name in PARALLEL},
     **{f"pyramid-static-{columns}": pyramid_static(columns) for columns in range(1, len(CHANNELS) + 1)},
     **{f"cells-{cells}x{filters}": cells_network(cells, filters) for cells, filters in ((6, 32), (6, 64), (12, 32))},
 }
 DEFAULT_INPUT_SHAPE = {
     **dict.fromkeys(NETWORKS, (3, 32, 32)),
     **dict.fromkeys(EXPERTS, (1, 105, 105)),
-    **dict.fromkeys([*resnet_experts.EXPERTS, "resnet50-skip"], (3, 224, 224)),
+    **dict.fromkeys([*resnet_experts.EXPERTS, "resnet50-skip", *LARGE], (3, 224, 224)),
     "mlp": (1, 8, 8),
     "mnist-experts": (1, 28, 28),
 }

@@ -1,0 +1,106 @@
+"""Data-dependent gates between parallel paths: where each tensor goes depends on what it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from routing_gym.agents.options import count
+from routing_gym.agents.routers import RouterAgent, RouterConfig, Routers
+from routing_gym.blocks import LinearBlocks
+from routing_gym.envs import Context, Observation
+from routing_gym.networks import Decision
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossingConfig(RouterConfig):
+    """Options of gates between paths.
+
+    Attributes:
+        hidden: Width of the hidden layer.
+    """
+
+    hidden: int = count(16)
+
+
+class CrossingGate(nn.Module):
+    """The gates of one decision: A_i = W2_i ReLU(W1_i Z_i), a network of its own for each of m tensors.
+
+    Source: Tissera et al., Eq. 2.
+
+    Args:
+        decision: The decision, which sees Z_1 to Z_m one after the other.
+        hidden: Width of the hidden layer.
+        shape: `(M, A)`, tensors and choices of the whole network.
+        price: Whether the price of computation stands before what is seen; every tensor's gates see it.
+    """
+
+    def __init__(self, decision: Decision, hidden: int, shape: tuple[int, int], *, price: bool = False) -> None:
+        super().__init__()
+        self.tensors, self.price = decision.m, price
+        self.missing = (0, shape[1] - decision.n, 0, shape[0] - decision.m)
+        self.hidden = LinearBlocks(decision.m, decision.width // decision.m + price, hidden, relu=True)
+        self.scores = LinearBlocks(decision.m, hidden, decision.n)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Return `(r, M * A)` scores, 0 for tensors and choices that this decision does not have."""
+        price, tensors = seen[:, : self.price], seen[:, self.price :].unflatten(1, (self.tensors, -1))
+        if self.price:
+            tensors = torch.cat([price.unsqueeze(1).expand(-1, self.tensors, -1), tensors], 2)
+        return functional.pad(self.scores.run_each(self.hidden.run_each(tensors)), self.missing).flatten(1)
+
+
+class CrossConnection(RouterAgent):
+    """Data-dependent gates between cross-connected paths: every tensor computes how it is shared out.
+
+    G_i = softmax(A_i), see `CrossingGate`, of each tensor averaged over the image. The gates are trained with the
+    blocks, as one network. Nothing is drawn: training and evaluation are alike, and all paths run.
+
+    Source: Tissera et al., "End-to-End Data-Dependent Routing in Multi-Path Neural Networks", Algorithm 2.
+    """
+
+    Config = CrossingConfig
+    config: CrossingConfig
+    routers: Routers
+    action_type = "weights"
+    max_tensors = None
+    env_kwargs = {"differentiable": True, "form": "gated-columns", "cross": "connections"}
+
+    def __init__(self, env: Any, config: RouterConfig | None = None) -> None:
+        super().__init__(env, config)
+        network, price = self.env.network, self.env.config.price
+        shape = (self.num_tensors, self.num_choices)
+        self.train_routers(
+            Routers(
+                network,
+                lambda number, _: CrossingGate(network.decisions[number], self.config.hidden, shape, price=price),
+                price=price,
+                seed=self.config.seed,
+                outputs=shape[0] * shape[1],
+            )
+        )
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Return the gates, `(B, M, A)`, `(B, A)` where M = 1; 0 for what is not legal."""
+        scores = self.routers(observation, context.active).view(context.mask.shape)
+        gates = scores.masked_fill(~context.mask, -torch.inf).softmax(-1)
+        if self.shares_wanted:
+            context.record["probabilities"] = gates.detach()
+        return gates
+
+    def macs(self, decision: int) -> float:
+        """Return what the gates of a decision cost."""
+        return self.routers.macs(decision)
+
+
+class CrossPrediction(CrossConnection):
+    """The same gates, where every tensor predicts the input of each path.
+
+    Source: Tissera et al., "End-to-End Data-Dependent Routing in Multi-Path Neural Networks", Algorithm 1.
+    """
+
+    env_kwargs = {**CrossConnection.env_kwargs, "cross": "predictions"}

@@ -1,0 +1,230 @@
+"""Layers side by side: one for each of several paths, all run as one grouped operation, or any of them alone.
+
+Every layer here holds its parameters stacked, first axis the path, and is called as `layer(x)` with what goes into all
+paths, channels joined, or as `layer(x, path)` with what goes into one of them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.grouping import put_rows
+from routing_gym.blocks.linear import LinearBlocks
+from routing_gym.blocks.macs import count_macs, probe
+from routing_gym.blocks.modules import run_grouped
+
+
+class PathConv2d(nn.Module):
+    """A convolution with bias for each path; all of them are one grouped convolution.
+
+    Fed with the tensors of all paths, joined along their channels, each path has its own; fed with fewer, each goes
+    into as many paths as there are for it, the first into the first ones: one image into all.
+
+    Args:
+        paths: How many there are, P.
+        inputs: Channels of one tensor.
+        outputs: Channels that each path gives.
+        kernel: Height and width.
+        stride: Of the convolution; the padding is half of the kernel.
+
+    Attributes:
+        weight: `(P, outputs, inputs, kernel, kernel)`.
+        bias: `(P, outputs)`.
+    """
+
+    def __init__(self, paths: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1) -> None:
+        super().__init__()
+        self.inputs, self.stride = inputs, stride
+        self.weight = nn.Parameter(torch.empty(paths, outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(paths, outputs))
+        for weight in self.weight.detach():
+            nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor, path: int | None = None) -> Tensor:
+        """Convolve `(B, inputs, H, W)` by one path, `(B, g * inputs, H, W)` by all, g of P's divisors."""
+        stacked = path is None
+        weight = self.weight.flatten(0, 1) if stacked else self.weight[path]
+        bias = self.bias.flatten() if stacked else self.bias[path]
+        padding = self.weight.shape[-1] // 2
+        return functional.conv2d(x, weight, bias, self.stride, padding, groups=x.shape[1] // self.inputs)
+
+
+class PathNorm2d(nn.Module):
+    """Batch norm for each path, with statistics of the rows that run it.
+
+    Of fewer than two values per channel no variance can be taken: these are normalised with running statistics.
+
+    Args:
+        paths: How many there are, P.
+        channels: Channels of one path, C.
+
+    Attributes:
+        weight: `(P, C)`.
+        bias: `(P, C)`.
+        running_mean: `(P, C)`.
+        running_var: `(P, C)`.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, paths: int, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(paths, channels)), nn.Parameter(torch.zeros(paths, channels))
+        self.register_buffer("running_mean", torch.zeros(paths, channels))
+        self.register_buffer("running_var", torch.ones(paths, channels))
+
+    def forward(self, x: Tensor, path: int | None = None) -> Tensor:
+        """Normalise `(B, C, H, W)` of one path, or `(B, P * C, H, W)`."""
+        stacks = (self.running_mean, self.running_var, self.weight, self.bias)
+        mean, var, weight, bias = (stack.view(-1) if path is None else stack[path] for stack in stacks)
+        trains = self.training and x.numel() >= 2 * x.shape[1]
+        return functional.batch_norm(x, mean, var, weight, bias, training=trains)
+
+
+class PathLinear(nn.Module):
+    """A linear layer for each path; all of them are one batched product.
+
+    Args:
+        paths: How many there are, P.
+        inputs: Features of one tensor; as in `PathConv2d` there may be fewer tensors than paths.
+        outputs: Features that each path gives.
+    """
+
+    def __init__(self, paths: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.blocks = LinearBlocks(paths, inputs, outputs)
+
+    def forward(self, x: Tensor, path: int | None = None) -> Tensor:
+        """Map `(B, inputs)` by one path, `(B, g * inputs)` by all."""
+        if path is not None:
+            return functional.linear(x, self.blocks.weight[path].t(), self.blocks.bias[path])
+        x = x.view(len(x), -1, self.blocks.in_features)
+        return self.blocks.run_each(x.repeat_interleave(self.blocks.num_blocks // x.shape[1], 1)).flatten(1)
+
+
+class PathSequential(nn.Sequential):
+    """Layers one after the other. Those that treat each number or channel alone may be plain modules."""
+
+    def forward(self, x: Tensor, path: int | None = None) -> Tensor:
+        """Run one path, or all."""
+        for layer in self:
+            x = layer(x, path) if isinstance(layer, PATHWISE) else layer(x)
+        return x
+
+
+class PathResidual(nn.Module):
+    """A residual block for each path: ReLU(residual + shortcut).
+
+    Args:
+        residual: The layers of the residual.
+        shortcut: Those of the shortcut; none for what comes in itself.
+    """
+
+    def __init__(self, residual: PathSequential, shortcut: PathSequential) -> None:
+        super().__init__()
+        self.residual, self.shortcut = residual, shortcut
+
+    def forward(self, x: Tensor, path: int | None = None) -> Tensor:
+        """Run one path, or all."""
+        return functional.relu(self.residual(x, path) + self.shortcut(x, path))
+
+
+class PathSqueezeExcite(nn.Module):
+    """Weighs the channels of each path by a function of their averages (Hu et al. 2018).
+
+    Args:
+        paths: How many there are, P.
+        channels: Channels of one path.
+        hidden: Width of the hidden layer.
+    """
+
+    def __init__(self, paths: int, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.squeeze = PathSequential(
+            PathLinear(paths, channels, hidden), nn.ReLU(), PathLinear(paths, hidden, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor, path: int | None = None) -> Tensor:
+        """Run one path, or all."""
+        return x * self.squeeze(x.mean((2, 3)), path)[:, :, None, None]
+
+
+PATHWISE = (PathConv2d, PathNorm2d, PathLinear, PathSequential, PathResidual, PathSqueezeExcite)
+"""Layers that are told the path."""
+
+
+class PathBlocks(FunctionBlocks):
+    """Stacks of layers that stand side by side: block c is path c.
+
+    Args:
+        layers: The layers of all paths.
+        paths: How many there are, P.
+        input_shape: Shape of one tensor, `(C, H, W)` or `(F,)`.
+
+    Attributes:
+        output_shape: Shape of what one path gives.
+    """
+
+    def __init__(self, layers: PathSequential, paths: int, input_shape: tuple[int, ...]) -> None:
+        super().__init__(paths)
+        self.layers = layers
+        row = torch.zeros(1, *input_shape)
+        self.output_shape = tuple(probe(layers, partial(layers, row, 0)).shape[1:])
+        self.macs = (count_macs(layers, row, 0),) * paths
+
+    def run(self, x: Tensor, choice: Tensor) -> Tensor:
+        """Run path `choice[i]` on row `x[i]`; a path that no row chose is not run."""
+        paths = [partial(self.layers, path=path) for path in range(self.num_blocks)]
+        return run_grouped(x, choice, paths, self.output_shape)
+
+    def run_each(self, x: Tensor) -> Tensor:
+        """Run all paths: `(B, g, ...)` to `(B, P, ...)`, g = P or a divisor of it, see `PathConv2d`.
+
+        Images are best laid out with their channels last in memory, those of all paths side by side.
+        """
+        missing = self.num_blocks // x.shape[1]
+        if missing > 1 and not isinstance(self.layers[0], PathConv2d | PathLinear):
+            x = x.repeat_interleave(missing, 1)
+        x = x.flatten(1, 2)
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.layers(x).unflatten(1, (self.num_blocks, -1))
+
+    def run_where(self, x: Tensor, where: Tensor) -> Tensor:
+        """Run every path on some of its rows.
+
+        Args:
+            x: `(B, P, ...)`.
+            where: `(B, P)` bool: what is to be run.
+
+        Returns:
+            `(B, P, ...)`; zeros where nothing was run.
+        """
+        if bool(where.all()):
+            return self.run_each(x)
+        outputs = []
+        for path in range(self.num_blocks):
+            rows = where[:, path].nonzero().flatten()
+            own = x[:, path]
+            # Taken out as rows of pixels, of which the channels lie together.
+            own = own.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2) if own.ndim == 4 else own[rows]
+            empty = _empty(x, self.output_shape)
+            outputs.append(put_rows(empty, rows, self.layers(own, path)) if len(rows) else empty)
+        return torch.stack(outputs, 1)
+
+    def parameters_of(self, choice: int) -> list[OwnedParameter]:
+        """Return the path's slices of all stacks."""
+        return [OwnedParameter(parameter, choice) for parameter in self.layers.parameters()]
+
+
+def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return `(B, *shape)` zeros, images with their channels last in memory."""
+    layout: dict[str, Any] = {"memory_format": torch.channels_last} if len(shape) == 3 else {}
+    return torch.zeros(len(x), *shape, dtype=x.dtype, device=x.device).contiguous(**layout)

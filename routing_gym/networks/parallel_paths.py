@@ -1,0 +1,195 @@
+"""Parallel paths whose tensors are cross-connected, or predict each other, with a gate for every pair of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential, count_macs, probe
+from routing_gym.networks.actions import Action, dense
+from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.paths import RoutedPaths
+from routing_gym.networks.state import Activation
+
+Form = Literal["columns", "gated-columns"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """What lies between two decisions.
+
+    Attributes:
+        name: Of the decision before it.
+        layers: The layers of all paths.
+        prediction: What makes each path's input out of each tensor, in the order (tensor, path); None where the tensors
+            themselves are mixed.
+    """
+
+    name: str
+    layers: PathSequential
+    prediction: PathSequential | None = None
+
+
+class ParallelPaths(RoutedPaths):
+    """Paths side by side with crossings between them, whose outputs are averaged.
+
+    Source: Tissera et al., "End-to-End Data-Dependent Routing in Multi-Path Neural Networks". Cross-connection
+    (Algorithm 2) feeds path j with Y_j = Σ_i g_ij X_i; cross-prediction (Algorithm 1) with
+    Y_j = ReLU(Σ_i g_ij U_ij), where U_ij = W_ij X_i + b_ij is what tensor i predicts for path j.
+
+    A decision sees each tensor averaged over the image, one after the other, zeros where nothing came. All paths of a
+    layer are one grouped convolution. Under hard routing only paths that were reached run, each on its own rows, only
+    predictions that were asked for are made, and the output is the average over the paths that were reached last.
+
+    What is normalised has the statistics of the rows that run a path, unweighted by gates, so that the running averages
+    go with the routes of the last batches.
+
+    Args:
+        input_shape: `(C, H, W)` of an image.
+        num_classes: Width of the logits.
+        paths: How many paths there are, P.
+        segments: What lies behind each decision; the last gives `(num_classes,)`.
+        stem: What runs on the images before all paths, once; None for nothing.
+        form: Whether the way into the paths is a decision: in `"columns"` it is not, all paths begin with the same
+            tensor; in `"gated-columns"` it is the first decision, of one tensor (the one-to-many connector).
+        crossed: Whether tensors may change paths. Otherwise each has to stay on its own, and no agent can change that.
+
+    Attributes:
+        form: As given.
+        cross: `"connections"` or `"predictions"`.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        paths: int,
+        segments: Sequence[Segment],
+        stem: nn.Module | None = None,
+        form: Form = "columns",
+        crossed: bool = True,
+    ) -> None:
+        if form not in ("columns", "gated-columns"):
+            raise ValueError(f"form must be 'columns' or 'gated-columns', got {form!r}")
+        image = torch.zeros(1, *input_shape)
+        shape = tuple(input_shape)
+        fixed = 0.0
+        if stem is not None:
+            shape = tuple(probe(stem, partial(stem, image)).shape[1:])
+            fixed = count_macs(stem, image)
+        banks: list[PathBlocks] = []
+        predictions: list[PathBlocks | None] = []
+        decisions: list[Decision] = []
+        first = 0 if form == "gated-columns" else 1
+        for number, segment in enumerate(segments):
+            tensors, width = paths if number else 1, shape[0]
+            predicted = None
+            if segment.prediction is not None:
+                predicted = PathBlocks(segment.prediction, tensors * paths, shape)
+                shape = predicted.output_shape
+            bank = PathBlocks(segment.layers, paths, shape)
+            shape = bank.output_shape
+            banks.append(bank)
+            predictions.append(predicted)
+            costs = tuple(cost + (predicted.macs[0] if predicted else 0.0) for cost in bank.macs)
+            if number < first:
+                fixed += sum(costs)
+                continue
+            then = number - first + 1
+            decisions.append(
+                Decision(
+                    name=segment.name,
+                    macs=costs,
+                    next=(then if number + 1 < len(segments) else EXIT,) * paths,
+                    m=tensors,
+                    width=tensors * width,
+                )
+            )
+        masks = None
+        if not crossed:
+            masks = torch.eye(paths, dtype=torch.bool).repeat(len(decisions), 1, 1)
+            masks[: 1 - first] = True  # the one tensor of the connector may go everywhere
+        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed, masks=masks)
+        self.form, self.paths, self._first = form, paths, first
+        self.cross = "connections" if predictions[-1] is None else "predictions"
+        self.trunk, self.banks = stem, nn.ModuleList(banks)
+        self.predictions = nn.ModuleList(nn.Identity() if made is None else made for made in predictions)
+
+    def bank(self, decision: int) -> PathBlocks:
+        """Return the paths behind a decision."""
+        return self._blocks(self.banks, decision)
+
+    def predicting(self, decision: int) -> PathBlocks | None:
+        """Return what makes the paths' inputs at a decision; None where tensors themselves are mixed."""
+        return None if self.cross == "connections" else self._blocks(self.predictions, decision)
+
+    def _blocks(self, of: nn.ModuleList, decision: int) -> PathBlocks:
+        blocks = of[decision + self._first]
+        assert isinstance(blocks, PathBlocks)
+        return blocks
+
+    def stem(self, images: Tensor, task: Tensor) -> Activation:
+        """Run what comes before the first decision: the stem and, where the way into them is none, the first layers."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = (x if self.trunk is None else self.trunk(x)).unsqueeze(1)
+        if self._first:
+            if (predicted := self.predicting(-1)) is not None:
+                x = functional.relu(predicted.run_each(x))
+            x = self.bank(-1).run_each(x)
+        return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+
+    def feed(self, decision: int, columns: Tensor, alive: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix the tensors, or what they predict; see `RoutedPaths.feed`."""
+        blocks = self.predicting(decision)
+        if blocks is None:
+            return super().feed(decision, columns, alive, gates)
+        used = gates.detach() != 0
+        reached = used.any(1)
+        if self.dense_backward and self.training:
+            used = alive.unsqueeze(2) & reached.unsqueeze(1)  # what is not weighed has a gradient by its weight
+        pairs = self.num_pairs(decision)
+        if bool(used.all()):
+            predicted = blocks.run_each(columns)
+        else:
+            spread = columns.repeat_interleave(pairs[1], 1)
+            predicted = blocks.run_where(spread, used.flatten(1))
+        weighed = predicted.unflatten(1, pairs) * gates.view(*gates.shape, *[1] * len(blocks.output_shape))
+        return functional.relu(weighed.sum(1)), reached
+
+    def num_pairs(self, decision: int) -> tuple[int, int]:
+        """Return how many tensors and how many paths meet at a decision, m and n."""
+        return self.decisions[decision].m, self.decisions[decision].n
+
+    def macs(self, decision: int, action: Action) -> tuple[Tensor, Tensor]:
+        """Return executed and expected multiply-accumulates: the union of what tensors reach, and each prediction."""
+        blocks = self.predicting(decision)
+        if blocks is None or self.decisions[decision].m == 1:
+            return super().macs(decision, action)
+        weights = dense(action, self.num_choices)
+        price = blocks.macs[0]
+        used = weights.detach() != 0
+        chance = weights.clamp(0, 1)
+        reached = 1 - (1 - chance).prod(1)
+        behind = self.bank(decision).macs[0]
+        executed = behind * used.any(1).sum(1) + price * used.sum((1, 2))
+        return executed.to(weights.dtype), behind * reached.sum(1) + price * chance.sum((1, 2))
+
+    def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
+        """Return the average of what the paths that were reached say; zeros where none was."""
+        outputs, alive = activation
+        assert isinstance(outputs, Tensor) and isinstance(alive, Tensor)
+        # Paths that were not reached are zeros.
+        return outputs.sum(1) / alive.sum(1, keepdim=True).clamp(min=1)
+
+    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
+        """Return the parameters of a path, and of all that predicts for it."""
+        blocks, (tensors, paths) = self.predicting(decision), self.num_pairs(decision)
+        predicting = [] if blocks is None else [blocks.parameters_of(i * paths + choice) for i in range(tensors)]
+        return sum(predicting, start=super().parameters_of(decision, choice))

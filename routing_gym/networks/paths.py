@@ -1,0 +1,92 @@
+"""Networks of paths side by side: before every layer each path's tensor is sent to some of them, or shared out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from routing_gym.blocks import LinearBlocks, OwnedParameter, PathBlocks
+from routing_gym.networks.actions import Action
+from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.state import Activation
+
+Paths = LinearBlocks | PathBlocks
+"""A layer of paths."""
+
+
+class RoutedPaths(RoutedNetwork):
+    """A network in which m tensors arrive at a decision and n paths lie behind it.
+
+    An m x n gate says how much of each tensor goes to each path: path j is fed with Y_j = Σ_i g_ij X_i. Under hard
+    choices every tensor goes to one path, where it meets others: tensors merge and never split. A path that nothing was
+    sent to is not run and sends nothing on.
+
+    What waits at a decision is `(columns, alive)`: `(r, m, ...)`, zeros where nothing came, and `(r, m)` bool.
+    """
+
+    @abstractmethod
+    def bank(self, decision: int) -> Paths:
+        """Return the paths behind a decision."""
+
+    def alive(self, decision: int, activation: Activation) -> Tensor:
+        """Return which tensors carry something, `(r, m)` bool."""
+        return _tensors(activation)[1]
+
+    def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
+        """Mix the tensors by the gates and run each path that was sent something."""
+        columns, alive = _tensors(activation)
+        gates = self.gates(decision, action).to(columns.dtype)
+        mixed, reached = self.feed(decision, columns, alive, gates)
+        return self.bank(decision).run_where(mixed, reached), reached
+
+    def feed(self, decision: int, columns: Tensor, alive: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """Make out of what arrives what goes into the paths.
+
+        Args:
+            decision: Its number.
+            columns: `(r, m, ...)`.
+            alive: `(r, m)` bool.
+            gates: `(r, m, n)`, 0 for tensors that are not alive.
+
+        Returns:
+            `(r, n, ...)`, and `(r, n)` bool: which paths were sent something.
+        """
+        return mix(columns, gates), (gates.detach() != 0).any(1)
+
+    def gates(self, decision: int, action: Action) -> Tensor:
+        """Return an action, of whatever form, as `(r, m, n)` weights."""
+        assert isinstance(action, Tensor)
+        if not action.is_floating_point():
+            action = functional.one_hot(action, self.decisions[decision].n)
+        return action if action.ndim == 3 else action.unsqueeze(1)
+
+    def describe(self, decision: int, activation: Activation) -> Tensor:
+        """Return all tensors, images averaged over space, one after the other."""
+        columns = _tensors(activation)[0]
+        return (columns.mean((3, 4)) if columns.ndim == 5 else columns).flatten(1)
+
+    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
+        """Return the parameters of a path."""
+        return self.bank(decision).parameters_of(choice)
+
+
+def _tensors(activation: Activation) -> tuple[Tensor, Tensor]:
+    columns, alive = activation
+    assert isinstance(columns, Tensor) and isinstance(alive, Tensor)
+    return columns, alive
+
+
+def mix(columns: Tensor, gates: Tensor) -> Tensor:
+    """Return Σ_i g_ij X_i for every j: `(r, m, ...)` and `(r, m, n)` to `(r, n, ...)`.
+
+    Source: Tissera et al., "End-to-End Data-Dependent Routing in Multi-Path Neural Networks", Eqs. 5 and 6.
+    """
+    if columns.ndim == 3:
+        return torch.einsum("rij,ric->rjc", gates, columns)
+    # Pixel by pixel, as they lie in memory with their channels last.
+    height_and_width = columns.shape[3:]
+    pixels = columns.permute(0, 3, 4, 1, 2).flatten(1, 2)
+    return torch.einsum("rij,rsic->rsjc", gates, pixels).unflatten(1, height_and_width).permute(0, 3, 4, 1, 2)
