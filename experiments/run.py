@@ -195,6 +195,7 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
     agent, final = result.agent, result.final
     network, k_cpt = agent.env.network, agent.env.config.k_cpt
     priced = {"cost": final.cost(k_cpt)} if isinstance(k_cpt, int | float) else {}  # not where prices are drawn
+    live = {"live_paths": final.live_paths.tolist()} if network.num_tensors > 1 else {}  # else a choice is a path
     return {
         "agent": agent.name,
         "env": env_id,
@@ -209,6 +210,7 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
         "router_macs": final.router_macs,
         **priced,
         "paths": final.paths,
+        **live,
         "parameters": count_parameters(agent),
         "parameters_used": mean_parameters(agent, final),
         "epochs": len(result.curve.epoch),

@@ -33,6 +33,9 @@ class Evaluation:
         task_macs: `macs` for each task.
         blocks_used: How many (decision, choice) pairs any instance took.
         paths: How many different routes there were.
+        live_paths: `(N,)` float64: how many different choices an instance took on average at each decision, of those
+            that came there; 0 where nobody did. Under hard routing 1, or where M tensors choose up to M, less where
+            some choose the same; of weights those that are not 0 count.
         routes: `(T, N, A)` int64: how often each task took each choice at each decision.
         routes_by_label: `(C, N, A)` int64: the same by label instead of by task.
         weights: `(T, N, A)` float64: the same as `routes`, but what was taken counts as the size of its weight, times
@@ -52,6 +55,7 @@ class Evaluation:
     task_macs: list[float]
     blocks_used: int
     paths: int
+    live_paths: Tensor
     routes: Tensor
     routes_by_label: Tensor
     weights: Tensor
@@ -167,6 +171,7 @@ def evaluate(
         task_macs=per_task(macs),
         blocks_used=int((tables.by_task.sum(0)[:-1] > 0).sum()),
         paths=len(paths),
+        live_paths=tables.live_paths()[:-1].cpu(),
         routes=tables.by_task[:, :-1].cpu(),
         routes_by_label=tables.by_label[:, :-1].cpu(),
         weights=tables.weights[:, :-1].cpu(),
@@ -246,6 +251,7 @@ class _ChoiceTables:
         self.by_task = torch.zeros(num_tasks, *places, dtype=torch.int64, device=device)
         self.by_label = torch.zeros(num_classes, *places, dtype=torch.int64, device=device)
         self.weights = torch.zeros(num_tasks, *places, dtype=torch.float64, device=device)
+        self.arrived = torch.zeros(places[0], dtype=torch.int64, device=device)
 
     def add(self, task: Tensor, label: Tensor, decision: Tensor, weights: Tensor, used: Tensor) -> None:
         """Count rows.
@@ -261,6 +267,11 @@ class _ChoiceTables:
         self.by_label.index_put_((label, decision), used.long(), accumulate=True)
         # In float64 so that the order in which batches come makes no difference that anyone could see.
         self.weights.index_put_((task, decision), weights.double(), accumulate=True)
+        self.arrived.index_put_((decision,), torch.ones_like(decision), accumulate=True)
+
+    def live_paths(self) -> Tensor:
+        """Return `(N + 1,)` float64: how many choices a row took on average; 0 where none was."""
+        return self.by_task.sum((0, 2)).double() / self.arrived.clamp(min=1)
 
 
 def _weights(step: Step, num_choices: int) -> Tensor:

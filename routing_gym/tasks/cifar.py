@@ -1,4 +1,4 @@
-"""CIFAR-100: its twenty superclasses as tasks (Rosenbaum et al. 2018, section 4), or one task of its 100 classes."""
+"""CIFAR-100: its twenty superclasses as tasks (Rosenbaum et al. 2018, section 4), or its 100 classes at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from routing_gym.tasks.augmentation import Shift
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import CIFAR100, DataError, find, read_cifar
-from routing_gym.tasks.splits import build_splits, hold_out
+from routing_gym.tasks.splits import BY_COARSE_CLASS, TaskOf, are_coarse, build_splits, hold_out
 
 NUM_COARSE, NUM_FINE, FINE_PER_COARSE = 20, 100, 5
 ROWS = {"train": 50_000, "test": 10_000}
@@ -53,28 +53,46 @@ def cifar100_mtl(
 
 
 def cifar100(
-    *, data_dir: str | None = None, held_out: int = 0, shift: int = 4, flip: bool = True
+    *,
+    data_dir: str | None = None,
+    task: TaskOf = "single",
+    held_out: int = 0,
+    shift: int = 4,
+    flip: bool = True,
 ) -> dict[str, MultiTaskDataset]:
-    """Build CIFAR-100 as one task: its 100 fine classes; 500 training and 100 test images of each.
+    """Build CIFAR-100 with its 100 fine classes as labels; 500 training and 100 test images of each.
 
     The augmentation is by default that of CoDiNet (Wang et al., section 4.1): four black pixels are put around an
     image, 32x32 are cut out at random, and every other one is mirrored.
 
+    With `task="coarse"` agents that tell instances apart by their task only, such as tables, can route every coarse
+    class on its own. Whoever routes is then told part of the answer: which five of the classes it can be. The logits
+    still range over all 100. A network with a readout for each task has one for each coarse class, and so is told too.
+
     Args:
         data_dir: As of `cifar100_mtl`.
+        task: An instance's task: `"single"`, the same for all; or `"coarse"`, which of the 20 coarse classes of the
+            files it is of. The name of the data then says so.
         held_out: Training images of each class kept out as the split `validation`, the first of the file; 0 for none.
         shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
         flip: Mirror every other training image.
 
-    Returns and raises what `cifar100_mtl` does.
+    Returns what `cifar100_mtl` does.
+
+    Raises:
+        DataError: Files are missing or damaged.
+        ValueError: `held_out` leaves nothing to train on, or there is no such `task`.
     """
-    images, _, fine = read_cifar100(data_dir)
+    by_coarse = are_coarse("CIFAR-100", task)
+    images, coarse, fine = read_cifar100(data_dir)
     return build_splits(
-        "CIFAR-100",
+        "CIFAR-100" + (BY_COARSE_CLASS if by_coarse else ""),
         images,
         fine,
         hold_out("CIFAR-100", fine, held_out),
         num_classes=NUM_FINE,
+        tasks=coarse if by_coarse else None,
+        num_tasks=NUM_COARSE if by_coarse else 1,
         augmentation=Shift(shift, flip) if shift or flip else None,
     )
 

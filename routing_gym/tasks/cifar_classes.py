@@ -1,4 +1,4 @@
-"""CIFAR-10, and its 5- and 2-class forms (McGill and Perona 2017, section 5.6): one task each."""
+"""CIFAR-10, and its 5- and 2-class forms (McGill and Perona 2017, section 5.6)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from torch import Tensor
 from routing_gym.tasks.augmentation import Fill, Shift
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import CIFAR10, DataError, data_folder, find, how_to_get, read_cifar
-from routing_gym.tasks.splits import build_splits, hold_out
+from routing_gym.tasks.splits import BY_COARSE_CLASS, TaskOf, are_coarse, build_splits, hold_out
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """The ten classes, in the order of the official labels."""
+
+COARSE = (("airplane", "automobile", "ship", "truck"), ("bird", "cat", "deer", "dog", "frog", "horse"))
+"""The coarse classes, which are ours: vehicles and animals."""
 
 PARTS = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
 ROWS_PER_FILE = 10_000
@@ -23,6 +26,7 @@ ROWS_PER_FILE = 10_000
 def cifar10(
     *,
     data_dir: str | None = None,
+    task: TaskOf = "single",
     held_out: int = 0,
     shift: int = 4,
     flip: bool = True,
@@ -33,8 +37,14 @@ def cifar10(
 
     The augmentation is by default that of McGill and Perona 2017, section 4.8.
 
+    With `task="coarse"` agents that tell instances apart by their task only, such as tables, can route vehicles and
+    animals on their own. Whoever routes is then told part of the answer: which four, or six, of the classes it can be.
+    The logits still range over all ten. A network with a readout for each task has two, and so is told too.
+
     Args:
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
+        task: An instance's task: `"single"`, the same for all; or `"coarse"`, 0 for vehicles (airplane, automobile,
+            ship, truck) and 1 for animals. The name of the data then says so.
         held_out: Training images of each of the ten official classes kept out as the split `validation`, the first of
             the files; 0 trains on all and leaves no such split.
         shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
@@ -48,9 +58,11 @@ def cifar10(
 
     Raises:
         DataError: Files are missing or damaged.
-        ValueError: `held_out` leaves nothing to train on.
+        ValueError: `held_out` leaves nothing to train on, or there is no such `task`.
     """
-    return _of_classes("CIFAR-10", NAMES, data_dir, held_out, _augmentation(shift, flip, fill), allow_partial)
+    by_coarse = are_coarse("CIFAR-10", task)
+    augmentation = _augmentation(shift, flip, fill)
+    return _of_classes("CIFAR-10", NAMES, data_dir, held_out, augmentation, allow_partial, by_coarse)
 
 
 def cifar5(
@@ -114,15 +126,23 @@ def _of_classes(
     held_out: int,
     augmentation: Shift | None,
     allow_partial: bool,
+    by_coarse: bool = False,
 ) -> dict[str, MultiTaskDataset]:
     """Build CIFAR-10 with the classes of these names first, in this order; all others become one more."""
     images, kinds, note = read_cifar10(data_dir, allow_partial)
     label_of = torch.full((len(NAMES),), len(names))
     label_of[[NAMES.index(kind) for kind in names]] = torch.arange(len(names))
     members = hold_out(name, kinds, held_out)
-    labels = {part: label_of[kind] for part, kind in kinds.items()}
+    coarse_of = torch.tensor([next(i for i, group in enumerate(COARSE) if kind in group) for kind in NAMES])
     return build_splits(
-        name + note, images, labels, members, num_classes=int(label_of.max()) + 1, augmentation=augmentation
+        name + (BY_COARSE_CLASS if by_coarse else "") + note,
+        images,
+        {part: label_of[kind] for part, kind in kinds.items()},
+        members,
+        num_classes=int(label_of.max()) + 1,
+        tasks={part: coarse_of[kind] for part, kind in kinds.items()} if by_coarse else None,
+        num_tasks=len(COARSE) if by_coarse else 1,
+        augmentation=augmentation,
     )
 
 

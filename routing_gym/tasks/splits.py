@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+
+TaskOf = Literal["single", "coarse"]
+"""What an instance's task is: the only one there is, or its coarse class."""
+
+BY_COARSE_CLASS = " by coarse class"
+"""Written behind the name of a data set whose tasks are coarse classes."""
+
+
+def are_coarse(name: str, task: TaskOf) -> bool:
+    """Tell whether tasks are to be coarse classes.
+
+    Args:
+        name: The data set, for messages.
+        task: What an instance's task is to be.
+
+    Raises:
+        ValueError: It can be no such thing.
+    """
+    if task not in get_args(TaskOf):
+        raise ValueError(f"{name}: task must be 'single' or 'coarse', got {task!r}")
+    return task == "coarse"
 
 
 def hold_out(name: str, kinds: dict[str, Tensor], held_out: int) -> dict[str, Tensor]:

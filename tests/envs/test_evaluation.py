@@ -1,15 +1,15 @@
-"""What evaluation says of the exits, against a count row by row."""
+"""What evaluation says of exits, choices and live paths, against a count row by row."""
 
 import dataclasses
 
 import pytest
 import torch
-from toys import TREE, ExitTree, RunSkip, small_env, toy_env
+from toys import TREE, ExitTree, Gates, RunSkip, small_env, toy_env
 
 import routing_gym
 from routing_gym.agents import make_agent
 from routing_gym.envs import EnvConfig, rollout
-from routing_gym.networks import ways_out
+from routing_gym.networks import ColumnsMLP, ways_out
 
 
 class Fixed:
@@ -61,6 +61,38 @@ def choices_by_hand(router, env, network):
     return by_task, by_label, weights
 
 
+def live_paths_by_hand(router, env, network):
+    """Route one instance after the other and follow its tensors: those that choose the same go on as one."""
+    live = [[] for _ in network.decisions]
+    single = env.sibling(1, split="test", train=False)
+    for number in range(len(env.datasets["test"])):
+        tensors = None
+        for step in rollout(router, single, instances=torch.tensor([number]), deterministic=True).steps:
+            if not bool(step.active):
+                continue
+            decision, action = int(step.decision), step.action[0]
+            m = network.decisions[decision].m
+            tensors = set(range(m)) if tensors is None else tensors
+            if action.is_floating_point():
+                rows = action.view(-1, network.num_choices)
+                tensors = {c for i in tensors for c in range(network.num_choices) if rows[i, c] != 0}
+            else:
+                tensors = {int(action.view(-1)[i]) for i in tensors}
+            live[decision].append(len(tensors))
+            tensors = tensors if network.num_tensors > 1 else {0}
+    return torch.tensor([sum(counts) / len(counts) if counts else 0.0 for counts in live], dtype=torch.float64)
+
+
+class Scripted:
+    """Every tensor does as a table `[task][decision]` says."""
+
+    def __init__(self, table):
+        self.table = torch.tensor(table)
+
+    def act(self, observation, context):
+        return self.table[observation["task"], observation["depth"].clamp(max=self.table.shape[1] - 1)]
+
+
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_exits_are_those_of_every_single_row(soft):
     torch.manual_seed(1)
@@ -75,11 +107,48 @@ def test_exits_are_those_of_every_single_row(soft):
     assert torch.allclose(result.weights, weights, atol=1e-4)
     share = weights.sum(0)
     assert torch.allclose(result.use, share / share.sum(1, keepdim=True), atol=1e-4)
+    assert torch.allclose(result.live_paths, live_paths_by_hand(router, env, network))
     assert int(result.exits.sum()) == len(env.datasets["test"])
     used = {(i, c) for i, c in result.exits.sum((2, 3)).nonzero().tolist()}
     assert used <= set(ways_out(network.decisions)) and len(used) > 2
     if not soft:
         assert float(result.exits[..., 1].sum() / result.exits.sum()) == pytest.approx(result.accuracy)
+
+
+def test_tensors_that_choose_the_same_are_one_live_path():
+    env = small_env(ColumnsMLP((1, 2, 3), 3, 3, width=4, layers=3, num_tasks=3))
+    apart, together = [[0, 1, 2], [1, 2, 0], [2, 1, 0]], [[1, 1, 1], [0, 1, 2], [2, 2, 1]]
+    # The last: three columns become two, these change places, then go on as one. Nothing is left in column 2 by then.
+    router = Scripted([apart, together, [[0, 1, 1], [1, 0, 2], [2, 2, 0]]])
+    result = routing_gym.evaluate(router, env, batch_size=7)
+    assert torch.bincount(env.datasets["test"].task).unique().numel() == 1  # as many of each task
+    assert result.live_paths.tolist() == pytest.approx([(3 + 1 + 2) / 3, (3 + 1 + 2) / 3, (3 + 1 + 1) / 3])
+    assert torch.equal(result.live_paths, live_paths_by_hand(router, env, env.network))
+
+
+@pytest.mark.parametrize("columns", [True, False], ids=["columns", "gates"])
+def test_live_paths_are_those_of_every_single_row(columns):
+    class Marked:
+        """Decides by what it sees, by weights many of which are 0."""
+
+        def act(self, observation, context):
+            return table[(observation["activation"].abs().sum(1) * 1000).long() % 7]
+
+    table = torch.rand(7, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.7
+    table = table.clamp(min=0) - 0.1 * torch.eye(3)[1]  # nobody is sent nowhere, and some weights are negative
+    torch.manual_seed(1)
+    network = ColumnsMLP((1, 2, 3), 3, 3, width=4, num_tasks=3) if columns else Gates(3)
+    env = small_env(network, action_type="weights")
+    result = routing_gym.evaluate(Marked(), env, batch_size=7)
+    assert torch.allclose(result.live_paths, live_paths_by_hand(Marked(), env, network))
+    assert bool(((result.live_paths > 1) & (result.live_paths < 3)).all())
+
+
+def test_one_tensor_is_one_live_path_where_anybody_arrives():
+    env = toy_env(autoreset_mode="disabled")
+    # Everyone but task 0, who leaves at once, goes to column 1, and leaves there.
+    result = routing_gym.evaluate(Scripted([[0] * 4, [1, 0, 0, 0], [1, 0, 0, 0]]), env, batch_size=7)
+    assert result.live_paths.tolist() == [1, 1, 0, 0]
 
 
 def test_a_common_exit_is_the_last_decision_choice_0():

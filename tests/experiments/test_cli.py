@@ -32,13 +32,19 @@ def test_compare_writes_all_it_promises(tmp_path, capsys):
         assert record["macs"] == 16 * 48 + 48 * 48 + 48 * 3 and record["parameters"] == 4 * (record["macs"] + 99)
         assert record["samples_per_second"] > 0 and record["seconds"] > 0
         assert record["curve"]["epoch"] == [1, 2]
-        assert np.array(record["routes"]).shape == (4, 3, 4)
+        assert np.array(record["routes"]).shape == (4, 3, 4) and "live_paths" not in record
     assert [r["blocks_used"] for r in records[2:]] == [3, 3]
     for picture in ("learning_curves.png", "routing_maps.png"):
         pixels = imread(tmp_path / picture)[..., :3]
         assert pixels.shape[0] > 200 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
     for cell in ("wpl/seed-0", "shared/seed-1"):
         assert list((tmp_path / cell).glob("events.out.tfevents*")) and (tmp_path / cell / "checkpoint.pt").exists()
+
+
+def test_records_of_several_tensors_say_how_many_paths_live(tmp_path):
+    assert run("compare", *SMALL, "--agents", "cross-stitch", "--seeds", 1, "--out", tmp_path) == 0
+    (record,) = json.loads((tmp_path / "results.json").read_text())
+    assert record["live_paths"] == [4, 4, 4]  # every column of the four has a part in every other
 
 
 def test_compare_is_the_same_twice(tmp_path):
