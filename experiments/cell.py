@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from routing_gym.agents import Agent, read
+from routing_gym.experiments.logits import keep_logits
 from routing_gym.experiments.paths import judged_paths
 from routing_gym.experiments.report import Record, write_results
 from routing_gym.experiments.run import Curve, Result, judged_by_price, record_of, run
@@ -18,6 +19,9 @@ from routing_gym.experiments.settings import TrainingSettings, UsageError, build
 
 PATHS = "paths.npz"
 """The file in a run's folder that holds the paths of all images."""
+
+LOGITS = "logits.npz"
+"""The file in a run's folder that holds what is said of all images."""
 
 WHEREABOUTS = {"data_dir", "device"}
 """Options that say where something lies, not what is computed."""
@@ -39,6 +43,7 @@ class Cell:
         split: What it is judged on in the end.
         judge_at: Prices of computation it is judged at in the end, one by one, besides.
         compare_paths: Find out in the end which paths images take, and whether they keep them when they are augmented.
+        keep_logits: Keep in the end what the agent's network says of every image of the split.
     """
 
     training: TrainingSettings
@@ -49,6 +54,7 @@ class Cell:
     split: str = "test"
     judge_at: tuple[float, ...] = ()
     compare_paths: bool = False
+    keep_logits: bool = False
 
     def make(self) -> Agent:
         """Make agent and environment.
@@ -78,6 +84,7 @@ class Cell:
             "split": self.split,
             **({"judge_at": list(self.judge_at)} if self.judge_at else {}),
             **({"compare_paths": True} if self.compare_paths else {}),
+            **({"keep_logits": True} if self.keep_logits else {}),
         }
 
     def finished(self) -> Record | None:
@@ -129,6 +136,8 @@ class Cell:
             more["by_price"] = judged_by_price(result, self.judge_at)
         if self.compare_paths:
             more["compared_paths"] = judged_paths(result, self.seed, folder / PATHS)
+        if self.keep_logits:
+            keep_logits(result.agent, self.split, folder / LOGITS)
         record = record_of(result, self.training.env, self.seed, asked=self.asked, **more)
         write_results([record], folder / "results.json")
         return result, record

@@ -21,10 +21,12 @@ TITLE_INCHES = 0.09
 
 def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
     """Draw accuracy against epochs, on the split it was judged on: the mean over seeds of each agent, and the range."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    runs_of = by_label(records)
+    height = max(4.0, 0.4 + 0.34 * len(runs_of))  # as high as the legend at least
+    figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.add_subplot()
     lowest, highest = 1.0, 0.0
-    for number, (agent, runs) in enumerate(by_label(records).items()):
+    for number, (agent, runs) in enumerate(runs_of.items()):
         curves = 100 * np.array([run["curve"]["validation_accuracy"] for run in runs])
         epochs = runs[0]["curve"]["epoch"]
         lowest, highest = min(lowest, curves.min() / 100), max(highest, curves.max() / 100)

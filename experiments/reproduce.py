@@ -20,6 +20,7 @@ from routing_gym.experiments.machine import commit
 from routing_gym.experiments.papers.codinet import CODINET
 from routing_gym.experiments.papers.diversity import DIVERSITY
 from routing_gym.experiments.papers.multipath import MULTIPATH
+from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
 from routing_gym.experiments.report import Record, write_results
@@ -34,7 +35,10 @@ from routing_gym.experiments.settings import (
 )
 from routing_gym.tasks import DataError
 
-REPRODUCTIONS = {reproduction.name: reproduction for reproduction in (ROUTING_NETWORKS, DIVERSITY, MULTIPATH, CODINET)}
+REPRODUCTIONS = {
+    reproduction.name: reproduction
+    for reproduction in (ROUTING_NETWORKS, DIVERSITY, MULTIPATH, CODINET, PARALLEL_PATHS)
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,8 @@ class Row:
         part: Which of several such figures.
         judge_at: Prices of computation (`k_cpt`) to judge the one trained agent at, each of which makes a point.
         compare_paths: Whether to find out which paths images take, see `Cell`.
+        keep_logits: Whether to keep what is said of every test image, see `Cell`.
+        trained: Numbers of passes and of instances per batch in single settings, by their name, where they are others.
     """
 
     label: str
@@ -45,6 +47,8 @@ class Row:
     part: str = ""
     judge_at: tuple[float, ...] = ()
     compare_paths: bool = False
+    keep_logits: bool = False
+    trained: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +140,7 @@ class Reproduction:
         settings: The ways of training, all of which every row goes through.
         rows: The rows.
         groups: Title of every group.
-        batch_size: Instances per batch.
+        batch_size: Instances per batch, where rows do not say otherwise.
         about: What the numbers of the tables are, as the first sentences of the report.
         table: Shows the records of one group, trained in one way, as lines of Markdown.
         draw: Draws a group; returns the files.
@@ -200,12 +204,14 @@ class Reproduction:
                         *row.env_options,
                         *row.tuned.get(settings.name, ()),
                     )
-                    passes = epochs or settings.epochs_on.get(row.env, settings.epochs)
+                    usual = settings.epochs_on.get(row.env, settings.epochs), self.batch_size
+                    passes, batch_size = row.trained.get(settings.name, usual)
+                    passes = epochs or passes
                     training = dataclasses.replace(
                         base,
                         env=row.env,
                         epochs=passes,
-                        batch_size=self.batch_size,
+                        batch_size=batch_size,
                         env_options=_filled(options, passes),
                     )
                     folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
@@ -217,6 +223,7 @@ class Reproduction:
                         _filled(row.agent_options, passes),
                         judge_at=row.judge_at,
                         compare_paths=row.compare_paths,
+                        keep_logits=row.keep_logits,
                     )
                     yield row, cell
 

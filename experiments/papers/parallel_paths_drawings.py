@@ -1,0 +1,205 @@
+"""Figs. 8 to 11 of Tissera et al.: what the gates of one trained network do with single images and with classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
+from torch import Tensor
+
+from routing_gym.agents import Agent
+from routing_gym.experiments.figures import DPI
+from routing_gym.experiments.papers.parallel_paths_gates import (
+    Gates,
+    chosen_gates,
+    extremes,
+    network_of,
+    path_weights,
+    synthesised,
+    tell_apart,
+)
+from routing_gym.tasks.cifar_classes import NAMES
+
+CLASSES = (0, 8, 6, 7)
+"""Fig. 10 shows airplanes, ships, frogs and horses: two kinds before blue, one that is green and one that is not."""
+LAYERS = ("conv 2", "conv 4", "conv 6", "dense 1")
+"""Fig. 11 shows those before the crossings."""
+
+REDS, BLUES = matplotlib.colormaps["Reds"], matplotlib.colormaps["Blues"]
+CROSSING, STACK, BOX, RADIUS = 3.0, 1.5, 0.42, 0.13
+"""From the tensors that arrive to those that leave, from there to the next, side of a box, radius of a gate."""
+GATE_AT = 0.25
+"""Where a gate is on its edge."""
+PALE, STRONG = 0.12, 0.88
+"""Ends of the colour maps that are used: nothing is white, nothing black."""
+
+
+def class_name(label: int, num_classes: int) -> str:
+    """Return what a class is called."""
+    return NAMES[label] if num_classes == len(NAMES) else f"class {label}"
+
+
+def routes(agent: Agent, gates: Gates, path: Path, title: str, images: Sequence[int] | None = None) -> None:
+    """Draw how images go through the crossings (Fig. 8), a row for each.
+
+    Boxes are tensors, the redder the larger their share of the mean activation; circles are gates and edges what they
+    weigh, the bluer and thicker the stronger; white boxes are layers between the crossings.
+
+    Args:
+        agent: The agent.
+        gates: What it does with the test images.
+        path: The picture.
+        title: Its title.
+        images: Which images; by default three that `tell_apart` finds.
+    """
+    network = network_of(agent)
+    dataset = agent.env.datasets["test"]
+    shown = tell_apart(gates) if images is None else tuple(images)
+    wide = len(network.decisions) * (CROSSING + STACK) + 1.2
+    figure = Figure(figsize=(1.9 + 0.62 * wide, 0.7 + (0.8 + 0.62 * network.paths) * len(shown)), layout="constrained")
+    sought = "b is gated as a, of its class, late in the network, and as c early"
+    figure.suptitle(f"{title}: routes of single images{'; ' + sought if images is None else ''}", fontsize=11)
+    grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(1.5, 0.62 * wide))
+    for row, (left, right) in enumerate(grid):
+        number = shown[row]
+        _show(left, _picture(dataset.images[dataset.image[number]]))
+        true, said = int(gates.label[number]), int(gates.predicted[number])
+        name = f"{'abcdefgh'[row]}: {class_name(true, dataset.num_classes)}"
+        left.set_title(name, fontsize=9)
+        if said != true:
+            left.set_xlabel(f"taken for {class_name(said, dataset.num_classes)}", fontsize=8)
+        _route(right, gates, number, network.paths, named=row == 0)
+    figure.savefig(path, dpi=DPI)
+
+
+def _route(axes: Axes, gates: Gates, number: int, paths: int, *, named: bool) -> None:
+    """Draw the crossings of one image from left to right."""
+    middle = (paths - 1) / 2
+    x = 0.0
+    for crossing in gates.crossings:
+        inputs = [middle] if crossing.gates.shape[1] == 1 else [float(paths - 1 - i) for i in range(paths)]
+        outputs = [float(paths - 1 - j) for j in range(paths)]
+        weights, end = crossing.gates[number], x + CROSSING
+        for i, start_y in enumerate(inputs):
+            for j, end_y in enumerate(outputs):
+                gate = float(weights[i, j])
+                color = BLUES(PALE + (STRONG - PALE) * min(max(gate, 0.0), 1.0))
+                axes.plot((x, end), (start_y, end_y), color=color, linewidth=0.6 + 4.4 * gate, zorder=1 + gate)
+                near = x + GATE_AT * CROSSING
+                center = (near, start_y + GATE_AT * (end_y - start_y))
+                axes.add_patch(Circle(center, RADIUS, facecolor=color, edgecolor="0.25", linewidth=0.6, zorder=4))
+        for i, y in enumerate(inputs):
+            _box(axes, x, y, float(crossing.arriving[number, i]))
+        for j, y in enumerate(outputs):
+            _box(axes, end, y, float(crossing.leaving[number, j]))
+            axes.plot((end, end + STACK), (y, y), color="0.6", linewidth=0.8, zorder=0)
+            axes.add_patch(
+                Rectangle((end + STACK / 2 - 0.27, y - 0.32), 0.54, 0.64, facecolor="white", edgecolor="0.4", zorder=3)
+            )
+        if named:
+            axes.text(x + CROSSING / 2, paths - 0.35, crossing.name, ha="center", fontsize=8)
+        x = end + STACK
+    for y in (float(j) for j in range(paths)):
+        axes.plot((x, x + 0.6), (y, middle), color="0.6", linewidth=0.8, zorder=0)
+    axes.add_patch(Circle((x + 0.6, middle), 0.22, facecolor="white", edgecolor="0.4", zorder=3))
+    axes.text(x + 0.6, middle, "ø", ha="center", va="center", fontsize=8, zorder=4)
+    axes.set_xlim(-0.5, x + 1.0)
+    axes.set_ylim(-0.55, paths - 0.05)
+    axes.set_aspect("equal")
+    axes.axis("off")
+
+
+def _box(axes: Axes, x: float, y: float, share: float) -> None:
+    color = REDS(PALE + (STRONG - PALE) * min(max(share, 0.0), 1.0))
+    axes.add_patch(
+        Rectangle((x - BOX / 2, y - BOX / 2), BOX, BOX, facecolor=color, edgecolor="0.25", linewidth=0.6, zorder=5)
+    )
+
+
+def maximal_images(agent: Agent, gates: Gates, path: Path, title: str) -> None:
+    """Draw for some gates the ten test images with the highest and the lowest, and one made to open it (Fig. 9)."""
+    network, dataset = network_of(agent), agent.env.datasets["test"]
+    chosen = chosen_gates(network)
+    figure = Figure(figsize=(11, 7.6), layout="constrained")
+    figure.suptitle(f"{title}: what opens gates, and what closes them", fontsize=11)
+    panels = np.asarray(figure.subfigures(2, 2, hspace=0.04, wspace=0.04)).flat
+    for panel, gate in zip(panels, chosen, strict=True):
+        strength = gates.crossings[gate.decision].gates[:, gate.tensor, gate.path]
+        made, scores = synthesised(agent, gate)
+        panel.suptitle(gate.name(network), fontsize=10)
+        axes = panel.subplot_mosaic([["highest", "made"], ["lowest", "made"]], width_ratios=(5, 4))
+        for name, rows in zip(("highest", "lowest"), extremes(strength), strict=True):
+            _show(axes[name], _tiled([_picture(dataset.images[dataset.image[row]]) for row in rows.tolist()]))
+            first, last = float(strength[rows[0]]), float(strength[rows[-1]])
+            axes[name].set_title(f"{name}: {first:.2f} to {last:.2f}", fontsize=8)
+        _show(axes["made"], _picture(made))
+        axes["made"].set_title(f"made: score {scores[0]:.1f} to {scores[-1]:.1f}", fontsize=8)
+    figure.savefig(path, dpi=DPI)
+
+
+def _tiled(pictures: Sequence[np.ndarray], columns: int = 5, gap: int = 2) -> np.ndarray:
+    """Return pictures `(H, W, 3)` side by side, in rows, with white between them."""
+    height, width, _ = pictures[0].shape
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """Return `(C, H, W)` uint8 as `(H, W, 3)`."""
+    return image.cpu().expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def _show(axes: Axes, picture: np.ndarray) -> None:
+    axes.imshow(picture, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+
+
+def class_gates(agent: Agent, gates: Gates, path: Path, title: str, classes: Sequence[int] = CLASSES) -> None:
+    """Draw how strong two gates are for the test images of some classes (Fig. 10)."""
+    network, num_classes = network_of(agent), agent.env.dataset.num_classes
+    early, _, deep, _ = chosen_gates(network)
+    figure = Figure(figsize=(9, 1.5 * len(classes) + 0.8), layout="constrained")
+    figure.suptitle(f"{title}: gates by class", fontsize=11)
+    grid = figure.subplots(len(classes), 2, sharex="col", squeeze=False)
+    for column, gate in enumerate((early, deep)):
+        strength = gates.crossings[gate.decision].gates[:, gate.tensor, gate.path]
+        # A scale of its own for each gate: some move little.
+        edges = np.linspace(float(strength.min()), float(strength.max()) + 1e-6, 41)
+        for row, kind in enumerate(classes):
+            axes = grid[row, column]
+            axes.hist(strength[gates.label == kind].numpy(), bins=edges, color=f"C{row}")
+            axes.axvline(float(strength.mean()), color="0.3", linewidth=0.8, linestyle=":")
+            axes.set_yticks([])
+            axes.set_ylabel(class_name(kind, num_classes), fontsize=8)
+        grid[0, column].set_title(gate.name(network), fontsize=9)
+        grid[-1, column].set_xlabel("gate (dotted: mean of all classes)", fontsize=8)
+    figure.savefig(path, dpi=DPI)
+
+
+def path_weight_histograms(agent: Agent, path: Path, title: str, layers: Sequence[str] = LAYERS) -> None:
+    """Draw the weights of the paths of some layers, a colour for each path (Fig. 11)."""
+    weights = path_weights(network_of(agent))
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    figure.suptitle(f"{title}: weights of the paths", fontsize=11)
+    for axes, name in zip(figure.subplots(2, 2).flat, layers, strict=True):
+        values = weights[name].flatten(1).cpu()
+        # All but the thousandth part at either end.
+        low, high = np.quantile(values.numpy(), (0.001, 0.999))
+        edges = np.linspace(low, high, 81)
+        for number, own in enumerate(values):
+            spread = f"path {number + 1}, std {float(own.std()):.3f}"
+            axes.hist(own.numpy(), bins=edges, density=True, color=f"C{number}", alpha=0.45, label=spread)
+            axes.hist(own.numpy(), bins=edges, density=True, color=f"C{number}", histtype="step")
+        axes.set_title(name, fontsize=9)
+        axes.set_yticks([])
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=DPI)

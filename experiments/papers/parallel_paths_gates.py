@@ -1,0 +1,234 @@
+"""What gates between paths do with images: how strong they are, which images open them most, and what would."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from routing_gym.agents import Agent
+from routing_gym.agents.crossing import CrossConnection
+from routing_gym.blocks import PathConv2d, PathLinear
+from routing_gym.envs import Context, Observation
+from routing_gym.experiments.logits import routed
+from routing_gym.networks import RoutingState
+from routing_gym.networks.parallel_paths import ParallelPaths
+
+STEPS, STEP = 256, 0.15
+"""Of gradient ascent; the size is that of the root mean square, in standard deviations of pixels."""
+DECAY = 0.01
+"""What a pixel loses of its distance from the mean at every step."""
+BLUR_EVERY = 2
+"""Steps from one blurring to the next."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossing:
+    """What happens to R images where m tensors are shared out among n paths.
+
+    Attributes:
+        name: Of the decision.
+        gates: `(R, m, n)`.
+        arriving: `(R, m)`, the mean activation of each tensor, as a share of all that arrive.
+        leaving: `(R, n)`, likewise of what goes into each path.
+    """
+
+    name: str
+    gates: Tensor
+    arriving: Tensor
+    leaving: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """What an agent does with the R images of a split.
+
+    Attributes:
+        crossings: Decision by decision.
+        label: `(R,)` int64.
+        predicted: `(R,)` int64, the class the network says.
+    """
+
+    crossings: tuple[Crossing, ...]
+    label: Tensor
+    predicted: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """One gate: how much of a tensor goes to a path, all counted from 0."""
+
+    decision: int
+    tensor: int
+    path: int
+
+    def name(self, network: ParallelPaths) -> str:
+        """Return what it is called, as in the paper: tensor and path counted from 1."""
+        return f"{network.decisions[self.decision].name}, $g_{{{self.tensor + 1}{self.path + 1}}}$"
+
+
+def network_of(agent: Agent) -> ParallelPaths:
+    """Return the network of an agent whose gates can be looked at.
+
+    Raises:
+        ValueError: Tensors are not cross-connected by data-dependent gates.
+    """
+    network = agent.env.network
+    if (
+        not isinstance(network, ParallelPaths)
+        or network.cross != "connections"
+        or not isinstance(agent, CrossConnection)
+    ):
+        raise ValueError(f"only data-dependent gates of cross-connections can be shown, not those of {agent.name!r}")
+    return network
+
+
+def gates_of(agent: Agent, split: str = "test") -> Gates:
+    """Route a split and note all gates.
+
+    A decision sees every tensor averaged over the image; what goes into a path is the sum of what is sent there, so
+    that its mean activation follows (section 7.1).
+
+    Raises:
+        ValueError: Tensors are not cross-connected by data-dependent gates.
+    """
+    network = network_of(agent)
+    columns: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.decisions]
+    others = []
+    for batch, label, kept in routed(agent, split):
+        for column, decision, step in zip(columns, network.decisions, batch.steps, strict=True):
+            assert isinstance(step.action, Tensor)
+            gates = step.action[kept].view(-1, network.num_tensors, network.num_choices)
+            seen = step.observation["activation"][kept, : decision.width].unflatten(1, (decision.m, -1))
+            column.append((gates[:, : decision.m, : decision.n].cpu(), seen.mean(2).cpu()))
+        others.append((label[kept].cpu(), batch.exits[0].logits[kept].argmax(1).cpu()))
+    crossings = []
+    for decision, column in zip(network.decisions, columns, strict=True):
+        gates, arriving = (torch.cat(parts) for parts in zip(*column, strict=True))
+        leaving = torch.einsum("rmn,rm->rn", gates, arriving)
+        crossings.append(Crossing(decision.name, gates, _shares(arriving), _shares(leaving)))
+    label, predicted = (torch.cat(parts) for parts in zip(*others, strict=True))
+    return Gates(tuple(crossings), label, predicted)
+
+
+def _shares(strength: Tensor) -> Tensor:
+    """Return `(R, k)` as shares of their sums; a lone one is all there is."""
+    if strength.shape[1] == 1:
+        return torch.ones_like(strength)
+    total = strength.sum(1, keepdim=True)
+    return torch.where(total == 0, 1 / strength.shape[1], strength / total)
+
+
+def chosen_gates(network: ParallelPaths) -> list[Gate]:
+    """Return four gates as in Fig. 9: of the second tensor at the first crossing, and three at the last two."""
+    crossings = [number for number, decision in enumerate(network.decisions) if decision.m > 1]
+    deep, last = crossings[-2:]
+    return [Gate(crossings[0], 1, 0), Gate(deep, 0, 0), Gate(deep, 1, 0), Gate(last, 0, 0)]
+
+
+def extremes(strength: Tensor, count: int = 10) -> tuple[Tensor, Tensor]:
+    """Return the `count` images with the highest and with the lowest of some values `(R,)`, the extreme one first."""
+    order = strength.argsort(stable=True)
+    return order.flip(0)[:count], order[:count]
+
+
+def tell_apart(gates: Gates, among: int = 1000) -> tuple[int, int, int]:
+    """Look for three images as in Fig. 1: b is gated as c early in the network, and late as a, which is of its class.
+
+    Args:
+        gates: Of all images.
+        among: Looks at the first so many.
+
+    Returns:
+        a, b and c, of which c is of another class.
+    """
+    early, *_, late = (crossing.gates[:among].flatten(1) for crossing in gates.crossings if crossing.gates.shape[1] > 1)
+    first, last = torch.cdist(early, early), torch.cdist(late, late)
+    label = gates.label[:among]
+    same = label.unsqueeze(1) == label
+    itself = torch.eye(len(label), dtype=torch.bool)
+    of_class = (first - last).masked_fill(~same | itself, -torch.inf)
+    of_another = (last - first).masked_fill(same, -torch.inf)
+    b = int((of_class.amax(1) + of_another.amax(1)).argmax())
+    return int(of_class[b].argmax()), b, int(of_another[b].argmax())
+
+
+def score(agent: Agent, images: Tensor, gate: Gate) -> Tensor:
+    """Return the score of a gate before softmax, `(B,)`, with its graph.
+
+    Args:
+        agent: The agent; modes of it and its network are left as they are.
+        images: `(B, C, H, W)`, normalised.
+        gate: The gate.
+    """
+    network = network_of(agent)
+    assert isinstance(agent, CrossConnection)
+    state = network.start(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
+    for _ in range(gate.decision):
+        context = Context(state.active, network.action_mask(state), deterministic=True)
+        state = network.advance(state, agent.act(_seen(network, state), context))
+    scores = agent.routers(_seen(network, state), state.active)
+    return scores.view(len(images), network.num_tensors, network.num_choices)[:, gate.tensor, gate.path]
+
+
+def _seen(network: ParallelPaths, state: RoutingState) -> Observation:
+    return {"activation": network.observe(state), "task": state.task, "depth": state.at}
+
+
+def synthesised(agent: Agent, gate: Gate, seed: int = 0) -> tuple[Tensor, list[float]]:
+    """Make an image that a gate is maximal for: gradient ascent on its score before softmax, from random pixels.
+
+    The network is frozen and, like the agent, put in eval mode. At every step pixels are drawn a little towards the
+    mean colour, and now and then they are blurred.
+
+    Args:
+        agent: The agent.
+        gate: The gate.
+        seed: Of the random pixels.
+
+    Returns:
+        `(C, H, W)` uint8, and the score before the first step and after every one.
+    """
+    dataset = agent.env.dataset
+    agent.eval()
+    agent.env.network.eval()
+    mean, std = dataset.mean.view(1, -1, 1, 1), dataset.std.view(1, -1, 1, 1)
+    noise = torch.randn(1, *dataset.input_shape, generator=torch.Generator().manual_seed(seed))
+    image = noise.to(dataset.device)
+    scores = []
+    for step in range(1, STEPS + 1):
+        image.requires_grad_()
+        height = score(agent, image, gate).sum()
+        (slope,) = torch.autograd.grad(height, image)
+        scores.append(float(height.detach()))
+        image = image.detach() + STEP * slope / slope.square().mean().sqrt().clamp(min=1e-12)
+        image = (1 - DECAY) * image
+        if step % BLUR_EVERY == 0 and step < STEPS:
+            image = _blurred(image)
+        image = torch.maximum(torch.minimum(image, (255 - mean) / std), -mean / std)
+    with torch.no_grad():
+        scores.append(float(score(agent, image, gate).sum()))
+    return (image * std + mean).round().clamp(0, 255).to(torch.uint8)[0].cpu(), scores
+
+
+def _blurred(image: Tensor) -> Tensor:
+    """Return `(1, C, H, W)` with every pixel mixed with those around it."""
+    channels = image.shape[1]
+    line = image.new_tensor([0.15, 0.7, 0.15])
+    kernel = torch.outer(line, line).expand(channels, 1, 3, 3)
+    return functional.conv2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), kernel, groups=channels)
+
+
+def path_weights(network: ParallelPaths) -> dict[str, Tensor]:
+    """Return the weights of all layers of paths side by side, `(P, ...)`, by their names: conv 1, conv 2, dense 1."""
+    weights: dict[str, Tensor] = {}
+    counts = {"conv": 0, "dense": 0}
+    for module in network.banks.modules():
+        if isinstance(module, PathConv2d | PathLinear):
+            kind = "conv" if isinstance(module, PathConv2d) else "dense"
+            counts[kind] += 1
+            weight = module.weight if isinstance(module, PathConv2d) else module.blocks.weight
+            weights[f"{kind} {counts[kind]}"] = weight.detach()
+    return weights
