@@ -59,6 +59,7 @@ class Settings:
             for an eighth of it, `{seven_eighths}` for the others.
         more_options: Further ones of single environments, by id.
         epochs_on: Other numbers of passes for single environments, by id.
+        batch_size: Instances per batch; None for what the reproduction says.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Settings:
     env_options: tuple[str, ...] = ()
     more_options: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     epochs_on: dict[str, int] = dataclasses.field(default_factory=dict)
+    batch_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +207,7 @@ class Reproduction:
                         base,
                         env=row.env,
                         epochs=passes,
-                        batch_size=self.batch_size,
+                        batch_size=settings.batch_size or self.batch_size,
                         env_options=_filled(options, passes),
                     )
                     folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
