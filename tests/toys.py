@@ -18,6 +18,10 @@ SHARE_OUTCOMES = {"actor", "pragmatic-critic", "optimistic-critic"}
 """Agents for networks that share outcomes out; no other network takes them."""
 SKIP_BLOCKS = {"codinet"}
 """Agents for networks whose blocks are skipped or run; no other network takes them."""
+CROSS_PATHS = {"cross-connection", "cross-prediction"}
+"""Agents for parallel paths; no other network takes them."""
+OF_OTHER_NETWORKS = SHARE_OUTCOMES | SKIP_BLOCKS | CROSS_PATHS
+"""Agents that networks of layers do not take."""
 TREE = [[1, 2], [3], [4, 5], [], [], [6], []]
 
 
@@ -261,6 +265,7 @@ def quick(env_id):
         "omniglot-diverse": {"layers": 2, "width": 4, "expert_mid": 2},
         "cells-6x32": {"cells": 1, "filters": 1},
         "resnet110-skip": {"stages": [1, 1, 1], "width": 2},
+        "basecnn-2-cc": {"width": 2, "hidden": 4},
     }
     return small.get(ENV_IDS[env_id]["network"], {})
 

@@ -81,7 +81,7 @@ def paths_by_class(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path)
         axes.set(xticks=[], yticks=[])
         axes.set_title(label, fontsize=10)
     panels[-1].legend(markerscale=3, fontsize=8)
-    figure.suptitle("Paths of test images by class, arranged by t-SNE")
+    figure.suptitle("Paths by class (t-SNE)")
     figure.savefig(path, dpi=DPI)
 
 
@@ -102,7 +102,7 @@ def paths_by_length(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path
         axes.set(xticks=[], yticks=[])
         axes.set_title(label, fontsize=10)
     figure.colorbar(points, ax=panels, label="blocks expected to run")
-    figure.suptitle("Paths of test images by expected length, arranged by t-SNE")
+    figure.suptitle("Paths by expected length (t-SNE)")
     figure.savefig(path, dpi=DPI)
 
 

@@ -63,6 +63,7 @@ class Settings:
             for an eighth of it, `{seven_eighths}` for the others.
         more_options: Further ones of single environments, by id.
         epochs_on: Other numbers of passes for single environments, by id.
+        batch_size: Instances per batch; None for what the reproduction says.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Settings:
     env_options: tuple[str, ...] = ()
     more_options: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     epochs_on: dict[str, int] = dataclasses.field(default_factory=dict)
+    batch_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +206,10 @@ class Reproduction:
                         *row.env_options,
                         *row.tuned.get(settings.name, ()),
                     )
-                    usual = settings.epochs_on.get(row.env, settings.epochs), self.batch_size
+                    usual = (
+                        settings.epochs_on.get(row.env, settings.epochs),
+                        settings.batch_size or self.batch_size,
+                    )
                     passes, batch_size = row.trained.get(settings.name, usual)
                     passes = epochs or passes
                     training = dataclasses.replace(

@@ -21,7 +21,7 @@ from routing_gym.blocks.modules import run_grouped
 
 
 class PathConv2d(nn.Module):
-    """A convolution with bias for each path; all of them are one grouped convolution.
+    """A convolution for each path; all of them are one grouped convolution.
 
     Fed with the tensors of all paths, joined along their channels, each path has its own; fed with fewer, each goes
     into as many paths as there are for it, the first into the first ones: one image into all.
@@ -32,25 +32,29 @@ class PathConv2d(nn.Module):
         outputs: Channels that each path gives.
         kernel: Height and width.
         stride: Of the convolution; the padding is half of the kernel.
+        bias: Add a bias.
 
     Attributes:
         weight: `(P, outputs, inputs, kernel, kernel)`.
-        bias: `(P, outputs)`.
+        bias: `(P, outputs)` or None.
     """
 
-    def __init__(self, paths: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1) -> None:
+    def __init__(
+        self, paths: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, bias: bool = True
+    ) -> None:
         super().__init__()
         self.inputs, self.stride = inputs, stride
         self.weight = nn.Parameter(torch.empty(paths, outputs, inputs, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(paths, outputs))
+        self.bias = nn.Parameter(torch.zeros(paths, outputs)) if bias else None
         for weight in self.weight.detach():
             nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
         """Convolve `(B, inputs, H, W)` by one path, `(B, g * inputs, H, W)` by all, g of P's divisors."""
-        stacked = path is None
-        weight = self.weight.flatten(0, 1) if stacked else self.weight[path]
-        bias = self.bias.flatten() if stacked else self.bias[path]
+        weight = self.weight.flatten(0, 1) if path is None else self.weight[path]
+        bias = None
+        if self.bias is not None:
+            bias = self.bias.flatten() if path is None else self.bias[path]
         padding = self.weight.shape[-1] // 2
         return functional.conv2d(x, weight, bias, self.stride, padding, groups=x.shape[1] // self.inputs)
 
@@ -105,8 +109,9 @@ class PathLinear(nn.Module):
         """Map `(B, inputs)` by one path, `(B, g * inputs)` by all."""
         if path is not None:
             return functional.linear(x, self.blocks.weight[path].t(), self.blocks.bias[path])
-        x = x.view(len(x), -1, self.blocks.in_features)
-        return self.blocks.run_each(x.repeat_interleave(self.blocks.num_blocks // x.shape[1], 1)).flatten(1)
+        tensors = x.shape[1] // self.blocks.in_features
+        x = x.unflatten(1, (tensors, self.blocks.in_features))
+        return self.blocks.run_each(repeated(x, self.blocks.num_blocks // tensors)).flatten(1)
 
 
 class PathSequential(nn.Sequential):
@@ -191,7 +196,7 @@ class PathBlocks(FunctionBlocks):
         """
         missing = self.num_blocks // x.shape[1]
         if missing > 1 and not isinstance(self.layers[0], PathConv2d | PathLinear):
-            x = x.repeat_interleave(missing, 1)
+            x = repeated(x, missing)
         x = x.flatten(1, 2)
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -222,6 +227,11 @@ class PathBlocks(FunctionBlocks):
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the path's slices of all stacks."""
         return [OwnedParameter(parameter, choice) for parameter in self.layers.parameters()]
+
+
+def repeated(x: Tensor, times: int) -> Tensor:
+    """Return `(B, g * times, ...)`: each of g tensors as often, one after the other; a view where it is once."""
+    return x.unsqueeze(2).expand(-1, -1, times, *x.shape[2:]).flatten(1, 2)
 
 
 def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:

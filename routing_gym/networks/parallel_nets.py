@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -144,8 +145,9 @@ def parallel_network(name: str) -> Callable[..., ParallelPaths]:
 
     build.__doc__ = f"""Build {name}: {default.paths} path(s); see `ParallelPaths`.
 
-    Source: Tissera et al., Tables 1 to 4. Convolutions have biases and batch norm behind them, shortcuts that change
-    shape are 1x1 convolutions with bias, without norm.
+    Source: Tissera et al., Tables 1 to 4. Convolutions have biases and batch norm behind them; shortcuts that change
+    shape are 1x1 convolutions with bias, without norm. In ResNets for large images convolutions have no bias, and
+    shortcuts are normalised: that gives the printed sizes of these, and of ResNet-50 alone (23.71 M).
 
     Args:
         input_shape: `(C, H, W)` of an image.
@@ -242,31 +244,36 @@ def _resnet(
 
 def _residual(layout: Layout, paths: int, inputs: int, width: int, stride: int) -> tuple[PathResidual, int]:
     """Return a residual block and the channels it gives."""
+    conv = partial(_conv_norm, bias=not layout.large)
     if layout.residual == "bottleneck":
         outputs = EXPANSION * width
         layers = [
-            *_conv_norm(paths, inputs, width, 1),
+            *conv(paths, inputs, width, 1),
             nn.ReLU(),
-            *_conv_norm(paths, width, width, 3, stride),
+            *conv(paths, width, width, 3, stride),
             nn.ReLU(),
-            *_conv_norm(paths, width, outputs, 1),
+            *conv(paths, width, outputs, 1),
         ]
     else:
         outputs = width
-        layers = [*_conv_norm(paths, inputs, width, 3, stride), nn.ReLU(), *_conv_norm(paths, width, width)]
+        layers = [*conv(paths, inputs, width, 3, stride), nn.ReLU(), *conv(paths, width, width)]
     shortcut = PathSequential()
     if stride > 1 or inputs != outputs:
-        shortcut.append(PathConv2d(paths, inputs, outputs, 1, stride=stride))
+        projected = conv(paths, inputs, outputs, 1, stride)
+        shortcut.extend(projected if layout.large else projected[:1])
     return PathResidual(PathSequential(*layers), shortcut), outputs
 
 
-def _conv_norm(paths: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    return PathConv2d(paths, inputs, outputs, kernel, stride=stride), PathNorm2d(paths, outputs)
+def _conv_norm(
+    paths: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, *, bias: bool = True
+) -> tuple[nn.Module, nn.Module]:
+    return PathConv2d(paths, inputs, outputs, kernel, stride=stride, bias=bias), PathNorm2d(paths, outputs)
 
 
 def _shared_stem(channels: int, layout: Layout) -> nn.Sequential:
     kernel = 7 if layout.large else 3
-    conv = nn.Conv2d(channels, layout.width, kernel, 2 if layout.large else 1, kernel // 2)
+    stride = 2 if layout.large else 1
+    conv = nn.Conv2d(channels, layout.width, kernel, stride, kernel // 2, bias=not layout.large)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     pool = [nn.MaxPool2d(3, 2, 1)] if layout.large else []
     stem = nn.Sequential(conv, nn.BatchNorm2d(layout.width), nn.ReLU(), *pool)

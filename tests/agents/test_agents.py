@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from toys import SHARE_OUTCOMES, SKIP_BLOCKS, ExitTree
+from toys import OF_OTHER_NETWORKS, ExitTree
 
 import routing_gym
 from routing_gym.agents import AGENTS, Agent, make_agent, register_agent
@@ -118,9 +118,9 @@ def test_agents_that_cannot(name):
     assert routing_gym.evaluate(agent, env).accuracy < 0.45
 
 
-# Those of Stable-Baselines3 begin anew with every call of `learn`: see test_sb3.py; those left out: test_multipath.py
-# and test_codinet_runs.py.
-LAYERED = sorted(name for name in set(AGENTS) - SHARE_OUTCOMES - SKIP_BLOCKS if not name.startswith("sb3:"))
+# Those of Stable-Baselines3 begin anew with every call of `learn`: see test_sb3.py; those left out: test_multipath.py,
+# test_codinet_runs.py and test_crossing.py.
+LAYERED = sorted(name for name in set(AGENTS) - OF_OTHER_NETWORKS if not name.startswith("sb3:"))
 
 
 @pytest.mark.parametrize("name", LAYERED)

@@ -3,7 +3,7 @@
 import gymnasium
 import pytest
 import torch
-from toys import SHARE_OUTCOMES, SKIP_BLOCKS
+from toys import CROSS_PATHS, SHARE_OUTCOMES, SKIP_BLOCKS
 
 import routing_gym
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent
@@ -168,7 +168,8 @@ def test_what_cannot_route_it_is_refused_by_name():
         make_agent("top-k", early_exit("top-k"), k=3)
     with pytest.raises(ValueError, match=r"at decision 1 \('column 2'\) task 0 may choose from \[0, 1\], got 2"):
         make_agent("fixed-routes", early_exit("fixed-routes"), routes=[[1, 2]])
-    assert set(AGENTS) - {name for name, _ in AGENTS_AND_OPTIONS} == {"cross-stitch", "shared-with-task"} | SKIP_BLOCKS
+    left_out = {"cross-stitch", "shared-with-task"} | SKIP_BLOCKS | CROSS_PATHS
+    assert set(AGENTS) - {name for name, _ in AGENTS_AND_OPTIONS} == left_out
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import gymnasium
 import pytest
 import torch
-from toys import SHARE_OUTCOMES, SKIP_BLOCKS, small_env, toy_data
+from toys import OF_OTHER_NETWORKS, small_env, toy_data
 
 import routing_gym
 from routing_gym.agents import AGENTS, add_task, make_agent
@@ -47,7 +47,7 @@ def test_a_new_task_is_learned_and_the_old_ones_are_kept():
 
 LEARNERS = ["wpl", "reinforce", "actor-critic", "q-learning", "sarsa"]
 KINDS = [
-    *((name, {}) for name in sorted(set(AGENTS) - {"shared-with-task", "cross-stitch"} - SHARE_OUTCOMES - SKIP_BLOCKS)),
+    *((name, {}) for name in sorted(set(AGENTS) - {"shared-with-task", "cross-stitch"} - OF_OTHER_NETWORKS)),
     *((name, {"arrangement": kind, "representation": form}) for name in LEARNERS
       for kind in ("single", "per_task", "dispatched") for form in ("table", "mlp")),
     ("gumbel", {"arrangement": "single", "representation": "mlp"}),
