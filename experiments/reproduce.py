@@ -21,7 +21,7 @@ from routing_gym.experiments.papers.codinet import CODINET
 from routing_gym.experiments.papers.diversity import DIVERSITY
 from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
-from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
+from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings, asks_for
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
 from routing_gym.experiments.report import Record, write_results
 from routing_gym.experiments.settings import (
@@ -52,7 +52,8 @@ class Reproduce:
         name: The paper.
         settings: Ways of training; all of them if left out.
         groups: Figures or tables; all of them if left out.
-        rows: Only rows whose label contains one of these texts; all of them if left out.
+        rows: Only rows whose label contains one of these texts, or is one of them where `=` stands before it; all of
+            them if left out.
         epochs: Passes over the training split, instead of each setting's own.
         seeds: Number of seeds, from 0 on.
         data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
@@ -94,8 +95,9 @@ class Reproduce:
             chosen_rows = paper.cells(setting, groups, self.seeds, base, folder, self.epochs, self.rows)
             cells += [(setting, *pair) for pair in chosen_rows]
         for text in self.rows:
-            if not any(text in row.label for _, row, _ in cells):
-                raise UsageError(f"--rows: no row of {', '.join(groups)} has {text!r} in its name")
+            if not any(asks_for(text, row) for _, row, _ in cells):
+                named = f"is named {text[1:]!r}" if text.startswith("=") else f"has {text!r} in its name"
+                raise UsageError(f"--rows: no row of {', '.join(groups)} {named}")
         failures: dict[str, None] = {}
         measured: dict[str, list[Record]] = {}
         pictures_of_measured = []

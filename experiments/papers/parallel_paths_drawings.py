@@ -31,10 +31,8 @@ LAYERS = ("conv 2", "conv 4", "conv 6", "dense 1")
 """Fig. 11 shows those before the crossings."""
 
 REDS, BLUES = matplotlib.colormaps["Reds"], matplotlib.colormaps["Blues"]
-CROSSING, STACK, BOX, RADIUS = 3.0, 1.5, 0.42, 0.13
-"""From the tensors that arrive to those that leave, from there to the next, side of a box, radius of a gate."""
-GATE_AT = 0.25
-"""Where a gate is on its edge."""
+CROSSING, STACK, BOX = 3.0, 1.5, 0.42
+"""From the tensors that arrive to those that leave, from there to the next, side of a box."""
 PALE, STRONG = 0.12, 0.88
 """Ends of the colour maps that are used: nothing is white, nothing black."""
 
@@ -80,6 +78,7 @@ def routes(agent: Agent, gates: Gates, path: Path, title: str, images: Sequence[
 def _route(axes: Axes, gates: Gates, number: int, paths: int, *, named: bool) -> None:
     """Draw the crossings of one image from left to right."""
     middle = (paths - 1) / 2
+    spacing = 1 / (paths + 1)  # gates stand one above the other, evenly, if they are as far along their edges
     x = 0.0
     for crossing in gates.crossings:
         inputs = [middle] if crossing.gates.shape[1] == 1 else [float(paths - 1 - i) for i in range(paths)]
@@ -90,9 +89,10 @@ def _route(axes: Axes, gates: Gates, number: int, paths: int, *, named: bool) ->
                 gate = float(weights[i, j])
                 color = BLUES(PALE + (STRONG - PALE) * min(max(gate, 0.0), 1.0))
                 axes.plot((x, end), (start_y, end_y), color=color, linewidth=0.6 + 4.4 * gate, zorder=1 + gate)
-                near = x + GATE_AT * CROSSING
-                center = (near, start_y + GATE_AT * (end_y - start_y))
-                axes.add_patch(Circle(center, RADIUS, facecolor=color, edgecolor="0.25", linewidth=0.6, zorder=4))
+                center = (x + spacing * CROSSING, start_y + spacing * (end_y - start_y))
+                axes.add_patch(
+                    Circle(center, 0.4 * spacing, facecolor=color, edgecolor="0.25", linewidth=0.6, zorder=4)
+                )
         for i, y in enumerate(inputs):
             _box(axes, x, y, float(crossing.arriving[number, i]))
         for j, y in enumerate(outputs):

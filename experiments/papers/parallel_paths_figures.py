@@ -60,7 +60,8 @@ def _curves(drawing: Drawing) -> list[Path]:
         if drawing.group == "hard" and part in DATA:
             continue
         drawn.append(drawing.path(f"{drawing.group}-curves-{part.lower()}"))
-        learning_curves(own, drawn[-1], f"{part}: {drawing.title}")
+        named = [{**record, "label": record["series"]} for record in own]
+        learning_curves(named, drawn[-1], f"{part} ({own[0]['settings']})")
     return drawn
 
 

@@ -153,7 +153,7 @@ def _cost(runs: Sequence[Record]) -> list[str]:
 
 
 def _parameters(runs: Sequence[Record], printed: Printed) -> str:
-    return f"{_mean(runs, 'parameters') / 1e6:.2f} *{printed.parameters:.2f}*"
+    return f"{_mean(runs, 'parameters') / 1e6:.2f} *{printed.parameters}*"
 
 
 def _error(runs: Sequence[Record], printed: float | None) -> str:

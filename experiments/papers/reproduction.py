@@ -195,11 +195,11 @@ class Reproduction:
             base: Device, threads and data folder.
             out: Folder for everything.
             epochs: Passes over the training split, instead of the settings' own.
-            only: Leave out rows whose label contains none of these texts; none given, all stay.
+            only: Leave out rows that none of these texts asks for, see `asks_for`; none given, all stay.
         """
         for seed in range(seeds):
             for row in self.rows:
-                if set(row.groups) & set(groups) and any(text in row.label for text in only or ("",)):
+                if set(row.groups) & set(groups) and any(asks_for(text, row) for text in only or ("",)):
                     options = (
                         *settings.env_options,
                         *settings.more_options.get(row.env, ()),
@@ -231,6 +231,11 @@ class Reproduction:
                         keep_logits=row.keep_logits,
                     )
                     yield row, cell
+
+
+def asks_for(text: str, row: Row) -> bool:
+    """Tell whether a row is meant by a text: one that its label contains, or `=` and the whole label."""
+    return row.label == text[1:] if text.startswith("=") else text in row.label
 
 
 def _filled(options: Sequence[str], epochs: int) -> tuple[str, ...]:
