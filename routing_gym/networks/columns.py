@@ -21,7 +21,8 @@ class ColumnsMLP(RoutedNetwork):
 
     Before every layer a k x k gate says how much of each column's activation goes to each column: block j of a layer is
     fed with Σ_i g_ij v_i. All columns begin with the same activation, and a task's own column gives the answer. A
-    column that nothing was sent to is not run; an answer that was not computed is all zeros.
+    column that nothing was sent to is not run, with `dense_backward` neither; an answer that was not computed is all
+    zeros. So the entries of a gate that have a gradient are those towards columns that something was sent to.
 
     Args:
         input_shape: `(C, H, W)` of an image.
