@@ -37,11 +37,13 @@ class ActorCritic(ScoredAgent):
     δ_i = r_i + γ V(s_{i+1}) − V(s_i), with the final reward in place of γ V(s_{i+1}) where the instance leaves;
     A_i = δ_i + γ λ A_{i+1}; the loss is the mean over instances of
     Σ_i −A_i log π(a_i | s_i) + critic · (A_i + V_old(s_i) − V(s_i))² − entropy · H(π(· | s_i)).
-    The critic has the representation of the actor: a table, or two layers of its own.
+    The critic has the representation of the actor: a table, or two layers of its own. Where several tensors choose, π
+    is the probability of their joint choice, the product over those that chose, and V is one value of the whole state.
     """
 
     Config = ActorCriticConfig
     config: ActorCriticConfig
+    max_tensors = None
     DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:

@@ -119,7 +119,8 @@ class Agent(nn.Module, ABC):
                 to: `context.carry`, `context.record`.
 
         Returns:
-            `(B,)` int64, or weights `(B, A)` where `action_type` is `"weights"`.
+            `(B,)` int64, `(B, M)` where M > 1 tensors choose; weights `(B, A)` or `(B, M, A)` where `action_type` is
+            `"weights"`.
         """
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:

@@ -61,11 +61,13 @@ class Gumbel(Gate):
 
     Weights softmax((s + g) / τ) of scores s with Gumbel noise g while training, the best choice alone when
     deterministic. Straight-through gates run only what was chosen; the gradient of the weights that were not is then
-    missing unless the environment is made with `dense_backward=True`.
+    missing unless the environment is made with `dense_backward=True`. Where several tensors choose, each has scores and
+    noise of its own.
     """
 
     Config = GumbelConfig
     config: GumbelConfig
+    max_tensors = None
     DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
@@ -85,7 +87,7 @@ class Gumbel(Gate):
         return options.temperature * (options.temperature_final / options.temperature) ** done
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Draw weights; the best choice alone when deterministic."""
+        """Draw weights, `(B, A)`, `(B, M, A)` where M > 1; the best choice alone when deterministic."""
         scores = self.scores(observation, self.arrangement.agent_of(observation["task"]))
         if self.shares_wanted:
             context.record["probabilities"] = scores.detach().softmax(-1)
@@ -101,7 +103,7 @@ class Gumbel(Gate):
     @torch.no_grad()
     def policy(self) -> Tensor | None:
         """Return the chances of each task's gate, where they are in a table."""
-        if not isinstance(self.scores, TableScores):
+        if not isinstance(self.scores, TableScores) or self.num_tensors > 1:
             return None
         agent = self.arrangement.agent_of(torch.arange(self.num_tasks, device=self.env.device))
         return self.scores.of_all_rows()[:, : self.num_decisions].softmax(-1).index_select(0, agent)

@@ -36,11 +36,13 @@ class Reinforce(ScoredAgent):
     """REINFORCE: raises the log-probability of what it chose in proportion to what came of it.
 
     The gradient of −mean over instances of Σ_i (R_i − b) log π(a_i | s_i) + entropy · H(π(· | s_i)), recomputed from
-    the recorded observations; b is the running average before this batch.
+    the recorded observations; b is the running average before this batch. Where several tensors choose, π is the
+    probability of their joint choice, the product over those that chose.
     """
 
     Config = ReinforceConfig
     config: ReinforceConfig
+    max_tensors = None
     # Below these nothing is learned on DIGITS-MTL in 20 epochs, four times above it is the same.
     DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
     average: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -21,19 +22,22 @@ class Scores(nn.Module, ABC):
 
     Args:
         arrangement: Who decides, and what is legal where.
-        outputs: How many numbers; by default one per choice, −inf where it is not legal.
+        outputs: How many numbers; by default one per choice of every tensor, −inf where it is not legal.
+
+    Attributes:
+        shape: The shape of one row's numbers: `(A,)`, `(M, A)` where M > 1 tensors choose; `(outputs,)` where given.
     """
 
     def __init__(self, arrangement: Arrangement, outputs: int | None = None) -> None:
         super().__init__()
         self.num_agents, self.num_rows = arrangement.num_agents, arrangement.num_rows
-        self.outputs = arrangement.num_choices if outputs is None else outputs
+        self.shape = tuple(arrangement.legal.shape[1:]) if outputs is None else (outputs,)
         self.register_buffer("_legal", arrangement.legal if outputs is None else None, persistent=False)
 
     _legal: Tensor | None
 
     def forward(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Return `(B, outputs)` for rows with an agent, `(B,)`, each."""
+        """Return `(B, *shape)` for rows with an agent, `(B,)`, each."""
         return self._masked(self.raw(observation, agent), observation["depth"])
 
     def _masked(self, scores: Tensor, row: Tensor) -> Tensor:
@@ -41,7 +45,7 @@ class Scores(nn.Module, ABC):
 
     @abstractmethod
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Return `(B, outputs)` without regard to what is legal."""
+        """Return `(B, *shape)` without regard to what is legal."""
 
     def macs(self) -> float:
         """Return the multiply-accumulates of one row."""
@@ -49,25 +53,26 @@ class Scores(nn.Module, ABC):
 
 
 class TableScores(Scores):
-    """One number per (agent, row, output), 0 at first."""
+    """A number of its own for each (agent, row), of each `shape`; 0 at first."""
 
     def __init__(self, arrangement: Arrangement, outputs: int | None = None) -> None:
         super().__init__(arrangement, outputs)
-        self.table = nn.Parameter(torch.zeros(self.num_agents, self.num_rows, self.outputs))
+        self.table = nn.Parameter(torch.zeros(self.num_agents, self.num_rows, *self.shape))
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
         """Look up."""
         return look_up(self.table, agent, observation["depth"])
 
     def of_all_rows(self) -> Tensor:
-        """Return the whole table, `(agents, rows, outputs)`, −inf where a choice is not legal."""
+        """Return the whole table, `(agents, rows, *shape)`, −inf where a choice is not legal."""
         return self.table if self._legal is None else self.table.masked_fill(~self._legal, -torch.inf)
 
 
 class MLPScores(Scores):
     """Two layers, 64 hidden, one network per (agent, row), fed with concat(v, one-hot t) (Appendix 7.3).
 
-    Where the environment shows the price of computation it stands behind v.
+    Where the environment shows the price of computation it stands behind v. Where several tensors choose, v describes
+    them all, and one network gives the numbers of all of them.
 
     All networks are stacked and run as one grouped call, like the blocks: agents per task cost one call, not T.
 
@@ -82,7 +87,7 @@ class MLPScores(Scores):
         self.num_tasks, self.price = arrangement.num_tasks, arrangement.price
         networks = self.num_agents * self.num_rows
         self.hidden = LinearBlocks(networks, inputs + self.price + self.num_tasks, HIDDEN, relu=True)
-        self.output = LinearBlocks(networks, HIDDEN, self.outputs)
+        self.output = LinearBlocks(networks, HIDDEN, math.prod(self.shape))
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
         """Run each row through the network of its agent and decision."""
@@ -90,7 +95,7 @@ class MLPScores(Scores):
         x = torch.cat([seen, functional.one_hot(observation["task"], self.num_tasks).to(seen.dtype)], 1)
         which = agent * self.num_rows + observation["depth"]
         links = [self.hidden.link(), self.output.link()]
-        return plain(run_chain(links, x, which.unsqueeze(1).expand(-1, 2)))
+        return plain(run_chain(links, x, which.unsqueeze(1).expand(-1, 2))).view(-1, *self.shape)
 
     def macs(self) -> float:
         """Return what two layers cost."""
@@ -112,13 +117,13 @@ class LinearScores(Scores):
     def __init__(self, arrangement: Arrangement, outputs: int | None, inputs: int) -> None:
         super().__init__(arrangement, outputs)
         self.price = arrangement.price
-        self.layer = LinearBlocks(self.num_agents * self.num_rows, inputs + self.price, self.outputs)
+        self.layer = LinearBlocks(self.num_agents * self.num_rows, inputs + self.price, math.prod(self.shape))
         nn.init.zeros_(self.layer.bias).requires_grad_(False)
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
         """Run each row through the layer of its agent and decision."""
         seen = with_price(observation) if self.price else observation["activation"]
-        return self.layer(seen, agent * self.num_rows + observation["depth"])
+        return self.layer(seen, agent * self.num_rows + observation["depth"]).view(-1, *self.shape)
 
     def macs(self) -> float:
         """Return what the layer costs."""

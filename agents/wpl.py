@@ -61,7 +61,7 @@ class WPL(LearningAgent):
     probability of what was chosen. A table of probabilities adds rate · ΣΔ, all on the old policy, clips to [0, 1] and
     divides by the sum. Approximators, where no paper says what to do, go the same way as far as their parameters let
     them: one step of Adam up the mean of Σ Δ π(a | s), whose gradient in π is the table's step. The averages are a
-    table in both cases.
+    table in both cases. Where several tensors choose, the choice of each is a visit of its own.
     """
 
     Config = WPLConfig
@@ -83,8 +83,6 @@ class WPL(LearningAgent):
         if options.representation == "table":
             self.register_buffer("_table", policy)
         else:
-            if self.num_tensors > 1:
-                raise ValueError(f"WPL on approximators chooses for 1 tensor per decision, got {self.num_tensors}")
             inputs = self.env.network.observation_size
             self.scores = make_scores("mlp", self.arrangement, inputs, options.seed)
             self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=self.rate, fused=True)
@@ -145,13 +143,13 @@ class WPL(LearningAgent):
         for step, cell, value in zip(trajectory.steps, cells, values, strict=True):
             policy = self.preferences(step.observation, self.agent_at(step))
             chosen = policy.gather(-1, chosen_in(step).unsqueeze(-1)).squeeze(-1)
-            average = self._average.flatten().index_select(0, cell)
+            average = self._average.take(cell)
             if self.baseline == "policy":
-                own = averages.index_select(0, cell // self.arrangement.num_choices)
-                average = (policy.detach() * own).sum(-1)
-            gains.append((step.active * self._scaled(value - average, chosen.detach()) * chosen).sum())
+                average = (policy.detach() * averages[cell // self.arrangement.num_choices]).sum(-1)
+            choosing = step.choosing.view_as(chosen)
+            gains.append((choosing * self._scaled(value - average, chosen.detach()) * chosen).sum())
             entropy = torch.special.entr(policy.detach()).sum(-1)
-            entropies.append((step.active * entropy).sum() / step.active.sum().clamp(min=1))
+            entropies.append((choosing * entropy).sum() / choosing.sum().clamp(min=1))
         assert self.optimizer is not None
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(gains).sum().div(-len(trajectory)).backward()

@@ -7,7 +7,8 @@ from torch import nn
 
 from routing_gym.blocks import OwnedParameter, allow_small_groups
 from routing_gym.envs import RoutingVectorEnv
-from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutedNetwork, is_weights
+from routing_gym.networks import EXIT, ColumnsMLP, Decision, RoutedMLP, RoutedNetwork, is_weights
+from routing_gym.networks.decision import legal_table
 from routing_gym.registration import ENV_IDS
 from routing_gym.tasks import MultiTaskDataset, synthetic_mtl
 
@@ -189,6 +190,27 @@ class Residual(nn.Module):
         return self.head(x)
 
 
+class MaskedColumns(ColumnsMLP):
+    """Three columns of two layers; what is legal differs from column to column and from layer to layer."""
+
+    def __init__(self):
+        super().__init__(IMAGE, CLASSES, 3, width=4, layers=2, num_tasks=3)
+        legal = [[[1, 0, 1], [1, 1, 1], [0, 1, 1]], [[1, 1, 0], [0, 1, 1], [1, 1, 1]]]
+        self._masks = legal_table(self.decisions, torch.tensor(legal).bool())
+        self.nothing_masked = False
+
+
+def of_family(family):
+    """A small network for agents: `mlp`, `tree`; or `gates`, `columns`, in which several tensors choose."""
+    torch.manual_seed(0)
+    return {
+        "mlp": lambda: RoutedMLP(IMAGE, CLASSES, 3, width=4, layers=2),
+        "tree": lambda: ExitTree([[1, 2], [], [3], []]),
+        "gates": lambda: Gates(3),
+        "columns": MaskedColumns,
+    }[family]()
+
+
 LAYERS = ["body", "head", "middle"]
 """Layers of `Residual` to route, not in the order of their calls."""
 
@@ -234,8 +256,45 @@ class Planted(RoutedNetwork):
         return []
 
 
-def planted_env(num_envs=64, **options):
-    """Three tasks, three labels each, and `Planted` blocks."""
+class PlantedGate(RoutedNetwork):
+    """Two tensors, each of which must be sent to the place that is right for it and the task, `ROUTES[t][tensor]`.
+
+    The first says whether the label is 0, the second whether it is 2; where neither does, the answer is 1. As with
+    `Planted` there is nothing to be learned but the routes; images are the same.
+    """
+
+    ROUTES = [[1, 2], [3, 0], [2, 3]]
+    PLACES = 4
+
+    def __init__(self):
+        tasks = len(self.ROUTES)
+        decision = Decision("gate", (1.0,) * self.PLACES, (EXIT,) * self.PLACES, m=2, width=tasks * CLASSES)
+        super().__init__([decision], num_classes=CLASSES, input_shape=(1, tasks, CLASSES))
+        self.scale = nn.Parameter(torch.ones(()))
+        routes = torch.tensor(self.ROUTES)
+        self.register_buffer("passes", (routes.unsqueeze(-1) == torch.arange(self.PLACES)).float())
+
+    def stem(self, images, task):
+        return ((images > 0).float().flatten(1),)
+
+    def transition(self, decision, activation, action, task):
+        (x,) = activation
+        gates = action if is_weights(action) else torch.nn.functional.one_hot(action, self.PLACES).float()
+        said = x.view(len(x), -1, CLASSES).sum(1)[:, [0, 2]] * (gates * self.passes[task]).sum(-1)
+        return (torch.stack([said[:, 0], torch.full_like(said[:, 0], 0.5), said[:, 1]], 1),)
+
+    def readout(self, decision, choice, activation, task):
+        return self.scale * 4 * activation[0]
+
+    def describe(self, decision, activation):
+        return activation[0]
+
+    def parameters_of(self, decision, choice):
+        return []
+
+
+def planted_env(num_envs=64, network=None, **options):
+    """Three tasks, three labels each, and `Planted` blocks, unless another network is given."""
     tasks = len(Planted.ROUTES)
     task, label = torch.arange(tasks).repeat_interleave(CLASSES), torch.arange(CLASSES).repeat(tasks)
     images = torch.zeros(len(task), 1, tasks, CLASSES, dtype=torch.uint8)
@@ -255,7 +314,8 @@ def planted_env(num_envs=64, **options):
         )
         for split in ("train", "test")
     }
-    return RoutingVectorEnv(Planted(), data, num_envs, autoreset_mode="disabled", **options)
+    network = Planted() if network is None else network
+    return RoutingVectorEnv(network, data, num_envs, autoreset_mode="disabled", **options)
 
 
 def quick(env_id):
@@ -304,16 +364,60 @@ def who_decides(agent, step, row):
     return int(step.observation["task"][row]) if kind == "per_task" else 0
 
 
-def scores_of(agent, step, row, scores=None):
-    """The scores of one row, by hand; of what is legal."""
+def choosers(agent, steps, row):
+    """The tensors of a row that chose, by hand, step by step: whoever was sent to at the step before."""
+    alive, found = range(agent.env.network.decisions[0].m), []
+    for step in steps:
+        if not step.active[row]:
+            found.append([])
+        elif int(step.decision[row]) == agent.arrangement.dispatch_row:
+            found.append([0])
+        else:
+            found.append(sorted(alive))
+            alive = {choice_of(step, row, tensor) for tensor in alive} if agent.num_tensors > 1 else alive
+    return found
+
+
+def choice_of(step, row, tensor):
+    """What a tensor of a row chose."""
+    return int(step.action.view(len(step.action), -1)[row, tensor])
+
+
+def legal_for(agent, step, row, tensor=0):
+    """The legal choices of a tensor at a row's decision."""
+    legal = agent.arrangement.legal[int(step.decision[row])]
+    return legal.view(-1, legal.shape[-1])[tensor].nonzero().flatten().tolist()
+
+
+def scores_of(agent, step, row, scores=None, tensor=0):
+    """The scores of one tensor of a row, by hand; of what is legal."""
     observation, depth = step.observation, int(step.decision[row])
     scores = agent.scores if scores is None else scores
     task, who = int(observation["task"][row]), who_decides(agent, step, row)
     if agent.config.representation == "table":
-        numbers = scores.table[who, depth]
+        numbers = scores.table[who, depth].flatten()
     else:
         which = who * agent.arrangement.num_rows + depth
         x = torch.cat([observation["activation"][row], torch.eye(agent.num_tasks)[task]])
         h = (x @ scores.hidden.weight[which] + scores.hidden.bias[which]).clamp(min=0)
         numbers = h @ scores.output.weight[which] + scores.output.bias[which]
-    return numbers[: int(agent.arrangement.legal[depth].sum())]
+    if scores is not agent.scores:
+        return numbers
+    return numbers[[tensor * agent.arrangement.num_choices + choice for choice in legal_for(agent, step, row, tensor)]]
+
+
+def policies_of(agent, steps, row):
+    """For each step the policies of the tensors of a row that chose, by hand.
+
+    Each as the log-probabilities of what is legal, with graph, and the place among them of what was chosen.
+    """
+    return [
+        [
+            (
+                scores_of(agent, step, row, tensor=tensor).log_softmax(-1),
+                legal_for(agent, step, row, tensor).index(choice_of(step, row, tensor)),
+            )
+            for tensor in tensors
+        ]
+        for step, tensors in zip(steps, choosers(agent, steps, row), strict=True)
+    ]

@@ -3,9 +3,9 @@
 Training is that of section 4.1: SGD, momentum 0.9, weight decay 1e-4, rate 0.1; alpha = beta = 0.2, margins 0.2 and
 0.5, four augmentations per image. The paper does not say how many images make a batch, nor how long the second stage
 is, in which routers are frozen and decisions hard: here 256 with their augmentations, and the last eighth of the
-epochs. In batches of 256, routers hardly leave a half in the few steps that a small machine can take: the short setting
-has batches of 64. Networks without routers see as many augmentations, so that all rows have the same number of steps. SVHN is
-moved only, not mirrored. Table 3 (ImageNet) is not run.
+epochs. In batches of 256, routers hardly leave a half in the few steps that a small machine can take: the short
+setting has batches of 64. Networks without routers see as many augmentations, so that all rows have the same number
+of steps. SVHN is moved only, not mirrored. Table 3 (ImageNet) is not run.
 
 The tables on ResNet-110 are run on the network that the settings name. Where CIFAR-10 is not whole, what there is will
 do; the record then says so in the name of its data.

@@ -27,8 +27,8 @@ class Context:
             episode, None at the first.
         begins: `(B,)` bool: rows whose episode begins here while others are under way; None where nobody's does, or
             everybody's (`carry` is None then).
-        record: What the agent wants to find again in the trajectory; `"probabilities"` of shape `(B, A)` are what
-            the collaboration reward needs.
+        record: What the agent wants to find again in the trajectory; `"probabilities"` of shape `(B, A)`, `(B, M, A)`
+            where M > 1, are what the collaboration reward needs.
     """
 
     active: Tensor

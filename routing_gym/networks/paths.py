@@ -22,7 +22,7 @@ class RoutedPaths(RoutedNetwork):
 
     An m x n gate says how much of each tensor goes to each path: path j is fed with Y_j = Σ_i g_ij X_i. Under hard
     choices every tensor goes to one path, where it meets others: tensors merge and never split. A path that nothing was
-    sent to is not run and sends nothing on.
+    sent to is not run, with `dense_backward` neither, and sends nothing on.
 
     What waits at a decision is `(columns, alive)`: `(r, m, ...)`, zeros where nothing came, and `(r, m)` bool.
     """

@@ -3,24 +3,24 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import ExitTree, learned_from, scores_of, small_env
+from toys import learned_from, of_family, policies_of, scores_of, small_env
 
 from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     arrangement=st.sampled_from(["per_task", "single", "dispatched"]),
     representation=st.sampled_from(["table", "mlp"]),
     gae_lambda=st.sampled_from([0.0, 0.5, 1.0]),
     gamma=st.sampled_from([0.5, 1.0]),
     entropy=st.sampled_from([0.0, 0.3]),
-    family=st.sampled_from(["mlp", "tree"]),
+    family=st.sampled_from(["mlp", "tree", "gates", "columns"]),
     seed=st.integers(0, 10**4),
 )
 def test_the_gradient_is_that_of_the_formula(arrangement, representation, gae_lambda, gamma, entropy, family, seed):
-    env = small_env(ExitTree([[1, 2], [], [3], []]) if family == "tree" else None, k_cpt=0.01, seed=seed)
+    env = small_env(of_family(family), k_cpt=0.01, seed=seed)
     agent = make_agent(
         "actor-critic", env, arrangement=arrangement, representation=representation, gae_lambda=gae_lambda, gamma=gamma,
         entropy=entropy, critic=0.7, seed=seed,
@@ -30,6 +30,7 @@ def test_the_gradient_is_that_of_the_formula(arrangement, representation, gae_la
         steps, loss = learned_from(agent, rolled).steps, torch.zeros(())
         for row in range(12):
             made = [step for step in steps if step.active[row]]
+            policies = policies_of(agent, made, row)
             values = [value_of(agent, step, row) for step in made]
             advantage = 0.0
             for i in reversed(range(len(made))):
@@ -37,9 +38,9 @@ def test_the_gradient_is_that_of_the_formula(arrangement, representation, gae_la
                 worth = float(rolled.final_reward[row]) if last else gamma * float(values[i + 1])
                 error = float(made[i].reward[row]) + worth - float(values[i])
                 advantage = error + (0.0 if last else gamma * gae_lambda * advantage)
-                log_policy = scores_of(agent, made[i], row).log_softmax(-1)
-                loss = loss - advantage * log_policy[int(made[i].action[row])]
-                loss = loss + entropy * (log_policy.exp() * log_policy).sum()
+                for log_policy, taken in policies[i]:
+                    loss = loss - advantage * log_policy[taken]
+                    loss = loss + entropy * (log_policy.exp() * log_policy).sum()
                 loss = loss + 0.7 * (advantage + float(values[i]) - values[i]) ** 2
         parameters = [*agent.scores.parameters(), *agent.values.parameters()]
         gradients = torch.autograd.grad(loss / 12, parameters, allow_unused=True)

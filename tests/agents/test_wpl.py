@@ -1,10 +1,12 @@
 """WPL against Algorithm 3 worked through visit by visit."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from toys import ExitTree, Gates, learned_from, scores_of, small_env, who_decides
+from toys import choice_of, choosers, learned_from, legal_for, of_family, scores_of, small_env, who_decides
 
 from routing_gym.agents import make_agent
 from routing_gym.agents.wpl import project
@@ -13,27 +15,33 @@ from routing_gym.networks import RoutedMLP
 
 
 def visits_of(agent, trajectory):
-    """Every choice, by cell (agent, row, choice): its returns, and where it was made."""
+    """Every choice, by cell (agent, row, tensor, choice): its returns, and where it was made."""
     visits = {}
     for row in range(len(trajectory)):
         rewards = [float(step.reward[row]) for step in trajectory.steps]
+        chose = choosers(agent, trajectory.steps, row)
         for i, step in enumerate(trajectory.steps):
-            if not step.active[row]:
-                continue
             value = float(trajectory.final_reward[row])
             value += sum(agent.config.gamma ** (j - i) * reward for j, reward in enumerate(rewards) if j >= i)
-            cell = (who_decides(agent, step, row), int(step.decision[row]), int(step.action[row]))
-            visits.setdefault(cell, []).append((value, step, row))
+            for tensor in chose[i]:
+                cell = (who_decides(agent, step, row), int(step.decision[row]), tensor, choice_of(step, row, tensor))
+                visits.setdefault(cell, []).append((value, step, row))
     return visits
+
+
+def by_tensor(agent, table):
+    """A table as `[agent][row][tensor][choice]`, also where there is one tensor."""
+    return table.view(*table.shape[:2], agent.num_tensors, -1)
 
 
 def averaged(agent, visits, rate):
     """The averages after a batch, one cell at a time in plain Python."""
-    average = agent._average.tolist()
-    for (who, decision, choice), made in visits.items():
+    average = by_tensor(agent, agent._average).tolist()
+    for (who, decision, tensor, choice), made in visits.items():
         kept = (1 - rate) ** len(made)
         mean = sum(value for value, _, _ in made) / len(made)
-        average[who][decision][choice] = kept * average[who][decision][choice] + (1 - kept) * mean
+        row = average[who][decision][tensor]
+        row[choice] = kept * row[choice] + (1 - kept) * mean
     return average
 
 
@@ -50,22 +58,22 @@ def scaled(agent, value, chosen, own, averages, policy):
 
 def algorithm_3(agent, trajectory):
     """The batched Algorithm 3, one visit at a time in plain Python; returns the new table and averages."""
-    config, table, visits = agent.config, agent._table.tolist(), visits_of(agent, trajectory)
+    config, visits = agent.config, visits_of(agent, trajectory)
+    table, new = by_tensor(agent, agent._table).tolist(), by_tensor(agent, agent._table).tolist()
     average = averaged(agent, visits, config.policy_rate if config.average_rate is None else config.average_rate)
-    new = [[list(row) for row in agent_table] for agent_table in table]
-    for (who, decision, choice), made in visits.items():
-        old, averages = table[who][decision], average[who][decision]
+    for (who, decision, tensor, choice), made in visits.items():
+        old, averages = table[who][decision][tensor], average[who][decision][tensor]
         for value, _, _ in made:
             moved = scaled(agent, value, old[choice], averages[choice], averages, old)
-            new[who][decision][choice] += config.policy_rate * moved
-    for agent_table, old_table in zip(new, table, strict=True):
-        for row, old in zip(agent_table, old_table, strict=True):
-            clipped = [min(1.0, max(0.0, p)) for p in row]
-            row[:] = [p / sum(clipped) for p in clipped] if sum(clipped) > 0 else old
-    return torch.tensor(new), torch.tensor(average)
+            new[who][decision][tensor][choice] += config.policy_rate * moved
+    for who, decision, tensor in itertools.product(*map(range, torch.tensor(new).shape[:-1])):
+        clipped = [min(1.0, max(0.0, p)) for p in new[who][decision][tensor]]
+        old = table[who][decision][tensor]
+        new[who][decision][tensor] = [p / sum(clipped) for p in clipped] if sum(clipped) > 0 else old
+    return torch.tensor(new).view_as(agent._table), torch.tensor(average).view_as(agent._table)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     arrangement=st.sampled_from(["per_task", "single", "dispatched"]),
     scaling=st.sampled_from(["algorithm3", "appendix"]),
@@ -73,11 +81,11 @@ def algorithm_3(agent, trajectory):
     gamma=st.sampled_from([0.0, 0.5, 1.0]),
     rate=st.sampled_from([0.01, 0.3]),
     average_rate=st.sampled_from([None, 0.1]),
-    family=st.sampled_from(["mlp", "tree"]),
+    family=st.sampled_from(["mlp", "tree", "gates", "columns"]),
     seed=st.integers(0, 10**4),
 )
 def test_update_is_algorithm_3(arrangement, scaling, baseline, gamma, rate, average_rate, family, seed):
-    env = small_env(ExitTree([[1, 2], [], [3], []]) if family == "tree" else None, k_cpt=0.01, seed=seed)
+    env = small_env(of_family(family), k_cpt=0.01, seed=seed)
     agent = make_agent(
         "wpl", env, arrangement=arrangement, scaling=scaling, baseline=baseline, gamma=gamma, policy_rate=rate,
         average_rate=average_rate, seed=seed,
@@ -91,16 +99,16 @@ def test_update_is_algorithm_3(arrangement, scaling, baseline, gamma, rate, aver
             torch.testing.assert_close(agent._table[:, row], table[:, row], rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     arrangement=st.sampled_from(["per_task", "single", "dispatched"]),
     scaling=st.sampled_from(["algorithm3", "appendix"]),
     baseline=st.sampled_from(["action", "policy"]),
-    family=st.sampled_from(["mlp", "tree"]),
+    family=st.sampled_from(["mlp", "tree", "gates", "columns"]),
     seed=st.integers(0, 10**4),
 )
 def test_approximators_go_the_way_of_the_table(arrangement, scaling, baseline, family, seed):
-    env = small_env(ExitTree([[1, 2], [], [3], []]) if family == "tree" else None, k_cpt=0.01, seed=seed)
+    env = small_env(of_family(family), k_cpt=0.01, seed=seed)
     agent = make_agent(
         "wpl", env, representation="mlp", arrangement=arrangement, scaling=scaling, baseline=baseline, seed=seed
     )
@@ -108,13 +116,14 @@ def test_approximators_go_the_way_of_the_table(arrangement, scaling, baseline, f
         rolled = rollout(agent, env)
         visits = visits_of(agent, learned_from(agent, rolled))
         average, gain = averaged(agent, visits, 0.05), torch.zeros(())
-        for (who, decision, choice), made in visits.items():
-            averages = average[who][decision]
+        for (who, decision, tensor, choice), made in visits.items():
             for value, step, row in made:
-                policy = scores_of(agent, step, row).softmax(-1)
-                weights = policy.tolist() + [0.0] * (len(averages) - len(policy))
-                moved = scaled(agent, value, weights[choice], averages[choice], averages, weights)
-                gain = gain + moved * policy[choice]
+                legal = legal_for(agent, step, row, tensor)
+                averages = [average[who][decision][tensor][c] for c in legal]
+                policy, taken = scores_of(agent, step, row, tensor=tensor).softmax(-1), legal.index(choice)
+                chosen = float(policy[taken].detach())
+                moved = scaled(agent, value, chosen, averages[taken], averages, policy.tolist())
+                gain = gain + moved * policy[taken]
         parameters = list(agent.scores.parameters())
         gradients = torch.autograd.grad(-gain / 12, parameters)
         agent.receive(rolled)
@@ -173,15 +182,15 @@ def test_projection_gives_probabilities(moved, floor, seed):
 
 
 def test_wpl_routes_every_tensor_of_a_gate():
-    env = small_env(Gates(2), 4)
+    env = small_env(of_family("gates"), 4)
     agent = make_agent("wpl", env)
-    assert agent.table.shape == (3, 3, 2, 2)
+    assert agent.table.shape == (3, 3, 3, 3)
     trajectory = rollout(agent, env)
-    assert trajectory.steps[1].action.shape == (4, 2)
+    assert trajectory.steps[1].action.shape == (4, 3)
     before = agent.table.clone()
     agent.receive(trajectory)
     assert not torch.equal(agent.table, before)
-    torch.testing.assert_close(agent.table.sum(-1), torch.ones(3, 3, 2))
+    torch.testing.assert_close(agent.table.sum(-1), torch.ones(3, 3, 3))
 
 
 @pytest.mark.parametrize(
