@@ -60,7 +60,7 @@ def routes(agent: Agent, gates: Gates, path: Path, title: str, images: Sequence[
     shown = tell_apart(gates) if images is None else tuple(images)
     wide = len(network.decisions) * (CROSSING + STACK) + 1.2
     figure = Figure(figsize=(1.9 + 0.62 * wide, 0.7 + (0.8 + 0.62 * network.paths) * len(shown)), layout="constrained")
-    sought = "b is gated as a, of its class, late in the network, and as c early"
+    sought = "sought: b gated as a, of its class, late in the network, and as c early"
     figure.suptitle(f"{title}: routes of single images{'; ' + sought if images is None else ''}", fontsize=11)
     grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(1.5, 0.62 * wide))
     for row, (left, right) in enumerate(grid):

@@ -9,14 +9,13 @@ import torch
 from matplotlib.image import imread
 from standins import write_cifar10, write_cifar100
 
-from routing_gym.agents import AGENTS, agent_class
 from routing_gym.envs import evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cell import LOGITS
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.logits import accuracy_together, keep_logits
 from routing_gym.experiments.papers import parallel_paths_gates
-from routing_gym.experiments.papers.parallel_paths import CIFAR10, CIFAR100, PAPER, PARALLEL_PATHS, SHORT
+from routing_gym.experiments.papers.parallel_paths import CIFAR10, CIFAR100, HARD_AGENTS, PAPER, PARALLEL_PATHS, SHORT
 from routing_gym.experiments.papers.parallel_paths_claims import claims
 from routing_gym.experiments.papers.parallel_paths_labels import (
     ALL_ENSEMBLE,
@@ -28,7 +27,6 @@ from routing_gym.experiments.papers.parallel_paths_labels import (
     DEEP_SQUEEZED,
     OWN_PATHS,
     PATHS,
-    RANDOM_ROUTES,
     RESNET,
     RESNETS,
     SQUEEZED,
@@ -91,17 +89,12 @@ def test_a_row_can_be_asked_for_by_its_whole_name(tmp_path):
     assert [row.label for row, _ in cells(SHORT, tmp_path, only=("=BaseCNN", "SEDeep"))] == [BASE, DEEP_SQUEEZED]
 
 
-def learns_here(row):
-    """Whether today's agents can choose for as many tensors as there are."""
-    return "hard" not in row.groups[:1] or agent_class(row.agent).max_tensors is None
-
-
 def test_every_row_on_cifar10_can_be_made(tmp_path):
     """The networks are the paper's in form, made narrow; each has the decisions and tensors it should have."""
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     seen = set()
     for row, cell in cells(SHORT, tmp_path):
-        if row.env != CIFAR10 or not learns_here(row):
+        if row.env != CIFAR10:
             continue
         narrow = (*cell.training.env_options, "width=2", *(["hidden=4"] if "ResNet" not in row.label else []))
         training = dataclasses.replace(cell.training, data_dir=str(tmp_path), env_options=narrow)
@@ -115,8 +108,7 @@ def test_every_row_on_cifar10_can_be_made(tmp_path):
             assert (agent.routes == torch.arange(paths)).all()
         assert agent.num_tasks == (2 if TOLD in row.label else 1)
         seen.add(row.agent)
-    assert {"shared", "cross-stitch", "cross-connection", "cross-prediction", "wpl", "random", "fixed-routes"} <= seen
-    assert {row.agent for row in PARALLEL_PATHS.rows} <= set(AGENTS)
+    assert seen == {row.agent for row in PARALLEL_PATHS.rows}
 
 
 def test_records_count_the_parameters_that_the_paper_prints(tmp_path):
@@ -331,7 +323,7 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     small = dataclasses.replace(SHORT, epochs=1, env_options=(*SHORT.env_options, "width=2"))
     labels = [BASE, WIDE, DEEP, STITCHED, routed(2, "CC"), on(RESNET, "CIFAR-10")]
     labels += [on(routed(2, "CP", RESNET), data) for data in DATA]
-    labels += [hard(routed(2, "CC"), name) for name in ("random", RANDOM_ROUTES, OWN_PATHS, "WPL, table", TOLD)]
+    labels += [hard(routed(2, "CC"), name) for name in (*HARD_AGENTS, OWN_PATHS)]
     rows = [
         dataclasses.replace(row, env_options=(*row.env_options, *(["hidden=4"] if "ResNet" not in row.label else [])))
         for row in PARALLEL_PATHS.rows
