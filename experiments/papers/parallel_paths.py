@@ -169,9 +169,9 @@ PARALLEL_PATHS = Reproduction(
         "resnet": "Table 3 and Fig. 7: ResNets of parallel paths",
     },
     batch_size=128,
-    about="Test error in %, ± half of the 95 % interval over seeds, the paper's in italics behind ours: of the best of "
-    "its three trials. Parameters and multiply-accumulates are those of network and gates together, gates' how much of "
-    "the latter are the agent's own.",
+    about="Test error in %, ± half of the 95 % interval over seeds; behind our figures in italics the paper's, of "
+    "which errors are those of the best of three trials. Parameters and multiply-accumulates are those of network and "
+    "gates together; gates', and agent's, is the agent's own share of the latter.",
     table=cnns,
     draw=draw,
     judge=claims,
