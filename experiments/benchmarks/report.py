@@ -99,11 +99,11 @@ PARALLEL_PATHS: Columns = {
     **BATCH,
     **THREADS,
     **RATIOS,
-    "over the loop: train": lambda r: f"{r['loop_train_ratio']:.2f}",
-    "inference ": lambda r: f"{r['loop_inference_ratio']:.2f}",
-    "memory ": lambda r: f"{r['peak_memory_bytes'] / r['loop_peak_memory_bytes']:.2f}",
+    "loop: train": lambda r: f"{r['loop_train_ratio']:.2f}",
+    "loop: inference": lambda r: f"{r['loop_inference_ratio']:.2f}",
+    "loop: memory": lambda r: f"{r['peak_memory_bytes'] / r['loop_peak_memory_bytes']:.2f}",
     "channels first: train": lambda r: f"{r['channels_first_loop_train_ratio']:.2f}",
-    "inference  ": lambda r: f"{r['channels_first_loop_inference_ratio']:.2f}",
+    "channels first: inference": lambda r: f"{r['channels_first_loop_inference_ratio']:.2f}",
 }
 LIVE_PATHS: Columns = {
     "network": lambda r: r["network"],

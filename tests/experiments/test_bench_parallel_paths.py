@@ -31,11 +31,11 @@ def drawn(name):
     with torch.no_grad():
         for values in (*network.parameters(), *network.buffers()):
             if values.is_floating_point() and values.ndim > 1 and values is not network.costs:
-                values.copy_(0.5 + torch.rand(values.shape, generator=numbers))
+                values.copy_(0.5 + torch.rand(values.shape, generator=numbers, dtype=torch.float64))
         for weight in network.parameters():
             weight -= 1
     images = torch.randn(7, 3, 8, 8, generator=numbers, dtype=torch.float64)
-    gates = [torch.randn(7, d.m, d.n, generator=numbers).double().softmax(2) for d in network.decisions]
+    gates = [torch.randn(7, d.m, d.n, generator=numbers, dtype=torch.float64).softmax(2) for d in network.decisions]
     return network, images, gates
 
 
@@ -64,6 +64,8 @@ def test_loop_and_network_agree(name, training):
 
 def test_networks_that_differ_are_not_timed(monkeypatch):
     network, images, gates = drawn("basecnn-3-cc")
+    network, images = network.float(), images.float()
+    gates = [gate.float() for gate in gates]
     parallel_paths.check_agreement(network, images, gates)
     forward = LoopOverPaths.forward
 
