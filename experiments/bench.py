@@ -24,6 +24,8 @@ from routing_gym.experiments.benchmarks.early_exit import (
 )
 from routing_gym.experiments.benchmarks.experts import measure_experts
 from routing_gym.experiments.benchmarks.faces import measure_faces
+from routing_gym.experiments.benchmarks.parallel_paths import NETWORKS as PARALLEL
+from routing_gym.experiments.benchmarks.parallel_paths import measure_parallel_paths
 from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
 from routing_gym.experiments.benchmarks.skipping import measure_skipping
 from routing_gym.experiments.benchmarks.steps import Subject, check, measure_agents, mlp
@@ -41,7 +43,7 @@ from routing_gym.experiments.settings import (
 )
 from routing_gym.experiments.train import load_with_env
 
-PARTS = ("steps", "faces", "experts", "convnet", "early-exit", "block-skip")
+PARTS = ("steps", "faces", "experts", "convnet", "early-exit", "block-skip", "parallel-paths")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +67,16 @@ class Bench(Pluggable):
     block-skip: inference of ResNets of 32 and 110 layers, routers included, against the whole network, for images of
     which a share runs each block.
 
+    parallel-paths: 2 to 4 paths of BaseCNN under soft gates, as grouped convolutions, against a loop over the paths and
+    against the single network; and what is left of it where tensors have merged, so that fewer paths run.
+
     Writes records, and a picture of the ratios against blocks beside them.
 
     Attributes:
-        parts: What to measure: steps, faces, experts, convnet, early-exit, block-skip; all if none is named.
+        parts: What to measure: steps, faces, experts, convnet, early-exit, block-skip, parallel-paths; all if none
+            is named.
         blocks: Numbers of blocks per layer of the part steps, with as many tasks.
-        batch: Batch sizes of the parts steps, early-exit and block-skip.
+        batch: Batch sizes of the parts steps, early-exit, block-skip and parallel-paths.
         checkpoints: Trained agents on a pyramid, which the part early-exit then measures and nothing else.
         agents: Agents to measure in the parts steps and convnet.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. reinforce.representation=mlp.
@@ -151,6 +157,10 @@ class Bench(Pluggable):
             for name in NETWORKS:
                 for batch in self.batch:
                     yield partial(measure_block_skip, name, batch, self.rounds, device)
+        elif part == "parallel-paths":
+            for name in PARALLEL:
+                for batch in self.batch:
+                    yield partial(measure_parallel_paths, name, batch, self.rounds, device)
         else:
             for blocks in self.blocks:
                 for subject in _in_each(mlp(blocks, device), precisions):

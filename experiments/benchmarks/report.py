@@ -94,6 +94,29 @@ BLOCK_SKIP: Columns = {
     "against all routed": lambda r: _or_dash(r["of_routed"], ".0%"),
 }
 
+PARALLEL_PATHS: Columns = {
+    "network": lambda r: r["network"],
+    **BATCH,
+    **THREADS,
+    **RATIOS,
+    "loop: train": lambda r: f"{r['loop_train_ratio']:.2f}",
+    "loop: inference": lambda r: f"{r['loop_inference_ratio']:.2f}",
+    "loop: memory": lambda r: f"{r['peak_memory_bytes'] / r['loop_peak_memory_bytes']:.2f}",
+    "channels first: train": lambda r: f"{r['channels_first_loop_train_ratio']:.2f}",
+    "channels first: inference": lambda r: f"{r['channels_first_loop_inference_ratio']:.2f}",
+}
+LIVE_PATHS: Columns = {
+    "network": lambda r: r["network"],
+    "live": lambda r: f"{r['live_paths']} of {r['blocks']}",
+    **BATCH,
+    **THREADS,
+    "MACs": lambda r: f"{r['macs_of_soft']:.2f}",
+    "training time": lambda r: f"{r['train_time_of_soft']:.2f}",
+    "inference time": lambda r: f"{r['inference_time_of_soft']:.2f}",
+    "trained per s": lambda r: f"{r['train_samples_per_second']:,.0f}",
+    "classified per s": lambda r: f"{r['inference_samples_per_second']:,.0f}",
+}
+
 
 def name_of(record: Record) -> str:
     """Return an agent's name with the options it was given, and with the precision where that is not float32."""
@@ -130,6 +153,10 @@ def _form(record: Record) -> tuple[str, Columns]:
             "Blocks that are skipped, inference; ratios to the whole network, how much of the saving arrives",
             BLOCK_SKIP,
         )
+    if record["part"] == "parallel-paths":
+        if "live_paths" in record:
+            return "Parallel paths, hard choices; ratios to soft gates, which run all paths", LIVE_PATHS
+        return "Parallel paths, soft gates; ratios to the single network, and to a loop over the paths", PARALLEL_PATHS
     if "share" in record:
         return f"Rows that skip; {over}, and what is saved against nobody skipping", SKIPPING
     return f"Unlike convolution blocks; {over}", EXPERTS

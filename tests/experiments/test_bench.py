@@ -309,16 +309,20 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
              "static_microseconds": 2.0, "saving_arrived": 0.8, "possible_saving_arrived": None}  # fmt: skip
     monkeypatch.setattr(bench, "measure_early_exit", stand_in(exits))
     monkeypatch.setattr(bench, "measure_block_skip", stand_in({**exits, "of_routed": None}))
+    names = ("loop_train_ratio", "loop_inference_ratio", "loop_peak_memory_bytes", "channels_first_loop_train_ratio",
+             "channels_first_loop_inference_ratio")  # fmt: skip
+    monkeypatch.setattr(bench, "measure_parallel_paths", stand_in({**case, "network": "n", **dict.fromkeys(names, 1)}))
     out = tmp_path / "bench.json"
     arguments = ("--agents", "shared", "--batch", 8, "--threads", 1, 2, "--rounds", 7, "--out", out)
     assert run("bench", "--parts", *arguments) == 0
     assert torch.get_num_threads() == threads
     records = json.loads(out.read_text())
-    parts = ["steps", "faces", "faces", "experts", "experts", "convnet", "early-exit", "block-skip", "block-skip"]
+    parts = ["steps", "faces", "faces", "experts", "experts", "convnet", "early-exit", *2 * ["block-skip"],
+             *4 * ["parallel-paths"]]  # fmt: skip
     assert [r["part"] for r in records] == 2 * parts
-    assert [r["threads"] for r in records] == [r["had"] for r in records] == 9 * [1] + 9 * [2]
+    assert [r["threads"] for r in records] == [r["had"] for r in records] == 13 * [1] + 13 * [2]
     assert all(7 in arguments for arguments in asked) and asked[0][1:3] == (8, {"shared": ()})
-    assert len(tables(records)) == 7
+    assert len(tables(records)) == 8
 
 
 def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkeypatch):
@@ -353,7 +357,7 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
         (["--threads", "1", "0"], "--threads must be at least 1, got 0"),
         (
             ["--parts", "steps", "face"],
-            "--parts knows steps, faces, experts, convnet, early-exit, block-skip, got 'face'",
+            "--parts knows steps, faces, experts, convnet, early-exit, block-skip, parallel-paths, got 'face'",
         ),
         (["--parts", "faces", "--dtype", "float16"], "--dtype knows float32, bfloat16, got 'float16'"),
         (["--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
