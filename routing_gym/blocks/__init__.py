@@ -14,7 +14,6 @@ from routing_gym.blocks.parallel import (
     PathResidual,
     PathSequential,
     PathSqueezeExcite,
-    repeated,
 )
 from routing_gym.blocks.sizes import in_few_sizes
 from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
@@ -44,7 +43,6 @@ __all__ = [
     "in_few_sizes",
     "plain",
     "probe",
-    "repeated",
     "run_chain",
     "static_copy",
 ]

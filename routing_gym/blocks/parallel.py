@@ -111,7 +111,7 @@ class PathLinear(nn.Module):
             return functional.linear(x, self.blocks.weight[path].t(), self.blocks.bias[path])
         tensors = x.shape[1] // self.blocks.in_features
         x = x.unflatten(1, (tensors, self.blocks.in_features))
-        return self.blocks.run_each(repeated(x, self.blocks.num_blocks // tensors)).flatten(1)
+        return self.blocks.run_each(_repeated(x, self.blocks.num_blocks // tensors)).flatten(1)
 
 
 class PathSequential(nn.Sequential):
@@ -196,7 +196,7 @@ class PathBlocks(FunctionBlocks):
         """
         missing = self.num_blocks // x.shape[1]
         if missing > 1 and not isinstance(self.layers[0], PathConv2d | PathLinear):
-            x = repeated(x, missing)
+            x = _repeated(x, missing)
         x = x.flatten(1, 2)
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -206,7 +206,7 @@ class PathBlocks(FunctionBlocks):
         """Run every path on some of its rows.
 
         Args:
-            x: `(B, P, ...)`.
+            x: `(B, g, ...)`, g = P or a divisor of it, see `PathConv2d`.
             where: `(B, P)` bool: what is to be run.
 
         Returns:
@@ -217,7 +217,7 @@ class PathBlocks(FunctionBlocks):
         outputs = []
         for path in range(self.num_blocks):
             rows = where[:, path].nonzero().flatten()
-            own = x[:, path]
+            own = x[:, path * x.shape[1] // self.num_blocks]
             # Taken out as rows of pixels, of which the channels lie together.
             own = own.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2) if own.ndim == 4 else own[rows]
             empty = _empty(x, self.output_shape)
@@ -229,7 +229,7 @@ class PathBlocks(FunctionBlocks):
         return [OwnedParameter(parameter, choice) for parameter in self.layers.parameters()]
 
 
-def repeated(x: Tensor, times: int) -> Tensor:
+def _repeated(x: Tensor, times: int) -> Tensor:
     """Return `(B, g * times, ...)`: each of g tensors as often, one after the other; a view where it is once."""
     return x.unsqueeze(2).expand(-1, -1, times, *x.shape[2:]).flatten(1, 2)
 

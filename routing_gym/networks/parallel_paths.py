@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential, count_macs, probe, repeated
+from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential, count_macs, probe
 from routing_gym.networks.actions import Action, dense
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.paths import RoutedPaths
@@ -158,8 +158,7 @@ class ParallelPaths(RoutedPaths):
         if bool(used.all()):
             predicted = blocks.run_each(columns)
         else:
-            spread = repeated(columns, pairs[1])
-            predicted = blocks.run_where(spread, used.flatten(1))
+            predicted = blocks.run_where(columns, used.flatten(1))
         weighed = predicted.unflatten(1, pairs) * gates.view(*gates.shape, *[1] * len(blocks.output_shape))
         return functional.relu(weighed.sum(1)), reached
 

@@ -89,4 +89,5 @@ def mix(columns: Tensor, gates: Tensor) -> Tensor:
     # Pixel by pixel, as they lie in memory with their channels last.
     height_and_width = columns.shape[3:]
     pixels = columns.permute(0, 3, 4, 1, 2).flatten(1, 2)
-    return torch.einsum("rij,rsic->rsjc", gates, pixels).unflatten(1, height_and_width).permute(0, 3, 4, 1, 2)
+    mixed = torch.matmul(gates.transpose(1, 2).unsqueeze(1), pixels)
+    return mixed.unflatten(1, height_and_width).permute(0, 3, 4, 1, 2)

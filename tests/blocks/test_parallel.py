@@ -70,11 +70,11 @@ def test_all_paths_at_once_are_each_path_alone(tensors, training):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**4), rows=st.integers(0, 5))
-def test_some_rows_of_some_paths(seed, rows):
+@given(seed=st.integers(0, 10**4), rows=st.integers(0, 5), tensors=st.sampled_from([1, 3]))
+def test_some_rows_of_some_paths(seed, rows, tensors):
     blocks = blocks_of(3).eval()
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 3, 2, 6, 5, generator=generator)
+    x = torch.randn(rows, tensors, 2, 6, 5, generator=generator)
     where = torch.rand(rows, 3, generator=generator) < torch.rand((), generator=generator)
     y = blocks.run_where(x, where)
     choice = torch.randint(3, (rows,), generator=generator)
@@ -83,7 +83,7 @@ def test_some_rows_of_some_paths(seed, rows):
     for row in range(rows):
         for path in range(3):
             own = plain(blocks.layers, path).eval()
-            expected = own(x[row, path].unsqueeze(0))[0] if where[row, path] else torch.zeros(4)
+            expected = own(x[row, path * tensors // 3].unsqueeze(0))[0] if where[row, path] else torch.zeros(4)
             torch.testing.assert_close(y[row, path], expected, rtol=1e-4, atol=1e-5)
             if choice[row] == path:
                 torch.testing.assert_close(chosen[row], own(x[row, 0].unsqueeze(0))[0], rtol=1e-4, atol=1e-5)

@@ -186,7 +186,10 @@ def test_list_names_everything(capsys):
             ["compare", "--env", "routing_gym/Digits"],
             "unknown environment 'routing_gym/Digits'; known are r",
         ),
-        (["compare", "--agents", "wlp"], "unknown agent 'wlp'; known are actor, actor-critic, codinet, cross-connection"),
+        (
+            ["compare", "--agents", "wlp"],
+            "unknown agent 'wlp'; known are actor, actor-critic, codinet, cross-",
+        ),
         (["compare", "--agents", "wpl", "wpl"], "names an agent twice"),
         (["compare", "--agents"], "--agents needs at least one of"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),
