@@ -14,7 +14,7 @@ from torch.nn import functional
 from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential, count_macs, probe
 from routing_gym.networks.actions import Action, dense
 from routing_gym.networks.decision import EXIT, Decision
-from routing_gym.networks.paths import RoutedPaths
+from routing_gym.networks.paths import RoutedPaths, weighed_sum
 from routing_gym.networks.state import Activation
 
 Form = Literal["columns", "gated-columns"]
@@ -159,8 +159,7 @@ class ParallelPaths(RoutedPaths):
             predicted = blocks.run_each(columns)
         else:
             predicted = blocks.run_where(columns, used.flatten(1))
-        weighed = predicted.unflatten(1, pairs) * gates.view(*gates.shape, *[1] * len(blocks.output_shape))
-        return functional.relu(weighed.sum(1)), reached
+        return functional.relu(weighed_sum(predicted.unflatten(1, pairs), gates)), reached
 
     def num_pairs(self, decision: int) -> tuple[int, int]:
         """Return how many tensors and how many paths meet at a decision, m and n."""

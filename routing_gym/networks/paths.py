@@ -86,8 +86,19 @@ def mix(columns: Tensor, gates: Tensor) -> Tensor:
     """
     if columns.ndim == 3:
         return torch.einsum("rij,ric->rjc", gates, columns)
-    # Pixel by pixel, as they lie in memory with their channels last.
+    # Pixel by pixel, as they lie in memory with their channels last, forwards and backwards.
     height_and_width = columns.shape[3:]
     pixels = columns.permute(0, 3, 4, 1, 2).flatten(1, 2)
     mixed = torch.matmul(gates.transpose(1, 2).unsqueeze(1), pixels)
     return mixed.unflatten(1, height_and_width).permute(0, 3, 4, 1, 2)
+
+
+def weighed_sum(predicted: Tensor, gates: Tensor) -> Tensor:
+    """Return Σ_i g_ij U_ij for every j: `(r, m, n, ...)` and `(r, m, n)` to `(r, n, ...)`.
+
+    Source: Tissera et al., Eq. 4, without the ReLU.
+    """
+    if predicted.ndim == 4:
+        return (predicted * gates.unsqueeze(3)).sum(1)
+    pixels = predicted.permute(0, 4, 5, 1, 2, 3) * gates[:, None, None, :, :, None]
+    return pixels.sum(3).permute(0, 3, 4, 1, 2)
