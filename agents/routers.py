@@ -65,7 +65,7 @@ class Routers(nn.Module):
         here = depth[active]
         if not len(here):
             return scores
-        first, last = (int(number) for number in here.aminmax())
+        first, last = torch.stack(here.aminmax()).tolist()
         if first == last and len(here) == len(depth):
             return self._scores(first, seen)
         for number in range(first, last + 1):

@@ -135,7 +135,9 @@ class WPL(LearningAgent):
         moved = table.index_put((cells,), self.rate * delta, accumulate=True)
         legal = self.arrangement.legal
         self._table.copy_(project(moved.view_as(self._table), self._table, legal, self.config.min_probability))
-        return {"policy_entropy": torch.special.entr(self.table).sum() / self.table[..., 0].numel()}
+        exists = self.env.network.exists[:-1].view(self.table.shape[1:-1])
+        entropy = torch.special.entr(self.table) * exists.unsqueeze(-1)
+        return {"policy_entropy": entropy.sum() / (len(self.table) * exists.sum())}
 
     def _step(self, trajectory: Trajectory, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
         gains, entropies = [], []

@@ -212,17 +212,20 @@ class PathBlocks(FunctionBlocks):
         Returns:
             `(B, P, ...)`; zeros where nothing was run.
         """
-        if bool(where.all()):
+        counts = where.sum(0).tolist()
+        if min(counts) == len(x):
             return self.run_each(x)
         outputs = []
-        for path in range(self.num_blocks):
-            rows = where[:, path].nonzero().flatten()
+        for path, rows in enumerate(where.t().nonzero()[:, 1].split(counts)):
             own = x[:, path * x.shape[1] // self.num_blocks]
             # Taken out as rows of pixels, of which the channels lie together.
             own = own.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2) if own.ndim == 4 else own[rows]
             empty = _empty(x, self.output_shape)
             outputs.append(put_rows(empty, rows, self.layers(own, path)) if len(rows) else empty)
-        return torch.stack(outputs, 1)
+        y = torch.stack(outputs, 1)
+        if not any(counts):
+            y = y + sum(parameter[:0].sum() for parameter in self.parameters())  # of none: 0, with a graph
+        return y
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the path's slices of all stacks."""

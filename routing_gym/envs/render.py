@@ -60,7 +60,9 @@ def taken(network: RoutedNetwork, state: RoutingState, action: Action) -> Tensor
     return took * state.reach.unsqueeze(1) if actions.is_weights(action) else took
 
 
-def _plain(action: int | float | list) -> str:
+def _plain(action: int | float | list | None) -> str:
+    if action is None:
+        return "-"
     if isinstance(action, list):
         return "[" + " ".join(_plain(part) for part in action) + "]"
     return f"{action:.2g}" if isinstance(action, float) else str(action)

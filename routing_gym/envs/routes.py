@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from routing_gym.networks import Action, RoutedNetwork, actions, is_weights
+from routing_gym.networks import Action, RoutedNetwork, RoutingState, actions, is_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RouteLog:
     """The routes of the episodes that are under way, one per sub-environment.
 
     Args:
-        network: Gives the number of decisions and the form of an action.
+        network: Whose routes they are.
         batch: Number of sub-environments.
         weights: Whether actions are weights.
         device: Where to keep the log.
@@ -66,36 +66,44 @@ class RouteLog:
         steps = len(network.decisions)
         tensors = (network.num_tensors,) if network.num_tensors > 1 else ()
         form = (*tensors, network.num_choices) if weights else tensors
-        self.num_choices = network.num_choices
+        self.network = network
         self.decision = torch.zeros(batch, steps, dtype=torch.int64, device=device)
         self.action = torch.zeros(
             batch, steps, *form, dtype=torch.get_default_dtype() if weights else torch.int64, device=device
         )
+        self.choosing = torch.zeros(batch, steps, network.num_tensors, dtype=torch.bool, device=device)
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)
 
-    def write(self, at: Tensor, active: Tensor, action: Action) -> None:
+    def write(self, state: RoutingState, action: Action) -> None:
         """Add one action for each active row.
 
         Args:
-            at: `(B,)` decision of each row.
-            active: `(B,)` bool.
+            state: Where the rows stood.
             action: What each row did; weights are kept dense.
         """
-        taken = actions.dense(action, self.num_choices) if is_weights(action) else action
+        taken = actions.dense(action, self.network.num_choices) if is_weights(action) else action
         assert isinstance(taken, Tensor)
-        rows = active.nonzero().flatten()
+        rows = state.active.nonzero().flatten()
         place = self.length[rows]
-        self.decision[rows, place] = at[rows]
+        self.decision[rows, place] = state.at[rows]
         self.action[rows, place] = taken[rows].detach()
+        self.choosing[rows, place] = self.network.choosing(state)[rows]
         self.length[rows] += 1
 
     def routes(self) -> list[list[tuple[int, Any]]]:
-        """Return each row's route so far as `(decision, action)` pairs of plain values."""
+        """Return each row's route so far as `(decision, action)` pairs of plain values.
+
+        Where several tensors choose an action is a list, with None for those that were not there.
+        """
+        columns = (self.decision, self.action, self.choosing, self.length)
         return [
-            list(zip(decisions[:length], taken[:length], strict=True))
-            for decisions, taken, length in zip(
-                self.decision.tolist(), self.action.tolist(), self.length.tolist(), strict=True
-            )
+            [
+                (at, [part if chose else None for part, chose in zip(took, chosen, strict=True)])
+                if self.network.num_tensors > 1
+                else (at, took)
+                for at, took, chosen in zip(decisions[:length], taken[:length], choosing[:length], strict=True)
+            ]
+            for decisions, taken, choosing, length in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
     def read(self, rows: Tensor, instance: Tensor, augmentation: Tensor | None, price: Tensor) -> Routes:

@@ -331,7 +331,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         choosing = self.network.choosing(before) if self.earnings.counts else None
         reward = self.earnings.of(before.at, choosing, action, after.macs - before.macs, before.price)
         if self._log is not None:
-            self._log.write(before.at, before.active, action)
+            self._log.write(before, action)
             if self.render_mode == "ansi":
                 self.pictures.note_routes(before.task, self._log.routes())
         if self.render_mode == "rgb_array":

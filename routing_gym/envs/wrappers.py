@@ -146,7 +146,7 @@ class RecordRoutes(_PerEpisode):
         took = taken(self.core.network, before, self.core.executed).to(self._under_way.dtype)
         self._under_way[self._row, before.at] += took
         if self._log is not None:
-            self._log.write(before.at, before.active, self.core.executed)
+            self._log.write(before, self.core.executed)
         ended = self._note_end(terminated)
         if "loss" in infos:
             self._counts.index_add_(0, before.task, self._under_way * ended.view(-1, 1, 1))

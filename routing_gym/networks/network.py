@@ -40,6 +40,7 @@ class RoutedNetwork(nn.Module, ABC):
         in_order: Whether every instance passes every decision, in order, as one tensor: then a route that is known
             beforehand can be followed at once (`follow`).
         num_tensors: M, the largest number of tensors that arrive at a decision.
+        exists: `(N + 1, M)` bool: which tensors there are at each decision, none behind the last.
         rejoining: Whether ways on meet again: then outcomes cannot be shared out.
     """
 
@@ -74,7 +75,7 @@ class RoutedNetwork(nn.Module, ABC):
         exists = torch.zeros(len(self.decisions) + 1, self.num_tensors, dtype=torch.bool)
         for number, decision in enumerate(self.decisions):
             exists[number, : decision.m] = True
-        self.register_buffer("_exists", exists, persistent=False)
+        self.register_buffer("exists", exists, persistent=False)
         self.register_buffer("is_outcome", torch.tensor([*outcome, False]), persistent=False)
         # An activation decision is one way on, an outcome decision as many as it has choices.
         ways = [d.next if d.mixing == "outcome" else d.next[:1] for d in self.decisions]
@@ -92,7 +93,7 @@ class RoutedNetwork(nn.Module, ABC):
     _costs: Tensor
     _cost: Tensor | None
     is_outcome: Tensor
-    _exists: Tensor
+    exists: Tensor
 
     # ------------------------------------------------------------------------------------ what a subclass provides
 
@@ -322,20 +323,20 @@ class RoutedNetwork(nn.Module, ABC):
         for number, group, _ in state.acting():
             alive = self.alive(number, group.activation)
             if alive is not None:
-                rows = torch.arange(len(state), device=mask.device) if group.rows is None else group.rows
-                mask[rows, : alive.shape[1]] |= ~alive.unsqueeze(-1)
+                own = slice(None) if group.rows is None else group.rows
+                mask[own, : alive.shape[1]] |= ~alive.unsqueeze(-1)
         return mask
 
     def choosing(self, state: RoutingState) -> Tensor:
         """Return `(B, M)` bool: the tensors that choose now; none in rows that have left."""
         if self.num_tensors == 1:
             return state.active.unsqueeze(1)
-        choosing = self._exists.index_select(0, state.at)
+        choosing = self.exists.index_select(0, state.at)
         for number, group, _ in state.acting():
             alive = self.alive(number, group.activation)
             if alive is not None:
-                rows = torch.arange(len(state), device=alive.device) if group.rows is None else group.rows
-                choosing[rows, : alive.shape[1]] &= alive
+                own = slice(None) if group.rows is None else group.rows
+                choosing[own, : alive.shape[1]] &= alive
         return choosing
 
     @property
@@ -360,12 +361,11 @@ class RoutedNetwork(nn.Module, ABC):
             of weight times cost. Where m tensors arrive both count the union of what they reach: expected takes gate
             entries for independent probabilities (Σ_j cost_j (1 − Π_i (1 − g_ij))).
         """
-        if isinstance(action, Tensor) and not action.is_floating_point():
+        if isinstance(action, Tensor) and action.ndim == 1:
             costs = self._costs[decision].index_select(0, action)
             return costs, costs
-        if isinstance(action, tuple):
-            # Sparse: a choice listed twice runs once.
-            action = actions.dense(action, self.decisions[decision].n)
+        # Of a sparse action: a choice listed twice runs once.
+        action = actions.dense(action, self.decisions[decision].n)
         costs = self._costs[decision, : self.decisions[decision].n]
         used = action.detach() != 0
         if action.ndim == 3:

@@ -220,7 +220,7 @@ def _resnet(
     Predictions take the place of the first convolution, and stand before all other stacks as layers of their own.
     """
     stem = None if predicts else _shared_stem(input_shape[0], layout)
-    channels, name = layout.width, "stem"
+    channels, name = layout.width, "input" if predicts else "stem"
     segments: list[Segment] = []
     for number, stack in enumerate(layout.widths):
         prediction = None

@@ -152,7 +152,7 @@ class ParallelPaths(RoutedPaths):
             return super().feed(decision, columns, alive, gates)
         used = gates.detach() != 0
         reached = used.any(1)
-        if self.dense_backward and self.training:
+        if self.dense_backward and self.training and gates.requires_grad:
             used = alive.unsqueeze(2) & reached.unsqueeze(1)  # what is not weighed has a gradient by its weight
         pairs = self.num_pairs(decision)
         if bool(used.all()):

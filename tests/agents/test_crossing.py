@@ -155,3 +155,33 @@ def test_outside_agents_route_the_paths():
     while not terminated:
         observation, reward, terminated, _, info = env.step(env.action_space.sample())
     assert reward in (-1.0, 1.0) and info["macs"] > 0
+
+
+def test_what_a_table_is_sure_of_counts_tensors_that_there_are_only():
+    env = path_env("wpl", form="gated-columns")
+    agent = make_agent("wpl", env, policy_rate=1e-9)
+    agent._table.fill_(0.0)
+    agent._table[..., 1] = 1.0
+    agent._table[:, 0, 1:] = 1 / 3  # the connector has one tensor of three
+    metrics = agent.receive(rollout(agent, agent.env))
+    assert float(metrics["policy_entropy"]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_routes_are_told_without_tensors_that_are_not_there():
+    env = path_env("wpl", "basecnn-3-cc", num_envs=2, render_mode="ansi")
+    env.reset(seed=0)
+    env.step(torch.tensor([[2, 2, 0], [1, 1, 1]]))
+    env.step(torch.tensor([[1, 0, 1], [0, 2, 0]]))
+    first, second = env.render()
+    assert first.endswith("after conv 2 -> [2 2 0], after conv 4 -> [1 - 1]")
+    assert second.endswith("after conv 2 -> [1 1 1], after conv 4 -> [- 2 -]")
+
+
+def test_a_batch_without_any_path_trains_nothing_and_does_not_fail():
+    for form in ("columns", "gated-columns"):
+        env = path_env("wpl", action_type="weights", form=form).unwrapped
+        env.reset(seed=0)
+        for _ in env.network.decisions:
+            env.step(torch.zeros(6, 3, 3))
+        env.train_blocks()
+        assert env.trainer.steps == 1

@@ -63,7 +63,10 @@ def test_routes_of_finished_episodes_are_counted(network, options):
         assert torch.equal(core.executed, action)
         choosing, choices = network.choosing(before), action.view(6, -1)
         for row in before.active.nonzero().flatten().tolist():
-            under_way[row].append((int(before.at[row]), action[row].tolist(), choices[row][choosing[row]].tolist()))
+            chosen = action[row].tolist()
+            if network.num_tensors > 1:  # tensors that are not there have chosen nothing
+                chosen = [choice if there else None for choice, there in zip(chosen, choosing[row], strict=True)]
+            under_way[row].append((int(before.at[row]), chosen, choices[row][choosing[row]].tolist()))
             if "_loss" in infos and infos["_loss"][row]:
                 task = int(before.task[row])
                 for at, _, taken in under_way[row]:

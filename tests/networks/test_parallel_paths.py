@@ -412,3 +412,84 @@ def test_a_network_without_routing_keeps_its_paths_apart():
     with pytest.raises(ValueError, match="may choose from"):
         network.step(state, torch.tensor([[0, 1, 1]]))
     network.step(state, torch.tensor([[0, 1, 2]]))
+
+
+def test_integer_choices_run_the_same_predictions_whatever_dense_backward_says():
+    """They have no gradient to be completed; what else is run would change the statistics of the batch."""
+    outputs, ran = [], []
+    for dense in (False, True):
+        network, count = small("basecnn-3-cp").train(), []
+        network.dense_backward = dense
+        for blocks in network.predictions:
+            blocks.layers.register_forward_hook(lambda _, inputs, __, count=count: count.append(len(inputs[0])))
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(6, 3, 8, 8, generator=generator)
+        actions = [torch.randint(3, (6, 3), generator=generator) for _ in network.decisions]
+        outputs.append(routed(network, images, actions)[0].exits[0].logits)
+        ran.append(count)
+    assert ran[0] == ran[1]
+    torch.testing.assert_close(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("name", ["basecnn-2-cc", "basecnn-2-cp"])
+def test_a_batch_without_any_path_can_be_trained_on(name):
+    network = small(name).train()
+    gates = [torch.zeros(3, 2, 2) for _ in network.decisions]
+    state, _ = routed(network, torch.randn(3, 3, 8, 8), gates)
+    logits = state.exits[0].logits
+    assert not bool(logits.any())
+    logits.sum().backward()
+    assert not any(bool(p.grad.any()) for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("paths", [3, 5])
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (4, 4)])
+def test_hard_training_against_a_loop(paths, size):
+    """Outputs and every gradient in train mode: each path has the statistics of the rows that reach it."""
+    torch.manual_seed(0)
+    network = make_network(
+        "basecnn-3-cc", num_tasks=1, num_classes=CLASSES, input_shape=(3, *size), width=2, hidden=3, paths=paths
+    )
+    network = randomised(network).train()
+    rows = 7
+    images = torch.randn(rows, 3, *size)
+    actions = [torch.randint(paths, (rows, paths)) for _ in network.decisions]
+    slow = Slow(network)
+    for bank in slow.banks:
+        for path in bank:
+            path.train()
+            for part in path:  # one value per channel: running statistics
+                if isinstance(part, nn.BatchNorm2d):
+                    part.register_forward_pre_hook(lambda m, x: m.train(x[0].numel() >= 2 * x[0].shape[1]) and None)
+    tensors, alive = [path(images) for path in slow.banks[0]], torch.ones(rows, paths, dtype=torch.bool)
+    macs = torch.full((rows,), network.stem_macs)
+    for bank, blocks, action in zip(slow.banks[1:], network.banks[1:], actions, strict=True):
+        made, reached = [None] * paths, torch.zeros_like(alive)
+        for j in range(paths):
+            sent = (action == j) & alive
+            reached[:, j] = sent.any(1)
+            own = [row for row in range(rows) if bool(sent[row].any())]
+            made[j] = {}
+            if own:
+                fed = torch.stack([sum(tensors[i][row] for i in range(paths) if sent[row, i]) for row in own])
+                made[j] = dict(zip(own, bank[j](fed), strict=True))
+        tensors, alive = made, reached
+        macs = macs + reached.sum(1) * blocks.macs[0]
+    expected = torch.stack(
+        [torch.stack([tensors[j][row] for j in range(paths) if alive[row, j]]).mean(0) for row in range(rows)]
+    )
+    state, _ = routed(network, images, actions)
+    logits = state.exits[0].logits
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(state.macs, macs)
+    pull = torch.randn(rows, CLASSES)
+    (logits * pull).sum().backward()
+    (expected * pull).sum().backward()
+    for bank, blocks in zip(slow.banks, network.banks, strict=True):
+        for j, path in enumerate(bank):
+            ours = [owned.grad for owned in blocks.parameters_of(j)]
+            for mine, plain_one in zip(ours, path.parameters(), strict=True):
+                theirs = torch.zeros_like(plain_one) if plain_one.grad is None else plain_one.grad
+                mine = torch.zeros_like(theirs) if mine is None else mine
+                mine = mine.t() if mine.ndim == 2 else mine
+                torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-3)
