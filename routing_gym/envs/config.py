@@ -36,7 +36,8 @@ class EnvConfig:
         augmentations: How many augmented versions of every image are routed together, M: rows iM to iM + M - 1 of a
             batch are one image (mode "disabled" only).
         differentiable: Keep the graph of observations too (mode "disabled" only).
-        dense_backward: Run every block while training, so that unchosen weights have a gradient.
+        dense_backward: Run every block while training, so that unchosen weights have a gradient. A path of several that
+            nothing was sent to stays out all the same: what it would say counts for nothing.
         train: Train the blocks; False leaves them in eval mode and never keeps a graph.
         replay: Train the blocks by replaying finished routes in mode "disabled" too, for outside agents that restart
             rows themselves; mode "same_step" always does.
