@@ -7,7 +7,6 @@ paths, channels joined, or as `layer(x, path)` with what goes into one of them.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -215,12 +214,11 @@ class PathBlocks(FunctionBlocks):
         counts = where.sum(0).tolist()
         if min(counts) == len(x):
             return self.run_each(x)
-        outputs = []
+        empty, outputs = _empty(x, self.output_shape), []
         for path, rows in enumerate(where.t().nonzero()[:, 1].split(counts)):
             own = x[:, path * x.shape[1] // self.num_blocks]
             # Taken out as rows of pixels, of which the channels lie together.
             own = own.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2) if own.ndim == 4 else own[rows]
-            empty = _empty(x, self.output_shape)
             outputs.append(put_rows(empty, rows, self.layers(own, path)) if len(rows) else empty)
         y = torch.stack(outputs, 1)
         if not any(counts):
@@ -239,5 +237,7 @@ def _repeated(x: Tensor, times: int) -> Tensor:
 
 def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return `(B, *shape)` zeros, images with their channels last in memory."""
-    layout: dict[str, Any] = {"memory_format": torch.channels_last} if len(shape) == 3 else {}
-    return torch.zeros(len(x), *shape, dtype=x.dtype, device=x.device).contiguous(**layout)
+    if len(shape) == 1:
+        return x.new_zeros(len(x), *shape)
+    channels, *size = shape
+    return x.new_zeros(len(x), *size, channels).permute(0, 3, 1, 2)

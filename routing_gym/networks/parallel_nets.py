@@ -20,6 +20,7 @@ from routing_gym.blocks import (
 )
 from routing_gym.networks.checking import check_at_least_one, check_no_num_blocks
 from routing_gym.networks.parallel_paths import Form, ParallelPaths, Segment
+from routing_gym.networks.resnet_experts import EXPANSION, first_layers
 
 Cross = Literal["connections", "predictions"]
 
@@ -97,8 +98,6 @@ FORMS = {
 """Networks by their names in the paper, and in `make_network`."""
 LARGE = tuple(name for name, named in FORMS.items() if named.layout.large or named.layout is VGG13)
 """Those that are made for images of 224x224 pixels."""
-EXPANSION = 4
-"""Channels that a bottleneck gives, in units of those of its 3x3 convolution."""
 
 
 def parallel_network(name: str) -> Callable[..., ParallelPaths]:
@@ -195,20 +194,16 @@ def _convnet(
             height, width = height // 2, width // 2
         segments.append(Segment(name, PathSequential(*layers), prediction))
         name = f"after conv {convs}"
-    dense = [nn.Flatten(), PathLinear(paths, channels * height * width, layout.hidden), nn.ReLU()]
-    if predicts:
-        segments[-1].layers.extend(dense)
-        name = "after dense 1"
-    else:
-        segments.append(Segment(name, PathSequential(*dense)))
-        name = "after dense 1"
+    first = [nn.Flatten(), PathLinear(paths, channels * height * width, layout.hidden), nn.ReLU()]
     last = PathLinear(paths, layout.hidden, num_classes)
     if predicts:
+        segments[-1].layers.extend(first)
         second = PathSequential(PathLinear(paths * paths, layout.hidden, layout.hidden))
-        segments.append(Segment(name, PathSequential(last), second))
+        segments.append(Segment("after dense 1", PathSequential(last), second))
     else:
-        second = PathSequential(PathLinear(paths, layout.hidden, layout.hidden), nn.ReLU(), last)
-        segments.append(Segment(name, second))
+        segments.append(Segment(name, PathSequential(*first)))
+        layers = [PathLinear(paths, layout.hidden, layout.hidden), nn.ReLU(), last]
+        segments.append(Segment("after dense 1", PathSequential(*layers)))
     return None, segments
 
 
@@ -271,10 +266,9 @@ def _conv_norm(
 
 
 def _shared_stem(channels: int, layout: Layout) -> nn.Sequential:
-    kernel = 7 if layout.large else 3
-    stride = 2 if layout.large else 1
-    conv = nn.Conv2d(channels, layout.width, kernel, stride, kernel // 2, bias=not layout.large)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    pool = [nn.MaxPool2d(3, 2, 1)] if layout.large else []
-    stem = nn.Sequential(conv, nn.BatchNorm2d(layout.width), nn.ReLU(), *pool)
+    if layout.large:
+        stem = first_layers(channels, layout.width)
+    else:
+        stem = nn.Sequential(nn.Conv2d(channels, layout.width, 3, padding=1), nn.BatchNorm2d(layout.width), nn.ReLU())
+    nn.init.kaiming_normal_(stem[0].weight, nonlinearity="relu")  # type: ignore[arg-type]
     return stem.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

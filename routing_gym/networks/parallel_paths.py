@@ -154,12 +154,8 @@ class ParallelPaths(RoutedPaths):
         reached = used.any(1)
         if self.dense_backward and self.training and gates.requires_grad:
             used = alive.unsqueeze(2) & reached.unsqueeze(1)  # what is not weighed has a gradient by its weight
-        pairs = self.num_pairs(decision)
-        if bool(used.all()):
-            predicted = blocks.run_each(columns)
-        else:
-            predicted = blocks.run_where(columns, used.flatten(1))
-        return functional.relu(weighed_sum(predicted.unflatten(1, pairs), gates)), reached
+        predicted = blocks.run_where(columns, used.flatten(1)).unflatten(1, self.num_pairs(decision))
+        return functional.relu(weighed_sum(predicted, gates)), reached
 
     def num_pairs(self, decision: int) -> tuple[int, int]:
         """Return how many tensors and how many paths meet at a decision, m and n."""
