@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents import Agent
-from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import Trajectory, route_split
+from routing_gym.experiments.report import write_arrays
 
 BATCH = 500
 
@@ -33,12 +33,7 @@ def keep_logits(agent: Agent, split: str, file: Path) -> None:
     """
     parts = [(_logits(batch)[kept].cpu(), label[kept].cpu()) for batch, label, kept in routed(agent, split)]
     logits, labels = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-
-    def save(temporary: str) -> None:
-        with open(temporary, "wb") as out:
-            np.savez_compressed(out, logits=logits, label=labels)
-
-    write_atomically(file, save)
+    write_arrays(file, logits=logits, label=labels)
 
 
 def _logits(batch: Trajectory) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.agents import Agent
-from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import route_split
+from routing_gym.experiments.report import write_arrays
 from routing_gym.experiments.run import Result
 from routing_gym.networks import actions
 from routing_gym.tasks import MultiTaskDataset, Shift
@@ -106,15 +105,10 @@ def judged_paths(result: Result, seed: int, file: Path) -> dict[str, float]:
         found["kept"] = float((plain.choices == moved.choices).all(1).double().mean())
         before, after = plain.logits.double().log_softmax(1), moved.logits.double().log_softmax(1)
         found["kl"] = float(functional.kl_div(after, before, reduction="batchmean", log_target=True))
-
-    def save(temporary: str) -> None:
-        with open(temporary, "wb") as out:
-            np.savez_compressed(
-                out,
-                chances=plain.chances[..., 1].to(torch.float16).numpy(),
-                choices=plain.choices.to(torch.uint8).numpy(),
-                label=plain.label.numpy(),
-            )
-
-    write_atomically(file, save)
+    write_arrays(
+        file,
+        chances=plain.chances[..., 1].to(torch.float16).numpy(),
+        choices=plain.choices.to(torch.uint8).numpy(),
+        label=plain.label.numpy(),
+    )
     return found

@@ -24,6 +24,16 @@ def write_results(records: Sequence[Record], path: Path) -> None:
     write_atomically(path, lambda temporary: Path(temporary).write_text(text))
 
 
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays by their names as an `.npz` file, whole or not at all."""
+
+    def save(temporary: str) -> None:
+        with open(temporary, "wb") as out:
+            np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+
+    write_atomically(path, save)
+
+
 def by_label(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Group records by their label, their agent where they have none, in order of first appearance."""
     groups: dict[str, list[Record]] = {}

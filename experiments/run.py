@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from routing_gym.agents import Agent
-from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import Evaluation, RoutingVectorEnv, evaluate
 from routing_gym.experiments.machine import device_name
+from routing_gym.experiments.report import write_arrays
 from routing_gym.networks import ways_out
 
 
@@ -182,12 +182,8 @@ class PolicyLog:
         self.fresh = []
         if self.rows:
             epochs, episodes, policies = zip(*self.rows, strict=True)
-
-            def save(temporary: str) -> None:
-                with open(temporary, "wb") as file:
-                    np.savez_compressed(file, epoch=epochs, episodes=episodes, policies=np.stack(policies))
-
-            write_atomically(self.path, save)
+            whole = {"epoch": np.array(epochs), "episodes": np.array(episodes), "policies": np.stack(policies)}
+            write_arrays(self.path, **whole)
 
 
 def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, Any]:
