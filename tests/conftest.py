@@ -49,6 +49,12 @@ def stand_in_data(tmp_path_factory):
     patch.undo()
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """Begin every test with the same random numbers, so that none depends on what ran before it, or on luck."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def copied(stand_in_data, tmp_path):
     """A copy of the stand-in folder that a test may break."""

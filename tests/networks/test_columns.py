@@ -53,9 +53,11 @@ def test_the_form_is_an_option_of_networks_by_name():
 def test_gates_have_a_gradient_towards_what_is_run(dense_backward):
     """Columns 0 and 1 are sent to column 2, column 2 to 0: 1 is not run, and may send nothing on to the task's 0."""
     network = ColumnsMLP((1, 2, 3), 3, 3, width=4, layers=2, num_tasks=3)
+    for parameter in network.parameters():
+        parameter.data.abs_()  # so that no ReLU is in the way, whatever weights are drawn
     network.dense_backward = dense_backward
     gates = [torch.eye(3)[columns].unsqueeze(0).requires_grad_() for columns in ([2, 2, 0], [0, 0, 0])]
-    state = network.start(torch.randn(1, 1, 2, 3), torch.zeros(1, dtype=torch.int64))
+    state = network.start(torch.rand(1, 1, 2, 3) + 0.1, torch.zeros(1, dtype=torch.int64))
     for gate in gates:
         state = network.step(state, gate)
     state.exits[0].logits.square().sum().backward()
