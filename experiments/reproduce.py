@@ -17,12 +17,12 @@ from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.machine import commit
-from routing_gym.experiments.papers.codinet import CODINET
-from routing_gym.experiments.papers.diversity import DIVERSITY
-from routing_gym.experiments.papers.multipath import MULTIPATH
-from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
+from routing_gym.experiments.papers.codinet.rows import CODINET
+from routing_gym.experiments.papers.diversity.rows import DIVERSITY
+from routing_gym.experiments.papers.multipath.rows import MULTIPATH
+from routing_gym.experiments.papers.parallel_paths.rows import PARALLEL_PATHS
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings, asks_for
-from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
+from routing_gym.experiments.papers.routing_networks.rows import ROUTING_NETWORKS
 from routing_gym.experiments.report import Record, write_results
 from routing_gym.experiments.settings import (
     DEFAULT_ENV,

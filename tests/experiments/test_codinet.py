@@ -15,9 +15,8 @@ from routing_gym.envs import evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cell import PATHS
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.papers.codinet import CIFAR10, CODINET, PAPER, SHORT
-from routing_gym.experiments.papers.codinet_claims import claims
-from routing_gym.experiments.papers.codinet_labels import (
+from routing_gym.experiments.papers.codinet.claims import claims
+from routing_gym.experiments.papers.codinet.labels import (
     CONSISTENT,
     DEPTHS,
     GAMMAS,
@@ -31,7 +30,8 @@ from routing_gym.experiments.papers.codinet_labels import (
     with_gamma,
     with_margin,
 )
-from routing_gym.experiments.papers.codinet_tables import paths_and_cost
+from routing_gym.experiments.papers.codinet.rows import CIFAR10, CODINET, PAPER, SHORT
+from routing_gym.experiments.papers.codinet.tables import paths_and_cost
 from routing_gym.experiments.paths import augmented, paths_of
 from routing_gym.experiments.settings import TrainingSettings
 from routing_gym.networks import make_network

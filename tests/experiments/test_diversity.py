@@ -12,19 +12,8 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.papers.diversity import (
-    CELLS,
-    CIFAR,
-    COMPARED,
-    DIVERSITY,
-    MNIST,
-    OMNIGLOT,
-    PAPER,
-    REFUSED,
-    SHORT,
-)
-from routing_gym.experiments.papers.diversity_claims import mutual_information, shuffled
-from routing_gym.experiments.papers.diversity_labels import (
+from routing_gym.experiments.papers.diversity.claims import mutual_information, shuffled
+from routing_gym.experiments.papers.diversity.labels import (
     ANNEALED,
     CELLS_6X32,
     CELLS_6X64,
@@ -39,7 +28,18 @@ from routing_gym.experiments.papers.diversity_labels import (
     SINGLE_TASK,
     from_the_task,
 )
-from routing_gym.experiments.papers.diversity_tables import across, depth
+from routing_gym.experiments.papers.diversity.rows import (
+    CELLS,
+    CIFAR,
+    COMPARED,
+    DIVERSITY,
+    MNIST,
+    OMNIGLOT,
+    PAPER,
+    REFUSED,
+    SHORT,
+)
+from routing_gym.experiments.papers.diversity.tables import across, depth
 from routing_gym.experiments.papers.reproduction import Settings
 from routing_gym.experiments.run import mean_parameters
 from routing_gym.experiments.settings import TrainingSettings, UsageError

@@ -14,10 +14,8 @@ from routing_gym.experiments import reproduce
 from routing_gym.experiments.cell import LOGITS
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.logits import accuracy_together, keep_logits
-from routing_gym.experiments.papers import parallel_paths_gates
-from routing_gym.experiments.papers.parallel_paths import CIFAR10, CIFAR100, HARD_AGENTS, PAPER, PARALLEL_PATHS, SHORT
-from routing_gym.experiments.papers.parallel_paths_claims import claims
-from routing_gym.experiments.papers.parallel_paths_labels import (
+from routing_gym.experiments.papers.parallel_paths.claims import claims
+from routing_gym.experiments.papers.parallel_paths.labels import (
     ALL_ENSEMBLE,
     BASE,
     BASE_ENSEMBLE,
@@ -38,7 +36,15 @@ from routing_gym.experiments.papers.parallel_paths_labels import (
     on,
     routed,
 )
-from routing_gym.experiments.papers.parallel_paths_tables import (
+from routing_gym.experiments.papers.parallel_paths.rows import (
+    CIFAR10,
+    CIFAR100,
+    HARD_AGENTS,
+    PAPER,
+    PARALLEL_PATHS,
+    SHORT,
+)
+from routing_gym.experiments.papers.parallel_paths.tables import (
     cnns,
     ensembles,
     hard_routes,
@@ -319,7 +325,7 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     """Some rows of each group, on stand-in images and narrow networks; tables and ensembles are of what was run."""
     write_cifar10(tmp_path / "data" / "cifar-10-batches-bin", 20)
     write_cifar100(tmp_path / "data" / "cifar-100-binary", {"train": 300, "test": 100})
-    monkeypatch.setattr(parallel_paths_gates, "STEPS", 10)
+    monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 10)
     small = dataclasses.replace(SHORT, epochs=1, env_options=(*SHORT.env_options, "width=2"))
     labels = [BASE, WIDE, DEEP, STITCHED, routed(2, "CC"), on(RESNET, "CIFAR-10")]
     labels += [on(routed(2, "CP", RESNET), data) for data in DATA]

@@ -7,14 +7,13 @@ from matplotlib.image import imread
 
 from routing_gym.agents import make_agent, needs
 from routing_gym.envs import Context, core_of
-from routing_gym.experiments.papers import parallel_paths_gates
-from routing_gym.experiments.papers.parallel_paths_drawings import (
+from routing_gym.experiments.papers.parallel_paths.drawings import (
     class_gates,
     maximal_images,
     path_weight_histograms,
     routes,
 )
-from routing_gym.experiments.papers.parallel_paths_gates import (
+from routing_gym.experiments.papers.parallel_paths.gates import (
     Crossing,
     Gate,
     Gates,
@@ -47,7 +46,7 @@ def looked_into(network="basecnn-3-cc", agent="cross-connection", **options):
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr(parallel_paths_gates, "STEPS", 60)
+    monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 60)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from matplotlib.image import imread
 
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.papers import routing_networks_cost as cost
 from routing_gym.experiments.papers.reproduction import Row, Settings
-from routing_gym.experiments.papers.routing_networks import CIFAR, MIN, MNIST, ROUTING_NETWORKS
+from routing_gym.experiments.papers.routing_networks import cost
+from routing_gym.experiments.papers.routing_networks.rows import CIFAR, MIN, MNIST, ROUTING_NETWORKS
 from routing_gym.experiments.settings import TrainingSettings
 from routing_gym.tasks import files
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from routing_gym.experiments.papers.diversity_labels import (
+from routing_gym.experiments.papers.diversity.labels import (
     ANNEALED,
     CELLS_6X32,
     CELLS_6X64,

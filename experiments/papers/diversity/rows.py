@@ -22,9 +22,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from routing_gym.experiments.papers.diversity_claims import claims
-from routing_gym.experiments.papers.diversity_figures import draw
-from routing_gym.experiments.papers.diversity_labels import (
+from routing_gym.experiments.papers.diversity.claims import claims
+from routing_gym.experiments.papers.diversity.figures import draw
+from routing_gym.experiments.papers.diversity.labels import (
     ALL_ON,
     ANNEALED,
     CELLS_6X32,
@@ -41,7 +41,7 @@ from routing_gym.experiments.papers.diversity_labels import (
     SINGLE_TASK,
     from_the_task,
 )
-from routing_gym.experiments.papers.diversity_tables import across, classes_and_experts, depth, errors
+from routing_gym.experiments.papers.diversity.tables import across, classes_and_experts, depth, errors
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
 
 OMNIGLOT, MNIST = "routing_gym/OmniglotDiverse-v0", "routing_gym/MnistExperts-v0"

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.experiments.figures import DPI, learning_curves
-from routing_gym.experiments.papers.diversity_claims import counts_of
+from routing_gym.experiments.papers.diversity.claims import counts_of
 from routing_gym.experiments.papers.reproduction import Drawing
 from routing_gym.experiments.report import Record, by_label
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from routing_gym.experiments.papers.codinet_labels import PRINTED, Printed
+from routing_gym.experiments.papers.codinet.labels import PRINTED, Printed
 from routing_gym.experiments.papers.tables import heading, line
 from routing_gym.experiments.report import Record, accuracy_text, by_label
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from routing_gym.experiments.papers.multipath_claims import claims
-from routing_gym.experiments.papers.multipath_figures import draw
+from routing_gym.experiments.papers.multipath.claims import claims
+from routing_gym.experiments.papers.multipath.figures import draw
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
 from routing_gym.experiments.papers.tables import error_and_operations, price_text
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from routing_gym.experiments.papers.codinet_claims import claims
-from routing_gym.experiments.papers.codinet_figures import draw
-from routing_gym.experiments.papers.codinet_labels import (
+from routing_gym.experiments.papers.codinet.claims import claims
+from routing_gym.experiments.papers.codinet.figures import draw
+from routing_gym.experiments.papers.codinet.labels import (
     CONSISTENT,
     DEPTHS,
     GAMMAS,
@@ -35,7 +35,7 @@ from routing_gym.experiments.papers.codinet_labels import (
     with_gamma,
     with_margin,
 )
-from routing_gym.experiments.papers.codinet_tables import paths_and_cost
+from routing_gym.experiments.papers.codinet.tables import paths_and_cost
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
 
 CIFAR10 = "routing_gym/Cifar10BlockSkip-v0"

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from routing_gym.experiments.cell import PATHS
 from routing_gym.experiments.figures import DPI, learning_curves
-from routing_gym.experiments.papers.codinet_labels import CONSISTENT, MARGINS, VANILLA, WITH_BOTH, with_margin
-from routing_gym.experiments.papers.codinet_tables import gflops_of
+from routing_gym.experiments.papers.codinet.labels import CONSISTENT, MARGINS, VANILLA, WITH_BOTH, with_margin
+from routing_gym.experiments.papers.codinet.tables import gflops_of
 from routing_gym.experiments.papers.reproduction import Drawing
 from routing_gym.experiments.report import Record, by_label
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from routing_gym.experiments.figures import DPI
-from routing_gym.experiments.papers.multipath_claims import points_of
-from routing_gym.experiments.papers.multipath_dataflow import dataflow, exits_over_training
+from routing_gym.experiments.papers.multipath.claims import points_of
+from routing_gym.experiments.papers.multipath.dataflow import dataflow, exits_over_training
 from routing_gym.experiments.papers.reproduction import Drawing
 from routing_gym.experiments.report import Record, by_label
 

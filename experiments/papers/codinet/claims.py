@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from routing_gym.experiments.papers.codinet_labels import (
+from routing_gym.experiments.papers.codinet.labels import (
     CONSISTENT,
     DEPTHS,
     GAMMAS,
@@ -19,7 +19,7 @@ from routing_gym.experiments.papers.codinet_labels import (
     with_gamma,
     with_margin,
 )
-from routing_gym.experiments.papers.codinet_tables import gflops_of
+from routing_gym.experiments.papers.codinet.tables import gflops_of
 from routing_gym.experiments.papers.judging import Verdict, all_of, errs_less, sign_of, spread_of_means
 from routing_gym.experiments.papers.reproduction import Claim
 from routing_gym.experiments.report import Record

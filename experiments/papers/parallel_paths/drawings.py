@@ -14,7 +14,7 @@ from torch import Tensor
 
 from routing_gym.agents import Agent
 from routing_gym.experiments.figures import DPI
-from routing_gym.experiments.papers.parallel_paths_gates import (
+from routing_gym.experiments.papers.parallel_paths.gates import (
     Gates,
     chosen_gates,
     extremes,

@@ -9,7 +9,7 @@ import numpy as np
 
 from routing_gym.experiments.cell import LOGITS
 from routing_gym.experiments.logits import accuracy_together
-from routing_gym.experiments.papers.parallel_paths_labels import (
+from routing_gym.experiments.papers.parallel_paths.labels import (
     ALL_ENSEMBLE,
     BASE,
     BASE_ENSEMBLE,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from routing_gym.experiments.papers.judging import Verdict, all_of, errs_less, sign_of
-from routing_gym.experiments.papers.parallel_paths_labels import (
+from routing_gym.experiments.papers.parallel_paths.labels import (
     ALL_ENSEMBLE,
     BASE,
     BASE_ENSEMBLE,
@@ -24,7 +24,7 @@ from routing_gym.experiments.papers.parallel_paths_labels import (
     on,
     routed,
 )
-from routing_gym.experiments.papers.parallel_paths_tables import ensembles
+from routing_gym.experiments.papers.parallel_paths.tables import ensembles
 from routing_gym.experiments.papers.reproduction import Claim
 from routing_gym.experiments.report import Record
 

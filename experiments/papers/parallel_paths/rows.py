@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from routing_gym.experiments.papers.parallel_paths_claims import claims
-from routing_gym.experiments.papers.parallel_paths_figures import draw
-from routing_gym.experiments.papers.parallel_paths_labels import (
+from routing_gym.experiments.papers.parallel_paths.claims import claims
+from routing_gym.experiments.papers.parallel_paths.figures import draw
+from routing_gym.experiments.papers.parallel_paths.labels import (
     BASE,
     CNNS,
     CROSSES,
@@ -40,7 +40,7 @@ from routing_gym.experiments.papers.parallel_paths_labels import (
     on,
     routed,
 )
-from routing_gym.experiments.papers.parallel_paths_tables import cnns, hard_routes, resnets
+from routing_gym.experiments.papers.parallel_paths.tables import cnns, hard_routes, resnets
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
 
 CIFAR10 = "routing_gym/Cifar10ParallelPaths-v0"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from routing_gym.experiments.papers.diversity_claims import counts_of, shuffled, specialization
-from routing_gym.experiments.papers.diversity_labels import ALL_ON, CELLS_6X32, CELLS_6X64, CELLS_12X32
+from routing_gym.experiments.papers.diversity.claims import counts_of, shuffled, specialization
+from routing_gym.experiments.papers.diversity.labels import ALL_ON, CELLS_6X32, CELLS_6X64, CELLS_12X32
 from routing_gym.experiments.papers.tables import heading, line
 from routing_gym.experiments.report import Record, accuracy_text, by_label
 

@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from routing_gym.experiments.figures import DPI, learning_curves
-from routing_gym.experiments.papers.parallel_paths_drawings import (
+from routing_gym.experiments.papers.parallel_paths.drawings import (
     class_gates,
     maximal_images,
     path_weight_histograms,
     routes,
 )
-from routing_gym.experiments.papers.parallel_paths_gates import gates_of
-from routing_gym.experiments.papers.parallel_paths_labels import CNNS, DATA, QUOTED, RESNETS, Printed, routed
-from routing_gym.experiments.papers.parallel_paths_tables import ensembles
+from routing_gym.experiments.papers.parallel_paths.gates import gates_of
+from routing_gym.experiments.papers.parallel_paths.labels import CNNS, DATA, QUOTED, RESNETS, Printed, routed
+from routing_gym.experiments.papers.parallel_paths.tables import ensembles
 from routing_gym.experiments.papers.reproduction import Drawing
 from routing_gym.experiments.report import Record, by_label
 from routing_gym.experiments.train import load_with_env

@@ -11,8 +11,8 @@ validation split of DIGITS-MTL.
 from __future__ import annotations
 
 from routing_gym.experiments.papers.reproduction import Measurement, Reproduction, Row, Settings
-from routing_gym.experiments.papers.routing_networks_cost import cost_against_number_of_blocks
-from routing_gym.experiments.papers.routing_networks_figures import cost_against_blocks, draw
+from routing_gym.experiments.papers.routing_networks.cost import cost_against_number_of_blocks
+from routing_gym.experiments.papers.routing_networks.figures import cost_against_blocks, draw
 from routing_gym.experiments.papers.tables import accuracy_by_epoch, cost_by_blocks
 
 EPOCHS = (1, 5, 10, 20, 50, 100)

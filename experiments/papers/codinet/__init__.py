@@ -1,0 +1,1 @@
+"""CoDiNet: Path Distribution Modeling with Consistency and Diversity for Dynamic Routing (Wang et al.)."""

@@ -1,0 +1,1 @@
+"""Diversity and Depth in Per-Example Routing Models (Ramachandran and Le)."""

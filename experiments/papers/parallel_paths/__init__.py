@@ -1,0 +1,1 @@
+"""End-to-End Data-Dependent Routing in Multi-Path Neural Networks (Tissera et al.)."""

@@ -1,0 +1,1 @@
+"""Routing Networks: Adaptive Selection of Non-Linear Functions for Multi-Task Learning (Rosenbaum et al.)."""
