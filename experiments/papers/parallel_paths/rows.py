@@ -82,6 +82,7 @@ HARD_NETWORKS = {routed(2, "CC"): (2, 4), routed(3, "CC"): (3, 4), routed(2, "CP
 """Networks that are routed hard: their paths and decisions."""
 HARD_AGENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "REINFORCE": ("reinforce", ("representation=mlp", "arrangement=single"), ()),
+    "REINFORCE, entropy 0.1": ("reinforce", ("representation=mlp", "arrangement=single", "entropy=0.1"), ()),
     "actor-critic": ("actor-critic", ("representation=mlp", "arrangement=single"), ()),
     "Gumbel, straight-through": ("gumbel", ("representation=mlp", "arrangement=single"), ()),
     "WPL, table": ("wpl", ("arrangement=single",), ()),
