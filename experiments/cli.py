@@ -20,6 +20,7 @@ from routing_gym.envs.make import NOT_OPTIONS
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
 from routing_gym.experiments.deploy import Extract, Prune
+from routing_gym.experiments.machine import keep_freed_memory
 from routing_gym.experiments.new_agent import NewAgent
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.reproduce import Reproduce
@@ -150,6 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="routing-gym",
         description="Route instances through neural networks: train agents jointly with the blocks, and compare them.",
     )
+    keep_freed_memory()
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     try:
         if isinstance(command, Pluggable):
