@@ -58,8 +58,8 @@ PAPER = Settings(
 )
 SHORT = Settings(
     name="short",
-    about="as the other, but batches of 128 for all, training in bfloat16, and few epochs, in which the rate falls from "
-    "0.03 to 0 along a cosine: for small machines",
+    about="as the other, but batches of 128 for all, training in bfloat16, and few epochs, in which the rate falls "
+    "from 0.03 to 0 along a cosine: for small machines",
     epochs=6,
     # At a rate of 0.1 wide networks have hardly begun to learn by then: their dense layers are not normalised.
     env_options=(*SGD, "learning_rate=0.03", "precision=bfloat16", "schedule=cosine", "schedule_epochs={epochs}"),
