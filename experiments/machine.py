@@ -45,14 +45,24 @@ def commit() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory it frees for what it asks for next.
+    """Let the process keep the memory it frees for what it asks for next, until `give_back_freed_memory`.
 
     Every training step asks for the same memory again. Large pieces glibc gives back to the system when they are freed,
     and each page that comes anew has to be zeroed: a third of the time of a step of SimpleConvNet on a CPU, see
     docs/performance.md. Nothing happens where there is no glibc, or where variables MALLOC_... say what it shall do.
     """
+    if (libc := _glibc()) is not None:
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def give_back_freed_memory() -> None:
+    """Give back to the system what is kept: pieces of ever new sizes, as groups of rows are, leave gaps in it."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+        return None
+    return ctypes.CDLL(None)

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Evaluation, RoutingVectorEnv, evaluate
-from routing_gym.experiments.machine import device_name
+from routing_gym.experiments.machine import device_name, give_back_freed_memory
 from routing_gym.experiments.report import write_arrays
 from routing_gym.networks import ways_out
 
@@ -133,6 +133,7 @@ def run(
             writer.add_scalar(f"{judged_on}/macs", validation.macs, epoch)
             policies.write(epoch)
             agent.save(folder / "checkpoint.pt", curve=dataclasses.asdict(curve))
+            give_back_freed_memory()
             if after_epoch is not None:
                 after_epoch(epoch)
         final = evaluate(agent, env, split=split)

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 FILL = """
-import resource, sys, torch
+import resource, torch
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.machine import give_back_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -19,26 +20,29 @@ def faults():
 print(*[faults() for _ in range(4)])
 main(["list", "wpl"])
 print(*[faults() for _ in range(4)])
+give_back_freed_memory()
+print(faults())
 """
 
 
 def pages_touched_anew(**environment):
-    """Return how many pages were new each time memory was asked for, before a command and after it."""
+    """Return how many pages were new each time memory was asked for: before a command, after it, after giving back."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", FILL], env={**known, **environment}, capture_output=True, text=True, check=True
     )
-    first, *_, last = done.stdout.splitlines()
-    return [[int(number) for number in line.split()] for line in (first, last)]
+    before, *_, after, then = done.stdout.splitlines()
+    return [[int(number) for number in line.split()] for line in (before, after, then)]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_a_command_keeps_what_is_freed_for_what_comes_next():
-    given_back, kept = pages_touched_anew()
+    given_back, kept, anew = pages_touched_anew()
     assert 4 * kept[-1] < min(given_back)  # once there is a piece that is large enough
+    assert 4 * anew[0] > min(given_back)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_unless_the_user_has_said_what_to_do():
-    before, after = pages_touched_anew(MALLOC_TOP_PAD_="131072")
+    before, after, _ = pages_touched_anew(MALLOC_TOP_PAD_="131072")
     assert 4 * min(after) > min(before)
