@@ -1,4 +1,4 @@
-"""What a measurement was made with."""
+"""The machine commands run on: what a measurement was made with, and how freed memory is dealt with."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def keep_freed_memory() -> None:
     """Let the process keep the memory it frees for what it asks for next, until `give_back_freed_memory`.
 
     Every training step asks for the same memory again. Large pieces glibc gives back to the system when they are freed,
-    and each page that comes anew has to be zeroed: a third of the time of a step of SimpleConvNet on a CPU, see
+    and each page that comes anew has to be zeroed: a third to half of a step of SimpleConvNet on a CPU, see
     docs/performance.md. Nothing happens where there is no glibc, or where variables MALLOC_... say what it shall do.
     """
     if (libc := _glibc()) is not None:
