@@ -14,6 +14,7 @@ from routing_gym.agents.balancing import chance_of_being_picked, cv_squared, exp
 from routing_gym.agents.gates import Gate
 from routing_gym.agents.options import AgentConfig, count, not_negative, positive
 from routing_gym.agents.scores import make_scores
+from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action, actions
 
@@ -65,6 +66,32 @@ class TopKConfig(AgentConfig):
             raise ValueError(f"{self.owner()}: task_only=True shows the gate the embedding alone: give its width")
 
 
+class TaskEmbedding(PartlyUsed):
+    """A learned vector for each task; those of tasks that a batch has no instance of stay as they are.
+
+    Args:
+        first: `(T, d)`, the vectors at first.
+    """
+
+    def __init__(self, first: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(first)
+
+    @property
+    def num_parts(self) -> int:
+        """How many tasks there are."""
+        return len(self.weight)
+
+    def parts(self) -> list[list[OwnedParameter]]:
+        """Return the vector of every task."""
+        return [[OwnedParameter(self.weight, task)] for task in range(self.num_parts)]
+
+    def forward(self, task: Tensor) -> Tensor:
+        """Return `(B, d)`: the vector of each of `(B,)` tasks."""
+        self.note_use(task)
+        return self.weight.index_select(0, task)
+
+
 class TopK(Gate):
     """Noisy top-k gates (Shazeer et al. 2017), a linear one per decision; Diverse experts (Ramachandran and Le 2019).
 
@@ -107,10 +134,10 @@ class TopK(Gate):
         if options.task_embedding:
             numbers = torch.Generator().manual_seed(options.seed)
             first = torch.randn(self.num_tasks, options.task_embedding, generator=numbers)
-            self.embedding = nn.Parameter((options.embedding_scale * first).to(legal.device))
+            self.embedding = TaskEmbedding((options.embedding_scale * first).to(legal.device))
         if options.bias_rate:
             self.register_buffer("bias", torch.zeros(legal.shape, device=legal.device))
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=options.learning_rate, fused=True)
+        self.optimizer = Adam(self, lr=options.learning_rate)
 
     _k: Tensor
     bias: Tensor
@@ -155,7 +182,7 @@ class TopK(Gate):
         """Return what the gates see: the activation, the embedding of the task, or both."""
         if self.embedding is None:
             return observation
-        embedded = self.embedding.index_select(0, observation["task"])
+        embedded = self.embedding(observation["task"])
         both = embedded if self.config.task_only else torch.cat([observation["activation"], embedded], 1)
         return {**observation, "activation": both}
 

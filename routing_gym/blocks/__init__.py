@@ -1,11 +1,13 @@
 """Function blocks, their grouped execution, and the cost of running them."""
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, Sparse
+from routing_gym.blocks.base import FunctionBlocks, Sparse
 from routing_gym.blocks.chain import Link, run_chain
 from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
+from routing_gym.blocks.optimizers import SGD, Adam, AdamW, UsedOnly
+from routing_gym.blocks.ownership import OwnedParameter, PartlyUsed
 from routing_gym.blocks.parallel import (
     PathBlocks,
     PathConv2d,
@@ -19,12 +21,16 @@ from routing_gym.blocks.sizes import in_few_sizes
 from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
 
 __all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
     "FunctionBlocks",
     "Groups",
     "LinearBlocks",
     "Link",
     "ModuleBlocks",
     "OwnedParameter",
+    "PartlyUsed",
     "PathBlocks",
     "PathConv2d",
     "PathLinear",
@@ -36,6 +42,7 @@ __all__ = [
     "SkippableBlock",
     "SortedRows",
     "Sparse",
+    "UsedOnly",
     "WithPass",
     "allow_small_groups",
     "count_macs",

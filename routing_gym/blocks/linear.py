@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.base import FunctionBlocks
 from routing_gym.blocks.chain import Link, run_chain
 from routing_gym.blocks.grouping import SortedRows, plain
+from routing_gym.blocks.ownership import OwnedParameter
 
 
 class LinearBlocks(FunctionBlocks):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.base import FunctionBlocks
 from routing_gym.blocks.grouping import channels_are_last, group, put_rows, take_rows
 from routing_gym.blocks.macs import count_macs, probe
+from routing_gym.blocks.ownership import OwnedParameter
 
 
 class ModuleBlocks(FunctionBlocks):

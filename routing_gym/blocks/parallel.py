@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.base import FunctionBlocks
 from routing_gym.blocks.grouping import put_rows
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import run_grouped
+from routing_gym.blocks.ownership import OwnedParameter
 
 
 class PathConv2d(nn.Module):

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.base import FunctionBlocks
 from routing_gym.blocks.grouping import put_rows, put_rows_, take_rows
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import ModuleBlocks, allow_small_groups, static_copy
+from routing_gym.blocks.ownership import OwnedParameter
 
 CHOICES = ("skip", "run")
 

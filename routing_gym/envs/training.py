@@ -6,25 +6,20 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from routing_gym.blocks import SGD, Adam, AdamW, PartlyUsed, UsedOnly
 from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.routes import Routes, replayed_actions
 from routing_gym.envs.talr import Throughput
 from routing_gym.networks import Action, Exit, RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    # Fused: one pass over the parameters instead of one per operation, seven times as fast for stacked blocks.
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "sgd": partial(torch.optim.SGD, fused=True),
-}
+OPTIMIZERS: dict[str, Callable[..., UsedOnly]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
 
 
 def _in_steps(epoch: float, epochs: float | Sequence[float]) -> float:
@@ -73,14 +68,7 @@ class Optimization:
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """Return a fresh optimiser of a network's parameters."""
         momentum = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
-        optimizer = OPTIMIZERS[self.optimizer](
-            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, **momentum
-        )
-        if any(momentum.values()):
-            # A block may have its first gradient when others have had several: fused SGD cannot begin with some only.
-            for parameter in network.parameters():
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
+        return OPTIMIZERS[self.optimizer](network, lr=self.learning_rate, weight_decay=self.weight_decay, **momentum)
 
     def rate(self, instances: int) -> float:
         """Return the learning rate after so many instances trained on."""
@@ -110,6 +98,7 @@ class BlocksTrainer:
         saved = network.state_dict(keep_vars=True)
         self._statistics = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
         self._noted: dict[str, Tensor] = {}
+        self._partly_used = [part for part in network.modules() if isinstance(part, PartlyUsed)]
 
     def step(
         self,
@@ -155,9 +144,28 @@ class BlocksTrainer:
         if self.optimization.schedule != "constant":
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate
+        if self.network.dense_backward:
+            self._leave_untaken()
         self.optimizer.step()
         self.steps += 1
         self.instances += instances
+
+    def _leave_untaken(self) -> None:
+        """Take gradients and running statistics back from modules that have run only for the weights' sake."""
+        if self.network.used is None:
+            return
+        taken: dict[nn.Parameter, bool] = {}
+        for used, part in zip(self.network.used.tolist(), self.network.parts(), strict=True):
+            for owned in part:
+                if owned.index is None:
+                    taken[owned.parameter] = used or taken.get(owned.parameter, False)
+        for name, module in self.network.named_modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(taken.get(parameter, True) for parameter in own):
+                for parameter in own:
+                    parameter.grad = None
+                for buffer, _ in module.named_buffers(name, recurse=False):
+                    self._statistics[buffer].copy_(self._noted[buffer])
 
     @property
     def rate(self) -> float:
@@ -170,6 +178,8 @@ class BlocksTrainer:
         """Get ready for a batch; with `rows`, `(r,)`, for other instances in some rows of the one under way."""
         if rows is None:
             self.note_statistics()
+            for part in self._partly_used:
+                part.used = None
         if self.throughput is not None:
             self.throughput.begin(rows)
 

@@ -152,6 +152,7 @@ class RoutedExperts(Deployable):
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Return what each row's own task makes of the features."""
+        self.readouts.note_use(task)
         return self.readouts(plain(activation[0]), task)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import FunctionBlocks, OwnedParameter, SortedRows
+from routing_gym.blocks import FunctionBlocks, OwnedParameter, PartlyUsed, SortedRows
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.checking import bad_values_error, has_bad_values
@@ -18,7 +18,7 @@ from routing_gym.networks.decision import EXIT, Decision, check_decisions, legal
 from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, joined
 
 
-class RoutedNetwork(nn.Module, ABC):
+class RoutedNetwork(PartlyUsed, ABC):
     """A network in which an outside agent decides the way of every instance.
 
     `start` puts a batch of images at the first decision and every `step` carries each row from the decision it waits
@@ -184,6 +184,7 @@ class RoutedNetwork(nn.Module, ABC):
             decision = self.decisions[number]
             task = state.task if group.rows is None else state.task.index_select(0, group.rows)
             own = self._narrow(number, group, actions.take(action, group.rows))
+            self._note_choices(number, own, group.reach)
             executed, cost = self.macs(number, own)
             macs = _add(macs, group.rows, executed)
             expected = (
@@ -223,6 +224,7 @@ class RoutedNetwork(nn.Module, ABC):
             The state in which all rows have left, by one exit, which may list them in any order.
         """
         last = len(self.decisions) - 1
+        self.note_use(plan + self._first_choices())
         (waiting,) = state.waiting.values()
         activation = self.traverse(waiting.activation, plan, state.task)
         rows, task, weight = None, state.task, waiting.reach
@@ -252,8 +254,36 @@ class RoutedNetwork(nn.Module, ABC):
         """Return `(B, N)`: what each choice of routes `(B, N)` costs, in a network that is `in_order`."""
         if self._cost is not None:
             return self._cost.expand_as(plan)
-        first = torch.arange(0, self._costs.numel(), self.num_choices, device=plan.device)
-        return self._costs.take(plan + first)
+        return self._costs.take(plan + self._first_choices())
+
+    def _first_choices(self) -> Tensor:
+        """Return `(N,)`: where the choices of each decision begin, if those of all stand in one row."""
+        return torch.arange(0, self.num_parts, self.num_choices, device=self._costs.device)
+
+    @property
+    def num_parts(self) -> int:
+        """How many choices there are, `num_choices` for each decision."""
+        return len(self.decisions) * self.num_choices
+
+    def parts(self) -> list[list[OwnedParameter]]:
+        """Return the parameters of every choice, `num_choices` for each decision; none where it has fewer."""
+        return [
+            self.parameters_of(number, choice) if choice < decision.n else []
+            for number, decision in enumerate(self.decisions)
+            for choice in range(self.num_choices)
+        ]
+
+    def _note_choices(self, number: int, action: Action, reach: Tensor) -> None:
+        """Note what has been chosen at a decision, so that the optimiser leaves the rest alone."""
+        if not torch.is_grad_enabled():
+            return
+        if isinstance(action, Tensor) and not action.is_floating_point():
+            self.note_use(action + number * self.num_choices)
+            return
+        weights = actions.dense(action, self.decisions[number].n).detach()
+        shared = weights * reach.detach().view(-1, *[1] * (weights.ndim - 1))
+        own = slice(number * self.num_choices, number * self.num_choices + weights.shape[-1])
+        self.noted(weights.device)[own] |= (shared != 0).flatten(0, -2).any(0)
 
     def _narrow(self, number: int, group: Waiting, action: Action) -> Action:
         """Cut an action of the network's full width down to what a decision needs."""
