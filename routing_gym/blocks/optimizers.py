@@ -232,10 +232,12 @@ class Adam(UsedOnly):
 
     def move(self, group: dict[str, Any], moves: _Moves) -> None:
         """Take a step with each of some tensors."""
+        average, square = moves.moments
         adam(
             moves.parameters,
             moves.grads,
-            *moves.moments,
+            average,
+            square,
             [],
             moves.steps,
             fused=True,
@@ -244,7 +246,9 @@ class Adam(UsedOnly):
             maximize=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            **{option: group[option] for option in ("lr", "weight_decay", "eps")},
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
         )
 
     def move_rows(
@@ -297,7 +301,9 @@ class SGD(UsedOnly):
             dampening=0.0,
             nesterov=False,
             maximize=False,
-            **{option: group[option] for option in ("lr", "weight_decay", "momentum")},
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
         )
 
     def move_rows(

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.blocks import FunctionBlocks, OwnedParameter, PartlyUsed, SortedRows

@@ -34,7 +34,9 @@ def test_a_slice_is_moved_as_a_parameter_of_its_own(monkeypatch_module, kind, fe
     fast, slow = ours(blocks, lr=0.1, **options), theirs(slices, lr=0.1, **options)
     for used in uses:
         for number, stack in enumerate((blocks.weight, blocks.bias)):
-            stack.grad = torch.randn(stack.shape, generator=numbers) * torch.tensor(used).view(-1, *[1] * (stack.ndim - 1))
+            stack.grad = torch.randn(stack.shape, generator=numbers) * torch.tensor(used).view(
+                -1, *[1] * (stack.ndim - 1)
+            )
             for i in range(4):
                 slices[4 * number + i].grad = stack.grad[i].clone() if used[i] else None
         blocks.note_use(torch.tensor(used).nonzero())
