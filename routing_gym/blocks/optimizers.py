@@ -51,7 +51,7 @@ class _Slices:
             own = owner.used.index_select(0, parts)
             if slices is not None:  # some belong to no part, or to several
                 own = torch.zeros(self.count, dtype=torch.int32, device=device).index_add_(0, slices, own.int()) > 0
-            used = own if used is None else used | own
+            used = own if used is None else used & own
         return used
 
 

@@ -38,7 +38,8 @@ class PartlyUsed(nn.Module):
     """A module in parts, of which a batch may use some only: the choices of a network, the readouts of its tasks.
 
     Whoever runs it notes what has been used; the optimisers of `routing_gym.blocks` then leave the rest alone. Where
-    nobody has noted anything, all of it is taken to be used.
+    nobody has noted anything, all of it is taken to be used. Of what belongs to two such modules, a network and a set
+    of its blocks, both have to have been used.
 
     Attributes:
         used: `(parts,)` bool, on the module's device: what has been used, with a graph, since the optimiser's last
@@ -60,13 +61,13 @@ class PartlyUsed(nn.Module):
         """Note that some parts have been used; nothing happens without a graph, since nothing is learned then.
 
         Args:
-            part: Their numbers, int64 of any shape.
+            part: Their numbers, int64 of any shape; or `(parts,)` bool.
         """
-        if torch.is_grad_enabled():
-            self.noted(part.device).index_fill_(0, part.flatten(), True)
-
-    def noted(self, device: torch.device) -> Tensor:
-        """Return `used`, to be written into; of a batch of which nothing has been noted yet, all False."""
+        if not torch.is_grad_enabled():
+            return
         if self.used is None:
-            self.used = torch.zeros(self.num_parts, dtype=torch.bool, device=device)
-        return self.used
+            self.used = torch.zeros(self.num_parts, dtype=torch.bool, device=part.device)
+        if part.dtype == torch.bool:
+            self.used |= part
+        else:
+            self.used.index_fill_(0, part.flatten(), True)

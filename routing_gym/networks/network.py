@@ -282,8 +282,9 @@ class RoutedNetwork(PartlyUsed, ABC):
             return
         weights = actions.dense(action, self.decisions[number].n).detach()
         shared = weights * reach.detach().view(-1, *[1] * (weights.ndim - 1))
-        own = slice(number * self.num_choices, number * self.num_choices + weights.shape[-1])
-        self.noted(weights.device)[own] |= (shared != 0).flatten(0, -2).any(0)
+        taken = (shared != 0).flatten(0, -2).any(0)
+        before = number * self.num_choices
+        self.note_use(functional.pad(taken, (before, self.num_parts - before - len(taken))))
 
     def _narrow(self, number: int, group: Waiting, action: Action) -> Action:
         """Cut an action of the network's full width down to what a decision needs."""

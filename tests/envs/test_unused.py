@@ -120,3 +120,18 @@ def test_what_runs_only_for_the_weights_sake_stays_as_it_is_too(family):
                 if f"{name}.{key}" in before:
                     assert torch.equal(before[f"{name}.{key}"], after[f"{name}.{key}"]), (name, key)
     assert untaken
+
+
+def test_predictions_that_nobody_asked_for_stay_as_they_are():
+    """Tensor 1 goes to path 0: what tensors predict for path 0 is not what tensor 0 would have predicted for it."""
+    env = make("predictions")
+    predicting = env.network.predicting(1)
+    train(env, torch.ones_like, 1)
+    train(env, torch.zeros_like, 1)
+    weight, before = next(iter(predicting.parameters())), next(iter(predicting.parameters())).detach().clone()
+    train(
+        env, lambda decision: torch.where(decision == 0, 1, 0), 1
+    )  # all tensors are one from decision 0 on, in path 1
+    paths = env.network.paths
+    moved = [pair for pair in range(len(weight)) if not torch.equal(weight[pair], before[pair])]
+    assert moved == [1 * paths + 0]
