@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,8 +21,8 @@ from torch.optim.sgd import sgd
 
 from routing_gym.blocks.ownership import PartlyUsed
 
-FEW_NUMBERS = 2048
-"""Numbers per slice below which, on a CPU, going over the whole stack is cheaper than a call per run of slices."""
+FEW_RUNS, FEW_NUMBERS = 8, 2048
+"""On a CPU, of more runs of slices than these, with fewer numbers each, going over the whole stack is cheaper."""
 
 
 class _Slices:
@@ -40,7 +41,7 @@ class _Slices:
         ]
 
     def used(self, device: torch.device) -> Tensor | None:
-        """Return `(count,)` bool: which slices have been used; None where nobody has noted anything."""
+        """Return `(count,)` bool: which slices have been used; None where all have, as far as the host can know it."""
         used = None
         for number, (owner, parts, slices) in enumerate(self._places):
             if owner.used is None:
@@ -52,7 +53,35 @@ class _Slices:
             if slices is not None:  # some belong to no part, or to several
                 own = torch.zeros(self.count, dtype=torch.int32, device=device).index_add_(0, slices, own.int()) > 0
             used = own if used is None else used & own
-        return used
+        return None if used is None or (device.type == "cpu" and used.numpy().all()) else used
+
+
+class _Plan:
+    """Which slices take a step: the same for all stacks of these slices whose steps have been counted alike.
+
+    Args:
+        used: `(k,)` bool.
+        steps: `(k,)` float32: how many steps each slice has taken before.
+
+    Attributes:
+        factors: What `move_rows` needs, once somebody has worked it out.
+    """
+
+    def __init__(self, used: Tensor, steps: Tensor) -> None:
+        self.used, self.steps = used, steps
+        self.factors: Any = None
+
+    @cached_property
+    def runs(self) -> tuple[list[int], list[int], Tensor]:
+        """Slices side by side that can be moved as one tensor: sizes of all runs, those used, and their steps."""
+        steps, used = self.steps.numpy(), self.used.numpy()
+        begins = np.ones(len(steps), dtype=bool)
+        begins[1:] = (steps[1:] != steps[:-1]) | (used[1:] != used[:-1])
+        starts = begins.nonzero()[0]
+        chosen = used[starts].nonzero()[0]
+        places = [*starts.tolist(), len(steps)]
+        sizes = [after - before for before, after in zip(places, places[1:], strict=False)]
+        return sizes, chosen.tolist(), torch.from_numpy(steps[starts[chosen]])
 
 
 class _Moves(NamedTuple):
@@ -88,19 +117,20 @@ class UsedOnly(torch.optim.Optimizer):
         """Take a step with each of some tensors; `steps` count those before it, and are counted on."""
 
     @abstractmethod
-    def move_rows(
-        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], step: Tensor, used: Tensor
-    ) -> None:
-        """Take a step with some rows of a stack, without asking on the host which.
+    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> Any:
+        """Return what `move_rows` needs to know of each row.
 
         Args:
             group: Options.
-            parameter: `(k, n)`.
-            grad: `(k, n)`.
-            moments: `(k, n)` each.
-            step: `(k, 1)`, this step included.
             used: `(k, 1)` bool: the rows to be moved.
+            step: `(k, 1)` float32: which step it is for each of them, 1 for the first.
         """
+
+    @abstractmethod
+    def move_rows(
+        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
+    ) -> None:
+        """Take a step with some rows of a stack, without asking on the host which; tensors are `(k, n)`."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -110,72 +140,71 @@ class UsedOnly(torch.optim.Optimizer):
         known: dict[_Slices, Tensor | None] = {}
         for group in self.param_groups:
             moves = _Moves([], [], [[] for _ in self._moments], [])
+            plans: dict[Any, _Plan] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                slices = self._slices.get(parameter)
-                state = self._state_of(parameter, slices)
-                moments = [state[name] for name in self._moments]
-                if slices is None:
-                    _enter(moves, parameter, parameter.grad, moments, state.get("step"))
-                    continue
-                if slices not in known:
+                slices, state = self._slices.get(parameter), self._state_of(parameter)
+                if slices is not None and slices not in known:
                     known[slices] = slices.used(parameter.device)
-                step = state["step"] if self.counts else torch.zeros(slices.count, device=parameter.device)
-                self._enter_slices(group, moves, parameter, moments, step, known[slices])
+                used = None if slices is None else known[slices]
+                if used is None and (not self.counts or not state["step"].ndim):
+                    _enter(moves, parameter, parameter.grad, (state[name] for name in self._moments), state.get("step"))
+                else:
+                    assert slices is not None
+                    self._move_slices(group, moves, plans, parameter, slices, used)
             if moves.parameters:
                 self.move(group, moves)
         for owner in self._owners:
-            owner.used = None
+            if owner.used is not None:
+                owner.used = None
 
-    def _state_of(self, parameter: Tensor, slices: _Slices | None) -> dict[str, Tensor]:
-        """Return a parameter's averages and counts of steps, `()` or one for each slice, zeros at first."""
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return a parameter's averages and its count of steps, zeros at first.
+
+        The count is of all slices, `()`, until some have been left out; then one for each.
+        """
         state = self.state[parameter]
         if not state:
             if self.counts:
-                count = () if slices is None else (slices.count,)
-                state["step"] = torch.zeros(count, dtype=torch.float32, device=parameter.device)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             for name in self._moments:
                 state[name] = torch.zeros_like(parameter)
         return state
 
-    def _enter_slices(
+    def _move_slices(
         self,
         group: dict[str, Any],
         moves: _Moves,
+        plans: dict[Any, _Plan],
         parameter: nn.Parameter,
-        moments: list[Tensor],
-        step: Tensor,
+        slices: _Slices,
         used: Tensor | None,
     ) -> None:
         """Enter those slices of a stack that have been used, as few tensors as can be, or move them at once."""
+        state, count, device = self.state[parameter], slices.count, parameter.device
+        steps = state["step"].expand(count) if self.counts else torch.zeros(count, device=device)
+        # On a GPU nobody knows whether they were counted alike.
+        key = (slices, steps.numpy().tobytes()) if device.type == "cpu" else parameter
+        if key not in plans:
+            plans[key] = _Plan(torch.ones(count, dtype=torch.bool, device=device) if used is None else used, steps)
+        plan = plans[key]
         assert parameter.grad is not None
-        count = len(step)
-        if parameter.device.type == "cpu":
-            steps = step.numpy()
-            which = np.ones(count, dtype=bool) if used is None else used.numpy()
-            if which.all() and (steps == steps[0]).all():
-                _enter(moves, parameter, parameter.grad, moments, step[0].clone())
-                steps += 1
-                return
-            if parameter.numel() >= FEW_NUMBERS * count:
-                # Slices side by side that have taken as many steps are one tensor.
-                ends = np.flatnonzero((np.diff(steps) != 0) | (np.diff(which) != 0)) + 1
-                starts = np.concatenate([[0], ends])
-                sizes = np.diff(np.concatenate([starts, [count]])).tolist()
-                chosen = np.flatnonzero(which[starts]).tolist()
-                runs = [tensor.reshape(count, -1).split(sizes) for tensor in (parameter, parameter.grad, *moments)]
-                taken = torch.from_numpy(steps[starts]).unbind(0)
-                for run in chosen:
-                    own, grad, *averages = (tensor[run] for tensor in runs)
-                    _enter(moves, own, grad, averages, taken[run])
-                steps += which
-                return
-        if used is None:
-            used = torch.ones(count, dtype=torch.bool, device=parameter.device)
-        step += used
-        tensors = [tensor.reshape(count, -1) for tensor in (parameter, parameter.grad, *moments)]
-        self.move_rows(group, tensors[0], tensors[1], tensors[2:], step.unsqueeze(1), used.unsqueeze(1))
+        tensors = parameter, parameter.grad, *(state[name] for name in self._moments)
+        stacks = [tensor.reshape(count, -1) for tensor in tensors]
+        if device.type == "cpu" and (len(plan.runs[1]) <= FEW_RUNS or parameter.numel() >= FEW_NUMBERS * count):
+            sizes, chosen, taken = plan.runs
+            runs = [torch.split_with_sizes(stack, sizes) for stack in stacks]
+            for run in chosen:
+                _enter(moves, runs[0][run], runs[1][run], [parts[run] for parts in runs[2:]], None)
+            if self.counts:
+                moves.steps.extend(taken.clone().unbind(0))
+        else:
+            if plan.factors is None:
+                plan.factors = self.factors(group, plan.used.unsqueeze(1), plan.steps.unsqueeze(1) + 1)
+            self.move_rows(group, stacks[0], stacks[1], stacks[2:], plan.factors)
+        if self.counts:
+            state["step"] = plan.steps + plan.used
 
 
 def _enter(moves: _Moves, parameter: Tensor, grad: Tensor, moments: Iterable[Tensor], step: Tensor | None) -> None:
@@ -251,22 +280,27 @@ class Adam(UsedOnly):
             eps=group["eps"],
         )
 
+    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> tuple[Tensor, ...]:
+        """Return rates of both averages, size of the step, addend of the denominator, and decay; 0 or 1 if not used."""
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        step = step.double()
+        root = torch.pow(beta2, step).neg_().add_(1).sqrt_()
+        size = torch.pow(beta1, step).neg_().add_(1).reciprocal_().mul_(root).mul_(used * -lr)
+        decay = 1 - lr * group["weight_decay"] * used
+        return (1 - beta1) * used, (1 - beta2) * used, size.float(), root.mul_(group["eps"]).float(), decay
+
     def move_rows(
-        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], step: Tensor, used: Tensor
+        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
     ) -> None:
-        """Take a step with some rows of a stack: what is not used has a step size and rates of 0."""
-        (average, square), (beta1, beta2), lr, decay = moments, group["betas"], group["lr"], group["weight_decay"]
-        if decay and self.decoupled:
-            parameter.mul_(1 - lr * decay * used)
-        elif decay:
-            grad = grad.add(parameter, alpha=decay)
-        average.lerp_(grad, (1 - beta1) * used)
-        square.lerp_(grad.square(), (1 - beta2) * used)
-        step = step.double().clamp(min=1)  # 1 where there was none: whatever it is, nothing moves
-        root = (1 - beta2**step).sqrt()
-        size = (used * -lr * root / (1 - beta1**step)).to(parameter.dtype)
-        denominator = square.sqrt().add_((group["eps"] * root).to(parameter.dtype))
-        parameter.addcmul_(average.div(denominator), size)
+        """Take a step with some rows of a stack."""
+        (average, square), (first, second, size, eps, decay) = moments, factors
+        if group["weight_decay"] and self.decoupled:
+            parameter.mul_(decay)
+        elif group["weight_decay"]:
+            grad = grad.add(parameter, alpha=group["weight_decay"])
+        average.lerp_(grad, first)
+        square.lerp_(grad.square(), second)
+        parameter.addcmul_(average.div(square.sqrt().add_(eps)), size)
 
 
 class AdamW(Adam):
@@ -306,12 +340,17 @@ class SGD(UsedOnly):
             momentum=group["momentum"],
         )
 
+    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows to be moved, and the size of the step, 0 if they are not."""
+        return used, used * -group["lr"]
+
     def move_rows(
-        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], step: Tensor, used: Tensor
+        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
     ) -> None:
         """Take a step with some rows of a stack."""
+        used, size = factors
         if group["weight_decay"]:
             grad = grad.add(parameter, alpha=group["weight_decay"])
         for buffer in moments:
             grad = buffer.copy_(torch.where(used, group["momentum"] * buffer + grad, buffer))
-        parameter.addcmul_(grad, -group["lr"] * used.to(grad.dtype))
+        parameter.addcmul_(grad, size)

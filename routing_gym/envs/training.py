@@ -179,7 +179,8 @@ class BlocksTrainer:
         if rows is None:
             self.note_statistics()
             for part in self._partly_used:
-                part.used = None
+                if part.used is not None:
+                    part.used = None
         if self.throughput is not None:
             self.throughput.begin(rows)
 
