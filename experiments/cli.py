@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import docstring_parser
@@ -21,7 +22,7 @@ from routing_gym.envs.make import NOT_OPTIONS
 from routing_gym.experiments.arguments import gathered
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
-from routing_gym.experiments.console import Output, one_line, say
+from routing_gym.experiments.console import Output, one_line, say, threads_in_one_line
 from routing_gym.experiments.deploy import Extract, Prune
 from routing_gym.experiments.jobs import RunFailedError
 from routing_gym.experiments.machine import keep_freed_memory
@@ -158,9 +159,10 @@ def main(arguments: list[str] | None = None) -> int:
         with heeding_signals():
             command = parsed(sys.argv[1:] if arguments is None else arguments)
             keep_freed_memory()
-            if isinstance(command, Pluggable):
-                command.load_plugins()
-            return command.execute(console)
+            with nullcontext() if command.debug else threads_in_one_line():
+                if isinstance(command, Pluggable):
+                    command.load_plugins()
+                return command.execute(console)
     except KeyboardInterrupt as stop:
         status = getattr(stop, "status", 128 + signal.SIGINT)
         name = signal.Signals(status - 128).name

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -41,6 +44,21 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 def one_line(error: BaseException) -> str:
     """Return class and message of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+@contextmanager
+def threads_in_one_line() -> Iterator[None]:
+    """Say in a line what goes wrong in a thread; TensorBoard's raise it where they are written to as well."""
+
+    def said(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is not None and not type(failed.thread).__module__.startswith("tensorboard"):
+            print(f"routing-gym: in a thread: {one_line(failed.exc_value)}", file=sys.stderr)
+
+    before, threading.excepthook = threading.excepthook, said
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class Display:

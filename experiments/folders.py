@@ -116,7 +116,7 @@ def records_in(path: Path) -> list[Record]:
     """
     try:
         records: list[Record] = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read, or is damaged: {error}") from error
