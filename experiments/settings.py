@@ -210,7 +210,7 @@ def writable_folder(path: Path) -> Path:
         UsageError: It cannot be made or written to.
     """
     if path.exists() and not path.is_dir():
-        raise UsageError(f"the output folder {path} cannot be made: there is a file of this name; name another folder")
+        raise UsageError(f"the output folder {path} cannot be written to: it is a file; name a folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

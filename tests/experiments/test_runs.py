@@ -173,7 +173,7 @@ def test_a_file_is_no_output_folder(command, tmp_path, capsys):
     more = {"sweep": ["--grid", "gamma=1.0"], "reproduce": []}.get(command, [])
     first = ["codinet"] if command == "reproduce" else SMALL
     assert run(command, *first, *more, "--out", tmp_path / "file") == 2
-    assert f"the output folder {tmp_path / 'file'} cannot be made: there is a file" in capsys.readouterr().err
+    assert f"the output folder {tmp_path / 'file'} cannot be written to: it is a file" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
 
 
