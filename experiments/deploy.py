@@ -21,6 +21,7 @@ from routing_gym.blocks import count_macs
 from routing_gym.envs import evaluate
 from routing_gym.envs.evaluation import EVALUATION_BATCH
 from routing_gym.envs.outcome import classified_right
+from routing_gym.experiments.console import say
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.run import count_parameters
 from routing_gym.experiments.settings import UsageError, writable_file
@@ -61,7 +62,7 @@ class Prune(Pluggable):
             result = evaluate(judged, judged.env)
             table.add_row(name, _blocks(judged), *_row(count_parameters(judged), result.accuracy, result.macs))
         console.print(table)
-        console.print(f"Written to {self.out}")
+        say(console, f"Written to {self.out}")
         return 0
 
 
@@ -123,7 +124,7 @@ class Extract(Pluggable):
         accuracy, macs = task_accuracy(program.module(), test, self.task), count_macs(static, images[:1])
         table.add_row("extracted", *_row(sum(p.numel() for p in static.parameters()), accuracy, macs))
         console.print(table)
-        console.print(f"Written to {self.out}")
+        say(console, f"Written to {self.out}")
         return 0
 
 
