@@ -133,7 +133,8 @@ class CoDiNet(RouterAgent):
     @property
     def frozen(self) -> bool:
         """Whether the second stage has begun, in which routers stay as they are and decisions are hard."""
-        return self.config.freeze_after is not None and self.passes >= self.config.freeze_after
+        # In floats: 0.1, say, is meant as one tenth, though it is a little more.
+        return self.config.freeze_after is not None and float(self.passes) >= self.config.freeze_after
 
     def act(self, observation: Observation, context: Context) -> Action:
         """Return the weights of skipping and running, `(B, 2)`; one choice alone, `(B, 1)` twice, where it is hard."""
