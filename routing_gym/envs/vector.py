@@ -15,7 +15,7 @@ from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups
 from routing_gym.envs.accept import Accepted, accept, accept_reset_options
-from routing_gym.envs.config import EnvConfig, check_count
+from routing_gym.envs.config import EnvConfig, PlainSpec, check_count
 from routing_gym.envs.outcome import Outcome
 from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.render import Pictures
@@ -81,10 +81,12 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         executed: The last action as `step` carried it out; routes followed at once do not set it.
 
     Raises:
-        ValueError: An unknown option or a value it does not take.
+        TypeError: An unknown option.
+        ValueError: A value an option does not take.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    spec: Any = PlainSpec()
 
     def __init__(
         self,

@@ -111,7 +111,7 @@ def test_what_is_no_environment_for_it_is_refused():
         RoutingVecEnv(SYNTHETIC, autoreset_mode="disabled")
     with pytest.raises(ValueError, match="num_envs and options are for ids"):
         RoutingVecEnv(toy_env(), num_envs=3)
-    with pytest.raises(ValueError, match="unknown option 'widht'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
         RoutingVecEnv(SYNTHETIC, widht=3)
 
 
