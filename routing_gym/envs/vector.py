@@ -426,7 +426,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         """Draw what `render_mode` says.
 
         Returns:
-            `"ansi"`: one line per row, its route up to the last step. `"rgb_array"`: one `(H, W, 3)` uint8 routing
-            map of all that was decided so far, a column per task and a row per decision. None without a mode.
+            `"ansi"`: one line per row, its route up to the last step. `"rgb_array"`: for each row the `(H, W, 3)` uint8
+            routing map of all that was decided so far, a column per task and a row per decision; it is the same for
+            all, so that `RecordVideo` is best told `record_first_only=True`. None without a mode.
         """
         return None if self.render_mode is None else self.pictures.draw(self.render_mode)
