@@ -25,8 +25,8 @@ class CoDiNetConfig(RouterConfig):
     Attributes:
         alpha: Weight of the consistency loss (Eq. 8).
         beta: Weight of the diversity loss (Eq. 9).
-        consistency_margin: m_c.
-        diversity_margin: m_d.
+        consistency_margin: How far paths of one image may lie apart at no cost, m_c.
+        diversity_margin: How far paths of different images are to lie apart, m_d.
         gamma: Weight of the cost Σ_k c_k v_k (Eq. 11), where c_k is the share of block k in the multiply-accumulates
             of the plain network, times the number of blocks. None: what the environment charges, `k_cpt` for every
             multiply-accumulate.

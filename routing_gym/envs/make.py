@@ -87,7 +87,7 @@ def make_routing_vector_env(
 
     Args:
         dataset: One of `DATASETS`.
-        network: One of `NETWORKS`, or a network of your own, which is used as it is.
+        network: A name (`routing-gym list` prints them), or a network of your own, which is used as it is.
         num_envs: Instances routed together.
         num_blocks: Blocks per decision, or a number for each layer; one per task by default.
         num_tasks: Keep the first tasks only; all by default.
