@@ -185,8 +185,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         Args:
             seed: Start the order of instances over from this seed; the blocks are not touched.
             options: `reset_mask`, `(num_envs,)` bool: restart only these rows (while a graph is held, only rows that
-                have left). `instances`, `(restarted,)` integers: the rows of the data set to take instead of
-                drawing.
+                have left). `instances`, `(restarted,)` integers: rows of the data set, instead of drawn ones.
 
         Returns:
             Observations, and infos with `action_mask`.
@@ -423,11 +422,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self._set_mode(self.autoreset_mode, self.replays)
 
     def render(self) -> tuple[Any, ...] | None:
-        """Draw what `render_mode` says.
+        """Return the route of each row in a line (`"ansi"`), or the routing map for each (`"rgb_array"`), or None.
 
-        Returns:
-            `"ansi"`: one line per row, its route up to the last step. `"rgb_array"`: for each row the `(H, W, 3)` uint8
-            routing map of all that was decided so far, a column per task and a row per decision; it is the same for
-            all, so that `RecordVideo` is best told `record_first_only=True`. None without a mode.
+        The map, `(H, W, 3)` uint8, is one for all and shows all that was decided so far: a column per task, a row per
+        decision.
         """
         return None if self.render_mode is None else self.pictures.draw(self.render_mode)
