@@ -33,16 +33,18 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
         nothing, but its schedules (exploration, temperature) stand where they stood. Its optimisers begin anew.
 
     Raises:
-        ValueError: A split is missing, the data do not fit the network, the network is told the task as input, or the
-            agent cannot route so many tasks.
+        ValueError: A split is missing, the data do not fit the network, the network is told the task as input or
+            reads each out by itself, or the agent cannot route so many tasks.
     """
     if not 0 < block_rate < float("inf"):
         raise ValueError(f"block_rate must be positive and finite, got {block_rate}")
     old = agent.env
     if missing := sorted(set(old.datasets) - set(data)):
         raise ValueError(f"the new tasks have no split {missing[0]!r}; they need {', '.join(old.datasets)}")
-    if getattr(old.network, "task_input", False):
-        raise ValueError("this network is told the task as input: it has no place for another one")
+    if any(getattr(old.network, told, False) for told in ("task_input", "readout_per_task")):
+        raise ValueError(
+            "this network is told the task as input, or reads each out by itself: it has no place for another"
+        )
     datasets = {name: split.with_tasks(data[name]) for name, split in old.datasets.items()}
     before, after = old.dataset.num_tasks, datasets[old.config.split].num_tasks
     options = dataclasses.asdict(old.config)

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Annotated, Any
 
-import docstring_parser
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from routing_gym.agents import AGENTS, AgentConfig
-from routing_gym.envs import DATASETS, EnvConfig, make_routing_vector_env
-from routing_gym.envs.make import NOT_OPTIONS
+from routing_gym import __version__
 from routing_gym.experiments.arguments import gathered
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
 from routing_gym.experiments.console import Output, one_line, say, threads_in_one_line
 from routing_gym.experiments.deploy import Extract, Prune
 from routing_gym.experiments.jobs import RunFailedError
+from routing_gym.experiments.listing import List
 from routing_gym.experiments.machine import keep_freed_memory
 from routing_gym.experiments.new_agent import NewAgent
 from routing_gym.experiments.plugins import Pluggable
@@ -33,40 +29,7 @@ from routing_gym.experiments.settings import Command, UsageError
 from routing_gym.experiments.stopping import heeding_signals
 from routing_gym.experiments.sweep import Sweep
 from routing_gym.experiments.train import Evaluate, Train
-from routing_gym.networks import NETWORKS
-from routing_gym.registration import ENV_IDS, env_ids
 from routing_gym.tasks import SOURCES, DataError, download
-
-
-@dataclasses.dataclass(frozen=True)
-class List(Pluggable):
-    """Print the environments, agents and networks there are, or every option of one of them.
-
-    Attributes:
-        name: An id, an agent or a network; everything, without options, if left out.
-    """
-
-    name: Annotated[str | None, tyro.conf.Positional] = None
-
-    def execute(self, console: Console) -> int:
-        """Run it; return the exit status."""
-        if self.name is None:
-            for table in everything():
-                console.print(table)
-            return 0
-        known = [*env_ids(), *AGENTS, *NETWORKS]
-        if self.name not in known:
-            raise UsageError(f"unknown name {self.name!r}; known are {', '.join(known)}")
-        if self.name in env_ids():
-            options = ENV_IDS[self.name]
-            parts = [make_routing_vector_env, DATASETS[options["dataset"]], NETWORKS[options["network"]]]
-            owners: list[Any] = [*parts, EnvConfig]
-        else:
-            owners = [AGENTS[self.name].Config if self.name in AGENTS else NETWORKS[self.name]]
-        chosen = ENV_IDS.get(self.name, {})
-        for owner in owners:
-            console.print(options_table(owner, chosen))
-        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,46 +55,6 @@ class Download(Command):
         return 0
 
 
-def everything() -> list[Table]:
-    """Return tables of all environments, agents and networks."""
-    environments = Table("id", "data set", "network", "options", title="environments")
-    for env_id, options in ENV_IDS.items():
-        more = ", ".join(f"{name}={value!r}" for name, value in options.items() if name not in ("dataset", "network"))
-        environments.add_row(env_id, options["dataset"], options["network"], more)
-    tables = [environments]
-    for title, known in (("agents", AGENTS), ("networks", NETWORKS)):
-        table = Table("name", "what it is", title=title)
-        for name, cls in known.items():
-            table.add_row(name, docstring(cls).short_description or "")
-        tables.append(table)
-    return tables
-
-
-def options_table(owner: Any, chosen: Mapping[str, Any]) -> Table:
-    """Return the options of a configuration class or of a builder: name, default and what its docstring says.
-
-    Args:
-        owner: The class or builder.
-        chosen: Defaults of an id, which stand before those of the owner.
-    """
-    about = {
-        part.arg_name: part.description or "" for which in (AgentConfig, owner) for part in docstring(which).params
-    }
-    table = Table("option", "default", "what it is", title=docstring(owner).short_description or owner.__name__)
-    for name, parameter in inspect.signature(owner).parameters.items():
-        if name in (NOT_OPTIONS if owner in NETWORKS.values() else {"dataset"}):
-            continue
-        if parameter.kind is parameter.KEYWORD_ONLY or dataclasses.is_dataclass(owner):
-            default = repr(chosen.get(name, parameter.default))
-            table.add_row(name, default, " ".join(about.get(name, "").split()))
-    return table
-
-
-def docstring(owner: Any) -> docstring_parser.Docstring:
-    """Return the parsed docstring of a class or function."""
-    return docstring_parser.parse(owner.__doc__ or "")
-
-
 COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "train": Train,
@@ -153,11 +76,15 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         2 for a wrong option, 1 where something failed, 128 and its number after a signal.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"routing-gym {__version__}")
+        return 0
     console = Output()
     command: Command | None = None
     try:
         with heeding_signals():
-            command = parsed(sys.argv[1:] if arguments is None else arguments)
+            command = parsed(arguments)
             keep_freed_memory()
             with nullcontext() if command.debug else threads_in_one_line():
                 if isinstance(command, Pluggable):
@@ -191,7 +118,8 @@ def parsed(arguments: list[str]) -> Command:
         COMMANDS,
         args=arguments,
         prog="routing-gym",
-        description="Route instances through neural networks: train agents jointly with the blocks, and compare them.",
+        description="Route instances through neural networks: train agents jointly with the blocks, and compare them. "
+        "`routing-gym --version` prints the version.",
     )
 
 

@@ -110,7 +110,7 @@ class TrainingSettings:
             env = core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
         except (ValueError, TypeError) as error:
             for option, value in agent_class(agent).env_kwargs.items():
-                if f"unknown option {option!r}" in str(error):
+                if f"unexpected keyword argument {option!r}" in str(error):
                     raise UsageError(
                         f"agent {agent!r} needs an environment made with {option}={value!r}, an option that {self.env} "
                         "does not have: leave the agent out"

@@ -135,7 +135,7 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
         return Agent.load(path, core_of(env))
     except FileNotFoundError as error:
         raise UsageError(f"no such checkpoint: {path}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 import torch
 
-from routing_gym.envs.config import EnvConfig, check_count, check_types
+from routing_gym.envs.config import EnvConfig, check_count, check_types, unexpected
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, RoutedNetwork, claim, make_network
@@ -87,7 +87,7 @@ def make_routing_vector_env(
 
     Args:
         dataset: One of `DATASETS`.
-        network: One of `NETWORKS`, or a network of your own, which is used as it is.
+        network: A name (`routing-gym list` prints them), or a network of your own, which is used as it is.
         num_envs: Instances routed together.
         num_blocks: Blocks per decision, or a number for each layer; one per task by default.
         num_tasks: Keep the first tasks only; all by default.
@@ -95,7 +95,8 @@ def make_routing_vector_env(
         options: Options of the data set, of the network and of the environment (`EnvConfig`).
 
     Raises:
-        ValueError: An option that none of them takes, or a value that is refused.
+        TypeError: An option that none of them takes.
+        ValueError: A value that is refused.
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set {dataset!r}; known are {', '.join(sorted(DATASETS))}")
@@ -104,7 +105,7 @@ def make_routing_vector_env(
     of_data, of_network = _parameters(DATASETS[dataset]), _network_options(network)
     known = known_options(dataset, network)
     if unknown := sorted(set(options) - known):
-        raise ValueError(f"unknown option {unknown[0]!r}; this environment takes {', '.join(sorted(known))}")
+        raise unexpected("this environment", unknown[0], known)
     for builder in (DATASETS[dataset], NETWORKS[network] if isinstance(network, str) else None):
         if builder is not None:
             check_types("this environment", get_type_hints(_function(builder)), options)

@@ -24,8 +24,9 @@ OPTIMIZERS: dict[str, Callable[..., UsedOnly]] = {"adam": Adam, "adamw": AdamW, 
 
 def _in_steps(epoch: float, epochs: float | Sequence[float]) -> float:
     """Return 0.1 to the number of steps that are behind: one every so many epochs, or one at each of several."""
-    steps = epoch // epochs if isinstance(epochs, int | float) else sum(epoch >= step for step in epochs)
-    return 0.1**steps
+    if isinstance(epochs, int | float):
+        return 0.1 ** math.floor(round(epoch / epochs, 9))  # of floats, 0.3 / 0.1 is less than 3
+    return 0.1 ** sum(epoch >= step for step in epochs)
 
 
 SCHEDULES: dict[str, Callable[[float, Any], float]] = {

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups
 from routing_gym.envs.accept import Accepted, accept, accept_reset_options
-from routing_gym.envs.config import EnvConfig, check_count
+from routing_gym.envs.config import EnvConfig, PlainSpec, check_count
 from routing_gym.envs.outcome import Outcome
 from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.render import Pictures
@@ -81,10 +81,12 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         executed: The last action as `step` carried it out; routes followed at once do not set it.
 
     Raises:
-        ValueError: An unknown option or a value it does not take.
+        TypeError: An unknown option.
+        ValueError: A value an option does not take.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    spec: Any = PlainSpec()
 
     def __init__(
         self,
@@ -183,8 +185,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         Args:
             seed: Start the order of instances over from this seed; the blocks are not touched.
             options: `reset_mask`, `(num_envs,)` bool: restart only these rows (while a graph is held, only rows that
-                have left). `instances`, `(restarted,)` integers: the rows of the data set to take instead of
-                drawing.
+                have left). `instances`, `(restarted,)` integers: rows of the data set, instead of drawn ones.
 
         Returns:
             Observations, and infos with `action_mask`.
@@ -421,10 +422,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self._set_mode(self.autoreset_mode, self.replays)
 
     def render(self) -> tuple[Any, ...] | None:
-        """Draw what `render_mode` says.
+        """Return the route of each row in a line (`"ansi"`), or the routing map for each (`"rgb_array"`), or None.
 
-        Returns:
-            `"ansi"`: one line per row, its route up to the last step. `"rgb_array"`: one `(H, W, 3)` uint8 routing
-            map of all that was decided so far, a column per task and a row per decision. None without a mode.
+        The map, `(H, W, 3)` uint8, is one for all and shows all that was decided so far: a column per task, a row per
+        decision.
         """
         return None if self.render_mode is None else self.pictures.draw(self.render_mode)

@@ -101,7 +101,7 @@ class RoutedExperts(Deployable):
         observed_shapes: The shape, without the batch axis, of what comes into every layer.
     """
 
-    task_input = True  # the readout is told the task, and there is none for a task that comes later
+    readout_per_task = True  # and none for a task that comes later
 
     def __init__(
         self,

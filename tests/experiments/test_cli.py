@@ -197,7 +197,7 @@ def test_list_names_everything(capsys):
         (["compare", "--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["compare", "--batch-size", "-3"], "--batch-size must be at least 1, got -3"),
         (["compare", "--env-options", "num_blocks=0"], "num_blocks must be an integer of at least 1, got 0"),
-        (["compare", "--env-options", "blocks=3"], "unknown option 'blocks'; this environment takes"),
+        (["compare", "--env-options", "blocks=3"], "got an unexpected keyword argument 'blocks'; it takes"),
         (["compare", "--env-options", "rho"], "--env-options takes NAME=VALUE, got 'rho'"),
         (["compare", "--agent-options", "policy_rate=1"], "AGENT.NAME=VALUE"),
         (["compare", "--agent-options", "wpl.rate=1"], "agent 'wpl' has no option 'rate'; it takes"),
