@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import torch
 from routing_gym.agents import Agent, read
 from routing_gym.experiments.logits import keep_logits
 from routing_gym.experiments.paths import judged_paths
-from routing_gym.experiments.report import Record, write_results
+from routing_gym.experiments.report import Record, check_curve, read_run, write_results
 from routing_gym.experiments.run import Curve, Result, judged_by_price, record_of, run
 from routing_gym.experiments.settings import TrainingSettings, UsageError, build_agent, writable_folder
+from routing_gym.files import clear_orphans
 
 PATHS = "paths.npz"
 """The file in a run's folder that holds the paths of all images."""
@@ -91,13 +91,13 @@ class Cell:
         """Return the record of this very run, if it is finished.
 
         Raises:
-            UsageError: The folder holds the results of another run.
+            UsageError: The folder holds the results of another run, or damaged ones.
         """
         path = self.folder / "results.json"
         if not path.exists():
             return None
-        record: Record = json.loads(path.read_text())[0]
-        saved = record.get("asked", {})
+        record = read_run(path)
+        saved = record["asked"]
         for key, value in self.asked.items():
             if saved.get(key) != value:
                 raise UsageError(
@@ -126,6 +126,7 @@ class Cell:
         """
         agent, curve = self.make(), None
         folder = writable_folder(self.folder)
+        clear_orphans(folder)
         if resume and (folder / "checkpoint.pt").exists():
             agent, curve = resumed(folder / "checkpoint.pt", agent, self.training.epochs)
         if not resume:
@@ -173,6 +174,7 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
                     )
         if "curve" not in checkpoint["extra"]:
             raise UsageError(f"{path} was not written by `routing-gym train`")
+        check_curve(checkpoint["extra"]["curve"], f"{path}: curve")
         done = len(checkpoint["extra"]["curve"]["epoch"])
         if done > epochs:
             raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")

@@ -27,6 +27,7 @@ from routing_gym.experiments.reproduce import Reproduce
 from routing_gym.experiments.settings import UsageError
 from routing_gym.experiments.sweep import Sweep
 from routing_gym.experiments.train import Evaluate, Train
+from routing_gym.files import WriteError
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS, env_ids
 from routing_gym.tasks import SOURCES, DataError, download
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"routing-gym: {error}", file=sys.stderr)
         return 2
-    except TrainingDivergedError as error:
+    except (TrainingDivergedError, WriteError) as error:
         print(f"routing-gym: {error}", file=sys.stderr)
         return 1
 

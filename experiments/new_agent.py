@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from routing_gym.agents import AGENTS
-from routing_gym.agents.checkpoint import write_atomically
+from routing_gym.experiments.report import write_text
 from routing_gym.experiments.settings import UsageError, writable_file
 
 TEMPLATE = '''\
@@ -94,6 +94,6 @@ class NewAgent:
             raise UsageError(f"{path} exists already; choose another file with --out")
         cls = "".join(part.capitalize() for part in self.name.split("-"))
         text = TEMPLATE.format(name=self.name, cls=cls, file=path)
-        write_atomically(path, lambda temporary: Path(temporary).write_text(text))
+        write_text(path, text)
         console.print(f"Written to {path}. Run it: routing-gym compare --plugin {path} --agents {self.name} wpl")
         return 0

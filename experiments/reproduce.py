@@ -13,7 +13,6 @@ import tyro
 from rich.console import Console
 
 import routing_gym
-from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.machine import commit
@@ -23,7 +22,7 @@ from routing_gym.experiments.papers.multipath.rows import MULTIPATH
 from routing_gym.experiments.papers.parallel_paths.rows import PARALLEL_PATHS
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings, asks_for
 from routing_gym.experiments.papers.routing_networks.rows import ROUTING_NETWORKS
-from routing_gym.experiments.report import Record, write_results
+from routing_gym.experiments.report import Record, write_results, write_text
 from routing_gym.experiments.settings import (
     DEFAULT_ENV,
     TrainingSettings,
@@ -108,7 +107,7 @@ class Reproduce:
                     measured[name] = measurement.measure(base, folder / f"{name}.json")
                     pictures_of_measured.append(folder / f"{name}.png")
                     measurement.draw(measured[name], pictures_of_measured[-1], measurement.title)
-                    _write(target, report_of(paper, settings, groups, [], measured, [], pictures_of_measured))
+                    write_text(target, report_of(paper, settings, groups, [], measured, [], pictures_of_measured))
                 except UsageError as error:
                     _unless_data_is_missing(error, failures)
         records: list[Record] = []
@@ -126,11 +125,11 @@ class Reproduce:
                     _unless_data_is_missing(error, failures)
                 progress.advance(bar)
                 write_results(records, folder / "results.json")
-                _write(
+                write_text(
                     target, report_of(paper, settings, groups, records, measured, list(failures), pictures_of_measured)
                 )
         pictures = [*paper.pictures(groups, records, folder), *pictures_of_measured]
-        _write(target, report_of(paper, settings, groups, records, measured, list(failures), pictures))
+        write_text(target, report_of(paper, settings, groups, records, measured, list(failures), pictures))
         for failure in failures:
             console.print(f"[red]{failure}[/red]")
         console.print(f"Written to {folder}: results.json, pictures, a folder per run; the report is {target}")
@@ -161,11 +160,6 @@ def _unless_data_is_missing(error: UsageError, failures: dict[str, None]) -> Non
     if not isinstance(error.__cause__, DataError):
         raise error
     failures[f"not run: {error}"] = None
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text, whole or not at all."""
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text))
 
 
 def report_of(

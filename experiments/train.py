@@ -26,6 +26,7 @@ from routing_gym.experiments.settings import (
     parse_options,
     progress_bars,
 )
+from routing_gym.registration import env_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
     """Load a checkpoint and make the environment it was trained in.
 
     Raises:
-        UsageError: Not a checkpoint, or one that does not name its environment.
+        UsageError: Not a checkpoint, or one that does not name an environment registered with this library.
     """
     try:
         checkpoint = read(path)
@@ -107,6 +108,11 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
                 f"{path} was trained in an environment that no id and options describe (a network of your own, say): "
                 "load it with Agent.load(path, env)"
             )
+        if checkpoint["env_id"] not in env_ids():  # Gymnasium imports what stands before a colon
+            raise UsageError(
+                f"{path} was trained in {checkpoint['env_id']!r}, which is not registered here: name the file that "
+                f"registers it with --plugin; known are {', '.join(env_ids())}"
+            )
         options = {**checkpoint["env_kwargs"], **parse_options("env_options", env_options)}
         for key in ("num_envs", "vectorization_mode"):
             options.pop(key, None)
@@ -114,7 +120,7 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
         return Agent.load(path, core_of(env))
     except FileNotFoundError as error:
         raise UsageError(f"no such checkpoint: {path}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
 
