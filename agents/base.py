@@ -369,7 +369,8 @@ class Agent(nn.Module, ABC):
             check_optimizer(checkpoint["agent_optimizer"], agent.optimizer, "agent_optimizer")
             agent.optimizer.load_state_dict(checkpoint["agent_optimizer"])
         device, state = checkpoint["agent_generator"]
-        if device == agent.generator.device.type:
+        if torch.device(device).type == agent.generator.device.type:
+            check_form(state, agent.generator.get_state(), "agent_generator")
             agent.generator.set_state(state)
         else:
             agent.generator.manual_seed(agent.config.seed + agent.episodes)

@@ -88,7 +88,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if checkpoint.get("version") != VERSION:
         raise ValueError(f"{path} has format version {checkpoint.get('version')!r}, this release reads {VERSION}")
     try:
-        check_form(checkpoint, FORM, "checkpoint")
+        check_form(checkpoint, FORM | {"torch_generator": torch.get_rng_state()}, "checkpoint")
         check_form(checkpoint["env_kwargs"], {str(key): object for key in checkpoint["env_kwargs"]}, "env_kwargs")
         torch.Generator().set_state(checkpoint["torch_generator"])
     except (ValueError, RuntimeError, TypeError) as error:

@@ -99,7 +99,7 @@ class Cell:
         record = read_run(path)
         saved = record["asked"]
         for key, value in self.asked.items():
-            if saved.get(key) != value:
+            if saved.get(key) != value or record.get(key, value) != value:
                 raise UsageError(
                     f"{path} holds another run: its {key} is {saved.get(key)!r}, asked for is {value!r}; take "
                     "another folder, or delete this one"

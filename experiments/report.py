@@ -20,10 +20,11 @@ Record = dict[str, Any]
 CONFIDENCE = 0.95
 
 NUMBER = int | float
+OF_COST = ("macs", "router_macs", "blocks_used", "paths", "samples_per_second", "seconds")
 OF_A_RUN: dict[str, Any] = {
     **dict.fromkeys(("agent", "env", "dataset", "device", "torch"), str),
     **dict.fromkeys(("seed", "epochs", "batch_size", "parameters", "threads"), int),
-    **dict.fromkeys(("macs", "router_macs", "blocks_used", "paths", "samples_per_second", "seconds"), NUMBER),
+    **dict.fromkeys(OF_COST, NUMBER),
     **dict.fromkeys(("config", "env_config", "asked", "curve"), dict),
     **dict.fromkeys(("task_accuracy", "routes", "routes_by_label", "use", "exits"), list),
     **dict.fromkeys(("ways_out", "decisions", "experts"), list),
@@ -68,17 +69,25 @@ def read_run(path: Path) -> Record:
     try:
         if others:
             raise ValueError(f"it holds {1 + len(others)} records, expected one")
-        check_form({name: record[name] for name in OF_A_RUN if name in record}, OF_A_RUN, "record")
-        split = record["asked"].get("split")
-        judged = {f"{split}_accuracy": NUMBER, f"{split}_loss": NUMBER}
-        check_form({name: record[name] for name in judged if name in record}, judged, "record")
-        for name, axes in (("task_accuracy", 1), ("routes", 3), ("routes_by_label", 3), ("use", 2), ("exits", 2)):
-            if not (np.ndim(record[name]) == axes and np.issubdtype(np.asarray(record[name]).dtype, np.number)):
-                raise ValueError(f"record.{name}: expected numbers along {axes} axes")
+        asked = record.get("asked")
+        accuracy = f"{asked.get('split')}_accuracy" if isinstance(asked, dict) else ""
+        check_form({name: record.get(name) for name in OF_A_RUN}, OF_A_RUN, "record")
+        # Along so many axes; the first is of tasks, decisions or labels.
+        for name, axes in {accuracy: 0, "task_accuracy": 1, "routes": 3, "routes_by_label": 3, "use": 2}.items():
+            _check_numbers(record.get(name), axes, f"record.{name}")
+        for name in OF_COST:
+            _check_numbers(record[name], 0, f"record.{name}")
         check_curve(record["curve"], "record.curve")
     except ValueError as error:
         raise damaged(path, error) from error
     return record
+
+
+def _check_numbers(value: Any, axes: int, where: str) -> None:
+    """Refuse what is not a finite number, or a list of as many for each."""
+    array = np.array(value)  # ValueError for lists that are not of one length
+    if array.ndim != axes or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        raise ValueError(f"{where}: expected finite numbers along {axes} axes")
 
 
 def check_curve(curve: Any, where: str) -> None:
@@ -93,6 +102,8 @@ def check_curve(curve: Any, where: str) -> None:
     form = {"judged_on": str, "epoch": [int] * epochs} | {name: [NUMBER] * epochs for name in COLUMNS}
     form |= {"macs": [NUMBER | None] * epochs, "exits": [list | None] * epochs, "use": [list | None] * epochs}
     check_form(curve, form, where)
+    for name in COLUMNS:
+        _check_numbers(curve[name], 1, f"{where}.{name}")
     if curve["epoch"] != list(range(1, epochs + 1)):
         raise ValueError(f"{where}.epoch: expected 1 to {epochs}, one by one")
 
@@ -100,7 +111,7 @@ def check_curve(curve: Any, where: str) -> None:
 def damaged(path: Path, error: Exception) -> UsageError:
     """Return what to say of a file that cannot be read back."""
     why = " ".join(str(error).split()) or type(error).__name__
-    return UsageError(f"{path} is damaged ({why}): put back a copy, or delete it, then it is made anew")
+    return UsageError(f"{path} cannot be read back ({why}): put back a copy, or delete it, then it is made anew")
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

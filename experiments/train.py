@@ -114,7 +114,7 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
                 f"registers it with --plugin; known are {', '.join(env_ids())}"
             )
         options = {**checkpoint["env_kwargs"], **parse_options("env_options", env_options)}
-        for key in ("num_envs", "vectorization_mode"):
+        for key in ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers"):  # Gymnasium's own
             options.pop(key, None)
         env = gymnasium.make_vec(checkpoint["env_id"], num_envs=checkpoint["num_envs"], **options)
         return Agent.load(path, core_of(env))

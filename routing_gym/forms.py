@@ -23,7 +23,7 @@ def check_form(saved: Any, form: Any, where: str) -> None:
         ValueError: Names the first place where they differ, and what was expected there.
     """
     if isinstance(form, Mapping) and isinstance(saved, Mapping):
-        for key in sorted(form.keys() ^ saved.keys(), key=str):
+        for key in sorted(form.keys() ^ saved.keys(), key=lambda key: (key in saved, str(key))):
             raise ValueError(f"{where}: {key!r} is {'missing' if key in form else 'not known here'}")
         for key, value in form.items():
             check_form(saved[key], value, f"{where}.{key}")
