@@ -83,15 +83,19 @@ def read(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's own message advises to let the file run code
         raise ValueError(f"{path} is not a checkpoint of routing_gym: it holds more than tensors and values") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+    named = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if not isinstance(named, str) or named != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of routing_gym")
-    if checkpoint.get("version") != VERSION:
-        raise ValueError(f"{path} has format version {checkpoint.get('version')!r}, this release reads {VERSION}")
+    version = checkpoint.get("version")
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"{path} has format version {version!r}, this release reads {VERSION}")
     try:
         check_form(checkpoint, FORM | {"torch_generator": torch.get_rng_state()}, "checkpoint")
-        check_form(checkpoint["env_kwargs"], {str(key): object for key in checkpoint["env_kwargs"]}, "env_kwargs")
+        for option, value in checkpoint["env_kwargs"].items():
+            if not isinstance(option, str) or not _is_plain(value):
+                raise ValueError(f"checkpoint.env_kwargs.{option}: expected what text can say")
         torch.Generator().set_state(checkpoint["torch_generator"])
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
     return checkpoint
 

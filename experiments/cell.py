@@ -180,6 +180,6 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
             raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared
+        raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
     return agent, Curve(**checkpoint["extra"]["curve"])

@@ -57,7 +57,10 @@ def settled(config: EnvConfig, saved: Any, given: Collection[str]) -> tuple[EnvC
         ValueError: Options of the wrong form, of another optimiser, or that do not go together.
     """
     check_form(saved, dict.fromkeys(OF_OPTIMIZATION, object), "blocks.optimization")
-    before = EnvConfig.of(dict(saved))
+    try:
+        before = EnvConfig.of(dict(saved))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"blocks.optimization: {error}") from error
     if before.optimizer != config.optimizer:
         raise ValueError(
             f"the blocks were trained with optimizer={before.optimizer!r}, here it is {config.optimizer!r}: make the "

@@ -161,7 +161,7 @@ def test_bad_checkpoints_are_refused_and_change_nothing(tmp_path):
     make_agent("wpl", env).save(tmp_path / "agent.pt")
     other = small_env(width=8)
     before = {key: value.clone() for key, value in other.unwrapped.network.state_dict().items()}
-    with pytest.raises(ValueError, match="blocks.network.banks.0.bias: expected float32 of shape"):
+    with pytest.raises(ValueError, match="blocks.network.banks.0.weight: expected float32 of shape"):
         Agent.load(tmp_path / "agent.pt", other)
     assert all(torch.equal(before[k], v) for k, v in other.unwrapped.network.state_dict().items())
     with pytest.raises(ValueError, match="trained with optimizer='adam', here it is 'sgd'"):
