@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import Any
 
 from routing_gym.agents.arrangement import LearningConfig
 from routing_gym.agents.base import Agent
@@ -66,12 +65,14 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
     return grown
 
 
-def _extended(known: Tensor, fresh: Tensor) -> Tensor:
-    """Return a fresh tensor whose first entries along every axis are the known ones.
+def _extended(known: Any, fresh: Any) -> Any:
+    """Return a fresh tensor, or a dictionary of some, whose first entries along every axis are the known ones.
 
     Tables and stacked approximators are agent by agent, and a one-hot task is joined at the end, so that what is new
     comes last everywhere.
     """
+    if isinstance(known, Mapping):
+        return {key: _extended(known[key], fresh[key]) for key in fresh}
     if known.ndim != fresh.ndim or any(old > new for old, new in zip(known.shape, fresh.shape, strict=True)):
         raise ValueError(f"an agent's state of shape {tuple(known.shape)} does not grow into {tuple(fresh.shape)}")
     grown = fresh.clone()

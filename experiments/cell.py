@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +16,11 @@ from routing_gym.agents import Agent, read
 from routing_gym.experiments.folders import locked
 from routing_gym.experiments.logits import keep_logits, routed
 from routing_gym.experiments.paths import judged_paths
-from routing_gym.experiments.report import Record, write_results
+from routing_gym.experiments.report import Record, check_curve, read_run, write_results
 from routing_gym.experiments.run import Curve, Result, judged_by_price, record_of, run
 from routing_gym.experiments.settings import TrainingSettings, UsageError, build_agent, writable_folder
 from routing_gym.experiments.stopping import unbroken
+from routing_gym.files import clear_orphans
 
 PATHS = "paths.npz"
 """The file in a run's folder that holds the paths of all images."""
@@ -96,13 +96,14 @@ class Cell:
         """Return the record of this very run, if it is finished.
 
         Raises:
-            UsageError: The folder holds the results of another run.
+            UsageError: The folder holds the results of another run, or damaged ones.
         """
         path = self.folder / "results.json"
         if not path.exists():
             return None
-        record: Record = json.loads(path.read_text())[0]
-        check_same(path, record.get("asked", {}), self.asked)
+        record = read_run(path)
+        check_same(path, record["asked"], self.asked)
+        check_same(path, record, {key: value for key, value in self.asked.items() if key in record})
         return record
 
     def try_out(self, *, batch: bool, fresh: bool) -> None:
@@ -142,6 +143,7 @@ class Cell:
         agent, curve = self.make(), None
         with locked(writable_folder(self.folder)):
             folder = self.folder
+            clear_orphans(folder)
             if (folder / "checkpoint.pt").exists():
                 agent, curve = resumed(folder / "checkpoint.pt", agent, self.training.epochs)
             result = run(agent, agent.env, self.training.epochs, folder, curve, after_epoch, split=self.split)
@@ -219,11 +221,12 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
                     )
         if "curve" not in checkpoint["extra"]:
             raise UsageError(f"{path} was not written by `routing-gym train`")
+        check_curve(checkpoint["extra"]["curve"], f"{path}: curve")
         done = len(checkpoint["extra"]["curve"]["epoch"])
         if done > epochs:
             raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared
+        raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
     return agent, Curve(**checkpoint["extra"]["curve"])

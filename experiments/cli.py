@@ -29,6 +29,7 @@ from routing_gym.experiments.settings import Command, UsageError
 from routing_gym.experiments.stopping import heeding_signals
 from routing_gym.experiments.sweep import Sweep
 from routing_gym.experiments.train import Evaluate, Train
+from routing_gym.files import WriteError
 from routing_gym.tasks import SOURCES, DataError, download
 
 
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         name = signal.Signals(status - 128).name
         notes = [*getattr(stop, "__notes__", []), *filter(None, [command and command.going_on])]
         return ended("; ".join([f"stopped by {name}", *notes]), status)
-    except (UsageError, RunFailedError) as error:
+    except (UsageError, RunFailedError, WriteError) as error:
         if command is not None and command.debug:
             traceback.print_exc()
         return ended(" ".join(str(error).split()), 2 if isinstance(error, UsageError) else 1)

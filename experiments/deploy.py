@@ -16,7 +16,6 @@ from rich.table import Table
 from torch import Tensor
 
 from routing_gym.agents import Agent, extract, prune
-from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.blocks import count_macs
 from routing_gym.envs import evaluate
 from routing_gym.envs.evaluation import EVALUATION_BATCH
@@ -26,6 +25,7 @@ from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.run import count_parameters
 from routing_gym.experiments.settings import UsageError, writable_file
 from routing_gym.experiments.train import load_with_env
+from routing_gym.files import write_atomically
 from routing_gym.networks import Deployable
 from routing_gym.tasks import MultiTaskDataset
 
@@ -114,7 +114,7 @@ class Extract(Pluggable):
             # Said of weights that lie channels last; it does not matter on the CPU.
             warnings.filterwarnings("ignore", "No complete tensor found")
             torch.export.save(program, file)
-        write_atomically(self.out, lambda temporary: Path(temporary).write_bytes(file.getvalue()))
+        write_atomically(self.out, lambda out: out.write(file.getvalue()))
         table = Table(title=f"{agent.name}, {self.checkpoint}, task {self.task}, split test")
         for column in ("", "parameters", "accuracy %", "MACs per instance"):
             table.add_column(column, justify="right")

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.envs import CELL, GAP, routing_map
 from routing_gym.experiments.report import Record, accuracy_text, by_label
+from routing_gym.files import write_atomically
 
 DPI = 120
 TITLE_INCHES = 0.09
@@ -22,7 +22,7 @@ TITLE_INCHES = 0.09
 
 def save(figure: Figure, path: Path) -> None:
     """Write a picture as PNG, whole or not at all."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
+    write_atomically(path, lambda out: figure.savefig(out, dpi=DPI, format="png"))
 
 
 def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from routing_gym.experiments.report import Record
+from routing_gym.experiments.report import Record, read_results
 from routing_gym.experiments.settings import Command, UsageError
 
 LOCK = ".lock"
@@ -114,13 +113,7 @@ def records_in(path: Path) -> list[Record]:
     Raises:
         UsageError: It holds something else.
     """
-    try:
-        records: list[Record] = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read, or is damaged: {error}") from error
-    return records
+    return read_results(path) if path.exists() else []
 
 
 def set_aside(folder: Path) -> None:

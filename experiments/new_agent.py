@@ -11,8 +11,8 @@ import tyro
 from rich.console import Console
 
 from routing_gym.agents import AGENTS
-from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.experiments.console import say
+from routing_gym.experiments.report import write_text
 from routing_gym.experiments.settings import Command, UsageError, writable_file
 
 TEMPLATE = '''\
@@ -95,6 +95,6 @@ class NewAgent(Command):
             raise UsageError(f"{path} exists already; choose another file with --out")
         cls = "".join(part.capitalize() for part in self.name.split("-"))
         text = TEMPLATE.format(name=self.name, cls=cls, file=path)
-        write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+        write_text(path, text)
         say(console, f"Written to {path}. Run it: routing-gym compare --plugin {path} --agents {self.name} wpl")
         return 0

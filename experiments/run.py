@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from routing_gym.agents import Agent
 from routing_gym.envs import Evaluation, RoutingVectorEnv, TrainingDivergedError, evaluate
 from routing_gym.experiments.machine import device_name, give_back_freed_memory
-from routing_gym.experiments.report import write_arrays
+from routing_gym.experiments.report import read_arrays, write_arrays
 from routing_gym.experiments.stopping import stop_if_asked, unbroken
 from routing_gym.networks import ways_out
 
@@ -183,9 +183,8 @@ class PolicyLog:
         if agent.policy() is None:
             self.every = 0
         elif done and path.exists():
-            with np.load(path) as saved:
-                known = zip(saved["epoch"], saved["episodes"], saved["policies"], strict=True)
-                self.rows = [(int(epoch), int(at), policy) for epoch, at, policy in known if epoch <= done]
+            known = zip(*read_arrays(path, epoch=1, episodes=1, policies=4).values(), strict=True)
+            self.rows = [(int(epoch), int(at), policy) for epoch, at, policy in known if epoch <= done]
 
     def note(self) -> None:
         """Take a snapshot, when it is time."""

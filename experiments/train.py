@@ -31,6 +31,7 @@ from routing_gym.experiments.settings import (
     parse_options,
     writable_folder,
 )
+from routing_gym.registration import env_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
     """Load a checkpoint and make the environment it was trained in.
 
     Raises:
-        UsageError: Not a checkpoint, or one that does not name its environment.
+        UsageError: Not a checkpoint, or one that does not name an environment registered with this library.
     """
     each_once("env_options", env_options)
     try:
@@ -128,8 +129,13 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
                 f"{path} was trained in an environment that no id and options describe (a network of your own, say): "
                 "load it with Agent.load(path, env)"
             )
+        if checkpoint["env_id"] not in env_ids():  # Gymnasium imports what stands before a colon
+            raise UsageError(
+                f"{path} was trained in {checkpoint['env_id']!r}, which is not registered here: name the file that "
+                f"registers it with --plugin; known are {', '.join(env_ids())}"
+            )
         options = {**checkpoint["env_kwargs"], **parse_options("env_options", env_options)}
-        for key in ("num_envs", "vectorization_mode"):
+        for key in ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers"):  # Gymnasium's own
             options.pop(key, None)
         env = gymnasium.make_vec(checkpoint["env_id"], num_envs=checkpoint["num_envs"], **options)
         return Agent.load(path, core_of(env))

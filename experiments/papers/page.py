@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from routing_gym.agents.checkpoint import write_atomically
+from routing_gym.experiments.report import write_text
 from routing_gym.experiments.settings import UsageError
 
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
@@ -41,4 +41,4 @@ def write_page(path: Path, title: str, generated: str) -> None:
     """
     before, behind = page_around(path) or (f"# {title}\n\n", "\n")
     text = f"{before}{BEGIN}\n\n{generated.strip()}\n\n{END}{behind}"
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8", newline=""))
+    write_text(path, text)

@@ -98,19 +98,22 @@ class UsedOnly(torch.optim.Optimizer):
 
     Args:
         module: Whose parameters it moves; `PartlyUsed` modules in it say what of them has been used.
-        moments: Names of the running averages it keeps of every parameter.
         defaults: Options of the optimiser.
     """
 
     counts: ClassVar[bool]
     """Whether it counts the steps of every parameter."""
 
-    def __init__(self, module: nn.Module, moments: tuple[str, ...], **defaults: Any) -> None:
+    def __init__(self, module: nn.Module, **defaults: Any) -> None:
         # PyTorch keeps the counts of what it calls fused beside the parameters.
         super().__init__(list(module.parameters()), {**defaults, "fused": True})
-        self._moments = moments
         self._owners = [part for part in module.modules() if isinstance(part, PartlyUsed)]
         self._slices = _stacks(self._owners)
+
+    @staticmethod
+    @abstractmethod
+    def moments(group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names of the running averages that are kept of every parameter of a group."""
 
     @abstractmethod
     def move(self, group: dict[str, Any], moves: _Moves) -> None:
@@ -139,17 +142,18 @@ class UsedOnly(torch.optim.Optimizer):
             raise ValueError("these optimisers take no closure: compute the loss and its gradients, then call step()")
         known: dict[_Slices, Tensor | None] = {}
         for group in self.param_groups:
-            moves = _Moves([], [], [[] for _ in self._moments], [])
+            moments = self.moments(group)
+            moves = _Moves([], [], [[] for _ in moments], [])
             plans: dict[Any, _Plan] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                slices, state = self._slices.get(parameter), self._state_of(parameter)
+                slices, state = self._slices.get(parameter), self._state_of(parameter, moments)
                 if slices is not None and slices not in known:
                     known[slices] = slices.used(parameter.device)
                 used = None if slices is None else known[slices]
                 if used is None and (not self.counts or not state["step"].ndim):
-                    _enter(moves, parameter, parameter.grad, (state[name] for name in self._moments), state.get("step"))
+                    _enter(moves, parameter, parameter.grad, (state[name] for name in moments), state.get("step"))
                 else:
                     assert slices is not None
                     self._move_slices(group, moves, plans, parameter, slices, used)
@@ -159,7 +163,24 @@ class UsedOnly(torch.optim.Optimizer):
             if owner.used is not None:
                 owner.used = None
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+    def form(self, saved: Any) -> dict[int, dict[str, Tensor]]:
+        """Return an example of the state this optimiser may have of every parameter of which there is one in another.
+
+        Args:
+            saved: What `state_dict` of another has given.
+        """
+        form = {}
+        for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
+            for parameter, number in zip(group["params"], theirs["params"], strict=True):
+                state = dict.fromkeys(self.moments(theirs), parameter)
+                if self.counts:
+                    counted = getattr(saved["state"].get(number, {}).get("step"), "ndim", 0)
+                    each = len(parameter) if counted and parameter in self._slices else ()
+                    state["step"] = torch.zeros(each, device="cpu")
+                form[number] = state
+        return form
+
+    def _state_of(self, parameter: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
         """Return a parameter's averages and its count of steps, zeros at first.
 
         The count is of all slices, `()`, until some have been left out; then one for each.
@@ -168,7 +189,7 @@ class UsedOnly(torch.optim.Optimizer):
         if not state:
             if self.counts:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            for name in self._moments:
+            for name in moments:
                 state[name] = torch.zeros_like(parameter)
         return state
 
@@ -190,7 +211,7 @@ class UsedOnly(torch.optim.Optimizer):
             plans[key] = _Plan(torch.ones(count, dtype=torch.bool, device=device) if used is None else used, steps)
         plan = plans[key]
         assert parameter.grad is not None
-        tensors = parameter, parameter.grad, *(state[name] for name in self._moments)
+        tensors = parameter, parameter.grad, *(state[name] for name in self.moments(group))
         stacks = [tensor.reshape(count, -1) for tensor in tensors]
         if device.type == "cpu" and (len(plan.runs[1]) <= FEW_RUNS or parameter.numel() >= FEW_NUMBERS * count):
             sizes, chosen, taken = plan.runs
@@ -257,7 +278,12 @@ class Adam(UsedOnly):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(module, ("exp_avg", "exp_avg_sq"), lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+        super().__init__(module, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+
+    @staticmethod
+    def moments(group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names of both averages."""
+        return ("exp_avg", "exp_avg_sq")
 
     def move(self, group: dict[str, Any], moves: _Moves) -> None:
         """Take a step with each of some tensors."""
@@ -322,8 +348,12 @@ class SGD(UsedOnly):
     counts = False
 
     def __init__(self, module: nn.Module, lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.0) -> None:
-        moments = ("momentum_buffer",) if momentum else ()
-        super().__init__(module, moments, lr=lr, weight_decay=weight_decay, momentum=momentum)
+        super().__init__(module, lr=lr, weight_decay=weight_decay, momentum=momentum)
+
+    @staticmethod
+    def moments(group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the name of the average, if there is one."""
+        return ("momentum_buffer",) if group["momentum"] else ()
 
     def move(self, group: dict[str, Any], moves: _Moves) -> None:
         """Take a step with each of some tensors."""

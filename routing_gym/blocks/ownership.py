@@ -57,17 +57,19 @@ class PartlyUsed(nn.Module):
     def parts(self) -> Sequence[Sequence[OwnedParameter]]:
         """Return the parameters of every part; one may belong to several, and is used if any of them is."""
 
-    def note_use(self, part: Tensor) -> None:
+    def note_use(self, part: Tensor, first: int = 0) -> None:
         """Note that some parts have been used; nothing happens without a graph, since nothing is learned then.
 
         Args:
-            part: Their numbers, int64 of any shape; or `(parts,)` bool.
+            part: Their numbers, counted from `first`, int64 of any shape; or bool, for so many parts from there on.
+            first: A part.
         """
         if not torch.is_grad_enabled():
             return
         if self.used is None:
             self.used = torch.zeros(self.num_parts, dtype=torch.bool, device=part.device)
+        own = self.used[first:]
         if part.dtype == torch.bool:
-            self.used |= part
+            own[: len(part)] |= part
         else:
-            self.used.index_fill_(0, part.flatten(), True)
+            own.index_fill_(0, part.flatten(), True)

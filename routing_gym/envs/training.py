@@ -16,6 +16,7 @@ from routing_gym.blocks import SGD, Adam, AdamW, PartlyUsed, UsedOnly
 from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.routes import Routes, replayed_actions
 from routing_gym.envs.talr import Throughput
+from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action, Exit, RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset
 
@@ -74,6 +75,10 @@ class Optimization:
     def rate(self, instances: int) -> float:
         """Return the learning rate after so many instances trained on."""
         return self.learning_rate * SCHEDULES[self.schedule](instances / self.epoch, self.schedule_epochs)
+
+
+OF_OPTIMIZATION = tuple(field.name for field in dataclasses.fields(Optimization) if field.name != "epoch")
+"""Options that the environment has for it."""
 
 
 class BlocksTrainer:
@@ -202,25 +207,40 @@ class BlocksTrainer:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "steps": self.steps,
             "instances": self.instances,
+            "optimization": {option: getattr(self.optimization, option) for option in OF_OPTIMIZATION},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put saved parameters into the network and go on with the saved optimiser, its learning rate included.
+    def load_state_dict(self, state: dict[str, Any], optimization: Optimization) -> None:
+        """Put saved parameters into the network and go on with the saved optimiser.
+
+        Args:
+            state: What `state_dict` gave.
+            optimization: How to go on; where it differs from how the blocks were trained, it is the optimiser that
+                follows.
 
         Raises:
             ValueError: The state is of another network or optimiser. Nothing has changed then.
         """
-        ours, saved = self.network.state_dict(), state["network"]
-        for key in sorted(ours.keys() | saved.keys()):
-            there, here = (tuple(part[key].shape) if key in part else None for part in (saved, ours))
-            if there != here:
-                raise ValueError(f"this is the state of another network: {key} has shape {there}, here {here}")
+        check_form(state, {**self.state_dict(), "optimizer": dict, "optimization": dict}, "blocks")
         name = type(self.optimizer).__name__
         if state["optimizer_name"] != name:
             raise ValueError(f"the blocks were trained by {state['optimizer_name']}, here the optimizer is {name}")
-        self.network.load_state_dict(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        check_optimizer(state["optimizer"], self.optimizer, "blocks.optimizer")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.steps, self.instances = state["steps"], state["instances"]
+        self._follow(optimization, state["optimization"])
+
+    def _follow(self, optimization: Optimization, before: dict[str, Any]) -> None:
+        """Go on with an optimisation that may differ from the one before."""
+        self.optimization = optimization
+        new = {name for name in before if getattr(optimization, name) != before[name]}
+        for group in self.optimizer.param_groups:
+            group |= {name: getattr(optimization, name) for name in new & {"momentum", "weight_decay"}}
+            if new & {"learning_rate", "schedule", "schedule_epochs"}:
+                group["lr"] = optimization.rate(self.instances)
+        if (self.throughput is None) == optimization.talr:
+            self.throughput = Throughput(self.network) if optimization.talr else None
 
 
 def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from routing_gym.envs.config import EnvConfig, PlainSpec, check_count
 from routing_gym.envs.outcome import Outcome
 from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.render import Pictures
+from routing_gym.envs.restore import restored
 from routing_gym.envs.rewards import ActionReward, RunningShare
 from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import PRICED_MACS, action_space, observation_space
@@ -97,6 +98,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     ) -> None:
         check_count("num_envs", num_envs)
         self.config = config = EnvConfig.of(options)
+        self._given = frozenset(options)
         splits = {data.split: data} if isinstance(data, MultiTaskDataset) else dict(data)
         if config.split not in splits:
             raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
@@ -404,21 +406,15 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, its learning rate included.
+        """Go on from a saved state; episodes under way and finished routes not trained on yet are given up.
 
-        The episodes under way are given up, and so are finished routes not trained on yet.
+        Options of the optimisation that were given to this environment stay, the others become those of the state; a
+        warning tells what differs.
 
         Raises:
             ValueError: The state is of another network, optimiser or data set. Nothing has changed then.
         """
-        at = self.stream.state_dict()
-        self.stream.load_state_dict(state["stream"])
-        try:
-            self.trainer.load_state_dict(state["blocks"])
-        except ValueError:
-            self.stream.load_state_dict(at)
-            raise
-        self.frequency.total = state["frequency"].to(self.device)
+        self.config, self.stream = restored(self, state, self._given)
         self._set_mode(self.autoreset_mode, self.replays)
 
     def render(self) -> tuple[Any, ...] | None:

@@ -15,7 +15,7 @@ from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.checking import bad_values_error, has_bad_values
 from routing_gym.networks.decision import EXIT, Decision, check_decisions, legal_table
-from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, joined
+from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, add_rows, join
 
 
 class RoutedNetwork(PartlyUsed, ABC):
@@ -184,11 +184,14 @@ class RoutedNetwork(PartlyUsed, ABC):
             decision = self.decisions[number]
             task = state.task if group.rows is None else state.task.index_select(0, group.rows)
             own = self._narrow(number, group, actions.take(action, group.rows))
-            self._note_choices(number, own, group.reach)
+            if torch.is_grad_enabled():
+                self.note_use(actions.taken(own, group.reach, decision.n), number * self.num_choices)
             executed, cost = self.macs(number, own)
-            macs = _add(macs, group.rows, executed)
+            macs = add_rows(macs, group.rows, executed)
             expected = (
-                macs if cost is executed and expected is state.macs else _add(expected, group.rows, group.reach * cost)
+                macs
+                if cost is executed and expected is state.macs
+                else add_rows(expected, group.rows, group.reach * cost)
             )
             if decision.mixing == "activation":
                 mixed = self.transition(number, group.activation, own, task)
@@ -204,9 +207,9 @@ class RoutedNetwork(PartlyUsed, ABC):
                     arrivals[target].append(moved)
 
         for target, groups in arrivals.items():
-            arrived = _join(groups)
+            arrived = join(groups)
             arrived = Waiting(arrived.rows, self.enter(target, arrived.activation), arrived.reach)
-            waiting[target] = _join([waiting[target], arrived]) if target in waiting else arrived
+            waiting[target] = join([waiting[target], arrived]) if target in waiting else arrived
         return RoutingState(
             state.task, state.instance, state.price, macs, expected, waiting, tuple(exits), state.num_decisions
         )
@@ -272,19 +275,6 @@ class RoutedNetwork(PartlyUsed, ABC):
             for number, decision in enumerate(self.decisions)
             for choice in range(self.num_choices)
         ]
-
-    def _note_choices(self, number: int, action: Action, reach: Tensor) -> None:
-        """Note what has been chosen at a decision, so that the optimiser leaves the rest alone."""
-        if not torch.is_grad_enabled():
-            return
-        if isinstance(action, Tensor) and not action.is_floating_point():
-            self.note_use(action + number * self.num_choices)
-            return
-        weights = actions.dense(action, self.decisions[number].n).detach()
-        shared = weights * reach.detach().view(-1, *[1] * (weights.ndim - 1))
-        taken = (shared != 0).flatten(0, -2).any(0)
-        before = number * self.num_choices
-        self.note_use(functional.pad(taken, (before, self.num_parts - before - len(taken))))
 
     def _narrow(self, number: int, group: Waiting, action: Action) -> Action:
         """Cut an action of the network's full width down to what a decision needs."""
@@ -441,20 +431,3 @@ class RoutedNetwork(PartlyUsed, ABC):
         for part in self.modules():
             if isinstance(part, FunctionBlocks):
                 part.dense_backward = value
-
-
-def _add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
-    return total + amount if rows is None else total.index_add(0, rows, amount)
-
-
-def _join(groups: list[Waiting]) -> Waiting:
-    """Put groups that wait at one decision together."""
-    if len(groups) == 1:
-        return groups[0]
-    rows = [group.rows for group in groups if group.rows is not None]
-    assert len(rows) == len(groups), "a row cannot wait twice at one decision"
-    return Waiting(
-        rows=torch.cat(rows),
-        activation=joined(group.activation for group in groups),
-        reach=torch.cat([group.reach for group in groups]),
-    )

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routing_gym.forms import check_form
+
 
 class ShuffledStream:
     """An endless stream of numbers: every one once per pass, each pass in a new random order.
@@ -51,9 +53,17 @@ class ShuffledStream:
         """Go on from a saved place in the stream.
 
         Raises:
-            ValueError: It was a stream of another size.
+            ValueError: It was a stream of another size, or no stream. Nothing has changed then.
         """
+        check_form(state, {"size": int, "generator": self.generator.get_state(), "pass": Tensor}, "stream")
         if state["size"] != self.size:
             raise ValueError(f"this is the state of a stream of {state['size']} numbers, here there are {self.size}")
-        self.generator.set_state(state["generator"])
-        self._pass = state["pass"].clone()
+        left = state["pass"]
+        check_form(left, torch.empty(left.numel(), dtype=torch.int64), "stream.pass")
+        if len(left.unique()) < len(left) or bool(((left < 0) | (left >= self.size)).any()):
+            raise ValueError(f"stream.pass: expected numbers in [0, {self.size}), each at most once")
+        try:
+            self.generator.set_state(state["generator"])
+        except RuntimeError as error:
+            raise ValueError(f"stream.generator: {error}") from error
+        self._pass = left.clone()

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from damage import reseal
 from matplotlib.image import imread
 from scipy import stats
 
@@ -253,9 +254,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
     )
     assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train") == 0
     checkpoint = tmp_path / "train" / "checkpoint.pt"
-    poisoned = torch.load(checkpoint, weights_only=True)
-    poisoned["env"]["blocks"]["network"]["banks.2.bias"][0] = float("inf")
-    torch.save(poisoned, checkpoint)
+    reseal(checkpoint, lambda content: content["env"]["blocks"]["network"]["banks.2.bias"][0].fill_(float("inf")))
     kept = checkpoint.read_bytes()
     capsys.readouterr()
     assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train", "--epochs", 4, "--resume") == 1

@@ -15,7 +15,7 @@ from routing_gym.experiments.figures import learning_curves, save
 from routing_gym.experiments.papers.codinet.labels import CONSISTENT, MARGINS, VANILLA, WITH_BOTH, with_margin
 from routing_gym.experiments.papers.codinet.tables import gflops_of
 from routing_gym.experiments.papers.reproduction import Drawing
-from routing_gym.experiments.report import Record, by_label
+from routing_gym.experiments.report import Record, by_label, read_arrays
 
 CLASSES = 5
 """Figs. 6 and 9 show the first five classes: airplane, automobile, bird, cat and deer of CIFAR-10."""
@@ -52,8 +52,7 @@ def _has_paths(record: Record) -> bool:
 
 
 def _load(record: Record) -> dict[str, np.ndarray]:
-    with np.load(Path(record["folder"]) / PATHS) as saved:
-        return {name: saved[name] for name in saved.files}
+    return read_arrays(Path(record["folder"]) / PATHS, chances=2, choices=2, label=1)
 
 
 def _arranged(paths: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

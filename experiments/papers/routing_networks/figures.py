@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from routing_gym.experiments.figures import learning_curves, routing_maps, save
 from routing_gym.experiments.papers.reproduction import Drawing
-from routing_gym.experiments.report import Record, by_label
+from routing_gym.experiments.report import Record, by_label, read_arrays
 
 POLICIES_OF = ("cifar", "mnist")
 """Groups whose routed run is looked into."""
@@ -48,8 +48,8 @@ def policies_over_time(path: Path, out: Path, title: str, decision: int = 0) -> 
         title: Its title.
         decision: Which decision.
     """
-    with np.load(path) as saved:
-        policies, episodes = saved["policies"][:, :, decision].astype(float), saved["episodes"]
+    saved = read_arrays(path, policies=4, episodes=1)
+    policies, episodes = saved["policies"][:, :, decision].astype(float), saved["episodes"]
     _, num_tasks, num_choices = policies.shape
     figure = Figure(figsize=(7, 0.45 * num_tasks + 1.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -66,8 +66,8 @@ def policies_over_time(path: Path, out: Path, title: str, decision: int = 0) -> 
 
 def block_over_time(path: Path, out: Path, block: int, title: str, decision: int = 0) -> None:
     """Draw how likely each task's agent is to take one block, over time (Fig. 10)."""
-    with np.load(path) as saved:
-        policies, episodes = saved["policies"][:, :, decision].astype(float), saved["episodes"]
+    saved = read_arrays(path, policies=4, episodes=1)
+    policies, episodes = saved["policies"][:, :, decision].astype(float), saved["episodes"]
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for task in range(policies.shape[1]):
