@@ -15,7 +15,7 @@ from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.checking import bad_values_error, has_bad_values
 from routing_gym.networks.decision import EXIT, Decision, check_decisions, legal_table
-from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, add_rows, join
+from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, add, join
 
 
 class RoutedNetwork(PartlyUsed, ABC):
@@ -187,11 +187,9 @@ class RoutedNetwork(PartlyUsed, ABC):
             if torch.is_grad_enabled():
                 self.note_use(actions.taken(own, group.reach, decision.n), number * self.num_choices)
             executed, cost = self.macs(number, own)
-            macs = add_rows(macs, group.rows, executed)
+            macs = add(macs, group.rows, executed)
             expected = (
-                macs
-                if cost is executed and expected is state.macs
-                else add_rows(expected, group.rows, group.reach * cost)
+                macs if cost is executed and expected is state.macs else add(expected, group.rows, group.reach * cost)
             )
             if decision.mixing == "activation":
                 mixed = self.transition(number, group.activation, own, task)
@@ -266,7 +264,7 @@ class RoutedNetwork(PartlyUsed, ABC):
     @property
     def num_parts(self) -> int:
         """How many choices there are, `num_choices` for each decision."""
-        return len(self.decisions) * self.num_choices
+        return self._costs.numel()
 
     def parts(self) -> list[list[OwnedParameter]]:
         """Return the parameters of every choice, `num_choices` for each decision; none where it has fewer."""

@@ -240,7 +240,7 @@ class RoutingState:
         )
 
 
-def add_rows(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
+def add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
     """Return `total (B,)` with `amount (r,)` added in some rows, None for all."""
     return total + amount if rows is None else total.index_add(0, rows, amount)
 
