@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
 from routing_gym.blocks.grouping import channels_are_last, group, put_rows, take_rows
 from routing_gym.blocks.macs import count_macs, probe
+from routing_gym.blocks.pointwise import subsample_first
 
 
 class ModuleBlocks(FunctionBlocks):
@@ -30,7 +31,7 @@ class ModuleBlocks(FunctionBlocks):
     """
 
     def __init__(self, modules: Iterable[nn.Module], input_shape: Sequence[int]) -> None:
-        blocks = nn.ModuleList(modules)
+        blocks = subsample_first(nn.ModuleList(modules))
         super().__init__(len(blocks))
         self.blocks = blocks
         row = torch.zeros(1, *input_shape)

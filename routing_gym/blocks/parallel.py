@@ -17,6 +17,7 @@ from routing_gym.blocks.grouping import put_rows
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import run_grouped
+from routing_gym.blocks.pointwise import conv2d
 
 
 class PathConv2d(nn.Module):
@@ -55,7 +56,7 @@ class PathConv2d(nn.Module):
         if self.bias is not None:
             bias = self.bias.flatten() if path is None else self.bias[path]
         padding = self.weight.shape[-1] // 2
-        return functional.conv2d(x, weight, bias, self.stride, padding, groups=x.shape[1] // self.inputs)
+        return conv2d(x, weight, bias, self.stride, padding, groups=x.shape[1] // self.inputs)
 
 
 class PathNorm2d(nn.Module):

@@ -12,6 +12,7 @@ from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
 from routing_gym.blocks.grouping import put_rows, put_rows_, take_rows
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import ModuleBlocks, allow_small_groups, static_copy
+from routing_gym.blocks.pointwise import subsample_first
 
 CHOICES = ("skip", "run")
 
@@ -57,7 +58,7 @@ class SkippableBlock(FunctionBlocks):
 
     def __init__(self, block: ResidualBlock, input_shape: Sequence[int]) -> None:
         super().__init__(len(CHOICES))
-        self.block, self.input_shape = block, tuple(input_shape)
+        self.block, self.input_shape = subsample_first(block), tuple(input_shape)
         row = torch.zeros(1, *input_shape)
         self.output_shape = tuple(probe(block, lambda: block(row)).shape[1:])
         self.shared_macs = count_macs(block.shortcut, row)

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from routing_gym.blocks import first_weights
 from routing_gym.envs.config import EnvConfig, check_count, check_types
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
@@ -118,8 +119,7 @@ def make_routing_vector_env(
     first = next(iter(data.values()))
     if isinstance(network, str):
         # The seed decides the first weights, and nothing outside is disturbed.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with first_weights(seed):
             network = make_network(
                 network,
                 num_tasks=first.num_tasks,

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from routing_gym.blocks import allow_small_groups
+from routing_gym.blocks import allow_small_groups, subsample_first
 from routing_gym.envs.accept import Accepted, accept, accept_reset_options
 from routing_gym.envs.config import EnvConfig, check_count
 from routing_gym.envs.outcome import Outcome
@@ -109,7 +109,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             )
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
-        allow_small_groups(self.network)
+        allow_small_groups(subsample_first(self.network))
         self.stream = config.stream(self.dataset, num_envs)
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
         self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -30,11 +31,32 @@ def check_no_num_blocks(
         raise ValueError(f"network {network!r} has no num_blocks to choose: {instead}, got num_blocks={num_blocks!r}")
 
 
+def image_shape(given: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an image as plain integers; refuse what is not three of at least 1."""
+    try:
+        shape = tuple(whole_number("input_shape", size) for size in given)
+    except (TypeError, ValueError):
+        shape = ()
+    if len(shape) != 3:
+        raise ValueError(f"input_shape must be (C, H, W), three integers of at least 1, got {given!r}")
+    return shape
+
+
+def whole_number(option: str, given: Any, least: int = 1) -> int:
+    """Return an integer, NumPy's too, as a plain one; refuse anything else, and what is below `least`."""
+    try:
+        value = least - 1 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        value = least - 1
+    if value < least:
+        raise ValueError(f"{option} must be an integer of at least {least}, got {given!r}")
+    return value
+
+
 def check_at_least_one(network: str, **options: int) -> None:
-    """Refuse options of a network that are below 1."""
+    """Refuse options of a network that are no integers of at least 1."""
     for option, value in options.items():
-        if value < 1:
-            raise ValueError(f"network {network!r}: {option} must be at least 1, got {value}")
+        whole_number(f"network {network!r}: {option}", value)
 
 
 def has_bad_values(network: RoutedNetwork, state: RoutingState, action: Action) -> Tensor:
