@@ -7,8 +7,6 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
 
-import torch
-
 from routing_gym.blocks import first_weights
 from routing_gym.envs.config import EnvConfig, check_count, check_types
 from routing_gym.envs.single import RoutingEnv

@@ -193,9 +193,10 @@ class RoutedModule(Deployable):
             if not isinstance(inner, fx.Node) or len(nodes[cut].args) > 1 or nodes[cut].kwargs:
                 raise ValueError(f"the routed layer {name!r} must be called with its input and nothing else")
             if record.shapes.get(nodes[cut], ())[:1] != (PROBE_ROWS,):
+                kind = type(traced.get_submodule(name)).__name__
                 raise ValueError(
-                    f"the routed layer {name!r} ({type(traced.get_submodule(name)).__name__}) must give one tensor with "
-                    f"a row per image, got {record.got[nodes[cut]]}: put it into a module that does, and route that"
+                    f"the routed layer {name!r} ({kind}) must give one tensor with a row per image, got "
+                    f"{record.got[nodes[cut]]}: put it into a module that does, and route that"
                 )
             routed.append(_blocks_like(traced.get_submodule(name), count_of[name], record.shapes[inner][1:]))
             carried.append((inner, *_needed_later(nodes, cut, inner)))
