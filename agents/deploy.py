@@ -39,10 +39,10 @@ def extract(agent: Agent, task: int, *, normalize: bool = True) -> nn.Sequential
         ValueError: No such task, or it has no single route on the data: the agent mixes blocks or decides by the
             instance; or a network of which no plain form is known.
     """
+    network = _deployable(agent)
     dataset = agent.env.dataset
     if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < dataset.num_tasks:
         raise ValueError(f"task must be an integer in [0, {dataset.num_tasks}), got {task!r}")
-    network = _deployable(agent)
     (route,) = single_routes(agent, [task])
     parts = network.static_route(route, task)
     static, images = nn.Sequential(*parts), _images(agent, task)
@@ -66,10 +66,11 @@ def prune(agent: Agent) -> FixedRoutes:
         ValueError: A task has no single route on the data: the agent mixes blocks or decides by the instance; or a
             network that cannot be pruned.
     """
-    core, network = agent.env, _deployable(agent)
+    network = _deployable(agent)
+    core = agent.env
     routes = single_routes(agent, range(agent.num_tasks))
     smaller, renumbered = network.pruned(torch.tensor(routes))
-    config = dataclasses.replace(core.config, action_type=FixedRoutes.action_type)
+    config = dataclasses.replace(core.config, action_type="discrete")
     env = type(core)(smaller, core.datasets, core.num_envs, **dataclasses.asdict(config))
     if core.spec is not None and isinstance(core.spec.kwargs.get("network"), str):
         env.spec = copy.deepcopy(core.spec)
@@ -110,6 +111,8 @@ def single_routes(agent: Agent, tasks: Sequence[int]) -> list[list[int]]:
 
 
 def _deployable(agent: Agent) -> Deployable:
+    if not isinstance(agent, Agent):
+        raise ValueError(f"expected an agent of routing_gym, got {type(agent).__name__}")
     network = agent.env.network
     if not isinstance(network, Deployable):
         raise ValueError(

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups, subsample_first
-from routing_gym.envs.accept import Accepted, accept, accept_reset_options
+from routing_gym.envs.accept import Accepted, accept, accept_network, accept_reset_options, accept_splits
 from routing_gym.envs.config import EnvConfig, check_count
 from routing_gym.envs.outcome import Outcome
 from routing_gym.envs.precision import forward_pass
@@ -95,7 +95,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     ) -> None:
         check_count("num_envs", num_envs)
         self.config = config = EnvConfig.of(options)
-        splits = {data.split: data} if isinstance(data, MultiTaskDataset) else dict(data)
+        network, splits = accept_network(network), accept_splits(data)
         if config.split not in splits:
             raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
         self.num_envs, self.render_mode = num_envs, config.render_mode

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.state import RoutingState
+from routing_gym.tasks.checking import whole_number
 
 if TYPE_CHECKING:
     from routing_gym.networks.network import RoutedNetwork
@@ -29,28 +29,6 @@ def check_no_num_blocks(
     """
     if num_blocks != num_tasks:
         raise ValueError(f"network {network!r} has no num_blocks to choose: {instead}, got num_blocks={num_blocks!r}")
-
-
-def image_shape(given: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of an image as plain integers; refuse what is not three of at least 1."""
-    try:
-        shape = tuple(whole_number("input_shape", size) for size in given)
-    except (TypeError, ValueError):
-        shape = ()
-    if len(shape) != 3:
-        raise ValueError(f"input_shape must be (C, H, W), three integers of at least 1, got {given!r}")
-    return shape
-
-
-def whole_number(option: str, given: Any, least: int = 1) -> int:
-    """Return an integer, NumPy's too, as a plain one; refuse anything else, and what is below `least`."""
-    try:
-        value = least - 1 if isinstance(given, bool) else operator.index(given)
-    except TypeError:
-        value = least - 1
-    if value < least:
-        raise ValueError(f"{option} must be an integer of at least {least}, got {given!r}")
-    return value
 
 
 def check_at_least_one(network: str, **options: int) -> None:

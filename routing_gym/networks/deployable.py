@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.networks.checking import whole_number
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.tasks.checking import whole_number
 
 
 class Deployable(RoutedNetwork):

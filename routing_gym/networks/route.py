@@ -25,10 +25,10 @@ from routing_gym.blocks import (
     subsample_first,
 )
 from routing_gym.networks.actions import Action
-from routing_gym.networks.checking import image_shape
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.deployable import Deployable, blocks_per_set
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import image_shape
 
 
 def route(
