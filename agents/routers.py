@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from routing_gym.agents.base import Agent
 from routing_gym.agents.options import AgentConfig, positive
-from routing_gym.blocks import allow_small_groups, count_macs
+from routing_gym.blocks import allow_small_groups, count_macs, first_weights
 from routing_gym.envs import Observation, Trajectory
 from routing_gym.networks import RoutedNetwork
 
@@ -43,8 +43,7 @@ class Routers(nn.Module):
         super().__init__()
         self.outputs, self.price = outputs or network.num_choices, price
         self.widths = [decision.width for decision in network.decisions]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with first_weights(seed):
             self.of = nn.ModuleList(make(number, width + price) for number, width in enumerate(self.widths))
         allow_small_groups(self)
         self._macs = [

@@ -22,7 +22,7 @@ from routing_gym.agents.learn import check_learning
 from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
 from routing_gym.agents.tabular import sample
-from routing_gym.blocks import count_macs
+from routing_gym.blocks import count_macs, first_weights
 from routing_gym.envs import Context, Observation, TrainingDivergedError
 from routing_gym.networks import NotFiniteError, actions
 
@@ -316,7 +316,7 @@ class Tally:
 def seeded(seed: int) -> Iterator[None]:
     """Seed the generators that the library draws from, PyTorch's, NumPy's and Python's own, and put them back."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
+    with first_weights(seed), torch.random.fork_rng():  # of every device
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)

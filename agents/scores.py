@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from routing_gym.agents.arrangement import Arrangement
 from routing_gym.agents.tabular import look_up
-from routing_gym.blocks import LinearBlocks, OwnedParameter, PartlyUsed, plain, run_chain
+from routing_gym.blocks import LinearBlocks, OwnedParameter, PartlyUsed, first_weights, plain, run_chain
 from routing_gym.envs import Observation
 
 HIDDEN = 64
@@ -154,8 +154,7 @@ def make_scores(
     representation: str, arrangement: Arrangement, inputs: int, seed: int, outputs: int | None = None
 ) -> TableScores | MLPScores | LinearScores:
     """Build scores; the first weights of an approximator come from a seed of their own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with first_weights(seed):
         if representation == "table":
             return TableScores(arrangement, outputs).to(arrangement.legal.device)
         if representation == "linear":

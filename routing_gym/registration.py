@@ -81,8 +81,10 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
         TypeError: An option that is unknown.
         ValueError: An unknown name, a value that is refused or is no plain value, or an id that is taken.
     """
+    if not isinstance(env_id, str) or not env_id:
+        raise ValueError(f"env_id must be text, 'namespace/Name-v0', got {env_id!r}")
     for kind, name, known in (("data set", dataset, DATASETS), ("network", network, NETWORKS)):
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(sorted(known))}")
     takes = known_options(dataset, network) - {"num_envs"}
     for option, value in options.items():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import PathBlocks, PathConv2d, PathLinear, PathNorm2d, count_macs
+from routing_gym.blocks import PathBlocks, PathConv2d, PathLinear, PathNorm2d, count_macs, first_weights
 from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure, median_ratio
@@ -278,8 +278,7 @@ def _over(routed: Measured, loop: Measured, name: str) -> Record:
 
 def _network(name: str, dataset: MultiTaskDataset) -> ParallelPaths:
     """Return a network with the same first weights each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with first_weights(0):
         network = make_network(
             name, num_tasks=1, num_classes=dataset.num_classes, input_shape=dataset.input_shape, form="columns"
         )

@@ -128,7 +128,8 @@ class BlocksTrainer:
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for parameter in trained:
             parameter.grad = None
-        loss.backward()
+        if loss.requires_grad:  # else all that this batch used is frozen, and whoever decides learns without a gradient
+            loss.backward()
         if before_step is not None:
             before_step()
         if self.throughput is not None:

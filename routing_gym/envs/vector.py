@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from routing_gym.blocks import allow_small_groups
-from routing_gym.envs.accept import Accepted, accept, accept_reset_options
+from routing_gym.blocks import allow_small_groups, subsample_first
+from routing_gym.envs.accept import Accepted, accept, accept_network, accept_reset_options, accept_splits
 from routing_gym.envs.config import EnvConfig, PlainSpec, check_count
 from routing_gym.envs.outcome import Outcome
 from routing_gym.envs.precision import forward_pass
@@ -99,7 +99,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         check_count("num_envs", num_envs)
         self.config = config = EnvConfig.of(options)
         self._given = frozenset(options)
-        splits = {data.split: data} if isinstance(data, MultiTaskDataset) else dict(data)
+        network, splits = accept_network(network), accept_splits(data)
         if config.split not in splits:
             raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
         self.num_envs, self.render_mode = num_envs, config.render_mode
@@ -113,7 +113,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             )
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
-        allow_small_groups(self.network)
+        allow_small_groups(subsample_first(self.network))
         self.stream = config.stream(self.dataset, num_envs)
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
         self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)

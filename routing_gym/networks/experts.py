@@ -18,6 +18,7 @@ from routing_gym.blocks import (
     SkippableBlock,
     allow_small_groups,
     count_macs,
+    first_weights,
     plain,
     probe,
     static_copy,
@@ -176,7 +177,7 @@ class RoutedExperts(Deployable):
         """Return a copy without the experts that no route takes, and the routes in its numbering."""
         kept, columns = zip(*(column.unique(return_inverse=True) for column in routes.unbind(1)), strict=True)
         whole = copy.deepcopy(self).cpu()
-        with torch.random.fork_rng(devices=[]):  # the first weights drawn here are not used
+        with first_weights(0):  # they are not used
             smaller = type(self)(
                 self.input_shape or (),
                 self.num_classes,

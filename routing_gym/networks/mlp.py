@@ -19,6 +19,7 @@ from routing_gym.blocks import (
     OwnedParameter,
     WithPass,
     count_macs,
+    first_weights,
     plain,
     probe,
     run_chain,
@@ -190,7 +191,7 @@ class RoutedMLP(Deployable):
             taken = routes[:, [i for i, bank in enumerate(self._bank_of) if bank == number]]
             kept.append(taken[taken < count].unique().tolist())
         trunk = None if self.trunk is None else copy.deepcopy(self.trunk).cpu()
-        with torch.random.fork_rng(devices=[]):  # the first weights drawn here are not used
+        with first_weights(0):  # they are not used
             smaller = RoutedMLP(num_blocks=[len(blocks) for blocks in kept], trunk=trunk, **self._form)
         columns = []
         for i, column in enumerate(routes.t().contiguous()):

@@ -184,8 +184,7 @@ class RoutedNetwork(PartlyUsed, ABC):
             decision = self.decisions[number]
             task = state.task if group.rows is None else state.task.index_select(0, group.rows)
             own = self._narrow(number, group, actions.take(action, group.rows))
-            if torch.is_grad_enabled():
-                self.note_use(actions.taken(own, group.reach, decision.n), number * self.num_choices)
+            self.note_use(actions.taken(own, group.reach, decision.n), number * self.num_choices)
             executed, cost = self.macs(number, own)
             macs = add(macs, group.rows, executed)
             expected = (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.forms import check_form
+from routing_gym.tasks.checking import whole_number
 
 
 class ShuffledStream:
@@ -21,16 +22,15 @@ class ShuffledStream:
     """
 
     def __init__(self, numbers: int | Tensor, seed: int = 0) -> None:
-        self._numbers = None if isinstance(numbers, int) else numbers
-        self.size = numbers if isinstance(numbers, int) else len(numbers)
-        if self.size < 1:
-            raise ValueError(f"a stream needs at least one number to draw from, got size {self.size}")
+        self._numbers = numbers if isinstance(numbers, Tensor) else None
+        size = len(numbers) if isinstance(numbers, Tensor) else numbers
+        self.size = whole_number("the size of a stream", size)
         self.generator = torch.Generator()
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
         """Start over from a seed."""
-        self.generator.manual_seed(seed)
+        self.generator.manual_seed(whole_number("seed", seed, least=-(2**63)))
         self._pass = torch.empty(0, dtype=torch.int64)
 
     def draw(self, count: int) -> Tensor:

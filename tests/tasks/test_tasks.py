@@ -91,16 +91,16 @@ def test_bad_data_is_refused():
     with pytest.raises(ValueError, match=r"SYNTHETIC-MTL.*needs at least one row, got none for \[4\]"):
         changed(num_tasks=5)
     with pytest.raises(ValueError, match="images must be uint8"):
-        changed(images=good.images.float())
+        changed(images=good.images.int())
     with pytest.raises(ValueError, match=r"label must lie in \[0, 2\)"):
         changed(num_classes=2)
     with pytest.raises(ValueError, match="image must lie"):
         changed(image=good.image + 1)
-    with pytest.raises(ValueError, match="task must be int64"):
+    with pytest.raises(ValueError, match="task must have 720 entries as image has, got 719"):
         changed(task=good.task[:-1])
     with pytest.raises(ValueError, match="std positive"):
         changed(std=torch.zeros(1))
-    with pytest.raises(ValueError, match="num_tasks must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_tasks must be an integer of at least 1, got 0"):
         synthetic_mtl(num_tasks=0)
-    with pytest.raises(ValueError, match="size 0"):
+    with pytest.raises(ValueError, match="the size of a stream must be an integer of at least 1, got 0"):
         ShuffledStream(0)
