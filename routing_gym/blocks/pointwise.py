@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -61,7 +62,13 @@ def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _subsampled(x: Tensor, stride: Sequence[int]) -> Tensor:
-    return x[..., :: stride[0], :: stride[1]]
+    taken = x[..., :: stride[0], :: stride[1]]
+    last = torch.channels_last
+    # Of what is left of an odd number of pixels nobody can tell that channels were last in memory.
+    return taken.contiguous(memory_format=last) if x.ndim == 4 and x.is_contiguous(memory_format=last) else taken
+
+
+fx.wrap("_subsampled")  # one operation, where a trace comes by
 
 
 def _hook(module: nn.Module, inputs: tuple[Any, ...], *, stride: Sequence[int]) -> tuple[Any, ...]:
