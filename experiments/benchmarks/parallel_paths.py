@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import PathBlocks, PathConv2d, PathLinear, PathNorm2d, count_macs, first_weights
+from routing_gym.blocks import (
+    PathBlocks,
+    PathConv2d,
+    PathLinear,
+    PathNorm2d,
+    count_macs,
+    first_weights,
+    subsample_first,
+)
 from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure, median_ratio
@@ -93,7 +101,7 @@ def _plain(layer: nn.Module, path: int) -> nn.Module:
     plain: nn.Module
     if isinstance(layer, PathConv2d):
         outputs, inputs, kernel, _ = layer.weight[path].shape
-        plain = nn.Conv2d(inputs, outputs, kernel, layer.stride, kernel // 2)
+        plain = subsample_first(nn.Conv2d(inputs, outputs, kernel, layer.stride, kernel // 2))
     elif isinstance(layer, PathNorm2d):
         plain = nn.BatchNorm2d(layer.weight.shape[1])
         plain.running_mean, plain.running_var = layer.running_mean[path].clone(), layer.running_var[path].clone()

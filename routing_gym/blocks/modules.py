@@ -34,8 +34,8 @@ class ModuleBlocks(FunctionBlocks):
 
     def __init__(self, modules: Iterable[nn.Module], input_shape: Sequence[int]) -> None:
         listed = list(modules) if isinstance(modules, Iterable) else []
-        if not listed or not all(isinstance(module, nn.Module) for module in listed):
-            raise ValueError(f"blocks must be modules (torch.nn.Module), at least one, got {modules!r}")
+        if not isinstance(modules, Iterable) or not all(isinstance(module, nn.Module) for module in listed):
+            raise ValueError(f"blocks must be modules (torch.nn.Module), got {modules!r}")
         super().__init__(len(listed))
         self.blocks = subsample_first(nn.ModuleList(listed))
         blocks, row = self.blocks, torch.zeros(1, *shape_of_row("input_shape", input_shape))

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -44,6 +46,8 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """Do what `torch.nn.functional.conv2d` does, subsampling first where the kernel is 1x1."""
+    if has_torch_function((x, weight)):  # a trace comes by, to which this is one operation
+        return handle_torch_function(conv2d, (x, weight), x, weight, bias, stride, padding, dilation, groups)
     if _applies(weight.shape[2:], stride, padding):
         x, stride = _subsampled(x, _pair(stride)), 1
     return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -61,7 +65,12 @@ def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _subsampled(x: Tensor, stride: Sequence[int]) -> Tensor:
-    return x[..., :: stride[0], :: stride[1]]
+    if has_torch_function((x,)):
+        return handle_torch_function(_subsampled, (x,), x, stride)
+    taken = x[..., :: stride[0], :: stride[1]]
+    last = torch.channels_last
+    # Of what is left of an odd number of pixels nobody can tell that channels were last in memory.
+    return taken.contiguous(memory_format=last) if x.ndim == 4 and x.is_contiguous(memory_format=last) else taken
 
 
 def _hook(module: nn.Module, inputs: tuple[Any, ...], *, stride: Sequence[int]) -> tuple[Any, ...]:

@@ -94,9 +94,7 @@ def accept(
     if weights != (action_type == "weights"):
         wanted = "floating-point weights" if action_type == "weights" else "integer choices"
         got = given.dtype if isinstance(given, Tensor) else type(given).__name__
-        raise ValueError(
-            f"an environment with action_type={action_type!r} takes a tensor of {wanted}, an array or a list, got {got}"
-        )
+        raise ValueError(f"an environment with action_type={action_type!r} takes a tensor of {wanted}, got {got}")
     action = network.check_action_form(state, given)
 
     tolerant = first_legal and not weights

@@ -55,9 +55,7 @@ def check_form(
         _check_dtype(weights, dtype)
         return indices.to(torch.int64), weights
     if not isinstance(action, Tensor):
-        raise ValueError(
-            f"an action is a torch tensor, an array, a list, or a pair of them, got {type(action).__name__}"
-        )
+        raise ValueError(f"an action is a torch tensor or a pair of them, got {type(action).__name__}")
     if action.is_floating_point():
         shape: tuple[int, ...] = (batch, num_choices) if m == 1 else (batch, m, num_choices)
         kind = "weights"

@@ -34,7 +34,8 @@ def check_no_num_blocks(
 def check_at_least_one(network: str, **options: int) -> None:
     """Refuse options of a network that are no integers of at least 1."""
     for option, value in options.items():
-        whole_number(f"network {network!r}: {option}", value)
+        if whole_number(f"network {network!r}: {option}", value, least=None) < 1:
+            raise ValueError(f"network {network!r}: {option} must be at least 1, got {value}")
 
 
 def has_bad_values(network: RoutedNetwork, state: RoutingState, action: Action) -> Tensor:

@@ -105,4 +105,4 @@ def blocks_per_set(num_blocks: int | Sequence[int], layers: Sequence[int]) -> li
         raise ValueError(
             f"num_blocks must be one number, or one for each of the {len(layers)} sets of blocks, got {num_blocks!r}"
         )
-    return [whole_number("num_blocks", count, least=0) for count in num_blocks]
+    return [count if count == 0 else whole_number("num_blocks", count) for count in num_blocks]

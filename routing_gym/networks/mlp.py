@@ -29,6 +29,7 @@ from routing_gym.networks.actions import Action
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.deployable import Deployable, JoinTask, blocks_per_set
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import whole_number
 
 
 class RoutedMLP(Deployable):
@@ -67,7 +68,7 @@ class RoutedMLP(Deployable):
         num_tasks: int = 1,
     ) -> None:
         for option, value in {"width": width, "layers": layers, "num_classes": num_classes}.items():
-            if value < 1:
+            if whole_number(f"{option} of a routed MLP", value, least=None) < 1:
                 raise ValueError(f"a routed MLP needs {option} of at least 1, got {value}")
         image = torch.zeros(1, *input_shape)
         in_features = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,9 +105,6 @@ def make_network(
     if input_shape is None and name not in DEFAULT_INPUT_SHAPE:
         raise ValueError(f"network {name!r} is made for images of no shape in particular: give input_shape=(C, H, W)")
     num_tasks, num_classes = whole_number("num_tasks", num_tasks), whole_number("num_classes", num_classes)
-    for option, parameter in inspect.signature(NETWORKS[name]).parameters.items():
-        if option in options and type(parameter.default) is int:
-            options[option] = whole_number(f"network {name!r}: {option}", options[option], least=0)
     try:
         return NETWORKS[name](
             DEFAULT_INPUT_SHAPE[name] if input_shape is None else image_shape(input_shape),

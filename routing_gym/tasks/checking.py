@@ -71,14 +71,15 @@ def integer_tensor(where: str, given: Any) -> Tensor:
     return numbers.to(torch.int64)
 
 
-def whole_number(option: str, given: Any, least: int = 1) -> int:
-    """Return an integer, NumPy's too, as a plain one; refuse anything else, and what is below `least`."""
+def whole_number(option: str, given: Any, least: int | None = 1) -> int:
+    """Return an integer, NumPy's too, as a plain one; refuse all else, and what is below `least` (None: nothing)."""
     try:
-        value = least - 1 if isinstance(given, bool) else operator.index(given)
+        value = None if isinstance(given, bool) else operator.index(given)
     except TypeError:
-        value = least - 1
-    if value < least:
-        raise ValueError(f"{option} must be an integer of at least {least}, got {given!r}")
+        value = None
+    if value is None or (least is not None and value < least):
+        limit = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{option} must be an integer{limit}, got {given!r}")
     return value
 
 
@@ -97,5 +98,5 @@ def image_shape(given: Sequence[int]) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if len(shape) != 3:
-        raise ValueError(f"input_shape must be (C, H, W), three integers of at least 1, got {given!r}")
+        raise ValueError(f"expected input_shape=(C, H, W), three integers of at least 1, got {given!r}")
     return shape

@@ -74,7 +74,8 @@ class MultiTaskDataset:
             column: Tensor = getattr(self, field)
             if len(column) != len(self.image):
                 raise ValueError(
-                    f"{where}: {field} must have {len(self.image)} entries as image has, got {len(column)}"
+                    f"{where}: {field} must be int64 of shape ({len(self.image)},) as image is, got shape "
+                    f"{tuple(column.shape)}"
                 )
             if len(column) and not 0 <= int(column.min()) <= int(column.max()) < limit:
                 raise ValueError(

@@ -24,13 +24,15 @@ class ShuffledStream:
     def __init__(self, numbers: int | Tensor, seed: int = 0) -> None:
         self._numbers = numbers if isinstance(numbers, Tensor) else None
         size = len(numbers) if isinstance(numbers, Tensor) else numbers
-        self.size = whole_number("the size of a stream", size)
+        self.size = whole_number("the size of a stream", size, least=None)
+        if self.size < 1:
+            raise ValueError(f"a stream needs at least one number to draw from, got size {self.size}")
         self.generator = torch.Generator()
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
         """Start over from a seed."""
-        self.generator.manual_seed(whole_number("seed", seed, least=-(2**63)))
+        self.generator.manual_seed(whole_number("seed", seed, least=None))
         self._pass = torch.empty(0, dtype=torch.int64)
 
     def draw(self, count: int) -> Tensor:

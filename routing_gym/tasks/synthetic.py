@@ -45,10 +45,11 @@ def synthetic_mtl(
         "images_per_class": images_per_class,
     }
     for option, value in sizes.items():
-        whole_number(f"SYNTHETIC-MTL: {option}", value)
+        if whole_number(f"SYNTHETIC-MTL: {option}", value, least=None) < 1:
+            raise ValueError(f"SYNTHETIC-MTL: {option} must be at least 1, got {value}")
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
         raise ValueError(f"SYNTHETIC-MTL: noise must be at least 0 and finite, got {noise!r}")
-    generator = torch.Generator().manual_seed(whole_number("SYNTHETIC-MTL: data_seed", data_seed, least=-(2**63)))
+    generator = torch.Generator().manual_seed(whole_number("SYNTHETIC-MTL: data_seed", data_seed, least=None))
     prototypes = torch.rand(num_classes, 1, image_size, image_size, generator=generator) * 255
 
     held_out = max(1, images_per_class // 3)

@@ -46,6 +46,7 @@ def test_any_convolution_gives_the_same_numbers(stride, padding, kernel, groups,
     for result in results[1:]:
         for got, expected in zip(result, results[0], strict=True):
             torch.testing.assert_close(got, expected)
+    assert made(x).is_contiguous(memory_format=torch.channels_last)
     assert list(made.state_dict()) == list(plain.state_dict())
     assert not strided_pointwise(made) or padding not in (0, "valid")
 

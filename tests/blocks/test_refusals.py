@@ -21,7 +21,7 @@ from routing_gym.blocks import (
 def test_whatever_is_no_block_or_no_number_of_them_is_refused(wrong):
     kept = nn.Identity()
     for refused, message in (
-        (lambda: ModuleBlocks(wrong, (3, 4, 4)), "blocks must be modules"),
+        (lambda: ModuleBlocks(wrong, (3, 4, 4)), "blocks must be modules|num_blocks must be"),
         (lambda: ModuleBlocks([kept, wrong], (3, 4, 4)), "blocks must be modules"),
         (lambda: ModuleBlocks([kept], (3, wrong)), "input_shape must be integers of at least 1"),
         (lambda: WithPass(wrong), "PASS joins a set of blocks"),

@@ -115,7 +115,7 @@ def test_every_network_refuses_wrong_numbers(name, wrong):
             with pytest.raises(ValueError, match=option):
                 make_network(name, **{**sizes, option: wrong})
     if wrong is not None:
-        with pytest.raises(ValueError, match=r"input_shape must be \(C, H, W\), three integers"):
+        with pytest.raises(ValueError, match=r"expected input_shape=\(C, H, W\), three integers"):
             make_network(name, **{**sizes, "input_shape": (3, 32, wrong)})
     with pytest.raises(ValueError, match="unknown network"):
         make_network(wrong, **sizes)

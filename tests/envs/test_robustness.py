@@ -68,24 +68,24 @@ def test_actions_of_the_wrong_kind_are_refused():
     env = toy_env()
     env.reset()
     for action, message in (
-        (torch.zeros(6), "takes a tensor of integer choices, an array or a list, got torch.float32"),
+        (torch.zeros(6), "takes a tensor of integer choices, got torch.float32"),
         (torch.full((6, 3), 1 / 3), "takes a tensor of integer choices"),
-        (np.zeros(6), "takes a tensor of integer choices, an array or a list, got torch.float32"),
+        (np.zeros(6), "takes a tensor of integer choices, got torch.float32"),
         (torch.zeros(6, dtype=torch.bool), "integers or floating-point weights, got torch.bool"),
         (torch.zeros(5, dtype=torch.int64), r"shape \(6,\) here, got \(5,\)"),
-        ([0.0] * 6, "takes a tensor of integer choices, an array or a list, got torch.float32"),
+        ([0.0] * 6, "takes a tensor of integer choices, got torch.float32"),
         ([0] * 5, r"shape \(6,\) here, got \(5,\)"),
         ([0, [1], 0, 0, 0, 0], r"lists of numbers of one length, got \[0, \[1\]"),
         (["a"] * 6, r"lists of numbers of one length, got \['a', "),
         ([True] * 6, "integers or floating-point weights, got torch.bool"),
-        (None, "a torch tensor, an array, a list, or a pair of them, got NoneType"),
+        (None, "a torch tensor or a pair of them, got NoneType"),
         (torch.zeros(6, dtype=torch.int64, device="meta"), "device cpu, got meta"),
     ):
         with pytest.raises(ValueError, match=message):
             env.step(action)
     soft = toy_env(action_type="weights")
     soft.reset()
-    with pytest.raises(ValueError, match="takes a tensor of floating-point weights, .*, got torch.int64"):
+    with pytest.raises(ValueError, match="takes a tensor of floating-point weights, got torch.int64"):
         soft.step(torch.zeros(6, dtype=torch.int64))
 
 

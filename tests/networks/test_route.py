@@ -266,7 +266,7 @@ def test_layers_that_do_not_give_one_tensor_are_refused_at_the_call():
     "shape", [(3, 4, 4), (1, 1, 4, 4), (4, 4), (1, 4, 0), (1, 4, -1), (1, 4, 4.0), (1, 4, True), "148", 4]
 )
 def test_a_wrong_input_shape_is_refused_at_the_call(shape):
-    message = r"input_shape must be \(C, H, W\), three integers of at least 1, got "
+    message = r"expected input_shape=\(C, H, W\), three integers of at least 1, got "
     if shape == (3, 4, 4):
         message = r"takes no images of shape \(B, 3, 4, 4\): RuntimeError: .*; input_shape=\(C, H, W\) must be that of"
     with pytest.raises(ValueError, match=message):
@@ -294,7 +294,7 @@ def test_modules_of_another_type_are_refused_at_the_call(kind):
         ((Residual(), ["head"], True), "num_blocks must be an integer of at least 1, got True"),
         ((Residual(), ["head"], 2.0), "num_blocks must be an integer of at least 1, got 2.0"),
         ((Residual(), ["head"], [2, "2"]), r"one for each of the 1 sets of blocks, got \[2, '2'\]"),
-        ((Residual(), ["head", "body"], [2, "2"]), "num_blocks must be an integer of at least 0, got '2'"),
+        ((Residual(), ["head", "body"], [2, "2"]), "num_blocks must be an integer of at least 1, got '2'"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

@@ -84,7 +84,7 @@ def test_features_that_are_no_bytes_are_normalised_too(kind):
         ({"images": np.full((12, 1, 1, 1), np.nan)}, "images must be finite"),
         ({"task": TASK.astype(float)}, r"task must be integers of shape \(R,\), got torch.float64 of shape \(12,\)"),
         ({"task": TASK.astype(bool)}, r"task must be integers of shape \(R,\), got torch.bool"),
-        ({"task": TASK[:5]}, "task must have 12 entries as image has, got 5"),
+        ({"task": TASK[:5]}, r"task must be int64 of shape \(12,\) as image is, got shape \(5,\)"),
         ({"task": 2 * TASK}, r"every one of the 5 tasks needs at least one row, got none for \[1, 3\]"),
         ({"task": ["a"] * 12}, r"task must be a tensor, .* lists of numbers of one length, got \['a', "),
         ({"task": [[0], [0, 1]]}, "lists of numbers of one length"),
