@@ -42,7 +42,7 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
         raise ValueError(f"the new tasks have no split {missing[0]!r}; they need {', '.join(old.datasets)}")
     if any(getattr(old.network, told, False) for told in ("task_input", "readout_per_task")):
         raise ValueError(
-            "this network is told the task as input, or reads each out by itself: it has no place for another"
+            "this network is told the task as input, or reads each out by itself: it has no place for another one"
         )
     datasets = {name: split.with_tasks(data[name]) for name, split in old.datasets.items()}
     before, after = old.dataset.num_tasks, datasets[old.config.split].num_tasks

@@ -334,7 +334,7 @@ def _leaves(actions: Actions) -> list[Tensor]:
 
 
 def _steps(module: nn.Module, forward: Callable[[], Tensor], actions: Actions, labels: Tensor) -> Steps:
-    optimizer = OPTIMIZERS["sgd"](module.parameters(), lr=1e-2)
+    optimizer = OPTIMIZERS["sgd"](module, lr=1e-2)
 
     def train() -> None:
         if not module.training:  # once, not in every step

@@ -171,7 +171,7 @@ def agent_steps(subject: Subject, batch: int, name: str, options: tuple[str, ...
 def static_steps(subject: Subject, batch: int) -> Steps:
     """Return the steps of the static network: draw a batch, forward, loss; backward and optimiser when training."""
     network, dataset = subject.static(subject.fresh()), subject.data["train"]
-    optimizer = OPTIMIZERS[subject.optimizer](network.parameters(), lr=subject.learning_rate)
+    optimizer = OPTIMIZERS[subject.optimizer](network, lr=subject.learning_rate)
     stream = ShuffledStream(len(dataset))
 
     def loss() -> Tensor:

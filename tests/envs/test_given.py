@@ -71,7 +71,6 @@ def test_a_network_that_is_none_is_refused(wrong):
         ({"network": network(), "recurrent": True}, "recurrent=True: a finished network has no options"),
         ({"network": network(), "width": 3}, "width=3: a finished network has no options"),
         ({"network": network(), "num_blocks": 3}, "num_blocks is for networks given by name"),
-        ({"network": network(), "widht": 3}, "unknown option 'widht'"),
         ({"dataset": SPLITS, "shift": 1}, "shift=1: a finished dataset has no options"),
         ({"dataset": SPLITS, "data_dir": "x"}, "data_dir='x': a finished dataset has no options"),
         ({"dataset": SPLITS, "num_tasks": 4}, "mine has the tasks 0 to 2"),
@@ -80,6 +79,11 @@ def test_a_network_that_is_none_is_refused(wrong):
 def test_what_is_finished_has_no_options(options, message):
     with pytest.raises(ValueError, match=message):
         gymnasium.make_vec(ID, num_envs=2, **options)
+
+
+def test_what_nobody_knows_is_no_option_of_what_is_finished():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
+        gymnasium.make_vec(ID, num_envs=2, network=network(), widht=3)
 
 
 def test_options_of_an_id_do_not_hold_for_what_replaces_its_data_and_network():
