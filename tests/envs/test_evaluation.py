@@ -204,7 +204,7 @@ def test_cost_is_loss_and_priced_operations():
     ("router", "options", "message"),
     [
         (None, {}, r"router must be an agent, or anything with act\(observation, context\), got None"),
-        ("agent", {"split": []}, r"split must be one of \[.*'train'\], got \[\]"),
+        ("agent", {"split": []}, r"split must be one of \[.*'validation'\], got \[\]"),
         ("agent", {"split": "dev"}, "split must be one of .*, got 'dev'"),
         ("agent", {"batch_size": None}, "batch_size must be an integer of at least 1, got None"),
         ("agent", {"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
