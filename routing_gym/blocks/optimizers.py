@@ -215,9 +215,8 @@ class UsedOnly(torch.optim.Optimizer):
         stacks = [tensor.reshape(count, -1) for tensor in tensors]
         if device.type == "cpu" and (len(plan.runs[1]) <= FEW_RUNS or parameter.numel() >= FEW_NUMBERS * count):
             sizes, chosen, taken = plan.runs
-            runs = [torch.split_with_sizes(stack, sizes) for stack in stacks]
-            for run in chosen:
-                _enter(moves, runs[0][run], runs[1][run], [parts[run] for parts in runs[2:]], None)
+            for column, stack in zip((moves.parameters, moves.grads, *moves.moments), stacks, strict=True):
+                column.extend(map(torch.split_with_sizes(stack, sizes).__getitem__, chosen))
             if self.counts:
                 moves.steps.extend(taken.clone().unbind(0))
         else:
