@@ -3,6 +3,7 @@
 import importlib
 import shutil
 
+import hypothesis
 import pytest
 import torch
 from standins import (
@@ -20,6 +21,25 @@ from routing_gym.tasks import cifar, cifar_classes, files, mini_imagenet, mnist,
 svhn = importlib.import_module("routing_gym.tasks.svhn")  # the package has a function of this name
 
 torch.set_num_threads(1)
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
+WITHOUT_XDIST = ("--numprocesses", "--maxprocesses", "--dist")
+
+
+def pytest_addoption(parser, pluginmanager):
+    """Let `pytest -p no:xdist` take the default options all the same."""
+    if not pluginmanager.has_plugin("xdist"):
+        for option in WITHOUT_XDIST:
+            parser.addoption(option, help="of pytest-xdist, which is not there: ignored")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Run a single file or test in the process itself: workers take seconds to start."""
+    one = len(config.args) == 1 and config.args[0].partition("::")[0].endswith(".py")
+    return 0 if one else None
 
 
 @pytest.fixture(scope="session", autouse=True)

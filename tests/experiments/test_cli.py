@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from pictures import height_and_colours
 import torch
+from pictures import height_and_colours
 from scipy import stats
 
 from routing_gym.agents import AGENTS, register_agent
