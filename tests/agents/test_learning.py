@@ -28,9 +28,9 @@ def learner(name, env, representation="table", **options):
     return make_agent(name, env, representation=representation, **{**RATES[name][representation], **options})
 
 
-def practise(agent, env, reward):
+def practise(agent, env, reward, batches=40):
     """Let an agent learn from rewards of our own making; the blocks stay as they are."""
-    batches = 80 if agent.name in VALUES and agent.config.representation == "mlp" else 40
+    batches *= 2 if agent.name in VALUES and agent.config.representation == "mlp" else 1
     for _ in range(batches):
         trajectory = rollout(agent, env)
         trajectory.final_reward = reward(trajectory)
@@ -64,7 +64,7 @@ def test_flipping_the_reward_flips_the_preference(name, representation):
     for sign in (1, -1):
         env = small_env(RoutedMLP((1, 2, 3), 3, 2, width=4, layers=1), 128, train=False)
         agent = learner(name, env, representation, arrangement="single")
-        practise(agent, env, lambda trajectory, sign=sign: sign * (1.0 - 2 * trajectory.steps[0].action))
+        practise(agent, env, lambda trajectory, sign=sign: sign * (1.0 - 2 * trajectory.steps[0].action), 20)
         greedy.append(rollout(agent, env, deterministic=True).steps[0].action)
     assert bool((greedy[0] == 0).all()) and bool((greedy[1] == 1).all())
 
@@ -80,7 +80,7 @@ def test_credit_reaches_the_first_of_two_steps(name, representation, arrangement
         first = next(step for step in trajectory.steps if int(step.decision[0]) == 0)
         return torch.where(first.action == 1, 1.0, -1.0)
 
-    practise(agent, env, reward)
+    practise(agent, env, reward, 25)
     assert bool((rollout(agent, env, deterministic=True).steps[0].action == 1).all())
 
 
@@ -141,7 +141,7 @@ def test_a_dispatcher_is_asked_once_per_episode_also_when_predicting():
 def test_gumbel_gates_find_planted_routes(estimator, representation):
     env = planted_env(192, action_type="weights", dense_backward=estimator == "straight-through")
     agent = make_agent("gumbel", env, representation=representation, estimator=estimator, temperature_final=1.0)
-    agent.learn(env, 192 * 300)
+    agent.learn(env, 192 * 150)
     assert routing_gym.evaluate(agent, env).accuracy == 1
 
 
