@@ -6,6 +6,7 @@ import shutil
 import hypothesis
 import pytest
 import torch
+from matplotlib.figure import Figure
 from standins import (
     omniglot_characters,
     write_cifar10,
@@ -66,6 +67,19 @@ def stand_in_data(tmp_path_factory):
     write_omniglot(root / files.OMNIGLOT.folder, omniglot.CHARACTERS)
     write_svhn(root / files.SVHN.folder, svhn.ROWS)
     yield root
+    patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pictures_packed_loosely():
+    """The same pixels in larger files: half of the time of a picture goes into packing it."""
+    patch, savefig = pytest.MonkeyPatch(), Figure.savefig
+
+    def loosely(figure, file, **options):
+        return savefig(figure, file, **{"pil_kwargs": {"compress_level": 1}, **options})
+
+    patch.setattr(Figure, "savefig", loosely)
+    yield
     patch.undo()
 
 

@@ -27,17 +27,17 @@ def test_every_id_passes_every_checker(env_id):
     single = gymnasium.make(env_id, **small).unwrapped
     check_env(single)
     check_env_sb3(single)
-    for options in ({"action_type": "weights"}, {"replay": True}):
-        # Made anew around the same network: what is built by name is checked above.
-        options |= {"autoreset_mode": "disabled", "network": env.unwrapped.network}
-        make = partial(gymnasium.make_vec, env_id, num_envs=5, **options)
-        check_vector_env(make(), lambda make=make: make().unwrapped)
+    # Around the same network: what is built by name is checked above.
+    options = {"autoreset_mode": "disabled", "action_type": "weights", "network": env.unwrapped.network}
+    make = partial(gymnasium.make_vec, env_id, num_envs=5, **options)
+    check_vector_env(make(), lambda: make().unwrapped)
 
 
+@pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("action_type", ["discrete", "weights"])
 @pytest.mark.parametrize("mode", ["same_step", "disabled"])
-def test_every_mode_and_action_type_passes_the_checker(mode, action_type):
-    options = {"autoreset_mode": mode, "action_type": action_type}
+def test_every_mode_and_action_type_passes_the_checker(mode, action_type, replay):
+    options = {"autoreset_mode": mode, "action_type": action_type, "replay": replay}
     check_vector_env(gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=5, **options))
 
 

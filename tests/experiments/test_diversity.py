@@ -76,15 +76,16 @@ def test_the_rows_are_the_papers_and_all_agents(tmp_path):
 
 def made(row, cell):
     """The cell's agent, on the paper's own options but a small network."""
-    options = (*cell.training.env_options, *{OMNIGLOT: LITTLE, CELLS: ("filters=1",)}.get(row.env, ()))
+    options = (*cell.training.env_options, *{OMNIGLOT: LITTLE, CELLS: ("cells=1", "filters=1")}.get(row.env, ()))
     training = dataclasses.replace(cell.training, env_options=options)
     return dataclasses.replace(cell, training=training).make()
 
 
 def test_every_row_can_be_made(tmp_path):
     for row, cell in cells(SHORT, tmp_path):
-        layers = {MNIST: 1, CELLS: 96 if "C = 12" in row.label else 48}.get(row.env, 3)
+        layers = {MNIST: 1, CELLS: 8}.get(row.env, 3)
         agent = made(row, cell)
+        assert ("network=cells-12x32" in cell.training.env_options) == ("C = 12" in row.label)
         assert agent.name == row.agent and agent.env.spec.id == row.env and agent.num_decisions == layers
         if row.label == SINGLE_TASK:
             assert agent.env.network.block_counts == (20, 20, 20)

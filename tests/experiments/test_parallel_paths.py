@@ -39,7 +39,6 @@ from routing_gym.experiments.papers.parallel_paths.labels import (
 from routing_gym.experiments.papers.parallel_paths.rows import (
     CIFAR10,
     CIFAR100,
-    HARD_AGENTS,
     PAPER,
     PARALLEL_PATHS,
     SHORT,
@@ -329,7 +328,7 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     small = dataclasses.replace(SHORT, epochs=1, env_options=(*SHORT.env_options, "width=2"))
     labels = [BASE, WIDE, DEEP, STITCHED, routed(2, "CC"), on(RESNET, "CIFAR-10")]
     labels += [on(routed(2, "CP", RESNET), data) for data in DATA]
-    labels += [hard(routed(2, "CC"), name) for name in (*HARD_AGENTS, OWN_PATHS)]
+    labels += [hard(routed(2, "CC"), name) for name in ("REINFORCE", TOLD, OWN_PATHS)]
     rows = [
         dataclasses.replace(row, env_options=(*row.env_options, *(["hidden=4"] if "ResNet" not in row.label else [])))
         for row in PARALLEL_PATHS.rows
