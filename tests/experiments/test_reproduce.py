@@ -73,6 +73,7 @@ def test_ours_beside_the_papers(small_paper, tmp_path):
 
 
 def test_finished_runs_are_skipped_and_interrupted_ones_go_on(small_paper, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(small_paper), "pictures", lambda *_: [])  # others look at them
     assert run(tmp_path / "whole", "--seeds", 1, "--groups", "cifar") == 0
 
     class Killed(Exception):
@@ -135,7 +136,8 @@ def test_wrong_options_are_refused(small_paper, arguments, message, tmp_path, ca
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_other_runs_in_the_folder_are_not_taken_for_these(small_paper, tmp_path, capsys):
+def test_other_runs_in_the_folder_are_not_taken_for_these(small_paper, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(type(small_paper), "pictures", lambda *_: [])
     assert run(tmp_path, "--seeds", 1, "--groups", "rl") == 0
     assert run(tmp_path, "--seeds", 1, "--groups", "rl", "--epochs", 3) == 2
     assert "holds another run: its env_options is" in capsys.readouterr().err
