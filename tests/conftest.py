@@ -1,10 +1,13 @@
 """One thread per test process (the tests are many and small), and stand-ins for data that has to be downloaded."""
 
+import gc
 import importlib
 import shutil
 
+import hypothesis
 import pytest
 import torch
+from matplotlib.figure import Figure
 from standins import (
     omniglot_characters,
     write_cifar10,
@@ -20,6 +23,31 @@ from routing_gym.tasks import cifar, cifar_classes, files, mini_imagenet, mnist,
 svhn = importlib.import_module("routing_gym.tasks.svhn")  # the package has a function of this name
 
 torch.set_num_threads(1)
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
+WITHOUT_XDIST = ("--numprocesses", "--maxprocesses", "--dist")
+
+
+def pytest_addoption(parser, pluginmanager):
+    """Let `pytest -p no:xdist` take the default options all the same."""
+    if not pluginmanager.has_plugin("xdist"):
+        for option in WITHOUT_XDIST:
+            parser.addoption(option, help="of pytest-xdist, which is not there: ignored")
+
+
+def pytest_collection_finish():
+    """Look for garbage less often, and not among what has been imported: that takes a tenth of the time otherwise."""
+    gc.freeze()
+    gc.set_threshold(10_000)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Run a single file or test in the process itself: workers take seconds to start."""
+    one = len(config.args) == 1 and config.args[0].partition("::")[0].endswith(".py")
+    return 0 if one else None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,6 +74,19 @@ def stand_in_data(tmp_path_factory):
     write_omniglot(root / files.OMNIGLOT.folder, omniglot.CHARACTERS)
     write_svhn(root / files.SVHN.folder, svhn.ROWS)
     yield root
+    patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pictures_packed_loosely():
+    """The same pixels in larger files: half of the time of a picture goes into packing it."""
+    patch, savefig = pytest.MonkeyPatch(), Figure.savefig
+
+    def loosely(figure, file, **options):
+        return savefig(figure, file, **{"pil_kwargs": {"compress_level": 1}, **options})
+
+    patch.setattr(Figure, "savefig", loosely)
+    yield
     patch.undo()
 
 

@@ -351,14 +351,14 @@ def quick(env_id):
     return small.get(ENV_IDS[env_id]["network"], {})
 
 
-def toy_data(**options):
-    splits = synthetic_mtl(num_tasks=3, num_classes=3, image_size=3, images_per_class=8, **options)
+def toy_data(num_tasks=3, **options):
+    splits = synthetic_mtl(num_tasks=num_tasks, num_classes=3, image_size=3, images_per_class=8, **options)
     return {name: dataclasses.replace(split, images=split.images[:, :, :2]) for name, split in splits.items()}
 
 
-def toy_env(network=None, num_envs=6, **options):
+def toy_env(network=None, num_envs=6, num_tasks=3, **options):
     torch.manual_seed(0)
-    return RoutingVectorEnv(ExitTree(TREE) if network is None else network, toy_data(), num_envs, **options)
+    return RoutingVectorEnv(ExitTree(TREE) if network is None else network, toy_data(num_tasks), num_envs, **options)
 
 
 def small_env(network=None, num_envs=12, **options):

@@ -75,7 +75,7 @@ class RoutedPyramid(RoutedNetwork):
         tree, depth = _tree(columns, junctions)
         built = [make_column(input_shape, width, d, columns) for d in depth]
         classifiers = [make_classifier(input_shape, num_classes, width, d) for d in depth]
-        column_macs, head_macs = zip(*costs_by_depth(input_shape, num_classes, width, columns), strict=True)
+        column_macs, head_macs = zip(*costs_by_depth(tuple(input_shape), num_classes, width, columns), strict=True)
         names = _names(tree, depth)
         inner = [j for j, following in enumerate(tree) if following]
         number = {column: i for i, column in enumerate(inner)}

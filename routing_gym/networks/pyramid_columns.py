@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import cast
 
 import torch
@@ -184,8 +184,14 @@ def num_features(input_shape: Sequence[int], width: int, depth: int) -> int:
     return channels_of(width, depth)[-1] * (height // shrunk) * (breadth // shrunk)
 
 
-def costs_by_depth(input_shape: Sequence[int], num_classes: int, width: int, columns: int) -> list[tuple[float, float]]:
-    """Return for each depth multiply-accumulates per row of the column, and of the classifier behind it."""
+@cache
+def costs_by_depth(
+    input_shape: tuple[int, ...], num_classes: int, width: int, columns: int
+) -> tuple[tuple[float, float], ...]:
+    """Return for each depth multiply-accumulates per row of the column, and of the classifier behind it.
+
+    Counting takes longer than building the network, so that networks of one form share what was counted.
+    """
     with torch.device("meta"):
         chain = [make_column(input_shape, width, depth, columns) for depth in range(columns)]
         heads = [make_classifier(input_shape, num_classes, width, depth) for depth in range(columns)]
@@ -195,7 +201,7 @@ def costs_by_depth(input_shape: Sequence[int], num_classes: int, width: int, col
             cost = count_macs(column, *scales)
             scales = probe(column, partial(column, *scales))
             costs.append((cost, count_macs(head, scales[-1].flatten(1))))
-    return costs
+    return tuple(costs)
 
 
 def check_form(input_shape: Sequence[int], num_classes: int, width: int) -> None:

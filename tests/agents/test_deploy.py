@@ -122,7 +122,7 @@ def test_what_is_extracted_is_the_same_after_a_round_trip_through_export(task_in
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found")  # of weights that lie channels last
 def test_convolutions_and_their_statistics_are_extracted_too():
-    env = gymnasium.make_vec("routing_gym/MnistMTL-v0", num_envs=64, num_blocks=10)
+    env = gymnasium.make_vec("routing_gym/MnistMTL-v0", num_envs=64, num_tasks=4, num_blocks=4)
     agent = make_agent("task-specific-all", env).learn(env, 256)
     smaller = prune(make_agent("shared", env))
     assert smaller.env.network.block_counts == (1, 1, 1)

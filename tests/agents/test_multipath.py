@@ -167,7 +167,7 @@ def an_agent(name, tree, seed, *, rows=3, priced=True, options=None, **env_optio
     return undecided(make_agent(name, env, seed=seed, **(options or {})), seed)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @drawn(
     tree=trees(),
     name=st.sampled_from(EXACT),
@@ -247,7 +247,7 @@ def test_training_goes_on_however_often_the_temperature_has_halved(name, halving
 # ------------------------------------------------------------------------------------------------ dynamic programming
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @drawn(
     tree=trees(),
     seed=st.integers(0, 99),

@@ -273,7 +273,7 @@ def judged(name, k_cpt):
     }
     torch.manual_seed(1)
     network = Planted(CHAIN[3], width=64)
-    env = exit_env(network, name, 64, data=data, k_cpt=k_cpt, optimizer="adam", learning_rate=3e-3)
+    env = exit_env(network, name, 256, data=data, k_cpt=k_cpt, optimizer="adam", learning_rate=8e-3)
     options = {} if name == "actor" else {"regression": 0.1}  # a hundred times the paper's, for a hundredth of the time
     agent = make_agent(name, env, temperature_epochs=20.0, **options)
     agent.learn(env, 256 * 60)

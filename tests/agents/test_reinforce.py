@@ -12,7 +12,7 @@ from routing_gym.agents import make_agent, needs
 from routing_gym.envs import rollout
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     arrangement=st.sampled_from(["per_task", "single", "dispatched"]),
     representation=st.sampled_from(["table", "mlp"]),

@@ -42,7 +42,7 @@ def replayed(env, **options):
 )  # fmt: skip
 def test_they_find_planted_routes(name, options):
     env = replayed(planted_env(32))
-    agent = make_agent(name, env, **options).learn(env, 4000)
+    agent = make_agent(name, env, **options).learn(env, 2500)
     result = routing_gym.evaluate(agent, env)
     assert result.accuracy == 1 and result.routes.argmax(-1).tolist() == Planted.ROUTES
 

@@ -99,7 +99,7 @@ def test_update_is_algorithm_3(arrangement, scaling, baseline, gamma, rate, aver
             torch.testing.assert_close(agent._table[:, row], table[:, row], rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     arrangement=st.sampled_from(["per_task", "single", "dispatched"]),
     scaling=st.sampled_from(["algorithm3", "appendix"]),

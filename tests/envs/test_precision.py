@@ -363,8 +363,9 @@ def test_the_same_seed_gives_the_same_blocks_bit_for_bit(agent):
 def test_digits_are_learned_as_well():
     accuracy = {}
     for precision in ("float32", "bfloat16"):
-        env = gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=256, precision=precision, device="cpu")
-        agent = make_agent("task-specific-all", env).learn(env, 43 * 8 * 256)
+        options = {"precision": precision, "device": "cpu", "learning_rate": 0.003}
+        env = gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=256, **options)
+        agent = make_agent("task-specific-all", env).learn(env, 43 * 4 * 256)
         accuracy[precision] = evaluate(agent, env).accuracy
     assert accuracy["bfloat16"] > 0.98 and abs(accuracy["bfloat16"] - accuracy["float32"]) < 0.01
 

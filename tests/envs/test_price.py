@@ -337,8 +337,8 @@ def test_an_approximator_by_hand():
 def test_an_agent_that_sees_the_price_learns_to_heed_it(name):
     """A tree of two ways out, the second much dearer: it pays only where computation is free."""
     env = toy_env(ExitTree([[1], []], width=64), 64, autoreset_mode="disabled", price=True, k_cpt=(0.0, 1e-7))
-    agent = make_agent(name, env, representation="mlp", arrangement="single", learning_rate=0.003)
-    for _ in range(400):
+    agent = make_agent(name, env, representation="mlp", arrangement="single", learning_rate=0.006)
+    for _ in range(200):
         trajectory = rollout(agent, env)
         onward = (trajectory.steps[0].action == 1).float()
         trajectory.final_reward = onward * torch.where(trajectory.price > 0, -1.0, 1.0)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from routing_gym.experiments.benchmarks import parallel_paths
+from routing_gym.experiments.benchmarks import parallel_paths, timing
 from routing_gym.experiments.benchmarks.parallel_paths import LoopOverPaths, logits_of
 from routing_gym.experiments.benchmarks.report import tables
 from routing_gym.experiments.cli import main
@@ -98,16 +98,17 @@ def test_tensors_that_have_met_stay_together_on_paths_used_alike(together, live)
 
 
 @pytest.mark.parametrize("name", parallel_paths.NETWORKS)
-def test_records_add_up(small, name):
+def test_records_add_up(small, name, monkeypatch):
+    monkeypatch.setattr(timing, "peak_memory", lambda make, device: 7)  # takes as long as all the rest
     soft, *hard = parallel_paths.measure_parallel_paths(name, 20, 2, CPU)
     paths = int(name.split("-")[1])
     for record in (soft, *hard):
         assert (record["network"], record["blocks"], record["batch"]) == (name, paths, 20)
-        assert record["train_ratio"] > 0 and record["inference_ratio"] > 0 and record["peak_memory_bytes"] > 0
+        assert record["train_ratio"] > 0 and record["inference_ratio"] > 0 and record["peak_memory_bytes"] == 7
     assert soft["agent"] == "soft gates" and {record["agent"] for record in hard} == {"hard choices"}
     for loop in ("loop", "channels_first_loop"):
         assert soft[f"{loop}_train_ratio"] > 0 and soft[f"{loop}_inference_ratio"] > 0
-    assert soft["loop_peak_memory_bytes"] > 0
+    assert soft["loop_peak_memory_bytes"] == 7
     assert [record["live_paths"] for record in hard] == {2: [2, 1], 3: [3, 2, 1], 4: [4, 3, 1]}[paths]
     if name.endswith("cc"):
         assert soft["macs_ratio"] == pytest.approx(paths) and hard[0]["macs_of_soft"] == 1
@@ -133,5 +134,7 @@ def test_the_command_writes_what_it_measured(small, monkeypatch, tmp_path, capsy
     assert {(record["part"], record["device"], record["dtype"]) for record in records} == {
         ("parallel-paths", "cpu", "float32")
     }
+    assert all(record["peak_memory_bytes"] > 1000 for record in records)
+    assert all(record["loop_peak_memory_bytes"] > 1000 for record in records if "live_paths" not in record)
     soft, hard = tables(records)
     assert "loop" in str(soft.title) and soft.row_count == 2 and "hard" in str(hard.title) and hard.row_count == 4

@@ -39,7 +39,6 @@ from routing_gym.experiments.papers.parallel_paths.labels import (
 from routing_gym.experiments.papers.parallel_paths.rows import (
     CIFAR10,
     CIFAR100,
-    HARD_AGENTS,
     PAPER,
     PARALLEL_PATHS,
     SHORT,
@@ -329,7 +328,7 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     small = dataclasses.replace(SHORT, epochs=1, env_options=(*SHORT.env_options, "width=2"))
     labels = [BASE, WIDE, DEEP, STITCHED, routed(2, "CC"), on(RESNET, "CIFAR-10")]
     labels += [on(routed(2, "CP", RESNET), data) for data in DATA]
-    labels += [hard(routed(2, "CC"), name) for name in (*HARD_AGENTS, OWN_PATHS)]
+    labels += [hard(routed(2, "CC"), name) for name in ("REINFORCE", TOLD, OWN_PATHS)]
     rows = [
         dataclasses.replace(row, env_options=(*row.env_options, *(["hidden=4"] if "ResNet" not in row.label else [])))
         for row in PARALLEL_PATHS.rows
@@ -342,9 +341,6 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     command = ["reproduce", "parallel-paths", "--data-dir", str(tmp_path / "data"), "--out", str(out)]
     command += ["--seeds", "1", "--device", "cpu", "--threads", "1"]
     assert main(command) == 0
-    assert main([*command[:-6], "--seeds", "3", *command[-4:], "--rows", "=BaseCNN"]) == 0
-    assert "| BaseCNN ensemble |" in (out / "parallel-paths.md").read_text()
-    assert main(command) == 0, "what is finished is not run again"
     found = {run["label"]: run for run in json.loads((out / "results.json").read_text())}
     assert set(found) == set(labels)
     told = found[hard(routed(2, "CC"), TOLD)]
@@ -363,3 +359,10 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     ):
         assert f"- short-{name}.png" in report
         assert imread(out / f"short-{name}.png").std() > 0.01, name
+
+    checkpoints = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")}
+    assert len(checkpoints) == len(labels)
+    assert main([*command[:-6], "--seeds", "3", *command[-4:], "--rows", "=BaseCNN"]) == 0
+    assert "| BaseCNN ensemble |" in (out / "parallel-paths.md").read_text()
+    assert len(list(out.rglob("checkpoint.pt"))) == len(labels) + 2
+    assert all(path.stat().st_mtime_ns == before for path, before in checkpoints.items()), "finished runs are kept"

@@ -162,7 +162,8 @@ def test_weights_by_path(agent):
     assert torch.equal(weights["conv 1"], first)
 
 
-def test_pictures(agent, gates, tmp_path):
+def test_pictures(agent, gates, tmp_path, monkeypatch):
+    monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 5)
     files = [tmp_path / f"{name}.png" for name in ("routes", "made", "classes", "weights")]
     routes(agent, gates, files[0], "three paths")
     maximal_images(agent, gates, files[1], "three paths")

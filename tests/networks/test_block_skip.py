@@ -291,10 +291,11 @@ def test_what_is_left_after_training(name, observes, tmp_path):
     loaded = Agent.load(tmp_path / "small.pt", again)
     before, after = routing_gym.evaluate(agent, env), routing_gym.evaluate(loaded, again)
     assert (before.accuracy, before.macs) == (after.accuracy, after.macs)
-    images = env.unwrapped.datasets["test"].images[:3]
-    static = extract(agent, 1)
-    program = torch.export.export(static, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.testing.assert_close(program.module()(images), static(images))
+    if observes == "mean":  # what is extracted decides nothing, so observes nothing
+        images = env.unwrapped.datasets["test"].images[:3]
+        static = extract(agent, 1)
+        program = torch.export.export(static, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.testing.assert_close(program.module()(images), static(images))
     prune(pruned)  # once more, nothing being left to drop
 
 
