@@ -12,6 +12,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_snippets_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

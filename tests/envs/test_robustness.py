@@ -315,6 +315,7 @@ calls = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=80, deadline=None)
 @given(
     calls=calls,
