@@ -6,11 +6,12 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.agents.options import AgentConfig, not_negative, share
 from routing_gym.agents.scored import ScoredAgent, ScoredConfig
 from routing_gym.agents.scores import make_scores
+from routing_gym.blocks import Adam
 from routing_gym.envs import Trajectory
 
 
@@ -51,8 +52,7 @@ class ActorCritic(ScoredAgent):
         options = self.config
         inputs = self.env.network.observation_size
         self.values = make_scores(options.representation, self.arrangement, inputs, options.seed + 1, outputs=1)
-        both = [*self.scores.parameters(), *self.values.parameters()]
-        self.optimizer = torch.optim.Adam(both, lr=self.rate, fused=True)
+        self.optimizer = Adam(nn.ModuleList([self.scores, self.values]), lr=self.rate)
 
     def advantages(self, trajectory: Trajectory, values: Tensor) -> Tensor:
         """Return `(steps, B)`; 0 where a row had left.

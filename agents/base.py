@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_type_hints
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from routing_gym.envs import (
     RoutingVectorEnv,
     RunningShare,
     Trajectory,
+    check_types,
     core_of,
     is_price,
 )
+from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
 
 
@@ -294,7 +296,9 @@ class Agent(nn.Module, ABC):
             extra: Plain values and tensors to keep beside them; `read(path)["extra"]` gives them back.
 
         Raises:
-            ValueError: The agent's class is not registered, so that no one could load it.
+            ValueError: The agent's class is not registered, so that no one could load it; or something to be kept is
+                neither a tensor nor a plain value.
+            WriteError: The file cannot be written; one that was there is still there, whole.
         """
         if AGENTS.get(self.name) is not type(self):
             raise ValueError(
@@ -326,8 +330,13 @@ class Agent(nn.Module, ABC):
         whole process and is left alone: `torch.set_rng_state(read(path)["torch_generator"])` puts it back, as the
         commands do.
 
+        How the blocks are trained from here on (`learning_rate`, `momentum`, `weight_decay`, `schedule`, ...) is what
+        `env` was asked for where that was given when it was made, else what it was before; a warning tells where the
+        two differ.
+
         Raises:
-            ValueError: Not a checkpoint, or one of another network, agent or data set. `env` is unchanged then.
+            ValueError: Not a checkpoint, a damaged one, or one of another network, agent or data set. `env` is
+                unchanged then.
         """
         checkpoint = read(path)
         known = AGENTS.get(checkpoint["agent"])
@@ -340,20 +349,32 @@ class Agent(nn.Module, ABC):
             raise ValueError(f"{path} holds a {known.__name__}, expected a {cls.__name__}")
         core = core_of(env)
         try:
-            agent = known(core, known.Config(**checkpoint["config"])).to(core.device)
-            agent.name = checkpoint["agent"]
-            agent.load_state_dict(checkpoint["agent_state"])
-            if agent.optimizer is not None:
-                agent.optimizer.load_state_dict(checkpoint["agent_optimizer"])
+            agent = known._restored(checkpoint, core)
             core.load_state_dict(checkpoint["env"])
-        except (ValueError, RuntimeError, TypeError) as error:
+        except Exception as error:  # an agent of one's own may fail at a state of another form as it likes
             raise ValueError(f"{path} does not fit this environment: {error}") from error
-        agent.episodes = checkpoint["episodes"]
+        return agent
+
+    @classmethod
+    def _restored(cls, checkpoint: dict[str, Any], core: RoutingVectorEnv) -> Self:
+        """Return the agent of a checkpoint; the environment it is made for stays as it is."""
+        options = checkpoint["config"]
+        check_form(options, {field.name: object for field in dataclasses.fields(cls.Config)}, "config")
+        check_types(f"agent {checkpoint['agent']!r}", get_type_hints(cls.Config), options)
+        agent = cls(core, cls.Config(**options)).to(core.device)
+        agent.name, agent.episodes = checkpoint["agent"], checkpoint["episodes"]
+        check_form(checkpoint["agent_state"], agent.state_dict(), "agent_state")
+        agent.load_state_dict(checkpoint["agent_state"])
+        if agent.optimizer is not None:
+            check_optimizer(checkpoint["agent_optimizer"], agent.optimizer, "agent_optimizer")
+            agent.optimizer.load_state_dict(checkpoint["agent_optimizer"])
         device, state = checkpoint["agent_generator"]
-        if device == agent.generator.device.type:
+        if torch.device(device).type == agent.generator.device.type:
+            check_form(state, agent.generator.get_state(), "agent_generator")
             agent.generator.set_state(state)
         else:
             agent.generator.manual_seed(agent.config.seed + agent.episodes)
+        check_form(checkpoint["agent_shares"], agent._shares.total, "agent_shares")
         agent._shares.total = checkpoint["agent_shares"].to(core.device)
         return agent
 

@@ -1,56 +1,102 @@
-"""One file for everything: agent, blocks, optimisers, random states. Written atomically, read without running code."""
+"""One file for everything: agent, blocks, optimisers, random states. Written atomically, read without running code.
+
+A checkpoint is what `torch.save` writes, and `torch.load(path, weights_only=True)` reads it. The comment at the end of
+that zip archive is the SHA-256 digest of all bytes before it.
+"""
 
 from __future__ import annotations
 
-import os
-import pickle
-import tempfile
-from collections.abc import Callable
+import hashlib
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from routing_gym.envs import RoutingVectorEnv
+from routing_gym.files import write_atomically
+from routing_gym.forms import check_form
 
 FORMAT = "routing_gym checkpoint"
-VERSION = 2
+VERSION = 3
+DIGEST = 64
+"""Characters of a digest."""
+
+FORM: dict[str, Any] = {
+    "format": str,
+    "version": int,
+    "agent": str,
+    "config": dict,
+    "episodes": int,
+    "agent_state": dict,
+    "agent_optimizer": dict | None,
+    "agent_generator": (str, Tensor),
+    "agent_shares": Tensor,
+    "env": dict,
+    "env_id": str | None,
+    "env_kwargs": dict,
+    "num_envs": int,
+    "torch_generator": Tensor,
+    "extra": dict,
+}
+"""What a checkpoint holds. What the parts hold, those say who go on with them."""
 
 
 def write(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain values, with the state of PyTorch's own random numbers (dropout)."""
+    """Write a checkpoint of tensors and plain values, with the state of PyTorch's own random numbers (dropout).
+
+    Raises:
+        ValueError: Something that could not be read again: names it.
+        WriteError: The file cannot be written; one that was there is still there.
+    """
     checkpoint = {**content, "format": FORMAT, "version": VERSION, "torch_generator": torch.get_rng_state()}
-    write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
-
-
-def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
-    """Call `write(path)` with a temporary file beside `target`, then rename it: a killed run leaves no half file."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    _check_plain(checkpoint, "")
+    archive = io.BytesIO()
+    torch.save(checkpoint, archive)
+    # The last two bytes of an archive without a comment are the comment's length.
+    sealed = archive.getvalue()[:-2] + DIGEST.to_bytes(2, "little")
+    digest = hashlib.sha256(sealed).hexdigest().encode()
+    write_atomically(path, lambda out: out.writelines((sealed, digest)))
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
-        ValueError: Not a checkpoint of routing_gym, or a damaged one.
+        ValueError: Not a checkpoint of routing_gym, one of another version, or a damaged one.
         FileNotFoundError: No such file.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         raise
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a checkpoint of routing_gym, or it is damaged: {error}") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    if hashlib.sha256(content[:-DIGEST]).hexdigest().encode() != content[-DIGEST:]:
+        raise ValueError(
+            f"{path} is not a checkpoint of routing_gym, or it is damaged, or of a release before format version "
+            f"{VERSION}: it does not end with the digest of what it holds"
+        )
+    try:
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch's own message advises to let the file run code
+        raise ValueError(f"{path} is not a checkpoint of routing_gym: it holds more than tensors and values") from error
+    named = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if not isinstance(named, str) or named != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of routing_gym")
-    if checkpoint["version"] != VERSION:
-        raise ValueError(f"{path} has format version {checkpoint['version']}, this release reads {VERSION}")
+    version = checkpoint.get("version")
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"{path} has format version {version!r}, this release reads {VERSION}")
+    try:
+        check_form(checkpoint, FORM | {"torch_generator": torch.get_rng_state()}, "checkpoint")
+        for option, value in checkpoint["env_kwargs"].items():
+            if not isinstance(option, str) or not _is_plain(value):
+                raise ValueError(f"checkpoint.env_kwargs.{option}: expected what text can say")
+        torch.Generator().set_state(checkpoint["torch_generator"])
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be loaded: {error}") from error
     return checkpoint
 
 
@@ -70,3 +116,18 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Refuse what `read` would refuse: all but tensors and plain values; numpy's numbers are none."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_plain(part, f"{where}.{key}".removeprefix("."))
+    elif type(value) in (list, tuple):
+        for number, part in enumerate(value):
+            _check_plain(part, f"{where}.{number}")
+    elif not isinstance(value, Tensor) and type(value) not in (bool, int, float, str, bytes, type(None)):
+        raise ValueError(
+            f"a checkpoint holds tensors and plain values, which are read without running code; {where} is of type "
+            f"{type(value).__module__}.{type(value).__qualname__}"
+        )

@@ -25,8 +25,8 @@ class CoDiNetConfig(RouterConfig):
     Attributes:
         alpha: Weight of the consistency loss (Eq. 8).
         beta: Weight of the diversity loss (Eq. 9).
-        consistency_margin: m_c.
-        diversity_margin: m_d.
+        consistency_margin: How far paths of one image may lie apart at no cost, m_c.
+        diversity_margin: How far paths of different images are to lie apart, m_d.
         gamma: Weight of the cost Σ_k c_k v_k (Eq. 11), where c_k is the share of block k in the multiply-accumulates
             of the plain network, times the number of blocks. None: what the environment charges, `k_cpt` for every
             multiply-accumulate.
@@ -133,7 +133,8 @@ class CoDiNet(RouterAgent):
     @property
     def frozen(self) -> bool:
         """Whether the second stage has begun, in which routers stay as they are and decisions are hard."""
-        return self.config.freeze_after is not None and self.passes >= self.config.freeze_after
+        # In floats: 0.1, say, is meant as one tenth, though it is a little more.
+        return self.config.freeze_after is not None and float(self.passes) >= self.config.freeze_after
 
     def act(self, observation: Observation, context: Context) -> Action:
         """Return the weights of skipping and running, `(B, 2)`; one choice alone, `(B, 1)` twice, where it is hard."""

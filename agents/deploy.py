@@ -39,10 +39,10 @@ def extract(agent: Agent, task: int, *, normalize: bool = True) -> nn.Sequential
         ValueError: No such task, or it has no single route on the data: the agent mixes blocks or decides by the
             instance; or a network of which no plain form is known.
     """
+    network = _deployable(agent)
     dataset = agent.env.dataset
     if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < dataset.num_tasks:
         raise ValueError(f"task must be an integer in [0, {dataset.num_tasks}), got {task!r}")
-    network = _deployable(agent)
     (route,) = single_routes(agent, [task])
     parts = network.static_route(route, task)
     static, images = nn.Sequential(*parts), _images(agent, task)
@@ -66,13 +66,15 @@ def prune(agent: Agent) -> FixedRoutes:
         ValueError: A task has no single route on the data: the agent mixes blocks or decides by the instance; or a
             network that cannot be pruned.
     """
-    core, network = agent.env, _deployable(agent)
+    network = _deployable(agent)
+    core = agent.env
     routes = single_routes(agent, range(agent.num_tasks))
     smaller, renumbered = network.pruned(torch.tensor(routes))
-    env = type(core)(smaller, core.datasets, core.num_envs, **dataclasses.asdict(core.config))
+    config = dataclasses.replace(core.config, action_type="discrete")
+    env = type(core)(smaller, core.datasets, core.num_envs, **dataclasses.asdict(config))
     if core.spec is not None and isinstance(core.spec.kwargs.get("network"), str):
         env.spec = copy.deepcopy(core.spec)
-        env.spec.kwargs.update(smaller.form_options())
+        env.spec.kwargs.update(smaller.form_options(), action_type=config.action_type)
     for task, (before, after) in enumerate(zip(routes, renumbered.tolist(), strict=True)):
         images = _images(agent, task)
         _check_logits(network, _logits(smaller, images, task, after), _logits(network, images, task, before))
@@ -85,17 +87,21 @@ def single_routes(agent: Agent, tasks: Sequence[int]) -> list[list[int]]:
     Every instance of every split is routed to see that there is only one.
 
     Raises:
-        ValueError: There are several, or the agent does not take one block at a time.
+        ValueError: There are several, or the agent does not take one block at a time: it mixes them by weights.
     """
     env = agent.env
-    if env.config.action_type == "weights":
-        raise ValueError(f"agent {agent.name!r} mixes blocks by weights, so that no task has a single route")
     if agent.num_tensors > 1:
         raise ValueError(f"up to {agent.num_tensors} tensors choose at a decision, so that no task has a single route")
-    counts = sum(evaluate(agent, env, split=split).routes for split in env.datasets)
-    assert isinstance(counts, Tensor)
+    judged = [evaluate(agent, env, split=split) for split in env.datasets]
+    counts, weights = sum(part.routes for part in judged), sum(part.weights for part in judged)
+    assert isinstance(counts, Tensor) and isinstance(weights, Tensor)
     for task in tasks:
         for number, taken in enumerate(counts[task]):
+            if not torch.equal(weights[task, number], taken.to(weights.dtype)):
+                raise ValueError(
+                    f"agent {agent.name!r} mixes blocks by weights, so that task {task} has no single route: decision "
+                    f"{number} ({env.network.decisions[number].name!r})"
+                )
             if len(choices := taken.nonzero().flatten().tolist()) > 1:
                 raise ValueError(
                     f"task {task} has no single route: at decision {number} ({env.network.decisions[number].name!r}) "
@@ -105,6 +111,8 @@ def single_routes(agent: Agent, tasks: Sequence[int]) -> list[list[int]]:
 
 
 def _deployable(agent: Agent) -> Deployable:
+    if not isinstance(agent, Agent):
+        raise ValueError(f"expected an agent of routing_gym, got {type(agent).__name__}")
     network = agent.env.network
     if not isinstance(network, Deployable):
         raise ValueError(

@@ -13,6 +13,7 @@ from routing_gym.agents.arrangement import Arrangement
 from routing_gym.agents.base import Agent
 from routing_gym.agents.options import AgentConfig, count, positive, share
 from routing_gym.agents.scores import TableScores, make_scores
+from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation, Trajectory
 
 
@@ -77,7 +78,7 @@ class Gumbel(Gate):
         inputs = self.env.network.observation_size
         self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
         rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
-        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=rate, fused=True)
+        self.optimizer = Adam(self.scores, lr=rate)
 
     @property
     def temperature(self) -> float:
@@ -148,7 +149,7 @@ class SoftMixture(Gate):
         inputs = self.env.network.observation_size
         self.scores = make_scores(representation, self.arrangement, inputs, self.config.seed)
         rate = self.config.learning_rate or (0.001 if self.config.conditioned else 0.01)
-        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=rate, fused=True)
+        self.optimizer = Adam(self.scores, lr=rate)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Return the weights, the same in training and evaluation."""
@@ -203,7 +204,7 @@ class CrossStitch(Gate):
         weight = torch.full((columns, columns), others).fill_diagonal_(own)
         # One row more, for rows that have left.
         self.weight = nn.Parameter(weight.repeat(self.num_decisions + 1, 1, 1))
-        self.optimizer = torch.optim.Adam([self.weight], lr=self.config.learning_rate, fused=True)
+        self.optimizer = Adam(self, lr=self.config.learning_rate)
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
         """Return None: every column runs, whatever the weights are."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import Any
 
 from routing_gym.agents.arrangement import LearningConfig
 from routing_gym.agents.base import Agent
@@ -33,16 +32,18 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
         nothing, but its schedules (exploration, temperature) stand where they stood. Its optimisers begin anew.
 
     Raises:
-        ValueError: A split is missing, the data do not fit the network, the network is told the task as input, or the
-            agent cannot route so many tasks.
+        ValueError: A split is missing, the data do not fit the network, the network is told the task as input or
+            reads each out by itself, or the agent cannot route so many tasks.
     """
     if not 0 < block_rate < float("inf"):
         raise ValueError(f"block_rate must be positive and finite, got {block_rate}")
     old = agent.env
     if missing := sorted(set(old.datasets) - set(data)):
         raise ValueError(f"the new tasks have no split {missing[0]!r}; they need {', '.join(old.datasets)}")
-    if getattr(old.network, "task_input", False):
-        raise ValueError("this network is told the task as input: it has no place for another one")
+    if any(getattr(old.network, told, False) for told in ("task_input", "readout_per_task")):
+        raise ValueError(
+            "this network is told the task as input, or reads each out by itself: it has no place for another one"
+        )
     datasets = {name: split.with_tasks(data[name]) for name, split in old.datasets.items()}
     before, after = old.dataset.num_tasks, datasets[old.config.split].num_tasks
     options = dataclasses.asdict(old.config)
@@ -64,12 +65,14 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
     return grown
 
 
-def _extended(known: Tensor, fresh: Tensor) -> Tensor:
-    """Return a fresh tensor whose first entries along every axis are the known ones.
+def _extended(known: Any, fresh: Any) -> Any:
+    """Return a fresh tensor, or a dictionary of some, whose first entries along every axis are the known ones.
 
     Tables and stacked approximators are agent by agent, and a one-hot task is joined at the end, so that what is new
     comes last everywhere.
     """
+    if isinstance(known, Mapping):
+        return {key: _extended(known[key], fresh[key]) for key in fresh}
     if known.ndim != fresh.ndim or any(old > new for old, new in zip(known.shape, fresh.shape, strict=True)):
         raise ValueError(f"an agent's state of shape {tuple(known.shape)} does not grow into {tuple(fresh.shape)}")
     grown = fresh.clone()

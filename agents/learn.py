@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, Trajectory, core_of, finite_gradients, rollout
 from routing_gym.networks import NotFiniteError
@@ -27,7 +27,8 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
 
     Raises:
         ValueError: A count below 1, or an environment the agent was not made for.
-        TrainingDivergedError: The loss is no longer a number; agent and blocks are as they were before the batch.
+        TrainingDivergedError: A loss, a gradient or a reward is no longer a number; agent and blocks are as they were
+            before the batch. Or something the agent keeps is not: then it has been updated, and is of no use any more.
     """
     core = check_learning(agent, env, episodes)
     if agent.needs_gradients and agent.optimizer is None:
@@ -46,6 +47,7 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
                         **reported,
                     }
                 )
+    check_state(agent)
 
 
 def check_learning(agent: Agent, env: Any, episodes: int) -> RoutingVectorEnv:
@@ -71,7 +73,8 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
         The episodes, the blocks' loss, and what the agent reports.
 
     Raises:
-        TrainingDivergedError: A loss, a gradient or the agent's weights are no longer numbers; names agent and step.
+        TrainingDivergedError: A loss, a gradient, a reward or what the agent keeps are no longer numbers; names agent
+            and batch.
         ValueError: The agent did what is not allowed; names it likewise.
     """
     joint = agent.optimizer if agent.needs_gradients else None
@@ -83,16 +86,58 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
 
     if joint is not None:
         joint.zero_grad(set_to_none=True)
-    where = f"agent {agent.name or type(agent).__name__!r}, batch {agent.episodes // env.num_envs + 1}"
+    where = f"{_named(agent)}, batch {agent.episodes // env.num_envs + 1}"
+    strange = None
     try:
         trajectory = rollout(agent, env)
+        strange = ~trajectory.reward().isfinite().all()
+        env.note_doubt(strange)
         loss = env.train_blocks(agent.auxiliary_loss(trajectory), before_step=None if joint is None else check_agent)
     except (TrainingDivergedError, NotFiniteError) as error:
+        check_state(agent)
+        if strange is not None and bool(strange):
+            reason = f"a reward is not finite (final_reward={env.config.final_reward!r}); no step was taken"
+            raise TrainingDivergedError(f"{where}: {reason}") from error
         raise TrainingDivergedError(f"{where}: {error}") from error
     except ValueError as error:
+        check_state(agent)
+        if not bool(env.observe()["activation"].isfinite().all()):
+            raise TrainingDivergedError(
+                f"{where}: activations are not finite; the blocks' learning rate may be too high"
+            ) from error
         raise ValueError(f"{where}: {error}") from error
     if joint is not None:
         joint.step()
     reported = agent.receive(trajectory)
     agent.episodes += len(trajectory)
+    if env.device.type == "cpu":  # elsewhere it would wait for the device, so that the next batch finds out, or `learn`
+        check_state(agent)
     return trajectory, loss, reported
+
+
+def check_state(agent: Agent) -> None:
+    """Find numbers that are none in what an agent keeps, its parameters and buffers.
+
+    A parameter is refused as well where its square is infinite: products of such numbers are none. In a buffer infinity
+    may stand.
+
+    Raises:
+        TrainingDivergedError: Names the first such tensor.
+    """
+    kept = [(name, tensor.detach()) for name, tensor in agent.named_parameters()]
+    numbers = [tensor for _, tensor in kept] + [buffer for buffer in agent.buffers() if buffer.is_floating_point()]
+    if not numbers or bool(nn.utils.get_total_norm(numbers).isfinite()):
+        return
+    wrong = [(name, ~tensor.square().isfinite()) for name, tensor in kept]
+    wrong += [(name, tensor.isnan()) for name, tensor in agent.named_buffers()]
+    for name, where in wrong:
+        if bool(where.any()):
+            raise TrainingDivergedError(
+                f"{_named(agent)}: after {agent.episodes} episodes {name} is not finite any more, or too large to "
+                f"compute with ({int(where.sum())} of {where.numel()} numbers): its learning rate may be too high, "
+                "or a reward too large"
+            )
+
+
+def _named(agent: Agent) -> str:
+    return f"agent {agent.name or type(agent).__name__!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from routing_gym.agents.base import Agent
 from routing_gym.agents.options import AgentConfig, positive
-from routing_gym.blocks import allow_small_groups, count_macs
+from routing_gym.blocks import allow_small_groups, count_macs, first_weights
 from routing_gym.envs import Observation, Trajectory
 from routing_gym.networks import RoutedNetwork
 
@@ -42,8 +43,7 @@ class Routers(nn.Module):
         super().__init__()
         self.outputs, self.price = outputs or network.num_choices, price
         self.widths = [decision.width for decision in network.decisions]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with first_weights(seed):
             self.of = nn.ModuleList(make(number, width + price) for number, width in enumerate(self.widths))
         allow_small_groups(self)
         self._macs = [
@@ -104,6 +104,7 @@ class RouterAgent(Agent):
     Attributes:
         routers: The scores.
         passes: How often it has gone through the split it was trained on, which may have grown meanwhile (`add_task`).
+            A fraction: of floats, nine ninths are less than 1, and what begins after a pass begins a batch late.
     """
 
     Config = RouterConfig
@@ -113,7 +114,7 @@ class RouterAgent(Agent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.passes = 0.0
+        self.passes = Fraction(0)
 
     def train_routers(self, routers: nn.Module) -> None:
         """Take over routers, with an optimiser for them."""
@@ -125,15 +126,15 @@ class RouterAgent(Agent):
 
     def get_extra_state(self) -> Tensor:
         """Return how far it has come, for a checkpoint."""
-        return torch.tensor([self.passes], dtype=torch.float64)
+        return torch.tensor(self.passes.as_integer_ratio())
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over how far it has come."""
-        self.passes = float(state[0])
+        self.passes = Fraction(*state.tolist())
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Count how far it has come; all learning is in the joint backward pass."""
-        self.passes += len(trajectory) / self.env.trainer.optimization.epoch
+        self.passes += Fraction(len(trajectory), self.env.trainer.optimization.epoch)
         return {}
 
     def before_step(self, trajectory: Trajectory) -> None:

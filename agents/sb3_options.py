@@ -109,7 +109,8 @@ class DQNConfig(SB3Config):
     `batch_size=256` the routes wander, and what has been learned on DIGITS-MTL is lost again.
 
     Attributes:
-        buffer_size: Decisions remembered: not many, because what a choice is worth changes with the blocks.
+        buffer_size: Decisions remembered: not many, because what a choice is worth changes with the blocks. Up to 32 MB
+            of them are saved in checkpoints: a table's 50 000 are 2.6 MB, but `"mlp"` remembers activations.
         learning_starts: Decisions before the first update.
         batch_size: Decisions per step of the optimiser.
         train_freq: Decisions of each row between two updates.

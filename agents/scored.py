@@ -11,6 +11,7 @@ from torch import Tensor
 from routing_gym.agents.arrangement import LearningAgent, LearningConfig, chosen_in
 from routing_gym.agents.options import AgentConfig, positive
 from routing_gym.agents.scores import TableScores, make_scores
+from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Step
 
 
@@ -44,7 +45,7 @@ class ScoredAgent(LearningAgent):
         inputs = self.env.network.observation_size
         self.rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
         self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
-        self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=self.rate, fused=True)
+        self.optimizer = Adam(self.scores, lr=self.rate)
 
     def preferences(self, observation: Observation, agent: Tensor) -> Tensor:
         """Return the scores."""

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from routing_gym.agents.arrangement import Arrangement
 from routing_gym.agents.tabular import look_up
-from routing_gym.blocks import LinearBlocks, plain, run_chain
+from routing_gym.blocks import LinearBlocks, OwnedParameter, PartlyUsed, first_weights, plain, run_chain
 from routing_gym.envs import Observation
 
 HIDDEN = 64
@@ -52,8 +52,8 @@ class Scores(nn.Module, ABC):
         return 0.0
 
 
-class TableScores(Scores):
-    """A number of its own for each (agent, row), of each `shape`; 0 at first."""
+class TableScores(PartlyUsed, Scores):
+    """A number of its own for each (agent, row), of each `shape`; 0 at first. An agent that is not asked keeps its."""
 
     def __init__(self, arrangement: Arrangement, outputs: int | None = None) -> None:
         super().__init__(arrangement, outputs)
@@ -61,7 +61,17 @@ class TableScores(Scores):
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
         """Look up."""
+        self.note_use(agent)
         return look_up(self.table, agent, observation["depth"])
+
+    @property
+    def num_parts(self) -> int:
+        """How many agents there are."""
+        return self.num_agents
+
+    def parts(self) -> list[list[OwnedParameter]]:
+        """Return the table of every agent."""
+        return [[OwnedParameter(self.table, agent)] for agent in range(self.num_agents)]
 
     def of_all_rows(self) -> Tensor:
         """Return the whole table, `(agents, rows, *shape)`, −inf where a choice is not legal."""
@@ -94,6 +104,8 @@ class MLPScores(Scores):
         seen = with_price(observation) if self.price else observation["activation"]
         x = torch.cat([seen, functional.one_hot(observation["task"], self.num_tasks).to(seen.dtype)], 1)
         which = agent * self.num_rows + observation["depth"]
+        for layer in (self.hidden, self.output):
+            layer.note_use(which)
         links = [self.hidden.link(), self.output.link()]
         return plain(run_chain(links, x, which.unsqueeze(1).expand(-1, 2))).view(-1, *self.shape)
 
@@ -123,7 +135,9 @@ class LinearScores(Scores):
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
         """Run each row through the layer of its agent and decision."""
         seen = with_price(observation) if self.price else observation["activation"]
-        return self.layer(seen, agent * self.num_rows + observation["depth"]).view(-1, *self.shape)
+        which = agent * self.num_rows + observation["depth"]
+        self.layer.note_use(which)
+        return self.layer(seen, which).view(-1, *self.shape)
 
     def macs(self) -> float:
         """Return what the layer costs."""
@@ -140,8 +154,7 @@ def make_scores(
     representation: str, arrangement: Arrangement, inputs: int, seed: int, outputs: int | None = None
 ) -> TableScores | MLPScores | LinearScores:
     """Build scores; the first weights of an approximator come from a seed of their own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with first_weights(seed):
         if representation == "table":
             return TableScores(arrangement, outputs).to(arrangement.legal.device)
         if representation == "linear":

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.routers import Routers
+from routing_gym.blocks import first_weights
 from routing_gym.envs import Observation
 from routing_gym.networks import RoutedNetwork
 
@@ -77,8 +78,7 @@ class RecurrentRouter(nn.Module):
             return nn.Linear(inputs, width)
 
         self.inputs = Routers(network, make, price=price, seed=seed, outputs=width)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 1)
+        with first_weights(seed + 1):
             self.cell, self.output = nn.LSTMCell(width, width), nn.Linear(width, SCORES)
 
     def forward(self, observation: Observation, active: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor]:

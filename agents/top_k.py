@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from routing_gym.agents.balancing import chance_of_being_picked, cv_squared, exp
 from routing_gym.agents.gates import Gate
 from routing_gym.agents.options import AgentConfig, count, not_negative, positive
 from routing_gym.agents.scores import make_scores
+from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action, actions
 
@@ -23,10 +25,12 @@ class TopKConfig(AgentConfig):
     """Options of sparse gates.
 
     Attributes:
-        k: How many blocks each row is mixed from; where fewer are legal, all that are. With 1 the weight is always 1
-            and all the gate learns is balance.
+        k: How many blocks each row is mixed from; where fewer are legal, all that are.
         k_last: How many at the last decision: k then changes in a straight line over the decisions, rounded
             (k-annealing; 7 to 2 over 8 decisions is 7 6 6 5 4 3 3 2); by default k everywhere.
+        softmax: What the weights are a softmax over: the `"chosen"` k, so that they sum to 1; or `"all"` choices, of
+            which the k chosen keep their weights (Switch Transformer, Fedus et al. 2022). With k = 1 the weight of the
+            former is always 1, and all the gate learns is balance.
         noise: Add noise to the scores while training, whose size is learned; without it a block that is never among
             the best k is never tried.
         choice: `"row"`: every row takes its k best blocks; or `"expert"`: in training every block takes the rows that
@@ -48,6 +52,7 @@ class TopKConfig(AgentConfig):
 
     k: int = count(2)
     k_last: int | None = count(None)
+    softmax: Literal["chosen", "all"] = "chosen"
     noise: bool = True
     choice: Literal["row", "expert"] = "row"
     balance: float = not_negative(0.1)
@@ -63,20 +68,54 @@ class TopKConfig(AgentConfig):
         super().__post_init__()
         if self.task_only and not self.task_embedding:
             raise ValueError(f"{self.owner()}: task_only=True shows the gate the embedding alone: give its width")
+        if self.softmax == "all" and self.choice == "expert":
+            raise ValueError(
+                f"{self.owner()}: softmax='all' is for choice='row'; experts share every row out to sum to 1"
+            )
+
+
+class TaskEmbedding(PartlyUsed):
+    """A learned vector for each task; those of tasks that a batch has no instance of stay as they are.
+
+    Args:
+        first: `(T, d)`, the vectors at first.
+    """
+
+    def __init__(self, first: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(first)
+
+    @property
+    def num_parts(self) -> int:
+        """How many tasks there are."""
+        return len(self.weight)
+
+    def parts(self) -> list[list[OwnedParameter]]:
+        """Return the vector of every task."""
+        return [[OwnedParameter(self.weight, task)] for task in range(self.num_parts)]
+
+    def forward(self, task: Tensor) -> Tensor:
+        """Return `(B, d)`: the vector of each of `(B,)` tasks."""
+        self.note_use(task)
+        return self.weight.index_select(0, task)
 
 
 class TopK(Gate):
     """Noisy top-k gates (Shazeer et al. 2017), a linear one per decision; Diverse experts (Ramachandran and Le 2019).
 
     H(x)_i = (x·W_g)_i + ε·softplus((x·W_noise)_i) with ε from N(0, 1), of which the highest k are kept: the weights are
-    their softmax, y = Σ_i G(x)_i E_i(x). Only these k blocks run and have a gradient. The noise is off when
-    deterministic. W_noise is 0 at first.
+    their softmax, y = Σ_i G(x)_i E_i(x); with `softmax="all"` what they have in the softmax of all choices. Only these
+    k blocks run and have a gradient. The noise is off when deterministic. W_noise is 0 at first.
 
     Two losses keep all blocks in use, each the squared coefficient of variation over the blocks of a decision, summed
     over decisions: of the importance Σ_x G(x)_i, and of the load Σ_x P(x, i), see `chance_of_being_picked`.
 
     Raises:
-        ValueError: k is larger than the number of choices of any decision.
+        ValueError: k is larger than the number of choices of any decision; or `softmax="all"` on a network that shares
+            outcomes out, which takes weights that sum to 1.
+
+    Warns:
+        UserWarning: Nothing trains the gates: k = 1 without balance, weights 1 whatever the scores are.
     """
 
     Config = TopKConfig
@@ -90,6 +129,17 @@ class TopK(Gate):
             raise ValueError(
                 f"agent {self.name!r} mixes k={most} blocks, no decision of this network offers more than "
                 f"{self.num_choices}"
+            )
+        if options.softmax == "all" and bool(self.env.network.is_outcome.any()):
+            raise ValueError(
+                f"agent {self.name!r}: this network shares outcomes out by weights that sum to 1, softmax='all' gives "
+                "others: leave it at softmax='chosen'"
+            )
+        if most == 1 and not options.balance and (options.softmax, options.choice) == ("chosen", "row"):
+            warnings.warn(
+                f"agent {self.name!r} with k=1 and balance=0 learns nothing: the only weight is always 1, so that no "
+                "gradient comes to the gates; take softmax='all', k=2 or a balance above 0",
+                stacklevel=2,
             )
         self.arrangement = Arrangement(self.env, options.arrangement)
         legal = self.arrangement.legal
@@ -107,10 +157,10 @@ class TopK(Gate):
         if options.task_embedding:
             numbers = torch.Generator().manual_seed(options.seed)
             first = torch.randn(self.num_tasks, options.task_embedding, generator=numbers)
-            self.embedding = nn.Parameter((options.embedding_scale * first).to(legal.device))
+            self.embedding = TaskEmbedding((options.embedding_scale * first).to(legal.device))
         if options.bias_rate:
             self.register_buffer("bias", torch.zeros(legal.shape, device=legal.device))
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=options.learning_rate, fused=True)
+        self.optimizer = Adam(self, lr=options.learning_rate)
 
     _k: Tensor
     bias: Tensor
@@ -146,7 +196,10 @@ class TopK(Gate):
         wanted = scores + self.bias.index_select(0, depth) if self.config.bias_rate else scores
         indices = wanted.topk(int(self._k.max()), -1).indices
         kept = torch.arange(indices.shape[1], device=k.device) < k.unsqueeze(-1)
-        weights = scores.gather(1, indices).masked_fill(~kept, -torch.inf).softmax(-1)
+        if self.config.softmax == "all":
+            weights = scores.softmax(-1).gather(1, indices).masked_fill(~kept, 0.0)
+        else:
+            weights = scores.gather(1, indices).masked_fill(~kept, -torch.inf).softmax(-1)
         if self.shares_wanted:
             context.record["probabilities"] = torch.zeros_like(scores).scatter(1, indices, weights).detach()
         return indices, weights
@@ -155,7 +208,7 @@ class TopK(Gate):
         """Return what the gates see: the activation, the embedding of the task, or both."""
         if self.embedding is None:
             return observation
-        embedded = self.embedding.index_select(0, observation["task"])
+        embedded = self.embedding(observation["task"])
         both = embedded if self.config.task_only else torch.cat([observation["activation"], embedded], 1)
         return {**observation, "activation": both}
 

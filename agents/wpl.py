@@ -12,6 +12,7 @@ from routing_gym.agents.arrangement import LearningAgent, LearningConfig, chosen
 from routing_gym.agents.options import AgentConfig, positive, rate
 from routing_gym.agents.scores import make_scores
 from routing_gym.agents.tabular import look_up, uniform_policy, visits_and_means
+from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Trajectory
 
 DEFAULT_RATES = {"table": 0.005, "mlp": 0.003}
@@ -85,7 +86,7 @@ class WPL(LearningAgent):
         else:
             inputs = self.env.network.observation_size
             self.scores = make_scores("mlp", self.arrangement, inputs, options.seed)
-            self.optimizer = torch.optim.Adam(self.scores.parameters(), lr=self.rate, fused=True)
+            self.optimizer = Adam(self.scores, lr=self.rate)
         highest = float(legal.sum(-1).max()) * options.min_probability
         if highest > 1:
             raise ValueError(f"WPL: min_probability {options.min_probability} is too much for so many choices")

@@ -29,6 +29,7 @@ from routing_gym.experiments.benchmarks.parallel_paths import measure_parallel_p
 from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
 from routing_gym.experiments.benchmarks.skipping import measure_skipping
 from routing_gym.experiments.benchmarks.steps import Subject, check, measure_agents, mlp
+from routing_gym.experiments.console import Display, say
 from routing_gym.experiments.machine import commit, device_name, processor_name
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.report import Record, write_results
@@ -38,7 +39,6 @@ from routing_gym.experiments.settings import (
     check_agents,
     known_names,
     options_of_agents,
-    progress_bars,
     writable_file,
 )
 from routing_gym.experiments.train import load_with_env
@@ -119,23 +119,22 @@ class Bench(Pluggable):
         out = writable_file(self.out)
 
         records: list[Record] = []
-        with progress_bars(console) as progress:
-            bar = progress.add_task("bench", total=len(jobs) * len(self.threads))
+        with Display(console, len(jobs) * len(self.threads), "bench") as display:
             for threads in self.threads:
                 with torch_threads(threads):
                     for part, job in jobs:
-                        progress.update(bar, description=part)
+                        display.begin(part)
                         place = made_with(torch.device("cpu") if part == "faces" else device)
                         records += [{"part": part, **place, **record} for record in job()]
                         write_results(records, out)
-                        progress.advance(bar)
+                        display.end()
         for table in tables(records):
             console.print(table)
         written = [out]
         if any(record["part"] == "steps" for record in records):
             written.append(out.with_suffix(".png"))
             ratios_against_blocks([record for record in records if record["part"] == "steps"], written[-1])
-        console.print(f"Written to {', '.join(map(str, written))}")
+        say(console, f"Written to {', '.join(map(str, written))}")
         return 0
 
     def _jobs(self, part: str, device: torch.device, precisions: Sequence[str]) -> Iterator[Callable[[], list[Record]]]:

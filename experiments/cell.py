@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from routing_gym.agents import Agent, read
-from routing_gym.experiments.logits import keep_logits
+from routing_gym.experiments.folders import locked
+from routing_gym.experiments.logits import keep_logits, routed
 from routing_gym.experiments.paths import judged_paths
-from routing_gym.experiments.report import Record, write_results
+from routing_gym.experiments.report import Record, check_curve, read_run, write_results
 from routing_gym.experiments.run import Curve, Result, judged_by_price, record_of, run
 from routing_gym.experiments.settings import TrainingSettings, UsageError, build_agent, writable_folder
+from routing_gym.experiments.stopping import unbroken
+from routing_gym.files import clear_orphans
 
 PATHS = "paths.npz"
 """The file in a run's folder that holds the paths of all images."""
@@ -91,56 +96,99 @@ class Cell:
         """Return the record of this very run, if it is finished.
 
         Raises:
-            UsageError: The folder holds the results of another run.
+            UsageError: The folder holds the results of another run, or damaged ones.
         """
         path = self.folder / "results.json"
         if not path.exists():
             return None
-        record: Record = json.loads(path.read_text())[0]
-        saved = record.get("asked", {})
-        for key, value in self.asked.items():
-            if saved.get(key) != value:
-                raise UsageError(
-                    f"{path} holds another run: its {key} is {saved.get(key)!r}, asked for is {value!r}; take "
-                    "another folder, or delete this one"
-                )
+        record = read_run(path)
+        check_same(path, record["asked"], self.asked)
+        check_same(path, record, {key: value for key, value in self.asked.items() if key in record})
         return record
 
-    def run(
-        self,
-        *,
-        resume: bool,
-        after_epoch: Callable[[int], None] | None = None,
-        **more: Any,
-    ) -> tuple[Result, Record]:
-        """Train and judge.
+    def try_out(self, *, batch: bool, fresh: bool) -> None:
+        """Find out what would go wrong, on a throwaway copy: no random number and no file is touched.
 
         Args:
-            resume: Go on from the folder's checkpoint, where there is one.
-            after_epoch: Called with the number of every epoch done.
+            batch: Route one batch, train on it and judge one; else see only whether the checkpoint, where there is
+                one, is one to go on with.
+            fresh: The checkpoint is about to be replaced.
+
+        Raises:
+            UsageError: A wrong option, or a checkpoint of other options.
+        """
+        checkpoint = self.folder / "checkpoint.pt"
+        goes_on = not fresh and checkpoint.exists()
+        if not (batch or goes_on):
+            return
+        with _no_trace():
+            agent = self.make()
+            if goes_on:
+                agent, _ = resumed(checkpoint, agent, self.training.epochs)
+            if batch:
+                agent.learn(agent.env, agent.env.num_envs)
+                next(routed(agent, self.split))
+
+    def run(self, *, after_epoch: Callable[[Curve], None] | None = None, **more: Any) -> tuple[Result, Record]:
+        """Train and judge, going on from the folder's checkpoint where there is one.
+
+        Args:
+            after_epoch: Called with the curve after every epoch.
             more: What else the record should hold.
 
         Raises:
-            UsageError: The checkpoint is of other options.
+            UsageError: The checkpoint is of other options, or another command is at work in the folder.
             TrainingDivergedError: The loss is no longer a number.
         """
         agent, curve = self.make(), None
-        folder = writable_folder(self.folder)
-        if resume and (folder / "checkpoint.pt").exists():
-            agent, curve = resumed(folder / "checkpoint.pt", agent, self.training.epochs)
-        if not resume:
-            for name in ("results.json", "checkpoint.pt", "policies.npz"):  # of a run that was here before
-                (folder / name).unlink(missing_ok=True)
-        result = run(agent, agent.env, self.training.epochs, folder, curve, after_epoch, split=self.split)
-        if self.judge_at:
-            more["by_price"] = judged_by_price(result, self.judge_at)
-        if self.compare_paths:
-            more["compared_paths"] = judged_paths(result, self.seed, folder / PATHS)
-        if self.keep_logits:
-            keep_logits(result.agent, self.split, folder / LOGITS)
-        record = record_of(result, self.training.env, self.seed, asked=self.asked, **more)
-        write_results([record], folder / "results.json")
+        with locked(writable_folder(self.folder)):
+            folder = self.folder
+            clear_orphans(folder)
+            if (folder / "checkpoint.pt").exists():
+                agent, curve = resumed(folder / "checkpoint.pt", agent, self.training.epochs)
+            result = run(agent, agent.env, self.training.epochs, folder, curve, after_epoch, split=self.split)
+            if self.judge_at:
+                more["by_price"] = judged_by_price(result, self.judge_at)
+            if self.compare_paths:
+                more["compared_paths"] = judged_paths(result, self.seed, folder / PATHS)
+            if self.keep_logits:
+                keep_logits(result.agent, self.split, folder / LOGITS)
+            record = record_of(result, self.training.env, self.seed, asked=self.asked, **more)
+            with unbroken():
+                write_results([record], folder / "results.json")
         return result, record
+
+
+def check_same(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse the record of a run that another is not to be taken for.
+
+    Args:
+        path: Where it stands.
+        saved: What it was asked for.
+        asked: What is asked for now.
+
+    Raises:
+        UsageError: Names file and option.
+    """
+    for key, value in asked.items():
+        if saved.get(key) != value:
+            raise UsageError(
+                f"{path} holds another run: its {key} is {saved.get(key)!r}, asked for is {value!r}; take "
+                "another folder, or delete this one"
+            )
+
+
+@contextmanager
+def _no_trace() -> Iterator[None]:
+    """Leave global random numbers and the number of threads as they were."""
+    python, legacy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+            torch.set_num_threads(threads)
 
 
 def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
@@ -173,11 +221,12 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
                     )
         if "curve" not in checkpoint["extra"]:
             raise UsageError(f"{path} was not written by `routing-gym train`")
+        check_curve(checkpoint["extra"]["curve"], f"{path}: curve")
         done = len(checkpoint["extra"]["curve"]["epoch"])
         if done > epochs:
             raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared
+        raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
     return agent, Curve(**checkpoint["extra"]["curve"])

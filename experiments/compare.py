@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
-from routing_gym.envs import TrainingDivergedError
-from routing_gym.experiments.cell import Cell
+from routing_gym.experiments.cell import Cell, check_same
+from routing_gym.experiments.console import one_line, say
 from routing_gym.experiments.figures import learning_curves, routing_maps
+from routing_gym.experiments.folders import Keeping, check_free, drop_aside, locked, records_in, set_aside
+from routing_gym.experiments.jobs import Job, run_jobs, say_failures, try_out
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.report import Record, comparison_table, write_results
+from routing_gym.experiments.run import Result
 from routing_gym.experiments.settings import (
     TrainingSettings,
     at_least_one,
     check_agents,
     options_of_agents,
-    progress_bars,
     writable_folder,
 )
 
@@ -37,11 +39,11 @@ DEFAULT_AGENTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare(Pluggable):
+class Compare(Keeping, Pluggable):
     """Train several agents on one environment over several seeds and compare them.
 
     Prints a table and writes learning_curves.png, routing_maps.png, results.json, a checkpoint and TensorBoard events
-    of every run.
+    of every run. A run that fails is named in the end, the others stand.
 
     Attributes:
         training: How agents and blocks are trained.
@@ -49,7 +51,6 @@ class Compare(Pluggable):
         seeds: Number of seeds, 0 to N - 1: first weights, order of instances and the agent's choices.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. wpl.policy_rate=0.02.
         out: Folder for everything that is written.
-        resume: Skip the runs that are finished in OUT, and go on with the one that was interrupted.
     """
 
     training: Annotated[TrainingSettings, tyro.conf.arg(name="")] = TrainingSettings()
@@ -57,50 +58,88 @@ class Compare(Pluggable):
     seeds: int = 5
     agent_options: tuple[str, ...] = ()
     out: Path = Path("results/compare")
-    resume: bool = False
 
     def execute(self, console: Console) -> int:
-        """Run it; return the exit status, 1 where some run diverged."""
+        """Run it; return the exit status, 1 where some run failed."""
         self.training.check()
         check_agents(self.agents)
         at_least_one("seeds", self.seeds)
         options = options_of_agents(self.agents, self.agent_options)
-        for name in self.agents:  # refuse bad options before the first minute is spent
-            Cell(self.training, name, 0, self.out, options[name]).make()
-        folder = writable_folder(self.out)
+        cells = [
+            Cell(self.training, name, seed, self.out / folder_name(name) / f"seed-{seed}", options[name])
+            for name in self.agents
+            for seed in range(self.seeds)
+        ]
+        with ExitStack() as stack:
+            if self.out.is_dir():
+                stack.enter_context(locked(self.out))
+            check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=False)
+            records = joined(self.out, cells) if self.resume else {}
+            groups: dict[str, list[Job]] = {}
+            for cell in cells:
+                if (cell.agent, cell.seed) not in records:
+                    groups.setdefault(cell.agent, []).append(Job(f"{cell.agent}, seed {cell.seed}", cell))
+            jobs, failures = try_out(groups, console, self.debug, fresh=self.overwrite)
+            stack.enter_context(locked(writable_folder(self.out)))
+            if self.overwrite:
+                set_aside(self.out)
+            order = list(dict.fromkeys([*(agent for agent, _ in records), *self.agents]))
 
-        records: list[Record] = []
-        failures: list[str] = []
-        with progress_bars(console) as progress:
-            whole = progress.add_task("all runs", total=len(self.agents) * self.seeds)
-            for name in self.agents:
-                bar = progress.add_task(name, total=self.seeds * self.training.epochs)
-                for seed in range(self.seeds):
-                    cell = Cell(self.training, name, seed, folder / folder_name(name) / f"seed-{seed}", options[name])
-                    try:
-                        done = cell.finished() if self.resume else None
-                        if done is None:
-                            done = cell.run(resume=self.resume, after_epoch=partial(_advance, progress, bar))[1]
-                        records.append(done)
-                    except TrainingDivergedError as error:
-                        failures.append(f"seed {seed}, {error}; the last good checkpoint is in {cell.folder}")
-                    progress.advance(whole)
-                    write_results(records, folder / "results.json")
-        if records:
-            title = f"{self.training.env}, {self.seeds} seed{'s' * (self.seeds > 1)}, {self.training.epochs} epochs"
-            console.print(comparison_table(records, title))
-            learning_curves(records, folder / "learning_curves.png", title)
-            routing_maps(records, folder / "routing_maps.png", f"Who takes which block: {self.training.env}")
-            console.print(f"Written to {folder}: learning_curves.png, routing_maps.png, results.json, a folder per run")
-        for failure in failures:
-            console.print(f"[red]{failure}[/red]")
-        return 1 if failures else 0
+            def in_order() -> list[Record]:
+                return [records[key] for key in sorted(records, key=lambda key: (order.index(key[0]), key[1]))]
+
+            def keep(job: Job, result: Result, record: Record) -> None:
+                records[job.cell.agent, job.cell.seed] = record
+                write_results(in_order(), writable_folder(self.out) / "results.json")
+
+            failures += run_jobs(jobs, keep, console, self.debug)
+            if records:
+                failures += self._show(in_order(), console)
+            if not failures:
+                drop_aside(self.out)
+            return say_failures(failures, console, self.out)
+
+    def _show(self, records: Sequence[Record], console: Console) -> list[str]:
+        """Print the table, write records and pictures; return what could not be written."""
+        seeds = len({record["seed"] for record in records})
+        title = f"{self.training.env}, {seeds} seed{'s' * (seeds > 1)}, {self.training.epochs} epochs"
+        console.print(comparison_table(records, title))
+        try:
+            write_results(records, writable_folder(self.out) / "results.json")
+            learning_curves(records, self.out / "learning_curves.png", title)
+            routing_maps(records, self.out / "routing_maps.png", f"Who takes which block: {self.training.env}")
+        except Exception as error:
+            return [f"not everything could be written to {self.out}: {one_line(error)}"]
+        say(console, f"Written to {self.out}: learning_curves.png, routing_maps.png, results.json, a folder per run")
+        return []
+
+
+def joined(folder: Path, cells: Sequence[Cell]) -> dict[tuple[str, int], Record]:
+    """Return the finished runs of a comparison, by agent and seed, which others are to join.
+
+    The folders of runs say what is finished; of agents that do not run now, the records of the comparison do, too.
+
+    Args:
+        folder: The comparison's.
+        cells: What is asked for now.
+
+    Raises:
+        UsageError: Runs of an agent with other options, or in another environment, or of other length.
+    """
+    options = {cell.agent: cell.asked["agent_options"] for cell in cells}
+    records = {}
+    for path in (folder / "results.json", *sorted(folder.glob("[!.]*/seed-*/results.json"))):
+        for record in records_in(path):
+            agent, seed = record["agent"], record["seed"]
+            if path.parent == folder and agent in options:
+                continue
+            saved = record.get("asked", {})
+            asked = {**cells[0].asked, "agent": agent, "seed": seed}
+            check_same(path, saved, {**asked, "agent_options": options.get(agent, saved.get("agent_options"))})
+            records[agent, seed] = record
+    return records
 
 
 def folder_name(agent: str) -> str:
     """Return the name of an agent's folder: `sb3-PPO` for `sb3:PPO`, because not every file system takes a colon."""
     return agent.replace(":", "-")
-
-
-def _advance(progress: Progress, bar: TaskID, epoch: int) -> None:
-    progress.advance(bar)

@@ -16,15 +16,16 @@ from rich.table import Table
 from torch import Tensor
 
 from routing_gym.agents import Agent, extract, prune
-from routing_gym.agents.checkpoint import write_atomically
 from routing_gym.blocks import count_macs
 from routing_gym.envs import evaluate
 from routing_gym.envs.evaluation import EVALUATION_BATCH
 from routing_gym.envs.outcome import classified_right
+from routing_gym.experiments.console import say
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.run import count_parameters
 from routing_gym.experiments.settings import UsageError, writable_file
 from routing_gym.experiments.train import load_with_env
+from routing_gym.files import write_atomically
 from routing_gym.networks import Deployable
 from routing_gym.tasks import MultiTaskDataset
 
@@ -61,7 +62,7 @@ class Prune(Pluggable):
             result = evaluate(judged, judged.env)
             table.add_row(name, _blocks(judged), *_row(count_parameters(judged), result.accuracy, result.macs))
         console.print(table)
-        console.print(f"Written to {self.out}")
+        say(console, f"Written to {self.out}")
         return 0
 
 
@@ -113,7 +114,7 @@ class Extract(Pluggable):
             # Said of weights that lie channels last; it does not matter on the CPU.
             warnings.filterwarnings("ignore", "No complete tensor found")
             torch.export.save(program, file)
-        write_atomically(self.out, lambda temporary: Path(temporary).write_bytes(file.getvalue()))
+        write_atomically(self.out, lambda out: out.write(file.getvalue()))
         table = Table(title=f"{agent.name}, {self.checkpoint}, task {self.task}, split test")
         for column in ("", "parameters", "accuracy %", "MACs per instance"):
             table.add_column(column, justify="right")
@@ -123,7 +124,7 @@ class Extract(Pluggable):
         accuracy, macs = task_accuracy(program.module(), test, self.task), count_macs(static, images[:1])
         table.add_row("extracted", *_row(sum(p.numel() for p in static.parameters()), accuracy, macs))
         console.print(table)
-        console.print(f"Written to {self.out}")
+        say(console, f"Written to {self.out}")
         return 0
 
 

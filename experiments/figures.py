@@ -13,10 +13,16 @@ from matplotlib.ticker import MaxNLocator
 
 from routing_gym.envs import CELL, GAP, routing_map
 from routing_gym.experiments.report import Record, accuracy_text, by_label
+from routing_gym.files import write_atomically
 
 DPI = 120
 TITLE_INCHES = 0.09
 """Width of a letter of a title, rounded up."""
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    write_atomically(path, lambda out: figure.savefig(out, dpi=DPI, format="png"))
 
 
 def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
@@ -44,7 +50,7 @@ def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
     figure.legend(
         title="test accuracy, %", fontsize=8, title_fontsize=8, loc="outside right upper", frameon=False, handlelength=3
     )
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def routing_maps(records: Sequence[Record], path: Path, title: str) -> None:
@@ -67,7 +73,7 @@ def routing_maps(records: Sequence[Record], path: Path, title: str) -> None:
     for axes, (agent, record) in zip(grid.flat, firsts.items(), strict=False):
         _routing_map(axes, np.array(record["routes"]))
         axes.set_title(f"{agent} (seed {record['seed']})", fontsize=9)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def _routing_map(axes: Axes, routes: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Trajectory, route_split
-from routing_gym.experiments.report import write_arrays
+from routing_gym.experiments.report import read_arrays, write_arrays
 
 BATCH = 500
 
@@ -50,15 +50,16 @@ def accuracy_together(files: Sequence[Path]) -> float:
 
     Raises:
         ValueError: They are of different instances.
+        UsageError: One is not there or damaged.
     """
     total: Tensor | None = None
     labels: np.ndarray | None = None
     for file in files:
-        with np.load(file) as saved:
-            chances = torch.from_numpy(saved["logits"]).double().softmax(1)
-            if labels is not None and not np.array_equal(labels, saved["label"]):
-                raise ValueError(f"{file} is of other instances than {files[0]}")
-            labels, total = saved["label"], chances if total is None else total + chances
+        saved = read_arrays(file, logits=2, label=1)
+        chances = torch.from_numpy(saved["logits"]).double().softmax(1)
+        if labels is not None and not np.array_equal(labels, saved["label"]):
+            raise ValueError(f"{file} is of other instances than {files[0]}")
+        labels, total = saved["label"], chances if total is None else total + chances
     if total is None or labels is None:
         raise ValueError("an ensemble has at least one member")
     return float((total.argmax(1).numpy() == labels).mean())

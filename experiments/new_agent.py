@@ -11,8 +11,9 @@ import tyro
 from rich.console import Console
 
 from routing_gym.agents import AGENTS
-from routing_gym.agents.checkpoint import write_atomically
-from routing_gym.experiments.settings import UsageError, writable_file
+from routing_gym.experiments.console import say
+from routing_gym.experiments.report import write_text
+from routing_gym.experiments.settings import Command, UsageError, writable_file
 
 TEMPLATE = '''\
 """The agent {name!r}: remembers what each choice was worth, and takes the best.
@@ -71,7 +72,7 @@ register_agent("{name}", {cls})
 
 
 @dataclasses.dataclass(frozen=True)
-class NewAgent:
+class NewAgent(Command):
     """Write a file with an agent that runs as it stands, to be changed into your own.
 
     Attributes:
@@ -94,6 +95,6 @@ class NewAgent:
             raise UsageError(f"{path} exists already; choose another file with --out")
         cls = "".join(part.capitalize() for part in self.name.split("-"))
         text = TEMPLATE.format(name=self.name, cls=cls, file=path)
-        write_atomically(path, lambda temporary: Path(temporary).write_text(text))
-        console.print(f"Written to {path}. Run it: routing-gym compare --plugin {path} --agents {self.name} wpl")
+        write_text(path, text)
+        say(console, f"Written to {path}. Run it: routing-gym compare --plugin {path} --agents {self.name} wpl")
         return 0

@@ -12,13 +12,13 @@ from typing import Any
 
 from routing_gym.agents import AGENTS, load_installed_agents
 from routing_gym.envs import DATASETS, FINAL_REWARDS
-from routing_gym.experiments.settings import UsageError
+from routing_gym.experiments.settings import Command, UsageError
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pluggable:
+class Pluggable(Command):
     """A command that takes plug-ins.
 
     Attributes:
@@ -46,7 +46,9 @@ def load_plugin(path: Path) -> None:
         UsageError: It is missing, fails, or registers nothing.
     """
     name = f"routing_gym_plugin_{path.stem}"
-    if not path.is_file():
+    if path.is_dir():
+        raise UsageError(f"a plug-in is a Python file, {path} is a folder: name the files in it")
+    if not path.exists():
         raise UsageError(f"no such plug-in: {path}")
     module = sys.modules.get(name)
     if module is not None and module.__file__ == str(path.resolve()):
@@ -59,7 +61,7 @@ def load_plugin(path: Path) -> None:
     sys.modules[name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         line = traceback.extract_tb(error.__traceback__)[-1]
         raise UsageError(

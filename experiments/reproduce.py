@@ -13,24 +13,28 @@ import tyro
 from rich.console import Console
 
 import routing_gym
-from routing_gym.agents.checkpoint import write_atomically
-from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.cell import Cell
+from routing_gym.experiments.console import one_line, say
+from routing_gym.experiments.folders import check_own, locked
+from routing_gym.experiments.jobs import Job, run_jobs, say_failures
 from routing_gym.experiments.machine import commit
 from routing_gym.experiments.papers.codinet.rows import CODINET
 from routing_gym.experiments.papers.diversity.rows import DIVERSITY
 from routing_gym.experiments.papers.multipath.rows import MULTIPATH
+from routing_gym.experiments.papers.page import page_around, write_page
 from routing_gym.experiments.papers.parallel_paths.rows import PARALLEL_PATHS
 from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings, asks_for
 from routing_gym.experiments.papers.routing_networks.rows import ROUTING_NETWORKS
 from routing_gym.experiments.report import Record, write_results
+from routing_gym.experiments.run import Result
 from routing_gym.experiments.settings import (
     DEFAULT_ENV,
+    Command,
     TrainingSettings,
     UsageError,
     at_least_one,
     known_names,
-    progress_bars,
+    writable_file,
     writable_folder,
 )
 from routing_gym.tasks import DataError
@@ -42,7 +46,7 @@ REPRODUCTIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Reproduce:
+class Reproduce(Command):
     """Run what a paper reports and put our figures beside theirs.
 
     Every run is a folder of its own: finished ones are skipped, an interrupted one goes on where it stopped. The report
@@ -60,7 +64,8 @@ class Reproduce:
         device: "auto" takes CUDA where present.
         threads: CPU threads of PyTorch.
         out: Folder for everything that is written: results.json, pictures, a folder per run.
-        report: The report; OUT/NAME.md if left out.
+        report: The report; OUT/NAME.md if left out. Of a page that is there only what stands between the marks of what
+            is generated is replaced.
     """
 
     name: Annotated[str, tyro.conf.Positional]
@@ -84,9 +89,9 @@ class Reproduce:
         settings = [chosen[name] for name in known_names("settings", self.settings, tuple(chosen))]
         groups = known_names("groups", self.groups, (*paper.groups, *paper.measured))
         at_least_one("seeds", self.seeds)
-        folder = writable_folder(self.out)
-        target = self.report or folder / f"{self.name}.md"
-        writable_folder(target.parent)
+        folder = self.out
+        target = writable_file(self.report or folder / f"{self.name}.md", "--report")
+        page_around(target)
 
         cells = []
         for setting in settings:
@@ -98,43 +103,74 @@ class Reproduce:
             if not any(asks_for(text, row) for _, row, _ in cells):
                 named = f"is named {text[1:]!r}" if text.startswith("=") else f"has {text!r} in its name"
                 raise UsageError(f"--rows: no row of {', '.join(groups)} {named}")
-        failures: dict[str, None] = {}
+        with locked(writable_folder(folder)):
+            check_own(folder, "settings")
+            return self._reproduce(paper, settings, groups, cells, target, console)
+
+    @property
+    def going_on(self) -> str:
+        """How to go on after it was stopped."""
+        return "call it again, and it goes on"
+
+    def _reproduce(
+        self,
+        paper: Reproduction,
+        settings: Sequence[Settings],
+        groups: tuple[str, ...],
+        cells: Sequence[tuple[Settings, Row, Cell]],
+        target: Path,
+        console: Console,
+    ) -> int:
+        folder = self.out
+        records: dict[Cell, Record] = {}
+        jobs = []
+        for setting, row, cell in cells:
+            facts = _facts_of(setting, row, cell)
+            if record := cell.finished():
+                records[cell] = {**record, **facts}
+            else:
+                jobs.append(Job(f"{setting.name}, {row.label}, seed {cell.seed}", cell, facts))
+        failures: list[str] = []
         measured: dict[str, list[Record]] = {}
-        pictures_of_measured = []
+        pictures: list[Path] = []
+
+        def in_order() -> list[Record]:
+            return [records[cell] for _, _, cell in cells if cell in records]
+
+        def report() -> None:
+            write_page(
+                target, paper.title, report_of(paper, settings, groups, in_order(), measured, failures, pictures)
+            )
+
         for name, measurement in paper.measured.items():
             if name in groups:
                 base = self._training(measurement.env, 1, paper.batch_size)
                 try:
                     measured[name] = measurement.measure(base, folder / f"{name}.json")
-                    pictures_of_measured.append(folder / f"{name}.png")
-                    measurement.draw(measured[name], pictures_of_measured[-1], measurement.title)
-                    _write(target, report_of(paper, settings, groups, [], measured, [], pictures_of_measured))
+                    pictures.append(folder / f"{name}.png")
+                    measurement.draw(measured[name], pictures[-1], measurement.title)
                 except UsageError as error:
-                    _unless_data_is_missing(error, failures)
-        records: list[Record] = []
-        with progress_bars(console) as progress:
-            bar = progress.add_task("runs", total=len(cells))
-            for setting, row, cell in cells:
-                more = _facts_of(setting, row, cell)
-                progress.update(bar, description=f"{row.label}"[:40])
-                try:
-                    record = cell.finished() or cell.run(resume=True, **more)[1]
-                    records.append({**record, **more})
-                except TrainingDivergedError as error:
-                    failures[f"{setting.name}, {row.label}, seed {cell.seed}: {error}"] = None
-                except UsageError as error:
-                    _unless_data_is_missing(error, failures)
-                progress.advance(bar)
-                write_results(records, folder / "results.json")
-                _write(
-                    target, report_of(paper, settings, groups, records, measured, list(failures), pictures_of_measured)
-                )
-        pictures = [*paper.pictures(groups, records, folder), *pictures_of_measured]
-        _write(target, report_of(paper, settings, groups, records, measured, list(failures), pictures))
-        for failure in failures:
-            console.print(f"[red]{failure}[/red]")
-        console.print(f"Written to {folder}: results.json, pictures, a folder per run; the report is {target}")
-        return 1 if failures else 0
+                    if not isinstance(error.__cause__, DataError):
+                        raise
+                    failures.append(f"not run: {error}")
+                except Exception as error:
+                    failures.append(f"{measurement.title}: {one_line(error)}")
+                report()
+
+        def keep(job: Job, result: Result, record: Record) -> None:
+            records[job.cell] = {**record, **job.more}
+            write_results(in_order(), writable_folder(folder) / "results.json")
+            report()
+
+        failures += run_jobs(jobs, keep, console, self.debug)
+        try:
+            write_results(in_order(), writable_folder(folder) / "results.json")
+            pictures[:0] = paper.pictures(groups, in_order(), folder)
+            report()
+            say(console, f"Written to {folder}: results.json, pictures, a folder per run; the report is {target}")
+        except Exception as error:
+            failures.append(f"not everything could be written: {one_line(error)}")
+        return say_failures(list(dict.fromkeys(failures)), console, folder)
 
     def _training(self, env: str = DEFAULT_ENV, epochs: int = 1, batch_size: int = 1) -> TrainingSettings:
         """Return how something is trained on this machine."""
@@ -156,18 +192,6 @@ def _facts_of(setting: Settings, row: Row, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _unless_data_is_missing(error: UsageError, failures: dict[str, None]) -> None:
-    """Note what could not be run because its data are not there; any other mistake stops the command."""
-    if not isinstance(error.__cause__, DataError):
-        raise error
-    failures[f"not run: {error}"] = None
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text, whole or not at all."""
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text))
-
-
 def report_of(
     paper: Reproduction,
     settings: Sequence[Settings],
@@ -177,10 +201,8 @@ def report_of(
     failures: Sequence[str],
     pictures: Sequence[Path],
 ) -> str:
-    """Return the report, as Markdown."""
+    """Return what is generated of the report, as Markdown."""
     lines = [
-        f"# {paper.title}",
-        "",
         f"{paper.about} `routing-gym reproduce {paper.name}`, "
         f"routing_gym {routing_gym.__version__} at commit {commit()}, PyTorch {torch.__version__}, "
         f"{platform.machine()}, Python {platform.python_version()}.",
@@ -202,5 +224,5 @@ def report_of(
     if failures:
         lines += ["## Not there", "", *(f"- {failure}" for failure in failures), ""]
     if pictures:
-        lines += ["## Pictures", "", *(f"- {picture.name}" for picture in pictures), ""]
+        lines += ["## Pictures in the output folder", "", *(f"- {picture.name}" for picture in pictures), ""]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from routing_gym.agents import Agent
-from routing_gym.envs import Evaluation, RoutingVectorEnv, evaluate
+from routing_gym.envs import Evaluation, RoutingVectorEnv, TrainingDivergedError, evaluate
 from routing_gym.experiments.machine import device_name, give_back_freed_memory
-from routing_gym.experiments.report import write_arrays
+from routing_gym.experiments.report import read_arrays, write_arrays
+from routing_gym.experiments.stopping import stop_if_asked, unbroken
 from routing_gym.networks import ways_out
 
 
@@ -79,7 +81,7 @@ def run(
     epochs: int,
     folder: Path,
     curve: Curve | None = None,
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: Callable[[Curve], None] | None = None,
     *,
     split: str = "test",
 ) -> Result:
@@ -92,11 +94,12 @@ def run(
         folder: Receives `checkpoint.pt` after every epoch, so that a run that stops keeps its last good one,
             TensorBoard events, and `policies.npz`: how the agent's policy developed, where it is in a table.
         curve: The epochs that are behind the agent already, from the checkpoint it was loaded from.
-        after_epoch: Called with the number of the epoch just done.
+        after_epoch: Called with the curve after every epoch, when its checkpoint is written.
         split: What it is judged on in the end.
 
     Raises:
-        TrainingDivergedError: The loss is no longer a number; names agent and step.
+        TrainingDivergedError: The loss is no longer a number; names agent and step, or epoch.
+        Stopped: A signal came; nothing was broken off but the epoch.
     """
     batches = -(-env.trainer.optimization.epoch // env.num_envs)
     judged_on = "validation" if "validation" in env.datasets else "test"
@@ -113,12 +116,14 @@ def run(
             def note(metrics: dict[str, Tensor], seen: list[dict[str, Tensor]] = seen) -> None:
                 seen.append(metrics)
                 policies.note()
+                stop_if_asked()
 
-            agent.learn(env, batches * env.num_envs, note)
+            with unbroken():
+                agent.learn(env, batches * env.num_envs, note)
             _wait_for(env.device)
             seconds += time.perf_counter() - start
             means = {key: torch.stack([batch[key] for batch in seen]).mean().item() for key in seen[0]}
-            validation = evaluate(agent, env, split=judged_on)
+            validation = _judged(agent, judged_on, epoch)
             curve.epoch.append(epoch)
             curve.train_loss.append(means["loss"])
             curve.train_accuracy.append(means["accuracy"])
@@ -131,16 +136,29 @@ def run(
                 writer.add_scalar(f"train/{key}", value, epoch)
             writer.add_scalar(f"{judged_on}/accuracy_by_epoch", validation.accuracy, epoch)
             writer.add_scalar(f"{judged_on}/macs", validation.macs, epoch)
-            policies.write(epoch)
-            agent.save(folder / "checkpoint.pt", curve=dataclasses.asdict(curve))
+            with unbroken():
+                policies.write(epoch)
+                agent.save(folder / "checkpoint.pt", curve=dataclasses.asdict(curve))
             give_back_freed_memory()
             if after_epoch is not None:
-                after_epoch(epoch)
-        final = evaluate(agent, env, split=split)
+                after_epoch(curve)
+        final = _judged(agent, split, epochs)
         writer.add_scalar(f"{split}/accuracy", final.accuracy, epochs)
     finally:
         writer.close()
     return Result(agent, curve, final, seconds, agent.episodes / seconds if seconds else 0.0)
+
+
+def _judged(agent: Agent, split: str, epoch: int) -> Evaluation:
+    """Judge an agent on a split.
+
+    Raises:
+        TrainingDivergedError: What the network says is no longer numbers.
+    """
+    judged = evaluate(agent, agent.env, split=split)
+    if math.isnan(judged.loss):
+        raise TrainingDivergedError(f"agent {agent.name!r}, after epoch {epoch}: the loss on the {split} split is NaN")
+    return judged
 
 
 SNAPSHOTS_PER_EPOCH = 20
@@ -165,9 +183,8 @@ class PolicyLog:
         if agent.policy() is None:
             self.every = 0
         elif done and path.exists():
-            with np.load(path) as saved:
-                known = zip(saved["epoch"], saved["episodes"], saved["policies"], strict=True)
-                self.rows = [(int(epoch), int(at), policy) for epoch, at, policy in known if epoch <= done]
+            known = zip(*read_arrays(path, epoch=1, episodes=1, policies=4).values(), strict=True)
+            self.rows = [(int(epoch), int(at), policy) for epoch, at, policy in known if epoch <= done]
 
     def note(self) -> None:
         """Take a snapshot, when it is time."""
@@ -188,12 +205,15 @@ class PolicyLog:
 
 
 def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, Any]:
-    """Return a run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1."""
+    """Return a run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1.
+
+    Infinite numbers, of an option say, are None: JSON has no word for them.
+    """
     agent, final = result.agent, result.final
     network, k_cpt = agent.env.network, agent.env.config.k_cpt
     priced = {"cost": final.cost(k_cpt)} if isinstance(k_cpt, int | float) else {}  # not where prices are drawn
     live = {"live_paths": final.live_paths.tolist()} if network.num_tensors > 1 else {}  # else a choice is a path
-    return {
+    record = {
         "agent": agent.name,
         "env": env_id,
         "seed": seed,
@@ -228,6 +248,16 @@ def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, 
         "threads": torch.get_num_threads(),
         **more,
     }
+    return {key: finite(value) for key, value in record.items()}
+
+
+def finite(value: Any) -> Any:
+    """Return a plain value with None in place of every number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def judged_by_price(result: Result, prices: Sequence[float]) -> list[dict[str, float]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
+import collections
 import dataclasses
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent, needs
 from routing_gym.envs import RoutingVectorEnv, core_of
@@ -24,8 +25,31 @@ WORTH_THREADS = 2e7
 """Multiply-accumulates per batch below which a second CPU thread costs more than it brings (DIGITS-MTL: 1.4e6)."""
 
 
+DEFAULT_THREADS = torch.get_num_threads()
+
+
 class UsageError(Exception):
     """A wrong option: the message says which, and what would have been right."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command.
+
+    Attributes:
+        debug: Show where in the code an error comes from.
+    """
+
+    debug: bool = False
+
+    def execute(self, console: Console) -> int:
+        """Run it; return the exit status."""
+        raise NotImplementedError
+
+    @property
+    def going_on(self) -> str:
+        """How to go on after it was stopped."""
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +85,7 @@ class TrainingSettings:
             raise UsageError(f"unknown environment {self.env!r}; known are {', '.join(env_ids())}")
         for option in ("epochs", "batch_size"):
             at_least_one(option, getattr(self, option))
+        each_once("env_options", self.env_options)
         if self.threads is not None:
             at_least_one("threads", self.threads)
             torch.set_num_threads(self.threads)
@@ -85,15 +110,15 @@ class TrainingSettings:
             env = core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
         except (ValueError, TypeError) as error:
             for option, value in agent_class(agent).env_kwargs.items():
-                if f"unknown option {option!r}" in str(error):
+                if f"unexpected keyword argument {option!r}" in str(error):
                     raise UsageError(
                         f"agent {agent!r} needs an environment made with {option}={value!r}, an option that {self.env} "
                         "does not have: leave the agent out"
                     ) from error
             raise UsageError(str(error)) from error
         work = env.network.stem_macs + sum(max(decision.macs) for decision in env.network.decisions)
-        if self.threads is None and work * self.batch_size < WORTH_THREADS:
-            torch.set_num_threads(1)
+        if self.threads is None:  # a property of this run, whatever ran before it
+            torch.set_num_threads(1 if work * self.batch_size < WORTH_THREADS else DEFAULT_THREADS)
         return env
 
 
@@ -110,8 +135,8 @@ def check_agents(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in AGENTS:
             raise UsageError(f"unknown agent {name!r}; known are {', '.join(sorted(AGENTS))}")
-    if len(set(names)) < len(names):
-        raise UsageError(f"--agents names an agent twice: {' '.join(names)}")
+    if twice := repeated(names):
+        raise UsageError(f"--agents names an agent twice: {twice}")
 
 
 def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
@@ -119,6 +144,8 @@ def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> 
     for name in given:
         if name not in known:
             raise UsageError(f"--{option} knows {', '.join(known)}, got {name!r}")
+    if twice := repeated(given):
+        raise UsageError(f"--{option} names {twice!r} twice")
     return given or known
 
 
@@ -132,6 +159,7 @@ def options_of_agents(agents: tuple[str, ...], given: tuple[str, ...]) -> dict[s
                 f"--agent-options takes AGENT.NAME=VALUE, the agent one of {' '.join(agents)}, got {item!r}"
             )
         options[name].append(rest)
+    each_once("agent_options", given)
     return {name: tuple(items) for name, items in options.items()}
 
 
@@ -148,6 +176,17 @@ def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str,
         return make_agent(name, env, seed=seed, **given)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that is there twice."""
+    return next((name for name, count in collections.Counter(names).items() if count > 1), None)
+
+
+def each_once(option: str, given: tuple[str, ...]) -> None:
+    """Refuse NAME=VALUE twice for one name: which of them should count?"""
+    if twice := repeated(item.partition("=")[0] for item in given):
+        raise UsageError(f"--{option.replace('_', '-')} names {twice!r} twice")
 
 
 def parse_options(option: str, given: tuple[str, ...]) -> dict[str, Any]:
@@ -170,6 +209,8 @@ def writable_folder(path: Path) -> Path:
     Raises:
         UsageError: It cannot be made or written to.
     """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"the output folder {path} cannot be written to: it is a file; name a folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -179,19 +220,13 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
-def writable_file(path: Path) -> Path:
+def writable_file(path: Path, option: str = "--out") -> Path:
     """Make sure that a file can be written, in a folder that is made where it is missing.
 
     Raises:
         UsageError: It is a folder, or its folder cannot be written to.
     """
     if path.is_dir():
-        raise UsageError(f"--out must name a file, {path} is a folder")
+        raise UsageError(f"{option} must name a file, {path} is a folder")
     writable_folder(path.parent)
     return path
-
-
-def progress_bars(console: Console) -> Progress:
-    """Return progress bars with a count and a clock."""
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -13,16 +14,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from routing_gym.envs import TrainingDivergedError
 from routing_gym.experiments.cell import Cell
+from routing_gym.experiments.folders import check_own, locked
+from routing_gym.experiments.jobs import Job, run_jobs, say_failures, try_out
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.report import Record, accuracy_text, write_results
+from routing_gym.experiments.run import Result
 from routing_gym.experiments.settings import (
     TrainingSettings,
     UsageError,
     at_least_one,
     check_agents,
-    progress_bars,
+    each_once,
     writable_folder,
 )
 
@@ -55,33 +58,49 @@ class Sweep(Pluggable):
     out: Path = Path("results/sweep")
 
     def execute(self, console: Console) -> int:
-        """Run it; return the exit status, 1 where some run diverged."""
+        """Run it; return the exit status, 1 where some run failed."""
         self.training.check()
         check_agents((self.agent,))
         at_least_one("seeds", self.seeds)
-        settings = self._combinations()
-        for setting in settings:  # refuse bad options before the first minute is spent
-            self._cell(setting, FIRST_SEED).make()
-        folder = writable_folder(self.out)
-        records: dict[str, list[Record]] = {_name(setting): [] for setting in settings}
-        failures: list[str] = []
-        with progress_bars(console) as progress:
-            whole = progress.add_task("all runs", total=len(settings) * self.seeds)
-            for setting in settings:
-                for seed in range(FIRST_SEED, FIRST_SEED + self.seeds):
-                    cell = self._cell(setting, seed)
-                    try:
-                        record = cell.finished() or cell.run(resume=True, setting=_name(setting))[1]
-                        records[_name(setting)].append(record)
-                    except TrainingDivergedError as error:
-                        failures.append(f"{_name(setting)}, seed {seed}: {error}")
-                    progress.advance(whole)
-                    write_results([r for runs in records.values() for r in runs], folder / "results.json")
-        done = {name: runs for name, runs in records.items() if runs}
-        console.print(ranking(done, f"{self.agent} on {self.training.env}, {self.training.epochs} epochs"))
-        for failure in failures:
-            console.print(f"[red]{failure}[/red]")
-        return 1 if failures else 0
+        seeds = range(FIRST_SEED, FIRST_SEED + self.seeds)
+        cells = {_name(setting): [self._cell(setting, seed) for seed in seeds] for setting in self._combinations()}
+        with ExitStack() as stack:
+            if self.out.is_dir():
+                stack.enter_context(locked(self.out))
+            check_own(self.out, "setting")
+            records: dict[Cell, Record] = {}
+            groups: dict[str, list[Job]] = {}
+            for setting, of_setting in cells.items():
+                for cell in of_setting:
+                    if record := cell.finished():
+                        records[cell] = record
+                    else:
+                        job = Job(f"{setting}, seed {cell.seed}", cell, {"setting": setting})
+                        groups.setdefault(setting, []).append(job)
+            jobs, failures = try_out(groups, console, self.debug)
+            stack.enter_context(locked(writable_folder(self.out)))
+
+            def in_order() -> dict[str, list[Record]]:
+                return {
+                    setting: [records[cell] for cell in of_setting if cell in records]
+                    for setting, of_setting in cells.items()
+                }
+
+            def keep(job: Job, result: Result, record: Record) -> None:
+                records[job.cell] = record
+                whole = [record for runs in in_order().values() for record in runs]
+                write_results(whole, writable_folder(self.out) / "results.json")
+
+            failures += run_jobs(jobs, keep, console, self.debug)
+            done = {name: runs for name, runs in in_order().items() if runs}
+            if done:
+                console.print(ranking(done, f"{self.agent} on {self.training.env}, {self.training.epochs} epochs"))
+            return say_failures(failures, console, self.out)
+
+    @property
+    def going_on(self) -> str:
+        """How to go on after it was stopped."""
+        return "call it again, and it goes on"
 
     def _combinations(self) -> list[tuple[str, ...]]:
         """Return every combination of the grid, each as NAME=VALUE texts."""
@@ -93,17 +112,21 @@ class Sweep(Pluggable):
             if not (name and equals and values):
                 raise UsageError(f"--grid takes NAME=VALUE,VALUE,..., got {item!r}")
             axes.append([f"{name}={value}" for value in values.split(",")])
+        each_once("grid", self.grid)
         return list(itertools.product(*axes))
 
     def _cell(self, setting: tuple[str, ...], seed: int) -> Cell:
         of_env = tuple(item.removeprefix(OF_ENV) for item in setting if item.startswith(OF_ENV))
         of_agent = tuple(item for item in setting if not item.startswith(OF_ENV))
+        env_options, agent_options = (*self.training.env_options, *of_env), (*self.agent_options, *of_agent)
+        each_once("env_options", env_options)
+        each_once("agent_options", agent_options)
         return Cell(
-            training=dataclasses.replace(self.training, env_options=(*self.training.env_options, *of_env)),
+            training=dataclasses.replace(self.training, env_options=env_options),
             agent=self.agent,
             seed=seed,
             folder=self.out / _name(setting).replace(" ", "_") / f"seed-{seed}",
-            agent_options=(*self.agent_options, *of_agent),
+            agent_options=agent_options,
             split="validation",
         )
 

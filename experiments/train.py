@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
 import gymnasium
 import tyro
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 from torch import Tensor
 
 from routing_gym.agents import Agent, read
 from routing_gym.envs import Evaluation, core_of, evaluate
 from routing_gym.experiments.cell import Cell
+from routing_gym.experiments.console import say
+from routing_gym.experiments.folders import Keeping, check_free, drop_aside, locked, set_aside, what_is_aside
+from routing_gym.experiments.jobs import Job, RunFailedError, run_jobs, try_out
 from routing_gym.experiments.plugins import Pluggable
+from routing_gym.experiments.report import Record
+from routing_gym.experiments.run import Result, finite
 from routing_gym.experiments.settings import (
     TrainingSettings,
     UsageError,
     check_agents,
+    each_once,
     parse_options,
-    progress_bars,
+    writable_folder,
 )
+from routing_gym.registration import env_ids
 
 
 @dataclasses.dataclass(frozen=True)
-class Train(Pluggable):
+class Train(Keeping, Pluggable):
     """Train one agent and the blocks; writes checkpoint.pt after every epoch, results.json, TensorBoard events.
 
     Attributes:
@@ -38,7 +44,6 @@ class Train(Pluggable):
         seed: First weights, order of instances and the agent's choices.
         agent_options: Options of the agent as NAME=VALUE, e.g. policy_rate=0.02.
         out: Folder for everything that is written.
-        resume: Go on from OUT/checkpoint.pt, where there is one.
     """
 
     training: Annotated[TrainingSettings, tyro.conf.arg(name="")] = TrainingSettings()
@@ -46,18 +51,38 @@ class Train(Pluggable):
     seed: int = 0
     agent_options: tuple[str, ...] = ()
     out: Path = Path("results/train")
-    resume: bool = False
 
     def execute(self, console: Console) -> int:
-        """Run it; return the exit status."""
+        """Run it; return the exit status.
+
+        Raises:
+            RunFailedError: The run failed; names the reason and what is kept.
+        """
         self.training.check()
         check_agents((self.agent,))
-        cell = Cell(self.training, self.agent, self.seed, self.out, self.agent_options)
-        with progress_bars(console) as progress:
-            bar = progress.add_task(f"{self.agent}, epochs", total=self.training.epochs)
-            result, _ = cell.run(resume=self.resume, after_epoch=partial(_completed, progress, bar))
-        console.print(evaluation_table(result.final, f"{self.agent} on {self.training.env}"))
-        console.print(f"Written to {self.out}: checkpoint.pt, results.json, TensorBoard events")
+        each_once("agent_options", self.agent_options)
+        job = Job(
+            f"{self.agent}, seed {self.seed}",
+            Cell(self.training, self.agent, self.seed, self.out, self.agent_options),
+        )
+
+        def show(job: Job, result: Result, record: Record) -> None:
+            console.print(evaluation_table(result.final, f"{self.agent} on {self.training.env}"))
+            say(console, f"Written to {self.out}: checkpoint.pt, results.json, TensorBoard events")
+
+        with ExitStack() as stack:
+            if self.out.is_dir():
+                stack.enter_context(locked(self.out))
+            check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=True)
+            jobs, failures = try_out({self.agent: [job]}, console, self.debug, fresh=self.overwrite)
+            if jobs:
+                stack.enter_context(locked(writable_folder(self.out)))
+                if self.overwrite:
+                    set_aside(self.out)
+                failures = run_jobs(jobs, show, console, self.debug)
+            if failures:
+                raise RunFailedError("; ".join(filter(None, (*failures, what_is_aside(self.out)))))
+            drop_aside(self.out)
         return 0
 
 
@@ -84,22 +109,19 @@ class Evaluate(Pluggable):
         if self.json:
             values = dataclasses.asdict(result)
             plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
-            console.print_json(json.dumps({"agent": agent.name, **plain}))
+            console.print_json(json.dumps(finite({"agent": agent.name, **plain})), ensure_ascii=True)
         else:
             console.print(evaluation_table(result, f"{agent.name}, {self.checkpoint}"))
         return 0
-
-
-def _completed(progress: Progress, bar: TaskID, epoch: int) -> None:
-    progress.update(bar, completed=epoch)
 
 
 def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
     """Load a checkpoint and make the environment it was trained in.
 
     Raises:
-        UsageError: Not a checkpoint, or one that does not name its environment.
+        UsageError: Not a checkpoint, or one that does not name an environment registered with this library.
     """
+    each_once("env_options", env_options)
     try:
         checkpoint = read(path)
         if checkpoint["env_id"] is None:
@@ -107,14 +129,19 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
                 f"{path} was trained in an environment that no id and options describe (a network of your own, say): "
                 "load it with Agent.load(path, env)"
             )
+        if checkpoint["env_id"] not in env_ids():  # Gymnasium imports what stands before a colon
+            raise UsageError(
+                f"{path} was trained in {checkpoint['env_id']!r}, which is not registered here: name the file that "
+                f"registers it with --plugin; known are {', '.join(env_ids())}"
+            )
         options = {**checkpoint["env_kwargs"], **parse_options("env_options", env_options)}
-        for key in ("num_envs", "vectorization_mode"):
+        for key in ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers"):  # Gymnasium's own
             options.pop(key, None)
         env = gymnasium.make_vec(checkpoint["env_id"], num_envs=checkpoint["num_envs"], **options)
         return Agent.load(path, core_of(env))
     except FileNotFoundError as error:
         raise UsageError(f"no such checkpoint: {path}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
 

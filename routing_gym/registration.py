@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 
 from routing_gym.envs import DATASETS, EnvConfig
+from routing_gym.envs.config import unexpected
 from routing_gym.envs.make import OF_ENV, known_options
 from routing_gym.networks import NETWORKS
 
@@ -77,15 +78,18 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
         options: Options it has unless `make` is given others, plain values: `k_cpt=1e-9`, say.
 
     Raises:
-        ValueError: An unknown name, an option that is refused or is no plain value, or an id that is taken.
+        TypeError: An option that is unknown.
+        ValueError: An unknown name, a value that is refused or is no plain value, or an id that is taken.
     """
+    if not isinstance(env_id, str) or not env_id:
+        raise ValueError(f"env_id must be text, 'namespace/Name-v0', got {env_id!r}")
     for kind, name, known in (("data set", dataset, DATASETS), ("network", network, NETWORKS)):
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(sorted(known))}")
     takes = known_options(dataset, network) - {"num_envs"}
     for option, value in options.items():
         if option not in takes:
-            raise ValueError(f"unknown option {option!r}; this environment takes {', '.join(sorted(takes))}")
+            raise unexpected("this environment", option, takes)
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:

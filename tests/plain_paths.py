@@ -11,6 +11,7 @@ from routing_gym.blocks import (
     PathResidual,
     PathSequential,
     PathSqueezeExcite,
+    subsample_first,
 )
 
 
@@ -44,7 +45,7 @@ def plain(layer, path):
         outputs, inputs, size, _ = layer.weight.shape[1:]
         conv = nn.Conv2d(inputs, outputs, size, layer.stride, size // 2, bias=layer.bias is not None)
         conv.load_state_dict({name: value[path] for name, value in layer.state_dict().items()})
-        return conv
+        return subsample_first(conv)
     if isinstance(layer, PathNorm2d):
         norm = nn.BatchNorm2d(layer.weight.shape[1])
         state = {name: value[path] for name, value in layer.state_dict().items()}

@@ -1,6 +1,7 @@
-"""The README's Python runs as it stands there."""
+"""The README's Python runs as it stands there, and prints what stands beside it."""
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,54 @@ from routing_gym.registration import env_ids
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+TOKEN = re.compile(r"~?\d+(?:\.\d+)?(?:e[+-]?\d+)?|[^\s\d~]+")
+
+
+def expected_of(code):
+    """The lines a snippet says it prints: the comments below a `print`, or else the one beside it."""
+    lines = code.splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r" *print\(", line):
+            below = list(takewhile(lambda text: text.lstrip().startswith("# "), lines[number + 1 :]))
+            yield from [text.strip().removeprefix("# ") for text in below] or line.split("  # ")[1:]
+
+
+def agrees(expected, printed):
+    """Words and whole numbers are exact, 0.99 is meant to 3 units of its last digit, ~6 to a factor of 1.5."""
+    wanted, got = TOKEN.findall(expected), TOKEN.findall(printed)
+    if wanted[-1] == "...":
+        del wanted[-1], got[len(wanted) :]
+    return len(wanted) == len(got) and all(map(_is_meant, wanted, got))
+
+
+def _is_meant(wanted, got):
+    if not (wanted[-1].isdigit() and got[-1].isdigit()):
+        return wanted == got
+    figure, value = float(wanted.removeprefix("~")), float(got)
+    if wanted[0] == "~":
+        return figure / 1.5 <= value <= figure * 1.5
+    return abs(value - figure) <= (3.0001 * 10.0 ** -len(wanted.partition(".")[2]) if "." in wanted else 0)
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "agree"),
+    [
+        ("0.99", "0.9926", True),
+        ("0.99", "0.95", False),
+        ("wpl ~6 [4, 4]", "wpl 4 [4, 4]", True),
+        ("wpl ~6", "wpl 3", False),
+        ("task 8: layer 1 -> 7", "task 8: layer 1 -> 6", False),
+        ("wpl 0.99 ...", "wpl 1.0 12 13", True),
+        ("0.99", "0.99 0.98", False),
+    ],
+)
+def test_figures_are_meant_as_precisely_as_they_are_written(expected, printed, agree):
+    assert agrees(expected, printed) is agree
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_snippets_run(code, tmp_path, monkeypatch, capsys):
+def test_snippets_print_what_they_say(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     known = dict(AGENTS)
     try:
@@ -22,11 +66,12 @@ def test_snippets_run(code, tmp_path, monkeypatch, capsys):
     finally:
         AGENTS.clear()
         AGENTS.update(known)
-    printed = capsys.readouterr().out
-    if "ValueTable" in code:
-        assert 0.97 <= float(printed) <= 1 and (tmp_path / "value-table.pt").exists()
-    if "render" in code:
-        assert re.match(r"task \d: layer 1 -> \d, layer 2 -> \d, layer 3 -> \d (correct|wrong)", printed)
+    printed, expected = capsys.readouterr().out.splitlines(), list(expected_of(code))
+    assert expected and len(printed) == len(expected)
+    for one, other in zip(expected, printed, strict=True):
+        assert agrees(one, other), f"the README says {one!r}, printed is {other!r}"
+    if "agent.save" in code:
+        assert (tmp_path / "value-table.pt").exists()
 
 
 def test_the_tables_name_everything():

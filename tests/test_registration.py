@@ -1,13 +1,19 @@
 """Ids: what stands in them, and that what `make` is given comes before it."""
 
+from contextlib import nullcontext
+
 import gymnasium
 import pettingzoo
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from toys import quick
 
 import routing_gym
+from routing_gym.agents import agent_class, make_agent, needs
 from routing_gym.envs import core_of
+from routing_gym.envs.make import known_options
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.settings import TrainingSettings, UsageError, build_agent
 from routing_gym.networks import ways_out
 from routing_gym.registration import ENV_IDS
 
@@ -66,17 +72,37 @@ def test_ids_of_ones_own_take_options(nothing_stays):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widht": 3}, "unknown option 'widht'; this environment takes .*width"),
-        ({"num_envs": 3}, "unknown option 'num_envs'"),
+        ({"widht": 3}, "unexpected keyword argument 'widht'; it takes .*width"),
+        ({"num_envs": 3}, "unexpected keyword argument 'num_envs'"),
         ({"width": {3}}, r"width must be a plain value, .*, got \{3\}"),
         ({"k_cpt": -1.0}, "k_cpt must be at least 0 and finite, or a tuple of such numbers, got -1.0"),
         ({"k_cpt": "much"}, r"k_cpt must be of type float or tuple\[float, ...\], got 'much'"),
     ],
 )
 def test_options_that_do_not_fit_an_id_are_refused(options, message, nothing_stays):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         routing_gym.register_env("mine/Wrong-v0", dataset="synthetic", network="mlp", **options)
     assert "mine/Wrong-v0" not in ENV_IDS and "mine/Wrong-v0" not in gymnasium.registry
+
+
+@pytest.mark.parametrize("name", ["shared-with-task", "cross-stitch"])
+@pytest.mark.parametrize("env_id", ["routing_gym/DigitsMTL-v0", "routing_gym/OmniglotDiverse-v0",
+                                    "routing_gym/MnistExperts-v0", "routing_gym/Cifar10ParallelPaths-v0"])  # fmt: skip
+def test_an_agent_is_refused_by_python_where_the_command_refuses_it(env_id, name):
+    """`task_input` is an option of networks, not what any network that knows the task can be said to have."""
+    given = quick(env_id)
+    has_options = set(agent_class(name).env_kwargs) <= known_options(
+        ENV_IDS[env_id]["dataset"], ENV_IDS[env_id]["network"]
+    )
+    wanted = needs(name) if has_options else {"action_type": agent_class(name).action_type}
+    env = gymnasium.make_vec(env_id, num_envs=4, **given, **wanted)
+    training = TrainingSettings(env=env_id, batch_size=4, env_options=tuple(f"{k}={v}" for k, v in given.items()))
+    for door, refusal in (
+        (lambda: make_agent(name, env), ValueError),
+        (lambda: build_agent(name, training.make_env(name, 0), 0, ()), UsageError),
+    ):
+        with nullcontext() if has_options else pytest.raises(refusal, match=f"{name!r} needs an environment made with"):
+            door()
 
 
 def test_list_shows_the_defaults_of_an_id(capsys):

@@ -9,6 +9,8 @@ import routing_gym
 ROOT = Path(__file__).parent.parent
 # Each floor may import from those before it, and from itself.
 FLOORS = [
+    "routing_gym.files",
+    "routing_gym.forms",
     "routing_gym.tasks",
     "routing_gym.blocks",
     "routing_gym.networks",

@@ -1,13 +1,23 @@
 """Small networks of every family, for tests: a tree with exits, run/skip blocks, and m x n gates."""
 
 import dataclasses
+import inspect
 
 import torch
 from torch import nn
 
 from routing_gym.blocks import OwnedParameter, allow_small_groups
 from routing_gym.envs import RoutingVectorEnv
-from routing_gym.networks import EXIT, ColumnsMLP, Decision, RoutedMLP, RoutedNetwork, is_weights
+from routing_gym.networks import (
+    EXIT,
+    NETWORKS,
+    ColumnsMLP,
+    Decision,
+    RoutedMLP,
+    RoutedNetwork,
+    is_weights,
+    make_network,
+)
 from routing_gym.networks.decision import legal_table
 from routing_gym.registration import ENV_IDS
 from routing_gym.tasks import MultiTaskDataset, synthetic_mtl
@@ -23,6 +33,17 @@ CROSS_PATHS = {"cross-connection", "cross-prediction"}
 """Agents for parallel paths; no other network takes them."""
 OF_OTHER_NETWORKS = SHARE_OUTCOMES | SKIP_BLOCKS | CROSS_PATHS
 """Agents that networks of layers do not take."""
+SMALLEST = {
+    "columns": 2,
+    "junctions": 1,
+    "width": 2,
+    "layers": 2,
+    "expert_mid": 2,
+    "cells": 1,
+    "filters": 2,
+    "hidden": 4,
+}
+"""Options of networks that make them small."""
 TREE = [[1, 2], [3], [4, 5], [], [], [6], []]
 
 
@@ -421,3 +442,26 @@ def policies_of(agent, steps, row):
         ]
         for step, tensors in zip(steps, choosers(agent, steps, row), strict=True)
     ]
+
+
+def small_network(name):
+    """A registered network as small as its options allow, with few channels: numbers that no vector unit likes."""
+    takes = inspect.signature(NETWORKS[name]).parameters
+    options = {option: small for option, small in SMALLEST.items() if option in takes}
+    if "stages" in takes:
+        options["stages"] = [1] * len(takes["stages"].default)
+    if "50" in name:
+        options["width"] = 1  # a bottleneck has four times as many channels
+    return make_network(name, num_tasks=1, num_classes=CLASSES, input_shape=(3, 32, 32), **options)
+
+
+def to_the_end(network, images):
+    """The logits of images that take random choices through a network."""
+    state = network.start(images, torch.zeros(len(images), dtype=torch.int64))
+    logits = []
+    while state.waiting:
+        mask = network.action_mask(state)
+        action = mask.flatten(0, -2).float().multinomial(1).view(mask.shape[:-1])
+        state = network.step(state, action)
+        logits += [exit.logits for exit in state.exits]
+    return torch.cat(logits)

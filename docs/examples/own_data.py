@@ -20,19 +20,12 @@ def digit_questions(*, test_share: float = 0.3) -> dict[str, MultiTaskDataset]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     cut = int(test_share * len(images))
     splits = {}
-    for split, rows in (("test", order[:cut]), ("train", order[cut:])):
+    for split, rows in (("train", order[cut:]), ("test", order[:cut])):
         image = torch.arange(len(rows)).repeat(len(QUESTIONS))  # images are stored once, rows point at them
-        splits[split] = MultiTaskDataset(
-            name="digit questions",
-            split=split,
-            images=images[rows],
-            image=image,
-            task=torch.arange(len(QUESTIONS)).repeat_interleave(len(rows)),
-            label=torch.cat([question(digit[rows]).long() for question in QUESTIONS]),
-            num_tasks=len(QUESTIONS),
-            num_classes=2,
-            mean=images.float().mean().view(1),
-            std=images.float().std().view(1),
+        task = torch.arange(len(QUESTIONS)).repeat_interleave(len(rows))
+        label = torch.cat([question(digit[rows]).long() for question in QUESTIONS])
+        splits[split] = MultiTaskDataset.from_arrays(
+            "digit questions", split, images[rows], task, label, image=image, like=splits.get("train")
         )
     return splits
 

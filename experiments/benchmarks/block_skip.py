@@ -12,6 +12,7 @@ from routing_gym.agents import make_agent, needs
 from routing_gym.agents.classify import classify, route_out
 from routing_gym.agents.codinet import CoDiNet
 from routing_gym.agents.routers import Routers
+from routing_gym.blocks import first_weights
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Step, in_turns
@@ -82,8 +83,7 @@ def _arrived(time_ratio: float, macs_ratio: float) -> float | None:
 
 def _prescribed(name: str, data: dict, batch: int, images: Tensor, share: float) -> CoDiNet:
     """Return an agent by which a share of the images runs each block."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with first_weights(0):
         network = make_network(name, num_tasks=1, num_classes=10)
     options = {**needs("codinet"), "augmentations": 1, "train": False, "device": str(images.device)}
     env = RoutingVectorEnv(network, data, batch, **options)

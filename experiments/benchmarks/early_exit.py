@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from routing_gym.agents import Agent, make_agent, needs
 from routing_gym.agents.classify import classify, route_out
 from routing_gym.agents.multipath import Multipath
+from routing_gym.blocks import first_weights
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Step, in_turns
@@ -72,8 +73,7 @@ def prescribed(device: torch.device, batch: int) -> list[Routed]:
     """
     data = {"train": stand_in_images(1, 10, per_class=-(-images_for(batch) // 10)).to(device)}
     images = data["train"].pixels(torch.arange(images_for(batch), device=device))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with first_weights(0):
         network = make_network("pyramid-chain", num_tasks=1, num_classes=10).to(device).eval()
     ends = len(network.decisions)
     shares = {"nobody leaves early": [0.0] * ends}

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import PathBlocks, PathConv2d, PathLinear, PathNorm2d, count_macs
+from routing_gym.blocks import (
+    PathBlocks,
+    PathConv2d,
+    PathLinear,
+    PathNorm2d,
+    count_macs,
+    first_weights,
+    subsample_first,
+)
 from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure, median_ratio
@@ -93,7 +101,7 @@ def _plain(layer: nn.Module, path: int) -> nn.Module:
     plain: nn.Module
     if isinstance(layer, PathConv2d):
         outputs, inputs, kernel, _ = layer.weight[path].shape
-        plain = nn.Conv2d(inputs, outputs, kernel, layer.stride, kernel // 2)
+        plain = subsample_first(nn.Conv2d(inputs, outputs, kernel, layer.stride, kernel // 2))
     elif isinstance(layer, PathNorm2d):
         plain = nn.BatchNorm2d(layer.weight.shape[1])
         plain.running_mean, plain.running_var = layer.running_mean[path].clone(), layer.running_var[path].clone()
@@ -278,8 +286,7 @@ def _over(routed: Measured, loop: Measured, name: str) -> Record:
 
 def _network(name: str, dataset: MultiTaskDataset) -> ParallelPaths:
     """Return a network with the same first weights each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with first_weights(0):
         network = make_network(
             name, num_tasks=1, num_classes=dataset.num_classes, input_shape=dataset.input_shape, form="columns"
         )
@@ -327,7 +334,7 @@ def _leaves(actions: Actions) -> list[Tensor]:
 
 
 def _steps(module: nn.Module, forward: Callable[[], Tensor], actions: Actions, labels: Tensor) -> Steps:
-    optimizer = OPTIMIZERS["sgd"](module.parameters(), lr=1e-2)
+    optimizer = OPTIMIZERS["sgd"](module, lr=1e-2)
 
     def train() -> None:
         if not module.training:  # once, not in every step

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich import box
 from rich.table import Table
 
-from routing_gym.experiments.figures import DPI
+from routing_gym.experiments.figures import save
 from routing_gym.experiments.report import Record
 
 Columns = dict[str, Callable[[Record], str]]
@@ -216,4 +216,4 @@ def ratios_against_blocks(records: Sequence[Record], path: Path) -> None:
         grid[row][0].set_ylim(bottom=0)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)

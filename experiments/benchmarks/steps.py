@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents import Agent, agent_class, train_batch
-from routing_gym.blocks import count_macs
+from routing_gym.blocks import count_macs, first_weights
 from routing_gym.envs import EnvConfig, RoutingVectorEnv, rollout
 from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.training import OPTIMIZERS
@@ -65,8 +65,7 @@ class Subject:
 
     def fresh(self) -> RoutedNetwork:
         """Return the network with the same first weights each time, on the device."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with first_weights(0):
             return self.network().to(self.device)
 
     def make_env(self, batch: int, agent: type[Agent] | None = None, **options: Any) -> RoutingVectorEnv:
@@ -172,7 +171,7 @@ def agent_steps(subject: Subject, batch: int, name: str, options: tuple[str, ...
 def static_steps(subject: Subject, batch: int) -> Steps:
     """Return the steps of the static network: draw a batch, forward, loss; backward and optimiser when training."""
     network, dataset = subject.static(subject.fresh()), subject.data["train"]
-    optimizer = OPTIMIZERS[subject.optimizer](network.parameters(), lr=subject.learning_rate)
+    optimizer = OPTIMIZERS[subject.optimizer](network, lr=subject.learning_rate)
     stream = ShuffledStream(len(dataset))
 
     def loss() -> Tensor:

@@ -1,11 +1,14 @@
 """Function blocks, their grouped execution, and the cost of running them."""
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, Sparse
+from routing_gym.blocks.base import FunctionBlocks, Sparse
 from routing_gym.blocks.chain import Link, run_chain
+from routing_gym.blocks.drawing import first_weights
 from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
 from routing_gym.blocks.linear import LinearBlocks
-from routing_gym.blocks.macs import count_macs, probe
+from routing_gym.blocks.macs import count_macs, counting, probe
 from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
+from routing_gym.blocks.optimizers import SGD, Adam, AdamW, UsedOnly
+from routing_gym.blocks.ownership import OwnedParameter, PartlyUsed
 from routing_gym.blocks.parallel import (
     PathBlocks,
     PathConv2d,
@@ -15,16 +18,21 @@ from routing_gym.blocks.parallel import (
     PathSequential,
     PathSqueezeExcite,
 )
+from routing_gym.blocks.pointwise import conv2d, subsample_first
 from routing_gym.blocks.sizes import in_few_sizes
 from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
 
 __all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
     "FunctionBlocks",
     "Groups",
     "LinearBlocks",
     "Link",
     "ModuleBlocks",
     "OwnedParameter",
+    "PartlyUsed",
     "PathBlocks",
     "PathConv2d",
     "PathLinear",
@@ -36,13 +44,18 @@ __all__ = [
     "SkippableBlock",
     "SortedRows",
     "Sparse",
+    "UsedOnly",
     "WithPass",
     "allow_small_groups",
+    "conv2d",
     "count_macs",
+    "counting",
+    "first_weights",
     "group",
     "in_few_sizes",
     "plain",
     "probe",
     "run_chain",
     "static_copy",
+    "subsample_first",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
@@ -12,36 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks.grouping import SortedRows, plain
+from routing_gym.blocks.ownership import OwnedParameter, PartlyUsed
 
 Sparse = tuple[Tensor, Tensor]
 """`(indices, weights)`, both `(B, K)`: the K blocks each row uses (int64) and their weights (floating point)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class OwnedParameter:
-    """A parameter, or one slice of a stacked one, that belongs to one choice.
-
-    Attributes:
-        parameter: The parameter as the optimiser knows it.
-        index: Position along its first axis, or None for all of it.
-    """
-
-    parameter: nn.Parameter
-    index: int | None = None
-
-    @property
-    def value(self) -> Tensor:
-        """The parameter, or its slice."""
-        return self.parameter if self.index is None else self.parameter[self.index]
-
-    @property
-    def grad(self) -> Tensor | None:
-        """The gradient of `value`, a view into the parameter's gradient, or None where there is none."""
-        grad = self.parameter.grad
-        return grad if grad is None or self.index is None else grad[self.index]
-
-
-class FunctionBlocks(nn.Module, ABC):
+class FunctionBlocks(PartlyUsed, ABC):
     """k function blocks behind one call.
 
     `blocks(x, choice)` runs one block per row, `blocks(x, weights)` mixes blocks; in both only the rows and blocks
@@ -86,6 +62,15 @@ class FunctionBlocks(nn.Module, ABC):
     @abstractmethod
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the parameters that only block `choice` uses."""
+
+    @property
+    def num_parts(self) -> int:
+        """How many blocks there are."""
+        return self.num_blocks
+
+    def parts(self) -> list[list[OwnedParameter]]:
+        """Return the parameters of every block."""
+        return [self.parameters_of(choice) for choice in range(self.num_blocks)]
 
     def as_modules(self, choice: int) -> list[nn.Module]:
         """Return a block as plain modules to be run in turn, with parameters of their own; none for PASS."""

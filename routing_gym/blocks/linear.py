@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.base import FunctionBlocks
 from routing_gym.blocks.chain import Link, run_chain
 from routing_gym.blocks.grouping import SortedRows, plain
+from routing_gym.blocks.ownership import OwnedParameter
+from routing_gym.tasks.checking import whole_number
 
 
 class LinearBlocks(FunctionBlocks):
@@ -30,9 +32,9 @@ class LinearBlocks(FunctionBlocks):
 
     def __init__(self, num_blocks: int, in_features: int, out_features: int, *, relu: bool = False) -> None:
         super().__init__(num_blocks)
-        if in_features < 1 or out_features < 1:
-            raise ValueError(f"linear blocks need at least one feature each way, got {in_features} -> {out_features}")
-        self.in_features, self.out_features, self.relu = in_features, out_features, relu
+        self.in_features = in_features = whole_number("in_features of linear blocks", in_features)
+        self.out_features = out_features = whole_number("out_features of linear blocks", out_features)
+        self.relu = relu
         self.macs = (float(in_features * out_features),) * num_blocks
         self.weight = nn.Parameter(torch.empty(num_blocks, in_features, out_features))
         self.bias = nn.Parameter(torch.empty(num_blocks, out_features))
@@ -93,7 +95,9 @@ class LinearBlocks(FunctionBlocks):
 
     def keep(self, kept: Sequence[int]) -> None:
         """Keep some slices of the stacked weight and bias."""
-        self.weight, self.bias = (nn.Parameter(stack.detach()[list(kept)]) for stack in (self.weight, self.bias))
+        self.weight, self.bias = (
+            nn.Parameter(stack.detach()[list(kept)], stack.requires_grad) for stack in (self.weight, self.bias)
+        )
 
     def extra_repr(self) -> str:
         """Describe the blocks in the module's printout."""

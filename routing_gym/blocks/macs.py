@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+aten = torch.ops.aten
+
+Shape = Sequence[int]
 
 
 def probe(module: nn.Module, run: Callable[[], Any]) -> Any:
@@ -23,15 +30,118 @@ def probe(module: nn.Module, run: Callable[[], Any]) -> Any:
 
 
 def count_macs(module: nn.Module, *inputs: Any) -> float:
-    """Count the multiply-accumulates of a module's matrix products and convolutions.
+    """Count the multiply-accumulates of a module's products of matrices and convolutions.
 
     Args:
         module: Any module; it is run once in eval mode.
         inputs: Its inputs, tensors with a batch of one row: the count is of what is given.
 
     Returns:
-        Multiply-accumulates, half of PyTorch's own FLOP count. Element-wise work and normalisation count nothing.
+        Multiply-accumulates. Recurrent layers count every time step and attention its products of queries, keys and
+        values; a bilinear layer uses every weight once. Element-wise work, normalisation and looking up an embedding
+        count nothing.
+
+    Warns:
+        UserWarning: A part with a matrix of parameters counts nothing, see `counting`.
     """
-    with FlopCounterMode(display=False) as counter:
+    with counting(module) as counted:
         probe(module, lambda: module(*inputs))
-    return counter.get_total_flops() / 2
+        return counted()
+
+
+@contextmanager
+def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
+    """Count the multiply-accumulates of all that runs meanwhile.
+
+    Args:
+        module: What is run.
+
+    Yields:
+        A function that says how many there were so far.
+
+    Warns:
+        UserWarning: In the end, of each part of the module that has run and counted nothing although it holds a matrix
+            of parameters, and is neither a norm nor an embedding by name.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=OTHER_PRODUCTS)
+    spent: dict[nn.Module, float] = {}
+    began: dict[nn.Module, float] = {}
+
+    def count() -> float:
+        return counter.get_total_flops() / 2
+
+    def before(part: nn.Module, inputs: Any) -> None:
+        began[part] = count()
+
+    def after(part: nn.Module, inputs: Any, output: Any) -> None:
+        spent[part] = spent.get(part, 0.0) + count() - began[part]
+
+    watched = {part: name for name, part in module.named_modules() if _holds_a_matrix(part)}
+    hooks = [hook for part in watched
+             for hook in (part.register_forward_pre_hook(before), part.register_forward_hook(after))]  # fmt: skip
+    # PyTorch's fused attention for inference is one operation, in which there is nothing to be counted.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with counter:
+            yield count
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for hook in hooks:
+            hook.remove()
+    for part, macs in spent.items():
+        if not macs:
+            warnings.warn(
+                f"{watched[part] or 'the module itself'} ({type(part).__name__}) holds a matrix of parameters, but no "
+                "multiply-accumulate of it can be counted, so that nobody is charged for them: what can be counted are "
+                "torch's products of matrices, convolutions, attention and recurrent layers",
+                stacklevel=3,
+            )
+
+
+def _holds_a_matrix(part: nn.Module) -> bool:
+    """Tell whether a module has a parameter of its own with at least two axes, other than norms and embeddings do."""
+    name = type(part).__name__
+    return not ("Norm" in name or "Embedding" in name) and any(
+        sum(size > 1 for size in parameter.shape) > 1 for parameter in part.parameters(recurse=False)
+    )
+
+
+# What PyTorch's own counter leaves out. It hands over the shapes of tensors and wants operations, two per product.
+
+
+def _recurrent_flops(x: Shape, *weights: Shape, **_: Any) -> int:
+    """Count one layer of an LSTM in one direction: the batch of all time steps by both of its matrices."""
+    return 2 * math.prod(x[:-1]) * (math.prod(weights[0]) + math.prod(weights[1]))
+
+
+def _cudnn_recurrent_flops(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
+    """Count all layers and directions: the batch of all time steps by every matrix."""
+    return 2 * math.prod(x[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) > 1)
+
+
+def _attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _bilinear_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x[:1]) * math.prod(weight)
+
+
+def _vector_flops(matrix: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _grouped_flops(rows: Shape, matrices: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(rows) * matrices[-1]
+
+
+OTHER_PRODUCTS: dict[Any, Callable[..., int]] = {
+    aten.mkldnn_rnn_layer: _recurrent_flops,
+    aten._cudnn_rnn: _cudnn_recurrent_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    aten._trilinear: _bilinear_flops,
+    aten.mv: _vector_flops,
+    aten.dot: _vector_flops,
+    aten._grouped_mm: _grouped_flops,
+}

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.base import FunctionBlocks
 from routing_gym.blocks.grouping import channels_are_last, group, put_rows, take_rows
 from routing_gym.blocks.macs import count_macs, probe
+from routing_gym.blocks.ownership import OwnedParameter
+from routing_gym.blocks.pointwise import subsample_first
+from routing_gym.tasks.checking import shape_of_row
 
 
 class ModuleBlocks(FunctionBlocks):
@@ -30,10 +33,12 @@ class ModuleBlocks(FunctionBlocks):
     """
 
     def __init__(self, modules: Iterable[nn.Module], input_shape: Sequence[int]) -> None:
-        blocks = nn.ModuleList(modules)
-        super().__init__(len(blocks))
-        self.blocks = blocks
-        row = torch.zeros(1, *input_shape)
+        listed = list(modules) if isinstance(modules, Iterable) else []
+        if not isinstance(modules, Iterable) or not all(isinstance(module, nn.Module) for module in listed):
+            raise ValueError(f"blocks must be modules (torch.nn.Module), got {modules!r}")
+        super().__init__(len(listed))
+        self.blocks = subsample_first(nn.ModuleList(listed))
+        blocks, row = self.blocks, torch.zeros(1, *shape_of_row("input_shape", input_shape))
         shapes = [tuple(output.shape[1:]) for output in probe(blocks, lambda: [block(row) for block in blocks])]
         if len(set(shapes)) > 1:
             raise ValueError(f"blocks of one set must give one shape, got {shapes} for the input {tuple(input_shape)}")
@@ -122,6 +127,8 @@ class WithPass(FunctionBlocks):
     """
 
     def __init__(self, blocks: FunctionBlocks) -> None:
+        if not isinstance(blocks, FunctionBlocks):
+            raise ValueError(f"PASS joins a set of blocks (FunctionBlocks), got {type(blocks).__name__}")
         super().__init__(blocks.num_blocks + 1)
         self.blocks = blocks
         self.macs = (*blocks.macs, 0.0)

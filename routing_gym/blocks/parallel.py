@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.base import FunctionBlocks
 from routing_gym.blocks.grouping import put_rows
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.modules import run_grouped
+from routing_gym.blocks.ownership import OwnedParameter
+from routing_gym.blocks.pointwise import conv2d
+from routing_gym.tasks.checking import shape_of_row, whole_number
 
 
 class PathConv2d(nn.Module):
@@ -42,6 +45,7 @@ class PathConv2d(nn.Module):
         self, paths: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, bias: bool = True
     ) -> None:
         super().__init__()
+        _check(paths=paths, inputs=inputs, outputs=outputs, kernel=kernel, stride=stride)
         self.inputs, self.stride = inputs, stride
         self.weight = nn.Parameter(torch.empty(paths, outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(paths, outputs)) if bias else None
@@ -55,7 +59,7 @@ class PathConv2d(nn.Module):
         if self.bias is not None:
             bias = self.bias.flatten() if path is None else self.bias[path]
         padding = self.weight.shape[-1] // 2
-        return functional.conv2d(x, weight, bias, self.stride, padding, groups=x.shape[1] // self.inputs)
+        return conv2d(x, weight, bias, self.stride, padding, groups=x.shape[1] // self.inputs)
 
 
 class PathNorm2d(nn.Module):
@@ -79,6 +83,7 @@ class PathNorm2d(nn.Module):
 
     def __init__(self, paths: int, channels: int) -> None:
         super().__init__()
+        _check(paths=paths, channels=channels)
         self.weight, self.bias = nn.Parameter(torch.ones(paths, channels)), nn.Parameter(torch.zeros(paths, channels))
         self.register_buffer("running_mean", torch.zeros(paths, channels))
         self.register_buffer("running_var", torch.ones(paths, channels))
@@ -102,6 +107,7 @@ class PathLinear(nn.Module):
 
     def __init__(self, paths: int, inputs: int, outputs: int) -> None:
         super().__init__()
+        _check(paths=paths, inputs=inputs, outputs=outputs)
         self.blocks = LinearBlocks(paths, inputs, outputs)
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
@@ -178,8 +184,10 @@ class PathBlocks(FunctionBlocks):
 
     def __init__(self, layers: PathSequential, paths: int, input_shape: tuple[int, ...]) -> None:
         super().__init__(paths)
+        if not isinstance(layers, PathSequential):
+            raise ValueError(f"the layers of paths are a PathSequential, got {type(layers).__name__}")
         self.layers = layers
-        row = torch.zeros(1, *input_shape)
+        row = torch.zeros(1, *shape_of_row("input_shape", input_shape))
         self.output_shape = tuple(probe(layers, partial(layers, row, 0)).shape[1:])
         self.macs = (count_macs(layers, row, 0),) * paths
 
@@ -228,6 +236,11 @@ class PathBlocks(FunctionBlocks):
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the path's slices of all stacks."""
         return [OwnedParameter(parameter, choice) for parameter in self.layers.parameters()]
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        whole_number(f"{name} of parallel layers", size)
 
 
 def _repeated(x: Tensor, times: int) -> Tensor:

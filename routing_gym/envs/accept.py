@@ -8,22 +8,48 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.envs.config import EnvConfig
 from routing_gym.networks import Action, RoutedNetwork, RoutingState
 from routing_gym.networks import actions as forms
 from routing_gym.networks.checking import bad_values_error, has_bad_values
 from routing_gym.tasks import MultiTaskDataset
+from routing_gym.tasks.checking import to_tensor
+
+
+def accept_network(given: Any) -> RoutedNetwork:
+    """Return a finished network; refuse anything else, with what makes one of it."""
+    if isinstance(given, RoutedNetwork):
+        return given
+    kind = given.__name__ if isinstance(given, type) else type(given).__name__
+    mend = "give a name, or a network that is built already"
+    if isinstance(given, nn.Module):
+        mend = f"routing_gym.route(module, layers, num_blocks) makes one of a {kind}"
+    raise ValueError(f"network must be a name or a RoutedNetwork, got {kind}: {mend}")
+
+
+def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
+    """Return finished splits by name, given so or as one split; refuse anything else."""
+    if isinstance(given, MultiTaskDataset):
+        return {given.split: given}
+    if isinstance(given, Mapping) and given and all(isinstance(split, MultiTaskDataset) for split in given.values()):
+        return dict(given)
+    kinds = {split: type(part).__name__ for split, part in given.items()} if isinstance(given, Mapping) else given
+    got = kinds if isinstance(kinds, Mapping | str | int | float | None) else type(given).__name__
+    raise ValueError(
+        f"data must be splits by name, or one split, each a MultiTaskDataset, or the name of registered data, got "
+        f"{got!r}: MultiTaskDataset.from_arrays makes a split of arrays"
+    )
 
 
 def to_tensors(given: Any, state: RoutingState) -> Any:
-    """Turn numpy arrays into tensors, floating-point ones of the activations' type; leave all else to the check."""
+    """Turn arrays and lists into tensors, floating-point ones of the activations' type; leave all else to the check."""
     if isinstance(given, tuple):
         return tuple(to_tensors(part, state) for part in given)
-    if not isinstance(given, np.ndarray | np.generic):
+    if not isinstance(given, np.ndarray | np.generic | list):
         return given
-    tensor = torch.as_tensor(given, device=state.task.device)
+    tensor = to_tensor("an action", given).to(state.task.device)
     return tensor.to(state.macs.dtype) if tensor.is_floating_point() else tensor
 
 
@@ -60,7 +86,10 @@ def accept(
     Raises:
         ValueError: The action is not allowed; `state` is as it was.
     """
+    listed = isinstance(given, list)
     given = to_tensors(given, state)
+    if listed and action_type == "weights":
+        given = given.to(state.macs.dtype)  # [[1, 0], ...] are weights too
     weights = isinstance(given, tuple) or (isinstance(given, Tensor) and given.is_floating_point())
     if weights != (action_type == "weights"):
         wanted = "floating-point weights" if action_type == "weights" else "integer choices"
@@ -140,6 +169,8 @@ def accept_reset_options(
     Raises:
         ValueError: An unknown option, or a mask or instances of the wrong form.
     """
+    if not isinstance(options, Mapping):
+        raise ValueError(f"reset options are 'reset_mask' and 'instances' by name, got {options!r}")
     rows, count = None, num_envs
     if options.get("reset_mask") is not None:
         if config.augmentations > 1:
@@ -166,7 +197,7 @@ def accept_reset_mask(given: Any, num_envs: int, device: torch.device, active: T
     Raises:
         ValueError: Wrong type or shape, no row named, or an active one.
     """
-    mask = torch.as_tensor(given, device=device)
+    mask = to_tensor("reset_mask", given).to(device)
     if mask.dtype != torch.bool or mask.shape != (num_envs,):
         raise ValueError(
             f"reset_mask must be bool of shape ({num_envs},), got {mask.dtype} of shape {tuple(mask.shape)}"
@@ -193,7 +224,7 @@ def accept_instances(given: Any, count: int, num_rows: int, augmentations: int) 
     """
     if given is None:
         return None
-    instances = torch.as_tensor(given)
+    instances = to_tensor("instances", given)
     if instances.is_floating_point() or instances.dtype == torch.bool or instances.shape != (count,):
         raise ValueError(f"instances must be {count} integers, got {instances.dtype} of shape {tuple(instances.shape)}")
     if not 0 <= int(instances.min()) <= int(instances.max()) < num_rows:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from routing_gym.envs.precision import PRECISIONS
@@ -23,7 +24,8 @@ class EnvConfig:
     Attributes:
         split: The split instances are drawn from.
         draw_tasks: The tasks instances are drawn of; all by default.
-        autoreset_mode: `"same_step"` for outside agents, `"disabled"` for agents that train on whole batches.
+        autoreset_mode: `"same_step"` for outside agents, `"disabled"` for agents that train on whole batches; or
+            Gymnasium's `AutoresetMode` of that name.
         action_type: `"discrete"`, or `"weights"` for mixtures.
         final_reward: At the exit: `"correctness"`, +1 or -1; `"negative-loss"`, minus the cross-entropy; or one of
             your own (`register_reward`).
@@ -92,6 +94,7 @@ class EnvConfig:
     render_mode: Literal["ansi", "rgb_array"] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "autoreset_mode", name_of_mode(self.autoreset_mode))
         for option, known in (
             ("autoreset_mode", ("same_step", "disabled")),
             ("action_type", ("discrete", "weights")),
@@ -148,11 +151,16 @@ class EnvConfig:
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> EnvConfig:
-        """Make a configuration, refusing unknown options by name."""
+        """Make a configuration.
+
+        Raises:
+            TypeError: An unknown option.
+            ValueError: A value that an option does not take.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(options) - known)
         if unknown:
-            raise ValueError(f"unknown option {unknown[0]!r}; the environment takes {', '.join(sorted(known))}")
+            raise unexpected("the environment", unknown[0], known)
         check_types("the environment", get_type_hints(cls), options)
         return cls(**options)
 
@@ -229,6 +237,28 @@ class EnvConfig:
     def final(self, loss: Tensor, correct: Tensor) -> Tensor:
         """Return the final reward of rows with a given cross-entropy and correctness (0 or 1)."""
         return FINAL_REWARDS[self.final_reward](loss, correct)
+
+
+def name_of_mode(value: Any) -> Any:
+    """Return the name of an `AutoresetMode`, which text can say, and anything else as it is."""
+    return value.name.lower() if isinstance(value, AutoresetMode) else value
+
+
+class PlainSpec:
+    """The attribute `spec` of an environment, in which an `AutoresetMode` is its name: `spec.to_json()` must work."""
+
+    def __get__(self, env: Any, owner: type) -> Any:
+        return None if env is None else vars(env).get("_spec")
+
+    def __set__(self, env: Any, spec: Any) -> None:
+        if spec is not None:
+            spec.kwargs = {option: name_of_mode(value) for option, value in spec.kwargs.items()}
+        vars(env)["_spec"] = spec
+
+
+def unexpected(owner: str, option: str, known: Iterable[str]) -> TypeError:
+    """Return the error for an option nobody takes, in the words of Python, by which TorchRL knows it."""
+    return TypeError(f"{owner} got an unexpected keyword argument {option!r}; it takes {', '.join(sorted(known))}")
 
 
 SEQUENCES = (tuple, list, Sequence)

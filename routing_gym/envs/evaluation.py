@@ -15,6 +15,7 @@ from routing_gym.envs.rollout import core_of, rollout
 from routing_gym.envs.trajectory import Step, Trajectory
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import RoutedNetwork, actions
+from routing_gym.tasks.checking import whole_number
 
 EVALUATION_BATCH = 1024
 
@@ -104,10 +105,15 @@ def evaluate(
             as in training, several prices being dealt out in the same way each time.
 
     Raises:
-        ValueError: A price that nobody is shown, or one that is negative; an agent of another environment.
+        ValueError: A price that nobody is shown, or one that is negative; an agent of another environment; a split that
+            is not there.
     """
     core = core_of(env)
-    size = min(batch_size, len(core.datasets[split]) if split in core.datasets else 1)
+    if not callable(getattr(router, "act", None)):
+        raise ValueError(f"router must be an agent, or anything with act(observation, context), got {router!r}")
+    if not isinstance(split, str) or split not in core.datasets:
+        raise ValueError(f"split must be one of {sorted(core.datasets)}, got {split!r}")
+    size = min(whole_number("batch_size", batch_size), len(core.datasets[split]))
     for attribute, here in (
         ("num_tasks", core.dataset.num_tasks),
         ("num_decisions", len(core.network.decisions)),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
-import torch
+import gymnasium
+import numpy as np
 
-from routing_gym.envs.config import EnvConfig, check_count, check_types
+from routing_gym.blocks import first_weights
+from routing_gym.envs.accept import accept_network, accept_splits
+from routing_gym.envs.config import EnvConfig, check_count, check_types, unexpected
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, RoutedNetwork, claim, make_network
@@ -67,15 +70,18 @@ NOT_OPTIONS = {"trunk", "num_tasks"}
 OF_ENV = {field.name for field in dataclasses.fields(EnvConfig)}
 
 
-def known_options(dataset: str, network: str | RoutedNetwork) -> set[str]:
+Splits = Mapping[str, MultiTaskDataset] | MultiTaskDataset
+
+
+def known_options(dataset: str | Splits, network: str | RoutedNetwork) -> set[str]:
     """Return the names of all options that an environment of this data and network takes."""
     own = {"network", "num_envs", "num_blocks", "num_tasks"}
-    return _parameters(DATASETS[dataset]) | _network_options(network) | OF_ENV | own
+    return _data_options(dataset) | _network_options(network) | OF_ENV | own
 
 
 def make_routing_vector_env(
     *,
-    dataset: str,
+    dataset: str | Splits,
     network: str | RoutedNetwork = "mlp",
     num_envs: int = 1,
     num_blocks: int | Sequence[int] | None = None,
@@ -86,8 +92,8 @@ def make_routing_vector_env(
     """Build data, network and vector environment.
 
     Args:
-        dataset: One of `DATASETS`.
-        network: One of `NETWORKS`, or a network of your own, which is used as it is.
+        dataset: One of `DATASETS`, or data of your own: splits by name, or one split.
+        network: A name (`routing-gym list` prints them), or a network of your own, which is used as it is.
         num_envs: Instances routed together.
         num_blocks: Blocks per decision, or a number for each layer; one per task by default.
         num_tasks: Keep the first tasks only; all by default.
@@ -95,31 +101,42 @@ def make_routing_vector_env(
         options: Options of the data set, of the network and of the environment (`EnvConfig`).
 
     Raises:
-        ValueError: An option that none of them takes, or a value that is refused.
+        TypeError: An option that none of them takes.
+        ValueError: A value that is refused.
     """
-    if dataset not in DATASETS:
+    options = {option: _plain(value) for option, value in options.items()}
+    num_blocks, num_tasks, seed = _plain(num_blocks), _plain(num_tasks), _plain(seed)
+    if isinstance(dataset, str) and dataset not in DATASETS:
         raise ValueError(f"unknown data set {dataset!r}; known are {', '.join(sorted(DATASETS))}")
     if isinstance(network, str) and network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}; known are {', '.join(sorted(NETWORKS))}")
-    of_data, of_network = _parameters(DATASETS[dataset]), _network_options(network)
+    network = network if isinstance(network, str) else accept_network(network)
+    of_data, of_network = _data_options(dataset), _network_options(network)
     known = known_options(dataset, network)
+    for kind, given, builders in (("dataset", dataset, DATASETS), ("network", network, NETWORKS)):
+        if not isinstance(given, str):
+            options = _without_options_of_others(kind, builders, options, known)
     if unknown := sorted(set(options) - known):
-        raise ValueError(f"unknown option {unknown[0]!r}; this environment takes {', '.join(sorted(known))}")
-    for builder in (DATASETS[dataset], NETWORKS[network] if isinstance(network, str) else None):
-        if builder is not None:
-            check_types("this environment", get_type_hints(_function(builder)), options)
+        raise unexpected("this environment", unknown[0], known)
+    for given, builders in ((dataset, DATASETS), (network, NETWORKS)):
+        if isinstance(given, str):
+            check_types("this environment", get_type_hints(_function(builders[given])), options)
     if num_tasks is not None:
         check_count("num_tasks", num_tasks)
+    of_core = {"seed": seed, **{name: value for name, value in options.items() if name in OF_ENV}}
+    EnvConfig.of(of_core)  # before anything is read or built
     if num_tasks is not None and "num_tasks" in of_data:
         options["num_tasks"] = num_tasks  # synthetic data is made for as many as are asked for
-    data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
+    if isinstance(dataset, str):
+        data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
+    else:
+        data = accept_splits(dataset)
     if num_tasks is not None:
         data = {split: part.select_tasks(range(num_tasks)) for split, part in data.items()}
     first = next(iter(data.values()))
     if isinstance(network, str):
         # The seed decides the first weights, and nothing outside is disturbed.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with first_weights(seed):
             network = make_network(
                 network,
                 num_tasks=first.num_tasks,
@@ -130,13 +147,41 @@ def make_routing_vector_env(
             )
     elif num_blocks is not None:
         raise ValueError("num_blocks is for networks given by name; a network of your own has its blocks already")
-    of_core = {name: value for name, value in options.items() if name in OF_ENV}
-    return RoutingVectorEnv(network, data, num_envs, seed=seed, **of_core)
+    return RoutingVectorEnv(network, data, num_envs, **of_core)
 
 
 def make_routing_env(**options: Any) -> RoutingEnv:
     """Build the view of one instance; options as in `make_routing_vector_env`."""
     return RoutingEnv(make_routing_vector_env(num_envs=1, **options))
+
+
+def _without_options_of_others(
+    kind: str, builders: Mapping[str, Callable[..., Any]], options: dict[str, Any], known: set[str]
+) -> dict[str, Any]:
+    """Leave out what an id says about the data or network that has been replaced by a finished one.
+
+    Raises:
+        ValueError: The caller gives such an option: a finished one has none.
+    """
+    others = set().union(*map(_parameters, builders.values())) - NOT_OPTIONS - known
+    registered = [spec.kwargs for spec in gymnasium.registry.values() if kind in spec.kwargs]
+    for option in sorted(others & set(options)):
+        if not any(option in kwargs and kwargs[option] == options[option] for kwargs in registered):
+            raise ValueError(
+                f"{option}={options[option]!r}: a finished {kind} has no options, only one given by name does: leave "
+                "it out, or build the like before"
+            )
+    return {option: value for option, value in options.items() if option not in others}
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's numbers as Python's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _data_options(dataset: str | Splits) -> set[str]:
+    """Return the names of the options of data given by its name; what is there already has none."""
+    return _parameters(DATASETS[dataset]) if isinstance(dataset, str) else set()
 
 
 def _network_options(network: str | RoutedNetwork) -> set[str]:

@@ -45,8 +45,8 @@ class Pictures:
         self.taken.index_put_((state.task, state.at), taken(self.network, state, action), accumulate=True)
 
     def draw(self, mode: str) -> tuple[Any, ...]:
-        """Return one line per row (`"ansi"`), or one picture of the routing map (`"rgb_array"`)."""
-        return tuple(self.routes) if mode == "ansi" else (routing_map(self.taken[:, :-1]),)
+        """Return for every row its route as a line (`"ansi"`), or the routing map, one for all (`"rgb_array"`)."""
+        return tuple(self.routes) if mode == "ansi" else (routing_map(self.taken[:, :-1]),) * len(self.routes)
 
 
 def taken(network: RoutedNetwork, state: RoutingState, action: Action) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import Tensor
 
+from routing_gym.envs.evaluation import EVALUATION_BATCH
 from routing_gym.envs.rollout import core_of
 from routing_gym.envs.spaces import to_numpy
 
@@ -106,6 +107,25 @@ class RoutingVecEnv(VecEnv):
 
     # --------------------------------------------------------------------------------------------------- and the rest
 
+    def eval_env(self, num_envs: int | None = None, split: str = "test") -> VecMonitor:
+        """Return an environment over the same network for `evaluate_policy` and `EvalCallback`.
+
+        Whoever is judged there is judged with the blocks as they are by then, and they are not trained. Every reset
+        begins the split in the same order, so that `n_eval_episodes=len(eval_env.core.dataset)` judges each instance
+        once where all leave at the same depth. Rewards are final rewards and prices, without the collaboration reward.
+
+        Args:
+            num_envs: Instances routed together; by default the largest divisor of the split's size up to 1024.
+            split: Which split.
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        size = len(self.core.datasets[split]) if split in self.core.datasets else 1
+        rows = num_envs or next(rows for rows in range(min(size, EVALUATION_BATCH), 0, -1) if size % rows == 0)
+        options = {"train": False, "precision": "float32", "rho": 0.0, "draw_tasks": None}
+        return VecMonitor(_EvalVecEnv(self.core.sibling(rows, split=split, **options)))
+
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """Return an attribute, once for each row asked for: rows have nothing of their own."""
         owner = self if attr_name == "action_masks" else self.core
@@ -141,7 +161,7 @@ class RoutingVecEnv(VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """Return the routing map, which is one for all rows."""
-        return list(self.core.render() or [None])
+        return list(self._pictures()[:1])
 
     def close(self) -> None:
         """Close the core."""
@@ -149,8 +169,16 @@ class RoutingVecEnv(VecEnv):
 
     def _pictures(self) -> Sequence[Any]:
         """Return what is drawn of each row: its route as a line, or the routing map."""
-        drawn = self.core.render() or (None,)
-        return drawn if len(drawn) == self.num_envs else drawn * self.num_envs
+        return self.core.render() or (None,) * self.num_envs
 
     def _rows(self, indices: Indices) -> list[int]:
         return list(self._get_indices(indices))
+
+
+class _EvalVecEnv(RoutingVecEnv):
+    """Every evaluation sees the same instances in the same order."""
+
+    def reset(self) -> dict[str, np.ndarray]:
+        if self._seeds[0] is None:
+            self.seed(self.core.config.seed)
+        return super().reset()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from routing_gym.envs.config import PlainSpec
 from routing_gym.envs.vector import RoutingVectorEnv
 
 
@@ -46,6 +47,7 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
     """
 
     metadata: dict[str, Any] = RoutingVectorEnv.metadata
+    spec: Any = PlainSpec()
 
     def __init__(self, core: RoutingVectorEnv) -> None:
         if core.num_envs != 1 or core.metadata["autoreset_mode"] is not gymnasium.vector.AutoresetMode.SAME_STEP:

@@ -6,31 +6,28 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from routing_gym.blocks import SGD, Adam, AdamW, PartlyUsed, UsedOnly
 from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.routes import Routes, replayed_actions
 from routing_gym.envs.talr import Throughput
+from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action, Exit, RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    # Fused: one pass over the parameters instead of one per operation, seven times as fast for stacked blocks.
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "sgd": partial(torch.optim.SGD, fused=True),
-}
+OPTIMIZERS: dict[str, Callable[..., UsedOnly]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
 
 
 def _in_steps(epoch: float, epochs: float | Sequence[float]) -> float:
     """Return 0.1 to the number of steps that are behind: one every so many epochs, or one at each of several."""
-    steps = epoch // epochs if isinstance(epochs, int | float) else sum(epoch >= step for step in epochs)
-    return 0.1**steps
+    if isinstance(epochs, int | float):
+        return 0.1 ** math.floor(round(epoch / epochs, 9))  # of floats, 0.3 / 0.1 is less than 3
+    return 0.1 ** sum(epoch >= step for step in epochs)
 
 
 SCHEDULES: dict[str, Callable[[float, Any], float]] = {
@@ -73,18 +70,15 @@ class Optimization:
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """Return a fresh optimiser of a network's parameters."""
         momentum = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
-        optimizer = OPTIMIZERS[self.optimizer](
-            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, **momentum
-        )
-        if any(momentum.values()):
-            # A block may have its first gradient when others have had several: fused SGD cannot begin with some only.
-            for parameter in network.parameters():
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
+        return OPTIMIZERS[self.optimizer](network, lr=self.learning_rate, weight_decay=self.weight_decay, **momentum)
 
     def rate(self, instances: int) -> float:
         """Return the learning rate after so many instances trained on."""
         return self.learning_rate * SCHEDULES[self.schedule](instances / self.epoch, self.schedule_epochs)
+
+
+OF_OPTIMIZATION = tuple(field.name for field in dataclasses.fields(Optimization) if field.name != "epoch")
+"""Options that the environment has for it."""
 
 
 class BlocksTrainer:
@@ -110,6 +104,7 @@ class BlocksTrainer:
         saved = network.state_dict(keep_vars=True)
         self._statistics = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
         self._noted: dict[str, Tensor] = {}
+        self._partly_used = [part for part in network.modules() if isinstance(part, PartlyUsed)]
 
     def step(
         self,
@@ -133,7 +128,8 @@ class BlocksTrainer:
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for parameter in trained:
             parameter.grad = None
-        loss.backward()
+        if loss.requires_grad:  # else all that this batch used is frozen, and whoever decides learns without a gradient
+            loss.backward()
         if before_step is not None:
             before_step()
         if self.throughput is not None:
@@ -155,9 +151,28 @@ class BlocksTrainer:
         if self.optimization.schedule != "constant":
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate
+        if self.network.dense_backward:
+            self._leave_untaken()
         self.optimizer.step()
         self.steps += 1
         self.instances += instances
+
+    def _leave_untaken(self) -> None:
+        """Take gradients and running statistics back from modules that have run only for the weights' sake."""
+        if self.network.used is None:
+            return
+        taken: dict[nn.Parameter, bool] = {}
+        for used, part in zip(self.network.used.tolist(), self.network.parts(), strict=True):
+            for owned in part:
+                if owned.index is None:
+                    taken[owned.parameter] = used or taken.get(owned.parameter, False)
+        for name, module in self.network.named_modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(taken.get(parameter, True) for parameter in own):
+                for parameter in own:
+                    parameter.grad = None
+                for buffer, _ in module.named_buffers(name, recurse=False):
+                    self._statistics[buffer].copy_(self._noted[buffer])
 
     @property
     def rate(self) -> float:
@@ -170,6 +185,9 @@ class BlocksTrainer:
         """Get ready for a batch; with `rows`, `(r,)`, for other instances in some rows of the one under way."""
         if rows is None:
             self.note_statistics()
+            for part in self._partly_used:
+                if part.used is not None:
+                    part.used = None
         if self.throughput is not None:
             self.throughput.begin(rows)
 
@@ -190,25 +208,40 @@ class BlocksTrainer:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "steps": self.steps,
             "instances": self.instances,
+            "optimization": {option: getattr(self.optimization, option) for option in OF_OPTIMIZATION},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put saved parameters into the network and go on with the saved optimiser, its learning rate included.
+    def load_state_dict(self, state: dict[str, Any], optimization: Optimization) -> None:
+        """Put saved parameters into the network and go on with the saved optimiser.
+
+        Args:
+            state: What `state_dict` gave.
+            optimization: How to go on; where it differs from how the blocks were trained, it is the optimiser that
+                follows.
 
         Raises:
             ValueError: The state is of another network or optimiser. Nothing has changed then.
         """
-        ours, saved = self.network.state_dict(), state["network"]
-        for key in sorted(ours.keys() | saved.keys()):
-            there, here = (tuple(part[key].shape) if key in part else None for part in (saved, ours))
-            if there != here:
-                raise ValueError(f"this is the state of another network: {key} has shape {there}, here {here}")
+        check_form(state, {**self.state_dict(), "optimizer": dict, "optimization": dict}, "blocks")
         name = type(self.optimizer).__name__
         if state["optimizer_name"] != name:
             raise ValueError(f"the blocks were trained by {state['optimizer_name']}, here the optimizer is {name}")
-        self.network.load_state_dict(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        check_optimizer(state["optimizer"], self.optimizer, "blocks.optimizer")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.steps, self.instances = state["steps"], state["instances"]
+        self._follow(optimization, state["optimization"])
+
+    def _follow(self, optimization: Optimization, before: dict[str, Any]) -> None:
+        """Go on with an optimisation that may differ from the one before."""
+        self.optimization = optimization
+        new = {name for name in before if getattr(optimization, name) != before[name]}
+        for group in self.optimizer.param_groups:
+            group |= {name: getattr(optimization, name) for name in new & {"momentum", "weight_decay"}}
+            if new & {"learning_rate", "schedule", "schedule_epochs"}:
+                group["lr"] = optimization.rate(self.instances)
+        if (self.throughput is None) == optimization.talr:
+            self.throughput = Throughput(self.network) if optimization.talr else None
 
 
 def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from routing_gym.blocks import allow_small_groups
-from routing_gym.envs.accept import Accepted, accept, accept_reset_options
-from routing_gym.envs.config import EnvConfig, check_count
+from routing_gym.blocks import allow_small_groups, subsample_first
+from routing_gym.envs.accept import Accepted, accept, accept_network, accept_reset_options, accept_splits
+from routing_gym.envs.config import EnvConfig, PlainSpec, check_count
 from routing_gym.envs.outcome import Outcome
 from routing_gym.envs.precision import forward_pass
 from routing_gym.envs.render import Pictures
+from routing_gym.envs.restore import restored
 from routing_gym.envs.rewards import ActionReward, RunningShare
 from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import PRICED_MACS, action_space, observation_space
@@ -81,10 +82,12 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         executed: The last action as `step` carried it out; routes followed at once do not set it.
 
     Raises:
-        ValueError: An unknown option or a value it does not take.
+        TypeError: An unknown option.
+        ValueError: A value an option does not take.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    spec: Any = PlainSpec()
 
     def __init__(
         self,
@@ -95,7 +98,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     ) -> None:
         check_count("num_envs", num_envs)
         self.config = config = EnvConfig.of(options)
-        splits = {data.split: data} if isinstance(data, MultiTaskDataset) else dict(data)
+        self._given = frozenset(options)
+        network, splits = accept_network(network), accept_splits(data)
         if config.split not in splits:
             raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
         self.num_envs, self.render_mode = num_envs, config.render_mode
@@ -109,7 +113,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             )
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
-        allow_small_groups(self.network)
+        allow_small_groups(subsample_first(self.network))
         self.stream = config.stream(self.dataset, num_envs)
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
         self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)
@@ -183,8 +187,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         Args:
             seed: Start the order of instances over from this seed; the blocks are not touched.
             options: `reset_mask`, `(num_envs,)` bool: restart only these rows (while a graph is held, only rows that
-                have left). `instances`, `(restarted,)` integers: the rows of the data set to take instead of
-                drawing.
+                have left). `instances`, `(restarted,)` integers: rows of the data set, instead of drawn ones.
 
         Returns:
             Observations, and infos with `action_mask`.
@@ -403,28 +406,21 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, its learning rate included.
+        """Go on from a saved state; episodes under way and finished routes not trained on yet are given up.
 
-        The episodes under way are given up, and so are finished routes not trained on yet.
+        Options of the optimisation that were given to this environment stay, the others become those of the state; a
+        warning tells what differs.
 
         Raises:
             ValueError: The state is of another network, optimiser or data set. Nothing has changed then.
         """
-        at = self.stream.state_dict()
-        self.stream.load_state_dict(state["stream"])
-        try:
-            self.trainer.load_state_dict(state["blocks"])
-        except ValueError:
-            self.stream.load_state_dict(at)
-            raise
-        self.frequency.total = state["frequency"].to(self.device)
+        self.config, self.stream = restored(self, state, self._given)
         self._set_mode(self.autoreset_mode, self.replays)
 
     def render(self) -> tuple[Any, ...] | None:
-        """Draw what `render_mode` says.
+        """Return the route of each row in a line (`"ansi"`), or the routing map for each (`"rgb_array"`), or None.
 
-        Returns:
-            `"ansi"`: one line per row, its route up to the last step. `"rgb_array"`: one `(H, W, 3)` uint8 routing
-            map of all that was decided so far, a column per task and a row per decision. None without a mode.
+        The map, `(H, W, 3)` uint8, is one for all and shows all that was decided so far: a column per task, a row per
+        decision.
         """
         return None if self.render_mode is None else self.pictures.draw(self.render_mode)

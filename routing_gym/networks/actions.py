@@ -148,3 +148,18 @@ def take(action: Action, rows: Tensor | None) -> Action:
     if isinstance(action, tuple):
         return action[0].index_select(0, rows), action[1].index_select(0, rows)
     return action.index_select(0, rows)
+
+
+def taken(action: Action, reach: Tensor, n: int) -> Tensor:
+    """Return which of n choices any row takes at a decision: their numbers `(r,)` int64; of weights, `(n,)` bool.
+
+    Args:
+        action: As the decision takes it.
+        reach: `(r,)`, the share of each instance that is there.
+        n: How many choices there are.
+    """
+    if isinstance(action, Tensor) and not action.is_floating_point():
+        return action
+    weights = dense(action, n).detach()
+    shared = weights * reach.detach().view(-1, *[1] * (weights.ndim - 1))
+    return (shared != 0).flatten(0, -2).any(0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.state import RoutingState
+from routing_gym.tasks.checking import whole_number
 
 if TYPE_CHECKING:
     from routing_gym.networks.network import RoutedNetwork
@@ -31,9 +32,9 @@ def check_no_num_blocks(
 
 
 def check_at_least_one(network: str, **options: int) -> None:
-    """Refuse options of a network that are below 1."""
+    """Refuse options of a network that are no integers of at least 1."""
     for option, value in options.items():
-        if value < 1:
+        if whole_number(f"network {network!r}: {option}", value, least=None) < 1:
             raise ValueError(f"network {network!r}: {option} must be at least 1, got {value}")
 
 

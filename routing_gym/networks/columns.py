@@ -12,6 +12,7 @@ from routing_gym.blocks import LinearBlocks, count_macs, probe
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.paths import RoutedPaths
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import whole_number
 
 
 class ColumnsMLP(RoutedPaths):
@@ -44,7 +45,7 @@ class ColumnsMLP(RoutedPaths):
         num_tasks: int = 1,
     ) -> None:
         for option, value in {"width": width, "layers": layers, "num_classes": num_classes}.items():
-            if value < 1:
+            if whole_number(f"{option} of columns", value, least=None) < 1:
                 raise ValueError(f"columns need {option} of at least 1, got {value}")
         if num_blocks < num_tasks:
             raise ValueError(

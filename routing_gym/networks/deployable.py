@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.tasks.checking import whole_number
 
 
 class Deployable(RoutedNetwork):
@@ -96,12 +97,12 @@ def blocks_per_set(num_blocks: int | Sequence[int], layers: Sequence[int]) -> li
         layers: How many layers share each set.
 
     Raises:
-        ValueError: More or fewer numbers than there are sets.
+        ValueError: More or fewer numbers than there are sets, or one that is no number of blocks.
     """
     if isinstance(num_blocks, str) or not isinstance(num_blocks, Sequence):
-        return [num_blocks * sharing for sharing in layers]
+        return [whole_number("num_blocks", num_blocks) * sharing for sharing in layers]
     if len(num_blocks) != len(layers):
         raise ValueError(
             f"num_blocks must be one number, or one for each of the {len(layers)} sets of blocks, got {num_blocks!r}"
         )
-    return list(num_blocks)
+    return [count if count == 0 else whole_number("num_blocks", count) for count in num_blocks]

@@ -18,6 +18,7 @@ from routing_gym.blocks import (
     SkippableBlock,
     allow_small_groups,
     count_macs,
+    first_weights,
     plain,
     probe,
     static_copy,
@@ -101,7 +102,7 @@ class RoutedExperts(Deployable):
         observed_shapes: The shape, without the batch axis, of what comes into every layer.
     """
 
-    task_input = True  # the readout is told the task, and there is none for a task that comes later
+    readout_per_task = True  # and none for a task that comes later
 
     def __init__(
         self,
@@ -152,6 +153,7 @@ class RoutedExperts(Deployable):
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Return what each row's own task makes of the features."""
+        self.readouts.note_use(task)
         return self.readouts(plain(activation[0]), task)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
@@ -175,7 +177,7 @@ class RoutedExperts(Deployable):
         """Return a copy without the experts that no route takes, and the routes in its numbering."""
         kept, columns = zip(*(column.unique(return_inverse=True) for column in routes.unbind(1)), strict=True)
         whole = copy.deepcopy(self).cpu()
-        with torch.random.fork_rng(devices=[]):  # the first weights drawn here are not used
+        with first_weights(0):  # they are not used
             smaller = type(self)(
                 self.input_shape or (),
                 self.num_classes,

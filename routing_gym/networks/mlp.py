@@ -19,6 +19,7 @@ from routing_gym.blocks import (
     OwnedParameter,
     WithPass,
     count_macs,
+    first_weights,
     plain,
     probe,
     run_chain,
@@ -28,6 +29,7 @@ from routing_gym.networks.actions import Action
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.deployable import Deployable, JoinTask, blocks_per_set
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import whole_number
 
 
 class RoutedMLP(Deployable):
@@ -66,7 +68,7 @@ class RoutedMLP(Deployable):
         num_tasks: int = 1,
     ) -> None:
         for option, value in {"width": width, "layers": layers, "num_classes": num_classes}.items():
-            if value < 1:
+            if whole_number(f"{option} of a routed MLP", value, least=None) < 1:
                 raise ValueError(f"a routed MLP needs {option} of at least 1, got {value}")
         image = torch.zeros(1, *input_shape)
         in_features = (
@@ -190,7 +192,7 @@ class RoutedMLP(Deployable):
             taken = routes[:, [i for i, bank in enumerate(self._bank_of) if bank == number]]
             kept.append(taken[taken < count].unique().tolist())
         trunk = None if self.trunk is None else copy.deepcopy(self.trunk).cpu()
-        with torch.random.fork_rng(devices=[]):  # the first weights drawn here are not used
+        with first_weights(0):  # they are not used
             smaller = RoutedMLP(num_blocks=[len(blocks) for blocks in kept], trunk=trunk, **self._form)
         columns = []
         for i, column in enumerate(routes.t().contiguous()):

@@ -7,18 +7,18 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.blocks import FunctionBlocks, OwnedParameter, SortedRows
+from routing_gym.blocks import FunctionBlocks, OwnedParameter, PartlyUsed, SortedRows
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.checking import bad_values_error, has_bad_values
 from routing_gym.networks.decision import EXIT, Decision, check_decisions, legal_table
-from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, joined
+from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, add, join
 
 
-class RoutedNetwork(nn.Module, ABC):
+class RoutedNetwork(PartlyUsed, ABC):
     """A network in which an outside agent decides the way of every instance.
 
     `start` puts a batch of images at the first decision and every `step` carries each row from the decision it waits
@@ -184,10 +184,11 @@ class RoutedNetwork(nn.Module, ABC):
             decision = self.decisions[number]
             task = state.task if group.rows is None else state.task.index_select(0, group.rows)
             own = self._narrow(number, group, actions.take(action, group.rows))
+            self.note_use(actions.taken(own, group.reach, decision.n), number * self.num_choices)
             executed, cost = self.macs(number, own)
-            macs = _add(macs, group.rows, executed)
+            macs = add(macs, group.rows, executed)
             expected = (
-                macs if cost is executed and expected is state.macs else _add(expected, group.rows, group.reach * cost)
+                macs if cost is executed and expected is state.macs else add(expected, group.rows, group.reach * cost)
             )
             if decision.mixing == "activation":
                 mixed = self.transition(number, group.activation, own, task)
@@ -203,9 +204,9 @@ class RoutedNetwork(nn.Module, ABC):
                     arrivals[target].append(moved)
 
         for target, groups in arrivals.items():
-            arrived = _join(groups)
+            arrived = join(groups)
             arrived = Waiting(arrived.rows, self.enter(target, arrived.activation), arrived.reach)
-            waiting[target] = _join([waiting[target], arrived]) if target in waiting else arrived
+            waiting[target] = join([waiting[target], arrived]) if target in waiting else arrived
         return RoutingState(
             state.task, state.instance, state.price, macs, expected, waiting, tuple(exits), state.num_decisions
         )
@@ -223,6 +224,7 @@ class RoutedNetwork(nn.Module, ABC):
             The state in which all rows have left, by one exit, which may list them in any order.
         """
         last = len(self.decisions) - 1
+        self.note_use(plan + self._first_choices())
         (waiting,) = state.waiting.values()
         activation = self.traverse(waiting.activation, plan, state.task)
         rows, task, weight = None, state.task, waiting.reach
@@ -252,8 +254,24 @@ class RoutedNetwork(nn.Module, ABC):
         """Return `(B, N)`: what each choice of routes `(B, N)` costs, in a network that is `in_order`."""
         if self._cost is not None:
             return self._cost.expand_as(plan)
-        first = torch.arange(0, self._costs.numel(), self.num_choices, device=plan.device)
-        return self._costs.take(plan + first)
+        return self._costs.take(plan + self._first_choices())
+
+    def _first_choices(self) -> Tensor:
+        """Return `(N,)`: where the choices of each decision begin, if those of all stand in one row."""
+        return torch.arange(0, self.num_parts, self.num_choices, device=self._costs.device)
+
+    @property
+    def num_parts(self) -> int:
+        """How many choices there are, `num_choices` for each decision."""
+        return self._costs.numel()
+
+    def parts(self) -> list[list[OwnedParameter]]:
+        """Return the parameters of every choice, `num_choices` for each decision; none where it has fewer."""
+        return [
+            self.parameters_of(number, choice) if choice < decision.n else []
+            for number, decision in enumerate(self.decisions)
+            for choice in range(self.num_choices)
+        ]
 
     def _narrow(self, number: int, group: Waiting, action: Action) -> Action:
         """Cut an action of the network's full width down to what a decision needs."""
@@ -410,20 +428,3 @@ class RoutedNetwork(nn.Module, ABC):
         for part in self.modules():
             if isinstance(part, FunctionBlocks):
                 part.dense_backward = value
-
-
-def _add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
-    return total + amount if rows is None else total.index_add(0, rows, amount)
-
-
-def _join(groups: list[Waiting]) -> Waiting:
-    """Put groups that wait at one decision together."""
-    if len(groups) == 1:
-        return groups[0]
-    rows = [group.rows for group in groups if group.rows is not None]
-    assert len(rows) == len(groups), "a row cannot wait twice at one decision"
-    return Waiting(
-        rows=torch.cat(rows),
-        activation=joined(group.activation for group in groups),
-        reach=torch.cat([group.reach for group in groups]),
-    )

@@ -152,6 +152,7 @@ class ParallelPaths(RoutedPaths):
             return super().feed(decision, columns, alive, gates)
         used = gates.detach() != 0
         reached = used.any(1)
+        blocks.note_use(used.flatten(1).any(0))
         if self.dense_backward and self.training and gates.requires_grad:
             used = alive.unsqueeze(2) & reached.unsqueeze(1)  # what is not weighed has a gradient by its weight
         predicted = blocks.run_where(columns, used.flatten(1)).unflatten(1, self.num_pairs(decision))

@@ -17,6 +17,7 @@ from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_
 from routing_gym.networks.pyramid_columns import CHANNELS
 from routing_gym.networks.resnet_experts import resnet50_network
 from routing_gym.networks.simple_convnet import simple_convnet
+from routing_gym.tasks.checking import image_shape, whole_number
 
 Builder = Callable[..., RoutedNetwork]
 """`(input_shape, num_classes, num_blocks, num_tasks=..., **options) -> RoutedNetwork`."""
@@ -49,6 +50,8 @@ def claim(known: dict[str, Any], kind: str, name: str, thing: Any) -> None:
     Raises:
         ValueError: The name belongs to something else, or what is entered cannot be called.
     """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the name of a {kind} is text, got {name!r}")
     if not callable(thing):
         raise ValueError(f"a {kind} is something that can be called, got {thing!r}")
     other = known.get(name)
@@ -97,13 +100,14 @@ def make_network(
     Raises:
         ValueError: An unknown name or option, or a value the network refuses.
     """
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; known are {', '.join(sorted(NETWORKS))}")
     if input_shape is None and name not in DEFAULT_INPUT_SHAPE:
         raise ValueError(f"network {name!r} is made for images of no shape in particular: give input_shape=(C, H, W)")
+    num_tasks, num_classes = whole_number("num_tasks", num_tasks), whole_number("num_classes", num_classes)
     try:
         return NETWORKS[name](
-            DEFAULT_INPUT_SHAPE[name] if input_shape is None else input_shape,
+            DEFAULT_INPUT_SHAPE[name] if input_shape is None else image_shape(input_shape),
             num_classes,
             num_tasks if num_blocks is None else num_blocks,
             num_tasks=num_tasks,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import ModuleBlocks
+from routing_gym.blocks import ModuleBlocks, subsample_first
 from routing_gym.blocks.experts import image_bank, single_expert
 from routing_gym.networks.checking import check_at_least_one, check_no_num_blocks
 from routing_gym.networks.experts import InTurn, OnFirst, RoutedExperts, experts_per_layer
@@ -42,9 +42,8 @@ class Opening(nn.Module):
         self.reduce = nn.Sequential(nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            projection = subsample_first(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False))
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what goes into the 3x3 convolution, or into the experts in its place, and the shortcut."""

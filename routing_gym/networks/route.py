@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from routing_gym.blocks import (
     FunctionBlocks,
@@ -15,15 +16,19 @@ from routing_gym.blocks import (
     ModuleBlocks,
     OwnedParameter,
     allow_small_groups,
-    count_macs,
+    conv2d,
+    counting,
+    first_weights,
     plain,
     probe,
     static_copy,
+    subsample_first,
 )
 from routing_gym.networks.actions import Action
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.deployable import Deployable, blocks_per_set
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import image_shape
 
 
 def route(
@@ -37,8 +42,10 @@ def route(
 
     The module is traced (`torch.fx`), cut at the named layers, and run piece by piece; whatever tensors are still
     needed later (the shortcut of a residual block, say) wait together with the layer's input. The module itself is
-    copied, not changed. The first block of each layer starts from the layer's own weights, the others are drawn
-    anew by their `reset_parameters`.
+    copied to the CPU, not changed. The first block of each layer starts from the layer's own weights, the others are
+    drawn anew by their `reset_parameters`; what is frozen (`requires_grad=False`) stays so. A submodule without
+    routed layers may do what cannot be traced, such as asking `self.training`: it is called as it is then. 1x1
+    convolutions with a stride subsample first, see `routing_gym.blocks.pointwise`.
 
     Args:
         module: Takes `(B, C, H, W)` images, gives `(B, num_classes)` logits; its way through the layers must not
@@ -52,9 +59,15 @@ def route(
         A `RoutedNetwork` for `RoutingVectorEnv(network=...)` or `gymnasium.make(..., network=...)`.
 
     Raises:
-        ValueError: An unknown layer name, a layer that is not called exactly once, a module that cannot be traced,
-            or an unknown input shape.
+        ValueError: An unknown layer name, a layer that is not called exactly once or does not give one tensor, a module
+            that cannot be traced, one of another type than the default, or an input shape it does not take.
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"route() takes a torch.nn.Module, got {type(module).__name__}")
+    if not isinstance(layers, Sequence | set) or isinstance(layers, str) or not all(isinstance(n, str) for n in layers):
+        raise ValueError(f"layers must be a list of names of submodules, got {layers!r}")
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"layers must name every layer once, got {list(layers)}")
     known = dict(module.named_modules())
     unknown = [name for name in layers if name not in known or not name]
     if unknown or not layers:
@@ -64,7 +77,7 @@ def route(
         if not isinstance(first, nn.Linear):
             raise ValueError("input_shape=(C, H, W) is needed where the module's first layer is not linear")
         return RoutedModule(module, tuple(layers), num_blocks, (1, 1, first.in_features), any_shape=True)
-    return RoutedModule(module, tuple(layers), num_blocks, tuple(input_shape))
+    return RoutedModule(module, tuple(layers), num_blocks, image_shape(input_shape))
 
 
 PROBE_ROWS = 2
@@ -72,34 +85,59 @@ PROBE_ROWS = 2
 
 
 class _Tracer(fx.Tracer):
-    """Traces through everything but PyTorch's own modules and the layers to be routed."""
+    """Traces through everything but PyTorch's own modules and the layers to be routed.
 
-    def __init__(self, layers: Sequence[str] = ()) -> None:  # unpickling calls it without
+    Args:
+        layers: The names of these layers.
+        deep: False to leave submodules without such a layer as they are, too.
+    """
+
+    def __init__(self, layers: Sequence[str] = (), deep: bool = True) -> None:  # unpickling calls it without
         super().__init__()
-        self.layers = layers
+        self.layers, self.deep = layers, deep
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.layers or super().is_leaf_module(m, module_qualified_name)
+        if module_qualified_name in self.layers or super().is_leaf_module(m, module_qualified_name):
+            return True
+        return not self.deep and not any(name.startswith(f"{module_qualified_name}.") for name in self.layers)
 
 
 def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
     """Trace a module, refusing one that cannot be traced or that computes something else while it is trained."""
     modes = {part: part.training for part in module.modules()}
-    graphs = []
+    failure: Exception | None = None
     try:
-        for mode in (True, False):
-            graphs.append(_Tracer(layers).trace(module.train(mode)))
-    except Exception as error:
-        raise ValueError(f"the module cannot be traced by torch.fx, so it cannot be routed: {error}") from error
+        for deep in (True, False):
+            try:
+                trains, judges = (_Tracer(layers, deep).trace(module.train(mode)) for mode in (True, False))
+            except Exception as error:
+                failure = error
+                continue
+            if str(trains) == str(judges):
+                return trains
+            failure = None
     finally:
         for part, training in modes.items():
             part.training = training
-    if str(graphs[0]) != str(graphs[1]):
-        raise ValueError(
-            "the module's own code asks whether it is being trained, which a trace would freeze: use modules for that, "
-            "torch.nn.Dropout instead of torch.nn.functional.dropout(..., self.training), say"
-        )
-    return graphs[0]
+    if failure is not None:
+        raise ValueError(f"the module cannot be traced by torch.fx, so it cannot be routed: {failure}") from failure
+    raise ValueError(
+        "code of a module that holds routed layers asks whether it is being trained, which a trace would freeze: move "
+        "it into a submodule without routed layers, whose forward may ask, or use one of PyTorch's: torch.nn.Dropout "
+        "instead of torch.nn.functional.dropout(..., self.training), say"
+    )
+
+
+def _cpu_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of a module on the CPU, refusing one of another type than images have."""
+    wanted = torch.get_default_dtype()
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta or parameter.dtype != wanted:
+            raise ValueError(
+                f"expected a module of {wanted} parameters that hold values, got {name} of {parameter.dtype} on "
+                f"{parameter.device}: call .to({wanted}) first, and load its weights"
+            )
+    return subsample_first(copy.deepcopy(module).cpu())
 
 
 class RoutedModule(Deployable):
@@ -122,8 +160,11 @@ class RoutedModule(Deployable):
         any_shape: bool = False,
     ) -> None:
         count_of = dict(zip(layers, blocks_per_set(num_blocks, [1] * len(layers)), strict=True))
-        module = copy.deepcopy(module)
+        module = _cpu_copy(module)
         graph = _trace(module, layers)
+        for node in graph.nodes:
+            if node.target in (torch.conv2d, functional.conv2d):
+                node.target = conv2d
         traced = fx.GraphModule(module, graph)
         nodes = list(graph.nodes)
         cuts = [i for i, node in enumerate(nodes) if node.op == "call_module" and node.target in layers]
@@ -133,15 +174,30 @@ class RoutedModule(Deployable):
 
         record = _Recorder(traced)
         images = torch.randn(PROBE_ROWS, *input_shape, generator=torch.Generator().manual_seed(0))
-        logits = probe(traced, lambda: record.run(images))
+        try:
+            with counting(traced) as record.counted:
+                logits = probe(traced, lambda: record.run(images))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(
+                f"the module takes no images of shape (B, {', '.join(map(str, input_shape))}): {reason}; "
+                "input_shape=(C, H, W) must be that of the images it was made for"
+            ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != PROBE_ROWS:
-            raise ValueError("the module must return logits of shape (B, num_classes)")
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ValueError(f"the module must return logits of shape (B, num_classes), got {got} for B = {PROBE_ROWS}")
         routed: list[FunctionBlocks] = []
         carried: list[tuple[fx.Node, ...]] = []
         for cut, name in zip(cuts, names, strict=True):
             inner = nodes[cut].args[0] if nodes[cut].args else None
             if not isinstance(inner, fx.Node) or len(nodes[cut].args) > 1 or nodes[cut].kwargs:
                 raise ValueError(f"the routed layer {name!r} must be called with its input and nothing else")
+            if record.shapes.get(nodes[cut], ())[:1] != (PROBE_ROWS,):
+                kind = type(traced.get_submodule(name)).__name__
+                raise ValueError(
+                    f"the routed layer {name!r} ({kind}) must give one tensor with a row per image, got "
+                    f"{record.got[nodes[cut]]}: put it into a module that does, and route that"
+                )
             routed.append(_blocks_like(traced.get_submodule(name), count_of[name], record.shapes[inner][1:]))
             carried.append((inner, *_needed_later(nodes, cut, inner)))
             unfit = [node.name for node in carried[-1] if record.shapes.get(node, ())[:1] != (PROBE_ROWS,)]
@@ -252,7 +308,7 @@ class RoutedModule(Deployable):
         """Return a copy without the blocks that no route takes, and the routes in its numbering."""
         kept, columns = zip(*(column.unique(return_inverse=True) for column in routes.unbind(1)), strict=True)
         (module,) = self.static_route(routes[0].tolist(), 0)
-        with torch.random.fork_rng(devices=[]):  # the first weights drawn here are not used
+        with first_weights(0):  # they are not used
             smaller = RoutedModule(
                 module.cpu(), [decision.name for decision in self.decisions], list(map(len, kept)), *self._made_with
             )
@@ -268,20 +324,19 @@ class _Recorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.got: dict[fx.Node, str] = {}
         self.macs: dict[fx.Node, float] = {}
+        self.counted: Callable[[], float] = float
 
     def run_node(self, n: fx.Node) -> Any:
-        result: list[Any] = []
-
-        class Once(nn.Module):
-            def forward(self) -> None:
-                result.append(super_run(n))
-
-        super_run = super().run_node
-        self.macs[n] = count_macs(Once())
-        if isinstance(result[0], Tensor):
-            self.shapes[n] = tuple(result[0].shape)
-        return result[0]
+        before = self.counted()
+        result = super().run_node(n)
+        self.macs[n] = self.counted() - before
+        self.got[n] = f"a {type(result).__name__}"
+        if isinstance(result, Tensor):
+            self.shapes[n] = tuple(result.shape)
+            self.got[n] = f"shape {self.shapes[n]} for {PROBE_ROWS} images"
+        return result
 
 
 def _needed_later(nodes: list[fx.Node], cut: int, inner: fx.Node) -> list[fx.Node]:
@@ -301,6 +356,8 @@ def _blocks_like(layer: nn.Module, num_blocks: int, input_shape: tuple[int, ...]
         with torch.no_grad():
             linear.weight[0] = layer.weight.t()
             linear.bias[0] = layer.bias
+        linear.weight.requires_grad_(layer.weight.requires_grad)
+        linear.bias.requires_grad_(layer.bias.requires_grad)
         return linear
     copies = [copy.deepcopy(layer) for _ in range(num_blocks)]
     for block in copies[1:]:

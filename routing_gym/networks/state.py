@@ -238,3 +238,21 @@ class RoutingState:
             exits=tuple(exits),
             num_decisions=states[0].num_decisions,
         )
+
+
+def add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
+    """Return `total (B,)` with `amount (r,)` added in some rows, None for all."""
+    return total + amount if rows is None else total.index_add(0, rows, amount)
+
+
+def join(groups: list[Waiting]) -> Waiting:
+    """Put groups that wait at one decision together."""
+    if len(groups) == 1:
+        return groups[0]
+    rows = [group.rows for group in groups if group.rows is not None]
+    assert len(rows) == len(groups), "a row cannot wait twice at one decision"
+    return Waiting(
+        rows=torch.cat(rows),
+        activation=joined(group.activation for group in groups),
+        reach=torch.cat([group.reach for group in groups]),
+    )

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from routing_gym.tasks.checking import whole_number
 from routing_gym.tasks.recoloring import draw_palettes
 
 GAMMA = 2.2
@@ -33,7 +34,8 @@ class Shift:
     recolor: bool = False
 
     def __post_init__(self) -> None:
-        if self.pixels < 0 or not (self.pixels or self.flip or self.recolor):
+        pixels = whole_number("pixels of an augmentation", self.pixels, least=None)
+        if pixels < 0 or not (self.pixels or self.flip or self.recolor):
             raise ValueError(f"an augmentation moves by at least 1 pixel or flips, got {self.pixels} and {self.flip}")
         if self.fill not in get_args(Fill):
             raise ValueError(f"fill must be 'black' or 'mean', got {self.fill!r}")

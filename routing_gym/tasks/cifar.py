@@ -7,7 +7,7 @@ from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
 from routing_gym.tasks.dataset import MultiTaskDataset
-from routing_gym.tasks.files import CIFAR100, DataError, find, read_cifar
+from routing_gym.tasks.files import CIFAR100, DataError, data_folder, find, how_to_get, read_cifar
 from routing_gym.tasks.splits import BY_COARSE_CLASS, TaskOf, are_coarse, build_splits, hold_out
 
 NUM_COARSE, NUM_FINE, FINE_PER_COARSE = 20, 100, 5
@@ -98,7 +98,7 @@ def cifar100(
 
 
 def read_cifar100(data_dir: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Read CIFAR-100's two binary files.
+    """Read CIFAR-100's two binary files, each of which must have its rows, and as many of each class.
 
     Returns:
         The images `(N, 3, 32, 32)` uint8, their coarse and their fine classes `(N,)` int64, each by part, `"train"` and
@@ -114,6 +114,12 @@ def read_cifar100(data_dir: str | None) -> tuple[dict[str, Tensor], dict[str, Te
     coarse_of = torch.full((NUM_FINE,), -1)
     coarse_of[fine["train"]] = coarse["train"]
     even = torch.arange(NUM_COARSE).repeat_interleave(FINE_PER_COARSE)
-    if not torch.equal(coarse_of[fine["train"]], coarse["train"]) or not torch.equal(coarse_of.sort().values, even):
-        raise DataError("cifar-100-binary/train.bin: the fine classes are not 20 times 5 of a coarse one: other data?")
+    for part, rows in ROWS.items():
+        whole = torch.equal(coarse_of[fine[part]], coarse[part]) and torch.equal(coarse_of.sort().values, even)
+        if not whole or fine[part].bincount(minlength=NUM_FINE).unique().tolist() != [rows // NUM_FINE]:
+            raise DataError(
+                f"{data_folder(data_dir) / CIFAR100.folder}/{part}.bin is of other data: expected {rows // NUM_FINE} "
+                f"images of each of the fine classes, 5 of which are of each coarse one; delete it and "
+                f"{how_to_get(CIFAR100, data_dir)}"
+            )
     return images, coarse, fine

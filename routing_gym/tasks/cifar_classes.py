@@ -149,8 +149,8 @@ def _of_classes(
 def read_cifar10(data_dir: str | None, allow_partial: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
     """Read CIFAR-10's six binary files.
 
-    The published md5 sum is that of the archive, which `download` checks. Here every file must have its 10 000 rows,
-    and each part as many images of each class, as the official ones do.
+    The published md5 sum is that of the archive, see `Source`. Here every file must have its 10 000 rows, and each part
+    as many images of each class, as the official ones do.
 
     Args:
         data_dir: The data folder.

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.checking import image_tensor, integer_tensor, to_tensor, whole_number
 from routing_gym.tasks.recoloring import recolor
 
 _TENSORS = ("images", "image", "task", "label", "mean", "std", "shades")
@@ -20,18 +23,19 @@ class MultiTaskDataset:
 
     One image may belong to many tasks, with another label in each: images are stored once and a *row*
     `(image, task, label)` is one instance. Images stay `uint8`; they are normalised (and augmented) per batch, on
-    the device they live on.
+    the device they live on. Features that are no bytes are floating point. Wherever a tensor is wanted NumPy arrays and
+    lists are taken too; `from_arrays` works out what can be worked out.
 
     Attributes:
         name: Name of the data set, for messages and reports.
         split: `"train"`, `"validation"` or `"test"`.
-        images: `(N, C, H, W)` uint8.
+        images: `(N, C, H, W)` uint8 or float32.
         image: `(R,)` int64, the image of each row.
         task: `(R,)` int64 in `[0, num_tasks)`.
         label: `(R,)` int64 in `[0, num_classes)`.
         num_tasks: Number of tasks; every one has at least one row.
         num_classes: Classes of the largest task.
-        mean: `(C,)` float32, mean of each channel over the training images, in pixel units (0 to 255).
+        mean: `(C,)` float32, mean of each channel over the training images, in pixel units (0 to 255 for uint8).
         std: `(C,)` float32, standard deviation likewise, positive.
         augmentation: Random transformation of training images, or None.
         drawings: The first so many of `images` are drawings or writing, which no augmentation mirrors.
@@ -58,17 +62,19 @@ class MultiTaskDataset:
 
     def __post_init__(self) -> None:
         where = f"{self.name}, split {self.split!r}"
-        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
-            raise ValueError(
-                f"{where}: images must be uint8 of shape (N, C, H, W), got {self.images.dtype} of shape "
-                f"{tuple(self.images.shape)}"
-            )
+        self._set(images=image_tensor(f"{where}: images", self.images))
+        for field in ("image", "task", "label"):
+            self._set(**{field: integer_tensor(f"{where}: {field}", getattr(self, field))})
+        for field in ("num_tasks", "num_classes"):
+            whole_number(f"{where}: {field}", getattr(self, field))
+        for field in ("mean", "std"):
+            self._set(**{field: to_tensor(f"{where}: {field}", getattr(self, field)).float()})
         limits = {"image": len(self.images), "task": self.num_tasks, "label": self.num_classes}
         for field, limit in limits.items():
             column: Tensor = getattr(self, field)
-            if column.dtype != torch.int64 or column.shape != (len(self.image),):
+            if len(column) != len(self.image):
                 raise ValueError(
-                    f"{where}: {field} must be int64 of shape ({len(self.image)},), got {column.dtype} of shape "
+                    f"{where}: {field} must be int64 of shape ({len(self.image)},) as image is, got shape "
                     f"{tuple(column.shape)}"
                 )
             if len(column) and not 0 <= int(column.min()) <= int(column.max()) < limit:
@@ -77,17 +83,24 @@ class MultiTaskDataset:
                     f"{int(column.max())}"
                 )
         rows_of_task = torch.bincount(self.task, minlength=self.num_tasks)
-        if self.num_tasks < 1 or int(rows_of_task.min()) == 0:
+        if int(rows_of_task.min()) == 0:
             empty = (rows_of_task == 0).nonzero().flatten().tolist()
             raise ValueError(
                 f"{where}: every one of the {self.num_tasks} tasks needs at least one row, got none for {empty}"
             )
         channels = self.images.shape[1]
-        if self.mean.shape != (channels,) or self.std.shape != (channels,) or not bool((self.std > 0).all()):
+        shapes = {tuple(statistic.shape) for statistic in (self.mean, self.std)}
+        finite = bool(self.mean.isfinite().all() & self.std.isfinite().all())
+        if shapes != {(channels,)} or not finite or not bool((self.std > 0).all()):
             raise ValueError(
-                f"{where}: mean and std must hold {channels} numbers, std positive, got {self.mean} and {self.std}"
+                f"{where}: mean and std must hold {channels} finite numbers, std positive, got {self.mean} and "
+                f"{self.std}"
             )
-        if not 0 <= self.drawings <= len(self.images):
+        if self.augmentation is not None and not isinstance(self.augmentation, Shift):
+            raise ValueError(f"{where}: augmentation must be a Shift or None, got {self.augmentation!r}")
+        if self.shades is not None:
+            self._set(shades=to_tensor(f"{where}: shades", self.shades))
+        if whole_number(f"{where}: drawings", self.drawings, least=0) > len(self.images):
             raise ValueError(f"{where}: drawings must lie in [0, {len(self.images)}], got {self.drawings}")
         wanted = (self.drawings, 1, *self.images.shape[2:])
         if self.shades is not None and (self.shades.dtype != torch.uint8 or self.shades.shape != wanted):
@@ -97,6 +110,69 @@ class MultiTaskDataset:
             )
         if self.augmentation is not None and self.augmentation.recolor and (self.shades is None or channels != 3):
             raise ValueError(f"{where}: an augmentation that recolours needs shades, and images of 3 channels")
+        of_bytes = self.augmentation is not None and (self.augmentation.recolor or self.augmentation.fill != "black")
+        if of_bytes and self.images.is_floating_point():
+            raise ValueError(f"{where}: floating-point images are filled with black (0) and not recoloured")
+
+    def _set(self, **values: Tensor) -> None:
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        split: str,
+        images: ArrayLike,
+        task: ArrayLike | None,
+        label: ArrayLike,
+        *,
+        image: ArrayLike | None = None,
+        like: MultiTaskDataset | None = None,
+        augmentation: Shift | None = None,
+    ) -> MultiTaskDataset:
+        """Make a split from arrays.
+
+        Args:
+            name: Name of the data set.
+            split: `"train"`, `"validation"` or `"test"`.
+            images: `(N, C, H, W)`, bytes or floating-point features.
+            task: `(R,)`, the task of each row, from 0; None: there is one task.
+            label: `(R,)`, the label of each row, from 0.
+            image: `(R,)`, the image of each row; by default row i has image i.
+            like: The training split, whose tasks, classes, mean and deviation another split shares; by default they
+                are those of the arrays.
+            augmentation: Random transformation of training images, or None.
+
+        Raises:
+            ValueError: As `MultiTaskDataset`, or more or fewer rows than images where `image` does not say which.
+        """
+        where = f"{name}, split {split!r}"
+        pixels, labels = image_tensor(f"{where}: images", images), integer_tensor(f"{where}: label", label)
+        tasks = torch.zeros_like(labels) if task is None else integer_tensor(f"{where}: task", task)
+        if image is None and len(labels) != len(pixels):
+            raise ValueError(
+                f"{where}: {len(labels)} labels for {len(pixels)} images: say with image=... which image each row has"
+            )
+        if like is not None and not isinstance(like, MultiTaskDataset):
+            raise ValueError(f"{where}: like must be another split, a MultiTaskDataset, got {type(like).__name__}")
+        if not len(labels) or not len(tasks):
+            raise ValueError(f"{where}: label and task must have at least one row, got none")
+        rows = torch.arange(len(pixels)) if image is None else integer_tensor(f"{where}: image", image)
+        mean, std = pixel_statistics(pixels) if like is None else (like.mean, like.std)
+        return cls(
+            name=name,
+            split=split,
+            images=pixels,
+            image=rows,
+            task=tasks,
+            label=labels,
+            num_tasks=int(tasks.max()) + 1 if like is None else like.num_tasks,
+            num_classes=max(1, int(labels.max()) + 1) if like is None else like.num_classes,
+            mean=mean,
+            std=std,
+            augmentation=augmentation,
+        )
 
     def __len__(self) -> int:
         """Number of rows, that is of instances."""
@@ -126,8 +202,11 @@ class MultiTaskDataset:
         Raises:
             ValueError: No task, a task twice, or one that is not there.
         """
-        if not tasks or len(set(tasks)) < len(tasks) or not all(0 <= task < self.num_tasks for task in tasks):
-            raise ValueError(f"{self.name} has the tasks 0 to {self.num_tasks - 1}, asked for are {tasks!r}")
+        asked, known = tasks, range(self.num_tasks)
+        listed = list(tasks) if isinstance(tasks, Sequence | np.ndarray | Tensor) else []
+        tasks = [int(task) for task in listed if task in known]
+        if not tasks or len(tasks) < len(listed) or len(set(tasks)) < len(tasks):
+            raise ValueError(f"{self.name} has the tasks 0 to {self.num_tasks - 1}, asked for are {asked!r}")
         number = torch.full((self.num_tasks,), -1, device=self.device)
         number[torch.tensor(list(tasks), device=self.device)] = torch.arange(len(tasks), device=self.device)
         kept = number[self.task] >= 0
@@ -142,6 +221,8 @@ class MultiTaskDataset:
         Raises:
             ValueError: Images of another shape, or drawings, which can only stand first.
         """
+        if not isinstance(other, MultiTaskDataset):
+            raise ValueError(f"{self.name} takes the tasks of another split, a MultiTaskDataset, got {other!r}")
         if other.input_shape != self.input_shape:
             raise ValueError(f"{self.name} has images of shape {self.input_shape}, {other.name} {other.input_shape}")
         other = other.to(self.device)
@@ -244,9 +325,13 @@ def pixel_statistics(images: Tensor, rows: Tensor | None = None) -> tuple[Tensor
     """Return mean and deviation of each channel over images, in pixel units; a flat channel gives deviation 1.
 
     Args:
-        images: `(N, C, H, W)` uint8.
+        images: `(N, C, H, W)` uint8 or floating point.
         rows: `(R,)` int64, the images that count; None: all do.
     """
+    if images.is_floating_point():
+        taken = (images if rows is None else images.index_select(0, rows)).double()
+        std = taken.std((0, 2, 3), correction=0)
+        return taken.mean((0, 2, 3)).float(), torch.where(std > 0, std, torch.ones_like(std)).float()
     # How often each of the 256 values occurs says it all; a float of every pixel would not fit into memory everywhere.
     channels = (channel if rows is None else channel.index_select(0, rows) for channel in images.unbind(1))
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels]).double()

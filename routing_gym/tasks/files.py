@@ -13,6 +13,7 @@ import numpy as np
 import pooch
 
 DATA_VARIABLE = "ROUTING_GYM_DATA"
+SUMS = "MD5SUMS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Source:
             `download` fetches them.
         repacked: Copies in other containers than the published ones go round: `find` leaves md5 sums alone, which
             `download` checks, and who reads the files checks what is in them.
+
+    Of what comes in an archive only the archive's md5 sum is published. `download` notes those of the files it unpacks
+    beside them, in `MD5SUMS`. Files put there by hand have none: who reads them checks their sizes and labels, but a
+    pixel that has changed cannot be seen.
     """
 
     name: str
@@ -128,16 +133,30 @@ def find(source: Source, name: str, data_dir: str | None) -> Path:
         raise DataError(
             f"{path} is missing: {mend}, or say where the data lies with data_dir=... or {DATA_VARIABLE}=..."
         )
-    published = source.files[name]
-    if published is not None and not source.repacked:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found != published:
-            raise DataError(
-                f"{path} is damaged or not the published file: its md5 sum is {found}, expected {published}; delete it "
-                f"and {mend}"
-            )
+    expected = None if source.repacked else source.files[name] or _noted_sum(path)
+    if expected is not None and (found := _md5_sum(path)) != expected:
+        raise DataError(
+            f"{path} is damaged or not the published file: its md5 sum is {found}, expected {expected}; delete it "
+            f"and {mend}"
+        )
     return path
+
+
+def _md5_sum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _noted_sum(path: Path) -> str | None:
+    """Return the md5 sum that a file had when `download` unpacked it; None where it was put there by hand."""
+    notes = path.with_name(SUMS)
+    if not notes.is_file():
+        return None
+    for line in notes.read_text(errors="replace").splitlines():
+        noted, _, name = line.partition("  ")
+        if name == path.name:
+            return noted
+    raise DataError(f"{notes} does not name {path.name}: delete it to read files that were put there by hand")
 
 
 def download(source: Source, data_dir: str | None = None) -> Path:
@@ -168,13 +187,16 @@ def download(source: Source, data_dir: str | None = None) -> Path:
             ) from error
         if source.archive is not None:
             with tarfile.open(fetched) as archive:
-                for file in source.files:
-                    _extract(archive, f"{source.folder}/{file}", folder / file)
+                parts = {file: _extract(archive, f"{source.folder}/{file}", folder / file) for file in source.files}
+            notes = folder / f".{SUMS}.part"
+            notes.write_text("".join(f"{_md5_sum(part)}  {file}\n" for file, part in parts.items()))
+            for file, part in {SUMS: notes, **parts}.items():
+                os.replace(part, folder / file)
     return folder
 
 
-def _extract(archive: tarfile.TarFile, member: str, target: Path) -> None:
-    """Write one file of an archive under a temporary name, then give it its own."""
+def _extract(archive: tarfile.TarFile, member: str, target: Path) -> Path:
+    """Write one file of an archive under a temporary name, and return that."""
     content = archive.extractfile(member)
     if content is None:
         raise DataError(f"{target.parent.name}.tar.gz has no file {member}")
@@ -182,7 +204,7 @@ def _extract(archive: tarfile.TarFile, member: str, target: Path) -> None:
     with open(temporary, "wb") as out:
         while piece := content.read(1 << 20):
             out.write(piece)
-    os.replace(temporary, target)
+    return temporary
 
 
 def read_idx(path: Path) -> np.ndarray:

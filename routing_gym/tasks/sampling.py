@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routing_gym.forms import check_form
+from routing_gym.tasks.checking import whole_number
+
 
 class ShuffledStream:
     """An endless stream of numbers: every one once per pass, each pass in a new random order.
@@ -19,8 +22,9 @@ class ShuffledStream:
     """
 
     def __init__(self, numbers: int | Tensor, seed: int = 0) -> None:
-        self._numbers = None if isinstance(numbers, int) else numbers
-        self.size = numbers if isinstance(numbers, int) else len(numbers)
+        self._numbers = numbers if isinstance(numbers, Tensor) else None
+        size = len(numbers) if isinstance(numbers, Tensor) else numbers
+        self.size = whole_number("the size of a stream", size, least=None)
         if self.size < 1:
             raise ValueError(f"a stream needs at least one number to draw from, got size {self.size}")
         self.generator = torch.Generator()
@@ -28,7 +32,7 @@ class ShuffledStream:
 
     def seed(self, seed: int) -> None:
         """Start over from a seed."""
-        self.generator.manual_seed(seed)
+        self.generator.manual_seed(whole_number("seed", seed, least=None))
         self._pass = torch.empty(0, dtype=torch.int64)
 
     def draw(self, count: int) -> Tensor:
@@ -51,9 +55,17 @@ class ShuffledStream:
         """Go on from a saved place in the stream.
 
         Raises:
-            ValueError: It was a stream of another size.
+            ValueError: It was a stream of another size, or no stream. Nothing has changed then.
         """
+        check_form(state, {"size": int, "generator": self.generator.get_state(), "pass": Tensor}, "stream")
         if state["size"] != self.size:
             raise ValueError(f"this is the state of a stream of {state['size']} numbers, here there are {self.size}")
-        self.generator.set_state(state["generator"])
-        self._pass = state["pass"].clone()
+        left = state["pass"]
+        check_form(left, torch.empty(left.numel(), dtype=torch.int64), "stream.pass")
+        if len(left.unique()) < len(left) or bool(((left < 0) | (left >= self.size)).any()):
+            raise ValueError(f"stream.pass: expected numbers in [0, {self.size}), each at most once")
+        try:
+            self.generator.set_state(state["generator"])
+        except RuntimeError as error:
+            raise ValueError(f"stream.generator: {error}") from error
+        self._pass = left.clone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.checking import whole_number
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 
 
@@ -44,9 +45,11 @@ def synthetic_mtl(
         "images_per_class": images_per_class,
     }
     for option, value in sizes.items():
-        if value < 1:
+        if whole_number(f"SYNTHETIC-MTL: {option}", value, least=None) < 1:
             raise ValueError(f"SYNTHETIC-MTL: {option} must be at least 1, got {value}")
-    generator = torch.Generator().manual_seed(data_seed)
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
+        raise ValueError(f"SYNTHETIC-MTL: noise must be at least 0 and finite, got {noise!r}")
+    generator = torch.Generator().manual_seed(whole_number("SYNTHETIC-MTL: data_seed", data_seed, least=None))
     prototypes = torch.rand(num_classes, 1, image_size, image_size, generator=generator) * 255
 
     held_out = max(1, images_per_class // 3)

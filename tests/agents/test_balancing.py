@@ -215,7 +215,7 @@ def test_expert_choice_learns_and_judges_row_by_row():
 def test_an_embedding_that_outweighs_the_activations_keeps_a_task_together():
     env = weights_env(num_envs=64)
     small, large = (make_agent("top-k", env, task_embedding=4, noise=False, k=1, embedding_scale=s) for s in (1.0, 1e4))
-    torch.testing.assert_close(large.embedding, 1e4 * small.embedding)
+    torch.testing.assert_close(large.embedding.weight, 1e4 * small.embedding.weight)
     steps = rollout(large, env).steps
     for step in steps:
         ways = {(int(task), int(choice)) for task, choice in zip(step.observation["task"], step.action[0], strict=True)}
@@ -230,12 +230,12 @@ def test_embeddings_join_what_a_gate_sees():
     assert agent.macs(0) == (PIXELS + 3) * BLOCKS
     trajectory = rollout(agent, env, deterministic=True)
     step, weight = trajectory.steps[0], agent.scores.layer.weight[0]
-    seen = torch.cat([step.observation["activation"], agent.embedding[trajectory.task]], 1)
+    seen = torch.cat([step.observation["activation"], agent.embedding(trajectory.task)], 1)
     best = (seen @ weight).topk(2, -1)
     assert torch.equal(step.action[0], best.indices)
-    before = agent.embedding.detach().clone()
+    before = agent.embedding.weight.detach().clone()
     train_batch(agent, env)
-    assert not torch.equal(agent.embedding, before)
+    assert not torch.equal(agent.embedding.weight, before)
 
 
 def test_gates_that_see_only_the_task_send_its_rows_one_way():

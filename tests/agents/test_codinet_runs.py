@@ -1,15 +1,20 @@
 """CoDiNet as a run: its second stage, its routers, checkpoints, predictions, learning, and what is refused."""
 
+import dataclasses
 import math
+from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from skips import codinet, learned, skip_env
 from torch import nn
 from toys import ExitTree, RunSkip, small_env, toy_data
 
 import routing_gym
 from routing_gym.agents import CoDiNetConfig, add_task, make_agent, needs, train_batch
+from routing_gym.agents.routers import RouterAgent
 from routing_gym.envs import rollout
 from routing_gym.networks import RoutedMLP
 
@@ -41,6 +46,20 @@ def test_in_the_second_stage_routers_stay_and_decisions_are_hard(router):
         name.split(".")[0] for name, value in env.network.state_dict().items() if not torch.equal(value, blocks[name])
     }
     assert changed >= {"trunk", "readouts"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 12))
+def test_the_second_stage_begins_with_the_batch_after_so_many_passes(batches, rows, tenths):
+    """`batches` of so many rows are ten passes: what a pass is counted in, adds up to whole passes."""
+    env, rows = skip_env(), 10 * rows
+    env.trainer.optimization = dataclasses.replace(env.trainer.optimization, epoch=batches * rows // 10)
+    agent = codinet(env, freeze_after=tenths / 10)
+    due = -(-tenths * batches // 100)  # the batch within which so many tenths of a pass are over
+    for _ in range(due):
+        assert not agent.frozen
+        RouterAgent.update(agent, range(rows))
+    assert agent.frozen
 
 
 # ---------------------------------------------------------------------- routers
@@ -148,7 +167,7 @@ def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(options, tmp_path
     first = learned(agent, 5)
     agent.save(tmp_path / "half.pt")
     resumed = routing_gym.agents.Agent.load(tmp_path / "half.pt", skip_env(**forms, seed=9))
-    assert resumed.passes == agent.passes == pytest.approx(5 / 9) and torch.equal(resumed.gamma, agent.gamma)
+    assert resumed.passes == agent.passes == Fraction(5, 9) and torch.equal(resumed.gamma, agent.gamma)
     assert first + learned(resumed, 7) == whole and len({metrics["loss"] for metrics in whole}) == 12
     for ours, theirs in zip(resumed.state_dict().values(), whole_agent.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
@@ -271,4 +290,4 @@ def test_it_goes_on_with_a_task_that_comes_later():
     for ours, theirs in zip(grown.routers.parameters(), agent.routers.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     grown.learn(grown.env, 96)
-    assert grown.passes == pytest.approx(60 / 72 + 1)  # 96 rows are a pass now
+    assert grown.passes == Fraction(60, 72) + 1  # 96 rows are a pass now

@@ -163,12 +163,13 @@ def test_a_rate_of_their_own_stays(tmp_path):
 
 
 def test_a_resumed_constant_rate_is_that_of_the_blocks(tmp_path):
-    """The blocks go on with the rate they were saved with, whatever the environment they are loaded into says."""
+    """Both go on with the rate the environment was asked for, else with the one they were saved with."""
     agent = make_agent("actor", run_env("actor", schedule="constant", learning_rate=0.1))
     assert rates(agent, 1) == [(0.1, 0.1)]
     agent.save(tmp_path / "agent.pt")
-    later = Agent.load(tmp_path / "agent.pt", run_env("actor", schedule="constant", learning_rate=0.9))
-    assert rates(later, 1) == [(0.1, 0.1)]
+    with pytest.warns(UserWarning, match=r"learning_rate=0\.9, as asked for here, instead of 0\.1"):
+        later = Agent.load(tmp_path / "agent.pt", run_env("actor", schedule="constant", learning_rate=0.9))
+    assert rates(later, 1) == [(0.9, 0.9)]
 
 
 # ---------------------------------------------------------------------------------------- networks of another kind

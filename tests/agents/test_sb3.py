@@ -102,8 +102,6 @@ def test_save_load_and_go_on(name, tmp_path):
     ours, theirs = routing_gym.evaluate(agent, env), routing_gym.evaluate(loaded, other)
     assert ours.accuracy == theirs.accuracy and torch.equal(ours.routes, theirs.routes) and ours.macs == theirs.macs
     assert loaded.episodes == 80 and loaded.model.num_timesteps == 240 == agent.model.num_timesteps
-    if name == "sb3:DQN":
-        agent.model.replay_buffer.reset()  # what it remembers is not saved
     assert curve(loaded, other) == curve(agent, env)
     for ours, theirs in zip(agent.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -113,6 +111,36 @@ def test_save_load_and_go_on(name, tmp_path):
     assert curve(again, env) == first
     with pytest.raises(ValueError, match="does not fit this environment"):
         Agent.load(tmp_path / "agent.pt", small_env(width=4))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_going_on_is_exact_too_where_finished_routes_wait_to_be_trained_on(name, tmp_path):
+    def losses(agent):
+        seen = []
+        agent.learn(agent.env, 40, lambda metrics: seen.append(metrics["loss"].item()))
+        return seen
+
+    options = {**SMALL, "representation": "mlp"}
+    if name == "sb3:DQN":
+        options |= {"learning_starts": 0, "buffer_size": 60}  # its memory has come round
+    envs = [toy_env(ExitTree(TREE), 8, replay_batch=24) for _ in range(2)]
+    agent = make_agent(name, envs[0], seed=4, **options)
+    losses(agent)
+    agent.save(tmp_path / "agent.pt")
+    assert losses(Agent.load(tmp_path / "agent.pt", envs[1])) == losses(agent)
+
+
+def test_a_memory_too_large_for_a_checkpoint_is_said_to_be_lost(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr("routing_gym.agents.sb3.SAVED_MEMORY", 10_000)
+    env = toy_env(ExitTree(TREE), 8)
+    agent = make_agent("sb3:DQN", env, **SMALL)
+    agent.save(tmp_path / "agent.pt")
+    Agent.load(tmp_path / "agent.pt", env)
+    assert not recwarn.list  # there was nothing to remember
+    agent.learn(env, 8).save(tmp_path / "agent.pt")
+    assert (tmp_path / "agent.pt").stat().st_size < 50_000
+    with pytest.warns(UserWarning, match="memory of agent 'sb3:DQN' takes more than .* begins empty, so that learning"):
+        assert Agent.load(tmp_path / "agent.pt", env).model.replay_buffer.size() == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

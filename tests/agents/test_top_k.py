@@ -49,7 +49,8 @@ def by_hand(agent, env, trajectory, noise):
                 wide = gate_of(agent, agent.spread, seen, task, decision)
                 scores = scores + noise[decision][row] * (1 + wide.exp()).log()
             best = sorted(range(BLOCKS), key=lambda i: -scores[i].item())[: agent.config.k]
-            total = sum(scores[i].exp() for i in best)
+            over = best if agent.config.softmax == "chosen" else range(BLOCKS)
+            total = sum(scores[i].exp() for i in over)
             x = sum(scores[i].exp() / total * block(bank, i, x) for i in best)
             own.append(best)
         logits.append(x)
@@ -79,9 +80,10 @@ def test_deterministic_gates_are_those_of_a_loop_over_rows(k, arrangement):
     assert agent.macs(0) == 6 * BLOCKS
 
 
-def test_noise_and_all_gradients_are_those_of_a_loop_over_rows():
+@pytest.mark.parametrize("options", [{}, {"k": 1, "softmax": "all", "balance": 0.0}, {"softmax": "all"}])
+def test_noise_and_all_gradients_are_those_of_a_loop_over_rows(options):
     env = weights_env()
-    agent = with_weights(env, arrangement="per_task")
+    agent = with_weights(env, arrangement="per_task", **options)
     at = agent.generator.get_state()
     trajectory = rollout(agent, env)
     again = torch.Generator()
@@ -99,6 +101,28 @@ def test_noise_and_all_gradients_are_those_of_a_loop_over_rows():
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
     assert all(float(one.abs().sum()) > 0 for one in ours)
+
+
+def test_one_choice_of_weight_1_teaches_the_gates_nothing_and_says_so():
+    with pytest.warns(
+        UserWarning, match=r"'top-k' with k=1 and balance=0 learns nothing: .* take softmax='all', k=2 or"
+    ):
+        agent = make_agent("top-k", weights_env(), k=1, balance=0.0, noise=False)
+    rollout(agent, agent.env)
+    agent.env.outcome.block_loss().backward()
+    assert not bool(agent.scores.layer.weight.grad.any())
+    env = weights_env(num_envs=32)
+    agent = make_agent("top-k", env, k=1, balance=0.0, softmax="all")
+    before = agent.scores.layer.weight.clone()
+    agent.learn(env, 64)
+    assert not torch.equal(agent.scores.layer.weight, before)
+
+
+def test_weights_that_do_not_sum_to_1_are_for_networks_that_mix_activations():
+    with pytest.raises(ValueError, match="shares outcomes out by weights that sum to 1, softmax='all' gives others"):
+        make_agent("top-k", weights_env(ExitTree(TREE)), softmax="all")
+    with pytest.raises(ValueError, match="softmax='all' is for choice='row'"):
+        make_agent("top-k", weights_env(), softmax="all", choice="expert")
 
 
 def test_only_what_was_picked_has_a_gradient():

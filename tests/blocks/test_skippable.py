@@ -63,7 +63,7 @@ def convolved(conv, x):
 def shortcut_by_hand(blocks, x, train):
     past = blocks.block.shortcut
     if isinstance(past, nn.Sequential):
-        return normalized(past[1], convolved(past[0], x), train)
+        return normalized(past[1], convolved(past[0], x[:, :, ::2, ::2]), train)
     if isinstance(past, nn.Identity):
         return x
     y = x.new_zeros(len(x), 2 * x.shape[1], (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2)
@@ -304,7 +304,7 @@ def test_running_statistics_are_those_of_the_rows_that_run(form):
     x, ran = images(4), [1, 2]
     residual, past = blocks.block.residual, blocks.block.shortcut
     expected = []
-    for norm, seen in ((residual[1], convolved(residual[0], x[ran])), (past[1], convolved(past[0], x))):
+    for norm, seen in ((residual[1], convolved(residual[0], x[ran])), (past[1], convolved(past[0], x[:, :, ::2, ::2]))):
         expected.append((norm, 0.9 * norm.running_mean + 0.1 * seen.mean((0, 2, 3))))
         expected.append((norm, 0.9 * norm.running_var + 0.1 * seen.var((0, 2, 3))))
     blocks(x, weights if form == "soft" else in_form(weights, form))

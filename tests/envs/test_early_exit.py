@@ -98,7 +98,7 @@ def test_routes_in_words_and_pictures():
     env = vector(2, render_mode="rgb_array", autoreset_mode="disabled")
     env.reset()
     env.step(torch.tensor([0, 0]))
-    (picture,) = env.render()
+    picture = env.render()[0]
     assert tuple(picture[14, 14]) != WHITE and tuple(picture[40, 14]) == WHITE  # nobody came to the second decision
 
     for kind, moves in (("parallel", [{"task_0": 1}, {"task_0": 0}]), ("aec", [0, 1, 0])):

@@ -198,3 +198,19 @@ def test_cost_is_loss_and_priced_operations():
     result = routing_gym.evaluate(agent, env)
     assert result.router_macs > 0
     assert result.cost(0.0) == result.loss and result.cost(1e-3) == pytest.approx(result.loss + 1e-3 * result.macs)
+
+
+@pytest.mark.parametrize(
+    ("router", "options", "message"),
+    [
+        (None, {}, r"router must be an agent, or anything with act\(observation, context\), got None"),
+        ("agent", {"split": []}, r"split must be one of \[.*'validation'\], got \[\]"),
+        ("agent", {"split": "dev"}, "split must be one of .*, got 'dev'"),
+        ("agent", {"batch_size": None}, "batch_size must be an integer of at least 1, got None"),
+        ("agent", {"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(router, options, message):
+    env = small_env()
+    with pytest.raises(ValueError, match=message):
+        routing_gym.evaluate(make_agent("random", env) if router else None, env, **options)

@@ -23,7 +23,8 @@ def test_rendering():
     env = toy_env(RoutedMLP((1, 2, 3), 3, 3, width=4), 3, render_mode="rgb_array")
     env.reset(options={"instances": [0, 30, 60]})
     env.step(torch.tensor([2, 1, 0]))
-    (picture,) = env.render()
+    picture, *others = env.render()
+    assert len(others) == 2 and all(np.array_equal(picture, other) for other in others)
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     cells = {tuple(picture[14, 14 + 26 * task]) for task in env.state.task.tolist()}
     assert len(cells) == len(set(env.state.task.tolist())) and (255, 255, 255) not in cells

@@ -1,7 +1,9 @@
 """The game of many: one PettingZoo agent per task."""
 
 import importlib
+import re
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -171,7 +173,7 @@ def test_what_does_not_fit_is_refused():
         RoutingParallelEnv(toy_env(), 0)
     with pytest.raises(ValueError, match="replay=True needs collaboration='frequency'"):
         RoutingParallelEnv(toy_env(rho=0.1, autoreset_mode="disabled"))
-    with pytest.raises(ValueError, match="unknown option 'num_block'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_block'; it takes .*num_blocks"):
         pettingzoo.make("parallel", "routing_gym/SyntheticMTL-v0", num_block=3)
     assert RoutingParallelEnv(toy_env(draw_tasks=(2, 0))).possible_agents == ["task_0", "task_2"]
 
@@ -195,3 +197,22 @@ def test_routing_gym_can_do_without_pettingzoo(monkeypatch):
         monkeypatch.delitem(sys.modules, f"routing_gym.envs.{face}")
         with pytest.raises(ImportError, match=r"pip install 'routing_gym\[pettingzoo\]'"):
             importlib.import_module(f"routing_gym.envs.{face}")
+
+
+def test_rllib_trains_by_the_recipe_of_the_readme():
+    """A round of PPO over the flattened observations, in this process alone."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (recipe,) = [code for code in re.findall(r"```py\n(.*?)```", readme, flags=re.S) if "rllib" in code]
+    known = {}
+    exec(recipe.replace("config.build_algo().train()", ""), known)
+    config = known["config"].training(train_batch_size_per_learner=60, minibatch_size=60, num_epochs=1)
+    ray.init(num_cpus=1, include_dashboard=False)
+    try:
+        algorithm = config.build_algo()
+        try:
+            assert -10 <= algorithm.train()["env_runners"]["episode_return_mean"] <= 10
+        finally:
+            algorithm.stop()
+    finally:
+        ray.shutdown()

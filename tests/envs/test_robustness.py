@@ -73,7 +73,12 @@ def test_actions_of_the_wrong_kind_are_refused():
         (np.zeros(6), "takes a tensor of integer choices, got torch.float32"),
         (torch.zeros(6, dtype=torch.bool), "integers or floating-point weights, got torch.bool"),
         (torch.zeros(5, dtype=torch.int64), r"shape \(6,\) here, got \(5,\)"),
-        ([0] * 6, "torch tensor"),
+        ([0.0] * 6, "takes a tensor of integer choices, got torch.float32"),
+        ([0] * 5, r"shape \(6,\) here, got \(5,\)"),
+        ([0, [1], 0, 0, 0, 0], r"lists of numbers of one length, got \[0, \[1\]"),
+        (["a"] * 6, r"lists of numbers of one length, got \['a', "),
+        ([True] * 6, "integers or floating-point weights, got torch.bool"),
+        (None, "a torch tensor or a pair of them, got NoneType"),
         (torch.zeros(6, dtype=torch.int64, device="meta"), "device cpu, got meta"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -82,6 +87,19 @@ def test_actions_of_the_wrong_kind_are_refused():
     soft.reset()
     with pytest.raises(ValueError, match="takes a tensor of floating-point weights, got torch.int64"):
         soft.step(torch.zeros(6, dtype=torch.int64))
+
+
+def test_lists_are_actions():
+    chosen, listed = toy_env(), toy_env()
+    for env, action in ((chosen, torch.tensor([1, 1, 2, 2, 0, 0])), (listed, [1, 1, 2, 2, 0, 0])):
+        env.reset(seed=0)
+        env.step(action)
+    assert torch.equal(chosen.state.at, listed.state.at) and len(chosen.state.at.unique()) > 1
+    for action in ([[0.5, 0.25, 0.25]] * 6, [[1, 0, 0]] * 6, ([[0, 1]] * 6, [[0.5, 0.5]] * 6)):
+        env = toy_env(action_type="weights", autoreset_mode="disabled")
+        env.reset()
+        env.step(action)
+        assert bool(env.state.macs.gt(0).all())
 
 
 def test_weights_take_the_type_of_the_activations():
@@ -360,7 +378,7 @@ def test_any_sequence_of_calls_leaves_it_usable(calls, mode, family, action_type
                 with pytest.raises(RuntimeError):
                     env.train_blocks()
             else:
-                wrong = [good + 7, good - 9, good[:-1], good.bool(), None, good.unsqueeze(-1), good.tolist()]
+                wrong = [good + 7, good - 9, good[:-1], good.bool(), None, good.unsqueeze(-1), good[:-1].tolist()]
                 other = good.long() if action_type == "weights" else good.float()
                 wrong += [other, torch.full_like(good.float(), float("nan"))]
                 with pytest.raises((ValueError, ResetNeeded)):

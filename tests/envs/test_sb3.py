@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 from toys import Gates, planted_env, toy_env
@@ -112,7 +114,7 @@ def test_what_is_no_environment_for_it_is_refused():
         RoutingVecEnv(SYNTHETIC, autoreset_mode="disabled")
     with pytest.raises(ValueError, match="num_envs and options are for ids"):
         RoutingVecEnv(toy_env(), num_envs=3)
-    with pytest.raises(ValueError, match="unknown option 'widht'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
         RoutingVecEnv(SYNTHETIC, widht=3)
 
 
@@ -151,3 +153,29 @@ def test_our_agents_are_judged_by_evaluate_policy():
 
     reward, spread = evaluate_policy(Counter(env), face, n_eval_episodes=27)
     assert reward == 1 and spread == 0
+
+
+@pytest.mark.filterwarnings("error")  # of theirs, about environments that are no good for judging
+@pytest.mark.parametrize("options", [{}, {"rho": 0.3, "collaboration": "frequency", "seed": 3}], ids=["plain", "rho"])
+def test_a_model_is_judged_on_the_network_it_was_trained_with(options):
+    """The usual way: EvalCallback while learning, `evaluate_policy` afterwards, both without training the blocks."""
+    core = planted_env(12).sibling(12, autoreset_mode="same_step", **options)
+    envs = VecMonitor(RoutingVecEnv(core))
+    agent = make_agent("sb3:PPO", core)
+    judged, whole = envs.eval_env(split="train"), len(core.dataset)
+    model = PPO("MultiInputPolicy", envs, 0.1, 6, batch_size=72, seed=0, policy_kwargs=agent.model.policy_kwargs)
+    callback = EvalCallback(judged, n_eval_episodes=whole, eval_freq=60, verbose=0, warn=True)
+    model.learn(12 * 240, callback=callback)
+    agent.model, agent.actor = model, model.policy
+    blocks = {name: value.clone() for name, value in core.network.state_dict().items()}
+    found = routing_gym.evaluate(agent, core, split="train").accuracy
+    for _ in range(2):  # each begins the split anew
+        reward, _ = evaluate_policy(model, judged, n_eval_episodes=whole)
+        assert reward == pytest.approx(2 * found - 1)
+    assert found > 0.9 and callback.last_mean_reward > 0.8 and core.trainer.steps > 0 and judged.core.trainer.steps == 0
+    for name, value in core.network.state_dict().items():
+        assert torch.equal(value, blocks[name]), name
+    reward, _ = evaluate_policy(model, envs.eval_env(num_envs=5), n_eval_episodes=10)
+    assert -1 <= reward <= 1
+    with pytest.raises(ValueError, match=r"split must be one of \['test', 'train'\], got 'valid'"):
+        envs.eval_env(split="valid")

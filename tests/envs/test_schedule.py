@@ -1,5 +1,6 @@
 """How the blocks' optimiser goes on: schedules, momentum, weight decay, also after a resume."""
 
+import dataclasses
 import math
 
 import pytest
@@ -24,6 +25,9 @@ def test_the_rate_falls_by_passes_over_the_split():
     assert rates(env, make_agent("shared", env), 30) == pytest.approx([0.1] * 12 + [0.01] * 12 + [0.001] * 6)
     env = small_env(learning_rate=0.1, schedule="step", schedule_epochs=(0.5, 2))
     assert rates(env, make_agent("shared", env), 14) == pytest.approx([0.1] * 3 + [0.01] * 9 + [0.001] * 2)
+    env = small_env(num_envs=2, learning_rate=0.1, schedule="step", schedule_epochs=0.1)
+    env.trainer.optimization = dataclasses.replace(env.trainer.optimization, epoch=20)  # 0.3 / 0.1 is 2.99... in floats
+    assert rates(env, make_agent("shared", env), 5) == pytest.approx([0.1, 0.01, 0.001, 1e-4, 1e-5])
     env = small_env(learning_rate=0.1, schedule="cosine", schedule_epochs=4)
     expected = [0.05 * (1 + math.cos(math.pi * step / 24)) for step in range(24)] + [0.0] * 3
     assert rates(env, make_agent("shared", env), 27) == pytest.approx(expected, abs=1e-9)
@@ -70,12 +74,18 @@ def test_momentum_begins_for_a_block_when_it_is_first_used():
             torch.testing.assert_close(parameter.detach(), plain[name].detach())
 
 
-def test_weight_decay_shrinks_what_has_no_gradient():
+def test_weight_decay_shrinks_what_has_been_used_and_nothing_else():
     env = small_env(optimizer="sgd", learning_rate=0.1, weight_decay=0.5)
     agent = make_agent("shared", env)
-    before = env.network.blocks(0).weight[2].clone()  # a block that is never chosen
+    weight = env.network.blocks(0).weight
+    before = weight.detach().clone()
+    (used,) = agent.plan(torch.zeros(1, dtype=torch.int64), True)[:, 0].tolist()
+    env.reset()
     agent.learn(env, 12)
-    torch.testing.assert_close(env.network.blocks(0).weight[2], 0.95 * before)
+    gradient = weight.grad[used]
+    torch.testing.assert_close(weight[used], 0.95 * before[used] - 0.1 * gradient)
+    others = [block for block in range(len(weight)) if block != used]
+    assert torch.equal(weight[others], before[others])
 
 
 def test_an_epoch_is_whole_batches():

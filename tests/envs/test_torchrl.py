@@ -13,7 +13,7 @@ pytest.importorskip("torchrl", reason="TorchRL is not installed: pip install 'ro
 
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
 from torchrl.collectors import Collector
-from torchrl.envs import GymWrapper, PettingZooWrapper, check_env_specs
+from torchrl.envs import GymEnv, GymWrapper, PettingZooWrapper, check_env_specs
 from torchrl.modules import MaskedCategorical
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
@@ -35,6 +35,15 @@ def wrapped(env):
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_every_id_passes_the_check(env_id, options):
     check_env_specs(wrapped(gymnasium.make_vec(env_id, num_envs=5, **quick(env_id), **options)))
+
+
+def test_an_id_is_enough():
+    """`GymEnv` tries every environment with `frameskip`, and goes on without it when Python's own words refuse it."""
+    env = GymEnv("routing_gym/SyntheticMTL-v0", width=8)
+    check_env_specs(env)
+    assert env.rollout(3)["next", "done"][-1]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
+        GymEnv("routing_gym/SyntheticMTL-v0", widht=8)
 
 
 @pytest.mark.long

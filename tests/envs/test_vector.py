@@ -128,7 +128,6 @@ def test_ids_can_be_made_from_text_and_with_options():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_block": 3}, "unknown option 'num_block'; this environment takes .*num_blocks"),
         ({"num_blocks": 0}, "num_blocks must be an integer of at least 1, got 0"),
         (
             {"num_blocks": [3, 2]},
@@ -152,6 +151,36 @@ def test_ids_can_be_made_from_text_and_with_options():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=2, **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: gymnasium.make("routing_gym/DigitsMTL-v0", **options),
+        lambda **options: gymnasium.make_vec("routing_gym/DigitsMTL-v0", **options),
+        lambda **options: toy_env(**options),
+        lambda **options: toy_env().sibling(3, **options),
+    ],
+    ids=["make", "make_vec", "class", "sibling"],
+)
+def test_unknown_options_are_refused_as_by_any_callable(make):
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'frameskip'; it takes .*autoreset_mode"):
+        make(frameskip=4)
+
+
+def test_autoreset_modes_are_taken_as_gymnasium_has_them():
+    name, modes = "routing_gym/SyntheticMTL-v0", gymnasium.vector.AutoresetMode
+    for mode in (modes.SAME_STEP, modes.DISABLED):
+        env = gymnasium.make_vec(name, num_envs=2, autoreset_mode=mode)
+        assert env.unwrapped.autoreset_mode is env.metadata["autoreset_mode"] is mode
+        assert env.unwrapped.config == gymnasium.make_vec(name, autoreset_mode=mode.name.lower()).unwrapped.config
+        again = gymnasium.make_vec(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+        assert again.unwrapped.config == env.unwrapped.config
+        assert toy_env(autoreset_mode="disabled").sibling(2, autoreset_mode=mode).autoreset_mode is mode
+    env = gymnasium.make(name, autoreset_mode=modes.SAME_STEP)
+    assert '"autoreset_mode": "same_step"' in env.spec.to_json()
+    with pytest.raises(ValueError, match="autoreset_mode must be 'same_step' or 'disabled', got 'next_step'"):
+        gymnasium.make_vec(name, autoreset_mode=modes.NEXT_STEP)
 
 
 def test_a_network_with_too_few_classes_is_refused():

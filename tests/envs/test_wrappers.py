@@ -1,10 +1,14 @@
 """Wrappers that record on the device, and numpy for Gymnasium's own."""
 
+import sys
+import types
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as NumpyStatistics
+from gymnasium.wrappers.vector import RecordVideo
 from toys import TREE, ExitTree, Gates, RunSkip, toy_env
 
 from routing_gym.agents import make_agent
@@ -122,6 +126,38 @@ def test_gymnasiums_numpy_wrapper_goes_on_top_and_agrees(options):
             else:
                 assert set(infos["final_obs"]["depth"][terminated]) == {4}
     assert env.episode_count > 10 and set(env.return_queue) <= {-1.0, 1.0}
+
+
+@pytest.mark.filterwarnings("ignore:.*same-step")
+@pytest.mark.parametrize("mode", ["same_step", "disabled"])
+@pytest.mark.parametrize("first_only", [True, False])
+def test_gymnasiums_videos_have_the_routing_map_of_every_row(mode, first_only, monkeypatch, tmp_path):
+    clips = []
+
+    class Clip:
+        """MoviePy's, as far as it is asked for."""
+
+        def __init__(self, frames, fps):
+            clips.append(frames)
+
+        def write_videofile(self, path, logger):
+            assert path.endswith("rl-video-episode-0.mp4")
+
+    for name in ("moviepy", "moviepy.video", "moviepy.video.io", "moviepy.video.io.ImageSequenceClip"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(ImageSequenceClip=Clip))
+    core = toy_env(num_envs=4, render_mode="rgb_array", autoreset_mode=mode, train=False)
+    options = {"record_first_only": first_only, "episode_trigger": lambda number: number == 0}
+    env = RecordVideo(core, str(tmp_path / mode), **options)
+    env.reset()
+    for choice in (1, 1):  # on to column 1, then 3
+        env.step(torch.full((4,), choice))
+    env.close()
+    (frames,), (height, width, _) = clips, core.render()[0].shape
+    assert len(frames) == (3 if mode == "disabled" else 2)  # in the other mode the next episode has begun
+    assert frames[0].shape == ((height, width, 3) if first_only else (2 * height, 2 * width, 3))
+    assert not np.array_equal(frames[0], frames[1])
+    if mode == "disabled":
+        assert np.array_equal(frames[-1][-height:, -width:], core.render()[3])
 
 
 def test_faces_and_agents_see_through_wrappers():

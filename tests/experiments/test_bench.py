@@ -331,7 +331,7 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
 
 def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, dpi: drawn.append(figure))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **how: drawn.append(figure))
     place = {"processor": "a CPU", "accelerator": None, "torch": "2", "dtype": "float32"}
     records = [
         {"agent": a, "agent_options": [], "blocks": k, "batch": b, "threads": t, "train_ratio": 0.5 + k / 100,

@@ -125,8 +125,7 @@ def test_a_write_that_fails_leaves_the_old_file(checkpoint, tmp_path, monkeypatc
         (tmp_path / out).write_text("old")
         with monkeypatch.context() as patch:
             patch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
-            with pytest.raises(KeyboardInterrupt):
-                run(*arguments, "--out", tmp_path / out)
+            assert run(*arguments, "--out", tmp_path / out) == 130
         assert (tmp_path / out).read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.pt", "task.pt2"]
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 import routing_gym
 from routing_gym.agents import Agent, extract, make_agent, needs, prune
 from routing_gym.agents.skip_routers import linear_routers
+from routing_gym.blocks import subsample_first
 from routing_gym.networks import EXIT, make_network
 from routing_gym.testing import check_vector_env
 
@@ -51,7 +52,8 @@ def routed(network, images, task, actions):
 
 
 def conv_norm(inputs, outputs, kernel, stride=1):
-    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return [subsample_first(conv), nn.BatchNorm2d(outputs)]
 
 
 class PlainBlock(nn.Module):

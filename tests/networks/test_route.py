@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -150,7 +151,9 @@ def test_what_a_trace_would_get_wrong_is_refused():
         def forward(self, x):
             return super().forward(nn.functional.dropout(x, 0.5, self.training))
 
-    with pytest.raises(ValueError, match="asks whether it is being trained"):
+    with pytest.raises(
+        ValueError, match=r"holds routed layers asks whether it is being trained, .* move it into a submodule"
+    ):
         route(Frozen(), ["body"], 2, input_shape=(1, 4, 4))
 
     class Shared(Residual):
@@ -179,3 +182,141 @@ def test_what_a_trace_would_get_wrong_is_refused():
 
     with pytest.raises(ValueError, match="'middle' must be called with its input and nothing else"):
         route(Arguments(), ["middle"], 2, input_shape=(1, 4, 4))
+
+
+class StochasticDepth(nn.Module):
+    """As torchvision has it: the batch is asked for its size, and a branch is taken while training."""
+
+    def __init__(self, drop):
+        super().__init__()
+        self.drop = drop
+
+    def forward(self, x):
+        if not self.training or self.drop == 0.0:
+            return x
+        kept = torch.empty([x.shape[0]] + [1] * (x.ndim - 1)).bernoulli_(1 - self.drop)
+        return x * kept / (1 - self.drop)
+
+
+class InverseBottleneck(nn.Module):
+    """A block of a ConvNeXt."""
+
+    def __init__(self, width, drop):
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.block = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.scale = nn.Parameter(torch.full((width, 1, 1), 0.5))
+        self.depth = StochasticDepth(drop)
+
+    def forward(self, x):
+        result = self.scale * self.block(self.depthwise(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        result = self.depth(result)
+        result += x
+        return result
+
+
+class Deep(nn.Module):
+    def __init__(self, drop=0.5):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 2, 2), InverseBottleneck(4, drop), InverseBottleneck(4, drop))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.features(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("layers", [["head"], ["features.1"], ["features.1.block.3", "features.2.depthwise"]])
+def test_submodules_may_ask_whether_they_are_trained(layers):
+    module = Deep().eval()
+    network = route(module, layers, 2, input_shape=(1, 8, 8))
+    images, choices = torch.randn(64, 1, 8, 8), [torch.zeros(64, dtype=torch.int64)] * len(layers)
+    torch.testing.assert_close(run(network.eval(), images, choices).exits[0].logits, module(images))
+    logits = [run(network.train(), images, choices).exits[0].logits for _ in range(2)]
+    assert not torch.equal(*logits), "stochastic depth is on in training"
+
+
+def test_layers_that_do_not_give_one_tensor_are_refused_at_the_call():
+    class Recurrent(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.rnn, self.head = kind(8, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x):
+            y, _ = self.rnn(x.flatten(1, 2))
+            return self.head(y[:, -1])
+
+    for kind in (nn.LSTM, nn.GRU, nn.RNN):
+        module = Recurrent(kind).eval()
+        with pytest.raises(
+            ValueError, match=rf"layer 'rnn' \({kind.__name__}\) must give one tensor .* got a tuple: put"
+        ):
+            route(module, ["rnn"], 2, input_shape=(1, 8, 8))
+        network = route(module, ["head"], 2, input_shape=(1, 8, 8)).eval()
+        gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
+        assert network.stem_macs == 8 * gates * (8 * 5 + 5 * 5)
+        images = torch.randn(2, 1, 8, 8)
+        torch.testing.assert_close(
+            run(network, images, [torch.zeros(2, dtype=torch.int64)]).exits[0].logits, module(images)
+        )
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 4), (1, 1, 4, 4), (4, 4), (1, 4, 0), (1, 4, -1), (1, 4, 4.0), (1, 4, True), "148", 4]
+)
+def test_a_wrong_input_shape_is_refused_at_the_call(shape):
+    message = r"expected input_shape=\(C, H, W\), three integers of at least 1, got "
+    if shape == (3, 4, 4):
+        message = r"takes no images of shape \(B, 3, 4, 4\): RuntimeError: .*; input_shape=\(C, H, W\) must be that of"
+    with pytest.raises(ValueError, match=message):
+        route(Residual(), ["head"], 2, input_shape=shape)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
+def test_modules_of_another_type_are_refused_at_the_call(kind):
+    with pytest.raises(
+        ValueError, match=rf"of torch.float32 parameters .* got stem.weight of {kind} on cpu: call .to\("
+    ):
+        route(Residual().to(kind), ["head"], 2, input_shape=(1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, ["head"], 2), "takes a torch.nn.Module, got NoneType"),
+        ((Residual, ["head"], 2), "takes a torch.nn.Module, got type"),
+        ((Residual(), "head", 2), "layers must be a list of names of submodules, got 'head'"),
+        ((Residual(), None, 2), "layers must be a list of names of submodules, got None"),
+        ((Residual(), [1], 2), r"layers must be a list of names of submodules, got \[1\]"),
+        ((Residual(), ["head", "head"], 2), "layers must name every layer once"),
+        ((Residual(), ["head"], None), "num_blocks must be an integer of at least 1, got None"),
+        ((Residual(), ["head"], True), "num_blocks must be an integer of at least 1, got True"),
+        ((Residual(), ["head"], 2.0), "num_blocks must be an integer of at least 1, got 2.0"),
+        ((Residual(), ["head"], [2, "2"]), r"one for each of the 1 sets of blocks, got \[2, '2'\]"),
+        ((Residual(), ["head", "body"], [2, "2"]), "num_blocks must be an integer of at least 1, got '2'"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        route(*arguments, input_shape=(1, 4, 4))
+
+
+def test_numbers_of_numpy_are_numbers():
+    network = route(Residual(), ["head"], np.int64(3), input_shape=np.array([1, 4, 4]))
+    assert network.block_counts == (3,) and network.input_shape == (1, 4, 4)
+
+
+def test_what_is_frozen_stays_frozen():
+    module = Residual()
+    module.middle.requires_grad_(False)
+    module.body.weight.requires_grad_(False)
+    module.norm.requires_grad_(False)
+    network = route(module, LAYERS, 3, input_shape=(1, 4, 4))
+    trains = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    blocks = {name: trains.pop(name) for name in list(trains) if name.startswith("blocks.")}
+    assert trains == {f"module.{name}": not name.startswith("norm") for name, _ in module.named_parameters()
+                      if name.split(".")[0] in ("stem", "norm")}  # fmt: skip
+    assert {name.split(".")[-1] for name, kept in blocks.items() if name.startswith("blocks.0") and kept} == {"bias"}
+    assert not any(kept for name, kept in blocks.items() if name.startswith("blocks.1"))
+    assert all(kept for name, kept in blocks.items() if name.startswith("blocks.2"))

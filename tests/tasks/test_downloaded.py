@@ -9,6 +9,8 @@ import numpy as np
 import pooch
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from standins import write_idx
 
 from routing_gym.experiments.cli import main
@@ -127,11 +129,11 @@ def test_broken_cifar_files_are_named(copied):
     wrong[0] = 7  # the first image's fine class belongs to coarse class 0
     train.write_bytes(wrong.tobytes())
     for build in (cifar100_mtl, cifar100):
-        with pytest.raises(DataError, match="the fine classes"):
+        with pytest.raises(DataError, match="images of each of the fine classes"):
             build(data_dir=str(copied))
     nobody = np.where(whole.reshape(-1, 3074)[:, 1:2] == 99, [[19, 98]], whole.reshape(-1, 3074)[:, :2])
     train.write_bytes(np.concatenate([nobody.astype(np.uint8), whole.reshape(-1, 3074)[:, 2:]], 1).tobytes())
-    with pytest.raises(DataError, match="the fine classes"):  # no image of class 99
+    with pytest.raises(DataError, match="images of each of the fine classes"):  # no image of class 99
         cifar100(data_dir=str(copied))
 
 
@@ -192,7 +194,9 @@ def test_archives_that_others_pack_anew_have_md5_sums_for_downloads_only(web, st
     assert not list((tmp_path / "omniglot").iterdir())
 
 
-def test_an_archive_is_unpacked_into_the_official_layout(web, stand_in_data, tmp_path):
+@pytest.fixture
+def unpacked(web, stand_in_data, tmp_path):
+    """CIFAR-100 as `download` leaves it, and its source."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for file in ("train.bin", "test.bin"):
@@ -201,4 +205,45 @@ def test_an_archive_is_unpacked_into_the_official_layout(web, stand_in_data, tmp
     md5 = hashlib.md5(packed.getvalue()).hexdigest()
     source = files.Source(**{**vars(files.CIFAR100), "archive": ("cifar-100-binary.tar.gz", md5)})
     download(source, str(tmp_path))
-    assert len(cifar100_mtl(data_dir=str(tmp_path))["train"]) == 300
+    return tmp_path, source
+
+
+def test_an_archive_is_unpacked_into_the_official_layout(unpacked):
+    folder, _ = unpacked
+    assert len(cifar100_mtl(data_dir=str(folder))["train"]) == 300
+    found = sorted(path.name for path in (folder / "cifar-100-binary").iterdir())
+    assert found == ["MD5SUMS", "test.bin", "train.bin"]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["train.bin", "test.bin"]), place=st.integers(0, 100 * 3074 - 1), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_an_unpacked_file_is_refused(unpacked, name, place, bit):
+    folder, source = unpacked
+    path = folder / "cifar-100-binary" / name
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} is damaged .*; delete it and run `routing-gym download cifar-100"):
+        cifar100_mtl(data_dir=str(folder))
+    path.unlink()
+    download(source, str(folder))
+    cifar100_mtl(data_dir=str(folder))
+
+
+def test_files_put_there_by_hand_are_read_without_sums(unpacked):
+    folder, _ = unpacked
+    sums = folder / "cifar-100-binary/MD5SUMS"
+    sums.write_bytes(sums.read_bytes().replace(b"train.bin", b"t\xffain.bin"))
+    with pytest.raises(DataError, match=r"MD5SUMS does not name train\.bin: delete it to read"):
+        cifar100_mtl(data_dir=str(folder))
+    sums.unlink()
+    path = folder / "cifar-100-binary/test.bin"
+    content = bytearray(path.read_bytes())
+    content[1] ^= 1  # the first image's fine class
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"test\.bin is of other data: expected 1 images of each of the fine classes"):
+        cifar100(data_dir=str(folder))
+    content[1] ^= 1
+    content[2] ^= 1  # a pixel: nobody can tell
+    path.write_bytes(content)
+    cifar100(data_dir=str(folder))

@@ -91,7 +91,7 @@ def test_bad_data_is_refused():
     with pytest.raises(ValueError, match=r"SYNTHETIC-MTL.*needs at least one row, got none for \[4\]"):
         changed(num_tasks=5)
     with pytest.raises(ValueError, match="images must be uint8"):
-        changed(images=good.images.float())
+        changed(images=good.images.int())
     with pytest.raises(ValueError, match=r"label must lie in \[0, 2\)"):
         changed(num_classes=2)
     with pytest.raises(ValueError, match="image must lie"):

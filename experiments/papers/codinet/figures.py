@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from routing_gym.experiments.cell import PATHS
-from routing_gym.experiments.figures import DPI, learning_curves
+from routing_gym.experiments.figures import learning_curves, save
 from routing_gym.experiments.papers.codinet.labels import CONSISTENT, MARGINS, VANILLA, WITH_BOTH, with_margin
 from routing_gym.experiments.papers.codinet.tables import gflops_of
 from routing_gym.experiments.papers.reproduction import Drawing
-from routing_gym.experiments.report import Record, by_label
+from routing_gym.experiments.report import Record, by_label, read_arrays
 
 CLASSES = 5
 """Figs. 6 and 9 show the first five classes: airplane, automobile, bird, cat and deer of CIFAR-10."""
@@ -52,8 +52,7 @@ def _has_paths(record: Record) -> bool:
 
 
 def _load(record: Record) -> dict[str, np.ndarray]:
-    with np.load(Path(record["folder"]) / PATHS) as saved:
-        return {name: saved[name] for name in saved.files}
+    return read_arrays(Path(record["folder"]) / PATHS, chances=2, choices=2, label=1)
 
 
 def _arranged(paths: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -82,7 +81,7 @@ def paths_by_class(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path)
         axes.set_title(label, fontsize=10)
     panels[-1].legend(markerscale=3, fontsize=8)
     figure.suptitle("Paths by class (t-SNE)")
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def paths_by_length(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
@@ -103,7 +102,7 @@ def paths_by_length(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path
         axes.set_title(label, fontsize=10)
     figure.colorbar(points, ax=panels, label="blocks expected to run")
     figure.suptitle("Paths by expected length (t-SNE)")
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def path_counts(records: Sequence[Record], path: Path) -> None:
@@ -118,7 +117,7 @@ def path_counts(records: Sequence[Record], path: Path) -> None:
             range(len(records)), [record["label"] for record in records], rotation=20, ha="right", fontsize=8
         )
         axes.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def accuracy_and_cost(records: Sequence[Record], path: Path, title: str) -> None:
@@ -134,7 +133,7 @@ def accuracy_and_cost(records: Sequence[Record], path: Path, title: str) -> None
         axes.set(xlabel="GFLOPs per image", ylabel="test accuracy, %", title=part)
         axes.legend(fontsize=7)
     figure.suptitle(title)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def _of(records: Sequence[Record], series: str) -> list[Record]:

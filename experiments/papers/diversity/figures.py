@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from routing_gym.experiments.figures import DPI, learning_curves
+from routing_gym.experiments.figures import learning_curves, save
 from routing_gym.experiments.papers.diversity.claims import counts_of
 from routing_gym.experiments.papers.reproduction import Drawing
 from routing_gym.experiments.report import Record, by_label
@@ -58,7 +58,7 @@ def classes_and_experts(record: Record, path: Path, title: str) -> None:
         ("class", 0, len(counts)), ("expert", 1, counts.shape[1])))  # fmt: skip
     _stacked(left, _shares(counts), classes, experts, "share of experts per class")
     _stacked(right, _shares(counts.T), experts, classes, "share of classes per expert")
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def expert_use_over_depth(records: Sequence[Record], path: Path, title: str) -> None:
@@ -89,7 +89,7 @@ def expert_use_over_depth(records: Sequence[Record], path: Path, title: str) -> 
         _depth_axis(axes, record, numbers)
         own = {name for number in numbers for name in _names(record, number)}
         _legend(axes, {name: color for name, color in colors.items() if name in own})
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def expert_use_over_training(record: Record, path: Path, title: str) -> None:
@@ -132,7 +132,7 @@ def expert_use_over_training(record: Record, path: Path, title: str) -> None:
     for axes in grid[-1]:
         axes.set_xlabel("epoch", fontsize=8)
     figure.supylabel("share of weight", fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def accuracy_and_cost(records: Sequence[Record], path: Path, title: str) -> None:
@@ -166,7 +166,7 @@ def accuracy_and_cost(records: Sequence[Record], path: Path, title: str) -> None
         axes.set_yticks(range(len(agents)), agents, fontsize=8)
         axes.set_ylim(len(agents) - 0.4, -0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def _stacked(axes: Axes, shares: np.ndarray, names: Sequence[str], parts: Sequence[str], title: str) -> None:

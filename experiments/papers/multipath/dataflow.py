@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Patch, Wedge
 from matplotlib.ticker import MaxNLocator
 
-from routing_gym.experiments.figures import DPI
+from routing_gym.experiments.figures import save
 from routing_gym.experiments.papers.tables import price_text
 from routing_gym.experiments.report import Record
 from routing_gym.networks import EXIT
@@ -68,7 +68,7 @@ def dataflow(records: Sequence[Record], path: Path, title: str) -> None:
     handles = [Patch(color=RIGHT, label="right"), Patch(color=WRONG, label="wrong"), Patch(alpha=0, label="")]
     handles += [Patch(color=color, label=name) for color, name in zip(colors, names, strict=True)]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def layout(record: Record) -> tuple[dict[Way, tuple[float, float]], list[tuple[Way, Way]]]:
@@ -187,4 +187,4 @@ def exits_over_training(records: Sequence[Record], path: Path, title: str) -> No
     bar = figure.colorbar(mesh, ax=list(strips), aspect=30, pad=0.02)
     bar.set_label(f"share of {records[0]['curve']['judged_on']} examples", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)

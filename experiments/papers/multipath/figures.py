@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from routing_gym.experiments.figures import DPI
+from routing_gym.experiments.figures import save
 from routing_gym.experiments.papers.multipath.claims import points_of
 from routing_gym.experiments.papers.multipath.dataflow import dataflow, exits_over_training
 from routing_gym.experiments.papers.reproduction import Drawing
@@ -73,7 +73,7 @@ def strategies(records: Sequence[Record], path: Path, title: str) -> None:
     _annotate_static(axes, records)
     _finish(axes, title)
     axes.legend(fontsize=9)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def variants(records: Sequence[Record], path: Path, title: str) -> None:
@@ -90,7 +90,7 @@ def variants(records: Sequence[Record], path: Path, title: str) -> None:
         _finish(axes, question)
         axes.label_outer()
         axes.legend(fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def parts(records: Sequence[Record], path: Path, title: str, *, apart: bool) -> None:
@@ -115,7 +115,7 @@ def parts(records: Sequence[Record], path: Path, title: str, *, apart: bool) -> 
     for axes, part in zip(panels, names, strict=False):
         _finish(axes, "" if not apart else part if "width" in part else f"{part}, width 16")
         axes.legend(fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def other_agents(all_records: Sequence[Record], records: Sequence[Record], path: Path, title: str) -> None:
@@ -131,7 +131,7 @@ def other_agents(all_records: Sequence[Record], records: Sequence[Record], path:
         axes.plot(macs, error, "o^vDP*X"[number % 7], markersize=9, color=f"C{number}", label=name)
     _finish(axes, title)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def _curve(axes: Axes, records: Sequence[Record], series: str, part: str, style: Mapping[str, Any], label: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.patches import Circle, Rectangle
 from torch import Tensor
 
 from routing_gym.agents import Agent
-from routing_gym.experiments.figures import DPI
+from routing_gym.experiments.figures import save
 from routing_gym.experiments.papers.parallel_paths.gates import (
     Gates,
     chosen_gates,
@@ -72,7 +72,7 @@ def routes(agent: Agent, gates: Gates, path: Path, title: str, images: Sequence[
         if said != true:
             left.set_xlabel(f"taken for {class_name(said, dataset.num_classes)}", fontsize=8)
         _route(right, gates, number, network.paths, named=row == 0)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def _route(axes: Axes, gates: Gates, number: int, paths: int, *, named: bool) -> None:
@@ -139,7 +139,7 @@ def maximal_images(agent: Agent, gates: Gates, path: Path, title: str) -> None:
             axes[name].set_title(f"{name}: {first:.2f} to {last:.2f}", fontsize=8)
         _show(axes["made"], _picture(made))
         axes["made"].set_title(f"made: score {scores[0]:.1f} to {scores[-1]:.1f}", fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def _tiled(pictures: Sequence[np.ndarray], columns: int = 5, gap: int = 2) -> np.ndarray:
@@ -182,7 +182,7 @@ def class_gates(agent: Agent, gates: Gates, path: Path, title: str, classes: Seq
             axes.set_ylabel(class_name(kind, num_classes), fontsize=8)
         grid[0, column].set_title(gate.name(network), fontsize=9)
         grid[-1, column].set_xlabel("gate (dotted: mean of all classes)", fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def path_weight_histograms(agent: Agent, path: Path, title: str, layers: Sequence[str] = LAYERS) -> None:
@@ -202,4 +202,4 @@ def path_weight_histograms(agent: Agent, path: Path, title: str, layers: Sequenc
         axes.set_title(name, fontsize=9)
         axes.set_yticks([])
         axes.legend(fontsize=7)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from routing_gym.experiments.figures import DPI, learning_curves
+from routing_gym.experiments.figures import learning_curves, save
 from routing_gym.experiments.papers.parallel_paths.drawings import (
     class_gates,
     maximal_images,
@@ -118,7 +118,7 @@ def accuracy_and_parameters(records: Sequence[Record], path: Path, title: str, *
     for fill, name in (("0.4", "ours"), ("none", "printed")):
         handles.append(Line2D([], [], marker="o", linestyle="", color="0.4", markerfacecolor=fill, label=name))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def _error(printed: Printed, part: str) -> float | None:
@@ -182,4 +182,4 @@ def live_paths(records: Sequence[Record], path: Path, title: str) -> None:
     panels[0].set_ylim(bottom=0.9)
     handles = [Line2D([], [], marker="o", markersize=4, color=f"C{n}", label=name) for n, name in enumerate(series)]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)

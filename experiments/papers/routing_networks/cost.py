@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from routing_gym.agents import agent_class, make_agent, train_batch
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.experiments.benchmarks.timing import in_turns
 from routing_gym.experiments.machine import device_name
-from routing_gym.experiments.report import Record, write_results
+from routing_gym.experiments.report import Record, read_results, write_results
 from routing_gym.experiments.settings import TrainingSettings, UsageError
 from routing_gym.networks import make_network
 from routing_gym.registration import ENV_IDS
@@ -50,7 +49,7 @@ def cost_against_number_of_blocks(base: TrainingSettings, path: Path) -> list[Re
         "torch": torch.__version__,
     }
     if path.exists():
-        known: list[Record] = json.loads(path.read_text())
+        known = read_results(path)
         for key, value in setting.items():
             if known[0].get(key) != value:
                 raise UsageError(

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from routing_gym.experiments.figures import DPI, learning_curves, routing_maps
+from routing_gym.experiments.figures import learning_curves, routing_maps, save
 from routing_gym.experiments.papers.reproduction import Drawing
-from routing_gym.experiments.report import Record, by_label
+from routing_gym.experiments.report import Record, by_label, read_arrays
 
 POLICIES_OF = ("cifar", "mnist")
 """Groups whose routed run is looked into."""
@@ -48,8 +48,8 @@ def policies_over_time(path: Path, out: Path, title: str, decision: int = 0) -> 
         title: Its title.
         decision: Which decision.
     """
-    with np.load(path) as saved:
-        policies, episodes = saved["policies"][:, :, decision].astype(float), saved["episodes"]
+    saved = read_arrays(path, policies=4, episodes=1)
+    policies, episodes = saved["policies"][:, :, decision].astype(float), saved["episodes"]
     _, num_tasks, num_choices = policies.shape
     figure = Figure(figsize=(7, 0.45 * num_tasks + 1.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -61,13 +61,13 @@ def policies_over_time(path: Path, out: Path, title: str, decision: int = 0) -> 
         axes.set_yticks([])
         axes.tick_params(labelsize=8)
     strips[-1].set_xlabel("instances routed; each strip: blocks from bottom to top, darker is likelier", fontsize=9)
-    figure.savefig(out, dpi=DPI)
+    save(figure, out)
 
 
 def block_over_time(path: Path, out: Path, block: int, title: str, decision: int = 0) -> None:
     """Draw how likely each task's agent is to take one block, over time (Fig. 10)."""
-    with np.load(path) as saved:
-        policies, episodes = saved["policies"][:, :, decision].astype(float), saved["episodes"]
+    saved = read_arrays(path, policies=4, episodes=1)
+    policies, episodes = saved["policies"][:, :, decision].astype(float), saved["episodes"]
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for task in range(policies.shape[1]):
@@ -78,7 +78,7 @@ def block_over_time(path: Path, out: Path, block: int, title: str, decision: int
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right center", fontsize=7, frameon=False, ncols=1 + policies.shape[1] // 15)
-    figure.savefig(out, dpi=DPI)
+    save(figure, out)
 
 
 def against_x(records: Sequence[Record], out: Path, title: str, name: str) -> None:
@@ -93,7 +93,7 @@ def against_x(records: Sequence[Record], out: Path, title: str, name: str) -> No
     axes.set_ylabel("test accuracy, %")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    figure.savefig(out, dpi=DPI)
+    save(figure, out)
 
 
 def first_tasks(records: Sequence[Record], out: Path, title: str) -> None:
@@ -110,7 +110,7 @@ def first_tasks(records: Sequence[Record], out: Path, title: str) -> None:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    figure.savefig(out, dpi=DPI)
+    save(figure, out)
 
 
 def cost_against_blocks(records: Sequence[Record], out: Path, title: str) -> None:
@@ -132,4 +132,4 @@ def cost_against_blocks(records: Sequence[Record], out: Path, title: str) -> Non
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(out, dpi=DPI)
+    save(figure, out)

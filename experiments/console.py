@@ -1,0 +1,114 @@
+"""What commands print: text as it is, whatever the encoding, and how far they are."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from routing_gym.experiments.run import Curve
+
+WIDTH_OF_A_FILE = 110
+
+
+class Output(Console):
+    """Standard output: text is no markup, and what the encoding lacks is written as an escape."""
+
+    def __init__(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        terminal = sys.stdout.isatty()
+        super().__init__(
+            force_terminal=terminal, width=None if terminal else WIDTH_OF_A_FILE, markup=False, emoji=False
+        )
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a word when nobody reads any more: a run is worth more than its log."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print one line, however long."""
+    console.print(text, style=style, soft_wrap=True)
+
+
+def one_line(error: BaseException) -> str:
+    """Return class and message of an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+@contextmanager
+def threads_in_one_line() -> Iterator[None]:
+    """Say in a line what goes wrong in a thread; TensorBoard's raise it where they are written to as well."""
+
+    def said(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is not None and not type(failed.thread).__module__.startswith("tensorboard"):
+            print(f"routing-gym: in a thread: {one_line(failed.exc_value)}", file=sys.stderr)
+
+    before, threading.excepthook = threading.excepthook, said
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+class Display:
+    """How far a command is: bars in a terminal; elsewhere a line for every epoch, or for every part without epochs.
+
+    Args:
+        console: Where it is shown.
+        total: How many runs or parts there are.
+        name: What they are called.
+    """
+
+    def __init__(self, console: Console, total: int, name: str = "all runs") -> None:
+        self.console, self.total, self.done = console, total, 0
+        columns = (TextColumn("{task.description:<20}", markup=False), BarColumn(), MofNCompleteColumn())
+        self.bars = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+        self.whole = self.bars.add_task(name, total=total)
+        self.part = self.bars.add_task("", total=1, visible=False)
+        self.title, self.epochs = "", 0
+
+    def __enter__(self) -> Display:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def begin(self, title: str, epochs: int = 0) -> None:
+        """Say what comes next, and how many epochs it has."""
+        self.title, self.epochs = title, epochs
+        self.bars.reset(self.part, total=max(epochs, 1), description=title[:40], visible=True)
+
+    def epoch(self, curve: Curve) -> None:
+        """Show the epoch that was just done."""
+        done = curve.epoch[-1]
+        self.bars.update(self.part, completed=done)
+        self._line(
+            f"{self.title}: epoch {done}/{self.epochs}, train loss {curve.train_loss[-1]:.4f}, {curve.judged_on} "
+            f"accuracy {100 * curve.validation_accuracy[-1]:.2f} %, {curve.seconds[-1]:.1f} s"
+        )
+
+    def end(self) -> None:
+        """Count what is done."""
+        self.done += 1
+        self.bars.advance(self.whole)
+        if not self.epochs:
+            self._line(f"{self.title}: {self.done} of {self.total}")
+
+    def _line(self, text: str) -> None:
+        if not self.console.is_terminal:
+            say(self.console, text)
+            self.console.file.flush()

@@ -1,0 +1,141 @@
+"""Folders of results: one command at a time, and nothing old goes before what replaces it is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from routing_gym.experiments.report import Record, read_results
+from routing_gym.experiments.settings import Command, UsageError
+
+LOCK = ".lock"
+ASIDE = ".old-"
+RESULTS = ("checkpoint.pt", "results.json")
+BESIDE = ("*.npz", "learning_curves.png", "routing_maps.png", "events.out.tfevents*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keeping(Command):
+    """A command that replaces results only when it is told to.
+
+    Attributes:
+        resume: Go on in OUT: skip runs that are finished, go on with those that were interrupted.
+        overwrite: Replace what is in OUT; it is kept aside until what replaces it is whole.
+    """
+
+    resume: bool = False
+    overwrite: bool = False
+
+    @property
+    def going_on(self) -> str:
+        """How to go on after it was stopped."""
+        return "go on by the same command with --resume" + " in place of --overwrite" * self.overwrite
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other commands out of a folder; the system lets them in again when this process ends, however it does.
+
+    Raises:
+        UsageError: Another command is at work in it, or it cannot be written to.
+    """
+    lock = FileLock(folder / LOCK, is_singleton=True)  # within one process it can be taken twice
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UsageError(f"another command is at work in {folder}: wait for it, or take another folder") from error
+    except OSError as error:
+        raise UsageError(f"the output folder {folder} cannot be written to: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def results_in(folder: Path) -> list[Path]:
+    """Return the folders of runs, checkpoint and records that commands have written into a folder."""
+    of_runs = {path.parent for path in folder.glob("[!.]*/seed-*") if path.is_dir()}
+    return [*sorted(of_runs), *(folder / name for name in RESULTS if (folder / name).exists())]
+
+
+def check_free(folder: Path, *, resume: bool, overwrite: bool, one_run: bool) -> None:
+    """Refuse a folder that holds results, unless it is said what shall become of them.
+
+    Args:
+        folder: The folder.
+        resume: Go on with them.
+        overwrite: Replace them.
+        one_run: Whether what comes is a single run, so that it cannot go on with several, or the other way round.
+
+    Raises:
+        UsageError: Names the folder and what can be done.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume goes on with what is there, --overwrite replaces it: give one of them")
+    found = results_in(folder)
+    if not found or overwrite:
+        return
+    if not resume:
+        raise UsageError(
+            f"{folder} holds results already: go on with them by --resume, replace them by --overwrite, or take "
+            "another folder"
+        )
+    if one_run and found[0].name not in RESULTS:
+        raise UsageError(f"{folder} holds several runs, such as {found[0].name}: resume one of them, or take another")
+    if not one_run and (folder / "checkpoint.pt").exists():
+        raise UsageError(f"{folder} holds a single run of `routing-gym train`: take another folder")
+
+
+def check_own(folder: Path, key: str) -> None:
+    """Refuse a folder that holds the records of another command.
+
+    Args:
+        folder: The folder.
+        key: What all records have that come from this command, and no others.
+
+    Raises:
+        UsageError: Names the file.
+    """
+    path = folder / "results.json"
+    if any(key not in record for record in records_in(path)):
+        raise UsageError(f"{path} holds runs of another command: take another folder")
+
+
+def records_in(path: Path) -> list[Record]:
+    """Return the records of a file; none where there is no such file.
+
+    Raises:
+        UsageError: It holds something else.
+    """
+    return read_results(path) if path.exists() else []
+
+
+def set_aside(folder: Path) -> None:
+    """Move results into a hidden folder, where they stay until `drop_aside`; the records go last.
+
+    A kill in between leaves records and runs to go on with.
+    """
+    if found := results_in(folder):
+        beside = [path for pattern in BESIDE for path in folder.glob(pattern)]
+        aside = next(path for number in itertools.count(1) if not (path := folder / f"{ASIDE}{number}").exists())
+        aside.mkdir()
+        for path in (*beside, *found):
+            path.rename(aside / path.name)
+
+
+def drop_aside(folder: Path) -> None:
+    """Delete what was set aside: what replaces it is whole."""
+    for path in folder.glob(f"{ASIDE}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def what_is_aside(folder: Path) -> str:
+    """Say where results are that were set aside; nothing where none were."""
+    found = sorted(path.name for path in folder.glob(f"{ASIDE}*"))
+    return f"what was there before is still in {folder}: {', '.join(found)}" if found else ""

@@ -1,0 +1,73 @@
+"""Ctrl-C and SIGTERM: a command ends where nothing is broken off, and says what is kept."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks the command to end.
+
+    Attributes:
+        status: The exit status that says so, 128 and the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+_asked: int | None = None
+_unbroken = 0
+
+
+@contextmanager
+def heeding_signals() -> Iterator[None]:
+    """Raise `Stopped` when a signal comes: at once, or where `unbroken` ends; the second time at once.
+
+    A signal that is ignored, as for a command in the background, stays so. Python lets only the main thread heed
+    signals; in others nothing changes.
+    """
+    global _asked
+    _asked = None
+    own = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        own = []
+    before = {number: signal.signal(number, _heed) for number in own}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked = None
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Put off what a signal asks for until what is under way is done."""
+    global _unbroken
+    _unbroken += 1
+    try:
+        yield
+    finally:
+        _unbroken -= 1
+    stop_if_asked()
+
+
+def stop_if_asked() -> None:
+    """Raise `Stopped` if a signal came: this is a safe point, even within `unbroken`."""
+    if _asked is not None:
+        raise Stopped(_asked)
+
+
+def _heed(number: int, frame: FrameType | None) -> None:
+    global _asked
+    again, _asked = _asked is not None, number
+    if again or not _unbroken:
+        raise Stopped(number)

@@ -1,0 +1,385 @@
+"""Adam, AdamW and SGD that move only what a batch has used, however it is stored.
+
+PyTorch's optimisers leave a parameter without a gradient alone. A block that no row took has none where it is a module
+of its own, but zeros where it is a slice of a stack, and zeros still move it: by momentum, and by weight decay. Here a
+slice is treated as a parameter of its own, its count of steps for Adam's bias correction included.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from routing_gym.blocks.ownership import PartlyUsed
+
+FEW_RUNS, FEW_NUMBERS = 8, 2048
+"""On a CPU, of more runs of slices than these, with fewer numbers each, going over the whole stack is cheaper."""
+
+
+class _Slices:
+    """The slices of some stacked parameters, and the parts of modules that each belongs to.
+
+    Args:
+        count: How many slices a stack has.
+        places: For each owner its parts, and the slices that belong to these.
+    """
+
+    def __init__(self, count: int, places: dict[PartlyUsed, tuple[list[int], list[int]]]) -> None:
+        self.count = count
+        self._places = [
+            (owner, torch.tensor(parts), None if slices == list(range(count)) else torch.tensor(slices))
+            for owner, (parts, slices) in places.items()
+        ]
+
+    def used(self, device: torch.device) -> Tensor | None:
+        """Return `(count,)` bool: which slices have been used; None where all have, as far as the host can know it."""
+        used = None
+        for number, (owner, parts, slices) in enumerate(self._places):
+            if owner.used is None:
+                continue
+            if parts.device != device:
+                parts, slices = parts.to(device), None if slices is None else slices.to(device)
+                self._places[number] = owner, parts, slices
+            own = owner.used.index_select(0, parts)
+            if slices is not None:  # some belong to no part, or to several
+                own = torch.zeros(self.count, dtype=torch.int32, device=device).index_add_(0, slices, own.int()) > 0
+            used = own if used is None else used & own
+        return None if used is None or (device.type == "cpu" and used.numpy().all()) else used
+
+
+class _Plan:
+    """Which slices take a step: the same for all stacks of these slices whose steps have been counted alike.
+
+    Args:
+        used: `(k,)` bool.
+        steps: `(k,)` float32: how many steps each slice has taken before.
+
+    Attributes:
+        factors: What `move_rows` needs, once somebody has worked it out.
+    """
+
+    def __init__(self, used: Tensor, steps: Tensor) -> None:
+        self.used, self.steps = used, steps
+        self.factors: Any = None
+
+    @cached_property
+    def runs(self) -> tuple[list[int], list[int], Tensor]:
+        """Slices side by side that can be moved as one tensor: sizes of all runs, those used, and their steps."""
+        steps, used = self.steps.numpy(), self.used.numpy()
+        begins = np.ones(len(steps), dtype=bool)
+        begins[1:] = (steps[1:] != steps[:-1]) | (used[1:] != used[:-1])
+        starts = begins.nonzero()[0]
+        chosen = used[starts].nonzero()[0]
+        places = [*starts.tolist(), len(steps)]
+        sizes = [after - before for before, after in zip(places, places[1:], strict=False)]
+        return sizes, chosen.tolist(), torch.from_numpy(steps[starts[chosen]])
+
+
+class _Moves(NamedTuple):
+    """Parameters, or parts of them, that take one and the same kind of step: a list of tensors for each column."""
+
+    parameters: list[Tensor]
+    grads: list[Tensor]
+    moments: list[list[Tensor]]
+    steps: list[Tensor]
+
+
+class UsedOnly(torch.optim.Optimizer):
+    """An optimiser that moves only what has been used: see the module's text.
+
+    Args:
+        module: Whose parameters it moves; `PartlyUsed` modules in it say what of them has been used.
+        defaults: Options of the optimiser.
+    """
+
+    counts: ClassVar[bool]
+    """Whether it counts the steps of every parameter."""
+
+    def __init__(self, module: nn.Module, **defaults: Any) -> None:
+        # PyTorch keeps the counts of what it calls fused beside the parameters.
+        super().__init__(list(module.parameters()), {**defaults, "fused": True})
+        self._owners = [part for part in module.modules() if isinstance(part, PartlyUsed)]
+        self._slices = _stacks(self._owners)
+
+    @staticmethod
+    @abstractmethod
+    def moments(group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names of the running averages that are kept of every parameter of a group."""
+
+    @abstractmethod
+    def move(self, group: dict[str, Any], moves: _Moves) -> None:
+        """Take a step with each of some tensors; `steps` count those before it, and are counted on."""
+
+    @abstractmethod
+    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> Any:
+        """Return what `move_rows` needs to know of each row.
+
+        Args:
+            group: Options.
+            used: `(k, 1)` bool: the rows to be moved.
+            step: `(k, 1)` float32: which step it is for each of them, 1 for the first.
+        """
+
+    @abstractmethod
+    def move_rows(
+        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
+    ) -> None:
+        """Take a step with some rows of a stack, without asking on the host which; tensors are `(k, n)`."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take one step, and forget what has been used."""
+        if closure is not None:
+            raise ValueError("these optimisers take no closure: compute the loss and its gradients, then call step()")
+        known: dict[_Slices, Tensor | None] = {}
+        for group in self.param_groups:
+            moments = self.moments(group)
+            moves = _Moves([], [], [[] for _ in moments], [])
+            plans: dict[Any, _Plan] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                slices, state = self._slices.get(parameter), self._state_of(parameter, moments)
+                if slices is not None and slices not in known:
+                    known[slices] = slices.used(parameter.device)
+                used = None if slices is None else known[slices]
+                if used is None and (not self.counts or not state["step"].ndim):
+                    _enter(moves, parameter, parameter.grad, (state[name] for name in moments), state.get("step"))
+                else:
+                    assert slices is not None
+                    self._move_slices(group, moves, plans, parameter, slices, used)
+            if moves.parameters:
+                self.move(group, moves)
+        for owner in self._owners:
+            if owner.used is not None:
+                owner.used = None
+
+    def form(self, saved: Any) -> dict[int, dict[str, Tensor]]:
+        """Return an example of the state this optimiser may have of every parameter of which there is one in another.
+
+        Args:
+            saved: What `state_dict` of another has given.
+        """
+        form = {}
+        for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
+            for parameter, number in zip(group["params"], theirs["params"], strict=True):
+                state = dict.fromkeys(self.moments(theirs), parameter)
+                if self.counts:
+                    counted = getattr(saved["state"].get(number, {}).get("step"), "ndim", 0)
+                    each = len(parameter) if counted and parameter in self._slices else ()
+                    state["step"] = torch.zeros(each, device="cpu")
+                form[number] = state
+        return form
+
+    def _state_of(self, parameter: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return a parameter's averages and its count of steps, zeros at first.
+
+        The count is of all slices, `()`, until some have been left out; then one for each.
+        """
+        state = self.state[parameter]
+        if not state:
+            if self.counts:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            for name in moments:
+                state[name] = torch.zeros_like(parameter)
+        return state
+
+    def _move_slices(
+        self,
+        group: dict[str, Any],
+        moves: _Moves,
+        plans: dict[Any, _Plan],
+        parameter: nn.Parameter,
+        slices: _Slices,
+        used: Tensor | None,
+    ) -> None:
+        """Enter those slices of a stack that have been used, as few tensors as can be, or move them at once."""
+        state, count, device = self.state[parameter], slices.count, parameter.device
+        steps = state["step"].expand(count) if self.counts else torch.zeros(count, device=device)
+        # On a GPU nobody knows whether they were counted alike.
+        key = (slices, steps.numpy().tobytes()) if device.type == "cpu" else parameter
+        if key not in plans:
+            plans[key] = _Plan(torch.ones(count, dtype=torch.bool, device=device) if used is None else used, steps)
+        plan = plans[key]
+        assert parameter.grad is not None
+        tensors = parameter, parameter.grad, *(state[name] for name in self.moments(group))
+        stacks = [tensor.reshape(count, -1) for tensor in tensors]
+        if device.type == "cpu" and (len(plan.runs[1]) <= FEW_RUNS or parameter.numel() >= FEW_NUMBERS * count):
+            sizes, chosen, taken = plan.runs
+            for column, stack in zip((moves.parameters, moves.grads, *moves.moments), stacks, strict=True):
+                column.extend(map(torch.split_with_sizes(stack, sizes).__getitem__, chosen))
+            if self.counts:
+                moves.steps.extend(taken.clone().unbind(0))
+        else:
+            if plan.factors is None:
+                plan.factors = self.factors(group, plan.used.unsqueeze(1), plan.steps.unsqueeze(1) + 1)
+            self.move_rows(group, stacks[0], stacks[1], stacks[2:], plan.factors)
+        if self.counts:
+            state["step"] = plan.steps + plan.used
+
+
+def _enter(moves: _Moves, parameter: Tensor, grad: Tensor, moments: Iterable[Tensor], step: Tensor | None) -> None:
+    moves.parameters.append(parameter)
+    moves.grads.append(grad)
+    for column, moment in zip(moves.moments, moments, strict=True):
+        column.append(moment)
+    if step is not None:
+        moves.steps.append(step)
+
+
+def _stacks(owners: Iterable[PartlyUsed]) -> dict[nn.Parameter, _Slices]:
+    """Return the stacked parameters and what their slices belong to; those of the same parts share one object."""
+    places: dict[nn.Parameter, dict[PartlyUsed, tuple[list[int], list[int]]]] = {}
+    for owner in owners:
+        for number, part in enumerate(owner.parts()):
+            for owned in part:
+                if owned.index is not None:
+                    of_owner = places.setdefault(owned.parameter, defaultdict(lambda: ([], [])))
+                    for column, value in zip(of_owner[owner], (number, owned.index), strict=True):
+                        column.append(value)
+    together: dict[Any, _Slices] = {}
+    stacks = {}
+    for parameter, owned_by in places.items():
+        count = len(parameter)
+        key = count, tuple((id(owner), *map(tuple, columns)) for owner, columns in owned_by.items())
+        stacks[parameter] = together.setdefault(key, _Slices(count, owned_by))
+    return stacks
+
+
+class Adam(UsedOnly):
+    """Adam (Kingma and Ba 2015), with L2 penalty or, as AdamW, decoupled weight decay; as `torch.optim.Adam`.
+
+    Args:
+        module: As in `UsedOnly`.
+        lr: Step size.
+        weight_decay: Weight of the penalty.
+        betas: Rates of the running averages.
+        eps: Added to the denominator.
+    """
+
+    counts = True
+    decoupled = False
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(module, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+
+    @staticmethod
+    def moments(group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names of both averages."""
+        return ("exp_avg", "exp_avg_sq")
+
+    def move(self, group: dict[str, Any], moves: _Moves) -> None:
+        """Take a step with each of some tensors."""
+        average, square = moves.moments
+        adam(
+            moves.parameters,
+            moves.grads,
+            average,
+            square,
+            [],
+            moves.steps,
+            fused=True,
+            decoupled_weight_decay=self.decoupled,
+            amsgrad=False,
+            maximize=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
+
+    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> tuple[Tensor, ...]:
+        """Return rates of both averages, size of the step, addend of the denominator, and decay; 0 or 1 if not used."""
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        step = step.double()
+        root = torch.pow(beta2, step).neg_().add_(1).sqrt_()
+        size = torch.pow(beta1, step).neg_().add_(1).reciprocal_().mul_(root).mul_(used * -lr)
+        decay = 1 - lr * group["weight_decay"] * used
+        return (1 - beta1) * used, (1 - beta2) * used, size.float(), root.mul_(group["eps"]).float(), decay
+
+    def move_rows(
+        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
+    ) -> None:
+        """Take a step with some rows of a stack."""
+        (average, square), (first, second, size, eps, decay) = moments, factors
+        if group["weight_decay"] and self.decoupled:
+            parameter.mul_(decay)
+        elif group["weight_decay"]:
+            grad = grad.add(parameter, alpha=group["weight_decay"])
+        average.lerp_(grad, first)
+        square.lerp_(grad.square(), second)
+        parameter.addcmul_(average.div(square.sqrt().add_(eps)), size)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019); as `torch.optim.AdamW`."""
+
+    decoupled = True
+
+
+class SGD(UsedOnly):
+    """Stochastic gradient descent with momentum and L2 penalty; as `torch.optim.SGD`.
+
+    Args:
+        module: As in `UsedOnly`.
+        lr: Step size.
+        weight_decay: Weight of the penalty.
+        momentum: Rate at which past gradients count.
+    """
+
+    counts = False
+
+    def __init__(self, module: nn.Module, lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.0) -> None:
+        super().__init__(module, lr=lr, weight_decay=weight_decay, momentum=momentum)
+
+    @staticmethod
+    def moments(group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the name of the average, if there is one."""
+        return ("momentum_buffer",) if group["momentum"] else ()
+
+    def move(self, group: dict[str, Any], moves: _Moves) -> None:
+        """Take a step with each of some tensors."""
+        sgd(
+            moves.parameters,
+            moves.grads,
+            list(moves.moments[0]) if moves.moments else [None] * len(moves.grads),
+            fused=True,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+        )
+
+    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows to be moved, and the size of the step, 0 if they are not."""
+        return used, used * -group["lr"]
+
+    def move_rows(
+        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
+    ) -> None:
+        """Take a step with some rows of a stack."""
+        used, size = factors
+        if group["weight_decay"]:
+            grad = grad.add(parameter, alpha=group["weight_decay"])
+        for buffer in moments:
+            grad = buffer.copy_(torch.where(used, group["momentum"] * buffer + grad, buffer))
+        parameter.addcmul_(grad, size)

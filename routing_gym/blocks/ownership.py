@@ -1,0 +1,75 @@
+"""Which parameters belong to what, and which of them a batch has used."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnedParameter:
+    """A parameter, or one slice of a stacked one, that belongs to one choice.
+
+    Attributes:
+        parameter: The parameter as the optimiser knows it.
+        index: Position along its first axis, or None for all of it.
+    """
+
+    parameter: nn.Parameter
+    index: int | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The parameter, or its slice."""
+        return self.parameter if self.index is None else self.parameter[self.index]
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient of `value`, a view into the parameter's gradient, or None where there is none."""
+        grad = self.parameter.grad
+        return grad if grad is None or self.index is None else grad[self.index]
+
+
+class PartlyUsed(nn.Module):
+    """A module in parts, of which a batch may use some only: the choices of a network, the readouts of its tasks.
+
+    Whoever runs it notes what has been used; the optimisers of `routing_gym.blocks` then leave the rest alone. Where
+    nobody has noted anything, all of it is taken to be used. Of what belongs to two such modules, a network and a set
+    of its blocks, both have to have been used.
+
+    Attributes:
+        used: `(parts,)` bool, on the module's device: what has been used, with a graph, since the optimiser's last
+            step; None where nobody has noted anything.
+    """
+
+    used: Tensor | None = None
+
+    @property
+    @abstractmethod
+    def num_parts(self) -> int:
+        """How many parts there are."""
+
+    @abstractmethod
+    def parts(self) -> Sequence[Sequence[OwnedParameter]]:
+        """Return the parameters of every part; one may belong to several, and is used if any of them is."""
+
+    def note_use(self, part: Tensor, first: int = 0) -> None:
+        """Note that some parts have been used; nothing happens without a graph, since nothing is learned then.
+
+        Args:
+            part: Their numbers, counted from `first`, int64 of any shape; or bool, for so many parts from there on.
+            first: A part.
+        """
+        if not torch.is_grad_enabled():
+            return
+        if self.used is None:
+            self.used = torch.zeros(self.num_parts, dtype=torch.bool, device=part.device)
+        own = self.used[first:]
+        if part.dtype == torch.bool:
+            own[: len(part)] |= part
+        else:
+            own.index_fill_(0, part.flatten(), True)

@@ -1,0 +1,78 @@
+"""Convolutions of kernel 1x1 with a stride, done as a subsampling and a convolution of stride 1.
+
+Both give the same numbers. On processors without AVX-512 the backward pass of the former, images with their channels
+last in memory, writes beyond its buffers (oneDNN's `jit_1x1:avx2`), which ends the process sooner or later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def subsample_first(module: ModuleT) -> ModuleT:
+    """Make every 1x1 convolution with a stride in a module subsample its input and then convolve with stride 1.
+
+    Parameters, their names and what is computed stay as they are.
+
+    Args:
+        module: Changed in place: a hook in front of each such `torch.nn.Conv2d`.
+
+    Returns:
+        The module.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d) and _applies(part.kernel_size, part.stride, part.padding):
+            part.register_forward_pre_hook(partial(_hook, stride=part.stride))
+            part.stride = (1, 1)
+    return module
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Do what `torch.nn.functional.conv2d` does, subsampling first where the kernel is 1x1."""
+    if has_torch_function((x, weight)):  # a trace comes by, to which this is one operation
+        return handle_torch_function(conv2d, (x, weight), x, weight, bias, stride, padding, dilation, groups)
+    if _applies(weight.shape[2:], stride, padding):
+        x, stride = _subsampled(x, _pair(stride)), 1
+    return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _applies(kernel: Sequence[int], stride: int | Sequence[int], padding: str | int | Sequence[int]) -> bool:
+    unpadded = padding == "valid" if isinstance(padding, str) else _pair(padding) == (0, 0)
+    return tuple(kernel) == (1, 1) and _pair(stride) != (1, 1) and unpadded
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return value, value
+    return tuple(value) * (2 // len(value))
+
+
+def _subsampled(x: Tensor, stride: Sequence[int]) -> Tensor:
+    if has_torch_function((x,)):
+        return handle_torch_function(_subsampled, (x,), x, stride)
+    taken = x[..., :: stride[0], :: stride[1]]
+    last = torch.channels_last
+    # Of what is left of an odd number of pixels nobody can tell that channels were last in memory.
+    return taken.contiguous(memory_format=last) if x.ndim == 4 and x.is_contiguous(memory_format=last) else taken
+
+
+def _hook(module: nn.Module, inputs: tuple[Any, ...], *, stride: Sequence[int]) -> tuple[Any, ...]:
+    x, *others = inputs
+    return _subsampled(x, stride), *others

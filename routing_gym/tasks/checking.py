@@ -1,0 +1,102 @@
+"""Taking in numbers and tensors from users: what may be one is made one, all else is refused."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_tensor(where: str, given: Any) -> Tensor:
+    """Return numbers as a tensor, NumPy arrays without a copy where that can be done.
+
+    Args:
+        where: What they are, for messages.
+        given: A tensor, an array, or lists of numbers of one length.
+
+    Raises:
+        ValueError: Something else, or lists of several lengths.
+    """
+    if isinstance(given, Tensor):
+        return given
+    try:
+        array = np.asarray(given)
+    except ValueError:
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        kind = f"an array of {array.dtype}" if isinstance(given, np.ndarray) else f"{given!r:.60}"
+        raise ValueError(f"{where} must be a tensor, a NumPy array or lists of numbers of one length, got {kind}")
+    if array.dtype.kind == "u" and array.dtype != np.uint8:
+        array = array.astype(np.int64)
+    elif array.dtype.kind == "f":
+        array = array.astype(np.float64)
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def image_tensor(where: str, given: Any) -> Tensor:
+    """Return `(N, C, H, W)` images, bytes as uint8 and features as float32.
+
+    Raises:
+        ValueError: Another shape or type, integers that are no bytes, or features that are not finite.
+    """
+    images = to_tensor(where, given)
+    listed = isinstance(given, list | tuple) and images.dtype == torch.int64  # lists do not say how wide they are
+    if listed and images.numel() and 0 <= int(images.min()) <= int(images.max()) < 256:
+        images = images.to(torch.uint8)
+    if images.ndim != 4 or not images.numel() or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise ValueError(
+            f"{where} must be uint8 (0 to 255) or floating point, of shape (N, C, H, W) and not empty, got "
+            f"{images.dtype} of shape {tuple(images.shape)}"
+        )
+    if images.is_floating_point():
+        images = images.detach().float()
+        if not bool(images.isfinite().all()):
+            raise ValueError(f"{where} must be finite, got values that are not")
+    return images
+
+
+def integer_tensor(where: str, given: Any) -> Tensor:
+    """Return `(R,)` int64 numbers.
+
+    Raises:
+        ValueError: Another shape, or numbers that are no integers.
+    """
+    numbers = to_tensor(where, given)
+    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise ValueError(f"{where} must be integers of shape (R,), got {numbers.dtype} of shape {tuple(numbers.shape)}")
+    return numbers.to(torch.int64)
+
+
+def whole_number(option: str, given: Any, least: int | None = 1) -> int:
+    """Return an integer, NumPy's too, as a plain one; refuse all else, and what is below `least` (None: nothing)."""
+    try:
+        value = None if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        value = None
+    if value is None or (least is not None and value < least):
+        limit = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{option} must be an integer{limit}, got {given!r}")
+    return value
+
+
+def shape_of_row(option: str, given: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one row's numbers as plain integers; refuse what is not integers of at least 1."""
+    try:
+        return tuple(whole_number(option, size) for size in given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{option} must be integers of at least 1, one for each axis, got {given!r}") from error
+
+
+def image_shape(given: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an image as plain integers; refuse what is not three of at least 1."""
+    try:
+        shape = shape_of_row("input_shape", given)
+    except ValueError:
+        shape = ()
+    if len(shape) != 3:
+        raise ValueError(f"expected input_shape=(C, H, W), three integers of at least 1, got {given!r}")
+    return shape

@@ -1,0 +1,123 @@
+"""Data from what users have: arrays, lists and features that are no bytes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routing_gym import MultiTaskDataset
+from routing_gym.tasks import Shift, ShuffledStream, synthetic_mtl
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (12, 2, 3, 4), dtype=np.uint8)
+TASK, LABEL = np.arange(12) % 3, np.arange(12) // 3 % 2
+FORMS = {
+    "numpy": np.asarray,
+    "torch": lambda x: torch.from_numpy(np.asarray(x)),
+    "list": lambda x: np.asarray(x).tolist(),
+    "read only": lambda x: np.broadcast_to(x, x.shape),
+    "backwards": lambda x: np.ascontiguousarray(x[::-1])[::-1],
+}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    images=st.sampled_from(list(FORMS)),
+    task=st.sampled_from(list(FORMS)),
+    label=st.sampled_from(list(FORMS)),
+    kind=st.sampled_from(["uint8", "int16", "int32", "uint32", "int64"]),
+)
+def test_arrays_of_every_form_make_the_same_split(images, task, label, kind):
+    expected = MultiTaskDataset(
+        "mine", "train", torch.tensor(IMAGES), torch.arange(12), torch.tensor(TASK), torch.tensor(LABEL), 3, 2,
+        torch.tensor(IMAGES).float().mean((0, 2, 3)), torch.tensor(IMAGES).float().std((0, 2, 3), correction=0),
+    )  # fmt: skip
+    rows = FORMS[task](TASK.astype(kind)), FORMS[label](LABEL.astype(kind))
+    got = MultiTaskDataset.from_arrays("mine", "train", FORMS[images](IMAGES), *rows)
+    plain = dataclasses.replace(expected, images=FORMS[images](IMAGES), task=rows[0], label=rows[1], mean=[100, 200])
+    for field in ("images", "image", "task", "label", "mean", "std"):
+        torch.testing.assert_close(getattr(got, field), getattr(expected, field))
+        assert isinstance(getattr(plain, field), torch.Tensor)
+    assert (got.num_tasks, got.num_classes, got.input_shape) == (3, 2, (2, 3, 4))
+    assert torch.equal(plain.task, expected.task) and torch.equal(plain.images, expected.images)
+
+
+def test_another_split_is_like_the_one_for_training():
+    train = MultiTaskDataset.from_arrays("mine", "train", IMAGES, TASK, LABEL, augmentation=Shift(1))
+    test = MultiTaskDataset.from_arrays("mine", "test", IMAGES[:3], [0, 1, 2], [0, 0, 0], like=train)
+    assert (test.num_tasks, test.num_classes, test.augmentation) == (3, 2, None)
+    assert torch.equal(test.mean, train.mean) and torch.equal(test.std, train.std)
+    many = MultiTaskDataset.from_arrays("mine", "train", IMAGES[:2], [0, 0, 1], [0, 1, 1], image=[0, 1, 0])
+    assert len(many) == 3 and torch.equal(many.pixels(torch.tensor([0])), many.pixels(torch.tensor([2])))
+    assert MultiTaskDataset.from_arrays("mine", "train", IMAGES, None, LABEL).num_tasks == 1
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16])
+def test_features_that_are_no_bytes_are_normalised_too(kind):
+    features = RANDOM.normal(3, 2, (40, 2, 3, 1)).astype(kind)
+    split = MultiTaskDataset.from_arrays("mine", "train", features, None, np.zeros(40, int), augmentation=Shift(1))
+    assert split.images.dtype == torch.float32
+    seen = split.pixels(torch.arange(40))
+    torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen.std((0, 2, 3), correction=0), torch.ones(2))
+    drawn = split.draw_augmentation(4, torch.Generator().manual_seed(0))
+    assert split.pixels(torch.arange(4), drawn).shape == (4, 2, 3, 1)
+    with pytest.raises(ValueError, match=r"floating-point images are filled with black \(0\) and not recoloured"):
+        dataclasses.replace(split, augmentation=Shift(1, fill="mean"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"images": IMAGES[:, 0]},
+            r"images must be uint8 \(0 to 255\) or floating point, of shape \(N, C, H, W\) .* 3, 4",
+        ),
+        ({"images": IMAGES.astype(np.int64)}, "images must be uint8 .*, got torch.int64 of shape"),
+        ({"images": IMAGES[:0]}, "and not empty, got torch.uint8 of shape"),
+        ({"images": [[[[300]]]] * 12}, "images must be uint8 .*, got torch.int64 of shape"),
+        ({"images": None}, "images must be a tensor, a NumPy array or lists of numbers of one length, got None"),
+        ({"images": "images.npy"}, "images must be a tensor, .*, got 'images.npy'"),
+        ({"images": np.full((12, 1, 1, 1), np.nan)}, "images must be finite"),
+        ({"task": TASK.astype(float)}, r"task must be integers of shape \(R,\), got torch.float64 of shape \(12,\)"),
+        ({"task": TASK.astype(bool)}, r"task must be integers of shape \(R,\), got torch.bool"),
+        ({"task": TASK[:5]}, r"task must be int64 of shape \(12,\) as image is, got shape \(5,\)"),
+        ({"task": 2 * TASK}, r"every one of the 5 tasks needs at least one row, got none for \[1, 3\]"),
+        ({"task": ["a"] * 12}, r"task must be a tensor, .* lists of numbers of one length, got \['a', "),
+        ({"task": [[0], [0, 1]]}, "lists of numbers of one length"),
+        ({"label": LABEL[:5]}, "5 labels for 12 images: say with image=... which image each row has"),
+        ({"label": LABEL - 1}, r"label must lie in \[0, 1\), got values from -1 to 0"),
+        ({"label": []}, r"label must be integers of shape \(R,\), got torch.float64 of shape \(0,\)"),
+        ({"image": [99] * 12}, r"image must lie in \[0, 12\), got values from 99 to 99"),
+        ({"like": 3}, "like must be another split, a MultiTaskDataset, got int"),
+        ({"augmentation": 1}, "augmentation must be a Shift or None, got 1"),
+    ],
+)
+def test_other_arrays_are_refused(changed, message):
+    given = {"images": IMAGES, "task": TASK, "label": LABEL, **changed}
+    with pytest.raises(ValueError, match=f"mine, split 'train': .*{message}"):
+        MultiTaskDataset.from_arrays("mine", "train", **given)
+
+
+WRONG = [None, "a", "", -1, 2.5, float("nan"), [], {}, object]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_values_are_refused_by_their_names(wrong):
+    split = synthetic_mtl()["train"]
+    for field in ("images", "image", "task", "label", "num_tasks", "num_classes", "mean", "std", "drawings"):
+        with pytest.raises(ValueError, match=rf"SYNTHETIC-MTL, split 'train': (.*{field}|every one)"):
+            dataclasses.replace(split, **{field: wrong})
+    for refused in (
+        lambda: split.select_tasks(wrong),
+        lambda: split.with_tasks(wrong),
+        lambda: ShuffledStream(wrong),
+        lambda: Shift(wrong),
+        lambda: synthetic_mtl(num_tasks=wrong),
+        lambda: synthetic_mtl(noise=wrong if wrong != 2.5 else -2.5),
+    ):
+        with pytest.raises(ValueError, match="got|asked for"):
+            refused()
