@@ -33,6 +33,7 @@ def nothing_stays():
         del sys.modules[name]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run_as_they_say(path, tmp_path, monkeypatch, nothing_stays):
     monkeypatch.chdir(ROOT)

@@ -56,6 +56,7 @@ def test_figures_are_meant_as_precisely_as_they_are_written(expected, printed, a
     assert agrees(expected, printed) is agree
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_snippets_print_what_they_say(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """The advantage actor-critic against its formula, row by row."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(
     arrangement=st.sampled_from(["per_task", "single", "dispatched"]),

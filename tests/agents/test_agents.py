@@ -124,6 +124,7 @@ def test_agents_that_cannot(name):
 LAYERED = sorted(name for name in set(AGENTS) - OF_OTHER_NETWORKS if not name.startswith("sb3:"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LAYERED)
 def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(name, tmp_path):
     def curve(agent, env, batches):

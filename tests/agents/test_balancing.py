@@ -131,6 +131,7 @@ def test_the_weight_of_the_losses_falls_to_zero():
     assert make_agent("top-k", env).balance == 0.1
 
 
+@pytest.mark.long
 def test_balance_keeps_blocks_in_use():
     """Gates that begin by sending everything one way spread out again where the losses count."""
 

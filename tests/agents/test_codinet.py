@@ -239,6 +239,7 @@ def test_the_share_that_is_reported_is_that_of_the_blocks():
     assert float(agent.update(trajectory)["cost_share"]) == pytest.approx(spent / sum(costs), rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", [0.25, 0.8])
 def test_a_target_is_come_near_to(target):
     agent = codinet(cost_target=target, cost_step=0.1, learning_rate=0.03, alpha=0.0, beta=0.0, relaxation="softmax")

@@ -120,6 +120,7 @@ def test_what_is_extracted_is_the_same_after_a_round_trip_through_export(task_in
         torch.testing.assert_close(loaded(images[:size]), module(images[:size]))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:No complete tensor found")  # of weights that lie channels last
 def test_convolutions_and_their_statistics_are_extracted_too():
     env = gymnasium.make_vec("routing_gym/MnistMTL-v0", num_envs=64, num_tasks=4, num_blocks=4)
@@ -153,6 +154,7 @@ def test_a_network_of_ones_own_is_pruned_and_extracted(tmp_path):
     torch.testing.assert_close(logits_row_by_row(loaded, 2)[0], expected)
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None)
 @given(data=st.data(), recurrent=st.booleans())
 def test_any_routes_are_kept(data, recurrent):

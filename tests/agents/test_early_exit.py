@@ -54,6 +54,7 @@ def costs_of_ways_out(network):
     return costs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "options"), AGENTS_AND_OPTIONS, ids=lambda part: str(part))
 def test_every_agent_that_can_route_it_does(name, options, tmp_path):
     env = early_exit(name)
@@ -128,6 +129,7 @@ def test_same_seed_same_curve_also_after_a_resume(name, options, tmp_path):
     assert first + curve(Agent.load(tmp_path / "half.pt", early_exit(name, seed=9)), 3) == whole
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "options"),
     [

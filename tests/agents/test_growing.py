@@ -57,6 +57,7 @@ KINDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "options"), KINDS)
 def test_every_agent_grows_and_decides_as_before_for_the_old_tasks(name, options):
     torch.manual_seed(0)

@@ -38,6 +38,7 @@ def practise(agent, env, reward, batches=40):
         agent.episodes += len(trajectory)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize(("name", "representation"), LEARNERS)
 @pytest.mark.parametrize("shift", [0.0, -3.0])
@@ -69,6 +70,7 @@ def test_flipping_the_reward_flips_the_preference(name, representation):
     assert bool((greedy[0] == 0).all()) and bool((greedy[1] == 1).all())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arrangement", ["single", "dispatched"])
 @pytest.mark.parametrize(("name", "representation"), LEARNERS)
 def test_credit_reaches_the_first_of_two_steps(name, representation, arrangement):
@@ -84,6 +86,7 @@ def test_credit_reaches_the_first_of_two_steps(name, representation, arrangement
     assert bool((rollout(agent, env, deterministic=True).steps[0].action == 1).all())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arrangement", ["per_task", "dispatched"])
 @pytest.mark.parametrize(("name", "representation"), LEARNERS)
 def test_learners_find_planted_routes(name, representation, arrangement):
@@ -136,6 +139,7 @@ def test_a_dispatcher_is_asked_once_per_episode_also_when_predicting():
     assert action.shape == () and 0 <= int(state[0]) < 6 and agent.predict(one, state)[1] == state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("estimator", ["straight-through", "soft"])
 @pytest.mark.parametrize("representation", ["table", "mlp"])
 def test_gumbel_gates_find_planted_routes(estimator, representation):

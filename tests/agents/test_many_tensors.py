@@ -229,6 +229,7 @@ def test_random_places_are_right_for_half():
     assert 0.3 < routing_gym.evaluate(make_agent("random", env), env).accuracy < 0.7
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "representation"), [*AGENTS, ("random", None)])
 def test_routes_of_columns_are_learned_together_with_the_blocks(name, representation):
     """Three tasks that call the same images by other names; by random routes half of the answers are right."""

@@ -167,6 +167,7 @@ def an_agent(name, tree, seed, *, rows=3, priced=True, options=None, **env_optio
     return undecided(make_agent(name, env, seed=seed, **(options or {})), seed)
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None, derandomize=True)
 @drawn(
     tree=trees(),

@@ -296,6 +296,7 @@ def test_easy_instances_leave_early_and_hard_ones_go_on(name):
     assert result.accuracy == 1 and cost < 0.9 * min(static)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EXACT)
 def test_prices_decide_how_much_is_computed(name):
     column, result, *_ = judged(name, 1.0)

@@ -12,6 +12,7 @@ from routing_gym.agents import make_agent, needs
 from routing_gym.envs import rollout
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(
     arrangement=st.sampled_from(["per_task", "single", "dispatched"]),

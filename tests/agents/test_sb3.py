@@ -30,6 +30,7 @@ def replayed(env, **options):
     return env.sibling(env.num_envs, autoreset_mode="same_step", **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -277,6 +278,7 @@ def test_seeding_is_temporary():
     assert torch.equal(torch.rand(3), expected[0]) and np.array_equal(np.random.rand(3), expected[1])
 
 
+@pytest.mark.long
 def test_compare_takes_them_beside_ours(tmp_path, capsys):
     arguments = ["compare", "--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "64"]
     arguments += ["--agents", "sb3:PPO", "wpl", "--seeds", "1", "--out", str(tmp_path)]

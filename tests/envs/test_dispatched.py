@@ -14,6 +14,7 @@ from routing_gym.envs.dispatched import RoutingAECEnv
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_every_id_passes_every_test(env_id):
     def make(**options):

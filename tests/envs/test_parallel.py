@@ -24,6 +24,7 @@ from routing_gym.networks import RoutedMLP
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_every_id_passes_every_test(env_id):
     def make(**options):

@@ -92,6 +92,7 @@ def kinds_of(name):
     return dense + ([("weights", True, False)] if name in SPARSE else [])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "action_type", "sparse", "dense_backward"),
     [(name, *kind) for name in NETWORKS for kind in kinds_of(name)],
@@ -360,6 +361,7 @@ def test_the_same_seed_gives_the_same_blocks_bit_for_bit(agent):
     assert all(map(torch.equal, trained(), trained()))
 
 
+@pytest.mark.long
 def test_digits_are_learned_as_well():
     accuracy = {}
     for precision in ("float32", "bfloat16"):
@@ -373,6 +375,7 @@ def test_digits_are_learned_as_well():
 # ---------------------------------------------------------------------------------------------------------- the option
 
 
+@pytest.mark.long
 def test_checkers_pass():
     make = partial(gymnasium.make_vec, "routing_gym/DigitsMTL-v0", num_envs=5, precision="bfloat16")
     single = partial(gymnasium.make, "routing_gym/DigitsMTL-v0", precision="bfloat16")

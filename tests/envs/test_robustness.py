@@ -333,6 +333,7 @@ calls = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=80, deadline=None)
 @given(
     calls=calls,

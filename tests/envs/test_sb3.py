@@ -20,6 +20,7 @@ from routing_gym.envs.sb3 import RoutingVecEnv
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"
 
 
+@pytest.mark.long
 def test_nothing_imports_stable_baselines3_before_it_is_needed():
     code = (
         "import sys, routing_gym.agents, routing_gym.experiments.cli\n"

@@ -30,6 +30,7 @@ def wrapped(env):
     return wrapper
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, DISABLED], ids=["same-step", "disabled"])
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_every_id_passes_the_check(env_id, options):
@@ -45,6 +46,7 @@ def test_an_id_is_enough():
         GymEnv("routing_gym/SyntheticMTL-v0", widht=8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_the_faces_of_every_id_pass_the_check(env_id):
     check_env_specs(PettingZooWrapper(pettingzoo.make("parallel", env_id, **quick(env_id))))
@@ -71,6 +73,7 @@ def test_actions_stay_tensors_and_rows_begin_anew(options, monkeypatch):
         assert (steps["next", "depth"][:, :-1][done] == 4).all()
 
 
+@pytest.mark.long
 def test_proximal_policy_optimisation_learns_the_routes_together_with_the_blocks():
     torch.manual_seed(0)
     core = planted_env(32, replay=True, seed=0)

@@ -19,6 +19,7 @@ from routing_gym.networks import RoutedMLP
 from routing_gym.testing import check_vector_env, legal_actions
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
 def test_every_id_passes_every_checker(env_id):
     small = quick(env_id)

@@ -26,6 +26,7 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
+@pytest.mark.long
 def test_steps_are_recorded_tabled_and_drawn(tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
     agents = ("wpl", "reinforce", "gumbel", "top-k")
@@ -52,6 +53,7 @@ def test_steps_are_recorded_tabled_and_drawn(tmp_path, capsys):
     assert (tmp_path / "new" / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_steps_are_measured_in_several_precisions(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(convnet, "BATCH", 8)
     out, seen = tmp_path / "bench.json", set()
@@ -226,6 +228,7 @@ def test_unlike_blocks_are_recorded():
     assert all(module(x).shape == x.shape for module in experts.experts(3).values())
 
 
+@pytest.mark.long
 def test_skipping_is_recorded():
     records = skipping.measure_skipping(1, CPU, batch=4)
     assert [(r["case"], r["share"]) for r in records] == [
@@ -274,6 +277,7 @@ def test_the_convnet_is_recorded(monkeypatch):
         assert record[f"{prefix}seconds_per_50000"] == pytest.approx(50_000 / speed)
 
 
+@pytest.mark.long
 def test_every_face_is_measured(tmp_path):
     assert run("bench", "--parts", "faces", "--rounds", 1, "--out", tmp_path / "faces.json") == 0
     assert not (tmp_path / "faces.png").exists()

@@ -32,6 +32,7 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
+@pytest.mark.long
 def test_prescribed_exits_are_taken(monkeypatch):
     """At the paper's width, where the costs are known; 30 % of 40, of 28, of 20, ... leave."""
     monkeypatch.setattr(early_exit, "LEAST", 20)
@@ -72,6 +73,7 @@ def test_the_floor_is_the_plain_network_of_each_way_out(small):
             torch.testing.assert_close(module(own_images), logits[rows], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_prescribed_exits_are_recorded_and_tabled(small, tmp_path, capsys):
     out = tmp_path / "bench.json"
     assert run("bench", "--parts", "early-exit", "--batch", 1, 16, "--rounds", 1, "--out", out) == 0

@@ -97,6 +97,7 @@ def test_tensors_that_have_met_stay_together_on_paths_used_alike(together, live)
     assert state.macs.tolist() == pytest.approx(8 * [network.stem_macs + live * behind])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", parallel_paths.NETWORKS)
 def test_records_add_up(small, name, monkeypatch):
     monkeypatch.setattr(timing, "peak_memory", lambda make, device: 7)  # takes as long as all the rest
@@ -123,6 +124,7 @@ def test_records_add_up(small, name, monkeypatch):
         assert record["train_time_of_soft"] > 0 and record["inference_time_of_soft"] > 0
 
 
+@pytest.mark.long
 def test_the_command_writes_what_it_measured(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("routing_gym.experiments.bench.PARALLEL", ("basecnn-2-cc",))
     out = tmp_path / "paths.json"

@@ -20,6 +20,7 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
+@pytest.mark.long
 def test_compare_writes_all_it_promises(tmp_path, capsys):
     assert run("compare", *SMALL, "--agents", "wpl", "shared", "--seeds", 2, "--out", tmp_path) == 0
     printed = capsys.readouterr().out
@@ -48,6 +49,7 @@ def test_records_of_several_tensors_say_how_many_paths_live(tmp_path):
     assert record["live_paths"] == [4, 4, 4]  # every column of the four has a part in every other
 
 
+@pytest.mark.long
 def test_compare_is_the_same_twice(tmp_path):
     results = []
     for folder in ("a", "b"):
@@ -77,6 +79,7 @@ def test_train_evaluate_and_resume(tmp_path, capsys):
     assert "MACs per instance" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_compare_skips_what_is_finished(tmp_path):
     arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--out", tmp_path]
     assert run(*arguments, "--seeds", 1) == 0

@@ -60,6 +60,7 @@ def test_the_rows_are_the_papers(tmp_path):
     assert "network=resnet32-skip" in short[VANILLA].training.env_options
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [PAPER, SHORT], ids=["paper", "short"])
 def test_every_row_on_cifar10_can_be_made(settings, tmp_path):
     """Each agent on its own options; the networks are narrow, and but for the first of a depth of three blocks."""
@@ -202,6 +203,7 @@ def test_the_table_has_ours_and_theirs():
     assert "|  |  |  |  |" in paths_and_cost([plain])[2]
 
 
+@pytest.mark.long
 def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     """Three rows and what they are compared with, on 120 stand-in images and three blocks."""
     write_cifar10(tmp_path / "data" / "cifar-10-batches-bin", 20)

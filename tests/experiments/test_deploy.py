@@ -56,6 +56,7 @@ def test_prune_writes_a_checkpoint_that_judges_as_before(checkpoint, tmp_path, c
     assert checkpoint.read_bytes() == kept and [path.name for path in out.parent.iterdir()] == ["small.pt"]
 
 
+@pytest.mark.long
 def test_extract_writes_a_program_from_pixels_to_logits(checkpoint, tmp_path, capsys):
     small = tmp_path / "small.pt"
     assert run("prune", checkpoint, "--out", small) == 0

@@ -81,6 +81,7 @@ def made(row, cell):
     return dataclasses.replace(cell, training=training).make()
 
 
+@pytest.mark.long
 def test_every_row_can_be_made(tmp_path):
     for row, cell in cells(SHORT, tmp_path):
         layers = {MNIST: 1, CELLS: 8}.get(row.env, 3)
@@ -216,6 +217,7 @@ def reproduced(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_report_records_and_pictures(reproduced):
     records = {record["label"]: record for record in json.loads((reproduced / "results.json").read_text())}
     diverse, mnist = records[DIVERSE], records["5 experts, k = 2"]

@@ -12,6 +12,7 @@ HYBRID = "routing_gym/HybridEarlyExit-v0"
 SMALL = ["--env", HYBRID, "--env-options", "columns=3", "width=2", "--batch-size", "32", "--epochs", "1"]
 
 
+@pytest.mark.long
 def test_agents_are_compared(tmp_path):
     agents = ["wpl", "shared", "sb3:DQN", "top-k"]
     assert main(["compare", *SMALL, "--agents", *agents, "--seeds", "1", "--out", str(tmp_path)]) == 0

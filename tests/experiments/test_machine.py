@@ -29,6 +29,7 @@ print(faults())
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_a_command_keeps_what_is_freed_unless_the_user_has_said_what_to_do():
     """Pages that are new each time memory is asked for: before and after a command, and after giving back."""

@@ -61,6 +61,7 @@ KINDS = {(row.series, row.part): row for row in reversed(MULTIPATH.rows)}
 """The first row of every curve."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("row", KINDS.values(), ids=lambda row: row.label)
 def test_rows_can_be_made(row, tmp_path):
     ((_, cell),) = [pair for pair in cells(MULTIPATH.settings[1], out=tmp_path) if pair[0] == row]
@@ -212,6 +213,7 @@ def run(out, *arguments):
     return main(["reproduce", "multipath", "--out", str(out), "--seeds", "1", *map(str, arguments)])
 
 
+@pytest.mark.long
 def test_report_records_and_pictures(small_paper, tmp_path):
     assert run(tmp_path) == 0
     records = json.loads((tmp_path / "results.json").read_text())
@@ -249,6 +251,7 @@ def test_some_rows_only(small_paper, tmp_path, capsys):
     assert "--rows: no row of fig5 has 'dynamic' in its name" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.long
 def test_all_pictures_can_be_drawn(tmp_path):
     def networks(series, part="hybrid", groups=("fig5",), decisions=None):
         decisions = decisions or chain_decisions()

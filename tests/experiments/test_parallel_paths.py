@@ -94,6 +94,7 @@ def test_a_row_can_be_asked_for_by_its_whole_name(tmp_path):
     assert [row.label for row, _ in cells(SHORT, tmp_path, only=("=BaseCNN", "SEDeep"))] == [BASE, DEEP_SQUEEZED]
 
 
+@pytest.mark.long
 def test_every_row_on_cifar10_can_be_made(tmp_path):
     """The networks are the paper's in form, made narrow; each has the decisions and tensors it should have."""
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
@@ -320,6 +321,7 @@ def test_as_good_means_fewer_parameters_too():
 # ----------------------------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.long
 def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     """Some rows of each group, on stand-in images and narrow networks; tables and ensembles are of what was run."""
     write_cifar10(tmp_path / "data" / "cifar-10-batches-bin", 20)

@@ -122,6 +122,7 @@ def test_a_score_is_what_softmax_makes_the_gate_of(agent):
         torch.testing.assert_close(scores.detach().softmax(0), list(by_hand(agent, 5))[number][1][tensor])
 
 
+@pytest.mark.long
 def test_an_image_made_for_a_gate_raises_its_score(agent):
     for gate in chosen_gates(agent.env.network):
         before = [parameter.clone() for parameter in agent.env.network.parameters()]
@@ -162,6 +163,7 @@ def test_weights_by_path(agent):
     assert torch.equal(weights["conv 1"], first)
 
 
+@pytest.mark.long
 def test_pictures(agent, gates, tmp_path, monkeypatch):
     monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 5)
     files = [tmp_path / f"{name}.png" for name in ("routes", "made", "classes", "weights")]

@@ -13,6 +13,7 @@ from routing_gym.experiments.cli import main
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "1", "--seeds", "1"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_stays")
 def test_the_template_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

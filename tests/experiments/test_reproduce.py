@@ -43,6 +43,7 @@ def run(out, *arguments):
     return main(["reproduce", "routing-networks", "--out", str(out), *map(str, arguments)])
 
 
+@pytest.mark.long
 def test_ours_beside_the_papers(small_paper, tmp_path):
     assert run(tmp_path, "--seeds", 2, "--report", tmp_path / "docs" / "report.md") == 0
     records = json.loads((tmp_path / "results.json").read_text())
@@ -146,6 +147,7 @@ def test_other_runs_in_the_folder_are_not_taken_for_these(small_paper, tmp_path,
     assert "unknown paper 'no-paper'; known are routing-networks" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_every_row_can_be_made(tmp_path):
     groups = tuple(ROUTING_NETWORKS.groups)
     for settings in ROUTING_NETWORKS.settings:

@@ -216,6 +216,7 @@ def test_sizes_of_the_papers_networks(name, per_stage, printed, parameters, macs
     assert routers.macs(1) == 16 * 48 + 2 * 48 < 0.01 * network.decisions[1].macs[1]
 
 
+@pytest.mark.long
 def test_the_form_for_imagenet_is_resnet50():
     network = make_network(IMAGENET, num_tasks=1, num_classes=1000)
     assert sum(parameter.numel() for parameter in network.parameters()) == 25_557_032

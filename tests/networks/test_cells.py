@@ -143,6 +143,7 @@ def one_hot(choice, n):
     return functional.one_hot(choice, n).float()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cells", [1, 2, 3, 6])
 @torch.no_grad()
 def test_every_row_takes_its_own_way(cells):
@@ -312,6 +313,7 @@ def parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "options", "million"),
     [
@@ -351,6 +353,7 @@ def data():
     return synthetic_mtl(num_tasks=1, num_classes=CLASSES, image_size=16, images_per_class=6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("action_type", ["weights", "discrete"])
 def test_the_environment_keeps_the_contract(action_type, monkeypatch):
     """Two cells are more decisions than the checker takes steps here: it goes on until all have left."""
@@ -358,6 +361,7 @@ def test_the_environment_keeps_the_contract(action_type, monkeypatch):
     check_vector_env(RoutingVectorEnv(small(2, shape=(1, 16, 16)), data(), 5, action_type=action_type))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("agent", "options"),
     [

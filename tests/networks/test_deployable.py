@@ -63,6 +63,7 @@ shapes = {
 }
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None)
 @given(**shapes)
 def test_a_static_route_equals_each_row_worked_out_by_hand(seed, **shape):
@@ -85,6 +86,7 @@ def test_a_static_route_equals_each_row_worked_out_by_hand(seed, **shape):
             torch.testing.assert_close(routed(network, images, task, choices), expected)
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None)
 @given(**shapes)
 def test_a_pruned_network_gives_the_same_logits_with_the_blocks_in_use(seed, **shape):

@@ -263,6 +263,7 @@ def test_resnet50_passes_the_checker():
     check_vector_env(small_env("resnet50-diverse", num_envs=4, autoreset_mode="disabled"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("agent", ["top-k", "gumbel", "wpl", "task-specific-all", "soft-mixture"])
 @pytest.mark.parametrize("name", ["omniglot-diverse", "mnist-experts"])
 def test_agents_learn_something(name, agent):
@@ -283,6 +284,7 @@ def test_agents_train_resnet50(agent):
     assert {key.split(".")[0] for key in changed} == {"trunk", "banks", "between", "readouts"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_what_is_left_after_training(name, tmp_path):
     """Pruned, saved, and loaded into an environment made of the options that are kept; and one task's route alone."""

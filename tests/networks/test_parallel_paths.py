@@ -211,6 +211,7 @@ def test_gradcheck_of_a_crossing(name):
 # ---------------------------------------------------------------------- hard routing
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**4), rows=st.integers(1, 4), kind=st.sampled_from(KINDS))
 def test_hard_routes_against_a_loop(seed, rows, kind):

@@ -365,6 +365,7 @@ def test_sizes_that_are_no_powers_of_two(shape):
 # -------------------------------------------------------------------------------------------------------- environments
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("action_type", ["discrete", "weights"])
 @pytest.mark.parametrize("form", ["chain of 8", "tree of 3, 2 junctions"])
 def test_the_environment_keeps_the_contract(form, action_type):
@@ -396,6 +397,7 @@ def test_agents_train_on_it(name, agent):
     assert not torch.equal(before[first], network.state_dict()[first])
 
 
+@pytest.mark.long
 def test_an_environment_by_name_keeps_the_contract():
     """All 39 decisions of the tree, and the options by name."""
     options = {"image_size": 8, "num_tasks": 1, "images_per_class": 6, "width": 1}
