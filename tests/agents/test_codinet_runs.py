@@ -48,6 +48,7 @@ def test_in_the_second_stage_routers_stay_and_decisions_are_hard(router):
     assert changed >= {"trunk", "readouts"}
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 12))
 def test_the_second_stage_begins_with_the_batch_after_so_many_passes(batches, rows, tenths):

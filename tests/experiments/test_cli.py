@@ -94,6 +94,7 @@ def test_compare_skips_what_is_finished(tmp_path):
     assert run(*arguments, "--resume", "--epochs", 3) == 2  # other runs are not taken for these
 
 
+@pytest.mark.long
 def test_sweep_ranks_by_validation_and_goes_on(tmp_path, capsys):
     arguments = ["sweep", *SMALL, "--agent", "wpl", "--seeds", 2, "--out", tmp_path]
     grid = ["--grid", "policy_rate=0.001,0.1", "env.learning_rate=0.003"]

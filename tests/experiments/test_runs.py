@@ -200,6 +200,7 @@ PER_EPOCH = 3
 """Batches of 256 in an epoch of SyntheticMTL."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("where", "batch", "error"),
     [
@@ -546,6 +547,7 @@ ACTS = {"nothing": lambda: None, "fails": fails, "kills": kills, "stops": lambda
 HEEDED = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "512"]
 
 
+@pytest.mark.long
 def test_sequences_of_commands_lose_nothing(tmp_path):
     names = {"ticking-wpl": ticking("wpl"), "ticking-reinforce": ticking("reinforce")}
 

@@ -259,6 +259,7 @@ def test_networks_of_experts_pass_the_checker(name, action_type):
     check_vector_env(small_env(name, action_type=action_type))
 
 
+@pytest.mark.long
 def test_resnet50_passes_the_checker():
     check_vector_env(small_env("resnet50-diverse", num_envs=4, autoreset_mode="disabled"))
 
