@@ -89,6 +89,7 @@ def test_sampling_follows_the_distribution_and_skips_zeros():
     assert stats.chisquare(counts[[1, 3, 4]].numpy(), np.array([0.2, 0.5, 0.3]) * 20000).pvalue > 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["wpl", "task-specific-all", "random-fixed"])
 def test_agents_that_should_learn_conflicting_labels(name):
     """Three tasks call the same images by other names; a path per task can tell them apart, one shared path cannot."""
@@ -100,6 +101,7 @@ def test_agents_that_should_learn_conflicting_labels(name):
     assert routing_gym.evaluate(agent, env).accuracy > 0.95
 
 
+@pytest.mark.long
 def test_one_path_told_the_task_learns_conflicting_labels_too():
     env = small_env(seed=2, task_input=True)
     agent = make_agent("shared-with-task", env).learn(env, 60 * len(env.unwrapped.dataset))
@@ -112,6 +114,7 @@ def test_one_path_told_the_task_learns_conflicting_labels_too():
         make_agent("shared-with-task", small_env())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["shared", "random"])
 def test_agents_that_cannot(name):
     env = small_env(seed=2)

@@ -48,6 +48,7 @@ def test_in_the_second_stage_routers_stay_and_decisions_are_hard(router):
     assert changed >= {"trunk", "readouts"}
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 12))
 def test_the_second_stage_begins_with_the_batch_after_so_many_passes(batches, rows, tenths):
@@ -221,6 +222,7 @@ def test_predictions_carried_from_block_to_block_are_those_of_a_rollout(router):
 # ---------------------------------------------------------------------- learning, number formats
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("relaxation", ["gumbel", "softmax", "sampling"])
 def test_it_learns_to_tell_images_apart(relaxation):
     env = skip_env(12, learning_rate=0.03)

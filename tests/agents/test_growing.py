@@ -27,6 +27,7 @@ def trained(name, **options):
     return make_agent(name, env, **options).learn(env, 40 * len(env.dataset)), new
 
 
+@pytest.mark.long
 def test_a_new_task_is_learned_and_the_old_ones_are_kept():
     agent, new = trained("wpl", policy_rate=0.02)
     before = routing_gym.evaluate(agent, agent.env)

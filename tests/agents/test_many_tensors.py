@@ -199,6 +199,7 @@ RATES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "representation", "arrangement"),
     [

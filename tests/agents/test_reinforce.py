@@ -83,6 +83,7 @@ def test_what_it_cannot_be_is_refused():
             make_agent("reinforce", small_env(), **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("representation", ["mlp", "table"])
 def test_blocks_of_a_resnet_are_dropped_where_they_are_dear(representation):
     """As BlockDrop does: the policy gradient of a reward that goes down with what is run."""

@@ -73,6 +73,7 @@ def algorithm_3(agent, trajectory):
     return torch.tensor(new).view_as(agent._table), torch.tensor(average).view_as(agent._table)
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None)
 @given(
     arrangement=st.sampled_from(["per_task", "single", "dispatched"]),
@@ -99,6 +100,7 @@ def test_update_is_algorithm_3(arrangement, scaling, baseline, gamma, rate, aver
             torch.testing.assert_close(agent._table[:, row], table[:, row], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None)
 @given(
     arrangement=st.sampled_from(["per_task", "single", "dispatched"]),

@@ -155,6 +155,7 @@ def test_our_agents_are_judged_by_evaluate_policy():
     assert reward == 1 and spread == 0
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("error")  # of theirs, about environments that are no good for judging
 @pytest.mark.parametrize("options", [{}, {"rho": 0.3, "collaboration": "frequency", "seed": 3}], ids=["plain", "rho"])
 def test_a_model_is_judged_on_the_network_it_was_trained_with(options):

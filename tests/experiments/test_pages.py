@@ -15,6 +15,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "results"
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40).filter(lambda t: "<!--" not in t)
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=WORDS, old=WORDS, behind=WORDS, new=WORDS)
 def test_what_is_written_around_survives_to_the_byte(before, old, behind, new, tmp_path):

@@ -200,6 +200,7 @@ PER_EPOCH = 3
 """Batches of 256 in an epoch of SyntheticMTL."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("where", "batch", "error"),
     [
@@ -279,6 +280,7 @@ def test_a_sweep_goes_on_after_a_failure(tmp_path, capsys):
     assert [r["setting"] for r in strict(tmp_path / "results.json")] == ["policy_rate=0.2"]
 
 
+@pytest.mark.long
 def test_the_trial_changes_no_figure(tmp_path, monkeypatch):
     class Legacy(AGENTS["random"]):
         """Draws from everybody's random numbers, as code of others may."""
@@ -546,6 +548,7 @@ ACTS = {"nothing": lambda: None, "fails": fails, "kills": kills, "stops": lambda
 HEEDED = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "512"]
 
 
+@pytest.mark.long
 def test_sequences_of_commands_lose_nothing(tmp_path):
     names = {"ticking-wpl": ticking("wpl"), "ticking-reinforce": ticking("reinforce")}
 

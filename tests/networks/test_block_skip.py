@@ -275,6 +275,7 @@ def test_the_form_for_imagenet_and_whole_maps_pass_the_checker():
     check_vector_env(small_env(observes="map", num_envs=3, autoreset_mode="disabled"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("observes", ["mean", "map"])
 @pytest.mark.parametrize("name", SMALL)
 def test_what_is_left_after_training(name, observes, tmp_path):

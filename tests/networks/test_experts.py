@@ -253,12 +253,14 @@ def test_a_choice_owns_its_expert_and_an_expert_nobody_chose_has_no_gradient(nam
     assert others and all(p.grad is not None for p in others)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("action_type", ["discrete", "weights"])
 @pytest.mark.parametrize("name", ["omniglot-diverse", "mnist-experts"])
 def test_networks_of_experts_pass_the_checker(name, action_type):
     check_vector_env(small_env(name, action_type=action_type))
 
 
+@pytest.mark.long
 def test_resnet50_passes_the_checker():
     check_vector_env(small_env("resnet50-diverse", num_envs=4, autoreset_mode="disabled"))
 
