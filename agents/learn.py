@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
 from torch import Tensor, nn
 
 from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, Trajectory, core_of, finite_gradients, rollout
 from routing_gym.networks import NotFiniteError
+from routing_gym.tasks.checking import whole_number
 
 if TYPE_CHECKING:
     from routing_gym.agents.base import Agent
+
+REPORTED = ("loss", "accuracy", "reward", "macs")
+"""What is reported of every batch, besides what the agent says."""
 
 
 def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> None:
@@ -56,8 +64,7 @@ def check_learning(agent: Agent, env: Any, episodes: int) -> RoutingVectorEnv:
     Raises:
         ValueError: A count below 1, or an environment the agent was not made for.
     """
-    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-        raise ValueError(f"episodes must be an integer of at least 1, got {episodes!r}")
+    whole_number("episodes", episodes)
     core = core_of(env)
     if core is not agent.env:
         raise ValueError("the agent was made for another environment: make_agent(name, env) first, or Agent.load")
@@ -92,7 +99,10 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
         trajectory = rollout(agent, env)
         strange = ~trajectory.reward().isfinite().all()
         env.note_doubt(strange)
-        loss = env.train_blocks(agent.auxiliary_loss(trajectory), before_step=None if joint is None else check_agent)
+        extra = agent.auxiliary_loss(trajectory)
+        if extra is not None and not (isinstance(extra, Tensor) and extra.ndim == 0):
+            raise ValueError(f"auxiliary_loss must return a 0-dimensional tensor or None, got {extra!r:.60}")
+        loss = env.train_blocks(extra, before_step=None if joint is None else check_agent)
     except (TrainingDivergedError, NotFiniteError) as error:
         check_state(agent)
         if strange is not None and bool(strange):
@@ -101,18 +111,41 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
         raise TrainingDivergedError(f"{where}: {error}") from error
     except ValueError as error:
         check_state(agent)
-        if not bool(env.observe()["activation"].isfinite().all()):
-            raise TrainingDivergedError(
-                f"{where}: activations are not finite; the blocks' learning rate may be too high"
-            ) from error
+        with suppress(ResetNeeded):  # where nobody has begun nothing is seen
+            if not bool(env.observe()["activation"].isfinite().all()):
+                raise TrainingDivergedError(
+                    f"{where}: activations are not finite; the blocks' learning rate may be too high"
+                ) from error
         raise ValueError(f"{where}: {error}") from error
     if joint is not None:
         joint.step()
-    reported = agent.receive(trajectory)
+    reported = _metrics(agent, agent.receive(trajectory))
     agent.episodes += len(trajectory)
     if env.device.type == "cpu":  # elsewhere it would wait for the device, so that the next batch finds out, or `learn`
         check_state(agent)
     return trajectory, loss, reported
+
+
+def _metrics(agent: Agent, reported: Any) -> dict[str, Tensor]:
+    """Return what an agent's `update` has reported, numbers as 0-dimensional tensors.
+
+    Raises:
+        ValueError: Not numbers by name, or a name of ours; names the agent.
+    """
+    if not isinstance(reported, Mapping):
+        raise ValueError(f"{_named(agent)}: update must return numbers by name, or None, got {reported!r:.60}")
+    metrics = {}
+    for name, value in reported.items():
+        if name in REPORTED or not isinstance(name, str):
+            raise ValueError(
+                f"{_named(agent)}: update reports {name!r}; names are texts other than {', '.join(REPORTED)}, which "
+                "are reported anyway"
+            )
+        single = isinstance(value, int | float | np.number) or (isinstance(value, Tensor) and value.ndim == 0)
+        if not single or (isinstance(value, Tensor) and value.is_complex()):
+            raise ValueError(f"{_named(agent)}: update reports {name} as {value!r:.60}, expected one number")
+        metrics[name] = torch.as_tensor(value).detach().float()
+    return metrics
 
 
 def check_state(agent: Agent) -> None:

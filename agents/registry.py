@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
@@ -16,8 +17,12 @@ def register_agent(name: str, cls: type[Agent]) -> None:
     """Make an agent known under a name, to `make_agent` and to every command.
 
     Raises:
-        ValueError: The name belongs to another class, or `cls` is not an agent.
+        ValueError: The name belongs to another class or is none that a folder can have, or `cls` is not an agent.
     """
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.:-]*", name, re.ASCII)):
+        raise ValueError(
+            f"the name of an agent is made of letters, digits and -_.:, a letter or digit first, got {name!r}"
+        )
     if not (isinstance(cls, type) and issubclass(cls, Agent)):
         raise ValueError(f"an agent is a subclass of routing_gym.agents.Agent, got {cls!r}")
     if not (dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, AgentConfig)):

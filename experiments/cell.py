@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from routing_gym.agents import Agent, read
+from routing_gym.envs import macs_of
 from routing_gym.experiments.folders import locked
 from routing_gym.experiments.logits import keep_logits, routed
 from routing_gym.experiments.paths import judged_paths
-from routing_gym.experiments.report import Record, check_curve, read_run, write_results
-from routing_gym.experiments.run import Curve, Result, judged_by_price, record_of, run
+from routing_gym.experiments.report import Record, check_curve, check_run, read_run, write_results
+from routing_gym.experiments.run import Curve, Result, checked_policy, judged_by_price, record_of, run
 from routing_gym.experiments.settings import TrainingSettings, UsageError, build_agent, writable_folder
 from routing_gym.experiments.stopping import unbroken
 from routing_gym.files import clear_orphans
@@ -128,6 +129,8 @@ class Cell:
             if batch:
                 agent.learn(agent.env, agent.env.num_envs)
                 next(routed(agent, self.split))
+                macs_of(agent, agent.env.network)
+                checked_policy(agent)
 
     def run(self, *, after_epoch: Callable[[Curve], None] | None = None, **more: Any) -> tuple[Result, Record]:
         """Train and judge, going on from the folder's checkpoint where there is one.
@@ -154,6 +157,7 @@ class Cell:
             if self.keep_logits:
                 keep_logits(result.agent, self.split, folder / LOGITS)
             record = record_of(result, self.training.env, self.seed, asked=self.asked, **more)
+            check_run(record)
             with unbroken():
                 write_results([record], folder / "results.json")
         return result, record

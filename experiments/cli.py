@@ -113,6 +113,8 @@ def parsed(arguments: list[str]) -> Command:
     Raises:
         SystemExit: What the parser does not know, or a call for help.
     """
+    if "--out=" in arguments or ("--out", "") in zip(arguments, arguments[1:], strict=False):
+        raise UsageError("--out is empty: name a folder or a file")
     if arguments and arguments[0] in COMMANDS:
         arguments = [arguments[0], *gathered(arguments[1:], COMMANDS[arguments[0]])]
     return tyro.extras.subcommand_cli_from_dict(

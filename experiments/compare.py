@@ -23,6 +23,7 @@ from routing_gym.experiments.settings import (
     TrainingSettings,
     at_least_one,
     check_agents,
+    folder_name,
     options_of_agents,
     writable_folder,
 )
@@ -138,8 +139,3 @@ def joined(folder: Path, cells: Sequence[Cell]) -> dict[tuple[str, int], Record]
             check_same(path, saved, {**asked, "agent_options": options.get(agent, saved.get("agent_options"))})
             records[agent, seed] = record
     return records
-
-
-def folder_name(agent: str) -> str:
-    """Return the name of an agent's folder: `sb3-PPO` for `sb3:PPO`, because not every file system takes a colon."""
-    return agent.replace(":", "-")

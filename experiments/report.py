@@ -76,14 +76,18 @@ def read_runs(path: Path) -> list[Record]:
     records = read_results(path)
     try:
         for record in records:
-            _check_run(record)
+            check_run(record)
     except ValueError as error:
         raise damaged(path, error) from error
     return records
 
 
-def _check_run(record: Record) -> None:
-    """Refuse what is not the record of a run."""
+def check_run(record: Record) -> None:
+    """Refuse what is not the record of a run.
+
+    Raises:
+        ValueError: Names what is missing, or is not finite.
+    """
     asked = record.get("asked")
     accuracy = f"{asked.get('split')}_accuracy" if isinstance(asked, dict) else ""
     check_form({name: record.get(name) for name in OF_A_RUN}, OF_A_RUN, "record")

@@ -164,6 +164,19 @@ def _judged(agent: Agent, split: str, epoch: int) -> Evaluation:
 SNAPSHOTS_PER_EPOCH = 20
 
 
+def checked_policy(agent: Agent) -> Tensor | None:
+    """Return an agent's policy, `(T, N, A)`, or None.
+
+    Raises:
+        ValueError: It gives something else.
+    """
+    policy, wanted = agent.policy(), (agent.num_tasks, agent.num_decisions, agent.num_choices)
+    if policy is None or (isinstance(policy, Tensor) and tuple(policy.shape) == wanted):
+        return policy
+    got = tuple(policy.shape) if isinstance(policy, Tensor) else type(policy).__name__
+    raise ValueError(f"agent {agent.name!r}: policy() must give a tensor of shape {wanted}, or None, got {got}")
+
+
 class PolicyLog:
     """Writes down how the policy of an agent develops, for Figs. 9 and 10 of Rosenbaum et al. (2018).
 
@@ -180,7 +193,7 @@ class PolicyLog:
         self.batches = agent.episodes // agent.env.num_envs
         self.rows: list[tuple[int, int, np.ndarray]] = []
         self.fresh: list[tuple[int, np.ndarray]] = []
-        if agent.policy() is None:
+        if checked_policy(agent) is None:
             self.every = 0
         elif done and path.exists():
             known = zip(*read_arrays(path, epoch=1, episodes=1, policies=4).values(), strict=True)

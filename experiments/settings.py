@@ -21,6 +21,7 @@ from routing_gym.registration import env_ids
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
 RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
 
+MOST_THREADS = 1024
 WORTH_THREADS = 2e7
 """Multiply-accumulates per batch below which a second CPU thread costs more than it brings (DIGITS-MTL: 1.4e6)."""
 
@@ -88,6 +89,8 @@ class TrainingSettings:
         each_once("env_options", self.env_options)
         if self.threads is not None:
             at_least_one("threads", self.threads)
+            if self.threads > MOST_THREADS:
+                raise UsageError(f"--threads must be at most {MOST_THREADS}, got {self.threads}")
             torch.set_num_threads(self.threads)
 
     def make_env(self, agent: str, seed: int) -> RoutingVectorEnv:
@@ -135,8 +138,16 @@ def check_agents(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in AGENTS:
             raise UsageError(f"unknown agent {name!r}; known are {', '.join(sorted(AGENTS))}")
+    for name in names:
+        if twin := [other for other in names if other != name and folder_name(other) == folder_name(name)]:
+            raise UsageError(f"agents {name!r} and {twin[0]!r} would share a folder: compare them one by one")
     if twice := repeated(names):
         raise UsageError(f"--agents names an agent twice: {twice}")
+
+
+def folder_name(agent: str) -> str:
+    """Return the name of an agent's folder: `sb3-PPO` for `sb3:PPO`, because not every file system takes a colon."""
+    return agent.replace(":", "-")
 
 
 def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:

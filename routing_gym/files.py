@@ -37,10 +37,12 @@ def write_atomically(target: str | Path, write: Callable[[BinaryIO], Any]) -> No
     Raises:
         WriteError: No space, no such folder, no permission: names the file.
     """
-    target = Path(target)
+    target = Path(os.path.realpath(target))  # a link goes on pointing there
     try:
         if os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if os.path.exists(target) and not os.path.isfile(target):
+            raise OSError(errno.EINVAL, "it is no regular file")
         clear_orphans(target.parent, target.name)
         with contextlib.ExitStack() as held:
             part, out = _begin(target)

@@ -1,7 +1,7 @@
 """The environment: the vector core, and thin faces over it."""
 
 from routing_gym.envs.config import EnvConfig, check_types, is_price
-from routing_gym.envs.evaluation import Evaluation, evaluate, route_split
+from routing_gym.envs.evaluation import Evaluation, evaluate, macs_of, route_split
 from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vector_env, register_dataset
 from routing_gym.envs.outcome import classified_right
 from routing_gym.envs.render import CELL, GAP, routing_map
@@ -42,6 +42,7 @@ __all__ = [
     "classified_right",
     "core_of",
     "evaluate",
+    "macs_of",
     "route_split",
     "finite_gradients",
     "is_price",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,9 @@ def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
     if isinstance(given, MultiTaskDataset):
         return {given.split: given}
     if isinstance(given, Mapping) and given and all(isinstance(split, MultiTaskDataset) for split in given.values()):
+        forms = {name: (split.num_tasks, split.input_shape) for name, split in given.items()}
+        if len(set(forms.values())) > 1:
+            raise ValueError(f"splits must have the same tasks and images of one shape, got {forms} (tasks, shape)")
         return dict(given)
     kinds = {split: type(part).__name__ for split, part in given.items()} if isinstance(given, Mapping) else given
     got = kinds if isinstance(kinds, Mapping | str | int | float | None) else type(given).__name__
@@ -41,6 +45,25 @@ def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
         f"data must be splits by name, or one split, each a MultiTaskDataset, or the name of registered data, got "
         f"{got!r}: MultiTaskDataset.from_arrays makes a split of arrays"
     )
+
+
+def check_fit(network: RoutedNetwork, splits: Mapping[str, MultiTaskDataset]) -> None:
+    """Refuse data with more classes than a network has logits for, or images of another size."""
+    for split in splits.values():
+        if network.num_classes < split.num_classes:
+            raise ValueError(
+                f"{split.name} has {split.num_classes} classes, but the network gives logits for {network.num_classes}"
+            )
+        if network.input_shape not in (None, split.input_shape):
+            raise ValueError(
+                f"{split.name} has images of shape {split.input_shape}, the network takes {network.input_shape}"
+            )
+        numbers = getattr(network, "numbers_per_image", None)  # where it is these that matter, not the shape
+        if numbers not in (None, math.prod(split.input_shape)):
+            raise ValueError(
+                f"{split.name} has images of shape {split.input_shape}, {math.prod(split.input_shape)} numbers, the "
+                f"network takes {numbers}"
+            )
 
 
 def to_tensors(given: Any, state: RoutingState) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -128,11 +129,7 @@ def evaluate(
     options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": prices, "seed": 0}
     judged = core.sibling(size, split=split, autoreset_mode="disabled", **options)
     network, dataset = judged.network, judged.dataset
-    router_macs = torch.tensor(
-        [float(router.macs(number)) if hasattr(router, "macs") else 0.0 for number in range(len(network.decisions))]
-        + [0.0],
-        device=judged.device,
-    )
+    router_macs = torch.tensor([*macs_of(router, network), 0.0], device=judged.device)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("task", "correct", "loss", "macs", "router")}
     tables = _ChoiceTables(dataset.num_tasks, dataset.num_classes, network, judged.device)
     exits = torch.zeros(len(network.decisions), network.num_choices, dataset.num_classes, 2, dtype=torch.int64)
@@ -183,6 +180,20 @@ def evaluate(
         weights=tables.weights[:, :-1].cpu(),
         exits=exits.cpu(),
     )
+
+
+def macs_of(router: Any, network: RoutedNetwork) -> list[float]:
+    """Return the multiply-accumulates that whoever decides spends on each decision.
+
+    Raises:
+        ValueError: Its `macs` gives something else.
+    """
+    spent = [router.macs(number) if hasattr(router, "macs") else 0.0 for number in range(len(network.decisions))]
+    for number, macs in enumerate(spent):
+        if not (isinstance(macs, int | float | np.number) and 0 <= macs < float("inf")):
+            name = getattr(router, "name", "") or type(router).__name__
+            raise ValueError(f"agent {name!r}: macs({number}) must be a finite number of at least 0, got {macs!r}")
+    return [float(macs) for macs in spent]
 
 
 @contextmanager

@@ -78,7 +78,11 @@ def _act(router: Router, env: RoutingVectorEnv, deterministic: bool) -> list[Ste
     while env.state.waiting:
         state, seen = env.state, observation
         context = Context(state.active, info["action_mask"], deterministic, carry)
+        given = [(key, value, value._version) for key, value in seen.items()]
         action = router.act(seen, context)
+        for key, value, version in given:
+            if value._version != version:
+                raise ValueError(f"act has written into its observation, {key!r}, which others need: write into a copy")
         reach, choosing = state.reach, env.network.choosing(state)
         observation, _, _, _, info = env.step(action)
         assert env.executed is not None

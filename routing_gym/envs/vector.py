@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups, subsample_first
-from routing_gym.envs.accept import Accepted, accept, accept_network, accept_reset_options, accept_splits
+from routing_gym.envs.accept import Accepted, accept, accept_network, accept_reset_options, accept_splits, check_fit
 from routing_gym.envs.config import EnvConfig, PlainSpec, check_count
 from routing_gym.envs.outcome import Outcome
 from routing_gym.envs.precision import forward_pass
@@ -106,11 +106,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.datasets = {name: dataset.to(config.torch_device) for name, dataset in splits.items()}
         self.dataset = self.datasets[config.split]
         self.device = self.dataset.device
-        if network.num_classes < self.dataset.num_classes:
-            raise ValueError(
-                f"{self.dataset.name} has {self.dataset.num_classes} classes, but the network gives logits for "
-                f"{network.num_classes}"
-            )
+        check_fit(network, splits)
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
         allow_small_groups(subsample_first(self.network))

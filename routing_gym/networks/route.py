@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -227,6 +228,7 @@ class RoutedModule(Deployable):
         self.blocks = nn.ModuleList(routed)
         self.block_counts = tuple(blocks.num_blocks for blocks in routed)
         self._made_with = input_shape, any_shape
+        self.numbers_per_image = math.prod(input_shape) if any_shape else None
         # Positions, not nodes: they stay right when the module is copied together with its graph.
         place = {node: position for position, node in enumerate(nodes)}
         self._cuts = cuts
