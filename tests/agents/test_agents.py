@@ -114,6 +114,7 @@ def test_one_path_told_the_task_learns_conflicting_labels_too():
         make_agent("shared-with-task", small_env())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["shared", "random"])
 def test_agents_that_cannot(name):
     env = small_env(seed=2)

@@ -125,6 +125,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(saved, env, tmp_path_f
     assert all(same(again[key], content[key]) for key in content.keys() - OF_THE_RUN)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("place", "change", "message"),
     [

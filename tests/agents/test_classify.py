@@ -100,6 +100,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "name", "settings"), CASES, ids=str)
 def test_logits_are_those_of_a_rollout(kind, name, settings):
     agent = trained(kind, name, settings)

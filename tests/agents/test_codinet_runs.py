@@ -222,6 +222,7 @@ def test_predictions_carried_from_block_to_block_are_those_of_a_rollout(router):
 # ---------------------------------------------------------------------- learning, number formats
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("relaxation", ["gumbel", "softmax", "sampling"])
 def test_it_learns_to_tell_images_apart(relaxation):
     env = skip_env(12, learning_rate=0.03)

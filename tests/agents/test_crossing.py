@@ -126,6 +126,7 @@ def test_a_single_path_needs_no_gates():
     assert all(torch.equal(step.action, torch.ones(6, 1)) for step in batch.steps)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", ["basecnn-2-cc", "basecnn-2-cp", "basecnn-3", "resnet20-2-cc"])
 def test_the_environment_passes_the_checker(network):
     check_vector_env(path_env("random", network, autoreset_mode="same_step"))

@@ -103,6 +103,7 @@ def test_every_agent_that_can_route_it_does(name, options, tmp_path):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "options"),
     [

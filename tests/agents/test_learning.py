@@ -59,6 +59,7 @@ def test_the_best_arm_of_a_noisy_bandit_becomes_greedy(name, representation, arr
     assert bool((routed.steps[-1].action == 2).all()) and len(routed.task.unique()) == tasks
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "representation"), LEARNERS)
 def test_flipping_the_reward_flips_the_preference(name, representation):
     greedy = []

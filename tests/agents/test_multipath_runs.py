@@ -42,6 +42,7 @@ def curve(agent, batches):
 # ------------------------------------------------------------------------------------------- seeds and checkpoints
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ALL)
 def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(name, tmp_path):
     whole_agent = make_agent(name, run_env(name), seed=4)

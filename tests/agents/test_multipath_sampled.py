@@ -73,6 +73,7 @@ def loss_of_rows(hand, steps, kind):
 KIND = {"pragmatic-critic-sampled": "whole return", "optimistic-critic-sampled": "bootstrapped"}
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None, derandomize=True)
 @drawn(
     tree=st.sampled_from([TREE, CHAIN[2], CHAIN[4], [[1, 2, 3], [4], [], [5], [], []]]),

@@ -11,6 +11,7 @@ from routing_gym.envs import rollout
 from routing_gym.networks import RoutedMLP
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(["q-learning", "sarsa"]),

@@ -86,6 +86,7 @@ def test_instances_that_leave_early_count_when_they_leave():
     assert agent.model.num_timesteps % 16 == 0 and agent.model.num_timesteps < 3 * agent.episodes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_save_load_and_go_on(name, tmp_path):
     def curve(agent, env):

@@ -215,6 +215,7 @@ def test_a_choice_owns_its_slice():
     assert WithPass(LinearBlocks(2, 4, 4)).parameters_of(2) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("on_host, many_rows", [(True, 128), (True, 1), (False, 128)], ids=["host", "many", "device"])
 @settings(max_examples=60, deadline=None)
 @given(

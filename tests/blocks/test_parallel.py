@@ -69,6 +69,7 @@ def test_all_paths_at_once_are_each_path_alone(tensors, training):
             torch.testing.assert_close(norm.running_var[path], alone[path][1].running_var)
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**4), rows=st.integers(0, 5), tensors=st.sampled_from([1, 3]))
 def test_some_rows_of_some_paths(seed, rows, tensors):

@@ -134,6 +134,7 @@ def rows_that_run(blocks):
 # ---------------------------------------------------------------------- what is computed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("who", ["all", "none", "some"])
 @pytest.mark.parametrize("form", ["integers", "weights", "one pair", "two pairs"])

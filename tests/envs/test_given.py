@@ -125,6 +125,7 @@ def test_every_network_refuses_wrong_numbers(name, wrong):
         make_network(wrong, **sizes)
 
 
+@pytest.mark.long
 def test_a_split_of_features_is_routed():
     features = torch.randn(30, 5, 1, 1)
     data = MultiTaskDataset.from_arrays("features", "train", features, None, (features[:, 0, 0, 0] > 0).long())

@@ -333,6 +333,7 @@ def test_an_approximator_by_hand():
         torch.testing.assert_close(found[row], hidden @ scores.output.weight[0] + scores.output.bias[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["actor-critic", "q-learning"])
 def test_an_agent_that_sees_the_price_learns_to_heed_it(name):
     """A tree of two ways out, the second much dearer: it pays only where computation is free."""

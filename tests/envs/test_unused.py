@@ -75,6 +75,7 @@ def values(env):
     return pieces
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_no_row_takes_any_more_stays_as_it_is(family):
     env = make(family)

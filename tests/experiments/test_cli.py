@@ -120,6 +120,7 @@ def test_sweep_ranks_by_validation_and_goes_on(tmp_path, capsys):
     assert again[:4] == records and len(again) == 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -145,6 +146,7 @@ def test_options_of_agent_and_environment_of_one_name_are_told_apart(tmp_path, c
     assert "was trained with learning_rate=0.1, now it is 0.2" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_what_is_overwritten_is_kept_until_the_new_is_whole(tmp_path, monkeypatch):
     arguments = ["compare", *SMALL, "--agents", "wpl", "--seeds", 1, "--out", tmp_path]
     assert run(*arguments) == 0

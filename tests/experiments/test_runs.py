@@ -280,6 +280,7 @@ def test_a_sweep_goes_on_after_a_failure(tmp_path, capsys):
     assert [r["setting"] for r in strict(tmp_path / "results.json")] == ["policy_rate=0.2"]
 
 
+@pytest.mark.long
 def test_the_trial_changes_no_figure(tmp_path, monkeypatch):
     class Legacy(AGENTS["random"]):
         """Draws from everybody's random numbers, as code of others may."""

@@ -191,6 +191,7 @@ def test_weights_mix_inputs_and_operations(kind):
         torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("training", [False, True])
 def test_weights_of_0_and_1_do_what_integers_do(training):
     """While training too: batch norm sees the same rows in the same order."""
@@ -302,6 +303,7 @@ def named(name, **options):
         return make_network(name, num_tasks=1, num_classes=10, input_shape=(3, 8, 8), **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "decisions"), [("cells-6x32", 48), ("cells-6x64", 48), ("cells-12x32", 96)])
 def test_number_of_decisions(name, decisions):
     network = named(name, filters=1)

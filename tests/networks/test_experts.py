@@ -253,6 +253,7 @@ def test_a_choice_owns_its_expert_and_an_expert_nobody_chose_has_no_gradient(nam
     assert others and all(p.grad is not None for p in others)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("action_type", ["discrete", "weights"])
 @pytest.mark.parametrize("name", ["omniglot-diverse", "mnist-experts"])
 def test_networks_of_experts_pass_the_checker(name, action_type):

@@ -49,6 +49,7 @@ def parameters(name):
     return (sum(parameter.numel() for parameter in network.parameters()) + gates) / 1e6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(PRINTED))
 def test_parameters_are_the_papers(name):
     printed, ours = PRINTED[name], parameters(name)

@@ -64,6 +64,7 @@ def test_they_are_one_step_each_of_a_traced_network():
     assert torch.equal(*results)
 
 
+@pytest.mark.long
 def test_a_network_with_them_is_exported(tmp_path):
     torch.manual_seed(0)
     network = static_pyramid((3, 16, 16), 4, columns=2, width=2).eval()

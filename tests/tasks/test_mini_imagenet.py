@@ -165,6 +165,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_cache_is_not_used(copied, decoded, damage):
     whole = build(copied)
@@ -297,6 +298,7 @@ def save(path, size=(84, 84), mode="RGB", **options):
     Image.new(mode, size).save(path, **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("breaks", "said"),
     [

@@ -192,6 +192,7 @@ def decoded(monkeypatch):
     return names
 
 
+@pytest.mark.long
 def test_archives_are_decoded_once(copied, decoded):
     whole = build(copied)
     assert decoded == [BACKGROUND, EVALUATION]
