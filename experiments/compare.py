@@ -14,10 +14,10 @@ from rich.console import Console
 from routing_gym.experiments.cell import Cell, check_same
 from routing_gym.experiments.console import one_line, say
 from routing_gym.experiments.figures import learning_curves, routing_maps
-from routing_gym.experiments.folders import Keeping, check_free, drop_aside, locked, records_in, set_aside
+from routing_gym.experiments.folders import Keeping, check_free, drop_aside, locked, set_aside
 from routing_gym.experiments.jobs import Job, run_jobs, say_failures, try_out
 from routing_gym.experiments.plugins import Pluggable
-from routing_gym.experiments.report import Record, comparison_table, write_results
+from routing_gym.experiments.report import Record, comparison_table, read_runs, write_results
 from routing_gym.experiments.run import Result
 from routing_gym.experiments.settings import (
     TrainingSettings,
@@ -129,7 +129,7 @@ def joined(folder: Path, cells: Sequence[Cell]) -> dict[tuple[str, int], Record]
     options = {cell.agent: cell.asked["agent_options"] for cell in cells}
     records = {}
     for path in (folder / "results.json", *sorted(folder.glob("[!.]*/seed-*/results.json"))):
-        for record in records_in(path):
+        for record in read_runs(path) if path.exists() else []:
             agent, seed = record["agent"], record["seed"]
             if path.parent == folder and agent in options:
                 continue

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from routing_gym.experiments.report import Record, read_results
+from routing_gym.experiments.report import read_results
 from routing_gym.experiments.settings import Command, UsageError
 
 LOCK = ".lock"
@@ -103,17 +103,8 @@ def check_own(folder: Path, key: str) -> None:
         UsageError: Names the file.
     """
     path = folder / "results.json"
-    if any(key not in record for record in records_in(path)):
+    if path.exists() and any(key not in record for record in read_results(path)):
         raise UsageError(f"{path} holds runs of another command: take another folder")
-
-
-def records_in(path: Path) -> list[Record]:
-    """Return the records of a file; none where there is no such file.
-
-    Raises:
-        UsageError: It holds something else.
-    """
-    return read_results(path) if path.exists() else []
 
 
 def set_aside(folder: Path) -> None:

@@ -65,23 +65,34 @@ def read_run(path: Path) -> Record:
     Raises:
         UsageError: The file cannot be read, or lacks something that a run says of itself: names it, and what to do.
     """
+    records = read_runs(path)
+    if len(records) != 1:
+        raise damaged(path, ValueError(f"it holds {len(records)} records, expected one"))
+    return records[0]
+
+
+def read_runs(path: Path) -> list[Record]:
+    """Read the records of runs; errors as of `read_run`."""
     records = read_results(path)
     try:
-        if len(records) != 1:
-            raise ValueError(f"it holds {len(records)} records, expected one")
-        record = records[0]
-        asked = record.get("asked")
-        accuracy = f"{asked.get('split')}_accuracy" if isinstance(asked, dict) else ""
-        check_form({name: record.get(name) for name in OF_A_RUN}, OF_A_RUN, "record")
-        # Along so many axes; the first is of tasks, decisions or labels.
-        for name, axes in {accuracy: 0, "task_accuracy": 1, "routes": 3, "routes_by_label": 3, "use": 2}.items():
-            _check_numbers(record.get(name), axes, f"record.{name}")
-        for name in OF_COST:
-            _check_numbers(record[name], 0, f"record.{name}")
-        check_curve(record["curve"], "record.curve")
+        for record in records:
+            _check_run(record)
     except ValueError as error:
         raise damaged(path, error) from error
-    return record
+    return records
+
+
+def _check_run(record: Record) -> None:
+    """Refuse what is not the record of a run."""
+    asked = record.get("asked")
+    accuracy = f"{asked.get('split')}_accuracy" if isinstance(asked, dict) else ""
+    check_form({name: record.get(name) for name in OF_A_RUN}, OF_A_RUN, "record")
+    # Along so many axes; the first is of tasks, decisions or labels.
+    for name, axes in {accuracy: 0, "task_accuracy": 1, "routes": 3, "routes_by_label": 3, "use": 2}.items():
+        _check_numbers(record.get(name), axes, f"record.{name}")
+    for name in OF_COST:
+        _check_numbers(record[name], 0, f"record.{name}")
+    check_curve(record["curve"], "record.curve")
 
 
 def _check_numbers(value: Any, axes: int, where: str) -> None:

@@ -108,7 +108,7 @@ class UsedOnly(torch.optim.Optimizer):
         # PyTorch keeps the counts of what it calls fused beside the parameters.
         super().__init__(list(module.parameters()), {**defaults, "fused": True})
         self._owners = [part for part in module.modules() if isinstance(part, PartlyUsed)]
-        self._slices = _stacks(self._owners)
+        self._slices, self._wholes = _stacks(self._owners), _wholes(self._owners)
 
     @staticmethod
     @abstractmethod
@@ -141,12 +141,13 @@ class UsedOnly(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("these optimisers take no closure: compute the loss and its gradients, then call step()")
         known: dict[_Slices, Tensor | None] = {}
+        unused = self._unused()
         for group in self.param_groups:
             moments = self.moments(group)
             moves = _Moves([], [], [[] for _ in moments], [])
             plans: dict[Any, _Plan] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
+                if parameter.grad is None or parameter in unused:
                     continue
                 slices, state = self._slices.get(parameter), self._state_of(parameter, moments)
                 if slices is not None and slices not in known:
@@ -162,6 +163,17 @@ class UsedOnly(torch.optim.Optimizer):
         for owner in self._owners:
             if owner.used is not None:
                 owner.used = None
+
+    def _unused(self) -> set[nn.Parameter]:
+        """Return the parameters that belong as a whole to parts nobody has used: they may have gradients of zero."""
+        if not self._wholes:
+            return set()
+        used = {owner: owner.used.tolist() for owner in self._owners if owner.used is not None}
+        return {
+            parameter
+            for parameter, places in self._wholes.items()
+            if any(owner in used and not any(map(used[owner].__getitem__, parts)) for owner, parts in places.items())
+        }
 
     def form(self, saved: Any) -> dict[int, dict[str, Tensor]]:
         """Return an example of the state this optimiser may have of every parameter of which there is one in another.
@@ -234,6 +246,17 @@ def _enter(moves: _Moves, parameter: Tensor, grad: Tensor, moments: Iterable[Ten
         column.append(moment)
     if step is not None:
         moves.steps.append(step)
+
+
+def _wholes(owners: Iterable[PartlyUsed]) -> dict[nn.Parameter, dict[PartlyUsed, list[int]]]:
+    """Return the parameters that belong to parts as a whole, and to which."""
+    wholes: dict[nn.Parameter, dict[PartlyUsed, list[int]]] = {}
+    for owner in owners:
+        for number, part in enumerate(owner.parts()):
+            for owned in part:
+                if owned.index is None:
+                    wholes.setdefault(owned.parameter, {}).setdefault(owner, []).append(number)
+    return wholes
 
 
 def _stacks(owners: Iterable[PartlyUsed]) -> dict[nn.Parameter, _Slices]:

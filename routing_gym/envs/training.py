@@ -152,25 +152,22 @@ class BlocksTrainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate
         if self.network.dense_backward:
-            self._leave_untaken()
+            self._restore_untaken()
         self.optimizer.step()
         self.steps += 1
         self.instances += instances
 
-    def _leave_untaken(self) -> None:
-        """Take gradients and running statistics back from modules that have run only for the weights' sake."""
+    def _restore_untaken(self) -> None:
+        """Put the running statistics of modules back that have run only for the weights' sake."""
         if self.network.used is None:
             return
         taken: dict[nn.Parameter, bool] = {}
         for used, part in zip(self.network.used.tolist(), self.network.parts(), strict=True):
             for owned in part:
-                if owned.index is None:
-                    taken[owned.parameter] = used or taken.get(owned.parameter, False)
+                taken[owned.parameter] = used or owned.index is not None or taken.get(owned.parameter, False)
         for name, module in self.network.named_modules():
             own = list(module.parameters(recurse=False))
             if own and not any(taken.get(parameter, True) for parameter in own):
-                for parameter in own:
-                    parameter.grad = None
                 for buffer, _ in module.named_buffers(name, recurse=False):
                     self._statistics[buffer].copy_(self._noted[buffer])
 

@@ -3,9 +3,13 @@
 import gymnasium
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
+from toys import small_env
 
 import routing_gym  # noqa: F401
+from routing_gym.blocks import OwnedParameter
+from routing_gym.networks import RoutedMLP
 
 SMALL = {"num_tasks": 1, "image_size": 16}
 FAMILIES = {
@@ -136,3 +140,32 @@ def test_predictions_that_nobody_asked_for_stay_as_they_are():
     paths = env.network.paths
     moved = [pair for pair in range(len(weight)) if not torch.equal(weight[pair], before[pair])]
     assert moved == [1 * paths + 0]
+
+
+class Skipping(RoutedMLP):
+    """Layers that are run, whoever runs them, on those rows that have chosen to: of none, gradients are zeros."""
+
+    def __init__(self):
+        super().__init__((1, 2, 3), 3, 2, width=4, layers=2)
+        self.layers = nn.ModuleList([nn.Linear(6, 4), nn.Linear(4, 3)])
+
+    def transition(self, decision, activation, action, task):
+        chosen = action.bool().unsqueeze(1)
+        plainly = activation[0].sum(1, keepdim=True).expand(-1, 4 - decision)
+        return (torch.where(chosen, self.layers[decision](activation[0]), plainly),)
+
+    def parameters_of(self, decision, choice):
+        return [OwnedParameter(parameter) for parameter in self.layers[decision].parameters()] if choice else []
+
+
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "adam"}, {"optimizer": "adamw"}, {"optimizer": "sgd", "momentum": 0.9}]
+)
+def test_gradients_of_zero_do_not_move_a_network_of_ones_own(options):
+    env = small_env(Skipping(), 8, weight_decay=0.1, learning_rate=0.1, **options)
+    train(env, torch.ones_like, 2)
+    before = [parameter.detach().clone() for parameter in env.network.layers.parameters()]
+    train(env, torch.zeros_like, 2)
+    assert all(map(torch.equal, before, env.network.layers.parameters()))
+    train(env, torch.ones_like, 1)
+    assert not any(map(torch.equal, before, env.network.layers.parameters()))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.compare import joined
 from routing_gym.experiments.logits import accuracy_together
 from routing_gym.experiments.report import comparison_table, read_arrays, read_results, write_arrays, write_text
 from routing_gym.experiments.run import PolicyLog
@@ -31,7 +32,7 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run, its files as they should be."""
-    cell = Cell(TrainingSettings(SYNTHETIC, 2, 64), "wpl", 0, tmp_path_factory.mktemp("run"))
+    cell = Cell(TrainingSettings(SYNTHETIC, 2, 64), "wpl", 0, tmp_path_factory.mktemp("runs") / "wpl" / "seed-0")
     cell.run()
     return cell, {path.name: path.read_bytes() for path in cell.folder.iterdir()}
 
@@ -59,6 +60,7 @@ def test_flipped_bytes_of_a_record_are_harmless_or_named(finished, place, flip):
     path.write_bytes(content)
     try:
         comparison_table([cell.finished()], "title")
+        comparison_table(list(joined(cell.folder.parents[1], [cell]).values()), "title")
     except UsageError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     finally:
