@@ -83,11 +83,12 @@ def test_train_evaluate_and_resume(tmp_path, capsys):
 def test_compare_skips_what_is_finished(tmp_path):
     arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--out", tmp_path]
     assert run(*arguments, "--seeds", 1) == 0
-    before = (tmp_path / "wpl" / "seed-0" / "checkpoint.pt").read_bytes()
+    finished = tmp_path / "wpl" / "seed-0" / "results.json"
+    written = finished.stat().st_mtime_ns
     first = json.loads((tmp_path / "results.json").read_text())
     (tmp_path / "shared" / "seed-0" / "results.json").unlink()  # as if it had been interrupted after the last epoch
     assert run(*arguments, "--seeds", 2, "--resume") == 0
-    assert (tmp_path / "wpl" / "seed-0" / "checkpoint.pt").read_bytes() == before
+    assert finished.stat().st_mtime_ns == written
     second = json.loads((tmp_path / "results.json").read_text())
     assert [(r["agent"], r["seed"]) for r in second] == [("wpl", 0), ("wpl", 1), ("shared", 0), ("shared", 1)]
     assert second[0] == first[0] and second[2]["curve"] == first[1]["curve"]

@@ -234,8 +234,8 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     ):
         picture = imread(out / f"short-{name}.png")
         assert picture.std() > 0.01, name
-    checkpoints = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")}
-    assert len(checkpoints) == 5
+    records = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/results.json")}
+    assert len(records) == 5
     monkeypatch.setattr(type(paper), "pictures", lambda *_: [])
     assert main([*command, "--device", "cpu", "--threads", "1"]) == 0
-    assert all(path.stat().st_mtime_ns == before for path, before in checkpoints.items()), "finished runs are kept"
+    assert all(path.stat().st_mtime_ns == before for path, before in records.items()), "finished runs are kept"

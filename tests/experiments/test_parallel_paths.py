@@ -362,9 +362,9 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
         assert f"- short-{name}.png" in report
         assert imread(out / f"short-{name}.png").std() > 0.01, name
 
-    checkpoints = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")}
-    assert len(checkpoints) == len(labels)
+    records = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/results.json")}
+    assert len(records) == len(labels)
     assert main([*command[:-6], "--seeds", "3", *command[-4:], "--rows", "=BaseCNN"]) == 0
     assert "| BaseCNN ensemble |" in (out / "parallel-paths.md").read_text()
-    assert len(list(out.rglob("checkpoint.pt"))) == len(labels) + 2
-    assert all(path.stat().st_mtime_ns == before for path, before in checkpoints.items()), "finished runs are kept"
+    assert len(list(out.rglob("seed-*/results.json"))) == len(labels) + 2
+    assert all(path.stat().st_mtime_ns == before for path, before in records.items()), "finished runs are kept"

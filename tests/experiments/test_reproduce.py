@@ -92,7 +92,7 @@ def test_finished_runs_are_skipped_and_interrupted_ones_go_on(small_paper, tmp_p
     monkeypatch.setattr(Agent, "save", kill_in_the_second_run)
     assert run(tmp_path / "halves", "--seeds", 1, "--groups", "cifar") == 130
     monkeypatch.setattr(Agent, "save", save)
-    first = tmp_path / "halves" / "quick" / "cifar" / "wpl" / "seed-0" / "checkpoint.pt"
+    first = tmp_path / "halves" / "quick" / "cifar" / "wpl" / "seed-0" / "results.json"
     written = first.stat().st_mtime_ns
     assert run(tmp_path / "halves", "--seeds", 1, "--groups", "cifar") == 0
     assert first.stat().st_mtime_ns == written
