@@ -219,6 +219,9 @@ class Agent(nn.Module, ABC):
         Raises:
             ValueError: A price for an agent that does not see it, or one that is negative.
         """
+        if not isinstance(observation, Mapping) or not {"activation", "task", "depth"} <= observation.keys():
+            got = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
+            raise ValueError(f"an observation has 'activation', 'task' and 'depth' by name, got {got}")
         single = np.ndim(observation["depth"]) == 0
         as_tensors = all(isinstance(value, Tensor) for value in observation.values())
         batch = {key: torch.as_tensor(value, device=self.env.device) for key, value in observation.items()}
@@ -226,6 +229,12 @@ class Agent(nn.Module, ABC):
             batch = {key: value.unsqueeze(0) for key, value in batch.items()}
         if k_cpt is not None:
             batch["price"] = torch.full_like(batch["activation"][:, :1], PRICED_MACS * (self.price_seen(k_cpt) or 0.0))
+        for key, most in (("task", self.num_tasks), ("depth", self.num_decisions + 1)):
+            numbers, rows = batch[key], len(batch["activation"])
+            if numbers.shape != (rows,) or not bool(((numbers >= 0) & (numbers < most)).all()):
+                raise ValueError(
+                    f"{key} must be one number in [0, {most}) for each of {rows} activations, got {numbers.tolist()}"
+                )
         carry = None if state is None else torch.as_tensor(state, device=self.env.device)
         begins = None
         if carry is not None and episode_start is not None:

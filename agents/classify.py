@@ -11,6 +11,7 @@ from torch import Tensor
 
 from routing_gym.envs import PRICED_MACS, Context
 from routing_gym.networks import RoutingState, Waiting
+from routing_gym.tasks.checking import integer_tensor, to_tensor
 
 if TYPE_CHECKING:
     from routing_gym.agents.base import Agent
@@ -61,10 +62,15 @@ def route_out(
         places of their rows in `images`, `macs` what each has cost in the network so far.
     """
     network, device = agent.env.network, agent.env.device
-    images = images.to(device)
+    images = to_tensor("images", images).to(device)
     if images.dtype == torch.uint8:
         images = agent.env.dataset.normalized(images)
-    task = torch.zeros(len(images), dtype=torch.int64, device=device) if task is None else task.to(device)
+    elif images.is_floating_point():
+        images = images.float()
+    else:
+        raise ValueError(f"images must be uint8, or floating point and normalised already, got {images.dtype}")
+    task = torch.zeros(len(images), dtype=torch.int64) if task is None else integer_tensor("task", task)
+    task = task.to(device)
     if len(task) and not bool(((task >= 0) & (task < agent.num_tasks)).all()):
         raise ValueError(f"tasks are 0 to {agent.num_tasks - 1}, got {sorted(set(task.tolist()))}")
     price = agent.price_seen(k_cpt)

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ def extract(agent: Agent, task: int, *, normalize: bool = True) -> nn.Sequential
     """
     network = _deployable(agent)
     dataset = agent.env.dataset
-    if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < dataset.num_tasks:
+    if isinstance(task, bool) or not isinstance(task, int | np.integer) or not 0 <= task < dataset.num_tasks:
         raise ValueError(f"task must be an integer in [0, {dataset.num_tasks}), got {task!r}")
     (route,) = single_routes(agent, [task])
     parts = network.static_route(route, task)

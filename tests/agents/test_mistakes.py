@@ -123,3 +123,38 @@ def test_a_file_that_is_none_is_not_replaced_and_a_link_is_followed(tmp_path):
     agent.save(link)
     assert link.is_symlink() and target.is_file()
     assert make_agent("shared", env).load(link, env).name == "shared"
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.zeros(3), "an observation has 'activation', 'task' and 'depth' by name, got ndarray"),
+        ({"task": 0, "depth": 0}, r"got \['depth', 'task'\]"),
+        ({"activation": np.zeros(64), "task": 9, "depth": 0}, r"task must be one number in \[0, 2\) .* got \[9\]"),
+        ({"activation": np.zeros(64), "task": 0, "depth": -1}, r"depth must be one number in \[0, 4\) .* got \[-1\]"),
+        (
+            {"activation": np.zeros((2, 64)), "task": np.zeros(3, int), "depth": np.zeros(2, int)},
+            "task must be one number .* for each of 2 activations",
+        ),
+    ],
+)
+def test_observations_that_are_none_are_refused(observation, message):
+    agent = make_agent("wpl", make())
+    with pytest.raises(ValueError, match=message):
+        agent.predict(observation)
+
+
+def test_images_are_classified_in_whatever_form_they_come():
+    env = make()
+    agent = make_agent("wpl", env)
+    images = env.dataset.images[:4]
+    logits = agent.classify(images, torch.tensor([0, 1, 0, 1]))
+    for form in (images.numpy(), env.dataset.normalized(images), env.dataset.normalized(images).double().numpy()):
+        assert torch.equal(agent.classify(form, [0, 1, 0, 1]), logits)
+    for wrong, task, message in (
+        (images.long(), None, "images must be uint8, or floating point and normalised already, got torch.int64"),
+        (images, torch.zeros(4), "task must be integers"),
+        ("images", None, "images must be a tensor, a NumPy array or lists"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            agent.classify(wrong, task)
