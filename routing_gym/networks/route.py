@@ -73,6 +73,13 @@ def route(
     unknown = [name for name in layers if name not in known or not name]
     if unknown or not layers:
         raise ValueError(f"layers must name submodules of {sorted(filter(None, known))}, got {list(layers)}")
+    for name in layers:
+        own = set(map(id, known[name].parameters()))
+        for other, parameter in module.named_parameters(remove_duplicate=False):
+            if id(parameter) in own and not other.startswith(f"{name}."):
+                raise ValueError(
+                    f"layer {name!r} shares its parameters with {other!r}: blocks would part them; untie them"
+                )
     if input_shape is None:
         first = next((part for part in module.modules() if list(part.parameters(recurse=False))), None)
         if not isinstance(first, nn.Linear):

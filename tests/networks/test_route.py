@@ -320,3 +320,10 @@ def test_what_is_frozen_stays_frozen():
     assert {name.split(".")[-1] for name, kept in blocks.items() if name.startswith("blocks.0") and kept} == {"bias"}
     assert not any(kept for name, kept in blocks.items() if name.startswith("blocks.1"))
     assert all(kept for name, kept in blocks.items() if name.startswith("blocks.2"))
+
+
+def test_tied_weights_are_not_parted():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    module[3].weight = module[1].weight
+    with pytest.raises(ValueError, match="layer '1' shares parameters with '3.weight'"):
+        route(module, ["1"], 2)
