@@ -77,9 +77,7 @@ def route(
         own = set(map(id, known[name].parameters()))
         for other, parameter in module.named_parameters(remove_duplicate=False):
             if id(parameter) in own and not other.startswith(f"{name}."):
-                raise ValueError(
-                    f"layer {name!r} shares its parameters with {other!r}: blocks would part them; untie them"
-                )
+                raise ValueError(f"layer {name!r} shares parameters with {other!r}: untie them, blocks would part them")
     if input_shape is None:
         first = next((part for part in module.modules() if list(part.parameters(recurse=False))), None)
         if not isinstance(first, nn.Linear):
