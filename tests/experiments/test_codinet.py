@@ -8,10 +8,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 from standins import write_cifar10
-from toys import small_env
 
 from routing_gym.agents import make_agent
-from routing_gym.envs import evaluate
+from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cell import PATHS
 from routing_gym.experiments.cli import main
@@ -93,8 +92,7 @@ def skipping_env(num_envs=16, **options):
     torch.manual_seed(0)
     shape = data["train"].input_shape
     network = make_network("resnet32-skip", num_tasks=1, num_classes=3, input_shape=shape, stages=[1, 1, 1], width=4)
-    env = small_env(network, num_envs)
-    return type(env)(network, data, num_envs, autoreset_mode="disabled", **options)
+    return RoutingVectorEnv(network, data, num_envs, autoreset_mode="disabled", **options)
 
 
 def test_paths_are_those_of_every_image():
