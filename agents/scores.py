@@ -33,8 +33,11 @@ class Scores(nn.Module, ABC):
         self.num_agents, self.num_rows = arrangement.num_agents, arrangement.num_rows
         self.shape = tuple(arrangement.legal.shape[1:]) if outputs is None else (outputs,)
         self.register_buffer("_legal", arrangement.legal if outputs is None else None, persistent=False)
+        left = torch.arange(self.num_agents, device=arrangement.legal.device) * self.num_rows + arrangement.left_row
+        self.register_buffer("_left", left, persistent=False)
 
     _legal: Tensor | None
+    _left: Tensor
 
     def forward(self, observation: Observation, agent: Tensor) -> Tensor:
         """Return `(B, *shape)` for rows with an agent, `(B,)`, each."""
@@ -42,6 +45,14 @@ class Scores(nn.Module, ABC):
 
     def _masked(self, scores: Tensor, row: Tensor) -> Tensor:
         return scores if self._legal is None else scores.masked_fill(~self._legal.index_select(0, row), -torch.inf)
+
+    def _note(self, layer: LinearBlocks, which: Tensor) -> None:
+        """Note which networks have been asked; those for rows that have left never learn, so that they may count, too.
+
+        Otherwise there would be no batch in which all are used, which is the fastest to learn from.
+        """
+        layer.note_use(which)
+        layer.note_use(self._left)
 
     @abstractmethod
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
@@ -105,7 +116,7 @@ class MLPScores(Scores):
         x = torch.cat([seen, functional.one_hot(observation["task"], self.num_tasks).to(seen.dtype)], 1)
         which = agent * self.num_rows + observation["depth"]
         for layer in (self.hidden, self.output):
-            layer.note_use(which)
+            self._note(layer, which)
         links = [self.hidden.link(), self.output.link()]
         return plain(run_chain(links, x, which.unsqueeze(1).expand(-1, 2))).view(-1, *self.shape)
 
@@ -136,7 +147,7 @@ class LinearScores(Scores):
         """Run each row through the layer of its agent and decision."""
         seen = with_price(observation) if self.price else observation["activation"]
         which = agent * self.num_rows + observation["depth"]
-        self.layer.note_use(which)
+        self._note(self.layer, which)
         return self.layer(seen, which).view(-1, *self.shape)
 
     def macs(self) -> float:
