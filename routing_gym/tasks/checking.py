@@ -51,6 +51,7 @@ def image_tensor(where: str, given: Any) -> Tensor:
         raise ValueError(
             f"{where} must be uint8 (0 to 255) or floating point, of shape (N, C, H, W) and not empty, got "
             f"{images.dtype} of shape {tuple(images.shape)}"
+            + (": give features of shape (N, F) as features[:, None, None]" if images.ndim == 2 else "")
         )
     if images.is_floating_point():
         images = images.detach().float()
