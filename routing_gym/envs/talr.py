@@ -76,7 +76,7 @@ class Throughput:
             self._passed.index_fill_(0, rows, 0)
 
     @torch.no_grad()
-    def note(self, at: Tensor, reach: Tensor, action: Action) -> None:
+    def note(self, at: Tensor, reach: Tensor, action: Action, choosing: Tensor | None = None) -> None:
         """Add a decision of every row.
 
         Args:
@@ -84,11 +84,13 @@ class Throughput:
             reach: `(B,)`, with what probability it is there.
             action: What was done. Weights are taken for probabilities; where m tensors choose, a choice is taken unless
                 none of them takes it.
+            choosing: `(B, m)` bool: which of m tensors are there to choose; None where all are.
         """
         if self._passed is None:
             self._passed = reach.new_zeros(len(reach), self.num_rows, self.num_choices)
         weights = actions.dense(action, self.num_choices).detach().abs()
         if weights.ndim == 3:
+            weights = weights if choosing is None else weights * choosing.unsqueeze(-1)
             weights = 1 - (1 - weights.clamp(max=1)).prod(1)
         rows = torch.arange(len(at), device=at.device)
         self._passed.index_put_((rows, at), reach.unsqueeze(1) * weights.to(reach.dtype), accumulate=True)

@@ -188,10 +188,10 @@ class BlocksTrainer:
         if self.throughput is not None:
             self.throughput.begin(rows)
 
-    def note_throughput(self, at: Tensor, reach: Tensor, action: Action) -> None:
+    def note_throughput(self, at: Tensor, reach: Tensor, action: Action, choosing: Tensor | None = None) -> None:
         """Remember for the step what the batch passes through, see `Throughput.note`, if the step asks for it."""
         if self.throughput is not None:
-            self.throughput.note(at, reach, action)
+            self.throughput.note(at, reach, action, choosing)
 
     def note_statistics(self) -> None:
         """Note the running statistics before a batch moves them, so that a batch that fails leaves no trace."""
@@ -308,7 +308,8 @@ class Replayer:
                 with forward_pass(self.precision, self.dataset.device, graph=True):
                     state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
                     for action in replayed_actions(routes):
-                        self.trainer.note_throughput(state.at, state.reach, action)
+                        choosing = self.network.choosing(state) if self.trainer.throughput is not None else None
+                        self.trainer.note_throughput(state.at, state.reach, action, choosing)
                         state = self.network.advance(state, action)
                 weights, losses = zip(*((exit.weight, exit_loss(exit, label)) for exit in state.exits), strict=True)
                 self.trainer.step(batch_loss(weights, losses, len(routes)), len(routes))

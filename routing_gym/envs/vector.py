@@ -325,9 +325,10 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             after = self.network.advance(before, action)
         exits = self.arrive(after)
         self.executed = action
+        wanted = self.earnings.counts or self.trainer.throughput is not None
+        choosing = self.network.choosing(before) if wanted else None
         if self.keeps_graph:
-            self.trainer.note_throughput(before.at, before.reach, action)
-        choosing = self.network.choosing(before) if self.earnings.counts else None
+            self.trainer.note_throughput(before.at, before.reach, action, choosing)
         reward = self.earnings.of(before.at, choosing, action, after.macs - before.macs, before.price)
         if self._log is not None:
             self._log.write(before, action)

@@ -2,6 +2,7 @@
 
 import copy
 
+import gymnasium
 import pytest
 import torch
 from by_hand import ByHand, exit_env, gradients, undecided
@@ -299,3 +300,14 @@ def test_judging_does_not_disturb_what_was_noted():
     assert len(trajectory) == 12 and isinstance(agent, Agent)
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_tensors_that_are_not_there_pass_nothing():
+    """In half of the rows both tensors go to path 0, where they are one: what the other chooses then counts nothing."""
+    options = {"network": "basecnn-2-cc", "width": 4, "num_tasks": 1, "image_size": 8, "talr": True}
+    env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=4, autoreset_mode="disabled", **options).unwrapped
+    env.reset()
+    env.step(torch.tensor([[0, 0], [0, 0], [0, 1], [0, 1]]))
+    env.step(torch.tensor([[0, 1]] * 4))
+    passed = env.trainer.throughput._passed
+    assert passed[:, 1].tolist() == [[1, 0], [1, 0], [1, 1], [1, 1]]
