@@ -6,6 +6,7 @@ import ast
 import collections
 import dataclasses
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class UsageError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(ABC):
     """A command.
 
     Attributes:
@@ -43,9 +44,9 @@ class Command:
 
     debug: bool = False
 
+    @abstractmethod
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
-        raise NotImplementedError
 
     @property
     def going_on(self) -> str:

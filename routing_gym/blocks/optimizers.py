@@ -223,8 +223,10 @@ class UsedOnly(torch.optim.Optimizer):
             plans[key] = _Plan(torch.ones(count, dtype=torch.bool, device=device) if used is None else used, steps)
         plan = plans[key]
         assert parameter.grad is not None
-        tensors = parameter, parameter.grad, *(state[name] for name in self.moments(group))
-        stacks = [tensor.reshape(count, -1) for tensor in tensors]
+        # Views of what is written to: a stack whose slices do not lie in one piece is refused, not moved in a copy.
+        written = parameter, *(state[name] for name in self.moments(group))
+        own, *moments = (tensor.view(count, -1) for tensor in written)
+        stacks = [own, parameter.grad.reshape(count, -1), *moments]
         if device.type == "cpu" and (len(plan.runs[1]) <= FEW_RUNS or parameter.numel() >= FEW_NUMBERS * count):
             sizes, chosen, taken = plan.runs
             for column, stack in zip((moves.parameters, moves.grads, *moves.moments), stacks, strict=True):
