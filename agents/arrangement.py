@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections import ChainMap
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from routing_gym.agents.base import Agent
 from routing_gym.agents.options import AgentConfig, count, share
 from routing_gym.agents.tabular import legal_rows, sample
-from routing_gym.envs import Context, Observation, RoutingVectorEnv, Step, Trajectory
+from routing_gym.envs import Context, Known, Observation, RoutingVectorEnv, Step, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,23 +51,30 @@ class Arrangement:
         kind: `"per_task"`, `"single"` or `"dispatched"`.
         representation: `"table"` or `"mlp"`.
         team: How many agents a dispatcher picks from; one per task by default.
+        single: Whether they choose for one tensor, so that there is no axis M.
 
     Attributes:
         num_agents: First axis of tables.
         num_rows: Second axis.
         num_choices: Last axis.
-        legal: `(rows, M, A)` bool, `(rows, A)` where M = 1.
+        legal: `(rows, M, A)` bool, `(rows, A)` without the axis M.
         price: Whether the price of computation is seen.
         dispatch_row: The row of the dispatcher, None without one.
     """
 
     def __init__(
-        self, env: RoutingVectorEnv, kind: str, representation: str = "table", team: int | None = None
+        self,
+        env: RoutingVectorEnv,
+        kind: str,
+        representation: str = "table",
+        team: int | None = None,
+        *,
+        single: bool = True,
     ) -> None:
         network, self.num_tasks = env.network, env.dataset.num_tasks
         self.kind, self.num_decisions, self.num_choices = kind, len(network.decisions), network.num_choices
         self.num_agents = 1 if kind == "single" else self.num_tasks
-        self.legal, self.price = legal_rows(network.masks), env.config.price
+        self.legal, self.price = legal_rows(network.masks, single), env.config.price
         self.dispatch_row: int | None = None
         # A table can tell tasks apart only by a row of its own for each; an approximator is told the task.
         self._dispatches_by_task = representation == "table"
@@ -111,7 +119,13 @@ class LearningAgent(Agent):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         options = self.config
-        self.arrangement = Arrangement(self.env, options.arrangement, options.representation, options.num_agents)
+        self.arrangement = Arrangement(
+            self.env,
+            options.arrangement,
+            options.representation,
+            options.num_agents,
+            single=self.max_tensors is not None,
+        )
 
     # ------------------------------------------------------------------------------------- what a subclass implements
 
@@ -177,7 +191,8 @@ class LearningAgent(Agent):
         if table is None or self.arrangement.dispatch_row is not None or self.num_tensors > 1:
             return None
         agent = self.arrangement.agent_of(torch.arange(self.num_tasks, device=table.device))
-        return self.chances(table[:, : self.num_decisions]).index_select(0, agent)
+        policy = self.chances(table[:, : self.num_decisions]).index_select(0, agent)
+        return policy.view(self.num_tasks, self.num_decisions, -1)
 
     def macs(self, decision: int) -> float:
         """Return what the agent that decides costs, at the first decision the dispatcher too."""
@@ -197,7 +212,7 @@ class LearningAgent(Agent):
         if context.carry is not None and context.begins is None:
             return context.carry
         task = observation["task"]
-        question = Context(context.active, context.mask, context.deterministic)
+        question = Context(Known(context.active, context.mask), single=False, deterministic=context.deterministic)
         agent = self.choose(self._dispatching(observation), self.arrangement.dispatcher_of(task), question)
         agent = agent if agent.ndim == 1 else agent[:, 0]
         if context.carry is not None and context.begins is not None:
@@ -205,11 +220,11 @@ class LearningAgent(Agent):
         context.carry = agent
         return agent
 
-    def _dispatching(self, observation: Observation) -> dict[str, Tensor]:
+    def _dispatching(self, observation: Observation) -> Observation:
         """Return what the dispatcher sees: the same, at a row of its own."""
         assert self.arrangement.dispatch_row is not None
         row = torch.full_like(observation["depth"], self.arrangement.dispatch_row)
-        return {**observation, "depth": row}
+        return ChainMap({"depth": row}, observation)  # type: ignore[arg-type]
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Put the dispatcher's choice, if there was one, before the others, and learn from detached observations."""
@@ -226,7 +241,7 @@ class LearningAgent(Agent):
         chosen = first.record["agent"]
         choosing = torch.zeros_like(first.choosing)
         choosing[:, 0] = True
-        if self.num_tensors > 1:
+        if self.max_tensors is None:
             chosen = chosen.unsqueeze(1).expand(-1, self.num_tensors)
         return Step(
             observation=seen,
@@ -235,8 +250,6 @@ class LearningAgent(Agent):
             choosing=choosing,
             action=chosen,
             reach=torch.ones_like(first.reach),
-            reward=torch.zeros_like(first.reward),
-            carry=None,
             record={"agent": self.arrangement.dispatcher_of(trajectory.task)},
         )
 
@@ -245,7 +258,7 @@ class LearningAgent(Agent):
         return step.record["agent"] if "agent" in step.record else self.arrangement.agent_of(step.observation["task"])
 
     def cells(self, trajectory: Trajectory) -> Tensor:
-        """Return `(steps, B)`: the flat number agent · rows + row of every decision."""
+        """Return the flat number agent · rows + row of every decision, `(steps, B)`."""
         row = torch.stack([step.decision for step in trajectory.steps])
         if self.arrangement.dispatch_row is None:
             agent = self.arrangement.agent_of(trajectory.task)

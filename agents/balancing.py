@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from routing_gym.envs import Context
+
 SMALLEST = 1e-10
 """Keeps a division by the mean finite where nobody used anything."""
 
@@ -48,7 +50,7 @@ def chance_of_being_picked(clean: Tensor, noisy: Tensor, spread: Tensor, k: Tens
     return torch.where(usable, chance, legal.to(clean.dtype))
 
 
-def expert_choice(scores: Tensor, depth: Tensor, k: Tensor, active: Tensor) -> Tensor:
+def expert_choice(scores: Tensor, depth: Tensor, k: Tensor, context: Context) -> Tensor:
     """Let the experts of each decision pick rows (Zhou et al. 2022): every expert gets the same number.
 
     Affinities are the softmax over experts; each of the n legal experts of a decision takes the ⌈r k / n⌉ rows that
@@ -59,14 +61,14 @@ def expert_choice(scores: Tensor, depth: Tensor, k: Tensor, active: Tensor) -> T
         scores: `(B, A)`, −inf where a choice is not legal.
         depth: `(B,)` int64.
         k: `(B,)` int64: how many experts a row gets on average.
-        active: `(B,)` bool: rows that decide.
+        context: Says which rows decide.
 
     Returns:
         `(B, A)` weights: the affinities of what was taken, shared out so that each row's sum to 1.
     """
     affinity = scores.softmax(-1)
-    taken = torch.zeros_like(affinity)
-    for number in depth[active].unique().tolist():
+    taken, active = torch.zeros_like(affinity), context.active
+    for number in depth[active].unique().tolist() if context.sole is None else (context.sole,):
         rows = (active & (depth == number)).nonzero().flatten()
         own = affinity.detach().index_select(0, rows)
         experts = scores[rows[0]].isfinite().nonzero().flatten()

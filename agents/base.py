@@ -20,16 +20,18 @@ from routing_gym.agents.tabular import legal_rows
 from routing_gym.envs import (
     PRICED_MACS,
     Context,
+    Known,
     Observation,
     RoutingVectorEnv,
-    RunningShare,
     Trajectory,
     check_types,
     core_of,
     is_price,
 )
+from routing_gym.envs.trajectory import is_single
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
+from routing_gym.networks.actions import of_one_tensor
 
 
 class Agent(nn.Module, ABC):
@@ -44,7 +46,8 @@ class Agent(nn.Module, ABC):
         action_type: What it acts by, `"discrete"` or `"weights"`.
         needs_gradients: Its parameters are trained by the backward pass of the blocks (Gumbel gates, mixtures); it
             must then have an `optimizer`.
-        max_tensors: The most tensors per decision it can choose for; None for any number.
+        max_tensors: The most tensors per decision it can choose for: 1, so that it sees no axis M; or None for any
+            number, and it always sees one.
         env_kwargs: Options the environment must have been made with, `{"differentiable": True}` say.
         env: The vector environment it was made for.
         config: Its options.
@@ -82,9 +85,8 @@ class Agent(nn.Module, ABC):
         self.generator = torch.Generator(self.env.device).manual_seed(self.config.seed)
         self.optimizer: torch.optim.Optimizer | None = None
         self.episodes = 0
-        # Whether this agent has to add the collaboration reward itself, from the probabilities it records.
-        self.shares_wanted = self.env.config.rho > 0 and self.env.config.collaboration == "probability"
-        self._shares = RunningShare(self.num_decisions, self.num_choices, self.env.device)
+        # Whether the collaboration reward needs the probabilities that only this agent knows.
+        self.shares_wanted = self.env.rewards.of_probabilities
 
     def _check_env(self) -> None:
         """Refuse an environment this agent cannot route."""
@@ -121,8 +123,8 @@ class Agent(nn.Module, ABC):
                 to: `context.carry`, `context.record`.
 
         Returns:
-            `(B,)` int64, `(B, M)` where M > 1 tensors choose; weights `(B, A)` or `(B, M, A)` where `action_type` is
-            `"weights"`.
+            Choices `(B,)` int64; weights `(B, A)` where `action_type` is `"weights"`. Where `max_tensors` is None
+            `(B, M)` and `(B, M, A)`.
         """
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
@@ -136,7 +138,7 @@ class Agent(nn.Module, ABC):
             deterministic: Take the best choices.
 
         Returns:
-            `(B, N)` int64, `(B, N, M)` where M > 1 tensors choose; or None.
+            `(B, N)` int64, `(B, N, M)` where `max_tensors` is None; or None.
         """
         return None
 
@@ -166,27 +168,17 @@ class Agent(nn.Module, ABC):
     # ------------------------------------------------------------------------------------------------- what it inherits
 
     def receive(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Add the collaboration reward only the agent can know, then `update`.
-
-        The probability form (Rosenbaum et al. 2018, section 3.1.1): ρ × the average historical probability of
-        choosing the block, one running average per (decision, block) over all tasks, of what went before this batch.
+        """Learn from a batch of whole episodes; see `update`.
 
         Raises:
-            ValueError: The agent learns, but has not recorded the `context.record["probabilities"]` this needs.
+            ValueError: The agent has not recorded the `context.record["probabilities"]` its rewards need.
         """
-        if self.shares_wanted:
-            known = [step for step in trajectory.steps if "probabilities" in step.record]
-            for step in known:
-                if isinstance(step.action, Tensor) and not step.action.is_floating_point():
-                    bonus = self._shares.of(step.decision, step.action, step.choosing)
-                    step.reward = step.reward + self.env.config.rho * bonus
-            for step in known:
-                self._shares.count_probabilities(step.decision, step.record["probabilities"], step.choosing)
-            if type(self).update is not Agent.update and not known:
-                raise ValueError(
-                    f"agent {self.name!r} records no context.record['probabilities'], which the collaboration reward "
-                    "needs: make the environment with collaboration='frequency', or with rho=0"
-                )
+        learns = type(self).update is not Agent.update
+        if self.shares_wanted and learns and not any("probabilities" in step.record for step in trajectory.steps):
+            raise ValueError(
+                f"agent {self.name!r} records no context.record['probabilities'], which the collaboration reward "
+                "needs: make the environment with collaboration='frequency', or with rho=0"
+            )
         return self.update(trajectory) or {}
 
     def learn(self, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> Self:
@@ -240,9 +232,10 @@ class Agent(nn.Module, ABC):
         if carry is not None and episode_start is not None:
             begins = torch.as_tensor(episode_start, device=self.env.device, dtype=torch.bool).view(-1)
             carry = torch.where(begins.view(-1, *[1] * (carry.ndim - 1)), torch.zeros_like(carry), carry)
+        known = Known(batch["depth"] < self.num_decisions, legal_rows(self.env.network.masks)[batch["depth"]])
         context = Context(
-            active=batch["depth"] < self.num_decisions,
-            mask=legal_rows(self.env.network.masks)[batch["depth"]],
+            known,
+            single=is_single(self, self.env.network),
             deterministic=deterministic,
             carry=carry,
             begins=begins,
@@ -253,6 +246,8 @@ class Agent(nn.Module, ABC):
         try:
             with torch.no_grad():
                 action = self.act(batch, context)
+                if self.num_tensors == 1 and self.max_tensors is None:
+                    action = of_one_tensor(action)
         finally:
             for part in learning:
                 part.training = True
@@ -323,7 +318,6 @@ class Agent(nn.Module, ABC):
                 "agent_state": self.state_dict(),
                 "agent_optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
                 "agent_generator": (self.generator.device.type, self.generator.get_state()),
-                "agent_shares": self._shares.total,
                 "env": self.env.state_dict(),
                 "extra": extra,
                 **origin_of(self.env),
@@ -383,8 +377,6 @@ class Agent(nn.Module, ABC):
             agent.generator.set_state(state)
         else:
             agent.generator.manual_seed(agent.config.seed + agent.episodes)
-        check_form(checkpoint["agent_shares"], agent._shares.total, "agent_shares")
-        agent._shares.total = checkpoint["agent_shares"].to(core.device)
         return agent
 
 

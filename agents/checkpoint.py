@@ -20,7 +20,7 @@ from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
 
 FORMAT = "routing_gym checkpoint"
-VERSION = 3
+VERSION = 4
 DIGEST = 64
 """Characters of a digest."""
 
@@ -33,7 +33,6 @@ FORM: dict[str, Any] = {
     "agent_state": dict,
     "agent_optimizer": dict | None,
     "agent_generator": (str, Tensor),
-    "agent_shares": Tensor,
     "env": dict,
     "env_id": str | None,
     "env_kwargs": dict,

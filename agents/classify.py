@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from routing_gym.envs import PRICED_MACS, Context
+from routing_gym.envs import Asked, Manner, take_turn
 from routing_gym.networks import RoutingState, Waiting
 from routing_gym.tasks.checking import integer_tensor, to_tensor
 
@@ -101,13 +101,15 @@ class _Way:
 
     def __init__(self, agent: Agent, price: float | None) -> None:
         self.agent, self.network, self.price = agent, agent.env.network, price
+        self.manner = Manner(price=price is not None, validate=None)
         self.waiting: dict[int, list[_Group]] = defaultdict(list)
         self.left: list[RoutingState] = []
 
     def out(self, images: Tensor, task: Tensor) -> list[RoutingState]:
         """Route a batch until all have left."""
         place = torch.arange(len(images), device=images.device)
-        self._go(_Group(self.network.start(images, task, instance=place), None))
+        price = None if self.price is None else images.new_full((len(images),), self.price)
+        self._go(_Group(self.network.start(images, task, instance=place, price=price), None))
         while self.waiting:
             self._go(self._gathered(min(self.waiting)))  # no one comes to the earliest decision any more
         return self.left
@@ -124,25 +126,17 @@ class _Way:
         """Let rows choose until they have left or go different ways; rows that are shared out stay together."""
         shared = False
         while group.state.waiting:
-            state, context = self._step(group)
+            asked = Asked(self.agent, self.network, deterministic=True, carry=group.carry)
+            state = take_turn(self.network, group.state, asked, self.manner).after
             if state.exits:
                 self.left.append(dataclasses.replace(state, waiting={}))
             places = sum(map(len, state.waiting.values())) + sum(len(exit.weight) for exit in state.exits)
             shared = shared or places > len(state)
             if not shared and state.sole is None:
                 for number, rows in state.waiting.items():
-                    self.waiting[number].append(_alone(state, number, rows, context.carry))
+                    self.waiting[number].append(_alone(state, number, rows, asked.carry))
                 return
-            group = _Group(dataclasses.replace(state, exits=()) if state.exits else state, context.carry)
-
-    def _step(self, group: _Group) -> tuple[RoutingState, Context]:
-        state, network = group.state, self.network
-        observation = {"activation": network.observe(state), "task": state.task, "depth": state.at}
-        if self.price is not None:
-            observation["price"] = state.macs.new_full((len(state), 1), PRICED_MACS * self.price)
-        context = Context(state.active, network.action_mask(state), deterministic=True, carry=group.carry)
-        action = network.check_action_form(state, self.agent.act(observation, context))
-        return network.advance(state, action), context
+            group = _Group(dataclasses.replace(state, exits=()) if state.exits else state, asked.carry)
 
 
 def _alone(state: RoutingState, number: int, waiting: Waiting, carry: Tensor | None) -> _Group:

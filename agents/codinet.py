@@ -160,8 +160,8 @@ class CoDiNet(RouterAgent):
 
     def _scores(self, observation: Observation, context: Context) -> Tensor:
         if isinstance(self.routers, Routers):
-            return self.routers(observation, context.active)
-        scores, context.carry = self.routers(observation, context.active, context.carry)
+            return self.routers(observation, context)
+        scores, context.carry = self.routers(observation, context)
         return scores
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:

@@ -85,8 +85,8 @@ class CrossConnection(RouterAgent):
         )
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Return the gates, `(B, M, A)`, `(B, A)` where M = 1; 0 for what is not legal."""
-        scores = self.routers(observation, context.active).view(context.mask.shape)
+        """Return the gates, `(B, M, A)`; 0 for what is not legal."""
+        scores = self.routers(observation, context).view(context.mask.shape)
         gates = scores.masked_fill(~context.mask, -torch.inf).softmax(-1)
         if self.shares_wanted:
             context.record["probabilities"] = gates.detach()

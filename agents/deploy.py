@@ -133,10 +133,8 @@ def _logits(network: RoutedNetwork, images: Tensor, task: int, route: Sequence[i
     """Return the logits of images that all take one route through a routed network."""
 
     def run() -> Tensor:
-        state = network.start(images, torch.full((len(images),), task, device=images.device))
-        for choice in route:
-            state = network.step(state, torch.full_like(state.task, choice))
-        return state.exits[0].logits
+        plan = torch.tensor(route, device=images.device).expand(len(images), -1)
+        return network.follow(network.start(images, torch.full_like(plan[:, 0], task)), plan).exits[0].logits
 
     return probe(network, run)
 

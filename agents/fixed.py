@@ -24,7 +24,7 @@ class FixedAgent(Agent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        routes = self.choose(self.env.network.masks).squeeze(2)
+        routes = self.choose(self.env.network.masks)
         # One row more, for rows that have left.
         self.register_buffer("_routes", torch.cat([routes, torch.zeros_like(routes[:, :1])], 1))
 
@@ -42,7 +42,7 @@ class FixedAgent(Agent):
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Look the whole route up."""
-        return self.routes.index_select(0, task)
+        return self._routes[:, :-1].index_select(0, task)
 
     @property
     def sees_price(self) -> bool:
@@ -52,7 +52,8 @@ class FixedAgent(Agent):
     @property
     def routes(self) -> Tensor:
         """`(T, N)` int64, `(T, N, M)` where M > 1: the choice of each task at each decision."""
-        return self._routes[:, :-1]
+        routes = self._routes[:, :-1]
+        return routes.squeeze(2) if self.num_tensors == 1 else routes
 
     def first_block(self, masks: Tensor) -> Tensor:
         """Return `(T, N, M)`: the first legal choice for every task."""

@@ -28,7 +28,7 @@ class Gate(Agent):
 
         The blocks' loss knows nothing of prices, and nothing else trains a gate.
         """
-        if not self.env.earnings.priced:
+        if not self.env.rewards.priced:
             return None
         return (trajectory.price * trajectory.expected_macs).mean()
 
@@ -74,7 +74,7 @@ class Gumbel(Gate):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         options = self.config
-        self.arrangement = Arrangement(self.env, options.arrangement, options.representation)
+        self.arrangement = Arrangement(self.env, options.arrangement, options.representation, single=False)
         inputs = self.env.network.observation_size
         self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
         rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
@@ -88,7 +88,7 @@ class Gumbel(Gate):
         return options.temperature * (options.temperature_final / options.temperature) ** done
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Draw weights, `(B, A)`, `(B, M, A)` where M > 1; the best choice alone when deterministic."""
+        """Draw weights, `(B, M, A)`; the best choice alone when deterministic."""
         scores = self.scores(observation, self.arrangement.agent_of(observation["task"]))
         if self.shares_wanted:
             context.record["probabilities"] = scores.detach().softmax(-1)
@@ -107,7 +107,7 @@ class Gumbel(Gate):
         if not isinstance(self.scores, TableScores) or self.num_tensors > 1:
             return None
         agent = self.arrangement.agent_of(torch.arange(self.num_tasks, device=self.env.device))
-        return self.scores.of_all_rows()[:, : self.num_decisions].softmax(-1).index_select(0, agent)
+        return self.scores.of_all_rows()[:, : self.num_decisions, 0].softmax(-1).index_select(0, agent)
 
     def macs(self, decision: int) -> float:
         """Return what the approximator costs; 0 for a table."""

@@ -61,7 +61,7 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
     known = agent.state_dict()
     state = {key: _extended(known[key], fresh) if key in known else fresh for key, fresh in grown.state_dict().items()}
     grown.load_state_dict(state)
-    grown._shares.total = agent._shares.total.clone()
+    env.rewards.share.total = old.rewards.share.total.clone()
     return grown
 
 

@@ -27,8 +27,7 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
 
     Args:
         agent: The agent.
-        env: The environment it was made for; one in mode `"same_step"` is switched to `"disabled"` meanwhile, and its
-            episodes under way are given up.
+        env: The environment it was made for; its episodes under way are given up.
         episodes: How many instances to route, at least 1.
         callback: Called after every batch with its metrics, 0-dimensional tensors: `loss`, `accuracy`, `reward`, `macs`
             and what the agent reports.
@@ -42,19 +41,18 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
     if agent.needs_gradients and agent.optimizer is None:
         raise ValueError(f"agent {agent.name!r} needs gradients, so it must set self.optimizer")
     agent.train()
-    with core.batch_mode():
-        for _ in range(-(-episodes // core.num_envs)):
-            trajectory, loss, reported = train_batch(agent, core)
-            if callback is not None:
-                callback(
-                    {
-                        "loss": loss,
-                        "accuracy": trajectory.correct.mean(),
-                        "reward": trajectory.reward().mean(),
-                        "macs": trajectory.macs.mean(),
-                        **reported,
-                    }
-                )
+    for _ in range(-(-episodes // core.num_envs)):
+        trajectory, loss, reported = train_batch(agent, core)
+        if callback is not None:
+            callback(
+                {
+                    "loss": loss,
+                    "accuracy": trajectory.correct.mean(),
+                    "reward": trajectory.reward().mean(),
+                    "macs": trajectory.macs.mean(),
+                    **reported,
+                }
+            )
     check_state(agent)
 
 
@@ -98,7 +96,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
     try:
         trajectory = rollout(agent, env)
         strange = ~trajectory.reward().isfinite().all()
-        env.note_doubt(strange)
+        env.batch.doubt(strange)
         extra = agent.auxiliary_loss(trajectory)
         if extra is not None and not (isinstance(extra, Tensor) and extra.ndim == 0):
             raise ValueError(f"auxiliary_loss must return a 0-dimensional tensor or None, got {extra!r:.60}")
@@ -106,7 +104,8 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
     except (TrainingDivergedError, NotFiniteError) as error:
         check_state(agent)
         if strange is not None and bool(strange):
-            reason = f"a reward is not finite (final_reward={env.config.final_reward!r}); no step was taken"
+            names = [name for name, value in trajectory.rewards.items() if not bool(value.isfinite().all())]
+            reason = f"a reward is not finite ({', '.join(names)}); no step was taken"
             raise TrainingDivergedError(f"{where}: {reason}") from error
         raise TrainingDivergedError(f"{where}: {error}") from error
     except ValueError as error:

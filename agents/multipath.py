@@ -57,7 +57,7 @@ class Multipath(RouterAgent):
         self.train_routers(
             Routers(network, partial(_router, network), price=self.env.config.price, seed=self.config.seed)
         )
-        self.register_buffer("_legal", legal_rows(network.masks), persistent=False)
+        self.register_buffer("_legal", legal_rows(network.masks, single=True), persistent=False)
         owned = {
             (d, c): network.parameters_of(d, c)
             for d, decision in enumerate(network.decisions)
@@ -85,7 +85,7 @@ class Multipath(RouterAgent):
 
     def scores(self, observation: Observation, context: Context) -> Tensor:
         """Return `(B, A)` scores, −inf where a choice is not legal; those without −inf are recorded, with graph."""
-        raw = self.routers(observation, context.active)
+        raw = self.routers(observation, context)
         context.record["scores"] = raw
         return raw.masked_fill(~self._legal.index_select(0, observation["depth"]), -torch.inf)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from routing_gym.agents.base import Agent
 from routing_gym.agents.options import AgentConfig, positive
 from routing_gym.blocks import allow_small_groups, count_macs, first_weights
-from routing_gym.envs import Observation, Trajectory
+from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import RoutedNetwork
 
 
@@ -51,17 +51,19 @@ class Routers(nn.Module):
             for router, width in zip(self.of, self.widths, strict=True)
         ]
 
-    def forward(self, observation: Observation, active: Tensor) -> Tensor:
+    def forward(self, observation: Observation, context: Context) -> Tensor:
         """Return `(B, outputs)` scores; 0 for choices that a decision does not have, and for rows that have left.
 
         Args:
             observation: `activation`, `depth` and, where it is seen, `price`.
-            active: `(B,)` bool: rows that decide. No other row is looked at.
+            context: Says which rows decide. No other row is looked at.
         """
         seen, depth = observation["activation"], observation["depth"]
         if self.price:
             seen = torch.cat([observation["price"].to(seen.dtype), seen], 1)
-        scores = seen.new_zeros(len(seen), self.outputs)
+        if context.sole is not None:
+            return self._scores(context.sole, seen)
+        active, scores = context.active, seen.new_zeros(len(seen), self.outputs)
         here = depth[active]
         if not len(here):
             return scores

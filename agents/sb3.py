@@ -102,13 +102,13 @@ class SB3Agent(Agent):
         return legal
 
     def probabilities(self, observation: Observation, context: Context) -> Tensor:
-        """Return how likely each choice is, `(B, A)`, `(B, M, A)` where M > 1 tensors choose."""
-        return self.chances(self.model.policy.get_distribution(observation))
+        """Return how likely each choice is, `(B, M, A)`."""
+        return self.chances(self.model.policy.get_distribution(dict(observation)))
 
     def chances(self, distribution: Any) -> Tensor:
-        """Return the probabilities of a distribution of the library's."""
+        """Return the probabilities of a distribution of the library's, `(B, M, A)`."""
         if self.num_tensors == 1:
-            return distribution.distribution.probs
+            return distribution.distribution.probs.unsqueeze(1)
         parts = distribution.distributions if hasattr(distribution, "distributions") else distribution.distribution
         return torch.stack([part.probs for part in parts], 1)
 
@@ -151,7 +151,7 @@ class SB3Agent(Agent):
         tally = Tally(self, callback)
         self.train()
         self.model._last_obs = None
-        core._set_mode(core.autoreset_mode, core.replays)
+        core.give_up()
         seed = int(torch.randint(2**31, (), generator=self.generator, device=core.device))
         try:
             with seeded(seed):
@@ -202,8 +202,9 @@ class SB3MaskablePPO(SB3Agent):
     algorithm = ("sb3_contrib", "MaskablePPO")
 
     def probabilities(self, observation: Observation, context: Context) -> Tensor:
-        """Return how likely each legal choice is."""
-        return self.chances(self.model.policy.get_distribution(observation, action_masks=context.mask.flatten(1)))
+        """Return how likely each legal choice is, `(B, M, A)`."""
+        legal = context.mask.flatten(1)
+        return self.chances(self.model.policy.get_distribution(dict(observation), action_masks=legal))
 
 
 class SB3DQN(SB3Agent):
@@ -270,8 +271,8 @@ class SB3DQN(SB3Agent):
         return (1 - done) * options.exploration_initial_eps + done * options.exploration_final_eps
 
     def probabilities(self, observation: Observation, context: Context) -> Tensor:
-        """Return how likely each choice is, exploration included where it is asked for."""
-        values = self.model.policy.q_net(observation)
+        """Return how likely each choice is, `(B, A)`, exploration included where it is asked for."""
+        values = self.model.policy.q_net(dict(observation))
         random_share = 0.0 if context.deterministic else self.exploration()
         best = functional.one_hot(values.argmax(-1), self.num_choices)
         return (1 - random_share) * best + random_share / self.num_choices

@@ -60,14 +60,14 @@ class ScoredAgent(LearningAgent):
 
         Returns:
             `(B,)`, the log-probability of what was chosen, and `(B,)`, the entropy of the policy; both summed over the
-            tensors that chose, where there are several.
+            tensors that chose.
         """
         log_policy = self.preferences(step.observation, self.agent_at(step)).log_softmax(-1)
         log_chosen = log_policy.gather(-1, chosen_in(step).unsqueeze(-1)).squeeze(-1)
         # 0 · (−inf) of what is not legal counts as 0.
         least = torch.finfo(log_policy.dtype).min
         entropy = -(log_policy.exp() * log_policy.clamp(min=least)).sum(-1)
-        if self.num_tensors == 1:
+        if self.max_tensors is not None:
             return log_chosen, entropy
         return log_chosen.where(step.choosing, 0).sum(-1), entropy.where(step.choosing, 0).sum(-1)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from routing_gym.agents.routers import Routers
 from routing_gym.blocks import first_weights
-from routing_gym.envs import Observation
+from routing_gym.envs import Context, Observation
 from routing_gym.networks import RoutedNetwork
 
 SCORES = 2
@@ -81,15 +81,14 @@ class RecurrentRouter(nn.Module):
         with first_weights(seed + 1):
             self.cell, self.output = nn.LSTMCell(width, width), nn.Linear(width, SCORES)
 
-    def forward(self, observation: Observation, active: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, observation: Observation, context: Context) -> tuple[Tensor, Tensor]:
         """Return `(B, 2)` scores, and what is carried to the next block.
 
         Args:
             observation: As for `Routers`.
-            active: `(B,)` bool.
-            carry: `(B, 2 x 10)`: the LSTM's output and cell; None at the beginning.
+            context: Likewise; what it carries, `(B, 2 x 10)`, are the LSTM's output and cell.
         """
-        seen = self.inputs(observation, active)
+        seen, carry = self.inputs(observation, context), context.carry
         before = seen.new_zeros(len(seen), 2 * RECURRENT_WIDTH) if carry is None else carry
         output, cell = self.cell(seen, before.chunk(2, 1))
         return self.output(output), torch.cat([output, cell], 1)

@@ -17,14 +17,15 @@ def uniform_policy(legal: Tensor, num_agents: int) -> Tensor:
     return (chances / chances.sum(-1, keepdim=True)).repeat(num_agents, *[1] * legal.ndim)
 
 
-def legal_rows(masks: Tensor) -> Tensor:
-    """Return `(N + 1, M, A)`, `(N + 1, A)` where M = 1: what is legal, and in one more row, for those who left, all.
+def legal_rows(masks: Tensor, single: bool = False) -> Tensor:
+    """Return what is legal, `(N + 1, M, A)` bool, in one more row, for those who have left, all.
 
     Args:
         masks: `(N, M, A)` bool, `RoutedNetwork.masks`.
+        single: Leave the axis M out, `(N + 1, A)`.
     """
     legal = torch.cat([masks, torch.ones_like(masks[:1])])
-    return legal[:, 0] if masks.shape[1] == 1 else legal
+    return legal[:, 0] if single else legal
 
 
 def look_up(table: Tensor, agent: Tensor, depth: Tensor) -> Tensor:

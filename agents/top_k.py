@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections import ChainMap
 from typing import Any, Literal
 
 import torch
@@ -190,7 +191,7 @@ class TopK(Gate):
                 legal = self.arrangement.legal.index_select(0, depth)
                 context.record["load"] = chance_of_being_picked(clean, scores, spread, k, legal)
         if self.config.choice == "expert" and not context.deterministic:
-            weights = expert_choice(scores, depth, k, context.active)
+            weights = expert_choice(scores, depth, k, context)
             context.record["probabilities"] = weights.detach()
             return weights
         wanted = scores + self.bias.index_select(0, depth) if self.config.bias_rate else scores
@@ -210,7 +211,7 @@ class TopK(Gate):
             return observation
         embedded = self.embedding(observation["task"])
         both = embedded if self.config.task_only else torch.cat([observation["activation"], embedded], 1)
-        return {**observation, "activation": both}
+        return ChainMap({"activation": both}, observation)  # type: ignore[arg-type]
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
         """Return the balancing losses, and what the routes cost where that has a price."""

@@ -93,7 +93,7 @@ class WPL(LearningAgent):
 
     @property
     def table(self) -> Tensor:
-        """`(agents, N, A)`, `(agents, N, M, A)` where M > 1: the policy."""
+        """Policy `(agents, N, M, A)`."""
         return self._table[:, : self.num_decisions, ..., : self.num_choices]
 
     @property
@@ -136,7 +136,7 @@ class WPL(LearningAgent):
         moved = table.index_put((cells,), self.rate * delta, accumulate=True)
         legal = self.arrangement.legal
         self._table.copy_(project(moved.view_as(self._table), self._table, legal, self.config.min_probability))
-        exists = self.env.network.exists[:-1].view(self.table.shape[1:-1])
+        exists = self.env.network.exists[:-1]
         entropy = torch.special.entr(self.table) * exists.unsqueeze(-1)
         return {"policy_entropy": entropy.sum() / (len(self.table) * exists.sum())}
 
@@ -149,10 +149,9 @@ class WPL(LearningAgent):
             average = self._average.take(cell)
             if self.baseline == "policy":
                 average = (policy.detach() * averages[cell // self.arrangement.num_choices]).sum(-1)
-            choosing = step.choosing.view_as(chosen)
-            gains.append((choosing * self._scaled(value - average, chosen.detach()) * chosen).sum())
+            gains.append((step.choosing * self._scaled(value - average, chosen.detach()) * chosen).sum())
             entropy = torch.special.entr(policy.detach()).sum(-1)
-            entropies.append((choosing * entropy).sum() / choosing.sum().clamp(min=1))
+            entropies.append((step.choosing * entropy).sum() / step.choosing.sum().clamp(min=1))
         assert self.optimizer is not None
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(gains).sum().div(-len(trajectory)).backward()
@@ -165,19 +164,18 @@ class WPL(LearningAgent):
         return delta * torch.where(delta < 0, 1 - grows, grows)
 
     def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """Return of every choice its flat cell number and its return, `(steps, B)` or `(steps, B, M)`.
+        """Return of every choice its flat cell number and its return, both `(steps, B, M)`.
 
         Tensors that did not choose visit the row of instances that have left.
         """
         steps, returns = trajectory.steps, trajectory.returns(self.config.gamma)
-        action, place = torch.stack([chosen_in(step) for step in steps]), self.cells(trajectory)
-        if action.ndim == 3:
+        action, place = torch.stack([chosen_in(step) for step in steps]), self.cells(trajectory).unsqueeze(-1)
+        if self.num_tensors > 1:  # one alone chooses wherever it is
             choosing = torch.stack([step.choosing for step in steps])
-            idle = place - torch.stack([step.decision for step in steps]) + self.arrangement.left_row
-            place = torch.where(choosing, place.unsqueeze(-1), idle.unsqueeze(-1))
+            decision = torch.stack([step.decision for step in steps]).unsqueeze(-1)
+            place = torch.where(choosing, place, place - decision + self.arrangement.left_row)
             place = place * self.num_tensors + torch.arange(self.num_tensors, device=place.device)
-            returns = returns.unsqueeze(-1).expand(action.shape)
-        return action.add(place, alpha=self.arrangement.num_choices), returns
+        return action.add(place, alpha=self.arrangement.num_choices), returns.unsqueeze(-1).expand(action.shape)
 
     def preference_macs(self) -> float:
         """Return what an approximator costs; 0 for a table."""

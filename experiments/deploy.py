@@ -17,9 +17,8 @@ from torch import Tensor
 
 from routing_gym.agents import Agent, extract, prune
 from routing_gym.blocks import count_macs
-from routing_gym.envs import evaluate
+from routing_gym.envs import classified_right, evaluate
 from routing_gym.envs.evaluation import EVALUATION_BATCH
-from routing_gym.envs.outcome import classified_right
 from routing_gym.experiments.console import say
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.run import count_parameters

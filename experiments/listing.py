@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from routing_gym.agents import AGENTS
-from routing_gym.envs import DATASETS, FINAL_REWARDS, EnvConfig, make_routing_vector_env
+from routing_gym.envs import DATASETS, REWARDS, EnvConfig, make_routing_vector_env
 from routing_gym.envs.make import NOT_OPTIONS
 from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.plugins import Pluggable
@@ -25,7 +25,7 @@ from routing_gym.registration import ENV_IDS, env_ids
 WIDTH_OF_A_FILE = 160
 """Columns of the tables where there is no terminal."""
 
-REGISTRIES: dict[str, Mapping[str, Any]] = {"final_reward": FINAL_REWARDS, "optimizer": OPTIMIZERS}
+REGISTRIES: dict[str, Mapping[str, Any]] = {"final_reward": REWARDS, "optimizer": OPTIMIZERS}
 """Options that take a name out of a registry."""
 
 

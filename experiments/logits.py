@@ -16,7 +16,7 @@ from routing_gym.experiments.report import read_arrays, write_arrays
 BATCH = 500
 
 
-def routed(agent: Agent, split: str) -> Iterator[tuple[Trajectory, Tensor, slice]]:
+def routed(agent: Agent, split: str) -> Iterator[tuple[Trajectory, slice]]:
     """Route every instance of a split by an agent's best choices, in eval mode and float32; see `route_split`."""
     core = agent.env
     options = {"train": False, "autoreset_mode": "disabled", "precision": "float32", "render_mode": None}
@@ -31,7 +31,7 @@ def keep_logits(agent: Agent, split: str, file: Path) -> None:
         split: The split.
         file: Receives `logits` `(R, C)` float32 and `label` `(R,)` int64.
     """
-    parts = [(_logits(batch)[kept].cpu(), label[kept].cpu()) for batch, label, kept in routed(agent, split)]
+    parts = [(_logits(batch)[kept].cpu(), batch.label[kept].cpu()) for batch, kept in routed(agent, split)]
     logits, labels = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     write_arrays(file, logits=logits, label=labels)
 

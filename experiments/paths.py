@@ -68,10 +68,11 @@ def paths_of(agent: Agent, dataset: MultiTaskDataset) -> Paths:
     options |= {"render_mode": None, "split": dataset.split}
     env = type(core)(core.network, dataset, min(BATCH, len(dataset)), **{**dataclasses.asdict(core.config), **options})
     parts: list[tuple[Tensor, ...]] = []
-    for batch, label, kept in route_split(agent, env):
-        taken = [actions.dense(step.action, core.network.num_choices) for step in batch.steps]
+    for batch, kept in route_split(agent, env):
+        taken = [actions.dense(step.action, core.network.num_choices).view(len(batch), -1) for step in batch.steps]
         chances = [step.record.get("probabilities", weights) for step, weights in zip(batch.steps, taken, strict=True)]
-        columns = (torch.stack(taken, 1).argmax(-1), torch.stack(chances, 1), batch.exits[0].logits, label)
+        chances = [chance.view(len(batch), -1) for chance in chances]
+        columns = (torch.stack(taken, 1).argmax(-1), torch.stack(chances, 1), batch.exits[0].logits, batch.label)
         parts.append(tuple(column[kept].cpu() for column in columns))
     return Paths(*(torch.cat(column) for column in zip(*parts, strict=True)))
 

@@ -68,6 +68,7 @@ def _maker(spec: EnvSpec, num_envs: int) -> Maker:
 def legal_actions(env: RoutingVectorEnv, generator: torch.Generator) -> Tensor:
     """Return a random legal action for every row: integers, or weights on the legal choices that sum to 1."""
     mask = env.network.action_mask(env.state).cpu().to(torch.float64)
+    mask = mask[:, 0] if env.network.num_tensors == 1 else mask
     chance = torch.rand(mask.shape, generator=generator, dtype=torch.float64) * mask
     if env.config.action_type == "weights":
         return (chance / chance.sum(-1, keepdim=True)).to(torch.float32).to(env.device)

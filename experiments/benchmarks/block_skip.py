@@ -13,7 +13,7 @@ from routing_gym.agents.classify import classify, route_out
 from routing_gym.agents.codinet import CoDiNet
 from routing_gym.agents.routers import Routers
 from routing_gym.blocks import first_weights
-from routing_gym.envs import RoutingVectorEnv
+from routing_gym.envs import RoutingVectorEnv, Seen, drive
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Step, in_turns
 from routing_gym.experiments.report import Record
@@ -107,14 +107,20 @@ def let_run(agent: CoDiNet, images: Tensor, share: float) -> None:
     numbers = torch.Generator().manual_seed(0)
     state = network.start(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
     count = round(share * len(images))
-    for router in routers.of:
+
+    def decide(seen: Seen) -> Tensor:
+        assert seen.sole is not None
+        router = routers.of[seen.sole]
         last = router[-1]  # type: ignore[index]
         last.weight.copy_(torch.randn(last.weight.shape, generator=numbers))
-        scores = router(network.observe(state)[:, : router[0].in_features])  # type: ignore[index]
+        scores = router(seen["activation"][:, : router[0].in_features])  # type: ignore[index]
         margin = scores[:, 1] - scores[:, 0]
         ordered = margin.sort(descending=True).values
         # Halfway between the last that runs it and the first that does not.
         last_in = ordered[count - 1] if count else ordered[0] + 1
         first_out = ordered[count] if count < len(ordered) else ordered[-1] - 1
         last.bias[1] -= (last_in + first_out) / 2
-        state = network.advance(state, (margin > (last_in + first_out) / 2).long())
+        return (margin > (last_in + first_out) / 2).long()
+
+    for _ in drive(network, state, decide):
+        pass

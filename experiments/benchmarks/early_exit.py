@@ -14,7 +14,7 @@ from routing_gym.agents import Agent, make_agent, needs
 from routing_gym.agents.classify import classify, route_out
 from routing_gym.agents.multipath import Multipath
 from routing_gym.blocks import first_weights
-from routing_gym.envs import RoutingVectorEnv
+from routing_gym.envs import RoutingVectorEnv, Seen, drive
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Step, in_turns
 from routing_gym.experiments.report import Record
@@ -133,8 +133,9 @@ def let_leave(agent: Multipath, images: Tensor, shares: Sequence[float]) -> None
     network = agent.env.network
     numbers = torch.Generator().manual_seed(0)
     state = network.start(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
-    while state.waiting:
-        ((number, group, _),) = state.acting()
+
+    def decide(seen: Seen) -> Tensor:
+        ((number, group, _),) = seen.state.acting()
         router = agent.routers.of[number]
         last = router[-1]  # type: ignore[index]
         assert isinstance(last, nn.Linear)
@@ -147,9 +148,12 @@ def let_leave(agent: Multipath, images: Tensor, shares: Sequence[float]) -> None
         after = margins[count] if count < len(margins) else margins[-1] - 1e6
         last.bias[0] -= (before + after) / 2
         leaves = scores[:, 0] - scores[:, 1] > (before + after) / 2
-        action = torch.ones_like(state.task)
+        action = torch.ones_like(seen.task)
         action[slice(None) if group.rows is None else group.rows] = 1 - leaves.long()
-        state = network.step(state, action)
+        return action
+
+    for _ in drive(network, state, decide):
+        pass
 
 
 def measure_early_exit(cases: Callable[[], Sequence[Routed]], batch: int, rounds: int) -> list[Record]:

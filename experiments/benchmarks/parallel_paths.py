@@ -19,6 +19,7 @@ from routing_gym.blocks import (
     first_weights,
     subsample_first,
 )
+from routing_gym.envs import Manner, drive
 from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure, median_ratio
@@ -136,9 +137,9 @@ def gradients(network: ParallelPaths, loop: LoopOverPaths) -> Iterator[tuple[Ten
 def route(network: ParallelPaths, images: Tensor, actions: Actions) -> RoutingState:
     """Carry images through a network by actions that are known beforehand."""
     state = network.start(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
-    for action in actions:
-        state = network.advance(state, action)
-    return state
+    known = iter(actions)
+    *_, last = drive(network, state, lambda seen: next(known), Manner(graph=torch.is_grad_enabled(), validate=None))
+    return last.after
 
 
 def logits_of(network: ParallelPaths, images: Tensor, actions: Actions) -> Tensor:

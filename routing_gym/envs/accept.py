@@ -1,20 +1,16 @@
-"""Taking in from outside: actions, masked choices replaced where that is asked for, and the options of a reset."""
+"""Taking in from outside: networks, data, and the options of a reset."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from routing_gym.envs.config import EnvConfig
-from routing_gym.networks import Action, RoutedNetwork, RoutingState
-from routing_gym.networks import actions as forms
-from routing_gym.networks.checking import bad_values_error, has_bad_values
+from routing_gym.networks import RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset
 from routing_gym.tasks.checking import to_tensor
 
@@ -64,110 +60,6 @@ def check_fit(network: RoutedNetwork, splits: Mapping[str, MultiTaskDataset]) ->
                 f"{split.name} has images of shape {split.input_shape}, {math.prod(split.input_shape)} numbers, the "
                 f"network takes {numbers}"
             )
-
-
-def to_tensors(given: Any, state: RoutingState) -> Any:
-    """Turn arrays and lists into tensors, floating-point ones of the activations' type; leave all else to the check."""
-    if isinstance(given, tuple):
-        return tuple(to_tensors(part, state) for part in given)
-    if not isinstance(given, np.ndarray | np.generic | list):
-        return given
-    tensor = to_tensor("an action", given).to(state.task.device)
-    return tensor.to(state.macs.dtype) if tensor.is_floating_point() else tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class Accepted:
-    """An action that can be carried out.
-
-    Attributes:
-        action: Integers as int64, in range.
-        replaced: `(B,)` int8, 1 where a masked choice was replaced by the first legal one; None where masked choices
-            are refused.
-        doubtful: 0-dimensional bool on the device, not read yet: some value was not allowed and has been replaced, so
-            that the batch must be dropped. None where values are checked at once.
-    """
-
-    action: Action
-    replaced: Tensor | None
-    doubtful: Tensor | None
-
-
-def accept(
-    network: RoutedNetwork, state: RoutingState, given: Any, *, action_type: str, first_legal: bool, validate: bool
-) -> Accepted:
-    """Check an action.
-
-    Args:
-        network: The network it is meant for.
-        state: Where the rows stand.
-        given: Whatever came in.
-        action_type: `"discrete"` or `"weights"`.
-        first_legal: Replace a masked integer choice by the first legal one.
-        validate: Check values now, which on a GPU waits for the device.
-
-    Raises:
-        ValueError: The action is not allowed; `state` is as it was.
-    """
-    listed = isinstance(given, list)
-    given = to_tensors(given, state)
-    if listed and action_type == "weights":
-        given = given.to(state.macs.dtype)  # [[1, 0], ...] are weights too
-    weights = isinstance(given, tuple) or (isinstance(given, Tensor) and given.is_floating_point())
-    if weights != (action_type == "weights"):
-        wanted = "floating-point weights" if action_type == "weights" else "integer choices"
-        got = given.dtype if isinstance(given, Tensor) else type(given).__name__
-        raise ValueError(f"an environment with action_type={action_type!r} takes a tensor of {wanted}, got {got}")
-    action = network.check_action_form(state, given)
-
-    tolerant = first_legal and not weights
-    bad = forms.out_of_range(action, network.num_choices) if tolerant else has_bad_values(network, state, action)
-    assert bad is not None
-    if validate and bool(bad):
-        raise bad_values_error(network, state, action)
-    if validate and not tolerant:
-        return Accepted(action, None, None)
-    # On a GPU what is not allowed is replaced too, and reported with the batch: it would bring the device down.
-    legal = forms.made_legal(action, network.action_mask(state))
-    if not tolerant:
-        return Accepted(legal, None, bad)
-    assert isinstance(legal, Tensor) and isinstance(action, Tensor)
-    replaced = (legal != action).view(len(state), -1).any(1).to(torch.int8)
-    return Accepted(legal, replaced, None if validate else bad)
-
-
-def accept_plan(
-    network: RoutedNetwork, plan: Tensor, *, first_legal: bool, validate: bool
-) -> tuple[Tensor, Tensor | None] | None:
-    """Check whole routes through a network that is `in_order`.
-
-    Args:
-        network: The network.
-        plan: `(B, N)` int64.
-        first_legal: A masked choice is replaced by the first legal one, and nothing is wrong with that.
-        validate: Check values now, which on a GPU waits for the device.
-
-    Returns:
-        Routes that can be followed, and where values have not been read a 0-dimensional bool: some choice was not
-        allowed and has been replaced. None where values have been read and one is not allowed.
-    """
-    low, high = plan.aminmax()
-    if validate:
-        if int(low) < 0 or int(high) >= network.num_choices:
-            return None
-        return (plan, None) if network.nothing_masked or bool(_is_legal(network, plan).all()) else None
-    bad = (low < 0) | (high >= network.num_choices)
-    if network.nothing_masked:
-        return plan.clamp(0, network.num_choices - 1), bad
-    if not first_legal:
-        bad = bad | ~_is_legal(network, plan.clamp(0, network.num_choices - 1)).all()
-    legal = forms.made_legal(plan.flatten(), network.masks[:, 0].repeat(len(plan), 1))
-    assert isinstance(legal, Tensor)
-    return legal.view_as(plan), bad
-
-
-def _is_legal(network: RoutedNetwork, plan: Tensor) -> Tensor:
-    return network.masks[:, 0].expand(len(plan), -1, -1).gather(-1, plan.unsqueeze(-1))
 
 
 def accept_reset_options(

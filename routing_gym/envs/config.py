@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from routing_gym.envs.precision import PRECISIONS
-from routing_gym.envs.rewards import FINAL_REWARDS
+from routing_gym.envs.rewards import REWARDS
 from routing_gym.envs.training import OPTIMIZERS, SCHEDULES, Optimization
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
@@ -24,11 +24,12 @@ class EnvConfig:
     Attributes:
         split: The split instances are drawn from.
         draw_tasks: The tasks instances are drawn of; all by default.
-        autoreset_mode: `"same_step"` for outside agents, `"disabled"` for agents that train on whole batches; or
-            Gymnasium's `AutoresetMode` of that name.
+        autoreset_mode: `"same_step"` or `"next_step"` for outside agents, `"disabled"` for agents that train on whole
+            batches; or Gymnasium's `AutoresetMode` of that name.
         action_type: `"discrete"`, or `"weights"` for mixtures.
         final_reward: At the exit: `"correctness"`, +1 or -1; `"negative-loss"`, minus the cross-entropy; or one of
             your own (`register_reward`).
+        rewards: Further terms of the reward, by the names they were registered by.
         rho: Weight of the collaboration reward, in [0, 1]: for taking a block that has been taken often.
         collaboration: What "often" is: the running average `"probability"` of the block under the agents' policies,
             which our agents add themselves because only they know it; or its running `"frequency"` over all tasks.
@@ -66,9 +67,10 @@ class EnvConfig:
 
     split: str = "train"
     draw_tasks: tuple[int, ...] | None = None
-    autoreset_mode: Literal["same_step", "disabled"] = "same_step"
+    autoreset_mode: Literal["same_step", "next_step", "disabled"] = "same_step"
     action_type: Literal["discrete", "weights"] = "discrete"
     final_reward: str = "correctness"
+    rewards: tuple[str, ...] = ()
     rho: float = 0.0
     collaboration: Literal["probability", "frequency"] = "probability"
     k_cpt: float | tuple[float, ...] = 0.0
@@ -96,9 +98,9 @@ class EnvConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "autoreset_mode", name_of_mode(self.autoreset_mode))
         for option, known in (
-            ("autoreset_mode", ("same_step", "disabled")),
+            ("autoreset_mode", ("same_step", "next_step", "disabled")),
             ("action_type", ("discrete", "weights")),
-            ("final_reward", tuple(FINAL_REWARDS)),
+            ("final_reward", tuple(name for name, term in REWARDS.items() if term.at == "exit")),
             ("collaboration", ("probability", "frequency")),
             ("illegal", ("raise", "first_legal", None)),
             ("optimizer", tuple(OPTIMIZERS)),
@@ -108,6 +110,12 @@ class EnvConfig:
         ):
             if getattr(self, option) not in known:
                 raise ValueError(f"{option} must be {_either(known)}, got {getattr(self, option)!r}")
+        if unknown := [name for name in self.rewards if name not in REWARDS]:
+            raise ValueError(
+                f"rewards must be some of {sorted(REWARDS)}, got {unknown[0]!r}: register_reward adds to them"
+            )
+        if len({self.final_reward, *self.rewards}) <= len(self.rewards):
+            raise ValueError(f"a term of the reward counts once, got {(self.final_reward, *self.rewards)}")
         check_count("replay_batch", self.replay_batch)
         check_count("augmentations", self.augmentations)
         tasks = self.draw_tasks
@@ -133,7 +141,7 @@ class EnvConfig:
             raise ValueError(f"momentum is for optimizer='sgd', got {self.optimizer!r}")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
-        outside = "replay=True" if self.replay else "autoreset_mode='same_step'"
+        outside = "replay=True" if self.replay else f"autoreset_mode={self.autoreset_mode!r}"
         if self.replays and self.differentiable:
             raise ValueError(f"differentiable=True needs autoreset_mode='disabled': {outside} acts without a graph")
         if self.replays and self.augmentations > 1:
@@ -172,7 +180,7 @@ class EnvConfig:
     @property
     def replays(self) -> bool:
         """Whether the blocks learn from finished routes that are run again."""
-        return self.replay or self.autoreset_mode == "same_step"
+        return self.replay or self.autoreset_mode != "disabled"
 
     @property
     def torch_device(self) -> torch.device:
@@ -233,12 +241,8 @@ class EnvConfig:
         """Return how blocks are trained on a split of so many rows; whole batches make an epoch in mode "disabled"."""
         options = {field.name for field in dataclasses.fields(Optimization)} - {"epoch"}
         rows *= self.augmentations
-        epoch = rows if self.autoreset_mode == "same_step" else -(-rows // num_envs) * num_envs
+        epoch = rows if self.autoreset_mode != "disabled" else -(-rows // num_envs) * num_envs
         return Optimization(epoch=epoch, **{option: getattr(self, option) for option in options})
-
-    def final(self, loss: Tensor, correct: Tensor) -> Tensor:
-        """Return the final reward of rows with a given cross-entropy and correctness (0 or 1)."""
-        return FINAL_REWARDS[self.final_reward](loss, correct)
 
 
 def name_of_mode(value: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from routing_gym.envs.outcome import classified_right
+from routing_gym.envs.batch import classified_right
 from routing_gym.envs.rollout import core_of, rollout
 from routing_gym.envs.trajectory import Step, Trajectory
 from routing_gym.envs.vector import RoutingVectorEnv
@@ -126,7 +126,7 @@ def evaluate(
         raise ValueError(f"k_cpt={k_cpt!r} is for environments made with price=True: here nobody sees it")
     # Rewards are not looked at: prices matter where they are seen.
     prices = (core.config.k_cpt if k_cpt is None else k_cpt) if core.config.price else 0.0
-    options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": prices, "seed": 0}
+    options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": prices, "rho": 0.0, "seed": 0}
     judged = core.sibling(size, split=split, autoreset_mode="disabled", **options)
     network, dataset = judged.network, judged.dataset
     router_macs = torch.tensor([*macs_of(router, network), 0.0], device=judged.device)
@@ -135,7 +135,7 @@ def evaluate(
     exits = torch.zeros(len(network.decisions), network.num_choices, dataset.num_classes, 2, dtype=torch.int64)
     exits = exits.to(judged.device)
     paths: set[tuple] = set()
-    for batch, every_label, kept in route_split(router, judged, deterministic):
+    for batch, kept in route_split(router, judged, deterministic):
         spent = torch.stack([router_macs[step.decision] for step in batch.steps]).sum(0)
         for name, column in (
             ("task", batch.task),
@@ -147,13 +147,13 @@ def evaluate(
             columns[name].append(column[kept])
         ways = torch.zeros(size, len(network.decisions), network.num_choices, dtype=torch.bool)
         ways = ways.to(judged.device)
-        label = every_label[kept]
+        label = batch.label[kept]
         for number, step in enumerate(batch.steps):
             weights = _weights(step, network.num_choices)
             ways[:, number] = used = weights > 0
             weights = weights * step.reach.unsqueeze(1)
             tables.add(batch.task[kept], label, step.decision[kept], weights[kept], used[kept])
-        left, right = (column[kept] for column in _departures(batch, network.num_choices, every_label))
+        left, right = (column[kept] for column in _departures(batch, network.num_choices))
         exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
         paths.update(map(tuple, ways[kept].flatten(1).unique(dim=0).tolist()))
     whole = {name: torch.cat(parts).double() for name, parts in columns.items()}
@@ -216,33 +216,31 @@ def _judging(router: Any, network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def route_split(
-    router: Any, env: RoutingVectorEnv, deterministic: bool = True
-) -> Iterator[tuple[Trajectory, Tensor, slice]]:
+def route_split(router: Any, env: RoutingVectorEnv, deterministic: bool = True) -> Iterator[tuple[Trajectory, slice]]:
     """Route every instance of an environment's split once, in eval mode.
 
     Modes and random numbers of network and router are as before in the end.
 
     Args:
         router: An agent, or anything with `act(observation, context)`.
-        env: One made with `train=False`, in mode `"disabled"`.
+        env: One made with `train=False`.
         deterministic: Whether the router takes its best action.
 
     Yields:
-        Batches in the order of the split: the episodes, their labels `(num_envs,)`, and which of them count, since the
-        last batch is filled up from the front.
+        Batches in the order of the split: the episodes, and which of them count, since the last batch is filled up
+        from the front.
     """
     rows, size = len(env.dataset), env.num_envs
     with _judging(router, env.network):
         for start in range(0, rows, size):
             instances = torch.arange(start, start + size).remainder(rows)
             batch = rollout(router, env, instances=instances, deterministic=deterministic)
-            yield batch, env.outcome.label, slice(min(size, rows - start))
+            yield batch, slice(min(size, rows - start))
 
 
-def _departures(batch: Trajectory, num_choices: int, label: Tensor) -> tuple[Tensor, Tensor]:
+def _departures(batch: Trajectory, num_choices: int) -> tuple[Tensor, Tensor]:
     """Return by which way out, `(B,)` int64 `decision * A + choice`, every instance left, and if right, `(B,)` bool."""
-    most = torch.full_like(batch.macs, -1.0)
+    label, most = batch.label, torch.full_like(batch.macs, -1.0)
     left, right = torch.zeros_like(label), torch.zeros_like(label, dtype=torch.bool)
     for exit in batch.exits:
         rows = torch.arange(len(label), device=label.device) if exit.rows is None else exit.rows

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from routing_gym.networks import Action, RoutedNetwork, RoutingState, actions
+from routing_gym.envs.drive import Turn
+from routing_gym.networks import RoutedNetwork, actions
 
 CELL = 24
 GAP = 2
@@ -40,24 +41,24 @@ class Pictures:
             steps = [f"{names[at]} -> {_plain(action)}" for at, action in route]
             self.routes.append(f"task {number}: " + (", ".join(steps) or "at the start"))
 
-    def count(self, state: RoutingState, action: Action) -> None:
+    def count(self, turn: Turn) -> None:
         """Add what was decided to the routing map, weights by their size."""
-        self.taken.index_put_((state.task, state.at), taken(self.network, state, action), accumulate=True)
+        self.taken.index_put_((turn.seen.task, turn.seen.decision), taken(turn), accumulate=True)
 
     def draw(self, mode: str) -> tuple[Any, ...]:
         """Return for every row its route as a line (`"ansi"`), or the routing map, one for all (`"rgb_array"`)."""
         return tuple(self.routes) if mode == "ansi" else (routing_map(self.taken[:, :-1]),) * len(self.routes)
 
 
-def taken(network: RoutedNetwork, state: RoutingState, action: Action) -> Tensor:
-    """Return `(B, A)`: how much of each choice a row takes, summed over its tensors; zeros for rows that have left.
+def taken(turn: Turn) -> Tensor:
+    """Return how much of each choice a row takes, `(B, A)`, summed over its tensors; zeros for rows that have left.
 
     Of a row that is shared out only what has come to its decision counts.
     """
-    choosing = network.choosing(state)
-    weights = actions.dense(action, network.num_choices).detach().abs()
-    took = (weights.view(*choosing.shape, -1) * choosing.unsqueeze(-1)).sum(1)
-    return took * state.reach.unsqueeze(1) if actions.is_weights(action) else took
+    seen = turn.seen
+    weights = actions.dense(turn.action, seen.network.num_choices).detach().abs()
+    took = (weights.view(*seen.choosing.shape, -1) * seen.choosing.unsqueeze(-1)).sum(1)
+    return took * seen.reach.unsqueeze(1) if actions.is_weights(turn.action) else took
 
 
 def _plain(action: int | float | list | None) -> str:

@@ -31,12 +31,12 @@ def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple
     Raises:
         ValueError: The state is of another network, optimiser or data set. Nothing has changed then.
     """
-    check_form(state, {"blocks": dict, "stream": dict, "frequency": env.frequency.total}, "env")
+    check_form(state, {"blocks": dict, "stream": dict, "share": env.rewards.share.total}, "env")
     config, told = settled(env.config, state["blocks"].get("optimization"), given)
     stream = copy.deepcopy(env.stream)
     stream.load_state_dict(state["stream"])
     env.trainer.load_state_dict(state["blocks"], config.optimization(len(env.dataset), env.num_envs))
-    env.frequency.total = state["frequency"].to(env.device, copy=True)
+    env.rewards.share.total = state["share"].to(env.device, copy=True)
     if told:
         warnings.warn(f"the blocks go on with {'; '.join(told)}", stacklevel=3)
     return config, stream

@@ -1,38 +1,119 @@
-"""The collaboration reward's memory (Rosenbaum et al. 2018, section 3.1.1)."""
+"""Rewards: a sum of named terms, each of one action or of leaving the network."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from routing_gym.networks import Action, claim
+from routing_gym.envs.drive import Turn
+from routing_gym.envs.trajectory import Step
+from routing_gym.networks import NotFiniteError, claim
+from routing_gym.networks.actions import of_one_tensor
 
-FinalReward = Callable[[Tensor, Tensor], Tensor]
-"""`(loss (r,), correct (r,)) -> (r,)`: cross-entropy, and 1 or 0 for right or wrong, of the rows that leave."""
+At = Literal["exit", "action"]
 
-FINAL_REWARDS: dict[str, FinalReward] = {
-    "correctness": lambda loss, correct: 2 * correct - 1,
-    "negative-loss": lambda loss, correct: -loss,
+VALUES: dict[str, tuple[str, ...]] = {
+    "exit": ("loss", "correct", "label", "macs", "task", "depth", "price"),
+    "action": ("macs", "action", "task", "depth", "price", "reach"),
+}
+"""What a term may ask for, by the name of its parameters; see `register_reward`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardTerm:
+    """A named term of the reward.
+
+    Attributes:
+        name: Its name.
+        function: Gives it.
+        at: `"exit"` or `"action"`.
+        wants: What it asks for: the names of its parameters.
+        ours: Whether it needs no checking.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    at: At
+    wants: tuple[str, ...]
+    ours: bool = False
+
+    def __call__(self, value: Callable[[str], Tensor], rows: int, check: bool) -> Tensor:
+        """Return the term of some rows, `(r,)`.
+
+        Args:
+            value: Gives what it may ask for by name, `(r, ...)` each.
+            rows: r.
+            check: Read whether it is finite.
+
+        Raises:
+            ValueError: Something else than a number for each row.
+            NotFiniteError: A number that is none.
+        """
+        reward = self.function(**{name: value(name) for name in self.wants})
+        if self.ours:
+            return reward
+        if not isinstance(reward, Tensor) or reward.shape != (rows,) or reward.is_complex():
+            got = f"{tuple(reward.shape)}, {reward.dtype}" if isinstance(reward, Tensor) else f"{reward!r:.60}"
+            raise ValueError(f"reward {self.name!r} must return a tensor ({rows},), a number for each row, got {got}")
+        reward = reward.detach().to(torch.get_default_dtype())
+        if check and not bool(reward.isfinite().all()):
+            raise NotFiniteError(f"reward {self.name!r} is not finite, got {reward.tolist()[:8]}")
+        return reward
+
+
+REWARDS: dict[str, RewardTerm] = {
+    "correctness": RewardTerm("correctness", lambda correct: 2 * correct - 1, "exit", ("correct",), ours=True),
+    "negative-loss": RewardTerm("negative-loss", lambda loss: -loss, "exit", ("loss",), ours=True),
 }
 
 
-def register_reward(name: str, reward: FinalReward) -> None:
-    """Make a final reward known under a name, for `final_reward=name`.
+def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exit") -> None:
+    """Make a term of the reward known under a name, for `final_reward=name` or `rewards=(name, ...)`.
+
+    A term of `at="exit"` is given once for every instance, when it leaves; where an instance is shared out among exits,
+    for each, weighed by its share. Its parameters are some of `loss`, `correct` (1 or 0), `label`, `macs` (all that the
+    instance has cost), `task`, `depth` (the decision it left from) and `price`. One of `at="action"` is given for every
+    decision of a row; its parameters are some of `macs` (of this action), `action`, `task`, `depth`, `price` and
+    `reach` (the share of the instance that is there). Each is a tensor with a row `(r, ...)` for each instance, and so
+    is what is returned, `(r,)`. What comes of rows that have left is not looked at.
+
+    Args:
+        name: Its name.
+        function: `f(correct, macs)`, say: called by the names of its parameters.
+        at: When it is given.
 
     Raises:
-        ValueError: The name belongs to another one.
+        ValueError: A parameter that there is not, or a name that belongs to another term.
     """
-    claim(FINAL_REWARDS, "final reward", name, reward)
+    if at not in VALUES:
+        raise ValueError(f"reward {name!r}: at must be 'exit' or 'action', got {at!r}")
+    known = REWARDS.get(name) if isinstance(name, str) else None
+    claim({} if known is None else {name: known.function}, "reward", name, function)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward {name!r}: its parameters cannot be seen ({error}): wrap it in a function") from error
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    if unknown := [parameter for parameter in needed if parameter not in VALUES[at] or parameter in positional]:
+        raise ValueError(
+            f"reward {name!r} is called by the names of its parameters, which at={at!r} may be "
+            f"{', '.join(VALUES[at])}, got {unknown[0]!r}"
+        )
+    wants = tuple(p.name for p in parameters if p.name in VALUES[at])
+    REWARDS[name] = RewardTerm(name, function, at, wants)
 
 
 class RunningShare:
     """How much of the past went to each choice: one running average per (decision, choice) over all that decided.
 
     Fed with ones for what was chosen it gives the historical frequency of a block, fed with a policy's probabilities
-    its average historical probability. Where m tensors choose, their choices are counted together.
+    its average historical probability. Where M tensors choose, their choices are counted together.
 
     Args:
         num_decisions: N.
@@ -49,16 +130,15 @@ class RunningShare:
 
         Args:
             decision: `(B,)` int64.
-            choice: `(B,)` or `(B, M)` int64.
+            choice: `(B, M)` int64.
             choosing: `(B, M)` bool: which tensors chose; the mean over them is returned, 0 where none did.
         """
         share = (self.total / self.total.sum(-1, keepdim=True).clamp(min=1e-12)).to(torch.get_default_dtype())
-        shares = share[decision].gather(1, choice.view(len(choice), -1)) * choosing
+        shares = share[decision].gather(1, choice) * choosing
         return shares.sum(1) / choosing.sum(1).clamp(min=1)
 
     def count_choices(self, decision: Tensor, choice: Tensor, choosing: Tensor) -> None:
         """Add the choices of the tensors that chose; arguments as of `of`."""
-        choice = choice.view(len(choice), -1)
         place = (decision.unsqueeze(1).expand(choice.shape), choice)
         # index_put, because index_add is not the same twice on a GPU
         self.total.index_put_(place, choosing.to(self.total.dtype), accumulate=True)
@@ -69,42 +149,72 @@ class RunningShare:
         self.total.index_put_((decision,), (each * choosing.unsqueeze(-1)).sum(1), accumulate=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class ActionReward:
-    """What an action itself earns: minus the price of its MACs, plus rho for a choice that has often been taken.
+class Rewards:
+    """What the rows of an environment earn.
 
-    Attributes:
-        priced: Whether multiply-accumulates cost anything, whatever the prices of the instances are.
-        rho: Weight of the collaboration reward.
-        collaboration: `"frequency"`, counted here; `"probability"` is added by the agents, who alone know theirs.
-        frequency: What has been taken so far.
+    - `final_reward` and the other terms of `rewards`.
+    - `price`: minus the price of the multiply-accumulates of an action.
+    - `collaboration` (Rosenbaum et al. 2018, section 3.1.1): ρ times how often the block has been taken, as its
+      historical frequency, or as its average historical probability under the agents' policies, of what went before
+      the batch.
+
+    Args:
+        names: The terms by name, the final reward first.
+        priced: Whether multiply-accumulates cost anything.
+        rho: ρ.
+        collaboration: `"frequency"` or `"probability"`.
+        share: What has been taken so far.
     """
 
-    priced: bool
-    rho: float
-    collaboration: str
-    frequency: RunningShare
+    def __init__(
+        self, names: Sequence[str], *, priced: bool, rho: float, collaboration: str, share: RunningShare
+    ) -> None:
+        terms = [REWARDS[name] for name in names]
+        self._at_exit = [term for term in terms if term.at == "exit"]
+        self._at_action = [term for term in terms if term.at == "action"]
+        self.priced, self.rho, self.share = priced, rho, share
+        self._frequency = bool(rho) and collaboration == "frequency"
+        self.of_probabilities = bool(rho) and collaboration == "probability"
 
-    @property
-    def counts(self) -> bool:
-        """Whether choices are counted."""
-        return bool(self.rho) and self.collaboration == "frequency"
-
-    def of(self, at: Tensor, choosing: Tensor | None, action: Action, spent: Tensor, price: Tensor) -> Tensor:
-        """Return `(B,)`: the reward of each row, 0 where it had left; the choices are counted.
+    def of_turn(self, turn: Turn, check: bool = True) -> dict[str, Tensor]:
+        """Return what every action has earned, `(B,)` for each term, 0 for rows that had left; choices are counted.
 
         Args:
-            at: `(B,)` int64, the decision of each row.
-            choosing: `(B, M)` bool: which tensors chose; needed where choices are counted.
-            action: What was done.
-            spent: `(B,)` multiply-accumulates of the action.
-            price: `(B,)` cost of one of them.
+            turn: What was done.
+            check: Read whether a user's terms are finite.
         """
-        reward = torch.zeros_like(spent)
+        rewards: dict[str, Tensor] = {}
+        seen = turn.seen
         if self.priced:
-            reward = reward - price * spent.detach()
-        if self.counts:
-            assert isinstance(action, Tensor) and choosing is not None
-            reward = reward + self.rho * self.frequency.of(at, action, choosing)
-            self.frequency.count_choices(at, action, choosing)
-        return reward
+            rewards["price"] = -seen.cost * turn.macs
+        if self._frequency:
+            assert isinstance(turn.action, Tensor)
+            where = seen.decision, turn.action, seen.choosing
+            rewards["collaboration"] = self.rho * self.share.of(*where)
+            self.share.count_choices(*where)
+        for term in self._at_action:
+            values = {"macs": turn.macs, "action": turn.action, "task": seen.task, "price": seen.cost}
+            if turn.seen.network.num_tensors == 1:
+                values["action"] = of_one_tensor(turn.action)
+            values |= {"depth": seen.decision, "reach": seen.reach}
+            rewards[term.name] = term(values.__getitem__, len(seen.task), check).where(seen.active, 0)
+        return rewards
+
+    @property
+    def names_at_exit(self) -> list[str]:
+        """Names of the terms for leaving, in their order."""
+        return [term.name for term in self._at_exit]
+
+    def at_exit(self, value: Callable[[str], Tensor], rows: int, check: bool = True) -> list[Tensor]:
+        """Return what rows earn that leave, `(r,)` for each of `names_at_exit`; arguments as of `RewardTerm`."""
+        return [term(value, rows, check) for term in self._at_exit]
+
+    def give_for_probabilities(self, steps: Sequence[Step]) -> None:
+        """Add the probability form of the collaboration reward to the steps of a batch that have recorded theirs."""
+        known = [step for step in steps if "probabilities" in step.record]
+        for step in known:
+            if isinstance(step.action, Tensor) and not step.action.is_floating_point():
+                bonus = self.share.of(step.decision, step.action.view(step.choosing.shape), step.choosing)
+                step.rewards["collaboration"] = self.rho * bonus
+        for step in known:
+            self.share.count_probabilities(step.decision, step.record["probabilities"], step.choosing)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from routing_gym.networks import Action, RoutedNetwork, RoutingState, actions, is_weights
+from routing_gym.envs.batch import Batch
+from routing_gym.envs.drive import Turn
+from routing_gym.networks import RoutedNetwork, actions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Routes:
         augmentation: `(R, P)` parameters drawn for each, or None.
         price: `(R,)`.
         decision: `(R, N)` int64: where each action was taken.
-        action: `(R, N, ...)`: the actions in order; zeros behind the last.
+        action: `(R, N, M)` choices or `(R, N, M, A)` weights in order; zeros behind the last.
         length: `(R,)` int64: how many actions.
     """
 
@@ -64,9 +66,8 @@ class RouteLog:
 
     def __init__(self, network: RoutedNetwork, batch: int, weights: bool, device: torch.device) -> None:
         steps = len(network.decisions)
-        tensors = (network.num_tensors,) if network.num_tensors > 1 else ()
-        form = (*tensors, network.num_choices) if weights else tensors
-        self.network = network
+        form = (network.num_tensors, network.num_choices) if weights else (network.num_tensors,)
+        self.network, self._weights = network, weights
         self.decision = torch.zeros(batch, steps, dtype=torch.int64, device=device)
         self.action = torch.zeros(
             batch, steps, *form, dtype=torch.get_default_dtype() if weights else torch.int64, device=device
@@ -74,20 +75,15 @@ class RouteLog:
         self.choosing = torch.zeros(batch, steps, network.num_tensors, dtype=torch.bool, device=device)
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)
 
-    def write(self, state: RoutingState, action: Action) -> None:
-        """Add one action for each active row.
-
-        Args:
-            state: Where the rows stood.
-            action: What each row did; weights are kept dense.
-        """
-        taken = actions.dense(action, self.network.num_choices) if is_weights(action) else action
-        assert isinstance(taken, Tensor)
-        rows = state.active.nonzero().flatten()
+    def write(self, turn: Turn) -> None:
+        """Add what each active row has done; weights are kept dense."""
+        action = actions.dense(turn.action, self.network.num_choices) if self._weights else turn.action
+        assert isinstance(action, Tensor)
+        seen, rows = turn.seen, turn.seen.active.nonzero().flatten()
         place = self.length[rows]
-        self.decision[rows, place] = state.at[rows]
-        self.action[rows, place] = taken[rows].detach()
-        self.choosing[rows, place] = self.network.choosing(state)[rows]
+        self.decision[rows, place] = seen.decision[rows]
+        self.action[rows, place] = action.view(len(action), *self.action.shape[2:])[rows].detach()
+        self.choosing[rows, place] = seen.choosing[rows]
         self.length[rows] += 1
 
     def routes(self) -> list[list[tuple[int, Any]]]:
@@ -100,18 +96,18 @@ class RouteLog:
             [
                 (at, [part if chose else None for part, chose in zip(took, chosen, strict=True)])
                 if self.network.num_tensors > 1
-                else (at, took)
+                else (at, took[0])
                 for at, took, chosen in zip(decisions[:length], taken[:length], choosing[:length], strict=True)
             ]
             for decisions, taken, choosing, length in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
-    def read(self, rows: Tensor, instance: Tensor, augmentation: Tensor | None, price: Tensor) -> Routes:
-        """Return copies of the routes of some rows; `instance`, `augmentation` and `price` are of all rows."""
+    def read(self, rows: Tensor, batch: Batch) -> Routes:
+        """Return copies of the routes of some rows of a batch."""
         return Routes(
-            instance=instance[rows],
-            augmentation=None if augmentation is None else augmentation[rows.cpu()],
-            price=price[rows],
+            instance=batch.state.instance[rows],
+            augmentation=None if batch.augmentation is None else batch.augmentation[rows.cpu()],
+            price=batch.state.price[rows],
             decision=self.decision[rows],
             action=self.action[rows],
             length=self.length[rows],
@@ -123,8 +119,3 @@ class RouteLog:
         self.decision[where] = 0
         self.action[where] = 0
         self.length[where] = 0
-
-
-def replayed_actions(routes: Routes) -> list[Action]:
-    """Return the action of every row for each step of a replay; rows whose route has ended get zeros."""
-    return list(routes.action[:, : int(routes.length.max())].unbind(1))

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from routing_gym.networks import RoutedNetwork
 
-PRICED_MACS = 1e7
-"""`observation["price"]` is the cost of so many multiply-accumulates."""
-
 
 def observation_space(network: RoutedNetwork, num_tasks: int, price: bool = False) -> spaces.Dict:
     """Return `Dict(activation, task, depth)`; `depth` is the number of the decision, N once the instance has left.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from routing_gym.blocks import OwnedParameter
-from routing_gym.networks import Action, RoutedNetwork, actions
+from routing_gym.envs.drive import Turn
+from routing_gym.networks import RoutedNetwork, actions
 
 
 class TALR:
@@ -76,24 +77,19 @@ class Throughput:
             self._passed.index_fill_(0, rows, 0)
 
     @torch.no_grad()
-    def note(self, at: Tensor, reach: Tensor, action: Action, choosing: Tensor | None = None) -> None:
-        """Add a decision of every row.
-
-        Args:
-            at: `(B,)` int64, the decision of each row; N for rows that have left.
-            reach: `(B,)`, with what probability it is there.
-            action: What was done. Weights are taken for probabilities; where m tensors choose, a choice is taken unless
-                none of them takes it.
-            choosing: `(B, m)` bool: which of m tensors are there to choose; None where all are.
-        """
+    def note(self, turn: Turn) -> None:
+        """Add a decision of every row: weights are probabilities; of M tensors any may take a choice."""
+        seen = turn.seen
         if self._passed is None:
-            self._passed = reach.new_zeros(len(reach), self.num_rows, self.num_choices)
-        weights = actions.dense(action, self.num_choices).detach().abs()
-        if weights.ndim == 3:
-            weights = weights if choosing is None else weights * choosing.unsqueeze(-1)
-            weights = 1 - (1 - weights.clamp(max=1)).prod(1)
-        rows = torch.arange(len(at), device=at.device)
-        self._passed.index_put_((rows, at), reach.unsqueeze(1) * weights.to(reach.dtype), accumulate=True)
+            self._passed = seen.reach.new_zeros(len(seen.reach), self.num_rows, self.num_choices)
+        weights = actions.dense(turn.action, self.num_choices).detach().abs()
+        if weights.ndim == 3 and weights.shape[1] == 1:
+            weights = weights[:, 0]
+        elif weights.ndim == 3:
+            weights = 1 - (1 - (weights * seen.choosing.unsqueeze(-1)).clamp(max=1)).prod(1)
+        rows = torch.arange(len(weights), device=weights.device)
+        passed = seen.reach.unsqueeze(1) * weights.to(seen.reach.dtype)
+        self._passed.index_put_((rows, seen.decision), passed, accumulate=True)
 
     def of_decisions(self) -> Tensor:
         """Return `(N,)`: the mean over the batch of p², p the probability with which an instance is at a decision."""

@@ -10,15 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from routing_gym.blocks import SGD, Adam, AdamW, PartlyUsed, UsedOnly
-from routing_gym.envs.precision import forward_pass
-from routing_gym.envs.routes import Routes, replayed_actions
 from routing_gym.envs.talr import Throughput
 from routing_gym.forms import check_form, check_optimizer
-from routing_gym.networks import Action, Exit, RoutedNetwork
-from routing_gym.tasks import MultiTaskDataset
+from routing_gym.networks import RoutedNetwork
 
 OPTIMIZERS: dict[str, Callable[..., UsedOnly]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
 
@@ -178,24 +174,19 @@ class BlocksTrainer:
             return self.optimizer.param_groups[0]["lr"]
         return self.optimization.rate(self.instances)
 
-    def begin(self, rows: Tensor | None = None) -> None:
-        """Get ready for a batch; with `rows`, `(r,)`, for other instances in some rows of the one under way."""
-        if rows is None:
-            self.note_statistics()
-            for part in self._partly_used:
-                if part.used is not None:
-                    part.used = None
+    def begin(self) -> None:
+        """Get ready for a batch: note the running statistics, so that a batch that fails leaves no trace."""
+        self._noted = {name: statistic.clone() for name, statistic in self._statistics.items()}
+        for part in self._partly_used:
+            if part.used is not None:
+                part.used = None
+        if self.throughput is not None:
+            self.throughput.begin()
+
+    def restart(self, rows: Tensor) -> None:
+        """Get ready for other instances in some rows, `(r,)`, of the batch under way."""
         if self.throughput is not None:
             self.throughput.begin(rows)
-
-    def note_throughput(self, at: Tensor, reach: Tensor, action: Action, choosing: Tensor | None = None) -> None:
-        """Remember for the step what the batch passes through, see `Throughput.note`, if the step asks for it."""
-        if self.throughput is not None:
-            self.throughput.note(at, reach, action, choosing)
-
-    def note_statistics(self) -> None:
-        """Note the running statistics before a batch moves them, so that a batch that fails leaves no trace."""
-        self._noted = {name: statistic.clone() for name, statistic in self._statistics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the network's parameters and of the optimiser's state."""
@@ -249,69 +240,3 @@ def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Ten
     sums = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
     terms = [*others, *sums]
     return torch.stack(terms).sum().isfinite() if terms else torch.tensor(True)
-
-
-def exit_loss(exit: Exit, label: Tensor) -> Tensor:
-    """Return the cross-entropy of the rows of an exit, `(r,)`; `label` is of the whole batch."""
-    own = label if exit.rows is None else label.index_select(0, exit.rows)
-    return functional.cross_entropy(exit.logits, own, reduction="none")
-
-
-def batch_loss(weights: Iterable[Tensor], losses: Iterable[Tensor], batch: int) -> Tensor:
-    """Return the mean over a batch of each instance's cross-entropy, weighted over its exits."""
-    terms = [torch.dot(weight, loss) for weight, loss in zip(weights, losses, strict=True)]
-    return sum(terms[1:], start=terms[0]) / batch
-
-
-class Replayer:
-    """Keeps routes that have ended and trains the blocks on them, `batch` at a time, the oldest first.
-
-    Args:
-        network: The network.
-        dataset: The data the routes belong to.
-        trainer: The network's optimiser.
-        batch: Routes per step.
-        precision: What the network computes in, see `forward_pass`.
-    """
-
-    def __init__(
-        self,
-        network: RoutedNetwork,
-        dataset: MultiTaskDataset,
-        trainer: BlocksTrainer,
-        batch: int,
-        precision: str = "float32",
-    ) -> None:
-        self.network, self.dataset, self.trainer, self.batch = network, dataset, trainer, batch
-        self.precision = precision
-        self._waiting: list[Routes] = []
-
-    def push(self, routes: Routes) -> None:
-        """Add routes."""
-        self._waiting.append(routes)
-
-    def train(self) -> None:
-        """Take a step for every full batch there is."""
-        while sum(map(len, self._waiting)) >= self.batch:
-            routes = Routes.join(self._waiting)
-            self._waiting = [routes.pick(slice(self.batch, None))]
-            self._replay(routes.pick(slice(self.batch)))
-
-    def _replay(self, routes: Routes) -> None:
-        """Run routes again in train mode, as one batch, take a step on their loss, and leave eval mode behind."""
-        self.network.train()
-        self.trainer.begin()
-        try:
-            with torch.enable_grad():
-                pixels = self.dataset.pixels(routes.instance, routes.augmentation)
-                task, label = self.dataset.task[routes.instance], self.dataset.label[routes.instance]
-                with forward_pass(self.precision, self.dataset.device, graph=True):
-                    state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
-                    for action in replayed_actions(routes):
-                        choosing = self.network.choosing(state) if self.trainer.throughput is not None else None
-                        self.trainer.note_throughput(state.at, state.reach, action, choosing)
-                        state = self.network.advance(state, action)
-                weights, losses = zip(*((exit.weight, exit_loss(exit, label)) for exit in state.exits), strict=True)
-                self.trainer.step(batch_loss(weights, losses, len(routes)), len(routes))
-        finally:
-            self.network.eval()

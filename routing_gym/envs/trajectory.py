@@ -4,39 +4,81 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from routing_gym.networks import Action
+from routing_gym.envs.drive import Seen, Turn
+from routing_gym.networks import Action, RoutedNetwork
+from routing_gym.networks.actions import of_one_tensor
 
 Observation = Mapping[str, Tensor]
 """`activation (B, D)`, `task (B,)`, `depth (B,)`: the decision each row waits at, N for rows that have left."""
 
 
-@dataclasses.dataclass
 class Context:
-    """What comes with an observation.
+    """What comes with an observation; what is not looked at is not computed.
 
     Attributes:
-        active: `(B,)` bool: rows that are still in the network; what is chosen for the others is ignored.
-        mask: `(B, A)` bool, `(B, M, A)` where M > 1 tensors choose: which choices are legal.
         deterministic: The agent is being evaluated and should take its best action.
         carry: A tensor per instance that the agent may set; it gets it back at the next decision of the same
             episode, None at the first.
         begins: `(B,)` bool: rows whose episode begins here while others are under way; None where nobody's does, or
             everybody's (`carry` is None then).
-        record: What the agent wants to find again in the trajectory; `"probabilities"` of shape `(B, A)`, `(B, M, A)`
-            where M > 1, are what the collaboration reward needs.
+        record: What the agent wants to find again in the trajectory; `"probabilities"` of the shape of `mask` are what
+            the collaboration reward needs.
+
+    Args:
+        seen: What there is to see.
+        single: Whether the agent is for one tensor, and sees no axis M.
+        deterministic: As above.
+        carry: As above.
+        begins: As above.
+    """
+
+    def __init__(
+        self,
+        seen: Seen | Known,
+        *,
+        single: bool = True,
+        deterministic: bool = False,
+        carry: Tensor | None = None,
+        begins: Tensor | None = None,
+    ) -> None:
+        self._seen, self._single = seen, single
+        self.deterministic, self.carry, self.begins = deterministic, carry, begins
+        self.record: dict[str, Tensor] = {}
+
+    @property
+    def active(self) -> Tensor:
+        """`(B,)` bool: rows that are still in the network; what is chosen for the others is ignored."""
+        return self._seen.active
+
+    @property
+    def mask(self) -> Tensor:
+        """`(B, A)` bool, `(B, M, A)` where the agent chooses for M tensors: which choices are legal."""
+        return self._seen.mask[:, 0] if self._single else self._seen.mask
+
+    @property
+    def sole(self) -> int | None:
+        """The decision at which all rows are, known without asking the device; None where they are spread."""
+        return self._seen.sole
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What goes with an observation that has come from outside.
+
+    Attributes:
+        active: `(B,)` bool, rows that are in the network.
+        mask: `(B, M, A)` bool, what is legal.
+        sole: The decision at which all rows are, None where they are spread.
     """
 
     active: Tensor
     mask: Tensor
-    deterministic: bool = False
-    carry: Tensor | None = None
-    begins: Tensor | None = None
-    record: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    sole: int | None = None
 
 
 class Router(Protocol):
@@ -46,19 +88,24 @@ class Router(Protocol):
         """Return an action for every row."""
 
 
+def is_single(router: Any, network: RoutedNetwork) -> bool:
+    """Tell whether who decides sees no axis M: where M = 1, all but those who say that they choose for any number."""
+    return network.num_tensors == 1 and getattr(router, "max_tensors", 1) is not None
+
+
 @dataclasses.dataclass
 class Step:
-    """One decision of every instance of a batch.
+    """One decision of every instance of a batch, in the form of the agent that made it.
 
     Attributes:
-        observation: What was seen, detached unless the environment is differentiable; without `activation` where the
-            agent planned ahead.
+        observation: What was seen, detached unless the environment is differentiable; of `activation` only what the
+            agent has looked at.
         decision: `(B,)` int64; N for rows that had left.
         active: `(B,)` bool: rows that decided here.
         choosing: `(B, M)` bool: the tensors that chose; none in rows that had left.
         action: What was done; where masked choices are tolerated, after they were replaced.
         reach: `(B,)` share of the instance that was at its decision (1 under hard routing, 0 for rows that had left).
-        reward: `(B,)` reward of the action itself, without the final reward.
+        rewards: `(B,)` for each term of the reward that the action itself has earned, by name.
         carry: What the agent carried into this decision.
         record: What the agent recorded.
     """
@@ -69,9 +116,24 @@ class Step:
     choosing: Tensor
     action: Action
     reach: Tensor
-    reward: Tensor
-    carry: Tensor | None
-    record: dict[str, Tensor]
+    rewards: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    carry: Tensor | None = None
+    record: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def of(turn: Turn, single: bool, rewards: dict[str, Tensor]) -> Step:
+        """Return what is to be remembered of a turn."""
+        seen, action = turn.seen, of_one_tensor(turn.action) if single else turn.action
+        return Step(seen, seen.decision, seen.active, seen.choosing, action, seen.reach, rewards)
+
+    @property
+    def reward(self) -> Tensor:
+        """`(B,)` reward of the action itself, the sum of its terms; whoever sets it replaces them."""
+        return sum(self.rewards.values(), start=torch.zeros_like(self.reach))
+
+    @reward.setter
+    def reward(self, value: Tensor) -> None:
+        self.rewards = {"reward": value}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,40 +166,56 @@ class Trajectory:
         exits: Where the instances left.
         task: `(B,)` int64.
         instance: `(B,)` int64 row numbers in the data set.
+        label: `(B,)` int64.
         price: `(B,)` cost of one multiply-accumulate.
-        final_reward: `(B,)`.
+        final_rewards: `(B,)` for each term of the reward for leaving, by name.
         correct: `(B,)` share of the instance that was classified right, 0 or 1 under hard routing.
         loss: `(B,)` cross-entropy, summed over exits by weight, detached.
         macs: `(B,)` executed multiply-accumulates.
         expected_macs: `(B,)`, with graph where weights have one.
-        action_rewards: Whether actions themselves can have earned something; if not, all `Step.reward` are 0.
     """
 
     steps: list[Step]
     exits: list[SettledExit]
     task: Tensor
     instance: Tensor
+    label: Tensor
     price: Tensor
-    final_reward: Tensor
+    final_rewards: dict[str, Tensor]
     correct: Tensor
     loss: Tensor
     macs: Tensor
     expected_macs: Tensor
-    action_rewards: bool = True
 
     def __len__(self) -> int:
         return len(self.task)
 
+    @property
+    def final_reward(self) -> Tensor:
+        """`(B,)` reward for leaving, the sum of its terms."""
+        first, *others = self.final_rewards.values()
+        return sum(others, start=first)
+
+    @property
+    def rewards(self) -> dict[str, Tensor]:
+        """`(B,)` of each term of the reward over the whole episode, by name."""
+        total = dict(self.final_rewards)
+        for step in self.steps:
+            for name, reward in step.rewards.items():
+                total[name] = total[name] + reward if name in total else reward
+        return total
+
     def reward(self) -> Tensor:
-        """Return `(B,)`: the sum of all rewards of each episode."""
+        """Return the sum of all rewards of each episode, `(B,)`."""
         total = self.final_reward
         for step in self.steps:
-            total = total + step.reward
+            if step.rewards:
+                total = total + step.reward
         return total
 
     def returns(self, gamma: float = 1.0) -> Tensor:
-        """Return `(steps, B)`: R_i = r_final + Σ_{j≥i} γ^{j−i} r_j (Rosenbaum et al. 2018, Algorithm 3)."""
-        if not self.action_rewards:
+        """Return R_i = r_final + Σ_{j≥i} γ^{j−i} r_j, `(steps, B)` (Rosenbaum et al. 2018, Algorithm 3)."""
+        if not any(step.rewards for step in self.steps):
             return self.final_reward.expand(len(self.steps), -1)
         rewards = torch.stack([step.reward for step in self.steps])
         if gamma == 1:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -14,17 +13,18 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups, subsample_first
-from routing_gym.envs.accept import Accepted, accept, accept_network, accept_reset_options, accept_splits, check_fit
+from routing_gym.envs.accept import accept_network, accept_reset_options, accept_splits, check_fit
+from routing_gym.envs.batch import Batch, Watch
 from routing_gym.envs.config import EnvConfig, PlainSpec, check_count
-from routing_gym.envs.outcome import Outcome
-from routing_gym.envs.precision import forward_pass
+from routing_gym.envs.drive import Manner, Turn
 from routing_gym.envs.render import Pictures
+from routing_gym.envs.replay import Replayer
 from routing_gym.envs.restore import restored
-from routing_gym.envs.rewards import ActionReward, RunningShare
+from routing_gym.envs.rewards import Rewards, RunningShare
 from routing_gym.envs.routes import RouteLog
-from routing_gym.envs.spaces import PRICED_MACS, action_space, observation_space
-from routing_gym.envs.training import BlocksTrainer, Replayer
-from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState
+from routing_gym.envs.spaces import action_space, observation_space
+from routing_gym.envs.training import BlocksTrainer
+from routing_gym.networks import RoutedNetwork, RoutingState
 from routing_gym.tasks import MultiTaskDataset
 
 Observations = dict[str, Tensor]
@@ -40,10 +40,14 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     In mode `"disabled"` (no autoreset; for agents that train on whole batches) a batch of instances is one batch of
     episodes: rows that have left idle until all have; the graph of the forward pass is kept and `train_blocks` makes
-    the one backward pass. In mode `"same_step"` (for outside agents) a row that leaves is restarted in the same
-    step; acting runs without a graph and in eval mode, finished routes are stored, and whenever `replay_batch` of
-    them are complete they are run again in train mode and the blocks take one step. `replay=True` trains the blocks
-    like this in mode `"disabled"` too.
+    the one backward pass. In the modes for outside agents a row that leaves is restarted, in the same step
+    (`"same_step"`) or in the next one, whose action it ignores (`"next_step"`, Gymnasium's own default); acting runs
+    without a graph and in eval mode, finished routes are stored, and whenever `replay_batch` of them are complete they
+    are run again in train mode and the blocks take one step. `replay=True` trains the blocks like this in mode
+    `"disabled"` too.
+
+    `rollout`, which `learn` and `evaluate` use, begins a batch of its own in any mode and gives up the episodes that
+    are under way.
 
     ## Action Space
     `Discrete(A)`: the choice at the decision each row waits at; `MultiDiscrete([A] * M)` where M tensors choose.
@@ -57,6 +61,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     ## Rewards
     Each action: -k_cpt x MACs, plus rho x the running frequency of the chosen block over all tasks
     (`collaboration="frequency"`). At the exit: +1 for a correct class and -1 otherwise, or minus the cross-entropy.
+    And terms of one's own (`register_reward`).
 
     ## Starting State
     Instances of `split`, without repetition until all have been drawn, then in a new order.
@@ -79,7 +84,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         datasets: All splits by name.
         config: The options.
         trainer: The optimiser of the blocks.
-        executed: The last action as `step` carried it out; routes followed at once do not set it.
+        rewards: What rows earn.
+        batch: The instances that are under way.
+        watchers: Called with every `Turn` of every batch, whoever drives it: a list to add to.
 
     Raises:
         TypeError: An unknown option.
@@ -112,66 +119,51 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         allow_small_groups(subsample_first(self.network))
         self.stream = config.stream(self.dataset, num_envs)
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
-        self.frequency = RunningShare(len(network.decisions), network.num_choices, self.device)
-        self.earnings = ActionReward(any(config.prices), config.rho, config.collaboration, self.frequency)
-        self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)
+        self.rewards = Rewards(
+            (config.final_reward, *config.rewards),
+            priced=any(config.prices),
+            rho=config.rho,
+            collaboration=config.collaboration,
+            share=RunningShare(len(network.decisions), network.num_choices, self.device),
+        )
         self.single_observation_space = observation_space(network, self.dataset.num_tasks, config.price)
         self.single_action_space = action_space(network, config.action_type)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._set_mode(AutoresetMode[config.autoreset_mode.upper()], config.replays)
-
-    def _set_mode(self, mode: AutoresetMode, replays: bool) -> None:
-        """Set the autoreset mode and how the blocks learn, and give up the episodes that are under way."""
-        self.autoreset_mode, self.replays = mode, replays
-        self.metadata = {**type(self).metadata, "autoreset_mode": mode}
+        self.autoreset_mode = AutoresetMode[config.autoreset_mode.upper()]
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         # Replaying waits for the device anyway, to know who has left.
-        automatic = self.device.type == "cpu" or replays
-        self.validates = automatic if self.config.validate is None else self.config.validate or replays
-        self.illegal = self.config.illegal or ("first_legal" if replays else "raise")
+        automatic = self.device.type == "cpu" or config.replays
+        self.validates = automatic if config.validate is None else config.validate or config.replays
+        self.watchers: list[Watch] = []
         self._log: RouteLog | None = None
-        if replays or self.render_mode == "ansi":
-            self._log = RouteLog(self.network, self.num_envs, self.config.action_type == "weights", self.device)
-        self._replayer = Replayer(
-            self.network, self.dataset, self.trainer, self.config.replay_batch, self.config.precision
-        )
-        self._state: RoutingState | None = None
-        self._outcome: Outcome | None = None
-        self._doubtful: Tensor | None = None
-        self.executed: Action | None = None
-
-    @contextmanager
-    def batch_mode(self) -> Iterator[RoutingVectorEnv]:
-        """Switch to mode `"disabled"` without replay for a while; episodes under way are given up on both occasions."""
-        mode, replays = self.autoreset_mode, self.replays
-        self._set_mode(AutoresetMode.DISABLED, replays=False)
-        try:
-            yield self
-        finally:
-            self._set_mode(mode, replays)
+        if config.replays or self.render_mode == "ansi":
+            self._log = RouteLog(network, num_envs, config.action_type == "weights", self.device)
+        self._replayer = Replayer(self.network, self.dataset, self.trainer, config.replay_batch, config.precision)
+        self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)
+        if self.render_mode == "rgb_array":
+            self.watchers.append(self.pictures.count)
+        if self.render_mode == "ansi":
+            self.watchers.append(self._draw_routes)
+        self._batch: Batch | None = None
+        self._due: Tensor | None = None
 
     @property
     def keeps_graph(self) -> bool:
         """Whether steps keep the graph that `train_blocks` needs."""
-        return self.config.train and not self.replays
+        return self.config.train and not self.config.replays
 
-    def forward_pass(self, graph: bool) -> AbstractContextManager[None]:
-        """Let the network run, with a graph or without, in the environment's `precision`."""
-        return forward_pass(self.config.precision, self.device, graph)
+    @property
+    def batch(self) -> Batch:
+        """The instances that are under way."""
+        if self._batch is None:
+            raise ResetNeeded("no instances are on their way: call reset() first")
+        return self._batch
 
     @property
     def state(self) -> RoutingState:
         """Where the instances stand."""
-        if self._state is None:
-            raise ResetNeeded("no instances are on their way: call reset() first")
-        return self._state
-
-    @property
-    def outcome(self) -> Outcome:
-        """How the instances that have left fared."""
-        if self._outcome is None:
-            raise ResetNeeded("no instances are on their way: call reset() first")
-        return self._outcome
+        return self.batch.state
 
     # ------------------------------------------------------------------------------------------------------- episodes
 
@@ -197,61 +189,93 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         super().reset(seed=seed)
         if seed is not None:
             self.stream.seed(seed)
-        self.begin(rows, instances)
-        if self.render_mode == "ansi" and self._log is not None:
-            self.pictures.note_routes(self.state.task, self._log.routes())
-        return self.observe(), {"action_mask": self.network.action_mask(self.state)}
+        if rows is not None:
+            self._restart(rows, instances)
+        else:
+            watchers = list(self.watchers)
+            if self._log is not None and self.render_mode != "ansi":
+                watchers.append(self._log.write)
+            self._begin(self._manner(self.keeps_graph, self.config.replays), instances, watchers, keep_exits=False)
+        if self.render_mode == "ansi":
+            self._draw_routes()
+        return self.observe(), {"action_mask": self._mask()}
 
-    def begin(self, rows: Tensor | None = None, instances: Tensor | None = None) -> None:
-        """Put new instances into some rows (None: all), without observing them; what the others are doing goes on.
+    def begin(self, instances: Tensor | None = None) -> Batch:
+        """Begin a batch for whoever drives it to the end, see `rollout`; the one under way is given up.
 
         Args:
-            rows: `(r,)` int64.
-            instances: `(r,)` int64 rows of the data set; drawn by default.
+            instances: `(num_envs,)` int64 rows of the data set; drawn by default.
         """
-        count = self.num_envs if rows is None else len(rows)
+        return self._begin(self._manner(self.config.train, False), instances, self.watchers, keep_exits=True)
+
+    def _begin(self, manner: Manner, instances: Tensor | None, watchers: Sequence[Watch], keep_exits: bool) -> Batch:
+        self._batch = self._start(self.num_envs, instances, manner, watchers, keep_exits)
+        self._due = None
+        if self._log is not None:
+            self._log.clear(None)
+        return self._batch
+
+    def _manner(self, graph: bool, outside: bool) -> Manner:
+        """Return how a batch is driven, with a graph or without, by an agent from outside or one of ours."""
+        config = self.config
+        return Manner(
+            graph=graph,
+            differentiable=graph and config.differentiable,
+            precision=config.precision,
+            price=config.price,
+            action_type=config.action_type,
+            first_legal=(config.illegal or ("first_legal" if outside else "raise")) == "first_legal",
+            validate=self.validates,
+        )
+
+    def _start(
+        self, count: int, instances: Tensor | None, manner: Manner, watchers: Sequence[Watch], keep_exits: bool
+    ) -> Batch:
+        """Return so many instances at the first decision; fewer than `num_envs` will take the place of some rows."""
         drawn = (self.config.draw(self.stream, count) if instances is None else instances).to(self.device)
         augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
         # Every part is asked: a network in train mode may have been built around parts in eval mode.
-        if any(part.training != self.keeps_graph for part in self.network.modules()):
-            self.network.train(self.keeps_graph)
-        if self.keeps_graph:
-            self.trainer.begin(None if count == self.num_envs else rows)
-        pixels = self.dataset.pixels(drawn, augmentation)
-        with self.forward_pass(self.keeps_graph):
-            fresh = self.network.start(pixels, self.dataset.task.index_select(0, drawn), instance=drawn)
-        fresh.price = self.config.draw_prices(count, self.stream.generator).to(fresh.macs)
-        label = self.dataset.label.index_select(0, drawn)
+        if any(part.training != manner.graph for part in self.network.modules()):
+            self.network.train(manner.graph)
+        if manner.graph and count == self.num_envs:
+            self.trainer.begin()
+        pixels, task = self.dataset.pixels(drawn, augmentation), self.dataset.task.index_select(0, drawn)
+        prices = self.config.draw_prices(count, self.stream.generator).to(pixels)
+        with manner.forward_pass(self.device, manner.graph):
+            state = self.network.start(pixels, task, instance=drawn, price=prices)
+        return Batch(
+            self.network,
+            state,
+            self.dataset.label.index_select(0, drawn),
+            self.rewards,
+            manner,
+            augmentation=augmentation,
+            throughput=self.trainer.throughput,
+            keep_exits=keep_exits,
+            watchers=watchers,
+        )
 
-        if count == self.num_envs:
-            self._state, self._augmentation = fresh, augmentation
-            self._outcome = Outcome(label, self.config, self.keeps_graph)
-            self._doubtful = None
-        else:
-            assert rows is not None
-            self._state = self.state.restarted(rows, fresh)
-            self.outcome.restart(rows, label)
-            if augmentation is not None and self._augmentation is not None:
-                self._augmentation = self._augmentation.index_copy(0, rows.cpu(), augmentation)
+    def _restart(self, rows: Tensor, instances: Tensor | None = None) -> None:
+        """Put new instances into some rows, `(r,)` int64; what the others are doing goes on."""
+        batch = self.batch
+        if batch.manner.graph and len(rows) < self.num_envs:
+            self.trainer.restart(rows)
+        batch.restart(rows, self._start(len(rows), instances, batch.manner, (), keep_exits=False))
         if self._log is not None:
             self._log.clear(rows)
+        if self._due is not None:
+            self._due = self._due.index_fill(0, rows, False)
 
     def observe(self) -> Observations:
         """Return what is seen now."""
-        state, differentiable = self.state, self.keeps_graph and self.config.differentiable
-        with self.forward_pass(differentiable):
-            activation = self.network.observe(state)
-        observation = {
-            "activation": activation if differentiable else activation.detach(),
-            "task": state.task,
-            "depth": state.at,
-        }
-        if self.config.price:
-            observation["price"] = PRICED_MACS * state.price.unsqueeze(1)
-        if self.replays:
-            # Outsiders may write into what they are given.
-            observation = {key: value.clone() for key, value in observation.items()}
-        return observation
+        observation = dict(self.batch.seen())
+        # Outsiders may write into what they are given.
+        return {key: value.clone() for key, value in observation.items()} if self.config.replays else observation
+
+    def _mask(self) -> Tensor:
+        """Return what is legal now, `(num_envs, A)`, `(num_envs, M, A)` where M > 1."""
+        mask = self.network.action_mask(self.state)
+        return mask[:, 0] if self.network.num_tensors == 1 else mask
 
     def step(self, actions: Any) -> tuple[Observations, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Take one decision per row.
@@ -267,87 +291,42 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             ValueError: An action that is not allowed. Nothing has changed then.
             ResetNeeded: Before the first reset, or when every row has left.
         """
-        before = self.state
-        if not before.waiting:
+        batch, due = self.batch, self._due
+        if not batch.state.waiting and due is None:
             raise ResetNeeded("every instance has left the network: call reset()")
-        accepted = self.accept(actions)
-        earned_before = self.outcome.final_reward
-        reward, exits = self.transition(accepted.action)
-        after, left, leaving = self.state, ~self.state.active, before.active & ~self.state.active
-
-        infos: dict[str, Any] = {} if accepted.replaced is None else {"illegal_action": accepted.replaced}
+        active, earned_before = batch.state.active, batch.final_reward
+        infos: dict[str, Any] = {}
+        reward, ended = torch.zeros_like(earned_before), False
+        if batch.state.waiting:
+            turn, rewards = batch.take(lambda seen: actions)
+            reward, ended = sum(rewards.values(), start=reward), bool(turn.exits)
+            if turn.replaced is not None:
+                infos["illegal_action"] = turn.replaced
         infos["action_reward"] = reward
-        if exits:
-            reward = reward + (self.outcome.final_reward - earned_before)
-            ended = self.outcome.infos(after.macs)
-            infos |= ended | {f"_{key}": leaving for key in ended}
+        left = ~batch.state.active
+        leaving = active & left
+        if ended:
+            reward = reward + (batch.final_reward - earned_before)
+            told = batch.infos()
+            infos |= told | {f"_{key}": leaving for key in told}
+        if due is not None:
+            self._restart(due.nonzero().flatten())
         observation = self.observe()
-        if self.replays and exits and bool(leaving.any()):
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            left, self._due = leaving, leaving if ended and bool(leaving.any()) else None
+        if self.config.replays and ended and bool(leaving.any()):
             rows = leaving.nonzero().flatten()
             if self.config.train:
                 assert self._log is not None
-                self._replayer.push(self._log.read(rows, after.instance, self._augmentation, after.price))
+                self._replayer.push(self._log.read(rows, batch))
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
-                infos["final_obs"], infos["final_info"] = observation, ended
+                infos["final_obs"], infos["final_info"] = observation, told
                 infos["_final_obs"] = infos["_final_info"] = leaving
-                self.begin(rows)
+                self._restart(rows)
                 observation = self.observe()
             self._replayer.train()  # last, so that a loss that is no number finds everything in its place
-        infos["action_mask"] = self.network.action_mask(self.state)
+        infos["action_mask"] = self._mask()
         return observation, reward, left, torch.zeros_like(left), infos
-
-    def accept(self, actions: Any) -> Accepted:
-        """Check what came in as an action; raise ValueError, and change nothing, if it is not allowed."""
-        accepted = accept(
-            self.network,
-            self.state,
-            actions,
-            action_type=self.config.action_type,
-            first_legal=self.illegal == "first_legal",
-            validate=self.validates,
-        )
-        self.note_doubt(accepted.doubtful)
-        return accepted
-
-    def note_doubt(self, doubtful: Tensor | None) -> None:
-        """Remember for the end of the batch that an action may not have been allowed, 0-dimensional bool."""
-        if doubtful is not None:
-            self._doubtful = doubtful if self._doubtful is None else self._doubtful | doubtful
-
-    def transition(self, action: Action) -> tuple[Tensor, tuple[Exit, ...]]:
-        """Carry every row on by an action that has been accepted.
-
-        Returns:
-            `(num_envs,)`, what the action itself earned (0 for rows that had left), and where rows have left.
-        """
-        before = self.state
-        with self.forward_pass(self.keeps_graph):
-            after = self.network.advance(before, action)
-        exits = self.arrive(after)
-        self.executed = action
-        wanted = self.earnings.counts or self.trainer.throughput is not None
-        choosing = self.network.choosing(before) if wanted else None
-        if self.keeps_graph:
-            self.trainer.note_throughput(before.at, before.reach, action, choosing)
-        reward = self.earnings.of(before.at, choosing, action, after.macs - before.macs, before.price)
-        if self._log is not None:
-            self._log.write(before, action)
-            if self.render_mode == "ansi":
-                self.pictures.note_routes(before.task, self._log.routes())
-        if self.render_mode == "rgb_array":
-            self.pictures.count(before, action)
-        return reward, exits
-
-    def arrive(self, after: RoutingState) -> tuple[Exit, ...]:
-        """Take over a state and settle the rows that have left; return where they did."""
-        (exits, after.exits), self._state = (after.exits, ()), after
-        self.outcome.settle(exits)
-        return exits
-
-    @property
-    def watched(self) -> bool:
-        """Whether the way of the rows is written down step by step, for replays or pictures."""
-        return self._log is not None or self.render_mode is not None
 
     # ------------------------------------------------------------------------------------------------------- training
 
@@ -365,27 +344,19 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             RuntimeError: No graph is held (see `keeps_graph`), not every row has left, or called twice.
             TrainingDivergedError: The loss is not finite. The blocks are unchanged.
         """
-        if not self.keeps_graph:
+        batch = self.batch
+        if not batch.manner.graph:
             raise RuntimeError("no graph is held: train_blocks needs mode 'disabled', train=True and replay=False")
-        if self.state.waiting:
-            raise RuntimeError(f"{int(self.state.active.sum())} rows have not left the network: go on stepping")
-        if not self.outcome.exits:
+        if batch.state.waiting:
+            raise RuntimeError(f"{int(batch.state.active.sum())} rows have not left the network: go on stepping")
+        if not batch.exits:
             raise RuntimeError("this batch has been trained on already: call reset()")
-        loss = self.outcome.block_loss()
+        loss = batch.block_loss()
         whole = loss if extra_loss is None else loss + extra_loss
-        self.trainer.step(whole, self.num_envs, before_step, self._doubtful)
-        self.outcome.exits = []
+        self.trainer.step(whole, self.num_envs, before_step, batch.doubtful)
+        batch.exits = []
         self.trainer.begin()  # rows restarted from here on belong to a new batch
         return loss.detach()
-
-    def check_batch(self) -> None:
-        """Read whether every action of this batch was allowed: what `train_blocks` does, for those who do not train.
-
-        Raises:
-            ValueError: One was not. On a GPU it was replaced when it came, so as not to wait for the device.
-        """
-        if self._doubtful is not None and bool(self._doubtful):
-            raise ValueError("an action of this batch was out of range, masked or not finite: its results are void")
 
     # ---------------------------------------------------------------------------------------------------- and the rest
 
@@ -399,7 +370,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         return {
             "blocks": self.trainer.state_dict(),
             "stream": self.stream.state_dict(),
-            "frequency": self.frequency.total.clone(),
+            "share": self.rewards.share.total.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -412,7 +383,12 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             ValueError: The state is of another network, optimiser or data set. Nothing has changed then.
         """
         self.config, self.stream = restored(self, state, self._given)
-        self._set_mode(self.autoreset_mode, self.replays)
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Give up the episodes under way, and finished routes that have not been trained on."""
+        self._batch = self._due = None
+        self._replayer.clear()
 
     def render(self) -> tuple[Any, ...] | None:
         """Return the route of each row in a line (`"ansi"`), or the routing map for each (`"rgb_array"`), or None.
@@ -421,3 +397,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         decision.
         """
         return None if self.render_mode is None else self.pictures.draw(self.render_mode)
+
+    def _draw_routes(self, turn: Turn | None = None) -> None:
+        assert self._log is not None
+        if turn is not None:
+            self._log.write(turn)
+        self.pictures.note_routes(self.state.task, self._log.routes())

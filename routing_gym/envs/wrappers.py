@@ -13,6 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
+from routing_gym.envs.drive import Turn
 from routing_gym.envs.render import taken
 from routing_gym.envs.rollout import core_of
 from routing_gym.envs.routes import RouteLog
@@ -120,6 +121,8 @@ class RecordRoutes(_PerEpisode):
         )
         self._under_way = torch.zeros(self.num_envs, decisions, choices, dtype=dtype, device=self.core.device)
         self._row = torch.arange(self.num_envs, device=self.core.device)
+        self.core.watchers.append(self._watch)
+        self._turn: Turn | None = None
         self._log = RouteLog(network, self.num_envs, weights, self.core.device) if keep else None
         self.routes: list[tuple[int, list[tuple[int, Any]]]] = []
 
@@ -133,6 +136,9 @@ class RecordRoutes(_PerEpisode):
         self._counts.zero_()
         self.routes = []
 
+    def _watch(self, turn: Turn) -> None:
+        self._turn = turn
+
     def _begin(self, rows: Tensor) -> None:
         self._under_way.masked_fill_(rows.view(-1, 1, 1), 0)
         if self._log is not None:
@@ -140,18 +146,18 @@ class RecordRoutes(_PerEpisode):
 
     def step(self, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Step, and write down what was done; where masked choices are replaced, what they were replaced by."""
-        before = self.core.state
         observation, reward, terminated, truncated, infos = super().step(actions)
-        assert self.core.executed is not None
-        took = taken(self.core.network, before, self.core.executed).to(self._under_way.dtype)
-        self._under_way[self._row, before.at] += took
+        turn, self._turn = self._turn, None
+        if turn is None:  # all rows have begun anew
+            return observation, reward, terminated, truncated, infos
+        self._under_way[self._row, turn.seen.decision] += taken(turn).to(self._under_way.dtype)
         if self._log is not None:
-            self._log.write(before, self.core.executed)
+            self._log.write(turn)
         ended = self._note_end(terminated)
         if "loss" in infos:
-            self._counts.index_add_(0, before.task, self._under_way * ended.view(-1, 1, 1))
+            self._counts.index_add_(0, turn.seen.task, self._under_way * ended.view(-1, 1, 1))
             if self._log is not None:
-                tasks, routes = before.task.tolist(), self._log.routes()
+                tasks, routes = turn.seen.task.tolist(), self._log.routes()
                 self.routes += [(tasks[row], routes[row]) for row in ended.nonzero().flatten().tolist()]
             self._begin(ended)
         return observation, reward, terminated, truncated, infos

@@ -1,5 +1,6 @@
 """Routed networks: which decisions exist, and what a transition computes."""
 
+from routing_gym.networks.accept import Accepted, accept, accept_plan
 from routing_gym.networks.actions import Action, NotFiniteError, is_weights
 from routing_gym.networks.cells import RoutedCells
 from routing_gym.networks.columns import ColumnsMLP
@@ -17,6 +18,7 @@ from routing_gym.networks.state import Exit, RoutingState, Waiting
 __all__ = [
     "EXIT",
     "NETWORKS",
+    "Accepted",
     "Action",
     "ColumnsMLP",
     "NotFiniteError",
@@ -33,6 +35,8 @@ __all__ = [
     "RoutingState",
     "StaticPyramid",
     "Waiting",
+    "accept",
+    "accept_plan",
     "claim",
     "is_weights",
     "make_network",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch.nn import functional
 from routing_gym.blocks import FunctionBlocks, OwnedParameter, PartlyUsed, SortedRows
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
-from routing_gym.networks.checking import bad_values_error, has_bad_values
 from routing_gym.networks.decision import EXIT, Decision, check_decisions, legal_table
 from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, add, join
 
@@ -21,8 +20,9 @@ from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, 
 class RoutedNetwork(PartlyUsed, ABC):
     """A network in which an outside agent decides the way of every instance.
 
-    `start` puts a batch of images at the first decision and every `step` carries each row from the decision it waits
-    at (`state.at`) to the next one or out. Both return a new `RoutingState`; a refused action changes nothing.
+    `start` puts a batch of images at the first decision and `advance` carries each row from the decision it waits at
+    (`state.at`) to the next one or out. Both return a new `RoutingState`. Whoever routes does it by
+    `routing_gym.envs.drive`, which checks actions (`accept`) before it calls `advance`.
 
     A subclass hands its decisions to `__init__` and implements `stem`, `readout`, `describe`, `parameters_of` and,
     for decisions that mix activations, `transition`; `enter` where arriving at a decision computes something.
@@ -165,15 +165,19 @@ class RoutedNetwork(PartlyUsed, ABC):
             num_decisions=len(self.decisions),
         )
 
-    def step(self, state: RoutingState, action: Action) -> RoutingState:
-        """Check an action and carry every row on by it; see `check_action` and `advance`."""
-        return self.advance(state, self.check_action(state, action))
-
     def advance(self, state: RoutingState, action: Action) -> RoutingState:
-        """Carry every row from its decision to the next, or out, by an action that has been checked."""
+        """Carry every row from its decision to the next, or out.
+
+        Args:
+            state: Where the rows stand.
+            action: One that `accept` has let in: choices `(B, M)`, weights `(B, M, A)`, or a pair.
+
+        Returns:
+            The state after that; its `exits` are those of this step.
+        """
         waiting = dict(state.waiting)
         arrivals: dict[int, list[Waiting]] = defaultdict(list)
-        exits = list(state.exits)
+        exits: list[Exit] = []
         macs, expected = state.macs, state.expected_macs
 
         for number, group, later in state.acting():
@@ -276,13 +280,10 @@ class RoutedNetwork(PartlyUsed, ABC):
     def _narrow(self, number: int, group: Waiting, action: Action) -> Action:
         """Cut an action of the network's full width down to what a decision needs."""
         decision = self.decisions[number]
+        if isinstance(action, tuple):
+            return action[0].clamp(max=decision.n - 1), action[1]  # what lies beyond has no weight
         if decision.m == 1:
-            if self.num_tensors > 1:
-                assert isinstance(action, Tensor)
-                action = action[:, 0]
-            if isinstance(action, tuple):
-                return action[0].clamp(max=decision.n - 1), action[1]  # what lies beyond has no weight
-            return action[:, : decision.n] if action.is_floating_point() else action
+            return action[:, 0, : decision.n] if action.is_floating_point() else action[:, 0]
         gates = actions.dense(action, self.num_choices)[:, : decision.m, : decision.n]
         alive = self.alive(number, group.activation)
         return gates if alive is None else gates * alive.unsqueeze(-1)
@@ -334,28 +335,28 @@ class RoutedNetwork(PartlyUsed, ABC):
         return functional.pad(seen, (0, missing)) if missing else seen
 
     def action_mask(self, state: RoutingState) -> Tensor:
-        """Return what is legal: `(B, A)` bool, `(B, M, A)` where M > 1; all True for rows that have left."""
+        """Return what is legal, `(B, M, A)` bool; all True for rows that have left and tensors that are not there."""
         mask = self._masks.index_select(0, state.at)
-        if self.num_tensors == 1:
-            return mask[:, 0]
-        for number, group, _ in state.acting():
-            alive = self.alive(number, group.activation)
-            if alive is not None:
-                own = slice(None) if group.rows is None else group.rows
-                mask[own, : alive.shape[1]] |= ~alive.unsqueeze(-1)
+        for own, alive in self._alive(state):
+            mask[own, : alive.shape[1]] |= ~alive.unsqueeze(-1)
         return mask
 
     def choosing(self, state: RoutingState) -> Tensor:
-        """Return `(B, M)` bool: the tensors that choose now; none in rows that have left."""
+        """Return the tensors that choose now, `(B, M)` bool; none in rows that have left."""
         if self.num_tensors == 1:
             return state.active.unsqueeze(1)
         choosing = self.exists.index_select(0, state.at)
-        for number, group, _ in state.acting():
-            alive = self.alive(number, group.activation)
-            if alive is not None:
-                own = slice(None) if group.rows is None else group.rows
-                choosing[own, : alive.shape[1]] &= alive
+        for own, alive in self._alive(state):
+            choosing[own, : alive.shape[1]] &= alive
         return choosing
+
+    def _alive(self, state: RoutingState) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """Yield rows of a decision and which of their tensors carry something, `(r, m)`, where not all must."""
+        if self.num_tensors > 1:
+            for number, group, _ in state.acting():
+                alive = self.alive(number, group.activation)
+                if alive is not None:
+                    yield slice(None) if group.rows is None else group.rows, alive
 
     @property
     def masks(self) -> Tensor:
@@ -390,32 +391,6 @@ class RoutedNetwork(PartlyUsed, ABC):
             reached = 1 - (1 - action.clamp(0, 1)).prod(1)
             return (used.any(1) * costs).sum(1), (reached * costs).sum(1)
         return (used * costs).sum(1), (action * costs).sum(1)  # no products of matrices: autocast would round them
-
-    # ------------------------------------------------------------------------------------------------------- checking
-
-    def check_action(self, state: RoutingState, action: Action) -> Action:
-        """Check form and values of an action.
-
-        Returns:
-            The action, integers as int64.
-
-        Raises:
-            ValueError: Wrong type, shape or device; a choice out of range or masked; weights that are not finite, or
-                outcome weights off the simplex. Nothing has changed then.
-        """
-        action = self.check_action_form(state, action)
-        if bool(has_bad_values(self, state, action)):
-            raise bad_values_error(self, state, action)
-        return action
-
-    def check_action_form(self, state: RoutingState, action: Action) -> Action:
-        """Check type, shape and device only, without a copy to the host; return the action, integers as int64."""
-        action = actions.check_form(
-            action, len(state), self.num_tensors, self.num_choices, state.task.device, state.macs.dtype
-        )
-        if self.rejoining and actions.is_weights(action):
-            raise ValueError("paths of this network meet again, so outcomes cannot be shared out: choose by integers")
-        return action
 
     @property
     def dense_backward(self) -> bool:

@@ -67,7 +67,7 @@ class Exit:
     weight: Tensor
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class RoutingState:
     """A batch of B instances on their way.
 
@@ -78,7 +78,7 @@ class RoutingState:
         macs: `(B,)` multiply-accumulates executed so far.
         expected_macs: `(B,)` sum of reach times weight times cost; differentiable where the weights are.
         waiting: For each decision with rows waiting: which, with what activation and reach.
-        exits: Where rows have left.
+        exits: Where rows have left in the step that led here.
         num_decisions: N; `at` is N for rows that have left.
     """
 
@@ -149,7 +149,7 @@ class RoutingState:
         return groups
 
     def select(self, rows: Tensor) -> RoutingState:
-        """Return the state of some rows, renumbered in the order given.
+        """Return the state of some rows, renumbered in the order given, without exits.
 
         Args:
             rows: `(r,)` int64 row numbers, each at most once.
@@ -165,18 +165,6 @@ class RoutingState:
             kept = (place[group.rows] >= 0).nonzero().flatten()
             if len(kept):
                 waiting[decision] = dataclasses.replace(group.pick(kept), rows=place[group.rows[kept]])
-        exits = []
-        for exit in self.exits:
-            if exit.rows is None:
-                exits.append(dataclasses.replace(exit, logits=exit.logits[rows], weight=exit.weight[rows]))
-                continue
-            kept = (place[exit.rows] >= 0).nonzero().flatten()
-            if len(kept):
-                exits.append(
-                    dataclasses.replace(
-                        exit, rows=place[exit.rows[kept]], logits=exit.logits[kept], weight=exit.weight[kept]
-                    )
-                )
         return dataclasses.replace(
             self,
             task=self.task[rows],
@@ -185,7 +173,7 @@ class RoutingState:
             macs=self.macs[rows],
             expected_macs=self.expected_macs[rows],
             waiting=waiting,
-            exits=tuple(exits),
+            exits=(),
         )
 
     def restarted(self, rows: Tensor, fresh: RoutingState) -> RoutingState:
@@ -203,7 +191,7 @@ class RoutingState:
 
     @staticmethod
     def merge(states: Sequence[RoutingState]) -> RoutingState:
-        """Put several states of one network one after the other into one batch."""
+        """Put several states of one network one after the other into one batch, without exits."""
         starts = [0]
         for state in states:
             starts.append(starts[-1] + len(state))
@@ -223,11 +211,6 @@ class RoutingState:
                 activation=joined(group.activation for group in groups),
                 reach=torch.cat([group.reach for group in groups]),
             )
-        exits = [
-            dataclasses.replace(exit, rows=numbered(state, start, exit.rows))
-            for state, start in zip(states, starts, strict=False)
-            for exit in state.exits
-        ]
         return RoutingState(
             task=torch.cat([state.task for state in states]),
             instance=torch.cat([state.instance for state in states]),
@@ -235,7 +218,7 @@ class RoutingState:
             macs=torch.cat([state.macs for state in states]),
             expected_macs=torch.cat([state.expected_macs for state in states]),
             waiting=waiting,
-            exits=tuple(exits),
+            exits=(),
             num_decisions=states[0].num_decisions,
         )
 

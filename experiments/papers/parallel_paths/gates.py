@@ -11,9 +11,8 @@ from torch.nn import functional
 from routing_gym.agents import Agent
 from routing_gym.agents.crossing import CrossConnection
 from routing_gym.blocks import PathConv2d, PathLinear
-from routing_gym.envs import Context, Observation
+from routing_gym.envs import Asked, Context, Manner, Seen, take_turn
 from routing_gym.experiments.logits import routed
-from routing_gym.networks import RoutingState
 from routing_gym.networks.parallel_paths import ParallelPaths
 
 STEPS, STEP = 256, 0.15
@@ -97,13 +96,13 @@ def gates_of(agent: Agent, split: str = "test") -> Gates:
     network = network_of(agent)
     columns: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.decisions]
     others = []
-    for batch, label, kept in routed(agent, split):
+    for batch, kept in routed(agent, split):
         for column, decision, step in zip(columns, network.decisions, batch.steps, strict=True):
             assert isinstance(step.action, Tensor)
             gates = step.action[kept].view(-1, network.num_tensors, network.num_choices)
             seen = step.observation["activation"][kept, : decision.width].unflatten(1, (decision.m, -1))
             column.append((gates[:, : decision.m, : decision.n].cpu(), seen.mean(2).cpu()))
-        others.append((label[kept].cpu(), batch.exits[0].logits[kept].argmax(1).cpu()))
+        others.append((batch.label[kept].cpu(), batch.exits[0].logits[kept].argmax(1).cpu()))
     crossings = []
     for decision, column in zip(network.decisions, columns, strict=True):
         gates, arriving = (torch.cat(parts) for parts in zip(*column, strict=True))
@@ -166,15 +165,12 @@ def score(agent: Agent, images: Tensor, gate: Gate) -> Tensor:
     network = network_of(agent)
     assert isinstance(agent, CrossConnection)
     state = network.start(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
+    manner = Manner(graph=True, differentiable=True, validate=None)
     for _ in range(gate.decision):
-        context = Context(state.active, network.action_mask(state), deterministic=True)
-        state = network.advance(state, agent.act(_seen(network, state), context))
-    scores = agent.routers(_seen(network, state), state.active)
+        state = take_turn(network, state, Asked(agent, network, deterministic=True), manner).after
+    seen = Seen(network, state, manner)
+    scores = agent.routers(seen, Context(seen))
     return scores.view(len(images), network.num_tensors, network.num_choices)[:, gate.tensor, gate.path]
-
-
-def _seen(network: ParallelPaths, state: RoutingState) -> Observation:
-    return {"activation": network.observe(state), "task": state.task, "depth": state.at}
 
 
 def synthesised(agent: Agent, gate: Gate, seed: int = 0) -> tuple[Tensor, list[float]]:
