@@ -212,9 +212,9 @@ class LearningAgent(Agent):
         if context.carry is not None and context.begins is None:
             return context.carry
         task = observation["task"]
-        question = Context(Known(context.active, context.mask), single=False, deterministic=context.deterministic)
+        question = Context(Known(context.active, context.mask), deterministic=context.deterministic)
         agent = self.choose(self._dispatching(observation), self.arrangement.dispatcher_of(task), question)
-        agent = agent if agent.ndim == 1 else agent[:, 0]
+        agent = agent[:, 0] if self.max_tensors is None else agent
         if context.carry is not None and context.begins is not None:
             agent = torch.where(context.begins, agent, context.carry)
         context.carry = agent

@@ -93,13 +93,17 @@ class WPL(LearningAgent):
 
     @property
     def table(self) -> Tensor:
-        """Policy `(agents, N, M, A)`."""
-        return self._table[:, : self.num_decisions, ..., : self.num_choices]
+        """Policy `(agents, N, A)`, `(agents, N, M, A)` where M > 1."""
+        return self._shown(self._table)
 
     @property
     def average(self) -> Tensor:
         """The average return of each cell of `table`."""
-        return self._average[:, : self.num_decisions, ..., : self.num_choices]
+        return self._shown(self._average)
+
+    def _shown(self, table: Tensor) -> Tensor:
+        shown = table[:, : self.num_decisions, :, : self.num_choices]
+        return shown.squeeze(2) if self.num_tensors == 1 else shown
 
     def preferences(self, observation: Observation, agent: Tensor) -> Tensor:
         """Return the policy itself."""
@@ -136,9 +140,9 @@ class WPL(LearningAgent):
         moved = table.index_put((cells,), self.rate * delta, accumulate=True)
         legal = self.arrangement.legal
         self._table.copy_(project(moved.view_as(self._table), self._table, legal, self.config.min_probability))
-        exists = self.env.network.exists[:-1]
-        entropy = torch.special.entr(self.table) * exists.unsqueeze(-1)
-        return {"policy_entropy": entropy.sum() / (len(self.table) * exists.sum())}
+        exists, policy = self.env.network.exists[:-1], self._table[:, : self.num_decisions, :, : self.num_choices]
+        entropy = torch.special.entr(policy) * exists.unsqueeze(-1)
+        return {"policy_entropy": entropy.sum() / (len(policy) * exists.sum())}
 
     def _step(self, trajectory: Trajectory, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
         gains, entropies = [], []

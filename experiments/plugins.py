@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from routing_gym.agents import AGENTS, load_installed_agents
-from routing_gym.envs import DATASETS, FINAL_REWARDS
+from routing_gym.envs import DATASETS, REWARDS
 from routing_gym.experiments.settings import Command, UsageError
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS
@@ -74,5 +74,5 @@ def load_plugin(path: Path) -> None:
 
 def _registered() -> dict[tuple[int, str], int]:
     """Return what is registered now, in a form that can be compared."""
-    registries: tuple[Mapping[str, Any], ...] = (AGENTS, NETWORKS, DATASETS, FINAL_REWARDS, ENV_IDS)
+    registries: tuple[Mapping[str, Any], ...] = (AGENTS, NETWORKS, DATASETS, REWARDS, ENV_IDS)
     return {(number, name): id(part) for number, parts in enumerate(registries) for name, part in parts.items()}

@@ -9,7 +9,7 @@ import gymnasium
 import pytest
 
 from routing_gym.agents import AGENTS
-from routing_gym.envs import DATASETS, FINAL_REWARDS
+from routing_gym.envs import DATASETS, REWARDS
 from routing_gym.experiments.cli import main
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS
@@ -23,7 +23,7 @@ LIMITS = {"ucb_agent.py": 40}
 @pytest.fixture
 def nothing_stays():
     """Forget what an example has registered, so that no other test meets it."""
-    registries = (AGENTS, NETWORKS, DATASETS, FINAL_REWARDS, ENV_IDS, gymnasium.registry)
+    registries = (AGENTS, NETWORKS, DATASETS, REWARDS, ENV_IDS, gymnasium.registry)
     kept = [dict(registry) for registry in registries]
     yield
     for registry, before in zip(registries, kept, strict=True):

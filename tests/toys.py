@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 
+import stepping
 import torch
 from torch import nn
 
@@ -462,6 +463,6 @@ def to_the_end(network, images):
     while state.waiting:
         mask = network.action_mask(state)
         action = mask.flatten(0, -2).float().multinomial(1).view(mask.shape[:-1])
-        state = network.step(state, action)
+        state = stepping.step(network, state, action)
         logits += [exit.logits for exit in state.exits]
     return torch.cat(logits)

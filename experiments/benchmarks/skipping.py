@@ -165,7 +165,7 @@ def _steps(subject: Subject, batch: int, chances: Tensor) -> Steps:
     env = subject.make_env(batch)
     agent = make_agent("random", env)
     assert isinstance(agent, RandomAgent)
-    agent.table[0, :-1] = chances
+    agent.table[0, :-1, 0] = chances
     judged = env.sibling(batch, train=False, autoreset_mode="disabled")
 
     @torch.no_grad()

@@ -130,7 +130,9 @@ class Seen(Mapping[str, Tensor]):
     @cached_property
     def decision(self) -> Tensor:
         """`(B,)` int64: the decision each row is at, N for rows that have left."""
-        return torch.full_like(self.task, self.sole) if self._known else self.state.at
+        if self._known and self.sole is not None:
+            return torch.full_like(self.task, self.sole)
+        return self.state.at
 
     @cached_property
     def active(self) -> Tensor:

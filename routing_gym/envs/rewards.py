@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class RewardTerm:
     wants: tuple[str, ...]
     ours: bool = False
 
-    def __call__(self, value: Callable[[str], Tensor], rows: int, check: bool) -> Tensor:
+    def __call__(self, value: Callable[[str], Tensor], rows: int, check: bool | None) -> Tensor:
         """Return the term of some rows, `(r,)`.
 
         Args:
@@ -176,7 +176,7 @@ class Rewards:
         self._frequency = bool(rho) and collaboration == "frequency"
         self.of_probabilities = bool(rho) and collaboration == "probability"
 
-    def of_turn(self, turn: Turn, check: bool = True) -> dict[str, Tensor]:
+    def of_turn(self, turn: Turn, check: bool | None = True) -> dict[str, Tensor]:
         """Return what every action has earned, `(B,)` for each term, 0 for rows that had left; choices are counted.
 
         Args:
@@ -193,9 +193,8 @@ class Rewards:
             rewards["collaboration"] = self.rho * self.share.of(*where)
             self.share.count_choices(*where)
         for term in self._at_action:
-            values = {"macs": turn.macs, "action": turn.action, "task": seen.task, "price": seen.cost}
-            if turn.seen.network.num_tensors == 1:
-                values["action"] = of_one_tensor(turn.action)
+            action = of_one_tensor(turn.action) if seen.network.num_tensors == 1 else turn.action
+            values: dict[str, Any] = {"macs": turn.macs, "action": action, "task": seen.task, "price": seen.cost}
             values |= {"depth": seen.decision, "reach": seen.reach}
             rewards[term.name] = term(values.__getitem__, len(seen.task), check).where(seen.active, 0)
         return rewards
@@ -205,7 +204,7 @@ class Rewards:
         """Names of the terms for leaving, in their order."""
         return [term.name for term in self._at_exit]
 
-    def at_exit(self, value: Callable[[str], Tensor], rows: int, check: bool = True) -> list[Tensor]:
+    def at_exit(self, value: Callable[[str], Tensor], rows: int, check: bool | None = True) -> list[Tensor]:
         """Return what rows earn that leave, `(r,)` for each of `names_at_exit`; arguments as of `RewardTerm`."""
         return [term(value, rows, check) for term in self._at_exit]
 

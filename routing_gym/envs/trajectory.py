@@ -31,7 +31,7 @@ class Context:
 
     Args:
         seen: What there is to see.
-        single: Whether the agent is for one tensor, and sees no axis M.
+        single: Leave the axis M of masks out, for an agent that chooses for one tensor.
         deterministic: As above.
         carry: As above.
         begins: As above.
@@ -41,7 +41,7 @@ class Context:
         self,
         seen: Seen | Known,
         *,
-        single: bool = True,
+        single: bool = False,
         deterministic: bool = False,
         carry: Tensor | None = None,
         begins: Tensor | None = None,
@@ -192,9 +192,13 @@ class Trajectory:
 
     @property
     def final_reward(self) -> Tensor:
-        """`(B,)` reward for leaving, the sum of its terms."""
+        """`(B,)` reward for leaving, the sum of its terms; whoever sets it replaces them."""
         first, *others = self.final_rewards.values()
         return sum(others, start=first)
+
+    @final_reward.setter
+    def final_reward(self, value: Tensor) -> None:
+        self.final_rewards = {"reward": value}
 
     @property
     def rewards(self) -> dict[str, Tensor]:

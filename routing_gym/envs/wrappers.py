@@ -30,7 +30,7 @@ class _PerEpisode(VectorWrapper, ABC):
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
         self.core = core_of(env)
-        # Rows that wait for a reset in mode "disabled"; they go on being `terminated`.
+        # Rows that wait for a reset: in mode "disabled", where they go on being `terminated`, and in "next_step".
         self._idle = self._no_row()
 
     def _no_row(self) -> Tensor:
@@ -50,10 +50,13 @@ class _PerEpisode(VectorWrapper, ABC):
         return returned
 
     def _note_end(self, terminated: Tensor) -> Tensor:
-        """Return `(num_envs,)` bool: the rows whose episode has ended in this step."""
+        """Return the rows whose episode has ended in this step, `(num_envs,)` bool."""
         ended = terminated & ~self._idle
         if self.core.autoreset_mode is AutoresetMode.DISABLED:
             self._idle = self._idle | ended
+        if self.core.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._begin(self._idle)  # they have begun anew in this step
+            self._idle = ended
         return ended
 
 
@@ -149,6 +152,7 @@ class RecordRoutes(_PerEpisode):
         observation, reward, terminated, truncated, infos = super().step(actions)
         turn, self._turn = self._turn, None
         if turn is None:  # all rows have begun anew
+            self._note_end(terminated)
             return observation, reward, terminated, truncated, infos
         self._under_way[self._row, turn.seen.decision] += taken(turn).to(self._under_way.dtype)
         if self._log is not None:

@@ -83,7 +83,7 @@ def accept(
 
 
 def accept_plan(
-    network: RoutedNetwork, plan: Tensor, *, first_legal: bool, validate: bool
+    network: RoutedNetwork, plan: Tensor, *, first_legal: bool, validate: bool | None
 ) -> tuple[Tensor, Tensor | None] | None:
     """Check whole routes through a network that is `in_order`, as `accept` checks the choices one by one.
 

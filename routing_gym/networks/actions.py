@@ -175,7 +175,9 @@ def dense(action: Action, num_choices: int) -> Tensor:
 
 def of_one_tensor(action: Action) -> Action:
     """Return an action of networks in which M = 1 without the axis of tensors: `(B,)`, `(B, A)`, or the pair it is."""
-    return action if isinstance(action, tuple) else action.squeeze(1)
+    if isinstance(action, tuple) or action.ndim == 1 + action.is_floating_point():
+        return action
+    return action.squeeze(1)
 
 
 def take(action: Action, rows: Tensor | None) -> Action:

@@ -15,7 +15,7 @@ from toys import OF_OTHER_NETWORKS, ExitTree
 import routing_gym
 from routing_gym.agents import AGENTS, Agent, make_agent, register_agent
 from routing_gym.agents.tabular import sample
-from routing_gym.envs import Context, RoutingVectorEnv, TrainingDivergedError, rollout
+from routing_gym.envs import Context, Known, RoutingVectorEnv, TrainingDivergedError, rollout
 from routing_gym.networks import RoutedMLP
 from routing_gym.networks.decision import legal_table
 from routing_gym.tasks import synthetic_mtl
@@ -28,9 +28,9 @@ def small_env(num_envs=32, **options):
 
 def routes_of(agent, env):
     """Return `(task, route)` of a batch."""
-    with env.unwrapped.batch_mode() as core:
-        trajectory = rollout(agent, core, deterministic=True)
-    return trajectory.task, torch.stack([step.action for step in trajectory.steps], 1)
+    core = env.unwrapped
+    trajectory = rollout(agent, core, deterministic=True)
+    return trajectory.task, torch.stack([step.action.view(len(trajectory)) for step in trajectory.steps], 1)
 
 
 def test_fixed_agents_take_the_routes_their_names_say():
@@ -325,7 +325,7 @@ def test_the_carry_and_the_record_reach_the_trajectory():
     env = small_env(4, rho=0.3, autoreset_mode="disabled")
     agent = make_agent("random", env)
     trajectory = rollout(agent, env.unwrapped)
-    assert trajectory.steps[0].record["probabilities"].tolist() == [[pytest.approx(1 / 3)] * 3] * 4
+    assert trajectory.steps[0].record["probabilities"].tolist() == [[[pytest.approx(1 / 3)] * 3]] * 4
     assert [int(step.decision[0]) for step in trajectory.steps] == [0, 1, 2]
     assert all(torch.equal(step.reach, torch.ones(4)) for step in trajectory.steps)
     for step, reward in zip(trajectory.steps, (1.0, 2.0, 4.0), strict=True):
@@ -335,7 +335,7 @@ def test_the_carry_and_the_record_reach_the_trajectory():
 
 
 def test_context_defaults():
-    context = Context(torch.ones(1, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool))
+    context = Context(Known(torch.ones(1, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)))
     assert context.carry is None and context.record == {} and not context.deterministic
 
 
@@ -368,7 +368,7 @@ def test_an_agent_trained_by_the_blocks_backward_pass(registered, tmp_path):
     env = small_env(seed=2, action_type="weights", autoreset_mode="disabled")
     agent = make_agent("gate", env)
     trajectory = rollout(agent, env.unwrapped)
-    loss = env.unwrapped.outcome.block_loss()
+    loss = env.unwrapped.batch.block_loss()
     (expected,) = torch.autograd.grad(loss, agent.logits, retain_graph=True)
     assert bool((expected.abs().sum(-1)[:, :3] > 0).all()) and len(trajectory.exits) == 1
     agent.learn(env, 64)

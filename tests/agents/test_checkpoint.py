@@ -132,9 +132,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(saved, env, tmp_path_f
         (("env", "blocks", "optimizer", "param_groups"), lambda c, k: c[k].append({}), "param_groups: expected 1"),
         (("env", "blocks", "optimizer", "state", 0, "exp_avg"), drop, "optimizer.state.0: 'exp_avg' is missing"),
         (
-            ("env", "frequency"),
+            ("env", "share"),
             of_another_form(lambda t: t[:-1]),
-            "frequency: expected float64 of shape",
+            "share: expected float64 of shape",
         ),
         (("env", "stream", "generator"), of_another_form(torch.zeros_like), "stream.generator: Invalid mt19937 state"),
         (("env", "stream", "pass"), of_another_form(lambda t: t + 1000), r"stream.pass: expected numbers in \[0, "),
@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(saved, env, tmp_path_f
         (("agent_optimizer",), of_another_type(None), "agent_optimizer: expected a dictionary, got NoneType"),
         (("torch_generator",), of_another_form(torch.zeros_like), "Invalid mt19937 state"),
         (("num_envs",), drop, "checkpoint: 'num_envs' is missing"),
-        (("version",), of_another_type(2), "has format version 2, this release reads 3"),
+        (("version",), of_another_type(3), "has format version 3, this release reads 4"),
         (("format",), of_another_type("other"), "is not a checkpoint of routing_gym"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import nn
 
 from routing_gym.agents import CoDiNetConfig, needs, train_batch
 from routing_gym.agents.path_losses import consistency, diversity
-from routing_gym.envs import Context, RoutingVectorEnv, rollout
+from routing_gym.envs import Context, Known, RoutingVectorEnv, rollout
 from routing_gym.networks import make_network
 from routing_gym.tasks import synthetic_mtl
 
@@ -34,7 +34,7 @@ def asked(agent, rows, deterministic=False):
         "depth": torch.zeros(rows, dtype=torch.int64),
     }
     everyone = torch.ones(rows, dtype=torch.bool)
-    context = Context(everyone, everyone.unsqueeze(1).expand(-1, 2), deterministic)
+    context = Context(Known(everyone, everyone.unsqueeze(1).expand(-1, 2)), deterministic=deterministic)
     return agent.act(seen, context), context.record
 
 
@@ -302,7 +302,7 @@ def test_sampling_has_the_gradient_of_the_expectation(rows, gamma, monkeypatch):
             trajectory = drawn([way] * rows)
             chance = 1.0
             for choice, step in zip(way, trajectory.steps, strict=True):
-                scores = agent.routers(step.observation, step.active)
+                scores = agent.routers(step.observation, Context(Known(step.active, None)))
                 chance = chance * scores.softmax(1)[:, choice]
             spent = sum(c for c, run in zip(costs, way, strict=True) if run)
             whole = env.network.stem_macs + sum(costs)
@@ -315,7 +315,7 @@ def test_sampling_has_the_gradient_of_the_expectation(rows, gamma, monkeypatch):
         mean = [torch.zeros_like(g) for g in expected]
         for ways in itertools.product(every, repeat=rows):
             trajectory = drawn(ways)
-            loss = env.outcome.block_loss() + agent.auxiliary_loss(trajectory)
+            loss = env.batch.block_loss() + agent.auxiliary_loss(trajectory)
             chance = math.prod(float(chances[way][row]) for row, way in enumerate(ways))
             mean = [m + chance * g for m, g in zip(mean, gradients(loss, agent), strict=True)]
     assert sum(float(g.abs().sum()) for g in expected[-12:]) > 1e-3
@@ -326,7 +326,9 @@ def test_sampling_has_the_gradient_of_the_expectation(rows, gamma, monkeypatch):
 def test_with_sampling_losses_on_paths_are_of_the_probabilities():
     agent = codinet(relaxation="sampling", alpha=0.3, beta=0.4, consistency_margin=0.0, diversity_margin=1.0)
     trajectory = rollout(agent, agent.env)
-    chances = torch.stack([agent.routers(s.observation, s.active).softmax(1)[:, 1] for s in trajectory.steps], 1)
+    chances = torch.stack(
+        [agent.routers(s.observation, Context(Known(s.active, None))).softmax(1)[:, 1] for s in trajectory.steps], 1
+    )
     paths = chances.detach().unflatten(0, (-1, M)).tolist()
     likelihood = sum(step.record["log_probability"] for step in trajectory.steps)
     loss = trajectory.loss  # costs nothing here; each row's less the mean of all others'

@@ -123,7 +123,7 @@ def test_a_single_path_needs_no_gates():
     env = path_env(network="basecnn")
     agent = make_agent("cross-connection", env)
     batch = rollout(agent, agent.env)
-    assert all(torch.equal(step.action, torch.ones(6, 1)) for step in batch.steps)
+    assert all(torch.equal(step.action, torch.ones(6, 1, 1)) for step in batch.steps)
 
 
 @pytest.mark.long

@@ -6,7 +6,7 @@ import torch
 
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent, needs
 from routing_gym.envs import TrainingDivergedError
-from routing_gym.envs.rewards import FINAL_REWARDS
+from routing_gym.envs.rewards import REWARDS, register_reward
 
 RATES = ("policy_rate", "learning_rate")
 EXITS = {"network": "pyramid-chain", "columns": 2, "width": 4, "num_blocks": None}
@@ -61,7 +61,7 @@ def test_blocks_with_a_rate_far_too_high_are_said_to_have_diverged(name, represe
 def test_what_is_no_number_any_more_is_named():
     env = make("wpl")
     agent = make_agent("wpl", env)
-    agent._average[0, 1, 1] = torch.nan
+    agent._average[0, 1, 0, 1] = torch.nan
     with pytest.raises(TrainingDivergedError, match=r"agent 'wpl'.*after 64 episodes _(average|table) is not finite"):
         agent.learn(env, episodes=640)
 
@@ -75,11 +75,12 @@ def test_infinity_may_stand_in_a_buffer():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_reward_that_is_no_number_is_found_before_anything_learns(monkeypatch, value):
-    monkeypatch.setitem(FINAL_REWARDS, "odd", lambda loss, correct: torch.full_like(loss, value))
+    monkeypatch.delitem(REWARDS, "odd", raising=False)
+    register_reward("odd", lambda loss: torch.full_like(loss, value))
     env = make("reinforce", final_reward="odd")
     agent = make_agent("reinforce", env)
     before = [tensor.clone() for module in (agent, env.network) for tensor in module.state_dict().values()]
-    with pytest.raises(TrainingDivergedError, match=r"agent 'reinforce', batch 1: a reward is not finite.*'odd'"):
+    with pytest.raises(TrainingDivergedError, match=r"agent 'reinforce', batch 1: reward 'odd' is not finite"):
         agent.learn(env, episodes=64)
     after = [tensor for module in (agent, env.network) for tensor in module.state_dict().values()]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))

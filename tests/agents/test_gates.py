@@ -7,7 +7,7 @@ from toys import small_env
 
 import routing_gym
 from routing_gym.agents import make_agent
-from routing_gym.envs import Context, rollout
+from routing_gym.envs import Context, Known, rollout
 from routing_gym.networks import ColumnsMLP, RoutedMLP
 
 
@@ -21,7 +21,8 @@ def asked(agent, env, deterministic=False, task=None):
     if task is not None:
         observation["task"] = torch.full_like(observation["task"], task)
     rows = len(observation["task"])
-    context = Context(torch.ones(rows, dtype=torch.bool), torch.ones(rows, 3, dtype=torch.bool), deterministic)
+    known = Known(torch.ones(rows, dtype=torch.bool), torch.ones(rows, 3, dtype=torch.bool))
+    context = Context(known, deterministic=deterministic)
     return agent.act(observation, context)
 
 
@@ -32,7 +33,7 @@ def test_gumbel_noise_draws_by_the_softmax_of_the_scores():
         agent.scores.table[0, 0] = torch.tensor([0.2, 0.5, 0.3]).log()
     weights = asked(agent, env)
     assert weights.detach().unique().numel() <= 4 and bool((weights.detach() != 0).sum(-1).eq(1).all())
-    counts = torch.bincount(weights.argmax(-1), minlength=3)
+    counts = torch.bincount(weights.argmax(-1).flatten(), minlength=3)
     assert stats.chisquare(counts.numpy(), [800, 2000, 1200]).pvalue > 1e-4
     assert bool((asked(agent, env, deterministic=True).argmax(-1) == 1).all())
 
@@ -43,7 +44,7 @@ def test_the_gradient_of_a_straight_through_gate_is_that_of_the_soft_weights():
     for estimator in ("straight-through", "soft"):
         agent = make_agent("gumbel", env, arrangement="single", estimator=estimator, temperature=0.7, seed=3)
         weights = asked(agent, env)
-        (weights * torch.arange(18.0).view(6, 3)).sum().backward()
+        (weights * torch.arange(18.0).view(6, 1, 3)).sum().backward()
         gradients.append(agent.scores.table.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
     assert float(gradients[0].abs().sum()) > 0

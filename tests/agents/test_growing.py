@@ -66,13 +66,11 @@ def test_every_agent_grows_and_decides_as_before_for_the_old_tasks(name, options
     needs = {**AGENTS[name].env_kwargs, "action_type": AGENTS[name].action_type}
     env = small_env(RoutedMLP((1, 2, 3), 3, 4, width=4, layers=2), 24, **needs)
     agent = make_agent(name, env, **options).learn(env, 24 * 5)
-    with env.batch_mode():
-        before = rollout(agent, env, deterministic=True, instances=torch.arange(24))
+    before = rollout(agent, env, deterministic=True, instances=torch.arange(24))
     # What changes the blocks before the comparison would blur it.
     grown = add_task(agent, {split: part.select_tasks([1]) for split, part in data.items()})
     assert grown.num_tasks == 4
-    with grown.env.batch_mode():
-        after = rollout(grown, grown.env, deterministic=True, instances=torch.arange(24))
+    after = rollout(grown, grown.env, deterministic=True, instances=torch.arange(24))
     if name != "random":
         for old, new in zip(before.steps, after.steps, strict=True):
             torch.testing.assert_close(old.action, new.action)

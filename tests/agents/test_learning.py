@@ -52,9 +52,11 @@ def test_the_best_arm_of_a_noisy_bandit_becomes_greedy(name, representation, arr
     env = small_env(RoutedMLP((1, 2, 3), 3, 3, width=4, layers=1), rows, num_tasks=tasks, train=False)
     agent = learner(name, env, representation, arrangement=arrangement)
     noise = torch.Generator().manual_seed(1000)  # not the agent's own numbers
-    practise(
-        agent, env, lambda trajectory: means[trajectory.steps[-1].action] + 0.5 * torch.randn(rows, generator=noise)
-    )
+
+    def reward(trajectory):
+        return means[trajectory.steps[-1].action.view(rows)] + 0.5 * torch.randn(rows, generator=noise)
+
+    practise(agent, env, reward)
     routed = rollout(agent, env, deterministic=True)
     assert bool((routed.steps[-1].action == 2).all()) and len(routed.task.unique()) == tasks
 
@@ -66,7 +68,7 @@ def test_flipping_the_reward_flips_the_preference(name, representation):
     for sign in (1, -1):
         env = small_env(RoutedMLP((1, 2, 3), 3, 2, width=4, layers=1), 128, train=False)
         agent = learner(name, env, representation, arrangement="single")
-        practise(agent, env, lambda trajectory, sign=sign: sign * (1.0 - 2 * trajectory.steps[0].action), 20)
+        practise(agent, env, lambda trajectory, sign=sign: sign * (1.0 - 2 * trajectory.steps[0].action.view(128)), 20)
         greedy.append(rollout(agent, env, deterministic=True).steps[0].action)
     assert bool((greedy[0] == 0).all()) and bool((greedy[1] == 1).all())
 
@@ -81,7 +83,7 @@ def test_credit_reaches_the_first_of_two_steps(name, representation, arrangement
 
     def reward(trajectory):
         first = next(step for step in trajectory.steps if int(step.decision[0]) == 0)
-        return torch.where(first.action == 1, 1.0, -1.0)
+        return torch.where(first.action.view(256) == 1, 1.0, -1.0)
 
     practise(agent, env, reward, 25)
     assert bool((rollout(agent, env, deterministic=True).steps[0].action == 1).all())

@@ -142,7 +142,7 @@ class SamePolicy(PragmaticCritic):
 def pulled(agent, instance):
     """Loss and gradients of one instance, without a step."""
     trajectory = rollout(agent, agent.env, instances=torch.tensor([instance]))
-    loss = agent.env.outcome.block_loss() + agent.auxiliary_loss(trajectory)
+    loss = agent.env.batch.block_loss() + agent.auxiliary_loss(trajectory)
     parameters = [*agent.env.network.parameters(), *agent.parameters()]
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return (

@@ -12,7 +12,7 @@ from toys import TREE, ExitTree, Gates, Planted, planted_env, toy_env
 import routing_gym
 from routing_gym.agents import Agent, make_agent
 from routing_gym.agents.sb3 import seeded
-from routing_gym.envs import Context, TrainingDivergedError, rollout
+from routing_gym.envs import Context, Known, TrainingDivergedError, rollout
 from routing_gym.envs.sb3 import RoutingVecEnv
 from routing_gym.experiments.cli import main
 
@@ -148,9 +148,9 @@ def test_a_memory_too_large_for_a_checkpoint_is_said_to_be_lost(tmp_path, monkey
 def test_choices_are_legal_and_those_of_the_models_own_predict(name):
     env = toy_env(ExitTree(TREE), 12)
     agent = make_agent(name, env, **SMALL)
-    with env.batch_mode() as core:
-        for _ in range(4):  # mode "disabled" refuses what is not legal
-            assert not rollout(agent, core).steps[0].action.is_floating_point()
+    core = env
+    for _ in range(4):  # mode "disabled" refuses what is not legal
+        assert not rollout(agent, core).steps[0].action.is_floating_point()
     face = RoutingVecEnv(env)
     observation = face.reset()
     for _ in range(6):
@@ -188,12 +188,14 @@ def test_sampling_follows_the_policy():
         agent = make_agent(name, env, **SMALL)
         observation, info = env.reset(seed=0)
         observation = {key: value[:1].expand(3000, *value.shape[1:]) for key, value in observation.items()}
-        context = Context(torch.ones(3000, dtype=torch.bool), info["action_mask"].bool())
+        mask = info["action_mask"].bool()
+        mask = mask.unsqueeze(1) if agent.max_tensors is None else mask
+        context = Context(Known(torch.ones(3000, dtype=torch.bool), mask))
         with torch.no_grad():
-            chances = agent.probabilities(observation, context)[0]
+            chances = agent.probabilities(observation, context)[0].view(3)
         assert float(chances.sum()) == pytest.approx(1)
         drawn = agent.act(observation, context)
-        share = torch.bincount(drawn, minlength=3) / 3000
+        share = torch.bincount(drawn.view(3000), minlength=3) / 3000
         assert torch.allclose(share, chances, atol=0.05)
 
 
@@ -216,9 +218,9 @@ def test_a_table_has_an_entry_for_each_task_and_decision():
         for depth in range(4):
             activation = torch.randn(1, env.unwrapped.network.observation_size)
             seen = {"activation": activation, "task": torch.tensor([task]), "depth": torch.tensor([depth])}
-            context = Context(torch.ones(1, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool))
+            context = Context(Known(torch.ones(1, dtype=torch.bool), torch.ones(1, 1, 3, dtype=torch.bool)))
             expected = agent.actor.action_net.weight[:, 4 * task + depth].softmax(0)
-            torch.testing.assert_close(agent.probabilities(seen, context)[0], expected)
+            torch.testing.assert_close(agent.probabilities(seen, context)[0, 0], expected)
 
 
 def test_several_tensors_choose():

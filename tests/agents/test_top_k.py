@@ -6,7 +6,7 @@ from toys import TREE, ExitTree, small_env
 
 import routing_gym
 from routing_gym.agents import make_agent, train_batch
-from routing_gym.envs import Context, rollout
+from routing_gym.envs import Context, Known, rollout
 from routing_gym.networks import RoutedMLP
 from routing_gym.networks.decision import legal_table
 
@@ -95,7 +95,7 @@ def test_noise_and_all_gradients_are_those_of_a_loop_over_rows(options):
     assert picked != by_hand(agent, env, trajectory, None)[1]
 
     trained = [agent.scores.layer.weight, agent.spread.layer.weight, *env.network.parameters()]
-    ours = torch.autograd.grad(env.outcome.block_loss(), trained)
+    ours = torch.autograd.grad(env.batch.block_loss(), trained)
     label = env.dataset.label[trajectory.instance]
     theirs = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, label), trained)
     for one, other in zip(ours, theirs, strict=True):
@@ -109,7 +109,7 @@ def test_one_choice_of_weight_1_teaches_the_gates_nothing_and_says_so():
     ):
         agent = make_agent("top-k", weights_env(), k=1, balance=0.0, noise=False)
     rollout(agent, agent.env)
-    agent.env.outcome.block_loss().backward()
+    agent.env.batch.block_loss().backward()
     assert not bool(agent.scores.layer.weight.grad.any())
     env = weights_env(num_envs=32)
     agent = make_agent("top-k", env, k=1, balance=0.0, softmax="all")
@@ -129,7 +129,7 @@ def test_only_what_was_picked_has_a_gradient():
     env = weights_env(num_envs=2)
     agent = with_weights(env)
     trajectory = rollout(agent, env)
-    env.outcome.block_loss().backward()
+    env.batch.block_loss().backward()
     for step, bank in zip(trajectory.steps, env.network.banks, strict=True):
         picked = step.action[0].unique().tolist()
         assert len(picked) < BLOCKS
@@ -148,15 +148,15 @@ def test_noise_is_off_when_deterministic_and_as_large_as_the_log_of_two_at_first
     with torch.no_grad():
         agent.scores.layer.weight.zero_()
     observation = env.reset()[0]
-    free = torch.ones(4000, dtype=torch.bool), torch.ones(4000, BLOCKS, dtype=torch.bool)
+    free = Known(torch.ones(4000, dtype=torch.bool), torch.ones(4000, BLOCKS, dtype=torch.bool))
     at = agent.generator.get_state()
-    assert len(agent.act(observation, Context(*free, deterministic=True))[0].unique()) == 1
+    assert len(agent.act(observation, Context(free, deterministic=True))[0].unique()) == 1
     assert torch.equal(agent.generator.get_state(), at)
-    counts = torch.bincount(agent.act(observation, Context(*free))[0][:, 0], minlength=BLOCKS)
+    counts = torch.bincount(agent.act(observation, Context(free))[0][:, 0], minlength=BLOCKS)
     assert counts.min() > 700 and torch.equal(agent.spread.layer.weight, torch.zeros_like(agent.spread.layer.weight))
     silent = make_agent("top-k", env, k=1, noise=False)
     assert silent.spread is None
-    assert torch.equal(silent.act(observation, Context(*free))[0], silent.act(observation, Context(*free))[0])
+    assert torch.equal(silent.act(observation, Context(free))[0], silent.act(observation, Context(free))[0])
 
 
 def test_where_fewer_are_legal_the_rest_weighs_nothing():

@@ -55,7 +55,7 @@ def test_rows_that_belong_together_are_versions_of_one_image(versions):
         env.reset()
         instances = env.state.instance.view(-1, versions)
         assert bool((instances == instances[:, :1]).all()) and len(instances.unique()) == 12 // versions
-        assert torch.equal(env.outcome.label, env.dataset.label[env.state.instance])
+        assert torch.equal(env.batch.label, env.dataset.label[env.state.instance])
         for row, pixels in enumerate(seen[-1]):
             gaps = (moved(env, int(env.state.instance[row])) - pixels).abs().amax((1, 2, 3))
             assert float(gaps.min()) < 1e-5

@@ -49,7 +49,7 @@ def test_the_dispatcher_moves_first_and_earns_what_the_agent_it_picked_earns():
         assert observation["observation"]["depth"] == depth and not terminated
         assert env.rewards["dispatcher"] == 0 and env.core.state.instance == instance
         env.step(1 if depth == 0 else 0)
-    final = float(env.core.outcome.final_reward)
+    final = float(env.core.batch.final_reward)
     total = final - 1e-3 * float(env.core.state.macs - env.core.network.stem_macs)
     assert all(env.terminations.values()) and set(env.agents) == set(env.possible_agents)
     assert env._cumulative_rewards["dispatcher"] == pytest.approx(total, rel=1e-5)

@@ -188,9 +188,9 @@ def test_evaluation_counts_only_those_that_came_to_a_decision():
         for count, cost in zip(row, decision.macs, strict=True)
     )
     assert judged.macs == pytest.approx(spent / first)
-    with env.unwrapped.batch_mode() as core:
-        batch = rollout(agent, core)
-    assert torch.equal(batch.steps[1].active, batch.steps[0].action == 1)
+    core = env.unwrapped
+    batch = rollout(agent, core)
+    assert torch.equal(batch.steps[1].active, batch.steps[0].action.view(-1) == 1)
 
 
 def test_the_checker_knows_that_choices_are_counted_across_resets():

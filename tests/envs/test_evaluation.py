@@ -174,7 +174,7 @@ def test_judging_keeps_exits_but_training_without_a_graph_does_not():
     env = toy_env(autoreset_mode="disabled", train=False)
     env.reset(seed=0)
     env.step(torch.zeros(env.num_envs, dtype=torch.int64))
-    assert env.outcome.exits == []
+    assert env.batch.exits == []
 
 
 @pytest.mark.skipif("price" not in {field.name for field in dataclasses.fields(EnvConfig)}, reason="no prices to see")

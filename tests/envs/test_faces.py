@@ -43,7 +43,7 @@ def test_single_environment_follows_the_core():
         env.unwrapped.step(0)
     observation, info = env.reset(seed=3)
     core = env.unwrapped.core
-    instance, label = core.state.instance.clone(), int(core.outcome.label[0])
+    instance, label = core.state.instance.clone(), int(core.batch.label[0])
     assert info["action_mask"].dtype == np.int8 and env.unwrapped.action_masks().dtype == bool
     for choice in (4, 5, 6):
         observation, reward, terminated, truncated, info = env.step(choice)

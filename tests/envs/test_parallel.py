@@ -66,7 +66,7 @@ def test_every_agent_routes_instances_of_its_own_task_and_leaves_with_them():
         seen.update(core.state.instance.tolist())
         for row, agent in enumerate(env.possible_agents):
             info = last[agent]
-            assert info["correct"] == float(core.outcome.correct[row]) and info["label"] == int(core.outcome.label[row])
+            assert info["correct"] == float(core.batch.correct[row]) and info["label"] == int(core.batch.label[row])
             paid = 1e-3 * (info["macs"] - core.network.stem_macs)
             assert earned[agent] == pytest.approx(2 * info["correct"] - 1 - paid, rel=1e-5)
         rounds_of.append(core.state.instance % 24)

@@ -191,7 +191,7 @@ def test_without_validation_a_bad_action_voids_the_batch():
         env.step(bad)
         while env.state.waiting:
             env.step(torch.zeros(6, dtype=torch.int64))
-        assert sum(len(exit.loss) for exit in env.outcome.exits) == 6
+        assert sum(len(exit.loss) for exit in env.batch.exits) == 6
         with pytest.raises(TrainingDivergedError, match="out of range, masked or not finite"):
             env.train_blocks()
         assert all(torch.equal(before[key], value) for key, value in env.network.state_dict().items())
@@ -222,12 +222,6 @@ def test_the_trajectory_holds_what_was_done():
     trajectory = rollout(Stubborn(env), env)
     assert trajectory.steps[0].action.tolist() == [2] * 6
     routing_gym.evaluate(Stubborn(env), env)
-
-
-def test_a_rollout_needs_whole_batches():
-    env = toy_env()
-    with pytest.raises(ValueError, match="mode 'disabled'"):
-        rollout(Stubborn(env), env)
 
 
 def test_tensors_that_do_not_exist_or_are_not_alive_do_not_count():
@@ -293,7 +287,7 @@ def test_dense_backward_reaches_the_ways_an_outcome_did_not_take():
         env.reset(seed=0)
         weights = torch.tensor([[1.0, 0.0]] * 4, requires_grad=True)
         env.step(weights)
-        (gradients[dense],) = torch.autograd.grad(env.outcome.block_loss(), weights)
+        (gradients[dense],) = torch.autograd.grad(env.batch.block_loss(), weights)
     assert bool((gradients[False][:, 1] == 0).all()) and bool((gradients[True][:, 1] != 0).all())
     torch.testing.assert_close(gradients[False][:, 0], gradients[True][:, 0])
 
@@ -310,14 +304,14 @@ def test_the_checker_leaves_everything_as_it_is():
 
 def snapshot(env):
     """Everything a refused call must leave as it is, as one comparable value."""
-    outcome, log = env.outcome, env._log
+    outcome, log = env.batch, env._log
     tensors = [
         *env.network.state_dict().values(),
         *env.stream.state_dict().values(),
         *(getattr(env.state, name) for name in ("task", "instance", "price", "macs", "at")),
         *(tensor for group in env.state.waiting.values() for tensor in (*group.activation, group.reach)),
         *(outcome.loss, outcome.correct, outcome.final_reward, outcome.label),
-        env.frequency.total,
+        env.rewards.share.total,
         *(() if log is None else (log.decision, log.action, log.length)),
     ]
     routes = sum(map(len, env._replayer._waiting))
@@ -337,7 +331,7 @@ calls = st.lists(
 @settings(max_examples=80, deadline=None)
 @given(
     calls=calls,
-    mode=st.sampled_from(["same_step", "disabled"]),
+    mode=st.sampled_from(["same_step", "next_step", "disabled"]),
     family=st.sampled_from(["tree", "gates", "mlp"]),
     action_type=st.sampled_from(["discrete", "weights"]),
     illegal=st.sampled_from(["raise", None]),
@@ -349,8 +343,8 @@ def test_any_sequence_of_calls_leaves_it_usable(calls, mode, family, action_type
     env.reset(seed=0)
     for call, number in calls:
         good = legal_actions(env, torch.Generator().manual_seed(number))
-        trainable = env.keeps_graph and not env.state.waiting and bool(env.outcome.exits)
-        if call == "step" and env.state.waiting:
+        trainable = env.keeps_graph and not env.state.waiting and bool(env.batch.exits)
+        if call == "step" and (env.state.waiting or env._due is not None):
             env.step(good)
         elif call == "reset":
             env.reset(seed=number)
@@ -378,7 +372,7 @@ def test_any_sequence_of_calls_leaves_it_usable(calls, mode, family, action_type
                 with pytest.raises(RuntimeError):
                     env.train_blocks()
             else:
-                wrong = [good + 7, good - 9, good[:-1], good.bool(), None, good.unsqueeze(-1), good[:-1].tolist()]
+                wrong = [good + 7, good - 9, good[:-1], good.bool(), None, good.unsqueeze(0), good[:-1].tolist()]
                 other = good.long() if action_type == "weights" else good.float()
                 wrong += [other, torch.full_like(good.float(), float("nan"))]
                 with pytest.raises((ValueError, ResetNeeded)):

@@ -79,7 +79,7 @@ def test_weight_decay_shrinks_what_has_been_used_and_nothing_else():
     agent = make_agent("shared", env)
     weight = env.network.blocks(0).weight
     before = weight.detach().clone()
-    (used,) = agent.plan(torch.zeros(1, dtype=torch.int64), True)[:, 0].tolist()
+    (used,) = agent.plan(torch.zeros(1, dtype=torch.int64), True)[:, 0, 0].tolist()
     env.reset()
     agent.learn(env, 12)
     gradient = weight.grad[used]

@@ -132,7 +132,7 @@ def test_weights_of_mixtures_are_taken_for_chances(name):
     plain, adjusted, trajectory, agent = twice(lambda talr: make_agent(name, blocks_env(talr, **options)))
     for layer in range(2):
         for block in range(3):
-            used = trajectory.steps[layer].action[:, block].detach().tolist()
+            used = trajectory.steps[layer].action.view(-1, 3)[:, block].detach().tolist()
             full_name = f"blocks.banks.{layer}.weight"
             expected = plain[full_name][block] * factor(used)
             torch.testing.assert_close(adjusted[full_name][block], expected, rtol=1e-4, atol=1e-8)
@@ -292,7 +292,7 @@ def test_judging_does_not_disturb_what_was_noted():
         if judge:
             with torch.no_grad():
                 rollout(agent, env.sibling(12, train=False), instances=torch.arange(12, 24))
-        loss = env.outcome.block_loss()
+        loss = env.batch.block_loss()
         loss.backward()
         env.trainer.throughput.scale()
         found.append([p.grad.clone() for p in env.network.parameters() if p.grad is not None])

@@ -10,11 +10,13 @@ import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from stepping import step
 from torch import nn
 from toys import TREE, ExitTree, Gates, RunSkip, quick, toy_data, toy_env
 
 import routing_gym
-from routing_gym.envs import FINAL_REWARDS, RoutingVectorEnv, register_reward, rollout
+from routing_gym.agents import make_agent
+from routing_gym.envs import REWARDS, RoutingVectorEnv, register_reward, rollout
 from routing_gym.networks import RoutedMLP
 from routing_gym.testing import check_vector_env, legal_actions
 
@@ -142,7 +144,7 @@ def test_ids_can_be_made_from_text_and_with_options():
         ({"network": "mpl"}, "unknown network 'mpl'"),
         ({"width": 0}, "width of at least 1"),
         ({"differentiable": True}, "autoreset_mode='disabled'"),
-        ({"autoreset_mode": "next_step"}, "autoreset_mode must be"),
+        ({"autoreset_mode": "last_step"}, "autoreset_mode must be"),
         ({"render_mode": "human"}, "render_mode must be"),
         ({"replay_batch": 0}, "replay_batch must be an integer of at least 1"),
         ({"final_reward": "accuracy"}, "final_reward must be"),
@@ -170,7 +172,7 @@ def test_unknown_options_are_refused_as_by_any_callable(make):
 
 def test_autoreset_modes_are_taken_as_gymnasium_has_them():
     name, modes = "routing_gym/SyntheticMTL-v0", gymnasium.vector.AutoresetMode
-    for mode in (modes.SAME_STEP, modes.DISABLED):
+    for mode in modes:
         env = gymnasium.make_vec(name, num_envs=2, autoreset_mode=mode)
         assert env.unwrapped.autoreset_mode is env.metadata["autoreset_mode"] is mode
         assert env.unwrapped.config == gymnasium.make_vec(name, autoreset_mode=mode.name.lower()).unwrapped.config
@@ -179,8 +181,10 @@ def test_autoreset_modes_are_taken_as_gymnasium_has_them():
         assert toy_env(autoreset_mode="disabled").sibling(2, autoreset_mode=mode).autoreset_mode is mode
     env = gymnasium.make(name, autoreset_mode=modes.SAME_STEP)
     assert '"autoreset_mode": "same_step"' in env.spec.to_json()
-    with pytest.raises(ValueError, match="autoreset_mode must be 'same_step' or 'disabled', got 'next_step'"):
-        gymnasium.make_vec(name, autoreset_mode=modes.NEXT_STEP)
+    with pytest.raises(
+        ValueError, match="autoreset_mode must be 'same_step' or 'next_step' or 'disabled', got 'never'"
+    ):
+        gymnasium.make_vec(name, autoreset_mode="never")
 
 
 def test_a_network_with_too_few_classes_is_refused():
@@ -204,16 +208,16 @@ def test_rewards_are_correctness_and_cost():
     # row 0 leaves at once, by hand: column 0, its classifier, nothing else
     features = network.columns[0](images[:1].flatten(1))
     logits = network.heads[0](features)
-    right = int(logits.argmax()) == int(env.outcome.label[0])
+    right = int(logits.argmax()) == int(env.batch.label[0])
     assert float(total[0]) == pytest.approx((1 if right else -1) - 0.01 * network.decisions[0].macs[0])
     # row 3: column 2, leaves from there
     logits = network.heads[2](network.columns[2](network.columns[0](images[3:4].flatten(1))))
-    right = int(logits.argmax()) == int(env.outcome.label[3])
+    right = int(logits.argmax()) == int(env.batch.label[3])
     macs = network.decisions[0].macs[2] + network.decisions[2].macs[0]
     assert float(total[3]) == pytest.approx((1 if right else -1) - 0.01 * macs)
     assert float(env.state.macs[3]) == network.stem_macs + macs
-    loss = torch.nn.functional.cross_entropy(logits, env.outcome.label[3:4])
-    assert float(env.outcome.loss[3]) == pytest.approx(loss.item())
+    loss = torch.nn.functional.cross_entropy(logits, env.batch.label[3:4])
+    assert float(env.batch.loss[3]) == pytest.approx(loss.item())
 
 
 def test_negative_loss_and_soft_outcomes():
@@ -224,7 +228,7 @@ def test_negative_loss_and_soft_outcomes():
     assert bool(terminated.all())
     h = env.network.columns[0](env.dataset.pixels(env.state.instance).flatten(1))
     losses = [
-        torch.nn.functional.cross_entropy(logits, env.outcome.label, reduction="none")
+        torch.nn.functional.cross_entropy(logits, env.batch.label, reduction="none")
         for logits in (env.network.heads[0](h), env.network.heads[1](env.network.columns[1](h)))
     ]
     torch.testing.assert_close(reward, -(0.25 * losses[0] + 0.75 * losses[1]).detach())
@@ -257,7 +261,7 @@ def test_train_blocks_takes_the_step_of_a_plain_network():
             layer.weight.copy_(bank.weight[0].t())
             layer.bias.copy_(bank.bias[0])
     env.reset(seed=0)
-    images, label = env.dataset.pixels(env.state.instance), env.outcome.label
+    images, label = env.dataset.pixels(env.state.instance), env.batch.label
     for _ in range(3):
         env.step(torch.zeros(5, dtype=torch.int64))
     seen = []
@@ -291,21 +295,21 @@ def test_reset_mask_restarts_finished_rows_and_keeps_the_rest_of_the_graph():
     env.step(torch.tensor([0, 0, 1, 1, 2, 2]))
     with pytest.raises(ValueError, match=r"rows \[2\] have not left"):
         env.reset(options={"reset_mask": torch.tensor([True, False, True, False, False, False])})
-    label = env.outcome.label.clone()
+    label = env.batch.label.clone()
     observation, _ = env.reset(
         options={"reset_mask": torch.tensor([True] + [False] * 5), "instances": torch.tensor([7])}
     )
     assert observation["depth"].tolist() == [0, 4, 1, 1, 2, 2]
-    assert int(env.state.instance[0]) == 7 and torch.equal(env.outcome.label[1:], label[1:])
+    assert int(env.state.instance[0]) == 7 and torch.equal(env.batch.label[1:], label[1:])
     for _ in range(4):
         if env.state.waiting:
             env.step(torch.zeros(6, dtype=torch.int64))
-    assert sum(len(exit.loss) for exit in env.outcome.exits) == 6
+    assert sum(len(exit.loss) for exit in env.batch.exits) == 6
     parts = torch.stack([
         torch.zeros(6).index_add(0, exit.rows if exit.rows is not None else torch.arange(6), exit.loss.detach())
-        for exit in env.outcome.exits
+        for exit in env.batch.exits
     ]).sum(0)  # fmt: skip
-    torch.testing.assert_close(parts, env.outcome.loss)
+    torch.testing.assert_close(parts, env.batch.loss)
     assert float(env.train_blocks()) == pytest.approx(float(parts.mean()))
 
 
@@ -350,7 +354,8 @@ def test_the_routes_that_ended_first_are_replayed(action_type, mode):
     while not env.trainer.steps:
         action = legal_actions(env, generator)
         starts = [
-            (env.state.instance[row : row + 1].clone(), env._augmentation[row : row + 1].clone()) for row in range(4)
+            (env.state.instance[row : row + 1].clone(), env.batch.augmentation[row : row + 1].clone())
+            for row in range(4)
         ]
         _, _, terminated, _, _ = env.step(action)
         for row in range(4):
@@ -367,7 +372,7 @@ def test_the_routes_that_ended_first_are_replayed(action_type, mode):
     for instance, augmentation, actions in ended[:5]:
         state = twin.start(env.dataset.pixels(instance, augmentation), env.dataset.task[instance])
         for action in actions:
-            state = twin.step(state, action)
+            state = step(twin, state, action)
         label = env.dataset.label[instance]
         losses += [
             (exit.weight * torch.nn.functional.cross_entropy(exit.logits, label, reduction="none")).sum()
@@ -395,15 +400,18 @@ def test_same_step_trains_and_train_false_does_not():
         assert not env.network.training
 
 
-def test_batch_mode_is_temporary():
+def test_agents_of_ours_take_whole_batches_in_any_mode():
     env = toy_env()
     env.reset()
-    with env.batch_mode() as inner:
-        assert inner is env and env.keeps_graph and env.illegal == "raise"
-        env.reset()
+    trajectory = rollout(make_agent("random", env), env)
+    assert env.batch.manner.graph and not env.keeps_graph and env.network.training
+    before = env.network.state_dict()["columns.0.0.weight"].clone()
+    env.train_blocks()
+    assert not torch.equal(before, env.network.state_dict()["columns.0.0.weight"]) and len(trajectory) == 6
+    with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(torch.zeros(6, dtype=torch.int64))
-        env.train_blocks()
-    assert env.metadata["autoreset_mode"] is gymnasium.vector.AutoresetMode.SAME_STEP and not env.keeps_graph
+    env.reset()
+    assert not env.network.training and not env.batch.manner.graph
 
 
 class Planned:
@@ -447,5 +455,5 @@ def test_a_final_reward_of_another_type_goes_with_routes_followed_at_once():
         env = RoutingVectorEnv(network, toy_data(), 8, autoreset_mode="disabled", final_reward="double", device="cpu")
         trajectory = rollout(Planned(torch.randint(2, (8, 3))), env)
     finally:
-        del FINAL_REWARDS["double"]
+        del REWARDS["double"]
     assert torch.equal(trajectory.final_reward, trajectory.correct)

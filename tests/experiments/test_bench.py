@@ -253,7 +253,7 @@ def test_rows_skip_as_often_as_they_should(network):
         chances = (1 - share) * never + share * always
         env = subject.make_env(400)
         agent = make_agent("random", env)
-        agent.table[0, :-1] = chances
+        agent.table[0, :-1, 0] = chances
         macs, expected = rollout(agent, env).macs, skipping.expected_macs(env.network, chances)
         env.train_blocks()
         if share in (0, 1):

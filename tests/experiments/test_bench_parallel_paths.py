@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from stepping import step
 
 from routing_gym.experiments.benchmarks import parallel_paths, timing
 from routing_gym.experiments.benchmarks.parallel_paths import LoopOverPaths, logits_of
@@ -90,7 +91,7 @@ def test_tensors_that_have_met_stay_together_on_paths_used_alike(together, live)
         (waiting,) = state.waiting.values()
         alive = waiting.activation[1]
         runs.append(torch.nn.functional.one_hot(action, 4).mul(alive.unsqueeze(2)).any(1))
-        state = network.step(state, action)
+        state = step(network, state, action)
     for run in runs:
         assert run.sum(1).tolist() == 8 * [live] and run.sum(0).tolist() == 4 * [2 * live]
     behind = sum(decision.macs[0] for decision in network.decisions)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from standins import write_cifar10
+from stepping import step
 
 from routing_gym.agents import make_agent
 from routing_gym.envs import RoutingVectorEnv, evaluate
@@ -107,7 +108,7 @@ def test_paths_are_those_of_every_image():
         scores = agent.routers.of[number](env.network.observe(state)[:, : env.network.decisions[number].width])
         torch.testing.assert_close(paths.chances[:, number], scores.softmax(-1).detach())
         assert torch.equal(paths.choices[:, number], (scores[:, 1] >= scores[:, 0]).long())
-        state = env.network.step(state, paths.choices[:, number])
+        state = step(env.network, state, paths.choices[:, number])
     torch.testing.assert_close(paths.logits, state.exits[0].logits.detach())
     assert torch.equal(paths.label, test.label)
     judged = evaluate(agent, env)

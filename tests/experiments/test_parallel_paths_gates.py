@@ -6,7 +6,7 @@ import torch
 from matplotlib.image import imread
 
 from routing_gym.agents import make_agent, needs
-from routing_gym.envs import Context, core_of
+from routing_gym.envs import Context, Known, core_of
 from routing_gym.experiments.papers.parallel_paths.drawings import (
     class_gates,
     maximal_images,
@@ -68,7 +68,7 @@ def by_hand(agent, row):
         for number, decision in enumerate(network.decisions):
             columns, _ = state.waiting[number].activation
             seen = {"activation": network.observe(state), "task": state.task, "depth": state.at}
-            action = agent.act(seen, Context(state.active, network.action_mask(state), deterministic=True))
+            action = agent.act(seen, Context(Known(state.active, network.action_mask(state)), deterministic=True))
             chosen = action[:, : decision.m, : decision.n]
             yield decision, chosen[0], columns[0], mix(columns, chosen)[0]
             state = network.advance(state, action)

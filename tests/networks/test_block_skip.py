@@ -3,6 +3,7 @@
 import gymnasium
 import pytest
 import torch
+from stepping import step
 from torch import nn
 from torch.nn import functional
 
@@ -44,7 +45,7 @@ def small_env(name=CIFAR, **options):
 def routed(network, images, task, actions):
     state = network.start(images, task)
     for action in actions:
-        state = network.step(state, action)
+        state = step(network, state, action)
     return state
 
 
@@ -261,7 +262,7 @@ def test_what_a_decision_sees(name):
         assert decision.width == x.shape[1] and whole.decisions[number].width == x[0].numel()
         assert not bool(seen[:, decision.width :].any()) and not bool(flat[:, x[0].numel() :].any())
         action = torch.tensor([0, 1, 1])
-        states = [network.step(state, action) for network, state in zip((mean, whole), states, strict=True)]
+        states = [step(network, state, action) for network, state in zip((mean, whole), states, strict=True)]
     assert decision.next == (EXIT, EXIT)
 
 

@@ -7,6 +7,7 @@ from functools import cache
 import gymnasium
 import pytest
 import torch
+from stepping import step
 from torch import nn
 from torch.nn import functional
 
@@ -44,7 +45,7 @@ def walk(network, images, action_of):
     state = network.start(images, torch.zeros(len(images), dtype=torch.int64))
     for decision in range(len(network.decisions)):
         assert state.sole == decision
-        state = network.step(state, action_of(decision))
+        state = step(network, state, action_of(decision))
     assert not state.waiting
     return state
 
@@ -156,7 +157,7 @@ def test_every_row_takes_its_own_way(cells):
     seen = []
     for decision in range(len(sizes)):
         seen.append(network.observe(state)[:, : network.decisions[decision].width])
-        state = network.step(state, plan[:, decision])
+        state = step(network, state, plan[:, decision])
     for row in range(3):
         weights = [one_hot(plan[row, decision], n) for decision, n in enumerate(sizes)]
         logits, expected = by_hand(network, images[row], weights)
@@ -223,9 +224,9 @@ def test_a_row_without_any_weight_goes_on_with_zeros():
     weights = torch.zeros(2, 7)
     weights[1, 0] = 1
     state = network.start(torch.randn(2, *IMAGE), torch.zeros(2, dtype=torch.int64))
-    mixed = network.step(state, weights).waiting[1].activation[0]
+    mixed = step(network, state, weights).waiting[1].activation[0]
     assert mixed[0].eq(0).all() and mixed[1].ne(0).any()
-    assert network.step(state, torch.zeros(2, 7)).waiting[1].activation[0].eq(0).all()
+    assert step(network, state, torch.zeros(2, 7)).waiting[1].activation[0].eq(0).all()
 
 
 # ------------------------------------------------------------------------------------------------- what runs, and costs
@@ -287,7 +288,7 @@ def test_no_more_waits_than_is_needed():
     waits = []
     for decision in range(24):
         waits.append(len(state.waiting[decision].activation))
-        state = network.step(state, torch.zeros(2, dtype=torch.int64))
+        state = step(network, state, torch.zeros(2, dtype=torch.int64))
     # Inputs to choose from and, for the cell after, the cell before; after a cell's last input decision only the sum.
     cell = [3, 4, 4, 5, 5, 6, 6, 3]
     assert waits == cell * 2 + [number - 1 for number in cell]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepping import step
 
 from routing_gym.networks import ColumnsMLP, make_network
 
@@ -18,7 +19,7 @@ def test_hard_routes_against_a_loop(seed, rows):
     actions = [torch.randint(3, (rows, 3), generator=generator) for _ in range(3)]
     state = network.start(images, task)
     for action in actions:
-        state = network.step(state, action)
+        state = step(network, state, action)
     logits, spent = state.exits[0].logits, state.macs
     for row in range(rows):
         columns, macs = {j: images[row].flatten() for j in range(3)}, 0.0
@@ -59,7 +60,7 @@ def test_gates_have_a_gradient_towards_what_is_run(dense_backward):
     gates = [torch.eye(3)[columns].unsqueeze(0).requires_grad_() for columns in ([2, 2, 0], [0, 0, 0])]
     state = network.start(torch.rand(1, 1, 2, 3) + 0.1, torch.zeros(1, dtype=torch.int64))
     for gate in gates:
-        state = network.step(state, gate)
+        state = step(network, state, gate)
     state.exits[0].logits.square().sum().backward()
     assert (gates[0].grad[0] != 0).tolist() == [[True, False, True]] * 3
     assert (gates[1].grad[0] != 0).tolist() == [[True, False, False], [False] * 3, [True, False, False]]

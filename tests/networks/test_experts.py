@@ -3,6 +3,7 @@
 import gymnasium
 import pytest
 import torch
+from stepping import step
 from torch import nn
 from torch.nn import functional
 
@@ -60,7 +61,7 @@ def weight_of(action, row, choice):
 def routed(network, images, task, actions):
     state = network.start(images, task)
     for action in actions:
-        state = network.step(state, action)
+        state = step(network, state, action)
     return state
 
 
@@ -119,7 +120,7 @@ def test_what_a_router_sees_is_the_average_over_the_image():
         x = state.waiting[state.sole].activation[0]
         assert x.shape == (3, 8, 8, 8)
         torch.testing.assert_close(network.observe(state), x.mean((2, 3)))
-        state = network.step(state, torch.tensor([0, 4, 6]))
+        state = step(network, state, torch.tensor([0, 4, 6]))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepping import step
 from torch import nn
 from toys import CLASSES, IMAGE, ExitTree, Gates, RunSkip
 
@@ -23,7 +24,7 @@ def walk(network, state, choose):
     for _ in range(len(network.decisions)):
         if not bool(state.active.any()):
             break
-        state = network.step(state, choose(state))
+        state = step(network, state, choose(state))
     assert not bool(state.active.any())
     return state
 
@@ -123,7 +124,7 @@ def test_softly_routed_rows_visit_every_decision_in_order_and_hard_ones_their_pa
     while bool(state.active.any()):
         number = int(state.at[0])
         seen.append(number)
-        state = network.step(state, soft[network.decisions[number].n])
+        state = step(network, state, soft[network.decisions[number].n])
     assert seen == [0, 1, 2, 3]
     assert [len(set(network.decisions[0].next))] == [3] and network.decisions[0].next[0] == EXIT
 
@@ -131,11 +132,11 @@ def test_softly_routed_rows_visit_every_decision_in_order_and_hard_ones_their_pa
 def test_only_reached_columns_run():
     network = ExitTree(TREE)
     images, task = batch_of(4)
-    state = network.step(network.start(images, task), torch.tensor([0, 0, 1, 1]))
+    state = step(network, network.start(images, task), torch.tensor([0, 0, 1, 1]))
     assert state.at.tolist() == [4, 4, 1, 1]
     assert network.rows_run == [4, 2, 0, 0, 0, 0, 0]
     assert network.observe(state)[:2].abs().sum() == 0
-    assert network.action_mask(state).tolist() == [[True] * 3] * 2 + [[True, True, False]] * 2
+    assert network.action_mask(state).tolist() == [[[True] * 3]] * 2 + [[[True, True, False]]] * 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -172,7 +173,7 @@ def test_hard_gates_equal_each_row_alone(size, paths, seed):
     state = network.start(images, task)
     for depth in range(3):
         assert state.sole == depth
-        state = network.step(state, choices[depth])
+        state = step(network, state, choices[depth])
     for row in range(size):
         alive, macs = {0: images[row].flatten()}, 0.0
         for depth in range(3):
@@ -190,10 +191,10 @@ def test_hard_gates_equal_each_row_alone(size, paths, seed):
 def test_tensors_that_are_not_alive_may_choose_anything():
     network = Gates(2)
     images, task = batch_of(2)
-    state = network.step(network.start(images, task), torch.tensor([[1, 0], [0, 0]]))
+    state = step(network, network.start(images, task), torch.tensor([[1, 0], [0, 0]]))
     masked = network.action_mask(state)
     assert masked.shape == (2, 2, 2) and bool(masked.all())
-    outputs = [network.step(state, torch.tensor([[dead, 1], [1, dead]])) for dead in (0, 1)]
+    outputs = [step(network, state, torch.tensor([[dead, 1], [1, dead]])) for dead in (0, 1)]
     torch.testing.assert_close(outputs[0].waiting[2].activation[0], outputs[1].waiting[2].activation[0])
 
 
@@ -260,14 +261,16 @@ def test_select_and_merge_do_not_change_any_row(seed, family):
     everyone = torch.arange(6)
     plain = walk(network, network.start(images, task), lambda s: choose(s, everyone))
     state = network.start(images, task)
-    state = network.step(state, choose(state, everyone))
+    state = step(network, state, choose(state, everyone))
     order = torch.randperm(6)
     pieces = [state.select(order[:2]), state.select(order[2:])]
-    pieces[0] = network.step(pieces[0], choose(pieces[0], order[:2]))
+    left = outcome(state)[order]  # of those who left before, cutting and merging keep nothing
+    pieces[0] = step(network, pieces[0], choose(pieces[0], order[:2]))
+    left[:2] += outcome(pieces[0])
     merged = RoutingState.merge(pieces)
-    assert len(merged) == 6
+    assert len(merged) == 6 and not merged.exits
     merged = walk(network, merged, lambda s: choose(s, order))
-    torch.testing.assert_close(outcome(merged), outcome(plain)[order])
+    torch.testing.assert_close(left + outcome(merged), outcome(plain)[order])
     torch.testing.assert_close(merged.macs, plain.macs[order])
 
 
@@ -294,19 +297,19 @@ def test_bad_actions_are_refused(action, message):
     network = ExitTree(TREE)
     state = network.start(*batch_of(2))
     with pytest.raises(ValueError, match=message):
-        network.step(state, action)
+        step(network, state, action)
     assert state.at.tolist() == [0, 0]
 
 
 def test_masked_choices_are_refused_for_active_rows_only():
     network = ExitTree(TREE)
-    state = network.step(network.start(*batch_of(3)), torch.tensor([0, 1, 2]))
+    state = step(network, network.start(*batch_of(3)), torch.tensor([0, 1, 2]))
     assert state.at.tolist() == [4, 1, 2]
     with pytest.raises(ValueError, match=r"row 1 at decision 1 \('column 1'\) may choose from \[0, 1\], got 2"):
-        network.step(state, torch.tensor([2, 2, 2]))
-    assert network.step(state, torch.tensor([2, 1, 2])).at.tolist() == [4, 4, 3]
+        step(network, state, torch.tensor([2, 2, 2]))
+    assert step(network, state, torch.tensor([2, 1, 2])).at.tolist() == [4, 4, 3]
     with pytest.raises(ValueError, match="row 1"):
-        network.step(state, torch.tensor([[0.0, 0.0, 1.0]] * 3))
+        step(network, state, torch.tensor([[0.0, 0.0, 1.0]] * 3))
 
 
 def test_masks_restrict_what_is_legal():
@@ -314,10 +317,10 @@ def test_masks_restrict_what_is_legal():
     masks[1, 0, 0] = False
 
     network = RunSkip(2, masks=masks)
-    state = network.step(network.start(*batch_of(2)), torch.tensor([0, 1]))
-    assert network.action_mask(state).tolist() == [[False, True]] * 2
+    state = step(network, network.start(*batch_of(2)), torch.tensor([0, 1]))
+    assert network.action_mask(state).tolist() == [[[False, True]]] * 2
     with pytest.raises(ValueError, match=r"may choose from \[1\], got 0"):
-        network.step(state, torch.tensor([0, 1]))
+        step(network, state, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"masks must be bool of shape \(2, 1, 2\), got torch.bool of \(2, 2\)"):
         RunSkip(2, masks=masks[:, 0])
     masks[1] = False
@@ -328,8 +331,8 @@ def test_masks_restrict_what_is_legal():
 def test_sparse_weights_share_out_outcomes():
     network = ExitTree(TREE)
     images, task = batch_of(2)
-    dense = network.step(network.start(images, task), torch.tensor([[0.0, 0.25, 0.75]] * 2))
-    sparse = network.step(network.start(images, task), (torch.tensor([[2, 1]] * 2), torch.tensor([[0.75, 0.25]] * 2)))
+    dense = step(network, network.start(images, task), torch.tensor([[0.0, 0.25, 0.75]] * 2))
+    sparse = step(network, network.start(images, task), (torch.tensor([[2, 1]] * 2), torch.tensor([[0.75, 0.25]] * 2)))
     assert dense.at.tolist() == sparse.at.tolist() == [1, 1]
     torch.testing.assert_close(dense.waiting[2].reach, sparse.waiting[2].reach)
     torch.testing.assert_close(dense.waiting[2].activation[0], sparse.waiting[2].activation[0])
@@ -363,11 +366,11 @@ def test_paths_that_meet_again_take_integers_only():
 
     network = Diamond()
     images, task = batch_of(4)
-    state = network.step(network.start(images, task), torch.tensor([1, 2, 0, 1]))
-    state = network.step(state, torch.tensor([1, 1, 0, 0]))
+    state = step(network, network.start(images, task), torch.tensor([1, 2, 0, 1]))
+    state = step(network, state, torch.tensor([1, 1, 0, 0]))
     assert sorted(state.waiting) == [3] and state.at.tolist() == [3, 3, 4, 4]
     with pytest.raises(ValueError, match="meet again"):
-        network.step(network.start(images, task), torch.tensor([[0.0, 0.5, 0.5]] * 4))
+        step(network, network.start(images, task), torch.tensor([[0.0, 0.5, 0.5]] * 4))
 
 
 def test_parallel_ways_to_one_place_take_integers_only():
@@ -379,16 +382,16 @@ def test_parallel_ways_to_one_place_take_integers_only():
     network.columns, network.heads, network.tree, network.inner = columns, heads, tree, inner
     network.rows_run = [0] * 3
     with pytest.raises(ValueError, match="meet again"):
-        network.step(network.start(images, task), torch.full((2, 2), 0.5))
-    assert network.step(network.start(images, task), torch.tensor([0, 1])).at.tolist() == [1, 1]
+        step(network, network.start(images, task), torch.full((2, 2), 0.5))
+    assert step(network, network.start(images, task), torch.tensor([0, 1])).at.tolist() == [1, 1]
 
 
 def test_batch_norm_sees_the_rows_that_run_it():
     network = ExitTree([[1], []], batch_norm=True).train()
     images, task = batch_of(5)
-    network.step(network.start(images, task), torch.tensor([0, 0, 0, 1, 0]))  # one row alone: running statistics
+    step(network, network.start(images, task), torch.tensor([0, 0, 0, 1, 0]))  # one row alone: running statistics
     assert int(network.columns[1][1].num_batches_tracked) == 0
-    network.step(network.start(images, task), torch.tensor([1, 0, 0, 1, 0]))
+    step(network, network.start(images, task), torch.tensor([1, 0, 0, 1, 0]))
     assert int(network.columns[1][1].num_batches_tracked) == 1
 
 
@@ -462,7 +465,7 @@ def test_linear_blocks_that_a_subclass_runs_its_own_way_are_run_so(recurrent):
     plan = torch.zeros(5, 3, dtype=torch.int64)
     state = network.start(images, task)
     for choice in plan.unbind(1)[:2]:
-        state = network.step(state, choice)
+        state = step(network, state, choice)
     assert not bool(network.observe(state).any())
-    last = network.step(state, plan[:, 2])
+    last = step(network, state, plan[:, 2])
     torch.testing.assert_close(outcome(network.follow(network.start(images, task), plan)), outcome(last))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stepping import step
 
 from routing_gym.networks import make_network
 from routing_gym.networks.parallel_nets import FORMS
@@ -95,5 +96,5 @@ def test_a_network_without_routing_keeps_its_paths_apart():
     assert torch.equal(network.masks, torch.eye(3, dtype=torch.bool).expand(len(network.decisions), -1, -1))
     state = network.start(torch.randn(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="may choose from"):
-        network.step(state, torch.tensor([[0, 1, 1]]))
-    network.step(state, torch.tensor([[0, 1, 2]]))
+        step(network, state, torch.tensor([[0, 1, 1]]))
+    step(network, state, torch.tensor([[0, 1, 2]]))

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_paths import Slow, randomised
+from stepping import step
 from torch import nn
 from torch.nn import functional
 
@@ -37,7 +38,7 @@ def routed(network, images, actions):
     seen = []
     for action in actions:
         seen.append(network.observe(state))
-        state = network.step(state, action)
+        state = step(network, state, action)
     return state, seen
 
 
@@ -238,11 +239,11 @@ def test_tensors_merge_and_never_split():
     network = small("basecnn-3-cc")
     state = network.start(torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))
     assert network.choosing(state).tolist() == [[True] * 3] * 2
-    state = network.step(state, torch.tensor([[2, 2, 0], [1, 1, 1]]))
+    state = step(network, state, torch.tensor([[2, 2, 0], [1, 1, 1]]))
     assert network.choosing(state).tolist() == [[True, False, True], [False, True, False]]
     # What tensors that are not there choose is ignored.
-    one = network.step(state, torch.tensor([[1, 0, 1], [0, 2, 0]]))
-    other = network.step(state, torch.tensor([[1, 2, 1], [2, 2, 1]]))
+    one = step(network, state, torch.tensor([[1, 0, 1], [0, 2, 0]]))
+    other = step(network, state, torch.tensor([[1, 2, 1], [2, 2, 1]]))
     assert network.choosing(one).tolist() == [[False, True, False], [False, False, True]]
     torch.testing.assert_close(network.observe(one), network.observe(other))
     torch.testing.assert_close(one.macs, other.macs)

@@ -5,6 +5,7 @@ import copy
 import gymnasium
 import pytest
 import torch
+from stepping import step
 from torch import nn
 from torch.nn import functional
 
@@ -53,7 +54,7 @@ def small(form="chain of 8", width=2, shape=IMAGE):
 def walk(network, images, choose):
     state = network.start(images, torch.zeros(len(images), dtype=torch.int64))
     while bool(state.active.any()):
-        state = network.step(state, choose(state))
+        state = step(network, state, choose(state))
     return state
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stepping import step
 from torch.nn import functional
 
 from routing_gym.networks import make_network
@@ -22,7 +23,7 @@ def test_every_row_takes_its_own_stages():
         state = network.start(images, torch.zeros(6, dtype=torch.int64))
         first = state.waiting[0].activation[0]
         for decision in range(5):
-            state = network.step(state, route[:, decision])
+            state = step(network, state, route[:, decision])
         for row in range(6):
             x = first[row : row + 1]
             for decision in range(5):

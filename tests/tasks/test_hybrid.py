@@ -312,8 +312,8 @@ def test_stored_parameters_replay_the_same_images():
         dataset="hybrid", network="mlp", num_blocks=2, num_envs=16, device="cpu", recolor_each_time=True
     )
     first, _ = env.reset(seed=3)
-    again = env.dataset.pixels(env.state.instance, env._augmentation)
-    assert env._augmentation.shape == (16, 9)
+    again = env.dataset.pixels(env.state.instance, env.batch.augmentation)
+    assert env.batch.augmentation.shape == (16, 9)
     state = env.network.start(again, env.dataset.task[env.state.instance])
     assert torch.equal(env.network.observe(state), first["activation"])
 
