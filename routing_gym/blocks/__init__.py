@@ -2,11 +2,12 @@
 
 from routing_gym.blocks.base import FunctionBlocks, Sparse
 from routing_gym.blocks.chain import Link, run_chain
+from routing_gym.blocks.converted import allow_small_groups, static_copy
 from routing_gym.blocks.drawing import first_weights
 from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, counting, probe
-from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
+from routing_gym.blocks.modules import ModuleBlocks, WithPass
 from routing_gym.blocks.optimizers import SGD, Adam, AdamW, UsedOnly
 from routing_gym.blocks.ownership import OwnedParameter, PartlyUsed
 from routing_gym.blocks.parallel import (

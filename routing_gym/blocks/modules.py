@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from routing_gym.blocks.base import FunctionBlocks
+from routing_gym.blocks.converted import allow_small_groups, static_copy
 from routing_gym.blocks.grouping import channels_are_last, group, put_rows, take_rows
 from routing_gym.blocks.macs import count_macs, probe
 from routing_gym.blocks.ownership import OwnedParameter
@@ -154,33 +152,3 @@ class WithPass(FunctionBlocks):
         if last != self.blocks.num_blocks or last in others:
             raise ValueError(f"PASS, choice {self.blocks.num_blocks}, stays the last, got {list(kept)} to keep")
         self.blocks = self.blocks.select(others)
-
-
-def allow_small_groups(module: nn.Module) -> None:
-    """Make every batch norm in a module use its running statistics for inputs of under two values per channel.
-
-    Routing hands a block whatever rows chose it, possibly a single one, of which no variance can be taken.
-    """
-    for part in module.modules():
-        if isinstance(part, _BatchNorm) and "forward" not in vars(part):
-            # In place of hooks, which cost more than a batch norm of a few rows.
-            part.forward = partial(_normalized, part)  # type: ignore[method-assign]
-
-
-def _normalized(norm: _BatchNorm, x: Tensor) -> Tensor:
-    if not norm.training or x.numel() // max(x.shape[1], 1) >= 2:
-        return type(norm).forward(norm, x)
-    norm.training = False
-    try:
-        return type(norm).forward(norm, x)
-    finally:
-        norm.training = True
-
-
-def static_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of a module without what `allow_small_groups` has added to it."""
-    copied = copy.deepcopy(module)
-    for part in copied.modules():
-        if isinstance(part, _BatchNorm):
-            vars(part).pop("forward", None)
-    return copied

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks.base import FunctionBlocks
+from routing_gym.blocks.converted import allow_small_groups, static_copy
 from routing_gym.blocks.grouping import put_rows, put_rows_, take_rows
 from routing_gym.blocks.macs import count_macs, probe
-from routing_gym.blocks.modules import ModuleBlocks, allow_small_groups, static_copy
+from routing_gym.blocks.modules import ModuleBlocks
 from routing_gym.blocks.ownership import OwnedParameter
 from routing_gym.blocks.pointwise import subsample_first
 from routing_gym.tasks.checking import shape_of_row
@@ -62,7 +63,10 @@ class SkippableBlock(FunctionBlocks):
         if not isinstance(block, ResidualBlock):
             raise ValueError(f"a block that can be skipped is a ResidualBlock, got {type(block).__name__}")
         super().__init__(len(CHOICES))
-        self.block, self.input_shape = subsample_first(block), shape_of_row("input_shape", input_shape)
+        self.block, self.input_shape = (
+            allow_small_groups(subsample_first(block)),
+            shape_of_row("input_shape", input_shape),
+        )
         row = torch.zeros(1, *input_shape)
         self.output_shape = tuple(probe(block, lambda: block(row)).shape[1:])
         self.shared_macs = count_macs(block.shortcut, row)

@@ -164,15 +164,6 @@ def test_blocks_nobody_chose_are_not_run_and_get_no_gradient():
     assert blocks.blocks[0].weight.grad is None and blocks.blocks[1].weight.grad is not None
 
 
-def test_small_groups_use_running_statistics_of_batch_norm():
-    blocks = ModuleBlocks([nn.BatchNorm1d(2), nn.BatchNorm1d(2)], (2,))
-    x = torch.tensor([[3.0, 5.0], [1.0, 2.0], [3.0, 6.0]])
-    y = blocks(x, torch.tensor([0, 1, 1]))
-    torch.testing.assert_close(y[0], x[0] / (1 + 1e-5) ** 0.5)  # fresh running statistics: mean 0, variance 1
-    torch.testing.assert_close(y[1:], torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), rtol=1e-4, atol=1e-4)
-    assert blocks.blocks[0].training and int(blocks.blocks[0].num_batches_tracked) == 0
-
-
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 2)), max_size=30))
 def test_group_sorts_stably_and_back(rows):
     plan, num_blocks = torch.tensor(rows, dtype=torch.int64).view(len(rows), 3), [5, 3, 3]
@@ -300,16 +291,6 @@ def test_pass_leaves_no_module_and_stays_the_last():
     for kept in ([], [3]):
         with pytest.raises(ValueError, match="holds at least one"):
             blocks.select(kept)
-
-
-def test_a_static_copy_knows_nothing_of_small_groups():
-    blocks = ModuleBlocks([nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))], (3,))
-    (module,) = blocks.as_modules(0)
-    x = torch.randn(1, 3)
-    torch.testing.assert_close(module.eval()(x), blocks.eval()(x, torch.tensor([0])))
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        module.train()(x)
-    blocks.train()(x, torch.tensor([0]))
 
 
 def test_blocks_without_a_plain_form_say_what_is_missing():
