@@ -1,6 +1,6 @@
 """Function blocks, their grouped execution, and the cost of running them."""
 
-from routing_gym.blocks.base import FunctionBlocks, Sparse
+from routing_gym.blocks.base import FunctionBlocks, Sparse, every_block_runs
 from routing_gym.blocks.chain import Link, run_chain
 from routing_gym.blocks.converted import allow_small_groups, static_copy
 from routing_gym.blocks.drawing import first_weights
@@ -51,6 +51,7 @@ __all__ = [
     "conv2d",
     "count_macs",
     "counting",
+    "every_block_runs",
     "first_weights",
     "group",
     "in_few_sizes",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Self
 
 import torch
@@ -15,6 +17,25 @@ from routing_gym.blocks.ownership import OwnedParameter, PartlyUsed
 
 Sparse = tuple[Tensor, Tensor]
 """`(indices, weights)`, both `(B, K)`: the K blocks each row uses (int64) and their weights (floating point)."""
+
+
+_EVERY_BLOCK_RUNS = ContextVar("every_block_runs", default=False)
+
+
+@contextmanager
+def every_block_runs(on: bool = True) -> Iterator[None]:
+    """Let blocks that train run where they weigh 0, too, so that every weight has a gradient (straight-through).
+
+    Of dense weights every block runs on every row, of a sparse pair those it names. Holds for one thread.
+
+    Args:
+        on: False for the default, to run only what has a weight.
+    """
+    before = _EVERY_BLOCK_RUNS.set(on)
+    try:
+        yield
+    finally:
+        _EVERY_BLOCK_RUNS.reset(before)
 
 
 class FunctionBlocks(PartlyUsed, ABC):
@@ -28,8 +49,6 @@ class FunctionBlocks(PartlyUsed, ABC):
         num_blocks: How many blocks there are, k.
         macs: Multiply-accumulates of one row through each block, k numbers.
         shared_macs: Those that every row costs besides, whatever it chooses.
-        dense_backward: Run every block on every row while training, so that the weight of a block that was not
-            chosen (a straight-through estimate) has a gradient too.
     """
 
     num_blocks: int
@@ -41,7 +60,6 @@ class FunctionBlocks(PartlyUsed, ABC):
         if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 1:
             raise ValueError(f"num_blocks must be an integer of at least 1, got {num_blocks!r}")
         self.num_blocks = num_blocks
-        self.dense_backward = False
 
     @abstractmethod
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
@@ -62,6 +80,10 @@ class FunctionBlocks(PartlyUsed, ABC):
     @abstractmethod
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Return the parameters that only block `choice` uses."""
+
+    @property
+    def _runs_every_block(self) -> bool:
+        return self.training and _EVERY_BLOCK_RUNS.get()
 
     @property
     def num_parts(self) -> int:
@@ -114,7 +136,7 @@ class FunctionBlocks(PartlyUsed, ABC):
             return self._mix(x, rows, indices.flatten(), weights.flatten())
         if not action.is_floating_point():
             return self.run(x, action)
-        if self.dense_backward and self.training or bool(action.detach().all()):
+        if self._runs_every_block or bool(action.detach().all()):
             return self._mix_all(x, action)
         rows = torch.arange(len(x), device=x.device).repeat_interleave(self.num_blocks)
         choice = torch.arange(self.num_blocks, device=x.device).repeat(len(x))
@@ -131,7 +153,7 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     def _mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """Sum `weights[p] * block[choice[p]](x[rows[p]])` over the pairs p of each row."""
-        if not (self.dense_backward and self.training):
+        if not self._runs_every_block:
             used = weights.detach().nonzero().flatten()
             rows, choice, weights = rows[used], choice[used], weights[used]
         y = self.run_sorted(x.index_select(0, rows), choice)

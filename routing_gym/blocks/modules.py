@@ -60,7 +60,7 @@ class ModuleBlocks(FunctionBlocks):
 
     def _mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """Add every block's rows to the sum as soon as it has run; a block that no pair names is not run."""
-        if not (self.dense_backward and self.training):
+        if not self._runs_every_block:
             used = weights.detach().nonzero().flatten()
             rows, choice, weights = rows[used], choice[used], weights[used]
         groups = group(choice, self.num_blocks)

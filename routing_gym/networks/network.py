@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.blocks import FunctionBlocks, OwnedParameter, PartlyUsed, SortedRows
+from routing_gym.blocks import OwnedParameter, PartlyUsed, SortedRows, every_block_runs
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.checking import bad_values_error, has_bad_values
@@ -42,6 +42,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         num_tensors: M, the largest number of tensors that arrive at a decision.
         exists: `(N + 1, M)` bool: which tensors there are at each decision, none behind the last.
         rejoining: Whether ways on meet again: then outcomes cannot be shared out.
+        dense_backward: Whether every choice runs while training, so that unchosen weights have a gradient.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class RoutedNetwork(PartlyUsed, ABC):
             and decision.next[0] == (number + 1 if number + 1 < len(self.decisions) else EXIT)
             for number, decision in enumerate(self.decisions)
         )
-        self._dense_backward = False
+        self.dense_backward = False
         self.rejoining = any(number > 1 for target, number in arrivals.items() if target != EXIT)
 
     _masks: Tensor
@@ -191,7 +192,8 @@ class RoutedNetwork(PartlyUsed, ABC):
                 macs if cost is executed and expected is state.macs else add(expected, group.rows, group.reach * cost)
             )
             if decision.mixing == "activation":
-                mixed = self.transition(number, group.activation, own, task)
+                with every_block_runs(self.dense_backward):
+                    mixed = self.transition(number, group.activation, own, task)
                 leaving = [(0, Waiting(group.rows, mixed, group.reach), task)]
             else:
                 leaving = self._share_out(number, group, own, task)
@@ -416,15 +418,3 @@ class RoutedNetwork(PartlyUsed, ABC):
         if self.rejoining and actions.is_weights(action):
             raise ValueError("paths of this network meet again, so outcomes cannot be shared out: choose by integers")
         return action
-
-    @property
-    def dense_backward(self) -> bool:
-        """Whether every choice runs while training, so that unchosen weights have a gradient."""
-        return self._dense_backward
-
-    @dense_backward.setter
-    def dense_backward(self, value: bool) -> None:
-        self._dense_backward = value
-        for part in self.modules():
-            if isinstance(part, FunctionBlocks):
-                part.dense_backward = value

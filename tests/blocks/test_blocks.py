@@ -2,6 +2,7 @@
 
 import copy
 import re
+import threading
 from unittest import mock
 
 import pytest
@@ -17,11 +18,13 @@ from routing_gym.blocks import (
     WithPass,
     chain,
     count_macs,
+    every_block_runs,
     group,
     plain,
     run_chain,
 )
 from routing_gym.blocks.grouping import group_on_device, group_plan
+from routing_gym.networks.mlp import RoutedMLP
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -125,13 +128,13 @@ def test_dense_backward_gives_unchosen_weights_a_gradient():
     blocks = LinearBlocks(3, 4, 2)
     x, weights = torch.randn(5, 4), torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0, 0]), 3).float()
     weights.requires_grad_()
-    blocks.dense_backward = True
-    (dense,) = torch.autograd.grad(blocks(x, weights).square().sum(), weights)
+    with every_block_runs():
+        (dense,) = torch.autograd.grad(blocks(x, weights).square().sum(), weights)
     (reference,) = torch.autograd.grad(one_row_at_a_time(blocks, x, weights).square().sum(), weights)
     torch.testing.assert_close(dense, reference, **TOLERANCE)
     assert bool((dense[weights == 0] != 0).any())
-    blocks.eval()
-    (skipped,) = torch.autograd.grad(blocks(x, weights).square().sum(), weights)
+    with every_block_runs():
+        (skipped,) = torch.autograd.grad(blocks.eval()(x, weights).square().sum(), weights)
     assert bool((skipped[weights == 0] == 0).all())
 
 
@@ -309,3 +312,37 @@ def test_blocks_without_a_plain_form_say_what_is_missing():
         Own().as_modules(0)
     with pytest.raises(ValueError, match="Own can be neither pruned nor extracted: implement keep"):
         Own().select([1])
+
+
+def test_whether_every_block_runs_is_settled_for_a_while_and_for_one_thread():
+    blocks, x = LinearBlocks(2, 3, 3), torch.randn(4, 3)
+
+    def reached():
+        weights = torch.tensor([[1.0, 0.0]] * 4, requires_grad=True)
+        return bool(torch.autograd.grad(blocks(x, weights).sum(), weights)[0][:, 1].any())
+
+    seen = []
+    with every_block_runs():
+        other = threading.Thread(target=lambda: seen.append(reached()))
+        other.start()
+        other.join()
+        with pytest.raises(KeyError), every_block_runs(False):
+            seen.append(reached())
+            raise KeyError
+        seen.append(reached())
+    assert [*seen, reached()] == [False, False, True, False]
+
+
+def test_a_network_needs_to_do_nothing_for_it():
+    """Nor need it know its blocks as modules."""
+
+    class Own(RoutedMLP):
+        def blocks(self, decision):
+            return hidden
+
+    hidden, network = LinearBlocks(2, 4, 3), Own((1, 2, 2), 3, 2, layers=1)
+    for network.dense_backward in (False, True):
+        weights = torch.tensor([[1.0, 0.0]] * 4, requires_grad=True)
+        state = network.step(network.start(torch.randn(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)), weights)
+        (grad,) = torch.autograd.grad(state.exits[0].logits.sum(), weights)
+        assert bool(grad[:, 1].any()) == network.dense_backward

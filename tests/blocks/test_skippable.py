@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from routing_gym.blocks import ModuleBlocks, ResidualBlock, SkippableBlock
+from routing_gym.blocks import ModuleBlocks, ResidualBlock, SkippableBlock, every_block_runs
 from routing_gym.networks.block_skip import Subsampled
 
 INPUTS, H, W = 4, 5, 6
@@ -245,11 +245,11 @@ def test_many_rows_are_run_in_pieces_while_nothing_is_learned():
 
 def test_dense_backward_runs_every_row_while_training():
     blocks = a_block("subsampling").train()
-    blocks.dense_backward = True
     for action in ("weights", "two pairs"):
         counts = rows_that_run(blocks)
         weights = decided(5, "some").requires_grad_()
-        y = blocks(images(5), in_form(weights, action))
+        with every_block_runs():
+            y = blocks(images(5), in_form(weights, action))
         slow = by_hand(blocks, images(5), weights, everyone=True)
         direction = torch.randn_like(slow)
         ours, reference = (torch.autograd.grad((z * direction).sum(), weights)[0] for z in (y, slow))
@@ -257,7 +257,8 @@ def test_dense_backward_runs_every_row_while_training():
         torch.testing.assert_close(y, slow, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-4)
     counts.clear()
-    blocks.eval()(images(5), decided(5, "some"))
+    with every_block_runs():
+        blocks.eval()(images(5), decided(5, "some"))
     assert counts == [2]
 
 
