@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -69,7 +70,7 @@ class SmallGroupNorm(Converted):
 def allow_small_groups(module: ModuleT) -> ModuleT:
     """Convert every batch norm in a module into a `SmallGroupNorm`; return the module."""
     for part in module.modules():
-        if isinstance(part, _BatchNorm) and not isinstance(part, SmallGroupNorm):
+        if isinstance(part, _BatchNorm) and not isinstance(part, SmallGroupNorm | LazyModuleMixin):
             SmallGroupNorm.convert(part)
     return module
 

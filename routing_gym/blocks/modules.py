@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from routing_gym.blocks.base import FunctionBlocks
 from routing_gym.blocks.converted import allow_small_groups, static_copy
 from routing_gym.blocks.grouping import channels_are_last, group, put_rows, take_rows
-from routing_gym.blocks.macs import count_macs, probe
+from routing_gym.blocks.macs import cost_of
 from routing_gym.blocks.ownership import OwnedParameter
 from routing_gym.blocks.pointwise import subsample_first
 from routing_gym.tasks.checking import shape_of_row
@@ -35,14 +36,16 @@ class ModuleBlocks(FunctionBlocks):
         if not isinstance(modules, Iterable) or not all(isinstance(module, nn.Module) for module in listed):
             raise ValueError(f"blocks must be modules (torch.nn.Module), got {modules!r}")
         super().__init__(len(listed))
-        self.blocks = subsample_first(nn.ModuleList(listed))
-        blocks, row = self.blocks, torch.zeros(1, *shape_of_row("input_shape", input_shape))
-        shapes = [tuple(output.shape[1:]) for output in probe(blocks, lambda: [block(row) for block in blocks])]
+        self.blocks = nn.ModuleList(listed)
+        row = torch.zeros(1, *shape_of_row("input_shape", input_shape))
+        known: dict[Any, Any] = {}
+        self.macs, shapes = zip(*(cost_of(block, row, known=known) for block in self.blocks), strict=True)
         if len(set(shapes)) > 1:
-            raise ValueError(f"blocks of one set must give one shape, got {shapes} for the input {tuple(input_shape)}")
+            raise ValueError(
+                f"blocks of one set must give one shape, got {list(shapes)} for the input {tuple(input_shape)}"
+            )
         self.output_shape = shapes[0]
-        self.macs = tuple(count_macs(block, row) for block in blocks)
-        allow_small_groups(self)
+        allow_small_groups(subsample_first(self))
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
         """Run block `choice[i]` on row `x[i]`; a block that no row chose is not run."""

@@ -15,7 +15,7 @@ from torch.nn import functional
 from routing_gym.blocks.base import FunctionBlocks
 from routing_gym.blocks.grouping import put_rows
 from routing_gym.blocks.linear import LinearBlocks
-from routing_gym.blocks.macs import count_macs, probe
+from routing_gym.blocks.macs import cost_of
 from routing_gym.blocks.modules import run_grouped
 from routing_gym.blocks.ownership import OwnedParameter
 from routing_gym.blocks.pointwise import conv2d
@@ -188,8 +188,8 @@ class PathBlocks(FunctionBlocks):
             raise ValueError(f"the layers of paths are a PathSequential, got {type(layers).__name__}")
         self.layers = layers
         row = torch.zeros(1, *shape_of_row("input_shape", input_shape))
-        self.output_shape = tuple(probe(layers, partial(layers, row, 0)).shape[1:])
-        self.macs = (count_macs(layers, row, 0),) * paths
+        macs, self.output_shape = cost_of(layers, row, 0, known={})
+        self.macs = (macs,) * paths
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
         """Run path `choice[i]` on row `x[i]`; a path that no row chose is not run."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import handle_torch_function, has_torch_function
 
 from routing_gym.blocks.converted import Converted, ModuleT
@@ -37,7 +38,11 @@ class SubsampledConv2d(Converted):
 def subsample_first(module: ModuleT) -> ModuleT:
     """Convert every 1x1 convolution with a stride in a module into a `SubsampledConv2d`; return the module."""
     for part in module.modules():
-        if isinstance(part, nn.Conv2d) and _applies(part.kernel_size, part.stride, part.padding):
+        if (
+            isinstance(part, nn.Conv2d)
+            and not isinstance(part, LazyModuleMixin)
+            and _applies(part.kernel_size, part.stride, part.padding)
+        ):
             stride, part.stride = part.stride, (1, 1)
             SubsampledConv2d.convert(part).subsampling = stride
     return module

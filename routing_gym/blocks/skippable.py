@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from routing_gym.blocks.base import FunctionBlocks
 from routing_gym.blocks.converted import allow_small_groups, static_copy
 from routing_gym.blocks.grouping import put_rows, put_rows_, take_rows
-from routing_gym.blocks.macs import count_macs, probe
+from routing_gym.blocks.macs import cost_of
 from routing_gym.blocks.modules import ModuleBlocks
 from routing_gym.blocks.ownership import OwnedParameter
 from routing_gym.blocks.pointwise import subsample_first
@@ -68,10 +68,10 @@ class SkippableBlock(FunctionBlocks):
             shape_of_row("input_shape", input_shape),
         )
         row = torch.zeros(1, *input_shape)
-        self.output_shape = tuple(probe(block, lambda: block(row)).shape[1:])
-        self.shared_macs = count_macs(block.shortcut, row)
-        self.macs = (0.0, count_macs(block, row) - self.shared_macs)
-        allow_small_groups(self)
+        self.shared_macs, _ = cost_of(block.shortcut, row, known={})
+        macs, self.output_shape = cost_of(block, row, known={})
+        self.macs = (0.0, macs - self.shared_macs)
+        allow_small_groups(subsample_first(self))
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
         """Run the block on the rows that have chosen to."""

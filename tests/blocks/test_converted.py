@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from routing_gym.blocks import ModuleBlocks, allow_small_groups, static_copy
+from routing_gym.blocks import ModuleBlocks, allow_small_groups, static_copy, subsample_first
 
 
 def test_batch_norm_of_a_single_value_takes_running_statistics():
@@ -84,3 +84,14 @@ def test_a_static_copy_knows_nothing_of_small_groups():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         module.train()(x)
     blocks.train()(x, torch.tensor([0]))
+
+
+def test_lazy_modules_are_converted_when_they_are_what_they_become():
+    lazy = nn.Sequential(nn.LazyConv2d(4, 1, 2), nn.LazyBatchNorm2d())
+    allow_small_groups(subsample_first(lazy))
+    blocks = ModuleBlocks([lazy, nn.Conv2d(3, 4, 1, 2)], (3, 6, 6))
+    assert blocks.macs == (3 * 4 * 9.0,) * 2 and blocks.output_shape == (4, 3, 3)
+    assert lazy[0].stride == (1, 1) and isinstance(lazy[0], nn.Conv2d)
+    x = torch.randn(2, 3, 6, 6)
+    expected = nn.functional.conv2d(x, lazy[0].weight, lazy[0].bias, 2) / (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(blocks.eval()(x, torch.tensor([0, 0])), expected)
