@@ -3,7 +3,6 @@
 import copy
 import re
 import threading
-from unittest import mock
 
 import pytest
 import torch
@@ -16,14 +15,9 @@ from routing_gym.blocks import (
     LinearBlocks,
     ModuleBlocks,
     WithPass,
-    chain,
     count_macs,
     every_block_runs,
-    group,
-    plain,
-    run_chain,
 )
-from routing_gym.blocks.grouping import group_on_device, group_plan
 from routing_gym.networks.mlp import RoutedMLP
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -167,20 +161,6 @@ def test_blocks_nobody_chose_are_not_run_and_get_no_gradient():
     assert blocks.blocks[0].weight.grad is None and blocks.blocks[1].weight.grad is not None
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 2)), max_size=30))
-def test_group_sorts_stably_and_back(rows):
-    plan, num_blocks = torch.tensor(rows, dtype=torch.int64).view(len(rows), 3), [5, 3, 3]
-    together = group_plan(plan, num_blocks)
-    for number, count in enumerate(num_blocks):
-        choice = plan[:, number]
-        choices = choice.tolist()
-        for groups in (together[number], group(choice, count), group_on_device(choice, count)):
-            assert groups.order.tolist() == sorted(range(len(choices)), key=lambda i: choices[i])
-            assert torch.equal(choice[groups.order][groups.inverse], choice)
-            assert torch.equal(groups.block, choice[groups.order])
-            assert groups.counts == [choices.count(c) for c in range(count)]
-
-
 def test_macs():
     assert LinearBlocks(2, 7, 5).macs == (35.0, 35.0)
     assert WithPass(LinearBlocks(2, 5, 5)).macs == (25.0, 25.0, 0.0)
@@ -207,59 +187,6 @@ def test_a_choice_owns_its_slice():
     assert owned[1].grad.tolist() == [2.0, 2.0]
     assert blocks.parameters_of(2)[0].grad.abs().sum() == 0
     assert WithPass(LinearBlocks(2, 4, 4)).parameters_of(2) == []
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("on_host, many_rows", [(True, 128), (True, 1), (False, 128)], ids=["host", "many", "device"])
-@settings(max_examples=60, deadline=None)
-@given(
-    batch=st.integers(1, 12),
-    layers=st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=4),
-    double=st.booleans(),
-    seed=st.integers(0, 10**6),
-)
-def test_a_chain_gives_what_one_row_at_a_time_gives(on_host, many_rows, batch, layers, double, seed):
-    torch.manual_seed(seed)
-    banks, columns = [], []
-    for count, relu, passes, again in layers:
-        bank = LinearBlocks(count, 5, 5, relu=relu)
-        banks.append(WithPass(bank) if passes else bank)
-        drawn = torch.randint(banks[-1].num_blocks, (batch,))
-        alike = again and columns and banks[-1].num_blocks == banks[-2].num_blocks
-        columns.append(columns[-1] if alike else drawn)  # the rows need not move then
-    banks = [bank.double() for bank in banks] if double else banks
-    plan, x = torch.stack(columns, 1), torch.randn(batch, 5, dtype=torch.float64 if double else torch.float32)
-    x.requires_grad_()
-    links = [bank.blocks.link(passes=True) if isinstance(bank, WithPass) else bank.link() for bank in banks]
-    there = one = x
-    with mock.patch.multiple(chain, _on_host=lambda x: on_host, MANY_ROWS=many_rows):
-        for link, bank, choice in zip(links, banks, columns, strict=True):
-            one, there = run_chain([link], one, choice.unsqueeze(1)), one_row_at_a_time(bank, there, choice)
-        ways = [one, run_chain(links, x, plan)]
-        if len(links) > 1:
-            ways.append(run_chain(links[1:], run_chain(links[:1], x, plan[:, :1]), plan[:, 1:]))
-        weight, parameters = torch.randn_like(there), [p for bank in banks for p in bank.parameters()]
-        expected = torch.autograd.grad((there * weight).sum(), [x, *parameters], allow_unused=True, retain_graph=True)
-        some = torch.randperm(batch)[: batch // 2]
-        for way in ways:
-            torch.testing.assert_close(way.index_select(0, some), there[some], **TOLERANCE)
-            torch.testing.assert_close(plain(way), there, **TOLERANCE)
-            found = torch.autograd.grad((plain(way) * weight).sum(), [x, *parameters], retain_graph=True)
-            for ours, reference in zip(found, expected, strict=True):
-                reference = torch.zeros_like(ours) if reference is None else reference
-                torch.testing.assert_close(ours, reference, **TOLERANCE)
-
-
-def test_a_chain_gives_gradients_only_where_they_are_wanted():
-    banks = [LinearBlocks(2, 3, 3, relu=True), LinearBlocks(2, 3, 3)]
-    links, plan = [bank.link() for bank in banks], torch.tensor([[0, 1], [1, 1], [0, 0]])
-    whole = torch.autograd.grad(plain(run_chain(links, torch.ones(3, 3), plan)).sum(), banks[1].weight)
-    banks[0].requires_grad_(False)
-    banks[1].bias.requires_grad_(False)
-    plain(run_chain(links, torch.ones(3, 3), plan)).sum().backward()
-    torch.testing.assert_close(banks[1].weight.grad, *whole)
-    assert banks[0].weight.grad is None and banks[0].bias.grad is None and banks[1].bias.grad is None
-    assert plain(run_chain(links, torch.ones(0, 3), plan[:0])).shape == (0, 3)
 
 
 @pytest.mark.parametrize("kind", ["linear", "pass", "modules"])
@@ -302,7 +229,7 @@ def test_blocks_without_a_plain_form_say_what_is_missing():
             super().__init__(2)
             self.macs = (0.0, 0.0)
 
-        def run(self, x, choice):
+        def run_block(self, x, number):
             return x
 
         def parameters_of(self, choice):
