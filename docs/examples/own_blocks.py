@@ -21,8 +21,8 @@ class LowRankBlocks(FunctionBlocks):
         self.down, self.up = LinearBlocks(num_blocks, width, rank), LinearBlocks(num_blocks, rank, width)
         self.macs = (2.0 * width * rank,) * num_blocks
 
-    def run(self, x, choice):
-        return torch.relu(x + self.up(self.down(x, choice), choice))
+    def run_block(self, x, number):
+        return torch.relu(x + self.up.run_block(self.down.run_block(x, number), number))
 
     def parameters_of(self, choice):
         return self.down.parameters_of(choice) + self.up.parameters_of(choice)

@@ -1,15 +1,11 @@
 """Function blocks, their grouped execution, and the cost of running them."""
 
-from routing_gym.blocks.base import FunctionBlocks, Sparse
-from routing_gym.blocks.chain import Link, run_chain
+from routing_gym.blocks.base import FunctionBlocks, Sparse, every_block_runs
+from routing_gym.blocks.converted import allow_small_groups, static_copy
 from routing_gym.blocks.drawing import first_weights
-from routing_gym.blocks.grouping import Groups, SortedRows, group, plain
-from routing_gym.blocks.linear import LinearBlocks
-from routing_gym.blocks.macs import count_macs, counting, probe
-from routing_gym.blocks.modules import ModuleBlocks, WithPass, allow_small_groups, static_copy
-from routing_gym.blocks.optimizers import SGD, Adam, AdamW, UsedOnly
-from routing_gym.blocks.ownership import OwnedParameter, PartlyUsed
-from routing_gym.blocks.parallel import (
+from routing_gym.blocks.fast.chain import Link, run_chain
+from routing_gym.blocks.fast.grouping import Groups, SortedRows, group, plain
+from routing_gym.blocks.fast.parallel import (
     PathBlocks,
     PathConv2d,
     PathLinear,
@@ -18,8 +14,13 @@ from routing_gym.blocks.parallel import (
     PathSequential,
     PathSqueezeExcite,
 )
+from routing_gym.blocks.fast.sizes import in_few_sizes
+from routing_gym.blocks.linear import LinearBlocks
+from routing_gym.blocks.macs import count_macs, counting, probe
+from routing_gym.blocks.modules import ModuleBlocks, WithPass
+from routing_gym.blocks.optimizers import SGD, Adam, AdamW, UsedOnly
+from routing_gym.blocks.ownership import OwnedParameter, PartlyUsed
 from routing_gym.blocks.pointwise import conv2d, subsample_first
-from routing_gym.blocks.sizes import in_few_sizes
 from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "conv2d",
     "count_macs",
     "counting",
+    "every_block_runs",
     "first_weights",
     "group",
     "in_few_sizes",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks.base import FunctionBlocks
-from routing_gym.blocks.chain import Link, run_chain
-from routing_gym.blocks.grouping import SortedRows, plain
+from routing_gym.blocks.base import FunctionBlocks, weighed
+from routing_gym.blocks.fast.chain import Link, run_chain
+from routing_gym.blocks.fast.grouping import SortedRows, plain
 from routing_gym.blocks.ownership import OwnedParameter
 from routing_gym.tasks.checking import whole_number
 
@@ -46,50 +46,51 @@ class LinearBlocks(FunctionBlocks):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
+    def run_block(self, x: Tensor, number: int) -> Tensor:
+        """Outputs `(r, out_features)` of one block."""
+        y = torch.addmm(self.bias[number], x, self.weight[number])
+        return functional.relu(y) if self.relu else y
+
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
-        """Run block `choice[i]` on row `x[i]`: `(B, in_features)` to `(B, out_features)`."""
-        return plain(self.run_sorted(x, choice))
+        """See `FunctionBlocks.run`; as a chain of one link."""
+        return plain(run_chain([self.link()], x, choice.unsqueeze(1)))
 
-    def run_sorted(self, x: Tensor | SortedRows, choice: Tensor) -> Tensor | SortedRows:
-        """Run block `choice[i]` on row i, and leave the output in the order of the blocks where that is natural."""
-        return run_chain([self.link()], x, choice.unsqueeze(1))
-
-    def link(self, *, passes: bool = False) -> Link:
-        """Return the blocks as part of a chain, with PASS as one more choice if that is asked for."""
-        return Link(self.weight, self.bias, self.relu, passes)
-
-    def run_all(self, x: Tensor) -> Tensor:
-        """Run every block on every row, `(B, in_features)` to `(B, k, out_features)`, as one batched product."""
-        return self.run_each(x.unsqueeze(1).expand(-1, self.num_blocks, -1))
-
-    def run_each(self, x: Tensor) -> Tensor:
-        """Run every block on rows of its own, `(B, k, in_features)` to `(B, k, out_features)`."""
+    def run_each(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        """See `FunctionBlocks.run_each`; all of them as one batched product."""
+        if where is not None and not bool(where.all()):
+            return super().run_each(x, where)
+        x = repeated(x, self.num_blocks // x.shape[1])
         y = torch.baddbmm(self.bias.unsqueeze(1), x.transpose(0, 1), self.weight).transpose(0, 1)
         return functional.relu(y) if self.relu else y
 
-    def run_where(self, x: Tensor, where: Tensor) -> Tensor:
-        """Run every block on some rows of its own, `(B, k, in_features)` to `(B, k, out_features)`.
+    def mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
+        """See `FunctionBlocks.mix`; outputs are added up wherever they stand."""
+        if type(self).run is not LinearBlocks.run:
+            return super().mix(x, rows, choice, weights)
+        rows, choice, weights = self._used(rows, choice, weights)
+        y = run_chain([self.link()], x.index_select(0, rows), choice.unsqueeze(1))
+        if isinstance(y, SortedRows):
+            rows, weights, y = rows.index_select(0, y.back), weights.index_select(0, y.back), y.rows
+        y = weighed(y, weights)
+        return y.new_zeros(len(x), self.out_features).index_add(0, rows, y)
 
-        Args:
-            x: What goes into each block.
-            where: `(B, k)` bool: what is to be run; the rest is zeros.
-        """
-        if bool(where.all()):
-            return self.run_each(x)
-        row, block = where.nonzero(as_tuple=True)
-        outputs = self.run(x[row, block], block)
-        return outputs.new_zeros(*where.shape, self.out_features).index_put((row, block), outputs)
+    def mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
+        """See `FunctionBlocks.mix_all`."""
+        return torch.einsum("bk...,bk->b...", self.run_each(x.unsqueeze(1)), weights)
+
+    def link(self, *, passes: bool = False) -> Link:
+        """Blocks as part of a chain, with PASS as one more choice if that is asked for."""
+        return Link(self.weight, self.bias, self.relu, passes)
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
-        """Return the block's slices of the stacked weight and bias."""
+        """The block's slices of the stacked weight and bias."""
         return [OwnedParameter(self.weight, choice), OwnedParameter(self.bias, choice)]
 
     def as_modules(self, choice: int) -> list[nn.Module]:
-        """Return the block as a `torch.nn.Linear`, and a ReLU where it has one."""
+        """The block as a `torch.nn.Linear`, and a ReLU where it has one."""
         weight, bias = self.weight[choice].detach(), self.bias[choice].detach()
-        linear = nn.utils.skip_init(
-            nn.Linear, self.in_features, self.out_features, device=weight.device, dtype=weight.dtype
-        )
+        features = self.in_features, self.out_features
+        linear = nn.utils.skip_init(nn.Linear, *features, device=weight.device, dtype=weight.dtype)
         linear.load_state_dict({"weight": weight.t(), "bias": bias})
         return [linear, nn.ReLU()] if self.relu else [linear]
 
@@ -102,3 +103,8 @@ class LinearBlocks(FunctionBlocks):
     def extra_repr(self) -> str:
         """Describe the blocks in the module's printout."""
         return f"{self.num_blocks} x ({self.in_features} -> {self.out_features}), relu={self.relu}"
+
+
+def repeated(x: Tensor, times: int) -> Tensor:
+    """Tensors `(B, g * times, ...)`: each of g as often, one after the other; a view where g or `times` is 1."""
+    return x if times == 1 else x.unsqueeze(2).expand(-1, -1, times, *x.shape[2:]).flatten(1, 2)

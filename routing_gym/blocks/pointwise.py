@@ -7,32 +7,44 @@ last in memory, writes beyond its buffers (oneDNN's `jit_1x1:avx2`), which ends 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import handle_torch_function, has_torch_function
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
+from routing_gym.blocks.converted import Converted, ModuleT
+
+
+class SubsampledConv2d(Converted):
+    """1x1 convolution that subsamples its input and then convolves with stride 1.
+
+    Attributes:
+        subsampling: The stride it had before.
+    """
+
+    subsampling: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `(B, C, H, W)`."""
+        return super().forward(_subsampled(x, self.subsampling))
+
+    def extra_repr(self) -> str:
+        """Describe the convolution in the module's printout."""
+        return f"{super().extra_repr()}, subsampling={self.subsampling}"
 
 
 def subsample_first(module: ModuleT) -> ModuleT:
-    """Make every 1x1 convolution with a stride in a module subsample its input and then convolve with stride 1.
-
-    Parameters, their names and what is computed stay as they are.
-
-    Args:
-        module: Changed in place: a hook in front of each such `torch.nn.Conv2d`.
-
-    Returns:
-        The module.
-    """
+    """Convert every 1x1 convolution with a stride in a module into a `SubsampledConv2d`; return the module."""
     for part in module.modules():
-        if isinstance(part, nn.Conv2d) and _applies(part.kernel_size, part.stride, part.padding):
-            part.register_forward_pre_hook(partial(_hook, stride=part.stride))
-            part.stride = (1, 1)
+        if (
+            isinstance(part, nn.Conv2d)
+            and not isinstance(part, LazyModuleMixin)
+            and _applies(part.kernel_size, part.stride, part.padding)
+        ):
+            stride, part.stride = part.stride, (1, 1)
+            SubsampledConv2d.convert(part).subsampling = stride
     return module
 
 
@@ -71,8 +83,3 @@ def _subsampled(x: Tensor, stride: Sequence[int]) -> Tensor:
     last = torch.channels_last
     # Of what is left of an odd number of pixels nobody can tell that channels were last in memory.
     return taken.contiguous(memory_format=last) if x.ndim == 4 and x.is_contiguous(memory_format=last) else taken
-
-
-def _hook(module: nn.Module, inputs: tuple[Any, ...], *, stride: Sequence[int]) -> tuple[Any, ...]:
-    x, *others = inputs
-    return _subsampled(x, stride), *others

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks.base import FunctionBlocks
-from routing_gym.blocks.grouping import put_rows, put_rows_, take_rows
-from routing_gym.blocks.macs import count_macs, probe
-from routing_gym.blocks.modules import ModuleBlocks, allow_small_groups, static_copy
+from routing_gym.blocks.converted import allow_small_groups, static_copy
+from routing_gym.blocks.fast.rows import put_rows, put_rows_, take_rows
+from routing_gym.blocks.macs import cost_of
+from routing_gym.blocks.modules import ModuleBlocks
 from routing_gym.blocks.ownership import OwnedParameter
 from routing_gym.blocks.pointwise import subsample_first
 from routing_gym.tasks.checking import shape_of_row
@@ -51,7 +52,7 @@ class SkippableBlock(FunctionBlocks):
     does so for those that skip, too, so that its cost belongs to no choice.
 
     Nothing is computed for rows that skip: the residual runs on the others alone, and batch norm has the statistics of
-    just these while training. Rows that mix both choices run it.
+    just these while training, that of the shortcut those of all rows. Rows that mix both choices run it.
 
     Args:
         block: The block.
@@ -62,15 +63,19 @@ class SkippableBlock(FunctionBlocks):
         if not isinstance(block, ResidualBlock):
             raise ValueError(f"a block that can be skipped is a ResidualBlock, got {type(block).__name__}")
         super().__init__(len(CHOICES))
-        self.block, self.input_shape = subsample_first(block), shape_of_row("input_shape", input_shape)
+        self.block, self.input_shape = block, shape_of_row("input_shape", input_shape)
         row = torch.zeros(1, *input_shape)
-        self.output_shape = tuple(probe(block, lambda: block(row)).shape[1:])
-        self.shared_macs = count_macs(block.shortcut, row)
-        self.macs = (0.0, count_macs(block, row) - self.shared_macs)
-        allow_small_groups(self)
+        self.shared_macs, _ = cost_of(block.shortcut, row, known={})
+        macs, self.output_shape = cost_of(block, row, known={})
+        self.macs = (0.0, macs - self.shared_macs)
+        allow_small_groups(subsample_first(self))
+
+    def run_block(self, x: Tensor, number: int) -> Tensor:
+        """Outputs `(r, C, H, W)` of the shortcut or the block."""
+        return self.block(x) if number else self.block.shortcut(x)
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
-        """Run the block on the rows that have chosen to."""
+        """See `FunctionBlocks.run`; the shortcut is one for all rows."""
         running = choice.nonzero().flatten()
         if len(running) == len(x) > 0:
             return self.block(x)
@@ -88,15 +93,11 @@ class SkippableBlock(FunctionBlocks):
     def _ran(self, x: Tensor, shortcut: Tensor, rows: Tensor) -> Tensor:
         return self.block.with_shortcut(take_rows(x, rows), take_rows(shortcut, rows))
 
-    def _mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
-        skipping, running = weights.view(len(x), len(CHOICES), 1, 1, 1).unbind(1)
-        shortcut = self.block.shortcut(x)
-        return skipping * shortcut + running * self.block.with_shortcut(x, shortcut)
-
-    def _mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
+    def mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
+        """See `FunctionBlocks.mix`."""
         weights = weights.new_zeros(len(x), len(CHOICES)).index_put((rows, choice), weights, accumulate=True)
-        if self.dense_backward and self.training:
-            return self._mix_all(x, weights)
+        if self._runs_every_block:
+            return self.mix_all(x, weights)
         if not weights.requires_grad and bool((weights.amax(1) == 1).all() & (weights.sum(1) == 1).all()):
             return self.run(x, weights[:, 1].long())
         running = weights[:, 1].detach().nonzero().flatten()
@@ -107,17 +108,23 @@ class SkippableBlock(FunctionBlocks):
         ran = weights[:, 1].index_select(0, running).view(-1, 1, 1, 1) * self._ran(x, shortcut, running)
         return put_rows(mixed, running, take_rows(mixed, running) + ran)
 
+    def mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
+        """See `FunctionBlocks.mix_all`."""
+        skipping, running = weights.view(len(x), len(CHOICES), 1, 1, 1).unbind(1)
+        shortcut = self.block.shortcut(x)
+        return skipping * shortcut + running * self.block.with_shortcut(x, shortcut)
+
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
-        """Return what only rows that run it use; the shortcut belongs to nobody alone."""
+        """Parameters that only rows that run it use; the shortcut belongs to nobody alone."""
         return [OwnedParameter(parameter) for parameter in self.block.residual.parameters()] if choice else []
 
     def as_modules(self, choice: int) -> list[nn.Module]:
-        """Return the block or its shortcut, nothing where that leaves everything as it is."""
+        """Copy of the block or its shortcut, nothing where that leaves everything as it is."""
         chosen = self.block if choice else self.block.shortcut
         return [] if isinstance(chosen, nn.Identity) else [static_copy(chosen)]
 
     def select(self, kept: Sequence[int]) -> ModuleBlocks | SkippableBlock:  # type: ignore[override]
-        """Return a copy; of one choice alone, blocks in which there is nothing to choose.
+        """Copy; of one choice alone, a bank in which there is nothing to choose.
 
         Raises:
             ValueError: What is kept is neither one of the two choices nor both in their order.
@@ -130,5 +137,5 @@ class SkippableBlock(FunctionBlocks):
 
 
 def one_choice(block: ResidualBlock, choice: str, input_shape: Sequence[int]) -> ModuleBlocks:
-    """Return the one block that is left where all rows skip a residual block, or all run it."""
+    """Bank of the one block that is left where all rows skip a residual block, or all run it."""
     return ModuleBlocks([block if choice == CHOICES[1] else block.shortcut], input_shape)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.blocks import FunctionBlocks, OwnedParameter, PartlyUsed, SortedRows
+from routing_gym.blocks import OwnedParameter, PartlyUsed, SortedRows, every_block_runs
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.decision import EXIT, Decision, check_decisions, legal_table
@@ -42,6 +42,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         num_tensors: M, the largest number of tensors that arrive at a decision.
         exists: `(N + 1, M)` bool: which tensors there are at each decision, none behind the last.
         rejoining: Whether ways on meet again: then outcomes cannot be shared out.
+        dense_backward: Whether every choice runs while training, so that unchosen weights have a gradient.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class RoutedNetwork(PartlyUsed, ABC):
             and decision.next[0] == (number + 1 if number + 1 < len(self.decisions) else EXIT)
             for number, decision in enumerate(self.decisions)
         )
-        self._dense_backward = False
+        self.dense_backward = False
         self.rejoining = any(number > 1 for target, number in arrivals.items() if target != EXIT)
 
     _masks: Tensor
@@ -195,7 +196,8 @@ class RoutedNetwork(PartlyUsed, ABC):
                 macs if cost is executed and expected is state.macs else add(expected, group.rows, group.reach * cost)
             )
             if decision.mixing == "activation":
-                mixed = self.transition(number, group.activation, own, task)
+                with every_block_runs(self.dense_backward):
+                    mixed = self.transition(number, group.activation, own, task)
                 leaving = [(0, Waiting(group.rows, mixed, group.reach), task)]
             else:
                 leaving = self._share_out(number, group, own, task)
@@ -391,15 +393,3 @@ class RoutedNetwork(PartlyUsed, ABC):
             reached = 1 - (1 - action.clamp(0, 1)).prod(1)
             return (used.any(1) * costs).sum(1), (reached * costs).sum(1)
         return (used * costs).sum(1), (action * costs).sum(1)  # no products of matrices: autocast would round them
-
-    @property
-    def dense_backward(self) -> bool:
-        """Whether every choice runs while training, so that unchosen weights have a gradient."""
-        return self._dense_backward
-
-    @dense_backward.setter
-    def dense_backward(self, value: bool) -> None:
-        self._dense_backward = value
-        for part in self.modules():
-            if isinstance(part, FunctionBlocks):
-                part.dense_backward = value

@@ -155,7 +155,7 @@ class ParallelPaths(RoutedPaths):
         blocks.note_use(used.flatten(1).any(0))
         if self.dense_backward and self.training and gates.requires_grad:
             used = alive.unsqueeze(2) & reached.unsqueeze(1)  # what is not weighed has a gradient by its weight
-        predicted = blocks.run_where(columns, used.flatten(1)).unflatten(1, self.num_pairs(decision))
+        predicted = blocks.run_each(columns, used.flatten(1)).unflatten(1, self.num_pairs(decision))
         return functional.relu(weighed_sum(predicted, gates)), reached
 
     def num_pairs(self, decision: int) -> tuple[int, int]:

@@ -40,7 +40,7 @@ class RoutedPaths(RoutedNetwork):
         columns, alive = _tensors(activation)
         gates = self.gates(decision, action).to(columns.dtype)
         mixed, reached = self.feed(decision, columns, alive, gates)
-        return self.bank(decision).run_where(mixed, reached), reached
+        return self.bank(decision).run_each(mixed, reached), reached
 
     def feed(self, decision: int, columns: Tensor, alive: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
         """Make out of what arrives what goes into the paths.

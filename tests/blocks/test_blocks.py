@@ -2,7 +2,7 @@
 
 import copy
 import re
-from unittest import mock
+import threading
 
 import pytest
 import torch
@@ -15,13 +15,10 @@ from routing_gym.blocks import (
     LinearBlocks,
     ModuleBlocks,
     WithPass,
-    chain,
     count_macs,
-    group,
-    plain,
-    run_chain,
+    every_block_runs,
 )
-from routing_gym.blocks.grouping import group_on_device, group_plan
+from routing_gym.networks.mlp import RoutedMLP
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -125,13 +122,13 @@ def test_dense_backward_gives_unchosen_weights_a_gradient():
     blocks = LinearBlocks(3, 4, 2)
     x, weights = torch.randn(5, 4), torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0, 0]), 3).float()
     weights.requires_grad_()
-    blocks.dense_backward = True
-    (dense,) = torch.autograd.grad(blocks(x, weights).square().sum(), weights)
+    with every_block_runs():
+        (dense,) = torch.autograd.grad(blocks(x, weights).square().sum(), weights)
     (reference,) = torch.autograd.grad(one_row_at_a_time(blocks, x, weights).square().sum(), weights)
     torch.testing.assert_close(dense, reference, **TOLERANCE)
     assert bool((dense[weights == 0] != 0).any())
-    blocks.eval()
-    (skipped,) = torch.autograd.grad(blocks(x, weights).square().sum(), weights)
+    with every_block_runs():
+        (skipped,) = torch.autograd.grad(blocks.eval()(x, weights).square().sum(), weights)
     assert bool((skipped[weights == 0] == 0).all())
 
 
@@ -164,29 +161,6 @@ def test_blocks_nobody_chose_are_not_run_and_get_no_gradient():
     assert blocks.blocks[0].weight.grad is None and blocks.blocks[1].weight.grad is not None
 
 
-def test_small_groups_use_running_statistics_of_batch_norm():
-    blocks = ModuleBlocks([nn.BatchNorm1d(2), nn.BatchNorm1d(2)], (2,))
-    x = torch.tensor([[3.0, 5.0], [1.0, 2.0], [3.0, 6.0]])
-    y = blocks(x, torch.tensor([0, 1, 1]))
-    torch.testing.assert_close(y[0], x[0] / (1 + 1e-5) ** 0.5)  # fresh running statistics: mean 0, variance 1
-    torch.testing.assert_close(y[1:], torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), rtol=1e-4, atol=1e-4)
-    assert blocks.blocks[0].training and int(blocks.blocks[0].num_batches_tracked) == 0
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 2)), max_size=30))
-def test_group_sorts_stably_and_back(rows):
-    plan, num_blocks = torch.tensor(rows, dtype=torch.int64).view(len(rows), 3), [5, 3, 3]
-    together = group_plan(plan, num_blocks)
-    for number, count in enumerate(num_blocks):
-        choice = plan[:, number]
-        choices = choice.tolist()
-        for groups in (together[number], group(choice, count), group_on_device(choice, count)):
-            assert groups.order.tolist() == sorted(range(len(choices)), key=lambda i: choices[i])
-            assert torch.equal(choice[groups.order][groups.inverse], choice)
-            assert torch.equal(groups.block, choice[groups.order])
-            assert groups.counts == [choices.count(c) for c in range(count)]
-
-
 def test_macs():
     assert LinearBlocks(2, 7, 5).macs == (35.0, 35.0)
     assert WithPass(LinearBlocks(2, 5, 5)).macs == (25.0, 25.0, 0.0)
@@ -213,59 +187,6 @@ def test_a_choice_owns_its_slice():
     assert owned[1].grad.tolist() == [2.0, 2.0]
     assert blocks.parameters_of(2)[0].grad.abs().sum() == 0
     assert WithPass(LinearBlocks(2, 4, 4)).parameters_of(2) == []
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("on_host, many_rows", [(True, 128), (True, 1), (False, 128)], ids=["host", "many", "device"])
-@settings(max_examples=60, deadline=None)
-@given(
-    batch=st.integers(1, 12),
-    layers=st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=4),
-    double=st.booleans(),
-    seed=st.integers(0, 10**6),
-)
-def test_a_chain_gives_what_one_row_at_a_time_gives(on_host, many_rows, batch, layers, double, seed):
-    torch.manual_seed(seed)
-    banks, columns = [], []
-    for count, relu, passes, again in layers:
-        bank = LinearBlocks(count, 5, 5, relu=relu)
-        banks.append(WithPass(bank) if passes else bank)
-        drawn = torch.randint(banks[-1].num_blocks, (batch,))
-        alike = again and columns and banks[-1].num_blocks == banks[-2].num_blocks
-        columns.append(columns[-1] if alike else drawn)  # the rows need not move then
-    banks = [bank.double() for bank in banks] if double else banks
-    plan, x = torch.stack(columns, 1), torch.randn(batch, 5, dtype=torch.float64 if double else torch.float32)
-    x.requires_grad_()
-    links = [bank.blocks.link(passes=True) if isinstance(bank, WithPass) else bank.link() for bank in banks]
-    there = one = x
-    with mock.patch.multiple(chain, _on_host=lambda x: on_host, MANY_ROWS=many_rows):
-        for link, bank, choice in zip(links, banks, columns, strict=True):
-            one, there = run_chain([link], one, choice.unsqueeze(1)), one_row_at_a_time(bank, there, choice)
-        ways = [one, run_chain(links, x, plan)]
-        if len(links) > 1:
-            ways.append(run_chain(links[1:], run_chain(links[:1], x, plan[:, :1]), plan[:, 1:]))
-        weight, parameters = torch.randn_like(there), [p for bank in banks for p in bank.parameters()]
-        expected = torch.autograd.grad((there * weight).sum(), [x, *parameters], allow_unused=True, retain_graph=True)
-        some = torch.randperm(batch)[: batch // 2]
-        for way in ways:
-            torch.testing.assert_close(way.index_select(0, some), there[some], **TOLERANCE)
-            torch.testing.assert_close(plain(way), there, **TOLERANCE)
-            found = torch.autograd.grad((plain(way) * weight).sum(), [x, *parameters], retain_graph=True)
-            for ours, reference in zip(found, expected, strict=True):
-                reference = torch.zeros_like(ours) if reference is None else reference
-                torch.testing.assert_close(ours, reference, **TOLERANCE)
-
-
-def test_a_chain_gives_gradients_only_where_they_are_wanted():
-    banks = [LinearBlocks(2, 3, 3, relu=True), LinearBlocks(2, 3, 3)]
-    links, plan = [bank.link() for bank in banks], torch.tensor([[0, 1], [1, 1], [0, 0]])
-    whole = torch.autograd.grad(plain(run_chain(links, torch.ones(3, 3), plan)).sum(), banks[1].weight)
-    banks[0].requires_grad_(False)
-    banks[1].bias.requires_grad_(False)
-    plain(run_chain(links, torch.ones(3, 3), plan)).sum().backward()
-    torch.testing.assert_close(banks[1].weight.grad, *whole)
-    assert banks[0].weight.grad is None and banks[0].bias.grad is None and banks[1].bias.grad is None
-    assert plain(run_chain(links, torch.ones(0, 3), plan[:0])).shape == (0, 3)
 
 
 @pytest.mark.parametrize("kind", ["linear", "pass", "modules"])
@@ -302,23 +223,13 @@ def test_pass_leaves_no_module_and_stays_the_last():
             blocks.select(kept)
 
 
-def test_a_static_copy_knows_nothing_of_small_groups():
-    blocks = ModuleBlocks([nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))], (3,))
-    (module,) = blocks.as_modules(0)
-    x = torch.randn(1, 3)
-    torch.testing.assert_close(module.eval()(x), blocks.eval()(x, torch.tensor([0])))
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        module.train()(x)
-    blocks.train()(x, torch.tensor([0]))
-
-
 def test_blocks_without_a_plain_form_say_what_is_missing():
     class Own(FunctionBlocks):
         def __init__(self):
             super().__init__(2)
             self.macs = (0.0, 0.0)
 
-        def run(self, x, choice):
+        def run_block(self, x, number):
             return x
 
         def parameters_of(self, choice):
@@ -328,3 +239,37 @@ def test_blocks_without_a_plain_form_say_what_is_missing():
         Own().as_modules(0)
     with pytest.raises(ValueError, match="Own can be neither pruned nor extracted: implement keep"):
         Own().select([1])
+
+
+def test_whether_every_block_runs_is_settled_for_a_while_and_for_one_thread():
+    blocks, x = LinearBlocks(2, 3, 3), torch.randn(4, 3)
+
+    def reached():
+        weights = torch.tensor([[1.0, 0.0]] * 4, requires_grad=True)
+        return bool(torch.autograd.grad(blocks(x, weights).sum(), weights)[0][:, 1].any())
+
+    seen = []
+    with every_block_runs():
+        other = threading.Thread(target=lambda: seen.append(reached()))
+        other.start()
+        other.join()
+        with pytest.raises(KeyError), every_block_runs(False):
+            seen.append(reached())
+            raise KeyError
+        seen.append(reached())
+    assert [*seen, reached()] == [False, False, True, False]
+
+
+def test_a_network_needs_to_do_nothing_for_it():
+    """Nor need it know its blocks as modules."""
+
+    class Own(RoutedMLP):
+        def blocks(self, decision):
+            return hidden
+
+    hidden, network = LinearBlocks(2, 4, 3), Own((1, 2, 2), 3, 2, layers=1)
+    for network.dense_backward in (False, True):
+        weights = torch.tensor([[1.0, 0.0]] * 4, requires_grad=True)
+        state = network.step(network.start(torch.randn(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)), weights)
+        (grad,) = torch.autograd.grad(state.exits[0].logits.sum(), weights)
+        assert bool(grad[:, 1].any()) == network.dense_backward

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from routing_gym.blocks import LinearBlocks, count_macs
+from routing_gym.blocks import LinearBlocks, ModuleBlocks, count_macs
 
 L, D, H = 7, 6, 5  # time steps, features, hidden units
 SEQUENCE, ROW, IMAGE = torch.zeros(1, L, D), torch.zeros(1, D), torch.zeros(1, 4, 9, 8)
@@ -134,3 +134,52 @@ def test_what_multiplies_and_cannot_be_counted_is_named():
     unused = nn.Sequential(nn.Linear(D, D))
     unused[0].never = Product()
     assert count_macs(unused, ROW) == D * D
+
+
+class Repeats(nn.Module):
+    """Calls a layer as often as it is told."""
+
+    def __init__(self, times, options=None):
+        super().__init__()
+        self.layer, self.times, self.options = nn.Linear(D, D), times, options
+
+    def forward(self, x):
+        CALLS.append(self)
+        for _ in range(self.times):
+            x = self.layer(x)
+        return x
+
+
+CALLS = []
+
+
+def test_blocks_of_one_bank_that_are_alike_are_run_once():
+    CALLS.clear()
+    blocks = ModuleBlocks([Repeats(1), Repeats(2), Repeats(2), Repeats(1)], (D,))
+    assert blocks.macs == tuple(D * D * times for times in (1, 2, 2, 1)) and len(CALLS) == 2
+    ModuleBlocks([Repeats(1)], (D,))
+    assert len(CALLS) == 3, "another bank asks again: the code may be another by now"
+    ModuleBlocks([Repeats(1, {}), Repeats(1, {})], (D,))
+    assert len(CALLS) == 5, "nobody knows what a dict says"
+
+
+@pytest.mark.parametrize(
+    ("modules", "macs"),
+    [
+        ([nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, groups=2)], [144, 72, 72]),
+        ([nn.MaxPool2d(3, 1), nn.AvgPool2d(3, 1), nn.Conv2d(4, 4, 3, bias=False)], [0, 0, 144]),
+        ([nn.Conv2d(4, 4, (1, 3), padding=(0, 0)), nn.Conv2d(4, 4, (1, 3), padding=0)], [48, 48]),
+    ],
+)
+def test_modules_of_like_parameters_and_unlike_cost(modules, macs):
+    pixels = 1 if modules[0].kernel_size in (3, (3, 3)) else 3
+    for _ in range(2):
+        assert ModuleBlocks(modules, (4, 3, 3)).macs == tuple(float(cost * pixels) for cost in macs)
+    single = ModuleBlocks(modules, (4, 3, 4))
+    assert single.macs == tuple(count_macs(module, torch.zeros(1, 4, 3, 4)) for module in modules)
+
+
+def test_a_hook_is_part_of_what_a_block_is_like():
+    plain, hooked = nn.Linear(D, D), nn.Linear(D, D)
+    hooked.register_forward_hook(lambda module, inputs, output: module.weight @ output.squeeze(0))
+    assert [ModuleBlocks([block], (D,)).macs for block in (plain, hooked)] == [(D * D,), (2.0 * D * D,)]

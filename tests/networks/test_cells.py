@@ -79,9 +79,9 @@ def run_by_hand(x, modules):
         if isinstance(module, nn.Sequential):
             x = run_by_hand(x, module)
         else:
-            x = {nn.ReLU: lambda x, _: x.clamp(min=0), nn.Conv2d: convolved, nn.BatchNorm2d: normalized}[type(module)](
-                x, module
-            )
+            by_hand = {nn.ReLU: lambda x, _: x.clamp(min=0), nn.Conv2d: convolved, nn.BatchNorm2d: normalized}
+            (run,) = (run for kind, run in by_hand.items() if isinstance(module, kind))
+            x = run(x, module)
     return x
 
 

@@ -1,14 +1,13 @@
-"""Rows run in batches of a few sizes, against the same rows run as they are; and batch norm of a single row."""
+"""Rows run in batches of a few sizes, against the same rows run as they are."""
 
 import copy
-import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from routing_gym.blocks import allow_small_groups, in_few_sizes, static_copy
-from routing_gym.blocks.sizes import LARGEST
+from routing_gym.blocks import in_few_sizes
+from routing_gym.blocks.fast.sizes import LARGEST
 from routing_gym.networks.pyramid_columns import make_column
 
 IMAGE = (3, 8, 8)
@@ -91,27 +90,3 @@ def test_a_column_of_the_pyramid(training):
         expected, found = plain(*scales), in_few_sizes(filled, scales, whole=training)
         for one, other in zip([*found, *filled.buffers()], [*expected, *plain.buffers()], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_batch_norm_of_a_single_value_takes_running_statistics():
-    """In copies too, each with its own; a static copy is PyTorch's again."""
-    norm = nn.BatchNorm1d(2)
-    allow_small_groups(norm)
-    allow_small_groups(norm)
-    norm(torch.randn(9, 2) + 3)
-    row = torch.randn(1, 2)
-    expected = (row - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
-    for module in (norm, copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
-        before = {key: value.clone() for key, value in module.state_dict().items()}
-        torch.testing.assert_close(module(row), expected)
-        assert module.training and all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
-        others = {key: value.clone() for key, value in norm.state_dict().items()}
-        module(torch.randn(9, 2))
-        assert not torch.equal(module.running_mean, before["running_mean"])
-        assert module is norm or torch.equal(norm.running_mean, others["running_mean"])
-        norm.load_state_dict(before)
-        with pytest.raises(ValueError):
-            module(torch.randn(1, 3, 2, 2))
-        assert module.training
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        static_copy(norm)(row)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from routing_gym.blocks.grouping import Groups, SortedRows, group, group_plan, plain
+from routing_gym.blocks.fast.grouping import Groups, SortedRows, group, group_plan, plain
 
 GROUPED_DTYPES = (torch.float32, torch.bfloat16)
 ALIGNMENT_BYTES = 16

@@ -6,17 +6,14 @@ paths, channels joined, or as `layer(x, path)` with what goes into one of them.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks.base import FunctionBlocks
-from routing_gym.blocks.grouping import put_rows
-from routing_gym.blocks.linear import LinearBlocks
-from routing_gym.blocks.macs import count_macs, probe
-from routing_gym.blocks.modules import run_grouped
+from routing_gym.blocks.fast.by_block import BlockByBlock
+from routing_gym.blocks.fast.rows import put_rows
+from routing_gym.blocks.linear import LinearBlocks, repeated
+from routing_gym.blocks.macs import cost_of
 from routing_gym.blocks.ownership import OwnedParameter
 from routing_gym.blocks.pointwise import conv2d
 from routing_gym.tasks.checking import shape_of_row, whole_number
@@ -114,9 +111,7 @@ class PathLinear(nn.Module):
         """Map `(B, inputs)` by one path, `(B, g * inputs)` by all."""
         if path is not None:
             return functional.linear(x, self.blocks.weight[path].t(), self.blocks.bias[path])
-        tensors = x.shape[1] // self.blocks.in_features
-        x = x.unflatten(1, (tensors, self.blocks.in_features))
-        return self.blocks.run_each(_repeated(x, self.blocks.num_blocks // tensors)).flatten(1)
+        return self.blocks.run_each(x.unflatten(1, (-1, self.blocks.in_features))).flatten(1)
 
 
 class PathSequential(nn.Sequential):
@@ -170,16 +165,13 @@ PATHWISE = (PathConv2d, PathNorm2d, PathLinear, PathSequential, PathResidual, Pa
 """Layers that are told the path."""
 
 
-class PathBlocks(FunctionBlocks):
+class PathBlocks(BlockByBlock):
     """Stacks of layers that stand side by side: block c is path c.
 
     Args:
         layers: The layers of all paths.
         paths: How many there are, P.
         input_shape: Shape of one tensor, `(C, H, W)` or `(F,)`.
-
-    Attributes:
-        output_shape: Shape of what one path gives.
     """
 
     def __init__(self, layers: PathSequential, paths: int, input_shape: tuple[int, ...]) -> None:
@@ -188,40 +180,18 @@ class PathBlocks(FunctionBlocks):
             raise ValueError(f"the layers of paths are a PathSequential, got {type(layers).__name__}")
         self.layers = layers
         row = torch.zeros(1, *shape_of_row("input_shape", input_shape))
-        self.output_shape = tuple(probe(layers, partial(layers, row, 0)).shape[1:])
-        self.macs = (count_macs(layers, row, 0),) * paths
+        macs, self.output_shape = cost_of(layers, row, 0, known={})
+        self.macs = (macs,) * paths
 
-    def run(self, x: Tensor, choice: Tensor) -> Tensor:
-        """Run path `choice[i]` on row `x[i]`; a path that no row chose is not run."""
-        paths = [partial(self.layers, path=path) for path in range(self.num_blocks)]
-        return run_grouped(x, choice, paths, self.output_shape)
+    def run_block(self, x: Tensor, number: int) -> Tensor:
+        """Outputs `(r, ...)` of one path."""
+        return self.layers(x, number)
 
-    def run_each(self, x: Tensor) -> Tensor:
-        """Run all paths: `(B, g, ...)` to `(B, P, ...)`, g = P or a divisor of it, see `PathConv2d`.
-
-        Images are best laid out with their channels last in memory, those of all paths side by side.
-        """
-        missing = self.num_blocks // x.shape[1]
-        if missing > 1 and not isinstance(self.layers[0], PathConv2d | PathLinear):
-            x = _repeated(x, missing)
-        x = x.flatten(1, 2)
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.layers(x).unflatten(1, (self.num_blocks, -1))
-
-    def run_where(self, x: Tensor, where: Tensor) -> Tensor:
-        """Run every path on some of its rows.
-
-        Args:
-            x: `(B, g, ...)`, g = P or a divisor of it, see `PathConv2d`.
-            where: `(B, P)` bool: what is to be run.
-
-        Returns:
-            `(B, P, ...)`; zeros where nothing was run.
-        """
-        counts = where.sum(0).tolist()
-        if min(counts) == len(x):
-            return self.run_each(x)
+    def run_each(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        """See `FunctionBlocks.run_each`; all paths at once where every output is wanted, otherwise path by path."""
+        counts = [] if where is None else where.sum(0).tolist()
+        if where is None or min(counts) == len(x):
+            return self._all_at_once(x)
         empty, outputs = _empty(x, self.output_shape), []
         for path, rows in enumerate(where.t().nonzero()[:, 1].split(counts)):
             own = x[:, path * x.shape[1] // self.num_blocks]
@@ -233,8 +203,17 @@ class PathBlocks(FunctionBlocks):
             y = y + sum(parameter[:0].sum() for parameter in self.parameters())  # of none: 0, with a graph
         return y
 
+    def _all_at_once(self, x: Tensor) -> Tensor:
+        """Outputs of all paths; images are best laid out with the channels of all paths side by side and last."""
+        if not isinstance(self.layers[0], PathConv2d | PathLinear):
+            x = repeated(x, self.num_blocks // x.shape[1])
+        x = x.flatten(1, 2)
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.layers(x).unflatten(1, (self.num_blocks, -1))
+
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
-        """Return the path's slices of all stacks."""
+        """The path's slices of all stacks."""
         return [OwnedParameter(parameter, choice) for parameter in self.layers.parameters()]
 
 
@@ -243,13 +222,8 @@ def _check(**sizes: int) -> None:
         whole_number(f"{name} of parallel layers", size)
 
 
-def _repeated(x: Tensor, times: int) -> Tensor:
-    """Return `(B, g * times, ...)`: each of g tensors as often, one after the other; a view where it is once."""
-    return x.unsqueeze(2).expand(-1, -1, times, *x.shape[2:]).flatten(1, 2)
-
-
 def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return `(B, *shape)` zeros, images with their channels last in memory."""
+    """Zeros `(B, *shape)`, images with their channels last in memory."""
     if len(shape) == 1:
         return x.new_zeros(len(x), *shape)
     channels, *size = shape

@@ -77,7 +77,7 @@ def test_some_rows_of_some_paths(seed, rows, tensors):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, tensors, 2, 6, 5, generator=generator)
     where = torch.rand(rows, 3, generator=generator) < torch.rand((), generator=generator)
-    y = blocks.run_where(x, where)
+    y = blocks.run_each(x, where)
     choice = torch.randint(3, (rows,), generator=generator)
     chosen = blocks.run(x[:, 0], choice)
     assert y.shape == (rows, 3, 4) and chosen.shape == (rows, 4)
@@ -98,7 +98,7 @@ def test_statistics_are_those_of_the_rows_that_run_a_path():
     where = torch.tensor([[True, False], [False, False], [True, False], [True, False]])
     own = plain(blocks.layers, 0).train()
     expected = own(x[[0, 2, 3], 0])
-    torch.testing.assert_close(blocks.run_where(x, where)[[0, 2, 3], 0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(blocks.run_each(x, where)[[0, 2, 3], 0], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(norm.running_mean[0], own[1].running_mean)
     assert torch.equal(norm.running_mean[1], before[0][1]) and torch.equal(norm.running_var[1], before[1][1])
 
@@ -119,7 +119,7 @@ def test_paths_nobody_asks_for_are_not_run():
     ran = []
     blocks.layers[0].register_forward_hook(lambda module, inputs, output: ran.append((inputs[1], len(inputs[0]))))
     where = torch.tensor([[True, False, True], [True, False, False]])
-    blocks.run_where(torch.randn(2, 3, 2, 6, 5), where)
+    blocks.run_each(torch.randn(2, 3, 2, 6, 5), where)
     assert ran == [(0, 2), (2, 1)]
 
 
