@@ -1,10 +1,11 @@
 """Routed networks: which decisions exist, and what a transition computes."""
 
 from routing_gym.networks.actions import Action, NotFiniteError, is_weights
+from routing_gym.networks.banked import BankedNetwork
 from routing_gym.networks.cells import RoutedCells
 from routing_gym.networks.columns import ColumnsMLP
 from routing_gym.networks.decision import EXIT, Decision, ways_out
-from routing_gym.networks.deployable import Deployable, JoinTask, Normalize
+from routing_gym.networks.deployable import Deployable, Normalize
 from routing_gym.networks.mlp import RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import RoutedPyramid, pyramid_chain, pyramid_tree
@@ -18,12 +19,12 @@ __all__ = [
     "EXIT",
     "NETWORKS",
     "Action",
+    "BankedNetwork",
     "ColumnsMLP",
     "NotFiniteError",
     "Decision",
     "Deployable",
     "Exit",
-    "JoinTask",
     "Normalize",
     "RoutedCells",
     "RoutedMLP",

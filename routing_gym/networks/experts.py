@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -14,17 +13,15 @@ from torch import Tensor, nn
 from routing_gym.blocks import (
     LinearBlocks,
     ModuleBlocks,
-    OwnedParameter,
     SkippableBlock,
     allow_small_groups,
     count_macs,
-    first_weights,
     plain,
     probe,
     static_copy,
 )
 from routing_gym.networks.actions import Action
-from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.banked import averaged, one_after_the_other
 from routing_gym.networks.deployable import Deployable
 from routing_gym.networks.state import Activation
 
@@ -121,12 +118,8 @@ class RoutedExperts(Deployable):
         if observes not in ("mean", "map"):
             raise ValueError(f"observes must be 'mean' or 'map', got {observes!r}")
         widths = [shape[0] if observes == "mean" else math.prod(shape) for shape in shapes]
-        last = len(banks) - 1
         super().__init__(
-            [
-                Decision(name=name, macs=bank.macs, next=(i + 1 if i < last else EXIT,) * bank.num_blocks, width=width)
-                for i, (name, bank, width) in enumerate(zip(names, banks, widths, strict=True))
-            ],
+            one_after_the_other(names, [bank.macs for bank in banks], widths),
             num_classes=num_classes,
             input_shape=input_shape,
             stem_macs=shared + sum(bank.shared_macs for bank in banks) + features * num_classes,
@@ -137,10 +130,6 @@ class RoutedExperts(Deployable):
         self.experts = tuple(tuple(layer) for layer in experts)
         self.block_counts = tuple(bank.num_blocks for bank in banks)
         allow_small_groups(self)
-
-    def bank(self, decision: int) -> Bank:
-        """Return the experts of a layer."""
-        return cast(Bank, self.banks[decision])
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
         """Run what comes before the first layer, images with their channels last in memory."""
@@ -159,11 +148,7 @@ class RoutedExperts(Deployable):
     def describe(self, decision: int, activation: Activation) -> Tensor:
         """Return what comes into a layer, images averaged over space or flattened."""
         x = plain(activation[0])
-        return x.flatten(1) if x.ndim == 2 or self.observes == "map" else x.mean((2, 3))
-
-    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return the parameters of one expert."""
-        return self.bank(decision).parameters_of(choice)
+        return x.flatten(1) if self.observes == "map" else averaged(x)
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
         """Return the shared parts, the chosen experts and the task's readout as one module."""
@@ -173,26 +158,21 @@ class RoutedExperts(Deployable):
             parts.append(static_copy(self.between[decision]))
         return [StaticRoute([*parts, *(OnFirst(module) for module in self.readouts.as_modules(task))])]
 
-    def pruned(self, routes: Tensor) -> tuple[RoutedExperts, Tensor]:
-        """Return a copy without the experts that no route takes, and the routes in its numbering."""
-        kept, columns = zip(*(column.unique(return_inverse=True) for column in routes.unbind(1)), strict=True)
-        whole = copy.deepcopy(self).cpu()
-        with first_weights(0):  # they are not used
-            smaller = type(self)(
-                self.input_shape or (),
-                self.num_classes,
-                stem=whole.trunk,
-                banks=[whole.bank(i).select(choices.tolist()) for i, choices in enumerate(kept)],
-                between=list(whole.between),
-                experts=[
-                    [names[c] for c in choices.tolist()] for names, choices in zip(self.experts, kept, strict=True)
-                ],
-                names=[decision.name for decision in self.decisions],
-                num_tasks=self.readouts.num_blocks,
-                observes=self.observes,
-            )
-        smaller.readouts = whole.readouts
-        return smaller.to(self._costs.device), torch.stack(columns, 1)
+    def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedExperts:
+        """Return a network like this one with fewer experts."""
+        smaller = type(self)(
+            self.input_shape or (),
+            self.num_classes,
+            stem=self.trunk,
+            banks=[cast(Bank, bank) for bank in self.banks],
+            between=list(self.between),
+            experts=[[names[choice] for choice in left] for names, left in zip(self.experts, kept, strict=True)],
+            names=[decision.name for decision in self.decisions],
+            num_tasks=self.readouts.num_blocks,
+            observes=self.observes,
+        )
+        smaller.readouts = self.readouts
+        return smaller
 
     def form_options(self) -> dict[str, Any]:
         """Return the experts of every layer: their number alone would not say which they are."""

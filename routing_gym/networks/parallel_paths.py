@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential, count_macs, probe
 from routing_gym.networks.actions import Action, dense
-from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.banked import one_after_the_other
 from routing_gym.networks.paths import RoutedPaths, weighed_sum
 from routing_gym.networks.state import Activation
 
@@ -78,62 +78,51 @@ class ParallelPaths(RoutedPaths):
     ) -> None:
         if form not in ("columns", "gated-columns"):
             raise ValueError(f"form must be 'columns' or 'gated-columns', got {form!r}")
-        image = torch.zeros(1, *input_shape)
-        shape = tuple(input_shape)
-        fixed = 0.0
+        image, shape, fixed = torch.zeros(1, *input_shape), tuple(input_shape), 0.0
         if stem is not None:
             shape = tuple(probe(stem, partial(stem, image)).shape[1:])
             fixed = count_macs(stem, image)
         banks: list[PathBlocks] = []
         predictions: list[PathBlocks | None] = []
-        decisions: list[Decision] = []
-        first = 0 if form == "gated-columns" else 1
-        for number, segment in enumerate(segments):
-            tensors, width = paths if number else 1, shape[0]
+        tensors, widths, costs = [1, *[paths] * (len(segments) - 1)], [], []
+        for arriving, segment in zip(tensors, segments, strict=True):
+            widths.append(arriving * shape[0])
             predicted = None
             if segment.prediction is not None:
-                predicted = PathBlocks(segment.prediction, tensors * paths, shape)
+                predicted = PathBlocks(segment.prediction, arriving * paths, shape)
                 shape = predicted.output_shape
             bank = PathBlocks(segment.layers, paths, shape)
             shape = bank.output_shape
             banks.append(bank)
             predictions.append(predicted)
-            costs = tuple(cost + (predicted.macs[0] if predicted else 0.0) for cost in bank.macs)
-            if number < first:
-                fixed += sum(costs)
-                continue
-            then = number - first + 1
-            decisions.append(
-                Decision(
-                    name=segment.name,
-                    macs=costs,
-                    next=(then if number + 1 < len(segments) else EXIT,) * paths,
-                    m=tensors,
-                    width=tensors * width,
-                )
-            )
+            costs.append(tuple(cost + (predicted.macs[0] if predicted else 0.0) for cost in bank.macs))
+        first = 0 if form == "gated-columns" else 1
         masks = None
         if not crossed:
-            masks = torch.eye(paths, dtype=torch.bool).repeat(len(decisions), 1, 1)
+            masks = torch.eye(paths, dtype=torch.bool).repeat(len(segments) - first, 1, 1)
             masks[: 1 - first] = True  # the one tensor of the connector may go everywhere
-        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed, masks=masks)
+        super().__init__(
+            one_after_the_other(
+                [segment.name for segment in segments[first:]], costs[first:], widths[first:], tensors[first:]
+            ),
+            num_classes=num_classes,
+            input_shape=input_shape,
+            stem_macs=fixed + sum(map(sum, costs[:first])),
+            masks=masks,
+        )
         self.form, self.paths, self._first = form, paths, first
         self.cross = "connections" if predictions[-1] is None else "predictions"
         self.trunk, self.banks = stem, nn.ModuleList(banks)
         self.predictions = nn.ModuleList(nn.Identity() if made is None else made for made in predictions)
 
-    def bank(self, decision: int) -> PathBlocks:
-        """Return the paths behind a decision."""
-        return self._blocks(self.banks, decision)
+    def bank_number(self, decision: int) -> int:
+        """Return which of `banks` stands behind a decision: the first may stand before all of them."""
+        return decision + self._first
 
     def predicting(self, decision: int) -> PathBlocks | None:
         """Return what makes the paths' inputs at a decision; None where tensors themselves are mixed."""
-        return None if self.cross == "connections" else self._blocks(self.predictions, decision)
-
-    def _blocks(self, of: nn.ModuleList, decision: int) -> PathBlocks:
-        blocks = of[decision + self._first]
-        assert isinstance(blocks, PathBlocks)
-        return blocks
+        blocks = self.predictions[self.bank_number(decision)]
+        return blocks if isinstance(blocks, PathBlocks) else None
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
         """Run what comes before the first decision: the stem and, where the way into them is none, the first layers."""

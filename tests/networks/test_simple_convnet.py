@@ -26,7 +26,7 @@ def test_every_row_takes_its_own_stages():
         for row in range(6):
             x = first[row : row + 1]
             for decision in range(5):
-                blocks, choice = network.blocks[decision], int(route[row, decision])
+                blocks, choice = network.bank(decision), int(route[row, decision])
                 if decision < 2:
                     x = blocks.blocks[choice](x)
                 else:
