@@ -8,11 +8,10 @@ from routing_gym.networks.decision import EXIT, Decision, ways_out
 from routing_gym.networks.deployable import Deployable, Normalize
 from routing_gym.networks.mlp import RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
-from routing_gym.networks.pyramid import RoutedPyramid, pyramid_chain, pyramid_tree
+from routing_gym.networks.pyramid import RoutedPyramid
 from routing_gym.networks.pyramid_columns import StaticPyramid, static_pyramid
-from routing_gym.networks.registry import NETWORKS, claim, make_network, register_network
+from routing_gym.networks.registry import NETWORKS, NetworkSpec, claim, make_network, register_network
 from routing_gym.networks.route import RoutedModule, route
-from routing_gym.networks.simple_convnet import simple_convnet
 from routing_gym.networks.state import Exit, RoutingState, Waiting
 
 __all__ = [
@@ -21,6 +20,7 @@ __all__ = [
     "Action",
     "BankedNetwork",
     "ColumnsMLP",
+    "NetworkSpec",
     "NotFiniteError",
     "Decision",
     "Deployable",
@@ -37,11 +37,8 @@ __all__ = [
     "claim",
     "is_weights",
     "make_network",
-    "pyramid_chain",
-    "pyramid_tree",
     "register_network",
     "route",
-    "simple_convnet",
     "ways_out",
     "static_pyramid",
 ]

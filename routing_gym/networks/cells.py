@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from routing_gym.blocks import ModuleBlocks, OwnedParameter, allow_small_groups, count_macs, plain
 from routing_gym.networks.actions import Action
-from routing_gym.networks.checking import check_no_num_blocks
 from routing_gym.networks.choice_blocks import OPERATIONS, ChosenInputs, make_operations, rectified_conv
 from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.options import check_counts, check_image
 from routing_gym.networks.state import Activation
 
 CHOICE_BLOCKS = 4
@@ -86,7 +86,8 @@ class RoutedCells(RoutedNetwork):
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, cells: int = 6, filters: int = 32) -> None:
-        _check(input_shape, num_classes, cells, filters)
+        check_image(input_shape, 2 ** (STAGES - 1))
+        check_counts(num_classes=num_classes, cells=cells, filters=filters)
         stages = [STAGES * cell // cells for cell in range(cells)]
         widths = [filters * 2**stage for stage in stages]
         sizes = [(input_shape[1] >> stage, input_shape[2] >> stage) for stage in stages]
@@ -183,52 +184,3 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
     for tensor in tensors[1:]:
         total = total + tensor
     return total
-
-
-def cells_network(cells: int, filters: int) -> Callable[..., RoutedCells]:
-    """Return the builder of a network of cells of a size.
-
-    Args:
-        cells: How many cells unless the builder is given another number.
-        filters: Channels of the first third, likewise.
-    """
-
-    def build(
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_blocks: int | Sequence[int],
-        *,
-        cells: int = cells,
-        filters: int = filters,
-        num_tasks: int = 1,
-    ) -> RoutedCells:
-        check_no_num_blocks(name, num_blocks, num_tasks)
-        return RoutedCells(input_shape, num_classes, cells=cells, filters=filters)
-
-    name = f"cells-{cells}x{filters}"
-    build.__doc__ = f"""Build {cells} routed cells, {filters} channels wide at first: {8 * cells} decisions.
-
-    Args:
-        input_shape: `(C, H, W)` of an image, at least 4 pixels high and wide.
-        num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default: the operations are what they are.
-        cells: How many cells; each makes 8 decisions.
-        filters: Channels of the first third of the cells.
-        num_tasks: Without effect: all tasks share everything.
-
-    Raises:
-        ValueError: An option out of range, by its name.
-    """
-    return build
-
-
-def _check(input_shape: Sequence[int], num_classes: int, cells: int, filters: int) -> None:
-    smallest = 2 ** (STAGES - 1)
-    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
-        raise ValueError(
-            f"cells halve an image {STAGES - 1} times: they need input_shape=(C, H, W) of at least "
-            f"{smallest}x{smallest} pixels, got {tuple(input_shape)}"
-        )
-    for option, value in (("num_classes", num_classes), ("cells", cells), ("filters", filters)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"a network of cells needs {option} to be a whole number of at least 1, got {value!r}")

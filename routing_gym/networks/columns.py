@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from routing_gym.blocks import LinearBlocks
 from routing_gym.networks.banked import features_of, one_after_the_other
+from routing_gym.networks.options import check_counts
 from routing_gym.networks.paths import RoutedPaths
 from routing_gym.networks.state import Activation
-from routing_gym.tasks.checking import whole_number
 
 
 class ColumnsMLP(RoutedPaths):
@@ -44,9 +44,7 @@ class ColumnsMLP(RoutedPaths):
         trunk: nn.Module | None = None,
         num_tasks: int = 1,
     ) -> None:
-        sizes = {"width": width, "layers": layers, "num_classes": num_classes, "num_blocks": num_blocks}
-        for option, value in sizes.items():
-            whole_number(option, value)
+        check_counts(width=width, layers=layers, num_classes=num_classes, num_blocks=num_blocks)
         if num_blocks < num_tasks:
             raise ValueError(
                 f"every one of the {num_tasks} tasks needs a column of its own, got num_blocks={num_blocks}"

@@ -23,10 +23,14 @@ from routing_gym.blocks import (
 from routing_gym.networks.actions import Action
 from routing_gym.networks.banked import averaged, one_after_the_other
 from routing_gym.networks.deployable import Deployable
+from routing_gym.networks.options import check_choice
 from routing_gym.networks.state import Activation
 
 Bank = ModuleBlocks | SkippableBlock
 """The experts of one layer: blocks that know the shape of what they give."""
+
+Experts = Sequence[str] | Sequence[Sequence[str]]
+"""Names of the experts of all layers, or of each."""
 
 
 class InTurn(nn.Sequential):
@@ -115,8 +119,7 @@ class RoutedExperts(Deployable):
         observes: Literal["mean", "map"] = "mean",
     ) -> None:
         shared, (*shapes, (features,)) = _shared_parts(stem, banks, between, torch.zeros(1, *input_shape))
-        if observes not in ("mean", "map"):
-            raise ValueError(f"observes must be 'mean' or 'map', got {observes!r}")
+        check_choice("observes", observes, "mean", "map")
         widths = [shape[0] if observes == "mean" else math.prod(shape) for shape in shapes]
         super().__init__(
             one_after_the_other(names, [bank.macs for bank in banks], widths),
@@ -194,24 +197,15 @@ def _shared_parts(
     return macs, shapes
 
 
-def experts_per_layer(
-    experts: Sequence[str] | Sequence[Sequence[str]] | None, default: Sequence[str], layers: int
-) -> list[tuple[str, ...]]:
-    """Return the names of every layer's experts.
-
-    Args:
-        experts: Names for all layers, or a list of them for each; None for the default.
-        default: Names for all layers.
-        layers: How many layers there are.
+def experts_per_layer(experts: Experts, layers: int) -> list[tuple[str, ...]]:
+    """Names of the experts of each of some layers.
 
     Raises:
         ValueError: Lists for more or fewer layers than there are, or a layer without experts.
     """
-    chosen = default if experts is None else experts
-    if isinstance(chosen, str) or not chosen:
-        raise ValueError(f"experts must be a list of names, or one for each layer, got {experts!r}")
-    if all(isinstance(name, str) for name in chosen):
-        return [tuple(cast(Sequence[str], chosen))] * layers
-    if len(chosen) != layers or any(isinstance(layer, str) or not layer for layer in chosen):
-        raise ValueError(f"experts must be a list of names, or one for each of the {layers} layers, got {experts!r}")
-    return [tuple(layer) for layer in chosen]
+    if not isinstance(experts, str) and experts:
+        if all(isinstance(name, str) for name in experts):
+            return [tuple(cast(Sequence[str], experts))] * layers
+        if len(experts) == layers and not any(isinstance(layer, str) or not layer for layer in experts):
+            return [tuple(layer) for layer in experts]
+    raise ValueError(f"experts must be a list of names, or one for each of the {layers} layers, got {experts!r}")

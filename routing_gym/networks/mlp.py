@@ -22,8 +22,8 @@ from routing_gym.blocks import (
 from routing_gym.networks.actions import Action
 from routing_gym.networks.banked import features_of, one_after_the_other
 from routing_gym.networks.deployable import Deployable, blocks_per_bank
+from routing_gym.networks.options import check_counts
 from routing_gym.networks.state import Activation
-from routing_gym.tasks.checking import whole_number
 
 
 class RoutedMLP(Deployable):
@@ -61,8 +61,7 @@ class RoutedMLP(Deployable):
         task_input: bool = False,
         num_tasks: int = 1,
     ) -> None:
-        for option, value in {"width": width, "layers": layers, "num_classes": num_classes}.items():
-            whole_number(option, value)
+        check_counts(width=width, layers=layers, num_classes=num_classes)
         features, trunk_macs = features_of(trunk, input_shape)
         widths = [features + num_tasks * task_input, *[width] * (layers - 1), num_classes]
         repeatable = [i for i in range(layers - 1) if widths[i] == widths[i + 1] == width]

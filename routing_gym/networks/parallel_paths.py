@@ -14,6 +14,7 @@ from torch.nn import functional
 from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential, count_macs, probe
 from routing_gym.networks.actions import Action, dense
 from routing_gym.networks.banked import one_after_the_other
+from routing_gym.networks.options import check_choice
 from routing_gym.networks.paths import RoutedPaths, weighed_sum
 from routing_gym.networks.state import Activation
 
@@ -76,8 +77,7 @@ class ParallelPaths(RoutedPaths):
         form: Form = "columns",
         crossed: bool = True,
     ) -> None:
-        if form not in ("columns", "gated-columns"):
-            raise ValueError(f"form must be 'columns' or 'gated-columns', got {form!r}")
+        check_choice("form", form, "columns", "gated-columns")
         image, shape, fixed = torch.zeros(1, *input_shape), tuple(input_shape), 0.0
         if stem is not None:
             shape = tuple(probe(stem, partial(stem, image)).shape[1:])

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
 from routing_gym.blocks import OwnedParameter, allow_small_groups, in_few_sizes, plain, static_copy
-from routing_gym.networks.checking import check_no_num_blocks
 from routing_gym.networks.decision import EXIT, Decision, ways_out
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.options import check_range
 from routing_gym.networks.pyramid_columns import (
     CHANNELS,
     Column,
     StaticPyramid,
     check_form,
-    check_range,
     costs_by_depth,
     image_pyramid,
     make_classifier,
@@ -170,93 +169,48 @@ class RoutedPyramid(RoutedNetwork):
         )
 
 
-def pyramid_chain(
-    input_shape: Sequence[int],
-    num_classes: int,
-    num_blocks: int | Sequence[int],
-    *,
-    width: int = 16,
-    columns: int = 8,
-    num_tasks: int = 1,
-) -> RoutedPyramid:
-    """Build the multiscale pyramid of multipath early exit: columns in a chain, each of which may classify.
+def pyramid_chain(input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8) -> RoutedPyramid:
+    """Build a `RoutedPyramid` whose columns stand in a chain.
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
         num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default: there is one column for each place.
         width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
         columns: How many columns, 2 to 8.
-        num_tasks: Without effect: all tasks share everything.
-
-    Raises:
-        ValueError: An option out of range, by its name.
     """
-    check_no_num_blocks("pyramid-chain", num_blocks, num_tasks)
     return RoutedPyramid(input_shape, num_classes, width=width, columns=columns)
 
 
 def pyramid_tree(
-    input_shape: Sequence[int],
-    num_classes: int,
-    num_blocks: int | Sequence[int],
-    *,
-    width: int = 16,
-    columns: int = 8,
-    junctions: int = 3,
-    num_tasks: int = 1,
+    input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8, junctions: int = 3
 ) -> RoutedPyramid:
-    """Build the branching pyramid of multipath early exit: early columns are followed by a left and a right one.
+    """Build a `RoutedPyramid` whose early columns are followed by a left and a right one.
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
         num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default: there is one column for each place.
         width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
         columns: How many columns the ways to the leaves have, 2 to 8.
         junctions: After how many of the first columns it splits in two, 1 to `columns - 1`; 3 in the paper.
-        num_tasks: Without effect: all tasks share everything.
-
-    Raises:
-        ValueError: An option out of range, by its name.
     """
-    check_no_num_blocks("pyramid-tree", num_blocks, num_tasks)
     check_range("columns", columns, 2, len(CHANNELS))
     check_range("junctions", junctions, 1, columns - 1)
     return RoutedPyramid(input_shape, num_classes, width=width, columns=columns, junctions=junctions)
 
 
-def pyramid_static(columns: int) -> Callable[..., RoutedModule]:
-    """Return the builder of a static pyramid as a network that any agent trains.
+def pyramid_static(columns: int, input_shape: Sequence[int], num_classes: int, *, width: int = 16) -> RoutedModule:
+    """Build a static pyramid as a network that any agent trains.
 
     Its one decision has one choice, the classifier, since a network without decisions cannot be an environment.
 
     Args:
         columns: How many columns, 1 to 8.
-    """
-
-    def build(
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_blocks: int | Sequence[int],
-        *,
-        width: int = 16,
-        num_tasks: int = 1,
-    ) -> RoutedModule:
-        check_no_num_blocks(f"pyramid-static-{columns}", num_blocks, num_tasks)
-        module = static_pyramid(input_shape, num_classes, columns=columns, width=width)
-        return route(module, ["classifier"], 1, input_shape=input_shape)
-
-    build.__doc__ = f"""Build the static pyramid of {columns} column{"s" if columns > 1 else ""}: nothing to choose.
-
-    Args:
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
         num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default.
         width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
-        num_tasks: Without effect: all tasks share everything.
     """
-    return build
+    module = static_pyramid(input_shape, num_classes, columns=columns, width=width)
+    return route(module, ["classifier"], 1, input_shape=input_shape)
 
 
 def _tree(columns: int, junctions: int) -> tuple[list[list[int]], list[int]]:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from routing_gym.blocks import count_macs, probe
+from routing_gym.networks.options import check_counts, check_image, check_range
 
 CHANNELS = ((1, 1, 1, 1), (1, 1, 1, 1), (2, 2, 2), (2, 2, 2), (4, 4), (4, 4), (8,), (8,))
 """Channels of each scale of each column in units of `width`, finest first; a shorter list is of the coarser scales."""
@@ -206,18 +207,5 @@ def costs_by_depth(
 
 def check_form(input_shape: Sequence[int], num_classes: int, width: int) -> None:
     """Refuse images too small for the scales, and numbers out of range."""
-    smallest = 2 ** (SCALES - 1)
-    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
-        raise ValueError(
-            f"a pyramid of {SCALES} scales needs input_shape=(C, H, W) of at least {smallest}x{smallest} pixels, "
-            f"got {tuple(input_shape)}"
-        )
-    check_range("num_classes", num_classes, 1)
-    check_range("width", width, 1)
-
-
-def check_range(option: str, value: int, low: int, high: int | None = None) -> None:
-    """Refuse an option that is no whole number between two limits, both included."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"a pyramid needs {option} to be a whole number {limits}, got {value!r}")
+    check_image(input_shape, 2 ** (SCALES - 1))
+    check_counts(num_classes=num_classes, width=width)

@@ -49,7 +49,7 @@ def test_an_instance_costs_the_same(routed_stages):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"routed_stages": 5}, "routed_stages must lie in 0 to 4, got 5"),
+        ({"routed_stages": 5}, "routed_stages must be an integer from 0 to 4, got 5"),
         ({"routed_stages": 1, "recurrent": True}, "routed_stages goes with neither recurrent=True"),
         ({"routed_stages": 1, "form": "columns"}, "nor form='columns'"),
     ],
