@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -34,7 +34,7 @@ Experts = Sequence[str] | Sequence[Sequence[str]]
 
 
 class InTurn(nn.Sequential):
-    """Modules one after the other, each called with the tensors that the one before has returned as a tuple."""
+    """Modules one after the other, each called with the tuple of tensors that the one before has returned."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the last module's tuple."""
@@ -59,20 +59,12 @@ class OnFirst(nn.Module):
         return self.module(first), *others
 
 
-class StaticRoute(nn.Module):
-    """One way through a network of experts as a plain network.
+class StaticRoute(InTurn):
+    """One way through a network of experts as a plain network."""
 
-    Args:
-        parts: Called in turn, from images to `(B, num_classes)` logits.
-    """
-
-    def __init__(self, parts: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.parts = InTurn(*parts)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        return self.parts(images)[0]
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits `(B, num_classes)` of images."""
+        return super().forward(images)[0]
 
 
 class RoutedExperts(Deployable):
@@ -118,8 +110,16 @@ class RoutedExperts(Deployable):
         num_tasks: int,
         observes: Literal["mean", "map"] = "mean",
     ) -> None:
-        shared, (*shapes, (features,)) = _shared_parts(stem, banks, between, torch.zeros(1, *input_shape))
         check_choice("observes", observes, "mean", "map")
+        waiting: tuple[Tensor, ...] = (torch.zeros(1, *input_shape),)
+        shared, shapes = 0.0, []
+        for part, bank in zip([stem, *between], [*banks, None], strict=True):
+            shared += count_macs(part, *waiting)
+            waiting = probe(part, partial(part, *waiting))
+            shapes.append(tuple(waiting[0].shape[1:]))
+            if bank is not None:  # of an expert nothing is needed here but the shape of what it gives
+                waiting = (torch.zeros(1, *bank.output_shape), *waiting[1:])
+        *shapes, (features,) = shapes
         widths = [shape[0] if observes == "mean" else math.prod(shape) for shape in shapes]
         super().__init__(
             one_after_the_other(names, [bank.macs for bank in banks], widths),
@@ -144,22 +144,22 @@ class RoutedExperts(Deployable):
         return self.between[decision](self.bank(decision)(first, action), *others)
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Return what each row's own task makes of the features."""
+        """Logits `(r, num_classes)`: what each row's own task makes of the features."""
         self.readouts.note_use(task)
         return self.readouts(plain(activation[0]), task)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Return what comes into a layer, images averaged over space or flattened."""
+        """Observation `(r, width)`: what comes into a layer, images averaged over space or flattened."""
         x = plain(activation[0])
         return x.flatten(1) if self.observes == "map" else averaged(x)
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
-        """Return the shared parts, the chosen experts and the task's readout as one module."""
+        """Shared parts, chosen experts and the task's readout as one module."""
         parts: list[nn.Module] = [static_copy(self.trunk)]
         for decision, choice in enumerate(route):
             parts += [OnFirst(module) for module in self.bank(decision).as_modules(choice)]
             parts.append(static_copy(self.between[decision]))
-        return [StaticRoute([*parts, *(OnFirst(module) for module in self.readouts.as_modules(task))])]
+        return [StaticRoute(*parts, *(OnFirst(module) for module in self.readouts.as_modules(task)))]
 
     def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedExperts:
         """Return a network like this one with fewer experts."""
@@ -178,31 +178,12 @@ class RoutedExperts(Deployable):
         return smaller
 
     def form_options(self) -> dict[str, Any]:
-        """Return the experts of every layer: their number alone would not say which they are."""
+        """Experts of every layer: their number alone would not say which they are."""
         return {"experts": [list(layer) for layer in self.experts]}
 
 
-def _shared_parts(
-    stem: nn.Module, banks: Sequence[Bank], between: Sequence[nn.Module], images: Tensor
-) -> tuple[float, list[tuple[int, ...]]]:
-    """Return what the shared parts cost together, and the shape of what each gives to the layer behind it."""
-    macs, shapes = 0.0, []
-    waiting: tuple[Tensor, ...] = (images,)
-    for part, bank in zip([stem, *between], [*banks, None], strict=True):
-        macs += count_macs(part, *waiting)
-        waiting = probe(part, partial(part, *waiting))
-        shapes.append(tuple(waiting[0].shape[1:]))
-        if bank is not None:  # of an expert nothing is needed here but the shape of what it gives
-            waiting = (images.new_zeros(1, *bank.output_shape), *waiting[1:])
-    return macs, shapes
-
-
 def experts_per_layer(experts: Experts, layers: int) -> list[tuple[str, ...]]:
-    """Names of the experts of each of some layers.
-
-    Raises:
-        ValueError: Lists for more or fewer layers than there are, or a layer without experts.
-    """
+    """Names of the experts of each layer, from a list for all or a list for each; all else is refused."""
     if not isinstance(experts, str) and experts:
         if all(isinstance(name, str) for name in experts):
             return [tuple(cast(Sequence[str], experts))] * layers

@@ -125,7 +125,7 @@ class ParallelPaths(RoutedPaths):
         return blocks if isinstance(blocks, PathBlocks) else None
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Run what comes before the first decision: the stem and, where the way into them is none, the first layers."""
+        """Tensors `(B, m, ...)`, all alive: the stem's, or the first layers' where these stand before all decisions."""
         x = images.contiguous(memory_format=torch.channels_last)
         x = (x if self.trunk is None else self.trunk(x)).unsqueeze(1)
         if self._first:
@@ -144,29 +144,23 @@ class ParallelPaths(RoutedPaths):
         blocks.note_use(used.flatten(1).any(0))
         if self.dense_backward and self.training and gates.requires_grad:
             used = alive.unsqueeze(2) & reached.unsqueeze(1)  # what is not weighed has a gradient by its weight
-        predicted = blocks.run_where(columns, used.flatten(1)).unflatten(1, self.num_pairs(decision))
+        predicted = blocks.run_where(columns, used.flatten(1)).unflatten(1, (-1, self.paths))
         return functional.relu(weighed_sum(predicted, gates)), reached
 
-    def num_pairs(self, decision: int) -> tuple[int, int]:
-        """Return how many tensors and how many paths meet at a decision, m and n."""
-        return self.decisions[decision].m, self.decisions[decision].n
-
     def macs(self, decision: int, action: Action) -> tuple[Tensor, Tensor]:
-        """Return executed and expected multiply-accumulates: the union of what tensors reach, and each prediction."""
+        """Executed and expected multiply-accumulates `(r,)`: the union of what tensors reach, and each prediction."""
         blocks = self.predicting(decision)
         if blocks is None or self.decisions[decision].m == 1:
             return super().macs(decision, action)
         weights = dense(action, self.num_choices)
-        price = blocks.macs[0]
-        used = weights.detach() != 0
-        chance = weights.clamp(0, 1)
-        reached = 1 - (1 - chance).prod(1)
-        behind = self.bank(decision).macs[0]
+        used, chance = weights.detach() != 0, weights.clamp(0, 1)
+        behind, price = self.bank(decision).macs[0], blocks.macs[0]
         executed = behind * used.any(1).sum(1) + price * used.sum((1, 2))
-        return executed.to(weights.dtype), behind * reached.sum(1) + price * chance.sum((1, 2))
+        expected = behind * (1 - (1 - chance).prod(1)).sum(1) + price * chance.sum((1, 2))
+        return executed.to(weights.dtype), expected
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Return the average of what the paths that were reached say; zeros where none was."""
+        """Logits `(r, num_classes)`: the average of the paths that were reached; zeros where none was."""
         outputs, alive = activation
         assert isinstance(outputs, Tensor) and isinstance(alive, Tensor)
         # Paths that were not reached are zeros.
@@ -174,6 +168,8 @@ class ParallelPaths(RoutedPaths):
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Return the parameters of a path, and of all that predicts for it."""
-        blocks, (tensors, paths) = self.predicting(decision), self.num_pairs(decision)
-        predicting = [] if blocks is None else [blocks.parameters_of(i * paths + choice) for i in range(tensors)]
-        return sum(predicting, start=super().parameters_of(decision, choice))
+        own = super().parameters_of(decision, choice)
+        if (blocks := self.predicting(decision)) is not None:
+            for pair in range(choice, blocks.num_blocks, self.paths):
+                own += blocks.parameters_of(pair)
+        return own

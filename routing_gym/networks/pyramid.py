@@ -31,18 +31,16 @@ class RoutedPyramid(RoutedNetwork):
     """Columns of a pyramid with a decision after each: classify here (choice 0), or go on to a column that follows.
 
     Source: McGill and Perona, "Deciding How to Decide: Dynamic Routing in Artificial Neural Networks", ICML 2017,
-    section 3.1 and Fig. 3; batch norm and first weights from section 4.7. The tree is the one of sections 5.1 and 5.4
-    (Figs. 5 and 7): the first `junctions` columns are followed by a left and a right one, all others by one. With
-    three of them these are 1 + 2 + 4 columns and then eight chains of five.
+    section 3.1 and Fig. 3; batch norm and first weights from section 4.7; the tree from sections 5.1 and 5.4 (Figs. 5
+    and 7): 1 + 2 + 4 columns and then eight chains of five.
 
-    A decision sees the coarsest scale of its column, flattened, in the order of PyTorch's `flatten`. Weights mix
-    outcomes. A last column has one way on, to classify, so there is no decision: that classifier is part of the
-    choice of the last column. The router of the paper is an agent and its cost is counted there.
+    A decision sees the coarsest scale of its column, flattened. Weights mix outcomes. A last column has one way on, to
+    classify, so there is no decision: that classifier is part of the choice of the last column. The router of the
+    paper is an agent and its cost is counted there.
 
-    The paper is silent on these: the coarser scales of the image are 2x2 averages of the next finer one, as in an
-    ordinary image pyramid; Xavier's first weights are drawn from its uniform distribution; sizes that are odd are
-    rounded down; decisions are numbered column by column, left before right; instances of all tasks share every
-    column and every classifier, and none is told its task.
+    The paper is silent on these: coarser scales of the image are 2x2 averages of the next finer one; Xavier's first
+    weights are drawn from its uniform distribution; sizes that are odd are rounded down; decisions are numbered column
+    by column, left before right; instances of all tasks share everything, and none is told its task.
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
@@ -102,7 +100,7 @@ class RoutedPyramid(RoutedNetwork):
         allow_small_groups(self)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Return the image at every scale, finest first, `(B, H, W, C)` as all that waits in this network."""
+        """Image at every scale, finest first, `(B, H, W, C)` as all that waits in this network."""
         return tuple(scale.permute(0, 2, 3, 1) for scale in image_pyramid(images))
 
     def enter(self, decision: int, activation: Activation) -> Activation:
@@ -112,19 +110,22 @@ class RoutedPyramid(RoutedNetwork):
         return tuple(scale.permute(0, 2, 3, 1) for scale in self._run(self.inner[decision], activation))
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Classify; behind a last column after running it."""
+        """Logits `(r, num_classes)`; behind a last column after running it."""
+        column = self._column(decision, choice)
+        seen = self._run(column, activation)[-1].flatten(1) if choice else self.describe(decision, activation)
+        return self.classifiers[column](seen)
+
+    def _column(self, decision: int, choice: int) -> int:
+        """Return the column that classifies, or the one that follows."""
         column = self.inner[decision]
-        if choice == 0:
-            return self.classifiers[column](self.describe(decision, activation))
-        column = self.tree[column][choice - 1]
-        return self.classifiers[column](self._run(column, activation)[-1].flatten(1))
+        return self.tree[column][choice - 1] if choice else column
 
     def _run(self, column: int, activation: Activation) -> tuple[Tensor, ...]:
         scales = [plain(scale).permute(0, 3, 1, 2) for scale in activation]
         return in_few_sizes(self.columns[column], scales, whole=self.training)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Return the coarsest scale, flattened: the global descriptor of section 3.1."""
+        """Observation `(r, width)`: the coarsest scale, flattened, the global descriptor of section 3.1."""
         return plain(activation[-1]).permute(0, 3, 1, 2).flatten(1)
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
@@ -132,11 +133,10 @@ class RoutedPyramid(RoutedNetwork):
 
         The first column runs for all and belongs to no choice.
         """
-        column = self.inner[decision]
-        parts: list[nn.Module] = [self.classifiers[column]]
-        if choice > 0:
-            column = self.tree[column][choice - 1]
-            parts = [self.columns[column], *([] if self.tree[column] else [self.classifiers[column]])]
+        column = self._column(decision, choice)
+        parts = [self.columns[column]] if choice else []
+        if not choice or not self.tree[column]:
+            parts.append(self.classifiers[column])
         return [OwnedParameter(parameter) for part in parts for parameter in part.parameters()]
 
     def static_prefix(self, decision: int, choice: int = 0) -> StaticPyramid:
@@ -157,16 +157,11 @@ class RoutedPyramid(RoutedNetwork):
             raise ValueError(
                 f"expected a decision and a choice that leads out, one of {known}, got {(decision, choice)}"
             )
-        column = self.inner[decision]
-        if choice > 0:
-            column = self.tree[column][choice - 1]
-        before = {following: j for j, several in enumerate(self.tree) for following in several}
-        way = [column]
+        way = [self._column(decision, choice)]
         while way[0]:
-            way.insert(0, before[way[0]])
-        return StaticPyramid(
-            (cast(Column, static_copy(self.columns[j])) for j in way), static_copy(self.classifiers[column])
-        )
+            way.insert(0, next(j for j, following in enumerate(self.tree) if way[0] in following))
+        columns = (cast(Column, static_copy(self.columns[j])) for j in way)
+        return StaticPyramid(columns, static_copy(self.classifiers[way[-1]]))
 
 
 def pyramid_chain(input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8) -> RoutedPyramid:

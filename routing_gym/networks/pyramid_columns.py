@@ -25,8 +25,8 @@ class Column(nn.Module):
     """One column of the pyramid (section 3.1, Fig. 3): 3x3 convolutions at several scales, batch norm, ReLU.
 
     A scale adds up two convolutions: of the same scale of the column before, with a bias, and of the next finer scale
-    of this column, 2x2 max-pooled, without one. The finer scale is read before its batch norm and ReLU. Batch norm
-    and ReLU are there only for scales that are read from outside: what nobody reads has no parameters.
+    of this column, 2x2 max-pooled, before its batch norm and ReLU, without one. Scales that do not go out have neither
+    batch norm nor ReLU.
 
     Args:
         inputs: Channels of each scale that comes in, finest first; only the coarsest `len(outputs)` are read.
@@ -97,7 +97,7 @@ class StaticPyramid(nn.Module):
 
     Args:
         columns: The columns, the first of which reads an image pyramid. The last one loses the batch norms of all
-            scales but the coarsest, which nobody reads there.
+            scales but the coarsest: only that goes into the classifier.
         classifier: Takes the coarsest scale of the last column, flattened.
     """
 
@@ -137,7 +137,7 @@ def static_pyramid(input_shape: Sequence[int], num_classes: int, *, columns: int
 
 
 def image_pyramid(images: Tensor) -> tuple[Tensor, ...]:
-    """Return `(B, C, H, W)` images at four scales, finest first; each coarser one averages 2x2 pixels.
+    """Images `(B, C, H, W)` at four scales, finest first; each coarser one averages 2x2 pixels.
 
     They have their channels last in memory, which max-pooling on a CPU is several times as fast with.
     """
@@ -148,7 +148,7 @@ def image_pyramid(images: Tensor) -> tuple[Tensor, ...]:
 
 
 def channels_of(width: int, depth: int) -> list[int]:
-    """Return the channels of each scale of a column, finest first; the first column has depth 0."""
+    """Channels of each scale of a column, finest first; the first column has depth 0."""
     return [width * times for times in CHANNELS[depth]]
 
 
@@ -179,7 +179,7 @@ def _draw(module: nn.Module) -> None:
 
 
 def num_features(input_shape: Sequence[int], width: int, depth: int) -> int:
-    """Return how many numbers the coarsest scale of a column has."""
+    """Number of features of the coarsest scale of a column."""
     _, height, breadth = input_shape
     shrunk = 2 ** (SCALES - 1)
     return channels_of(width, depth)[-1] * (height // shrunk) * (breadth // shrunk)
@@ -189,7 +189,7 @@ def num_features(input_shape: Sequence[int], width: int, depth: int) -> int:
 def costs_by_depth(
     input_shape: tuple[int, ...], num_classes: int, width: int, columns: int
 ) -> tuple[tuple[float, float], ...]:
-    """Return for each depth multiply-accumulates per row of the column, and of the classifier behind it.
+    """Multiply-accumulates per row of the column of each depth, and of the classifier behind it.
 
     Counting takes longer than building the network, so that networks of one form share what was counted.
     """

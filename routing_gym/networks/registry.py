@@ -20,6 +20,8 @@ from routing_gym.networks.resnet_experts import resnet50_experts
 from routing_gym.tasks.checking import image_shape, whole_number
 
 Builder = Callable[..., RoutedNetwork]
+POSITIONAL_OR_KEYWORD, KEYWORD_ONLY = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+VAR_POSITIONAL, VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,50 +44,50 @@ class NetworkSpec:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The function or class that holds the builder's docstring and annotations."""
+        """Function or class that holds the builder's docstring and annotations."""
         return self.builder.func if isinstance(self.builder, partial) else self.builder
 
-    @cached_property
+    @property
     def hints(self) -> dict[str, Any]:
         """Types of the builder's parameters by name."""
         return get_type_hints(self.function.__init__ if isinstance(self.function, type) else self.function)  # type: ignore[misc]
 
     @cached_property
-    def parameters(self) -> list[inspect.Parameter]:
-        """The builder's parameters."""
-        return list(inspect.signature(self.builder).parameters.values())
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """Parameters of the builder by name."""
+        return dict(inspect.signature(self.builder).parameters)
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """The network's options by name, without what the data decides or no text can say."""
-        own = [parameter for parameter in self.parameters if parameter.kind is parameter.KEYWORD_ONLY]
-        return {parameter.name: parameter for parameter in own if parameter.name not in ("num_tasks", "trunk")}
+        """The network's own options by name, without what the data decides or no text can say."""
+        own = {name: parameter for name, parameter in self.parameters.items() if parameter.kind is KEYWORD_ONLY}
+        return {name: parameter for name, parameter in own.items() if name not in ("num_tasks", "trunk")}
 
     @property
     def takes_num_blocks(self) -> bool:
         """Whether the number of blocks can be chosen."""
-        kinds = [parameter.kind for parameter in self.parameters]
-        return inspect.Parameter.VAR_POSITIONAL in kinds or kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) > 2
+        kinds = [parameter.kind for parameter in self.parameters.values()]
+        return VAR_POSITIONAL in kinds or kinds.count(POSITIONAL_OR_KEYWORD) > 2
 
     @property
     def takes_num_tasks(self) -> bool:
         """Whether the network knows how many tasks there are."""
-        return any(p.name == "num_tasks" or p.kind is p.VAR_KEYWORD for p in self.parameters)
+        return "num_tasks" in self.parameters or any(p.kind is VAR_KEYWORD for p in self.parameters.values())
 
 
 ROSENBAUM, RAMACHANDRAN = "Rosenbaum et al. 2018", "Ramachandran and Le 2019"
 MCGILL, WANG, TISSERA = "McGill and Perona 2017", "Wang et al., CoDiNet", "Tissera et al."
-SMALL, LARGE = (3, 32, 32), (3, 224, 224)
+SMALL, LARGE, OMNIGLOT = (3, 32, 32), (3, 224, 224), (1, 105, 105)
 
 
 def _experts(builder: Builder, kinds: Sequence[str], what: str, input_shape: tuple[int, ...]) -> NetworkSpec:
-    description = f"{what} with layers of experts: {', '.join(dict.fromkeys(kinds))}."
+    description = f"{what} with layers of experts: {', '.join(dict.fromkeys(kinds))}"
     return NetworkSpec(partial(builder, experts=kinds), description, RAMACHANDRAN, input_shape)
 
 
 def _skipping(depth: int, stages: tuple[int, ...], *, bottlenecks: bool = False) -> NetworkSpec:
     builder = partial(resnet_skip, bottlenecks, stages=stages, width=64 if bottlenecks else 16)
-    description = f"ResNet-{depth}, each of its {sum(stages)} residual blocks a decision: skip (0) or run (1)."
+    description = f"ResNet-{depth}, each of its {sum(stages)} residual blocks a decision: skip (0) or run (1)"
     return NetworkSpec(builder, description, WANG, LARGE if bottlenecks else SMALL)
 
 
@@ -94,35 +96,30 @@ def _parallel(
 ) -> NetworkSpec:
     builder = partial(nets.parallel_network, layout, paths=paths, width=layout.width, hidden=layout.hidden, cross=cross)
     how = "" if paths == 1 else f", cross-{cross}" if layout.crossed else ", kept apart"
-    description = f"{layout.name} as {paths} path{'s' if paths > 1 else ''}{how}."
+    description = f"{layout.name} as {paths} path{'s' if paths > 1 else ''}{how}"
     return NetworkSpec(builder, description, TISSERA, input_shape)
 
 
 NETWORKS: dict[str, NetworkSpec] = {
-    "mlp": NetworkSpec(fully_connected, "Routed fully connected layers on the pixels.", ROSENBAUM, (1, 8, 8)),
+    "mlp": NetworkSpec(fully_connected, "Routed fully connected layers on the pixels", ROSENBAUM, (1, 8, 8)),
     "simple-convnet": NetworkSpec(
-        simple_convnet, "Four shared convolutional stages, then routed fully connected layers.", ROSENBAUM, SMALL
+        simple_convnet, "Four shared convolutional stages, then routed fully connected layers", ROSENBAUM, SMALL
     ),
     "pyramid-chain": NetworkSpec(
-        pyramid_chain, "Multiscale pyramid: columns in a chain, each of which may classify.", MCGILL, SMALL
+        pyramid_chain, "Multiscale pyramid: columns in a chain, each of which may classify", MCGILL, SMALL
     ),
     "pyramid-tree": NetworkSpec(
-        pyramid_tree, "Multiscale pyramid whose early columns are followed by a left and a right one.", MCGILL, SMALL
+        pyramid_tree, "Multiscale pyramid whose early columns are followed by a left and a right one", MCGILL, SMALL
     ),
-    **{
-        f"omniglot-{name}": _experts(omniglot_experts, kinds, "A shared convolution", (1, 105, 105))
-        for name, kinds in {
-            "diverse": DIVERSE,
-            "convs": CONVS,
-            "conv3": ("conv3",) * len(DIVERSE),
-            "conv5": ("conv5",) * len(DIVERSE),
-        }.items()
-    },
+    "omniglot-diverse": _experts(omniglot_experts, DIVERSE, "A shared convolution", OMNIGLOT),
+    "omniglot-convs": _experts(omniglot_experts, CONVS, "A shared convolution", OMNIGLOT),
+    "omniglot-conv3": _experts(omniglot_experts, ("conv3",) * 7, "A shared convolution", OMNIGLOT),
+    "omniglot-conv5": _experts(omniglot_experts, ("conv5",) * 7, "A shared convolution", OMNIGLOT),
     "mnist-experts": NetworkSpec(
-        mnist_experts, "Three shared layers and one of experts, fully connected.", RAMACHANDRAN, (1, 28, 28)
+        mnist_experts, "Three shared layers and one of experts, fully connected", RAMACHANDRAN, (1, 28, 28)
     ),
     "resnet50-diverse": _experts(resnet50_experts, DIVERSE_IN_RESNET, "ResNet-50", LARGE),
-    "resnet50-conv3": _experts(resnet50_experts, ("conv3",) * len(DIVERSE_IN_RESNET), "ResNet-50", LARGE),
+    "resnet50-conv3": _experts(resnet50_experts, ("conv3",) * 5, "ResNet-50", LARGE),
     "resnet32-skip": _skipping(32, (5, 5, 5)),
     "resnet74-skip": _skipping(74, (12, 12, 12)),
     "resnet110-skip": _skipping(110, (18, 18, 18)),
@@ -144,20 +141,18 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet50-2-cc": _parallel(nets.RESNET50, 2, input_shape=LARGE),
     "vgg13-2-cc": _parallel(nets.VGG13, 2, input_shape=LARGE),
     **{
-        f"pyramid-static-{columns}": NetworkSpec(
-            partial(pyramid_static, columns), f"The first {columns} columns of the pyramid, nothing to choose.",
-            MCGILL, SMALL,
+        f"pyramid-static-{n}": NetworkSpec(
+            partial(pyramid_static, n), f"Multiscale pyramid of {n} columns: nothing to choose", MCGILL, SMALL
         )
-        for columns in range(1, 9)
+        for n in range(1, 9)
     },
     **{
-        f"cells-{cells}x{filters}": NetworkSpec(
-            partial(RoutedCells, cells=cells, filters=filters),
-            f"{cells} routed architecture search cells, {filters} channels wide at first.", RAMACHANDRAN, SMALL,
+        f"cells-{c}x{f}": NetworkSpec(
+            partial(RoutedCells, cells=c, filters=f), f"{c} routed cells, {f} channels at first", RAMACHANDRAN, SMALL
         )
-        for cells, filters in ((6, 32), (6, 64), (12, 32))
+        for c, f in ((6, 32), (6, 64), (12, 32))
     },
-}  # fmt: skip
+}
 
 
 def claim(known: dict[str, Any], kind: str, name: str, thing: Any) -> None:

@@ -193,31 +193,30 @@ class RoutedModule(Deployable):
         routed: list[FunctionBlocks] = []
         carried: list[tuple[fx.Node, ...]] = []
         for cut, name in zip(cuts, names, strict=True):
-            inner = nodes[cut].args[0] if nodes[cut].args else None
-            if not isinstance(inner, fx.Node) or len(nodes[cut].args) > 1 or nodes[cut].kwargs:
+            node, layer = nodes[cut], traced.get_submodule(name)
+            inner = node.args[0] if node.args else None
+            if not isinstance(inner, fx.Node) or len(node.args) > 1 or node.kwargs:
                 raise ValueError(f"the routed layer {name!r} must be called with its input and nothing else")
-            if record.shapes.get(nodes[cut], ())[:1] != (PROBE_ROWS,):
-                kind = type(traced.get_submodule(name)).__name__
+            if not record.has_rows(node):
                 raise ValueError(
-                    f"the routed layer {name!r} ({kind}) must give one tensor with a row per image, got "
-                    f"{record.got[nodes[cut]]}: put it into a module that does, and route that"
+                    f"the routed layer {name!r} ({type(layer).__name__}) must give one tensor with a row per image, "
+                    f"got {record.got[node]}: put it into a module that does, and route that"
                 )
-            routed.append(_blocks_like(traced.get_submodule(name), count_of[name], record.shapes[inner][1:]))
-            carried.append((inner, *_needed_later(nodes, cut, inner)))
-            unfit = [node.name for node in carried[-1] if record.shapes.get(node, ())[:1] != (PROBE_ROWS,)]
-            if unfit:
+            routed.append(_blocks_like(layer, count_of[name], record.shapes[inner][1:]))
+            # What has been computed, and something behind the layer reads, waits together with the layer's input.
+            later = set(nodes[cut + 1 :])
+            read = [node for node in nodes[:cut] if node.op != "get_attr" and not later.isdisjoint(node.users)]
+            carried.append((inner, *(node for node in read if node is not inner)))
+            if unfit := [node.name for node in carried[-1] if not record.has_rows(node)]:
                 raise ValueError(f"at layer {name!r} values wait that are not tensors with a row per image: {unfit}")
-        pieces = [nodes[start:end] for start, end in zip([0, *[c + 1 for c in cuts]], [*cuts, len(nodes)], strict=True)]
-        macs = [sum(record.macs.get(node, 0.0) for node in piece) / PROBE_ROWS for piece in pieces]
+        cut_out = {nodes[cut] for cut in cuts}
         super().__init__(
             one_after_the_other(
-                names,
-                [blocks.macs for blocks in routed],
-                [record.shapes[inner][1] for inner, *_ in carried],
+                names, [blocks.macs for blocks in routed], [record.shapes[inner][1] for inner, *_ in carried]
             ),
             num_classes=logits.shape[1],
             input_shape=None if any_shape else input_shape,
-            stem_macs=sum(macs),
+            stem_macs=sum(macs for node, macs in record.macs.items() if node not in cut_out) / PROBE_ROWS,
         )
         for name in names:
             traced.set_submodule(name, nn.Identity())
@@ -270,7 +269,7 @@ class RoutedModule(Deployable):
         return self._run_piece(decision + 1, values)
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
-        """Return the module with the chosen blocks in their places."""
+        """The module with the chosen blocks in their places."""
         module = static_copy(self.module)
         for decision, choice in enumerate(route):
             layer = self.bank(decision).as_modules(choice)
@@ -295,6 +294,10 @@ class _Recorder(fx.Interpreter):
         self.macs: dict[fx.Node, float] = {}
         self.counted: Callable[[], float] = float
 
+    def has_rows(self, node: fx.Node) -> bool:
+        """Whether a node gives one tensor with a row per image."""
+        return self.shapes.get(node, ())[:1] == (PROBE_ROWS,)
+
     def run_node(self, n: fx.Node) -> Any:
         before = self.counted()
         result = super().run_node(n)
@@ -304,16 +307,6 @@ class _Recorder(fx.Interpreter):
             self.shapes[n] = tuple(result.shape)
             self.got[n] = f"shape {self.shapes[n]} for {PROBE_ROWS} images"
         return result
-
-
-def _needed_later(nodes: list[fx.Node], cut: int, inner: fx.Node) -> list[fx.Node]:
-    """Return the values computed before a cut that something after it reads, in order, without the layer's input."""
-    later = set(nodes[cut + 1 :])
-    return [
-        node
-        for node in nodes[:cut]
-        if node is not inner and node.op != "get_attr" and any(user in later for user in node.users)
-    ]
 
 
 def _blocks_like(layer: nn.Module, num_blocks: int, input_shape: tuple[int, ...]) -> FunctionBlocks:
