@@ -15,11 +15,10 @@ from rich.table import Table
 
 from routing_gym.agents import AGENTS
 from routing_gym.envs import DATASETS, REWARDS, EnvConfig, make_routing_vector_env
-from routing_gym.envs.make import NOT_OPTIONS
 from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.settings import UsageError
-from routing_gym.networks import NETWORKS
+from routing_gym.networks import NETWORKS, NetworkSpec
 from routing_gym.registration import ENV_IDS, env_ids
 
 WIDTH_OF_A_FILE = 160
@@ -63,13 +62,12 @@ def everything() -> list[Table]:
     for env_id, options in ENV_IDS.items():
         more = ", ".join(f"{name}={value!r}" for name, value in options.items() if name not in ("dataset", "network"))
         environments.add_row(env_id, options["dataset"], options["network"], more)
-    tables = [environments]
-    for title, known in (("agents", AGENTS), ("networks", NETWORKS)):
-        table = _table(title, "name", "what it is")
-        for name, cls in known.items():
-            table.add_row(name, _docstring(cls).short_description or "")
-        tables.append(table)
-    return tables
+    agents, networks = _table("agents", "name", "what it is"), _table("networks", "name", "what it is")
+    for name, cls in AGENTS.items():
+        agents.add_row(name, _docstring(cls).short_description or "")
+    for name, spec in NETWORKS.items():
+        networks.add_row(name, _in_a_line(spec))
+    return [environments, agents, networks]
 
 
 def options_tables(name: str) -> list[Table]:
@@ -80,7 +78,8 @@ def options_tables(name: str) -> list[Table]:
     """
     tables = []
     for owner in owners_of(name):
-        title = _docstring(owner).short_description or owner.__name__
+        spec = isinstance(owner, NetworkSpec)
+        title = _in_a_line(owner) if spec else _docstring(owner).short_description or owner.__name__
         tables.append(_table(title, "option", "default", "type", "what it is"))
         for option in options_of(owner, ENV_IDS.get(name, {})):
             tables[-1].add_row(*option)
@@ -100,17 +99,23 @@ def owners_of(name: str) -> list[Any]:
 
 
 def options_of(owner: Any, chosen: Mapping[str, Any]) -> list[Option]:
-    """Return the options of a configuration class or of a builder.
+    """Return the options of a configuration class, of a builder of data or of a network.
 
     Args:
-        owner: The class or builder; what a class has from others, they describe.
+        owner: The class, builder or `NetworkSpec`; what a class has from others, they describe.
         chosen: Defaults of an id, which stand before those of the owner.
     """
-    lineage = reversed(owner.__mro__) if isinstance(owner, type) else [owner]
+    if isinstance(owner, NetworkSpec):
+        source, hints, parameters = owner.function, owner.hints, owner.options
+    else:
+        source, hints = owner, get_type_hints(owner)
+        parameters = {
+            name: parameter
+            for name, parameter in inspect.signature(owner).parameters.items()
+            if name != "dataset" and (dataclasses.is_dataclass(owner) or parameter.kind is parameter.KEYWORD_ONLY)
+        }
+    lineage = reversed(source.__mro__) if isinstance(source, type) else [source]
     about = {part.arg_name: part.description or "" for one in lineage for part in _docstring(one).params}
-    options = dataclasses.is_dataclass(owner)
-    hints = get_type_hints(owner if options or inspect.isfunction(owner) else owner.__init__)
-    left_out = NOT_OPTIONS if owner in NETWORKS.values() else {"dataset"}
     return [
         Option(
             name,
@@ -118,8 +123,7 @@ def options_of(owner: Any, chosen: Mapping[str, Any]) -> list[Option]:
             " or ".join(map(repr, REGISTRIES[name])) if name in REGISTRIES else _in_words(hints.get(name, Any)),
             " ".join(about.get(name, "").split()),
         )
-        for name, parameter in inspect.signature(owner).parameters.items()
-        if name not in left_out and (options or parameter.kind is parameter.KEYWORD_ONLY)
+        for name, parameter in parameters.items()
     ]
 
 
@@ -142,6 +146,11 @@ def _table(title: str, first: str, *others: str) -> Table:
     for heading in others:
         table.add_column(heading, overflow="fold")
     return table
+
+
+def _in_a_line(spec: NetworkSpec) -> str:
+    """Return what a network is, and where it is from."""
+    return f"{spec.description} {spec.source and f'({spec.source})'}".strip()
 
 
 def _docstring(owner: Any) -> docstring_parser.Docstring:

@@ -1,7 +1,6 @@
 """Small networks of every family, for tests: a tree with exits, run/skip blocks, and m x n gates."""
 
 import dataclasses
-import inspect
 
 import stepping
 import torch
@@ -447,7 +446,7 @@ def policies_of(agent, steps, row):
 
 def small_network(name):
     """A registered network as small as its options allow, with few channels: numbers that no vector unit likes."""
-    takes = inspect.signature(NETWORKS[name]).parameters
+    takes = NETWORKS[name].options
     options = {option: small for option, small in SMALLEST.items() if option in takes}
     if "stages" in takes:
         options["stages"] = [1] * len(takes["stages"].default)

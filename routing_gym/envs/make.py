@@ -15,7 +15,7 @@ from routing_gym.envs.accept import accept_network, accept_splits
 from routing_gym.envs.config import EnvConfig, check_count, check_types, unexpected
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
-from routing_gym.networks import NETWORKS, RoutedNetwork, claim, make_network
+from routing_gym.networks import NETWORKS, NetworkSpec, RoutedNetwork, claim, make_network
 from routing_gym.tasks import (
     MultiTaskDataset,
     cifar2,
@@ -64,13 +64,11 @@ def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDatase
     claim(DATASETS, "data set", name, builder)
 
 
-NOT_OPTIONS = {"trunk", "num_tasks"}
-"""Parameters of networks that the data decides, or that no text can say."""
-
 OF_ENV = {field.name for field in dataclasses.fields(EnvConfig)}
 
 
 Splits = Mapping[str, MultiTaskDataset] | MultiTaskDataset
+Builder = Callable[..., Any] | NetworkSpec
 
 
 def known_options(dataset: str | Splits, network: str | RoutedNetwork) -> set[str]:
@@ -120,7 +118,7 @@ def make_routing_vector_env(
         raise unexpected("this environment", unknown[0], known)
     for given, builders in ((dataset, DATASETS), (network, NETWORKS)):
         if isinstance(given, str):
-            check_types("this environment", get_type_hints(_function(builders[given])), options)
+            check_types("this environment", _hints(builders[given]), options)
     if num_tasks is not None:
         check_count("num_tasks", num_tasks)
     of_core = {"seed": seed, **{name: value for name, value in options.items() if name in OF_ENV}}
@@ -156,14 +154,14 @@ def make_routing_env(**options: Any) -> RoutingEnv:
 
 
 def _without_options_of_others(
-    kind: str, builders: Mapping[str, Callable[..., Any]], options: dict[str, Any], known: set[str]
+    kind: str, builders: Mapping[str, Builder], options: dict[str, Any], known: set[str]
 ) -> dict[str, Any]:
     """Leave out what an id says about the data or network that has been replaced by a finished one.
 
     Raises:
         ValueError: The caller gives such an option: a finished one has none.
     """
-    others = set().union(*map(_parameters, builders.values())) - NOT_OPTIONS - known
+    others = set().union(*map(_parameters, builders.values())) - known
     registered = [spec.kwargs for spec in gymnasium.registry.values() if kind in spec.kwargs]
     for option in sorted(others & set(options)):
         if not any(option in kwargs and kwargs[option] == options[option] for kwargs in registered):
@@ -186,18 +184,17 @@ def _data_options(dataset: str | Splits) -> set[str]:
 
 def _network_options(network: str | RoutedNetwork) -> set[str]:
     """Return the names of the options of a network given by its name; one that is there already has none."""
-    return _parameters(NETWORKS[network]) - NOT_OPTIONS if isinstance(network, str) else set()
+    return _parameters(NETWORKS[network]) if isinstance(network, str) else set()
 
 
-def _function(builder: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what holds a builder's annotations: itself, or the `__init__` of a class."""
-    return vars(builder)["__init__"] if isinstance(builder, type) else builder
+def _hints(builder: Builder) -> dict[str, Any]:
+    """Return the types of what a builder takes."""
+    return builder.hints if isinstance(builder, NetworkSpec) else get_type_hints(builder)
 
 
-def _parameters(builder: Callable[..., Any]) -> set[str]:
+def _parameters(builder: Builder) -> set[str]:
     """Return the names of the keyword-only options a builder takes."""
-    return {
-        name
-        for name, parameter in inspect.signature(builder).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    if isinstance(builder, NetworkSpec):
+        return set(builder.options)
+    parameters = inspect.signature(builder).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}

@@ -2,17 +2,17 @@
 
 from routing_gym.networks.accept import Accepted, accept, accept_plan
 from routing_gym.networks.actions import Action, NotFiniteError, is_weights
+from routing_gym.networks.banked import BankedNetwork
 from routing_gym.networks.cells import RoutedCells
 from routing_gym.networks.columns import ColumnsMLP
 from routing_gym.networks.decision import EXIT, Decision, ways_out
-from routing_gym.networks.deployable import Deployable, JoinTask, Normalize
+from routing_gym.networks.deployable import Deployable, Normalize
 from routing_gym.networks.mlp import RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
-from routing_gym.networks.pyramid import RoutedPyramid, pyramid_chain, pyramid_tree
+from routing_gym.networks.pyramid import RoutedPyramid
 from routing_gym.networks.pyramid_columns import StaticPyramid, static_pyramid
-from routing_gym.networks.registry import NETWORKS, claim, make_network, register_network
+from routing_gym.networks.registry import NETWORKS, NetworkSpec, claim, make_network, register_network
 from routing_gym.networks.route import RoutedModule, route
-from routing_gym.networks.simple_convnet import simple_convnet
 from routing_gym.networks.state import Exit, RoutingState, Waiting
 
 __all__ = [
@@ -20,12 +20,13 @@ __all__ = [
     "NETWORKS",
     "Accepted",
     "Action",
+    "BankedNetwork",
     "ColumnsMLP",
+    "NetworkSpec",
     "NotFiniteError",
     "Decision",
     "Deployable",
     "Exit",
-    "JoinTask",
     "Normalize",
     "RoutedCells",
     "RoutedMLP",
@@ -40,11 +41,8 @@ __all__ = [
     "claim",
     "is_weights",
     "make_network",
-    "pyramid_chain",
-    "pyramid_tree",
     "register_network",
     "route",
-    "simple_convnet",
     "ways_out",
     "static_pyramid",
 ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,35 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.blocks.skippable import CHOICES, ResidualBlock, SkippableBlock, one_choice
-from routing_gym.networks.checking import check_at_least_one, check_no_num_blocks
-from routing_gym.networks.experts import Bank, InTurn, OnFirst, RoutedExperts, experts_per_layer
+from routing_gym.networks.experts import Bank, Experts, InTurn, OnFirst, RoutedExperts, experts_per_layer
+from routing_gym.networks.options import check_counts, check_image
 from routing_gym.networks.resnet_experts import EXPANSION, first_layers
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """A ResNet.
-
-    Attributes:
-        stages: Residual blocks of every stage; the first block of all but the first stage halves the image, and the
-            channels double there.
-        width: Channels of the first stage.
-        bottlenecks: Whether it is the form for ImageNet: blocks are bottlenecks, a 7x7 convolution and pooling come
-            first, shortcuts that change the shape are convolutions. In the form for CIFAR-10 blocks are pairs of 3x3
-            convolutions and shortcuts have no parameters.
-    """
-
-    stages: tuple[int, ...]
-    width: int
-    bottlenecks: bool = False
-
-
-FORMS = {
-    "resnet32-skip": Form((5, 5, 5), 16),
-    "resnet74-skip": Form((12, 12, 12), 16),
-    "resnet110-skip": Form((18, 18, 18), 16),
-    "resnet50-skip": Form((3, 4, 6, 3), 64, bottlenecks=True),
-}
 
 
 class Subsampled(nn.Module):
@@ -60,76 +33,33 @@ class Subsampled(nn.Module):
         return functional.pad(kept, (0, self.outputs - x.shape[1])).permute(0, 3, 1, 2)
 
 
-def resnet_skip(name: str) -> Callable[..., RoutedExperts]:
-    """Return the builder of one of the ResNets.
+def resnet_skip(
+    bottlenecks: bool,
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int,
+    stages: Sequence[int],
+    observes: Literal["mean", "map"] = "mean",
+    experts: Experts = CHOICES,
+    num_tasks: int = 1,
+) -> RoutedExperts:
+    """Build a ResNet whose residual blocks are decisions: skip (0) or run (1).
+
+    Source: He et al. (2016), CoDiNet (Wang et al.), section 3.1. The first block of every stage but the first halves
+    the image, and the channels double there. Batch norm while training has the statistics of the rows that run a block:
+    of all with soft weights, of those with decisions that are hard. What it normalises with afterwards is the running
+    average of these, so that it goes with the routes of the last batches: a network that was trained softly wants some
+    training with hard decisions before it is used with them (CoDiNet, section 3.4).
 
     Args:
-        name: One of `FORMS`.
-    """
-    form = FORMS[name]
-    smallest = 4 * 2 ** (len(form.stages) - 1) if form.bottlenecks else 2 ** (len(form.stages) - 1)
-
-    def build(
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_blocks: int | Sequence[int],
-        *,
-        width: int = form.width,
-        stages: Sequence[int] = form.stages,
-        observes: Literal["mean", "map"] = "mean",
-        experts: Sequence[Sequence[str]] | None = None,
-        num_tasks: int = 1,
-    ) -> RoutedExperts:
-        check_no_num_blocks(name, num_blocks, num_tasks, "stages=[...] says how many blocks every stage has")
-        check_at_least_one(name, width=width)
-        if len(stages) != len(form.stages):
-            raise ValueError(f"network {name!r} has {len(form.stages)} stages, got stages={list(stages)}")
-        check_at_least_one(name, **{f"stages[{stage}]": count for stage, count in enumerate(stages)})
-        if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
-            raise ValueError(
-                f"network {name!r} makes images smaller stage by stage: {smallest}x{smallest} pixels at least, got "
-                f"{tuple(input_shape)}"
-            )
-        choices = experts_per_layer(experts, CHOICES, sum(stages))
-        if wrong := [layer for layer in choices if layer not in (CHOICES, CHOICES[:1], CHOICES[1:])]:
-            raise ValueError(f"network {name!r}: the choices of a block are some of {CHOICES}, got {list(wrong[0])}")
-        first = first_layers if form.bottlenecks else _cifar_stem
-        make = _bottleneck if form.bottlenecks else _basic_block
-        banks: list[Bank] = []
-        names = []
-        stem = first(input_shape[0], width)
-        shape = (width, *(math.ceil(side / 4) if form.bottlenecks else side for side in input_shape[1:]))
-        for stage, count in enumerate(stages):
-            for number in range(count):
-                block = make(shape[0], width * 2**stage, stride=2 if stage and not number else 1)
-                banks.append(_skippable(block, choices[len(banks)], shape))
-                names.append(f"stage {stage + 1}, block {number + 1}")
-                shape = banks[-1].output_shape
-        return RoutedExperts(
-            input_shape,
-            num_classes,
-            stem=InTurn(OnFirst(stem)).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-            banks=banks,
-            between=[*(InTurn() for _ in banks[1:]), InTurn(OnFirst(_averaged()))],
-            experts=choices,
-            names=names,
-            num_tasks=num_tasks,
-            observes=observes,
-        )
-
-    build.__doc__ = f"""Build a ResNet with {sum(form.stages)} residual blocks, each a decision: skip (0) or run (1).
-
-    Source: He et al. (2016), CoDiNet (Wang et al.), section 3.1. Batch norm while training has the statistics of the
-    rows that run a block: of all with soft weights, of those with decisions that are hard. What it normalises with
-    afterwards is the running average of these, so that it goes with the routes of the last batches: a network that was
-    trained softly wants some training with hard decisions before it is used with them (CoDiNet, section 3.4).
-
-    Args:
-        input_shape: `(C, H, W)` of an image, at least {smallest} pixels high and wide.
+        bottlenecks: Whether it is the form for ImageNet: blocks are bottlenecks, a 7x7 convolution and pooling come
+            first, shortcuts that change the shape are convolutions. In the form for CIFAR-10 blocks are pairs of 3x3
+            convolutions and shortcuts have no parameters.
+        input_shape: `(C, H, W)` of an image, at least 4 pixels high and wide, with bottlenecks 32.
         num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default: `stages` says how many blocks there are.
         width: Channels of the first stage.
-        stages: Residual blocks of each of the {len(form.stages)} stages.
+        stages: Residual blocks of each stage; there are three, with bottlenecks four.
         observes: What a decision sees of what comes into its block: `"mean"`, each channel averaged over the image, or
             `"map"`, all of it, flattened, for routers that convolve.
         experts: The choices of all blocks, or a list for each: what `prune` leaves is skipped, or run, by all.
@@ -138,14 +68,38 @@ def resnet_skip(name: str) -> Callable[..., RoutedExperts]:
     Raises:
         ValueError: Images too small, or an option out of range, by its name.
     """
-    return build
-
-
-def _skippable(block: ResidualBlock, choices: Sequence[str], shape: Sequence[int]) -> Bank:
-    block = block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if len(choices) == 1:
-        return one_choice(block, choices[0], shape)
-    return SkippableBlock(block, shape)
+    if len(stages) != (wanted := 4 if bottlenecks else 3):
+        raise ValueError(f"this network has {wanted} stages, got stages={list(stages)}")
+    check_counts(width=width, **{f"stages[{stage}]": count for stage, count in enumerate(stages)})
+    check_image(input_shape, 32 if bottlenecks else 4)
+    choices = experts_per_layer(experts, sum(stages))
+    if wrong := [layer for layer in choices if layer not in (CHOICES, CHOICES[:1], CHOICES[1:])]:
+        raise ValueError(f"the choices of a block are some of {CHOICES}, got {list(wrong[0])}")
+    make = _bottleneck if bottlenecks else _basic_block
+    stem = (first_layers if bottlenecks else _cifar_stem)(input_shape[0], width)
+    shape = (width, *(math.ceil(side / 4) if bottlenecks else side for side in input_shape[1:]))
+    banks: list[Bank] = []
+    names = []
+    for stage, count in enumerate(stages):
+        for number in range(count):
+            block = make(shape[0], width * 2**stage, stride=2 if stage and not number else 1)
+            block = block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            left = choices[len(banks)]
+            banks.append(SkippableBlock(block, shape) if left == CHOICES else one_choice(block, left[0], shape))
+            names.append(f"stage {stage + 1}, block {number + 1}")
+            shape = banks[-1].output_shape
+    averaged = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return RoutedExperts(
+        input_shape,
+        num_classes,
+        stem=InTurn(OnFirst(stem)).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        banks=banks,
+        between=[*(InTurn() for _ in banks[1:]), InTurn(OnFirst(averaged))],
+        experts=choices,
+        names=names,
+        num_tasks=num_tasks,
+        observes=observes,
+    )
 
 
 def _basic_block(inputs: int, width: int, *, stride: int) -> ResidualBlock:
@@ -174,7 +128,3 @@ def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple
     conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv, nn.BatchNorm2d(outputs)
-
-
-def _averaged() -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,10 @@ from torch.nn import functional
 
 from routing_gym.blocks import ModuleBlocks, OwnedParameter, allow_small_groups, count_macs, plain
 from routing_gym.networks.actions import Action
-from routing_gym.networks.checking import check_no_num_blocks
+from routing_gym.networks.banked import averaged, one_after_the_other
 from routing_gym.networks.choice_blocks import OPERATIONS, ChosenInputs, make_operations, rectified_conv
-from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.options import check_counts, check_image
 from routing_gym.networks.state import Activation
 
 CHOICE_BLOCKS = 4
@@ -28,16 +29,9 @@ class RoutedCells(RoutedNetwork):
     Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019, sections 2.2 (and
     Fig. 3) and 4.3: every cell takes the outputs of the two cells before it; every choice block can take these and the
     choice blocks before it in its cell, 2 to 5 inputs; what is aggregated goes to the operations, whose outputs are
-    aggregated; every cell decides for itself. Six cells are 48 decisions, twelve are 96. The paper points to Bender
-    et al., "Understanding and Simplifying One-Shot Architecture Search", ICML 2018, for the cell. That text was not at
-    hand: four choice blocks with seven operations (`OPERATIONS`: identity, pairs of separable 3x3, 5x5 and 7x7
-    convolutions, 1x7 then 7x1, 3x3 max- and average-pooling) are what is commonly said of it; inputs joined behind a
-    1x1 convolution, batch norm, and channels that double where the image is halved, after each third of the cells, are
-    as NASBench-1Shot1 has rebuilt it.
-
-    Table 4 prints how large the network is with everything on, for C = 6 and F = 16, 32, 64, 128. This reading rounds
-    to all four, so it is consistent with them; where the 1x1 convolutions stand they do not settle. Joining the choice
-    blocks' outputs instead of adding them up, as NASBench-1Shot1 does, does not round to them.
+    aggregated; every cell decides for itself. Six cells are 48 decisions. For the cell the paper points to Bender et
+    al. (ICML 2018), whose text was not at hand: the operations (`OPERATIONS`) are what is commonly said of it, and the
+    rest is as NASBench-1Shot1 has rebuilt it.
 
     - Every convolution is ReLU, convolution without bias, batch norm; a separable one has batch norm after both
       halves.
@@ -51,19 +45,10 @@ class RoutedCells(RoutedNetwork):
     - Both poolings are followed by a 1x1 convolution, a cell's output is the sum of its choice blocks', and the last
       cell's is rectified, averaged over the image and classified by a linear layer.
 
-    ====================== ======== ===== ====== ======
-    C = 6, million weights F = 16   32    64     128
-    ====================== ======== ===== ====== ======
-    paper, all on          1.3      4.8   18.5   72.7
-    here                   1.299    4.821 18.539 72.665
-    paper, per example              2.5   9.6
-    here, per example               2.535 9.582
-    ====================== ======== ===== ====== ======
-
-    Per example counts the k experts of each decision that an example uses, as if each were used equally often, what it
-    passes in any case, and linear routers with noise; k falls linearly over the cells' choice blocks, from 7 to 2 for
-    operations and from 5 (or all there are) to 2 for inputs, which the paper does not print. The same schedule gives
-    5.09 for C = 12, F = 32, where the paper prints 7.8: no reading found that gives both.
+    Parameters round to those of Table 4 with everything on, in millions: 1.3, 4.8, 18.5 and 72.7 for C = 6 and F = 16
+    to 128. Where the 1x1 convolutions stand these do not settle; joined instead of added choice blocks would not fit.
+    What an example uses (2.5 and 9.6 for F = 32 and 64, k falling linearly from 7 to 2 operations and from 5 to 2
+    inputs) fits too, but no reading was found that gives 7.8 for C = 12 as well.
 
     Weights mix activations. A router sees its decision's tensors averaged over the image: all that can be chosen, side
     by side, oldest first, at an input decision; the mixed input at an operation decision. All tasks share everything.
@@ -74,7 +59,7 @@ class RoutedCells(RoutedNetwork):
     Args:
         input_shape: `(C, H, W)` of an image, at least 4 pixels high and wide.
         num_classes: Width of the logits.
-        cells: How many cells, C.
+        cells: How many cells, C; each makes 8 decisions.
         filters: Channels of the first third, F.
 
     Attributes:
@@ -86,7 +71,8 @@ class RoutedCells(RoutedNetwork):
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, cells: int = 6, filters: int = 32) -> None:
-        _check(input_shape, num_classes, cells, filters)
+        check_image(input_shape, 2 ** (STAGES - 1))
+        check_counts(num_classes=num_classes, cells=cells, filters=filters)
         stages = [STAGES * cell // cells for cell in range(cells)]
         widths = [filters * 2**stage for stage in stages]
         sizes = [(input_shape[1] >> stage, input_shape[2] >> stage) for stage in stages]
@@ -105,16 +91,13 @@ class RoutedCells(RoutedNetwork):
         fixed = count_macs(stem, torch.zeros(1, *input_shape)) + count_macs(classifier, torch.zeros(1, widths[-1]))
         for adapter, ((channels, _), cell) in zip(adapters, adapted, strict=True):
             fixed += count_macs(adapter, torch.zeros(1, channels, *sizes[cell]))
-        decisions: list[Decision] = []
+        names, costs, seen = [], [], []
         for (cell, block), offered, chosen in zip(places, inputs, operations, strict=True):
-            where, width = f"cell {cell + 1}, block {block + 1}", widths[cell]
-            n, one = len(offered.convs), float(width**2 * sizes[cell][0] * sizes[cell][1])
-            number = len(decisions)
-            then = EXIT if number + 2 == 2 * len(places) else number + 2
-            decisions += [
-                Decision(f"{where}: inputs", (one,) * n, (number + 1,) * n, width=n * width),
-                Decision(f"{where}: operations", chosen.macs, (then,) * chosen.num_blocks, width=width),
-            ]
+            width, n = widths[cell], len(offered.convs)
+            names += [f"cell {cell + 1}, block {block + 1}: {what}" for what in ("inputs", "operations")]
+            costs += [(float(width**2 * sizes[cell][0] * sizes[cell][1]),) * n, chosen.macs]
+            seen += [n * width, width]
+        decisions = one_after_the_other(names, costs, seen)
         super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed)
         self.widths = tuple(widths)
         offers = [("two cells back", "one cell back", *(f"block {i + 1}" for i in range(block))) for _, block in places]
@@ -126,7 +109,7 @@ class RoutedCells(RoutedNetwork):
         allow_small_groups(self)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Return what the first cell's first choice block can take, and the stem's output for the second cell."""
+        """What the first cell's first choice block can take, and the stem's output for the second cell."""
         first = self.first(images)
         return self._begin(0, first, first)
 
@@ -144,7 +127,7 @@ class RoutedCells(RoutedNetwork):
         if not is_operation:
             offered, behind = tensors[: 2 + block], tensors[2 + block :]
             mixed = self.inputs[place](offered, action, every=self.dense_backward and self.training)
-            return (mixed, *([_sum(offered[2:])] if last else offered), *behind)
+            return (mixed, *([functools.reduce(torch.add, offered[2:])] if last else offered), *behind)
         y = self.operations[place](tensors[0], action)
         if not last:
             return (*tensors[1 : 3 + block], y, *tensors[3 + block :])
@@ -161,14 +144,14 @@ class RoutedCells(RoutedNetwork):
         return (*taken, newer) if cell + 1 < len(self.widths) else tuple(taken)
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Classify the last cell's output."""
+        """Logits `(r, num_classes)` of the last cell's output."""
         return self.classifier(plain(activation[0]).relu().mean((2, 3)))
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Return averages over the image: of all that can be chosen, side by side, or of the mixed input."""
+        """Averages over the image: of all that can be chosen, side by side, or of the mixed input."""
         place, is_operation = divmod(decision, 2)
         seen = activation[: 1 if is_operation else 2 + place % CHOICE_BLOCKS]
-        return torch.cat([plain(tensor).mean((2, 3)) for tensor in seen], 1)
+        return torch.cat([averaged(plain(tensor)) for tensor in seen], 1)
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Return those of the operation, or of the 1x1 convolution of the input."""
@@ -176,59 +159,3 @@ class RoutedCells(RoutedNetwork):
         offered = (self.operations if is_operation else self.inputs)[place]
         assert isinstance(offered, ModuleBlocks | ChosenInputs)
         return offered.parameters_of(choice)
-
-
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    total = tensors[0]
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return total
-
-
-def cells_network(cells: int, filters: int) -> Callable[..., RoutedCells]:
-    """Return the builder of a network of cells of a size.
-
-    Args:
-        cells: How many cells unless the builder is given another number.
-        filters: Channels of the first third, likewise.
-    """
-
-    def build(
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_blocks: int | Sequence[int],
-        *,
-        cells: int = cells,
-        filters: int = filters,
-        num_tasks: int = 1,
-    ) -> RoutedCells:
-        check_no_num_blocks(name, num_blocks, num_tasks)
-        return RoutedCells(input_shape, num_classes, cells=cells, filters=filters)
-
-    name = f"cells-{cells}x{filters}"
-    build.__doc__ = f"""Build {cells} routed cells, {filters} channels wide at first: {8 * cells} decisions.
-
-    Args:
-        input_shape: `(C, H, W)` of an image, at least 4 pixels high and wide.
-        num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default: the operations are what they are.
-        cells: How many cells; each makes 8 decisions.
-        filters: Channels of the first third of the cells.
-        num_tasks: Without effect: all tasks share everything.
-
-    Raises:
-        ValueError: An option out of range, by its name.
-    """
-    return build
-
-
-def _check(input_shape: Sequence[int], num_classes: int, cells: int, filters: int) -> None:
-    smallest = 2 ** (STAGES - 1)
-    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
-        raise ValueError(
-            f"cells halve an image {STAGES - 1} times: they need input_shape=(C, H, W) of at least "
-            f"{smallest}x{smallest} pixels, got {tuple(input_shape)}"
-        )
-    for option, value in (("num_classes", num_classes), ("cells", cells), ("filters", filters)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"a network of cells needs {option} to be a whole number of at least 1, got {value!r}")

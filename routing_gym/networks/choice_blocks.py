@@ -70,15 +70,12 @@ class ChosenInputs(nn.Module):
         allow_small_groups(self)
 
     def forward(self, inputs: Sequence[Tensor], action: Action, *, every: bool = False) -> Tensor:
-        """Mix.
+        """Mixture `(r, filters, H, W)`; zeros where a row has no weight at all.
 
         Args:
-            inputs: n tensors `(r, filters, H, W)`.
+            inputs: n tensors of its shape.
             action: Integers `(r,)`, one input per row; or weights `(r, n)`; or a sparse pair.
             every: Run everything, so that weights of 0 have a gradient too.
-
-        Returns:
-            `(r, filters, H, W)`; zeros where a row has no weight at all.
         """
         if isinstance(action, Tensor) and not action.is_floating_point():
             return self._one_each(inputs, action)
@@ -93,13 +90,9 @@ class ChosenInputs(nn.Module):
                 continue
             whole = len(chosen) == len(x)
             y = self.convs[number](x if whole else x.index_select(0, chosen))
-            weight = weights[:, number] if whole else weights[:, number].index_select(0, chosen)
-            y = y * weight.view(-1, 1, 1, 1)
-            if whole:
-                mixed = y if mixed is None else mixed + y
-            else:
-                mixed = y.new_zeros(inputs[0].shape) if mixed is None else mixed
-                mixed = mixed.index_add(0, chosen, y)
+            y = y * weights[:, number].index_select(0, chosen).view(-1, 1, 1, 1)
+            y = y if whole else y.new_zeros(inputs[0].shape).index_add_(0, chosen, y)
+            mixed = y if mixed is None else mixed + y
         return torch.zeros_like(inputs[0]) if mixed is None else mixed
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:

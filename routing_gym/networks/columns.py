@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import LinearBlocks, count_macs, probe
-from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.blocks import LinearBlocks
+from routing_gym.networks.banked import features_of, one_after_the_other
+from routing_gym.networks.options import check_counts
 from routing_gym.networks.paths import RoutedPaths
 from routing_gym.networks.state import Activation
-from routing_gym.tasks.checking import whole_number
 
 
 class ColumnsMLP(RoutedPaths):
@@ -44,49 +44,35 @@ class ColumnsMLP(RoutedPaths):
         trunk: nn.Module | None = None,
         num_tasks: int = 1,
     ) -> None:
-        for option, value in {"width": width, "layers": layers, "num_classes": num_classes}.items():
-            if whole_number(f"{option} of columns", value, least=None) < 1:
-                raise ValueError(f"columns need {option} of at least 1, got {value}")
+        check_counts(width=width, layers=layers, num_classes=num_classes, num_blocks=num_blocks)
         if num_blocks < num_tasks:
             raise ValueError(
                 f"every one of the {num_tasks} tasks needs a column of its own, got num_blocks={num_blocks}"
             )
-        image = torch.zeros(1, *input_shape)
-        features = math.prod(input_shape) if trunk is None else probe(trunk, lambda: trunk(image)).flatten(1).shape[1]
+        features, trunk_macs = features_of(trunk, input_shape)
         widths = [features, *[width] * (layers - 1), num_classes]
         banks = [LinearBlocks(num_blocks, widths[i], widths[i + 1], relu=i < layers - 1) for i in range(layers)]
         super().__init__(
-            [
-                Decision(
-                    name=f"layer {i + 1}",
-                    macs=bank.macs,
-                    next=(i + 1 if i < layers - 1 else EXIT,) * num_blocks,
-                    m=num_blocks,
-                    width=num_blocks * widths[i],
-                )
-                for i, bank in enumerate(banks)
-            ],
+            one_after_the_other(
+                [f"layer {i + 1}" for i in range(layers)],
+                [bank.macs for bank in banks],
+                [num_blocks * inputs for inputs in widths],
+                repeat(num_blocks),
+            ),
             num_classes=num_classes,
             input_shape=input_shape,
-            stem_macs=0.0 if trunk is None else count_macs(trunk, image),
+            stem_macs=trunk_macs,
         )
-        self.trunk = trunk
-        self.banks = nn.ModuleList(banks)
-
-    def bank(self, decision: int) -> LinearBlocks:
-        """Return the blocks of a layer, one per column."""
-        bank = self.banks[decision]
-        assert isinstance(bank, LinearBlocks)
-        return bank
+        self.trunk, self.banks = trunk, nn.ModuleList(banks)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Run the trunk, if there is one, and give every column a copy: activations `(B, k, d)`, alive `(B, k)`."""
+        """Copies `(B, k, F)` of the trunk's features for all columns, and that all are alive, `(B, k)`."""
         features = (images if self.trunk is None else self.trunk(images)).flatten(1)
         columns = self.num_tensors
         return features.unsqueeze(1).expand(-1, columns, -1), features.new_ones(len(features), columns).bool()
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Return the output of the task's own column."""
+        """Logits `(r, num_classes)`: what each row's task has in its own column."""
         columns = activation[0]
         assert isinstance(columns, Tensor)
         return columns[torch.arange(len(task), device=task.device), task]

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from routing_gym.networks.network import RoutedNetwork
+from routing_gym.blocks import FunctionBlocks, first_weights
+from routing_gym.networks.banked import BankedNetwork
 from routing_gym.tasks.checking import whole_number
 
 
-class Deployable(RoutedNetwork):
+class Deployable(BankedNetwork):
     """A network in which every instance passes every decision, in order, and a route is a chain of modules.
 
+    A subclass implements `static_route`, and `rebuilt` or `pruned` itself.
+
     Attributes:
-        block_counts: How many blocks each set of blocks holds, PASS not counted.
+        block_counts: How many blocks each bank holds, PASS, which comes last, not counted.
     """
 
     block_counts: tuple[int, ...]
 
     @abstractmethod
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
-        """Return one route as plain modules to be run one after the other, from normalised images to logits.
+        """Modules that are run one after the other, from normalised images to logits `(B, num_classes)`.
 
         Args:
             route: The choice at each decision.
@@ -35,37 +38,45 @@ class Deployable(RoutedNetwork):
             Modules on the network's device, with parameters of their own. PASS leaves none.
         """
 
-    @abstractmethod
     def pruned(self, routes: Tensor) -> tuple[Deployable, Tensor]:
         """Return a copy without the blocks that no route takes, and the routes in its numbering.
+
+        Decisions that share a bank keep what any of them needs; PASS, which costs nothing, stays.
 
         Args:
             routes: `(T, N)` int64 on the CPU: the choice of each task at each decision.
         """
+        whole, at = copy.deepcopy(self).cpu(), torch.tensor([self.bank_number(i) for i in range(len(self.decisions))])
+        kept: list[list[int]] = []
+        choices: list[list[int]] = []
+        for number, (count, bank) in enumerate(zip(self.block_counts, whole.banks, strict=True)):
+            assert isinstance(bank, FunctionBlocks)
+            taken = routes[:, at == number]
+            kept.append(taken[taken < count].unique().tolist())
+            choices.append([*kept[-1], *range(count, bank.num_blocks)])
+            if kept[-1]:
+                whole.banks[number] = bank.select(choices[-1])
+        with first_weights(0):  # they are not used
+            smaller = whole.rebuilt(kept)
+        for number, left in enumerate(kept):
+            if left:
+                smaller.banks[number] = whole.banks[number]
+        columns = [torch.searchsorted(torch.tensor(choices[at[i]]), routes[:, i].contiguous()) for i in range(len(at))]
+        return smaller.to(self.costs.device), torch.stack(columns, 1)
+
+    def rebuilt(self, kept: Sequence[Sequence[int]]) -> Deployable:
+        """Return a network like this one for smaller banks; whatever it puts into them is replaced by `banks`.
+
+        Called for a copy on the CPU whose banks have lost their blocks already.
+
+        Args:
+            kept: The former numbers of the blocks that are left in each bank, PASS not counted.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be pruned: implement rebuilt(), or pruned()")
 
     def form_options(self) -> dict[str, Any]:
-        """Return the options, plain values, that build the like of this network instead of the whole one."""
+        """Options, plain values, that build the like of this network instead of the whole one."""
         return {"num_blocks": list(self.block_counts)}
-
-
-class JoinTask(nn.Module):
-    """Joins a one-hot task, always the same, to `(B, D)` features.
-
-    Args:
-        task: The task.
-        num_tasks: How many tasks there are.
-    """
-
-    one_hot: Tensor
-
-    def __init__(self, task: int, num_tasks: int) -> None:
-        super().__init__()
-        self.register_buffer("one_hot", functional.one_hot(torch.tensor([task]), num_tasks).float())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return `(B, D + num_tasks)`."""
-        # shape[0], not len(): torch.export would take the latter for a constant.
-        return torch.cat([features, self.one_hot.to(features.dtype).expand(features.shape[0], -1)], 1)
 
 
 class Normalize(nn.Module):
@@ -89,15 +100,15 @@ class Normalize(nn.Module):
         return (pixels.to(self.mean.dtype) - self.mean) / self.std
 
 
-def blocks_per_set(num_blocks: int | Sequence[int], layers: Sequence[int]) -> list[int]:
-    """Return the number of blocks of each set.
+def blocks_per_bank(num_blocks: int | Sequence[int], layers: Sequence[int]) -> list[int]:
+    """Number of blocks of each bank.
 
     Args:
-        num_blocks: Blocks per layer, or a number for each set.
-        layers: How many layers share each set.
+        num_blocks: Blocks per layer, or a number for each bank.
+        layers: How many layers share each bank.
 
     Raises:
-        ValueError: More or fewer numbers than there are sets, or one that is no number of blocks.
+        ValueError: More or fewer numbers than there are banks, or one that is no number of blocks.
     """
     if isinstance(num_blocks, str) or not isinstance(num_blocks, Sequence):
         return [whole_number("num_blocks", num_blocks) * sharing for sharing in layers]

@@ -3,98 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
 
 from routing_gym.blocks import ModuleBlocks
 from routing_gym.blocks.experts import double_expert, group_norm, image_bank
-from routing_gym.networks.checking import check_at_least_one, check_no_num_blocks
-from routing_gym.networks.experts import InTurn, OnFirst, RoutedExperts, experts_per_layer
+from routing_gym.networks.experts import Experts, InTurn, OnFirst, RoutedExperts, experts_per_layer
+from routing_gym.networks.options import check_choice, check_counts, check_image
 
 DIVERSE = ("conv3", "conv5", "conv7", "conv1x7", "max-pool", "average-pool", "identity")
 CONVS = ("conv3", "conv3", "conv5", "conv5", "conv7", "conv7", "conv1x7")
 """Footnote 1: two of each pair of square kernels, and one 1x7 -> 7x1."""
 
-EXPERTS = {
-    "omniglot-diverse": DIVERSE,
-    "omniglot-convs": CONVS,
-    "omniglot-conv3": ("conv3",) * len(DIVERSE),
-    "omniglot-conv5": ("conv5",) * len(DIVERSE),
-}
-"""The experts of every layer: those of the paper (section 4.2), and of its ablations (Table 2)."""
-
 POOLED_AFTER = (2, 4, 6)
-SMALLEST = 2 ** (1 + len(POOLED_AFTER))
 SHARED_LAYERS = 3
 
 
-def omniglot_network(name: str) -> Callable[..., RoutedExperts]:
-    """Return the builder of one of the Omniglot networks.
+def omniglot_experts(
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 48,
+    expert_mid: int = 48,
+    layers: int = 8,
+    readout: Literal["pooled", "flat"] = "pooled",
+    experts: Experts = DIVERSE,
+    num_tasks: int = 1,
+) -> RoutedExperts:
+    """Build a shared 3x3 convolution and layers of experts.
+
+    Source: Ramachandran and Le (2019), section 4.2 and Table 2. The shared convolution, every convolution of an expert,
+    and every mixture are followed by group normalisation and ReLU. The paper does not say where images are made
+    smaller, nor what the readouts see: here 2x2 max-pooling comes after the shared convolution and after layers 2, 4
+    and 6, unless they are the last.
 
     Args:
-        name: One of `EXPERTS`.
-    """
-
-    def build(
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_blocks: int | Sequence[int],
-        *,
-        width: int = 48,
-        expert_mid: int = 48,
-        layers: int = 8,
-        readout: Literal["pooled", "flat"] = "pooled",
-        experts: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        num_tasks: int = 1,
-    ) -> RoutedExperts:
-        check_no_num_blocks(name, num_blocks, num_tasks, "experts=[...] names those of every layer")
-        height, width_of_image = input_shape[1:]
-        if min(height, width_of_image) < SMALLEST:
-            raise ValueError(
-                f"network {name!r} halves an image {len(POOLED_AFTER) + 1} times: {SMALLEST}x{SMALLEST} pixels at "
-                f"least, got {tuple(input_shape)}"
-            )
-        check_at_least_one(name, width=width, expert_mid=expert_mid, layers=layers)
-        if readout not in ("pooled", "flat"):
-            raise ValueError(f"network {name!r}: readout must be 'pooled' or 'flat', got {readout!r}")
-        names = experts_per_layer(experts, EXPERTS[name], layers)
-        size, banks, between = (height // 2, width_of_image // 2), [], []
-        for number, layer in enumerate(names, 1):
-            banks.append(image_bank([double_expert(kind, width, expert_mid) for kind in layer], (width, *size)))
-            parts: list[nn.Module] = [group_norm(width), nn.ReLU()]
-            if number == layers:
-                parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if readout == "pooled" else [nn.Flatten()]
-            elif number in POOLED_AFTER:
-                parts.append(nn.MaxPool2d(2))
-                size = size[0] // 2, size[1] // 2
-            between.append(InTurn(OnFirst(nn.Sequential(*parts))))
-        first = nn.Sequential(
-            nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False), group_norm(width), nn.ReLU(), nn.MaxPool2d(2)
-        )
-        return RoutedExperts(
-            input_shape,
-            num_classes,
-            stem=InTurn(OnFirst(first)),
-            banks=banks,
-            between=between,
-            experts=names,
-            names=[f"layer {number}" for number in range(1, layers + 1)],
-            num_tasks=num_tasks,
-        )
-
-    build.__doc__ = f"""Build a shared convolution and layers of experts: {", ".join(dict.fromkeys(EXPERTS[name]))}.
-
-    Source: Ramachandran and Le (2019), section 4.2 and Table 2. {len(EXPERTS[name])} experts per layer. The shared
-    convolution is 3x3. It, every convolution of an expert, and every mixture are followed by group normalisation
-    and ReLU. The paper does not say where images are made smaller, nor what the readouts see: here 2x2 max-pooling
-    comes after the shared convolution and after layers 2, 4 and 6, unless they are the last.
-
-    Args:
-        input_shape: `(C, H, W)` of an image, at least {SMALLEST} pixels high and wide.
+        input_shape: `(C, H, W)` of an image, at least 16 pixels high and wide.
         num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default: `experts` says which there are.
         width: Channels of every layer.
         expert_mid: Channels between the two square convolutions of an expert; 1x7 and 7x1 always have `width`. With 48
             experts are as the paper words them, and omniglot-diverse has 3.37 million parameters for 20 tasks; with 24
@@ -107,7 +54,31 @@ def omniglot_network(name: str) -> Callable[..., RoutedExperts]:
     Raises:
         ValueError: Images too small, or an option out of range, by its name.
     """
-    return build
+    check_image(input_shape, 2 ** (1 + len(POOLED_AFTER)))
+    check_counts(width=width, expert_mid=expert_mid, layers=layers)
+    check_choice("readout", readout, "pooled", "flat")
+    names = experts_per_layer(experts, layers)
+    shape, banks, between = (width, input_shape[1] // 2, input_shape[2] // 2), [], []
+    for number, layer in enumerate(names, 1):
+        banks.append(image_bank([double_expert(kind, width, expert_mid) for kind in layer], shape))
+        parts: list[nn.Module] = [group_norm(width), nn.ReLU()]
+        if number == layers:
+            parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if readout == "pooled" else [nn.Flatten()]
+        elif number in POOLED_AFTER:
+            parts.append(nn.MaxPool2d(2))
+            shape = width, shape[1] // 2, shape[2] // 2
+        between.append(InTurn(OnFirst(nn.Sequential(*parts))))
+    first = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)
+    return RoutedExperts(
+        input_shape,
+        num_classes,
+        stem=InTurn(OnFirst(nn.Sequential(first, group_norm(width), nn.ReLU(), nn.MaxPool2d(2)))),
+        banks=banks,
+        between=between,
+        experts=names,
+        names=[f"layer {number}" for number in range(1, layers + 1)],
+        num_tasks=num_tasks,
+    )
 
 
 class MnistExperts(RoutedExperts):
@@ -119,13 +90,7 @@ class MnistExperts(RoutedExperts):
 
 
 def mnist_experts(
-    input_shape: Sequence[int],
-    num_classes: int,
-    num_blocks: int | Sequence[int],
-    *,
-    width: int = 64,
-    num_experts: int = 5,
-    num_tasks: int = 1,
+    input_shape: Sequence[int], num_classes: int, *, width: int = 64, num_experts: int = 5, num_tasks: int = 1
 ) -> MnistExperts:
     """Build three shared layers and one layer of experts, all fully connected with layer normalisation and ReLU.
 
@@ -135,7 +100,6 @@ def mnist_experts(
     Args:
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default: `num_experts` says how many.
         width: Width of every layer.
         num_experts: How many experts there are.
         num_tasks: How many tasks there are, each with a readout of its own.
@@ -143,8 +107,7 @@ def mnist_experts(
     Raises:
         ValueError: An option out of range, by its name.
     """
-    check_no_num_blocks("mnist-experts", num_blocks, num_tasks, "num_experts says how many experts there are")
-    check_at_least_one("mnist-experts", width=width, num_experts=num_experts)
+    check_counts(width=width, num_experts=num_experts)
     widths = [math.prod(input_shape), *[width] * SHARED_LAYERS]
     shared = [_linear_norm_relu(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)]
     return MnistExperts(

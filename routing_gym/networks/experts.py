@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -14,26 +13,28 @@ from torch import Tensor, nn
 from routing_gym.blocks import (
     LinearBlocks,
     ModuleBlocks,
-    OwnedParameter,
     SkippableBlock,
     allow_small_groups,
     count_macs,
-    first_weights,
     plain,
     probe,
     static_copy,
 )
 from routing_gym.networks.actions import Action
-from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.banked import averaged, one_after_the_other
 from routing_gym.networks.deployable import Deployable
+from routing_gym.networks.options import check_choice
 from routing_gym.networks.state import Activation
 
 Bank = ModuleBlocks | SkippableBlock
 """The experts of one layer: blocks that know the shape of what they give."""
 
+Experts = Sequence[str] | Sequence[Sequence[str]]
+"""Names of the experts of all layers, or of each."""
+
 
 class InTurn(nn.Sequential):
-    """Modules one after the other, each called with the tensors that the one before has returned as a tuple."""
+    """Modules one after the other, each called with the tuple of tensors that the one before has returned."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the last module's tuple."""
@@ -58,20 +59,12 @@ class OnFirst(nn.Module):
         return self.module(first), *others
 
 
-class StaticRoute(nn.Module):
-    """One way through a network of experts as a plain network.
+class StaticRoute(InTurn):
+    """One way through a network of experts as a plain network."""
 
-    Args:
-        parts: Called in turn, from images to `(B, num_classes)` logits.
-    """
-
-    def __init__(self, parts: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.parts = InTurn(*parts)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        return self.parts(images)[0]
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits `(B, num_classes)` of images."""
+        return super().forward(images)[0]
 
 
 class RoutedExperts(Deployable):
@@ -117,16 +110,19 @@ class RoutedExperts(Deployable):
         num_tasks: int,
         observes: Literal["mean", "map"] = "mean",
     ) -> None:
-        shared, (*shapes, (features,)) = _shared_parts(stem, banks, between, torch.zeros(1, *input_shape))
-        if observes not in ("mean", "map"):
-            raise ValueError(f"observes must be 'mean' or 'map', got {observes!r}")
+        check_choice("observes", observes, "mean", "map")
+        waiting: tuple[Tensor, ...] = (torch.zeros(1, *input_shape),)
+        shared, shapes = 0.0, []
+        for part, bank in zip([stem, *between], [*banks, None], strict=True):
+            shared += count_macs(part, *waiting)
+            waiting = probe(part, partial(part, *waiting))
+            shapes.append(tuple(waiting[0].shape[1:]))
+            if bank is not None:  # of an expert nothing is needed here but the shape of what it gives
+                waiting = (torch.zeros(1, *bank.output_shape), *waiting[1:])
+        *shapes, (features,) = shapes
         widths = [shape[0] if observes == "mean" else math.prod(shape) for shape in shapes]
-        last = len(banks) - 1
         super().__init__(
-            [
-                Decision(name=name, macs=bank.macs, next=(i + 1 if i < last else EXIT,) * bank.num_blocks, width=width)
-                for i, (name, bank, width) in enumerate(zip(names, banks, widths, strict=True))
-            ],
+            one_after_the_other(names, [bank.macs for bank in banks], widths),
             num_classes=num_classes,
             input_shape=input_shape,
             stem_macs=shared + sum(bank.shared_macs for bank in banks) + features * num_classes,
@@ -138,10 +134,6 @@ class RoutedExperts(Deployable):
         self.block_counts = tuple(bank.num_blocks for bank in banks)
         allow_small_groups(self)
 
-    def bank(self, decision: int) -> Bank:
-        """Return the experts of a layer."""
-        return cast(Bank, self.banks[decision])
-
     def stem(self, images: Tensor, task: Tensor) -> Activation:
         """Run what comes before the first layer, images with their channels last in memory."""
         return self.trunk(images.contiguous(memory_format=torch.channels_last))
@@ -152,86 +144,49 @@ class RoutedExperts(Deployable):
         return self.between[decision](self.bank(decision)(first, action), *others)
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Return what each row's own task makes of the features."""
+        """Logits `(r, num_classes)`: what each row's own task makes of the features."""
         self.readouts.note_use(task)
         return self.readouts(plain(activation[0]), task)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Return what comes into a layer, images averaged over space or flattened."""
+        """Observation `(r, width)`: what comes into a layer, images averaged over space or flattened."""
         x = plain(activation[0])
-        return x.flatten(1) if x.ndim == 2 or self.observes == "map" else x.mean((2, 3))
-
-    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return the parameters of one expert."""
-        return self.bank(decision).parameters_of(choice)
+        return x.flatten(1) if self.observes == "map" else averaged(x)
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
-        """Return the shared parts, the chosen experts and the task's readout as one module."""
+        """Shared parts, chosen experts and the task's readout as one module."""
         parts: list[nn.Module] = [static_copy(self.trunk)]
         for decision, choice in enumerate(route):
             parts += [OnFirst(module) for module in self.bank(decision).as_modules(choice)]
             parts.append(static_copy(self.between[decision]))
-        return [StaticRoute([*parts, *(OnFirst(module) for module in self.readouts.as_modules(task))])]
+        return [StaticRoute(*parts, *(OnFirst(module) for module in self.readouts.as_modules(task)))]
 
-    def pruned(self, routes: Tensor) -> tuple[RoutedExperts, Tensor]:
-        """Return a copy without the experts that no route takes, and the routes in its numbering."""
-        kept, columns = zip(*(column.unique(return_inverse=True) for column in routes.unbind(1)), strict=True)
-        whole = copy.deepcopy(self).cpu()
-        with first_weights(0):  # they are not used
-            smaller = type(self)(
-                self.input_shape or (),
-                self.num_classes,
-                stem=whole.trunk,
-                banks=[whole.bank(i).select(choices.tolist()) for i, choices in enumerate(kept)],
-                between=list(whole.between),
-                experts=[
-                    [names[c] for c in choices.tolist()] for names, choices in zip(self.experts, kept, strict=True)
-                ],
-                names=[decision.name for decision in self.decisions],
-                num_tasks=self.readouts.num_blocks,
-                observes=self.observes,
-            )
-        smaller.readouts = whole.readouts
-        return smaller.to(self._costs.device), torch.stack(columns, 1)
+    def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedExperts:
+        """Return a network like this one with fewer experts."""
+        smaller = type(self)(
+            self.input_shape or (),
+            self.num_classes,
+            stem=self.trunk,
+            banks=[cast(Bank, bank) for bank in self.banks],
+            between=list(self.between),
+            experts=[[names[choice] for choice in left] for names, left in zip(self.experts, kept, strict=True)],
+            names=[decision.name for decision in self.decisions],
+            num_tasks=self.readouts.num_blocks,
+            observes=self.observes,
+        )
+        smaller.readouts = self.readouts
+        return smaller
 
     def form_options(self) -> dict[str, Any]:
-        """Return the experts of every layer: their number alone would not say which they are."""
+        """Experts of every layer: their number alone would not say which they are."""
         return {"experts": [list(layer) for layer in self.experts]}
 
 
-def _shared_parts(
-    stem: nn.Module, banks: Sequence[Bank], between: Sequence[nn.Module], images: Tensor
-) -> tuple[float, list[tuple[int, ...]]]:
-    """Return what the shared parts cost together, and the shape of what each gives to the layer behind it."""
-    macs, shapes = 0.0, []
-    waiting: tuple[Tensor, ...] = (images,)
-    for part, bank in zip([stem, *between], [*banks, None], strict=True):
-        macs += count_macs(part, *waiting)
-        waiting = probe(part, partial(part, *waiting))
-        shapes.append(tuple(waiting[0].shape[1:]))
-        if bank is not None:  # of an expert nothing is needed here but the shape of what it gives
-            waiting = (images.new_zeros(1, *bank.output_shape), *waiting[1:])
-    return macs, shapes
-
-
-def experts_per_layer(
-    experts: Sequence[str] | Sequence[Sequence[str]] | None, default: Sequence[str], layers: int
-) -> list[tuple[str, ...]]:
-    """Return the names of every layer's experts.
-
-    Args:
-        experts: Names for all layers, or a list of them for each; None for the default.
-        default: Names for all layers.
-        layers: How many layers there are.
-
-    Raises:
-        ValueError: Lists for more or fewer layers than there are, or a layer without experts.
-    """
-    chosen = default if experts is None else experts
-    if isinstance(chosen, str) or not chosen:
-        raise ValueError(f"experts must be a list of names, or one for each layer, got {experts!r}")
-    if all(isinstance(name, str) for name in chosen):
-        return [tuple(cast(Sequence[str], chosen))] * layers
-    if len(chosen) != layers or any(isinstance(layer, str) or not layer for layer in chosen):
-        raise ValueError(f"experts must be a list of names, or one for each of the {layers} layers, got {experts!r}")
-    return [tuple(layer) for layer in chosen]
+def experts_per_layer(experts: Experts, layers: int) -> list[tuple[str, ...]]:
+    """Names of the experts of each layer, from a list for all or a list for each; all else is refused."""
+    if not isinstance(experts, str) and experts:
+        if all(isinstance(name, str) for name in experts):
+            return [tuple(cast(Sequence[str], experts))] * layers
+        if len(experts) == layers and not any(isinstance(layer, str) or not layer for layer in experts):
+            return [tuple(layer) for layer in experts]
+    raise ValueError(f"experts must be a list of names, or one for each of the {layers} layers, got {experts!r}")

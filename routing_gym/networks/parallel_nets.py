@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -18,7 +17,7 @@ from routing_gym.blocks import (
     PathSequential,
     PathSqueezeExcite,
 )
-from routing_gym.networks.checking import check_at_least_one, check_no_num_blocks
+from routing_gym.networks.options import check_choice, check_counts, check_image
 from routing_gym.networks.parallel_paths import Form, ParallelPaths, Segment
 from routing_gym.networks.resnet_experts import EXPANSION, first_layers
 
@@ -30,6 +29,7 @@ class Layout:
     """A network, but for the number of its paths.
 
     Attributes:
+        name: Name in the paper.
         widths: Channels of the convolutions of each stage (of the blocks, in a ResNet), in units of the first.
         width: Channels of the first.
         pools: Behind how many stages the image is halved.
@@ -38,8 +38,10 @@ class Layout:
         large: Whether images are large: the first layers of a ResNet then make them four times smaller.
         squeezed: Hidden width of the squeeze and excitation behind every convolution, 0 for none. The paper does not
             print it: 32 is what the .58 M parameters of SEBaseCNN ask for, 4 what the 2.06 M of SEDeepCNN do.
+        crossed: Whether tensors may change paths.
     """
 
+    name: str
     widths: tuple[tuple[int, ...], ...]
     width: int = 32
     pools: int = 2
@@ -47,122 +49,62 @@ class Layout:
     residual: Literal["basic", "bottleneck"] | None = None
     large: bool = False
     squeezed: int = 0
-
-    @property
-    def halvings(self) -> int:
-        """How often an image is halved."""
-        if self.residual is None:
-            return self.pools
-        return len(self.widths) - 1 + 2 * self.large
-
-
-BASE = Layout(((1, 1), (2, 2), (4, 4)))
-DEEP = Layout(((1, 1), (2, 2), (4, 4, 4), (8, 8, 8)), pools=3)
-RESNET20 = Layout(((1,) * 3, (2,) * 3, (4,) * 3), width=16, residual="basic")
-RESNET32 = Layout(((1,) * 5, (2,) * 5, (4,) * 5), width=16, residual="basic")
-RESNET18 = Layout(((1,) * 2, (2,) * 2, (4,) * 2, (8,) * 2), width=64, residual="basic", large=True)
-RESNET50 = Layout(((1,) * 3, (2,) * 4, (4,) * 6, (8,) * 3), width=64, residual="bottleneck", large=True)
-VGG13 = Layout(((1, 1), (2, 2), (4, 4), (8, 8), (8, 8)), pools=5, hidden=256)
-
-
-@dataclasses.dataclass(frozen=True)
-class Named:
-    """What a name stands for; see `parallel_network`."""
-
-    layout: Layout
-    paths: int = 1
-    cross: Cross = "connections"
     crossed: bool = True
 
 
+BASE = Layout("BaseCNN", ((1, 1), (2, 2), (4, 4)))
+DEEP = Layout("DeepCNN", ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8)), pools=3)
+RESNET20 = Layout("ResNet-20", ((1,) * 3, (2,) * 3, (4,) * 3), width=16, residual="basic")
+RESNET32 = Layout("ResNet-32", ((1,) * 5, (2,) * 5, (4,) * 5), width=16, residual="basic")
+RESNET18 = Layout("ResNet-18", ((1,) * 2, (2,) * 2, (4,) * 2, (8,) * 2), width=64, residual="basic", large=True)
+RESNET50 = Layout("ResNet-50", ((1,) * 3, (2,) * 4, (4,) * 6, (8,) * 3), width=64, residual="bottleneck", large=True)
+VGG13 = Layout("VGG-13", ((1, 1), (2, 2), (4, 4), (8, 8), (8, 8)), pools=5, hidden=256)
 CROSSES: dict[str, Cross] = {"cp": "predictions", "cc": "connections"}
 """How a name ends."""
-FORMS = {
-    "basecnn": Named(BASE),
-    "widecnn": Named(dataclasses.replace(BASE, width=64)),
-    "deepcnn": Named(DEEP),
-    "sebasecnn": Named(dataclasses.replace(BASE, squeezed=32)),
-    "sedeepcnn": Named(dataclasses.replace(DEEP, squeezed=4)),
-    "basecnn-3": Named(BASE, 3, crossed=False),
-    "crstitch2": Named(BASE, 2),
-    **{
-        f"{name}-{paths}-{short}": Named(layout, paths, cross)
-        for name, layout in (("basecnn", BASE), ("resnet20", RESNET20), ("resnet32", RESNET32))
-        for short, cross in CROSSES.items()
-        for paths in (2, 3, 4)
-    },
-    "resnet18-2-cc": Named(RESNET18, 2),
-    "resnet50-2-cc": Named(RESNET50, 2),
-    "vgg13-2-cc": Named(VGG13, 2),
-}
-"""Networks by their names in the paper, and in `make_network`."""
-LARGE = tuple(name for name, named in FORMS.items() if named.layout.large or named.layout is VGG13)
-"""Those that are made for images of 224x224 pixels."""
 
 
-def parallel_network(name: str) -> Callable[..., ParallelPaths]:
-    """Return the builder of a network of `FORMS`."""
-    default = FORMS[name]
-
-    def build(
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_blocks: int | Sequence[int],
-        *,
-        paths: int = default.paths,
-        width: int = default.layout.width,
-        hidden: int = default.layout.hidden,
-        form: Form = "columns",
-        cross: Cross = default.cross,
-        num_tasks: int = 1,
-    ) -> ParallelPaths:
-        check_no_num_blocks(name, num_blocks, num_tasks, "`paths` says how many there are")
-        check_at_least_one(name, paths=paths, width=width, hidden=hidden)
-        layout = dataclasses.replace(default.layout, width=width, hidden=hidden)
-        smallest = 2**layout.halvings
-        if len(input_shape) != 3 or any(side < smallest for side in input_shape[1:]):
-            raise ValueError(
-                f"network {name!r} needs input_shape=(C, H, W) of at least {smallest}x{smallest} pixels, got "
-                f"{tuple(input_shape)}"
-            )
-        if cross not in ("connections", "predictions"):
-            raise ValueError(f"network {name!r}: cross must be 'connections' or 'predictions', got {cross!r}")
-        predicts = cross == "predictions"
-        if predicts and (not default.crossed or layout.squeezed or layout.large):
-            raise ValueError(f"network {name!r}: the paper has no form of it with cross='predictions'")
-        make = _resnet if layout.residual else _convnet
-        stem, segments = make(layout, tuple(input_shape), num_classes, paths, predicts)
-        return ParallelPaths(
-            input_shape,
-            num_classes,
-            paths=paths,
-            segments=segments,
-            stem=stem,
-            form=form,
-            crossed=default.crossed,
-        )
-
-    build.__doc__ = f"""Build {name}: {default.paths} path(s); see `ParallelPaths`.
+def parallel_network(
+    layout: Layout,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    paths: int = 1,
+    width: int,
+    hidden: int,
+    form: Form = "columns",
+    cross: Cross = "connections",
+) -> ParallelPaths:
+    """Build `ParallelPaths` of a layout.
 
     Source: Tissera et al., Tables 1 to 4. Convolutions have biases and batch norm behind them; shortcuts that change
     shape are 1x1 convolutions with bias, without norm. In ResNets for large images convolutions have no bias, and
     shortcuts are normalised: that gives the printed sizes of these, and of ResNet-50 alone (23.71 M).
 
     Args:
+        layout: The network.
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default: `paths` says how many there are.
         paths: How many paths there are.
         width: Channels of the first convolution; the others are multiples of it.
         hidden: Width of the hidden dense layers, where there are any.
         form: Whether the way into the paths is a decision (`"gated-columns"`) or all begin alike (`"columns"`).
         cross: Whether tensors themselves are mixed (`"connections"`) or what they predict (`"predictions"`).
-        num_tasks: Without effect: all tasks share the network; routes can tell them apart.
 
     Raises:
         ValueError: Images too small, or an option out of range, by its name.
     """
-    return build
+    check_counts(paths=paths, width=width, hidden=hidden)
+    check_choice("cross", cross, "connections", "predictions")
+    halvings = layout.pools if layout.residual is None else len(layout.widths) - 1 + 2 * layout.large
+    check_image(input_shape, 2**halvings)
+    predicts = cross == "predictions"
+    if predicts and (not layout.crossed or layout.squeezed or layout.large):
+        raise ValueError("the paper has no form of it with cross='predictions'")
+    made = dataclasses.replace(layout, width=width, hidden=hidden)
+    stem, segments = (_resnet if layout.residual else _convnet)(made, input_shape, num_classes, paths, predicts)
+    return ParallelPaths(
+        input_shape, num_classes, paths=paths, segments=segments, stem=stem, form=form, crossed=layout.crossed
+    )
 
 
 def _convnet(

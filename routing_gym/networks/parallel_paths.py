@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential, count_macs, probe
 from routing_gym.networks.actions import Action, dense
-from routing_gym.networks.decision import EXIT, Decision
+from routing_gym.networks.banked import one_after_the_other
+from routing_gym.networks.options import check_choice
 from routing_gym.networks.paths import RoutedPaths, weighed_sum
 from routing_gym.networks.state import Activation
 
@@ -76,67 +77,55 @@ class ParallelPaths(RoutedPaths):
         form: Form = "columns",
         crossed: bool = True,
     ) -> None:
-        if form not in ("columns", "gated-columns"):
-            raise ValueError(f"form must be 'columns' or 'gated-columns', got {form!r}")
-        image = torch.zeros(1, *input_shape)
-        shape = tuple(input_shape)
-        fixed = 0.0
+        check_choice("form", form, "columns", "gated-columns")
+        image, shape, fixed = torch.zeros(1, *input_shape), tuple(input_shape), 0.0
         if stem is not None:
             shape = tuple(probe(stem, partial(stem, image)).shape[1:])
             fixed = count_macs(stem, image)
         banks: list[PathBlocks] = []
         predictions: list[PathBlocks | None] = []
-        decisions: list[Decision] = []
-        first = 0 if form == "gated-columns" else 1
-        for number, segment in enumerate(segments):
-            tensors, width = paths if number else 1, shape[0]
+        tensors, widths, costs = [1, *[paths] * (len(segments) - 1)], [], []
+        for arriving, segment in zip(tensors, segments, strict=True):
+            widths.append(arriving * shape[0])
             predicted = None
             if segment.prediction is not None:
-                predicted = PathBlocks(segment.prediction, tensors * paths, shape)
+                predicted = PathBlocks(segment.prediction, arriving * paths, shape)
                 shape = predicted.output_shape
             bank = PathBlocks(segment.layers, paths, shape)
             shape = bank.output_shape
             banks.append(bank)
             predictions.append(predicted)
-            costs = tuple(cost + (predicted.macs[0] if predicted else 0.0) for cost in bank.macs)
-            if number < first:
-                fixed += sum(costs)
-                continue
-            then = number - first + 1
-            decisions.append(
-                Decision(
-                    name=segment.name,
-                    macs=costs,
-                    next=(then if number + 1 < len(segments) else EXIT,) * paths,
-                    m=tensors,
-                    width=tensors * width,
-                )
-            )
+            costs.append(tuple(cost + (predicted.macs[0] if predicted else 0.0) for cost in bank.macs))
+        first = 0 if form == "gated-columns" else 1
         masks = None
         if not crossed:
-            masks = torch.eye(paths, dtype=torch.bool).repeat(len(decisions), 1, 1)
+            masks = torch.eye(paths, dtype=torch.bool).repeat(len(segments) - first, 1, 1)
             masks[: 1 - first] = True  # the one tensor of the connector may go everywhere
-        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed, masks=masks)
+        super().__init__(
+            one_after_the_other(
+                [segment.name for segment in segments[first:]], costs[first:], widths[first:], tensors[first:]
+            ),
+            num_classes=num_classes,
+            input_shape=input_shape,
+            stem_macs=fixed + sum(map(sum, costs[:first])),
+            masks=masks,
+        )
         self.form, self.paths, self._first = form, paths, first
         self.cross = "connections" if predictions[-1] is None else "predictions"
         self.trunk, self.banks = stem, nn.ModuleList(banks)
         self.predictions = nn.ModuleList(nn.Identity() if made is None else made for made in predictions)
 
-    def bank(self, decision: int) -> PathBlocks:
-        """Return the paths behind a decision."""
-        return self._blocks(self.banks, decision)
+    def bank_number(self, decision: int) -> int:
+        """Return which of `banks` stands behind a decision: the first may stand before all of them."""
+        return decision + self._first
 
     def predicting(self, decision: int) -> PathBlocks | None:
         """Return what makes the paths' inputs at a decision; None where tensors themselves are mixed."""
-        return None if self.cross == "connections" else self._blocks(self.predictions, decision)
-
-    def _blocks(self, of: nn.ModuleList, decision: int) -> PathBlocks:
-        blocks = of[decision + self._first]
-        assert isinstance(blocks, PathBlocks)
-        return blocks
+        blocks = self.predictions[self.bank_number(decision)]
+        return blocks if isinstance(blocks, PathBlocks) else None
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Run what comes before the first decision: the stem and, where the way into them is none, the first layers."""
+        """Tensors `(B, m, ...)`, all alive: the stem's, or the first layers' where these stand before all decisions."""
         x = images.contiguous(memory_format=torch.channels_last)
         x = (x if self.trunk is None else self.trunk(x)).unsqueeze(1)
         if self._first:
@@ -155,29 +144,23 @@ class ParallelPaths(RoutedPaths):
         blocks.note_use(used.flatten(1).any(0))
         if self.dense_backward and self.training and gates.requires_grad:
             used = alive.unsqueeze(2) & reached.unsqueeze(1)  # what is not weighed has a gradient by its weight
-        predicted = blocks.run_each(columns, used.flatten(1)).unflatten(1, self.num_pairs(decision))
+        predicted = blocks.run_each(columns, used.flatten(1)).unflatten(1, (-1, self.paths))
         return functional.relu(weighed_sum(predicted, gates)), reached
 
-    def num_pairs(self, decision: int) -> tuple[int, int]:
-        """Return how many tensors and how many paths meet at a decision, m and n."""
-        return self.decisions[decision].m, self.decisions[decision].n
-
     def macs(self, decision: int, action: Action) -> tuple[Tensor, Tensor]:
-        """Return executed and expected multiply-accumulates: the union of what tensors reach, and each prediction."""
+        """Executed and expected multiply-accumulates `(r,)`: the union of what tensors reach, and each prediction."""
         blocks = self.predicting(decision)
         if blocks is None or self.decisions[decision].m == 1:
             return super().macs(decision, action)
         weights = dense(action, self.num_choices)
-        price = blocks.macs[0]
-        used = weights.detach() != 0
-        chance = weights.clamp(0, 1)
-        reached = 1 - (1 - chance).prod(1)
-        behind = self.bank(decision).macs[0]
+        used, chance = weights.detach() != 0, weights.clamp(0, 1)
+        behind, price = self.bank(decision).macs[0], blocks.macs[0]
         executed = behind * used.any(1).sum(1) + price * used.sum((1, 2))
-        return executed.to(weights.dtype), behind * reached.sum(1) + price * chance.sum((1, 2))
+        expected = behind * (1 - (1 - chance).prod(1)).sum(1) + price * chance.sum((1, 2))
+        return executed.to(weights.dtype), expected
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Return the average of what the paths that were reached say; zeros where none was."""
+        """Logits `(r, num_classes)`: the average of the paths that were reached; zeros where none was."""
         outputs, alive = activation
         assert isinstance(outputs, Tensor) and isinstance(alive, Tensor)
         # Paths that were not reached are zeros.
@@ -185,6 +168,8 @@ class ParallelPaths(RoutedPaths):
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Return the parameters of a path, and of all that predicts for it."""
-        blocks, (tensors, paths) = self.predicting(decision), self.num_pairs(decision)
-        predicting = [] if blocks is None else [blocks.parameters_of(i * paths + choice) for i in range(tensors)]
-        return sum(predicting, start=super().parameters_of(decision, choice))
+        own = super().parameters_of(decision, choice)
+        if (blocks := self.predicting(decision)) is not None:
+            for pair in range(choice, blocks.num_blocks, self.paths):
+                own += blocks.parameters_of(pair)
+        return own

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.blocks import LinearBlocks, OwnedParameter, PathBlocks
+from routing_gym.blocks import LinearBlocks, PathBlocks
 from routing_gym.networks.actions import Action
-from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.banked import BankedNetwork
 from routing_gym.networks.state import Activation
 
 Paths = LinearBlocks | PathBlocks
 """A layer of paths."""
 
 
-class RoutedPaths(RoutedNetwork):
+class RoutedPaths(BankedNetwork):
     """A network in which m tensors arrive at a decision and n paths lie behind it.
 
     An m x n gate says how much of each tensor goes to each path: path j is fed with Y_j = Σ_i g_ij X_i. Under hard
@@ -27,9 +27,9 @@ class RoutedPaths(RoutedNetwork):
     What waits at a decision is `(columns, alive)`: `(r, m, ...)`, zeros where nothing came, and `(r, m)` bool.
     """
 
-    @abstractmethod
     def bank(self, decision: int) -> Paths:
         """Return the paths behind a decision."""
+        return cast(Paths, super().bank(decision))
 
     def alive(self, decision: int, activation: Activation) -> Tensor:
         """Return which tensors carry something, `(r, m)` bool."""
@@ -67,10 +67,6 @@ class RoutedPaths(RoutedNetwork):
         """Return all tensors, images averaged over space, one after the other."""
         columns = _tensors(activation)[0]
         return (columns.mean((3, 4)) if columns.ndim == 5 else columns).flatten(1)
-
-    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return the parameters of a path."""
-        return self.bank(decision).parameters_of(choice)
 
 
 def _tensors(activation: Activation) -> tuple[Tensor, Tensor]:

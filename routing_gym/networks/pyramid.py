@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
 from routing_gym.blocks import OwnedParameter, allow_small_groups, in_few_sizes, plain, static_copy
-from routing_gym.networks.checking import check_no_num_blocks
 from routing_gym.networks.decision import EXIT, Decision, ways_out
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.options import check_range
 from routing_gym.networks.pyramid_columns import (
     CHANNELS,
     Column,
     StaticPyramid,
     check_form,
-    check_range,
     costs_by_depth,
     image_pyramid,
     make_classifier,
@@ -32,18 +31,16 @@ class RoutedPyramid(RoutedNetwork):
     """Columns of a pyramid with a decision after each: classify here (choice 0), or go on to a column that follows.
 
     Source: McGill and Perona, "Deciding How to Decide: Dynamic Routing in Artificial Neural Networks", ICML 2017,
-    section 3.1 and Fig. 3; batch norm and first weights from section 4.7. The tree is the one of sections 5.1 and 5.4
-    (Figs. 5 and 7): the first `junctions` columns are followed by a left and a right one, all others by one. With
-    three of them these are 1 + 2 + 4 columns and then eight chains of five.
+    section 3.1 and Fig. 3; batch norm and first weights from section 4.7; the tree from sections 5.1 and 5.4 (Figs. 5
+    and 7): 1 + 2 + 4 columns and then eight chains of five.
 
-    A decision sees the coarsest scale of its column, flattened, in the order of PyTorch's `flatten`. Weights mix
-    outcomes. A last column has one way on, to classify, so there is no decision: that classifier is part of the
-    choice of the last column. The router of the paper is an agent and its cost is counted there.
+    A decision sees the coarsest scale of its column, flattened. Weights mix outcomes. A last column has one way on, to
+    classify, so there is no decision: that classifier is part of the choice of the last column. The router of the
+    paper is an agent and its cost is counted there.
 
-    The paper is silent on these: the coarser scales of the image are 2x2 averages of the next finer one, as in an
-    ordinary image pyramid; Xavier's first weights are drawn from its uniform distribution; sizes that are odd are
-    rounded down; decisions are numbered column by column, left before right; instances of all tasks share every
-    column and every classifier, and none is told its task.
+    The paper is silent on these: coarser scales of the image are 2x2 averages of the next finer one; Xavier's first
+    weights are drawn from its uniform distribution; sizes that are odd are rounded down; decisions are numbered column
+    by column, left before right; instances of all tasks share everything, and none is told its task.
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
@@ -103,7 +100,7 @@ class RoutedPyramid(RoutedNetwork):
         allow_small_groups(self)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Return the image at every scale, finest first, `(B, H, W, C)` as all that waits in this network."""
+        """Image at every scale, finest first, `(B, H, W, C)` as all that waits in this network."""
         return tuple(scale.permute(0, 2, 3, 1) for scale in image_pyramid(images))
 
     def enter(self, decision: int, activation: Activation) -> Activation:
@@ -113,19 +110,22 @@ class RoutedPyramid(RoutedNetwork):
         return tuple(scale.permute(0, 2, 3, 1) for scale in self._run(self.inner[decision], activation))
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Classify; behind a last column after running it."""
+        """Logits `(r, num_classes)`; behind a last column after running it."""
+        column = self._column(decision, choice)
+        seen = self._run(column, activation)[-1].flatten(1) if choice else self.describe(decision, activation)
+        return self.classifiers[column](seen)
+
+    def _column(self, decision: int, choice: int) -> int:
+        """Return the column that classifies, or the one that follows."""
         column = self.inner[decision]
-        if choice == 0:
-            return self.classifiers[column](self.describe(decision, activation))
-        column = self.tree[column][choice - 1]
-        return self.classifiers[column](self._run(column, activation)[-1].flatten(1))
+        return self.tree[column][choice - 1] if choice else column
 
     def _run(self, column: int, activation: Activation) -> tuple[Tensor, ...]:
         scales = [plain(scale).permute(0, 3, 1, 2) for scale in activation]
         return in_few_sizes(self.columns[column], scales, whole=self.training)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Return the coarsest scale, flattened: the global descriptor of section 3.1."""
+        """Observation `(r, width)`: the coarsest scale, flattened, the global descriptor of section 3.1."""
         return plain(activation[-1]).permute(0, 3, 1, 2).flatten(1)
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
@@ -133,11 +133,10 @@ class RoutedPyramid(RoutedNetwork):
 
         The first column runs for all and belongs to no choice.
         """
-        column = self.inner[decision]
-        parts: list[nn.Module] = [self.classifiers[column]]
-        if choice > 0:
-            column = self.tree[column][choice - 1]
-            parts = [self.columns[column], *([] if self.tree[column] else [self.classifiers[column]])]
+        column = self._column(decision, choice)
+        parts = [self.columns[column]] if choice else []
+        if not choice or not self.tree[column]:
+            parts.append(self.classifiers[column])
         return [OwnedParameter(parameter) for part in parts for parameter in part.parameters()]
 
     def static_prefix(self, decision: int, choice: int = 0) -> StaticPyramid:
@@ -158,105 +157,55 @@ class RoutedPyramid(RoutedNetwork):
             raise ValueError(
                 f"expected a decision and a choice that leads out, one of {known}, got {(decision, choice)}"
             )
-        column = self.inner[decision]
-        if choice > 0:
-            column = self.tree[column][choice - 1]
-        before = {following: j for j, several in enumerate(self.tree) for following in several}
-        way = [column]
+        way = [self._column(decision, choice)]
         while way[0]:
-            way.insert(0, before[way[0]])
-        return StaticPyramid(
-            (cast(Column, static_copy(self.columns[j])) for j in way), static_copy(self.classifiers[column])
-        )
+            way.insert(0, next(j for j, following in enumerate(self.tree) if way[0] in following))
+        columns = (cast(Column, static_copy(self.columns[j])) for j in way)
+        return StaticPyramid(columns, static_copy(self.classifiers[way[-1]]))
 
 
-def pyramid_chain(
-    input_shape: Sequence[int],
-    num_classes: int,
-    num_blocks: int | Sequence[int],
-    *,
-    width: int = 16,
-    columns: int = 8,
-    num_tasks: int = 1,
-) -> RoutedPyramid:
-    """Build the multiscale pyramid of multipath early exit: columns in a chain, each of which may classify.
+def pyramid_chain(input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8) -> RoutedPyramid:
+    """Build a `RoutedPyramid` whose columns stand in a chain.
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
         num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default: there is one column for each place.
         width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
         columns: How many columns, 2 to 8.
-        num_tasks: Without effect: all tasks share everything.
-
-    Raises:
-        ValueError: An option out of range, by its name.
     """
-    check_no_num_blocks("pyramid-chain", num_blocks, num_tasks)
     return RoutedPyramid(input_shape, num_classes, width=width, columns=columns)
 
 
 def pyramid_tree(
-    input_shape: Sequence[int],
-    num_classes: int,
-    num_blocks: int | Sequence[int],
-    *,
-    width: int = 16,
-    columns: int = 8,
-    junctions: int = 3,
-    num_tasks: int = 1,
+    input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8, junctions: int = 3
 ) -> RoutedPyramid:
-    """Build the branching pyramid of multipath early exit: early columns are followed by a left and a right one.
+    """Build a `RoutedPyramid` whose early columns are followed by a left and a right one.
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
         num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default: there is one column for each place.
         width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
         columns: How many columns the ways to the leaves have, 2 to 8.
         junctions: After how many of the first columns it splits in two, 1 to `columns - 1`; 3 in the paper.
-        num_tasks: Without effect: all tasks share everything.
-
-    Raises:
-        ValueError: An option out of range, by its name.
     """
-    check_no_num_blocks("pyramid-tree", num_blocks, num_tasks)
     check_range("columns", columns, 2, len(CHANNELS))
     check_range("junctions", junctions, 1, columns - 1)
     return RoutedPyramid(input_shape, num_classes, width=width, columns=columns, junctions=junctions)
 
 
-def pyramid_static(columns: int) -> Callable[..., RoutedModule]:
-    """Return the builder of a static pyramid as a network that any agent trains.
+def pyramid_static(columns: int, input_shape: Sequence[int], num_classes: int, *, width: int = 16) -> RoutedModule:
+    """Build a static pyramid as a network that any agent trains.
 
     Its one decision has one choice, the classifier, since a network without decisions cannot be an environment.
 
     Args:
         columns: How many columns, 1 to 8.
-    """
-
-    def build(
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_blocks: int | Sequence[int],
-        *,
-        width: int = 16,
-        num_tasks: int = 1,
-    ) -> RoutedModule:
-        check_no_num_blocks(f"pyramid-static-{columns}", num_blocks, num_tasks)
-        module = static_pyramid(input_shape, num_classes, columns=columns, width=width)
-        return route(module, ["classifier"], 1, input_shape=input_shape)
-
-    build.__doc__ = f"""Build the static pyramid of {columns} column{"s" if columns > 1 else ""}: nothing to choose.
-
-    Args:
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
         num_classes: Width of the logits.
-        num_blocks: Refused unless it is what `make_network` gives by default.
         width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
-        num_tasks: Without effect: all tasks share everything.
     """
-    return build
+    module = static_pyramid(input_shape, num_classes, columns=columns, width=width)
+    return route(module, ["classifier"], 1, input_shape=input_shape)
 
 
 def _tree(columns: int, junctions: int) -> tuple[list[list[int]], list[int]]:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from routing_gym.blocks import count_macs, probe
+from routing_gym.networks.options import check_counts, check_image, check_range
 
 CHANNELS = ((1, 1, 1, 1), (1, 1, 1, 1), (2, 2, 2), (2, 2, 2), (4, 4), (4, 4), (8,), (8,))
 """Channels of each scale of each column in units of `width`, finest first; a shorter list is of the coarser scales."""
@@ -24,8 +25,8 @@ class Column(nn.Module):
     """One column of the pyramid (section 3.1, Fig. 3): 3x3 convolutions at several scales, batch norm, ReLU.
 
     A scale adds up two convolutions: of the same scale of the column before, with a bias, and of the next finer scale
-    of this column, 2x2 max-pooled, without one. The finer scale is read before its batch norm and ReLU. Batch norm
-    and ReLU are there only for scales that are read from outside: what nobody reads has no parameters.
+    of this column, 2x2 max-pooled, before its batch norm and ReLU, without one. Scales that do not go out have neither
+    batch norm nor ReLU.
 
     Args:
         inputs: Channels of each scale that comes in, finest first; only the coarsest `len(outputs)` are read.
@@ -96,7 +97,7 @@ class StaticPyramid(nn.Module):
 
     Args:
         columns: The columns, the first of which reads an image pyramid. The last one loses the batch norms of all
-            scales but the coarsest, which nobody reads there.
+            scales but the coarsest: only that goes into the classifier.
         classifier: Takes the coarsest scale of the last column, flattened.
     """
 
@@ -136,7 +137,7 @@ def static_pyramid(input_shape: Sequence[int], num_classes: int, *, columns: int
 
 
 def image_pyramid(images: Tensor) -> tuple[Tensor, ...]:
-    """Return `(B, C, H, W)` images at four scales, finest first; each coarser one averages 2x2 pixels.
+    """Images `(B, C, H, W)` at four scales, finest first; each coarser one averages 2x2 pixels.
 
     They have their channels last in memory, which max-pooling on a CPU is several times as fast with.
     """
@@ -147,7 +148,7 @@ def image_pyramid(images: Tensor) -> tuple[Tensor, ...]:
 
 
 def channels_of(width: int, depth: int) -> list[int]:
-    """Return the channels of each scale of a column, finest first; the first column has depth 0."""
+    """Channels of each scale of a column, finest first; the first column has depth 0."""
     return [width * times for times in CHANNELS[depth]]
 
 
@@ -178,7 +179,7 @@ def _draw(module: nn.Module) -> None:
 
 
 def num_features(input_shape: Sequence[int], width: int, depth: int) -> int:
-    """Return how many numbers the coarsest scale of a column has."""
+    """Number of features of the coarsest scale of a column."""
     _, height, breadth = input_shape
     shrunk = 2 ** (SCALES - 1)
     return channels_of(width, depth)[-1] * (height // shrunk) * (breadth // shrunk)
@@ -188,7 +189,7 @@ def num_features(input_shape: Sequence[int], width: int, depth: int) -> int:
 def costs_by_depth(
     input_shape: tuple[int, ...], num_classes: int, width: int, columns: int
 ) -> tuple[tuple[float, float], ...]:
-    """Return for each depth multiply-accumulates per row of the column, and of the classifier behind it.
+    """Multiply-accumulates per row of the column of each depth, and of the classifier behind it.
 
     Counting takes longer than building the network, so that networks of one form share what was counted.
     """
@@ -206,18 +207,5 @@ def costs_by_depth(
 
 def check_form(input_shape: Sequence[int], num_classes: int, width: int) -> None:
     """Refuse images too small for the scales, and numbers out of range."""
-    smallest = 2 ** (SCALES - 1)
-    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
-        raise ValueError(
-            f"a pyramid of {SCALES} scales needs input_shape=(C, H, W) of at least {smallest}x{smallest} pixels, "
-            f"got {tuple(input_shape)}"
-        )
-    check_range("num_classes", num_classes, 1)
-    check_range("width", width, 1)
-
-
-def check_range(option: str, value: int, low: int, high: int | None = None) -> None:
-    """Refuse an option that is no whole number between two limits, both included."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"a pyramid needs {option} to be a whole number {limits}, got {value!r}")
+    check_image(input_shape, 2 ** (SCALES - 1))
+    check_counts(num_classes=num_classes, width=width)

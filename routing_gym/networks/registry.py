@@ -2,45 +2,156 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, get_type_hints
 
-from routing_gym.networks import resnet_experts
-from routing_gym.networks.block_skip import FORMS, resnet_skip
-from routing_gym.networks.cells import cells_network
-from routing_gym.networks.diverse import EXPERTS, mnist_experts, omniglot_network
-from routing_gym.networks.fully_connected import fully_connected
+from routing_gym.networks import parallel_nets as nets
+from routing_gym.networks.block_skip import resnet_skip
+from routing_gym.networks.cells import RoutedCells
+from routing_gym.networks.diverse import CONVS, DIVERSE, mnist_experts, omniglot_experts
+from routing_gym.networks.fully_connected import fully_connected, simple_convnet
 from routing_gym.networks.network import RoutedNetwork
-from routing_gym.networks.parallel_nets import FORMS as PARALLEL
-from routing_gym.networks.parallel_nets import LARGE, parallel_network
 from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
-from routing_gym.networks.pyramid_columns import CHANNELS
-from routing_gym.networks.resnet_experts import resnet50_network
-from routing_gym.networks.simple_convnet import simple_convnet
+from routing_gym.networks.resnet_experts import DIVERSE as DIVERSE_IN_RESNET
+from routing_gym.networks.resnet_experts import resnet50_experts
 from routing_gym.tasks.checking import image_shape, whole_number
 
 Builder = Callable[..., RoutedNetwork]
-"""`(input_shape, num_classes, num_blocks, num_tasks=..., **options) -> RoutedNetwork`."""
+POSITIONAL_OR_KEYWORD, KEYWORD_ONLY = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+VAR_POSITIONAL, VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
-NETWORKS: dict[str, Builder] = {
-    "mlp": fully_connected,
-    "simple-convnet": simple_convnet,
-    "pyramid-chain": pyramid_chain,
-    "pyramid-tree": pyramid_tree,
-    **{name: omniglot_network(name) for name in EXPERTS},
-    "mnist-experts": mnist_experts,
-    **{name: resnet50_network(name) for name in resnet_experts.EXPERTS},
-    **{name: resnet_skip(name) for name in FORMS},
-    **{name: parallel_network(name) for name in PARALLEL},
-    **{f"pyramid-static-{columns}": pyramid_static(columns) for columns in range(1, len(CHANNELS) + 1)},
-    **{f"cells-{cells}x{filters}": cells_network(cells, filters) for cells, filters in ((6, 32), (6, 64), (12, 32))},
-}
-DEFAULT_INPUT_SHAPE = {
-    **dict.fromkeys(NETWORKS, (3, 32, 32)),
-    **dict.fromkeys(EXPERTS, (1, 105, 105)),
-    **dict.fromkeys([*resnet_experts.EXPERTS, "resnet50-skip", *LARGE], (3, 224, 224)),
-    "mlp": (1, 8, 8),
-    "mnist-experts": (1, 28, 28),
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSpec:
+    """What is known of a network by its name.
+
+    Attributes:
+        builder: Called as `builder(input_shape, num_classes, **options)`; with `num_blocks` too if it takes a third
+            positional argument, and with `num_tasks=...` if it has such a parameter. Its other keyword-only parameters
+            are the network's options.
+        description: What it is, in a line.
+        source: The paper it is from.
+        input_shape: `(C, H, W)` of the images it was made for; None for no shape in particular.
+    """
+
+    builder: Builder
+    description: str
+    source: str = ""
+    input_shape: tuple[int, ...] | None = None
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """Function or class that holds the builder's docstring and annotations."""
+        return self.builder.func if isinstance(self.builder, partial) else self.builder
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """Types of the builder's parameters by name."""
+        return get_type_hints(self.function.__init__ if isinstance(self.function, type) else self.function)  # type: ignore[misc]
+
+    @cached_property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """Parameters of the builder by name."""
+        return dict(inspect.signature(self.builder).parameters)
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The network's own options by name, without what the data decides or no text can say."""
+        own = {name: parameter for name, parameter in self.parameters.items() if parameter.kind is KEYWORD_ONLY}
+        return {name: parameter for name, parameter in own.items() if name not in ("num_tasks", "trunk")}
+
+    @property
+    def takes_num_blocks(self) -> bool:
+        """Whether the number of blocks can be chosen."""
+        kinds = [parameter.kind for parameter in self.parameters.values()]
+        return VAR_POSITIONAL in kinds or kinds.count(POSITIONAL_OR_KEYWORD) > 2
+
+    @property
+    def takes_num_tasks(self) -> bool:
+        """Whether the network knows how many tasks there are."""
+        return "num_tasks" in self.parameters or any(p.kind is VAR_KEYWORD for p in self.parameters.values())
+
+
+ROSENBAUM, RAMACHANDRAN = "Rosenbaum et al. 2018", "Ramachandran and Le 2019"
+MCGILL, WANG, TISSERA = "McGill and Perona 2017", "Wang et al., CoDiNet", "Tissera et al."
+SMALL, LARGE, OMNIGLOT = (3, 32, 32), (3, 224, 224), (1, 105, 105)
+
+
+def _experts(builder: Builder, kinds: Sequence[str], what: str, input_shape: tuple[int, ...]) -> NetworkSpec:
+    description = f"{what} with layers of experts: {', '.join(dict.fromkeys(kinds))}"
+    return NetworkSpec(partial(builder, experts=kinds), description, RAMACHANDRAN, input_shape)
+
+
+def _skipping(depth: int, stages: tuple[int, ...], *, bottlenecks: bool = False) -> NetworkSpec:
+    builder = partial(resnet_skip, bottlenecks, stages=stages, width=64 if bottlenecks else 16)
+    description = f"ResNet-{depth}, each of its {sum(stages)} residual blocks a decision: skip (0) or run (1)"
+    return NetworkSpec(builder, description, WANG, LARGE if bottlenecks else SMALL)
+
+
+def _parallel(
+    layout: nets.Layout, paths: int = 1, cross: nets.Cross = "connections", input_shape: tuple[int, ...] = SMALL
+) -> NetworkSpec:
+    builder = partial(nets.parallel_network, layout, paths=paths, width=layout.width, hidden=layout.hidden, cross=cross)
+    how = "" if paths == 1 else f", cross-{cross}" if layout.crossed else ", kept apart"
+    description = f"{layout.name} as {paths} path{'s' if paths > 1 else ''}{how}"
+    return NetworkSpec(builder, description, TISSERA, input_shape)
+
+
+NETWORKS: dict[str, NetworkSpec] = {
+    "mlp": NetworkSpec(fully_connected, "Routed fully connected layers on the pixels", ROSENBAUM, (1, 8, 8)),
+    "simple-convnet": NetworkSpec(
+        simple_convnet, "Four shared convolutional stages, then routed fully connected layers", ROSENBAUM, SMALL
+    ),
+    "pyramid-chain": NetworkSpec(
+        pyramid_chain, "Multiscale pyramid: columns in a chain, each of which may classify", MCGILL, SMALL
+    ),
+    "pyramid-tree": NetworkSpec(
+        pyramid_tree, "Multiscale pyramid whose early columns are followed by a left and a right one", MCGILL, SMALL
+    ),
+    "omniglot-diverse": _experts(omniglot_experts, DIVERSE, "A shared convolution", OMNIGLOT),
+    "omniglot-convs": _experts(omniglot_experts, CONVS, "A shared convolution", OMNIGLOT),
+    "omniglot-conv3": _experts(omniglot_experts, ("conv3",) * 7, "A shared convolution", OMNIGLOT),
+    "omniglot-conv5": _experts(omniglot_experts, ("conv5",) * 7, "A shared convolution", OMNIGLOT),
+    "mnist-experts": NetworkSpec(
+        mnist_experts, "Three shared layers and one of experts, fully connected", RAMACHANDRAN, (1, 28, 28)
+    ),
+    "resnet50-diverse": _experts(resnet50_experts, DIVERSE_IN_RESNET, "ResNet-50", LARGE),
+    "resnet50-conv3": _experts(resnet50_experts, ("conv3",) * 5, "ResNet-50", LARGE),
+    "resnet32-skip": _skipping(32, (5, 5, 5)),
+    "resnet74-skip": _skipping(74, (12, 12, 12)),
+    "resnet110-skip": _skipping(110, (18, 18, 18)),
+    "resnet50-skip": _skipping(50, (3, 4, 6, 3), bottlenecks=True),
+    "basecnn": _parallel(nets.BASE),
+    "widecnn": _parallel(dataclasses.replace(nets.BASE, name="WideCNN", width=64)),
+    "deepcnn": _parallel(nets.DEEP),
+    "sebasecnn": _parallel(dataclasses.replace(nets.BASE, name="SEBaseCNN", squeezed=32)),
+    "sedeepcnn": _parallel(dataclasses.replace(nets.DEEP, name="SEDeepCNN", squeezed=4)),
+    "basecnn-3": _parallel(dataclasses.replace(nets.BASE, crossed=False), 3),
+    "crstitch2": _parallel(nets.BASE, 2),
+    **{
+        f"{layout.name.lower().replace('-', '')}-{paths}-{short}": _parallel(layout, paths, cross)
+        for layout in (nets.BASE, nets.RESNET20, nets.RESNET32)
+        for short, cross in nets.CROSSES.items()
+        for paths in (2, 3, 4)
+    },
+    "resnet18-2-cc": _parallel(nets.RESNET18, 2, input_shape=LARGE),
+    "resnet50-2-cc": _parallel(nets.RESNET50, 2, input_shape=LARGE),
+    "vgg13-2-cc": _parallel(nets.VGG13, 2, input_shape=LARGE),
+    **{
+        f"pyramid-static-{n}": NetworkSpec(
+            partial(pyramid_static, n), f"Multiscale pyramid of {n} columns: nothing to choose", MCGILL, SMALL
+        )
+        for n in range(1, 9)
+    },
+    **{
+        f"cells-{c}x{f}": NetworkSpec(
+            partial(RoutedCells, cells=c, filters=f), f"{c} routed cells, {f} channels at first", RAMACHANDRAN, SMALL
+        )
+        for c, f in ((6, 32), (6, 64), (12, 32))
+    },
 }
 
 
@@ -69,13 +180,15 @@ def register_network(name: str, builder: Builder) -> None:
 
     Args:
         name: Its name.
-        builder: Called as `builder(input_shape, num_classes, num_blocks, num_tasks=..., **options)`; its keyword-only
-            parameters are options of the environments that use it.
+        builder: Called as `builder(input_shape, num_classes, num_blocks, num_tasks=..., **options)`, see `NetworkSpec`;
+            its keyword-only parameters are options of the environments that use it, and its docstring's first line
+            says what it is.
 
     Raises:
         ValueError: The name belongs to another network.
     """
-    claim(NETWORKS, "network", name, builder)
+    claim({known: spec.function for known, spec in NETWORKS.items()}, "network", name, builder)
+    NETWORKS[name] = NetworkSpec(builder, (inspect.getdoc(builder) or "").partition("\n")[0])
 
 
 def make_network(
@@ -102,16 +215,22 @@ def make_network(
     """
     if not isinstance(name, str) or name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; known are {', '.join(sorted(NETWORKS))}")
-    if input_shape is None and name not in DEFAULT_INPUT_SHAPE:
+    spec = NETWORKS[name]
+    shape = spec.input_shape if input_shape is None else image_shape(input_shape)
+    if shape is None:
         raise ValueError(f"network {name!r} is made for images of no shape in particular: give input_shape=(C, H, W)")
     num_tasks, num_classes = whole_number("num_tasks", num_tasks), whole_number("num_classes", num_classes)
-    try:
-        return NETWORKS[name](
-            DEFAULT_INPUT_SHAPE[name] if input_shape is None else image_shape(input_shape),
-            num_classes,
-            num_tasks if num_blocks is None else num_blocks,
-            num_tasks=num_tasks,
-            **options,
+    if spec.takes_num_blocks:
+        number = [num_tasks if num_blocks is None else num_blocks]
+    elif num_blocks in (None, num_tasks):  # what it would be by default says nothing
+        number = []
+    else:
+        raise ValueError(
+            f"network {name!r} has no num_blocks to choose: its own options ({', '.join(spec.options)}) say how large "
+            f"it is, got num_blocks={num_blocks!r}"
         )
-    except TypeError as error:
+    tasks = {"num_tasks": num_tasks} if spec.takes_num_tasks else {}
+    try:
+        return spec.builder(shape, num_classes, *number, **tasks, **options)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"network {name!r}: {error}") from error

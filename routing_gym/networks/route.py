@@ -15,19 +15,17 @@ from routing_gym.blocks import (
     FunctionBlocks,
     LinearBlocks,
     ModuleBlocks,
-    OwnedParameter,
     allow_small_groups,
     conv2d,
     counting,
-    first_weights,
     plain,
     probe,
     static_copy,
     subsample_first,
 )
 from routing_gym.networks.actions import Action
-from routing_gym.networks.decision import EXIT, Decision
-from routing_gym.networks.deployable import Deployable, blocks_per_set
+from routing_gym.networks.banked import one_after_the_other
+from routing_gym.networks.deployable import Deployable, blocks_per_bank
 from routing_gym.networks.state import Activation
 from routing_gym.tasks.checking import image_shape
 
@@ -154,7 +152,7 @@ class RoutedModule(Deployable):
 
     Attributes:
         module: The traced copy without the routed layers.
-        blocks: For each decision the blocks that stand where the layer was.
+        banks: For each decision the blocks that stand where the layer was.
     """
 
     def __init__(
@@ -165,7 +163,7 @@ class RoutedModule(Deployable):
         input_shape: tuple[int, ...],
         any_shape: bool = False,
     ) -> None:
-        count_of = dict(zip(layers, blocks_per_set(num_blocks, [1] * len(layers)), strict=True))
+        count_of = dict(zip(layers, blocks_per_bank(num_blocks, [1] * len(layers)), strict=True))
         module = _cpu_copy(module)
         graph = _trace(module, layers)
         for node in graph.nodes:
@@ -195,42 +193,36 @@ class RoutedModule(Deployable):
         routed: list[FunctionBlocks] = []
         carried: list[tuple[fx.Node, ...]] = []
         for cut, name in zip(cuts, names, strict=True):
-            inner = nodes[cut].args[0] if nodes[cut].args else None
-            if not isinstance(inner, fx.Node) or len(nodes[cut].args) > 1 or nodes[cut].kwargs:
+            node, layer = nodes[cut], traced.get_submodule(name)
+            inner = node.args[0] if node.args else None
+            if not isinstance(inner, fx.Node) or len(node.args) > 1 or node.kwargs:
                 raise ValueError(f"the routed layer {name!r} must be called with its input and nothing else")
-            if record.shapes.get(nodes[cut], ())[:1] != (PROBE_ROWS,):
-                kind = type(traced.get_submodule(name)).__name__
+            if not record.has_rows(node):
                 raise ValueError(
-                    f"the routed layer {name!r} ({kind}) must give one tensor with a row per image, got "
-                    f"{record.got[nodes[cut]]}: put it into a module that does, and route that"
+                    f"the routed layer {name!r} ({type(layer).__name__}) must give one tensor with a row per image, "
+                    f"got {record.got[node]}: put it into a module that does, and route that"
                 )
-            routed.append(_blocks_like(traced.get_submodule(name), count_of[name], record.shapes[inner][1:]))
-            carried.append((inner, *_needed_later(nodes, cut, inner)))
-            unfit = [node.name for node in carried[-1] if record.shapes.get(node, ())[:1] != (PROBE_ROWS,)]
-            if unfit:
+            routed.append(_blocks_like(layer, count_of[name], record.shapes[inner][1:]))
+            # What has been computed, and something behind the layer reads, waits together with the layer's input.
+            later = set(nodes[cut + 1 :])
+            read = [node for node in nodes[:cut] if node.op != "get_attr" and not later.isdisjoint(node.users)]
+            carried.append((inner, *(node for node in read if node is not inner)))
+            if unfit := [node.name for node in carried[-1] if not record.has_rows(node)]:
                 raise ValueError(f"at layer {name!r} values wait that are not tensors with a row per image: {unfit}")
-        pieces = [nodes[start:end] for start, end in zip([0, *[c + 1 for c in cuts]], [*cuts, len(nodes)], strict=True)]
-        macs = [sum(record.macs.get(node, 0.0) for node in piece) / PROBE_ROWS for piece in pieces]
-        last = len(cuts) - 1
+        cut_out = {nodes[cut] for cut in cuts}
         super().__init__(
-            [
-                Decision(
-                    name=name,
-                    macs=routed[i].macs,
-                    next=(i + 1 if i < last else EXIT,) * routed[i].num_blocks,
-                    width=self._pool(torch.zeros(record.shapes[carried[i][0]])).shape[1],
-                )
-                for i, name in enumerate(names)
-            ],
+            one_after_the_other(
+                names, [blocks.macs for blocks in routed], [record.shapes[inner][1] for inner, *_ in carried]
+            ),
             num_classes=logits.shape[1],
             input_shape=None if any_shape else input_shape,
-            stem_macs=sum(macs),
+            stem_macs=sum(macs for node, macs in record.macs.items() if node not in cut_out) / PROBE_ROWS,
         )
         for name in names:
             traced.set_submodule(name, nn.Identity())
         self.module = traced
         allow_small_groups(self.module)
-        self.blocks = nn.ModuleList(routed)
+        self.banks = nn.ModuleList(routed)
         self.block_counts = tuple(blocks.num_blocks for blocks in routed)
         self._made_with = input_shape, any_shape
         self.numbers_per_image = math.prod(input_shape) if any_shape else None
@@ -242,18 +234,11 @@ class RoutedModule(Deployable):
 
     def _check_against(self, images: Tensor, logits: Tensor) -> None:
         """Make sure that the first blocks, which are the module's own layers, give the module's own output."""
-
-        def first_blocks() -> Tensor:
-            plan = torch.zeros(len(images), len(self.decisions), dtype=torch.int64)
-            return self.follow(self.start(images, plan[:, 0]), plan).exits[0].logits
-
-        if not torch.allclose(probe(self, first_blocks), logits, rtol=1e-4, atol=1e-5):
+        plan = torch.zeros(len(images), len(self.decisions), dtype=torch.int64)
+        task = plan[:, 0]
+        (routed,) = probe(self, lambda: self.traverse(self.stem(images, task), plan, task))
+        if not torch.allclose(plain(routed), logits, rtol=1e-4, atol=1e-5):
             raise ValueError("routed through its own layers the module gives another output: it cannot be cut there")
-
-    @staticmethod
-    def _pool(x: Tensor) -> Tensor:
-        """Average an activation over everything but rows and channels; 2-dimensional ones stay as they are."""
-        return x if x.ndim == 2 else x.flatten(2).mean(2)
 
     def _run_piece(self, number: int, values: dict[int, Tensor], image: Tensor | None = None) -> Activation:
         """Run the nodes up to the next routed layer (or the end) and return what waits there."""
@@ -280,46 +265,23 @@ class RoutedModule(Deployable):
         """Run the chosen blocks of a layer, then the module up to the next routed layer or its end."""
         kept = [plain(part) for part in activation]
         values = dict(zip(self._carried[decision], kept, strict=True))
-        values[self._cuts[decision]] = self.blocks[decision](kept[0], action)
+        values[self._cuts[decision]] = self.bank(decision)(kept[0], action)
         return self._run_piece(decision + 1, values)
 
-    def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Return the module's output."""
-        return plain(activation[0])
-
-    def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Return the routed layer's input, averaged over space."""
-        return self._pool(plain(activation[0]))
-
-    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return the chosen block's parameters."""
-        return self._offered(decision).parameters_of(choice)
-
-    def _offered(self, decision: int) -> FunctionBlocks:
-        blocks = self.blocks[decision]
-        assert isinstance(blocks, FunctionBlocks)
-        return blocks
-
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
-        """Return the module with the chosen blocks in their places."""
+        """The module with the chosen blocks in their places."""
         module = static_copy(self.module)
         for decision, choice in enumerate(route):
-            layer = self._offered(decision).as_modules(choice)
+            layer = self.bank(decision).as_modules(choice)
             module.set_submodule(self.decisions[decision].name, layer[0] if len(layer) == 1 else nn.Sequential(*layer))
         return [module]
 
-    def pruned(self, routes: Tensor) -> tuple[RoutedModule, Tensor]:
-        """Return a copy without the blocks that no route takes, and the routes in its numbering."""
-        kept, columns = zip(*(column.unique(return_inverse=True) for column in routes.unbind(1)), strict=True)
-        (module,) = self.static_route(routes[0].tolist(), 0)
-        with first_weights(0):  # they are not used
-            smaller = RoutedModule(
-                module.cpu(), [decision.name for decision in self.decisions], list(map(len, kept)), *self._made_with
-            )
-        smaller.blocks = nn.ModuleList(
-            self._offered(decision).select(choices.tolist()) for decision, choices in enumerate(kept)
+    def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedModule:
+        """Return a network like this one with fewer blocks."""
+        (module,) = self.static_route([0] * len(kept), 0)
+        return RoutedModule(
+            module, [decision.name for decision in self.decisions], list(map(len, kept)), *self._made_with
         )
-        return smaller.to(self._costs.device), torch.stack(columns, 1)
 
 
 class _Recorder(fx.Interpreter):
@@ -332,6 +294,10 @@ class _Recorder(fx.Interpreter):
         self.macs: dict[fx.Node, float] = {}
         self.counted: Callable[[], float] = float
 
+    def has_rows(self, node: fx.Node) -> bool:
+        """Whether a node gives one tensor with a row per image."""
+        return self.shapes.get(node, ())[:1] == (PROBE_ROWS,)
+
     def run_node(self, n: fx.Node) -> Any:
         before = self.counted()
         result = super().run_node(n)
@@ -341,16 +307,6 @@ class _Recorder(fx.Interpreter):
             self.shapes[n] = tuple(result.shape)
             self.got[n] = f"shape {self.shapes[n]} for {PROBE_ROWS} images"
         return result
-
-
-def _needed_later(nodes: list[fx.Node], cut: int, inner: fx.Node) -> list[fx.Node]:
-    """Return the values computed before a cut that something after it reads, in order, without the layer's input."""
-    later = set(nodes[cut + 1 :])
-    return [
-        node
-        for node in nodes[:cut]
-        if node is not inner and node.op != "get_attr" and any(user in later for user in node.users)
-    ]
 
 
 def _blocks_like(layer: nn.Module, num_blocks: int, input_shape: tuple[int, ...]) -> FunctionBlocks:

@@ -65,7 +65,7 @@ def test_soft_mixture_mixes_all_blocks_by_a_softmax():
     with torch.no_grad():
         agent.scores.table[0, 0] = torch.tensor([0.2, 0.5, 0.3]).log()
     trajectory = rollout(agent, env)
-    blocks, pixels = env.network.blocks(0), env.dataset.pixels(trajectory.instance).flatten(1)
+    blocks, pixels = env.network.bank(0), env.dataset.pixels(trajectory.instance).flatten(1)
     for row in range(12):
         by_hand = sum(
             share * (pixels[row] @ blocks.weight[c] + blocks.bias[c]) for c, share in enumerate((0.2, 0.5, 0.3))

@@ -115,7 +115,7 @@ def test_wrong_options_are_refused_by_their_names(option, wrong):
 def test_every_network_refuses_wrong_numbers(name, wrong):
     sizes = {"num_tasks": 1, "num_classes": 2, "input_shape": (3, 32, 32)}
     for option in ("num_tasks", "num_classes", "width", "layers", "columns", "paths", "cells", "filters"):
-        if option in sizes or option in NETWORKS[name].__kwdefaults__:
+        if option in sizes or option in NETWORKS[name].options:
             with pytest.raises(ValueError, match=option):
                 make_network(name, **{**sizes, option: wrong})
     if wrong is not None:

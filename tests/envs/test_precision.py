@@ -141,7 +141,7 @@ def test_chains_do_what_autocast_does_row_by_row(recurrent, rows):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             x = image
             for number, choice in enumerate(route_):
-                bank = slow.blocks(number)
+                bank = slow.bank(number)
                 bank = bank.blocks if isinstance(bank, WithPass) else bank
                 if choice == bank.num_blocks:
                     continue

@@ -77,7 +77,7 @@ def test_momentum_begins_for_a_block_when_it_is_first_used():
 def test_weight_decay_shrinks_what_has_been_used_and_nothing_else():
     env = small_env(optimizer="sgd", learning_rate=0.1, weight_decay=0.5)
     agent = make_agent("shared", env)
-    weight = env.network.blocks(0).weight
+    weight = env.network.bank(0).weight
     before = weight.detach().clone()
     (used,) = agent.plan(torch.zeros(1, dtype=torch.int64), True)[:, 0, 0].tolist()
     env.reset()

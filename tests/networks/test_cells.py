@@ -399,8 +399,8 @@ def test_an_environment_by_id():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cells": 0}, "cells to be a whole number of at least 1, got 0"),
-        ({"filters": 2.5}, "filters to be a whole number of at least 1, got 2.5"),
+        ({"cells": 0}, "cells must be an integer of at least 1, got 0"),
+        ({"filters": 2.5}, "filters must be an integer of at least 1, got 2.5"),
         ({"input_shape": (3, 3, 8)}, r"at least 4x4 pixels, got \(3, 3, 8\)"),
     ],
 )

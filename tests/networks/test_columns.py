@@ -44,7 +44,7 @@ def test_the_form_is_an_option_of_networks_by_name():
     for options, message in (
         ({"form": "rows"}, "form must be 'paths' or 'columns', got 'rows'"),
         ({"form": "columns", "recurrent": True}, "neither recurrent=True nor task_input=True"),
-        ({"form": "columns", "width": 0}, "columns need width of at least 1, got 0"),
+        ({"form": "columns", "width": 0}, "width must be an integer of at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             make_network("mlp", num_tasks=2, num_classes=2, **options)

@@ -29,7 +29,7 @@ def by_hand(network, image, task, choices, trunk):
     x = image.flatten() if trunk is None else trunk(image[None]).flatten()
     x = torch.cat([x, torch.eye(TASKS)[task]]) if network.task_input else x
     for depth, choice in enumerate(choices):
-        blocks = network.blocks(depth)
+        blocks = network.bank(depth)
         if not isinstance(getattr(blocks, "weight", None), nn.Parameter):
             if choice == blocks.num_blocks - 1:
                 continue
@@ -105,7 +105,7 @@ def test_a_pruned_network_gives_the_same_logits_with_the_blocks_in_use(seed, **s
         torch.testing.assert_close(routed(smaller, images, task, renumbered[task].tolist()), expected)
     used = {}  # of each set of blocks
     for depth in range(shape["layers"]):
-        blocks = network.blocks(depth)
+        blocks = network.bank(depth)
         used.setdefault(id(blocks), set()).update(
             int(choice) for choice in routes[:, depth] if network.parameters_of(depth, int(choice))
         )

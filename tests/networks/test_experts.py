@@ -11,10 +11,11 @@ import routing_gym
 from routing_gym.agents import Agent, add_task, extract, make_agent, needs, prune
 from routing_gym.networks import make_network
 from routing_gym.networks.diverse import CONVS, DIVERSE
-from routing_gym.networks.resnet_experts import EXPERTS, ROUTED, resnet50_parts
+from routing_gym.networks.resnet_experts import DIVERSE as IN_RESNET
 from routing_gym.testing import check_vector_env
 
 TASKS, CLASSES = 3, 4
+ROUTED = 13  # bottlenecks of ResNet-50 that leave the size of the image as it is
 SMALL = {
     "omniglot-diverse": ((1, 16, 16), {"layers": 2, "width": 8, "expert_mid": 4}),
     "mnist-experts": ((1, 4, 4), {"width": 8}),
@@ -182,17 +183,16 @@ def test_mnist_experts_by_hand():
     ("experts", "classes", "exactly"),
     [
         (("conv3",), 1000, 25_557_032),  # ResNet-50 itself
-        (EXPERTS["resnet50-conv3"], 196, 56_792_324),  # the paper prints 50 million
-        (EXPERTS["resnet50-diverse"], 196, 59_655_544),  # and 52
+        (("conv3",) * 5, 196, 56_792_324),  # the paper prints 50 million
+        (IN_RESNET, 196, 59_655_544),  # and 52
     ],
 )
 def test_parameters_of_resnet50(experts, classes, exactly):
     with torch.device("meta"):
-        parts = resnet50_parts((3, 224, 224), [experts] * ROUTED, 64)
-    modules = nn.ModuleList([parts.stem, *parts.banks, *parts.between])
-    assert ROUTED == len(parts.banks) == 13 and parts.features == 2048
-    assert sum(parameter.numel() for parameter in modules.parameters()) + 2049 * classes == exactly
-    assert [bank.output_shape[1] for bank in parts.banks] == [56] * 3 + [28] * 3 + [14] * 5 + [7] * 2
+        network = make_network("resnet50-diverse", num_tasks=1, num_classes=classes, experts=experts)
+    assert len(network.banks) == ROUTED and network.readouts.weight.shape == (1, 2048, classes)
+    assert sum(parameter.numel() for parameter in network.parameters()) == exactly
+    assert [bank.output_shape[1] for bank in network.banks] == [56] * 3 + [28] * 3 + [14] * 5 + [7] * 2
 
 
 def test_resnet50_equals_one_row_at_a_time():
@@ -325,20 +325,20 @@ def test_each_layer_may_have_experts_of_its_own():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("omniglot-diverse", {"input_shape": (1, 15, 16)}, r"halves an image 4 times: 16x16 .* got \(1, 15, 16\)"),
-        ("omniglot-diverse", {"width": 0}, "'omniglot-diverse': width must be at least 1, got 0"),
-        ("omniglot-diverse", {"expert_mid": 0}, "expert_mid must be at least 1, got 0"),
+        ("omniglot-diverse", {"input_shape": (1, 15, 16)}, r"at least 16x16 pixels, got \(1, 15, 16\)"),
+        ("omniglot-diverse", {"width": 0}, "'omniglot-diverse': width must be an integer of at least 1, got 0"),
+        ("omniglot-diverse", {"expert_mid": 0}, "expert_mid must be an integer of at least 1, got 0"),
         ("omniglot-diverse", {"readout": "all"}, "readout must be 'pooled' or 'flat', got 'all'"),
-        ("omniglot-diverse", {"num_blocks": 5}, "has no num_blocks to choose: experts=.* got num_blocks=5"),
+        ("omniglot-diverse", {"num_blocks": 5}, "has no num_blocks to choose: .*experts.* got num_blocks=5"),
         ("omniglot-diverse", {"experts": ["conv4"]}, "unknown expert 'conv4'"),
         ("omniglot-diverse", {"experts": [["conv3"]]}, r"one for each of the 2 layers, got \[\['conv3'\]\]"),
         ("omniglot-diverse", {"experts": [["conv3"], []]}, "one for each of the 2 layers"),
-        ("omniglot-diverse", {"experts": []}, r"must be a list of names, or one for each layer, got \[\]"),
+        ("omniglot-diverse", {"experts": []}, r"must be a list of names, or one for each of the 2 layers, got \[\]"),
         ("omniglot-diverse", {"experts": "conv3"}, "must be a list of names, .* got 'conv3'"),
-        ("mnist-experts", {"num_experts": 0}, "num_experts must be at least 1, got 0"),
-        ("mnist-experts", {"num_blocks": 5}, "num_experts says how many experts there are, got num_blocks=5"),
-        ("resnet50-diverse", {"input_shape": (3, 31, 40)}, r"32x32 pixels at least, got \(3, 31, 40\)"),
-        ("resnet50-diverse", {"width": 0}, "width must be at least 1, got 0"),
+        ("mnist-experts", {"num_experts": 0}, "num_experts must be an integer of at least 1, got 0"),
+        ("mnist-experts", {"num_blocks": 5}, "own options .*num_experts.* say how large it is, got num_blocks=5"),
+        ("resnet50-diverse", {"input_shape": (3, 31, 40)}, r"at least 32x32 pixels, got \(3, 31, 40\)"),
+        ("resnet50-diverse", {"width": 0}, "width must be an integer of at least 1, got 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(name, options, message):

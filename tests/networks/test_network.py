@@ -218,7 +218,7 @@ def test_routed_mlp_equals_each_row_alone(recurrent, size, blocks, layers, seed)
     for row in range(size):
         h, macs = images[row].flatten(), 0.0
         for depth, choice in enumerate(choices):
-            c, bank = int(choice[row]), network.blocks(depth)
+            c, bank = int(choice[row]), network.bank(depth)
             if recurrent and depth < layers - 1:
                 if c == blocks * (layers - 1):
                     continue
@@ -233,7 +233,7 @@ def test_routed_mlp_equals_each_row_alone(recurrent, size, blocks, layers, seed)
 def test_recurrent_offers_what_fits():
     network = RoutedMLP((1, 8, 8), 2, 10, width=48, layers=4, recurrent=True)
     assert [d.n for d in network.decisions] == [10, 21, 21, 10]  # 64 -> 48 cannot be repeated; PASS is the last
-    assert network.blocks(1) is network.blocks(2)
+    assert network.bank(1) is network.bank(2)
     assert network.masks[0, 0].tolist() == [True] * 10 + [False] * 11
     assert network.parameters_of(1, 20) == []
     layered = RoutedMLP((1, 8, 8), 2, 10, width=48, layers=4)

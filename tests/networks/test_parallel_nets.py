@@ -4,8 +4,7 @@ import pytest
 import torch
 from stepping import step
 
-from routing_gym.networks import make_network
-from routing_gym.networks.parallel_nets import FORMS
+from routing_gym.networks import NETWORKS, make_network
 
 PRINTED = {
     "basecnn": 0.55,
@@ -74,13 +73,13 @@ def test_parameters_of_ensembles():
 
 
 def test_names_and_what_is_refused():
-    assert {"basecnn-4-cc", "resnet32-4-cc", "vgg13-2-cc", "crstitch2"} <= set(FORMS)
+    assert {"basecnn-4-cc", "resnet32-4-cc", "vgg13-2-cc", "crstitch2"} <= set(NETWORKS)
     assert len(make_network("basecnn-2-cc", num_tasks=1, num_classes=3, form="gated-columns").decisions) == 5
     vgg = make_network("vgg13-2-cc", num_tasks=1, num_classes=100, form="gated-columns", width=2, hidden=4)
     assert [d.name for d in vgg.decisions] == ["input", *(f"after conv {n}" for n in (2, 4, 6, 8, 10)), "after dense 1"]
     for name, options, message in (
-        ("basecnn", {"num_blocks": 3}, "no num_blocks to choose: `paths` says"),
-        ("basecnn-2-cc", {"paths": 0}, "paths must be at least 1, got 0"),
+        ("basecnn", {"num_blocks": 3}, "no num_blocks to choose: its own options .paths, "),
+        ("basecnn-2-cc", {"paths": 0}, "paths must be an integer of at least 1, got 0"),
         ("basecnn-2-cc", {"form": "rows"}, "form must be 'columns' or 'gated-columns', got 'rows'"),
         ("basecnn-2-cc", {"cross": "x"}, "cross must be 'connections' or 'predictions', got 'x'"),
         ("sebasecnn", {"cross": "predictions"}, "no form of it with cross='predictions'"),

@@ -315,12 +315,12 @@ def test_what_is_frozen_stays_frozen():
     module.norm.requires_grad_(False)
     network = route(module, LAYERS, 3, input_shape=(1, 4, 4))
     trains = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-    blocks = {name: trains.pop(name) for name in list(trains) if name.startswith("blocks.")}
+    blocks = {name: trains.pop(name) for name in list(trains) if name.startswith("banks.")}
     assert trains == {f"module.{name}": not name.startswith("norm") for name, _ in module.named_parameters()
                       if name.split(".")[0] in ("stem", "norm")}  # fmt: skip
-    assert {name.split(".")[-1] for name, kept in blocks.items() if name.startswith("blocks.0") and kept} == {"bias"}
-    assert not any(kept for name, kept in blocks.items() if name.startswith("blocks.1"))
-    assert all(kept for name, kept in blocks.items() if name.startswith("blocks.2"))
+    assert {name.split(".")[-1] for name, kept in blocks.items() if name.startswith("banks.0") and kept} == {"bias"}
+    assert not any(kept for name, kept in blocks.items() if name.startswith("banks.1"))
+    assert all(kept for name, kept in blocks.items() if name.startswith("banks.2"))
 
 
 def test_tied_weights_are_not_parted():

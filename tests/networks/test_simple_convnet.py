@@ -27,7 +27,7 @@ def test_every_row_takes_its_own_stages():
         for row in range(6):
             x = first[row : row + 1]
             for decision in range(5):
-                blocks, choice = network.blocks[decision], int(route[row, decision])
+                blocks, choice = network.bank(decision), int(route[row, decision])
                 if decision < 2:
                     x = blocks.blocks[choice](x)
                 else:
@@ -50,7 +50,7 @@ def test_an_instance_costs_the_same(routed_stages):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"routed_stages": 5}, "routed_stages must lie in 0 to 4, got 5"),
+        ({"routed_stages": 5}, "routed_stages must be an integer from 0 to 4, got 5"),
         ({"routed_stages": 1, "recurrent": True}, "routed_stages goes with neither recurrent=True"),
         ({"routed_stages": 1, "form": "columns"}, "nor form='columns'"),
     ],
