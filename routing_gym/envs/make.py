@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
 import gymnasium
 import numpy as np
 
 from routing_gym.blocks import first_weights
 from routing_gym.envs.accept import accept_network, accept_splits
-from routing_gym.envs.config import EnvConfig, check_count, check_types, unexpected
+from routing_gym.envs.config import EnvConfig, check_count, check_types, type_hints, unexpected
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, RoutedNetwork, claim, make_network
@@ -120,7 +120,7 @@ def make_routing_vector_env(
         raise unexpected("this environment", unknown[0], known)
     for given, builders in ((dataset, DATASETS), (network, NETWORKS)):
         if isinstance(given, str):
-            check_types("this environment", get_type_hints(_function(builders[given])), options)
+            check_types("this environment", type_hints(_function(builders[given])), options)
     if num_tasks is not None:
         check_count("num_tasks", num_tasks)
     of_core = {"seed": seed, **{name: value for name, value in options.items() if name in OF_ENV}}
