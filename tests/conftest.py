@@ -90,6 +90,14 @@ def pictures_packed_loosely():
     patch.undo()
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Let `compare` draw none: they take longer than small runs, and are tested in tests/experiments/test_cli.py."""
+    compare = importlib.import_module("routing_gym.experiments.compare")
+    for name in ("learning_curves", "routing_maps"):
+        monkeypatch.setattr(compare, name, lambda *arguments: None)
+
+
 @pytest.fixture(autouse=True)
 def same_numbers():
     """Begin every test with the same random numbers, so that none depends on what ran before it, or on luck."""
@@ -100,6 +108,6 @@ def same_numbers():
 
 @pytest.fixture
 def copied(stand_in_data, tmp_path):
-    """A copy of the stand-in folder that a test may break, but for the larger ones, whose tests copy them themselves."""
+    """A copy of the stand-in folder that a test may break, without the larger ones, whose tests have copies of them."""
     large = shutil.ignore_patterns(files.MINI_IMAGENET.folder, files.OMNIGLOT.folder)
     return shutil.copytree(stand_in_data, tmp_path / "data", ignore=large)
