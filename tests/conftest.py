@@ -23,6 +23,7 @@ from routing_gym.tasks import cifar, cifar_classes, files, mini_imagenet, mnist,
 svhn = importlib.import_module("routing_gym.tasks.svhn")  # the package has a function of this name
 
 torch.set_num_threads(1)
+gc.disable()  # until all tests are imported
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -40,6 +41,7 @@ def pytest_addoption(parser, pluginmanager):
 def pytest_collection_finish():
     """Look for garbage less often, and not among what has been imported: that takes a tenth of the time otherwise."""
     gc.freeze()
+    gc.enable()
     gc.set_threshold(10_000)
 
 
