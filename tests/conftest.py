@@ -23,6 +23,7 @@ from routing_gym.tasks import cifar, cifar_classes, files, mini_imagenet, mnist,
 svhn = importlib.import_module("routing_gym.tasks.svhn")  # the package has a function of this name
 
 torch.set_num_threads(1)
+gc.disable()  # until all tests are imported
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -40,6 +41,7 @@ def pytest_addoption(parser, pluginmanager):
 def pytest_collection_finish():
     """Look for garbage less often, and not among what has been imported: that takes a tenth of the time otherwise."""
     gc.freeze()
+    gc.enable()
     gc.set_threshold(10_000)
 
 
@@ -90,14 +92,24 @@ def pictures_packed_loosely():
     patch.undo()
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Let `compare` draw none: they take longer than small runs, and are tested in tests/experiments/test_cli.py."""
+    compare = importlib.import_module("routing_gym.experiments.compare")
+    for name in ("learning_curves", "routing_maps"):
+        monkeypatch.setattr(compare, name, lambda *arguments: None)
+
+
 @pytest.fixture(autouse=True)
 def same_numbers():
     """Begin every test with the same random numbers, so that none depends on what ran before it, or on luck."""
-    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` formats a traceback for devices that are not there
 
 
 @pytest.fixture
 def copied(stand_in_data, tmp_path):
-    """A copy of the stand-in folder that a test may break."""
-    shutil.copytree(stand_in_data, tmp_path / "data")
-    return tmp_path / "data"
+    """A copy of the stand-in folder that a test may break, without the larger ones, whose tests have copies of them."""
+    large = shutil.ignore_patterns(files.MINI_IMAGENET.folder, files.OMNIGLOT.folder)
+    return shutil.copytree(stand_in_data, tmp_path / "data", ignore=large)

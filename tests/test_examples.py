@@ -34,8 +34,9 @@ def nothing_stays():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("no_pictures", "nothing_stays")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_examples_run_as_they_say(path, tmp_path, monkeypatch, nothing_stays):
+def test_examples_run_as_they_say(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = path.read_text()
     assert len(text.splitlines()) <= LIMITS.get(path.name, 60)

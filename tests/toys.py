@@ -340,10 +340,11 @@ def planted_env(num_envs=64, network=None, **options):
 
 
 def quick(env_id):
-    """Options that make an id's network small where it would keep a test waiting."""
+    """Options that make an id's network small, and its tasks few, where they would keep a test waiting."""
     small = {
+        "simple-convnet": {"num_tasks": 3},
         "pyramid-chain": {"columns": 3, "width": 2},
-        "omniglot-diverse": {"layers": 2, "width": 4, "expert_mid": 2},
+        "omniglot-diverse": {"alphabets": 3, "size": 16, "layers": 2, "width": 4, "expert_mid": 2},
         "cells-6x32": {"cells": 1, "filters": 1},
         "resnet110-skip": {"stages": [1, 1, 1], "width": 2},
         "basecnn-2-cc": {"width": 2, "hidden": 4},

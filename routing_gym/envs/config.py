@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,6 +16,9 @@ from routing_gym.envs.precision import PRECISIONS
 from routing_gym.envs.rewards import REWARDS
 from routing_gym.envs.training import OPTIMIZERS, SCHEDULES, Optimization
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
+
+type_hints = functools.cache(get_type_hints)
+"""Types by name that a function or class is annotated with, worked out once: that takes longer than a small network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +173,7 @@ class EnvConfig:
         unknown = sorted(set(options) - known)
         if unknown:
             raise unexpected("the environment", unknown[0], known)
-        check_types("the environment", get_type_hints(cls), options)
+        check_types("the environment", type_hints(cls), options)
         return cls(**options)
 
     @property

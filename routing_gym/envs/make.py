@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
 import gymnasium
 import numpy as np
 
 from routing_gym.blocks import first_weights
 from routing_gym.envs.accept import accept_network, accept_splits
-from routing_gym.envs.config import EnvConfig, check_count, check_types, unexpected
+from routing_gym.envs.config import EnvConfig, check_count, check_types, type_hints, unexpected
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, NetworkSpec, RoutedNetwork, claim, make_network
@@ -189,7 +189,7 @@ def _network_options(network: str | RoutedNetwork) -> set[str]:
 
 def _hints(builder: Builder) -> dict[str, Any]:
     """Return the types of what a builder takes."""
-    return builder.hints if isinstance(builder, NetworkSpec) else get_type_hints(builder)
+    return builder.hints if isinstance(builder, NetworkSpec) else type_hints(builder)
 
 
 def _parameters(builder: Builder) -> set[str]:

@@ -72,6 +72,7 @@ def test_names_that_no_folder_can_have_are_refused(name):
     assert name not in AGENTS
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("wrong", ["macs", "policy", "loss"])
 def test_one_bad_agent_costs_the_others_nothing(wrong, tmp_path, monkeypatch, capsys):
     class Bad(Plain):

@@ -282,6 +282,7 @@ def test_seeding_is_temporary():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("no_pictures")
 def test_compare_takes_them_beside_ours(tmp_path, capsys):
     arguments = ["compare", "--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "64"]
     arguments += ["--agents", "sb3:PPO", "wpl", "--seeds", "1", "--out", str(tmp_path)]

@@ -18,6 +18,7 @@ import routing_gym
 from routing_gym.agents import make_agent
 from routing_gym.envs import REWARDS, RoutingVectorEnv, register_reward, rollout
 from routing_gym.networks import RoutedMLP
+from routing_gym.registration import ENV_IDS
 from routing_gym.testing import check_vector_env, legal_actions
 
 
@@ -30,9 +31,16 @@ def test_every_id_passes_every_checker(env_id):
     single = gymnasium.make(env_id, **small).unwrapped
     check_env(single)
     check_env_sb3(single)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("env_id", {options["network"]: env_id for env_id, options in ENV_IDS.items()}.values())
+def test_the_network_of_every_id_passes_with_weights(env_id):
+    options = {"autoreset_mode": "disabled", "action_type": "weights"}
+    network = gymnasium.make_vec(env_id, num_envs=5, **quick(env_id), **options).unwrapped.network
+    data = {option: value for option, value in quick(env_id).items() if option in ("num_tasks", "alphabets", "size")}
     # Around the same network: what is built by name is checked above.
-    options = {"autoreset_mode": "disabled", "action_type": "weights", "network": env.unwrapped.network}
-    make = partial(gymnasium.make_vec, env_id, num_envs=5, **options)
+    make = partial(gymnasium.make_vec, env_id, num_envs=5, network=network, **data, **options)
     check_vector_env(make(), lambda: make().unwrapped)
 
 

@@ -43,6 +43,7 @@ def test_compare_writes_all_it_promises(tmp_path, capsys):
         assert list((tmp_path / cell).glob("events.out.tfevents*")) and (tmp_path / cell / "checkpoint.pt").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_records_of_several_tensors_say_how_many_paths_live(tmp_path):
     assert run("compare", *SMALL, "--agents", "cross-stitch", "--seeds", 1, "--out", tmp_path) == 0
     (record,) = json.loads((tmp_path / "results.json").read_text())
@@ -50,6 +51,7 @@ def test_records_of_several_tensors_say_how_many_paths_live(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("no_pictures")
 def test_compare_is_the_same_twice(tmp_path):
     results = []
     for folder in ("a", "b"):
@@ -80,6 +82,7 @@ def test_train_evaluate_and_resume(tmp_path, capsys):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("no_pictures")
 def test_compare_skips_what_is_finished(tmp_path):
     arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--out", tmp_path]
     assert run(*arguments, "--seeds", 1) == 0
@@ -121,6 +124,14 @@ def test_sweep_ranks_by_validation_and_goes_on(tmp_path, capsys):
     assert again[:4] == records and len(again) == 6
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("trained")
+    assert run("train", *SMALL, "--out", out) == 0
+    return out
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("changed", "message"),
@@ -134,10 +145,11 @@ def test_sweep_ranks_by_validation_and_goes_on(tmp_path, capsys):
         (["--epochs", "1"], "was trained for 2 epochs already, asked for are 1"),
     ],
 )
-def test_resuming_with_other_options_is_refused(changed, message, tmp_path, capsys):
-    assert run("train", *SMALL, "--out", tmp_path) == 0
-    assert run("train", *SMALL, "--epochs", 4, "--out", tmp_path, "--resume", *changed) == 2
+def test_resuming_with_other_options_is_refused(changed, message, trained, capsys):
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    assert run("train", *SMALL, "--epochs", 4, "--out", trained, "--resume", *changed) == 2
     assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
 
 def test_options_of_agent_and_environment_of_one_name_are_told_apart(tmp_path, capsys):
@@ -148,6 +160,7 @@ def test_options_of_agent_and_environment_of_one_name_are_told_apart(tmp_path, c
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("no_pictures")
 def test_what_is_overwritten_is_kept_until_the_new_is_whole(tmp_path, monkeypatch):
     arguments = ["compare", *SMALL, "--agents", "wpl", "--seeds", 1, "--out", tmp_path]
     assert run(*arguments) == 0
@@ -165,6 +178,7 @@ def test_what_is_overwritten_is_kept_until_the_new_is_whole(tmp_path, monkeypatc
     assert not (tmp_path / ".old-1").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_one_agent_that_diverges_does_not_stop_the_others(tmp_path):
     class Broken(AGENTS["shared"]):
         def auxiliary_loss(self, trajectory):

@@ -14,7 +14,7 @@ SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "1", "--seeds", "1"
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("nothing_stays")
+@pytest.mark.usefixtures("nothing_stays", "no_pictures")
 def test_the_template_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["new-agent", "my-bandit"]) == 0
@@ -53,7 +53,7 @@ def test_what_a_plug_in_does_wrong_is_said(content, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("nothing_stays")
+@pytest.mark.usefixtures("nothing_stays", "no_pictures")
 def test_another_name_for_what_is_known_is_enough(tmp_path):
     (tmp_path / "alias.py").write_text("from routing_gym.agents import *\nregister_agent('learner', WPL)")
     out = ["--agents", "learner", "--plugin", str(tmp_path / "alias.py"), "--out", str(tmp_path / "out")]

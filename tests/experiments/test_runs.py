@@ -24,18 +24,13 @@ from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.cli import COMMANDS, main, parsed
 from routing_gym.experiments.run import finite
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256"]
 
 
 def run(*arguments):
     return main([str(argument) for argument in arguments])
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Pictures are tested elsewhere, and take longer than the runs."""
-    for name in ("learning_curves", "routing_maps"):
-        monkeypatch.setattr(compare, name, lambda *arguments: None)
 
 
 @contextmanager

@@ -307,7 +307,7 @@ def named(name, **options):
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "decisions"), [("cells-6x32", 48), ("cells-6x64", 48), ("cells-12x32", 96)])
 def test_number_of_decisions(name, decisions):
-    network = named(name, filters=1)
+    network = named(name)
     assert len(network.decisions) == decisions and network.in_order
     assert network.decisions[-1].name == f"cell {decisions // 8}, block 4: operations"
 

@@ -101,9 +101,17 @@ def test_the_environment_can_be_made_and_stepped():
 
 @pytest.fixture
 def copied(stand_in_data, tmp_path):
-    """A copy of the stand-in folder, not decoded yet, that a test may break."""
-    ignore = shutil.ignore_patterns(CACHE)
-    return shutil.copytree(stand_in_data / "mini-imagenet", tmp_path / "mini-imagenet", ignore=ignore)
+    """A copy of the stand-in folder, not decoded yet, that a test may break: of its images those it makes its `own`."""
+    folder = tmp_path / "mini-imagenet"
+    shutil.copytree(stand_in_data / "mini-imagenet", folder, ignore=shutil.ignore_patterns(CACHE, "images"))
+    shutil.copytree(stand_in_data / "mini-imagenet/images", folder / "images", copy_function=os.link)
+    return folder
+
+
+def own(image):
+    """Return the path of an image after making it a file of its own, no longer linked with the stand-in."""
+    copy = shutil.copy2(image, image.with_suffix(".own"))
+    return copy.replace(image)
 
 
 def build(folder):
@@ -132,7 +140,7 @@ def test_files_are_decoded_once(copied, decoded):
 
 def test_a_stale_cache_is_not_used(copied, decoded):
     first = build(copied)
-    changed = copied / "images" / decoded[0]
+    changed = own(copied / "images" / decoded[0])
     content = (copied / "images" / decoded[1]).read_bytes()
     changed.write_bytes(content)
     second = build(copied)
@@ -284,7 +292,7 @@ def test_more_than_a_hundred_labels_are_another_data_set(copied):
 def some_image(folder, decoded):
     """Return the path of an image that is in a task."""
     build(folder)
-    return folder / "images" / decoded[17]
+    return own(folder / "images" / decoded[17])
 
 
 def test_a_missing_image_is_named(copied, decoded):
