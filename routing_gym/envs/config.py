@@ -17,8 +17,11 @@ from routing_gym.envs.rewards import REWARDS
 from routing_gym.envs.training import OPTIMIZERS, SCHEDULES, Optimization
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
-type_hints = functools.cache(get_type_hints)
-"""Types by name that a function or class is annotated with, worked out once: that takes longer than a small network."""
+
+@functools.cache
+def type_hints(owner: Any) -> dict[str, Any]:
+    """Types by name of what a function or class is annotated with; finding them takes longer than a small network."""
+    return get_type_hints(owner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +176,7 @@ class EnvConfig:
         unknown = sorted(set(options) - known)
         if unknown:
             raise unexpected("the environment", unknown[0], known)
-        check_types("the environment", type_hints(cls), options)
+        check_types("the environment", type_hints(cls), options)  # type: ignore[arg-type]
         return cls(**options)
 
     @property

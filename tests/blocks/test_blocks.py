@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepping import step
 from torch import nn
 
 from routing_gym.blocks import (
@@ -270,6 +271,7 @@ def test_a_network_needs_to_do_nothing_for_it():
     hidden, network = LinearBlocks(2, 4, 3), Own((1, 2, 2), 3, 2, layers=1)
     for network.dense_backward in (False, True):
         weights = torch.tensor([[1.0, 0.0]] * 4, requires_grad=True)
-        state = network.step(network.start(torch.randn(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)), weights)
+        state = network.start(torch.randn(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64))
+        state = step(network, state, weights)
         (grad,) = torch.autograd.grad(state.exits[0].logits.sum(), weights)
         assert bool(grad[:, 1].any()) == network.dense_backward
