@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.multipath import ExactMultipath, MultipathConfig
-from routing_gym.agents.options import not_negative
 from routing_gym.envs import Trajectory
+from routing_gym.options import not_negative
 
 
 @dataclasses.dataclass(frozen=True)

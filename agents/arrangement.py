@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base import Agent
-from routing_gym.agents.options import AgentConfig, count, share
+from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.tabular import legal_rows, sample
 from routing_gym.envs import Context, Known, Observation, RoutingVectorEnv, Step, Trajectory
+from routing_gym.options import count, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LearningConfig(AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_agents is not None and self.arrangement != "dispatched":
-            raise ValueError(f"{self.owner()}: num_agents is for arrangement='dispatched', got {self.arrangement!r}")
+            raise ValueError(f"{self.owner()}num_agents is for arrangement='dispatched', got {self.arrangement!r}")
 
 
 class Arrangement:

@@ -24,7 +24,6 @@ from routing_gym.envs import (
     Observation,
     RoutingVectorEnv,
     Trajectory,
-    check_types,
     core_of,
     is_price,
 )
@@ -32,6 +31,7 @@ from routing_gym.envs.trajectory import is_single
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
 from routing_gym.networks.actions import of_one_tensor
+from routing_gym.options import check_types
 
 
 class Agent(nn.Module, ABC):

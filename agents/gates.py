@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from routing_gym.agents.arrangement import Arrangement
 from routing_gym.agents.base import Agent
-from routing_gym.agents.options import AgentConfig, count, positive, share
+from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.scores import TableScores, make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation, Trajectory
+from routing_gym.options import count, positive, share
 
 
 class Gate(Agent):

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.options import AgentConfig, not_negative, positive
+from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.routers import RouterAgent, RouterConfig, Routers
 from routing_gym.agents.tabular import legal_rows
 from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import TALR, Context, Observation, Trajectory
 from routing_gym.networks import EXIT, RoutedNetwork, actions
 from routing_gym.networks.pyramid_columns import DECAY, EPSILON
+from routing_gym.options import not_negative, positive
 
 HIDDEN = 16
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.agents.arrangement import chosen_in
-from routing_gym.agents.options import AgentConfig, count, share
+from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.scored import ScoredAgent, ScoredConfig
 from routing_gym.agents.scores import TableScores
 from routing_gym.agents.tabular import visits_and_means
 from routing_gym.envs import Trajectory
+from routing_gym.options import count, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,9 @@ class QLearningConfig(ScoredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.representation == "table" and self.target_update:
-            raise ValueError(f"{self.owner()}: target_update is for representation='mlp', got {self.target_update}")
+            raise ValueError(f"{self.owner()}target_update is for representation='mlp', got {self.target_update}")
         if self.representation == "table" and self.learning_rate is not None and self.learning_rate > 1:
-            raise ValueError(f"{self.owner()}: learning_rate of a table must lie in (0, 1], got {self.learning_rate}")
+            raise ValueError(f"{self.owner()}learning_rate of a table must lie in (0, 1], got {self.learning_rate}")
 
 
 class QLearning(ScoredAgent):

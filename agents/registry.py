@@ -9,8 +9,8 @@ from typing import Any, get_type_hints
 
 from routing_gym.agents.base import AGENTS, Agent
 from routing_gym.agents.options import AgentConfig
-from routing_gym.envs import check_types
 from routing_gym.networks import claim
+from routing_gym.options import check_types
 
 
 def register_agent(name: str, cls: type[Agent]) -> None:

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.options import AgentConfig, not_negative, rate
+from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.scored import ScoredAgent, ScoredConfig
 from routing_gym.agents.tabular import visits_and_means
 from routing_gym.envs import Trajectory
+from routing_gym.options import not_negative, rate
 
 
 @dataclasses.dataclass(frozen=True)

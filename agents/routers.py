@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base import Agent
-from routing_gym.agents.options import AgentConfig, positive
+from routing_gym.agents.options import AgentConfig
 from routing_gym.blocks import allow_small_groups, count_macs, first_weights
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import RoutedNetwork
+from routing_gym.options import positive
 
 
 class Routers(nn.Module):

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.options import AgentConfig, count, not_negative, positive, share
+from routing_gym.agents.options import AgentConfig
 from routing_gym.envs import Observation
+from routing_gym.options import count, not_negative, positive, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class SB3Config(AgentConfig):
         super().__post_init__()
         widths = self.net_arch
         if not isinstance(widths, list | tuple) or not all(type(width) is int and width > 0 for width in widths):
-            raise ValueError(f"{self.owner()}: net_arch must be a list of positive integers, got {widths!r}")
+            raise ValueError(f"{self.owner()}net_arch must be a list of positive integers, got {widths!r}")
 
     def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
         """Return what the library's constructor is given, for so many decisions and rows."""

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.arrangement import LearningAgent, LearningConfig, chosen_in
-from routing_gym.agents.options import AgentConfig, positive
+from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.scores import TableScores, make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Step
+from routing_gym.options import positive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,12 @@ from torch.nn import functional
 from routing_gym.agents.arrangement import Arrangement
 from routing_gym.agents.balancing import chance_of_being_picked, cv_squared, expert_choice
 from routing_gym.agents.gates import Gate
-from routing_gym.agents.options import AgentConfig, count, not_negative, positive
+from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.scores import make_scores
 from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action, actions
+from routing_gym.options import count, not_negative, positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +69,10 @@ class TopKConfig(AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.task_only and not self.task_embedding:
-            raise ValueError(f"{self.owner()}: task_only=True shows the gate the embedding alone: give its width")
+            raise ValueError(f"{self.owner()}task_only=True shows the gate the embedding alone: give its width")
         if self.softmax == "all" and self.choice == "expert":
             raise ValueError(
-                f"{self.owner()}: softmax='all' is for choice='row'; experts share every row out to sum to 1"
+                f"{self.owner()}softmax='all' is for choice='row'; experts share every row out to sum to 1"
             )
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.arrangement import LearningAgent, LearningConfig, chosen_in
-from routing_gym.agents.options import AgentConfig, positive, rate
+from routing_gym.agents.options import AgentConfig
 from routing_gym.agents.scores import make_scores
 from routing_gym.agents.tabular import look_up, uniform_policy, visits_and_means
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Trajectory
+from routing_gym.options import positive, rate
 
 DEFAULT_RATES = {"table": 0.005, "mlp": 0.003}
 AVERAGE_RATE_OF_APPROXIMATORS = 0.05

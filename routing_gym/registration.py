@@ -8,9 +8,9 @@ from typing import Any
 import gymnasium
 
 from routing_gym.envs import DATASETS, EnvConfig
-from routing_gym.envs.config import unexpected
 from routing_gym.envs.make import OF_ENV, known_options
 from routing_gym.networks import NETWORKS
+from routing_gym.options import unexpected
 
 # McGill and Perona 2017: -k_cpt MACs for every action, minus the cross-entropy at the end; a price between theirs.
 EARLY_EXIT: dict[str, Any] = {"network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9}
@@ -97,7 +97,7 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
                 f"{option} must be a plain value, since an id has to be one that text can describe, got {value!r}: "
                 "give it to make instead"
             ) from error
-    EnvConfig.of({option: value for option, value in options.items() if option in OF_ENV})
+    EnvConfig.of("the environment", {option: value for option, value in options.items() if option in OF_ENV})
     kwargs = {"dataset": dataset, "network": network, **options}
     if ENV_IDS.get(env_id, kwargs) != kwargs or (env_id in gymnasium.registry and env_id not in ENV_IDS):
         raise ValueError(f"the id {env_id!r} belongs to another environment already")

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     "routing_gym.files",
     "routing_gym.forms",
+    "routing_gym.options",
     "routing_gym.tasks",
     "routing_gym.blocks",
     "routing_gym.networks",

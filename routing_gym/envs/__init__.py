@@ -1,7 +1,7 @@
 """The environment: the vector core, and thin faces over it."""
 
 from routing_gym.envs.batch import Batch, classified_right
-from routing_gym.envs.config import EnvConfig, check_types, is_price
+from routing_gym.envs.config import EnvConfig, is_price
 from routing_gym.envs.drive import PRICED_MACS, Manner, Seen, Turn, along, drive, take_turn
 from routing_gym.envs.evaluation import Evaluation, evaluate, macs_of, route_split
 from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vector_env, register_dataset
@@ -45,7 +45,6 @@ __all__ = [
     "Trajectory",
     "Turn",
     "along",
-    "check_types",
     "classified_right",
     "core_of",
     "drive",

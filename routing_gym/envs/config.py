@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import types
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from routing_gym.envs.precision import PRECISIONS
 from routing_gym.envs.rewards import REWARDS
-from routing_gym.envs.training import OPTIMIZERS, SCHEDULES, Optimization
+from routing_gym.envs.training import OPTIMIZERS, Optimization
+from routing_gym.options import Options, count, fraction, named, not_negative, positive, share
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
 
-@functools.cache
-def type_hints(owner: Any) -> dict[str, Any]:
-    """Types by name of what a function or class is annotated with; finding them takes longer than a small network."""
-    return get_type_hints(owner)
-
-
 @dataclasses.dataclass(frozen=True)
-class EnvConfig:
+class EnvConfig(Options):
     """Options of `RoutingVectorEnv`.
 
     Attributes:
@@ -76,23 +67,23 @@ class EnvConfig:
     draw_tasks: tuple[int, ...] | None = None
     autoreset_mode: Literal["same_step", "next_step", "disabled"] = "same_step"
     action_type: Literal["discrete", "weights"] = "discrete"
-    final_reward: str = "correctness"
+    final_reward: str = named("correctness", lambda: [name for name, term in REWARDS.items() if term.at == "exit"])
     rewards: tuple[str, ...] = ()
-    rho: float = 0.0
+    rho: float = share(0.0)
     collaboration: Literal["probability", "frequency"] = "probability"
     k_cpt: float | tuple[float, ...] = 0.0
     price: bool = False
-    augmentations: int = 1
+    augmentations: int = count(1)
     differentiable: bool = False
     dense_backward: bool = False
     train: bool = True
     replay: bool = False
-    replay_batch: int = 64
+    replay_batch: int = count(64)
     illegal: Literal["raise", "first_legal"] | None = None
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    optimizer: str = named("adam", lambda: OPTIMIZERS)
+    learning_rate: float = positive(1e-3)
+    momentum: float = fraction(0.0)
+    weight_decay: float = not_negative(0.0)
     schedule: Literal["constant", "step", "halving", "cosine"] = "constant"
     schedule_epochs: float | tuple[float, ...] = 20
     talr: bool = False
@@ -104,27 +95,13 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "autoreset_mode", name_of_mode(self.autoreset_mode))
-        for option, known in (
-            ("autoreset_mode", ("same_step", "next_step", "disabled")),
-            ("action_type", ("discrete", "weights")),
-            ("final_reward", tuple(name for name, term in REWARDS.items() if term.at == "exit")),
-            ("collaboration", ("probability", "frequency")),
-            ("illegal", ("raise", "first_legal", None)),
-            ("optimizer", tuple(OPTIMIZERS)),
-            ("schedule", tuple(SCHEDULES)),
-            ("precision", PRECISIONS),
-            ("render_mode", ("ansi", "rgb_array", None)),
-        ):
-            if getattr(self, option) not in known:
-                raise ValueError(f"{option} must be {_either(known)}, got {getattr(self, option)!r}")
+        super().__post_init__()
         if unknown := [name for name in self.rewards if name not in REWARDS]:
             raise ValueError(
                 f"rewards must be some of {sorted(REWARDS)}, got {unknown[0]!r}: register_reward adds to them"
             )
         if len({self.final_reward, *self.rewards}) <= len(self.rewards):
             raise ValueError(f"a term of the reward counts once, got {(self.final_reward, *self.rewards)}")
-        check_count("replay_batch", self.replay_batch)
-        check_count("augmentations", self.augmentations)
         tasks = self.draw_tasks
         whole = isinstance(tasks, tuple | list) and all(isinstance(t, int) and not isinstance(t, bool) for t in tasks)
         if tasks is not None and not (whole and tasks):
@@ -136,18 +113,10 @@ class EnvConfig:
             raise ValueError(
                 f"several schedule_epochs are for schedule='step', got {self.schedule_epochs} for {self.schedule!r}"
             )
-        if not 0 <= self.rho <= 1:
-            raise ValueError(f"rho must lie in [0, 1], got {self.rho}")
         if not self.prices or not all(is_price(price) for price in self.prices):
             raise ValueError(f"k_cpt must be at least 0 and finite, or a tuple of such numbers, got {self.k_cpt!r}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is for optimizer='sgd', got {self.optimizer!r}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         outside = "replay=True" if self.replay else f"autoreset_mode={self.autoreset_mode!r}"
         if self.replays and self.differentiable:
             raise ValueError(f"differentiable=True needs autoreset_mode='disabled': {outside} acts without a graph")
@@ -163,21 +132,6 @@ class EnvConfig:
             )
         if self.action_type == "weights" and self.rho and self.collaboration == "frequency":
             raise ValueError("the frequency form of the collaboration reward counts integer choices, not weights")
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> EnvConfig:
-        """Make a configuration.
-
-        Raises:
-            TypeError: An unknown option.
-            ValueError: A value that an option does not take.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise unexpected("the environment", unknown[0], known)
-        check_types("the environment", type_hints(cls), options)  # type: ignore[arg-type]
-        return cls(**options)
 
     @property
     def prices(self) -> tuple[float, ...]:
@@ -269,45 +223,6 @@ class PlainSpec:
         vars(env)["_spec"] = spec
 
 
-def unexpected(owner: str, option: str, known: Iterable[str]) -> TypeError:
-    """Return the error for an option nobody takes, in the words of Python, by which TorchRL knows it."""
-    return TypeError(f"{owner} got an unexpected keyword argument {option!r}; it takes {', '.join(sorted(known))}")
-
-
-SEQUENCES = (tuple, list, Sequence)
-
-
-def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> None:
-    """Refuse options whose values are not of the types hinted at: text where a number belongs, 2.5 where 2 does."""
-    for name, value in options.items():
-        hint = hints.get(name, Any)
-        kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        fits = any(
-            kind is Any
-            or (get_origin(kind) in SEQUENCES and isinstance(value, tuple | list))
-            or get_origin(kind) not in (None, *SEQUENCES)  # literals: their values are checked where they are known
-            or (value is None and kind in (None, type(None)))
-            or (isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
-            or (kind is float and isinstance(value, int) and not isinstance(value, bool))
-            for kind in kinds
-        )
-        if not fits:
-            wanted = " or ".join(
-                "None" if k is type(None) else k.__name__ if isinstance(k, type) else str(k) for k in kinds
-            )
-            raise ValueError(f"{owner}: {name} must be of type {wanted}, got {value!r}")
-
-
 def is_price(value: Any) -> bool:
     """Tell whether a value can be the cost of one multiply-accumulate: a number of at least 0 that is finite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-
-
-def check_count(option: str, value: Any) -> None:
-    """Refuse what is not an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{option} must be an integer of at least 1, got {value!r}")
-
-
-def _either(known: tuple) -> str:
-    return " or ".join(repr(value) for value in known)

@@ -12,10 +12,11 @@ import numpy as np
 
 from routing_gym.blocks import first_weights
 from routing_gym.envs.accept import accept_network, accept_splits
-from routing_gym.envs.config import EnvConfig, check_count, check_types, type_hints, unexpected
+from routing_gym.envs.config import EnvConfig
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, NetworkSpec, RoutedNetwork, claim, make_network
+from routing_gym.options import check_count, check_types, type_hints, unexpected
 from routing_gym.tasks import (
     MultiTaskDataset,
     cifar2,
@@ -122,7 +123,7 @@ def make_routing_vector_env(
     if num_tasks is not None:
         check_count("num_tasks", num_tasks)
     of_core = {"seed": seed, **{name: value for name, value in options.items() if name in OF_ENV}}
-    EnvConfig.of(of_core)  # before anything is read or built
+    EnvConfig.of("the environment", of_core)  # before anything is read or built
     if num_tasks is not None and "num_tasks" in of_data:
         options["num_tasks"] = num_tasks  # synthetic data is made for as many as are asked for
     if isinstance(dataset, str):

@@ -58,7 +58,7 @@ def settled(config: EnvConfig, saved: Any, given: Collection[str]) -> tuple[EnvC
     """
     check_form(saved, dict.fromkeys(OF_OPTIMIZATION, object), "blocks.optimization")
     try:
-        before = EnvConfig.of(dict(saved))
+        before = EnvConfig.of("the environment", dict(saved))
     except (ValueError, TypeError) as error:
         raise ValueError(f"blocks.optimization: {error}") from error
     if before.optimizer != config.optimizer:

@@ -15,7 +15,7 @@ from torch import Tensor
 from routing_gym.blocks import allow_small_groups, subsample_first
 from routing_gym.envs.accept import accept_network, accept_reset_options, accept_splits, check_fit
 from routing_gym.envs.batch import Batch, Watch
-from routing_gym.envs.config import EnvConfig, PlainSpec, check_count
+from routing_gym.envs.config import EnvConfig, PlainSpec
 from routing_gym.envs.drive import Manner, Turn
 from routing_gym.envs.render import Pictures
 from routing_gym.envs.replay import Replayer
@@ -25,6 +25,7 @@ from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import action_space, observation_space
 from routing_gym.envs.training import BlocksTrainer
 from routing_gym.networks import RoutedNetwork, RoutingState
+from routing_gym.options import check_count
 from routing_gym.tasks import MultiTaskDataset
 
 Observations = dict[str, Tensor]
@@ -104,7 +105,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         **options: Any,
     ) -> None:
         check_count("num_envs", num_envs)
-        self.config = config = EnvConfig.of(options)
+        self.config = config = EnvConfig.of("the environment", options)
         self._given = frozenset(options)
         network, splits = accept_network(network), accept_splits(data)
         if config.split not in splits:

@@ -265,8 +265,8 @@ def test_environments_it_cannot_route_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"relaxation": "hard"}, "relaxation must be one of"),
-        ({"router": "mlp"}, "router must be one of"),
+        ({"relaxation": "hard"}, "relaxation must be '"),
+        ({"router": "mlp"}, "router must be '"),
         ({"alpha": -0.1}, "alpha must be at least 0"),
         ({"beta": math.inf}, "beta must be at least 0"),
         ({"gamma": -1.0}, "gamma must be at least 0"),

@@ -116,7 +116,7 @@ def test_the_copy_that_gives_targets_is_renewed_on_time():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"representation": "forest"}, "representation must be one of"),
+        ({"representation": "forest"}, "representation must be '"),
         ({"learning_rate": 1.5}, r"learning_rate of a table must lie in \(0, 1\], got 1.5"),
         ({"epsilon": 2.0}, r"epsilon must lie in \[0, 1\]"),
         ({"epsilon_episodes": 0}, "epsilon_episodes must be an integer of at least 1"),

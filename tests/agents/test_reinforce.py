@@ -73,7 +73,7 @@ def test_illegal_choices_are_never_drawn_and_the_cost_is_counted():
 
 def test_what_it_cannot_be_is_refused():
     for options, message in (
-        ({"representation": "tree"}, "representation must be one of"),
+        ({"representation": "tree"}, "representation must be '"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"entropy": -1.0}, "entropy must be at least 0"),
         ({"baseline_rate": 0.0}, r"baseline_rate must lie in \(0, 1\]"),

@@ -199,9 +199,9 @@ def test_wpl_routes_every_tensor_of_a_gate():
     [
         ({"min_probability": 0.1, "representation": "mlp"}, "min_probability is for representation='table'"),
         ({"num_agents": 3}, "num_agents is for arrangement='dispatched'"),
-        ({"scaling": "other"}, "scaling must be one of"),
-        ({"baseline": "none"}, "baseline must be one of"),
-        ({"arrangement": "dispatch"}, "arrangement must be one of"),
+        ({"scaling": "other"}, "scaling must be '"),
+        ({"baseline": "none"}, "baseline must be '"),
+        ({"arrangement": "dispatch"}, "arrangement must be '"),
         ({"policy_rate": 0.0}, "policy_rate must be positive"),
         ({"average_rate": 2.0}, r"average_rate must lie in \(0, 1\]"),
         ({"gamma": 1.5}, r"gamma must lie in \[0, 1\]"),

@@ -1,0 +1,145 @@
+"""Options of environments and agents: what they may be is declared with them, and said when they are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_RULE = "rule"
+_Test = Callable[[Any], bool]
+SEQUENCES = (tuple, list, Sequence)
+
+
+def _field(default: Any, rule: str | Callable[[], Collection[str]], test: _Test) -> Any:
+    return dataclasses.field(default=default, metadata={_RULE: (rule, test)})
+
+
+def positive(default: float | None) -> Any:
+    """Declare an option that is above 0 and finite."""
+    return _field(default, "be positive and finite", lambda value: 0 < value < float("inf"))
+
+
+def not_negative(default: float | None) -> Any:
+    """Declare an option that is at least 0 and finite."""
+    return _field(default, "be at least 0 and finite", lambda value: 0 <= value < float("inf"))
+
+
+def share(default: float | None) -> Any:
+    """Declare an option that lies between 0 and 1, both included."""
+    return _field(default, "lie in [0, 1]", lambda value: 0 <= value <= 1)
+
+
+def rate(default: float | None) -> Any:
+    """Declare an option that lies above 0 and is at most 1."""
+    return _field(default, "lie in (0, 1]", lambda value: 0 < value <= 1)
+
+
+def fraction(default: float | None) -> Any:
+    """Declare an option that is at least 0 and lies below 1."""
+    return _field(default, "lie in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def count(default: int | None, least: int = 1) -> Any:
+    """Declare an option that is an integer of at least `least`."""
+    return _field(default, f"be an integer of at least {least}", lambda value: value == int(value) and value >= least)
+
+
+def named(default: str, known: Callable[[], Collection[str]]) -> Any:
+    """Declare an option that is one of some names, to which others may be added."""
+    return _field(default, lambda: known(), lambda value: value in known())
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options that are checked when they are made.
+
+    Literal options and those declared by `positive`, `share`, ... are; None is let through where it is the default.
+    """
+
+    def __post_init__(self) -> None:
+        hints = type_hints(type(self))  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            known: Collection[Any] = _literals(hints[field.name])
+            rule, test = field.metadata.get(_RULE, ("", None))
+            if callable(rule):
+                known = rule()
+            if known and value not in known:
+                expected = " or ".join(map(repr, known))
+            elif test is not None and not (value is None and field.default is None) and not test(value):
+                expected = ""
+            else:
+                continue
+            must = f"be {expected}" if expected else rule
+            raise ValueError(f"{self.owner()}{field.name} must {must}, got {value!r}")
+
+    @classmethod
+    def owner(cls) -> str:
+        """Return whose options these are, as messages begin."""
+        return ""
+
+    @classmethod
+    def of(cls, owner: str, options: dict[str, Any]) -> Any:
+        """Make options, their types checked too.
+
+        Args:
+            owner: Whose they are, for messages.
+            options: By name.
+
+        Raises:
+            TypeError: An unknown option.
+            ValueError: A value that an option does not take.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(options) - known):
+            raise unexpected(owner, unknown[0], known)
+        check_types(owner, type_hints(cls), options)  # type: ignore[arg-type]
+        return cls(**options)
+
+
+@functools.cache
+def type_hints(owner: Any) -> dict[str, Any]:
+    """Return the types by name that a function or class is annotated with; finding them takes longer than a network."""
+    return get_type_hints(owner)
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    """Return the values a hint lists: `Literal["a", "b"]`, or that or None; nothing for other hints."""
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    values = tuple(value for part in parts if get_origin(part) is Literal for value in get_args(part))
+    return (*values, None) if values and type(None) in parts else values
+
+
+def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> None:
+    """Refuse options whose values are not of the types hinted at: text where a number belongs, 2.5 where 2 does."""
+    for name, value in options.items():
+        hint = hints.get(name, Any)
+        kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        fits = any(
+            kind is Any
+            or (get_origin(kind) in SEQUENCES and isinstance(value, tuple | list))
+            or get_origin(kind) not in (None, *SEQUENCES)  # literals: their values are checked where they are known
+            or (value is None and kind in (None, type(None)))
+            or (isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+            or (kind is float and isinstance(value, int) and not isinstance(value, bool))
+            for kind in kinds
+        )
+        if not fits:
+            wanted = " or ".join(
+                "None" if k is type(None) else k.__name__ if isinstance(k, type) else str(k) for k in kinds
+            )
+            raise ValueError(f"{owner}: {name} must be of type {wanted}, got {value!r}")
+
+
+def unexpected(owner: str, option: str, known: Iterable[str]) -> TypeError:
+    """Return the error for an option nobody takes, in the words of Python, by which TorchRL knows it."""
+    return TypeError(f"{owner} got an unexpected keyword argument {option!r}; it takes {', '.join(sorted(known))}")
+
+
+def check_count(option: str, value: Any) -> None:
+    """Refuse what is not an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{option} must be an integer of at least 1, got {value!r}")
