@@ -29,7 +29,7 @@ def check_vector_env(env: Any, make: Maker | None = None) -> None:
     """Check that an environment keeps the contract of vector environments and the promises of routing_gym.
 
     Checked are: attributes and batched spaces; type, shape and device of everything returned; that row i of a batch
-    fares as it would alone; seeding; the autoreset contract of both modes, `reset_mask` and `final_obs` included; the
+    fares as it would alone; seeding; the autoreset contract of all modes, `reset_mask` and `final_obs` included; the
     masks of infos; that no gradient leaks and that gradients are there when asked for; that refused actions change
     nothing; `gymnasium.make_vec` and `spec.to_json()`; the numpy view. All this happens to a copy: the environment and
     its blocks stay as they are.
@@ -54,6 +54,7 @@ def check_vector_env(env: Any, make: Maker | None = None) -> None:
     _check_rows_are_independent(core)
     _check_seeding(core, make)
     _check_same_step(core)
+    _check_next_step(core)
     _check_disabled(core)
     _check_gradients(core)
     _check_refusals(core)
@@ -226,10 +227,35 @@ def _check_seeding(env: RoutingVectorEnv, make: Maker | None) -> None:
         _require(_same(_trace(make(), 3), _trace(make(), 3)), "the same seed differs between two fresh environments")
 
 
-def _check_same_step(env: RoutingVectorEnv) -> None:
+def _for_outsiders(env: RoutingVectorEnv, mode: str) -> RoutingVectorEnv | None:
+    """Return the like of an environment in a mode that restarts rows; None where it is for mode "disabled" only."""
     if env.config.differentiable or (env.config.rho and env.config.collaboration == "probability"):
-        return  # such an environment is for mode "disabled" only
-    env = env.sibling(env.num_envs, train=False, autoreset_mode="same_step")
+        return None
+    return env.sibling(env.num_envs, train=False, autoreset_mode=mode)
+
+
+def _check_next_step(env: RoutingVectorEnv) -> None:
+    outside = _for_outsiders(env, "next_step")
+    if outside is None:
+        return
+    env, generator, last = outside, torch.Generator().manual_seed(9), len(outside.network.decisions)
+    env.reset(seed=9)
+    left = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
+    for _ in range(2 * last + 2):
+        observation, reward, terminated, _, _ = env.step(legal_actions(env, generator))
+        _require(bool((observation["depth"][left] == 0).all()), "next_step: a row that left begins in the next step")
+        _require(not bool(terminated[left].any()), "next_step: a row that begins has not terminated")
+        _require(bool((reward[left] == 0).all()), "next_step: the step in which a row begins earns nothing")
+        ended = observation["depth"] == last
+        _require(torch.equal(ended, terminated), "next_step: depth N and terminated must agree")
+        left = terminated
+
+
+def _check_same_step(env: RoutingVectorEnv) -> None:
+    outside = _for_outsiders(env, "same_step")
+    if outside is None:
+        return
+    env = outside
     generator, last = torch.Generator().manual_seed(5), len(env.network.decisions)
     env.reset(seed=5)
     for _ in range(2 * last + 2):
