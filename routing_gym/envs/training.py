@@ -86,7 +86,6 @@ class BlocksTrainer:
 
     Attributes:
         optimizer: May be replaced by any optimiser over the network's parameters.
-        steps: How many steps have been taken.
         instances: On how many instances, counted once for each time they were trained on.
         throughput: What the batch passes through, where learning rates are adjusted to it.
     """
@@ -94,7 +93,7 @@ class BlocksTrainer:
     def __init__(self, network: RoutedNetwork, optimization: Optimization) -> None:
         self.network, self.optimization = network, optimization
         self.optimizer = optimization.build(network)
-        self.steps = self.instances = 0
+        self.instances = 0
         self.throughput = Throughput(network) if optimization.talr else None
         # The running statistics of batch norm: all that a forward pass changes.
         saved = network.state_dict(keep_vars=True)
@@ -142,7 +141,7 @@ class BlocksTrainer:
                 self._statistics[name].copy_(noted)
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingDivergedError(
-                f"training stopped before step {self.steps + 1} of the blocks: {what}; the step was not taken"
+                f"training of the blocks stopped after {self.instances} instances: {what}; the step was not taken"
             )
         if self.optimization.schedule != "constant":
             for group in self.optimizer.param_groups:
@@ -150,7 +149,6 @@ class BlocksTrainer:
         if self.network.dense_backward:
             self._restore_untaken()
         self.optimizer.step()
-        self.steps += 1
         self.instances += instances
 
     def _restore_untaken(self) -> None:
@@ -194,7 +192,6 @@ class BlocksTrainer:
             "network": {key: value.clone() for key, value in self.network.state_dict().items()},
             "optimizer_name": type(self.optimizer).__name__,
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "steps": self.steps,
             "instances": self.instances,
             "optimization": {option: getattr(self.optimization, option) for option in OF_OPTIMIZATION},
         }
@@ -217,7 +214,7 @@ class BlocksTrainer:
         check_optimizer(state["optimizer"], self.optimizer, "blocks.optimizer")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.steps, self.instances = state["steps"], state["instances"]
+        self.instances = state["instances"]
         self._follow(optimization, state["optimization"])
 
     def _follow(self, optimization: Optimization, before: dict[str, Any]) -> None:

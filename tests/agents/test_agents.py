@@ -220,7 +220,9 @@ def test_divergence_names_the_agent_and_the_step_and_keeps_everything():
     agent = make_agent("shared", env).learn(env, 64)
     with torch.no_grad():
         env.unwrapped.network.banks[1].bias[0] = float("inf")
-    with pytest.raises(TrainingDivergedError, match=r"agent 'shared', batch 3: training stopped before step 3 of the"):
+    with pytest.raises(
+        TrainingDivergedError, match=r"agent 'shared', batch 3: training of the blocks stopped after 64"
+    ):
         agent.learn(env, 64)
     assert agent.episodes == 64
 

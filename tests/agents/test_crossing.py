@@ -185,4 +185,4 @@ def test_a_batch_without_any_path_trains_nothing_and_does_not_fail():
         for _ in env.network.decisions:
             env.step(torch.zeros(6, 3, 3))
         env.train_blocks()
-        assert env.trainer.steps == 1
+        assert env.trainer.instances == 6

@@ -165,10 +165,10 @@ def test_next_step_restarts_rows_one_step_later():
     assert int(observation["depth"][0]) == len(env.network.decisions) and torch.equal(env.state.instance, first)
     observation, reward, left, _, infos = env.step(torch.tensor([2, 0, 0]))  # the 2 is ignored
     assert int(observation["depth"][0]) == 0 and not left[0] and float(reward[0]) == 0 and not infos["_loss"][0]
-    steps = env.trainer.steps
+    steps = env.trainer.instances
     for number in range(12):
         env.step(legal_actions(env, torch.Generator().manual_seed(number)))
-    assert env.trainer.steps > steps and not env.network.training
+    assert env.trainer.instances > steps and not env.network.training
 
 
 def test_gymnasiums_observation_wrappers_take_next_step():

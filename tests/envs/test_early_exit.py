@@ -47,12 +47,12 @@ def test_a_replay_trains_as_whole_batches_do(action_type):
             if action_type == "weights":
                 first, second = (torch.nn.functional.one_hot(part, 2).float() for part in (first, second))
             core.step(first)
-            assert core.trainer.steps == 0 and core.state.at.tolist() == [0, 1, 1, 1, 0, 1]
+            assert core.trainer.instances == 0 and core.state.at.tolist() == [0, 1, 1, 1, 0, 1]
             # Rows 0 and 4 have begun anew; their second instances go on and are not replayed yet.
             onward = torch.tensor([0.0, 1.0]) if action_type == "weights" else torch.tensor(1)
             second[0], second[4] = onward, onward
             core.step(second)
-            assert core.trainer.steps == 1
+            assert core.trainer.instances == core.config.replay_batch
         networks.append(core.network)
     for (name, ours), theirs in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
@@ -138,7 +138,7 @@ def test_wrappers_agree_on_episodes_of_unequal_length(options):
             lengths += infos["episode"]["l"][infos["_episode"]].tolist()
             if options:
                 _, infos = env.reset(options={"reset_mask": terminated})
-    assert set(lengths) == {1, 2} and recorder.core.trainer.steps == len(lengths) // 8
+    assert set(lengths) == {1, 2} and recorder.core.trainer.instances == len(lengths) // 8 * 8
     assert sorted(len(route) for _, route in recorder.routes) == sorted(lengths)
     assert recorder.counts[0].sum(1).tolist() == [len(lengths), lengths.count(2)]
 

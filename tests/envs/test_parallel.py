@@ -124,9 +124,9 @@ def test_finished_routes_train_the_blocks():
     generator = np.random.default_rng(0)
     before = [parameter.detach().clone() for parameter in env.core.network.parameters()]
     play(env, generator)
-    assert env.core.trainer.steps == 0
+    assert env.core.trainer.instances == 0
     play(env, generator)
-    assert env.core.trainer.steps == 1
+    assert env.core.trainer.instances == env.core.config.replay_batch
     after = env.core.network.parameters()
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert core_of(env) is env.core is core_of(parallel_to_aec(env))

@@ -280,7 +280,7 @@ def test_replays_are_computed_in_the_precision_asked_for(mode):
         before = {name: value.clone() for name, value in own.state_dict().items()}
         numbers = torch.Generator().manual_seed(0)
         env.reset(seed=0)
-        while not env.trainer.steps:
+        while not env.trainer.instances:
             observation, reward, *_ = env.step(legal_actions(env, numbers))
             assert observation["activation"].dtype == reward.dtype == torch.float32
         assert set(own.on) == {precision == "bfloat16"} and own.on_back == [False]
@@ -300,7 +300,7 @@ def test_replays_are_steps_on_the_same_batch(make):
         if not replay:
             env.train_blocks()
         ended.append(env.network.state_dict())
-        assert env.trainer.steps == 1
+        assert env.trainer.instances == env.config.replay_batch
     for name, value in ended[0].items():
         torch.testing.assert_close(value, ended[1][name], rtol=1e-5, atol=1e-6)
 

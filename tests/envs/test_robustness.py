@@ -27,14 +27,14 @@ def test_a_diverged_loss_stops_training_and_changes_nothing():
     for _ in range(3):
         env.step(torch.ones(4, dtype=torch.int64))
     before = copy.deepcopy(env.state_dict())
-    with pytest.raises(TrainingDivergedError, match="before step 1 of the blocks: the loss is nan;"):
+    with pytest.raises(TrainingDivergedError, match="stopped after 0 instances: the loss is nan;"):
         env.train_blocks()
     after = env.state_dict()
     assert all(
         torch.equal(before["blocks"]["network"][k].nan_to_num(), v.nan_to_num())
         for k, v in after["blocks"]["network"].items()
     )
-    assert after["blocks"]["steps"] == 0 and after["blocks"]["optimizer"]["state"] == {}
+    assert after["blocks"]["instances"] == 0 and after["blocks"]["optimizer"]["state"] == {}
 
 
 def test_illegal_choices_are_refused_or_replaced():
@@ -297,7 +297,7 @@ def test_the_checker_leaves_everything_as_it_is():
     observation, _ = env.reset(seed=0)
     before, place = copy.deepcopy(env.network.state_dict()), env.stream.state_dict()
     check_vector_env(env)
-    assert env.trainer.steps == 0 and torch.equal(env.state.task, observation["task"])
+    assert env.trainer.instances == 0 and torch.equal(env.state.task, observation["task"])
     assert all(torch.equal(before[key], value) for key, value in env.network.state_dict().items())
     assert torch.equal(env.stream.state_dict()["generator"], place["generator"])
 
@@ -315,7 +315,7 @@ def snapshot(env):
         *(() if log is None else (log.decision, log.action, log.length)),
     ]
     routes = sum(map(len, env._replayer._waiting))
-    return [t.tolist() if isinstance(t, torch.Tensor) else t for t in tensors], routes, env.trainer.steps
+    return [t.tolist() if isinstance(t, torch.Tensor) else t for t in tensors], routes, env.trainer.instances
 
 
 calls = st.lists(

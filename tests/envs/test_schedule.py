@@ -50,7 +50,7 @@ def test_same_step_counts_what_is_replayed():
     env = small_env(schedule="step", schedule_epochs=1, learning_rate=0.1)
     same = env.sibling(4, autoreset_mode="same_step", replay_batch=8)
     same.reset(seed=0)
-    while same.trainer.steps < 10:
+    while same.trainer.instances < 80:
         same.step(torch.zeros(4, dtype=torch.int64))
     assert same.trainer.instances == 80
     assert same.trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)  # 72 rows are 9 steps

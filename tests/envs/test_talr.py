@@ -174,7 +174,7 @@ def test_replayed_routes_are_adjusted_too():
         choices, routes = torch.Generator().manual_seed(1), [[] for _ in range(4)]
         env.reset(seed=0)
         taken.clear()
-        while env.trainer.steps < 1:
+        while env.trainer.instances < 1:
             legal = env.network.masks[env.state.at, 0].long()
             choice = (torch.rand(4, 3, generator=choices) * legal).argmax(1)
             at = env.state.at.tolist()

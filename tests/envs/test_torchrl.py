@@ -115,4 +115,4 @@ def test_proximal_policy_optimisation_learns_the_routes_together_with_the_blocks
             loss.backward()
             optimizer.step()
     assert rewards[0] < -0.7 and rewards[-1] > 0.7, rewards
-    assert core.trainer.steps == 60 * 8 // 2 * 32 // 64
+    assert core.trainer.instances == 60 * 8 // 2 * 32

@@ -359,7 +359,7 @@ def test_the_routes_that_ended_first_are_replayed(action_type, mode):
     generator = torch.Generator().manual_seed(3)
     env.reset(seed=0)
     under_way, ended = [[] for _ in range(4)], []
-    while not env.trainer.steps:
+    while not env.trainer.instances:
         action = legal_actions(env, generator)
         starts = [
             (env.state.instance[row : row + 1].clone(), env.batch.augmentation[row : row + 1].clone())
@@ -373,7 +373,7 @@ def test_the_routes_that_ended_first_are_replayed(action_type, mode):
                 under_way[row] = []
         if mode == "disabled" and terminated.any():
             env.reset(options={"reset_mask": terminated})
-    assert env.trainer.steps == 1 and not network.training
+    assert env.trainer.instances == env.config.replay_batch and not network.training
     assert any(augmentation.any() for _, augmentation, _ in ended)
 
     losses = []
@@ -402,7 +402,7 @@ def test_same_step_trains_and_train_false_does_not():
         for _ in range(8):
             observation, *_ = env.step(legal_actions(env, generator))
             assert not observation["activation"].requires_grad
-        assert env.trainer.steps == (4 if train else 0)
+        assert env.trainer.instances == (4 * env.config.replay_batch if train else 0)
         changed = any(not torch.equal(before[k], v) for k, v in env.network.state_dict().items())
         assert changed == train
         assert not env.network.training

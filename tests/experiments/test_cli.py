@@ -271,7 +271,8 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
     assert run("compare", *SMALL, *arguments, "learning_rate=1e30") == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert (
-        "agent 'shared', batch 2: training stopped before step 2" in printed and "nothing of it is kept in" in printed
+        "agent 'shared', batch 2: training of the blocks stopped after" in printed
+        and "nothing of it is kept in" in printed
     )
     assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train") == 0
     checkpoint = tmp_path / "train" / "checkpoint.pt"
@@ -279,7 +280,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
     kept = checkpoint.read_bytes()
     capsys.readouterr()
     assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train", "--epochs", 4, "--resume") == 1
-    assert "agent 'shared', batch 25: training stopped before step 25 of the blocks" in capsys.readouterr().err
+    assert "agent 'shared', batch 25: training of the blocks stopped after" in capsys.readouterr().err
     assert checkpoint.read_bytes() == kept
 
 
