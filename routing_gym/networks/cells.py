@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import ModuleBlocks, OwnedParameter, allow_small_groups, count_macs, plain
+from routing_gym.blocks import ModuleBlocks, allow_small_groups, count_macs, plain
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import averaged, one_after_the_other
-from routing_gym.networks.choice_blocks import OPERATIONS, ChosenInputs, make_operations, rectified_conv
-from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.banked import BankedNetwork, averaged, one_after_the_other
+from routing_gym.networks.choice_blocks import OPERATIONS, make_inputs, make_operations, rectified_conv
 from routing_gym.networks.options import check_counts, check_image
 from routing_gym.networks.state import Activation
 
@@ -23,7 +22,7 @@ STEM = 3
 """Channels of the stem in units of `filters`."""
 
 
-class RoutedCells(RoutedNetwork):
+class RoutedCells(BankedNetwork):
     """Cells of four choice blocks, each of which decides twice: which inputs, and which operations.
 
     Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019, sections 2.2 (and
@@ -85,27 +84,26 @@ class RoutedCells(RoutedNetwork):
         adapted = [(before[cell + i], cell) for cell in range(cells) for i in (0, 1)]
         adapters = [rectified_conv(channels, widths[cell]) for (channels, _), cell in adapted]
         places = [(cell, block) for cell in range(cells) for block in range(CHOICE_BLOCKS)]
-        inputs = [ChosenInputs(2 + block, widths[cell]) for cell, block in places]
+        inputs = [make_inputs(2 + block, widths[cell], sizes[cell]) for cell, block in places]
         operations = [ModuleBlocks(make_operations(widths[cell]), (widths[cell], *sizes[cell])) for cell, _ in places]
         classifier = nn.Linear(widths[-1], num_classes)
         fixed = count_macs(stem, torch.zeros(1, *input_shape)) + count_macs(classifier, torch.zeros(1, widths[-1]))
         for adapter, ((channels, _), cell) in zip(adapters, adapted, strict=True):
             fixed += count_macs(adapter, torch.zeros(1, channels, *sizes[cell]))
-        names, costs, seen = [], [], []
-        for (cell, block), offered, chosen in zip(places, inputs, operations, strict=True):
-            width, n = widths[cell], len(offered.convs)
-            names += [f"cell {cell + 1}, block {block + 1}: {what}" for what in ("inputs", "operations")]
-            costs += [(float(width**2 * sizes[cell][0] * sizes[cell][1]),) * n, chosen.macs]
-            seen += [n * width, width]
-        decisions = one_after_the_other(names, costs, seen)
+        names = [f"cell {cell + 1}, block {block + 1}" for cell, block in places]
+        banks = [bank for pair in zip(inputs, operations, strict=True) for bank in pair]
+        decisions = one_after_the_other(
+            [f"{name}: {what}" for name in names for what in ("inputs", "operations")],
+            [bank.macs for bank in banks],
+            [width for cell, block in places for width in ((2 + block) * widths[cell], widths[cell])],
+        )
         super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed)
         self.widths = tuple(widths)
         offers = [("two cells back", "one cell back", *(f"block {i + 1}" for i in range(block))) for _, block in places]
         self.experts = tuple(names for offer in offers for names in (offer, OPERATIONS))
         self._times = [2 ** (stages[cell] - stage) for (_, stage), cell in adapted]
         self.first, self.classifier = stem, classifier
-        self.adapters = nn.ModuleList(adapters)
-        self.inputs, self.operations = nn.ModuleList(inputs), nn.ModuleList(operations)
+        self.adapters, self.banks = nn.ModuleList(adapters), nn.ModuleList(banks)
         allow_small_groups(self)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
@@ -126,9 +124,9 @@ class RoutedCells(RoutedNetwork):
         last = block == CHOICE_BLOCKS - 1
         if not is_operation:
             offered, behind = tensors[: 2 + block], tensors[2 + block :]
-            mixed = self.inputs[place](offered, action, every=self.dense_backward and self.training)
+            mixed = self.bank(decision)(torch.stack(offered, 1), action)
             return (mixed, *([functools.reduce(torch.add, offered[2:])] if last else offered), *behind)
-        y = self.operations[place](tensors[0], action)
+        y = self.bank(decision)(tensors[0], action)
         if not last:
             return (*tensors[1 : 3 + block], y, *tensors[3 + block :])
         output = tensors[1] + y
@@ -152,10 +150,3 @@ class RoutedCells(RoutedNetwork):
         place, is_operation = divmod(decision, 2)
         seen = activation[: 1 if is_operation else 2 + place % CHOICE_BLOCKS]
         return torch.cat([averaged(plain(tensor)) for tensor in seen], 1)
-
-    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return those of the operation, or of the 1x1 convolution of the input."""
-        place, is_operation = divmod(decision, 2)
-        offered = (self.operations if is_operation else self.inputs)[place]
-        assert isinstance(offered, ModuleBlocks | ChosenInputs)
-        return offered.parameters_of(choice)

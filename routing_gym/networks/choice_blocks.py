@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import OwnedParameter, allow_small_groups, group
-from routing_gym.networks import actions
-from routing_gym.networks.actions import Action
+from routing_gym.blocks import ModuleBlocks
 
 OPERATIONS = (
     "separable 3x3",
@@ -53,58 +48,27 @@ def _separable(filters: int, size: int) -> nn.Sequential:
     )
 
 
-class ChosenInputs(nn.Module):
-    """Mixes tensors of one shape, each behind a 1x1 convolution of its own.
+def make_inputs(count: int, filters: int, size: tuple[int, int]) -> ModuleBlocks:
+    """Build a choice of several tensors `(B, count, filters, H, W)`, each behind a 1x1 convolution of its own.
 
-    With all of them and equal weights this is the 1x1 convolution of the tensors joined along their channels. Only the
-    rows and tensors that are used are convolved.
+    With all of them and equal weights this is the 1x1 convolution of the tensors joined along their channels.
+    """
+    convs = (OfOne(number, *rectified_conv(filters, filters)) for number in range(count))
+    return ModuleBlocks(convs, (count, filters, *size))
+
+
+class OfOne(nn.Sequential):
+    """Layers that read one of several tensors `(B, n, C, H, W)`.
 
     Args:
-        count: How many tensors there are to choose from, n.
-        filters: Channels of each, and of what comes out.
+        number: Which.
+        layers: What runs on it.
     """
 
-    def __init__(self, count: int, filters: int) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(rectified_conv(filters, filters) for _ in range(count))
-        allow_small_groups(self)
+    def __init__(self, number: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.number = number
 
-    def forward(self, inputs: Sequence[Tensor], action: Action, *, every: bool = False) -> Tensor:
-        """Mixture `(r, filters, H, W)`; zeros where a row has no weight at all.
-
-        Args:
-            inputs: n tensors of its shape.
-            action: Integers `(r,)`, one input per row; or weights `(r, n)`; or a sparse pair.
-            every: Run everything, so that weights of 0 have a gradient too.
-        """
-        if isinstance(action, Tensor) and not action.is_floating_point():
-            return self._one_each(inputs, action)
-        weights = actions.dense(action, len(self.convs))
-        used = torch.ones_like(weights, dtype=torch.bool) if every else weights.detach() != 0
-        # Input by input, the rows that use it; the host is asked once.
-        numbers, rows = used.t().nonzero().unbind(1)
-        counts = torch.bincount(numbers, minlength=len(self.convs)).tolist()
-        mixed: Tensor | None = None
-        for number, (x, chosen) in enumerate(zip(inputs, rows.split(counts), strict=True)):
-            if not len(chosen):
-                continue
-            whole = len(chosen) == len(x)
-            y = self.convs[number](x if whole else x.index_select(0, chosen))
-            y = y * weights[:, number].index_select(0, chosen).view(-1, 1, 1, 1)
-            y = y if whole else y.new_zeros(inputs[0].shape).index_add_(0, chosen, y)
-            mixed = y if mixed is None else mixed + y
-        return torch.zeros_like(inputs[0]) if mixed is None else mixed
-
-    def parameters_of(self, choice: int) -> list[OwnedParameter]:
-        """Return the parameters of the convolution of an input."""
-        return [OwnedParameter(parameter) for parameter in self.convs[choice].parameters()]
-
-    def _one_each(self, inputs: Sequence[Tensor], choice: Tensor) -> Tensor:
-        groups = group(choice, len(self.convs))
-        counts = groups.counts
-        most = max(range(len(counts)), key=counts.__getitem__)
-        if counts[most] == len(choice):
-            return self.convs[most](inputs[most])  # nothing to move
-        pieces = zip(self.convs, inputs, groups.order.split(counts), strict=True)
-        y = torch.cat([conv(x.index_select(0, rows)) for conv, x, rows in pieces if len(rows)])
-        return y.index_select(0, groups.inverse)
+    def forward(self, tensors: Tensor) -> Tensor:
+        """Return what the layers make of it."""
+        return super().forward(tensors[:, self.number])
