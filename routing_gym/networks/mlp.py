@@ -15,7 +15,6 @@ from routing_gym.blocks import (
     Link,
     ModuleBlocks,
     WithPass,
-    plain,
     run_chain,
     static_copy,
 )
@@ -130,10 +129,6 @@ class RoutedMLP(Deployable):
             if len(links) == len(self.decisions):
                 return (run_chain(links, activation[0], plan),)
         return super().traverse(activation, plan, task)
-
-    def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Observation `(r, width)`: the activation itself."""
-        return plain(activation[0])
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
         """Trunk, joined task where the network is told it, and the chosen layers."""
