@@ -12,7 +12,6 @@ from torch.nn import functional
 from routing_gym.blocks import ModuleBlocks, allow_small_groups, count_macs, plain
 from routing_gym.networks.actions import Action
 from routing_gym.networks.banked import BankedNetwork, averaged, one_after_the_other
-from routing_gym.networks.choice_blocks import OPERATIONS, make_inputs, make_operations, rectified_conv
 from routing_gym.networks.options import check_counts, check_image
 from routing_gym.networks.state import Activation
 
@@ -20,6 +19,17 @@ CHOICE_BLOCKS = 4
 STAGES = 3
 STEM = 3
 """Channels of the stem in units of `filters`."""
+
+OPERATIONS = (
+    "separable 3x3",
+    "separable 5x5",
+    "separable 7x7",
+    "1x7 then 7x1",
+    "max-pool 3x3",
+    "average-pool 3x3",
+    "identity",
+)
+"""What the choices of an operation decision are, in their order."""
 
 
 class RoutedCells(BankedNetwork):
@@ -150,3 +160,59 @@ class RoutedCells(BankedNetwork):
         place, is_operation = divmod(decision, 2)
         seen = activation[: 1 if is_operation else 2 + place % CHOICE_BLOCKS]
         return torch.cat([averaged(plain(tensor)) for tensor in seen], 1)
+
+
+def make_operations(filters: int) -> list[nn.Module]:
+    """Build the seven operations of a choice block, for `(B, filters, H, W)`, which is also what they give."""
+    return [
+        *(nn.Sequential(*_separable(filters, size), *_separable(filters, size)) for size in (3, 5, 7)),
+        nn.Sequential(*rectified_conv(filters, filters, (1, 7)), *rectified_conv(filters, filters, (7, 1))),
+        nn.Sequential(nn.MaxPool2d(3, 1, padding=1), *rectified_conv(filters, filters)),
+        nn.Sequential(nn.AvgPool2d(3, 1, padding=1, count_include_pad=False), *rectified_conv(filters, filters)),
+        nn.Identity(),
+    ]
+
+
+def rectified_conv(inputs: int, outputs: int, size: tuple[int, int] = (1, 1)) -> nn.Sequential:
+    """Build ReLU, a convolution that keeps the image's size, and batch norm."""
+    padding = (size[0] // 2, size[1] // 2)
+    return nn.Sequential(
+        nn.ReLU(), nn.Conv2d(inputs, outputs, size, padding=padding, bias=False), nn.BatchNorm2d(outputs)
+    )
+
+
+def _separable(filters: int, size: int) -> nn.Sequential:
+    """Build ReLU, a convolution of each channel alone, and one across channels, each with batch norm."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(filters, filters, size, padding=size // 2, groups=filters, bias=False),
+        nn.BatchNorm2d(filters),
+        nn.Conv2d(filters, filters, 1, bias=False),
+        nn.BatchNorm2d(filters),
+    )
+
+
+def make_inputs(count: int, filters: int, size: tuple[int, int]) -> ModuleBlocks:
+    """Build a choice of several tensors `(B, count, filters, H, W)`, each behind a 1x1 convolution of its own.
+
+    With all of them and equal weights this is the 1x1 convolution of the tensors joined along their channels.
+    """
+    convs = (OfOne(number, *rectified_conv(filters, filters)) for number in range(count))
+    return ModuleBlocks(convs, (count, filters, *size))
+
+
+class OfOne(nn.Sequential):
+    """Layers that read one of several tensors `(B, n, C, H, W)`.
+
+    Args:
+        number: Which.
+        layers: What runs on it.
+    """
+
+    def __init__(self, number: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.number = number
+
+    def forward(self, tensors: Tensor) -> Tensor:
+        """Return what the layers make of it."""
+        return super().forward(tensors[:, self.number])
