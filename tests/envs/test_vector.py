@@ -140,7 +140,7 @@ def test_ids_can_be_made_from_text_and_with_options():
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"split": "valid"}, "split must be one of"),
         ({"network": "mpl"}, "unknown network 'mpl'"),
-        ({"width": 0}, "width of at least 1"),
+        ({"width": 0}, "width must be an integer of at least 1"),
         ({"differentiable": True}, "autoreset_mode='disabled'"),
         ({"autoreset_mode": "next_step"}, "autoreset_mode must be"),
         ({"render_mode": "human"}, "render_mode must be"),
