@@ -117,7 +117,7 @@ class RoutedCells(BankedNetwork):
         allow_small_groups(self)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """What the first cell's first choice block can take, and the stem's output for the second cell."""
+        """Inputs of the first choice block, and the stem's output for the second cell."""
         first = self.first(images)
         return self._begin(0, first, first)
 
@@ -143,7 +143,7 @@ class RoutedCells(BankedNetwork):
         return self._begin(cell + 1, tensors[2], output) if cell + 1 < len(self.widths) else (output,)
 
     def _begin(self, cell: int, older: Tensor, newer: Tensor) -> Activation:
-        """Return what waits at the first decision of a cell, given the outputs of the two before it."""
+        """Tensors that wait at the first decision of a cell, given the outputs of the two before it."""
         taken = []
         for number, x in enumerate((older, newer), 2 * cell):
             times = self._times[number]
@@ -214,5 +214,5 @@ class OfOne(nn.Sequential):
         self.number = number
 
     def forward(self, tensors: Tensor) -> Tensor:
-        """Return what the layers make of it."""
+        """Output of the layers for that tensor."""
         return super().forward(tensors[:, self.number])

@@ -103,7 +103,7 @@ class RoutedPyramid(RoutedNetwork):
         return tuple(scale.permute(0, 2, 3, 1) for scale in image_pyramid(images))
 
     def enter(self, decision: int, activation: Activation) -> Activation:
-        """Run the column that the decision stands behind."""
+        """Scales that come out of the column before a decision."""
         # What waits has its channels last in memory, so it is moved with its channels as the last axis: rows that
         # are picked out stay in one piece each, and the convolutions need not turn them round.
         return tuple(scale.permute(0, 2, 3, 1) for scale in self._run(self.inner[decision], activation))
@@ -115,7 +115,7 @@ class RoutedPyramid(RoutedNetwork):
         return self.classifiers[column](seen)
 
     def _column(self, decision: int, choice: int) -> int:
-        """Return the column that classifies, or the one that follows."""
+        """Column that classifies (choice 0), or that follows."""
         column = self.inner[decision]
         return self.tree[column][choice - 1] if choice else column
 
@@ -128,7 +128,7 @@ class RoutedPyramid(RoutedNetwork):
         return plain(activation[-1]).permute(0, 3, 1, 2).flatten(1)
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return those of the classifier (choice 0) or of the column that follows, with its classifier if it is last.
+        """Parameters of the classifier (choice 0) or of the column that follows, with its classifier if it is last.
 
         The first column runs for all and belongs to no choice.
         """
@@ -139,7 +139,7 @@ class RoutedPyramid(RoutedNetwork):
         return [OwnedParameter(parameter) for part in parts for parameter in part.parameters()]
 
     def static_prefix(self, decision: int, choice: int = 0) -> StaticPyramid:
-        """Return all that a row runs that leaves from a decision by a choice, as a plain network.
+        """Plain network of all that a row runs that leaves from a decision by a choice.
 
         Args:
             decision: Its number.
