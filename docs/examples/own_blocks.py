@@ -10,7 +10,7 @@ from torch import nn
 
 import routing_gym
 from routing_gym.blocks import FunctionBlocks, LinearBlocks
-from routing_gym.networks import EXIT, Decision, RoutedNetwork
+from routing_gym.networks import EXIT, BankedNetwork, Decision
 
 
 class LowRankBlocks(FunctionBlocks):
@@ -28,7 +28,7 @@ class LowRankBlocks(FunctionBlocks):
         return self.down.parameters_of(choice) + self.up.parameters_of(choice)
 
 
-class LowRank(RoutedNetwork):
+class LowRank(BankedNetwork):
     """A shared layer, three routed low-rank layers, a shared readout."""
 
     def __init__(self, input_shape, num_classes, num_blocks, *, width: int = 48, num_tasks: int = 1):
@@ -43,17 +43,8 @@ class LowRank(RoutedNetwork):
     def stem(self, images, task):
         return (self.first(images.flatten(1)),)
 
-    def transition(self, decision, activation, action, task):
-        return (self.banks[decision](activation[0], action),)
-
     def readout(self, decision, choice, activation, task):
         return self.last(activation[0])
-
-    def describe(self, decision, activation):
-        return activation[0]
-
-    def parameters_of(self, decision, choice):
-        return self.banks[decision].parameters_of(choice)
 
 
 routing_gym.register_network("low-rank", LowRank)

@@ -29,21 +29,21 @@ class BankedNetwork(RoutedNetwork):
     banks: nn.ModuleList
 
     def bank_number(self, decision: int) -> int:
-        """Return which of `banks` stands behind a decision."""
+        """Index into `banks` of what stands behind a decision."""
         return decision
 
     def bank(self, decision: int) -> FunctionBlocks:
-        """Return the blocks that a decision offers."""
+        """Blocks that a decision offers."""
         bank = self.banks[self.bank_number(decision)]
         assert isinstance(bank, FunctionBlocks)
         return bank
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Run the chosen blocks."""
+        """Output `(r, ...)` of the chosen blocks, or their mixture."""
         return (self.bank(decision)(plain(activation[0]), action),)
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Return what the last blocks give as it is."""
+        """Logits `(r, num_classes)`: the last blocks' output as it is."""
         return plain(activation[0])
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
@@ -51,7 +51,7 @@ class BankedNetwork(RoutedNetwork):
         return averaged(plain(activation[0]))
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return the parameters of a block."""
+        """Parameters of a block."""
         return self.bank(decision).parameters_of(choice)
 
 

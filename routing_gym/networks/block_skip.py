@@ -28,7 +28,7 @@ class Subsampled(nn.Module):
         self.outputs = outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `(B, outputs, ⌈H / 2⌉, ⌈W / 2⌉)`."""
+        """Shortcut `(B, outputs, ⌈H / 2⌉, ⌈W / 2⌉)`."""
         kept = x[:, :, ::2, ::2].permute(0, 2, 3, 1)  # channels stay last in memory
         return functional.pad(kept, (0, self.outputs - x.shape[1])).permute(0, 3, 1, 2)
 

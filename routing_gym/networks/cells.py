@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import ModuleBlocks, OwnedParameter, allow_small_groups, count_macs, plain
+from routing_gym.blocks import ModuleBlocks, allow_small_groups, count_macs, plain
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import averaged, one_after_the_other
-from routing_gym.networks.choice_blocks import OPERATIONS, ChosenInputs, make_operations, rectified_conv
-from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.banked import BankedNetwork, averaged, one_after_the_other
 from routing_gym.networks.options import check_counts, check_image
 from routing_gym.networks.state import Activation
 
@@ -22,8 +20,19 @@ STAGES = 3
 STEM = 3
 """Channels of the stem in units of `filters`."""
 
+OPERATIONS = (
+    "separable 3x3",
+    "separable 5x5",
+    "separable 7x7",
+    "1x7 then 7x1",
+    "max-pool 3x3",
+    "average-pool 3x3",
+    "identity",
+)
+"""What the choices of an operation decision are, in their order."""
 
-class RoutedCells(RoutedNetwork):
+
+class RoutedCells(BankedNetwork):
     """Cells of four choice blocks, each of which decides twice: which inputs, and which operations.
 
     Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019, sections 2.2 (and
@@ -85,31 +94,30 @@ class RoutedCells(RoutedNetwork):
         adapted = [(before[cell + i], cell) for cell in range(cells) for i in (0, 1)]
         adapters = [rectified_conv(channels, widths[cell]) for (channels, _), cell in adapted]
         places = [(cell, block) for cell in range(cells) for block in range(CHOICE_BLOCKS)]
-        inputs = [ChosenInputs(2 + block, widths[cell]) for cell, block in places]
+        inputs = [make_inputs(2 + block, widths[cell], sizes[cell]) for cell, block in places]
         operations = [ModuleBlocks(make_operations(widths[cell]), (widths[cell], *sizes[cell])) for cell, _ in places]
         classifier = nn.Linear(widths[-1], num_classes)
         fixed = count_macs(stem, torch.zeros(1, *input_shape)) + count_macs(classifier, torch.zeros(1, widths[-1]))
         for adapter, ((channels, _), cell) in zip(adapters, adapted, strict=True):
             fixed += count_macs(adapter, torch.zeros(1, channels, *sizes[cell]))
-        names, costs, seen = [], [], []
-        for (cell, block), offered, chosen in zip(places, inputs, operations, strict=True):
-            width, n = widths[cell], len(offered.convs)
-            names += [f"cell {cell + 1}, block {block + 1}: {what}" for what in ("inputs", "operations")]
-            costs += [(float(width**2 * sizes[cell][0] * sizes[cell][1]),) * n, chosen.macs]
-            seen += [n * width, width]
-        decisions = one_after_the_other(names, costs, seen)
+        names = [f"cell {cell + 1}, block {block + 1}" for cell, block in places]
+        banks = [bank for pair in zip(inputs, operations, strict=True) for bank in pair]
+        decisions = one_after_the_other(
+            [f"{name}: {what}" for name in names for what in ("inputs", "operations")],
+            [bank.macs for bank in banks],
+            [width for cell, block in places for width in ((2 + block) * widths[cell], widths[cell])],
+        )
         super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed)
         self.widths = tuple(widths)
         offers = [("two cells back", "one cell back", *(f"block {i + 1}" for i in range(block))) for _, block in places]
         self.experts = tuple(names for offer in offers for names in (offer, OPERATIONS))
         self._times = [2 ** (stages[cell] - stage) for (_, stage), cell in adapted]
         self.first, self.classifier = stem, classifier
-        self.adapters = nn.ModuleList(adapters)
-        self.inputs, self.operations = nn.ModuleList(inputs), nn.ModuleList(operations)
+        self.adapters, self.banks = nn.ModuleList(adapters), nn.ModuleList(banks)
         allow_small_groups(self)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """What the first cell's first choice block can take, and the stem's output for the second cell."""
+        """Inputs of the first choice block, and the stem's output for the second cell."""
         first = self.first(images)
         return self._begin(0, first, first)
 
@@ -126,16 +134,16 @@ class RoutedCells(RoutedNetwork):
         last = block == CHOICE_BLOCKS - 1
         if not is_operation:
             offered, behind = tensors[: 2 + block], tensors[2 + block :]
-            mixed = self.inputs[place](offered, action, every=self.dense_backward and self.training)
+            mixed = self.bank(decision)(torch.stack(offered, 1), action)
             return (mixed, *([functools.reduce(torch.add, offered[2:])] if last else offered), *behind)
-        y = self.operations[place](tensors[0], action)
+        y = self.bank(decision)(tensors[0], action)
         if not last:
             return (*tensors[1 : 3 + block], y, *tensors[3 + block :])
         output = tensors[1] + y
         return self._begin(cell + 1, tensors[2], output) if cell + 1 < len(self.widths) else (output,)
 
     def _begin(self, cell: int, older: Tensor, newer: Tensor) -> Activation:
-        """Return what waits at the first decision of a cell, given the outputs of the two before it."""
+        """Tensors that wait at the first decision of a cell, given the outputs of the two before it."""
         taken = []
         for number, x in enumerate((older, newer), 2 * cell):
             times = self._times[number]
@@ -153,9 +161,58 @@ class RoutedCells(RoutedNetwork):
         seen = activation[: 1 if is_operation else 2 + place % CHOICE_BLOCKS]
         return torch.cat([averaged(plain(tensor)) for tensor in seen], 1)
 
-    def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return those of the operation, or of the 1x1 convolution of the input."""
-        place, is_operation = divmod(decision, 2)
-        offered = (self.operations if is_operation else self.inputs)[place]
-        assert isinstance(offered, ModuleBlocks | ChosenInputs)
-        return offered.parameters_of(choice)
+
+def make_operations(filters: int) -> list[nn.Module]:
+    """Build the seven operations of a choice block, for `(B, filters, H, W)`, which is also what they give."""
+    return [
+        *(nn.Sequential(*_separable(filters, size), *_separable(filters, size)) for size in (3, 5, 7)),
+        nn.Sequential(*rectified_conv(filters, filters, (1, 7)), *rectified_conv(filters, filters, (7, 1))),
+        nn.Sequential(nn.MaxPool2d(3, 1, padding=1), *rectified_conv(filters, filters)),
+        nn.Sequential(nn.AvgPool2d(3, 1, padding=1, count_include_pad=False), *rectified_conv(filters, filters)),
+        nn.Identity(),
+    ]
+
+
+def rectified_conv(inputs: int, outputs: int, size: tuple[int, int] = (1, 1)) -> nn.Sequential:
+    """Build ReLU, a convolution that keeps the image's size, and batch norm."""
+    padding = (size[0] // 2, size[1] // 2)
+    return nn.Sequential(
+        nn.ReLU(), nn.Conv2d(inputs, outputs, size, padding=padding, bias=False), nn.BatchNorm2d(outputs)
+    )
+
+
+def _separable(filters: int, size: int) -> nn.Sequential:
+    """Build ReLU, a convolution of each channel alone, and one across channels, each with batch norm."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(filters, filters, size, padding=size // 2, groups=filters, bias=False),
+        nn.BatchNorm2d(filters),
+        nn.Conv2d(filters, filters, 1, bias=False),
+        nn.BatchNorm2d(filters),
+    )
+
+
+def make_inputs(count: int, filters: int, size: tuple[int, int]) -> ModuleBlocks:
+    """Build a choice of several tensors `(B, count, filters, H, W)`, each behind a 1x1 convolution of its own.
+
+    With all of them and equal weights this is the 1x1 convolution of the tensors joined along their channels.
+    """
+    convs = (OfOne(number, *rectified_conv(filters, filters)) for number in range(count))
+    return ModuleBlocks(convs, (count, filters, *size))
+
+
+class OfOne(nn.Sequential):
+    """Layers that read one of several tensors `(B, n, C, H, W)`.
+
+    Args:
+        number: Which.
+        layers: What runs on it.
+    """
+
+    def __init__(self, number: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.number = number
+
+    def forward(self, tensors: Tensor) -> Tensor:
+        """Output of the layers for that tensor."""
+        return super().forward(tensors[:, self.number])

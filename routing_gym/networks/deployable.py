@@ -39,7 +39,7 @@ class Deployable(BankedNetwork):
         """
 
     def pruned(self, routes: Tensor) -> tuple[Deployable, Tensor]:
-        """Return a copy without the blocks that no route takes, and the routes in its numbering.
+        """Copy of the network without the blocks that no route takes, and the routes in its numbering.
 
         Decisions that share a bank keep what any of them needs; PASS, which costs nothing, stays.
 
@@ -65,7 +65,7 @@ class Deployable(BankedNetwork):
         return smaller.to(self.costs.device), torch.stack(columns, 1)
 
     def rebuilt(self, kept: Sequence[Sequence[int]]) -> Deployable:
-        """Return a network like this one for smaller banks; whatever it puts into them is replaced by `banks`.
+        """Network like this one for smaller banks; whatever it puts into them is replaced.
 
         Called for a copy on the CPU whose banks have lost their blocks already.
 
@@ -96,7 +96,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", std.clone().view(-1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return `(B, C, H, W)`, each channel less its mean and divided by its deviation."""
+        """Images `(B, C, H, W)`, each channel less its mean and divided by its deviation."""
         return (pixels.to(self.mean.dtype) - self.mean) / self.std
 
 

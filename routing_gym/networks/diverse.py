@@ -85,7 +85,7 @@ class MnistExperts(RoutedExperts):
     """The network of `mnist_experts`."""
 
     def form_options(self) -> dict[str, Any]:
-        """Return the number of experts, which are all alike."""
+        """Number of experts, which are all alike."""
         return {"num_experts": self.block_counts[0]}
 
 

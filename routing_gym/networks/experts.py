@@ -37,7 +37,7 @@ class InTurn(nn.Sequential):
     """Modules one after the other, each called with the tuple of tensors that the one before has returned."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the last module's tuple."""
+        """Tuple that the last module returns."""
         for module in self:
             tensors = module(*tensors)
         return tensors
@@ -55,7 +55,7 @@ class OnFirst(nn.Module):
         self.module = module
 
     def forward(self, first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors, the first of them changed."""
+        """Tensors as they were, but for the first."""
         return self.module(first), *others
 
 
@@ -135,11 +135,11 @@ class RoutedExperts(Deployable):
         allow_small_groups(self)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Run what comes before the first layer, images with their channels last in memory."""
+        """Tensors that the first part makes of images, whose channels come last in memory."""
         return self.trunk(images.contiguous(memory_format=torch.channels_last))
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Run the chosen experts, mix what they give, and run what is behind the layer."""
+        """Tensors that the part behind the layer makes of the experts' mixture."""
         first, *others = (plain(part) for part in activation)
         return self.between[decision](self.bank(decision)(first, action), *others)
 
@@ -162,7 +162,7 @@ class RoutedExperts(Deployable):
         return [StaticRoute(*parts, *(OnFirst(module) for module in self.readouts.as_modules(task)))]
 
     def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedExperts:
-        """Return a network like this one with fewer experts."""
+        """Network like this one with fewer experts."""
         smaller = type(self)(
             self.input_shape or (),
             self.num_classes,

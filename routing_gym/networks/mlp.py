@@ -15,7 +15,6 @@ from routing_gym.blocks import (
     Link,
     ModuleBlocks,
     WithPass,
-    plain,
     run_chain,
     static_copy,
 )
@@ -96,7 +95,7 @@ class RoutedMLP(Deployable):
         self._size: dict[str, Any] = {"width": width, "layers": layers, "recurrent": recurrent}
 
     def bank_number(self, decision: int) -> int:
-        """Return which of `banks` a decision offers; layers that can be repeated share one."""
+        """Index into `banks`; layers that can be repeated share one."""
         return self._bank_of[decision]
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
@@ -107,14 +106,14 @@ class RoutedMLP(Deployable):
         return (features,)
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Run the chosen blocks of one layer; rows stay in the order of their blocks (see `plain`)."""
+        """Output `(r, width)` of the chosen blocks; rows stay in the order of their blocks (see `plain`)."""
         link = self._link(decision)
         if link is not None and isinstance(action, Tensor) and not action.is_floating_point():
             return (run_chain([link], activation[0], action.unsqueeze(1)),)
         return super().transition(decision, activation, action, task)
 
     def _link(self, decision: int) -> Link | None:
-        """Return the linear blocks of a layer; None where PASS is all there is, or a subclass runs them its own way."""
+        """Linear blocks of a layer; None where PASS is all there is, or a subclass runs them its own way."""
         bank = self.bank(decision)
         inner = bank.blocks if isinstance(bank, WithPass) else bank
         if not isinstance(inner, LinearBlocks):
@@ -124,16 +123,12 @@ class RoutedMLP(Deployable):
         return inner.link(passes=inner is not bank)
 
     def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
-        """Run all layers at once; one by one where a subclass computes something else between them."""
+        """Output of all layers at once; one by one where a subclass computes something else between them."""
         if type(self).transition is RoutedMLP.transition and type(self).enter is RoutedMLP.enter:
             links = [link for number in range(len(self.decisions)) if (link := self._link(number)) is not None]
             if len(links) == len(self.decisions):
                 return (run_chain(links, activation[0], plan),)
         return super().traverse(activation, plan, task)
-
-    def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Observation `(r, width)`: the activation itself."""
-        return plain(activation[0])
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
         """Trunk, joined task where the network is told it, and the chosen layers."""
@@ -146,7 +141,7 @@ class RoutedMLP(Deployable):
         return parts
 
     def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedMLP:
-        """Return a network like this one with fewer blocks."""
+        """Network like this one with fewer blocks."""
         return RoutedMLP(
             self.input_shape or (),
             self.num_classes,
@@ -173,6 +168,6 @@ class JoinTask(nn.Module):
         self.register_buffer("one_hot", functional.one_hot(torch.tensor([task]), num_tasks).float())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return `(B, D + num_tasks)`."""
+        """Features `(B, D + num_tasks)`."""
         # shape[0], not len(): torch.export would take the latter for a constant.
         return torch.cat([features, self.one_hot.to(features.dtype).expand(features.shape[0], -1)], 1)

@@ -110,7 +110,7 @@ def parallel_network(
 def _convnet(
     layout: Layout, input_shape: tuple[int, ...], num_classes: int, paths: int, predicts: bool
 ) -> tuple[None, list[Segment]]:
-    """Return the segments of a plain convolutional network: one for each stage, and one for each dense layer.
+    """Segments of a plain convolutional network: one for each stage, and one for each dense layer.
 
     Predictions take the place of the first convolution of each stage and of the second dense layer.
     """
@@ -152,7 +152,7 @@ def _convnet(
 def _resnet(
     layout: Layout, input_shape: tuple[int, ...], num_classes: int, paths: int, predicts: bool
 ) -> tuple[nn.Module | None, list[Segment]]:
-    """Return what all paths of a ResNet share, and its segments: one for each stack, and the classifier.
+    """Stem that all paths of a ResNet share, and its segments: one for each stack, and the classifier.
 
     Predictions take the place of the first convolution, and stand before all other stacks as layers of their own.
     """
@@ -180,7 +180,7 @@ def _resnet(
 
 
 def _residual(layout: Layout, paths: int, inputs: int, width: int, stride: int) -> tuple[PathResidual, int]:
-    """Return a residual block and the channels it gives."""
+    """Residual block of all paths, and the channels of its output."""
     conv = partial(_conv_norm, bias=not layout.large)
     if layout.residual == "bottleneck":
         outputs = EXPANSION * width

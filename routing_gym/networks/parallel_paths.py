@@ -116,11 +116,11 @@ class ParallelPaths(RoutedPaths):
         self.predictions = nn.ModuleList(nn.Identity() if made is None else made for made in predictions)
 
     def bank_number(self, decision: int) -> int:
-        """Return which of `banks` stands behind a decision: the first may stand before all of them."""
+        """Index into `banks`, the first of which may stand before all decisions."""
         return decision + self._first
 
     def predicting(self, decision: int) -> PathBlocks | None:
-        """Return what makes the paths' inputs at a decision; None where tensors themselves are mixed."""
+        """Predictions of the paths' inputs at a decision; None where tensors themselves are mixed."""
         blocks = self.predictions[self.bank_number(decision)]
         return blocks if isinstance(blocks, PathBlocks) else None
 
@@ -167,7 +167,7 @@ class ParallelPaths(RoutedPaths):
         return outputs.sum(1) / alive.sum(1, keepdim=True).clamp(min=1)
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return the parameters of a path, and of all that predicts for it."""
+        """Parameters of a path, and of all predictions for it."""
         own = super().parameters_of(decision, choice)
         if (blocks := self.predicting(decision)) is not None:
             for pair in range(choice, blocks.num_blocks, self.paths):

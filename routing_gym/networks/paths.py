@@ -28,43 +28,40 @@ class RoutedPaths(BankedNetwork):
     """
 
     def bank(self, decision: int) -> Paths:
-        """Return the paths behind a decision."""
+        """Paths behind a decision."""
         return cast(Paths, super().bank(decision))
 
     def alive(self, decision: int, activation: Activation) -> Tensor:
-        """Return which tensors carry something, `(r, m)` bool."""
+        """Mask `(r, m)` of the tensors that carry something."""
         return _tensors(activation)[1]
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Mix the tensors by the gates and run each path that was sent something."""
+        """Outputs `(r, n, ...)` of the paths that were sent something, and which these are, `(r, n)` bool."""
         columns, alive = _tensors(activation)
         gates = self.gates(decision, action).to(columns.dtype)
         mixed, reached = self.feed(decision, columns, alive, gates)
         return self.bank(decision).run_each(mixed, reached), reached
 
     def feed(self, decision: int, columns: Tensor, alive: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
-        """Make out of what arrives what goes into the paths.
+        """Inputs `(r, n, ...)` of the paths, and which were sent something, `(r, n)` bool.
 
         Args:
             decision: Its number.
-            columns: `(r, m, ...)`.
+            columns: Tensors `(r, m, ...)`.
             alive: `(r, m)` bool.
             gates: `(r, m, n)`, 0 for tensors that are not alive.
-
-        Returns:
-            `(r, n, ...)`, and `(r, n)` bool: which paths were sent something.
         """
         return mix(columns, gates), (gates.detach() != 0).any(1)
 
     def gates(self, decision: int, action: Action) -> Tensor:
-        """Return an action, of whatever form, as `(r, m, n)` weights."""
+        """Weights `(r, m, n)` of an action of whatever form."""
         assert isinstance(action, Tensor)
         if not action.is_floating_point():
             action = functional.one_hot(action, self.decisions[decision].n)
         return action if action.ndim == 3 else action.unsqueeze(1)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Return all tensors, images averaged over space, one after the other."""
+        """Observation `(r, width)`: all tensors, images averaged over space, one after the other."""
         columns = _tensors(activation)[0]
         return (columns.mean((3, 4)) if columns.ndim == 5 else columns).flatten(1)
 
@@ -76,7 +73,7 @@ def _tensors(activation: Activation) -> tuple[Tensor, Tensor]:
 
 
 def mix(columns: Tensor, gates: Tensor) -> Tensor:
-    """Return Σ_i g_ij X_i for every j: `(r, m, ...)` and `(r, m, n)` to `(r, n, ...)`.
+    """Mixtures `(r, n, ...)`: Σ_i g_ij X_i for every j, of `(r, m, ...)` and `(r, m, n)`.
 
     Source: Tissera et al., "End-to-End Data-Dependent Routing in Multi-Path Neural Networks", Eqs. 5 and 6.
     """
@@ -90,7 +87,7 @@ def mix(columns: Tensor, gates: Tensor) -> Tensor:
 
 
 def weighed_sum(predicted: Tensor, gates: Tensor) -> Tensor:
-    """Return Σ_i g_ij U_ij for every j: `(r, m, n, ...)` and `(r, m, n)` to `(r, n, ...)`.
+    """Mixtures `(r, n, ...)`: Σ_i g_ij U_ij for every j, of `(r, m, n, ...)` and `(r, m, n)`.
 
     Source: Tissera et al., Eq. 4, without the ReLU.
     """

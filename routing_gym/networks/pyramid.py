@@ -69,11 +69,10 @@ class RoutedPyramid(RoutedNetwork):
         check_form(input_shape, num_classes, width)
         check_range("columns", columns, 2, len(CHANNELS))
         check_range("junctions", junctions, 0, columns - 1)
-        tree, depth = _tree(columns, junctions)
+        tree, depth, names = _tree(columns, junctions)
         built = [make_column(input_shape, width, d, columns) for d in depth]
         classifiers = [make_classifier(input_shape, num_classes, width, d) for d in depth]
         column_macs, head_macs = zip(*costs_by_depth(tuple(input_shape), num_classes, width, columns), strict=True)
-        names = _names(tree, depth)
         inner = [j for j, following in enumerate(tree) if following]
         number = {column: i for i, column in enumerate(inner)}
         super().__init__(
@@ -104,7 +103,7 @@ class RoutedPyramid(RoutedNetwork):
         return tuple(scale.permute(0, 2, 3, 1) for scale in image_pyramid(images))
 
     def enter(self, decision: int, activation: Activation) -> Activation:
-        """Run the column that the decision stands behind."""
+        """Scales that come out of the column before a decision."""
         # What waits has its channels last in memory, so it is moved with its channels as the last axis: rows that
         # are picked out stay in one piece each, and the convolutions need not turn them round.
         return tuple(scale.permute(0, 2, 3, 1) for scale in self._run(self.inner[decision], activation))
@@ -116,7 +115,7 @@ class RoutedPyramid(RoutedNetwork):
         return self.classifiers[column](seen)
 
     def _column(self, decision: int, choice: int) -> int:
-        """Return the column that classifies, or the one that follows."""
+        """Column that classifies (choice 0), or that follows."""
         column = self.inner[decision]
         return self.tree[column][choice - 1] if choice else column
 
@@ -129,7 +128,7 @@ class RoutedPyramid(RoutedNetwork):
         return plain(activation[-1]).permute(0, 3, 1, 2).flatten(1)
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return those of the classifier (choice 0) or of the column that follows, with its classifier if it is last.
+        """Parameters of the classifier (choice 0) or of the column that follows, with its classifier if it is last.
 
         The first column runs for all and belongs to no choice.
         """
@@ -140,7 +139,7 @@ class RoutedPyramid(RoutedNetwork):
         return [OwnedParameter(parameter) for part in parts for parameter in part.parameters()]
 
     def static_prefix(self, decision: int, choice: int = 0) -> StaticPyramid:
-        """Return all that a row runs that leaves from a decision by a choice, as a plain network.
+        """Plain network of all that a row runs that leaves from a decision by a choice.
 
         Args:
             decision: Its number.
@@ -208,25 +207,20 @@ def pyramid_static(columns: int, input_shape: Sequence[int], num_classes: int, *
     return route(module, ["classifier"], 1, input_shape=input_shape)
 
 
-def _tree(columns: int, junctions: int) -> tuple[list[list[int]], list[int]]:
-    """Return for each column those that follow it, and its depth; breadth first, so that all point forward."""
+def _tree(columns: int, junctions: int) -> tuple[list[list[int]], list[int], list[str]]:
+    """Columns that follow each column, depths and names such as `column 3 LR`, which tell the turns on the way.
+
+    Breadth first, so that all point forward.
+    """
     tree: list[list[int]] = []
     depth: list[int] = []
-    level = 1
+    names: list[str] = []
+    level = [""]  # the turns on the way to each column of a depth
     for d in range(columns):
-        start = len(tree) + level  # of the next level
-        ways = 0 if d == columns - 1 else 2 if d < junctions else 1
-        for j in range(level):
-            tree.append([start + ways * j + way for way in range(ways)])
-            depth.append(d)
-        level *= ways
-    return tree, depth
-
-
-def _names(tree: list[list[int]], depth: list[int]) -> list[str]:
-    """Return names such as `column 3 LR`: the depth, from 1, and the turns on the way."""
-    turns = [""] * len(tree)
-    for j, following in enumerate(tree):
-        for c, turn in zip(following, "LR", strict=False):
-            turns[c] = turns[j] + (turn if len(following) > 1 else "")
-    return [f"column {d + 1} {turn}".rstrip() for d, turn in zip(depth, turns, strict=True)]
+        start = len(tree) + len(level)  # of the next level
+        turns = [] if d == columns - 1 else ["L", "R"] if d < junctions else [""]
+        tree += [[start + len(turns) * j + way for way in range(len(turns))] for j in range(len(level))]
+        depth += [d] * len(level)
+        names += [f"column {d + 1} {turned}".rstrip() for turned in level]
+        level = [turned + turn for turned in level for turn in turns]
+    return tree, depth, names

@@ -47,7 +47,7 @@ class Column(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(c, eps=EPSILON, momentum=1 - DECAY) for c in outputs[-kept:])
 
     def forward(self, *scales: Tensor, rows: int | None = None) -> tuple[Tensor, ...]:
-        """Compute scales from those of the column before.
+        """Scales from those of the column before.
 
         Args:
             scales: `(r, C, H, W)` each, finest first.
@@ -82,7 +82,7 @@ def max_pool(x: Tensor) -> Tensor:
 
 @fx.wrap
 def average_pool(x: Tensor) -> Tensor:
-    """Do the same with means: `torch.nn.functional.avg_pool2d(x, 2)`, several times as fast where no one trains."""
+    """Do what `torch.nn.functional.avg_pool2d(x, 2)` does, several times as fast where no one trains."""
     if torch.is_grad_enabled() and x.requires_grad:
         return functional.avg_pool2d(x, 2)
     height, width = (size - size % 2 for size in x.shape[-2:])
@@ -109,7 +109,7 @@ class StaticPyramid(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return `(B, num_classes)` logits of `(B, C, H, W)` images."""
+        """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
         scales = image_pyramid(images)
         for column in self.columns:
             scales = column(*scales)

@@ -20,8 +20,6 @@ from routing_gym.networks.resnet_experts import resnet50_experts
 from routing_gym.tasks.checking import image_shape, whole_number
 
 Builder = Callable[..., RoutedNetwork]
-POSITIONAL_OR_KEYWORD, KEYWORD_ONLY = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-VAR_POSITIONAL, VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +58,19 @@ class NetworkSpec:
     @property
     def options(self) -> dict[str, inspect.Parameter]:
         """The network's own options by name, without what the data decides or no text can say."""
-        own = {name: parameter for name, parameter in self.parameters.items() if parameter.kind is KEYWORD_ONLY}
-        return {name: parameter for name, parameter in own.items() if name not in ("num_tasks", "trunk")}
+        others = ("num_tasks", "trunk")
+        return {name: p for name, p in self.parameters.items() if p.kind is p.KEYWORD_ONLY and name not in others}
 
     @property
     def takes_num_blocks(self) -> bool:
         """Whether the number of blocks can be chosen."""
-        kinds = [parameter.kind for parameter in self.parameters.values()]
-        return VAR_POSITIONAL in kinds or kinds.count(POSITIONAL_OR_KEYWORD) > 2
+        kinds = [p.kind.name for p in self.parameters.values()]
+        return "VAR_POSITIONAL" in kinds or kinds.count("POSITIONAL_OR_KEYWORD") > 2
 
     @property
     def takes_num_tasks(self) -> bool:
-        """Whether the network knows how many tasks there are."""
-        return "num_tasks" in self.parameters or any(p.kind is VAR_KEYWORD for p in self.parameters.values())
+        """Whether the network is told how many tasks there are."""
+        return "num_tasks" in self.parameters or any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
 
 
 ROSENBAUM, RAMACHANDRAN = "Rosenbaum et al. 2018", "Ramachandran and Le 2019"
@@ -220,17 +218,14 @@ def make_network(
     if shape is None:
         raise ValueError(f"network {name!r} is made for images of no shape in particular: give input_shape=(C, H, W)")
     num_tasks, num_classes = whole_number("num_tasks", num_tasks), whole_number("num_classes", num_classes)
-    if spec.takes_num_blocks:
-        number = [num_tasks if num_blocks is None else num_blocks]
-    elif num_blocks in (None, num_tasks):  # what it would be by default says nothing
-        number = []
-    else:
+    if not spec.takes_num_blocks and num_blocks not in (None, num_tasks):  # the default says nothing
         raise ValueError(
             f"network {name!r} has no num_blocks to choose: its own options ({', '.join(spec.options)}) say how large "
             f"it is, got num_blocks={num_blocks!r}"
         )
+    blocks = [num_tasks if num_blocks is None else num_blocks] if spec.takes_num_blocks else []
     tasks = {"num_tasks": num_tasks} if spec.takes_num_tasks else {}
     try:
-        return spec.builder(shape, num_classes, *number, **tasks, **options)
+        return spec.builder(shape, num_classes, *blocks, **tasks, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"network {name!r}: {error}") from error

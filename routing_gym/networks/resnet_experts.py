@@ -38,7 +38,7 @@ class Opening(nn.Module):
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what goes into the 3x3 convolution, or into the experts in its place, and the shortcut."""
+        """Input of the 3x3 convolution, or of the experts in its place, and the shortcut."""
         return self.reduce(x), self.shortcut(x)
 
 
@@ -57,7 +57,7 @@ class Closing(nn.Module):
         )
 
     def forward(self, x: Tensor, shortcut: Tensor) -> tuple[Tensor]:
-        """Return the bottleneck's output."""
+        """Output of the bottleneck."""
         return ((self.expand(x) + shortcut).relu(),)
 
 

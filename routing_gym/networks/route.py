@@ -133,7 +133,7 @@ def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
 
 
 def _cpu_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of a module on the CPU, refusing one of another type than images have."""
+    """Copy of a module on the CPU; one of another type than images have is refused."""
     wanted = torch.get_default_dtype()
     for name, parameter in module.named_parameters():
         if parameter.is_meta or parameter.dtype != wanted:
@@ -241,7 +241,7 @@ class RoutedModule(Deployable):
             raise ValueError("routed through its own layers the module gives another output: it cannot be cut there")
 
     def _run_piece(self, number: int, values: dict[int, Tensor], image: Tensor | None = None) -> Activation:
-        """Run the nodes up to the next routed layer (or the end) and return what waits there."""
+        """Values that wait at the next routed layer, or at the end, after the nodes before it have run."""
         assert isinstance(self.module, fx.GraphModule)
         nodes = list(self.module.graph.nodes)
         interpreter = fx.Interpreter(self.module, garbage_collect_values=False)
@@ -258,18 +258,18 @@ class RoutedModule(Deployable):
         return tuple(interpreter.env[nodes[position]] for position in self._carried[number])
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Run the module up to its first routed layer."""
+        """Values that wait at the first routed layer."""
         return self._run_piece(0, {}, images)
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Run the chosen blocks of a layer, then the module up to the next routed layer or its end."""
+        """Values that wait at the next routed layer, or at the end, after the chosen blocks of this one have run."""
         kept = [plain(part) for part in activation]
         values = dict(zip(self._carried[decision], kept, strict=True))
         values[self._cuts[decision]] = self.bank(decision)(kept[0], action)
         return self._run_piece(decision + 1, values)
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
-        """The module with the chosen blocks in their places."""
+        """Traced module with the chosen blocks in their places."""
         module = static_copy(self.module)
         for decision, choice in enumerate(route):
             layer = self.bank(decision).as_modules(choice)
@@ -277,7 +277,7 @@ class RoutedModule(Deployable):
         return [module]
 
     def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedModule:
-        """Return a network like this one with fewer blocks."""
+        """Network like this one with fewer blocks."""
         (module,) = self.static_route([0] * len(kept), 0)
         return RoutedModule(
             module, [decision.name for decision in self.decisions], list(map(len, kept)), *self._made_with

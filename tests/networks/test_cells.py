@@ -124,12 +124,12 @@ def by_hand(network, image, weights):
             seen.append(torch.cat([tensor.mean((1, 2)) for tensor in tensors]))
             mixed = sum(
                 float(weight) * run_by_hand(tensor, conv)
-                for weight, tensor, conv in zip(next(weights), tensors, network.inputs[place].convs, strict=True)
+                for weight, tensor, conv in zip(next(weights), tensors, network.bank(2 * place).blocks, strict=True)
             )
             seen.append(mixed.mean((1, 2)))
             tensors.append(
                 sum(
-                    float(weight) * operated(mixed, choice, network.operations[place].blocks)
+                    float(weight) * operated(mixed, choice, network.bank(2 * place + 1).blocks)
                     for choice, weight in enumerate(next(weights))
                     if weight
                 )
@@ -236,7 +236,10 @@ def test_only_what_is_chosen_runs_and_on_the_rows_that_chose_it():
     network = small(2).train()
     rows = Counter()
     for place in range(8):
-        for kind, modules in (("input", network.inputs[place].convs), ("operation", network.operations[place].blocks)):
+        for kind, modules in (
+            ("input", network.bank(2 * place).blocks),
+            ("operation", network.bank(2 * place + 1).blocks),
+        ):
             for choice, module in enumerate(modules):
                 key = kind, place, choice
                 module.register_forward_hook(lambda m, x, y, key=key: rows.update({key: len(y)}))
