@@ -18,6 +18,9 @@ from torch.optim.sgd import sgd
 from routing_gym.blocks.fast.slices import Plan, Slices, by_part
 from routing_gym.blocks.ownership import PartlyUsed
 
+Options = dict[str, Any]
+Plans = dict[Any, Plan]
+
 
 class _Moves(NamedTuple):
     """Parameters, or parts of them, that take one and the same kind of step: a list of tensors for each column."""
@@ -47,15 +50,15 @@ class UsedOnly(torch.optim.Optimizer):
 
     @staticmethod
     @abstractmethod
-    def moments(group: dict[str, Any]) -> tuple[str, ...]:
+    def moments(group: Options) -> tuple[str, ...]:
         """Names of the running averages that are kept of every parameter of a group."""
 
     @abstractmethod
-    def move(self, group: dict[str, Any], moves: _Moves) -> None:
+    def move(self, group: Options, moves: _Moves) -> None:
         """Take a step with each of some tensors; `steps` count those before it, and are counted on."""
 
     @abstractmethod
-    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> Any:
+    def factors(self, group: Options, used: Tensor, step: Tensor) -> Any:
         """What `move_rows` needs to know of each row.
 
         Args:
@@ -65,9 +68,7 @@ class UsedOnly(torch.optim.Optimizer):
         """
 
     @abstractmethod
-    def move_rows(
-        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
-    ) -> None:
+    def move_rows(self, group: Options, parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any) -> None:
         """Take a step with some rows of a stack, without asking on the host which; tensors are `(k, n)`."""
 
     @torch.no_grad()
@@ -80,7 +81,7 @@ class UsedOnly(torch.optim.Optimizer):
         for group in self.param_groups:
             moments = self.moments(group)
             moves = _Moves([], [], [[] for _ in moments], [])
-            plans: dict[Any, Plan] = {}
+            plans: Plans = {}
             for parameter in group["params"]:
                 if parameter.grad is None or parameter in unused:
                     continue
@@ -145,13 +146,7 @@ class UsedOnly(torch.optim.Optimizer):
         return state
 
     def _move_slices(
-        self,
-        group: dict[str, Any],
-        moves: _Moves,
-        plans: dict[Any, Plan],
-        parameter: nn.Parameter,
-        slices: Slices,
-        used: Tensor | None,
+        self, group: Options, moves: _Moves, plans: Plans, parameter: nn.Parameter, slices: Slices, used: Tensor | None
     ) -> None:
         """Enter those slices of a stack that have been used, as few tensors as can be, or move them at once."""
         state, count, device = self.state[parameter], slices.count, parameter.device
@@ -205,11 +200,11 @@ class Adam(UsedOnly):
         super().__init__(module, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
 
     @staticmethod
-    def moments(group: dict[str, Any]) -> tuple[str, ...]:
+    def moments(group: Options) -> tuple[str, ...]:
         """Names of both averages."""
         return ("exp_avg", "exp_avg_sq")
 
-    def move(self, group: dict[str, Any], moves: _Moves) -> None:
+    def move(self, group: Options, moves: _Moves) -> None:
         """Take a step with each of some tensors."""
         average, square = moves.moments
         options = {name: group[name] for name in ("lr", "weight_decay", "eps")} | {"amsgrad": False, "maximize": False}
@@ -217,7 +212,7 @@ class Adam(UsedOnly):
         options["decoupled_weight_decay"] = self.decoupled
         adam(moves.parameters, moves.grads, average, square, [], moves.steps, fused=True, **options)
 
-    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> tuple[Tensor, ...]:
+    def factors(self, group: Options, used: Tensor, step: Tensor) -> tuple[Tensor, ...]:
         """Rates of both averages, size of the step, addend of the denominator, and decay; 0 or 1 if not used."""
         (beta1, beta2), lr = group["betas"], group["lr"]
         step = step.double()
@@ -226,9 +221,7 @@ class Adam(UsedOnly):
         decay = 1 - lr * group["weight_decay"] * used
         return (1 - beta1) * used, (1 - beta2) * used, size.float(), root.mul_(group["eps"]).float(), decay
 
-    def move_rows(
-        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
-    ) -> None:
+    def move_rows(self, group: Options, parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any) -> None:
         """Take a step with some rows of a stack."""
         (average, square), (first, second, size, eps, decay) = moments, factors
         if group["weight_decay"] and self.decoupled:
@@ -262,24 +255,22 @@ class SGD(UsedOnly):
         super().__init__(module, lr=lr, weight_decay=weight_decay, momentum=momentum)
 
     @staticmethod
-    def moments(group: dict[str, Any]) -> tuple[str, ...]:
+    def moments(group: Options) -> tuple[str, ...]:
         """Name of the average, if there is one."""
         return ("momentum_buffer",) if group["momentum"] else ()
 
-    def move(self, group: dict[str, Any], moves: _Moves) -> None:
+    def move(self, group: Options, moves: _Moves) -> None:
         """Take a step with each of some tensors."""
         buffers: list[Tensor | None] = [*moves.moments[0]] if moves.moments else [None] * len(moves.grads)
         options = {name: group[name] for name in ("lr", "weight_decay", "momentum")}
         options |= {"dampening": 0.0, "nesterov": False, "maximize": False}
         sgd(moves.parameters, moves.grads, buffers, fused=True, **options)
 
-    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    def factors(self, group: Options, used: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Rows to be moved, and the size of the step, 0 if they are not."""
         return used, used * -group["lr"]
 
-    def move_rows(
-        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
-    ) -> None:
+    def move_rows(self, group: Options, parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any) -> None:
         """Take a step with some rows of a stack."""
         used, size = factors
         if group["weight_decay"]:
