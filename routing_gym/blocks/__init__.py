@@ -4,7 +4,7 @@ from routing_gym.blocks.base import FunctionBlocks, Sparse, every_block_runs
 from routing_gym.blocks.converted import allow_small_groups, static_copy
 from routing_gym.blocks.drawing import first_weights
 from routing_gym.blocks.fast.chain import Link, run_chain
-from routing_gym.blocks.fast.grouping import Groups, SortedRows, group, plain
+from routing_gym.blocks.fast.grouping import SortedRows, group, plain
 from routing_gym.blocks.fast.parallel import (
     PathBlocks,
     PathConv2d,
@@ -24,40 +24,9 @@ from routing_gym.blocks.pointwise import conv2d, subsample_first
 from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
 
 __all__ = [
-    "SGD",
-    "Adam",
-    "AdamW",
-    "FunctionBlocks",
-    "Groups",
-    "LinearBlocks",
-    "Link",
-    "ModuleBlocks",
-    "OwnedParameter",
-    "PartlyUsed",
-    "PathBlocks",
-    "PathConv2d",
-    "PathLinear",
-    "PathNorm2d",
-    "PathResidual",
-    "PathSequential",
-    "PathSqueezeExcite",
-    "ResidualBlock",
-    "SkippableBlock",
-    "SortedRows",
-    "Sparse",
-    "UsedOnly",
-    "WithPass",
-    "allow_small_groups",
-    "conv2d",
-    "count_macs",
-    "counting",
-    "every_block_runs",
-    "first_weights",
-    "group",
-    "in_few_sizes",
-    "plain",
-    "probe",
-    "run_chain",
-    "static_copy",
-    "subsample_first",
-]
+    "SGD", "Adam", "AdamW", "FunctionBlocks", "LinearBlocks", "Link", "ModuleBlocks", "OwnedParameter",
+    "PartlyUsed", "PathBlocks", "PathConv2d", "PathLinear", "PathNorm2d", "PathResidual", "PathSequential",
+    "PathSqueezeExcite", "ResidualBlock", "SkippableBlock", "SortedRows", "Sparse", "UsedOnly", "WithPass",
+    "allow_small_groups", "conv2d", "count_macs", "counting", "every_block_runs", "first_weights", "group",
+    "in_few_sizes", "plain", "probe", "run_chain", "static_copy", "subsample_first",
+]  # fmt: skip

@@ -140,7 +140,7 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     @property
     def num_parts(self) -> int:
-        """How many blocks there are."""
+        """Number of blocks, k."""
         return self.num_blocks
 
     def parts(self) -> list[list[OwnedParameter]]:

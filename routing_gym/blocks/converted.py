@@ -45,7 +45,7 @@ def _subclass(kind: Any, plain: Any) -> Any:
 
 
 def _empty(kind: Any, plain: Any) -> nn.Module:
-    """Return what unpickling fills with a state."""
+    """What unpickling fills with a state."""
     cls = _subclass(kind, plain)
     return cls.__new__(cls)
 
@@ -68,7 +68,7 @@ class SmallGroupNorm(Converted):
 
 
 def allow_small_groups(module: ModuleT) -> ModuleT:
-    """Convert every batch norm in a module into a `SmallGroupNorm`; return the module."""
+    """The module, in which every batch norm has become a `SmallGroupNorm`."""
     for part in module.modules():
         if isinstance(part, _BatchNorm) and not isinstance(part, SmallGroupNorm | LazyModuleMixin):
             SmallGroupNorm.convert(part)
@@ -76,7 +76,7 @@ def allow_small_groups(module: ModuleT) -> ModuleT:
 
 
 def static_copy(module: ModuleT) -> ModuleT:
-    """Return a copy of a module with plain batch norms."""
+    """Copy of a module with plain batch norms."""
     copied = copy.deepcopy(module)
     for part in copied.modules():
         if isinstance(part, SmallGroupNorm):

@@ -17,7 +17,7 @@ REDUCTION = 16
 
 
 def double_expert(name: str, channels: int, middle: int) -> nn.Module:
-    """Build one expert of the Omniglot networks (Ramachandran and Le 2019, section 4.2), by name.
+    """Expert of the Omniglot networks (Ramachandran and Le 2019, section 4.2), by name.
 
     - `"conv3"`, `"conv5"`, `"conv7"`: two convolutions of that size one after the other, `middle` channels in between;
     - `"conv1x7"`: 1x7 and then 7x1, `channels` in between whatever `middle` is: it is one 7x7 convolution taken apart;
@@ -30,12 +30,9 @@ def double_expert(name: str, channels: int, middle: int) -> nn.Module:
     and identity end in nothing.
 
     Args:
-        name: One of those above.
+        name: One of those above; an unknown one is refused.
         channels: Channels that come in and go out.
         middle: Channels between the two convolutions of a pair.
-
-    Raises:
-        ValueError: An unknown name.
     """
     if name in SQUARE:
         kernel = (SQUARE[name], SQUARE[name])
@@ -46,7 +43,7 @@ def double_expert(name: str, channels: int, middle: int) -> nn.Module:
 
 
 def single_expert(name: str, channels: int) -> nn.Module:
-    """Build one expert of the ResNet-50 variant (Ramachandran and Le 2019, section 4.2.2), by name.
+    """Expert of the ResNet-50 variant (Ramachandran and Le 2019, section 4.2.2), by name.
 
     - `"conv3"`, `"conv5"`, `"conv7"`: one convolution;
     - `"conv1x7"`: 1x7, batch norm, ReLU, 7x1;
@@ -57,11 +54,8 @@ def single_expert(name: str, channels: int) -> nn.Module:
     behind it are the bottleneck's own, for all experts together.
 
     Args:
-        name: One of those above.
+        name: One of those above; an unknown one is refused.
         channels: Channels that come in and go out.
-
-    Raises:
-        ValueError: An unknown name.
     """
     if name in SQUARE:
         return _conv(channels, channels, (SQUARE[name], SQUARE[name]))
@@ -75,7 +69,7 @@ def single_expert(name: str, channels: int) -> nn.Module:
 
 
 def image_bank(experts: Sequence[nn.Module], input_shape: Sequence[int]) -> ModuleBlocks:
-    """Put experts on images behind one call, their weights laid out with the channels last.
+    """Bank of experts on images, their weights laid out with the channels last.
 
     On a CPU 3x3 pooling is then ten times as fast, and convolutions of 48 channels are a tenth to two fifths faster.
 
@@ -102,12 +96,12 @@ class SqueezeExcite(nn.Module):
         self.scale = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `(B, C, H, W)`, scaled."""
+        """Scaled `(B, C, H, W)`."""
         return x * self.scale(x.mean((2, 3))).unsqueeze(-1).unsqueeze(-1)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return group normalisation with 16 channels per group, as Wu and He (2018) have it.
+    """Group normalisation with 16 channels per group, as Wu and He (2018) have it.
 
     The paper does not say how many. Where 16 do not divide the channels the groups are the smallest ones above.
     """

@@ -32,16 +32,14 @@ def probe(module: nn.Module, run: Callable[[], Any]) -> Any:
 
 
 def count_macs(module: nn.Module, *inputs: Any) -> float:
-    """Count the multiply-accumulates of a module's products of matrices and convolutions.
+    """Multiply-accumulates of a module's products of matrices and convolutions.
+
+    Recurrent layers count every time step and attention its products of queries, keys and values; a bilinear layer uses
+    every weight once. Element-wise work, normalisation and looking up an embedding count nothing.
 
     Args:
         module: Any module; it is run once in eval mode.
         inputs: Its inputs, tensors with a batch of one row: the count is of what is given.
-
-    Returns:
-        Multiply-accumulates. Recurrent layers count every time step and attention its products of queries, keys and
-        values; a bilinear layer uses every weight once. Element-wise work, normalisation and looking up an embedding
-        count nothing.
 
     Warns:
         UserWarning: A part with a matrix of parameters counts nothing, see `counting`.
@@ -52,7 +50,7 @@ def count_macs(module: nn.Module, *inputs: Any) -> float:
 
 
 def cost_of(module: nn.Module, *inputs: Any, known: dict[Any, Any]) -> tuple[float, tuple[int, ...]]:
-    """Count a module's multiply-accumulates, and tell its output's shape, without the batch axis.
+    """Multiply-accumulates of a module for one row, see `count_macs`, and the shape of its output, without batch axis.
 
     Modules that are alike, copies of each other but for the values of their tensors, are run once: in a process where
     all their parts are PyTorch's or this library's, for the same `known` otherwise.
@@ -83,7 +81,7 @@ _EVERY_MODULE_HAS = vars(nn.Module()).keys()
 
 
 def _form(part: nn.Module) -> tuple[Any, ...]:
-    """Return all that a module is but its submodules and the values of its tensors."""
+    """All that a module is but its submodules and the values of its tensors."""
     tensors = part._parameters | part._buffers
     hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
     own = [(name, value) for name, value in vars(part).items() if name not in _EVERY_MODULE_HAS]
@@ -102,13 +100,7 @@ def _form_of_value(value: Any) -> Any:
 
 @contextmanager
 def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
-    """Count the multiply-accumulates of all that runs meanwhile.
-
-    Args:
-        module: What is run.
-
-    Yields:
-        A function that says how many there were so far.
+    """Count the multiply-accumulates of all that runs meanwhile; yields a function that tells how many so far.
 
     Warns:
         UserWarning: In the end, of each part of the module that has run and counted nothing although it holds a matrix
@@ -151,7 +143,7 @@ def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
 
 
 def _holds_a_matrix(part: nn.Module) -> bool:
-    """Tell whether a module has a parameter of its own with at least two axes, other than norms and embeddings do."""
+    """Whether a module has a parameter of its own with at least two axes, other than norms and embeddings do."""
     name = type(part).__name__
     return not ("Norm" in name or "Embedding" in name) and any(
         sum(size > 1 for size in parameter.shape) > 1 for parameter in part.parameters(recurse=False)

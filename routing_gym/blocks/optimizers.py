@@ -8,80 +8,18 @@ slice is treated as a parameter of its own, its count of steps for Adam's bias c
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import defaultdict
-from collections.abc import Iterable
-from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
+from routing_gym.blocks.fast.slices import Plan, Slices, by_part
 from routing_gym.blocks.ownership import PartlyUsed
 
-FEW_RUNS, FEW_NUMBERS = 8, 2048
-"""On a CPU, of more runs of slices than these, with fewer numbers each, going over the whole stack is cheaper."""
-
-
-class _Slices:
-    """The slices of some stacked parameters, and the parts of modules that each belongs to.
-
-    Args:
-        count: How many slices a stack has.
-        places: For each owner its parts, and the slices that belong to these.
-    """
-
-    def __init__(self, count: int, places: dict[PartlyUsed, tuple[list[int], list[int]]]) -> None:
-        self.count = count
-        self._places = [
-            (owner, torch.tensor(parts), None if slices == list(range(count)) else torch.tensor(slices))
-            for owner, (parts, slices) in places.items()
-        ]
-
-    def used(self, device: torch.device) -> Tensor | None:
-        """Return `(count,)` bool: which slices have been used; None where all have, as far as the host can know it."""
-        used = None
-        for number, (owner, parts, slices) in enumerate(self._places):
-            if owner.used is None:
-                continue
-            if parts.device != device:
-                parts, slices = parts.to(device), None if slices is None else slices.to(device)
-                self._places[number] = owner, parts, slices
-            own = owner.used.index_select(0, parts)
-            if slices is not None:  # some belong to no part, or to several
-                own = torch.zeros(self.count, dtype=torch.int32, device=device).index_add_(0, slices, own.int()) > 0
-            used = own if used is None else used & own
-        return None if used is None or (device.type == "cpu" and used.numpy().all()) else used
-
-
-class _Plan:
-    """Which slices take a step: the same for all stacks of these slices whose steps have been counted alike.
-
-    Args:
-        used: `(k,)` bool.
-        steps: `(k,)` float32: how many steps each slice has taken before.
-
-    Attributes:
-        factors: What `move_rows` needs, once somebody has worked it out.
-    """
-
-    def __init__(self, used: Tensor, steps: Tensor) -> None:
-        self.used, self.steps = used, steps
-        self.factors: Any = None
-
-    @cached_property
-    def runs(self) -> tuple[list[int], list[int], Tensor]:
-        """Slices side by side that can be moved as one tensor: sizes of all runs, those used, and their steps."""
-        steps, used = self.steps.numpy(), self.used.numpy()
-        begins = np.ones(len(steps), dtype=bool)
-        begins[1:] = (steps[1:] != steps[:-1]) | (used[1:] != used[:-1])
-        starts = begins.nonzero()[0]
-        chosen = used[starts].nonzero()[0]
-        places = [*starts.tolist(), len(steps)]
-        sizes = [after - before for before, after in zip(places, places[1:], strict=False)]
-        return sizes, chosen.tolist(), torch.from_numpy(steps[starts[chosen]])
+Options = dict[str, Any]
+Plans = dict[Any, Plan]
 
 
 class _Moves(NamedTuple):
@@ -108,31 +46,29 @@ class UsedOnly(torch.optim.Optimizer):
         # PyTorch keeps the counts of what it calls fused beside the parameters.
         super().__init__(list(module.parameters()), {**defaults, "fused": True})
         self._owners = [part for part in module.modules() if isinstance(part, PartlyUsed)]
-        self._slices, self._wholes = _stacks(self._owners), _wholes(self._owners)
+        self._wholes, self._slices = by_part(self._owners)
 
     @staticmethod
     @abstractmethod
-    def moments(group: dict[str, Any]) -> tuple[str, ...]:
-        """Return the names of the running averages that are kept of every parameter of a group."""
+    def moments(group: Options) -> tuple[str, ...]:
+        """Names of the running averages that are kept of every parameter of a group."""
 
     @abstractmethod
-    def move(self, group: dict[str, Any], moves: _Moves) -> None:
+    def move(self, group: Options, moves: _Moves) -> None:
         """Take a step with each of some tensors; `steps` count those before it, and are counted on."""
 
     @abstractmethod
-    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> Any:
-        """Return what `move_rows` needs to know of each row.
+    def factors(self, group: Options, used: Tensor, step: Tensor) -> Any:
+        """What `move_rows` needs to know of each row.
 
         Args:
             group: Options.
-            used: `(k, 1)` bool: the rows to be moved.
-            step: `(k, 1)` float32: which step it is for each of them, 1 for the first.
+            used: `(k, 1)` bool, the rows to be moved.
+            step: `(k, 1)` float32, which step it is for each of them, 1 for the first.
         """
 
     @abstractmethod
-    def move_rows(
-        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
-    ) -> None:
+    def move_rows(self, group: Options, parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any) -> None:
         """Take a step with some rows of a stack, without asking on the host which; tensors are `(k, n)`."""
 
     @torch.no_grad()
@@ -140,12 +76,12 @@ class UsedOnly(torch.optim.Optimizer):
         """Take one step, and forget what has been used."""
         if closure is not None:
             raise ValueError("these optimisers take no closure: compute the loss and its gradients, then call step()")
-        known: dict[_Slices, Tensor | None] = {}
+        known: dict[Slices, Tensor | None] = {}
         unused = self._unused()
         for group in self.param_groups:
             moments = self.moments(group)
             moves = _Moves([], [], [[] for _ in moments], [])
-            plans: dict[Any, _Plan] = {}
+            plans: Plans = {}
             for parameter in group["params"]:
                 if parameter.grad is None or parameter in unused:
                     continue
@@ -153,11 +89,15 @@ class UsedOnly(torch.optim.Optimizer):
                 if slices is not None and slices not in known:
                     known[slices] = slices.used(parameter.device)
                 used = None if slices is None else known[slices]
-                if used is None and (not self.counts or not state["step"].ndim):
-                    _enter(moves, parameter, parameter.grad, (state[name] for name in moments), state.get("step"))
-                else:
-                    assert slices is not None
+                if slices is not None and (used is not None or (self.counts and state["step"].ndim)):
                     self._move_slices(group, moves, plans, parameter, slices, used)
+                    continue
+                moves.parameters.append(parameter)
+                moves.grads.append(parameter.grad)
+                for column, name in zip(moves.moments, moments, strict=True):
+                    column.append(state[name])
+                if self.counts:
+                    moves.steps.append(state["step"])
             if moves.parameters:
                 self.move(group, moves)
         for owner in self._owners:
@@ -165,7 +105,7 @@ class UsedOnly(torch.optim.Optimizer):
                 owner.used = None
 
     def _unused(self) -> set[nn.Parameter]:
-        """Return the parameters that belong as a whole to parts nobody has used: they may have gradients of zero."""
+        """Parameters that belong as a whole to parts nobody has used: they may have gradients of zero."""
         if not self._wholes:
             return set()
         used = {owner: owner.used.tolist() for owner in self._owners if owner.used is not None}
@@ -176,7 +116,7 @@ class UsedOnly(torch.optim.Optimizer):
         }
 
     def form(self, saved: Any) -> dict[int, dict[str, Tensor]]:
-        """Return an example of the state this optimiser may have of every parameter of which there is one in another.
+        """Example of the state this optimiser may have of every parameter of which there is one in another.
 
         Args:
             saved: What `state_dict` of another has given.
@@ -193,7 +133,7 @@ class UsedOnly(torch.optim.Optimizer):
         return form
 
     def _state_of(self, parameter: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
-        """Return a parameter's averages and its count of steps, zeros at first.
+        """A parameter's averages and its count of steps, zeros at first.
 
         The count is of all slices, `()`, until some have been left out; then one for each.
         """
@@ -206,13 +146,7 @@ class UsedOnly(torch.optim.Optimizer):
         return state
 
     def _move_slices(
-        self,
-        group: dict[str, Any],
-        moves: _Moves,
-        plans: dict[Any, _Plan],
-        parameter: nn.Parameter,
-        slices: _Slices,
-        used: Tensor | None,
+        self, group: Options, moves: _Moves, plans: Plans, parameter: nn.Parameter, slices: Slices, used: Tensor | None
     ) -> None:
         """Enter those slices of a stack that have been used, as few tensors as can be, or move them at once."""
         state, count, device = self.state[parameter], slices.count, parameter.device
@@ -220,14 +154,14 @@ class UsedOnly(torch.optim.Optimizer):
         # On a GPU nobody knows whether they were counted alike.
         key = (slices, steps.numpy().tobytes()) if device.type == "cpu" else parameter
         if key not in plans:
-            plans[key] = _Plan(torch.ones(count, dtype=torch.bool, device=device) if used is None else used, steps)
+            plans[key] = Plan(torch.ones(count, dtype=torch.bool, device=device) if used is None else used, steps)
         plan = plans[key]
         assert parameter.grad is not None
         # Views of what is written to: a stack whose slices do not lie in one piece is refused, not moved in a copy.
         written = parameter, *(state[name] for name in self.moments(group))
         own, *moments = (tensor.view(count, -1) for tensor in written)
         stacks = [own, parameter.grad.reshape(count, -1), *moments]
-        if device.type == "cpu" and (len(plan.runs[1]) <= FEW_RUNS or parameter.numel() >= FEW_NUMBERS * count):
+        if plan.goes_by_runs(own):
             sizes, chosen, taken = plan.runs
             for column, stack in zip((moves.parameters, moves.grads, *moves.moments), stacks, strict=True):
                 column.extend(map(torch.split_with_sizes(stack, sizes).__getitem__, chosen))
@@ -239,45 +173,6 @@ class UsedOnly(torch.optim.Optimizer):
             self.move_rows(group, stacks[0], stacks[1], stacks[2:], plan.factors)
         if self.counts:
             state["step"] = plan.steps + plan.used
-
-
-def _enter(moves: _Moves, parameter: Tensor, grad: Tensor, moments: Iterable[Tensor], step: Tensor | None) -> None:
-    moves.parameters.append(parameter)
-    moves.grads.append(grad)
-    for column, moment in zip(moves.moments, moments, strict=True):
-        column.append(moment)
-    if step is not None:
-        moves.steps.append(step)
-
-
-def _wholes(owners: Iterable[PartlyUsed]) -> dict[nn.Parameter, dict[PartlyUsed, list[int]]]:
-    """Return the parameters that belong to parts as a whole, and to which."""
-    wholes: dict[nn.Parameter, dict[PartlyUsed, list[int]]] = {}
-    for owner in owners:
-        for number, part in enumerate(owner.parts()):
-            for owned in part:
-                if owned.index is None:
-                    wholes.setdefault(owned.parameter, {}).setdefault(owner, []).append(number)
-    return wholes
-
-
-def _stacks(owners: Iterable[PartlyUsed]) -> dict[nn.Parameter, _Slices]:
-    """Return the stacked parameters and what their slices belong to; those of the same parts share one object."""
-    places: dict[nn.Parameter, dict[PartlyUsed, tuple[list[int], list[int]]]] = {}
-    for owner in owners:
-        for number, part in enumerate(owner.parts()):
-            for owned in part:
-                if owned.index is not None:
-                    of_owner = places.setdefault(owned.parameter, defaultdict(lambda: ([], [])))
-                    for column, value in zip(of_owner[owner], (number, owned.index), strict=True):
-                        column.append(value)
-    together: dict[Any, _Slices] = {}
-    stacks = {}
-    for parameter, owned_by in places.items():
-        count = len(parameter)
-        key = count, tuple((id(owner), *map(tuple, columns)) for owner, columns in owned_by.items())
-        stacks[parameter] = together.setdefault(key, _Slices(count, owned_by))
-    return stacks
 
 
 class Adam(UsedOnly):
@@ -305,33 +200,20 @@ class Adam(UsedOnly):
         super().__init__(module, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
 
     @staticmethod
-    def moments(group: dict[str, Any]) -> tuple[str, ...]:
-        """Return the names of both averages."""
+    def moments(group: Options) -> tuple[str, ...]:
+        """Names of both averages."""
         return ("exp_avg", "exp_avg_sq")
 
-    def move(self, group: dict[str, Any], moves: _Moves) -> None:
+    def move(self, group: Options, moves: _Moves) -> None:
         """Take a step with each of some tensors."""
         average, square = moves.moments
-        adam(
-            moves.parameters,
-            moves.grads,
-            average,
-            square,
-            [],
-            moves.steps,
-            fused=True,
-            decoupled_weight_decay=self.decoupled,
-            amsgrad=False,
-            maximize=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-        )
+        options = {name: group[name] for name in ("lr", "weight_decay", "eps")} | {"amsgrad": False, "maximize": False}
+        options["beta1"], options["beta2"] = group["betas"]
+        options["decoupled_weight_decay"] = self.decoupled
+        adam(moves.parameters, moves.grads, average, square, [], moves.steps, fused=True, **options)
 
-    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> tuple[Tensor, ...]:
-        """Return rates of both averages, size of the step, addend of the denominator, and decay; 0 or 1 if not used."""
+    def factors(self, group: Options, used: Tensor, step: Tensor) -> tuple[Tensor, ...]:
+        """Rates of both averages, size of the step, addend of the denominator, and decay; 0 or 1 if not used."""
         (beta1, beta2), lr = group["betas"], group["lr"]
         step = step.double()
         root = torch.pow(beta2, step).neg_().add_(1).sqrt_()
@@ -339,9 +221,7 @@ class Adam(UsedOnly):
         decay = 1 - lr * group["weight_decay"] * used
         return (1 - beta1) * used, (1 - beta2) * used, size.float(), root.mul_(group["eps"]).float(), decay
 
-    def move_rows(
-        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
-    ) -> None:
+    def move_rows(self, group: Options, parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any) -> None:
         """Take a step with some rows of a stack."""
         (average, square), (first, second, size, eps, decay) = moments, factors
         if group["weight_decay"] and self.decoupled:
@@ -375,32 +255,22 @@ class SGD(UsedOnly):
         super().__init__(module, lr=lr, weight_decay=weight_decay, momentum=momentum)
 
     @staticmethod
-    def moments(group: dict[str, Any]) -> tuple[str, ...]:
-        """Return the name of the average, if there is one."""
+    def moments(group: Options) -> tuple[str, ...]:
+        """Name of the average, if there is one."""
         return ("momentum_buffer",) if group["momentum"] else ()
 
-    def move(self, group: dict[str, Any], moves: _Moves) -> None:
+    def move(self, group: Options, moves: _Moves) -> None:
         """Take a step with each of some tensors."""
-        sgd(
-            moves.parameters,
-            moves.grads,
-            list(moves.moments[0]) if moves.moments else [None] * len(moves.grads),
-            fused=True,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-        )
+        buffers: list[Tensor | None] = [*moves.moments[0]] if moves.moments else [None] * len(moves.grads)
+        options = {name: group[name] for name in ("lr", "weight_decay", "momentum")}
+        options |= {"dampening": 0.0, "nesterov": False, "maximize": False}
+        sgd(moves.parameters, moves.grads, buffers, fused=True, **options)
 
-    def factors(self, group: dict[str, Any], used: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows to be moved, and the size of the step, 0 if they are not."""
+    def factors(self, group: Options, used: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows to be moved, and the size of the step, 0 if they are not."""
         return used, used * -group["lr"]
 
-    def move_rows(
-        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any
-    ) -> None:
+    def move_rows(self, group: Options, parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any) -> None:
         """Take a step with some rows of a stack."""
         used, size = factors
         if group["weight_decay"]:

@@ -15,7 +15,7 @@ class OwnedParameter:
     """A parameter, or one slice of a stacked one, that belongs to one choice.
 
     Attributes:
-        parameter: The parameter as the optimiser knows it.
+        parameter: As the optimiser knows it.
         index: Position along its first axis, or None for all of it.
     """
 
@@ -51,11 +51,11 @@ class PartlyUsed(nn.Module):
     @property
     @abstractmethod
     def num_parts(self) -> int:
-        """How many parts there are."""
+        """Number of parts."""
 
     @abstractmethod
     def parts(self) -> Sequence[Sequence[OwnedParameter]]:
-        """Return the parameters of every part; one may belong to several, and is used if any of them is."""
+        """Parameters of every part; one may belong to several, and is used if any of them is."""
 
     def note_use(self, part: Tensor, first: int = 0) -> None:
         """Note that some parts have been used; nothing happens without a graph, since nothing is learned then.

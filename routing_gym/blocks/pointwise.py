@@ -36,7 +36,7 @@ class SubsampledConv2d(Converted):
 
 
 def subsample_first(module: ModuleT) -> ModuleT:
-    """Convert every 1x1 convolution with a stride in a module into a `SubsampledConv2d`; return the module."""
+    """The module, in which every 1x1 convolution with a stride has become a `SubsampledConv2d`."""
     for part in module.modules():
         if (
             isinstance(part, nn.Conv2d)
@@ -57,7 +57,7 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Do what `torch.nn.functional.conv2d` does, subsampling first where the kernel is 1x1."""
+    """As `torch.nn.functional.conv2d`, subsampling first where the kernel is 1x1."""
     if has_torch_function((x, weight)):  # a trace comes by, to which this is one operation
         return handle_torch_function(conv2d, (x, weight), x, weight, bias, stride, padding, dilation, groups)
     if _applies(weight.shape[2:], stride, padding):

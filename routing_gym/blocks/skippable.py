@@ -36,11 +36,11 @@ class ResidualBlock(nn.Module):
         self.residual, self.shortcut = residual, shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
+        """Outputs `(B, C, H, W)` of the block."""
         return self.with_shortcut(x, self.shortcut(x))
 
     def with_shortcut(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """Run the block where what its shortcut gives is there already."""
+        """Outputs of the block where what its shortcut gives is there already."""
         return (self.residual(x) + shortcut).relu()
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from routing_gym.blocks import SGD, Adam, AdamW, LinearBlocks, optimizers
+from routing_gym.blocks import SGD, Adam, AdamW, LinearBlocks
+from routing_gym.blocks.fast import slices as movers
 
 KINDS = {
     "adam": (Adam, torch.optim.Adam, {}),
@@ -26,8 +27,8 @@ uses = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max
 def test_a_slice_is_moved_as_a_parameter_of_its_own(monkeypatch_module, kind, few, uses):
     """The reference: every slice a parameter of PyTorch's optimiser, without a gradient where it is not used."""
     ours, theirs, options = KINDS[kind]
-    monkeypatch_module.setattr(optimizers, "FEW_RUNS", 0)
-    monkeypatch_module.setattr(optimizers, "FEW_NUMBERS", few)
+    monkeypatch_module.setattr(movers, "FEW_RUNS", 0)
+    monkeypatch_module.setattr(movers, "FEW_NUMBERS", few)
     numbers = torch.Generator().manual_seed(0)
     blocks = LinearBlocks(4, 3, 2)
     nn.init.normal_(blocks.weight, generator=numbers)

@@ -35,20 +35,17 @@ class Link(NamedTuple):
 
     @property
     def num_choices(self) -> int:
-        """How many choices there are, PASS included."""
+        """Number of choices, PASS included."""
         return len(self.weight) + self.passes
 
 
 def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> Tensor | SortedRows:
-    """Run linear blocks one after the other.
+    """Outputs `(B, out_features)` of linear blocks run one after the other, in the last bank's order where natural.
 
     Args:
         links: L sets of blocks, the outputs of each as wide as the inputs of the next.
         x: `(B, in_features)`.
         plan: `(B, L)` int64: the choice of each row in each set.
-
-    Returns:
-        `(B, out_features)`, in the order of the last set's blocks where that is natural.
     """
     links, x = _autocast(links, x)
     if links[0].weight.dtype not in GROUPED_DTYPES or not len(plan):
@@ -75,7 +72,7 @@ def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> Te
 
 
 def _autocast(links: Sequence[Link], x: Tensor | SortedRows) -> tuple[Sequence[Link], Tensor | SortedRows]:
-    """Return blocks and rows in the type that autocast, where it is on, gives to the products of PyTorch's own."""
+    """Blocks and rows in the type that autocast, where it is on, gives to the products of PyTorch's own."""
     device, dtype = links[0].weight.device.type, links[0].weight.dtype
     if not torch.is_autocast_enabled(device) or dtype not in GROUPED_DTYPES:
         return links, x
@@ -86,7 +83,7 @@ def _autocast(links: Sequence[Link], x: Tensor | SortedRows) -> tuple[Sequence[L
 
 
 def _one_by_one(link: Link, x: Tensor, choice: Tensor) -> Tensor:
-    """Run one set of blocks, one product per block: for zero rows and float64, which `grouped_mm` refuses."""
+    """Outputs of one set of blocks, one product per block: for zero rows and float64, which `grouped_mm` refuses."""
     groups = group(choice, link.num_choices)
     pieces = list(x.index_select(0, groups.order).split(groups.counts))
     for number, (weight, bias) in enumerate(zip(link.weight.unbind(0), link.bias.unbind(0), strict=True)):
@@ -154,7 +151,7 @@ class _Chain(torch.autograd.Function):
 
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor, step: _Step) -> Tensor:
-    """Run the blocks of one layer on rows sorted by their choice."""
+    """Outputs of one layer for rows sorted by their choice."""
     if not step.passes:
         y = _affine(x, weight, bias, step.groups)
         return y.relu_() if step.relu else y
@@ -164,8 +161,6 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor, step: _Step) -> Tensor:
         y = _affine(x, functional.pad(weight, (0, 0, 0, 0, 0, 1)), functional.pad(bias, (0, 0, 0, 1)), step.groups)
         return torch.where(runs, y.relu_() if step.relu else y, x)
     running, groups = _running(step.groups, len(weight))
-    if not running:
-        return x.clone()
     y = torch.empty_like(x)
     y[:running] = _affine(x[:running], weight, bias, groups)
     if step.relu:
@@ -175,15 +170,9 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor, step: _Step) -> Tensor:
 
 
 def _go_back(
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    step: _Step,
-    wanted: Sequence[bool],
-    further: bool,
+    grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, step: _Step, wanted: Sequence[bool], further: bool
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """Return the gradients of weight and bias, where they are wanted, and of the input, where it goes further."""
+    """Gradients of weight and bias, where they are wanted, and of the input, where it goes further."""
     if not step.passes:
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
@@ -197,9 +186,6 @@ def _go_back(
         own = [None if part is None else part[:-1] for part in own]
         return own, None if to_input is None else torch.where(runs, to_input, grad)
     running, groups = _running(step.groups, len(weight))
-    if not running:
-        nothing = [weight.new_zeros(shape) for shape in (weight.shape, (len(weight), weight.shape[2]))]
-        return [part if want else None for part, want in zip(nothing, wanted, strict=True)], grad.clone()
     part = grad[:running]
     if y is not None:
         part = torch.ops.aten.threshold_backward(part, y[:running], 0)
@@ -213,7 +199,7 @@ def _on_host(x: Tensor) -> bool:
 
 
 def _running(groups: Groups, num_blocks: int) -> tuple[int, Groups]:
-    """Return how many rows, the first ones, run a block instead of passing, and their groups; read on the host."""
+    """Number of rows, the first ones, that run a block instead of passing, and their groups; read on the host."""
     running = int(groups.ends[num_blocks - 1])
     return running, groups._replace(block=groups.block[:running], ends=groups.ends[:num_blocks])
 
@@ -233,7 +219,7 @@ def _products_back(
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
-    """Return `x @ weight[c] + bias[c]` for rows sorted by their block c."""
+    """Outputs `x @ weight[c] + bias[c]` for rows sorted by their block c."""
     if not _on_host(x) or len(x) < MANY_ROWS * len(weight):
         return _grouped_mm(x, weight, groups.ends).add_(bias.index_select(0, groups.block))
     # A bias gathered for every row costs more than a call per block that adds it on the way.
@@ -244,37 +230,37 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
 
 
 def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Multiply each run of rows by its own matrix: `(B, i)` and `(k, i, o)` to `(B, o)`; runs end at `ends`."""
+    """Products `(B, o)` of each run of rows `(B, i)` and its own matrix, `(k, i, o)`; runs end at `ends`."""
     inputs, outputs = weight.shape[1:]
     pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
-    if not (pad_in or pad_out):
-        return functional.grouped_mm(x, weight, offs=ends)
-    if _on_host(x):
+    if _on_host(x) and (pad_in or pad_out or not len(x)):
         y = x.new_empty(len(x), outputs)
         for block, rows in _runs(ends):
             torch.mm(x[rows], weight[block], out=y[rows])
         return y
-    x, weight = functional.pad(x, (0, pad_in)), functional.pad(weight, (0, pad_out, 0, pad_in))
-    return functional.grouped_mm(x, weight, offs=ends)[:, :outputs]
+    if pad_in or pad_out:
+        x, weight = functional.pad(x, (0, pad_in)), functional.pad(weight, (0, pad_out, 0, pad_in))
+    y = functional.grouped_mm(x, weight, offs=ends)
+    return y[:, :outputs] if pad_out else y
 
 
 def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
-    """Multiply each run of x, transposed, by the run of grad: `(B, i)` and `(B, o)` to `(k, i, o)`."""
+    """Products `(k, i, o)` of each run of x `(B, i)`, transposed, and the run of grad `(B, o)`."""
     inputs, outputs = x.shape[1], grad.shape[1]
     pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
-    if not (pad_in or pad_out):
-        return functional.grouped_mm(x.t(), grad, offs=ends)
-    if _on_host(x):
+    if _on_host(x) and (pad_in or pad_out or not len(x)):
         product = x.new_zeros(len(ends), inputs, outputs)
         for block, rows in _runs(ends):
             torch.mm(x[rows].t(), grad[rows], out=product[block])
         return product
-    x, grad = functional.pad(x, (0, pad_in)), functional.pad(grad, (0, pad_out))
-    return functional.grouped_mm(x.t(), grad, offs=ends)[:, :inputs, :outputs]
+    if pad_in or pad_out:
+        x, grad = functional.pad(x, (0, pad_in)), functional.pad(grad, (0, pad_out))
+    product = functional.grouped_mm(x.t(), grad, offs=ends)
+    return product[:, :inputs, :outputs] if pad_in or pad_out else product
 
 
 def _missing(width: int, like: Tensor) -> int:
-    """Return how many columns are missing for rows that start at multiples of 16 bytes, as `grouped_mm` wants them.
+    """Number of columns missing for rows to start at multiples of 16 bytes, as `grouped_mm` wants them.
 
     On a CPU a product per block is cheaper than copying the weights into a wider tensor.
     """
@@ -282,7 +268,7 @@ def _missing(width: int, like: Tensor) -> int:
 
 
 def _runs(ends: Tensor) -> Iterator[tuple[int, slice]]:
-    """Yield every block that has rows, and which; read on the host."""
+    """Every block that has rows, and which; read on the host."""
     start = 0
     for block, end in enumerate(ends.tolist()):
         if end > start:

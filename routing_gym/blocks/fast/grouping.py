@@ -29,7 +29,7 @@ class Groups(NamedTuple):
 
     @property
     def counts(self) -> list[int]:
-        """Rows per block, zeros included; copies to the host."""
+        """Rows per block, zeros included; read on the host."""
         ends = self.ends.tolist()
         return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -49,18 +49,18 @@ class SortedRows:
         self.rows, self.place, self.back = rows, place, back
 
     def in_order(self) -> Tensor:
-        """Return the rows in their own order."""
+        """Rows in their own order."""
         ordered = _Permute.apply(self.rows, self.place, self.back)
         assert isinstance(ordered, Tensor)
         return ordered
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """Return some rows, as `Tensor.index_select` does along the first axis."""
+        """Some rows, as of `Tensor.index_select` along the first axis."""
         return self.rows.index_select(dim, self.place.index_select(0, index))
 
 
 def plain(rows: Tensor | SortedRows) -> Tensor:
-    """Return rows in their own order."""
+    """Rows in their own order."""
     return rows if isinstance(rows, Tensor) else rows.in_order()
 
 
@@ -79,17 +79,12 @@ class _Permute(torch.autograd.Function):
 
 
 def group(choice: Tensor, num_blocks: int) -> Groups:
-    """Sort rows by their block.
-
-    Args:
-        choice: `(B,)` int64 in `[0, num_blocks)`.
-        num_blocks: k.
-    """
+    """Rows sorted by their block, `choice`: `(B,)` int64 in `[0, num_blocks)`."""
     return group_plan(choice.unsqueeze(1), [num_blocks])[0]
 
 
 def group_plan(plan: Tensor, num_blocks: Sequence[int]) -> list[Groups]:
-    """Sort rows by their block, for several choices at once; the same choice twice in a row gives the same object.
+    """Rows sorted by their block, for each of L choices; the same choice twice in a row gives the same object.
 
     Args:
         plan: `(B, L)` int64, column i in `[0, num_blocks[i])`.
@@ -125,7 +120,7 @@ def _group_on_host(choices: np.ndarray, num_blocks: Sequence[int]) -> list[Group
 
 @lru_cache(maxsize=8)
 def _counting(layers: int, rows: int) -> np.ndarray:
-    """Return 0 … rows − 1, once for each layer."""
+    """Numbers 0 … rows − 1, `(layers, rows)`."""
     return np.tile(np.arange(rows), layers)
 
 

@@ -32,10 +32,6 @@ class PathConv2d(nn.Module):
         kernel: Height and width.
         stride: Of the convolution; the padding is half of the kernel.
         bias: Add a bias.
-
-    Attributes:
-        weight: `(P, outputs, inputs, kernel, kernel)`.
-        bias: `(P, outputs)` or None.
     """
 
     def __init__(
@@ -50,11 +46,10 @@ class PathConv2d(nn.Module):
             nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
-        """Convolve `(B, inputs, H, W)` by one path, `(B, g * inputs, H, W)` by all, g of P's divisors."""
-        weight = self.weight.flatten(0, 1) if path is None else self.weight[path]
-        bias = None
-        if self.bias is not None:
-            bias = self.bias.flatten() if path is None else self.bias[path]
+        """Outputs of one path for `(B, inputs, H, W)`, of all for `(B, g * inputs, H, W)`, g a divisor of P."""
+        stacks = (self.weight, self.bias)
+        weight, bias = (None if s is None else s.flatten(0, 1) if path is None else s[path] for s in stacks)
+        assert weight is not None
         padding = self.weight.shape[-1] // 2
         return conv2d(x, weight, bias, self.stride, padding, groups=x.shape[1] // self.inputs)
 
@@ -66,13 +61,7 @@ class PathNorm2d(nn.Module):
 
     Args:
         paths: How many there are, P.
-        channels: Channels of one path, C.
-
-    Attributes:
-        weight: `(P, C)`.
-        bias: `(P, C)`.
-        running_mean: `(P, C)`.
-        running_var: `(P, C)`.
+        channels: Channels of one path.
     """
 
     running_mean: Tensor
@@ -86,7 +75,7 @@ class PathNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(paths, channels))
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
-        """Normalise `(B, C, H, W)` of one path, or `(B, P * C, H, W)`."""
+        """Normalised `(B, C, H, W)` of one path, or `(B, P * C, H, W)`."""
         stacks = (self.running_mean, self.running_var, self.weight, self.bias)
         mean, var, weight, bias = (stack.view(-1) if path is None else stack[path] for stack in stacks)
         trains = self.training and x.numel() >= 2 * x.shape[1]
@@ -108,7 +97,7 @@ class PathLinear(nn.Module):
         self.blocks = LinearBlocks(paths, inputs, outputs)
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
-        """Map `(B, inputs)` by one path, `(B, g * inputs)` by all."""
+        """Outputs of one path for `(B, inputs)`, of all for `(B, g * inputs)`."""
         if path is not None:
             return functional.linear(x, self.blocks.weight[path].t(), self.blocks.bias[path])
         return self.blocks.run_each(x.unflatten(1, (-1, self.blocks.in_features))).flatten(1)
@@ -118,7 +107,7 @@ class PathSequential(nn.Sequential):
     """Layers one after the other. Those that treat each number or channel alone may be plain modules."""
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
-        """Run one path, or all."""
+        """Outputs of one path, or of all."""
         for layer in self:
             x = layer(x, path) if isinstance(layer, PATHWISE) else layer(x)
         return x
@@ -137,12 +126,12 @@ class PathResidual(nn.Module):
         self.residual, self.shortcut = residual, shortcut
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
-        """Run one path, or all."""
+        """Outputs of one path, or of all."""
         return functional.relu(self.residual(x, path) + self.shortcut(x, path))
 
 
 class PathSqueezeExcite(nn.Module):
-    """Weighs the channels of each path by a function of their averages (Hu et al. 2018).
+    """Squeeze-and-excitation for each path: scales channels by a function of their averages (Hu et al. 2018).
 
     Args:
         paths: How many there are, P.
@@ -157,7 +146,7 @@ class PathSqueezeExcite(nn.Module):
         )
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
-        """Run one path, or all."""
+        """Scaled `(B, C, H, W)` of one path, or of all."""
         return x * self.squeeze(x.mean((2, 3)), path)[:, :, None, None]
 
 

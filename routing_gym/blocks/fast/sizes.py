@@ -13,7 +13,7 @@ LARGEST = 128
 
 
 def in_few_sizes(module: nn.Module, inputs: Sequence[Tensor], *, whole: bool) -> tuple[Tensor, ...]:
-    """Run a module on rows, filled up with zeros to one of a few numbers of rows.
+    """Outputs of a module for rows that are filled up with zeros to one of a few numbers of rows.
 
     Routing hands a block another number of rows every time. A library of convolutions prepares itself for every size of
     a batch it has not seen lately, which takes longer than a small batch itself.
@@ -43,7 +43,7 @@ def _filled_up(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...
 
 
 def _size_for(count: int) -> int:
-    """Return the next size: up to 4 all, then 6, 8, 12, 16, 24, 32, ...: never more than half as much again."""
+    """The next size: up to 4 all, then 6, 8, 12, 16, 24, 32, ...: never more than half as much again."""
     size = 1
     while size < count:
         size *= 2
