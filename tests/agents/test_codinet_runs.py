@@ -49,7 +49,7 @@ def test_in_the_second_stage_routers_stay_and_decisions_are_hard(router):
 
 
 @pytest.mark.long
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 12))
 def test_the_second_stage_begins_with_the_batch_after_so_many_passes(batches, rows, tenths):
     """`batches` of so many rows are ten passes: what a pass is counted in, adds up to whole passes."""

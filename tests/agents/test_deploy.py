@@ -156,7 +156,7 @@ def test_a_network_of_ones_own_is_pruned_and_extracted(tmp_path):
 
 
 @pytest.mark.long
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data(), recurrent=st.booleans())
 def test_any_routes_are_kept(data, recurrent):
     env = made(num_envs=4, recurrent=recurrent, layers=4, num_blocks=4, images_per_class=3)

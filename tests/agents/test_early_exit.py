@@ -14,10 +14,14 @@ HYBRID = "routing_gym/HybridEarlyExit-v0"
 BATCH = 16
 
 LEARNERS = ["wpl", "reinforce", "q-learning", "sarsa", "actor-critic"]
+ARRANGEMENTS = [{}, {"arrangement": "single"}, {"arrangement": "dispatched", "num_agents": 3}]
+"""Every learner in each, as a table and as approximators in turn: all pairs of the three are there."""
 AGENTS_AND_OPTIONS = [
-    *((name, {"representation": kind}) for name in LEARNERS for kind in ("table", "mlp")),
-    *((name, {"arrangement": kind}) for name in LEARNERS for kind in ("single", "dispatched")),
-    *((name, {"arrangement": "dispatched", "num_agents": 3, "representation": "mlp"}) for name in LEARNERS),
+    *(
+        (name, {"representation": ("table", "mlp")[(number + place) % 2], **arrangement})
+        for number, name in enumerate(LEARNERS)
+        for place, arrangement in enumerate(ARRANGEMENTS)
+    ),
     ("gumbel", {}),
     ("gumbel", {"estimator": "soft"}),
     ("gumbel", {"representation": "mlp"}),

@@ -168,7 +168,7 @@ def an_agent(name, tree, seed, *, rows=3, priced=True, options=None, **env_optio
 
 
 @pytest.mark.long
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @drawn(
     tree=trees(),
     name=st.sampled_from(EXACT),

@@ -13,7 +13,7 @@ from routing_gym.envs import rollout
 
 
 @pytest.mark.long
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     arrangement=st.sampled_from(["per_task", "single", "dispatched"]),
     representation=st.sampled_from(["table", "mlp"]),

@@ -328,7 +328,7 @@ calls = st.lists(
 
 
 @pytest.mark.long
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     calls=calls,
     mode=st.sampled_from(["same_step", "next_step", "disabled"]),

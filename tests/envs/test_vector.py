@@ -24,7 +24,8 @@ from routing_gym.testing import check_vector_env, legal_actions
 
 @pytest.mark.long
 @pytest.mark.parametrize("env_id", routing_gym.env_ids())
-def test_every_id_passes_every_checker(env_id):
+def test_every_id_passes_every_checker(env_id, monkeypatch):
+    monkeypatch.setattr("routing_gym.testing.MIN_STEPS", 16)  # two episodes of the deepest, of most several
     small = quick(env_id)
     env = gymnasium.make_vec(env_id, num_envs=5, autoreset_mode="same_step", **small)
     check_vector_env(env)

@@ -30,7 +30,7 @@ def run(*arguments):
 def test_steps_are_recorded_tabled_and_drawn(tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
     agents = ("wpl", "reinforce", "gumbel", "top-k")
-    arguments = ("--blocks", 2, 3, "--batch", 16, 32, "--rounds", 2, "--out", out)
+    arguments = ("--blocks", 2, 3, "--batch", 16, 32, "--rounds", 1, "--out", out)
     options = ("--agent-options", "reinforce.representation=mlp", "top-k.noise=false")
     assert run("bench", *arguments, "--agents", *agents, *options) == 0
     records = json.loads(out.read_text())

@@ -364,6 +364,7 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
 
     records = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/results.json")}
     assert len(records) == len(labels)
+    monkeypatch.setattr(type(paper), "pictures", lambda *_: [])  # they have been looked at
     assert main([*command[:-6], "--seeds", "3", *command[-4:], "--rows", "=BaseCNN"]) == 0
     assert "| BaseCNN ensemble |" in (out / "parallel-paths.md").read_text()
     assert len(list(out.rglob("seed-*/results.json"))) == len(labels) + 2

@@ -46,7 +46,7 @@ def looked_into(network="basecnn-3-cc", agent="cross-connection", **options):
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 60)
+    monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 30)
 
 
 @pytest.fixture(scope="module")

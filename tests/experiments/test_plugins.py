@@ -20,8 +20,8 @@ def test_the_template_runs_as_written(tmp_path, monkeypatch, capsys):
     assert main(["new-agent", "my-bandit"]) == 0
     command = " ".join(capsys.readouterr().out.split()).partition("Run it: routing-gym ")[2].split()
     assert command[:3] == ["compare", "--plugin", "my_bandit.py"]
-    options = ["--epochs", "12", "--seeds", "1", "--agent-options", "my-bandit.rate=0.2", "--out", "out"]
-    assert main([*command, *options]) == 0
+    options = ["--epochs", "6", "--seeds", "1", "--agent-options", "my-bandit.rate=0.2", "--out", "out"]
+    assert main([*command, *options, "--env-options", "learning_rate=0.005"]) == 0
     records = json.loads((tmp_path / "out" / "results.json").read_text())
     assert records[0]["agent"] == "my-bandit" and records[0]["config"]["rate"] == 0.2
     assert records[0]["test_accuracy"] > 0.96

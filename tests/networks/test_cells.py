@@ -380,7 +380,7 @@ def test_the_environment_keeps_the_contract(action_type, monkeypatch):
 )
 def test_agents_train_on_it(agent, options):
     torch.manual_seed(0)
-    network = make_network("cells-6x32", num_tasks=1, num_classes=CLASSES, input_shape=(1, 16, 16), cells=2, filters=4)
+    network = make_network("cells-6x32", num_tasks=1, num_classes=CLASSES, input_shape=(1, 16, 16), cells=1, filters=2)
     env = RoutingVectorEnv(network, data(), 6, **needs(agent))
     learner = make_agent(agent, env, **options)
     before = copy.deepcopy(network.state_dict())

@@ -65,7 +65,7 @@ shapes = {
 
 
 @pytest.mark.long
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(**shapes)
 def test_a_static_route_equals_each_row_worked_out_by_hand(seed, **shape):
     torch.manual_seed(seed)
@@ -88,7 +88,7 @@ def test_a_static_route_equals_each_row_worked_out_by_hand(seed, **shape):
 
 
 @pytest.mark.long
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(**shapes)
 def test_a_pruned_network_gives_the_same_logits_with_the_blocks_in_use(seed, **shape):
     torch.manual_seed(seed)
