@@ -27,7 +27,7 @@ from routing_gym.envs import (
     core_of,
     is_price,
 )
-from routing_gym.envs.trajectory import is_single
+from routing_gym.envs.rollout import is_single
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
 from routing_gym.networks.actions import of_one_tensor

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from routing_gym.envs import EnvConfig
-from routing_gym.envs.precision import PRECISIONS
+from routing_gym.envs.drive import PRECISIONS
 from routing_gym.experiments.benchmarks.block_skip import NETWORKS, measure_block_skip
 from routing_gym.experiments.benchmarks.convnet import convnet, measure_convnet
 from routing_gym.experiments.benchmarks.early_exit import (

@@ -14,8 +14,7 @@ from torch.nn import functional
 
 from routing_gym.agents import Agent, agent_class, train_batch
 from routing_gym.blocks import count_macs, first_weights
-from routing_gym.envs import EnvConfig, RoutingVectorEnv, rollout
-from routing_gym.envs.precision import forward_pass
+from routing_gym.envs import EnvConfig, Manner, RoutingVectorEnv, rollout
 from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.benchmarks.timing import Steps, against, in_turns, measure
 from routing_gym.experiments.report import Record
@@ -177,7 +176,7 @@ def static_steps(subject: Subject, batch: int) -> Steps:
     def loss() -> Tensor:
         rows = stream.draw(batch).to(dataset.device)
         pixels = dataset.pixels(rows)
-        with forward_pass(subject.precision, dataset.device, graph=torch.is_grad_enabled()):
+        with Manner(precision=subject.precision).forward_pass(dataset.device, graph=torch.is_grad_enabled()):
             logits = network(pixels)
         return functional.cross_entropy(logits.to(pixels.dtype), dataset.label[rows])
 

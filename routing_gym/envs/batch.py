@@ -86,10 +86,9 @@ class Batch:
         """Return what there is to see now."""
         return Seen(self.network, self.state, self.manner)
 
-    def doubt(self, doubtful: Tensor | None) -> None:
+    def doubt(self, doubtful: Tensor) -> None:
         """Remember for the end of the batch that something may not have been allowed, 0-dimensional bool."""
-        if doubtful is not None:
-            self.doubtful = doubtful if self.doubtful is None else self.doubtful | doubtful
+        self.doubtful = doubtful if self.doubtful is None else self.doubtful | doubtful
 
     # ---------------------------------------------------------------------------------------------------------- turns
 
@@ -131,12 +130,9 @@ class Batch:
     ) -> Iterator[tuple[Turn, dict[str, Tensor]]]:
         """Yield the turns of a plan that has been followed at once; the last of them lets the rows out."""
         spent = self.network.route_macs(plan).unbind(1)
-        begun = dataclasses.replace(before, waiting={})  # what waited can go
-        everyone, share = torch.ones_like(before.task, dtype=torch.bool), torch.ones_like(before.macs)
+        begun, seen = dataclasses.replace(before, waiting={}), None  # what waited can go
         for number, (choice, macs) in enumerate(zip(plan.unbind(1), spent, strict=True)):
-            seen = Seen(self.network, begun, self.manner, sole=number)
-            seen.active, seen.choosing, seen.reach = everyone, everyone.unsqueeze(1), share
-            seen.close()
+            seen = Seen.passed(self.network, begun, self.manner, number, seen)
             exits = after.exits if number == len(spent) - 1 else ()
             turn = Turn(seen, choice.unsqueeze(1), macs, exits, after, None, doubtful)
             yield turn, self._take_over(turn)
@@ -144,14 +140,15 @@ class Batch:
     def _take_over(self, turn: Turn) -> dict[str, Tensor]:
         """Go on to where a turn has led, settle the rows that have left, and return what the actions have earned."""
         self.state = dataclasses.replace(turn.after, exits=()) if turn.after.exits else turn.after
-        self.doubt(turn.doubtful)
+        if turn.doubtful is not None:
+            self.doubt(turn.doubtful)
         for exit in turn.exits:
             self._settle(exit, turn.seen)
         if self._throughput is not None and self.manner.graph:
             self._throughput.note(turn)
         for watch in self._watchers:
             watch(turn)
-        return self.rewards.of_turn(turn, self.manner.validate)
+        return self.rewards.of_turn(turn, self.manner.validate) if self.rewards.of_actions else {}
 
     def _settle(self, exit: Exit, seen: Seen) -> None:
         """Work out what rows that have just left earn."""

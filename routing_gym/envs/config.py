@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from gymnasium.vector import AutoresetMode
-from torch import Tensor
 
 from routing_gym.envs.rewards import REWARDS
 from routing_gym.envs.training import OPTIMIZERS, Optimization
@@ -174,10 +173,6 @@ class EnvConfig(Options):
             wanted[task] = True
         return ShuffledStream(wanted[dataset.task.cpu()].nonzero().flatten(), self.seed)
 
-    def draw(self, stream: ShuffledStream, count: int) -> Tensor:
-        """Return `(count,)` on the CPU: the rows of the split that come next, each as often as it is augmented."""
-        return stream.draw(count // self.augmentations).repeat_interleave(self.augmentations)
-
     def _check_augmentations(self, dataset: MultiTaskDataset, num_envs: int) -> None:
         """Refuse several augmentations of an image where nothing augments it, or where they do not fill a batch."""
         if self.augmentations > 1 and self.train and dataset.augmentation is None:
@@ -190,13 +185,6 @@ class EnvConfig(Options):
                 f"num_envs must be a multiple of augmentations={self.augmentations}, so that a batch holds whole "
                 f"images, got {num_envs}"
             )
-
-    def draw_prices(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return `(count,)` on the CPU: what a multiply-accumulate costs each of some instances."""
-        prices = torch.tensor(self.prices, dtype=torch.get_default_dtype())
-        if len(prices) == 1:
-            return prices.expand(count)
-        return prices[torch.randint(len(prices), (count,), generator=generator)]
 
     def optimization(self, rows: int, num_envs: int) -> Optimization:
         """Return how blocks are trained on a split of so many rows; whole batches make an epoch in mode "disabled"."""

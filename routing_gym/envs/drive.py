@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from routing_gym.envs.precision import forward_pass
 from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState, accept
 
 PRICED_MACS = 1e7
 """`observation["price"]` is the cost of so many multiply-accumulates."""
+
+PRECISIONS = ("float32", "bfloat16")
+"""What a network can compute in, see `Manner`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Manner:
     Attributes:
         graph: Keep the graph of the forward pass.
         differentiable: Keep the graph of observations too.
-        precision: What the network computes in, see `forward_pass`.
+        precision: `"float32"`; or `"bfloat16"`, in which products and convolutions are computed, by `torch.autocast`:
+            parameters and their gradients stay float32.
         price: Show the price of computation.
         action_type: `"discrete"` or `"weights"`, if only one of them will do.
         first_legal: Replace a masked integer choice by the first legal one.
@@ -41,9 +44,18 @@ class Manner:
     first_legal: bool = False
     validate: bool | None = True
 
-    def forward_pass(self, device: torch.device, graph: bool) -> AbstractContextManager[None]:
-        """Let a network run on a device, with a graph or without."""
-        return forward_pass(self.precision, device, graph)
+    @contextmanager
+    def forward_pass(self, device: torch.device, graph: bool) -> Iterator[None]:
+        """Let a network run on a device, with a graph or without.
+
+        Nothing that is computed from its logits belongs in here, and no backward pass.
+        """
+        with torch.set_grad_enabled(graph):
+            if self.precision == "float32":
+                yield
+            else:
+                with torch.autocast(device.type, dtype=torch.bfloat16):
+                    yield
 
 
 class Seen(Mapping[str, Tensor]):
@@ -57,7 +69,6 @@ class Seen(Mapping[str, Tensor]):
         network: The network.
         state: Where the rows stand.
         manner: How they are driven.
-        sole: The decision, where who drives knows that all rows are there.
 
     Attributes:
         sole: The decision at which all rows wait, in order, known without asking the device; None where they are
@@ -66,10 +77,9 @@ class Seen(Mapping[str, Tensor]):
         macs: `(B,)` multiply-accumulates executed so far.
     """
 
-    def __init__(self, network: RoutedNetwork, state: RoutingState, manner: Manner, sole: int | None = None) -> None:
+    def __init__(self, network: RoutedNetwork, state: RoutingState, manner: Manner) -> None:
         self.network, self._state, self._manner = network, state, manner
-        self.sole = state.sole if sole is None else sole
-        self._known = sole is not None
+        self.sole = state.sole
         self.task, self.cost, self.macs = state.task, state.price, state.macs
         self._given: dict[str, tuple[Tensor, int]] = {}
 
@@ -130,14 +140,12 @@ class Seen(Mapping[str, Tensor]):
     @cached_property
     def decision(self) -> Tensor:
         """`(B,)` int64: the decision each row is at, N for rows that have left."""
-        if self._known and self.sole is not None:
-            return torch.full_like(self.task, self.sole)
         return self.state.at
 
     @cached_property
     def active(self) -> Tensor:
         """`(B,)` bool: rows that are in the network."""
-        return torch.ones_like(self.task, dtype=torch.bool) if self._known else self.state.active
+        return self.state.active
 
     @cached_property
     def choosing(self) -> Tensor:
@@ -147,17 +155,37 @@ class Seen(Mapping[str, Tensor]):
     @cached_property
     def reach(self) -> Tensor:
         """`(B,)`, detached: the share of each instance that is at its decision, 0 where it has left."""
-        return torch.ones_like(self.macs) if self._known else self.state.reach
+        return self.state.reach
 
     @cached_property
     def mask(self) -> Tensor:
         """`(B, M, A)` bool: what is legal; all True for rows that have left."""
         return self.network.action_mask(self.state)
 
+    @classmethod
+    def passed(
+        cls, network: RoutedNetwork, state: RoutingState, manner: Manner, number: int, like: Seen | None
+    ) -> Seen:
+        """Return what is left to see of a decision at which all rows have been.
+
+        Args:
+            network: The network.
+            state: Where they began.
+            manner: How they are driven.
+            number: The decision.
+            like: Another decision they have all been at.
+        """
+        seen = cls(network, state, manner)
+        seen.sole, seen.decision = number, torch.full_like(state.task, number)
+        seen.active = torch.ones_like(state.task, dtype=torch.bool) if like is None else like.active
+        seen.reach = torch.ones_like(state.macs) if like is None else like.reach
+        seen.choosing = seen.active.unsqueeze(1) if like is None else like.choosing
+        seen._state = None
+        return seen
+
     def close(self) -> None:
         """Let the activations go, and keep what says where the rows were."""
-        if not self._known:
-            _ = self.decision, self.active, self.choosing, self.reach
+        _ = self.decision, self.active, self.choosing, self.reach
         self._state = None
 
 

@@ -21,7 +21,7 @@ class Replayer:
         dataset: The data the routes belong to.
         trainer: The network's optimiser.
         batch: Routes per step.
-        precision: What the network computes in, see `forward_pass`.
+        precision: What the network computes in, see `Manner`.
     """
 
     def __init__(

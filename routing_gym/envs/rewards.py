@@ -164,6 +164,11 @@ class Rewards:
         rho: ρ.
         collaboration: `"frequency"` or `"probability"`.
         share: What has been taken so far.
+
+    Attributes:
+        names_at_exit: Names of the terms for leaving, in their order.
+        of_actions: Whether actions themselves earn anything, as far as that is known when they are done.
+        of_probabilities: Whether the collaboration reward needs the probabilities that agents record.
     """
 
     def __init__(
@@ -175,6 +180,8 @@ class Rewards:
         self.priced, self.rho, self.share = priced, rho, share
         self._frequency = bool(rho) and collaboration == "frequency"
         self.of_probabilities = bool(rho) and collaboration == "probability"
+        self.of_actions = priced or self._frequency or bool(self._at_action)
+        self.names_at_exit = [term.name for term in self._at_exit]
 
     def of_turn(self, turn: Turn, check: bool | None = True) -> dict[str, Tensor]:
         """Return what every action has earned, `(B,)` for each term, 0 for rows that had left; choices are counted.
@@ -198,11 +205,6 @@ class Rewards:
             values |= {"depth": seen.decision, "reach": seen.reach}
             rewards[term.name] = term(values.__getitem__, len(seen.task), check).where(seen.active, 0)
         return rewards
-
-    @property
-    def names_at_exit(self) -> list[str]:
-        """Names of the terms for leaving, in their order."""
-        return [term.name for term in self._at_exit]
 
     def at_exit(self, value: Callable[[str], Tensor], rows: int, check: bool | None = True) -> list[Tensor]:
         """Return what rows earn that leave, `(r,)` for each of `names_at_exit`; arguments as of `RewardTerm`."""

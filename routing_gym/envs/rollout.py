@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from routing_gym.envs.accept import accept_instances
-from routing_gym.envs.drive import Seen, along
-from routing_gym.envs.trajectory import Context, Router, Step, Trajectory, is_single
+from routing_gym.envs.drive import Seen, Turn, along
+from routing_gym.envs.trajectory import Context, Router, Step, Trajectory
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import Action, RoutedNetwork
+from routing_gym.networks.actions import of_one_tensor
 
 
 def core_of(env: Any) -> RoutingVectorEnv:
@@ -24,6 +25,11 @@ def core_of(env: Any) -> RoutingVectorEnv:
     if not isinstance(core, RoutingVectorEnv):
         raise ValueError(f"expected an environment of routing_gym, got {type(inner).__name__}")
     return core
+
+
+def is_single(router: Any, network: RoutedNetwork) -> bool:
+    """Tell whether who decides sees no axis M: where M = 1, all but those who say that they choose for any number."""
+    return network.num_tensors == 1 and getattr(router, "max_tensors", 1) is not None
 
 
 class Asked:
@@ -77,19 +83,27 @@ def rollout(
     Returns:
         The whole episodes. The graph, where one is kept, stays with `env` for `train_blocks`.
     """
-    batch = env.begin(accept_instances(instances, env.num_envs, len(env.dataset), env.config.augmentations))
+    if instances is not None:
+        instances = accept_instances(instances, env.num_envs, len(env.dataset), env.config.augmentations)
+    batch = env.begin(instances)
     plan = router.plan(batch.state.task, deterministic) if hasattr(router, "plan") else None
     asked = Asked(router, env.network, deterministic)
-    steps = []
+    steps: list[Step] = []
+
+    def remember(turn: Turn, rewards: dict[str, Tensor]) -> Step:
+        seen, action = turn.seen, of_one_tensor(turn.action) if asked.single else turn.action
+        steps.append(Step(seen, seen.decision, seen.active, seen.choosing, action, seen.reach, rewards))
+        return steps[-1]
+
     if plan is not None:
         plan = _whole(plan, env)
         turns = batch.follow(plan[..., 0]) if env.network.in_order else None
         for turn, rewards in batch.drive(along(plan)) if turns is None else turns:
-            steps.append(Step.of(turn, asked.single, rewards))
+            remember(turn, rewards)
     else:
         for turn, rewards in batch.drive(asked):
-            steps.append(Step.of(turn, asked.single, rewards))
-            steps[-1].carry, steps[-1].record = asked.before, asked.context.record
+            step = remember(turn, rewards)
+            step.carry, step.record = asked.before, asked.context.record
     if not batch.manner.graph:
         batch.check()
     if env.rewards.of_probabilities:

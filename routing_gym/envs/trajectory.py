@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from routing_gym.envs.drive import Seen, Turn
-from routing_gym.networks import Action, RoutedNetwork
-from routing_gym.networks.actions import of_one_tensor
+from routing_gym.envs.drive import Seen
+from routing_gym.networks import Action
 
 Observation = Mapping[str, Tensor]
 """`activation (B, D)`, `task (B,)`, `depth (B,)`: the decision each row waits at, N for rows that have left."""
@@ -88,11 +87,6 @@ class Router(Protocol):
         """Return an action for every row."""
 
 
-def is_single(router: Any, network: RoutedNetwork) -> bool:
-    """Tell whether who decides sees no axis M: where M = 1, all but those who say that they choose for any number."""
-    return network.num_tensors == 1 and getattr(router, "max_tensors", 1) is not None
-
-
 @dataclasses.dataclass
 class Step:
     """One decision of every instance of a batch, in the form of the agent that made it.
@@ -119,12 +113,6 @@ class Step:
     rewards: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     carry: Tensor | None = None
     record: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-
-    @staticmethod
-    def of(turn: Turn, single: bool, rewards: dict[str, Tensor]) -> Step:
-        """Return what is to be remembered of a turn."""
-        seen, action = turn.seen, of_one_tensor(turn.action) if single else turn.action
-        return Step(seen, seen.decision, seen.active, seen.choosing, action, seen.reach, rewards)
 
     @property
     def reward(self) -> Tensor:

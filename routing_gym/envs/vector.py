@@ -127,6 +127,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             collaboration=config.collaboration,
             share=RunningShare(len(network.decisions), network.num_choices, self.device),
         )
+        self._prices = torch.tensor(config.prices, dtype=torch.get_default_dtype(), device=self.device)
         self.single_observation_space = observation_space(network, self.dataset.num_tasks, config.price)
         self.single_action_space = action_space(network, config.action_type)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -233,7 +234,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self, count: int, instances: Tensor | None, manner: Manner, watchers: Sequence[Watch], keep_exits: bool
     ) -> Batch:
         """Return so many instances at the first decision; fewer than `num_envs` will take the place of some rows."""
-        drawn = (self.config.draw(self.stream, count) if instances is None else instances).to(self.device)
+        times = self.config.augmentations
+        drawn = self.stream.draw(count // times).repeat_interleave(times) if instances is None else instances
+        drawn = drawn.to(self.device)
         augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
         # Every part is asked: a network in train mode may have been built around parts in eval mode.
         if any(part.training != manner.graph for part in self.network.modules()):
@@ -241,9 +244,12 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         if manner.graph and count == self.num_envs:
             self.trainer.begin()
         pixels, task = self.dataset.pixels(drawn, augmentation), self.dataset.task.index_select(0, drawn)
-        prices = self.config.draw_prices(count, self.stream.generator).to(pixels)
+        prices = self._prices
+        if len(prices) > 1:
+            dealt = torch.randint(len(prices), (count,), generator=self.stream.generator)
+            prices = prices[dealt.to(self.device)]
         with manner.forward_pass(self.device, manner.graph):
-            state = self.network.start(pixels, task, instance=drawn, price=prices)
+            state = self.network.start(pixels, task, instance=drawn, price=prices.expand(count))
         return Batch(
             self.network,
             state,
