@@ -85,7 +85,7 @@ def pictures_packed_loosely():
     patch, savefig = pytest.MonkeyPatch(), Figure.savefig
 
     def loosely(figure, file, **options):
-        return savefig(figure, file, **{"pil_kwargs": {"compress_level": 1}, **options, "dpi": 60})
+        return savefig(figure, file, **{"pil_kwargs": {"compress_level": 1}, **options})
 
     patch.setattr(Figure, "savefig", loosely)
     yield

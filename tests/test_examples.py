@@ -41,7 +41,7 @@ def test_examples_run_as_they_say(path, tmp_path, monkeypatch):
     text = path.read_text()
     assert len(text.splitlines()) <= LIMITS.get(path.name, 60)
     command = re.search(r"^routing-gym (.*)$", text, re.M).group(1).split()
-    assert main([*command, "--seeds", "1", "--epochs", "1", "--out", str(tmp_path)]) == 0
+    assert main([*command, "--seeds", "1", "--epochs", "1", "--batch-size", "1024", "--out", str(tmp_path)]) == 0
     agents = command[command.index("--agents") + 1 :]
     records = json.loads((tmp_path / "results.json").read_text())
     assert [record["agent"] for record in records] == agents

@@ -235,11 +235,11 @@ def test_random_places_are_right_for_half():
 def test_routes_of_columns_are_learned_together_with_the_blocks(name, representation):
     """Three tasks that call the same images by other names; by random routes half of the answers are right."""
     network = ColumnsMLP(IMAGE, CLASSES, 3, width=8, layers=2, num_tasks=3)
-    env = columns_env(name, 72, network, learning_rate=0.02)
+    env = columns_env(name, 72, network, learning_rate=0.03)
     options = {} if name == "random" else {"representation": representation}
     if (name, representation) == ("wpl", "table"):
         options["policy_rate"] = 0.02
-    agent = make_agent(name, env, **options).learn(env, 72 * 60)
+    agent = make_agent(name, env, **options).learn(env, 72 * 35)
     accuracy = routing_gym.evaluate(agent, env, split="train").accuracy
     assert accuracy < 0.7 if name == "random" else accuracy > 0.95
 

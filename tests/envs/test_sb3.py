@@ -1,8 +1,5 @@
 """The face for Stable-Baselines3: row by row what the core gives, in numpy."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -18,15 +15,6 @@ from routing_gym.envs import core_of
 from routing_gym.envs.sb3 import RoutingVecEnv
 
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"
-
-
-@pytest.mark.long
-def test_nothing_imports_stable_baselines3_before_it_is_needed():
-    code = (
-        "import sys, routing_gym.agents, routing_gym.experiments.cli\n"
-        "assert not {'stable_baselines3', 'sb3_contrib', 'pandas'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("options", [{"train": False}, {"replay_batch": 4}])

@@ -29,7 +29,7 @@ def run(*arguments):
 @pytest.mark.long
 def test_steps_are_recorded_tabled_and_drawn(tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
-    agents = ("wpl", "reinforce", "gumbel", "top-k")
+    agents = ("reinforce", "gumbel", "top-k")
     arguments = ("--blocks", 2, 3, "--batch", 16, 32, "--rounds", 1, "--out", out)
     options = ("--agent-options", "reinforce.representation=mlp", "top-k.noise=false")
     assert run("bench", *arguments, "--agents", *agents, *options) == 0
@@ -45,9 +45,7 @@ def test_steps_are_recorded_tabled_and_drawn(tmp_path, capsys):
         assert (record["part"], record["device"], record["dtype"]) == ("steps", "cpu", "float32")
         assert record["torch"] == torch.__version__ and record["processor"] and record["accelerator"] is None
     options = {r["agent"]: r["agent_options"] for r in records}
-    assert options == {
-        "wpl": [], "reinforce": ["representation=mlp"], "gumbel": [], "top-k": ["noise=false"],
-    }  # fmt: skip
+    assert options == {"reinforce": ["representation=mlp"], "gumbel": [], "top-k": ["noise=false"]}
     printed = capsys.readouterr().out
     assert "reinforce representation=mlp" in printed and "bench.png" in printed.replace("\n", "")
     assert (tmp_path / "new" / "bench.png").read_bytes().startswith(b"\x89PNG")

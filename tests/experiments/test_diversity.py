@@ -210,8 +210,9 @@ def reproduced(tmp_path_factory):
     out = tmp_path_factory.mktemp("diversity")
     wanted = (DIVERSE, CONVS, "5 experts, k = 2", f"WPL, {OMNIGLOT_EXPERTS}")
     rows = tuple(row for row in DIVERSITY.rows if row.label in wanted)
+    quick = dataclasses.replace(DIVERSITY, rows=rows, settings=(QUICK,), batch_size=96)
     patch = pytest.MonkeyPatch()
-    patch.setitem(reproduce.REPRODUCTIONS, "diversity", dataclasses.replace(DIVERSITY, rows=rows, settings=(QUICK,)))
+    patch.setitem(reproduce.REPRODUCTIONS, "diversity", quick)
     assert main(["reproduce", "diversity", "--out", str(out), "--seeds", "1"]) == 0
     patch.undo()
     return out

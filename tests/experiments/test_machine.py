@@ -8,8 +8,10 @@ import sys
 import pytest
 
 FILL = """
-import os, resource, torch
+import os, resource, sys, torch
+import routing_gym.agents
 from routing_gym.experiments.cli import main
+print("imported", *sys.modules)
 from routing_gym.experiments.machine import give_back_freed_memory
 
 def faults():
@@ -17,7 +19,7 @@ def faults():
     torch.zeros(10_000_000)  # 40 MB, 9 800 pages of the usual size; freed at once
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(*[faults() for _ in range(4)])
+print("before", *[faults() for _ in range(4)])
 os.environ["MALLOC_TOP_PAD_"] = "131072"
 main(["list", "wpl"])
 print("told", *[faults() for _ in range(4)])
@@ -29,16 +31,27 @@ print(faults())
 """
 
 
-@pytest.mark.long
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_a_command_keeps_what_is_freed_unless_the_user_has_said_what_to_do():
-    """Pages that are new each time memory is asked for: before and after a command, and after giving back."""
+@pytest.fixture(scope="module")
+def said():
+    """What the code above prints in an interpreter of its own."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", FILL], env=known, capture_output=True, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
-    (told,) = [[int(number) for number in line[1:]] for line in lines if line[0] == "told"]
-    (kept,) = [[int(number) for number in line[1:]] for line in lines if line[0] == "kept"]
-    given_back, anew = min(map(int, lines[0])), int(lines[-1][0])
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def test_nothing_imports_stable_baselines3_before_it_is_needed(said):
+    (imported,) = [line for line in said if line[0] == "imported"]
+    assert "torch" in imported and not {"stable_baselines3", "sb3_contrib", "pandas"} & set(imported)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_command_keeps_what_is_freed_unless_the_user_has_said_what_to_do(said):
+    """Pages that are new each time memory is asked for: before and after a command, and after giving back."""
+    (told,) = [[int(number) for number in line[1:]] for line in said if line[0] == "told"]
+    (kept,) = [[int(number) for number in line[1:]] for line in said if line[0] == "kept"]
+    (before,) = [[int(number) for number in line[1:]] for line in said if line[0] == "before"]
+    given_back, anew = min(before), int(said[-1][0])
     assert 4 * min(told) > given_back
     assert 4 * kept[-1] < given_back  # once there is a piece that is large enough
     assert 4 * anew > given_back

@@ -227,7 +227,8 @@ def test_a_failing_run_is_named_and_the_others_stand(where, batch, error, tmp_pa
             assert kept == (batch > PER_EPOCH and where != "state_dict")
             assert ("of epoch 1, is in" if kept else "nothing of it is kept in") in last
             assert str(tmp_path / "failing" / "seed-0") in last and table < len(lines) - 2
-        assert run(*arguments[:-3], 1, "--out", tmp_path / "debug", "--debug") == 1
+        arguments = ["compare", *SMALL, "--agents", "failing", "--seeds", 1, "--out", tmp_path / "debug", "--debug"]
+        assert run(*arguments) == 1
         assert f"{type(error).__name__}" in capsys.readouterr().err
 
 

@@ -43,7 +43,7 @@ def strided(network):
     return [name for name, conv in convs if conv.kernel_size == (1, 1) and max(conv.stride) > 1]
 
 
-def train_all(rounds=3):
+def train_all(rounds=2):
     """Let every network take a few backward passes, with small allocations in between."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
