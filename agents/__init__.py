@@ -2,8 +2,11 @@
 
 from routing_gym.agents.actor import Actor, ActorConfig
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
-from routing_gym.agents.base import AGENTS, Agent
-from routing_gym.agents.checkpoint import read
+from routing_gym.agents.base.agent import AGENTS, Agent
+from routing_gym.agents.base.checkpoint import read
+from routing_gym.agents.base.learning import learn, train_batch
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.base.registry import agent_class, load_installed_agents, make_agent, needs, register_agent
 from routing_gym.agents.codinet import CoDiNet, CoDiNetConfig
 from routing_gym.agents.critics import (
     CriticConfig,
@@ -15,7 +18,6 @@ from routing_gym.agents.critics import (
     SampledPragmaticCritic,
 )
 from routing_gym.agents.crossing import CrossConnection, CrossingConfig, CrossPrediction
-from routing_gym.agents.deploy import extract, prune
 from routing_gym.agents.fixed import (
     FixedAgent,
     FixedRoutes,
@@ -35,15 +37,13 @@ from routing_gym.agents.gates import (
     SoftMixture,
     SoftMixtureConfig,
 )
-from routing_gym.agents.growing import add_task
-from routing_gym.agents.learn import learn, train_batch
-from routing_gym.agents.options import AgentConfig
+from routing_gym.agents.parts.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
-from routing_gym.agents.registry import agent_class, load_installed_agents, make_agent, needs, register_agent
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
-from routing_gym.agents.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
 from routing_gym.agents.top_k import TopK, TopKConfig
+from routing_gym.agents.trained.deploy import extract, prune
+from routing_gym.agents.trained.growing import add_task
 from routing_gym.agents.wpl import WPL, WPLConfig
 
 register_agent("wpl", WPL)

@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from routing_gym.agents.multipath import ExactMultipath, MultipathConfig
-from routing_gym.agents.options import not_negative
+from routing_gym.agents.base.options import not_negative
+from routing_gym.agents.parts.multipath import ExactMultipath, MultipathConfig
 from routing_gym.envs import Trajectory
 
 

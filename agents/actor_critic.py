@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.options import AgentConfig, not_negative, share
-from routing_gym.agents.scored import ScoredAgent, ScoredConfig
-from routing_gym.agents.scores import make_scores
+from routing_gym.agents.base.options import AgentConfig, not_negative, share
+from routing_gym.agents.parts.scored import ScoredAgent, ScoredConfig
+from routing_gym.agents.parts.scores import make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Trajectory
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.arrangement import chosen_in
-from routing_gym.agents.multipath import ExactMultipath, Multipath, MultipathConfig
-from routing_gym.agents.options import not_negative, positive, rate
-from routing_gym.agents.tabular import sample
+from routing_gym.agents.base.options import not_negative, positive, rate
+from routing_gym.agents.parts.arrangement import chosen_in
+from routing_gym.agents.parts.multipath import ExactMultipath, Multipath, MultipathConfig
+from routing_gym.agents.parts.tables import sample
 from routing_gym.envs import Context, Observation, SettledExit, Step, Trajectory, classified_right
 from routing_gym.networks import EXIT
 

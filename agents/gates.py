@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.arrangement import Arrangement
-from routing_gym.agents.base import Agent
-from routing_gym.agents.options import AgentConfig, count, positive, share
-from routing_gym.agents.scores import TableScores, make_scores
+from routing_gym.agents.base.agent import Agent
+from routing_gym.agents.base.options import AgentConfig, count, positive, share
+from routing_gym.agents.parts.arrangement import Arrangement
+from routing_gym.agents.parts.scores import TableScores, make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation, Trajectory
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.arrangement import chosen_in
-from routing_gym.agents.options import AgentConfig, count, share
-from routing_gym.agents.scored import ScoredAgent, ScoredConfig
-from routing_gym.agents.scores import TableScores
-from routing_gym.agents.tabular import visits_and_means
+from routing_gym.agents.base.options import AgentConfig, count, share
+from routing_gym.agents.parts.arrangement import chosen_in
+from routing_gym.agents.parts.scored import ScoredAgent, ScoredConfig
+from routing_gym.agents.parts.scores import TableScores
+from routing_gym.agents.parts.tables import visits_and_means
 from routing_gym.envs import Trajectory
 
 

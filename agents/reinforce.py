@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.options import AgentConfig, not_negative, rate
-from routing_gym.agents.scored import ScoredAgent, ScoredConfig
-from routing_gym.agents.tabular import visits_and_means
+from routing_gym.agents.base.options import AgentConfig, not_negative, rate
+from routing_gym.agents.parts.scored import ScoredAgent, ScoredConfig
+from routing_gym.agents.parts.tables import visits_and_means
 from routing_gym.envs import Trajectory
 
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.arrangement import LearningAgent, LearningConfig, chosen_in
-from routing_gym.agents.options import AgentConfig, positive, rate
-from routing_gym.agents.scores import make_scores
-from routing_gym.agents.tabular import look_up, uniform_policy, visits_and_means
+from routing_gym.agents.base.options import AgentConfig, positive, rate
+from routing_gym.agents.parts.arrangement import LearningAgent, LearningConfig, chosen_in
+from routing_gym.agents.parts.scores import make_scores
+from routing_gym.agents.parts.tables import look_up, uniform_policy, visits_and_means
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Trajectory
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.options import AgentConfig, not_negative, positive
-from routing_gym.agents.routers import RouterAgent, RouterConfig, Routers
-from routing_gym.agents.tabular import legal_rows
+from routing_gym.agents.base.options import AgentConfig, not_negative, positive
+from routing_gym.agents.parts.routers import RouterAgent, RouterConfig, Routers
+from routing_gym.agents.parts.tables import legal_rows
 from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import TALR, Context, Observation, Trajectory
 from routing_gym.networks import EXIT, RoutedNetwork, actions

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from routing_gym.agents.arrangement import LearningAgent, LearningConfig, chosen_in
-from routing_gym.agents.options import AgentConfig, positive
-from routing_gym.agents.scores import TableScores, make_scores
+from routing_gym.agents.base.options import AgentConfig, positive
+from routing_gym.agents.parts.arrangement import LearningAgent, LearningConfig, chosen_in
+from routing_gym.agents.parts.scores import TableScores, make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Step
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.checkpoint import origin_of, read, write
-from routing_gym.agents.classify import classify
-from routing_gym.agents.learn import learn
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.tabular import legal_rows
+from routing_gym.agents.base.checkpoint import origin_of, read, write
+from routing_gym.agents.base.learning import learn
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.tables import legal_rows
+from routing_gym.agents.trained.classify import classify
 from routing_gym.envs import (
     PRICED_MACS,
     Context,
@@ -182,7 +182,7 @@ class Agent(nn.Module, ABC):
         return self.update(trajectory) or {}
 
     def learn(self, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> Self:
-        """Train agent and blocks together; see `routing_gym.agents.learn.learn`."""
+        """Train agent and blocks together; see `routing_gym.agents.base.learning.learn`."""
         learn(self, env, episodes, callback)
         return self
 
@@ -262,7 +262,7 @@ class Agent(nn.Module, ABC):
         return back(action), carried
 
     def classify(self, images: Tensor, task: Tensor | None = None, *, k_cpt: float | None = None) -> Tensor:
-        """Return `(B, num_classes)` logits of images; see `routing_gym.agents.classify.classify`."""
+        """Return `(B, num_classes)` logits of images; see `routing_gym.agents.trained.classify.classify`."""
         return classify(self, images, task, k_cpt=k_cpt)
 
     @property

@@ -7,8 +7,8 @@ import re
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
-from routing_gym.agents.base import AGENTS, Agent
-from routing_gym.agents.options import AgentConfig
+from routing_gym.agents.base.agent import AGENTS, Agent
+from routing_gym.agents.base.options import AgentConfig
 from routing_gym.envs import check_types
 from routing_gym.networks import claim
 
