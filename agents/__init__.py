@@ -17,6 +17,7 @@ from routing_gym.agents.critics import (
     SampledOptimisticCritic,
     SampledPragmaticCritic,
 )
+from routing_gym.agents.cross_stitch import CrossStitch, CrossStitchConfig
 from routing_gym.agents.crossing import CrossConnection, CrossingConfig, CrossPrediction
 from routing_gym.agents.fixed import (
     FixedAgent,
@@ -29,18 +30,12 @@ from routing_gym.agents.fixed import (
     TaskSpecificAll,
     TaskSpecificLast,
 )
-from routing_gym.agents.gates import (
-    CrossStitch,
-    CrossStitchConfig,
-    Gumbel,
-    GumbelConfig,
-    SoftMixture,
-    SoftMixtureConfig,
-)
+from routing_gym.agents.gumbel import Gumbel, GumbelConfig
 from routing_gym.agents.parts.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
+from routing_gym.agents.soft_mixture import SoftMixture, SoftMixtureConfig
 from routing_gym.agents.top_k import TopK, TopKConfig
 from routing_gym.agents.trained.deploy import extract, prune
 from routing_gym.agents.trained.growing import add_task

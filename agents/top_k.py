@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.options import AgentConfig, count, not_negative, positive
-from routing_gym.agents.gates import Gate
 from routing_gym.agents.parts.arrangement import Arrangement
 from routing_gym.agents.parts.balancing import chance_of_being_picked, cv_squared, expert_choice
+from routing_gym.agents.parts.gate import Gate
 from routing_gym.agents.parts.scores import make_scores
 from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
 from routing_gym.envs import Context, Observation, Trajectory
