@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.options import AgentConfig, count, not_negative, positive, rate
-from routing_gym.agents.parts.path_losses import consistency, diversity
+from routing_gym.agents.parts.losses import consistency, diversity
 from routing_gym.agents.parts.routers import RouterAgent, RouterConfig, Routers
 from routing_gym.agents.parts.skip_routers import RecurrentRouter, convolutional_routers, linear_routers
 from routing_gym.envs import Context, Observation, Trajectory
