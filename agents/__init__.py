@@ -2,8 +2,11 @@
 
 from routing_gym.agents.actor import Actor, ActorConfig
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
-from routing_gym.agents.base import AGENTS, Agent
-from routing_gym.agents.checkpoint import read
+from routing_gym.agents.base.agent import AGENTS, Agent
+from routing_gym.agents.base.checkpoint import read
+from routing_gym.agents.base.learning import learn, train_batch
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.base.registry import agent_class, load_installed_agents, make_agent, needs, register_agent
 from routing_gym.agents.codinet import CoDiNet, CoDiNetConfig
 from routing_gym.agents.critics import (
     CriticConfig,
@@ -14,8 +17,8 @@ from routing_gym.agents.critics import (
     SampledOptimisticCritic,
     SampledPragmaticCritic,
 )
+from routing_gym.agents.cross_stitch import CrossStitch, CrossStitchConfig
 from routing_gym.agents.crossing import CrossConnection, CrossingConfig, CrossPrediction
-from routing_gym.agents.deploy import extract, prune
 from routing_gym.agents.fixed import (
     FixedAgent,
     FixedRoutes,
@@ -27,23 +30,15 @@ from routing_gym.agents.fixed import (
     TaskSpecificAll,
     TaskSpecificLast,
 )
-from routing_gym.agents.gates import (
-    CrossStitch,
-    CrossStitchConfig,
-    Gumbel,
-    GumbelConfig,
-    SoftMixture,
-    SoftMixtureConfig,
-)
-from routing_gym.agents.growing import add_task
-from routing_gym.agents.learn import learn, train_batch
-from routing_gym.agents.options import AgentConfig
+from routing_gym.agents.gumbel import Gumbel, GumbelConfig
+from routing_gym.agents.parts.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
-from routing_gym.agents.registry import agent_class, load_installed_agents, make_agent, needs, register_agent
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
-from routing_gym.agents.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
+from routing_gym.agents.soft_mixture import SoftMixture, SoftMixtureConfig
 from routing_gym.agents.top_k import TopK, TopKConfig
+from routing_gym.agents.trained.deploy import extract, prune
+from routing_gym.agents.trained.growing import add_task
 from routing_gym.agents.wpl import WPL, WPLConfig
 
 register_agent("wpl", WPL)

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from routing_gym.agents.multipath import ExactMultipath, MultipathConfig
+from routing_gym.agents.parts.multipath import ExactMultipath, MultipathConfig
 from routing_gym.envs import Trajectory
 from routing_gym.options import not_negative
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.scored import ScoredAgent, ScoredConfig
-from routing_gym.agents.scores import make_scores
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.arrangement import mean_of_steps, stacked
+from routing_gym.agents.parts.losses import generalized_advantages, policy_gradient_loss, squared_td_error
+from routing_gym.agents.parts.scored import ScoredAgent, ScoredConfig
+from routing_gym.agents.parts.scores import make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Trajectory
 from routing_gym.options import not_negative, share
@@ -55,39 +57,17 @@ class ActorCritic(ScoredAgent):
         self.values = make_scores(options.representation, self.arrangement, inputs, options.seed + 1, outputs=1)
         self.optimizer = Adam(nn.ModuleList([self.scores, self.values]), lr=self.rate)
 
-    def advantages(self, trajectory: Trajectory, values: Tensor) -> Tensor:
-        """Return `(steps, B)`; 0 where a row had left.
-
-        Args:
-            trajectory: The episodes.
-            values: `(steps, B)`, what the critic thinks of each state.
-        """
-        gamma, steps = self.config.gamma, trajectory.steps
-        ahead = torch.zeros_like(trajectory.final_reward)
-        advantages = []
-        for i in reversed(range(len(steps))):
-            worth = trajectory.final_reward
-            if i + 1 < len(steps):
-                worth = torch.where(steps[i + 1].active, gamma * values[i + 1], worth)
-            error = steps[i].reward + worth - values[i]
-            ahead = steps[i].active * (error + gamma * self.config.gae_lambda * ahead)
-            advantages.append(ahead)
-        return torch.stack(advantages[::-1])
-
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Take one step of actor and critic."""
         config, steps = self.config, trajectory.steps
+        rewards, active = stacked(steps, "reward"), stacked(steps, "active")
         values = torch.stack([self.values(step.observation, self.agent_at(step)).squeeze(-1) for step in steps])
-        advantages = self.advantages(trajectory, values.detach())
-        targets = advantages + values.detach()
-        losses, entropies = [], []
-        for step, advantage, value, target in zip(steps, advantages, values, targets, strict=True):
-            active = step.active.to(value.dtype)
-            log_chosen, entropy = self.chosen(step)
-            gain = advantage * log_chosen + config.entropy * entropy - config.critic * (target - value) ** 2
-            losses.append(-(active * gain).sum())
-            entropies.append((active * entropy.detach()).sum() / active.sum().clamp(min=1))
-        self.descend(torch.stack(losses).sum().div(len(trajectory)))
-        active = torch.stack([step.active for step in steps])
-        value = (values.detach() * active).sum() / active.sum()
-        return {"policy_entropy": torch.stack(entropies).mean(), "value": value}
+        fixed, counting = values.detach(), active.to(values.dtype)
+        advantages = generalized_advantages(
+            rewards, fixed, trajectory.final_reward, active, gamma=config.gamma, lambda_=config.gae_lambda
+        )
+        log_chosen, entropy = self.chosen(steps)
+        actor = policy_gradient_loss(log_chosen, advantages, entropy, counting, config.entropy)
+        self.descend(actor + config.critic * squared_td_error(advantages + fixed, values, counting))
+        value = (fixed * active).sum() / active.sum()
+        return {"policy_entropy": mean_of_steps(entropy.detach(), counting), "value": value}

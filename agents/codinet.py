@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.path_losses import consistency, diversity
-from routing_gym.agents.routers import RouterAgent, RouterConfig, Routers
-from routing_gym.agents.skip_routers import RecurrentRouter, convolutional_routers, linear_routers
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.losses import consistency, diversity
+from routing_gym.agents.parts.routers import RouterAgent, RouterConfig, Routers
+from routing_gym.agents.parts.skip_routers import RecurrentRouter, convolutional_routers, linear_routers
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action
 from routing_gym.options import count, not_negative, positive, rate

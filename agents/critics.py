@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.arrangement import chosen_in
-from routing_gym.agents.multipath import ExactMultipath, Multipath, MultipathConfig
-from routing_gym.agents.tabular import sample
+from routing_gym.agents.parts.arrangement import chosen_in
+from routing_gym.agents.parts.losses import lambda_returns
+from routing_gym.agents.parts.multipath import ExactMultipath, Multipath, MultipathConfig
+from routing_gym.agents.parts.tables import sample
 from routing_gym.envs import Context, Observation, SettledExit, Step, Trajectory, classified_right
 from routing_gym.networks import EXIT
 from routing_gym.options import not_negative, positive, rate
@@ -76,7 +77,7 @@ class ExactCritic(ExactMultipath):
         """
         network, steps = self.env.network, self._steps(trajectory)
         error_at = {(exit.decision, exit.choice): self._error(exit, trajectory) for exit in trajectory.exits}
-        scores = {d: step.record["scores"].masked_fill(~self._legal[d], -torch.inf) for d, step in steps.items()}
+        scores = {d: self.masked(step.record["scores"], step.decision) for d, step in steps.items()}
         unknown = trajectory.loss.new_full((len(trajectory), self.num_choices), -torch.inf)
         utilities = [unknown.clone() for _ in range(self.num_decisions)]
         for number in sorted(steps, reverse=True):  # a decision that masks cut off has no step
@@ -166,15 +167,8 @@ class SampledCritic(Multipath):
 
     Config = SampledCriticConfig
     config: SampledCriticConfig
-
-    @abstractmethod
-    def worth(self, scores: Tensor, earned: Tensor) -> Tensor:
-        """Return `(B,)`: the utility of arriving at a decision.
-
-        Args:
-            scores: `(B, A)`, what the router thinks of its choices; −inf where one is not legal.
-            earned: `(B,)`, the utility of what was drawn there.
-        """
+    td_lambda: ClassVar[float]
+    """How far targets look ahead: 1 for the whole return, 0 for a step."""
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Draw a choice; the best one when deterministic."""
@@ -203,19 +197,20 @@ class SampledCritic(Multipath):
         return self.config.regression * errors.mean() + self.weight_penalty(trajectory)
 
     @torch.no_grad()
-    def utilities(self, trajectory: Trajectory) -> list[Tensor]:
-        """Return for each step `(B,)`: the target of the choice that was drawn."""
-        correct = trajectory.correct
-        error = trajectory.loss if self.config.error == "cross-entropy" else 1 - correct
-        ahead, utilities = -error, []
-        for step in reversed(trajectory.steps):
-            spent = self.env.network.costs[step.decision.clamp(max=self.num_decisions - 1), chosen_in(step)]
-            utility = ahead - trajectory.price * spent
-            scores = step.record["scores"].masked_fill(~self._legal.index_select(0, step.decision), -torch.inf)
-            arrived = self.worth(scores, utility) - trajectory.price * self._router_macs.index_select(0, step.decision)
-            ahead = torch.where(step.active, arrived, ahead)
-            utilities.append(utility)
-        return utilities[::-1]
+    def utilities(self, trajectory: Trajectory) -> Tensor:
+        """Targets `(S, B)` of the choices that were drawn: λ-returns of the negative cost."""
+        steps, price = trajectory.steps, trajectory.price
+        error = trajectory.loss if self.config.error == "cross-entropy" else 1 - trajectory.correct
+        costs, last = self.env.network.costs, self.num_decisions - 1
+        scores = [self.masked(step.record["scores"], step.decision) for step in steps]
+        return lambda_returns(
+            [-(price * costs[step.decision.clamp(max=last), chosen_in(step)]) for step in steps],
+            [of_step.max(-1).values for of_step in scores],
+            -error,
+            [step.active for step in steps],
+            lambda_=self.td_lambda,
+            arrival=[-(price * self._router_macs.index_select(0, step.decision)) for step in steps],
+        )
 
 
 class SampledPragmaticCritic(SampledCritic):
@@ -226,9 +221,7 @@ class SampledPragmaticCritic(SampledCritic):
     variance of the returns.
     """
 
-    def worth(self, scores: Tensor, earned: Tensor) -> Tensor:
-        """Return what was earned."""
-        return earned
+    td_lambda = 1.0
 
 
 class SampledOptimisticCritic(SampledCritic):
@@ -237,6 +230,4 @@ class SampledOptimisticCritic(SampledCritic):
     An approximation: the best score stands for the best cost, which is known to no one who has run a single path.
     """
 
-    def worth(self, scores: Tensor, earned: Tensor) -> Tensor:
-        """Return the best score."""
-        return scores.max(-1).values
+    td_lambda = 0.0

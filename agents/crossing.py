@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.routers import RouterAgent, RouterConfig, Routers
+from routing_gym.agents.parts.routers import RouterAgent, RouterConfig, Routers
 from routing_gym.blocks import LinearBlocks
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import Decision

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base import Agent
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.tabular import legal_rows, look_up, sample, uniform_policy
+from routing_gym.agents.base.agent import Agent
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.tables import legal_rows, look_up, sample, uniform_policy
 from routing_gym.envs import Context, Observation
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.arrangement import chosen_in
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.scored import ScoredAgent, ScoredConfig
-from routing_gym.agents.scores import TableScores
-from routing_gym.agents.tabular import visits_and_means
+from routing_gym.agents.parts.arrangement import chosen_in, stacked
+from routing_gym.agents.parts.losses import lambda_returns, squared_td_error
+from routing_gym.agents.parts.scored import ScoredAgent, ScoredConfig
+from routing_gym.agents.parts.scores import TableScores
+from routing_gym.agents.parts.tables import visits_and_means
 from routing_gym.envs import Trajectory
 from routing_gym.options import count, share
 
@@ -36,20 +34,15 @@ class QLearningConfig(ScoredConfig):
         epsilon: Share of random choices at first.
         epsilon_final: Share of random choices in the end.
         epsilon_episodes: Instances over which the share falls, in a straight line.
-        target_update: Batches after which the copy that gives the targets is renewed; 0 for no copy. Of
-            approximators only.
     """
 
     td_lambda: float = share(0.0)
     epsilon: float = share(1.0)
     epsilon_final: float = share(0.02)
     epsilon_episodes: int = count(50_000)
-    target_update: int = count(0, least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.representation == "table" and self.target_update:
-            raise ValueError(f"{self.owner()}target_update is for representation='mlp', got {self.target_update}")
         if self.representation == "table" and self.learning_rate is not None and self.learning_rate > 1:
             raise ValueError(f"{self.owner()}learning_rate of a table must lie in (0, 1], got {self.learning_rate}")
 
@@ -65,10 +58,6 @@ class QLearning(ScoredAgent):
     Config = QLearningConfig
     config: QLearningConfig
     DEFAULT_RATES = {"table": 0.01, "mlp": 0.001}
-
-    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
-        super().__init__(env, config)
-        self.target = copy.deepcopy(self.scores).requires_grad_(False) if self.config.target_update else None
 
     @property
     def exploration(self) -> float:
@@ -90,48 +79,29 @@ class QLearning(ScoredAgent):
     @torch.no_grad()
     def targets(self, trajectory: Trajectory) -> Tensor:
         """Return `(steps, B)`: what each decision's value should move towards."""
-        judge = self.scores if self.target is None else self.target
-        target, targets = trajectory.final_reward, []
-        for i in reversed(range(len(trajectory.steps))):
-            value = trajectory.final_reward
-            if i + 1 < len(trajectory.steps):
-                following = trajectory.steps[i + 1]
-                scores = judge(following.observation, self.agent_at(following))
-                guess = self.next_value(scores, chosen_in(following))
-                ahead = self.config.gamma * torch.lerp(guess, target, self.config.td_lambda)
-                value = torch.where(following.active, ahead, value)
-            target = trajectory.steps[i].reward + value
-            targets.append(target)
-        return torch.stack(targets[::-1])
+        steps, final = trajectory.steps, trajectory.final_reward
+        scores = [self.scores(step.observation, self.agent_at(step)) for step in steps[1:]]
+        values = [self.next_value(of_step, chosen_in(step)) for of_step, step in zip(scores, steps[1:], strict=True)]
+        rewards, active = [step.reward for step in steps], [step.active for step in steps]
+        gamma, lambda_ = self.config.gamma, self.config.td_lambda
+        return lambda_returns(rewards, [final, *values], final, active, gamma=gamma, lambda_=lambda_)
 
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Move the values of what was chosen towards their targets."""
-        targets = self.targets(trajectory)
+        targets, steps = self.targets(trajectory), trajectory.steps
+        action, active = stacked(steps, "action"), stacked(steps, "active")
         if isinstance(self.scores, TableScores):
-            self._move_table(self.scores.table, trajectory, targets)
+            self._move_table(self.scores.table, self.cells(trajectory) * self.arrangement.num_choices + action, targets)
         else:
-            self._step(trajectory, targets)
-        batch = self.episodes // len(trajectory) + 1  # this one included
-        if self.target is not None and batch % self.config.target_update == 0:
-            self.target.load_state_dict(self.scores.state_dict())
-        active = torch.stack([step.active for step in trajectory.steps])
+            values = self.scores_at(steps).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+            self.descend(0.5 * squared_td_error(targets, values, active))
         return {"value": (targets * active).sum() / active.sum(), "exploration": torch.tensor(self.exploration)}
 
     @torch.no_grad()
-    def _move_table(self, table: Tensor, trajectory: Trajectory, targets: Tensor) -> None:
-        action = torch.stack([chosen_in(step) for step in trajectory.steps])
-        cells = self.cells(trajectory) * self.arrangement.num_choices + action
+    def _move_table(self, table: Tensor, cells: Tensor, targets: Tensor) -> None:
         visits, mean = visits_and_means(cells.flatten(), targets.flatten(), table.numel())
         old = table.flatten()
         table.copy_((old + (1 - (1 - self.rate) ** visits) * (mean - old)).view_as(table))
-
-    def _step(self, trajectory: Trajectory, targets: Tensor) -> None:
-        losses = []
-        for step, target in zip(trajectory.steps, targets, strict=True):
-            scores = self.scores(step.observation, self.agent_at(step))
-            value = scores.gather(-1, chosen_in(step).unsqueeze(-1)).squeeze(-1)
-            losses.append(0.5 * (step.active * (target - value) ** 2).sum())
-        self.descend(torch.stack(losses).sum().div(len(trajectory)))
 
 
 class Sarsa(QLearning):

@@ -8,9 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.scored import ScoredAgent, ScoredConfig
-from routing_gym.agents.tabular import visits_and_means
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.arrangement import mean_of_steps, stacked
+from routing_gym.agents.parts.losses import policy_gradient_loss
+from routing_gym.agents.parts.scored import ScoredAgent, ScoredConfig
+from routing_gym.agents.parts.tables import visits_and_means
 from routing_gym.envs import Trajectory
 from routing_gym.options import not_negative, rate
 
@@ -57,15 +59,11 @@ class Reinforce(ScoredAgent):
         returns, cells = trajectory.returns(self.config.gamma), self.cells(trajectory)
         average = self.average.flatten()
         gains = returns - average[cells] if self.config.baseline == "average" else returns
-        losses, entropies = [], []
-        for step, gain in zip(trajectory.steps, gains, strict=True):
-            active = step.active.to(gain.dtype)
-            log_chosen, entropy = self.chosen(step)
-            losses.append(-(active * (gain * log_chosen + self.config.entropy * entropy)).sum())
-            entropies.append((active * entropy.detach()).sum() / active.sum().clamp(min=1))
-        self.descend(torch.stack(losses).sum().div(len(trajectory)))
+        active = stacked(trajectory.steps, "active").to(gains.dtype)
+        log_chosen, entropy = self.chosen(trajectory.steps)
+        self.descend(policy_gradient_loss(log_chosen, gains, entropy, active, self.config.entropy))
 
         visits, mean = visits_and_means(cells.flatten(), returns.flatten(), average.numel())
         moved = torch.where(visits > 0, average + self.config.baseline_rate * (mean - average), average)
         self.average.copy_(moved.view_as(self.average))
-        return {"policy_entropy": torch.stack(entropies).mean()}
+        return {"policy_entropy": mean_of_steps(entropy.detach(), active)}

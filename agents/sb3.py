@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.base import Agent
-from routing_gym.agents.learn import check_learning
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
-from routing_gym.agents.tabular import sample
+from routing_gym.agents.base.agent import Agent
+from routing_gym.agents.base.learning import check_learning
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
+from routing_gym.agents.parts.tables import sample
 from routing_gym.blocks import count_macs, first_weights
 from routing_gym.envs import Context, Observation, TrainingDivergedError
 from routing_gym.networks import NotFiniteError, actions

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.arrangement import Arrangement
-from routing_gym.agents.balancing import chance_of_being_picked, cv_squared, expert_choice
-from routing_gym.agents.gates import Gate
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.scores import make_scores
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.arrangement import Arrangement
+from routing_gym.agents.parts.gate import Gate
+from routing_gym.agents.parts.losses import chance_of_being_picked, cv_squared
+from routing_gym.agents.parts.scores import make_scores
 from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action, actions
@@ -244,3 +244,35 @@ class TopK(Gate):
     def macs(self, decision: int) -> float:
         """Return what the gate costs; the noise is not counted, it is off when a route is judged."""
         return self.scores.macs()
+
+
+def expert_choice(scores: Tensor, depth: Tensor, k: Tensor, context: Context) -> Tensor:
+    """Let the experts of each decision pick rows (Zhou et al. 2022): every expert gets the same number.
+
+    Affinities are the softmax over experts; each of the n legal experts of a decision takes the ⌈r k / n⌉ rows that
+    like it best out of the r rows there. A row that no expert takes goes to the one it likes best, because these
+    networks have nothing else to carry it on.
+
+    Args:
+        scores: `(B, A)`, −inf where a choice is not legal.
+        depth: `(B,)` int64.
+        k: `(B,)` int64: how many experts a row gets on average.
+        context: Says which rows decide.
+
+    Returns:
+        `(B, A)` weights: the affinities of what was taken, shared out so that each row's sum to 1.
+    """
+    affinity = scores.softmax(-1)
+    taken, active = torch.zeros_like(affinity), context.active
+    for number in depth[active].unique().tolist() if context.sole is None else (context.sole,):
+        rows = (active & (depth == number)).nonzero().flatten()
+        own = affinity.detach().index_select(0, rows)
+        experts = scores[rows[0]].isfinite().nonzero().flatten()
+        capacity = min(len(rows), -(-len(rows) * int(k[rows[0]]) // len(experts)))
+        best = own[:, experts].topk(capacity, 0).indices
+        picked = torch.zeros_like(own).index_put((best, experts.expand_as(best)), own.new_ones(()))
+        taken = taken.index_copy(0, rows, picked)
+    nobody = taken.sum(-1, keepdim=True) == 0
+    taken = torch.where(nobody, functional.one_hot(affinity.argmax(-1), taken.shape[1]).to(taken.dtype), taken)
+    weights = taken * affinity
+    return weights / weights.sum(-1, keepdim=True)

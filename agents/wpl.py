@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.arrangement import LearningAgent, LearningConfig, chosen_in
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.scores import make_scores
-from routing_gym.agents.tabular import look_up, uniform_policy, visits_and_means
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.arrangement import LearningAgent, LearningConfig, mean_of_steps, stacked
+from routing_gym.agents.parts.losses import project, wpl_delta
+from routing_gym.agents.parts.scores import make_scores
+from routing_gym.agents.parts.tables import look_up, uniform_policy, visits_and_means
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Trajectory
 from routing_gym.options import positive, rate
@@ -137,7 +138,8 @@ class WPL(LearningAgent):
         if self.baseline == "policy":
             rows = (table * average).view(-1, self.arrangement.num_choices)
             average = rows.sum(-1, keepdim=True).expand_as(rows).flatten()
-        delta = self._scaled(values - average.index_select(0, cells), table.index_select(0, cells))
+        difference = values - average.index_select(0, cells)
+        delta = wpl_delta(difference, table.index_select(0, cells), self.config.scaling)
         moved = table.index_put((cells,), self.rate * delta, accumulate=True)
         legal = self.arrangement.legal
         self._table.copy_(project(moved.view_as(self._table), self._table, legal, self.config.min_probability))
@@ -146,27 +148,20 @@ class WPL(LearningAgent):
         return {"policy_entropy": entropy.sum() / (len(policy) * exists.sum())}
 
     def _step(self, trajectory: Trajectory, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
-        gains, entropies = [], []
-        averages = self._average.view(-1, self.arrangement.num_choices)
-        for step, cell, value in zip(trajectory.steps, cells, values, strict=True):
-            policy = self.preferences(step.observation, self.agent_at(step))
-            chosen = policy.gather(-1, chosen_in(step).unsqueeze(-1)).squeeze(-1)
-            average = self._average.take(cell)
-            if self.baseline == "policy":
-                average = (policy.detach() * averages[cell // self.arrangement.num_choices]).sum(-1)
-            gains.append((step.choosing * self._scaled(value - average, chosen.detach()) * chosen).sum())
-            entropy = torch.special.entr(policy.detach()).sum(-1)
-            entropies.append((step.choosing * entropy).sum() / step.choosing.sum().clamp(min=1))
+        steps, averages = trajectory.steps, self._average.view(-1, self.arrangement.num_choices)
+        action, choosing = stacked(steps, "action"), stacked(steps, "choosing")
+        policy = torch.stack([self.preferences(step.observation, self.agent_at(step)) for step in steps])
+        chosen = policy.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        average = self._average.take(cells)
+        if self.baseline == "policy":
+            average = (policy.detach() * averages[cells // self.arrangement.num_choices]).sum(-1)
+        delta = wpl_delta(values - average, chosen.detach(), self.config.scaling)
         assert self.optimizer is not None
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(gains).sum().div(-len(trajectory)).backward()
+        (choosing * delta * chosen).sum().div(-len(trajectory)).backward()
         self.optimizer.step()
-        return {"policy_entropy": torch.stack(entropies).mean()}
-
-    def _scaled(self, delta: Tensor, probability: Tensor) -> Tensor:
-        """Scale a gain or loss by how likely the choice was (Algorithm 3, or section 7.4)."""
-        grows = probability if self.config.scaling == "algorithm3" else 1 - probability
-        return delta * torch.where(delta < 0, 1 - grows, grows)
+        entropy = torch.special.entr(policy.detach()).sum(-1)
+        return {"policy_entropy": mean_of_steps(entropy, choosing)}
 
     def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """Return of every choice its flat cell number and its return, both `(steps, B, M)`.
@@ -174,10 +169,10 @@ class WPL(LearningAgent):
         Tensors that did not choose visit the row of instances that have left.
         """
         steps, returns = trajectory.steps, trajectory.returns(self.config.gamma)
-        action, place = torch.stack([chosen_in(step) for step in steps]), self.cells(trajectory).unsqueeze(-1)
+        action, place = stacked(steps, "action"), self.cells(trajectory).unsqueeze(-1)
         if self.num_tensors > 1:  # one alone chooses wherever it is
-            choosing = torch.stack([step.choosing for step in steps])
-            decision = torch.stack([step.decision for step in steps]).unsqueeze(-1)
+            choosing = stacked(steps, "choosing")
+            decision = stacked(steps, "decision").unsqueeze(-1)
             place = torch.where(choosing, place, place - decision + self.arrangement.left_row)
             place = place * self.num_tensors + torch.arange(self.num_tensors, device=place.device)
         return action.add(place, alpha=self.arrangement.num_choices), returns.unsqueeze(-1).expand(action.shape)
@@ -185,24 +180,3 @@ class WPL(LearningAgent):
     def preference_macs(self) -> float:
         """Return what an approximator costs; 0 for a table."""
         return 0.0 if self.scores is None else self.scores.macs()
-
-
-def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:
-    """Bring rows back to probabilities: clip to [0, 1], divide by the sum (Algorithm 3); keep the old row at sum 0.
-
-    Args:
-        moved: `(..., A)`.
-        old: `(..., A)` probabilities.
-        legal: `(..., A)` bool; choices that are not legal stay at 0.
-        floor: Least probability of a legal choice.
-    """
-    clipped = moved.clamp(0, 1) * legal
-    total = clipped.sum(-1, keepdim=True)
-    least = torch.finfo(total.dtype).tiny  # what is smaller cannot be divided by
-    projected = torch.where(total > least, clipped / total.clamp(min=least), old)
-    if floor:
-        # What is above the floor shares what the floors leave.
-        excess = (projected - floor).clamp(min=0) * legal
-        free = 1 - floor * legal.sum(-1, keepdim=True)
-        projected = floor * legal + free * excess / excess.sum(-1, keepdim=True).clamp(min=1e-12)
-    return projected

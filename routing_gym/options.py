@@ -60,7 +60,7 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        hints = type_hints(type(self))  # type: ignore[arg-type]
+        hints = type_hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             known: Collection[Any] = _literals(hints[field.name])
@@ -96,14 +96,12 @@ class Options:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(options) - known):
             raise unexpected(owner, unknown[0], known)
-        check_types(owner, type_hints(cls), options)  # type: ignore[arg-type]
+        check_types(owner, type_hints(cls), options)
         return cls(**options)
 
 
-@functools.cache
-def type_hints(owner: Any) -> dict[str, Any]:
-    """Return the types by name that a function or class is annotated with; finding them takes longer than a network."""
-    return get_type_hints(owner)
+type_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
+"""Types by name of what a function or class is annotated with; finding them takes longer than a small network."""
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:

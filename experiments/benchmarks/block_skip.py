@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents import make_agent, needs
-from routing_gym.agents.classify import classify, route_out
 from routing_gym.agents.codinet import CoDiNet
-from routing_gym.agents.routers import Routers
+from routing_gym.agents.parts.routers import Routers
+from routing_gym.agents.trained.classify import classify, route_out
 from routing_gym.blocks import first_weights
 from routing_gym.envs import RoutingVectorEnv, Seen, drive
 from routing_gym.experiments.benchmarks.convnet import stand_in_images

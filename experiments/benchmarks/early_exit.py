@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents import Agent, make_agent, needs
-from routing_gym.agents.classify import classify, route_out
-from routing_gym.agents.multipath import Multipath
+from routing_gym.agents.parts.multipath import Multipath
+from routing_gym.agents.trained.classify import classify, route_out
 from routing_gym.blocks import first_weights
 from routing_gym.envs import RoutingVectorEnv, Seen, drive
 from routing_gym.experiments.benchmarks.convnet import stand_in_images

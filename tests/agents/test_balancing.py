@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from toys import TREE, ExitTree, small_env
 
 from routing_gym.agents import make_agent, train_batch
-from routing_gym.agents.balancing import chance_of_being_picked, cv_squared, expert_choice
+from routing_gym.agents.parts.losses import chance_of_being_picked, cv_squared
+from routing_gym.agents.top_k import expert_choice
 from routing_gym.envs import Context, Known, rollout
 from routing_gym.networks import RoutedMLP, actions
 

@@ -12,7 +12,7 @@ from skips import M, codinet, learned, skip_env
 from torch import nn
 
 from routing_gym.agents import CoDiNetConfig, needs, train_batch
-from routing_gym.agents.path_losses import consistency, diversity
+from routing_gym.agents.parts.losses import consistency, diversity
 from routing_gym.envs import Context, Known, RoutingVectorEnv, rollout
 from routing_gym.networks import make_network
 from routing_gym.tasks import synthetic_mtl

@@ -14,7 +14,7 @@ from toys import ExitTree, RunSkip, small_env, toy_data
 
 import routing_gym
 from routing_gym.agents import CoDiNetConfig, add_task, make_agent, needs, train_batch
-from routing_gym.agents.routers import RouterAgent
+from routing_gym.agents.parts.routers import RouterAgent
 from routing_gym.envs import rollout
 from routing_gym.networks import RoutedMLP
 

@@ -33,10 +33,9 @@ def test_a_joint_choice_by_hand():
         agent.scores.table[0, 1] = torch.tensor([[0.2, 0.8], [0.3, 0.7]]).log()
     trajectory = rollout(routes, env)
     trajectory.final_reward = torch.tensor([2.0])
-    log_chosen, entropy = agent.chosen(trajectory.steps[0])
-    torch.testing.assert_close((log_chosen, entropy), (torch.tensor([-1.386294]), torch.tensor([1.386294])))  # 2 log 2
-    log_chosen, entropy = agent.chosen(trajectory.steps[1])
-    torch.testing.assert_close((log_chosen, entropy), (torch.tensor([-0.223144]), torch.tensor([0.500402])))
+    log_chosen, entropy = agent.chosen(trajectory.steps)
+    torch.testing.assert_close(log_chosen, torch.tensor([[-1.386294], [-0.223144]]))  # 2 log 2, and of one column
+    torch.testing.assert_close(entropy, torch.tensor([[1.386294], [0.500402]]))
     metrics = agent.receive(trajectory)
     # −2 (e_c − π) from the choice; −H has the slope π_j (log π_j + H), which is 0 for a coin.
     second = [0.4 + 0.5 * 0.2 * (-1.609438 + 0.500402), -0.4 + 0.5 * 0.8 * (-0.223144 + 0.500402)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from toys import TREE, ExitTree
 
 from routing_gym.agents import make_agent
-from routing_gym.agents.multipath import ExactMultipath
+from routing_gym.agents.parts.multipath import ExactMultipath
 from routing_gym.envs import rollout
 
 EXACT = ["actor", "pragmatic-critic", "optimistic-critic"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toys import choice_of, choosers, learned_from, legal_for, of_family, scores_of, small_env, who_decides
 
 from routing_gym.agents import make_agent
-from routing_gym.agents.wpl import project
+from routing_gym.agents.parts.losses import project
 from routing_gym.envs import rollout
 from routing_gym.networks import RoutedMLP
 

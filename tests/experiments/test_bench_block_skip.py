@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from routing_gym.agents.classify import route_out
+from routing_gym.agents.trained.classify import route_out
 from routing_gym.experiments.benchmarks import block_skip
 from routing_gym.experiments.benchmarks.report import tables
 from routing_gym.experiments.cli import main

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from routing_gym.agents import make_agent
-from routing_gym.agents.classify import classify, route_out
+from routing_gym.agents.trained.classify import classify, route_out
 from routing_gym.experiments.benchmarks import early_exit
 from routing_gym.experiments.benchmarks.report import tables
 from routing_gym.experiments.cli import main

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.routers import RouterAgent, RouterConfig, Routers
-from routing_gym.agents.tabular import legal_rows
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.routers import RouterAgent, RouterConfig, Routers
+from routing_gym.agents.parts.tables import legal_rows
 from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import TALR, Context, Observation, Trajectory
 from routing_gym.networks import EXIT, RoutedNetwork, actions
@@ -88,7 +88,11 @@ class Multipath(RouterAgent):
         """Return `(B, A)` scores, −inf where a choice is not legal; those without −inf are recorded, with graph."""
         raw = self.routers(observation, context)
         context.record["scores"] = raw
-        return raw.masked_fill(~self._legal.index_select(0, observation["depth"]), -torch.inf)
+        return self.masked(raw, observation["depth"])
+
+    def masked(self, scores: Tensor, decision: Tensor) -> Tensor:
+        """Scores `(B, A)`, −inf where a choice is not legal at a row's decision, `(B,)`."""
+        return scores.masked_fill(~self._legal.index_select(0, decision), -torch.inf)
 
     def softened(self, scores: Tensor) -> Tensor:
         """Return softmax(s / τ), `(B, A)`; at temperatures near 0 the best choice, and no division by 0."""

@@ -6,17 +6,17 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.checkpoint import origin_of, read, write
-from routing_gym.agents.classify import classify
-from routing_gym.agents.learn import learn
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.tabular import legal_rows
+from routing_gym.agents.base.checkpoint import origin_of, read, write
+from routing_gym.agents.base.learning import learn
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.tables import legal_rows
+from routing_gym.agents.trained.classify import classify
 from routing_gym.envs import (
     PRICED_MACS,
     Context,
@@ -31,7 +31,7 @@ from routing_gym.envs.rollout import is_single
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
 from routing_gym.networks.actions import of_one_tensor
-from routing_gym.options import check_types
+from routing_gym.options import check_types, type_hints
 
 
 class Agent(nn.Module, ABC):
@@ -182,7 +182,7 @@ class Agent(nn.Module, ABC):
         return self.update(trajectory) or {}
 
     def learn(self, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> Self:
-        """Train agent and blocks together; see `routing_gym.agents.learn.learn`."""
+        """Train agent and blocks together; see `routing_gym.agents.base.learning.learn`."""
         learn(self, env, episodes, callback)
         return self
 
@@ -262,7 +262,7 @@ class Agent(nn.Module, ABC):
         return back(action), carried
 
     def classify(self, images: Tensor, task: Tensor | None = None, *, k_cpt: float | None = None) -> Tensor:
-        """Return `(B, num_classes)` logits of images; see `routing_gym.agents.classify.classify`."""
+        """Return `(B, num_classes)` logits of images; see `routing_gym.agents.trained.classify.classify`."""
         return classify(self, images, task, k_cpt=k_cpt)
 
     @property
@@ -363,7 +363,7 @@ class Agent(nn.Module, ABC):
         """Return the agent of a checkpoint; the environment it is made for stays as it is."""
         options = checkpoint["config"]
         check_form(options, {field.name: object for field in dataclasses.fields(cls.Config)}, "config")
-        check_types(f"agent {checkpoint['agent']!r}", get_type_hints(cls.Config), options)
+        check_types(f"agent {checkpoint['agent']!r}", type_hints(cls.Config), options)
         agent = cls(core, cls.Config(**options)).to(core.device)
         agent.name, agent.episodes = checkpoint["agent"], checkpoint["episodes"]
         check_form(checkpoint["agent_state"], agent.state_dict(), "agent_state")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from routing_gym.agents.arrangement import LearningAgent, LearningConfig, chosen_in
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.scores import TableScores, make_scores
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.arrangement import LearningAgent, LearningConfig, stacked
+from routing_gym.agents.parts.losses import joint_choice
+from routing_gym.agents.parts.scores import TableScores, make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Step
 from routing_gym.options import positive
@@ -56,21 +58,14 @@ class ScoredAgent(LearningAgent):
         """Return the scores, where they are in a table."""
         return self.scores.of_all_rows() if isinstance(self.scores, TableScores) else None
 
-    def chosen(self, step: Step) -> tuple[Tensor, Tensor]:
-        """Recompute a step, with graph.
+    def chosen(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+        """Log-probability of what was chosen and entropy of the policy, `(S, B)` each, recomputed with graph."""
+        choosing = None if self.max_tensors is not None else stacked(steps, "choosing")
+        return joint_choice(self.scores_at(steps).log_softmax(-1), stacked(steps, "action"), choosing)
 
-        Returns:
-            `(B,)`, the log-probability of what was chosen, and `(B,)`, the entropy of the policy; both summed over the
-            tensors that chose.
-        """
-        log_policy = self.preferences(step.observation, self.agent_at(step)).log_softmax(-1)
-        log_chosen = log_policy.gather(-1, chosen_in(step).unsqueeze(-1)).squeeze(-1)
-        # 0 · (−inf) of what is not legal counts as 0.
-        least = torch.finfo(log_policy.dtype).min
-        entropy = -(log_policy.exp() * log_policy.clamp(min=least)).sum(-1)
-        if self.max_tensors is not None:
-            return log_chosen, entropy
-        return log_chosen.where(step.choosing, 0).sum(-1), entropy.where(step.choosing, 0).sum(-1)
+    def scores_at(self, steps: Sequence[Step]) -> Tensor:
+        """Scores `(S, B, ..., A)` of whoever decided at each step, recomputed with graph."""
+        return torch.stack([self.scores(step.observation, self.agent_at(step)) for step in steps])
 
     def descend(self, loss: Tensor) -> None:
         """Take one step down a loss."""

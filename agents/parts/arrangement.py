@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections import ChainMap
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base import Agent
-from routing_gym.agents.options import AgentConfig
-from routing_gym.agents.tabular import legal_rows, sample
+from routing_gym.agents.base.agent import Agent
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.tables import legal_rows, sample
 from routing_gym.envs import Context, Known, Observation, RoutingVectorEnv, Step, Trajectory
 from routing_gym.options import count, share
 
@@ -260,12 +261,23 @@ class LearningAgent(Agent):
 
     def cells(self, trajectory: Trajectory) -> Tensor:
         """Return the flat number agent · rows + row of every decision, `(steps, B)`."""
-        row = torch.stack([step.decision for step in trajectory.steps])
+        row = stacked(trajectory.steps, "decision")
         if self.arrangement.dispatch_row is None:
             agent = self.arrangement.agent_of(trajectory.task)
         else:
             agent = torch.stack([self.agent_at(step) for step in trajectory.steps])
         return row.add(agent, alpha=self.arrangement.num_rows)
+
+
+def stacked(steps: Sequence[Step], field: str) -> Tensor:
+    """A field of all steps, `(S, B, ...)`."""
+    return torch.stack([getattr(step, field) for step in steps])
+
+
+def mean_of_steps(values: Tensor, counting: Tensor) -> Tensor:
+    """Mean over the steps of the mean over what counts there, 0-dimensional; both `(S, ...)`."""
+    values, counting = (counting * values).flatten(1), counting.flatten(1)
+    return (values.sum(1) / counting.sum(1).clamp(min=1)).mean()
 
 
 def _detached(observation: Observation) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.options import AgentConfig
+from routing_gym.agents.base.options import AgentConfig
 from routing_gym.envs import Observation
 from routing_gym.options import count, not_negative, positive, share
 

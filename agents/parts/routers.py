@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.base import Agent
-from routing_gym.agents.options import AgentConfig
+from routing_gym.agents.base.agent import Agent
+from routing_gym.agents.base.options import AgentConfig
 from routing_gym.blocks import allow_small_groups, count_macs, first_weights
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import RoutedNetwork

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from routing_gym.agents.arrangement import LearningConfig
-from routing_gym.agents.base import Agent
+from routing_gym.agents.base.agent import Agent
+from routing_gym.agents.parts.arrangement import LearningConfig
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.tasks import MultiTaskDataset
 

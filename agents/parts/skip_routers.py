@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.routers import Routers
+from routing_gym.agents.parts.routers import Routers
 from routing_gym.blocks import first_weights
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import RoutedNetwork

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.base import Agent
+from routing_gym.agents.base.agent import Agent
 from routing_gym.agents.fixed import FixedRoutes, FixedRoutesConfig
 from routing_gym.blocks import probe
 from routing_gym.envs import evaluate

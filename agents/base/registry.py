@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from importlib.metadata import entry_points
-from typing import Any, get_type_hints
+from typing import Any
 
-from routing_gym.agents.base import AGENTS, Agent
-from routing_gym.agents.options import AgentConfig
+from routing_gym.agents.base.agent import AGENTS, Agent
+from routing_gym.agents.base.options import AgentConfig
 from routing_gym.networks import claim
-from routing_gym.options import check_types
+from routing_gym.options import check_types, type_hints
 
 
 def register_agent(name: str, cls: type[Agent]) -> None:
@@ -73,7 +73,7 @@ def make_agent(name: str, env: Any, **config: Any) -> Agent:
     known = {field.name for field in dataclasses.fields(cls.Config)}
     if unknown := sorted(set(config) - known):
         raise ValueError(f"agent {name!r} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}")
-    check_types(f"agent {name!r}", get_type_hints(cls.Config), config)
+    check_types(f"agent {name!r}", type_hints(cls.Config), config)
     agent = cls(env, cls.Config(**config))
     agent.name = name
     return agent.to(agent.env.device)

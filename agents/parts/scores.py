@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.arrangement import Arrangement
-from routing_gym.agents.tabular import look_up
+from routing_gym.agents.parts.arrangement import Arrangement
+from routing_gym.agents.parts.tables import look_up
 from routing_gym.blocks import LinearBlocks, OwnedParameter, PartlyUsed, first_weights, plain, run_chain
 from routing_gym.envs import Observation
 

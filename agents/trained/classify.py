@@ -14,7 +14,7 @@ from routing_gym.networks import RoutingState, Waiting
 from routing_gym.tasks.checking import integer_tensor, to_tensor
 
 if TYPE_CHECKING:
-    from routing_gym.agents.base import Agent
+    from routing_gym.agents.base.agent import Agent
 
 
 @torch.no_grad()

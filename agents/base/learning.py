@@ -16,7 +16,7 @@ from routing_gym.networks import NotFiniteError
 from routing_gym.tasks.checking import whole_number
 
 if TYPE_CHECKING:
-    from routing_gym.agents.base import Agent
+    from routing_gym.agents.base.agent import Agent
 
 REPORTED = ("loss", "accuracy", "reward", "macs")
 """What is reported of every batch, besides what the agent says."""

@@ -1,0 +1,67 @@
+"""Cross-stitch (Misra et al. 2016)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.gate import Gate
+from routing_gym.blocks import Adam
+from routing_gym.envs import Context, Observation, Trajectory
+from routing_gym.options import positive, share
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossStitchConfig(AgentConfig):
+    """Options of cross-stitch.
+
+    Attributes:
+        learning_rate: Step size of Adam on the weights.
+        own: What a column takes of its own activation at first; the others share the rest.
+    """
+
+    learning_rate: float = positive(0.01)
+    own: float = share(0.9)
+
+
+class CrossStitch(Gate):
+    """Cross-stitch (Misra et al. 2016): a column per task, each fed with a learned mixture of all columns.
+
+    input_j = Σ_i w_ij v_i before every routed layer, w free real numbers (Rosenbaum et al. 2018, section 4). Its
+    environment is made with `form="columns"`: as many columns as blocks, and the task's own column gives the answer.
+    """
+
+    Config = CrossStitchConfig
+    config: CrossStitchConfig
+    max_tensors = None
+    env_kwargs = {"form": "columns"}
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        columns, own = self.num_choices, self.config.own
+        if self.num_tasks > columns:
+            raise ValueError(
+                f"agent {self.name!r} needs a column for each of the {self.num_tasks} tasks, this network has {columns}"
+            )
+        others = (1 - own) / (columns - 1) if columns > 1 else 0.0
+        weight = torch.full((columns, columns), others).fill_diagonal_(own)
+        # One row more, for rows that have left.
+        self.weight = nn.Parameter(weight.repeat(self.num_decisions + 1, 1, 1))
+        self.optimizer = Adam(self, lr=self.config.learning_rate)
+
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
+        """Return None: every column runs, whatever the weights are."""
+        return None
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Return `(B, M, M)`: how much of each column goes to each, the same in training and evaluation."""
+        return self.weight.index_select(0, observation["depth"])
+
+    @property
+    def sees_price(self) -> bool:
+        """It does not look at the instance."""
+        return False

@@ -1,0 +1,104 @@
+"""Gumbel-softmax gates (Jang et al. 2017; Maddison et al. 2017)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.arrangement import Arrangement
+from routing_gym.agents.parts.gate import Gate
+from routing_gym.agents.parts.scores import TableScores, make_scores
+from routing_gym.blocks import Adam
+from routing_gym.envs import Context, Observation
+from routing_gym.options import count, positive
+
+
+@dataclasses.dataclass(frozen=True)
+class GumbelConfig(AgentConfig):
+    """Options of Gumbel gates.
+
+    Attributes:
+        arrangement: `"per_task"`, one gate per task, or `"single"`, one for all.
+        representation: `"table"`, or `"mlp"`, two-layer approximators that see activation and task.
+        learning_rate: Step size of Adam on the scores; None for 0.1 on a table and 0.003 on approximators.
+        estimator: `"straight-through"`: one block runs, the gradient is that of the soft weights; or `"soft"`: while
+            training all blocks run and are mixed.
+        temperature: Temperature of the softmax at first.
+        temperature_final: Temperature in the end.
+        temperature_episodes: Instances over which it falls, by the same factor each.
+    """
+
+    arrangement: Literal["per_task", "single"] = "per_task"
+    representation: Literal["table", "mlp"] = "table"
+    learning_rate: float | None = positive(None)
+    estimator: Literal["straight-through", "soft"] = "straight-through"
+    temperature: float = positive(1.0)
+    temperature_final: float = positive(0.5)
+    temperature_episodes: int = count(100_000)
+
+
+class Gumbel(Gate):
+    """Gumbel-softmax gates (Jang et al. 2017; Maddison et al. 2017), straight-through or soft.
+
+    Weights softmax((s + g) / τ) of scores s with Gumbel noise g while training, the best choice alone when
+    deterministic. Straight-through gates run only what was chosen; the gradient of the weights that were not is then
+    missing unless the environment is made with `dense_backward=True`. Where several tensors choose, each has scores and
+    noise of its own.
+    """
+
+    Config = GumbelConfig
+    config: GumbelConfig
+    max_tensors = None
+    DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        options = self.config
+        self.arrangement = Arrangement(self.env, options.arrangement, options.representation, single=False)
+        inputs = self.env.network.observation_size
+        self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
+        rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
+        self.optimizer = Adam(self.scores, lr=rate)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature now."""
+        options = self.config
+        done = min(1.0, self.episodes / options.temperature_episodes)
+        return options.temperature * (options.temperature_final / options.temperature) ** done
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Draw weights, `(B, M, A)`; the best choice alone when deterministic."""
+        scores = self.scores(observation, self.arrangement.agent_of(observation["task"]))
+        if self.shares_wanted:
+            context.record["probabilities"] = scores.detach().softmax(-1)
+        if context.deterministic:
+            return functional.one_hot(scores.argmax(-1), self.num_choices).to(scores.dtype)
+        noise = torch.empty_like(scores, requires_grad=False).exponential_(generator=self.generator).log().neg()
+        soft = ((scores + noise) / self.temperature).softmax(-1)
+        if self.config.estimator == "soft":
+            return soft
+        hard = functional.one_hot(soft.argmax(-1), self.num_choices).to(soft.dtype)
+        return hard - soft.detach() + soft  # exactly 0 where nothing was chosen
+
+    @torch.no_grad()
+    def policy(self) -> Tensor | None:
+        """Return the chances of each task's gate, where they are in a table."""
+        if not isinstance(self.scores, TableScores) or self.num_tensors > 1:
+            return None
+        agent = self.arrangement.agent_of(torch.arange(self.num_tasks, device=self.env.device))
+        return self.scores.of_all_rows()[:, : self.num_decisions, 0].softmax(-1).index_select(0, agent)
+
+    def macs(self, decision: int) -> float:
+        """Return what the approximator costs; 0 for a table."""
+        return self.scores.macs()
+
+    @property
+    def sees_price(self) -> bool:
+        """An approximator does, a table does not."""
+        return super().sees_price and not isinstance(self.scores, TableScores)

@@ -1,0 +1,231 @@
+"""Targets and losses of all agents: pure functions of tensors.
+
+S steps, B rows, A choices. What stands at a step in rows that had left counts nowhere, but is finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SMALLEST = 1e-10
+"""Keeps a division by the mean finite where nobody used anything."""
+
+# ------------------------------------------------------------------------------------------------------------- targets
+
+
+def lambda_returns(
+    rewards: Sequence[Tensor] | Tensor,
+    values: Sequence[Tensor] | Tensor,
+    final: Tensor,
+    active: Sequence[Tensor] | Tensor,
+    *,
+    gamma: float = 1.0,
+    lambda_: float = 1.0,
+    arrival: Sequence[Tensor] | Tensor | None = None,
+) -> Tensor:
+    """λ-returns `(S, B)` (Peng and Williams 1996).
+
+    G_i = r_i + γ ((1 − λ) v_{i+1} + λ G_{i+1}) + c_{i+1}, and G_i = r_i + r_final where the instance leaves. With λ = 0
+    that is the target of TD(0), with λ = 1 the whole return.
+
+    Args:
+        rewards: r, `(S, B)`.
+        values: v, `(S, B)`, of which the first is not looked at.
+        final: r_final, `(B,)`.
+        active: `(S, B)` bool, rows that decided.
+        gamma: γ.
+        lambda_: λ.
+        arrival: c, `(S, B)`, what arriving at a decision earns.
+    """
+    returns = [rewards[-1] + final]
+    for i in reversed(range(len(rewards) - 1)):
+        ahead = gamma * torch.lerp(values[i + 1], returns[-1], lambda_)
+        if arrival is not None:
+            ahead = ahead + arrival[i + 1]
+        returns.append(rewards[i] + torch.where(active[i + 1], ahead, final))
+    return torch.stack(returns[::-1])
+
+
+def generalized_advantages(
+    rewards: Tensor, values: Tensor, final: Tensor, active: Tensor, *, gamma: float, lambda_: float
+) -> Tensor:
+    """Generalised advantages `(S, B)`, 0 in rows that had left (Schulman et al. 2016, Eq. 16).
+
+    A_i = δ_i + γ λ A_{i+1}, δ_i = r_i + γ v_{i+1} − v_i, with r_final for γ v_{i+1} where the instance leaves.
+
+    Args:
+        rewards: r, `(S, B)`.
+        values: v, `(S, B)`, detached.
+        final: r_final, `(B,)`.
+        active: `(S, B)` bool, rows that decided.
+        gamma: γ.
+        lambda_: λ.
+    """
+    worth = torch.cat([torch.where(active[1:], gamma * values[1:], final), final.unsqueeze(0)])
+    errors, advantage, advantages = rewards + worth - values, torch.zeros_like(final), []
+    for i in reversed(range(len(errors))):
+        advantage = active[i] * (errors[i] + gamma * lambda_ * advantage)
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1])
+
+
+# ---------------------------------------------------------------------------------------- learning from what was drawn
+
+
+def joint_choice(log_policy: Tensor, action: Tensor, choosing: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Log-probability of what was chosen and entropy of the policy, `(S, B)` each; both summed over the M tensors.
+
+    Args:
+        log_policy: `(S, B, A)` or `(S, B, M, A)`, −inf where a choice is not legal.
+        action: `(S, B)` or `(S, B, M)` int64.
+        choosing: `(S, B, M)` bool, the tensors that chose; None without the axis M.
+    """
+    log_chosen = log_policy.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    # 0 · (−inf) of what is not legal counts as 0.
+    entropy = -(log_policy.exp() * log_policy.clamp(min=torch.finfo(log_policy.dtype).min)).sum(-1)
+    if choosing is None:
+        return log_chosen, entropy
+    return log_chosen.where(choosing, 0).sum(-1), entropy.where(choosing, 0).sum(-1)
+
+
+def policy_gradient_loss(
+    log_chosen: Tensor, advantage: Tensor, entropy: Tensor, active: Tensor, entropy_weight: float
+) -> Tensor:
+    """Loss whose gradient is REINFORCE's (Williams 1992), 0-dimensional: −Σ_i A_i log π(a_i) + w H_i, mean over rows.
+
+    Args:
+        log_chosen: log π(a_i | s_i), `(S, B)`, with graph.
+        advantage: A, `(S, B)`, without: returns less a baseline.
+        entropy: H(π(· | s_i)), `(S, B)`, with graph.
+        active: `(S, B)`, 1 for rows that decided, else 0.
+        entropy_weight: w.
+    """
+    gain = advantage * log_chosen + entropy_weight * entropy
+    return -(active * gain).sum() / active.shape[1]
+
+
+def squared_td_error(target: Tensor, value: Tensor, active: Tensor) -> Tensor:
+    """Squared error Σ_i (G_i − v_i)², mean over rows, 0-dimensional (Sutton and Barto 2018, section 9.3, without ½).
+
+    Args:
+        target: G, `(S, B)`.
+        value: v, `(S, B)`, with graph.
+        active: `(S, B)`, 1 for rows that decided, else 0.
+    """
+    return (active * (target - value) ** 2).sum() / active.shape[1]
+
+
+def wpl_delta(difference: Tensor, probability: Tensor, scaling: str) -> Tensor:
+    """WPL's Δ of each visit, of the arguments' shape (Rosenbaum et al. 2018, Algorithm 3).
+
+    Δ = d π where d ≥ 0, and d (1 − π) where d < 0. `scaling="appendix"` has π and 1 − π the other way round (section
+    7.4).
+
+    Args:
+        difference: d, a return less the average of the returns.
+        probability: π of what was chosen.
+        scaling: `"algorithm3"` or `"appendix"`.
+    """
+    grows = probability if scaling == "algorithm3" else 1 - probability
+    return difference * torch.where(difference < 0, 1 - grows, grows)
+
+
+def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:
+    """Probabilities `(..., A)` from rows that have moved: clipped to [0, 1], divided by their sum (Algorithm 3).
+
+    Args:
+        moved: `(..., A)`.
+        old: `(..., A)` probabilities, which stay where the sum is 0.
+        legal: `(..., A)` bool; choices that are not legal stay at 0.
+        floor: Least probability of a legal choice.
+    """
+    clipped = moved.clamp(0, 1) * legal
+    total = clipped.sum(-1, keepdim=True)
+    least = torch.finfo(total.dtype).tiny  # what is smaller cannot be divided by
+    projected = torch.where(total > least, clipped / total.clamp(min=least), old)
+    if floor:
+        # What is above the floor shares what the floors leave.
+        excess = (projected - floor).clamp(min=0) * legal
+        free = 1 - floor * legal.sum(-1, keepdim=True)
+        projected = floor * legal + free * excess / excess.sum(-1, keepdim=True).clamp(min=1e-12)
+    return projected
+
+
+# ---------------------------------------------------------------------------------------------- keeping experts in use
+
+
+def cv_squared(use: Tensor, legal: Tensor) -> Tensor:
+    """Squared coefficient of variation `(...)` of what is legal, variance over squared mean (Shazeer et al. 2017).
+
+    Args:
+        use: `(..., A)`, how much each expert was used.
+        legal: `(..., A)` bool.
+    """
+    count = legal.sum(-1).clamp(min=1)
+    mean = (use * legal).sum(-1) / count
+    variance = (legal * (use - mean.unsqueeze(-1)).square()).sum(-1) / count
+    return variance / (mean.square() + SMALLEST)
+
+
+def chance_of_being_picked(clean: Tensor, noisy: Tensor, spread: Tensor, k: Tensor, legal: Tensor) -> Tensor:
+    """P(x, i) `(B, A)`: how likely expert i is among the best k of row x if only its own noise is drawn anew.
+
+    Φ((x·W_g)_i − kth_excluding(H(x), k, i)) / softplus((x·W_noise)_i)) (Shazeer et al. 2017, appendix A): a smooth
+    stand-in for "was picked", so that the number of rows an expert gets has a gradient.
+
+    Args:
+        clean: `(B, A)` scores without noise.
+        noisy: `(B, A)` scores with the noise that was drawn; −inf where a choice is not legal.
+        spread: `(B, A)` deviation of the noise.
+        k: `(B,)` int64, how many are picked.
+        legal: `(B, A)` bool. Where no more than k are legal, all of them are picked for certain.
+    """
+    ordered = noisy.sort(-1, descending=True).values
+    contested = k < legal.sum(-1)
+    last = torch.where(contested, k, 0).unsqueeze(-1)
+    outside = ordered.gather(-1, last)  # the (k + 1)-th best, which the picked must stay above
+    inside = ordered.gather(-1, (last - 1).clamp(min=0))
+    threshold = torch.where(noisy > outside, outside, inside)
+    usable = legal & contested.unsqueeze(-1)
+    # Where nothing is contested, or not legal, there are infinities that must not meet a gradient.
+    margin = torch.where(usable, clean, 0.0) - torch.where(usable, threshold, 0.0)
+    chance = torch.special.ndtr(margin / spread)
+    return torch.where(usable, chance, legal.to(clean.dtype))
+
+
+# -------------------------------------------------------------------------------------------------- paths of instances
+
+
+def consistency(paths: Tensor, margin: float) -> Tensor:
+    """CoDiNet's L_con (Wang et al., Eq. 8), 0-dimensional: paths of one image keep near to their mean.
+
+    (1/L)(1/M) Σ_i Σ_j [‖r_ij − r̄_i‖ − m_c]²₊.
+
+    Args:
+        paths: `(L, M, n)`: the paths of the M augmentations of L images.
+        margin: m_c.
+    """
+    distance = torch.linalg.vector_norm(paths - paths.mean(1, keepdim=True), dim=-1)
+    return (distance - margin).clamp(min=0).square().mean()
+
+
+def diversity(paths: Tensor, margin: float) -> Tensor:
+    """CoDiNet's L_div (Eq. 9), 0-dimensional: mean paths of different images keep apart.
+
+    (1/L)(1/(L − 1)) Σ_i Σ_{j≠i} [m_d − ‖r̄_i − r̄_j‖]²₊; 0 for one image. Means that are the same have no direction to
+    be moved apart in: no gradient.
+
+    Args:
+        paths: `(L, M, n)`: the paths of the M augmentations of L images.
+        margin: m_d.
+    """
+    images = len(paths)
+    if images < 2:
+        return paths.sum() * 0.0
+    mean = paths.mean(1)
+    distance = torch.linalg.vector_norm(mean.unsqueeze(0) - mean.unsqueeze(1), dim=-1)
+    different = ~torch.eye(images, dtype=torch.bool, device=paths.device)
+    return ((margin - distance).clamp(min=0).square() * different).sum() / (images * (images - 1))

@@ -1,0 +1,65 @@
+"""Soft mixtures of all blocks (Rosenbaum et al. 2018, section 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.arrangement import Arrangement
+from routing_gym.agents.parts.gate import Gate
+from routing_gym.agents.parts.scores import TableScores, make_scores
+from routing_gym.blocks import Adam
+from routing_gym.envs import Context, Observation
+from routing_gym.options import positive
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftMixtureConfig(AgentConfig):
+    """Options of soft mixtures.
+
+    Attributes:
+        conditioned: Let approximators of (activation, task), one per decision, give the weights (Table 4); by default
+            each decision has weights of its own, the same for all instances (section 4).
+        learning_rate: Step size of Adam on the weights; None for 0.01, and 0.001 for approximators.
+    """
+
+    conditioned: bool = False
+    learning_rate: float | None = positive(None)
+
+
+class SoftMixture(Gate):
+    """Soft mixture (soft-mixture-fc): all blocks run, and their outputs are mixed by softmax weights.
+
+    Rosenbaum et al. (2018), section 4: every block of a layer gets the same mixture of what came before.
+    """
+
+    Config = SoftMixtureConfig
+    config: SoftMixtureConfig
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        representation = "mlp" if self.config.conditioned else "table"
+        self.arrangement = Arrangement(self.env, "single", representation)
+        inputs = self.env.network.observation_size
+        self.scores = make_scores(representation, self.arrangement, inputs, self.config.seed)
+        rate = self.config.learning_rate or (0.001 if self.config.conditioned else 0.01)
+        self.optimizer = Adam(self.scores, lr=rate)
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Return the weights, the same in training and evaluation."""
+        weights = self.scores(observation, self.arrangement.agent_of(observation["task"])).softmax(-1)
+        if self.shares_wanted:
+            context.record["probabilities"] = weights.detach()
+        return weights
+
+    def macs(self, decision: int) -> float:
+        """Return what the approximator costs; 0 for weights of the decision's own."""
+        return self.scores.macs()
+
+    @property
+    def sees_price(self) -> bool:
+        """An approximator does, a table does not."""
+        return super().sees_price and not isinstance(self.scores, TableScores)

@@ -1,0 +1,1 @@
+"""What can be done with a trained agent: classify images, extract and prune its network, add tasks."""
