@@ -1,6 +1,7 @@
-"""A reward: right answers count the more the surer they were, wrong ones cost a point.
+"""Rewards: right answers count the more the surer they were, and every action costs what it computes.
 
-routing-gym compare --plugin docs/examples/own_reward.py --env-options final_reward=confidence --agents wpl reinforce
+routing-gym compare --plugin docs/examples/own_reward.py --agents wpl reinforce \
+    --env-options final_reward=confidence rewards=thrift
 """
 
 import torch
@@ -9,8 +10,14 @@ import routing_gym
 
 
 def confidence(loss, correct):
-    """`loss` is the cross-entropy of the rows that leave, `correct` 1 or 0; both `(r,)`, and so is the reward."""
+    """Of instances that leave: `loss` is the cross-entropy, `correct` 1 or 0; both `(r,)`, and so is the reward."""
     return torch.where(correct > 0, (-loss).exp(), -1.0)
 
 
+def thrift(macs, depth):
+    """Of every action: a millionth of a point for each multiply-accumulate, twice as much at the first decision."""
+    return -1e-6 * macs * torch.where(depth == 0, 2.0, 1.0)
+
+
 routing_gym.register_reward("confidence", confidence)
+routing_gym.register_reward("thrift", thrift, at="action")

@@ -26,7 +26,7 @@ class EnvConfig(Options):
         action_type: `"discrete"`, or `"weights"` for mixtures.
         final_reward: At the exit: `"correctness"`, +1 or -1; `"negative-loss"`, minus the cross-entropy; or one of
             your own (`register_reward`).
-        rewards: Further terms of the reward, by the names they were registered by.
+        rewards: Further terms of the reward, by the names they were registered by: one, or several.
         rho: Weight of the collaboration reward, in [0, 1]: for taking a block that has been taken often.
         collaboration: What "often" is: the running average `"probability"` of the block under the agents' policies,
             which our agents add themselves because only they know it; or its running `"frequency"` over all tasks.
@@ -67,7 +67,7 @@ class EnvConfig(Options):
     autoreset_mode: Literal["same_step", "next_step", "disabled"] = "same_step"
     action_type: Literal["discrete", "weights"] = "discrete"
     final_reward: str = named("correctness", lambda: [name for name, term in REWARDS.items() if term.at == "exit"])
-    rewards: tuple[str, ...] = ()
+    rewards: str | tuple[str, ...] = ()
     rho: float = share(0.0)
     collaboration: Literal["probability", "frequency"] = "probability"
     k_cpt: float | tuple[float, ...] = 0.0
@@ -94,6 +94,8 @@ class EnvConfig(Options):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "autoreset_mode", name_of_mode(self.autoreset_mode))
+        if isinstance(self.rewards, str):
+            object.__setattr__(self, "rewards", (self.rewards,))
         super().__post_init__()
         if unknown := [name for name in self.rewards if name not in REWARDS]:
             raise ValueError(
