@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -17,7 +17,7 @@ from routing_gym.envs.rewards import FINAL_REWARDS
 from routing_gym.envs.training import OPTIMIZERS, SCHEDULES, Optimization
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
-type_hints = functools.cache(get_type_hints)
+type_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
 """Types by name that a function or class is annotated with, worked out once: that takes longer than a small network."""
 
 
