@@ -1,7 +1,6 @@
 """Rewards: right answers count the more the surer they were, and every action costs what it computes.
 
-routing-gym compare --plugin docs/examples/own_reward.py --agents wpl reinforce \
-    --env-options final_reward=confidence rewards=thrift
+routing-gym compare --plugin docs/examples/own_reward.py --env-options rewards=thrift final_reward=sure --agents wpl
 """
 
 import torch
@@ -9,7 +8,7 @@ import torch
 import routing_gym
 
 
-def confidence(loss, correct):
+def sure(loss, correct):
     """Of instances that leave: `loss` is the cross-entropy, `correct` 1 or 0; both `(r,)`, and so is the reward."""
     return torch.where(correct > 0, (-loss).exp(), -1.0)
 
@@ -19,5 +18,5 @@ def thrift(macs, depth):
     return -1e-6 * macs * torch.where(depth == 0, 2.0, 1.0)
 
 
-routing_gym.register_reward("confidence", confidence)
+routing_gym.register_reward("sure", sure)
 routing_gym.register_reward("thrift", thrift, at="action")
