@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.options import AgentConfig, not_negative, rate
-from routing_gym.agents.parts.arrangement import mean_of_steps, stacked
+from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import policy_gradient_loss
-from routing_gym.agents.parts.scored import ScoredAgent, ScoredConfig
 from routing_gym.agents.parts.tables import visits_and_means
 from routing_gym.envs import Trajectory
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.options import AgentConfig, positive, rate
-from routing_gym.agents.parts.arrangement import LearningAgent, LearningConfig, mean_of_steps, stacked
+from routing_gym.agents.parts.learner import LearningAgent, LearningConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import project, wpl_delta
-from routing_gym.agents.parts.scores import make_scores
+from routing_gym.agents.parts.scores import ArrangedScores, make_scores
 from routing_gym.agents.parts.tables import look_up, uniform_policy, visits_and_means
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Trajectory
@@ -68,6 +68,7 @@ class WPL(LearningAgent):
 
     Config = WPLConfig
     config: WPLConfig
+    scores: ArrangedScores | None
     max_tensors = None
     _table: Tensor
     _average: Tensor
@@ -81,7 +82,6 @@ class WPL(LearningAgent):
         self.baseline = options.baseline or ("action" if options.representation == "table" else "policy")
         policy = uniform_policy(legal, self.arrangement.num_agents)
         self.register_buffer("_average", torch.zeros_like(policy))
-        self.scores = None
         if options.representation == "table":
             self.register_buffer("_table", policy)
         else:
@@ -107,17 +107,17 @@ class WPL(LearningAgent):
         return shown.squeeze(2) if self.num_tensors == 1 else shown
 
     def preferences(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Return the policy itself."""
+        """Probabilities `(B, M, A)`: the policy itself."""
         if self.scores is None:
             return look_up(self._table, agent, observation["depth"])
         return self.scores(observation, agent).softmax(-1)
 
     def preference_table(self) -> Tensor | None:
-        """Return the table, where there is one."""
+        """Policy `(agents, rows, M, A)`, where it is a table."""
         return self._table if self.scores is None else None
 
     def chances(self, preferences: Tensor) -> Tensor:
-        """Return them as they are."""
+        """Probabilities, as they are."""
         return preferences
 
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
@@ -149,21 +149,18 @@ class WPL(LearningAgent):
     def _step(self, trajectory: Trajectory, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
         steps, averages = trajectory.steps, self._average.view(-1, self.arrangement.num_choices)
         action, choosing = stacked(steps, "action"), stacked(steps, "choosing")
-        policy = torch.stack([self.preferences(step.observation, self.agent_at(step)) for step in steps])
+        policy = self.scores_at(steps).softmax(-1)
         chosen = policy.gather(-1, action.unsqueeze(-1)).squeeze(-1)
         average = self._average.take(cells)
         if self.baseline == "policy":
             average = (policy.detach() * averages[cells // self.arrangement.num_choices]).sum(-1)
         delta = wpl_delta(values - average, chosen.detach(), self.config.scaling)
-        assert self.optimizer is not None
-        self.optimizer.zero_grad(set_to_none=True)
-        (choosing * delta * chosen).sum().div(-len(trajectory)).backward()
-        self.optimizer.step()
+        self.descend((choosing * delta * chosen).sum().div(-len(trajectory)))
         entropy = torch.special.entr(policy.detach()).sum(-1)
         return {"policy_entropy": mean_of_steps(entropy, choosing)}
 
     def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """Return of every choice its flat cell number and its return, both `(steps, B, M)`.
+        """Flat cell number of every choice, and its return, `(S, B, M)` each.
 
         Tensors that did not choose visit the row of instances that have left.
         """
@@ -175,7 +172,3 @@ class WPL(LearningAgent):
             place = torch.where(choosing, place, place - decision + self.arrangement.left_row)
             place = place * self.num_tensors + torch.arange(self.num_tensors, device=place.device)
         return action.add(place, alpha=self.arrangement.num_choices), returns.unsqueeze(-1).expand(action.shape)
-
-    def preference_macs(self) -> float:
-        """Return what an approximator costs; 0 for a table."""
-        return 0.0 if self.scores is None else self.scores.macs()
