@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base.options import AgentConfig, positive, rate
+from routing_gym.agents.base.options import AgentConfig, positive
 from routing_gym.agents.parts.learner import LearningAgent, LearningConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import project, wpl_delta
 from routing_gym.agents.parts.scores import ArrangedScores, make_scores
@@ -18,6 +18,7 @@ from routing_gym.envs import Observation, Trajectory
 
 DEFAULT_RATES = {"table": 0.005, "mlp": 0.003}
 AVERAGE_RATE_OF_APPROXIMATORS = 0.05
+"""Rate of the running averages of returns; a table's is its policy rate (as printed)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,6 @@ class WPLConfig(LearningConfig):
         policy_rate: Step size of the policy; of a table the η of Algorithm 3, of approximators that of Adam. None for
             0.005 and 0.003. (Of a table 0.005 was best of 0.003 to 0.04 on DIGITS-MTL's validation split, mean of 10
             seeds; at 0.01 and above two tasks now and then settle on one and the same path.)
-        average_rate: Rate of the running average of returns; None for a table's `policy_rate` (as printed), and 0.05
-            for approximators.
         scaling: `"algorithm3"`: a gain is scaled by the probability of the action, a loss by its complement.
             `"appendix"`: the other way round (section 7.4).
         baseline: What a return is compared with: the average of its own `"action"` (as printed), or of the `"policy"`,
@@ -42,7 +41,6 @@ class WPLConfig(LearningConfig):
     """
 
     policy_rate: float | None = positive(None)
-    average_rate: float | None = rate(None)
     scaling: Literal["algorithm3", "appendix"] = "algorithm3"
     baseline: Literal["action", "policy"] | None = None
     min_probability: float = 0.0
@@ -77,8 +75,7 @@ class WPL(LearningAgent):
         super().__init__(env, config)
         options, legal = self.config, self.arrangement.legal
         self.rate = options.policy_rate or DEFAULT_RATES[options.representation]
-        printed = self.rate if options.representation == "table" else AVERAGE_RATE_OF_APPROXIMATORS
-        self.average_rate = min(1.0, options.average_rate or printed)
+        self.average_rate = min(1.0, self.rate) if options.representation == "table" else AVERAGE_RATE_OF_APPROXIMATORS
         self.baseline = options.baseline or ("action" if options.representation == "table" else "policy")
         policy = uniform_policy(legal, self.arrangement.num_agents)
         self.register_buffer("_average", torch.zeros_like(policy))
