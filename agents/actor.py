@@ -38,17 +38,17 @@ class Actor(ExactMultipath):
     config: ActorConfig
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor:
-        """Return the expected cost of computation and the penalties; the expected error is the blocks' own loss."""
+        """Expected cost of computation and penalties, 0-dimensional; the expected error is the blocks' own loss."""
         through = self.config.regularized_policy
         computed, squares = trajectory.expected_macs, torch.zeros_like(trajectory.loss)
         for step in trajectory.steps:
             reach = step.record["reach"] * step.active
-            computed = computed + reach * self._router_macs.index_select(0, step.decision)
+            computed = computed + reach * self._scores_macs.index_select(0, step.decision)
             reach = reach if through else reach.detach()
             squares = squares + reach * step.record["scores"].square().sum(-1)
         penalties = self.weight_penalty(trajectory, through) + self.config.decisiveness * squares.mean()
         return (trajectory.price * computed).mean() + penalties
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Report what is computed in expectation, too."""
+        """Report temperature and expected multiply-accumulates."""
         return {**super().update(trajectory), "expected_macs": trajectory.expected_macs.detach().mean()}

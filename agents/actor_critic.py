@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.arrangement import mean_of_steps, stacked
+from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import generalized_advantages, policy_gradient_loss, squared_td_error
-from routing_gym.agents.parts.scored import ScoredAgent, ScoredConfig
 from routing_gym.agents.parts.scores import make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Trajectory

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.joint import RouterAgent, RouterConfig
 from routing_gym.agents.parts.losses import consistency, diversity
-from routing_gym.agents.parts.routers import RouterAgent, RouterConfig, Routers
-from routing_gym.agents.parts.skip_routers import RecurrentRouter, convolutional_routers, linear_routers
+from routing_gym.agents.parts.scores import Scores
+from routing_gym.agents.parts.skip_routers import RecurrentScores, convolutional_routers, linear_routers
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action
 from routing_gym.options import count, not_negative, positive, rate
@@ -61,7 +62,7 @@ class CoDiNetConfig(RouterConfig):
 
 
 class CoDiNet(RouterAgent):
-    """Routers that say of every block whether an instance runs it, trained with the blocks by gradient.
+    """ModuleScores that say of every block whether an instance runs it, trained with the blocks by gradient.
 
     Source: Wang et al., "CoDiNet: Path Distribution Modeling with Consistency and Diversity for Dynamic Routing". The
     loss is L_cls + α L_con + β L_div + γ L_cost (Eq. 12), the paths r being the weights v of running, noise included.
@@ -95,14 +96,14 @@ class CoDiNet(RouterAgent):
                 f"agent {self.name!r} compares paths of one image: make the environment with augmentations of at least "
                 f"2, or give alpha=0, got augmentations={self.env.config.augmentations}"
             )
-        self.train_routers(self._make_routers())
+        self.train_scores(self._make_scores())
         costs = network.costs
         self.register_buffer("_least_macs", network.stem_macs + costs[:, SKIP].sum(), persistent=False)
         self.register_buffer("_block_macs", (costs[:, RUN] - costs[:, SKIP]).sum(), persistent=False)
         self.register_buffer("gamma", torch.tensor(float(options.gamma or 0.0), device=self.env.device))
 
     gamma: Tensor
-    routers: Routers | RecurrentRouter
+    scores: Scores
     _least_macs: Tensor
     _block_macs: Tensor
 
@@ -120,7 +121,7 @@ class CoDiNet(RouterAgent):
         """Any number of augmentations will do."""
         return option == "augmentations" or super().fits(option, value)
 
-    def _make_routers(self) -> Routers | RecurrentRouter:
+    def _make_scores(self) -> Scores:
         network, options, price = self.env.network, self.config, self.env.config.price
         if options.router == "cnn":
             try:
@@ -128,21 +129,20 @@ class CoDiNet(RouterAgent):
             except ValueError as error:
                 raise ValueError(f"agent {self.name!r}: {error}") from None
         if options.router == "rnn":
-            return RecurrentRouter(network, price=price, seed=options.seed)
+            return RecurrentScores(network, price=price, seed=options.seed)
         return linear_routers(network, options.hidden, price=price, seed=options.seed)
 
     @property
     def frozen(self) -> bool:
         """Whether the second stage has begun, in which routers stay as they are and decisions are hard."""
-        # In floats: 0.1, say, is meant as one tenth, though it is a little more.
-        return self.config.freeze_after is not None and float(self.passes) >= self.config.freeze_after
+        return self.config.freeze_after is not None and self.passes >= self.config.freeze_after
 
     def act(self, observation: Observation, context: Context) -> Action:
-        """Return the weights of skipping and running, `(B, 2)`; one choice alone, `(B, 1)` twice, where it is hard."""
-        if self.frozen and self.routers.training:
-            self.routers.eval()
+        """Weights `(B, 2)` of skipping and running; a pair `(B, 1)` of one choice alone where it is hard."""
+        if self.frozen and self.scores.training:
+            self.scores.eval()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            scores = self._scores(observation, context)
+            scores = self.scores(observation, context)
             chances = scores.softmax(-1)
         context.record["probabilities"] = chances.detach()
         if context.deterministic or self.frozen:
@@ -159,14 +159,8 @@ class CoDiNet(RouterAgent):
         context.record["path"] = chances[:, RUN]
         return chances
 
-    def _scores(self, observation: Observation, context: Context) -> Tensor:
-        if isinstance(self.routers, Routers):
-            return self.routers(observation, context)
-        scores, context.carry = self.routers(observation, context)
-        return scores
-
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
-        """Return α L_con + β L_div + γ L_cost, and the score function's part where decisions were drawn."""
+        """α L_con + β L_div + γ L_cost, 0-dimensional, with the score function's part where decisions were drawn."""
         if "path" not in trajectory.steps[0].record:
             return None
         options = self.config
@@ -183,38 +177,25 @@ class CoDiNet(RouterAgent):
         return loss + (advantage * likelihood).mean()
 
     def _cost(self, trajectory: Trajectory) -> Tensor:
-        """Return `(B,)`: γ L_cost of every instance."""
+        """γ L_cost of every instance, `(B,)`."""
         if self.config.gamma is None and self.config.cost_target is None:
             return trajectory.price * trajectory.expected_macs
         return self.gamma * self.num_decisions * self._spent(trajectory) / (self._least_macs + self._block_macs)
 
-    def _share(self, trajectory: Trajectory) -> Tensor:
-        """Return `(B,)`: the share of the blocks' cost that is spent."""
-        return self._spent(trajectory) / self._block_macs
-
     def _spent(self, trajectory: Trajectory) -> Tensor:
-        """Return `(B,)`: the multiply-accumulates of blocks that are run, beyond those of all that is run anyway."""
+        """Multiply-accumulates `(B,)` of blocks that are run, beyond those of all that is run anyway."""
         return trajectory.expected_macs - self._least_macs
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Steer gamma towards its target, where there is one, and report how much of the blocks' cost is spent."""
-        share = self._share(trajectory).detach().mean()
+        share = (self._spent(trajectory) / self._block_macs).detach().mean()
         target = self.config.cost_target
         if target is not None and not self.frozen:
             self.gamma.add_(self.config.cost_step * (share - target)).clamp_(min=0)
-        return {**super().update(trajectory), "cost_share": share, "gamma": self.gamma.clone()}
-
-    def macs(self, decision: int) -> float:
-        """Return what a router costs."""
-        return self.routers.macs(decision)
-
-    @property
-    def sees_price(self) -> bool:
-        """Routers that convolve do not."""
-        return super().sees_price and self.config.router != "cnn"
+        return {"cost_share": share, "gamma": self.gamma.clone()}
 
 
 def _hard(run: Tensor) -> tuple[Tensor, Tensor]:
-    """Return decisions, `(B,)` bool, as a sparse action."""
+    """Sparse action of decisions, `(B,)` bool."""
     indices = run.long().unsqueeze(1)
     return indices, torch.ones_like(indices, dtype=torch.get_default_dtype())

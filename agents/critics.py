@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.parts.arrangement import chosen_in
+from routing_gym.agents.parts.learner import chosen_in
 from routing_gym.agents.parts.losses import lambda_returns
 from routing_gym.agents.parts.multipath import ExactMultipath, Multipath, MultipathConfig
 from routing_gym.agents.parts.tables import sample
@@ -172,7 +172,7 @@ class SampledCritic(Multipath):
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Draw a choice; the best one when deterministic."""
-        scores = self.scores(observation, context)
+        scores = self.scored(observation, context)
         best = scores.argmax(-1)
         if context.deterministic:
             return best
@@ -209,7 +209,7 @@ class SampledCritic(Multipath):
             -error,
             [step.active for step in steps],
             lambda_=self.td_lambda,
-            arrival=[-(price * self._router_macs.index_select(0, step.decision)) for step in steps],
+            arrival=[-(price * self._scores_macs.index_select(0, step.decision)) for step in steps],
         )
 
 

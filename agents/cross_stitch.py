@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.gate import Gate
+from routing_gym.agents.parts.joint import Gate
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import positive, share
@@ -54,14 +54,9 @@ class CrossStitch(Gate):
         self.optimizer = Adam(self, lr=self.config.learning_rate)
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
-        """Return None: every column runs, whatever the weights are."""
+        """None: every column runs, whatever the weights are."""
         return None
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Return `(B, M, M)`: how much of each column goes to each, the same in training and evaluation."""
+        """Weights `(B, M, M)`: how much of each column goes to each, the same in training and evaluation."""
         return self.weight.index_select(0, observation["depth"])
-
-    @property
-    def sees_price(self) -> bool:
-        """It does not look at the instance."""
-        return False

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.parts.routers import RouterAgent, RouterConfig, Routers
+from routing_gym.agents.parts.joint import RouterAgent, RouterConfig
+from routing_gym.agents.parts.scores import ModuleScores
 from routing_gym.blocks import LinearBlocks
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import Decision
@@ -47,7 +48,7 @@ class CrossingGate(nn.Module):
         self.scores = LinearBlocks(decision.m, hidden, decision.n)
 
     def forward(self, seen: Tensor) -> Tensor:
-        """Return `(r, M * A)` scores, 0 for tensors and choices that this decision does not have."""
+        """Scores `(r, M * A)`, 0 for tensors and choices that this decision does not have."""
         price, tensors = seen[:, : self.price], seen[:, self.price :].unflatten(1, (self.tensors, -1))
         if self.price:
             tensors = torch.cat([price.unsqueeze(1).expand(-1, self.tensors, -1), tensors], 2)
@@ -65,36 +66,28 @@ class CrossConnection(RouterAgent):
 
     Config = CrossingConfig
     config: CrossingConfig
-    routers: Routers
+    scores: ModuleScores
     action_type = "weights"
     max_tensors = None
     env_kwargs = {"differentiable": True, "form": "gated-columns", "cross": "connections"}
 
     def __init__(self, env: Any, config: RouterConfig | None = None) -> None:
         super().__init__(env, config)
-        network, price = self.env.network, self.env.config.price
-        shape = (self.num_tensors, self.num_choices)
-        self.train_routers(
-            Routers(
-                network,
-                lambda number, _: CrossingGate(network.decisions[number], self.config.hidden, shape, price=price),
-                price=price,
-                seed=self.config.seed,
-                outputs=shape[0] * shape[1],
-            )
-        )
+        network, price, options = self.env.network, self.env.config.price, self.config
+        shape = self.num_tensors, self.num_choices
+
+        def make(number: int, width: int) -> nn.Module:
+            return CrossingGate(network.decisions[number], options.hidden, shape, price=price)
+
+        self.train_scores(ModuleScores(network, make, price=price, seed=options.seed, outputs=shape[0] * shape[1]))
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Return the gates, `(B, M, A)`; 0 for what is not legal."""
-        scores = self.routers(observation, context).view(context.mask.shape)
+        """Gates `(B, M, A)`, 0 for what is not legal."""
+        scores = self.scores(observation, context).view(context.mask.shape)
         gates = scores.masked_fill(~context.mask, -torch.inf).softmax(-1)
         if self.shares_wanted:
             context.record["probabilities"] = gates.detach()
         return gates
-
-    def macs(self, decision: int) -> float:
-        """Return what the gates of a decision cost."""
-        return self.routers.macs(decision)
 
 
 class CrossPrediction(CrossConnection):

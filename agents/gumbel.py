@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from routing_gym.agents.base.options import AgentConfig
 from routing_gym.agents.parts.arrangement import Arrangement
-from routing_gym.agents.parts.gate import Gate
-from routing_gym.agents.parts.scores import TableScores, make_scores
+from routing_gym.agents.parts.joint import Gate
+from routing_gym.agents.parts.scores import ArrangedScores, TableScores, make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation
 from routing_gym.options import count, positive
@@ -53,14 +53,14 @@ class Gumbel(Gate):
 
     Config = GumbelConfig
     config: GumbelConfig
+    scores: ArrangedScores
     max_tensors = None
     DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        options = self.config
+        options, inputs = self.config, self.env.network.observation_size
         self.arrangement = Arrangement(self.env, options.arrangement, options.representation, single=False)
-        inputs = self.env.network.observation_size
         self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
         rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
         self.optimizer = Adam(self.scores, lr=rate)
@@ -68,12 +68,11 @@ class Gumbel(Gate):
     @property
     def temperature(self) -> float:
         """The temperature now."""
-        options = self.config
-        done = min(1.0, self.episodes / options.temperature_episodes)
-        return options.temperature * (options.temperature_final / options.temperature) ** done
+        first, last = self.config.temperature, self.config.temperature_final
+        return first * (last / first) ** min(1.0, self.episodes / self.config.temperature_episodes)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Draw weights, `(B, M, A)`; the best choice alone when deterministic."""
+        """Weights `(B, M, A)`, drawn; the best choice alone when deterministic."""
         scores = self.scores(observation, self.arrangement.agent_of(observation["task"]))
         if self.shares_wanted:
             context.record["probabilities"] = scores.detach().softmax(-1)
@@ -88,17 +87,8 @@ class Gumbel(Gate):
 
     @torch.no_grad()
     def policy(self) -> Tensor | None:
-        """Return the chances of each task's gate, where they are in a table."""
+        """Probabilities `(T, N, A)` of each task's gate, where they are in a table."""
         if not isinstance(self.scores, TableScores) or self.num_tensors > 1:
             return None
         agent = self.arrangement.agent_of(torch.arange(self.num_tasks, device=self.env.device))
         return self.scores.of_all_rows()[:, : self.num_decisions, 0].softmax(-1).index_select(0, agent)
-
-    def macs(self, decision: int) -> float:
-        """Return what the approximator costs; 0 for a table."""
-        return self.scores.macs()
-
-    @property
-    def sees_price(self) -> bool:
-        """An approximator does, a table does not."""
-        return super().sees_price and not isinstance(self.scores, TableScores)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.parts.arrangement import chosen_in, stacked
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, chosen_in, stacked
 from routing_gym.agents.parts.losses import lambda_returns, squared_td_error
-from routing_gym.agents.parts.scored import ScoredAgent, ScoredConfig
 from routing_gym.agents.parts.scores import TableScores
 from routing_gym.agents.parts.tables import visits_and_means
 from routing_gym.envs import Trajectory
@@ -34,15 +36,19 @@ class QLearningConfig(ScoredConfig):
         epsilon: Share of random choices at first.
         epsilon_final: Share of random choices in the end.
         epsilon_episodes: Instances over which the share falls, in a straight line.
+        target_update: Batches after which the target network, a copy of approximators, is renewed; 0 for none.
     """
 
     td_lambda: float = share(0.0)
     epsilon: float = share(1.0)
     epsilon_final: float = share(0.02)
     epsilon_episodes: int = count(50_000)
+    target_update: int = count(0, least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.representation == "table" and self.target_update:
+            raise ValueError(f"{self.owner()}target_update is for representation='mlp', got {self.target_update}")
         if self.representation == "table" and self.learning_rate is not None and self.learning_rate > 1:
             raise ValueError(f"{self.owner()}learning_rate of a table must lie in (0, 1], got {self.learning_rate}")
 
@@ -58,6 +64,10 @@ class QLearning(ScoredAgent):
     Config = QLearningConfig
     config: QLearningConfig
     DEFAULT_RATES = {"table": 0.01, "mlp": 0.001}
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        self.target = copy.deepcopy(self.scores).requires_grad_(False) if self.config.target_update else None
 
     @property
     def exploration(self) -> float:
@@ -80,7 +90,8 @@ class QLearning(ScoredAgent):
     def targets(self, trajectory: Trajectory) -> Tensor:
         """Return `(steps, B)`: what each decision's value should move towards."""
         steps, final = trajectory.steps, trajectory.final_reward
-        scores = [self.scores(step.observation, self.agent_at(step)) for step in steps[1:]]
+        judge = self.scores if self.target is None else self.target
+        scores = [judge(step.observation, self.agent_at(step)) for step in steps[1:]]
         values = [self.next_value(of_step, chosen_in(step)) for of_step, step in zip(scores, steps[1:], strict=True)]
         rewards, active = [step.reward for step in steps], [step.active for step in steps]
         gamma, lambda_ = self.config.gamma, self.config.td_lambda
@@ -95,6 +106,9 @@ class QLearning(ScoredAgent):
         else:
             values = self.scores_at(steps).gather(-1, action.unsqueeze(-1)).squeeze(-1)
             self.descend(0.5 * squared_td_error(targets, values, active))
+        batch = self.episodes // len(trajectory) + 1  # this one included
+        if self.target is not None and batch % self.config.target_update == 0:
+            self.target.load_state_dict(self.scores.state_dict())
         return {"value": (targets * active).sum() / active.sum(), "exploration": torch.tensor(self.exploration)}
 
     @torch.no_grad()

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.arrangement import mean_of_steps, stacked
+from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import policy_gradient_loss
-from routing_gym.agents.parts.scored import ScoredAgent, ScoredConfig
 from routing_gym.agents.parts.tables import visits_and_means
 from routing_gym.envs import Trajectory
-from routing_gym.options import not_negative, rate
+from routing_gym.options import not_negative
+
+BASELINE_RATE = 0.1
+"""Rate of the running mean that is the baseline."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,10 @@ class ReinforceConfig(ScoredConfig):
     Attributes:
         baseline: Subtracted from returns: `"average"`, the running mean of each agent's returns at each decision, or
             `"none"`.
-        baseline_rate: Rate of that running mean.
         entropy: Weight of the policy's entropy in the loss.
     """
 
     baseline: Literal["average", "none"] = "average"
-    baseline_rate: float = rate(0.1)
     entropy: float = not_negative(0.0)
 
 
@@ -64,6 +64,6 @@ class Reinforce(ScoredAgent):
         self.descend(policy_gradient_loss(log_chosen, gains, entropy, active, self.config.entropy))
 
         visits, mean = visits_and_means(cells.flatten(), returns.flatten(), average.numel())
-        moved = torch.where(visits > 0, average + self.config.baseline_rate * (mean - average), average)
+        moved = torch.where(visits > 0, average + BASELINE_RATE * (mean - average), average)
         self.average.copy_(moved.view_as(self.average))
         return {"policy_entropy": mean_of_steps(entropy.detach(), active)}

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from routing_gym.agents.base.options import AgentConfig
 from routing_gym.agents.parts.arrangement import Arrangement
-from routing_gym.agents.parts.gate import Gate
-from routing_gym.agents.parts.scores import TableScores, make_scores
+from routing_gym.agents.parts.joint import Gate
+from routing_gym.agents.parts.scores import ArrangedScores, make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation
 from routing_gym.options import positive
@@ -38,28 +38,19 @@ class SoftMixture(Gate):
 
     Config = SoftMixtureConfig
     config: SoftMixtureConfig
+    scores: ArrangedScores
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         representation = "mlp" if self.config.conditioned else "table"
         self.arrangement = Arrangement(self.env, "single", representation)
-        inputs = self.env.network.observation_size
-        self.scores = make_scores(representation, self.arrangement, inputs, self.config.seed)
+        self.scores = make_scores(representation, self.arrangement, self.env.network.observation_size, self.config.seed)
         rate = self.config.learning_rate or (0.001 if self.config.conditioned else 0.01)
         self.optimizer = Adam(self.scores, lr=rate)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Return the weights, the same in training and evaluation."""
+        """Weights `(B, A)`, the same in training and evaluation."""
         weights = self.scores(observation, self.arrangement.agent_of(observation["task"])).softmax(-1)
         if self.shares_wanted:
             context.record["probabilities"] = weights.detach()
         return weights
-
-    def macs(self, decision: int) -> float:
-        """Return what the approximator costs; 0 for weights of the decision's own."""
-        return self.scores.macs()
-
-    @property
-    def sees_price(self) -> bool:
-        """An approximator does, a table does not."""
-        return super().sees_price and not isinstance(self.scores, TableScores)

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from routing_gym.agents.base.options import AgentConfig
 from routing_gym.agents.parts.arrangement import Arrangement
-from routing_gym.agents.parts.gate import Gate
+from routing_gym.agents.parts.joint import Gate
 from routing_gym.agents.parts.losses import chance_of_being_picked, cv_squared
-from routing_gym.agents.parts.scores import make_scores
+from routing_gym.agents.parts.scores import ArrangedScores, make_scores
 from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action, actions
@@ -93,11 +93,11 @@ class TaskEmbedding(PartlyUsed):
         return len(self.weight)
 
     def parts(self) -> list[list[OwnedParameter]]:
-        """Return the vector of every task."""
+        """Parameters of every task."""
         return [[OwnedParameter(self.weight, task)] for task in range(self.num_parts)]
 
     def forward(self, task: Tensor) -> Tensor:
-        """Return `(B, d)`: the vector of each of `(B,)` tasks."""
+        """Vectors `(B, d)` of tasks, `(B,)`."""
         self.note_use(task)
         return self.weight.index_select(0, task)
 
@@ -122,6 +122,7 @@ class TopK(Gate):
 
     Config = TopKConfig
     config: TopKConfig
+    scores: ArrangedScores
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -172,11 +173,10 @@ class TopK(Gate):
         """The weight of the balancing losses now."""
         if self.config.balance_epochs is None:
             return self.config.balance
-        done = self.episodes / self.env.trainer.optimization.epoch / self.config.balance_epochs
-        return self.config.balance * max(0.0, 1 - done)
+        return self.config.balance * max(0.0, 1 - self.passes / self.config.balance_epochs)
 
     def act(self, observation: Observation, context: Context) -> Action:
-        """Return `(indices (B, K), weights (B, K))`, the best first, or weights `(B, A)` where experts choose.
+        """Pair `(indices (B, K), weights (B, K))`, the best first, or weights `(B, A)` where experts choose.
 
         K is the largest k; what a decision does not take weighs 0, as what is not legal.
         """
@@ -207,7 +207,7 @@ class TopK(Gate):
         return indices, weights
 
     def _seen(self, observation: Observation) -> Observation:
-        """Return what the gates see: the activation, the embedding of the task, or both."""
+        """Observation of the gates: the activation, the embedding of the task, or both for `activation`."""
         if self.embedding is None:
             return observation
         embedded = self.embedding(observation["task"])
@@ -215,7 +215,7 @@ class TopK(Gate):
         return ChainMap({"activation": both}, observation)  # type: ignore[arg-type]
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
-        """Return the balancing losses, and what the routes cost where that has a price."""
+        """Balancing losses, and the expected cost of computation where that has a price."""
         cost = super().auxiliary_loss(trajectory)
         if not self.balance:
             return cost
@@ -240,10 +240,6 @@ class TopK(Gate):
             mean = used.sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
             self.bias += self.config.bias_rate * (mean - used).sign() * legal
         return {"unevenness": cv_squared(used, legal)[: self.num_decisions].mean()}
-
-    def macs(self, decision: int) -> float:
-        """Return what the gate costs; the noise is not counted, it is off when a route is judged."""
-        return self.scores.macs()
 
 
 def expert_choice(scores: Tensor, depth: Tensor, k: Tensor, context: Context) -> Tensor:

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.arrangement import LearningAgent, LearningConfig, mean_of_steps, stacked
+from routing_gym.agents.parts.learner import LearningAgent, LearningConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import project, wpl_delta
-from routing_gym.agents.parts.scores import make_scores
+from routing_gym.agents.parts.scores import ArrangedScores, make_scores
 from routing_gym.agents.parts.tables import look_up, uniform_policy, visits_and_means
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Trajectory
-from routing_gym.options import positive, rate
+from routing_gym.options import positive
 
 DEFAULT_RATES = {"table": 0.005, "mlp": 0.003}
 AVERAGE_RATE_OF_APPROXIMATORS = 0.05
+"""Rate of the running averages of returns; a table's is its policy rate (as printed)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,6 @@ class WPLConfig(LearningConfig):
         policy_rate: Step size of the policy; of a table the η of Algorithm 3, of approximators that of Adam. None for
             0.005 and 0.003. (Of a table 0.005 was best of 0.003 to 0.04 on DIGITS-MTL's validation split, mean of 10
             seeds; at 0.01 and above two tasks now and then settle on one and the same path.)
-        average_rate: Rate of the running average of returns; None for a table's `policy_rate` (as printed), and 0.05
-            for approximators.
         scaling: `"algorithm3"`: a gain is scaled by the probability of the action, a loss by its complement.
             `"appendix"`: the other way round (section 7.4).
         baseline: What a return is compared with: the average of its own `"action"` (as printed), or of the `"policy"`,
@@ -43,7 +42,6 @@ class WPLConfig(LearningConfig):
     """
 
     policy_rate: float | None = positive(None)
-    average_rate: float | None = rate(None)
     scaling: Literal["algorithm3", "appendix"] = "algorithm3"
     baseline: Literal["action", "policy"] | None = None
     min_probability: float = 0.0
@@ -69,6 +67,7 @@ class WPL(LearningAgent):
 
     Config = WPLConfig
     config: WPLConfig
+    scores: ArrangedScores | None
     max_tensors = None
     _table: Tensor
     _average: Tensor
@@ -77,12 +76,10 @@ class WPL(LearningAgent):
         super().__init__(env, config)
         options, legal = self.config, self.arrangement.legal
         self.rate = options.policy_rate or DEFAULT_RATES[options.representation]
-        printed = self.rate if options.representation == "table" else AVERAGE_RATE_OF_APPROXIMATORS
-        self.average_rate = min(1.0, options.average_rate or printed)
+        self.average_rate = min(1.0, self.rate) if options.representation == "table" else AVERAGE_RATE_OF_APPROXIMATORS
         self.baseline = options.baseline or ("action" if options.representation == "table" else "policy")
         policy = uniform_policy(legal, self.arrangement.num_agents)
         self.register_buffer("_average", torch.zeros_like(policy))
-        self.scores = None
         if options.representation == "table":
             self.register_buffer("_table", policy)
         else:
@@ -108,17 +105,17 @@ class WPL(LearningAgent):
         return shown.squeeze(2) if self.num_tensors == 1 else shown
 
     def preferences(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Return the policy itself."""
+        """Probabilities `(B, M, A)`: the policy itself."""
         if self.scores is None:
             return look_up(self._table, agent, observation["depth"])
         return self.scores(observation, agent).softmax(-1)
 
     def preference_table(self) -> Tensor | None:
-        """Return the table, where there is one."""
+        """Policy `(agents, rows, M, A)`, where it is a table."""
         return self._table if self.scores is None else None
 
     def chances(self, preferences: Tensor) -> Tensor:
-        """Return them as they are."""
+        """Probabilities, as they are."""
         return preferences
 
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
@@ -150,21 +147,18 @@ class WPL(LearningAgent):
     def _step(self, trajectory: Trajectory, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
         steps, averages = trajectory.steps, self._average.view(-1, self.arrangement.num_choices)
         action, choosing = stacked(steps, "action"), stacked(steps, "choosing")
-        policy = torch.stack([self.preferences(step.observation, self.agent_at(step)) for step in steps])
+        policy = self.scores_at(steps).softmax(-1)
         chosen = policy.gather(-1, action.unsqueeze(-1)).squeeze(-1)
         average = self._average.take(cells)
         if self.baseline == "policy":
             average = (policy.detach() * averages[cells // self.arrangement.num_choices]).sum(-1)
         delta = wpl_delta(values - average, chosen.detach(), self.config.scaling)
-        assert self.optimizer is not None
-        self.optimizer.zero_grad(set_to_none=True)
-        (choosing * delta * chosen).sum().div(-len(trajectory)).backward()
-        self.optimizer.step()
+        self.descend((choosing * delta * chosen).sum().div(-len(trajectory)))
         entropy = torch.special.entr(policy.detach()).sum(-1)
         return {"policy_entropy": mean_of_steps(entropy, choosing)}
 
     def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """Return of every choice its flat cell number and its return, both `(steps, B, M)`.
+        """Flat cell number of every choice, and its return, `(S, B, M)` each.
 
         Tensors that did not choose visit the row of instances that have left.
         """
@@ -176,7 +170,3 @@ class WPL(LearningAgent):
             place = torch.where(choosing, place, place - decision + self.arrangement.left_row)
             place = place * self.num_tensors + torch.arange(self.num_tensors, device=place.device)
         return action.add(place, alpha=self.arrangement.num_choices), returns.unsqueeze(-1).expand(action.shape)
-
-    def preference_macs(self) -> float:
-        """Return what an approximator costs; 0 for a table."""
-        return 0.0 if self.scores is None else self.scores.macs()

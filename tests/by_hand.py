@@ -103,7 +103,7 @@ class ByHand:
             x = seen[column]
             if self.seen_price:
                 x = torch.cat([1e7 * self.price.unsqueeze(1), x], 1)
-            self.score.append(router_scores(agent.routers.of[decision], x))
+            self.score.append(router_scores(agent.scores.of[decision], x))
         self.error, self.right = {}, {}
         for column, x in seen.items():
             logits = x @ self.network.heads[column].weight.T + self.network.heads[column].bias
@@ -150,7 +150,7 @@ class ByHand:
         layers = [self.network.columns[column][0] for column in path.columns]
         layers.append(self.network.heads[path.columns[-1]])
         for decision, _ in path.moves:
-            layers += [self.agent.routers.of[decision][number] for number in (0, 3, 6)]
+            layers += [self.agent.scores.of[decision][number] for number in (0, 3, 6)]
         return [layer.weight for layer in layers]
 
     def squared_weights(self, path):
@@ -232,13 +232,13 @@ def undecided(agent, seed=0, scale=1.0):
     """Give the routers something to say: their last layers begin at 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for router in agent.routers.of:
+        for router in agent.scores.of:
             for number in (1, 4):
                 router[number].running_mean.normal_(generator=generator)
                 router[number].running_var.uniform_(0.5, 2, generator=generator)
             router[6].weight.normal_(std=scale / 4, generator=generator)
             router[6].bias.normal_(std=scale, generator=generator)
-            if agent.routers.price:
+            if agent.scores.sees_price:
                 router[0].weight[:, 0] *= 1e-4  # prices that matter in so small a network are seen as thousands
     return agent
 
@@ -265,10 +265,10 @@ def given(tree, scores, losses, agent="actor", k_cpt=1e-3, num_envs=2, weight=No
     made = make_agent(agent, env, **options)
     with torch.no_grad():
         if weight is not None:
-            for layer in (*network.columns.modules(), *made.routers.modules()):
+            for layer in (*network.columns.modules(), *made.scores.modules()):
                 if isinstance(layer, torch.nn.Linear):
                     layer.weight.fill_(weight)
-        for router, numbers in zip(made.routers.of, scores, strict=True):
+        for router, numbers in zip(made.scores.of, scores, strict=True):
             router[6].weight.zero_()
             router[6].bias.copy_(torch.tensor(numbers))
         for head, loss in zip(network.heads, losses, strict=True):

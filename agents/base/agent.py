@@ -53,6 +53,9 @@ class Agent(nn.Module, ABC):
         config: Its options.
         generator: Random numbers on the environment's device.
         optimizer: Takes a step together with the blocks' where `needs_gradients`.
+        episodes: Instances routed while learning.
+        carried: Instances that `passes` counts beside them: tasks that were added have made the split larger, so that
+            what was routed before amounts to as many passes as it did then (`add_task`).
 
     Args:
         env: An environment of routing_gym, or a face of one.
@@ -84,7 +87,7 @@ class Agent(nn.Module, ABC):
         self.num_choices, self.num_tensors = network.num_choices, network.num_tensors
         self.generator = torch.Generator(self.env.device).manual_seed(self.config.seed)
         self.optimizer: torch.optim.Optimizer | None = None
-        self.episodes = 0
+        self.episodes = self.carried = 0
         # Whether the collaboration reward needs the probabilities that only this agent knows.
         self.shares_wanted = self.env.rewards.of_probabilities
 
@@ -166,6 +169,11 @@ class Agent(nn.Module, ABC):
         return None
 
     # ------------------------------------------------------------------------------------------------- what it inherits
+
+    @property
+    def passes(self) -> float:
+        """Passes over the split so far."""
+        return (self.episodes + self.carried) / self.env.trainer.optimization.epoch
 
     def receive(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Learn from a batch of whole episodes; see `update`.
@@ -315,6 +323,7 @@ class Agent(nn.Module, ABC):
                 "agent": self.name,
                 "config": dataclasses.asdict(self.config),
                 "episodes": self.episodes,
+                "carried": self.carried,
                 "agent_state": self.state_dict(),
                 "agent_optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
                 "agent_generator": (self.generator.device.type, self.generator.get_state()),
@@ -365,7 +374,8 @@ class Agent(nn.Module, ABC):
         check_form(options, {field.name: object for field in dataclasses.fields(cls.Config)}, "config")
         check_types(f"agent {checkpoint['agent']!r}", type_hints(cls.Config), options)
         agent = cls(core, cls.Config(**options)).to(core.device)
-        agent.name, agent.episodes = checkpoint["agent"], checkpoint["episodes"]
+        agent.name = checkpoint["agent"]
+        agent.episodes, agent.carried = checkpoint["episodes"], checkpoint["carried"]
         check_form(checkpoint["agent_state"], agent.state_dict(), "agent_state")
         agent.load_state_dict(checkpoint["agent_state"])
         if agent.optimizer is not None:

@@ -30,6 +30,7 @@ FORM: dict[str, Any] = {
     "agent": str,
     "config": dict,
     "episodes": int,
+    "carried": int,
     "agent_state": dict,
     "agent_optimizer": dict | None,
     "agent_generator": (str, Tensor),

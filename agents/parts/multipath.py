@@ -1,4 +1,4 @@
-"""What the strategies of multipath early exit have in common (McGill and Perona 2017, section 4)."""
+"""Strategies of multipath early exit: what they have in common (McGill and Perona 2017, section 4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.routers import RouterAgent, RouterConfig, Routers
+from routing_gym.agents.parts.joint import RouterAgent, RouterConfig
+from routing_gym.agents.parts.scores import ModuleScores
 from routing_gym.agents.parts.tables import legal_rows
 from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import TALR, Context, Observation, Trajectory
@@ -43,21 +44,20 @@ class MultipathConfig(RouterConfig):
 
 
 class Multipath(RouterAgent):
-    """What the strategies share: the routers, the softmax of their scores, and the penalty on weights.
+    """A strategy: a softmax policy on the scores of one module per decision, and a penalty on weights.
 
-    Where the environment adjusts learning rates to the throughput (`talr=True`), those of the routers are adjusted too.
+    Where the environment adjusts learning rates to the throughput (`talr=True`), those of the scores are adjusted too.
     """
 
     Config = MultipathConfig
     config: MultipathConfig
-    routers: Routers
+    scores: ModuleScores
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         network = self.env.network
-        self.train_routers(
-            Routers(network, partial(_router, network), price=self.env.config.price, seed=self.config.seed)
-        )
+        make = partial(_layers, network)
+        self.train_scores(ModuleScores(network, make, price=self.env.config.price, seed=self.config.seed))
         self.register_buffer("_legal", legal_rows(network.masks, single=True), persistent=False)
         owned = {
             (d, c): network.parameters_of(d, c)
@@ -67,12 +67,12 @@ class Multipath(RouterAgent):
         several = {id(one.parameter) for parameters in owned.values() for one in parameters}
         self._for_all = [p for p in network.parameters() if id(p) not in several and p.ndim > 1]
         self._owned = {place: [one for one in parameters if one.value.ndim > 1] for place, parameters in owned.items()}
-        costs = [*map(self.routers.macs, range(self.num_decisions)), 0.0]  # the last of rows that have left
-        self.register_buffer("_router_macs", torch.tensor(costs, device=self.env.device), persistent=False)
-        self._talr = TALR([[OwnedParameter(p) for p in router.parameters()] for router in self.routers.of])
+        costs = [*map(self.scores.macs, range(self.num_decisions)), 0.0]  # the last of rows that have left
+        self.register_buffer("_scores_macs", torch.tensor(costs, device=self.env.device), persistent=False)
+        self._talr = TALR([[OwnedParameter(p) for p in module.parameters()] for module in self.scores.of])
 
     _legal: Tensor
-    _router_macs: Tensor
+    _scores_macs: Tensor
 
     @property
     def temperature(self) -> float:
@@ -80,13 +80,12 @@ class Multipath(RouterAgent):
         return self.config.temperature * 0.5 ** (self.passes / self.config.temperature_epochs)
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Report the temperature and let it fall; all learning is in the joint backward pass."""
-        reported = {"temperature": torch.tensor(self.temperature)}
-        return {**super().update(trajectory), **reported}
+        """Report the temperature; all learning is in the joint backward pass."""
+        return {"temperature": torch.tensor(self.temperature)}
 
-    def scores(self, observation: Observation, context: Context) -> Tensor:
-        """Return `(B, A)` scores, −inf where a choice is not legal; those without −inf are recorded, with graph."""
-        raw = self.routers(observation, context)
+    def scored(self, observation: Observation, context: Context) -> Tensor:
+        """Scores `(B, A)`, −inf where a choice is not legal; those without −inf are recorded, with graph."""
+        raw = self.scores(observation, context)
         context.record["scores"] = raw
         return self.masked(raw, observation["depth"])
 
@@ -95,23 +94,19 @@ class Multipath(RouterAgent):
         return scores.masked_fill(~self._legal.index_select(0, decision), -torch.inf)
 
     def softened(self, scores: Tensor) -> Tensor:
-        """Return softmax(s / τ), `(B, A)`; at temperatures near 0 the best choice, and no division by 0."""
+        """Training policy softmax(s / τ), `(B, A)`; at temperatures near 0 the best choice, and no division by 0."""
         highest = scores.detach().amax(-1, keepdim=True)  # s / τ overflows, (s − max s) / τ is at most 0
         return ((scores - highest) / max(self.temperature, LEAST_TEMPERATURE)).softmax(-1)
 
-    def macs(self, decision: int) -> float:
-        """Return what the router of a decision costs."""
-        return self.routers.macs(decision)
-
     def before_step(self, trajectory: Trajectory) -> None:
-        """Give the routers the blocks' learning rate, and adjust it to their throughput where that is asked for."""
+        """Follow the blocks' learning rate, adjusted to the throughput of decisions where that is asked for."""
         super().before_step(trajectory)
         throughput = self.env.trainer.throughput
         if throughput is not None:
             self._talr.scale(throughput.of_decisions())
 
     def weight_penalty(self, trajectory: Trajectory, through_policy: bool = False) -> Tensor:
-        """Return k_L2 E[Σ w²] over the layers an instance passes (Eq. 9).
+        """Penalty k_L2 E[Σ w²] over the layers an instance passes (Eq. 9), 0-dimensional.
 
         Args:
             trajectory: The batch.
@@ -121,12 +116,12 @@ class Multipath(RouterAgent):
         terms = [weight.square().sum() for weight in self._for_all]
         for (decision, choice), owned in self._owned.items():
             terms += [taken[decision, choice] * one.value.square().sum() for one in owned]
-        for decision, router in enumerate(self.routers.of):
-            terms += [reach[decision] * weight.square().sum() for weight in router.parameters() if weight.ndim > 1]
+        for decision, module in enumerate(self.scores.of):
+            terms += [reach[decision] * weight.square().sum() for weight in module.parameters() if weight.ndim > 1]
         return self.config.weight_decay * torch.stack(terms).sum()
 
     def passage(self, trajectory: Trajectory, through_policy: bool) -> tuple[Tensor, Tensor]:
-        """Return the mean probability of being at each decision, `(N + 1,)`, and of each choice there, `(N + 1, A)`."""
+        """Mean probability of being at each decision, `(N + 1,)`, and of each choice there, `(N + 1, A)`."""
         reach = trajectory.loss.new_zeros(self.num_decisions + 1)
         taken = trajectory.loss.new_zeros(self.num_decisions + 1, self.num_choices)
         for step in trajectory.steps:
@@ -192,8 +187,8 @@ class ExactMultipath(Multipath):
             )
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Return the training policy's probabilities; the best choice alone when deterministic."""
-        scores = self.scores(observation, context)
+        """Probabilities `(B, A)` of the training policy; the best choice alone when deterministic."""
+        scores = self.scored(observation, context)
         if context.deterministic:
             return functional.one_hot(scores.argmax(-1), self.num_choices).to(scores.dtype)
         depth = observation["depth"]
@@ -208,7 +203,7 @@ class ExactMultipath(Multipath):
         return chances
 
     def chances(self, scores: Tensor, depth: Tensor, reach: Tensor) -> Tensor:
-        """Return the training policy, `(B, A)`: softmax(s / τ), a little of which goes to every path (Eq. 4).
+        """Training policy `(B, A)`: softmax(s / τ), a little of which goes to every path (Eq. 4).
 
         Without that little the softmax underflows at low temperatures: choices would no longer be tried, and a layer
         that no one passes has no throughput.
@@ -216,19 +211,19 @@ class ExactMultipath(Multipath):
         Args:
             scores: `(B, A)`, −inf where a choice is not legal.
             depth: `(B,)` int64.
-            reach: `(B, 1)`, with what probability an instance is at its decision.
+            reach: `(B, 1)`, probability that an instance is at its decision.
         """
         soft = self.softened(scores)
         least = self._least.index_select(0, depth).unsqueeze(1)
         return (1 - least / reach).clamp(min=0) * soft + self._least_of.index_select(0, depth) / reach
 
 
-def _router(network: RoutedNetwork, decision: int, inputs: int) -> nn.Sequential:
-    """Build the router of section 3.1, Fig. 3: two layers of 16 with batch norm and ReLU, and one that begins at 0.
+def _layers(network: RoutedNetwork, decision: int, inputs: int) -> nn.Sequential:
+    """Router of section 3.1, Fig. 3: two layers of 16 with batch norm and ReLU, and one that begins at 0.
 
     The other layers are drawn from Xavier's uniform distribution.
     """
-    router = nn.Sequential(
+    layers = nn.Sequential(
         nn.Linear(inputs, HIDDEN),
         nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY),
         nn.ReLU(),
@@ -237,11 +232,11 @@ def _router(network: RoutedNetwork, decision: int, inputs: int) -> nn.Sequential
         nn.ReLU(),
         nn.Linear(HIDDEN, network.decisions[decision].n),
     )
-    for part in router:
+    for part in layers:
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
             nn.init.zeros_(part.bias)
-    last = router[-1]
+    last = layers[-1]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
-    return router
+    return layers

@@ -1,4 +1,4 @@
-"""Options of the agents of Stable-Baselines3, and what their policies see of an instance."""
+"""Options of the agents of Stable-Baselines3, and the features their policies see."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ class SB3Config(AgentConfig):
         learning_rate: Step size of the policy's optimiser; None for the default of the representation
             (`DEFAULT_RATES`).
         gamma: Discount per decision, of the final reward too.
-        max_grad_norm: Length that gradients are cut to.
         net_arch: Widths of the hidden layers of the policy, and of the critic where there is one; of `"mlp"`.
     """
 
@@ -33,7 +32,6 @@ class SB3Config(AgentConfig):
     representation: Literal["table", "mlp"] = "table"
     learning_rate: float | None = positive(None)
     gamma: float = share(1.0)
-    max_grad_norm: float = positive(0.5)
     net_arch: tuple[int, ...] = (64, 64)
 
     OURS: ClassVar[frozenset[str]] = frozenset({"seed", "net_arch", "representation"})
@@ -46,7 +44,7 @@ class SB3Config(AgentConfig):
             raise ValueError(f"{self.owner()}net_arch must be a list of positive integers, got {widths!r}")
 
     def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
-        """Return what the library's constructor is given, for so many decisions and rows."""
+        """Arguments of the library's constructor, for so many decisions and rows."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = {name: value for name, value in fields.items() if name not in self.OURS}
         table = self.representation == "table"
@@ -67,16 +65,14 @@ class OnPolicyConfig(SB3Config):
         n_steps: Decisions of each row between two updates; by default those of one whole instance.
         gae_lambda: How far advantages look ahead: 1 for the whole return.
         ent_coef: Weight of the policy's entropy in the loss.
-        vf_coef: Weight of the critic's squared error.
     """
 
     n_steps: int | None = count(None)
     gae_lambda: float = share(1.0)
     ent_coef: float = not_negative(0.01)
-    vf_coef: float = not_negative(0.5)
 
     def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
-        """Return what the library's constructor is given, for so many decisions and rows."""
+        """Arguments of the library's constructor, for so many decisions and rows."""
         steps = self.n_steps or max(num_decisions, 2)  # of a single value there is no spread to normalise by
         return {**super().arguments(num_decisions, num_envs), "n_steps": steps}
 
@@ -88,15 +84,13 @@ class PPOConfig(OnPolicyConfig):
     Attributes:
         batch_size: Decisions per step of the optimiser; by default all that were made since the last update.
         n_epochs: How often those are gone through.
-        clip_range: How far the policy's ratio may move in one update.
     """
 
     batch_size: int | None = count(None, least=2)
     n_epochs: int = count(4)
-    clip_range: float = positive(0.2)
 
     def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
-        """Return what the library's constructor is given, for so many decisions and rows."""
+        """Arguments of the library's constructor, for so many decisions and rows."""
         given = super().arguments(num_decisions, num_envs)
         return {**given, "batch_size": self.batch_size or given["n_steps"] * num_envs}
 
@@ -114,9 +108,6 @@ class DQNConfig(SB3Config):
             of them are saved in checkpoints: a table's 50 000 are 2.6 MB, but `"mlp"` remembers activations.
         learning_starts: Decisions before the first update.
         batch_size: Decisions per step of the optimiser.
-        train_freq: Decisions of each row between two updates.
-        gradient_steps: Steps of the optimiser per update.
-        target_update_interval: Decisions, of all rows, after which the copy that gives the targets is renewed.
         exploration_initial_eps: Share of random decisions at first; all rows are random at once.
         exploration_final_eps: Share of random decisions in the end.
         exploration_episodes: Instances over which the share falls, in a straight line. (The library measures this as a
@@ -126,20 +117,20 @@ class DQNConfig(SB3Config):
     OURS = SB3Config.OURS | {"exploration_episodes"}
     DEFAULT_RATES = {"table": 3e-4, "mlp": 1e-3}
 
-    max_grad_norm: float = positive(10.0)
     buffer_size: int = count(50_000)
     learning_starts: int = count(1000, least=0)
     batch_size: int = count(1024)
-    train_freq: int = count(1)
-    gradient_steps: int = count(1)
-    target_update_interval: int = count(3000)
     exploration_initial_eps: float = share(0.05)
     exploration_final_eps: float = share(0.05)
     exploration_episodes: int = count(50_000)
 
+    def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
+        """Arguments of the library's constructor: an update at every step, a target network renewed every 3 000."""
+        return {**super().arguments(num_decisions, num_envs), "train_freq": 1, "target_update_interval": 3000}
+
 
 class Features(nn.Module):
-    """What a policy sees, as one vector.
+    """Features of an observation, one vector for each row.
 
     Args:
         space: The observation space.
@@ -158,7 +149,7 @@ class Features(nn.Module):
         self.features_dim = tasks * places if table else space["activation"].shape[0] + self.price + places + tasks
 
     def forward(self, observation: Observation) -> Tensor:
-        """Return `(B, features_dim)`.
+        """Features `(B, features_dim)`.
 
         Args:
             observation: As the library prepares it: `activation`; `task` and `depth` one-hot.

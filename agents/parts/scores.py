@@ -1,77 +1,123 @@
-"""A number for every choice, from a table or from an approximator; what gradient-trained agents decide by."""
+"""Scores: learned numbers for every choice, from a table, from stacked networks, or from a module for each decision."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from routing_gym.agents.base.agent import Agent
+from routing_gym.agents.base.options import AgentConfig
 from routing_gym.agents.parts.arrangement import Arrangement
 from routing_gym.agents.parts.tables import look_up
-from routing_gym.blocks import LinearBlocks, OwnedParameter, PartlyUsed, first_weights, plain, run_chain
-from routing_gym.envs import Observation
+from routing_gym.blocks import (
+    LinearBlocks,
+    OwnedParameter,
+    PartlyUsed,
+    allow_small_groups,
+    count_macs,
+    first_weights,
+    plain,
+    run_chain,
+)
+from routing_gym.envs import Context, Observation
+from routing_gym.networks import RoutedNetwork
 
 HIDDEN = 64
 
 
-class Scores(nn.Module, ABC):
-    """Numbers for every (agent, row) of an arrangement.
+class Scores(nn.Module):
+    """Scores of every choice.
 
-    Args:
-        arrangement: Who decides, and what is legal where.
-        outputs: How many numbers; by default one per choice of every tensor, −inf where it is not legal.
+    `forward(observation, who)` gives them for every row: `who` is the agent of each row, `(B,)`, in an arrangement; the
+    context of the decision where every decision has a module of its own. What rows that have left get is finite.
 
     Attributes:
-        shape: The shape of one row's numbers: `(A,)`, `(M, A)` where M > 1 tensors choose; `(outputs,)` where given.
+        sees_price: Whether they depend on the price of computation.
     """
 
-    def __init__(self, arrangement: Arrangement, outputs: int | None = None) -> None:
+    def __init__(self, sees_price: bool) -> None:
         super().__init__()
-        self.num_agents, self.num_rows = arrangement.num_agents, arrangement.num_rows
-        self.shape = tuple(arrangement.legal.shape[1:]) if outputs is None else (outputs,)
-        self.register_buffer("_legal", arrangement.legal if outputs is None else None, persistent=False)
-        left = torch.arange(self.num_agents, device=arrangement.legal.device) * self.num_rows + arrangement.left_row
-        self.register_buffer("_left", left, persistent=False)
+        self.sees_price = sees_price
+
+    def macs(self, decision: int) -> float:
+        """Multiply-accumulates of one row's scores; 0 for tables."""
+        return 0.0
+
+
+class ScoringAgent(Agent):
+    """An agent that decides by scores, as far as it looks at an instance at all.
+
+    Attributes:
+        scores: The scores; None where there are none.
+    """
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        self.scores: Any = None
+
+    def macs(self, decision: int) -> float:
+        """Multiply-accumulates of the scores."""
+        return 0.0 if self.scores is None else self.scores.macs(decision)
+
+    @property
+    def sees_price(self) -> bool:
+        """Whether the scores depend on the price."""
+        return self.scores is not None and self.scores.sees_price
+
+
+# ------------------------------------------------------------------------------------------------------ by arrangement
+
+
+class ArrangedScores(Scores):
+    """Scores for every (agent, row) of an arrangement, −inf where a choice is not legal.
+
+    Args:
+        arrangement: The arrangement.
+        outputs: Numbers for a row where they are not scores of choices; nothing is masked then.
+        sees_price: As above.
+
+    Attributes:
+        shape: Of a row's numbers: `(A,)`, `(M, A)` where agents choose for M tensors, or `(outputs,)`.
+    """
 
     _legal: Tensor | None
     _left: Tensor
 
+    def __init__(self, arrangement: Arrangement, outputs: int | None, sees_price: bool) -> None:
+        super().__init__(sees_price)
+        legal, self.num_agents, self.num_rows = arrangement.legal, arrangement.num_agents, arrangement.num_rows
+        self.shape = tuple(legal.shape[1:]) if outputs is None else (outputs,)
+        self.register_buffer("_legal", legal if outputs is None else None, persistent=False)
+        left = torch.arange(self.num_agents, device=legal.device) * self.num_rows + arrangement.left_row
+        self.register_buffer("_left", left, persistent=False)
+
     def forward(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Return `(B, *shape)` for rows with an agent, `(B,)`, each."""
-        return self._masked(self.raw(observation, agent), observation["depth"])
-
-    def _masked(self, scores: Tensor, row: Tensor) -> Tensor:
-        return scores if self._legal is None else scores.masked_fill(~self._legal.index_select(0, row), -torch.inf)
-
-    def _note(self, layer: LinearBlocks, which: Tensor) -> None:
-        """Note which networks have been asked; those for rows that have left never learn, so that they may count, too.
-
-        Otherwise there would be no batch in which all are used, which is the fastest to learn from.
-        """
-        layer.note_use(which)
-        layer.note_use(self._left)
+        """Scores `(B, *shape)` of the agents `(B,)`, at the rows that are the observation's `depth`."""
+        scores = self.raw(observation, agent)
+        if self._legal is None:
+            return scores
+        return scores.masked_fill(~self._legal.index_select(0, observation["depth"]), -torch.inf)
 
     @abstractmethod
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Return `(B, *shape)` without regard to what is legal."""
-
-    def macs(self) -> float:
-        """Return the multiply-accumulates of one row."""
-        return 0.0
+        """Scores `(B, *shape)`, whatever is legal."""
 
 
-class TableScores(PartlyUsed, Scores):
-    """A number of its own for each (agent, row), of each `shape`; 0 at first. An agent that is not asked keeps its."""
+class TableScores(PartlyUsed, ArrangedScores):
+    """A table, 0 at first. An agent that a batch does not ask keeps its part."""
 
     def __init__(self, arrangement: Arrangement, outputs: int | None = None) -> None:
-        super().__init__(arrangement, outputs)
+        super().__init__(arrangement, outputs, sees_price=False)
         self.table = nn.Parameter(torch.zeros(self.num_agents, self.num_rows, *self.shape))
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Look up."""
+        """Entries `(B, *shape)`."""
         self.note_use(agent)
         return look_up(self.table, agent, observation["depth"])
 
@@ -81,93 +127,142 @@ class TableScores(PartlyUsed, Scores):
         return self.num_agents
 
     def parts(self) -> list[list[OwnedParameter]]:
-        """Return the table of every agent."""
+        """Parameters of every agent."""
         return [[OwnedParameter(self.table, agent)] for agent in range(self.num_agents)]
 
     def of_all_rows(self) -> Tensor:
-        """Return the whole table, `(agents, rows, *shape)`, −inf where a choice is not legal."""
+        """The whole table, `(agents, rows, *shape)`, −inf where a choice is not legal."""
         return self.table if self._legal is None else self.table.masked_fill(~self._legal, -torch.inf)
 
 
-class MLPScores(Scores):
-    """Two layers, 64 hidden, one network per (agent, row), fed with concat(v, one-hot t) (Appendix 7.3).
+class StackedScores(ArrangedScores):
+    """A network for every (agent, row): all are stacked and run as one grouped call, like blocks.
 
-    Where the environment shows the price of computation it stands behind v. Where several tensors choose, v describes
-    them all, and one network gives the numbers of all of them.
-
-    All networks are stacked and run as one grouped call, like the blocks: agents per task cost one call, not T.
+    Two layers, on concat(v, one-hot t) (Rosenbaum et al. 2018, Appendix 7.3); or one without bias, on v alone. The
+    price stands behind v where it is seen. Where agents choose for several tensors, v describes them all.
 
     Args:
-        arrangement: As in `Scores`.
-        outputs: As in `Scores`.
-        inputs: Width of the observed activation.
+        arrangement: As above.
+        inputs: Width of v.
+        outputs: As above.
+        hidden: Width of the hidden layer; 0 for a linear network.
     """
 
-    def __init__(self, arrangement: Arrangement, outputs: int | None, inputs: int) -> None:
-        super().__init__(arrangement, outputs)
-        self.num_tasks, self.price = arrangement.num_tasks, arrangement.price
-        networks = self.num_agents * self.num_rows
-        self.hidden = LinearBlocks(networks, inputs + self.price + self.num_tasks, HIDDEN, relu=True)
-        self.output = LinearBlocks(networks, HIDDEN, math.prod(self.shape))
+    def __init__(self, arrangement: Arrangement, inputs: int, outputs: int | None = None, hidden: int = HIDDEN) -> None:
+        super().__init__(arrangement, outputs, arrangement.price)
+        self.num_tasks = arrangement.num_tasks if hidden else 0
+        networks, inputs = self.num_agents * self.num_rows, inputs + self.sees_price + self.num_tasks
+        self.hidden = LinearBlocks(networks, inputs, hidden, relu=True) if hidden else None
+        self.output = LinearBlocks(networks, hidden or inputs, math.prod(self.shape))
+        if not hidden:
+            nn.init.zeros_(self.output.bias).requires_grad_(False)
+        self._layers = [self.output] if self.hidden is None else [self.hidden, self.output]
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Run each row through the network of its agent and decision."""
-        seen = with_price(observation) if self.price else observation["activation"]
-        x = torch.cat([seen, functional.one_hot(observation["task"], self.num_tasks).to(seen.dtype)], 1)
+        """Outputs `(B, *shape)` of each row's network."""
+        x = observation["activation"]
+        seen = [x, observation["price"].to(x.dtype)] if self.sees_price else [x]
+        if self.num_tasks:
+            seen.append(functional.one_hot(observation["task"], self.num_tasks).to(x.dtype))
         which = agent * self.num_rows + observation["depth"]
-        for layer in (self.hidden, self.output):
-            self._note(layer, which)
-        links = [self.hidden.link(), self.output.link()]
-        return plain(run_chain(links, x, which.unsqueeze(1).expand(-1, 2))).view(-1, *self.shape)
+        for layer in self._layers:
+            layer.note_use(which)
+            # Networks for rows that have left never learn, so that they may count as used: else no batch used all of
+            # them, which is the fastest to learn from.
+            layer.note_use(self._left)
+        plan = which.unsqueeze(1).expand(-1, len(self._layers))
+        x = torch.cat(seen, 1) if len(seen) > 1 else x
+        return plain(run_chain([layer.link() for layer in self._layers], x, plan)).view(-1, *self.shape)
 
-    def macs(self) -> float:
-        """Return what two layers cost."""
-        return self.hidden.macs[0] + self.output.macs[0]
-
-
-class LinearScores(Scores):
-    """One linear layer without bias per (agent, row), on the observed activation alone: x·W.
-
-    Where the environment shows the price of computation it stands behind x. Stacked and run as one grouped call, as
-    `MLPScores` are.
-
-    Args:
-        arrangement: As in `Scores`.
-        outputs: As in `Scores`.
-        inputs: Width of the observed activation.
-    """
-
-    def __init__(self, arrangement: Arrangement, outputs: int | None, inputs: int) -> None:
-        super().__init__(arrangement, outputs)
-        self.price = arrangement.price
-        self.layer = LinearBlocks(self.num_agents * self.num_rows, inputs + self.price, math.prod(self.shape))
-        nn.init.zeros_(self.layer.bias).requires_grad_(False)
-
-    def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Run each row through the layer of its agent and decision."""
-        seen = with_price(observation) if self.price else observation["activation"]
-        which = agent * self.num_rows + observation["depth"]
-        self._note(self.layer, which)
-        return self.layer(seen, which).view(-1, *self.shape)
-
-    def macs(self) -> float:
-        """Return what the layer costs."""
-        return self.layer.macs[0]
-
-
-def with_price(observation: Observation) -> Tensor:
-    """Return `(B, D + 1)`: the activation and, behind it, the price of computation."""
-    activation = observation["activation"]
-    return torch.cat([activation, observation["price"].to(activation.dtype)], 1)
+    def macs(self, decision: int) -> float:
+        """Multiply-accumulates of one network."""
+        return sum(layer.macs[0] for layer in self._layers)
 
 
 def make_scores(
     representation: str, arrangement: Arrangement, inputs: int, seed: int, outputs: int | None = None
-) -> TableScores | MLPScores | LinearScores:
-    """Build scores; the first weights of an approximator come from a seed of their own."""
+) -> ArrangedScores:
+    """Scores by name, first weights drawn from a seed.
+
+    Args:
+        representation: `"table"`, `"mlp"` or `"linear"`.
+        arrangement: Who decides.
+        inputs: Width of what networks see.
+        seed: The seed.
+        outputs: See `ArrangedScores`.
+    """
     with first_weights(seed):
         if representation == "table":
-            return TableScores(arrangement, outputs).to(arrangement.legal.device)
-        if representation == "linear":
-            return LinearScores(arrangement, outputs, inputs).to(arrangement.legal.device)
-        return MLPScores(arrangement, outputs, inputs).to(arrangement.legal.device)
+            scores: ArrangedScores = TableScores(arrangement, outputs)
+        else:
+            scores = StackedScores(arrangement, inputs, outputs, hidden=HIDDEN if representation == "mlp" else 0)
+    return scores.to(arrangement.legal.device)
+
+
+# --------------------------------------------------------------------------------------------------------- by decision
+
+
+class ModuleScores(Scores):
+    """A module for every decision, in which batch norms, convolutions and the like have a place.
+
+    Args:
+        network: Says how wide a decision's observation is, and how many choices it has.
+        make: Builds the module of a decision, given its number and the width of what it sees.
+        price: Whether the price of computation stands in front of what is seen.
+        seed: Of the first weights.
+        outputs: Numbers for a row; by default one for each choice.
+
+    Attributes:
+        of: The module of each decision.
+    """
+
+    def __init__(
+        self,
+        network: RoutedNetwork,
+        make: Callable[[int, int], nn.Module],
+        *,
+        price: bool,
+        seed: int,
+        outputs: int | None = None,
+    ) -> None:
+        super().__init__(price)
+        self.outputs = outputs or network.num_choices
+        self.widths = [decision.width + price for decision in network.decisions]
+        with first_weights(seed):
+            self.of = nn.ModuleList(make(number, width) for number, width in enumerate(self.widths))
+        allow_small_groups(self)
+        each = zip(self.of, self.widths, strict=True)
+        self._macs = [count_macs(module, torch.zeros(1, width)) for module, width in each]
+
+    def forward(self, observation: Observation, context: Context) -> Tensor:
+        """Scores `(B, outputs)`; 0 for choices that a decision does not have, and for rows that have left.
+
+        Args:
+            observation: `activation`, `depth` and, where it is seen, `price`.
+            context: Says which rows decide; no other row is looked at.
+        """
+        seen, depth = observation["activation"], observation["depth"]
+        if self.sees_price:
+            seen = torch.cat([observation["price"].to(seen.dtype), seen], 1)
+        if context.sole is not None:
+            return self._scores(context.sole, seen)
+        active, scores = context.active, seen.new_zeros(len(seen), self.outputs)
+        here = depth[active]
+        if not len(here):
+            return scores
+        first, last = torch.stack(here.aminmax()).tolist()
+        if first == last and len(here) == len(depth):
+            return self._scores(first, seen)
+        for number in range(first, last + 1):
+            rows = (active & (depth == number)).nonzero().flatten()
+            if len(rows):
+                scores = scores.index_copy(0, rows, self._scores(number, seen.index_select(0, rows)))
+        return scores
+
+    def _scores(self, number: int, seen: Tensor) -> Tensor:
+        scores = self.of[number](seen[:, : self.widths[number]])
+        return functional.pad(scores, (0, self.outputs - scores.shape[1]))
+
+    def macs(self, decision: int) -> float:
+        """Multiply-accumulates of a decision's module."""
+        return self._macs[decision]

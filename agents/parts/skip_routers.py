@@ -1,11 +1,11 @@
-"""Routers that say whether a residual block is run: linear, recurrent, convolutional (CoDiNet, section 4.5.2)."""
+"""ModuleScores that say whether a residual block is run: linear, recurrent, convolutional (CoDiNet, section 4.5.2)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.parts.routers import Routers
+from routing_gym.agents.parts.scores import ModuleScores, Scores
 from routing_gym.blocks import first_weights
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import RoutedNetwork
@@ -15,8 +15,8 @@ RECURRENT_WIDTH = 10
 """Width of the recurrent router, and of what it sees of a block (SkipNet, Wang et al. 2018)."""
 
 
-def linear_routers(network: RoutedNetwork, hidden: int, *, price: bool, seed: int) -> Routers:
-    """Build W₂ relu(W₁ z) for every block, z being the averaged channels (Eqs. 3 and 4).
+def linear_routers(network: RoutedNetwork, hidden: int, *, price: bool, seed: int) -> ModuleScores:
+    """Scores W₂ relu(W₁ z) of every block, z being the averaged channels (Eqs. 3 and 4).
 
     With 48 hidden units, biases and the batch norm of the blocks counted, the ResNets have the parameters printed in
     Table 6.
@@ -25,11 +25,11 @@ def linear_routers(network: RoutedNetwork, hidden: int, *, price: bool, seed: in
     def make(decision: int, width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, SCORES))
 
-    return Routers(network, make, price=price, seed=seed)
+    return ModuleScores(network, make, price=price, seed=seed)
 
 
-def convolutional_routers(network: RoutedNetwork, *, seed: int) -> Routers:
-    """Build for every block: 2x2 max-pooling, a 3x3 convolution, batch norm, ReLU, averaging, a linear layer.
+def convolutional_routers(network: RoutedNetwork, *, seed: int) -> ModuleScores:
+    """Scores of every block by 2x2 max-pooling, a 3x3 convolution, batch norm, ReLU, averaging and a linear layer.
 
     After the feed-forward gates of SkipNet (Wang et al. 2018), which have one convolution more, or a stride; so it
     costs an eighth of a block, the 12.5 % of Table 10.
@@ -58,10 +58,10 @@ def convolutional_routers(network: RoutedNetwork, *, seed: int) -> Routers:
             nn.Linear(channels, SCORES),
         )
 
-    return Routers(network, make, price=False, seed=seed)
+    return ModuleScores(network, make, price=False, seed=seed)
 
 
-class RecurrentRouter(nn.Module):
+class RecurrentScores(Scores):
     """One LSTM that goes from block to block, each with a linear layer of its own in front (SkipNet, Wang et al. 2018).
 
     Args:
@@ -71,29 +71,25 @@ class RecurrentRouter(nn.Module):
     """
 
     def __init__(self, network: RoutedNetwork, *, price: bool, seed: int) -> None:
-        super().__init__()
+        super().__init__(price)
         width = RECURRENT_WIDTH
 
         def make(decision: int, inputs: int) -> nn.Module:
             return nn.Linear(inputs, width)
 
-        self.inputs = Routers(network, make, price=price, seed=seed, outputs=width)
+        self.inputs = ModuleScores(network, make, price=price, seed=seed, outputs=width)
         with first_weights(seed + 1):
             self.cell, self.output = nn.LSTMCell(width, width), nn.Linear(width, SCORES)
 
-    def forward(self, observation: Observation, context: Context) -> tuple[Tensor, Tensor]:
-        """Return `(B, 2)` scores, and what is carried to the next block.
-
-        Args:
-            observation: As for `Routers`.
-            context: Likewise; what it carries, `(B, 2 x 10)`, are the LSTM's output and cell.
-        """
+    def forward(self, observation: Observation, context: Context) -> Tensor:
+        """Scores `(B, 2)`; the LSTM's output and cell, `(B, 2 x 10)`, are carried to the next block."""
         seen, carry = self.inputs(observation, context), context.carry
         before = seen.new_zeros(len(seen), 2 * RECURRENT_WIDTH) if carry is None else carry
         output, cell = self.cell(seen, before.chunk(2, 1))
-        return self.output(output), torch.cat([output, cell], 1)
+        context.carry = torch.cat([output, cell], 1)
+        return self.output(output)
 
-    def macs(self, number: int) -> float:
-        """Return the multiply-accumulates at a decision."""
+    def macs(self, decision: int) -> float:
+        """Multiply-accumulates at a decision."""
         gates = self.cell.weight_ih.numel() + self.cell.weight_hh.numel()
-        return self.inputs.macs(number) + gates + self.output.weight.numel()
+        return self.inputs.macs(decision) + gates + self.output.weight.numel()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from routing_gym.agents.base.agent import Agent
-from routing_gym.agents.parts.arrangement import LearningConfig
+from routing_gym.agents.parts.learner import LearningConfig
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.tasks import MultiTaskDataset
 
@@ -29,7 +29,8 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
 
     Returns:
         A new agent of the same class and options. What it knows of the old tasks it has kept; of the new ones it knows
-        nothing, but its schedules (exploration, temperature) stand where they stood. Its optimisers begin anew.
+        nothing, but its schedules stand where they stood: those in instances, and those in passes to the nearest
+        instance. Its optimisers begin anew.
 
     Raises:
         ValueError: A split is missing, the data do not fit the network, the network is told the task as input or
@@ -58,6 +59,7 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
         config = dataclasses.replace(config, num_agents=config.num_agents or before)
     grown = type(agent)(env, config).to(env.device)
     grown.name, grown.episodes = agent.name, agent.episodes
+    grown.carried = round(agent.passes * env.trainer.optimization.epoch) - agent.episodes
     known = agent.state_dict()
     state = {key: _extended(known[key], fresh) if key in known else fresh for key, fresh in grown.state_dict().items()}
     grown.load_state_dict(state)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from routing_gym.agents import make_agent, needs
 from routing_gym.agents.codinet import CoDiNet
-from routing_gym.agents.parts.routers import Routers
+from routing_gym.agents.parts.scores import ModuleScores
 from routing_gym.agents.trained.classify import classify, route_out
 from routing_gym.blocks import first_weights
 from routing_gym.envs import RoutingVectorEnv, Seen, drive
@@ -102,8 +102,8 @@ def let_run(agent: CoDiNet, images: Tensor, share: float) -> None:
         images: `(n, C, H, W)`, normalised.
         share: Of the images, 0 to 1.
     """
-    network, routers = agent.env.network.eval(), agent.routers
-    assert isinstance(routers, Routers)
+    network, routers = agent.env.network.eval(), agent.scores
+    assert isinstance(routers, ModuleScores)
     numbers = torch.Generator().manual_seed(0)
     state = network.start(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
     count = round(share * len(images))

@@ -136,7 +136,7 @@ def let_leave(agent: Multipath, images: Tensor, shares: Sequence[float]) -> None
 
     def decide(seen: Seen) -> Tensor:
         ((number, group, _),) = seen.state.acting()
-        router = agent.routers.of[number]
+        router = agent.scores.of[number]
         last = router[-1]  # type: ignore[index]
         assert isinstance(last, nn.Linear)
         last.weight.copy_(torch.randn(last.weight.shape, generator=numbers))

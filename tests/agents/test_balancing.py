@@ -87,7 +87,7 @@ def test_the_losses_are_those_of_a_loop_and_reach_gates_and_noise():
     env = weights_env()
     agent = make_agent("top-k", env, k=2, balance=0.3)
     with torch.no_grad():
-        agent.spread.layer.weight.normal_(generator=torch.Generator().manual_seed(3))
+        agent.spread.output.weight.normal_(generator=torch.Generator().manual_seed(3))
     trajectory = rollout(agent, env)
     loss = agent.auxiliary_loss(trajectory)
     total = 0.0
@@ -100,7 +100,7 @@ def test_the_losses_are_those_of_a_loop_and_reach_gates_and_noise():
     assert float(loss) == pytest.approx(0.3 * total, rel=1e-4)
     loss.backward()
     for scores in (agent.scores, agent.spread):
-        assert float(scores.layer.weight.grad[:2].abs().sum()) > 0
+        assert float(scores.output.weight.grad[:2].abs().sum()) > 0
 
 
 def test_losses_on_a_tree_are_of_the_rows_that_are_there():
@@ -140,8 +140,8 @@ def test_balance_keeps_blocks_in_use():
         env = weights_env(learning_rate=1e-5)
         agent = make_agent("top-k", env, learning_rate=0.03, **options)
         with torch.no_grad():
-            agent.scores.layer.weight.zero_()
-            agent.scores.layer.weight[:, :, 0] = 0.5 * env.reset()[0]["activation"].mean(0).sign()[:PIXELS]
+            agent.scores.output.weight.zero_()
+            agent.scores.output.weight[:, :, 0] = 0.5 * env.reset()[0]["activation"].mean(0).sign()[:PIXELS]
         seen = []
         agent.learn(env, 24 * 60, lambda metrics: seen.append(float(metrics["unevenness"])))
         return sum(seen[-10:]) / 10
@@ -229,7 +229,7 @@ def test_embeddings_join_what_a_gate_sees():
     agent = make_agent("top-k", env, task_embedding=3, noise=False)
     assert agent.macs(0) == (PIXELS + 3) * BLOCKS
     trajectory = rollout(agent, env, deterministic=True)
-    step, weight = trajectory.steps[0], agent.scores.layer.weight[0]
+    step, weight = trajectory.steps[0], agent.scores.output.weight[0]
     seen = torch.cat([step.observation["activation"], agent.embedding(trajectory.task)], 1)
     best = (seen @ weight).topk(2, -1)
     assert torch.equal(step.action[0], best.indices)

@@ -201,14 +201,14 @@ def test_tasks_decide():
 
 def test_a_price_that_rises_lets_more_leave():
     agent = make_agent("actor", env_for("pyramid", "actor", price=True, k_cpt=(0.0, 1e-7)))
-    first = agent.routers.of[0]
+    first = agent.scores.of[0]
     with torch.no_grad():
         for layer in (first[0], first[3], first[6]):
             layer.weight.zero_()
             layer.bias.zero_()
         first[0].weight[0, 0] = first[3].weight[0, 0] = 1.0  # the price, which is the first input
         first[6].weight[0, 0], first[6].bias[1] = 1.0, 0.5
-    for router in agent.routers.of:
+    for router in agent.scores.of:
         router[6].bias.data[1] += 0.5  # go on, where the price says nothing
     images = agent.env.dataset.images[:6]
 

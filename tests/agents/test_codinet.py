@@ -20,7 +20,7 @@ from routing_gym.tasks import synthetic_mtl
 
 def with_scores(agent, *scores):
     """Make every router of linear layers say the same of everything."""
-    for router in agent.routers.of:
+    for router in agent.scores.of:
         nn.init.zeros_(router[-1].weight)
         router[-1].bias.data = torch.tensor(scores, dtype=router[-1].bias.dtype)
     return agent
@@ -186,7 +186,7 @@ def test_the_loss_of_a_batch_is_that_of_a_loop(versions, gamma, relaxation):
     assert div > 1e-4 and (con > 1e-5 or relaxation == "softmax")
     assert loss.item() == pytest.approx(0.3 * con + 0.4 * div + sum(spent) / 8, rel=1e-4)
     loss.backward()
-    assert all(bool(parameter.grad.isfinite().all()) for parameter in agent.routers.parameters())
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in agent.scores.parameters())
 
 
 def test_instances_pay_their_own_price():
@@ -207,11 +207,11 @@ def test_defaults_are_those_of_the_paper():
 
 def test_classification_alone_trains_routers_and_blocks():
     agent = codinet(alpha=0.0, beta=0.0, relaxation="softmax")
-    before = {name: value.detach().clone() for name, value in agent.routers.named_parameters()}
+    before = {name: value.detach().clone() for name, value in agent.scores.named_parameters()}
     blocks = [parameter.detach().clone() for parameter in agent.env.network.parameters()]
     _, loss, reported = train_batch(agent, agent.env)
     assert bool(loss.isfinite()) and 0 < float(reported["cost_share"]) < 1 and float(reported["gamma"]) == 0
-    assert all(not torch.equal(value, before[name]) for name, value in agent.routers.named_parameters())
+    assert all(not torch.equal(value, before[name]) for name, value in agent.scores.named_parameters())
     changed = [not torch.equal(a, b) for a, b in zip(agent.env.network.parameters(), blocks, strict=True)]
     assert sum(changed) >= len(changed) - 1
 
@@ -264,7 +264,7 @@ def plain_env(rows, **options):
 
 
 def gradients(loss, agent):
-    parameters = [*agent.env.network.parameters(), *agent.routers.parameters()]
+    parameters = [*agent.env.network.parameters(), *agent.scores.parameters()]
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
@@ -276,7 +276,7 @@ def test_sampling_has_the_gradient_of_the_expectation(rows, gamma, monkeypatch):
     with double_precision():
         env = plain_env(rows, k_cpt=1e-4)
         agent = codinet(env, alpha=0.0, gamma=gamma, beta=0.0, relaxation="sampling")
-        for router in agent.routers.of:
+        for router in agent.scores.of:
             nn.init.normal_(router[-1].weight, std=2.0)
         instances = torch.tensor([3, 7])[:rows]
 
@@ -302,7 +302,7 @@ def test_sampling_has_the_gradient_of_the_expectation(rows, gamma, monkeypatch):
             trajectory = drawn([way] * rows)
             chance = 1.0
             for choice, step in zip(way, trajectory.steps, strict=True):
-                scores = agent.routers(step.observation, Context(Known(step.active, None)))
+                scores = agent.scores(step.observation, Context(Known(step.active, None)))
                 chance = chance * scores.softmax(1)[:, choice]
             spent = sum(c for c, run in zip(costs, way, strict=True) if run)
             whole = env.network.stem_macs + sum(costs)
@@ -327,7 +327,7 @@ def test_with_sampling_losses_on_paths_are_of_the_probabilities():
     agent = codinet(relaxation="sampling", alpha=0.3, beta=0.4, consistency_margin=0.0, diversity_margin=1.0)
     trajectory = rollout(agent, agent.env)
     chances = torch.stack(
-        [agent.routers(s.observation, Context(Known(s.active, None))).softmax(1)[:, 1] for s in trajectory.steps], 1
+        [agent.scores(s.observation, Context(Known(s.active, None))).softmax(1)[:, 1] for s in trajectory.steps], 1
     )
     paths = chances.detach().unflatten(0, (-1, M)).tolist()
     likelihood = sum(step.record["log_probability"] for step in trajectory.steps)

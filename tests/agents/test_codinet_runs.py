@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from fractions import Fraction
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from toys import ExitTree, RunSkip, small_env, toy_data
 
 import routing_gym
 from routing_gym.agents import CoDiNetConfig, add_task, make_agent, needs, train_batch
-from routing_gym.agents.parts.routers import RouterAgent
 from routing_gym.envs import rollout
 from routing_gym.networks import RoutedMLP
 
@@ -28,10 +26,10 @@ def test_in_the_second_stage_routers_stay_and_decisions_are_hard(router):
     # 36 images twice are 9 batches: half a pass is over within the fifth.
     learned(agent, 4)
     assert not agent.frozen
-    before = {name: value.clone() for name, value in agent.state_dict().items() if name.startswith("routers")}
+    before = {name: value.clone() for name, value in agent.state_dict().items() if name.startswith("scores")}
     learned(agent, 1)
     assert agent.frozen and any(not torch.equal(agent.state_dict()[name], value) for name, value in before.items())
-    kept = {name: value.clone() for name, value in agent.state_dict().items() if not name.startswith("_extra")}
+    kept = {name: value.clone() for name, value in agent.state_dict().items()}
     blocks = {name: value.clone() for name, value in env.network.state_dict().items()}
     agent.train()
     trajectory, loss, reported = train_batch(agent, env)
@@ -59,7 +57,7 @@ def test_the_second_stage_begins_with_the_batch_after_so_many_passes(batches, ro
     due = -(-tenths * batches // 100)  # the batch within which so many tenths of a pass are over
     for _ in range(due):
         assert not agent.frozen
-        RouterAgent.update(agent, range(rows))
+        agent.episodes += rows
     assert agent.frozen
 
 
@@ -71,7 +69,7 @@ def test_linear_routers_by_hand():
     agent = codinet(env, hidden=5, seed=3)
     trajectory = rollout(agent, env, deterministic=True)
     for number, step in enumerate(trajectory.steps):
-        first, _, second = agent.routers.of[number]
+        first, _, second = agent.scores.of[number]
         width = env.network.decisions[number].width
         assert first.weight.shape == (5, width + 1) and agent.macs(number) == 5 * (width + 1) + 2 * 5
         seen = torch.cat([torch.full((8, 1), 0.3), step.observation["activation"][:, :width]], 1)
@@ -90,9 +88,9 @@ def test_the_recurrent_router_by_hand(price):
     env = skip_env(price=price, k_cpt=3e-8)
     agent = codinet(env, router="rnn", relaxation="softmax")
     trajectory = rollout(agent, env)
-    cell, h, c = agent.routers.cell, torch.zeros(8, 10), torch.zeros(8, 10)
+    cell, h, c = agent.scores.cell, torch.zeros(8, 10), torch.zeros(8, 10)
     for number, step in enumerate(trajectory.steps):
-        width, front = env.network.decisions[number].width, agent.routers.inputs.of[number]
+        width, front = env.network.decisions[number].width, agent.scores.inputs.of[number]
         seen = step.observation["activation"][:, :width]
         if price:
             seen = torch.cat([torch.full((8, 1), 0.3), seen], 1)
@@ -101,22 +99,22 @@ def test_the_recurrent_router_by_hand(price):
         let_in, forget, new, out = gates.chunk(4, 1)
         c = sigmoid(forget) * c + sigmoid(let_in) * new.tanh()
         h = sigmoid(out) * c.tanh()
-        scores = h @ agent.routers.output.weight.t() + agent.routers.output.bias
+        scores = h @ agent.scores.output.weight.t() + agent.scores.output.bias
         torch.testing.assert_close(step.action, scores.softmax(1), rtol=1e-4, atol=1e-5)
         assert agent.macs(number) == 10 * (width + price) + 2 * 4 * 10 * 10 + 2 * 10
     agent.auxiliary_loss(trajectory).backward()
-    assert all(parameter.grad is not None for parameter in agent.routers.parameters())
+    assert all(parameter.grad is not None for parameter in agent.scores.parameters())
 
 
 def test_convolutional_routers_by_hand():
     env = skip_env(observes="map", stages=(2, 2, 2), price=True, k_cpt=3e-8)
     agent = codinet(env, router="cnn").eval()
-    for router in agent.routers.of:
+    for router in agent.scores.of:
         nn.init.uniform_(router[3].running_var, 0.5, 2.0)
         nn.init.normal_(router[3].running_mean)
     trajectory = rollout(agent, env, deterministic=True)
     for number, step in enumerate(trajectory.steps):
-        shape, router = env.network.observed_shapes[number], agent.routers.of[number]
+        shape, router = env.network.observed_shapes[number], agent.scores.of[number]
         x = step.observation["activation"][:, : math.prod(shape)].view(8, *shape)
         x = nn.functional.max_pool2d(x, 2)
         x = nn.functional.conv2d(x, router[2].weight, padding=1)
@@ -168,7 +166,7 @@ def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(options, tmp_path
     first = learned(agent, 5)
     agent.save(tmp_path / "half.pt")
     resumed = routing_gym.agents.Agent.load(tmp_path / "half.pt", skip_env(**forms, seed=9))
-    assert resumed.passes == agent.passes == Fraction(5, 9) and torch.equal(resumed.gamma, agent.gamma)
+    assert resumed.passes == agent.passes == 5 / 9 and torch.equal(resumed.gamma, agent.gamma)
     assert first + learned(resumed, 7) == whole and len({metrics["loss"] for metrics in whole}) == 12
     for ours, theirs in zip(resumed.state_dict().values(), whole_agent.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
@@ -288,8 +286,10 @@ def test_it_goes_on_with_a_task_that_comes_later():
     env = small_env(RunSkip(), **{**needs("codinet"), "augmentations": 1})
     agent = make_agent("codinet", env, alpha=0.0, cost_target=0.5).learn(env, 60)
     grown = add_task(agent, {split: part.select_tasks([1]) for split, part in toy_data().items()})
-    assert (grown.num_tasks, grown.passes) == (4, agent.passes) and torch.equal(grown.gamma, agent.gamma)
-    for ours, theirs in zip(grown.routers.parameters(), agent.routers.parameters(), strict=True):
+    assert (grown.num_tasks, grown.passes, grown.episodes) == (4, agent.passes, 60) and torch.equal(
+        grown.gamma, agent.gamma
+    )
+    for ours, theirs in zip(grown.scores.parameters(), agent.scores.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     grown.learn(grown.env, 96)
-    assert grown.passes == Fraction(60, 72) + 1  # 96 rows are a pass now
+    assert grown.passes == (80 + 96) / 96 and grown.episodes == 60 + 96  # 96 rows are a pass now, 60 of 72 are 80 of 96

@@ -21,7 +21,7 @@ def path_env(agent="cross-connection", network="basecnn-3-cc", num_envs=6, **opt
 
 def slow_gates(agent, number, activation, mask):
     """G_i = softmax(W2_i ReLU(W1_i Z_i + b1_i) + b2_i), tensor by tensor, row by row."""
-    decision, gate = agent.env.network.decisions[number], agent.routers.of[number]
+    decision, gate = agent.env.network.decisions[number], agent.scores.of[number]
     channels = decision.width // decision.m
     rows = []
     for row, seen in enumerate(activation):

@@ -113,7 +113,7 @@ def test_every_agent_that_can_route_it_does(name, options, tmp_path):
         ("wpl", {}),
         ("reinforce", {"representation": "mlp"}),
         ("actor-critic", {"arrangement": "dispatched", "num_agents": 2}),
-        ("q-learning", {"representation": "mlp"}),
+        ("q-learning", {"representation": "mlp", "target_update": 2}),
         ("gumbel", {"estimator": "soft"}),
         ("top-k", {}),
     ],

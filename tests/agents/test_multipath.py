@@ -34,13 +34,13 @@ def test_an_actor_of_two_columns():
     (loss, found), _ = trained(agent)
     assert loss == pytest.approx(1.0, abs=1e-5)
     # d/ds_i = p_i (c_i − L): 1/4 · 0.588 = 0.147, 3/4 · (−0.196) = −0.147.
-    assert found["agent.routers.of.0.6.bias"].tolist() == pytest.approx([0.147, -0.147], abs=1e-5)
+    assert found["agent.scores.of.0.6.bias"].tolist() == pytest.approx([0.147, -0.147], abs=1e-5)
 
     agent = given(CHAIN[2], [[0.0, LN3]], [1.2, 0.4], decisiveness=0.5, weight_decay=0.0)
     # Plus 0.5 · (0² + ln² 3) = 0.603474, whose gradient is 2 · 0.5 · s = (0, 1.098612).
     (loss, found), _ = trained(agent)
     assert loss == pytest.approx(1.603474, abs=1e-5)
-    assert found["agent.routers.of.0.6.bias"].tolist() == pytest.approx([0.147, -0.147 + 1.098612], abs=1e-5)
+    assert found["agent.scores.of.0.6.bias"].tolist() == pytest.approx([0.147, -0.147 + 1.098612], abs=1e-5)
 
     agent = given(CHAIN[2], [[0.0, LN3]], [1.2, 0.4], weight=1.0, decisiveness=0.0, weight_decay=0.1)
     # Weights of 1: 24 of the first column and 64 + 256 of the router are passed by all, 16 of the second column by 3/4;
@@ -51,23 +51,23 @@ def test_an_actor_of_two_columns():
     torch.testing.assert_close(found["blocks.columns.1.0.weight"], torch.full((4, 4), 0.15), atol=1e-5, rtol=0)
     assert found["blocks.columns.1.0.bias"].tolist() == [0] * 4
     # The chances are constant in the penalty: the scores' gradient is what it was without one.
-    assert found["agent.routers.of.0.6.bias"].tolist() == pytest.approx([0.147, -0.147], abs=1e-5)
+    assert found["agent.scores.of.0.6.bias"].tolist() == pytest.approx([0.147, -0.147], abs=1e-5)
 
     options = {"weight": 1.0, "decisiveness": 0.5, "weight_decay": 0.1, "regularized_policy": True}
     agent = given(CHAIN[2], [[0.0, LN3]], [1.2, 0.4], **options)
     # Through the policy the second column's 1.6 count: d/ds_0 = −1/4 · 3/4 · 1.6 = −0.3. All meet the only router.
     (loss, found), _ = trained(agent)
     assert loss == pytest.approx(37.203474, abs=1e-4)
-    assert found["agent.routers.of.0.6.bias"].tolist() == pytest.approx([-0.153, 0.153 + 1.098612], abs=1e-5)
+    assert found["agent.scores.of.0.6.bias"].tolist() == pytest.approx([-0.153, 0.153 + 1.098612], abs=1e-5)
 
 
 def test_the_temperature_divides_the_scores_and_halves():
     agent = given(CHAIN[2], [[0.0, 2 * LN3]], [1.2, 0.4], temperature=4.0, decisiveness=0.0, weight_decay=0.0)
-    agent.passes = 30.0  # halved once, so that s / τ = (0, ln 3)
+    agent.episodes = 30 * agent.env.trainer.optimization.epoch  # halved once, so that s / τ = (0, ln 3)
     (loss, found), _ = trained(agent)
     # Two of four instances are half a pass.
     assert agent.temperature == 4 * 0.5 ** (30.5 / 30) and loss == pytest.approx(1.0, abs=1e-5)
-    assert found["agent.routers.of.0.6.bias"].tolist() == pytest.approx([0.0735, -0.0735], abs=1e-5)
+    assert found["agent.scores.of.0.6.bias"].tolist() == pytest.approx([0.0735, -0.0735], abs=1e-5)
 
 
 def test_an_actor_of_three_columns():
@@ -80,14 +80,14 @@ def test_an_actor_of_three_columns():
     assert loss == pytest.approx(1.274 + 0.301737, abs=1e-5)
     # d/ds of the first: 1/2 · (1.388 − 1.274) = 0.057. Of the second, whose mean is 3/4 · 1.256 + 1/4 · 0.872 = 1.16:
     # 1/2 · 3/4 · 0.096 = 0.036, and of the penalty 0.5 · 1/2 · 2 · ln 3 = 0.549306.
-    assert found["agent.routers.of.0.6.bias"].tolist() == pytest.approx([0.057, -0.057], abs=1e-5)
-    assert found["agent.routers.of.1.6.bias"].tolist() == pytest.approx([0.036 + 0.549306, -0.036], abs=1e-5)
+    assert found["agent.scores.of.0.6.bias"].tolist() == pytest.approx([0.057, -0.057], abs=1e-5)
+    assert found["agent.scores.of.1.6.bias"].tolist() == pytest.approx([0.036 + 0.549306, -0.036], abs=1e-5)
 
     options = {"decisiveness": 0.5, "weight_decay": 0.0, "regularized_policy": True}
     agent = given(CHAIN[3], [[0.0, 0.0], [LN3, 0.0]], [1.0, 0.5, 0.1], **options)
     # Meeting the second router costs 0.603474: d/ds_1 of the first = 1/4 · 0.603474 = 0.150869.
     _, found = trained(agent)[0]
-    assert found["agent.routers.of.0.6.bias"].tolist() == pytest.approx([0.057 - 0.150869, -0.057 + 0.150869], abs=1e-5)
+    assert found["agent.scores.of.0.6.bias"].tolist() == pytest.approx([0.057 - 0.150869, -0.057 + 0.150869], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_critics_of_three_columns(name, options, onward):
     (loss, found), _ = trained(agent)
     assert loss == pytest.approx(0.85 + 0.01 * (first + second / 2), abs=1e-5)
     # 2 · 0.01 · miss; half of that at the second. No gradient comes through the chances.
-    assert found["agent.routers.of.0.6.bias"].tolist() == pytest.approx([0.02024, -0.02 * onward], abs=1e-5)
-    assert found["agent.routers.of.1.6.bias"].tolist() == pytest.approx([0.0102186, 0.00128], abs=1e-6)
+    assert found["agent.scores.of.0.6.bias"].tolist() == pytest.approx([0.02024, -0.02 * onward], abs=1e-5)
+    assert found["agent.scores.of.1.6.bias"].tolist() == pytest.approx([0.0102186, 0.00128], abs=1e-6)
 
 
 def test_a_classification_error_is_0_or_1_in_the_targets_alone():
@@ -212,7 +212,7 @@ def test_penalties_move_the_policy_only_if_told_to(through):
     for penalty in (0.0, 0.05):
         options = {"weight_decay": penalty, "decisiveness": 0.0, "regularized_policy": through}
         agent = an_agent("actor", TREE, 3, options=options)
-        found.append(trained(agent)[0][1]["agent.routers.of.0.6.bias"])
+        found.append(trained(agent)[0][1]["agent.scores.of.0.6.bias"])
     assert torch.allclose(*found, atol=1e-6) is not through
 
 
@@ -239,7 +239,7 @@ def test_chances_sum_to_one_and_no_leaf_is_given_up(tree, name, temperature):
 @pytest.mark.parametrize("halvings", [50, 130, 1100, 5000])
 def test_training_goes_on_however_often_the_temperature_has_halved(name, halvings):
     agent = an_agent(name, TREE, 2, rows=6, options={"temperature_epochs": 1.0})
-    agent.passes = float(halvings)
+    agent.episodes = halvings * agent.env.trainer.optimization.epoch
     assert math.isfinite(whole_loss(agent))
     assert all(bool(value.isfinite().all()) for value in agent.state_dict().values())
     assert all(bool(value.isfinite().all()) for value in agent.env.network.state_dict().values())

@@ -248,5 +248,5 @@ def test_weights_of_stacked_blocks_are_penalised_slice_by_slice():
     for row in range(5):
         for layer, step in enumerate(trajectory.steps):
             expected += float((env.network.bank(layer).weight[int(step.action[row])].detach() ** 2).sum()) / 5
-            expected += sum(float((agent.routers.of[layer][n].weight.detach() ** 2).sum()) / 5 for n in (0, 3, 6))
+            expected += sum(float((agent.scores.of[layer][n].weight.detach() ** 2).sum()) / 5 for n in (0, 3, 6))
     assert float(agent.weight_penalty(trajectory).detach()) == pytest.approx(0.5 * expected, rel=1e-5)

@@ -101,6 +101,18 @@ def test_exploration_falls_in_a_straight_line_and_stays_legal():
     assert bool((rollout(agent, env, deterministic=True).steps[0].action == 1).all())
 
 
+def test_the_copy_that_gives_targets_is_renewed_on_time():
+    env = small_env()
+    agent = make_agent("q-learning", env, representation="mlp", target_update=2, learning_rate=0.01)
+    first = agent.target.output.weight.clone()
+    for batch in range(1, 5):
+        agent.receive(rollout(agent, env))
+        renewed = torch.equal(agent.target.output.weight, agent.scores.output.weight)
+        assert renewed == (batch % 2 == 0)
+        agent.episodes += 12
+    assert not torch.equal(agent.target.output.weight, first)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -26,14 +26,14 @@ def with_weights(env, **options):
     with torch.no_grad():
         for scores in (agent.scores, agent.spread):
             if scores is not None:
-                scores.layer.weight.normal_(generator=numbers)
+                scores.output.weight.normal_(generator=numbers)
     return agent
 
 
 def gate_of(agent, scores, x, task, decision):
     """x·W of one row; what the decision sees is padded with zeros to the widest."""
     who = task if agent.config.arrangement == "per_task" else 0
-    return x @ scores.layer.weight[who * (agent.num_decisions + 1) + decision, : len(x)]
+    return x @ scores.output.weight[who * (agent.num_decisions + 1) + decision, : len(x)]
 
 
 def by_hand(agent, env, trajectory, noise):
@@ -94,7 +94,7 @@ def test_noise_and_all_gradients_are_those_of_a_loop_over_rows(options):
     assert [step.action[0].tolist() for step in trajectory.steps] == [[own[d] for own in picked] for d in range(2)]
     assert picked != by_hand(agent, env, trajectory, None)[1]
 
-    trained = [agent.scores.layer.weight, agent.spread.layer.weight, *env.network.parameters()]
+    trained = [agent.scores.output.weight, agent.spread.output.weight, *env.network.parameters()]
     ours = torch.autograd.grad(env.batch.block_loss(), trained)
     label = env.dataset.label[trajectory.instance]
     theirs = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, label), trained)
@@ -110,12 +110,12 @@ def test_one_choice_of_weight_1_teaches_the_gates_nothing_and_says_so():
         agent = make_agent("top-k", weights_env(), k=1, balance=0.0, noise=False)
     rollout(agent, agent.env)
     agent.env.batch.block_loss().backward()
-    assert not bool(agent.scores.layer.weight.grad.any())
+    assert not bool(agent.scores.output.weight.grad.any())
     env = weights_env(num_envs=32)
     agent = make_agent("top-k", env, k=1, balance=0.0, softmax="all")
-    before = agent.scores.layer.weight.clone()
+    before = agent.scores.output.weight.clone()
     agent.learn(env, 64)
-    assert not torch.equal(agent.scores.layer.weight, before)
+    assert not torch.equal(agent.scores.output.weight, before)
 
 
 def test_weights_that_do_not_sum_to_1_are_for_networks_that_mix_activations():
@@ -139,21 +139,21 @@ def test_only_what_was_picked_has_a_gradient():
             assert bool(bank.weight.grad[i].any()) <= (i in picked)
     last = trajectory.steps[-1].action[0].unique().tolist()
     assert [i for i in range(BLOCKS) if bool(env.network.banks[-1].bias.grad[i].any())] == last
-    assert agent.scores.layer.bias.grad is None and not bool(agent.scores.layer.bias.any())
+    assert agent.scores.output.bias.grad is None and not bool(agent.scores.output.bias.any())
 
 
 def test_noise_is_off_when_deterministic_and_as_large_as_the_log_of_two_at_first():
     env = weights_env(num_envs=4000)
     agent = make_agent("top-k", env, k=1)
     with torch.no_grad():
-        agent.scores.layer.weight.zero_()
+        agent.scores.output.weight.zero_()
     observation = env.reset()[0]
     free = Known(torch.ones(4000, dtype=torch.bool), torch.ones(4000, BLOCKS, dtype=torch.bool))
     at = agent.generator.get_state()
     assert len(agent.act(observation, Context(free, deterministic=True))[0].unique()) == 1
     assert torch.equal(agent.generator.get_state(), at)
     counts = torch.bincount(agent.act(observation, Context(free))[0][:, 0], minlength=BLOCKS)
-    assert counts.min() > 700 and torch.equal(agent.spread.layer.weight, torch.zeros_like(agent.spread.layer.weight))
+    assert counts.min() > 700 and torch.equal(agent.spread.output.weight, torch.zeros_like(agent.spread.output.weight))
     silent = make_agent("top-k", env, k=1, noise=False)
     assert silent.spread is None
     assert torch.equal(silent.act(observation, Context(free))[0], silent.act(observation, Context(free))[0])
@@ -191,10 +191,10 @@ def test_a_choice_that_is_masked_is_never_picked():
 def test_sparse_gates_learn_with_the_blocks():
     env = weights_env(num_envs=24)
     agent = make_agent("top-k", env, arrangement="per_task")
-    before = [agent.scores.layer.weight.detach().clone(), agent.spread.layer.weight.detach().clone()]
+    before = [agent.scores.output.weight.detach().clone(), agent.spread.output.weight.detach().clone()]
     losses = []
     agent.learn(env, 24 * 100, lambda metrics: losses.append(float(metrics["loss"])))
-    after = [agent.scores.layer.weight, agent.spread.layer.weight]
+    after = [agent.scores.output.weight, agent.spread.output.weight]
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert sum(losses[-10:]) < sum(losses[:10])
     assert routing_gym.evaluate(agent, env, split="train").accuracy > 0.45  # a third by chance

@@ -60,7 +60,7 @@ def algorithm_3(agent, trajectory):
     """The batched Algorithm 3, one visit at a time in plain Python; returns the new table and averages."""
     config, visits = agent.config, visits_of(agent, trajectory)
     table, new = by_tensor(agent, agent._table).tolist(), by_tensor(agent, agent._table).tolist()
-    average = averaged(agent, visits, config.policy_rate if config.average_rate is None else config.average_rate)
+    average = averaged(agent, visits, config.policy_rate)
     for (who, decision, tensor, choice), made in visits.items():
         old, averages = table[who][decision][tensor], average[who][decision][tensor]
         for value, _, _ in made:
@@ -81,15 +81,14 @@ def algorithm_3(agent, trajectory):
     baseline=st.sampled_from(["action", "policy"]),
     gamma=st.sampled_from([0.0, 0.5, 1.0]),
     rate=st.sampled_from([0.01, 0.3]),
-    average_rate=st.sampled_from([None, 0.1]),
     family=st.sampled_from(["mlp", "tree", "gates", "columns"]),
     seed=st.integers(0, 10**4),
 )
-def test_update_is_algorithm_3(arrangement, scaling, baseline, gamma, rate, average_rate, family, seed):
+def test_update_is_algorithm_3(arrangement, scaling, baseline, gamma, rate, family, seed):
     env = small_env(of_family(family), k_cpt=0.01, seed=seed)
     agent = make_agent(
         "wpl", env, arrangement=arrangement, scaling=scaling, baseline=baseline, gamma=gamma, policy_rate=rate,
-        average_rate=average_rate, seed=seed,
+        seed=seed,
     )  # fmt: skip
     for _ in range(3):
         trajectory = rollout(agent, env)
@@ -203,10 +202,9 @@ def test_wpl_routes_every_tensor_of_a_gate():
         ({"baseline": "none"}, "baseline must be '"),
         ({"arrangement": "dispatch"}, "arrangement must be '"),
         ({"policy_rate": 0.0}, "policy_rate must be positive"),
-        ({"average_rate": 2.0}, r"average_rate must lie in \(0, 1\]"),
         ({"gamma": 1.5}, r"gamma must lie in \[0, 1\]"),
         ({"min_probability": 0.4}, "too much for so many choices"),
-        ({"rate": 0.1}, "agent 'wpl' has no option 'rate'; it takes arrangement, average_rate"),
+        ({"rate": 0.1}, "agent 'wpl' has no option 'rate'; it takes arrangement, baseline"),
     ],
 )
 def test_bad_options_are_refused(options, message):

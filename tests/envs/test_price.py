@@ -205,7 +205,7 @@ def thrifty(name="actor", **options):
     env = exit_env(ExitTree(CHAIN[3]), name, 5, price=True, k_cpt=(0.0, 2e-7), **options)
     agent = make_agent(name, env).eval()
     with torch.no_grad():
-        for router in agent.routers.of:
+        for router in agent.scores.of:
             for number in (0, 3):
                 router[number].weight.zero_()
             router[0].weight[0, 0] = router[3].weight[0, 0] = router[6].weight[0, 0] = 1  # the price comes first
@@ -325,7 +325,7 @@ def test_an_approximator_by_hand():
     scores = make_agent("reinforce", env, representation="mlp", arrangement="single").scores
     observation, _ = env.reset(seed=0)
     found = scores(observation, torch.zeros(12, dtype=torch.int64))
-    assert scores.macs() == (6 + 1 + 3) * 64 + 64 * 3
+    assert scores.macs(0) == (6 + 1 + 3) * 64 + 64 * 3
     for row in range(12):
         seen = torch.cat([observation[key][row] for key in ("activation", "price")])
         x = torch.cat([seen, torch.eye(3)[observation["task"][row]]])

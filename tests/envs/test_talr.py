@@ -36,6 +36,7 @@ def twice(build):
         train_batch(agent, agent.env)
     found = gradients(plain), gradients(adjusted)
     plain.load_state_dict(before[0])
+    plain.episodes = 0
     plain.env.network.load_state_dict(before[1])
     return *found, seen[0], plain
 
@@ -61,16 +62,16 @@ def test_columns_classifiers_and_routers_of_exact_agents(name):
     rows = range(7)
 
     def expected(full_name):
-        _, kind, number, *_ = full_name.replace("routers.of", "routers").split(".")
+        _, kind, number, *_ = full_name.replace("scores.of", "scores").split(".")
         place = int(number)
-        if kind == "routers":
+        if kind == "scores":
             return factor([hand.at(row, place) for row in rows])
         if kind == "columns":
             return factor([hand.through(row, lambda path: place in path.columns) for row in rows])
         return factor([hand.through(row, lambda path: path.columns[-1] == place) for row in rows])
 
     factors = {full_name: expected(full_name) for full_name in found[0]}
-    assert factors["blocks.columns.0.0.weight"] == pytest.approx(1) == factors["agent.routers.of.0.0.weight"]
+    assert factors["blocks.columns.0.0.weight"] == pytest.approx(1) == factors["agent.scores.of.0.0.weight"]
     assert max(factors.values()) > 3
     scaled(found, factors.get)
 
@@ -99,7 +100,7 @@ def test_choices_on_a_tree_are_passed_or_not(name):
                 full_name = f"blocks.{layer}.{into}" + (".0" if layer == "columns" else "") + ".weight"
                 torch.testing.assert_close(adjusted[full_name], plain[full_name] * share, rtol=1e-4, atol=1e-8)
         if "critic" in name:
-            full_name = f"agent.routers.of.{decision}.6.weight"
+            full_name = f"agent.scores.of.{decision}.6.weight"
             share = (40 / len(took[decision])) ** 0.5 if decision in took else 1
             torch.testing.assert_close(adjusted[full_name], plain[full_name] * share, rtol=1e-4, atol=1e-8)
     torch.testing.assert_close(adjusted["blocks.columns.0.0.weight"], plain["blocks.columns.0.0.weight"])

@@ -105,7 +105,7 @@ def test_paths_are_those_of_every_image():
     state = env.network.eval().start(test.pixels(torch.arange(len(test))), test.task)
     agent.eval()
     for number in range(3):
-        scores = agent.routers.of[number](env.network.observe(state)[:, : env.network.decisions[number].width])
+        scores = agent.scores.of[number](env.network.observe(state)[:, : env.network.decisions[number].width])
         torch.testing.assert_close(paths.chances[:, number], scores.softmax(-1).detach())
         assert torch.equal(paths.choices[:, number], (scores[:, 1] >= scores[:, 0]).long())
         state = step(env.network, state, paths.choices[:, number])

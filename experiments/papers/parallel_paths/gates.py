@@ -169,7 +169,7 @@ def score(agent: Agent, images: Tensor, gate: Gate) -> Tensor:
     for _ in range(gate.decision):
         state = take_turn(network, state, Asked(agent, network, deterministic=True), manner).after
     seen = Seen(network, state, manner)
-    scores = agent.routers(seen, Context(seen))
+    scores = agent.scores(seen, Context(seen))
     return scores.view(len(images), network.num_tensors, network.num_choices)[:, gate.tensor, gate.path]
 
 

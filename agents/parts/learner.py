@@ -1,0 +1,262 @@
+"""Agents that learn from rewards, in any arrangement."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections import ChainMap
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.arrangement import Arrangement
+from routing_gym.agents.parts.losses import joint_choice
+from routing_gym.agents.parts.scores import ArrangedScores, ScoringAgent, TableScores, make_scores
+from routing_gym.agents.parts.tables import sample
+from routing_gym.blocks import Adam
+from routing_gym.envs import Context, Known, Observation, Step, Trajectory
+from routing_gym.options import count, positive, share
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningConfig(AgentConfig):
+    """Options of every agent that learns from rewards.
+
+    Attributes:
+        arrangement: `"per_task"`, one agent per task; `"single"`, one for all; or `"dispatched"`, where a dispatcher,
+            trained by the same algorithm, picks the agent that then routes the whole instance.
+        num_agents: How many agents a dispatcher picks from; one per task by default.
+        representation: `"table"`, or `"mlp"`, two-layer approximators that see activation and task.
+        gamma: Discount.
+    """
+
+    arrangement: Literal["per_task", "single", "dispatched"] = "per_task"
+    num_agents: int | None = count(None)
+    representation: Literal["table", "mlp"] = "table"
+    gamma: float = share(1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_agents is not None and self.arrangement != "dispatched":
+            raise ValueError(f"{self.owner()}num_agents is for arrangement='dispatched', got {self.arrangement!r}")
+
+
+class LearningAgent(ScoringAgent):
+    """An agent that learns from rewards, in any arrangement.
+
+    A subclass says how it learns and, unless it decides by scores alone, what it prefers; both speak of agents and rows
+    (see `Arrangement`) and need not know whether there is a dispatcher.
+
+    Attributes:
+        arrangement: Who decides.
+    """
+
+    Config = LearningConfig
+    config: LearningConfig
+    scores: ArrangedScores | None
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        options, single = self.config, self.max_tensors is not None
+        kind = options.arrangement, options.representation, options.num_agents
+        self.arrangement = Arrangement(self.env, *kind, single=single)
+
+    # ------------------------------------------------------------------------------------- what a subclass implements
+
+    @abstractmethod
+    def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Learn from a batch of whole episodes, in which dispatching is the first step; `agent_at(step)` says who."""
+
+    def preferences(self, observation: Observation, agent: Tensor) -> Tensor:
+        """Preferences `(B, ..., A)`, of which the highest is the best choice; by default the scores.
+
+        Args:
+            observation: As in `act`; `depth` is the row of the arrangement.
+            agent: `(B,)` int64, who decides.
+        """
+        assert self.scores is not None
+        return self.scores(observation, agent)
+
+    def preference_table(self) -> Tensor | None:
+        """Preferences `(agents, rows, ..., A)` of all there is; None if they depend on the activation."""
+        return self.scores.of_all_rows() if isinstance(self.scores, TableScores) else None
+
+    def chances(self, preferences: Tensor) -> Tensor:
+        """Probabilities `(B, ..., A)` of choices while learning; by default the softmax."""
+        return preferences.softmax(-1)
+
+    # ------------------------------------------------------------------------------------------------ what it inherits
+
+    @torch.no_grad()
+    def choose(self, observation: Observation, agent: Tensor, context: Context) -> Tensor:
+        """Choices `(B, ...)` of some agents, drawn; the best when deterministic."""
+        preferences = self.preferences(observation, agent)
+        if self.shares_wanted or not context.deterministic:
+            chances = self.chances(preferences)
+        if self.shares_wanted:
+            context.record["probabilities"] = chances[..., : self.num_choices]
+        return preferences.argmax(-1) if context.deterministic else sample(chances.cumsum(-1), self.generator)
+
+    @torch.no_grad()
+    def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
+        """Whole routes from a table, if nobody asks for the probabilities on the way."""
+        if self.shares_wanted or self.arrangement.dispatch_row is not None:
+            return None
+        table = self.preference_table()
+        if table is None:
+            return None
+        agent, table = self.arrangement.agent_of(task), table[:, : self.num_decisions]
+        if deterministic:
+            return table.argmax(-1).index_select(0, agent)
+        return sample(self.chances(table).cumsum(-1).index_select(0, agent), self.generator)
+
+    @torch.no_grad()
+    def policy(self) -> Tensor | None:
+        """Probabilities `(T, N, A)` of each task's agent, where they are in a table."""
+        table = self.preference_table()
+        if table is None or self.arrangement.dispatch_row is not None or self.num_tensors > 1:
+            return None
+        agent = self.arrangement.agent_of(torch.arange(self.num_tasks, device=table.device))
+        policy = self.chances(table[:, : self.num_decisions]).index_select(0, agent)
+        return policy.view(self.num_tasks, self.num_decisions, -1)
+
+    def macs(self, decision: int) -> float:
+        """Multiply-accumulates of the agent that decides, at the first decision of the dispatcher too."""
+        return (2 if decision == 0 and self.arrangement.dispatch_row is not None else 1) * super().macs(decision)
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Find out who decides, and let them choose."""
+        if self.arrangement.dispatch_row is None:
+            return self.choose(observation, self.arrangement.agent_of(observation["task"]), context)
+        agent = self._dispatched(observation, context)
+        context.record["agent"] = agent
+        return self.choose(observation, agent, context)
+
+    def _dispatched(self, observation: Observation, context: Context) -> Tensor:
+        """Agents `(B,)`, carried on; of instances that are just beginning those that the dispatcher picks."""
+        if context.carry is not None and context.begins is None:
+            return context.carry
+        question = Context(Known(context.active, context.mask), deterministic=context.deterministic)
+        dispatcher = self.arrangement.dispatcher_of(observation["task"])
+        agent = self.choose(self._dispatching(observation), dispatcher, question)
+        agent = agent[:, 0] if self.max_tensors is None else agent
+        if context.carry is not None and context.begins is not None:
+            agent = torch.where(context.begins, agent, context.carry)
+        context.carry = agent
+        return agent
+
+    def _dispatching(self, observation: Observation) -> Observation:
+        """Observation of the dispatcher: the same, at a row of its own."""
+        assert self.arrangement.dispatch_row is not None
+        row = torch.full_like(observation["depth"], self.arrangement.dispatch_row)
+        return ChainMap({"depth": row}, observation)  # type: ignore[arg-type]
+
+    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Put the dispatcher's choice, if there was one, before the others, and learn from detached observations."""
+        steps = trajectory.steps
+        if self.env.config.differentiable:  # the blocks have used the graph up
+            steps = [
+                dataclasses.replace(step, observation={key: value.detach() for key, value in step.observation.items()})
+                for step in steps
+            ]
+        if self.arrangement.dispatch_row is not None:
+            steps = [self._dispatch_step(trajectory.task, steps[0]), *steps]
+        return self.learn_from(dataclasses.replace(trajectory, steps=steps))
+
+    def _dispatch_step(self, task: Tensor, first: Step) -> Step:
+        seen, chosen = self._dispatching(first.observation), first.record["agent"]
+        choosing = torch.zeros_like(first.choosing)
+        choosing[:, 0] = True
+        if self.max_tensors is None:
+            chosen = chosen.unsqueeze(1).expand(-1, self.num_tensors)
+        return Step(
+            observation=seen,
+            decision=seen["depth"],
+            active=torch.ones_like(first.active),
+            choosing=choosing,
+            action=chosen,
+            reach=torch.ones_like(first.reach),
+            record={"agent": self.arrangement.dispatcher_of(task)},
+        )
+
+    def agent_at(self, step: Step) -> Tensor:
+        """Agents `(B,)` that decided at a step."""
+        return step.record["agent"] if "agent" in step.record else self.arrangement.agent_of(step.observation["task"])
+
+    def cells(self, trajectory: Trajectory) -> Tensor:
+        """Flat numbers agent · rows + row of every decision, `(S, B)`."""
+        row = stacked(trajectory.steps, "decision")
+        if self.arrangement.dispatch_row is None:
+            agent = self.arrangement.agent_of(trajectory.task)
+        else:
+            agent = torch.stack([self.agent_at(step) for step in trajectory.steps])
+        return row.add(agent, alpha=self.arrangement.num_rows)
+
+    def scores_at(self, steps: Sequence[Step]) -> Tensor:
+        """Scores `(S, B, ..., A)` of whoever decided at each step, recomputed with graph."""
+        assert self.scores is not None
+        return torch.stack([self.scores(step.observation, self.agent_at(step)) for step in steps])
+
+    def descend(self, loss: Tensor) -> None:
+        """Take one step down a loss."""
+        assert self.optimizer is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredConfig(LearningConfig):
+    """Options of every agent that prefers by scores alone.
+
+    Attributes:
+        learning_rate: Step size of Adam on the scores' parameters; None for the default of the representation, best on
+            DIGITS-MTL's validation split (`DEFAULT_RATES`).
+    """
+
+    learning_rate: float | None = positive(None)
+
+
+class ScoredAgent(LearningAgent):
+    """An agent that prefers by scores alone.
+
+    Attributes:
+        rate: The learning rate.
+    """
+
+    Config = ScoredConfig
+    config: ScoredConfig
+    scores: ArrangedScores
+    DEFAULT_RATES: ClassVar[dict[str, float]]
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        options, inputs = self.config, self.env.network.observation_size
+        self.rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
+        self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
+        self.optimizer = Adam(self.scores, lr=self.rate)
+
+    def chosen(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+        """Log-probability of what was chosen and entropy of the policy, `(S, B)` each, recomputed with graph."""
+        choosing = None if self.max_tensors is not None else stacked(steps, "choosing")
+        return joint_choice(self.scores_at(steps).log_softmax(-1), stacked(steps, "action"), choosing)
+
+
+def stacked(steps: Sequence[Step], field: str) -> Tensor:
+    """A field of all steps, `(S, B, ...)`."""
+    return torch.stack([getattr(step, field) for step in steps])
+
+
+def mean_of_steps(values: Tensor, counting: Tensor) -> Tensor:
+    """Mean over the steps of the mean over what counts there, 0-dimensional; both `(S, ...)`."""
+    values, counting = (counting * values).flatten(1), counting.flatten(1)
+    return (values.sum(1) / counting.sum(1).clamp(min=1)).mean()
+
+
+def chosen_in(step: Step) -> Tensor:
+    """Integer choices of a step."""
+    assert isinstance(step.action, Tensor)
+    return step.action
