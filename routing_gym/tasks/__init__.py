@@ -1,4 +1,9 @@
-"""What is classified: multi-task data sets, sampling and augmentation."""
+"""What is classified: multi-task data sets, sampling and augmentation.
+
+A loader (`cifar10`, `mnist_mtl`, ...) returns its splits by name: `train`, `test` and, where there is one or images are
+held out, `validation`. It raises `DataError` where files are missing or damaged, and `ValueError` for a value that an
+option does not take: a `held_out` that leaves a class without images to train on, say.
+"""
 
 from routing_gym.tasks.augmentation import Shift
 from routing_gym.tasks.cifar import cifar100, cifar100_mtl

@@ -46,29 +46,23 @@ class Shift:
         return 9 if self.recolor else 3
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw the parameters of `count` instances from a CPU generator.
+        """Parameters `(count, 3)` int64 of as many instances, drawn from a CPU generator.
 
-        Returns:
-            `(count, 3)` int64: displacements (down, right) and whether to mirror; with `recolor` `(count, 9)`, the
-            last six being two RGB colours, as `draw_palettes` gives them.
+        They are displacements (down, right) and whether to mirror; with `recolor` `(count, 9)`, the last six being two
+        RGB colours, as `draw_palettes` gives them.
         """
         moves = torch.randint(-self.pixels, self.pixels + 1, (count, 2), generator=generator)
         mirrored = torch.randint(0, 1 + self.flip, (count, 1), generator=generator)
-        parts = [moves, mirrored]
-        if self.recolor:
-            parts.append(draw_palettes(count, generator).view(count, 6))
-        return torch.cat(parts, 1)
+        colors = [draw_palettes(count, generator).view(count, 6)] if self.recolor else []
+        return torch.cat([moves, mirrored, *colors], 1)
 
     def apply(self, images: Tensor, parameters: Tensor, drawn: Tensor | None = None) -> Tensor:
-        """Mirror and move images.
+        """Images `(B, C, H, W)` uint8, mirrored and moved.
 
         Args:
-            images: `(B, C, H, W)` uint8.
+            images: The images, of the same shape and type.
             parameters: `(B, P)` from `draw`, on the same device; colours among them are not looked at.
             drawn: `(B,)` bool, images that must not be mirrored (drawings, writing); None: all may be.
-
-        Returns:
-            Images of the same shape, type and device.
         """
         batch, channels, height, width = images.shape
         padded = torch.nn.functional.pad(images, (self.pixels,) * 4)
@@ -90,17 +84,16 @@ class Shift:
         return torch.where(inside, moved, mean_color(images)[..., None, None])
 
 
+def shift_or_none(pixels: int, flip: bool = False, fill: Fill = "black", recolor: bool = False) -> Shift | None:
+    """Augmentation of these options; None where they change nothing."""
+    return Shift(pixels, flip, fill, recolor) if pixels or flip or recolor else None
+
+
 def mean_color(images: Tensor) -> Tensor:
-    """Return the mean colour of each image as light, not as bytes: `255 mean((x / 255)^2.2)^(1 / 2.2)`.
+    """Mean colours `(B, C)` uint8 of images `(B, C, H, W)` uint8, as light: `255 mean((x / 255)^2.2)^(1 / 2.2)`.
 
     The paper fills "with the mean color of the image (after gamma-decoding)"; 2.2 is the authors' code's. The sum is
     one of integers, so every device and every batch size gives the same bytes.
-
-    Args:
-        images: `(B, C, H, W)` uint8.
-
-    Returns:
-        `(B, C)` uint8.
     """
     light, steps = _gamma_tables(images.device)
     pixels = images.shape[-2] * images.shape[-1]
@@ -111,7 +104,7 @@ def mean_color(images: Tensor) -> Tensor:
 
 @functools.cache
 def _gamma_tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the light of the 256 bytes, and of the 255 steps between them, in units of 2^-30."""
+    """Light of the 256 bytes, and of the 255 steps between them, in units of 2^-30."""
     byte = torch.arange(256, dtype=torch.float64)
     light, steps = (((value / 255) ** GAMMA * 2**30).round().long() for value in (byte, byte[:-1] + 0.5))
     return light.to(device), steps.to(device)

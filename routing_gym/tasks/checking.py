@@ -12,14 +12,10 @@ from torch import Tensor
 
 
 def to_tensor(where: str, given: Any) -> Tensor:
-    """Return numbers as a tensor, NumPy arrays without a copy where that can be done.
-
-    Args:
-        where: What they are, for messages.
-        given: A tensor, an array, or lists of numbers of one length.
+    """Numbers as a tensor, NumPy arrays without a copy where that can be done; `where` is what messages call them.
 
     Raises:
-        ValueError: Something else, or lists of several lengths.
+        ValueError: No tensor, array or lists of numbers of one length.
     """
     if isinstance(given, Tensor):
         return given
@@ -38,7 +34,7 @@ def to_tensor(where: str, given: Any) -> Tensor:
 
 
 def image_tensor(where: str, given: Any) -> Tensor:
-    """Return `(N, C, H, W)` images, bytes as uint8 and features as float32.
+    """Images `(N, C, H, W)`, bytes as uint8 and features as float32.
 
     Raises:
         ValueError: Another shape or type, integers that are no bytes, or features that are not finite.
@@ -61,7 +57,7 @@ def image_tensor(where: str, given: Any) -> Tensor:
 
 
 def integer_tensor(where: str, given: Any) -> Tensor:
-    """Return `(R,)` int64 numbers.
+    """Numbers `(R,)` int64.
 
     Raises:
         ValueError: Another shape, or numbers that are no integers.
@@ -73,7 +69,7 @@ def integer_tensor(where: str, given: Any) -> Tensor:
 
 
 def whole_number(option: str, given: Any, least: int | None = 1) -> int:
-    """Return an integer, NumPy's too, as a plain one; refuse all else, and what is below `least` (None: nothing)."""
+    """An integer, NumPy's too, as a plain one; all else is refused, and what is below `least` (None: nothing)."""
     try:
         value = None if isinstance(given, bool) else operator.index(given)
     except TypeError:
@@ -85,7 +81,7 @@ def whole_number(option: str, given: Any, least: int | None = 1) -> int:
 
 
 def shape_of_row(option: str, given: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of one row's numbers as plain integers; refuse what is not integers of at least 1."""
+    """Shape of one row's numbers as plain integers; what is not integers of at least 1 is refused."""
     try:
         return tuple(whole_number(option, size) for size in given)
     except (TypeError, ValueError) as error:
@@ -93,7 +89,7 @@ def shape_of_row(option: str, given: Sequence[int]) -> tuple[int, ...]:
 
 
 def image_shape(given: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of an image as plain integers; refuse what is not three of at least 1."""
+    """Shape `(C, H, W)` of an image as plain integers; what is not three of at least 1 is refused."""
     try:
         shape = shape_of_row("input_shape", given)
     except ValueError:

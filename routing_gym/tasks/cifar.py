@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.augmentation import shift_or_none
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import CIFAR100, DataError, data_folder, find, how_to_get, read_cifar
 from routing_gym.tasks.splits import BY_COARSE_CLASS, TaskOf, are_coarse, build_splits, hold_out
@@ -23,17 +23,10 @@ def cifar100_mtl(
 
     Args:
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
-        held_out: Training images of each fine class kept out as the split `validation`, the first of the file; 0 trains
-            on all, as the paper does, and leaves no such split.
+        held_out: Training images of each fine class kept out as the split `validation`, the first of the file; 0, as in
+            the paper, for none.
         shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
         flip: Mirror every other training image.
-
-    Returns:
-        The splits `train`, `test` and, with `held_out`, `validation`.
-
-    Raises:
-        DataError: Files are missing or damaged.
-        ValueError: `held_out` leaves nothing to train on.
     """
     images, coarse, fine = read_cifar100(data_dir)
     # The fine classes of each coarse one in ascending order, as the labels 0 to 4.
@@ -48,17 +41,12 @@ def cifar100_mtl(
         num_classes=FINE_PER_COARSE,
         tasks=coarse,
         num_tasks=NUM_COARSE,
-        augmentation=Shift(shift, flip) if shift or flip else None,
+        augmentation=shift_or_none(shift, flip),
     )
 
 
 def cifar100(
-    *,
-    data_dir: str | None = None,
-    task: TaskOf = "single",
-    held_out: int = 0,
-    shift: int = 4,
-    flip: bool = True,
+    *, data_dir: str | None = None, task: TaskOf = "single", held_out: int = 0, shift: int = 4, flip: bool = True
 ) -> dict[str, MultiTaskDataset]:
     """Build CIFAR-100 with its 100 fine classes as labels; 500 training and 100 test images of each.
 
@@ -70,18 +58,12 @@ def cifar100(
     still range over all 100. A network with a readout for each task has one for each coarse class, and so is told too.
 
     Args:
-        data_dir: As of `cifar100_mtl`.
+        data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
         task: An instance's task: `"single"`, the same for all; or `"coarse"`, which of the 20 coarse classes of the
             files it is of. The name of the data then says so.
         held_out: Training images of each class kept out as the split `validation`, the first of the file; 0 for none.
         shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
         flip: Mirror every other training image.
-
-    Returns what `cifar100_mtl` does.
-
-    Raises:
-        DataError: Files are missing or damaged.
-        ValueError: `held_out` leaves nothing to train on, or there is no such `task`.
     """
     by_coarse = are_coarse("CIFAR-100", task)
     images, coarse, fine = read_cifar100(data_dir)
@@ -93,19 +75,15 @@ def cifar100(
         num_classes=NUM_FINE,
         tasks=coarse if by_coarse else None,
         num_tasks=NUM_COARSE if by_coarse else 1,
-        augmentation=Shift(shift, flip) if shift or flip else None,
+        augmentation=shift_or_none(shift, flip),
     )
 
 
 def read_cifar100(data_dir: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Read CIFAR-100's two binary files, each of which must have its rows, and as many of each class.
-
-    Returns:
-        The images `(N, 3, 32, 32)` uint8, their coarse and their fine classes `(N,)` int64, each by part, `"train"` and
-        `"test"`.
+    """Images `(N, 3, 32, 32)` uint8 of CIFAR-100, their coarse and their fine classes `(N,)` int64, each by part.
 
     Raises:
-        DataError: Files are missing or damaged.
+        DataError: Files are missing or damaged, or a class has not its share of the rows.
     """
     images, coarse, fine = {}, {}, {}
     for part, rows in ROWS.items():

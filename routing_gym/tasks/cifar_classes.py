@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from routing_gym.tasks.augmentation import Fill, Shift
+from routing_gym.tasks.augmentation import Fill, Shift, shift_or_none
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import CIFAR10, DataError, data_folder, find, how_to_get, read_cifar
 from routing_gym.tasks.splits import BY_COARSE_CLASS, TaskOf, are_coarse, build_splits, hold_out
@@ -46,22 +46,14 @@ def cifar10(
         task: An instance's task: `"single"`, the same for all; or `"coarse"`, 0 for vehicles (airplane, automobile,
             ship, truck) and 1 for animals. The name of the data then says so.
         held_out: Training images of each of the ten official classes kept out as the split `validation`, the first of
-            the files; 0 trains on all and leaves no such split.
+            the files; 0 for none.
         shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
         flip: Mirror every other training image.
         fill: What moves in: `"mean"`, the image's mean colour after gamma decoding, or `"black"`.
         allow_partial: Take what there is where files or rows of the official ones are missing. The name of the data
             then says how much there was.
-
-    Returns:
-        The splits `train`, `test` and, with `held_out`, `validation`.
-
-    Raises:
-        DataError: Files are missing or damaged.
-        ValueError: `held_out` leaves nothing to train on, or there is no such `task`.
     """
-    by_coarse = are_coarse("CIFAR-10", task)
-    augmentation = _augmentation(shift, flip, fill)
+    by_coarse, augmentation = are_coarse("CIFAR-10", task), shift_or_none(shift, flip, fill)
     return _of_classes("CIFAR-10", NAMES, data_dir, held_out, augmentation, allow_partial, by_coarse)
 
 
@@ -83,11 +75,9 @@ def cifar5(
         flip: Mirror every other training image.
         fill: What moves in: `"mean"` or `"black"`, as of `cifar10`.
         allow_partial: Take what there is where files or rows of the official ones are missing.
-
-    Returns and raises what `cifar10` does.
     """
     names = ("cat", "dog", "deer", "horse")
-    return _of_classes("CIFAR-5", names, data_dir, held_out, _augmentation(shift, flip, fill), allow_partial)
+    return _of_classes("CIFAR-5", names, data_dir, held_out, shift_or_none(shift, flip, fill), allow_partial)
 
 
 def cifar2(
@@ -108,15 +98,8 @@ def cifar2(
         flip: Mirror every other training image.
         fill: What moves in: `"mean"` or `"black"`, as of `cifar10`.
         allow_partial: Take what there is where files or rows of the official ones are missing.
-
-    Returns and raises what `cifar10` does.
     """
-    return _of_classes("CIFAR-2", ("horse",), data_dir, held_out, _augmentation(shift, flip, fill), allow_partial)
-
-
-def _augmentation(shift: int, flip: bool, fill: Fill) -> Shift | None:
-    """Return the augmentation of training images, or None where there is nothing to do."""
-    return Shift(shift, flip, fill) if shift or flip else None
+    return _of_classes("CIFAR-2", ("horse",), data_dir, held_out, shift_or_none(shift, flip, fill), allow_partial)
 
 
 def _of_classes(
@@ -132,13 +115,12 @@ def _of_classes(
     images, kinds, note = read_cifar10(data_dir, allow_partial)
     label_of = torch.full((len(NAMES),), len(names))
     label_of[[NAMES.index(kind) for kind in names]] = torch.arange(len(names))
-    members = hold_out(name, kinds, held_out)
     coarse_of = torch.tensor([next(i for i, group in enumerate(COARSE) if kind in group) for kind in NAMES])
     return build_splits(
         name + (BY_COARSE_CLASS if by_coarse else "") + note,
         images,
         {part: label_of[kind] for part, kind in kinds.items()},
-        members,
+        hold_out(name, kinds, held_out),
         num_classes=int(label_of.max()) + 1,
         tasks={part: coarse_of[kind] for part, kind in kinds.items()} if by_coarse else None,
         num_tasks=len(COARSE) if by_coarse else 1,
@@ -147,18 +129,11 @@ def _of_classes(
 
 
 def read_cifar10(data_dir: str | None, allow_partial: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
-    """Read CIFAR-10's six binary files.
+    """Images `(N, 3, 32, 32)` uint8 of CIFAR-10 and their classes `(N,)` int64, by part, and a note for its name.
 
     The published md5 sum is that of the archive, see `Source`. Here every file must have its 10 000 rows, and each part
-    as many images of each class, as the official ones do.
-
-    Args:
-        data_dir: The data folder.
-        allow_partial: Take what there is, whole rows only.
-
-    Returns:
-        The images `(N, 3, 32, 32)` uint8 and their classes `(N,)` int64 by part, `"train"` and `"test"`; and what to
-        write behind the data set's name: nothing, or how many of the official images there were.
+    as many images of each class, as the official ones do; with `allow_partial` whole rows will do, and the note, else
+    empty, says how many of the official images there were.
 
     Raises:
         DataError: Files are missing, truncated or of another data set.
@@ -177,8 +152,7 @@ def read_cifar10(data_dir: str | None, allow_partial: bool) -> tuple[dict[str, T
         kinds[part] = torch.from_numpy(np.concatenate([kind for kind, _ in read]))
         images[part] = torch.from_numpy(np.concatenate([pixels for _, pixels in read]))
         counts = kinds[part].bincount(minlength=len(NAMES))
-        even = int(counts.min()) == int(counts.max())
-        if int(counts.min()) == 0 or not (even or allow_partial):
+        if not counts.all() or not (allow_partial or len(counts.unique()) == 1):
             raise DataError(
                 f"{data_folder(data_dir) / CIFAR10.folder}: {', '.join(there)} are of other data: {counts.tolist()} "
                 f"images of the ten classes, expected as many of each; delete them and {how_to_get(CIFAR10, data_dir)}"

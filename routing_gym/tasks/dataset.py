@@ -63,55 +63,50 @@ class MultiTaskDataset:
     def __post_init__(self) -> None:
         where = f"{self.name}, split {self.split!r}"
         self._set(images=image_tensor(f"{where}: images", self.images))
-        for field in ("image", "task", "label"):
-            self._set(**{field: integer_tensor(f"{where}: {field}", getattr(self, field))})
         for field in ("num_tasks", "num_classes"):
             whole_number(f"{where}: {field}", getattr(self, field))
         for field in ("mean", "std"):
             self._set(**{field: to_tensor(f"{where}: {field}", getattr(self, field)).float()})
         limits = {"image": len(self.images), "task": self.num_tasks, "label": self.num_classes}
         for field, limit in limits.items():
-            column: Tensor = getattr(self, field)
+            column = integer_tensor(f"{where}: {field}", getattr(self, field))
+            self._set(**{field: column})
             if len(column) != len(self.image):
                 raise ValueError(
                     f"{where}: {field} must be int64 of shape ({len(self.image)},) as image is, got shape "
                     f"{tuple(column.shape)}"
                 )
-            if len(column) and not 0 <= int(column.min()) <= int(column.max()) < limit:
-                raise ValueError(
-                    f"{where}: {field} must lie in [0, {limit}), got values from {int(column.min())} to "
-                    f"{int(column.max())}"
-                )
-        rows_of_task = torch.bincount(self.task, minlength=self.num_tasks)
-        if int(rows_of_task.min()) == 0:
-            empty = (rows_of_task == 0).nonzero().flatten().tolist()
+            low, high = map(int, column.aminmax()) if len(column) else (0, 0)
+            if not 0 <= low <= high < limit:
+                raise ValueError(f"{where}: {field} must lie in [0, {limit}), got values from {low} to {high}")
+        if empty := (torch.bincount(self.task, minlength=self.num_tasks) == 0).nonzero().flatten().tolist():
             raise ValueError(
                 f"{where}: every one of the {self.num_tasks} tasks needs at least one row, got none for {empty}"
             )
         channels = self.images.shape[1]
-        shapes = {tuple(statistic.shape) for statistic in (self.mean, self.std)}
-        finite = bool(self.mean.isfinite().all() & self.std.isfinite().all())
-        if shapes != {(channels,)} or not finite or not bool((self.std > 0).all()):
+        mean, std = self.mean, self.std
+        finite = bool(mean.isfinite().all() & std.isfinite().all())
+        if not mean.shape == std.shape == (channels,) or not finite or not bool((std > 0).all()):
             raise ValueError(
-                f"{where}: mean and std must hold {channels} finite numbers, std positive, got {self.mean} and "
-                f"{self.std}"
+                f"{where}: mean and std must hold {channels} finite numbers, std positive, got {mean} and {std}"
             )
-        if self.augmentation is not None and not isinstance(self.augmentation, Shift):
-            raise ValueError(f"{where}: augmentation must be a Shift or None, got {self.augmentation!r}")
+        augmentation = self.augmentation
+        if not isinstance(augmentation, Shift | None):
+            raise ValueError(f"{where}: augmentation must be a Shift or None, got {augmentation!r}")
         if self.shades is not None:
             self._set(shades=to_tensor(f"{where}: shades", self.shades))
         if whole_number(f"{where}: drawings", self.drawings, least=0) > len(self.images):
             raise ValueError(f"{where}: drawings must lie in [0, {len(self.images)}], got {self.drawings}")
-        wanted = (self.drawings, 1, *self.images.shape[2:])
-        if self.shades is not None and (self.shades.dtype != torch.uint8 or self.shades.shape != wanted):
+        shades, wanted = self.shades, (self.drawings, 1, *self.images.shape[2:])
+        if shades is not None and (shades.dtype != torch.uint8 or shades.shape != wanted):
             raise ValueError(
-                f"{where}: shades must be uint8 of shape {wanted}, got {self.shades.dtype} of shape "
-                f"{tuple(self.shades.shape)}"
+                f"{where}: shades must be uint8 of shape {wanted}, got {shades.dtype} of shape {tuple(shades.shape)}"
             )
-        if self.augmentation is not None and self.augmentation.recolor and (self.shades is None or channels != 3):
+        if augmentation is None:
+            return
+        if augmentation.recolor and (shades is None or channels != 3):
             raise ValueError(f"{where}: an augmentation that recolours needs shades, and images of 3 channels")
-        of_bytes = self.augmentation is not None and (self.augmentation.recolor or self.augmentation.fill != "black")
-        if of_bytes and self.images.is_floating_point():
+        if (augmentation.recolor or augmentation.fill != "black") and self.images.is_floating_point():
             raise ValueError(f"{where}: floating-point images are filled with black (0) and not recoloured")
 
     def _set(self, **values: Tensor) -> None:
@@ -134,15 +129,15 @@ class MultiTaskDataset:
         """Make a split from arrays.
 
         Args:
-            name: Name of the data set.
-            split: `"train"`, `"validation"` or `"test"`.
+            name: As of the class.
+            split: As of the class.
             images: `(N, C, H, W)`, bytes or floating-point features.
             task: `(R,)`, the task of each row, from 0; None: there is one task.
             label: `(R,)`, the label of each row, from 0.
             image: `(R,)`, the image of each row; by default row i has image i.
             like: The training split, whose tasks, classes, mean and deviation another split shares; by default they
                 are those of the arrays.
-            augmentation: Random transformation of training images, or None.
+            augmentation: As of the class.
 
         Raises:
             ValueError: As `MultiTaskDataset`, or more or fewer rows than images where `image` does not say which.
@@ -160,19 +155,9 @@ class MultiTaskDataset:
             raise ValueError(f"{where}: label and task must have at least one row, got none")
         rows = torch.arange(len(pixels)) if image is None else integer_tensor(f"{where}: image", image)
         mean, std = pixel_statistics(pixels) if like is None else (like.mean, like.std)
-        return cls(
-            name=name,
-            split=split,
-            images=pixels,
-            image=rows,
-            task=tasks,
-            label=labels,
-            num_tasks=int(tasks.max()) + 1 if like is None else like.num_tasks,
-            num_classes=max(1, int(labels.max()) + 1) if like is None else like.num_classes,
-            mean=mean,
-            std=std,
-            augmentation=augmentation,
-        )
+        num_tasks = int(tasks.max()) + 1 if like is None else like.num_tasks
+        num_classes = max(1, int(labels.max()) + 1) if like is None else like.num_classes
+        return cls(name, split, pixels, rows, tasks, labels, num_tasks, num_classes, mean, std, augmentation)
 
     def __len__(self) -> int:
         """Number of rows, that is of instances."""
@@ -190,14 +175,14 @@ class MultiTaskDataset:
         return channels, height, width
 
     def to(self, device: torch.device | str) -> MultiTaskDataset:
-        """Return this split on another device (itself when it is there already)."""
+        """This split on another device (itself when it is there already)."""
         if torch.device(device) == self.device:
             return self
         moved = {field: getattr(self, field).to(device) for field in _TENSORS if getattr(self, field) is not None}
         return dataclasses.replace(self, **moved)
 
     def select_tasks(self, tasks: Sequence[int]) -> MultiTaskDataset:
-        """Return this split with some of its tasks only, renumbered in the order given; images are shared, not copied.
+        """This split with some of its tasks only, renumbered in the order given; images are shared, not copied.
 
         Raises:
             ValueError: No task, a task twice, or one that is not there.
@@ -208,7 +193,7 @@ class MultiTaskDataset:
         if not tasks or len(tasks) < len(listed) or len(set(tasks)) < len(tasks):
             raise ValueError(f"{self.name} has the tasks 0 to {self.num_tasks - 1}, asked for are {asked!r}")
         number = torch.full((self.num_tasks,), -1, device=self.device)
-        number[torch.tensor(list(tasks), device=self.device)] = torch.arange(len(tasks), device=self.device)
+        number[torch.tensor(tasks, device=self.device)] = torch.arange(len(tasks), device=self.device)
         kept = number[self.task] >= 0
         image, task, label = self.image[kept], number[self.task[kept]], self.label[kept]
         return dataclasses.replace(
@@ -216,7 +201,7 @@ class MultiTaskDataset:
         )
 
     def with_tasks(self, other: MultiTaskDataset) -> MultiTaskDataset:
-        """Return this split with the tasks of another one after its own; normalised and augmented as this one is.
+        """This split with the tasks of another one after its own; normalised and augmented as this one is.
 
         Raises:
             ValueError: Images of another shape, or drawings, which can only stand first.
@@ -240,22 +225,18 @@ class MultiTaskDataset:
         )
 
     def draw_augmentation(self, count: int, generator: torch.Generator) -> Tensor | None:
-        """Draw the augmentation of `count` instances, or None where this split has none.
+        """Augmentation `(count, P)` of as many instances, on the CPU, as `pixels` takes it; None where there is none.
 
-        Returns:
-            `(count, P)` parameters on the CPU, what `pixels` takes; stored with a route so that it can be replayed.
+        It is stored with a route so that it can be replayed.
         """
         return None if self.augmentation is None else self.augmentation.draw(count, generator)
 
     def pixels(self, rows: Tensor, augmentation: Tensor | None = None) -> Tensor:
-        """Return the normalised images of some rows.
+        """Images `(B, C, H, W)` float32 on `device`, each channel with mean 0 and deviation 1 over the training images.
 
         Args:
             rows: `(B,)` int64 row numbers on `device`.
             augmentation: `(B, P)` from `draw_augmentation`, or None for the images as they are.
-
-        Returns:
-            `(B, C, H, W)` float32 on `device`, each channel with mean 0 and deviation 1 over the training images.
         """
         image = self.image.index_select(0, rows)
         images = self.images.index_select(0, image)
@@ -264,11 +245,11 @@ class MultiTaskDataset:
         return self.normalized(images)
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Return `(B, C, H, W)` uint8 images as networks see them, float32."""
+        """Images `(B, C, H, W)` uint8 as networks see them, float32."""
         return images.float().sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
 
     def _augmented(self, image: Tensor, images: Tensor, parameters: Tensor) -> Tensor:
-        """Return `(B, C, H, W)` uint8 `images`, those numbered `image (B,)`, changed by `(B, P)` parameters."""
+        """Images `(B, C, H, W)` uint8, those numbered `image (B,)`, changed by `(B, P)` parameters."""
         if self.augmentation is None:
             raise ValueError(f"{self.name}, split {self.split!r} has no augmentation, but parameters were given")
         wanted = (len(image), self.augmentation.num_parameters)
@@ -282,47 +263,8 @@ class MultiTaskDataset:
         return self.augmentation.apply(images, parameters, drawn)
 
 
-def one_vs_rest(
-    name: str,
-    split: str,
-    images: Tensor,
-    image: Tensor,
-    kind: Tensor,
-    statistics: tuple[Tensor, Tensor],
-    augmentation: Shift | None,
-) -> MultiTaskDataset:
-    """Build a split in which task t asks of every image "is this of kind t?" (MNIST-MTL, Rosenbaum et al. 2018).
-
-    Args:
-        name: As in `MultiTaskDataset`.
-        split: As in `MultiTaskDataset`.
-        images: As in `MultiTaskDataset`.
-        image: `(R,)` int64: the images of the split, each of which enters every task once.
-        kind: `(N,)` int64: the kind of each of `images`; there are as many tasks as kinds.
-        statistics: Mean and deviation, from `pixel_statistics`.
-        augmentation: As in `MultiTaskDataset`.
-    """
-    num_tasks = int(kind.max()) + 1
-    task = torch.arange(num_tasks).repeat_interleave(len(image))
-    image = image.repeat(num_tasks)
-    mean, std = statistics
-    return MultiTaskDataset(
-        name=name,
-        split=split,
-        images=images,
-        image=image,
-        task=task,
-        label=(kind[image] == task).to(torch.int64),
-        num_tasks=num_tasks,
-        num_classes=2,
-        mean=mean,
-        std=std,
-        augmentation=augmentation,
-    )
-
-
 def pixel_statistics(images: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of each channel over images, in pixel units; a flat channel gives deviation 1.
+    """Mean and deviation `(C,)` of each channel over images, in pixel units; a flat channel gives deviation 1.
 
     Args:
         images: `(N, C, H, W)` uint8 or floating point.
@@ -336,7 +278,6 @@ def pixel_statistics(images: Tensor, rows: Tensor | None = None) -> tuple[Tensor
     channels = (channel if rows is None else channel.index_select(0, rows) for channel in images.unbind(1))
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels]).double()
     values = torch.arange(256, device=images.device).double()
-    pixels = counts.sum(1)
-    mean = counts @ values / pixels
-    std = (counts * (values - mean[:, None]) ** 2).sum(1).div(pixels).sqrt()
+    mean = counts @ values / counts.sum(1)
+    std = (counts * (values - mean[:, None]) ** 2).sum(1).div(counts.sum(1)).sqrt()
     return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import hashlib
+import io
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pooch
+
+from routing_gym.files import write_atomically
 
 DATA_VARIABLE = "ROUTING_GYM_DATA"
 SUMS = "MD5SUMS"
@@ -110,22 +115,22 @@ class DataError(ValueError):
 
 
 def data_folder(data_dir: str | None = None) -> Path:
-    """Return the data folder: `data_dir`, else the one `ROUTING_GYM_DATA` names, else one in the user's cache."""
+    """The data folder: `data_dir`, else the one `ROUTING_GYM_DATA` names, else one in the user's cache."""
     return Path(data_dir or os.environ.get(DATA_VARIABLE) or pooch.os_cache("routing_gym")).expanduser()
 
 
 def how_to_get(source: Source, data_dir: str | None) -> str:
-    """Return what to do when files of a data set are missing or broken."""
+    """Remedy, for messages, where files of a data set are missing or broken."""
     if source.by_hand is not None:
         return source.by_hand.format(folder=data_folder(data_dir) / source.folder)
     return f"run `routing-gym download {source.name} --data-dir {data_folder(data_dir)}`"
 
 
 def find(source: Source, name: str, data_dir: str | None) -> Path:
-    """Return the path of one file of a data set, after checking that it is there and, if it can, its md5 sum.
+    """Path of one file of a data set, which is there and, where that is known, has its md5 sum.
 
     Raises:
-        DataError: It is not.
+        DataError: It is not, or has not.
     """
     path = data_folder(data_dir) / source.folder / name
     mend = how_to_get(source, data_dir)
@@ -148,7 +153,7 @@ def _md5_sum(path: Path) -> str:
 
 
 def _noted_sum(path: Path) -> str | None:
-    """Return the md5 sum that a file had when `download` unpacked it; None where it was put there by hand."""
+    """The md5 sum that a file had when `download` unpacked it; None where it was put there by hand."""
     notes = path.with_name(SUMS)
     if not notes.is_file():
         return None
@@ -160,7 +165,7 @@ def _noted_sum(path: Path) -> str | None:
 
 
 def download(source: Source, data_dir: str | None = None) -> Path:
-    """Fetch what is missing of a data set; return the folder of its files.
+    """Fetch what is missing of a data set, into the folder of its files, which is returned.
 
     Files are checked against their published md5 sums before they get their names, so an interrupted download leaves
     nothing that passes for whole.
@@ -172,43 +177,42 @@ def download(source: Source, data_dir: str | None = None) -> Path:
         raise DataError(how_to_get(source, data_dir))
     folder = data_folder(data_dir) / source.folder
     folder.mkdir(parents=True, exist_ok=True)
-    names = [source.archive] if source.archive is not None else list(source.files.items())
-    if source.archive is not None and all((folder / name).is_file() for name in source.files):
-        return folder
-    for name, md5 in names:
-        target = folder.parent if source.archive is not None else folder
-        try:
-            fetched = pooch.retrieve(
-                source.base_url + name, known_hash=f"md5:{md5}", fname=name, path=target, progressbar=False
-            )
-        except Exception as error:  # pooch passes on whatever the transport raises
-            raise DataError(
-                f"{source.base_url}{name} could not be fetched: {error}. Fetch it elsewhere and put it into {target}"
-            ) from error
-        if source.archive is not None:
-            with tarfile.open(fetched) as archive:
-                parts = {file: _extract(archive, f"{source.folder}/{file}", folder / file) for file in source.files}
-            notes = folder / f".{SUMS}.part"
-            notes.write_text("".join(f"{_md5_sum(part)}  {file}\n" for file, part in parts.items()))
-            for file, part in {SUMS: notes, **parts}.items():
-                os.replace(part, folder / file)
+    if source.archive is None:
+        for name, md5 in source.files.items():
+            _fetch(source, name, md5, folder)
+    elif not all((folder / name).is_file() for name in source.files):
+        with tarfile.open(_fetch(source, *source.archive, folder.parent)) as archive:
+            contents = {file: _member(archive, f"{source.folder}/{file}") for file in source.files}
+        sums = "".join(
+            f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}  {file}\n" for file, content in contents.items()
+        )
+        # The sums come first: files without would pass for some that were put there by hand.
+        for file, content in {SUMS: sums.encode(), **contents}.items():
+            write_atomically(folder / file, functools.partial(shutil.copyfileobj, io.BytesIO(content)))
     return folder
 
 
-def _extract(archive: tarfile.TarFile, member: str, target: Path) -> Path:
-    """Write one file of an archive under a temporary name, and return that."""
-    content = archive.extractfile(member)
+def _fetch(source: Source, name: str, md5: str | None, folder: Path) -> str:
+    """Path of a file of a source in a folder, fetched unless it is there."""
+    try:
+        return pooch.retrieve(
+            source.base_url + name, known_hash=f"md5:{md5}", fname=name, path=folder, progressbar=False
+        )
+    except Exception as error:  # pooch passes on whatever the transport raises
+        raise DataError(
+            f"{source.base_url}{name} could not be fetched: {error}. Fetch it elsewhere and put it into {folder}"
+        ) from error
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    content = archive.extractfile(name)
     if content is None:
-        raise DataError(f"{target.parent.name}.tar.gz has no file {member}")
-    temporary = target.with_name(f".{target.name}.part")
-    with open(temporary, "wb") as out:
-        while piece := content.read(1 << 20):
-            out.write(piece)
-    return temporary
+        raise DataError(f"{name.partition('/')[0]}.tar.gz has no file {name}")
+    return content.read()
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, gzipped or not (the format of MNIST).
+    """Array of an IDX file of unsigned bytes, gzipped or not (the format of MNIST).
 
     Raises:
         DataError: Not such a file, or truncated.
@@ -219,9 +223,9 @@ def read_idx(path: Path) -> np.ndarray:
         raise DataError(f"{path} is truncated or not gzipped: {error}; delete it and fetch it again") from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise DataError(f"{path} is not an IDX file of unsigned bytes: it begins with {raw[:4].hex() or 'nothing'}")
-    axes = raw[3]
-    shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
-    values = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * axes)
+    begin = 4 + 4 * raw[3]
+    shape = tuple(int.from_bytes(raw[start : start + 4], "big") for start in range(4, begin, 4))
+    values = np.frombuffer(raw, dtype=np.uint8, offset=begin)
     if len(values) != int(np.prod(shape)):
         raise DataError(f"{path} is truncated: {len(values)} bytes of data, expected {int(np.prod(shape))}")
     return values.reshape(shape)
@@ -230,16 +234,15 @@ def read_idx(path: Path) -> np.ndarray:
 def read_cifar(
     path: Path, label_limits: tuple[int, ...], expected_rows: int | None = None, mend: str = "fetch it anew"
 ) -> tuple[np.ndarray, ...]:
-    """Read a file of the binary CIFAR distribution: per row some label bytes, then 3 072 bytes of one 32x32 image.
+    """Labels `(N,)` int64, one array per label byte, then images `(N, 3, 32, 32)` uint8 of a binary file of CIFAR's.
+
+    A row of the file is some label bytes, then 3 072 bytes of one 32x32 image.
 
     Args:
         path: The file.
         label_limits: How many classes each label byte counts: `(20, 100)` for CIFAR-100's coarse and fine.
-        expected_rows: How many rows the official file has.
+        expected_rows: How many rows the official file has; None: any number.
         mend: What to do about a broken file, for the message.
-
-    Returns:
-        One int64 array per label byte, then the images `(N, 3, 32, 32)` uint8.
 
     Raises:
         DataError: Truncated, or of another data set.
@@ -252,9 +255,9 @@ def read_cifar(
         raise DataError(f"{path} is truncated or of other data: {len(raw)} bytes, expected {wanted}; {mend}")
     table = raw.reshape(-1, row)
     for position, limit in enumerate(label_limits):
-        if int(table[:, position].max()) >= limit:
+        if (largest := int(table[:, position].max())) >= limit:
             raise DataError(
-                f"{path} is of another data set: label {int(table[:, position].max())} in column {position}, expected "
-                f"less than {limit}; {mend}"
+                f"{path} is of another data set: label {largest} in column {position}, expected less than {limit}; "
+                f"{mend}"
             )
     return (*(table[:, i].astype(np.int64) for i in range(labels)), table[:, labels:].reshape(-1, 3, 32, 32))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
-from routing_gym.tasks.augmentation import Fill, Shift
+from routing_gym.tasks.augmentation import Fill, shift_or_none
 from routing_gym.tasks.cifar_classes import NAMES, read_cifar10
-from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import DataError
 from routing_gym.tasks.mnist import read_mnist
 from routing_gym.tasks.recoloring import draw_palettes, recolor
-from routing_gym.tasks.splits import hold_out
+from routing_gym.tasks.splits import build_splits, hold_out
 
 DIGITS = 5
 PHOTOGRAPHS = ("airplane", "automobile", "deer", "horse", "frog")
@@ -39,26 +41,17 @@ def hybrid_mnist_cifar(
     Args:
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
         data_seed: Seed of the colours.
-        held_out: Training images of each class kept out as the split `validation`, the first of the files; 0 trains on
-            all and leaves no such split.
+        held_out: Training images of each class kept out as the split `validation`, the first of the files; 0 for none.
         shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
         flip: Mirror every other photograph in training; digits never are.
         fill: What moves in: `"mean"`, the image's mean colour after gamma decoding, or `"black"`.
         recolor_each_time: Give a digit new colours every time it is drawn for training.
         allow_partial: Take what there is where files or rows of CIFAR-10's are missing, as `cifar10` does.
-
-    Returns:
-        The splits `train`, `test` and, with `held_out`, `validation`.
-
-    Raises:
-        DataError: Files are missing or damaged.
-        ValueError: `held_out` leaves nothing to train on.
     """
     photographs, names, note = read_cifar10(data_dir, allow_partial)
     grey, digits = read_mnist(data_dir)
     label_of = torch.full((len(NAMES),), -1)
     label_of[[NAMES.index(name) for name in PHOTOGRAPHS]] = DIGITS + torch.arange(len(PHOTOGRAPHS))
-
     generator = torch.Generator().manual_seed(data_seed)
     images, shades, labels = {}, {}, {}
     for part in ("train", "test"):
@@ -69,29 +62,16 @@ def hybrid_mnist_cifar(
         colored = recolor(shades[part], draw_palettes(len(shades[part]), generator))
         images[part] = torch.cat([colored, photographs[part][photograph]])
         labels[part] = torch.cat([digits[part][drawing], label_of[names[part][photograph]]])
-
     members = hold_out("hybrid data", labels, held_out)
-    mean, std = pixel_statistics(images["train"], members["train"])
-    augmented = shift or flip or recolor_each_time
-    built = {}
-    for split, rows in members.items():
-        part = "test" if split == "test" else "train"
-        training = split == "train"
-        built[split] = MultiTaskDataset(
-            name="Hybrid MNIST/CIFAR-10" + note,
-            split=split,
-            images=images[part],
-            image=rows,
-            task=torch.zeros_like(rows),
-            label=labels[part][rows],
-            num_tasks=1,
-            num_classes=DIGITS + len(PHOTOGRAPHS),
-            mean=mean,
-            std=std,
-            augmentation=Shift(shift, flip, fill, recolor_each_time) if training and augmented else None,
-            drawings=len(shades[part]),
-            shades=shades[part] if training and recolor_each_time else None,
-        )
+    num_classes = DIGITS + len(PHOTOGRAPHS)
+    built = build_splits("Hybrid MNIST/CIFAR-10" + note, images, labels, members, num_classes=num_classes)
+    for split, data in built.items():
+        built[split] = dataclasses.replace(data, drawings=len(shades["test" if split == "test" else "train"]))
+    built["train"] = dataclasses.replace(
+        built["train"],
+        augmentation=shift_or_none(shift, flip, fill, recolor_each_time),
+        shades=shades["train"] if recolor_each_time else None,
+    )
     return built
 
 

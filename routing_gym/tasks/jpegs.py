@@ -9,40 +9,30 @@ import numpy as np
 from PIL import Image
 
 from routing_gym.tasks.files import DataError
-from routing_gym.tasks.pixel_cache import files_key, read_cache, write_cache
+from routing_gym.tasks.pixel_cache import cached_pixels
 
 
 def read_jpegs(paths: Sequence[Path], size: int, mend: str, cache: Path) -> np.ndarray:
-    """Return the pixels of some colour jpg files, from `cache` where it holds those of these very files.
+    """Pixels `(N, 3, size, size)` uint8 of colour jpg files of that size, kept in `cache` as `cached_pixels` does.
 
-    Otherwise they are decoded and `cache` is written for the next time, if its folder can be written to.
-
-    Args:
-        paths: The files.
-        size: Height and width every one of them must have.
-        mend: What mends a broken file, for messages.
-        cache: The file of decoded pixels.
-
-    Returns:
-        `(N, 3, size, size)` uint8, in the order of `paths`.
+    `mend` says in messages what mends a broken file.
 
     Raises:
         DataError: A file is not a whole jpg file, of another size or not in colour.
     """
-    # Taken before decoding: a file that changes meanwhile makes the cache stale, not wrong.
-    key = files_key(paths, mend)
     shape = (len(paths), 3, size, size)
-    images = read_cache(cache, key, shape)
-    if images is None:
+
+    def decode() -> np.ndarray:
         images = np.empty(shape, np.uint8)
-        for position, path in enumerate(paths):
-            images[position] = _decode(path, size, mend)
-        write_cache(cache, key, images)
-    return images
+        for image, path in zip(images, paths, strict=True):
+            image[:] = _decode_jpeg(path, size, mend)
+        return images
+
+    return cached_pixels(cache, paths, mend, shape, decode)
 
 
-def _decode(path: Path, size: int, mend: str) -> np.ndarray:
-    """Return the pixels of one file, `(3, size, size)` uint8."""
+def _decode_jpeg(path: Path, size: int, mend: str) -> np.ndarray:
+    """Pixels `(3, size, size)` uint8 of one file."""
     try:
         with Image.open(path, formats=["JPEG"]) as image:
             if image.size != (size, size) or image.mode != "RGB":

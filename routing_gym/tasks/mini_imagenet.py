@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from routing_gym.tasks.augmentation import Shift
-from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.augmentation import shift_or_none
+from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import MINI_IMAGENET, DataError, data_folder, find, how_to_get
 from routing_gym.tasks.jpegs import read_jpegs
+from routing_gym.tasks.splits import build_splits, check_held_out
 
 NUM_TASKS, NUM_CLASSES = 10, 5
 NUM_LABELS = 100
@@ -39,57 +40,40 @@ def mini_imagenet_mtl(
 
     Args:
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
-        held_out: Training images of each label kept out as the split `validation`, the first of its permutation; 0
-            trains on all, as the paper does, and leaves no such split.
+        held_out: Training images of each label kept out as the split `validation`, the first of its permutation; 0, as
+            in the paper, for none.
         shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
         flip: Mirror every other training image.
-
-    Returns:
-        The splits `train`, `test` and, with `held_out`, `validation`.
-
-    Raises:
-        DataError: Files are missing or damaged.
-        ValueError: `held_out` leaves nothing to train on.
     """
     of_each = IMAGES_PER_LABEL - TEST_PER_LABEL
-    if not 0 <= held_out < of_each:
-        raise ValueError(f"MIN-MTL: held_out must lie in [0, {of_each}), got {held_out}")
-    shuffled = _draw(_names_of_labels(data_dir))
+    check_held_out("MIN-MTL", held_out, of_each)
+    shuffled = _draw_labels(_names_of_labels(data_dir))
     # The first image of every label, then the second of every label, ...: each split is a run of neighbours, which
     # needs no copy and takes nothing of the others along to another device.
     folder = data_folder(data_dir) / MINI_IMAGENET.folder
     paths = [folder / "images" / name for of_all_labels in zip(*shuffled, strict=True) for name in of_all_labels]
     mend = "put mini-ImageNet's own file there, converted to RGB and resized to 84x84 pixels"
     images = torch.from_numpy(read_jpegs(paths, IMAGE_SIZE, mend, folder / CACHE))
-    kinds = torch.arange(NUM_TASKS * NUM_CLASSES)
-    positions = {"train": (held_out, of_each), "test": (of_each, IMAGES_PER_LABEL)}
-    if held_out:
-        positions["validation"] = (0, held_out)
-
-    start, stop = (position * len(kinds) for position in positions["train"])
-    mean, std = pixel_statistics(images[start:stop])
-    built = {}
-    for split, (first, end) in positions.items():
-        kind = kinds.repeat(end - first)
-        augmented = split == "train" and (shift or flip)
-        built[split] = MultiTaskDataset(
-            name="MIN-MTL",
-            split=split,
-            images=images[first * len(kinds) : end * len(kinds)],
-            image=torch.arange(len(kind)),
-            task=kind // NUM_CLASSES,
-            label=kind % NUM_CLASSES,
-            num_tasks=NUM_TASKS,
-            num_classes=NUM_CLASSES,
-            mean=mean,
-            std=std,
-            augmentation=Shift(shift, flip) if augmented else None,
-        )
-    return built
+    kind = torch.arange(NUM_TASKS * NUM_CLASSES).repeat(IMAGES_PER_LABEL)
+    positions = {"train": (held_out, of_each), "test": (of_each, IMAGES_PER_LABEL), "validation": (0, held_out)}
+    rows = {
+        split: slice(first * len(shuffled), end * len(shuffled))
+        for split, (first, end) in positions.items()
+        if first < end
+    }
+    return build_splits(
+        "MIN-MTL",
+        {split: images[part] for split, part in rows.items()},
+        {split: kind[part] % NUM_CLASSES for split, part in rows.items()},
+        num_classes=NUM_CLASSES,
+        tasks={split: kind[part] // NUM_CLASSES for split, part in rows.items()},
+        num_tasks=NUM_TASKS,
+        augmentation=shift_or_none(shift, flip),
+    )
 
 
-def _draw(names_of: dict[str, list[str]]) -> list[list[str]]:
-    """Return the names of the images of the labels that are drawn: five labels of task 0, five of task 1, and so on."""
+def _draw_labels(names_of: dict[str, list[str]]) -> list[list[str]]:
+    """Names of the images of the labels that are drawn: five labels of task 0, five of task 1, and so on."""
     generator = torch.Generator().manual_seed(SELECTION_SEED)
     drawn = torch.randperm(len(names_of), generator=generator)[: NUM_TASKS * NUM_CLASSES]
     labels = sorted(names_of)
@@ -101,7 +85,7 @@ def _draw(names_of: dict[str, list[str]]) -> list[list[str]]:
 
 
 def _names_of_labels(data_dir: str | None) -> dict[str, list[str]]:
-    """Return the names of the images of every label, from the three CSV files, after checking that all are there.
+    """Names of the images of every label, from the three CSV files; all of them are there.
 
     Raises:
         DataError: Files are missing, or do not make mini-ImageNet.
@@ -145,11 +129,7 @@ def _names_of_labels(data_dir: str | None) -> dict[str, list[str]]:
 
 
 def _read_csv(path: Path) -> list[tuple[str, str]]:
-    """Return the rows (file name, label) of a CSV file.
-
-    Raises:
-        DataError: Not such a file.
-    """
+    """Rows (file name, label) of a CSV file."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]

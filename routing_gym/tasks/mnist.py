@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from routing_gym.tasks.augmentation import Shift
-from routing_gym.tasks.dataset import MultiTaskDataset, one_vs_rest, pixel_statistics
+from routing_gym.tasks.augmentation import shift_or_none
+from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import MNIST, DataError, find, read_idx
-from routing_gym.tasks.splits import build_splits, hold_out
+from routing_gym.tasks.splits import build_splits, hold_out, one_vs_rest
 
-NUM_DIGITS = 10
 TRAIN_PER_DIGIT = 1000
 HELD_OUT_PER_DIGIT = 20
 
@@ -27,18 +26,11 @@ def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
         data_seed: Which images are taken.
         shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
-
-    Returns:
-        The splits `train`, `validation` and `test`.
-
-    Raises:
-        DataError: Files are missing or damaged.
     """
     generator = torch.Generator().manual_seed(data_seed)
     pixels, digits = read_mnist(data_dir)
-
-    chosen: dict[str, list[torch.Tensor]] = {"train": [], "validation": [], "test": []}
-    for digit in range(NUM_DIGITS):
+    chosen: dict[str, list[Tensor]] = {"train": [], "validation": [], "test": []}
+    for digit in range(10):
         for part, splits in (
             ("train", {"train": TRAIN_PER_DIGIT, "validation": HELD_OUT_PER_DIGIT}),
             ("test", {"test": HELD_OUT_PER_DIGIT}),
@@ -53,22 +45,11 @@ def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0
             for split, count in splits.items():
                 chosen[split].append(candidates[:count])
                 candidates = candidates[count:]
-
-    statistics = pixel_statistics(pixels["train"][torch.cat(chosen["train"])])
-    augmentation = Shift(shift) if shift else None
-    built = {}
+    images, labels = {}, {}
     for split, members in chosen.items():
         part, rows = "test" if split == "test" else "train", torch.cat(members)
-        built[split] = one_vs_rest(
-            "MNIST-MTL",
-            split,
-            pixels[part][rows],
-            torch.arange(len(rows)),
-            digits[part][rows],
-            statistics,
-            augmentation if split == "train" else None,
-        )
-    return built
+        images[split], labels[split] = pixels[part][rows], one_vs_rest(digits[part][rows])
+    return build_splits("MNIST-MTL", images, labels, num_classes=2, num_tasks=10, augmentation=shift_or_none(shift))
 
 
 def mnist_digits(*, data_dir: str | None = None, held_out: int = 0) -> dict[str, MultiTaskDataset]:
@@ -78,26 +59,14 @@ def mnist_digits(*, data_dir: str | None = None, held_out: int = 0) -> dict[str,
 
     Args:
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
-        held_out: Training images of each digit kept out as the split `validation`, the first of the file; 0 trains on
-            all and leaves no such split.
-
-    Returns:
-        The splits `train`, `test` and, with `held_out`, `validation`.
-
-    Raises:
-        DataError: Files are missing or damaged.
-        ValueError: `held_out` leaves nothing to train on.
+        held_out: Training images of each digit kept out as the split `validation`, the first of the file; 0 for none.
     """
     pixels, digits = read_mnist(data_dir)
-    members = hold_out("MNIST", digits, held_out)
-    return build_splits("MNIST", pixels, digits, members, num_classes=NUM_DIGITS)
+    return build_splits("MNIST", pixels, digits, hold_out("MNIST", digits, held_out), num_classes=10)
 
 
 def read_mnist(data_dir: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Read MNIST's four files.
-
-    Returns:
-        The images `(N, 1, 28, 28)` uint8 and the digits `(N,)` int64, each by part, `"train"` and `"test"`.
+    """Images `(N, 1, 28, 28)` uint8 and digits `(N,)` int64 of MNIST's four files, by part, `"train"` and `"test"`.
 
     Raises:
         DataError: Files are missing or damaged.

@@ -14,65 +14,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import OMNIGLOT, DataError, data_folder, find, how_to_get
-from routing_gym.tasks.pixel_cache import files_key, read_cache, write_cache
+from routing_gym.tasks.pixel_cache import cached_pixels
+from routing_gym.tasks.splits import build_splits
 
+_PUBLISHED = {
+    "images_background.zip": """
+        Alphabet_of_the_Magi 20, Anglo-Saxon_Futhorc 29, Arcadian 26, Armenian 41, Asomtavruli_(Georgian) 40,
+        Balinese 24, Bengali 46, Blackfoot_(Canadian_Aboriginal_Syllabics) 14, Braille 26, Burmese_(Myanmar) 34,
+        Cyrillic 33, Early_Aramaic 22, Futurama 26, Grantha 43, Greek 24, Gujarati 48, Hebrew 22,
+        Inuktitut_(Canadian_Aboriginal_Syllabics) 16, Japanese_(hiragana) 52, Japanese_(katakana) 47, Korean 40,
+        Latin 26, Malay_(Jawi_-_Arabic) 40, Mkhedruli_(Georgian) 41, N_Ko 33,
+        Ojibwe_(Canadian_Aboriginal_Syllabics) 14, Sanskrit 42, Syriac_(Estrangelo) 23, Tagalog 17, Tifinagh 55
+    """,
+    "images_evaluation.zip": """
+        Angelic 20, Atemayar_Qelisayer 26, Atlantean 26, Aurek-Besh 26, Avesta 26, Ge_ez 26, Glagolitic 45,
+        Gurmukhi 45, Kannada 41, Keble 26, Malayalam 47, Manipuri 40, Mongolian 30, Old_Church_Slavonic_(Cyrillic) 45,
+        Oriya 46, Sylheti 28, Syriac_(Serto) 23, Tengwar 25, Tibetan 42, ULOG 26
+    """,
+}
 CHARACTERS: dict[str, dict[str, int]] = {
-    "images_background.zip": {
-        "Alphabet_of_the_Magi": 20,
-        "Anglo-Saxon_Futhorc": 29,
-        "Arcadian": 26,
-        "Armenian": 41,
-        "Asomtavruli_(Georgian)": 40,
-        "Balinese": 24,
-        "Bengali": 46,
-        "Blackfoot_(Canadian_Aboriginal_Syllabics)": 14,
-        "Braille": 26,
-        "Burmese_(Myanmar)": 34,
-        "Cyrillic": 33,
-        "Early_Aramaic": 22,
-        "Futurama": 26,
-        "Grantha": 43,
-        "Greek": 24,
-        "Gujarati": 48,
-        "Hebrew": 22,
-        "Inuktitut_(Canadian_Aboriginal_Syllabics)": 16,
-        "Japanese_(hiragana)": 52,
-        "Japanese_(katakana)": 47,
-        "Korean": 40,
-        "Latin": 26,
-        "Malay_(Jawi_-_Arabic)": 40,
-        "Mkhedruli_(Georgian)": 41,
-        "N_Ko": 33,
-        "Ojibwe_(Canadian_Aboriginal_Syllabics)": 14,
-        "Sanskrit": 42,
-        "Syriac_(Estrangelo)": 23,
-        "Tagalog": 17,
-        "Tifinagh": 55,
-    },
-    "images_evaluation.zip": {
-        "Angelic": 20,
-        "Atemayar_Qelisayer": 26,
-        "Atlantean": 26,
-        "Aurek-Besh": 26,
-        "Avesta": 26,
-        "Ge_ez": 26,
-        "Glagolitic": 45,
-        "Gurmukhi": 45,
-        "Kannada": 41,
-        "Keble": 26,
-        "Malayalam": 47,
-        "Manipuri": 40,
-        "Mongolian": 30,
-        "Old_Church_Slavonic_(Cyrillic)": 45,
-        "Oriya": 46,
-        "Sylheti": 28,
-        "Syriac_(Serto)": 23,
-        "Tengwar": 25,
-        "Tibetan": 42,
-        "ULOG": 26,
-    },
+    archive: {name: int(count) for name, count in (entry.split() for entry in alphabets.split(","))}
+    for archive, alphabets in _PUBLISHED.items()
 }
 """How many characters each alphabet of the two official archives has: 964 and 659."""
 
@@ -86,37 +50,23 @@ DRAWERS = {
 
 Those that the code named in `omniglot_mtl` draws, with NumPy's legacy generator and the seed 1337.
 """
+NUM_DRAWERS = 20
 
 SELECTION_SEED = 234
 """The smallest seed whose 20 alphabets have the 668 characters that the paper's 6 680 training images mean."""
 
-LIANG_2018 = (
-    "Alphabet_of_the_Magi",
-    "Angelic",
-    "Anglo-Saxon_Futhorc",
-    "Arcadian",
-    "Atemayar_Qelisayer",
-    "Cyrillic",
-    "Early_Aramaic",
-    "Ge_ez",
-    "Gujarati",
-    "Gurmukhi",
-    "Japanese_(katakana)",
-    "Keble",
-    "Korean",
-    "Malay_(Jawi_-_Arabic)",
-    "Manipuri",
-    "Old_Church_Slavonic_(Cyrillic)",
-    "Sanskrit",
-    "Sylheti",
-    "Syriac_(Estrangelo)",
-    "Tibetan",
+LIANG_2018 = tuple(
+    """
+    Alphabet_of_the_Magi Angelic Anglo-Saxon_Futhorc Arcadian Atemayar_Qelisayer Cyrillic Early_Aramaic Ge_ez Gujarati
+    Gurmukhi Japanese_(katakana) Keble Korean Malay_(Jawi_-_Arabic) Manipuri Old_Church_Slavonic_(Cyrillic) Sanskrit
+    Sylheti Syriac_(Estrangelo) Tibetan
+    """.split()
 )
 """The first 20 of the order in that code, sorted here; 668 characters as well, so very likely the paper's."""
 
 CACHE = "omniglot-pixels.npz"
 ROW_BYTES = (IMAGE_SIZE + 7) // 8
-AT_ONCE = 1024
+DRAWINGS_AT_ONCE = 1024
 # What zipfile, zlib and Pillow raise for broken files.
 _OF_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 _OF_PNG = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -147,60 +97,39 @@ def omniglot_mtl(
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
         alphabets: How many, the first of the permutation (50 for all), and tasks are then sorted by name;
             `"liang-2018"` for `LIANG_2018`; or the names of some, in the order of the tasks.
-        size: Height and width; below 105 each pixel is the mean of the area it covers.
+        size: Height and width, at most 105; each smaller image's pixel is the mean of the area it covers.
 
     Returns:
         The splits `train`, `validation` and `test`; a label is the character's number less one.
-
-    Raises:
-        DataError: Files are missing, damaged or of another data set.
-        ValueError: No such alphabets, or a size outside [1, 105].
     """
     names = _choose(alphabets)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= IMAGE_SIZE:
         raise ValueError(f"Omniglot: size must be an integer in [1, {IMAGE_SIZE}], got {size!r}")
     drawings = _read(data_dir)
-    start, first_of, count_of = 0, {}, _counts()
-    for name, count in count_of.items():
-        first_of[name] = start
-        start += count
-    characters = np.concatenate([first_of[name] + np.arange(count_of[name]) for name in names])
+    count_of = _counts()
+    end_of = dict(zip(count_of, np.cumsum(list(count_of.values())), strict=True))
+    characters = np.concatenate([np.arange(end_of[name] - count_of[name], end_of[name]) for name in names])
     counts = torch.tensor([count_of[name] for name in names])
     task = torch.arange(len(names)).repeat_interleave(counts)
     label = torch.cat([torch.arange(count) for count in counts.tolist()])
-
-    images = {
-        split: _unpack(drawings[characters][:, np.array(numbers) - 1], size) for split, numbers in DRAWERS.items()
-    }
-    mean, std = pixel_statistics(images["train"])
-    return {
-        split: MultiTaskDataset(
-            name="Omniglot",
-            split=split,
-            images=images[split],
-            image=torch.arange(len(images[split])),
-            task=task.repeat_interleave(len(numbers)),
-            label=label.repeat_interleave(len(numbers)),
-            num_tasks=len(names),
-            num_classes=int(counts.max()),
-            mean=mean,
-            std=std,
-        )
-        for split, numbers in DRAWERS.items()
-    }
+    drawers = DRAWERS.items()
+    return build_splits(
+        "Omniglot",
+        {split: _unpack(drawings[characters][:, np.array(numbers) - 1], size) for split, numbers in drawers},
+        {split: label.repeat_interleave(len(numbers)) for split, numbers in drawers},
+        num_classes=int(counts.max()),
+        tasks={split: task.repeat_interleave(len(numbers)) for split, numbers in drawers},
+        num_tasks=len(names),
+    )
 
 
 def _counts() -> dict[str, int]:
-    """Return the number of characters of every alphabet, in the order in which `_read` has them."""
+    """Number of characters of every alphabet, in the order in which `_read` has them."""
     return {name: count for alphabets in CHARACTERS.values() for name, count in alphabets.items()}
 
 
 def _choose(alphabets: int | str | Sequence[str]) -> list[str]:
-    """Return the names of the alphabets that are the tasks.
-
-    Raises:
-        ValueError: As many, or such, alphabets are not there.
-    """
+    """Names of the alphabets that are the tasks."""
     known = sorted(_counts())
     if isinstance(alphabets, int):
         if isinstance(alphabets, bool) or not 1 <= alphabets <= len(known):
@@ -222,35 +151,22 @@ def _choose(alphabets: int | str | Sequence[str]) -> list[str]:
 
 
 def _read(data_dir: str | None) -> np.ndarray:
-    """Return all drawings as packed bits, from the cache where it holds those of these very archives.
+    """Drawings `(characters, 20, 105, 14)` uint8 of the alphabets as `CHARACTERS` has them, from the cache if possible.
 
-    Returns:
-        `(characters, 20, 105, 14)` uint8: the alphabets as `CHARACTERS` has them, a bit for each pixel, 1 for ink; the
-        last seven bits of a row mean nothing.
-
-    Raises:
-        DataError: Files are missing, damaged or of another data set.
+    A bit for each pixel, 1 for ink; the last seven bits of a row mean nothing.
     """
     mend = how_to_get(OMNIGLOT, data_dir)
     paths = [find(OMNIGLOT, name, data_dir) for name in CHARACTERS]
-    cache = data_folder(data_dir) / OMNIGLOT.folder / CACHE
-    # Taken before decoding: an archive that changes meanwhile makes the cache stale, not wrong.
-    key = files_key(paths, mend)
-    shape = (sum(_counts().values()), _drawers(), IMAGE_SIZE, ROW_BYTES)
-    drawings = read_cache(cache, key, shape)
-    if drawings is None:
-        drawings = np.concatenate([_decode(path, f"delete it and {mend}") for path in paths]).reshape(shape)
-        write_cache(cache, key, drawings)
-    return drawings
+    shape = (sum(_counts().values()), NUM_DRAWERS, IMAGE_SIZE, ROW_BYTES)
+
+    def decode() -> np.ndarray:
+        return np.concatenate([_decode_archive(path, f"delete it and {mend}") for path in paths]).reshape(shape)
+
+    return cached_pixels(data_folder(data_dir) / OMNIGLOT.folder / CACHE, paths, mend, shape, decode)
 
 
-def _drawers() -> int:
-    """Return how many people drew each character."""
-    return sum(len(numbers) for numbers in DRAWERS.values())
-
-
-def _decode(path: Path, mend: str) -> np.ndarray:
-    """Return the drawings of one archive as packed bits, `(N, 105, 14)` uint8: by alphabet, character, drawer."""
+def _decode_archive(path: Path, mend: str) -> np.ndarray:
+    """Drawings of one archive as packed bits, `(N, 105, 14)` uint8: by alphabet, character, drawer."""
     try:
         with zipfile.ZipFile(path) as archive:
             rows = [_row(archive, member, path, mend) for member in _members(archive.namelist(), path, mend)]
@@ -263,7 +179,7 @@ def _decode(path: Path, mend: str) -> np.ndarray:
 
 
 def _members(names: Sequence[str], path: Path, mend: str) -> list[str]:
-    """Return the names of an archive's drawings by alphabet, character and drawer, after checking that all are there.
+    """Names of an archive's drawings by alphabet, character and drawer; all of them are there.
 
     The published md5 sums are of the containers; what counts is that the drawings are Omniglot's.
     """
@@ -274,7 +190,7 @@ def _members(names: Sequence[str], path: Path, mend: str) -> list[str]:
         if found is None or found[1] != path.stem:
             continue  # folders, say, have entries of their own
         place = (found[2], int(found[3]), int(found[4]))
-        if not (1 <= place[1] <= counts.get(place[0], 0) and 1 <= place[2] <= _drawers()):
+        if not (1 <= place[1] <= counts.get(place[0], 0) and 1 <= place[2] <= NUM_DRAWERS):
             raise DataError(f"{path} is of other data: it has {name}, Omniglot's has not; {mend}")
         if place in member_of:
             raise DataError(f"{path} is of other data: {member_of[place]} and {name} are the same drawing; {mend}")
@@ -283,7 +199,7 @@ def _members(names: Sequence[str], path: Path, mend: str) -> list[str]:
         (alphabet, character, drawer)
         for alphabet, count in counts.items()
         for character in range(1, count + 1)
-        for drawer in range(1, _drawers() + 1)
+        for drawer in range(1, NUM_DRAWERS + 1)
     ]
     if missing := [place for place in places if place not in member_of]:
         alphabet, character, drawer = missing[0]
@@ -295,7 +211,7 @@ def _members(names: Sequence[str], path: Path, mend: str) -> list[str]:
 
 
 def _row(archive: zipfile.ZipFile, member: str, path: Path, mend: str) -> bytes:
-    """Return the pixels of one drawing, each row of them packed into 14 bytes."""
+    """Pixels of one drawing, each row of them packed into 14 bytes."""
     try:
         with Image.open(io.BytesIO(archive.read(member)), formats=["PNG"]) as image:
             (width, height), mode = image.size, image.mode
@@ -311,23 +227,23 @@ def _row(archive: zipfile.ZipFile, member: str, path: Path, mend: str) -> bytes:
 
 
 def _unpack(drawings: np.ndarray, size: int) -> Tensor:
-    """Return `(..., 105, 14)` packed bits as images, `(N, 1, size, size)` uint8."""
+    """Images `(N, 1, size, size)` uint8 of packed bits `(..., 105, 14)`."""
     packed = drawings.reshape(-1, IMAGE_SIZE, ROW_BYTES)
     images = torch.empty(len(packed), 1, size, size, dtype=torch.uint8)
     shares = _shares(size)
-    for first in range(0, len(packed), AT_ONCE):  # floats of all at once would need gigabytes
-        ink = torch.from_numpy(np.unpackbits(packed[first : first + AT_ONCE], axis=2, count=IMAGE_SIZE))
+    for first in range(0, len(packed), DRAWINGS_AT_ONCE):  # floats of all at once would need gigabytes
+        ink = torch.from_numpy(np.unpackbits(packed[first : first + DRAWINGS_AT_ONCE], axis=2, count=IMAGE_SIZE))
         if size == IMAGE_SIZE:
-            images[first : first + AT_ONCE, 0] = ink * 255
+            images[first : first + DRAWINGS_AT_ONCE, 0] = ink * 255
             continue
         # Whole numbers up to 105^2, which float32 holds exactly: all machines make the same pixels.
         area = shares @ ink.float() @ shares.T
-        images[first : first + AT_ONCE, 0] = (area * 255 / IMAGE_SIZE**2).round().to(torch.uint8)
+        images[first : first + DRAWINGS_AT_ONCE, 0] = (area * 255 / IMAGE_SIZE**2).round().to(torch.uint8)
     return images
 
 
 def _shares(size: int) -> Tensor:
-    """Return how much of each of 105 pixels lies in each of `size`: `(size, 105)` float32, in 105ths of the latter."""
+    """Share `(size, 105)` float32 of each of `size` pixels that lies in each of 105, in 105ths."""
     inner = torch.arange(size)[:, None] * IMAGE_SIZE
     outer = torch.arange(IMAGE_SIZE) * size
     shared = torch.minimum(inner + IMAGE_SIZE, outer + size) - torch.maximum(inner, outer)

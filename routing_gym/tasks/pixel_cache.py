@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from routing_gym.files import WriteError, write_atomically
 from routing_gym.tasks.files import DataError
 
 
-def files_key(paths: Sequence[Path], mend: str) -> str:
-    """Return a text that changes with the files, their order, their sizes and when they were last written."""
+def cached_pixels(
+    cache: Path, paths: Sequence[Path], mend: str, shape: tuple[int, ...], decode: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Pixels of this shape, uint8: those of `cache` where they are of these very files, else what `decode` returns.
+
+    Decoded pixels are written to `cache` for the next time, if its folder can be written to.
+
+    Args:
+        cache: The file of decoded pixels.
+        paths: The files they come from.
+        mend: What mends a file that cannot be read, for messages.
+        shape: The shape of the pixels.
+        decode: Decodes the files.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    # Taken before decoding: a file that changes meanwhile makes the cache stale, not wrong.
+    key = _key(paths, mend)
+    pixels = _read(cache, key)
+    if pixels is None or pixels.shape != shape or pixels.dtype != np.uint8:
+        pixels = decode()
+        with contextlib.suppress(WriteError):  # a folder that is full or read-only: the pixels are there all the same
+            write_atomically(cache, lambda out: np.savez(out, key=np.array(key), images=pixels))
+    return pixels
+
+
+def _key(paths: Sequence[Path], mend: str) -> str:
+    """A text that changes with the files, their order, their sizes and when they were last written."""
     digest = hashlib.md5(usedforsecurity=False)
     for path in paths:
         try:
@@ -25,28 +52,10 @@ def files_key(paths: Sequence[Path], mend: str) -> str:
     return digest.hexdigest()
 
 
-def read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the pixels `cache` holds, or None where it is missing, damaged or of other files."""
+def _read(cache: Path, key: str) -> np.ndarray | None:
+    """The array in `cache`, checked against its CRC sum on the way; None where it is missing, damaged or stale."""
     try:
         with np.load(cache, allow_pickle=False) as stored:
-            if str(stored["key"]) != key:
-                return None
-            images = stored["images"]  # checked against its CRC sum on the way
+            return stored["images"] if str(stored["key"]) == key else None
     except Exception:  # a damaged file fails in many ways, and is written anew after each
         return None
-    return images if images.shape == shape and images.dtype == np.uint8 else None
-
-
-def write_cache(cache: Path, key: str, images: np.ndarray) -> None:
-    """Write `cache` under a temporary name, then give it its own; leave nothing where that fails."""
-    # One name per process: two that decode at once must not write into one file.
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as out:
-            np.savez(out, key=np.array(key), images=images)
-        os.replace(temporary, cache)
-    except OSError:  # a folder that is full or read-only: the pixels are there all the same
-        pass
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

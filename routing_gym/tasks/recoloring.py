@@ -10,17 +10,10 @@ LEAST_DISTANCE = 0.3
 
 
 def draw_palettes(count: int, generator: torch.Generator) -> Tensor:
-    """Draw two colours for each of `count` drawings.
+    """Palettes `(count, 2, 3)` int64 in [0, 255], from a CPU generator: what black and what white of a drawing become.
 
     Both are uniform over all RGB bytes; the second is drawn anew until it is at least `LEAST_DISTANCE` from the first,
     as in the authors' code. The paper only says "two random colors at least 0.3 units away from each other".
-
-    Args:
-        count: How many.
-        generator: A CPU generator.
-
-    Returns:
-        `(count, 2, 3)` int64 in [0, 255], on the CPU: what black becomes and what white becomes.
     """
     palettes = torch.randint(0, 256, (count, 2, 3), generator=generator)
     least = (255 * LEAST_DISTANCE) ** 2
@@ -30,16 +23,13 @@ def draw_palettes(count: int, generator: torch.Generator) -> Tensor:
 
 
 def recolor(shades: Tensor, palettes: Tensor) -> Tensor:
-    """Colour grey drawings: black becomes the first colour, white the second, linearly interpolated in between.
+    """Drawings `(B, 3, H, W)` uint8: black of the grey ones becomes the first colour, white the second, linear between.
 
-    Computed in integers, so every device gives the same bytes.
+    Computed in integers and rounded, so every device gives the same bytes.
 
     Args:
         shades: `(B, 1, H, W)` uint8, 0 black and 255 white.
         palettes: `(B, 2, 3)` integers in [0, 255], on the same device.
-
-    Returns:
-        `(B, 3, H, W)` uint8, rounded.
     """
     shade, (first, second) = shades.int(), palettes.int()[..., None, None].unbind(1)
     return ((first * (255 - shade) + second * shade + 127) // 255).to(torch.uint8)

@@ -36,7 +36,7 @@ class ShuffledStream:
         self._pass = torch.empty(0, dtype=torch.int64)
 
     def draw(self, count: int) -> Tensor:
-        """Return the next `count` numbers, `(count,)` int64 on the CPU."""
+        """The next numbers of the stream, `(count,)` int64 on the CPU."""
         pieces, missing = [], count
         while missing > 0:
             if not len(self._pass):
@@ -48,7 +48,7 @@ class ShuffledStream:
         return places if self._numbers is None else self._numbers[places]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to go on from here."""
+        """State from which `load_state_dict` goes on."""
         return {"size": self.size, "generator": self.generator.get_state(), "pass": self._pass.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

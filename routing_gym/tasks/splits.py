@@ -1,4 +1,4 @@
-"""From the two parts of an official data set, `train` and `test`, to its splits."""
+"""From the images of an official data set to its splits."""
 
 from __future__ import annotations
 
@@ -18,37 +18,34 @@ BY_COARSE_CLASS = " by coarse class"
 
 
 def are_coarse(name: str, task: TaskOf) -> bool:
-    """Tell whether tasks are to be coarse classes.
-
-    Args:
-        name: The data set, for messages.
-        task: What an instance's task is to be.
+    """Whether the tasks of a data set (its name is for messages) are to be coarse classes.
 
     Raises:
-        ValueError: It can be no such thing.
+        ValueError: `task` can be no such thing.
     """
     if task not in get_args(TaskOf):
         raise ValueError(f"{name}: task must be 'single' or 'coarse', got {task!r}")
     return task == "coarse"
 
 
+def check_held_out(name: str, held_out: int, fewest: int) -> None:
+    """Refuse to hold out so many images of each class that one of `fewest` is left with none to train on."""
+    if isinstance(held_out, bool) or not isinstance(held_out, int) or not 0 <= held_out < fewest:
+        raise ValueError(f"{name}: held_out must lie in [0, {fewest}), got {held_out!r}")
+
+
 def hold_out(name: str, kinds: dict[str, Tensor], held_out: int) -> dict[str, Tensor]:
-    """Say which images make up each split.
+    """Image numbers `(R,)`, ascending, of `train`, `test` and, where something is held out, `validation`.
 
     Args:
         name: The data set, for messages.
-        kinds: `(N,)` int64, the kind of every image, for the parts `train` and `test`.
-        held_out: Images of each kind, the first ones, that leave `train` for `validation`.
-
-    Returns:
-        `(R,)` int64 image numbers, ascending, of `train`, `test` and, where something is held out, `validation`.
+        kinds: `(N,)` int64, the class of every image, for the parts `train` and `test`.
+        held_out: Images of each class, the first ones, that leave `train` for `validation`.
 
     Raises:
-        ValueError: A kind would be left without images to train on.
+        ValueError: A class would be left without images to train on.
     """
-    fewest = int(kinds["train"].bincount().min())
-    if isinstance(held_out, bool) or not isinstance(held_out, int) or not 0 <= held_out < fewest:
-        raise ValueError(f"{name}: held_out must lie in [0, {fewest}), got {held_out!r}")
+    check_held_out(name, held_out, int(kinds["train"].bincount().min()))
     members = {part: torch.arange(len(kind)) for part, kind in kinds.items()}
     if held_out:
         first = torch.cat([(kinds["train"] == kind).nonzero().flatten()[:held_out] for kind in kinds["train"].unique()])
@@ -58,42 +55,53 @@ def hold_out(name: str, kinds: dict[str, Tensor], held_out: int) -> dict[str, Te
     return members
 
 
+def one_vs_rest(kind: Tensor) -> Tensor:
+    """Labels `(K, N)` of the tasks "is it of class t?", from the classes `(N,)` (MNIST-MTL, Rosenbaum et al. 2018)."""
+    return (kind == torch.arange(int(kind.max()) + 1)[:, None]).to(torch.int64)
+
+
 def build_splits(
     name: str,
     images: dict[str, Tensor],
     labels: dict[str, Tensor],
-    members: dict[str, Tensor],
+    members: dict[str, Tensor] | None = None,
     *,
     num_classes: int,
     tasks: dict[str, Tensor] | None = None,
     num_tasks: int = 1,
     augmentation: Shift | None = None,
 ) -> dict[str, MultiTaskDataset]:
-    """Build the splits of a data set in which every image is of one task.
+    """Build the splits of a data set; the images of `train` normalise them all.
 
-    All splits are normalised by the images of `train`; `train` and `validation` share theirs.
+    Images, labels and tasks are given by split; a split without images of its own shares all three of `train`.
 
     Args:
         name: As in `MultiTaskDataset`.
-        images: `(N, C, H, W)` uint8 for the parts `train` and `test`.
-        labels: `(N,)` int64 in `[0, num_classes)`, the label of each image, by part.
-        members: The images of each split, from `hold_out`.
+        images: `(N, C, H, W)` uint8.
+        labels: `(N,)` int64, the label of each image, or `(num_tasks, N)`: then every image is in every task.
+        members: `(R,)` int64, the images of each split; None: all that it has.
         num_classes: As in `MultiTaskDataset`.
-        tasks: `(N,)` int64 in `[0, num_tasks)`, the task of each image, by part; None: there is one task.
+        tasks: `(N,)` int64, the task of each image; None: there is one task, or every image is in every one.
         num_tasks: As in `MultiTaskDataset`.
         augmentation: That of `train`; the other splits have none.
     """
+    members = members or {split: torch.arange(len(own)) for split, own in images.items()}
     mean, std = pixel_statistics(images["train"], members["train"])
     built = {}
-    for split, rows in members.items():
-        part = "test" if split == "test" else "train"
+    for split, image in members.items():
+        part = split if split in images else "train"
+        label = labels[part][..., image]
+        task = torch.zeros_like(image) if tasks is None else tasks[part][image]
+        if label.ndim == 2:
+            task = torch.arange(num_tasks).repeat_interleave(len(image))
+            image, label = image.repeat(num_tasks), label.flatten()
         built[split] = MultiTaskDataset(
             name=name,
             split=split,
             images=images[part],
-            image=rows,
-            task=torch.zeros_like(rows) if tasks is None else tasks[part][rows],
-            label=labels[part][rows],
+            image=image,
+            task=task,
+            label=label,
             num_tasks=num_tasks,
             num_classes=num_classes,
             mean=mean,

@@ -9,7 +9,7 @@ import torch
 from scipy.io import loadmat
 from torch import Tensor
 
-from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.augmentation import shift_or_none
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import SVHN, DataError, find, how_to_get
 from routing_gym.tasks.splits import build_splits, hold_out
@@ -27,36 +27,22 @@ def svhn(*, data_dir: str | None = None, held_out: int = 0, shift: int = 4) -> d
 
     Args:
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
-        held_out: Training images of each digit kept out as the split `validation`, the first of the file; 0 trains on
-            all and leaves no such split.
+        held_out: Training images of each digit kept out as the split `validation`, the first of the file; 0 for none.
         shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
-
-    Returns:
-        The splits `train`, `test` and, with `held_out`, `validation`.
-
-    Raises:
-        DataError: Files are missing or damaged.
-        ValueError: `held_out` leaves nothing to train on.
     """
     images, digits = {}, {}
     for part, rows in ROWS.items():
         path = find(SVHN, f"{part}_32x32.mat", data_dir)
         images[part], digits[part] = read_svhn(path, rows, f"delete it and {how_to_get(SVHN, data_dir)}")
     members = hold_out("SVHN", digits, held_out)
-    augmentation = Shift(shift) if shift else None
-    return build_splits("SVHN", images, digits, members, num_classes=NUM_DIGITS, augmentation=augmentation)
+    return build_splits("SVHN", images, digits, members, num_classes=NUM_DIGITS, augmentation=shift_or_none(shift))
 
 
 def read_svhn(path: Path, rows: int, mend: str) -> tuple[Tensor, Tensor]:
-    """Read one of SVHN's MATLAB files: the pixels `X (32, 32, 3, N)`, height first, and the digits `y (N, 1)`.
+    """Images `(N, 3, 32, 32)` uint8 and digits `(N,)` int64 of a MATLAB file of SVHN, which has `rows` images.
 
-    Args:
-        path: The file.
-        rows: How many images the official file has.
-        mend: What to do about a broken file, for the message.
-
-    Returns:
-        The images `(N, 3, 32, 32)` uint8 and the digits `(N,)` int64. The file calls 0 the digit 10.
+    The file holds the pixels `X (32, 32, 3, N)`, height first, and the digits `y (N, 1)`, 10 for 0. `mend` says in
+    messages what to do about a broken one.
 
     Raises:
         DataError: Truncated, or of another data set.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.augmentation import shift_or_none
 from routing_gym.tasks.checking import whole_number
-from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
+from routing_gym.tasks.dataset import MultiTaskDataset
+from routing_gym.tasks.splits import build_splits
 
 
 def synthetic_mtl(
@@ -34,16 +35,8 @@ def synthetic_mtl(
         noise: Standard deviation of the pixel noise, in steps of 255.
         data_seed: Seed of prototypes and noise.
         shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
-
-    Returns:
-        The splits `train`, `validation` and `test`.
     """
-    sizes = {
-        "num_tasks": num_tasks,
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "images_per_class": images_per_class,
-    }
+    sizes = dict(num_tasks=num_tasks, num_classes=num_classes, image_size=image_size, images_per_class=images_per_class)
     for option, value in sizes.items():
         if whole_number(f"SYNTHETIC-MTL: {option}", value, least=None) < 1:
             raise ValueError(f"SYNTHETIC-MTL: {option} must be at least 1, got {value}")
@@ -51,29 +44,18 @@ def synthetic_mtl(
         raise ValueError(f"SYNTHETIC-MTL: noise must be at least 0 and finite, got {noise!r}")
     generator = torch.Generator().manual_seed(whole_number("SYNTHETIC-MTL: data_seed", data_seed, least=None))
     prototypes = torch.rand(num_classes, 1, image_size, image_size, generator=generator) * 255
-
     held_out = max(1, images_per_class // 3)
-    drawn = {}
+    images, labels = {}, {}
     for split, per_class in (("train", images_per_class), ("validation", held_out), ("test", held_out)):
         kind = torch.arange(num_classes).repeat(per_class)
         pixels = prototypes[kind] + noise * torch.randn(len(kind), 1, image_size, image_size, generator=generator)
-        drawn[split] = (pixels.clamp(0, 255).to(torch.uint8), kind)
-    mean, std = pixel_statistics(drawn["train"][0])
-
-    splits = {}
-    for split, (images, kind) in drawn.items():
-        task = torch.arange(num_tasks).repeat_interleave(len(images))
-        splits[split] = MultiTaskDataset(
-            name="SYNTHETIC-MTL",
-            split=split,
-            images=images,
-            image=torch.arange(len(images)).repeat(num_tasks),
-            task=task,
-            label=(kind.repeat(num_tasks) + task) % num_classes,
-            num_tasks=num_tasks,
-            num_classes=num_classes,
-            mean=mean,
-            std=std,
-            augmentation=Shift(shift) if shift and split == "train" else None,
-        )
-    return splits
+        images[split] = pixels.clamp(0, 255).to(torch.uint8)
+        labels[split] = (kind + torch.arange(num_tasks)[:, None]) % num_classes
+    return build_splits(
+        "SYNTHETIC-MTL",
+        images,
+        labels,
+        num_classes=num_classes,
+        num_tasks=num_tasks,
+        augmentation=shift_or_none(shift),
+    )

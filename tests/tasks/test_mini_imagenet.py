@@ -12,7 +12,7 @@ from PIL import Image
 
 import routing_gym
 from routing_gym.experiments.cli import main
-from routing_gym.tasks import DataError, jpegs, mini_imagenet, mini_imagenet_mtl, pixel_cache
+from routing_gym.tasks import DataError, jpegs, mini_imagenet, mini_imagenet_mtl
 
 CACHE = mini_imagenet.CACHE
 
@@ -68,8 +68,8 @@ def test_min_mtl_is_ten_groups_of_five_labels(held_out, file_of, label_of):
 
 def test_the_choice_is_always_the_same(file_of):
     names_of = {f"n{label:08}": [f"n{label:08}{image:08}.jpg" for image in range(600)] for label in range(100)}
-    drawn = mini_imagenet._draw({label: names[::-1] for label, names in reversed(names_of.items())})
-    assert drawn == mini_imagenet._draw(names_of)  # whatever the order in the files
+    drawn = mini_imagenet._draw_labels({label: names[::-1] for label, names in reversed(names_of.items())})
+    assert drawn == mini_imagenet._draw_labels(names_of)  # whatever the order in the files
     # Were these to change, results would no longer be about the same tasks, nor the test images unseen.
     assert [int(names[0][1:9]) for names in drawn[:10]] == [19, 44, 71, 90, 93, 37, 53, 69, 91, 95]
     assert [int(name[9:17]) for name in drawn[0][-5:]] == [329, 279, 538, 491, 161]
@@ -123,8 +123,8 @@ def build(folder):
 def decoded(monkeypatch):
     """The names of the files that are decoded, as they are."""
     names = []
-    decode = jpegs._decode
-    monkeypatch.setattr(jpegs, "_decode", lambda path, *rest: names.append(path.name) or decode(path, *rest))
+    decode = jpegs._decode_jpeg
+    monkeypatch.setattr(jpegs, "_decode_jpeg", lambda path, *rest: names.append(path.name) or decode(path, *rest))
     return names
 
 
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_written_to_is_decoded_each_time(copied, decoded
     def refuse(path, mode):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(pixel_cache, "open", refuse, raising=False)
+    monkeypatch.setattr(routing_gym.files, "open", refuse, raising=False)
     assert torch.equal(build(copied), build(copied)) and len(decoded) == 400
     assert not (copied / CACHE).exists()
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from standins import omniglot_code, omniglot_drawing, png
 
+import routing_gym.files
 from routing_gym.envs import make_routing_vector_env
-from routing_gym.tasks import DataError, omniglot, omniglot_mtl, pixel_cache
+from routing_gym.tasks import DataError, omniglot, omniglot_mtl
 
 # The official table, before a fixture puts the stand-ins' small one in its place.
 from routing_gym.tasks.omniglot import CHARACTERS as OFFICIAL
@@ -152,7 +153,7 @@ def test_smaller_images_are_means_of_areas(size):
 
 def test_resizing_goes_piece_by_piece(monkeypatch):
     whole = {size: omniglot_mtl(alphabets=2, size=size)["train"].images for size in (105, 15)}
-    monkeypatch.setattr(omniglot, "AT_ONCE", 7)
+    monkeypatch.setattr(omniglot, "DRAWINGS_AT_ONCE", 7)
     for size, images in whole.items():
         assert torch.equal(omniglot_mtl(alphabets=2, size=size)["train"].images, images)
 
@@ -187,8 +188,8 @@ def build(folder):
 @pytest.fixture
 def decoded(monkeypatch):
     """The names of the archives that are decoded, as they are."""
-    names, decode = [], omniglot._decode
-    monkeypatch.setattr(omniglot, "_decode", lambda path, mend: names.append(path.name) or decode(path, mend))
+    names, decode = [], omniglot._decode_archive
+    monkeypatch.setattr(omniglot, "_decode_archive", lambda path, mend: names.append(path.name) or decode(path, mend))
     return names
 
 
@@ -209,7 +210,7 @@ def test_a_folder_that_cannot_be_written_to_is_decoded_each_time(copied, decoded
     def refuse(path, mode):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(pixel_cache, "open", refuse, raising=False)
+    monkeypatch.setattr(routing_gym.files, "open", refuse, raising=False)
     assert torch.equal(build(copied), build(copied)) and len(decoded) == 4
     assert sorted(path.name for path in copied.iterdir()) == [BACKGROUND, EVALUATION]
 
