@@ -24,10 +24,8 @@ _EVERY_BLOCK_RUNS = ContextVar("every_block_runs", default=False)
 def every_block_runs(on: bool = True) -> Iterator[None]:
     """Let blocks that train run where they weigh 0, too, so that every weight has a gradient (straight-through).
 
-    Of dense weights every block runs on every row, of a sparse pair those it names. Holds for one thread.
-
-    Args:
-        on: False for the default, to run only what has a weight.
+    Of dense weights every block runs on every row, of a sparse pair those it names. Holds for one thread; False brings
+    back the default, to run only what has a weight.
     """
     before = _EVERY_BLOCK_RUNS.set(on)
     try:
@@ -37,16 +35,16 @@ def every_block_runs(on: bool = True) -> Iterator[None]:
 
 
 class FunctionBlocks(PartlyUsed, ABC):
-    """k function blocks behind one call, of which only those rows and blocks run that are used.
+    """Bank of k function blocks, of which only those rows and blocks run that are used.
 
     `blocks(x, choice)` runs one block per row, `blocks(x, weights)` mixes blocks. A subclass implements `run_block` and
-    `parameters_of`; to be pruned and extracted `as_modules` and `keep` too. What the bank makes of its blocks is
-    defined here; overriding it by something that computes the same faster is what `routing_gym.blocks.fast` is for.
+    `parameters_of`; to be pruned and extracted `as_modules` and `keep` too. What it overrides besides computes the same
+    faster, by `routing_gym.blocks.fast`.
 
     Attributes:
         num_blocks: k.
         macs: Multiply-accumulates of one row through each block, k numbers.
-        shared_macs: Those that every row costs besides, whatever it chooses.
+        shared_macs: Those of every row besides, whatever it chooses.
     """
 
     num_blocks: int
@@ -106,16 +104,11 @@ class FunctionBlocks(PartlyUsed, ABC):
         return torch.einsum("bk...,bk->b...", outputs, weights)
 
     def forward(self, x: Tensor, action: Tensor | Sparse) -> Tensor:
-        """Apply the chosen blocks.
+        """Outputs `(B, ...)` of the chosen blocks, or sums of weight times output, zero where a row has no weight.
 
         Args:
             x: Activations `(B, ...)`.
-            action: `(B,)` integers, one block per row; or `(B, k)` floating-point weights; or a pair
-                `(indices, weights)` of `(B, K)` tensors.
-
-        Returns:
-            `(B, ...)`: the block's output, or the sum over blocks of weight times output (zero where a row has no
-            weight at all).
+            action: Integers `(B,)`, one block per row; or floating-point weights `(B, k)`; or a `Sparse` pair.
         """
         if isinstance(action, Tensor):
             if not action.is_floating_point():
@@ -133,9 +126,7 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     def _used(self, rows: Tensor, choice: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs that have to run."""
-        if self._runs_every_block:
-            return rows, choice, weights
-        used = weights.detach().nonzero().flatten()
+        used = slice(None) if self._runs_every_block else weights.detach().nonzero().flatten()
         return rows[used], choice[used], weights[used]
 
     @property
@@ -148,22 +139,18 @@ class FunctionBlocks(PartlyUsed, ABC):
         return [self.parameters_of(choice) for choice in range(self.num_blocks)]
 
     def as_modules(self, choice: int) -> list[nn.Module]:
-        """Copy of a block as plain modules to be run in turn; none for PASS."""
+        """Copy of a block as modules to be run in turn; none for PASS."""
         raise self._not_deployable("as_modules")
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Forget all blocks but these; `select` has copied the bank and counts anew."""
+        """Keep only these blocks, numbered anew; called by `select`, on a copy."""
         raise self._not_deployable("keep")
 
     def _not_deployable(self, missing: str) -> ValueError:
         return ValueError(f"{type(self).__name__} can be neither pruned nor extracted: implement {missing}()")
 
     def select(self, kept: Sequence[int]) -> Self:
-        """Copy that holds only some of the blocks.
-
-        Args:
-            kept: Their numbers, each once; they are numbered anew in this order.
-        """
+        """Copy with some of the blocks: `kept` has their numbers, each once, in their new order."""
         if not kept:
             raise ValueError("a set of blocks holds at least one, got none to keep")
         smaller = copy.deepcopy(self)

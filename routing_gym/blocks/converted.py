@@ -18,11 +18,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Converted(nn.Module):
-    """Base of what parts are converted into: stands in front of the class that the part had.
-
-    Attributes:
-        plain: That class.
-    """
+    """Base of what parts are converted into; stands in front of their own class, `plain`."""
 
     plain: ClassVar[type[nn.Module]]
 
@@ -45,7 +41,7 @@ def _subclass(kind: Any, plain: Any) -> Any:
 
 
 def _empty(kind: Any, plain: Any) -> nn.Module:
-    """What unpickling fills with a state."""
+    """Module without a state, for unpickling."""
     cls = _subclass(kind, plain)
     return cls.__new__(cls)
 
@@ -57,7 +53,7 @@ class SmallGroupNorm(Converted):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `(B, C, ...)`."""
+        """Normalised `(B, C, ...)`."""
         if not self.training or x.numel() // max(x.shape[1], 1) >= 2:
             return super().forward(x)
         self.training = False

@@ -16,11 +16,8 @@ def first_weights(seed: int) -> Iterator[None]:
     """Let PyTorch's global generator of the CPU draw from a seed meanwhile, and go on as before afterwards.
 
     Modules draw their first weights from that generator, of which a process has one. Threads that come here wait for
-    one another, so that each gets its own seed's numbers. One that draws from the global generator elsewhere in the
-    meantime, by `torch.rand` or by building a module, cannot be kept from it: it disturbs the weights drawn here.
-
-    Args:
-        seed: The seed; 0 will do where the weights are replaced.
+    one another. One that draws elsewhere in the meantime, by `torch.rand` or by building a module, disturbs the weights
+    drawn here. The seed 0 will do where the weights are replaced.
     """
     with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

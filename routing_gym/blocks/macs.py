@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType
@@ -39,7 +41,7 @@ def count_macs(module: nn.Module, *inputs: Any) -> float:
 
     Args:
         module: Any module; it is run once in eval mode.
-        inputs: Its inputs, tensors with a batch of one row: the count is of what is given.
+        inputs: Its inputs, as a rule a batch of one row: the count is of all rows.
 
     Warns:
         UserWarning: A part with a matrix of parameters counts nothing, see `counting`.
@@ -49,25 +51,22 @@ def count_macs(module: nn.Module, *inputs: Any) -> float:
         return counted()
 
 
+_KNOWN: dict[Any, tuple[float, tuple[int, ...]]] = {}
+
+
 def cost_of(module: nn.Module, *inputs: Any, known: dict[Any, Any]) -> tuple[float, tuple[int, ...]]:
     """Multiply-accumulates of a module for one row, see `count_macs`, and the shape of its output, without batch axis.
 
     Modules that are alike, copies of each other but for the values of their tensors, are run once: in a process where
-    all their parts are PyTorch's or this library's, for the same `known` otherwise.
-
-    Args:
-        module: As in `count_macs`.
-        inputs: Likewise.
-        known: What is known of modules that may be like this one; added to.
+    all their parts are PyTorch's or this library's, for the same `known`, which is added to, otherwise.
     """
     if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
         probe(module, lambda: module(*inputs))
-    parts = list(module.named_modules(remove_duplicate=False))
-    if all(type(part).__module__.startswith(("torch.nn.modules.", "routing_gym.")) for _, part in parts):
+    if all(type(part).__module__.startswith(("torch.nn.modules.", "routing_gym.")) for part in module.modules()):
         known = _KNOWN
     try:
-        form = *((name, *_form(part)) for name, part in parts), _form_of_value(inputs)
-    except TypeError:  # nobody knows what it is like
+        form = _form((module, inputs))
+    except (TypeError, RecursionError):  # nobody knows what it is like
         form, known = (), {}
     if form not in known:
         with counting(module) as counted:
@@ -76,23 +75,16 @@ def cost_of(module: nn.Module, *inputs: Any, known: dict[Any, Any]) -> tuple[flo
     return known[form]
 
 
-_KNOWN: dict[Any, tuple[float, tuple[int, ...]]] = {}
-_EVERY_MODULE_HAS = vars(nn.Module()).keys()
-
-
-def _form(part: nn.Module) -> tuple[Any, ...]:
-    """All that a module is but its submodules and the values of its tensors."""
-    tensors = part._parameters | part._buffers
-    hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
-    own = [(name, value) for name, value in vars(part).items() if name not in _EVERY_MODULE_HAS]
-    return type(part), *tensors, _form_of_value([*tensors.values(), *hooks, *own])
-
-
-def _form_of_value(value: Any) -> Any:
+def _form(value: Any) -> Any:
+    """Key that is equal for modules which differ but in the values of their tensors."""
     if isinstance(value, Tensor):
         return value.shape
-    if isinstance(value, list | tuple):
-        return tuple(map(_form_of_value, value))
+    if isinstance(value, nn.Module):
+        return type(value), _form({name: own for name, own in vars(value).items() if name != "training"})
+    if isinstance(value, dict):
+        return dict, _form([*value, *value.values()])
+    if isinstance(value, list | tuple | set):
+        return type(value), *map(_form, value)
     if isinstance(value, int | float | str | type | FunctionType | None):
         return value
     raise TypeError(f"{type(value).__name__} says nothing of what it holds")
@@ -107,8 +99,8 @@ def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
             of parameters, and is neither a norm nor an embedding by name.
     """
     counter = FlopCounterMode(display=False, custom_mapping=OTHER_PRODUCTS)
-    spent: dict[nn.Module, float] = {}
     began: dict[nn.Module, float] = {}
+    spent: Counter[nn.Module] = Counter()
 
     def count() -> float:
         return counter.get_total_flops() / 2
@@ -117,7 +109,7 @@ def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
         began[part] = count()
 
     def after(part: nn.Module, inputs: Any, output: Any) -> None:
-        spent[part] = spent.get(part, 0.0) + count() - began[part]
+        spent[part] += count() - began[part]  # type: ignore[assignment]
 
     watched = {part: name for name, part in module.named_modules() if _holds_a_matrix(part)}
     hooks = [hook for part in watched
@@ -132,22 +124,19 @@ def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
-    for part, macs in spent.items():
-        if not macs:
-            warnings.warn(
-                f"{watched[part] or 'the module itself'} ({type(part).__name__}) holds a matrix of parameters, but no "
-                "multiply-accumulate of it can be counted, so that nobody is charged for them: what can be counted are "
-                "torch's products of matrices, convolutions, attention and recurrent layers",
-                stacklevel=3,
-            )
+    for part in (part for part, macs in spent.items() if not macs):
+        warnings.warn(
+            f"{watched[part] or 'the module itself'} ({type(part).__name__}) holds a matrix of parameters, but no "
+            "multiply-accumulate of it can be counted, so that nobody is charged for them: what can be counted are "
+            "torch's products of matrices, convolutions, attention and recurrent layers",
+            stacklevel=3,
+        )
 
 
 def _holds_a_matrix(part: nn.Module) -> bool:
     """Whether a module has a parameter of its own with at least two axes, other than norms and embeddings do."""
-    name = type(part).__name__
-    return not ("Norm" in name or "Embedding" in name) and any(
-        sum(size > 1 for size in parameter.shape) > 1 for parameter in part.parameters(recurse=False)
-    )
+    matrices = (sum(size > 1 for size in parameter.shape) > 1 for parameter in part.parameters(recurse=False))
+    return not re.search("Norm|Embedding", type(part).__name__) and any(matrices)
 
 
 # What PyTorch's own counter leaves out. It hands over the shapes of tensors and wants operations, two per product.

@@ -1,4 +1,4 @@
-"""Which parameters belong to what, and which of them a batch has used."""
+"""Parameters of the parts of a module, and which parts a batch has used."""
 
 from __future__ import annotations
 
@@ -35,15 +35,14 @@ class OwnedParameter:
 
 
 class PartlyUsed(nn.Module):
-    """A module in parts, of which a batch may use some only: the choices of a network, the readouts of its tasks.
+    """Module in parts, of which a batch may use some only: the choices of a network, the readouts of its tasks.
 
-    Whoever runs it notes what has been used; the optimisers of `routing_gym.blocks` then leave the rest alone. Where
-    nobody has noted anything, all of it is taken to be used. Of what belongs to two such modules, a network and a set
-    of its blocks, both have to have been used.
+    Whoever runs it notes what has been used; the optimisers of `routing_gym.blocks` then leave the rest alone. What
+    belongs to two such modules, a network and one of its banks, has been used where both of them have been.
 
     Attributes:
-        used: `(parts,)` bool, on the module's device: what has been used, with a graph, since the optimiser's last
-            step; None where nobody has noted anything.
+        used: `(parts,)` bool, on the module's device: the parts used, with a graph, since the optimiser's last step;
+            None, for all of them, where nobody has noted anything.
     """
 
     used: Tensor | None = None
@@ -58,10 +57,10 @@ class PartlyUsed(nn.Module):
         """Parameters of every part; one may belong to several, and is used if any of them is."""
 
     def note_use(self, part: Tensor, first: int = 0) -> None:
-        """Note that some parts have been used; nothing happens without a graph, since nothing is learned then.
+        """Note that some parts have been used; without a graph nothing is learned, and nothing noted.
 
         Args:
-            part: Their numbers, counted from `first`, int64 of any shape; or bool, for so many parts from there on.
+            part: Numbers counted from part `first`, int64 of any shape; or bool, for so many parts from there on.
             first: A part.
         """
         if not torch.is_grad_enabled():

@@ -18,31 +18,25 @@ from routing_gym.blocks.converted import Converted, ModuleT
 
 
 class SubsampledConv2d(Converted):
-    """1x1 convolution that subsamples its input and then convolves with stride 1.
-
-    Attributes:
-        subsampling: The stride it had before.
-    """
+    """1x1 convolution of stride 1 of an input subsampled by the stride it had before."""
 
     subsampling: tuple[int, ...]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve `(B, C, H, W)`."""
+        """Outputs `(B, C, H, W)`."""
         return super().forward(_subsampled(x, self.subsampling))
 
     def extra_repr(self) -> str:
-        """Describe the convolution in the module's printout."""
+        """Convolution and subsampling in the module's printout."""
         return f"{super().extra_repr()}, subsampling={self.subsampling}"
 
 
 def subsample_first(module: ModuleT) -> ModuleT:
     """The module, in which every 1x1 convolution with a stride has become a `SubsampledConv2d`."""
     for part in module.modules():
-        if (
-            isinstance(part, nn.Conv2d)
-            and not isinstance(part, LazyModuleMixin)
-            and _applies(part.kernel_size, part.stride, part.padding)
-        ):
+        if not isinstance(part, nn.Conv2d) or isinstance(part, LazyModuleMixin):
+            continue
+        if _applies(part.kernel_size, part.stride, part.padding):
             stride, part.stride = part.stride, (1, 1)
             SubsampledConv2d.convert(part).subsampling = stride
     return module
@@ -71,9 +65,7 @@ def _applies(kernel: Sequence[int], stride: int | Sequence[int], padding: str | 
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return value, value
-    return tuple(value) * (2 // len(value))
+    return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
 
 
 def _subsampled(x: Tensor, stride: Sequence[int]) -> Tensor:

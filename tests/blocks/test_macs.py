@@ -159,8 +159,10 @@ def test_blocks_of_one_bank_that_are_alike_are_run_once():
     assert blocks.macs == tuple(D * D * times for times in (1, 2, 2, 1)) and len(CALLS) == 2
     ModuleBlocks([Repeats(1)], (D,))
     assert len(CALLS) == 3, "another bank asks again: the code may be another by now"
-    ModuleBlocks([Repeats(1, {}), Repeats(1, {})], (D,))
-    assert len(CALLS) == 5, "nobody knows what a dict says"
+    ModuleBlocks([Repeats(1, object()), Repeats(1, object())], (D,))
+    assert len(CALLS) == 5, "nobody knows what an object holds"
+    ModuleBlocks([Repeats(1, {"a": [1]}), Repeats(1, {"a": [2]}), Repeats(1, {"a": [1]})], (D,))
+    assert len(CALLS) == 7
 
 
 @pytest.mark.parametrize(
