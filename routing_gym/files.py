@@ -63,13 +63,10 @@ def write_atomically(target: str | Path, write: Callable[[BinaryIO], Any]) -> No
 def clear_orphans(folder: Path, name: str | None = None) -> None:
     """Remove what killed writers have left in a folder: of the file of a name, of all files by default."""
     for part in folder.glob(f".{'*' if name is None else glob.escape(name)}.????????{PART}"):
-        with contextlib.suppress(OSError):  # somebody holds it, or it is gone, or not ours to remove
-            if fcntl is None:
-                part.unlink()
-            else:
-                with open(part, "r+b") as left:
-                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    part.unlink()
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:  # taken, gone, or not ours to remove
+            if fcntl is not None:
+                fcntl.flock(held.enter_context(open(part, "r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
 
 
 def _begin(target: Path) -> tuple[Path, BinaryIO]:

@@ -53,7 +53,7 @@ def check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, where: str) ->
 
 
 def _form_by_moving(saved: Any, optimizer: torch.optim.Optimizer, where: str) -> dict[int, Any]:
-    """Return what an optimiser remembers of every parameter: a copy of it is made to move, by gradients of zero."""
+    """State of an optimiser by parameter: a copy of it is made to move, by gradients of zero."""
     moved = copy.deepcopy(optimizer)
     moved.state.clear()
     for group, options in zip(moved.param_groups, saved["param_groups"], strict=True):
@@ -68,7 +68,7 @@ def _form_by_moving(saved: Any, optimizer: torch.optim.Optimizer, where: str) ->
 
 
 def _kind(value: Any) -> str:
-    """Return what a value is, in words."""
+    """Type and shape of a value, in words."""
     if isinstance(value, Tensor):
         layout = "" if value.layout is torch.strided else f" ({value.layout})"
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}{layout}"

@@ -18,38 +18,38 @@ def _field(default: Any, rule: str | Callable[[], Collection[str]], test: _Test)
 
 
 def positive(default: float | None) -> Any:
-    """Declare an option that is above 0 and finite."""
+    """Option that is above 0 and finite."""
     return _field(default, "be positive and finite", lambda value: 0 < value < float("inf"))
 
 
 def not_negative(default: float | None) -> Any:
-    """Declare an option that is at least 0 and finite."""
+    """Option that is at least 0 and finite."""
     return _field(default, "be at least 0 and finite", lambda value: 0 <= value < float("inf"))
 
 
 def share(default: float | None) -> Any:
-    """Declare an option that lies between 0 and 1, both included."""
+    """Option in [0, 1]."""
     return _field(default, "lie in [0, 1]", lambda value: 0 <= value <= 1)
 
 
 def rate(default: float | None) -> Any:
-    """Declare an option that lies above 0 and is at most 1."""
+    """Option in (0, 1]."""
     return _field(default, "lie in (0, 1]", lambda value: 0 < value <= 1)
 
 
 def fraction(default: float | None) -> Any:
-    """Declare an option that is at least 0 and lies below 1."""
+    """Option in [0, 1)."""
     return _field(default, "lie in [0, 1)", lambda value: 0 <= value < 1)
 
 
 def count(default: int | None, least: int = 1) -> Any:
-    """Declare an option that is an integer of at least `least`."""
+    """Option that is an integer of at least `least`."""
     return _field(default, f"be an integer of at least {least}", lambda value: value == int(value) and value >= least)
 
 
 def named(default: str, known: Callable[[], Collection[str]]) -> Any:
-    """Declare an option that is one of some names, to which others may be added."""
-    return _field(default, lambda: known(), lambda value: value in known())
+    """Option that is one of some names, to which others may be added."""
+    return _field(default, known, lambda value: value in known())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,26 +68,19 @@ class Options:
             if callable(rule):
                 known = rule()
             if known and value not in known:
-                expected = " or ".join(map(repr, known))
-            elif test is not None and not (value is None and field.default is None) and not test(value):
-                expected = ""
-            else:
+                rule = f"be {' or '.join(map(repr, known))}"
+            elif test is None or (value is None and field.default is None) or test(value):
                 continue
-            must = f"be {expected}" if expected else rule
-            raise ValueError(f"{self.owner()}{field.name} must {must}, got {value!r}")
+            raise ValueError(f"{self.owner()}{field.name} must {rule}, got {value!r}")
 
     @classmethod
     def owner(cls) -> str:
-        """Return whose options these are, as messages begin."""
+        """Beginning of messages: whose options these are."""
         return ""
 
     @classmethod
     def of(cls, owner: str, options: dict[str, Any]) -> Any:
-        """Make options, their types checked too.
-
-        Args:
-            owner: Whose they are, for messages.
-            options: By name.
+        """Options from values by name, their types checked too; messages call the owner by this name.
 
         Raises:
             TypeError: An unknown option.
@@ -105,7 +98,7 @@ type_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:
-    """Return the values a hint lists: `Literal["a", "b"]`, or that or None; nothing for other hints."""
+    """Values that a hint lists: `Literal["a", "b"]`, or that or None; nothing for other hints."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     values = tuple(value for part in parts if get_origin(part) is Literal for value in get_args(part))
     return (*values, None) if values and type(None) in parts else values
@@ -133,7 +126,7 @@ def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> N
 
 
 def unexpected(owner: str, option: str, known: Iterable[str]) -> TypeError:
-    """Return the error for an option nobody takes, in the words of Python, by which TorchRL knows it."""
+    """Error for an option that nobody takes, in the words of Python, by which TorchRL knows it."""
     return TypeError(f"{owner} got an unexpected keyword argument {option!r}; it takes {', '.join(sorted(known))}")
 
 

@@ -38,17 +38,11 @@ ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/Cifar10ParallelPaths-v0": {"dataset": "cifar-10", "fill": "black", "network": "basecnn-2-cc"},
     "routing_gym/Cifar100ParallelPaths-v0": {"dataset": "cifar-100-fine", "network": "basecnn-2-cc"},
 }
-"""Id and what tells it apart: data, network, and options that `make` may override.
-
-Plain values only: `spec.to_json()` must work, and nothing is built before `make`.
-"""
+"""Data, network and options that `make` may override, by id: plain values, so that `spec.to_json()` works."""
 
 
 def register_envs() -> None:
-    """Make every id known to `gymnasium.make` and `gymnasium.make_vec`, and to `pettingzoo.make` where it is installed.
-
-    Called when routing_gym is imported.
-    """
+    """Make every id known to Gymnasium, and to PettingZoo where installed; called when routing_gym is imported."""
     for env_id, kwargs in ENV_IDS.items():
         if env_id not in gymnasium.registry:
             gymnasium.register(
@@ -106,5 +100,5 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
 
 
 def env_ids() -> list[str]:
-    """Return all ids."""
+    """All ids."""
     return list(ENV_IDS)

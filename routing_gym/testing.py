@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from routing_gym.envs import RoutingVectorEnv, core_of
 from routing_gym.networks import RoutedNetwork
 
 Maker = Callable[[], RoutingVectorEnv]
-TOLERANCE = 1e-5
 MIN_STEPS = 40  # several episodes of most networks
 
 
@@ -53,27 +52,36 @@ def check_vector_env(env: Any, make: Maker | None = None) -> None:
     _check_returns(core)
     _check_rows_are_independent(core)
     _check_seeding(core, make)
-    _check_same_step(core)
-    _check_next_step(core)
+    if not core.config.differentiable and not (core.config.rho and core.config.collaboration == "probability"):
+        _check_same_step(core.sibling(core.num_envs, train=False, autoreset_mode="same_step"))
+        _check_next_step(core.sibling(core.num_envs, train=False, autoreset_mode="next_step"))
     _check_disabled(core)
     _check_gradients(core)
     _check_refusals(core)
 
 
 def _maker(spec: EnvSpec, num_envs: int) -> Maker:
-    """Return what makes the environment of a spec anew."""
     options = {key: value for key, value in spec.kwargs.items() if key not in ("vectorization_mode", "num_envs")}
     return lambda: core_of(gymnasium.make_vec(spec.id, num_envs=num_envs, **options))
 
 
 def legal_actions(env: RoutingVectorEnv, generator: torch.Generator) -> Tensor:
-    """Return a random legal action for every row: integers, or weights on the legal choices that sum to 1."""
+    """Random legal action of every row: integers, or weights on the legal choices that sum to 1."""
     mask = env.network.action_mask(env.state).cpu().to(torch.float64)
     mask = mask[:, 0] if env.network.num_tensors == 1 else mask
     chance = torch.rand(mask.shape, generator=generator, dtype=torch.float64) * mask
     if env.config.action_type == "weights":
         return (chance / chance.sum(-1, keepdim=True)).to(torch.float32).to(env.device)
     return chance.argmax(-1).to(env.device)
+
+
+def _walk(env: RoutingVectorEnv, seed: int, most: int) -> Iterator[tuple]:
+    """Take random legal actions until no row waits, but at most so many; yield what `step` returns."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(most):
+        if not env.state.waiting:
+            break
+        yield env.step(legal_actions(env, generator))
 
 
 def _require(condition: bool, message: str) -> None:
@@ -83,10 +91,8 @@ def _require(condition: bool, message: str) -> None:
 
 def _check_attributes(env: RoutingVectorEnv) -> None:
     _require(isinstance(env.num_envs, int) and env.num_envs >= 1, f"num_envs must be a positive int: {env.num_envs}")
-    for single, batched in (
-        (env.single_observation_space, env.observation_space),
-        (env.single_action_space, env.action_space),
-    ):
+    spaces = (env.single_observation_space, env.observation_space), (env.single_action_space, env.action_space)
+    for single, batched in spaces:
         _require(batch_space(single, env.num_envs) == batched, f"{batched} is not {env.num_envs} times {single}")
     mode = env.metadata.get("autoreset_mode")
     _require(isinstance(mode, AutoresetMode), f"metadata['autoreset_mode'] must be an AutoresetMode, got {mode!r}")
@@ -135,20 +141,16 @@ def _check_infos(env: RoutingVectorEnv, infos: dict[str, Any], where: str) -> No
 
 
 def _steps(env: RoutingVectorEnv) -> int:
-    """Return how many steps bring every row out of the network at least once."""
+    """Number of steps that bring every row out of the network at least once."""
     return max(MIN_STEPS, len(env.network.decisions))
 
 
 def _check_returns(env: RoutingVectorEnv) -> None:
-    generator = torch.Generator().manual_seed(0)
     observation, infos = env.reset(seed=0)
     _check_observation(env, observation, "reset")
     _check_infos(env, infos, "reset")
-    for number in range(_steps(env)):
-        if not env.state.waiting:
-            break
-        observation, reward, terminated, truncated, infos = env.step(legal_actions(env, generator))
-        where = f"step {number + 1}"
+    for number, (observation, reward, terminated, truncated, infos) in enumerate(_walk(env, 0, _steps(env)), start=1):
+        where = f"step {number}"
         _check_observation(env, observation, where)
         _check_infos(env, infos, where)
         _check_tensor(f"{where}: reward", reward, torch.float32, (env.num_envs,), env.device)
@@ -162,19 +164,20 @@ def _check_returns(env: RoutingVectorEnv) -> None:
         env.step(env.action_space.sample())  # what a numpy user would do
 
 
-def _episodes(env: RoutingVectorEnv, instances: Tensor, actions: list[Tensor]) -> list[tuple]:
+def _episodes(env: RoutingVectorEnv, instances: Tensor, actions: list[Tensor]) -> list[dict[str, Tensor]]:
     env.reset(options={"instances": instances})
     seen = []
     for action in actions:
         if not env.state.waiting:
             break
         observation, reward, terminated, _, _ = env.step(action)
-        seen.append((observation["activation"], observation["depth"], reward, terminated))
+        kept = {name: observation[name] for name in ("activation", "depth")}
+        seen.append({**kept, "reward": reward, "terminated": terminated})
     return seen
 
 
 def _check_rows_are_independent(env: RoutingVectorEnv) -> None:
-    """Row i of a batch must fare exactly as the same instance alone with the same actions."""
+    """Check that row i of a batch goes exactly as the same instance alone with the same actions."""
     quiet = {"train": False, "autoreset_mode": "disabled", "differentiable": False, "illegal": "raise", "rho": 0.0}
     quiet["precision"] = "float32"  # in bfloat16 a batch of another size is rounded otherwise
     batch = env.sibling(env.num_envs, **quiet)
@@ -190,55 +193,38 @@ def _check_rows_are_independent(env: RoutingVectorEnv) -> None:
     for row in range(min(batch.num_envs, 4)):
         single = _episodes(alone, instances[row : row + 1], [action[row : row + 1] for action in actions])
         for number, step in enumerate(single):
-            names = ("activation", "depth", "reward", "terminated")
-            for name, ours, theirs in zip(names, step, together[number], strict=True):
-                one, other = ours[0].double(), theirs[row].double()
+            for name, value in step.items():
+                one, other = value[0].double(), together[number][name][row].double()
                 # What cancels out in a number is as large as its neighbours.
-                most = TOLERANCE * max(1.0, float(other.abs().max()))
                 _require(
-                    torch.allclose(one, other, rtol=TOLERANCE, atol=most),
+                    torch.allclose(one, other, rtol=1e-5, atol=1e-5 * max(1.0, float(other.abs().max()))),
                     f"row {row} of a batch differs from the same instance alone: {name} at step {number + 1}",
                 )
 
 
-def _trace(env: RoutingVectorEnv, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    observation, _ = env.reset(seed=seed)
-    trace = [observation["activation"], observation["task"]]
-    for _ in range(2 * len(env.network.decisions)):
-        if not env.state.waiting:
-            break
-        observation, reward, *_ = env.step(legal_actions(env, generator))
-        trace += [observation["activation"], observation["task"], observation["depth"], reward]
-    return [value.detach().clone() for value in trace]
-
-
-def _same(first: list[Tensor], second: list[Tensor]) -> bool:
-    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+def _same_course(one: RoutingVectorEnv, seed: int, other: RoutingVectorEnv, other_seed: int) -> bool:
+    """Whether two environments give the same observations and rewards for the same random actions."""
+    courses = []
+    for env, start in ((one, seed), (other, other_seed)):
+        observation, _ = env.reset(seed=start)
+        seen = [observation["activation"], observation["task"]]
+        for observation, reward, *_ in _walk(env, 2, 2 * len(env.network.decisions)):
+            seen += [observation["activation"], observation["task"], observation["depth"], reward]
+        courses.append([value.detach().clone() for value in seen])
+    return len(courses[0]) == len(courses[1]) and all(map(torch.equal, *courses))
 
 
 def _check_seeding(env: RoutingVectorEnv, make: Maker | None) -> None:
     still = env.sibling(env.num_envs, train=False, rho=0.0)  # what has been chosen often goes on beyond a reset
-    first = _trace(still, 3)
-    _require(_same(first, _trace(still, 3)), "the same seed gave another course of events in the same environment")
-    distinct = len({tuple(x) for x in still.dataset.image.unsqueeze(1).tolist()}) > 1
-    _require(not distinct or not _same(first, _trace(still, 4)), "another seed gave the same course of events")
+    _require(_same_course(still, 3, still, 3), "the same seed gave another course of events in the same environment")
+    distinct = len(still.dataset.image.unique()) > 1
+    _require(not distinct or not _same_course(still, 3, still, 4), "another seed gave the same course of events")
     if make is not None:
-        _require(_same(_trace(make(), 3), _trace(make(), 3)), "the same seed differs between two fresh environments")
-
-
-def _for_outsiders(env: RoutingVectorEnv, mode: str) -> RoutingVectorEnv | None:
-    """Return the like of an environment in a mode that restarts rows; None where it is for mode "disabled" only."""
-    if env.config.differentiable or (env.config.rho and env.config.collaboration == "probability"):
-        return None
-    return env.sibling(env.num_envs, train=False, autoreset_mode=mode)
+        _require(_same_course(make(), 3, make(), 3), "the same seed differs between two fresh environments")
 
 
 def _check_next_step(env: RoutingVectorEnv) -> None:
-    outside = _for_outsiders(env, "next_step")
-    if outside is None:
-        return
-    env, generator, last = outside, torch.Generator().manual_seed(9), len(outside.network.decisions)
+    generator, last = torch.Generator().manual_seed(9), len(env.network.decisions)
     env.reset(seed=9)
     left = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
     for _ in range(2 * last + 2):
@@ -252,14 +238,9 @@ def _check_next_step(env: RoutingVectorEnv) -> None:
 
 
 def _check_same_step(env: RoutingVectorEnv) -> None:
-    outside = _for_outsiders(env, "same_step")
-    if outside is None:
-        return
-    env = outside
-    generator, last = torch.Generator().manual_seed(5), len(env.network.decisions)
+    last = len(env.network.decisions)
     env.reset(seed=5)
-    for _ in range(2 * last + 2):
-        observation, _, terminated, _, infos = env.step(legal_actions(env, generator))
+    for observation, _, terminated, _, infos in _walk(env, 5, 2 * last + 2):
         _require(bool((observation["depth"] < last).all()), "same_step: a row that left was not restarted in the step")
         if not bool(terminated.any()):
             _require("final_obs" not in infos, "same_step: final_obs although nothing ended")
@@ -274,16 +255,13 @@ def _check_same_step(env: RoutingVectorEnv) -> None:
 
 def _check_disabled(env: RoutingVectorEnv) -> None:
     env = env.sibling(env.num_envs, train=False, autoreset_mode="disabled", illegal="raise")
-    generator, last = torch.Generator().manual_seed(6), len(env.network.decisions)
+    last = len(env.network.decisions)
     env.reset(seed=6)
     left = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
-    for _ in range(last):
-        observation, _, terminated, _, _ = env.step(legal_actions(env, generator))
+    for observation, _, terminated, _, _ in _walk(env, 6, last):
         _require(bool((terminated | ~left).all()), "disabled: a row that left came back without a reset")
         _require(torch.equal(observation["depth"] == last, terminated), "disabled: depth N and terminated must agree")
         left = terminated
-        if bool(left.all()):
-            break
     _require(bool(left.all()), f"disabled: rows are still on their way after {last} decisions")
     for empty in (np.zeros(env.num_envs, dtype=bool), torch.zeros(env.num_envs, dtype=torch.bool)):
         _must_refuse(partial(env.reset, options={"reset_mask": empty}), "a reset_mask of all False")
@@ -295,26 +273,14 @@ def _check_disabled(env: RoutingVectorEnv) -> None:
 
 
 def _check_gradients(env: RoutingVectorEnv) -> None:
-    generator = torch.Generator().manual_seed(7)
+    kept = {option: getattr(env.config, option) for option in ("split", "action_type", "precision")}
+    kept |= {"autoreset_mode": "disabled", "device": str(env.device)}
     for differentiable in (False, True):
-        copied: RoutedNetwork = _copy(env.network)
-        twin = type(env)(
-            copied,
-            env.datasets,
-            env.num_envs,
-            split=env.config.split,
-            autoreset_mode="disabled",
-            action_type=env.config.action_type,
-            differentiable=differentiable,
-            precision=env.config.precision,
-            device=str(env.device),
-        )
+        copied = _copy(env.network)
+        twin = type(env)(copied, env.datasets, env.num_envs, differentiable=differentiable, **kept)
         observation, _ = twin.reset(seed=7)
         leaked = observation["activation"].requires_grad
-        for _ in range(_steps(twin)):
-            if not twin.state.waiting:
-                break
-            observation, reward, *_ = twin.step(legal_actions(twin, generator))
+        for observation, reward, *_ in _walk(twin, 7, _steps(twin)):
             leaked = leaked or observation["activation"].requires_grad
             _require(not reward.requires_grad, "a reward carries a gradient")
         many = len(twin.network.decisions) > 1
@@ -322,8 +288,7 @@ def _check_gradients(env: RoutingVectorEnv) -> None:
         _require(not (differentiable and many) or leaked, "differentiable=True, but observations carry no gradient")
         before = [parameter.detach().clone() for parameter in copied.parameters()]
         twin.train_blocks()
-        changed = any(not torch.equal(a, b) for a, b in zip(before, copied.parameters(), strict=True))
-        _require(changed, "train_blocks changed no parameter")
+        _require(not all(map(torch.equal, before, copied.parameters())), "train_blocks changed no parameter")
 
 
 def _copy(network: RoutedNetwork) -> RoutedNetwork:
@@ -338,19 +303,14 @@ def _check_refusals(env: RoutingVectorEnv) -> None:
     env.reset(seed=8)
     good = legal_actions(env, torch.Generator().manual_seed(8))
     before = env.state
-    wrong: list[tuple[str, Any]] = [
-        ("one row too few", good[:-1]),
-        ("a bool action", torch.ones_like(good, dtype=torch.bool)),
-    ]
+    wrong = {"one row too few": good[:-1], "a bool action": torch.ones_like(good, dtype=torch.bool)}
     if good.is_floating_point():
-        wrong.append(("weights that are not finite", torch.full_like(good, float("nan"))))
+        wrong["weights that are not finite"] = torch.full_like(good, float("nan"))
     else:
-        wrong += [
-            ("a choice out of range", torch.full_like(good, env.network.num_choices)),
-            ("a negative choice", torch.full_like(good, -1)),
-            ("floating-point choices", good.to(torch.float32)),
-        ]
-    for what, action in wrong:
+        wrong["a choice out of range"] = torch.full_like(good, env.network.num_choices)
+        wrong["a negative choice"] = torch.full_like(good, -1)
+        wrong["floating-point choices"] = good.to(torch.float32)
+    for what, action in wrong.items():
         _must_refuse(partial(env.step, action), what)
         _require(env.state is before, f"refusing {what} changed the environment")
     env.step(good)

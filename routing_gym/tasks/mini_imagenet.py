@@ -56,11 +56,8 @@ def mini_imagenet_mtl(
     images = torch.from_numpy(read_jpegs(paths, IMAGE_SIZE, mend, folder / CACHE))
     kind = torch.arange(NUM_TASKS * NUM_CLASSES).repeat(IMAGES_PER_LABEL)
     positions = {"train": (held_out, of_each), "test": (of_each, IMAGES_PER_LABEL), "validation": (0, held_out)}
-    rows = {
-        split: slice(first * len(shuffled), end * len(shuffled))
-        for split, (first, end) in positions.items()
-        if first < end
-    }
+    step = len(shuffled)
+    rows = {split: slice(step * first, step * end) for split, (first, end) in positions.items() if first < end}
     return build_splits(
         "MIN-MTL",
         {split: images[part] for split, part in rows.items()},

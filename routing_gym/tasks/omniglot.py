@@ -97,7 +97,7 @@ def omniglot_mtl(
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
         alphabets: How many, the first of the permutation (50 for all), and tasks are then sorted by name;
             `"liang-2018"` for `LIANG_2018`; or the names of some, in the order of the tasks.
-        size: Height and width, at most 105; each smaller image's pixel is the mean of the area it covers.
+        size: Height and width, at most 105; below, each pixel is the mean of the area it covers.
 
     Returns:
         The splits `train`, `validation` and `test`; a label is the character's number less one.
@@ -105,7 +105,7 @@ def omniglot_mtl(
     names = _choose(alphabets)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= IMAGE_SIZE:
         raise ValueError(f"Omniglot: size must be an integer in [1, {IMAGE_SIZE}], got {size!r}")
-    drawings = _read(data_dir)
+    drawings = _read_drawings(data_dir)
     count_of = _counts()
     end_of = dict(zip(count_of, np.cumsum(list(count_of.values())), strict=True))
     characters = np.concatenate([np.arange(end_of[name] - count_of[name], end_of[name]) for name in names])
@@ -124,7 +124,7 @@ def omniglot_mtl(
 
 
 def _counts() -> dict[str, int]:
-    """Number of characters of every alphabet, in the order in which `_read` has them."""
+    """Number of characters of every alphabet, in the order in which `_read_drawings` has them."""
     return {name: count for alphabets in CHARACTERS.values() for name, count in alphabets.items()}
 
 
@@ -150,7 +150,7 @@ def _choose(alphabets: int | str | Sequence[str]) -> list[str]:
     return names
 
 
-def _read(data_dir: str | None) -> np.ndarray:
+def _read_drawings(data_dir: str | None) -> np.ndarray:
     """Drawings `(characters, 20, 105, 14)` uint8 of the alphabets as `CHARACTERS` has them, from the cache if possible.
 
     A bit for each pixel, 1 for ink; the last seven bits of a row mean nothing.

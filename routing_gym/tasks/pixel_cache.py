@@ -32,7 +32,7 @@ def cached_pixels(
     """
     # Taken before decoding: a file that changes meanwhile makes the cache stale, not wrong.
     key = _key(paths, mend)
-    pixels = _read(cache, key)
+    pixels = _read_cache(cache, key)
     if pixels is None or pixels.shape != shape or pixels.dtype != np.uint8:
         pixels = decode()
         with contextlib.suppress(WriteError):  # a folder that is full or read-only: the pixels are there all the same
@@ -52,7 +52,7 @@ def _key(paths: Sequence[Path], mend: str) -> str:
     return digest.hexdigest()
 
 
-def _read(cache: Path, key: str) -> np.ndarray | None:
+def _read_cache(cache: Path, key: str) -> np.ndarray | None:
     """The array in `cache`, checked against its CRC sum on the way; None where it is missing, damaged or stale."""
     try:
         with np.load(cache, allow_pickle=False) as stored:
