@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from routing_gym.blocks.modules import ModuleBlocks
 
-SQUARE = {"conv3": 3, "conv5": 5, "conv7": 7}
-"""Experts of square kernels, and their size."""
+SQUARE = {"conv3": (3, 3), "conv5": (5, 5), "conv7": (7, 7)}
+"""Kernels of the experts that have a square one."""
 
 CHANNELS_PER_GROUP = 16
 REDUCTION = 16
@@ -19,23 +19,17 @@ REDUCTION = 16
 def double_expert(name: str, channels: int, middle: int) -> nn.Module:
     """Expert of the Omniglot networks (Ramachandran and Le 2019, section 4.2), by name.
 
-    - `"conv3"`, `"conv5"`, `"conv7"`: two convolutions of that size one after the other, `middle` channels in between;
+    - `"conv3"`, `"conv5"`, `"conv7"`: two convolutions of that size, `middle` channels in between;
     - `"conv1x7"`: 1x7 and then 7x1, `channels` in between whatever `middle` is: it is one 7x7 convolution taken apart;
     - `"max-pool"`, `"average-pool"`: 3x3, stride 1; the average leaves out what lies beyond the edge;
-    - `"identity"`.
+    - `"identity"`; any other name is refused.
 
     "Each convolution and expert layer is followed by GroupNorm and ReLU" is read as: every convolution, hence both of a
     pair, and besides these the mixture as a whole, which is the network's affair. Section 2.2 puts the nonlinearity
     inside the gate and around convolutions only, and in section 4.1 every expert ends in its own normalisation. Pooling
     and identity end in nothing.
-
-    Args:
-        name: One of those above; an unknown one is refused.
-        channels: Channels that come in and go out.
-        middle: Channels between the two convolutions of a pair.
     """
-    if name in SQUARE:
-        kernel = (SQUARE[name], SQUARE[name])
+    if kernel := SQUARE.get(name):
         return nn.Sequential(_conv_norm_relu(channels, middle, kernel), _conv_norm_relu(middle, channels, kernel))
     if name == "conv1x7":
         return nn.Sequential(_conv_norm_relu(channels, channels, (1, 7)), _conv_norm_relu(channels, channels, (7, 1)))
@@ -52,43 +46,28 @@ def single_expert(name: str, channels: int) -> nn.Module:
 
     Convolutions end in nothing: they stand where a bottleneck has its 3x3 convolution, and the batch norm and ReLU
     behind it are the bottleneck's own, for all experts together.
-
-    Args:
-        name: One of those above; an unknown one is refused.
-        channels: Channels that come in and go out.
     """
-    if name in SQUARE:
-        return _conv(channels, channels, (SQUARE[name], SQUARE[name]))
+    if kernel := SQUARE.get(name):
+        return _conv(channels, channels, kernel)
     if name == "conv1x7":
-        return nn.Sequential(
-            _conv(channels, channels, (1, 7)), nn.BatchNorm2d(channels), nn.ReLU(), _conv(channels, channels, (7, 1))
-        )
+        wide, high = _conv(channels, channels, (1, 7)), _conv(channels, channels, (7, 1))
+        return nn.Sequential(wide, nn.BatchNorm2d(channels), nn.ReLU(), high)
     if name == "squeeze-excite":
         return SqueezeExcite(channels)
     return _without_parameters(name, (*SQUARE, "conv1x7", "squeeze-excite"))
 
 
 def image_bank(experts: Sequence[nn.Module], input_shape: Sequence[int]) -> ModuleBlocks:
-    """Bank of experts on images, their weights laid out with the channels last.
+    """Bank of experts that leave the shape `(C, H, W)` of an image as it is; their weights have the channels last.
 
     On a CPU 3x3 pooling is then ten times as fast, and convolutions of 48 channels are a tenth to two fifths faster.
-
-    Args:
-        experts: At least one; all leave the shape of an image as it is.
-        input_shape: `(C, H, W)` of one row.
     """
-    return ModuleBlocks(
-        (expert.to(memory_format=torch.channels_last) for expert in experts),  # type: ignore[call-overload]
-        input_shape,
-    )
+    turned = (expert.to(memory_format=torch.channels_last) for expert in experts)  # type: ignore[call-overload]
+    return ModuleBlocks(turned, input_shape)
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (Hu et al. 2018): scales every channel by what a small network makes of all their means.
-
-    Args:
-        channels: Channels C; the small network is C -> C / 16 -> C.
-    """
+    """Squeeze-and-excitation (Hu et al. 2018): scales C channels by a network of their means, C -> C / 16 -> C."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -105,10 +84,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
     The paper does not say how many. Where 16 do not divide the channels the groups are the smallest ones above.
     """
-    groups = max(
-        n for n in range(1, channels + 1) if channels % n == 0 and (channels // n >= CHANNELS_PER_GROUP or n == 1)
-    )
-    return nn.GroupNorm(groups, channels)
+    groups = [n for n in range(1, channels + 1) if channels % n == 0 and channels // n >= CHANNELS_PER_GROUP]
+    return nn.GroupNorm(max(groups, default=1), channels)
 
 
 def _conv(inputs: int, outputs: int, kernel: tuple[int, int]) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""k linear blocks of one shape as one stacked parameter, executed in one grouped product."""
+"""Bank of linear blocks as one stacked parameter, executed in one grouped product."""
 
 from __future__ import annotations
 
@@ -17,13 +17,7 @@ from routing_gym.tasks.checking import whole_number
 
 
 class LinearBlocks(FunctionBlocks):
-    """k linear layers `x @ weight[c] + bias[c]`, each optionally followed by a ReLU.
-
-    Args:
-        num_blocks: k.
-        in_features: Width of the input.
-        out_features: Width of the output.
-        relu: Apply a ReLU to the output: it is part of the block, so that PASS leaves it out.
+    """k linear layers `x @ weight[c] + bias[c]`, with `relu` each followed by a ReLU, which PASS leaves out.
 
     Attributes:
         weight: `(k, in_features, out_features)`.
@@ -43,8 +37,8 @@ class LinearBlocks(FunctionBlocks):
     def reset_parameters(self) -> None:
         """Draw every block as `torch.nn.Linear` draws a layer."""
         bound = 1 / math.sqrt(self.in_features)
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
+        for stack in (self.weight, self.bias):
+            nn.init.uniform_(stack, -bound, bound)
 
     def run_block(self, x: Tensor, number: int) -> Tensor:
         """Outputs `(r, out_features)` of one block."""
@@ -56,7 +50,7 @@ class LinearBlocks(FunctionBlocks):
         return plain(run_chain([self.link()], x, choice.unsqueeze(1)))
 
     def run_each(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        """See `FunctionBlocks.run_each`; all of them as one batched product."""
+        """See `FunctionBlocks.run_each`; all blocks as one batched product."""
         if where is not None and not bool(where.all()):
             return super().run_each(x, where)
         x = repeated(x, self.num_blocks // x.shape[1])
@@ -79,7 +73,7 @@ class LinearBlocks(FunctionBlocks):
         return torch.einsum("bk...,bk->b...", self.run_each(x.unsqueeze(1)), weights)
 
     def link(self, *, passes: bool = False) -> Link:
-        """Blocks as part of a chain, with PASS as one more choice if that is asked for."""
+        """Link of a chain, see `run_chain`; `passes` adds PASS as the last choice."""
         return Link(self.weight, self.bias, self.relu, passes)
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
@@ -96,15 +90,14 @@ class LinearBlocks(FunctionBlocks):
 
     def keep(self, kept: Sequence[int]) -> None:
         """Keep some slices of the stacked weight and bias."""
-        self.weight, self.bias = (
-            nn.Parameter(stack.detach()[list(kept)], stack.requires_grad) for stack in (self.weight, self.bias)
-        )
+        for name, stack in (("weight", self.weight), ("bias", self.bias)):
+            setattr(self, name, nn.Parameter(stack.detach()[list(kept)], stack.requires_grad))
 
     def extra_repr(self) -> str:
-        """Describe the blocks in the module's printout."""
+        """Sizes in the module's printout."""
         return f"{self.num_blocks} x ({self.in_features} -> {self.out_features}), relu={self.relu}"
 
 
 def repeated(x: Tensor, times: int) -> Tensor:
-    """Tensors `(B, g * times, ...)`: each of g as often, one after the other; a view where g or `times` is 1."""
+    """Tensors `(B, g * times, ...)`, each of `(B, g, ...)` as often in a row; a view where g or `times` is 1."""
     return x if times == 1 else x.unsqueeze(2).expand(-1, -1, times, *x.shape[2:]).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Unlike blocks behind the same call, and PASS."""
+"""Banks of unlike blocks, and of blocks with PASS."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from routing_gym.tasks.checking import shape_of_row
 
 
 class ModuleBlocks(BlockByBlock):
-    """Blocks that are modules of any kind, all taking one shape and giving one shape.
+    """Bank of modules of any kind, all taking one shape and giving one shape.
 
-    Batch norm inside a block uses the statistics of the rows that run it; where these are fewer than two values per
-    channel it uses its running statistics.
+    Batch norm inside a block uses the statistics of the rows that run it, see `SmallGroupNorm`.
 
     Args:
         modules: The blocks; `torch.nn.Identity()` is PASS.
@@ -42,8 +41,8 @@ class ModuleBlocks(BlockByBlock):
         known: dict[Any, Any] = {}
         self.macs, shapes = zip(*(cost_of(block, row, known=known) for block in self.blocks), strict=True)
         if len(set(shapes)) > 1:
-            given = f"{list(shapes)} for the input {tuple(input_shape)}"
-            raise ValueError(f"blocks of one set must give one shape, got {given}")
+            got = f"{list(shapes)} for the input {tuple(input_shape)}"
+            raise ValueError(f"blocks of one set must give one shape, got {got}")
         self.output_shape = shapes[0]
         allow_small_groups(subsample_first(self))
 
@@ -66,11 +65,7 @@ class ModuleBlocks(BlockByBlock):
 
 
 class WithPass(FunctionBlocks):
-    """A bank with one more choice, the last: PASS, which leaves the activation as it is and costs nothing.
-
-    Args:
-        blocks: Blocks whose output has the shape of their input.
-    """
+    """Bank of blocks that keep the shape of their input, with one more choice, the last: PASS, which costs nothing."""
 
     def __init__(self, blocks: FunctionBlocks) -> None:
         if not isinstance(blocks, FunctionBlocks):
@@ -84,7 +79,7 @@ class WithPass(FunctionBlocks):
         return x if number == self.num_blocks - 1 else self.blocks.run_block(x, number)
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
-        """See `FunctionBlocks.run`; the others run as their bank runs them."""
+        """See `FunctionBlocks.run`; rows that do not pass run as their bank runs them."""
         running = (choice < self.blocks.num_blocks).nonzero().flatten()
         if len(running) == len(x):
             return self.blocks.run(x, choice)

@@ -1,4 +1,4 @@
-"""A residual block that rows run or skip."""
+"""Bank of the choice to run or skip a residual block."""
 
 from __future__ import annotations
 
@@ -24,23 +24,18 @@ AT_ONCE = 32
 
 
 class ResidualBlock(nn.Module):
-    """relu(residual(x) + shortcut(x)) (He et al. 2016).
-
-    Args:
-        residual: What the block computes.
-        shortcut: What goes past it; `torch.nn.Identity()` where the block leaves the shape as it is.
-    """
+    """relu(residual(x) + shortcut(x)) (He et al. 2016); `torch.nn.Identity()` is the shortcut that keeps the shape."""
 
     def __init__(self, residual: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
         self.residual, self.shortcut = residual, shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs `(B, C, H, W)` of the block."""
+        """Outputs `(B, C, H, W)`."""
         return self.with_shortcut(x, self.shortcut(x))
 
     def with_shortcut(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """Outputs of the block where what its shortcut gives is there already."""
+        """Outputs of the block from x and the output of its shortcut."""
         return (self.residual(x) + shortcut).relu()
 
 
@@ -51,12 +46,8 @@ class SkippableBlock(FunctionBlocks):
     2, 7 and 13. F is the whole block, its own shortcut and ReLU included. Where a block changes the shape the shortcut
     does so for those that skip, too, so that its cost belongs to no choice.
 
-    Nothing is computed for rows that skip: the residual runs on the others alone, and batch norm has the statistics of
-    just these while training, that of the shortcut those of all rows. Rows that mix both choices run it.
-
-    Args:
-        block: The block.
-        input_shape: `(C, H, W)` of one row.
+    The residual runs only on rows that run or mix, and its batch norm has the statistics of just these while training,
+    that of the shortcut those of all rows. `input_shape` is `(C, H, W)` of one row.
     """
 
     def __init__(self, block: ResidualBlock, input_shape: Sequence[int]) -> None:
@@ -115,20 +106,16 @@ class SkippableBlock(FunctionBlocks):
         return skipping * shortcut + running * self.block.with_shortcut(x, shortcut)
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
-        """Parameters that only rows that run it use; the shortcut belongs to nobody alone."""
+        """Parameters of the residual for those that run it; the shortcut belongs to no choice."""
         return [OwnedParameter(parameter) for parameter in self.block.residual.parameters()] if choice else []
 
     def as_modules(self, choice: int) -> list[nn.Module]:
-        """Copy of the block or its shortcut, nothing where that leaves everything as it is."""
+        """Copy of the block or its shortcut, nothing for an identity."""
         chosen = self.block if choice else self.block.shortcut
         return [] if isinstance(chosen, nn.Identity) else [static_copy(chosen)]
 
     def select(self, kept: Sequence[int]) -> ModuleBlocks | SkippableBlock:  # type: ignore[override]
-        """Copy; of one choice alone, a bank in which there is nothing to choose.
-
-        Raises:
-            ValueError: What is kept is neither one of the two choices nor both in their order.
-        """
+        """Copy; of one choice alone, a bank of one block. What is neither one choice nor both in order is refused."""
         if list(kept) not in ([0], [1], [0, 1]):
             raise ValueError(f"of a block that is skipped (0) or run (1) [0], [1] or [0, 1] are kept, got {list(kept)}")
         if len(kept) == len(CHOICES):
@@ -137,5 +124,5 @@ class SkippableBlock(FunctionBlocks):
 
 
 def one_choice(block: ResidualBlock, choice: str, input_shape: Sequence[int]) -> ModuleBlocks:
-    """Bank of the one block that is left where all rows skip a residual block, or all run it."""
+    """Bank of one block: a residual block that all rows run, or its shortcut."""
     return ModuleBlocks([block if choice == CHOICES[1] else block.shortcut], input_shape)

@@ -1,7 +1,7 @@
-"""Layers side by side: one for each of several paths, all run as one grouped operation, or any of them alone.
+"""Layers of P parallel paths, all run as one grouped operation, or any of them alone.
 
-Every layer here holds its parameters stacked, first axis the path, and is called as `layer(x)` with what goes into all
-paths, channels joined, or as `layer(x, path)` with what goes into one of them.
+Every layer holds its parameters stacked, first axis the path, and is called as `layer(x)` with the inputs of all paths,
+channels joined, or as `layer(x, path)` with those of one of them.
 """
 
 from __future__ import annotations
@@ -19,26 +19,34 @@ from routing_gym.blocks.pointwise import conv2d
 from routing_gym.tasks.checking import shape_of_row, whole_number
 
 
-class PathConv2d(nn.Module):
+class PathLayer(nn.Module):
+    """Base of the layers of P paths: checks their sizes, by name."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        for name, size in sizes.items():
+            whole_number(f"{name} of parallel layers", size)
+
+
+class PathConv2d(PathLayer):
     """A convolution for each path; all of them are one grouped convolution.
 
     Fed with the tensors of all paths, joined along their channels, each path has its own; fed with fewer, each goes
     into as many paths as there are for it, the first into the first ones: one image into all.
 
     Args:
-        paths: How many there are, P.
+        paths: P.
         inputs: Channels of one tensor.
         outputs: Channels that each path gives.
-        kernel: Height and width.
-        stride: Of the convolution; the padding is half of the kernel.
+        kernel: Height and width; the padding is half of it.
+        stride: Stride of the convolution.
         bias: Add a bias.
     """
 
     def __init__(
         self, paths: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, bias: bool = True
     ) -> None:
-        super().__init__()
-        _check(paths=paths, inputs=inputs, outputs=outputs, kernel=kernel, stride=stride)
+        super().__init__(paths=paths, inputs=inputs, outputs=outputs, kernel=kernel, stride=stride)
         self.inputs, self.stride = inputs, stride
         self.weight = nn.Parameter(torch.empty(paths, outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(paths, outputs)) if bias else None
@@ -54,22 +62,17 @@ class PathConv2d(nn.Module):
         return conv2d(x, weight, bias, self.stride, padding, groups=x.shape[1] // self.inputs)
 
 
-class PathNorm2d(nn.Module):
-    """Batch norm for each path, with statistics of the rows that run it.
+class PathNorm2d(PathLayer):
+    """Batch norm for each of P paths of C channels, with statistics of the rows that run it.
 
     Of fewer than two values per channel no variance can be taken: these are normalised with running statistics.
-
-    Args:
-        paths: How many there are, P.
-        channels: Channels of one path.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
     def __init__(self, paths: int, channels: int) -> None:
-        super().__init__()
-        _check(paths=paths, channels=channels)
+        super().__init__(paths=paths, channels=channels)
         self.weight, self.bias = nn.Parameter(torch.ones(paths, channels)), nn.Parameter(torch.zeros(paths, channels))
         self.register_buffer("running_mean", torch.zeros(paths, channels))
         self.register_buffer("running_var", torch.ones(paths, channels))
@@ -82,18 +85,14 @@ class PathNorm2d(nn.Module):
         return functional.batch_norm(x, mean, var, weight, bias, training=trains)
 
 
-class PathLinear(nn.Module):
-    """A linear layer for each path; all of them are one batched product.
+class PathLinear(PathLayer):
+    """A linear layer for each path, `inputs` to `outputs` features; all of them are one batched product.
 
-    Args:
-        paths: How many there are, P.
-        inputs: Features of one tensor; as in `PathConv2d` there may be fewer tensors than paths.
-        outputs: Features that each path gives.
+    As in `PathConv2d` there may be fewer tensors than paths.
     """
 
     def __init__(self, paths: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        _check(paths=paths, inputs=inputs, outputs=outputs)
+        super().__init__(paths=paths, inputs=inputs, outputs=outputs)
         self.blocks = LinearBlocks(paths, inputs, outputs)
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
@@ -103,23 +102,18 @@ class PathLinear(nn.Module):
         return self.blocks.run_each(x.unflatten(1, (-1, self.blocks.in_features))).flatten(1)
 
 
-class PathSequential(nn.Sequential):
+class PathSequential(nn.Sequential, PathLayer):
     """Layers one after the other. Those that treat each number or channel alone may be plain modules."""
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
         """Outputs of one path, or of all."""
         for layer in self:
-            x = layer(x, path) if isinstance(layer, PATHWISE) else layer(x)
+            x = layer(x, path) if isinstance(layer, PathLayer) else layer(x)
         return x
 
 
-class PathResidual(nn.Module):
-    """A residual block for each path: ReLU(residual + shortcut).
-
-    Args:
-        residual: The layers of the residual.
-        shortcut: Those of the shortcut; none for what comes in itself.
-    """
+class PathResidual(PathLayer):
+    """A residual block for each path: ReLU(residual + shortcut); an empty shortcut leaves its input as it is."""
 
     def __init__(self, residual: PathSequential, shortcut: PathSequential) -> None:
         super().__init__()
@@ -130,36 +124,28 @@ class PathResidual(nn.Module):
         return functional.relu(self.residual(x, path) + self.shortcut(x, path))
 
 
-class PathSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation for each path: scales channels by a function of their averages (Hu et al. 2018).
+class PathSqueezeExcite(PathLayer):
+    """Squeeze-and-excitation for each path (Hu et al. 2018): scales channels by a function of their averages.
 
-    Args:
-        paths: How many there are, P.
-        channels: Channels of one path.
-        hidden: Width of the hidden layer.
+    The function is a network of one layer of `hidden` units.
     """
 
     def __init__(self, paths: int, channels: int, hidden: int) -> None:
         super().__init__()
-        self.squeeze = PathSequential(
-            PathLinear(paths, channels, hidden), nn.ReLU(), PathLinear(paths, hidden, channels), nn.Sigmoid()
-        )
+        first, last = PathLinear(paths, channels, hidden), PathLinear(paths, hidden, channels)
+        self.squeeze = PathSequential(first, nn.ReLU(), last, nn.Sigmoid())
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
-        """Scaled `(B, C, H, W)` of one path, or of all."""
+        """Scaled `(B, C, H, W)` of one path, or `(B, P * C, H, W)`."""
         return x * self.squeeze(x.mean((2, 3)), path)[:, :, None, None]
 
 
-PATHWISE = (PathConv2d, PathNorm2d, PathLinear, PathSequential, PathResidual, PathSqueezeExcite)
-"""Layers that are told the path."""
-
-
 class PathBlocks(BlockByBlock):
-    """Stacks of layers that stand side by side: block c is path c.
+    """Bank of the paths of some layers: block c is path c of P.
 
     Args:
-        layers: The layers of all paths.
-        paths: How many there are, P.
+        layers: Layers of all paths.
+        paths: P.
         input_shape: Shape of one tensor, `(C, H, W)` or `(F,)`.
     """
 
@@ -181,39 +167,23 @@ class PathBlocks(BlockByBlock):
         counts = [] if where is None else where.sum(0).tolist()
         if where is None or min(counts) == len(x):
             return self._all_at_once(x)
-        empty, outputs = _empty(x, self.output_shape), []
+        # Of images zeros, and rows that are taken out, have their channels last in memory.
+        outputs = [x.new_zeros(len(x), *self.output_shape[1:], self.output_shape[0]).movedim(-1, 1)] * self.num_blocks
         for path, rows in enumerate(where.t().nonzero()[:, 1].split(counts)):
-            own = x[:, path * x.shape[1] // self.num_blocks]
-            # Taken out as rows of pixels, of which the channels lie together.
-            own = own.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2) if own.ndim == 4 else own[rows]
-            outputs.append(put_rows(empty, rows, self.layers(own, path)) if len(rows) else empty)
+            if len(rows):
+                own = x[:, path * x.shape[1] // self.num_blocks].movedim(1, -1).index_select(0, rows).movedim(-1, 1)
+                outputs[path] = put_rows(outputs[path], rows, self.layers(own, path))
         y = torch.stack(outputs, 1)
-        if not any(counts):
-            y = y + sum(parameter[:0].sum() for parameter in self.parameters())  # of none: 0, with a graph
-        return y
+        return y if any(counts) else y + sum(parameter[:0].sum() for parameter in self.parameters())  # 0, with a graph
 
     def _all_at_once(self, x: Tensor) -> Tensor:
         """Outputs of all paths; images are best laid out with the channels of all paths side by side and last."""
         if not isinstance(self.layers[0], PathConv2d | PathLinear):
             x = repeated(x, self.num_blocks // x.shape[1])
         x = x.flatten(1, 2)
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         return self.layers(x).unflatten(1, (self.num_blocks, -1))
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """The path's slices of all stacks."""
         return [OwnedParameter(parameter, choice) for parameter in self.layers.parameters()]
-
-
-def _check(**sizes: int) -> None:
-    for name, size in sizes.items():
-        whole_number(f"{name} of parallel layers", size)
-
-
-def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Zeros `(B, *shape)`, images with their channels last in memory."""
-    if len(shape) == 1:
-        return x.new_zeros(len(x), *shape)
-    channels, *size = shape
-    return x.new_zeros(len(x), *size, channels).permute(0, 3, 1, 2)
