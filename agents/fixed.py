@@ -30,23 +30,23 @@ class FixedAgent(Agent):
 
     @abstractmethod
     def choose(self, masks: Tensor) -> Tensor:
-        """Return the choice of each task at each decision for each tensor, `(T, N, M)` int64.
+        """Choices `(T, N, M)` int64 of each task at each decision for each tensor.
 
         Args:
             masks: `(N, M, A)` bool: what is legal.
         """
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Look the choice up."""
+        """Choices `(B, M)` of the tasks."""
         return look_up(self._routes, observation["task"], observation["depth"])
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
-        """Look the whole route up."""
+        """Routes `(B, N, M)` of the tasks."""
         return self._routes[:, :-1].index_select(0, task)
 
     @property
     def sees_price(self) -> bool:
-        """It does not look at the instance."""
+        """False: it does not look at the instance."""
         return False
 
     @property
@@ -56,11 +56,11 @@ class FixedAgent(Agent):
         return routes.squeeze(2) if self.num_tensors == 1 else routes
 
     def first_block(self, masks: Tensor) -> Tensor:
-        """Return `(T, N, M)`: the first legal choice for every task."""
+        """Choices `(T, N, M)`: the first legal one for every task."""
         return masks.to(torch.uint8).argmax(-1).repeat(self.num_tasks, 1, 1)
 
     def own_block(self, masks: Tensor) -> Tensor:
-        """Return `(T, N, M)`: for task t the t-th legal choice.
+        """Choices `(T, N, M)`: for task t the t-th legal one.
 
         Raises:
             ValueError: A decision has fewer choices than there are tasks.
@@ -82,7 +82,7 @@ class Shared(FixedAgent):
     """One path for all tasks: the first legal choice everywhere."""
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Return the first legal choice."""
+        """First legal choice everywhere."""
         return self.first_block(masks)
 
 
@@ -96,7 +96,7 @@ class TaskSpecificAll(FixedAgent):
     """A path of its own for every task: task t takes the t-th choice everywhere (task-specific-all-fc)."""
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Return the task's own choice."""
+        """The task's own choice everywhere."""
         return self.own_block(masks)
 
 
@@ -104,7 +104,7 @@ class TaskSpecificLast(FixedAgent):
     """A shared path, and at the last decision a block of its own for every task (task-specific-1-fc)."""
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Return the first legal choice, the task's own one at the last decision."""
+        """First legal choice, the task's own one at the last decision."""
         choice = self.first_block(masks)
         last = self.num_decisions - 1
         choice[:, last:] = self.own_block(masks[last:])
@@ -115,7 +115,7 @@ class RandomFixed(FixedAgent):
     """Random paths, one per task, drawn once and kept."""
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Draw a legal choice for each task and decision."""
+        """Legal choices, drawn."""
         cumulative = masks.to(torch.float64).cumsum(-1).expand(self.num_tasks, *masks.shape)
         return sample(cumulative, self.generator)
 
@@ -139,7 +139,7 @@ class FixedRoutes(FixedAgent):
     config: FixedRoutesConfig
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Return the routes given.
+        """Routes given.
 
         Raises:
             ValueError: Not one integer for each task and decision, or a choice that is not legal.
@@ -181,7 +181,7 @@ class RandomAgent(Agent):
     table: Tensor
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Draw."""
+        """Choices `(B, M)`, drawn."""
         nobody = torch.zeros_like(observation["depth"])
         probabilities = look_up(self.table, nobody, observation["depth"])
         if self.shares_wanted:
@@ -189,7 +189,7 @@ class RandomAgent(Agent):
         return sample(probabilities.cumsum(-1), self.generator)
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
-        """Draw a whole route for every row."""
+        """Routes `(B, N, M)`, drawn."""
         if self.shares_wanted:
             return None
         cumulative = self.table[:, :-1].cumsum(-1)
@@ -197,5 +197,5 @@ class RandomAgent(Agent):
 
     @property
     def sees_price(self) -> bool:
-        """It does not look at the instance."""
+        """False: it does not look at the instance."""
         return False

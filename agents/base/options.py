@@ -41,7 +41,7 @@ def count(default: int | None, least: int = 1) -> Any:
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:
-    """Return the values a hint lists: `Literal["a", "b"]`, or that or None; nothing for other hints."""
+    """Values that a hint lists: `Literal["a", "b"]`, or that or None; nothing for other hints."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     values = tuple(value for part in parts if get_origin(part) is Literal for value in get_args(part))
     return (*values, None) if values and type(None) in parts else values
@@ -74,5 +74,5 @@ class AgentConfig:
 
     @classmethod
     def owner(cls) -> str:
-        """Return whose options these are, for messages."""
+        """Name of those whose options these are, for messages."""
         return cls.__name__.removesuffix("Config")
