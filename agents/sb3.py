@@ -6,10 +6,8 @@ Neither library is imported before one of these agents is made.
 from __future__ import annotations
 
 import importlib
-import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,13 +18,19 @@ from torch.nn import functional
 from routing_gym.agents.base.agent import Agent
 from routing_gym.agents.base.learning import check_learning
 from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
+from routing_gym.agents.parts.stable_baselines import (
+    DQNConfig,
+    OnPolicyConfig,
+    PPOConfig,
+    Report,
+    SB3Config,
+    Tally,
+    seeded,
+)
 from routing_gym.agents.parts.tables import sample
-from routing_gym.blocks import count_macs, first_weights
+from routing_gym.blocks import count_macs
 from routing_gym.envs import Context, Observation, TrainingDivergedError
 from routing_gym.networks import NotFiniteError, actions
-
-Report = Callable[[dict[str, Tensor]], None]
 
 SAVED_MEMORY = 32 * 2**20
 """Bytes up to which a replay memory is saved with its agent."""
@@ -281,48 +285,3 @@ class SB3DQN(SB3Agent):
         """Multiply-accumulates of the values of a decision."""
         net = self.model.policy.q_net
         return count_macs(net.q_net, torch.zeros(1, net.features_dim, device=self.env.device))
-
-
-class Tally:
-    """Counts the instances that leave while a model learns, and reports them a batch at a time.
-
-    Args:
-        agent: Whose `episodes` to count.
-        report: Given the means of every batch of `num_envs` instances.
-    """
-
-    def __init__(self, agent: SB3Agent, report: Report | None) -> None:
-        self.agent, self.report, self.batch = agent, report, agent.env.num_envs
-        self.earned = np.zeros(self.batch)
-        self.ended: list[tuple[float, float, float, float]] = []
-
-    def __call__(self, given: dict[str, Any], _: dict[str, Any]) -> bool:
-        """Look at one step of the environment; go on."""
-        self.earned += given["rewards"]
-        ended = np.flatnonzero(given["dones"])
-        for row in ended:
-            info = given["infos"][row]
-            self.ended.append((info["loss"], info["correct"], self.earned[row], info["macs"]))
-        self.earned[ended] = 0
-        self.agent.episodes += len(ended)
-        while len(self.ended) >= self.batch:
-            means = torch.tensor(self.ended[: self.batch]).mean(0).unbind()
-            del self.ended[: self.batch]
-            if self.report is not None:
-                self.report(dict(zip(("loss", "accuracy", "reward", "macs"), means, strict=True)))
-        return True
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators that the library draws from, PyTorch's, NumPy's and Python's own, and put them back."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with first_weights(seed), torch.random.fork_rng():  # of every device
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
