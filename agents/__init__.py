@@ -31,7 +31,7 @@ from routing_gym.agents.fixed import (
     TaskSpecificLast,
 )
 from routing_gym.agents.gumbel import Gumbel, GumbelConfig
-from routing_gym.agents.parts.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
+from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO

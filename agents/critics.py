@@ -45,22 +45,22 @@ class ExactCritic(ExactMultipath):
 
     @abstractmethod
     def worth(self, utilities: Tensor, scores: Tensor, chances: Tensor) -> Tensor:
-        """Return `(B,)`: the utility of arriving at a decision.
+        """Utility `(B,)` of arriving at a decision.
 
         Args:
             utilities: `(B, A)`, of its choices; −inf where one is not legal.
-            scores: `(B, A)`, what the router thinks of them; −inf likewise.
+            scores: `(B, A)`, of its choices; −inf likewise.
             chances: `(B, A)`, the training policy.
         """
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Return the training policy's probabilities, without graph; the best choice alone when deterministic."""
+        """Probabilities `(B, A)` of the training policy, without graph; the best choice alone when deterministic."""
         chances = super().act(observation, context).detach()
         context.carry = None if context.carry is None else context.carry.detach()
         return chances
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor:
-        """Return the regression's error and the penalty on weights."""
+        """Error of the regression and penalty on weights, 0-dimensional."""
         utilities = self.utilities(trajectory)
         errors = torch.zeros_like(trajectory.loss)
         for number, step in self._steps(trajectory).items():
@@ -70,7 +70,7 @@ class ExactCritic(ExactMultipath):
 
     @torch.no_grad()
     def utilities(self, trajectory: Trajectory) -> list[Tensor]:
-        """Return for each decision `(B, A)`: the utility of each choice (Eqs. 7 and 8); −inf where one is not legal.
+        """Utilities `(B, A)` of each decision's choices (Eqs. 7 and 8); −inf where one is not legal.
 
         Found from the last decision to the first: a choice costs what it runs, and then either the error of the answer,
         or the router of the next decision and whatever that one costs.
@@ -97,11 +97,11 @@ class ExactCritic(ExactMultipath):
 
     @staticmethod
     def _steps(trajectory: Trajectory) -> dict[int, Step]:
-        """Return the steps by decision: since every row takes every way, all are at one decision at a time."""
+        """Steps by decision: since every row takes every way, all are at one decision at a time."""
         return {int(step.decision[0]): step for step in trajectory.steps}
 
     def _error(self, exit: SettledExit, trajectory: Trajectory) -> Tensor:
-        """Return `(B,)`: what the answers at an exit, where every row is, cost."""
+        """Cost `(B,)` of the answers at an exit, where every row is."""
         error = exit.loss.detach()
         if self.config.error == "classification":
             label = self.env.dataset.label.index_select(0, trajectory.instance)
@@ -129,7 +129,7 @@ class PragmaticCritic(ExactCritic):
     config: PragmaticCriticConfig
 
     def worth(self, utilities: Tensor, scores: Tensor, chances: Tensor) -> Tensor:
-        """Return the utility of the best-scored choice, or the mean under the training policy."""
+        """Utility of the best-scored choice, or the mean under the training policy."""
         if self.config.target == "inference":
             return utilities.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
         return (chances * utilities.masked_fill(chances == 0, 0)).sum(1)
@@ -141,7 +141,7 @@ class OptimisticCritic(ExactCritic):
     Config = CriticConfig
 
     def worth(self, utilities: Tensor, scores: Tensor, chances: Tensor) -> Tensor:
-        """Return the best utility."""
+        """Utility of the best choice."""
         return utilities.max(1).values
 
 
@@ -171,7 +171,7 @@ class SampledCritic(Multipath):
     """How far targets look ahead: 1 for the whole return, 0 for a step."""
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Draw a choice; the best one when deterministic."""
+        """Choices `(B,)`, drawn; the best when deterministic."""
         scores = self.scored(observation, context)
         best = scores.argmax(-1)
         if context.deterministic:
@@ -187,7 +187,7 @@ class SampledCritic(Multipath):
         return choice
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor:
-        """Return the regression's error and the penalty on weights."""
+        """Error of the regression and penalty on weights, 0-dimensional."""
         errors = torch.zeros_like(trajectory.loss)
         for step, utility in zip(trajectory.steps, self.utilities(trajectory), strict=True):
             choice = chosen_in(step).unsqueeze(-1)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,9 +16,15 @@ from routing_gym.envs import Context, Observation
 
 
 class FixedAgent(Agent):
-    """Sends every instance of a task the same way, for ever."""
+    """Sends every instance of a task the same way, for ever.
+
+    Attributes:
+        own: Decisions at which task t takes the t-th legal choice; at the others all tasks take the first.
+        routes: Choices `(T, N)` int64 of each task at each decision, `(T, N, M)` where M > 1.
+    """
 
     max_tensors = None
+    own: ClassVar[slice] = slice(0)
     _routes: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
@@ -28,65 +33,51 @@ class FixedAgent(Agent):
         # One row more, for rows that have left.
         self.register_buffer("_routes", torch.cat([routes, torch.zeros_like(routes[:, :1])], 1))
 
-    @abstractmethod
     def choose(self, masks: Tensor) -> Tensor:
-        """Return the choice of each task at each decision for each tensor, `(T, N, M)` int64.
+        """Choices `(T, N, M)` int64 of each task at each decision for each tensor; by default as `own` says.
 
         Args:
             masks: `(N, M, A)` bool: what is legal.
+
+        Raises:
+            ValueError: A decision has fewer choices than there are tasks to take one each.
         """
+        wanted = torch.zeros(self.num_tasks, len(masks), 1, 1, dtype=torch.int64, device=masks.device)
+        wanted[:, self.own] = torch.arange(self.num_tasks, device=masks.device).view(-1, 1, 1, 1)
+        for number in range(len(masks))[self.own]:
+            if (least := int(masks[number].sum(-1).min())) < self.num_tasks:
+                raise ValueError(
+                    f"{type(self).__name__} needs a block for each of the {self.num_tasks} tasks, decision {number} "
+                    f"({self.env.network.decisions[number].name!r}) offers {least}"
+                )
+        # The t-th legal choice, from 0, is where the running count of legal choices first passes t.
+        return (masks.cumsum(-1) <= wanted).sum(-1)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Look the choice up."""
+        """Choices `(B, M)` of the tasks."""
         return look_up(self._routes, observation["task"], observation["depth"])
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
-        """Look the whole route up."""
+        """Routes `(B, N, M)` of the tasks."""
         return self._routes[:, :-1].index_select(0, task)
 
     @property
     def sees_price(self) -> bool:
-        """It does not look at the instance."""
+        """False: it does not look at the instance."""
         return False
 
     @property
     def routes(self) -> Tensor:
-        """`(T, N)` int64, `(T, N, M)` where M > 1: the choice of each task at each decision."""
+        """See above."""
         routes = self._routes[:, :-1]
         return routes.squeeze(2) if self.num_tensors == 1 else routes
-
-    def first_block(self, masks: Tensor) -> Tensor:
-        """Return `(T, N, M)`: the first legal choice for every task."""
-        return masks.to(torch.uint8).argmax(-1).repeat(self.num_tasks, 1, 1)
-
-    def own_block(self, masks: Tensor) -> Tensor:
-        """Return `(T, N, M)`: for task t the t-th legal choice.
-
-        Raises:
-            ValueError: A decision has fewer choices than there are tasks.
-        """
-        legal = masks.sum(-1)
-        if int(legal.min()) < self.num_tasks:
-            number = int(legal.amin(-1).argmin())
-            raise ValueError(
-                f"{type(self).__name__} needs a block for each of the {self.num_tasks} tasks, decision {number} "
-                f"({self.env.network.decisions[number].name!r}) offers {int(legal.min())}"
-            )
-        # The t-th legal choice is where the running count of legal choices first reaches t + 1.
-        rank = masks.cumsum(-1)
-        wanted = torch.arange(1, self.num_tasks + 1, device=masks.device).view(-1, 1, 1, 1)
-        return (rank < wanted).sum(-1)
 
 
 class Shared(FixedAgent):
     """One path for all tasks: the first legal choice everywhere."""
 
-    def choose(self, masks: Tensor) -> Tensor:
-        """Return the first legal choice."""
-        return self.first_block(masks)
 
-
-class SharedWithTask(Shared):
+class SharedWithTask(FixedAgent):
     """One path for all tasks, whose first routed layer is told the task: the baseline that keeps everyone honest."""
 
     env_kwargs = {"task_input": True}
@@ -95,27 +86,20 @@ class SharedWithTask(Shared):
 class TaskSpecificAll(FixedAgent):
     """A path of its own for every task: task t takes the t-th choice everywhere (task-specific-all-fc)."""
 
-    def choose(self, masks: Tensor) -> Tensor:
-        """Return the task's own choice."""
-        return self.own_block(masks)
+    own = slice(None)
 
 
 class TaskSpecificLast(FixedAgent):
     """A shared path, and at the last decision a block of its own for every task (task-specific-1-fc)."""
 
-    def choose(self, masks: Tensor) -> Tensor:
-        """Return the first legal choice, the task's own one at the last decision."""
-        choice = self.first_block(masks)
-        last = self.num_decisions - 1
-        choice[:, last:] = self.own_block(masks[last:])
-        return choice
+    own = slice(-1, None)
 
 
 class RandomFixed(FixedAgent):
     """Random paths, one per task, drawn once and kept."""
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Draw a legal choice for each task and decision."""
+        """Legal choices, drawn."""
         cumulative = masks.to(torch.float64).cumsum(-1).expand(self.num_tasks, *masks.shape)
         return sample(cumulative, self.generator)
 
@@ -139,14 +123,14 @@ class FixedRoutes(FixedAgent):
     config: FixedRoutesConfig
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Return the routes given.
+        """Routes given.
 
         Raises:
             ValueError: Not one integer for each task and decision, or a choice that is not legal.
         """
         given = self.config.routes
         if given is None:
-            return self.first_block(masks)
+            return super().choose(masks)
         shape = (self.num_tasks, self.num_decisions, *([self.num_tensors] if self.num_tensors > 1 else []))
         try:
             routes = torch.tensor(given, device=masks.device)
@@ -181,7 +165,7 @@ class RandomAgent(Agent):
     table: Tensor
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Draw."""
+        """Choices `(B, M)`, drawn."""
         nobody = torch.zeros_like(observation["depth"])
         probabilities = look_up(self.table, nobody, observation["depth"])
         if self.shares_wanted:
@@ -189,7 +173,7 @@ class RandomAgent(Agent):
         return sample(probabilities.cumsum(-1), self.generator)
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
-        """Draw a whole route for every row."""
+        """Routes `(B, N, M)`, drawn."""
         if self.shares_wanted:
             return None
         cumulative = self.table[:, :-1].cumsum(-1)
@@ -197,5 +181,5 @@ class RandomAgent(Agent):
 
     @property
     def sees_price(self) -> bool:
-        """It does not look at the instance."""
+        """False: it does not look at the instance."""
         return False

@@ -76,19 +76,19 @@ class QLearning(ScoredAgent):
         return self.config.epsilon + done * (self.config.epsilon_final - self.config.epsilon)
 
     def chances(self, preferences: Tensor) -> Tensor:
-        """Return the best choice's share and the explored rest, spread over what is legal (not −inf)."""
+        """Probabilities of choices: the best one's share, and the explored rest spread over what is legal."""
         legal = preferences.isfinite().to(preferences.dtype)
         anything = legal / legal.sum(-1, keepdim=True)
         best = functional.one_hot(preferences.argmax(-1), preferences.shape[-1])
         return (1 - self.exploration) * best + self.exploration * anything
 
     def next_value(self, scores: Tensor, action: Tensor) -> Tensor:
-        """Return `(B,)`, what the next decision is worth, from its scores `(B, A)` and what was chosen there."""
+        """Value `(B,)` of the next decision, from its scores `(B, A)` and what was chosen there."""
         return scores.max(-1).values
 
     @torch.no_grad()
     def targets(self, trajectory: Trajectory) -> Tensor:
-        """Return `(steps, B)`: what each decision's value should move towards."""
+        """Targets `(S, B)` of the values: λ-returns."""
         steps, final = trajectory.steps, trajectory.final_reward
         judge = self.scores if self.target is None else self.target
         scores = [judge(step.observation, self.agent_at(step)) for step in steps[1:]]
@@ -122,5 +122,5 @@ class Sarsa(QLearning):
     """SARSA: as Q-learning, but a decision is worth what was chosen there, exploration included."""
 
     def next_value(self, scores: Tensor, action: Tensor) -> Tensor:
-        """Return the value of what was chosen."""
+        """Value of what was chosen."""
         return scores.gather(-1, action.unsqueeze(-1)).squeeze(-1)

@@ -6,10 +6,8 @@ Neither library is imported before one of these agents is made.
 from __future__ import annotations
 
 import importlib
-import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,13 +18,19 @@ from torch.nn import functional
 from routing_gym.agents.base.agent import Agent
 from routing_gym.agents.base.learning import check_learning
 from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.sb3_options import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
+from routing_gym.agents.parts.stable_baselines import (
+    DQNConfig,
+    OnPolicyConfig,
+    PPOConfig,
+    Report,
+    SB3Config,
+    Tally,
+    seeded,
+)
 from routing_gym.agents.parts.tables import sample
-from routing_gym.blocks import count_macs, first_weights
+from routing_gym.blocks import count_macs
 from routing_gym.envs import Context, Observation, TrainingDivergedError
 from routing_gym.networks import NotFiniteError, actions
-
-Report = Callable[[dict[str, Tensor]], None]
 
 SAVED_MEMORY = 32 * 2**20
 """Bytes up to which a replay memory is saved with its agent."""
@@ -75,7 +79,7 @@ class SB3Agent(Agent):
         self._macs = 0.0 if self.config.representation == "table" else self.policy_macs()
 
     def _import_algorithm(self) -> Callable[..., Any]:
-        """Return the class of the model.
+        """Class of the model.
 
         Raises:
             ValueError: It is not installed; says how to install it.
@@ -93,7 +97,7 @@ class SB3Agent(Agent):
     # --------------------------------------------------------------------------------------------------------- deciding
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Ask the model's policy."""
+        """Choices `(B, M)` of the model's policy, drawn; the best when deterministic."""
         with torch.no_grad():
             chances = self.probabilities(observation, context)
         choice = chances.argmax(-1) if context.deterministic else sample(chances.cumsum(-1), self.generator)
@@ -102,11 +106,11 @@ class SB3Agent(Agent):
         return legal
 
     def probabilities(self, observation: Observation, context: Context) -> Tensor:
-        """Return how likely each choice is, `(B, M, A)`."""
+        """Probabilities `(B, M, A)` of the choices."""
         return self.chances(self.model.policy.get_distribution(dict(observation)))
 
     def chances(self, distribution: Any) -> Tensor:
-        """Return the probabilities of a distribution of the library's, `(B, M, A)`."""
+        """Probabilities `(B, M, A)` of a distribution of the library's."""
         if self.num_tensors == 1:
             return distribution.distribution.probs.unsqueeze(1)
         parts = distribution.distributions if hasattr(distribution, "distributions") else distribution.distribution
@@ -118,14 +122,14 @@ class SB3Agent(Agent):
         return self.config.representation != "table" and super().sees_price
 
     def policy_macs(self) -> float:
-        """Count what the networks of the policy spend on a decision, without the critic's."""
+        """Multiply-accumulates of the policy's networks on a decision, without the critic's."""
         policy = self.model.policy
         features = torch.zeros(1, policy.features_dim, device=self.env.device)
         latent = torch.zeros(1, policy.mlp_extractor.latent_dim_pi, device=self.env.device)
         return count_macs(policy.mlp_extractor.policy_net, features) + count_macs(policy.action_net, latent)
 
     def macs(self, decision: int) -> float:
-        """Return what the policy spends; 0 for a table, though the library multiplies by one-hot vectors."""
+        """Multiply-accumulates of the policy; 0 for a table, though the library multiplies by one-hot vectors."""
         return self._macs
 
     # --------------------------------------------------------------------------------------------------------- learning
@@ -170,12 +174,12 @@ class SB3Agent(Agent):
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the model's counts for a checkpoint."""
+        """Counts of the model, for a checkpoint."""
         counts = [self.model.num_timesteps, self.model._n_updates, getattr(self.model, "_n_calls", 0)]
         return {"counts": torch.tensor(counts)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over saved counts."""
+        """Go on from saved counts."""
         self.model.num_timesteps, self.model._n_updates, calls = state["counts"].tolist()
         if hasattr(self.model, "_n_calls"):
             self.model._n_calls = calls
@@ -202,7 +206,7 @@ class SB3MaskablePPO(SB3Agent):
     algorithm = ("sb3_contrib", "MaskablePPO")
 
     def probabilities(self, observation: Observation, context: Context) -> Tensor:
-        """Return how likely each legal choice is, `(B, M, A)`."""
+        """Probabilities `(B, M, A)` of the choices, 0 of those that are not legal."""
         legal = context.mask.flatten(1)
         return self.chances(self.model.policy.get_distribution(dict(observation), action_masks=legal))
 
@@ -230,13 +234,13 @@ class SB3DQN(SB3Agent):
         return super().learn(env, episodes, callback)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return counts and replay memory for a checkpoint."""
+        """Counts and replay memory, for a checkpoint."""
         buffer, memory = self.model.replay_buffer, self._memory()
         saved = {name: torch.from_numpy(array) for name, array in memory.items()} if self._saves_memory() else {}
         return {**super().get_extra_state(), "place": torch.tensor([buffer.pos, buffer.full]), "memory": saved}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over saved counts and replay memory."""
+        """Go on from saved counts and replay memory."""
         super().set_extra_state(state)
         buffer, (place, full) = self.model.replay_buffer, state["place"].tolist()
         if self._saves_memory():
@@ -251,7 +255,7 @@ class SB3DQN(SB3Agent):
             )
 
     def _memory(self) -> dict[str, np.ndarray]:
-        """Return what is remembered of past decisions, as far as the policy looks at it: the library's own arrays."""
+        """Arrays of the replay memory, the library's own, as far as the policy looks at them."""
         buffer = self.model.replay_buffer
         arrays = {name: getattr(buffer, name) for name in ("actions", "rewards", "dones", "timeouts")}
         for name in ("observations", "next_observations"):
@@ -261,68 +265,23 @@ class SB3DQN(SB3Agent):
         return arrays
 
     def _saves_memory(self) -> bool:
-        """Tell whether what is remembered is small enough for a checkpoint."""
+        """Whether the replay memory is small enough for a checkpoint."""
         return sum(array.nbytes for array in self._memory().values()) <= SAVED_MEMORY
 
     def exploration(self) -> float:
-        """Return the share of random decisions now."""
+        """Share of random decisions now."""
         options = self.config
         done = min(1.0, self.episodes / options.exploration_episodes)
         return (1 - done) * options.exploration_initial_eps + done * options.exploration_final_eps
 
     def probabilities(self, observation: Observation, context: Context) -> Tensor:
-        """Return how likely each choice is, `(B, A)`, exploration included where it is asked for."""
+        """Probabilities `(B, A)` of the choices, exploration included unless deterministic."""
         values = self.model.policy.q_net(dict(observation))
         random_share = 0.0 if context.deterministic else self.exploration()
         best = functional.one_hot(values.argmax(-1), self.num_choices)
         return (1 - random_share) * best + random_share / self.num_choices
 
     def policy_macs(self) -> float:
-        """Count what the values of a decision cost."""
+        """Multiply-accumulates of the values of a decision."""
         net = self.model.policy.q_net
         return count_macs(net.q_net, torch.zeros(1, net.features_dim, device=self.env.device))
-
-
-class Tally:
-    """Counts the instances that leave while a model learns, and reports them a batch at a time.
-
-    Args:
-        agent: Whose `episodes` to count.
-        report: Given the means of every batch of `num_envs` instances.
-    """
-
-    def __init__(self, agent: SB3Agent, report: Report | None) -> None:
-        self.agent, self.report, self.batch = agent, report, agent.env.num_envs
-        self.earned = np.zeros(self.batch)
-        self.ended: list[tuple[float, float, float, float]] = []
-
-    def __call__(self, given: dict[str, Any], _: dict[str, Any]) -> bool:
-        """Look at one step of the environment; go on."""
-        self.earned += given["rewards"]
-        ended = np.flatnonzero(given["dones"])
-        for row in ended:
-            info = given["infos"][row]
-            self.ended.append((info["loss"], info["correct"], self.earned[row], info["macs"]))
-        self.earned[ended] = 0
-        self.agent.episodes += len(ended)
-        while len(self.ended) >= self.batch:
-            means = torch.tensor(self.ended[: self.batch]).mean(0).unbind()
-            del self.ended[: self.batch]
-            if self.report is not None:
-                self.report(dict(zip(("loss", "accuracy", "reward", "macs"), means, strict=True)))
-        return True
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators that the library draws from, PyTorch's, NumPy's and Python's own, and put them back."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with first_weights(seed), torch.random.fork_rng():  # of every device
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)

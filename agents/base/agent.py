@@ -16,7 +16,7 @@ from routing_gym.agents.base.checkpoint import origin_of, read, write
 from routing_gym.agents.base.learning import learn
 from routing_gym.agents.base.options import AgentConfig
 from routing_gym.agents.parts.tables import legal_rows
-from routing_gym.agents.trained.classify import classify
+from routing_gym.agents.trained.classify import classify, eval_mode
 from routing_gym.envs import (
     PRICED_MACS,
     Context,
@@ -43,19 +43,18 @@ class Agent(nn.Module, ABC):
 
     Attributes:
         Config: The dataclass of its options.
-        action_type: What it acts by, `"discrete"` or `"weights"`.
+        action_type: `"discrete"`, choices, or `"weights"`.
         needs_gradients: Its parameters are trained by the backward pass of the blocks (Gumbel gates, mixtures); it
             must then have an `optimizer`.
-        max_tensors: The most tensors per decision it can choose for: 1, so that it sees no axis M; or None for any
-            number, and it always sees one.
+        max_tensors: The most tensors per decision it can choose for: 1, without an axis M; or None for any number.
         env_kwargs: Options the environment must have been made with, `{"differentiable": True}` say.
         env: The vector environment it was made for.
         config: Its options.
         generator: Random numbers on the environment's device.
-        optimizer: Takes a step together with the blocks' where `needs_gradients`.
+        optimizer: Steps together with the blocks' where `needs_gradients`.
         episodes: Instances routed while learning.
-        carried: Instances that `passes` counts beside them: tasks that were added have made the split larger, so that
-            what was routed before amounts to as many passes as it did then (`add_task`).
+        carried: Instances by which `passes` is ahead of `episodes`: where tasks are added the split grows, and those
+            routed before amount to as many passes as they did (`add_task`).
 
     Args:
         env: An environment of routing_gym, or a face of one.
@@ -111,27 +110,23 @@ class Agent(nn.Module, ABC):
                 raise ValueError(f"agent {name!r} needs an environment made with {option}={value!r}, got {got!r}")
 
     def fits(self, option: str, value: Any) -> bool:
-        """Tell whether an option of `env_kwargs` may have a value; by default only the one that is named there."""
+        """Whether an option of `env_kwargs` may have a value; by default only the one that is named there."""
         return value == self.env_kwargs[option]
 
     # ------------------------------------------------------------------------------------- what a subclass implements
 
     @abstractmethod
     def act(self, observation: Observation, context: Context) -> Action:
-        """Choose for every row.
+        """Choices `(B,)` int64, or weights `(B, A)`; where `max_tensors` is None `(B, M)` or `(B, M, A)`.
 
         Args:
             observation: `activation (B, D)`, `task (B,)`, `depth (B,)`.
             context: Which rows are active, which choices are legal, whether to take the best action; may be written
                 to: `context.carry`, `context.record`.
-
-        Returns:
-            Choices `(B,)` int64; weights `(B, A)` where `action_type` is `"weights"`. Where `max_tensors` is None
-            `(B, M)` and `(B, M, A)`.
         """
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
-        """Choose the whole way of every row beforehand, if that needs nothing but its task.
+        """Routes `(B, N)` int64, `(B, N, M)` where `max_tensors` is None, if they depend on nothing but the task.
 
         Much faster than `act` at every decision, because no one has to look at the activations. By default None:
         the agent is asked decision by decision.
@@ -139,9 +134,6 @@ class Agent(nn.Module, ABC):
         Args:
             task: `(B,)` int64.
             deterministic: Take the best choices.
-
-        Returns:
-            `(B, N)` int64, `(B, N, M)` where `max_tensors` is None; or None.
         """
         return None
 
@@ -150,7 +142,7 @@ class Agent(nn.Module, ABC):
         return None
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
-        """Return a loss to be added to the blocks' before the one backward pass, or None."""
+        """Loss to be added to the blocks' before the one backward pass, 0-dimensional; by default None."""
         return None
 
     def before_step(self, trajectory: Trajectory) -> None:
@@ -158,14 +150,11 @@ class Agent(nn.Module, ABC):
         return None
 
     def macs(self, decision: int) -> float:
-        """Return the multiply-accumulates the agent itself spends on one decision; 0 for tables."""
+        """Multiply-accumulates that the agent itself spends on one decision; 0 for tables."""
         return 0.0
 
     def policy(self) -> Tensor | None:
-        """Return `(T, N, A)`, how likely each choice is at each decision for each task; None if more decides than that.
-
-        What is learned is shown by it (Figs. 9 and 10 of Rosenbaum et al. 2018); nothing depends on it.
-        """
+        """Probabilities `(T, N, A)` of choices by task and decision; None if they depend on more. Only to be shown."""
         return None
 
     # ------------------------------------------------------------------------------------------------- what it inherits
@@ -203,7 +192,7 @@ class Agent(nn.Module, ABC):
         *,
         k_cpt: float | None = None,
     ) -> tuple[Any, Any]:
-        """Act on an observation, as Stable-Baselines3's `predict` does.
+        """Action on an observation, and the state for the next call, as Stable-Baselines3's `predict` gives them.
 
         Args:
             observation: `activation`, `task`, `depth`; of one instance or of a batch, numpy or torch.
@@ -212,9 +201,6 @@ class Agent(nn.Module, ABC):
             deterministic: Take the best action.
             k_cpt: What a multiply-accumulate costs now, instead of what the observation says: the higher, the less is
                 computed. For agents that see the price (`price=True`).
-
-        Returns:
-            The action in the form of the observation, and the state for the next call.
 
         Raises:
             ValueError: A price for an agent that does not see it, or one that is negative.
@@ -241,24 +227,13 @@ class Agent(nn.Module, ABC):
             begins = torch.as_tensor(episode_start, device=self.env.device, dtype=torch.bool).view(-1)
             carry = torch.where(begins.view(-1, *[1] * (carry.ndim - 1)), torch.zeros_like(carry), carry)
         known = Known(batch["depth"] < self.num_decisions, legal_rows(self.env.network.masks)[batch["depth"]])
-        context = Context(
-            known,
-            single=is_single(self, self.env.network),
-            deterministic=deterministic,
-            carry=carry,
-            begins=begins,
-        )
+        single_tensor = is_single(self, self.env.network)
+        context = Context(known, single=single_tensor, deterministic=deterministic, carry=carry, begins=begins)
         # As while judging: what is predicted depends on no other row, and batch norms do not move.
-        learning = [part for part in self.modules() if part.training]
-        self.eval()
-        try:
-            with torch.no_grad():
-                action = self.act(batch, context)
-                if self.num_tensors == 1 and self.max_tensors is None:
-                    action = of_one_tensor(action)
-        finally:
-            for part in learning:
-                part.training = True
+        with torch.no_grad(), eval_mode(self):
+            action = self.act(batch, context)
+        if self.num_tensors == 1 and self.max_tensors is None:
+            action = of_one_tensor(action)
 
         def back(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -270,7 +245,7 @@ class Agent(nn.Module, ABC):
         return back(action), carried
 
     def classify(self, images: Tensor, task: Tensor | None = None, *, k_cpt: float | None = None) -> Tensor:
-        """Return `(B, num_classes)` logits of images; see `routing_gym.agents.trained.classify.classify`."""
+        """Logits `(B, num_classes)` of images; see `routing_gym.agents.trained.classify.classify`."""
         return classify(self, images, task, k_cpt=k_cpt)
 
     @property
@@ -279,7 +254,7 @@ class Agent(nn.Module, ABC):
         return self.env.config.price
 
     def price_seen(self, k_cpt: float | None) -> float | None:
-        """Return the price this agent is to act by, None where it sees none.
+        """Price that this agent is to act by, None where it sees none.
 
         Raises:
             ValueError: A price for an agent that sees none, none for one that sees it, or a value that is no price.
@@ -369,7 +344,7 @@ class Agent(nn.Module, ABC):
 
     @classmethod
     def _restored(cls, checkpoint: dict[str, Any], core: RoutingVectorEnv) -> Self:
-        """Return the agent of a checkpoint; the environment it is made for stays as it is."""
+        """Agent of a checkpoint; the environment it is made for stays as it is."""
         options = checkpoint["config"]
         check_form(options, {field.name: object for field in dataclasses.fields(cls.Config)}, "config")
         check_types(f"agent {checkpoint['agent']!r}", type_hints(cls.Config), options)

@@ -101,7 +101,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def origin_of(env: RoutingVectorEnv) -> dict[str, Any]:
-    """Return how an environment was made, so that it can be made again; no id where text cannot say it."""
+    """Id, options and size by which an environment can be made again; no id where text cannot say them."""
     kwargs = {} if env.spec is None else dict(env.spec.kwargs)
     plain = all(map(_is_plain, kwargs.values()))
     return {
@@ -112,7 +112,7 @@ def origin_of(env: RoutingVectorEnv) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell what text can say: a number, a name, a list of such."""
+    """Whether text can say it: a number, a name, a list of such."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)

@@ -57,7 +57,7 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
 
 
 def check_learning(agent: Agent, env: Any, episodes: int) -> RoutingVectorEnv:
-    """Return the environment an agent is to learn in.
+    """Vector environment that an agent is to learn in.
 
     Raises:
         ValueError: A count below 1, or an environment the agent was not made for.
@@ -126,7 +126,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
 
 
 def _metrics(agent: Agent, reported: Any) -> dict[str, Tensor]:
-    """Return what an agent's `update` has reported, numbers as 0-dimensional tensors.
+    """Metrics that an agent's `update` has reported, as 0-dimensional tensors.
 
     Raises:
         ValueError: Not numbers by name, or a name of ours; names the agent.

@@ -44,7 +44,7 @@ def load_installed_agents() -> None:
 
 
 def agent_class(name: str) -> type[Agent]:
-    """Return the class registered under a name."""
+    """Class registered under a name."""
     if name not in AGENTS:
         load_installed_agents()
     if name not in AGENTS:
@@ -53,7 +53,7 @@ def agent_class(name: str) -> type[Agent]:
 
 
 def needs(name: str) -> dict[str, Any]:
-    """Return the options an environment must be made with for an agent: `gymnasium.make_vec(id, **needs(name))`."""
+    """Options an environment must be made with for an agent: `gymnasium.make_vec(id, **needs(name))`."""
     cls = agent_class(name)
     return {"autoreset_mode": "disabled", "action_type": cls.action_type, **cls.env_kwargs}
 

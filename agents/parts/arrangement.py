@@ -65,9 +65,9 @@ class Arrangement:
         return self.num_decisions
 
     def agent_of(self, task: Tensor) -> Tensor:
-        """Return `(B,)`: who decides for instances of a task, where no dispatcher has to be asked."""
+        """Agents `(B,)` that decide for instances of tasks, where no dispatcher has to be asked."""
         return task if self.kind == "per_task" else torch.zeros_like(task)
 
     def dispatcher_of(self, task: Tensor) -> Tensor:
-        """Return `(B,)`: the first index of the dispatcher's entries."""
+        """First indices `(B,)` of the dispatcher's entries."""
         return task if self._dispatches_by_task else torch.zeros_like(task)

@@ -1,4 +1,4 @@
-"""Looking up, drawing and averaging on tables `[agent, decision, ...]`."""
+"""Tables `[agent, decision, ...]`: looking up, drawing, averaging."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def uniform_policy(legal: Tensor, num_agents: int) -> Tensor:
-    """Return `(agents, ...)` probabilities: every legal choice equally likely.
+    """Probabilities `(agents, ..., A)`: every legal choice equally likely.
 
     Args:
         legal: `(..., A)` bool, no row empty.
@@ -18,7 +18,7 @@ def uniform_policy(legal: Tensor, num_agents: int) -> Tensor:
 
 
 def legal_rows(masks: Tensor, single: bool = False) -> Tensor:
-    """Return what is legal, `(N + 1, M, A)` bool, in one more row, for those who have left, all.
+    """Legal choices `(N + 1, M, A)` bool: of one row more than masks, for rows that have left, all.
 
     Args:
         masks: `(N, M, A)` bool, `RoutedNetwork.masks`.
@@ -29,28 +29,16 @@ def legal_rows(masks: Tensor, single: bool = False) -> Tensor:
 
 
 def look_up(table: Tensor, agent: Tensor, depth: Tensor) -> Tensor:
-    """Return each row's entries.
-
-    Args:
-        table: `(agents, rows, ...)`.
-        agent: `(B,)` int64.
-        depth: `(B,)` int64, below `rows`.
-
-    Returns:
-        `(B, ...)`.
-    """
+    """Entries `(B, ...)` of a table `(agents, rows, ...)`, by agent and row, `(B,)` int64 each."""
     return table.flatten(0, 1).index_select(0, agent * table.shape[1] + depth)
 
 
 def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one choice per row by inverting the cumulative distribution: many times faster than `multinomial`.
+    """Choices `(...)` int64, drawn by inverting the cumulative distribution: many times faster than `multinomial`.
 
     Args:
         cumulative: `(..., A)`: running sums of probabilities, not necessarily to 1.
         generator: On the same device.
-
-    Returns:
-        `(...)` int64; a choice of probability 0 is never drawn.
     """
     shape = cumulative.shape[:-1]
     height = torch.rand(shape, generator=generator, device=cumulative.device, dtype=cumulative.dtype)
@@ -60,15 +48,12 @@ def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def visits_and_means(cells: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Count how often each cell of a table was visited, and average what was found there.
+    """Number of visits of each cell of a table, and mean of what was found there, 0 without a visit; `(size,)` each.
 
     Args:
         cells: `(V,)` int64 cell numbers.
         values: `(V,)`.
         size: How many cells there are.
-
-    Returns:
-        Both `(size,)`; the mean is 0 where there was no visit.
     """
     # index_put, because index_add is not the same twice on a GPU
     nothing, place = values.new_zeros(size), (cells,)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.envs import Asked, Manner, take_turn
 from routing_gym.networks import RoutingState, Waiting
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def classify(agent: Agent, images: Tensor, task: Tensor | None = None, *, k_cpt: float | None = None) -> Tensor:
-    """Route images by an agent's best choices and return what the network makes of them.
+    """Logits `(B, num_classes)` of images, routed by an agent's best choices.
 
     No environment runs along, so little but blocks and router takes time: rows that have left are not looked at again.
     The agent's environment, its episodes and random numbers are not touched, nor are modes once it has returned: a
@@ -74,16 +76,24 @@ def route_out(
     if len(task) and not bool(((task >= 0) & (task < agent.num_tasks)).all()):
         raise ValueError(f"tasks are 0 to {agent.num_tasks - 1}, got {sorted(set(task.tolist()))}")
     price = agent.price_seen(k_cpt)
-    # Looking at every part takes longer than deciding once, so what is in eval mode as a whole is not searched.
-    modules = [module for module in (network, agent) if module.training]
-    training = [part for module in modules for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
     generator = agent.generator.get_state()
     try:
-        return _Way(agent, price).out(images, task)
+        with eval_mode(network, agent):
+            return _Way(agent, price).out(images, task)
     finally:
         agent.generator.set_state(generator)
+
+
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Let modules be in eval mode meanwhile; afterwards every part is in the mode it was in."""
+    # Looking at every part takes longer than deciding once, so that what is in eval mode as a whole is not searched.
+    training = [part for module in modules if module.training for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
         for part in training:
             part.training = True
 
@@ -140,7 +150,7 @@ class _Way:
 
 
 def _alone(state: RoutingState, number: int, waiting: Waiting, carry: Tensor | None) -> _Group:
-    """Return the rows at one decision without the others; what waits there is not copied."""
+    """Rows at one decision without the others; what waits there is not copied."""
     rows = waiting.rows
     assert rows is not None, "all rows wait here, so there are no others"
     return _Group(

@@ -24,7 +24,7 @@ TOLERANCE = 1e-3
 
 
 def extract(agent: Agent, task: int, *, normalize: bool = True) -> nn.Sequential:
-    """Return one task's deterministic route as a plain network.
+    """Plain network of one task's deterministic route.
 
     Args:
         agent: Decides the route; its environment holds the blocks.
@@ -83,7 +83,7 @@ def prune(agent: Agent) -> FixedRoutes:
 
 
 def single_routes(agent: Agent, tasks: Sequence[int]) -> list[list[int]]:
-    """Return the deterministic route of each of some tasks: its choice at each decision.
+    """Deterministic route of each of some tasks: its choice at each decision.
 
     Every instance of every split is routed to see that there is only one.
 
@@ -124,13 +124,13 @@ def _deployable(agent: Agent) -> Deployable:
 
 
 def _images(agent: Agent, task: int) -> Tensor:
-    """Return a few normalised images of a task."""
+    """A few normalised images of a task."""
     dataset = agent.env.dataset
     return dataset.pixels((dataset.task == task).nonzero().flatten()[:CHECKED_ROWS])
 
 
 def _logits(network: RoutedNetwork, images: Tensor, task: int, route: Sequence[int]) -> Tensor:
-    """Return the logits of images that all take one route through a routed network."""
+    """Logits of images that all take one route through a routed network."""
 
     def run() -> Tensor:
         plan = torch.tensor(route, device=images.device).expand(len(images), -1)

@@ -68,7 +68,7 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
 
 
 def _extended(known: Any, fresh: Any) -> Any:
-    """Return a fresh tensor, or a dictionary of some, whose first entries along every axis are the known ones.
+    """Fresh tensor, or a dictionary of some, whose first entries along every axis are the known ones.
 
     Tables and stacked approximators are agent by agent, and a one-hot task is joined at the end, so that what is new
     comes last everywhere.

@@ -1,16 +1,24 @@
-"""Options of the agents of Stable-Baselines3, and the features their policies see."""
+"""Parts of the agents of Stable-Baselines3: options, the features their policies see, a count of what they route."""
 
 from __future__ import annotations
 
 import dataclasses
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from routing_gym.agents.base.agent import Agent
 from routing_gym.agents.base.options import AgentConfig
+from routing_gym.blocks import first_weights
 from routing_gym.envs import Observation
 from routing_gym.options import count, not_negative, positive, share
+
+Report = Callable[[dict[str, Tensor]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,3 +167,48 @@ class Features(nn.Module):
             return (task.unsqueeze(-1) * depth.unsqueeze(1)).flatten(1)
         price = [observation["price"]] if self.price else []
         return torch.cat([observation["activation"], *price, depth, task], 1)
+
+
+class Tally:
+    """Counts the instances that leave while a model learns, and reports them a batch at a time.
+
+    Args:
+        agent: Whose `episodes` to count.
+        report: Given the means of every batch of `num_envs` instances.
+    """
+
+    def __init__(self, agent: Agent, report: Report | None) -> None:
+        self.agent, self.report, self.batch = agent, report, agent.env.num_envs
+        self.earned = np.zeros(self.batch)
+        self.ended: list[tuple[float, float, float, float]] = []
+
+    def __call__(self, given: dict[str, Any], _: dict[str, Any]) -> bool:
+        """Look at one step of the environment; go on."""
+        self.earned += given["rewards"]
+        ended = np.flatnonzero(given["dones"])
+        for row in ended:
+            info = given["infos"][row]
+            self.ended.append((info["loss"], info["correct"], self.earned[row], info["macs"]))
+        self.earned[ended] = 0
+        self.agent.episodes += len(ended)
+        while len(self.ended) >= self.batch:
+            means = torch.tensor(self.ended[: self.batch]).mean(0).unbind()
+            del self.ended[: self.batch]
+            if self.report is not None:
+                self.report(dict(zip(("loss", "accuracy", "reward", "macs"), means, strict=True)))
+        return True
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators that the library draws from, PyTorch's, NumPy's and Python's own, and put them back."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with first_weights(seed), torch.random.fork_rng():  # of every device
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
