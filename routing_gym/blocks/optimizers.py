@@ -8,6 +8,7 @@ slice is treated as a parameter of its own, its count of steps for Adam's bias c
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,25 +20,22 @@ from routing_gym.blocks.fast.slices import Plan, Slices, by_part
 from routing_gym.blocks.ownership import PartlyUsed
 
 Options = dict[str, Any]
-Plans = dict[Any, Plan]
 
 
 class _Moves(NamedTuple):
-    """Parameters, or parts of them, that take one and the same kind of step: a list of tensors for each column."""
+    """Parameters, or parts of them, that take one and the same kind of step.
 
-    parameters: list[Tensor]
-    grads: list[Tensor]
-    moments: list[list[Tensor]]
+    Attributes:
+        columns: Lists of the parameters, of their gradients, and of each of their moments.
+        steps: Counts of the steps before, where they are counted; the step counts them on.
+    """
+
+    columns: list[list[Tensor]]
     steps: list[Tensor]
 
 
 class UsedOnly(torch.optim.Optimizer):
-    """An optimiser that moves only what has been used: see the module's text.
-
-    Args:
-        module: Whose parameters it moves; `PartlyUsed` modules in it say what of them has been used.
-        defaults: Options of the optimiser.
-    """
+    """An optimiser of a module's parameters that moves only what `PartlyUsed` modules in it have noted as used."""
 
     counts: ClassVar[bool]
     """Whether it counts the steps of every parameter."""
@@ -55,50 +53,53 @@ class UsedOnly(torch.optim.Optimizer):
 
     @abstractmethod
     def move(self, group: Options, moves: _Moves) -> None:
-        """Take a step with each of some tensors; `steps` count those before it, and are counted on."""
+        """Take a step with each of some tensors."""
 
     @abstractmethod
     def factors(self, group: Options, used: Tensor, step: Tensor) -> Any:
-        """What `move_rows` needs to know of each row.
+        """Factors of `move_rows` for each row of a stack.
 
         Args:
             group: Options.
             used: `(k, 1)` bool, the rows to be moved.
-            step: `(k, 1)` float32, which step it is for each of them, 1 for the first.
+            step: `(k, 1)` float32, the number of the step of each of them, 1 for the first.
         """
 
     @abstractmethod
-    def move_rows(self, group: Options, parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any) -> None:
-        """Take a step with some rows of a stack, without asking on the host which; tensors are `(k, n)`."""
+    def move_rows(self, group: Options, stacks: list[Tensor], factors: Any) -> None:
+        """Take a step with some rows of a stack, without asking on the host which.
+
+        Args:
+            group: Options.
+            stacks: Parameter, gradient and moments, each `(k, n)`.
+            factors: As of `factors`, nothing for the rows that stay.
+        """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Take one step, and forget what has been used."""
         if closure is not None:
             raise ValueError("these optimisers take no closure: compute the loss and its gradients, then call step()")
-        known: dict[Slices, Tensor | None] = {}
+        used_of = cache(Slices.used)  # alike for all stacks of the same slices
         unused = self._unused()
         for group in self.param_groups:
             moments = self.moments(group)
-            moves = _Moves([], [], [[] for _ in moments], [])
-            plans: Plans = {}
+            moves = _Moves([[] for _ in ("parameter", "gradient", *moments)], [])
+            plans: dict[Any, Plan] = {}
             for parameter in group["params"]:
                 if parameter.grad is None or parameter in unused:
                     continue
                 slices, state = self._slices.get(parameter), self._state_of(parameter, moments)
-                if slices is not None and slices not in known:
-                    known[slices] = slices.used(parameter.device)
-                used = None if slices is None else known[slices]
+                used = None if slices is None else used_of(slices, parameter.device)
                 if slices is not None and (used is not None or (self.counts and state["step"].ndim)):
                     self._move_slices(group, moves, plans, parameter, slices, used)
                     continue
-                moves.parameters.append(parameter)
-                moves.grads.append(parameter.grad)
-                for column, name in zip(moves.moments, moments, strict=True):
-                    column.append(state[name])
+                tensors = parameter, parameter.grad, *map(state.__getitem__, moments)
+                for column, tensor in zip(moves.columns, tensors, strict=True):
+                    column.append(tensor)
                 if self.counts:
                     moves.steps.append(state["step"])
-            if moves.parameters:
+            if moves.columns[0]:
                 self.move(group, moves)
         for owner in self._owners:
             if owner.used is not None:
@@ -106,9 +107,7 @@ class UsedOnly(torch.optim.Optimizer):
 
     def _unused(self) -> set[nn.Parameter]:
         """Parameters that belong as a whole to parts nobody has used: they may have gradients of zero."""
-        if not self._wholes:
-            return set()
-        used = {owner: owner.used.tolist() for owner in self._owners if owner.used is not None}
+        used = {owner: owner.used.tolist() for owner in self._owners if self._wholes and owner.used is not None}
         return {
             parameter
             for parameter, places in self._wholes.items()
@@ -116,37 +115,34 @@ class UsedOnly(torch.optim.Optimizer):
         }
 
     def form(self, saved: Any) -> dict[int, dict[str, Tensor]]:
-        """Example of the state this optimiser may have of every parameter of which there is one in another.
-
-        Args:
-            saved: What `state_dict` of another has given.
-        """
+        """Example of every parameter's state in `saved`, the `state_dict` of another optimiser, by its number there."""
         form = {}
         for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             for parameter, number in zip(group["params"], theirs["params"], strict=True):
-                state = dict.fromkeys(self.moments(theirs), parameter)
+                form[number] = state = dict.fromkeys(self.moments(theirs), parameter)
                 if self.counts:
                     counted = getattr(saved["state"].get(number, {}).get("step"), "ndim", 0)
                     each = len(parameter) if counted and parameter in self._slices else ()
                     state["step"] = torch.zeros(each, device="cpu")
-                form[number] = state
         return form
 
     def _state_of(self, parameter: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
-        """A parameter's averages and its count of steps, zeros at first.
-
-        The count is of all slices, `()`, until some have been left out; then one for each.
-        """
+        """Averages of a parameter and its count of steps, `()` until some slices have been left out, then `(k,)`."""
         state = self.state[parameter]
         if not state:
             if self.counts:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            for name in moments:
-                state[name] = torch.zeros_like(parameter)
+            state |= {name: torch.zeros_like(parameter) for name in moments}
         return state
 
     def _move_slices(
-        self, group: Options, moves: _Moves, plans: Plans, parameter: nn.Parameter, slices: Slices, used: Tensor | None
+        self,
+        group: Options,
+        moves: _Moves,
+        plans: dict[Any, Plan],
+        parameter: nn.Parameter,
+        slices: Slices,
+        used: Tensor | None,
     ) -> None:
         """Enter those slices of a stack that have been used, as few tensors as can be, or move them at once."""
         state, count, device = self.state[parameter], slices.count, parameter.device
@@ -158,33 +154,24 @@ class UsedOnly(torch.optim.Optimizer):
         plan = plans[key]
         assert parameter.grad is not None
         # Views of what is written to: a stack whose slices do not lie in one piece is refused, not moved in a copy.
-        written = parameter, *(state[name] for name in self.moments(group))
-        own, *moments = (tensor.view(count, -1) for tensor in written)
+        own, *moments = (tensor.view(count, -1) for tensor in (parameter, *map(state.get, self.moments(group))))
         stacks = [own, parameter.grad.reshape(count, -1), *moments]
         if plan.goes_by_runs(own):
             sizes, chosen, taken = plan.runs
-            for column, stack in zip((moves.parameters, moves.grads, *moves.moments), stacks, strict=True):
+            for column, stack in zip(moves.columns, stacks, strict=True):
                 column.extend(map(torch.split_with_sizes(stack, sizes).__getitem__, chosen))
             if self.counts:
                 moves.steps.extend(taken.clone().unbind(0))
         else:
             if plan.factors is None:
                 plan.factors = self.factors(group, plan.used.unsqueeze(1), plan.steps.unsqueeze(1) + 1)
-            self.move_rows(group, stacks[0], stacks[1], stacks[2:], plan.factors)
+            self.move_rows(group, stacks, plan.factors)
         if self.counts:
             state["step"] = plan.steps + plan.used
 
 
 class Adam(UsedOnly):
-    """Adam (Kingma and Ba 2015), with L2 penalty or, as AdamW, decoupled weight decay; as `torch.optim.Adam`.
-
-    Args:
-        module: As in `UsedOnly`.
-        lr: Step size.
-        weight_decay: Weight of the penalty.
-        betas: Rates of the running averages.
-        eps: Added to the denominator.
-    """
+    """Adam (Kingma and Ba 2015), with L2 penalty or, as AdamW, decoupled weight decay; as `torch.optim.Adam`."""
 
     counts = True
     decoupled = False
@@ -205,12 +192,12 @@ class Adam(UsedOnly):
         return ("exp_avg", "exp_avg_sq")
 
     def move(self, group: Options, moves: _Moves) -> None:
-        """Take a step with each of some tensors."""
-        average, square = moves.moments
+        """See `UsedOnly.move`."""
+        parameters, grads, average, square = moves.columns
         options = {name: group[name] for name in ("lr", "weight_decay", "eps")} | {"amsgrad": False, "maximize": False}
         options["beta1"], options["beta2"] = group["betas"]
         options["decoupled_weight_decay"] = self.decoupled
-        adam(moves.parameters, moves.grads, average, square, [], moves.steps, fused=True, **options)
+        adam(parameters, grads, average, square, [], moves.steps, fused=True, **options)
 
     def factors(self, group: Options, used: Tensor, step: Tensor) -> tuple[Tensor, ...]:
         """Rates of both averages, size of the step, addend of the denominator, and decay; 0 or 1 if not used."""
@@ -221,9 +208,9 @@ class Adam(UsedOnly):
         decay = 1 - lr * group["weight_decay"] * used
         return (1 - beta1) * used, (1 - beta2) * used, size.float(), root.mul_(group["eps"]).float(), decay
 
-    def move_rows(self, group: Options, parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any) -> None:
-        """Take a step with some rows of a stack."""
-        (average, square), (first, second, size, eps, decay) = moments, factors
+    def move_rows(self, group: Options, stacks: list[Tensor], factors: Any) -> None:
+        """See `UsedOnly.move_rows`."""
+        (parameter, grad, average, square), (first, second, size, eps, decay) = stacks, factors
         if group["weight_decay"] and self.decoupled:
             parameter.mul_(decay)
         elif group["weight_decay"]:
@@ -240,14 +227,7 @@ class AdamW(Adam):
 
 
 class SGD(UsedOnly):
-    """Stochastic gradient descent with momentum and L2 penalty; as `torch.optim.SGD`.
-
-    Args:
-        module: As in `UsedOnly`.
-        lr: Step size.
-        weight_decay: Weight of the penalty.
-        momentum: Rate at which past gradients count.
-    """
+    """Stochastic gradient descent with momentum and L2 penalty; as `torch.optim.SGD`."""
 
     counts = False
 
@@ -260,19 +240,19 @@ class SGD(UsedOnly):
         return ("momentum_buffer",) if group["momentum"] else ()
 
     def move(self, group: Options, moves: _Moves) -> None:
-        """Take a step with each of some tensors."""
-        buffers: list[Tensor | None] = [*moves.moments[0]] if moves.moments else [None] * len(moves.grads)
+        """See `UsedOnly.move`."""
+        parameters, grads, *moments = moves.columns
         options = {name: group[name] for name in ("lr", "weight_decay", "momentum")}
         options |= {"dampening": 0.0, "nesterov": False, "maximize": False}
-        sgd(moves.parameters, moves.grads, buffers, fused=True, **options)
+        sgd(parameters, grads, [*moments[0]] if moments else [None] * len(grads), fused=True, **options)
 
     def factors(self, group: Options, used: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Rows to be moved, and the size of the step, 0 if they are not."""
         return used, used * -group["lr"]
 
-    def move_rows(self, group: Options, parameter: Tensor, grad: Tensor, moments: list[Tensor], factors: Any) -> None:
-        """Take a step with some rows of a stack."""
-        used, size = factors
+    def move_rows(self, group: Options, stacks: list[Tensor], factors: Any) -> None:
+        """See `UsedOnly.move_rows`."""
+        (parameter, grad, *moments), (used, size) = stacks, factors
         if group["weight_decay"]:
             grad = grad.add(parameter, alpha=group["weight_decay"])
         for buffer in moments:

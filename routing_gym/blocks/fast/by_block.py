@@ -1,4 +1,4 @@
-"""Banks whose blocks run one after the other, without moving rows or holding outputs for nothing."""
+"""Banks whose blocks run one after the other, with no row moved and no output held for nothing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from routing_gym.blocks.fast.rows import channels_are_last, take_rows
 
 
 class BlockByBlock(FunctionBlocks):
-    """Bank that calls `run_block` once for each block that has rows; images keep their layout in memory.
-
-    Attributes:
-        output_shape: Shape of one row's output.
-    """
+    """Bank that calls `run_block` once for each block that has rows; images keep their layout in memory."""
 
     output_shape: tuple[int, ...]
+    """Shape of one row's output."""
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
         """See `FunctionBlocks.run`; no row moves where all choose one block."""

@@ -1,4 +1,4 @@
-"""Linear blocks run one after the other by choices that are known beforehand, as one function."""
+"""Linear blocks run one after the other, by choices known beforehand, as one function."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ GROUPED_DTYPES = (torch.float32, torch.bfloat16)
 ALIGNMENT_BYTES = 16
 MANY_ROWS = 128
 """Rows per block from which on, on a CPU, one call per block is worth its overhead."""
+ZERO_BLOCK = (0, 0, 0, 0, 0, 1)
+"""Padding of stacked weights by one more block, of zeros."""
 
 
 class Link(NamedTuple):
-    """One set of linear blocks in a chain.
+    """One bank of linear blocks in a chain.
 
     Attributes:
         weight: `(k, in_features, out_features)`.
@@ -43,9 +45,9 @@ def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> Te
     """Outputs `(B, out_features)` of linear blocks run one after the other, in the last bank's order where natural.
 
     Args:
-        links: L sets of blocks, the outputs of each as wide as the inputs of the next.
-        x: `(B, in_features)`.
-        plan: `(B, L)` int64: the choice of each row in each set.
+        links: L banks, the outputs of each as wide as the inputs of the next.
+        x: Inputs `(B, in_features)`.
+        plan: Choices `(B, L)` int64 of each row in each bank.
     """
     links, x = _autocast(links, x)
     if links[0].weight.dtype not in GROUPED_DTYPES or not len(plan):
@@ -72,7 +74,7 @@ def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> Te
 
 
 def _autocast(links: Sequence[Link], x: Tensor | SortedRows) -> tuple[Sequence[Link], Tensor | SortedRows]:
-    """Blocks and rows in the type that autocast, where it is on, gives to the products of PyTorch's own."""
+    """Blocks and rows in the type that autocast, where it is on, gives to PyTorch's own products."""
     device, dtype = links[0].weight.device.type, links[0].weight.dtype
     if not torch.is_autocast_enabled(device) or dtype not in GROUPED_DTYPES:
         return links, x
@@ -83,7 +85,7 @@ def _autocast(links: Sequence[Link], x: Tensor | SortedRows) -> tuple[Sequence[L
 
 
 def _one_by_one(link: Link, x: Tensor, choice: Tensor) -> Tensor:
-    """Outputs of one set of blocks, one product per block: for zero rows and float64, which `grouped_mm` refuses."""
+    """Outputs of one bank, one product per block: for zero rows and float64, which `grouped_mm` refuses."""
     groups = group(choice, link.num_choices)
     pieces = list(x.index_select(0, groups.order).split(groups.counts))
     for number, (weight, bias) in enumerate(zip(link.weight.unbind(0), link.bias.unbind(0), strict=True)):
@@ -93,7 +95,7 @@ def _one_by_one(link: Link, x: Tensor, choice: Tensor) -> Tensor:
 
 
 class _Step(NamedTuple):
-    """How a chain gets through one set of blocks: see `Link` and `run_chain`."""
+    """One link of a chain without its tensors, its groups, and the move of the rows before it, see `run_chain`."""
 
     groups: Groups
     move: tuple[Tensor, Tensor] | None
@@ -133,12 +135,10 @@ class _Chain(torch.autograd.Function):
         to_parameters: list[Tensor | None] = [None] * (2 * count)
         grad = grad.contiguous()
         for number in reversed(range(count)):
-            own = slice(2 * number, 2 * number + 2)
+            own, step = slice(2 * number, 2 * number + 2), steps[number]
             further = ctx.needs_input_grad[0] or any(wanted[: own.start])
-            step, weight = steps[number], weights[number]
-            to_parameters[own], to_input = _go_back(
-                grad, inputs[number], outputs[number], weight, step, wanted[own], further
-            )
+            kept = inputs[number], outputs[number], weights[number]
+            to_parameters[own], to_input = _go_back(grad, *kept, step, wanted[own], further)
             del grad  # one tensor less at the peak
             if to_input is None:
                 return None, None, *to_parameters
@@ -152,45 +152,44 @@ class _Chain(torch.autograd.Function):
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor, step: _Step) -> Tensor:
     """Outputs of one layer for rows sorted by their choice."""
-    if not step.passes:
-        y = _affine(x, weight, bias, step.groups)
-        return y.relu_() if step.relu else y
-    if not _on_host(x):
+    groups, passed = step.groups, None
+    if step.passes and not _on_host(x):
         # Without knowing how many rows pass: they meet a block of zeros, and are put back.
-        runs = (step.groups.block < len(weight)).unsqueeze(1)
-        y = _affine(x, functional.pad(weight, (0, 0, 0, 0, 0, 1)), functional.pad(bias, (0, 0, 0, 1)), step.groups)
-        return torch.where(runs, y.relu_() if step.relu else y, x)
-    running, groups = _running(step.groups, len(weight))
-    y = torch.empty_like(x)
-    y[:running] = _affine(x[:running], weight, bias, groups)
-    if step.relu:
-        y[:running].relu_()
-    y[running:] = x[running:]
-    return y
+        y = _affine(x, functional.pad(weight, ZERO_BLOCK), functional.pad(bias, (0, 0, 0, 1)), groups)
+        return torch.where(_runs_a_block(groups, weight), y.relu_() if step.relu else y, x)
+    if step.passes:
+        running, groups = _running(groups, len(weight))
+        x, passed = x[:running], x[running:]
+    y = _affine(x, weight, bias, groups)
+    y = y.relu_() if step.relu else y
+    return y if passed is None else torch.cat([y, passed])
 
 
 def _go_back(
     grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, step: _Step, wanted: Sequence[bool], further: bool
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Gradients of weight and bias, where they are wanted, and of the input, where it goes further."""
-    if not step.passes:
-        if y is not None:
-            grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        return _products_back(grad, x, weight, step.groups, wanted, further)
-    if not _on_host(x):
-        runs = (step.groups.block < len(weight)).unsqueeze(1)
+    groups, passed = step.groups, None
+    if step.passes and not _on_host(x):
+        runs = _runs_a_block(groups, weight)
         rectified = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
-        own, to_input = _products_back(
-            torch.where(runs, rectified, 0), x, functional.pad(weight, (0, 0, 0, 0, 0, 1)), step.groups, wanted, further
-        )
+        padded = functional.pad(weight, ZERO_BLOCK)
+        own, to_input = _products_back(torch.where(runs, rectified, 0), x, padded, groups, wanted, further)
         own = [None if part is None else part[:-1] for part in own]
         return own, None if to_input is None else torch.where(runs, to_input, grad)
-    running, groups = _running(step.groups, len(weight))
-    part = grad[:running]
+    if step.passes:
+        running, groups = _running(groups, len(weight))
+        x, y = x[:running], None if y is None else y[:running]
+        grad, passed = grad[:running], grad[running:]
     if y is not None:
-        part = torch.ops.aten.threshold_backward(part, y[:running], 0)
-    own, to_input = _products_back(part, x[:running], weight, groups, wanted, further)
-    return own, None if to_input is None else torch.cat([to_input, grad[running:]])
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+    own, to_input = _products_back(grad, x, weight, groups, wanted, further)
+    return own, to_input if passed is None or to_input is None else torch.cat([to_input, passed])
+
+
+def _runs_a_block(groups: Groups, weight: Tensor) -> Tensor:
+    """Mask `(B, 1)` of the sorted rows that do not pass."""
+    return (groups.block < len(weight)).unsqueeze(1)
 
 
 def _on_host(x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Bringing the rows that use the same block together, and back."""
+"""Rows sorted by their block, and back."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Groups(NamedTuple):
     Attributes:
         order: `(B,)` int64: position i of the sorted rows holds row `order[i]`; rows of one block keep their order.
         inverse: `(B,)` int64: row i stands at position `inverse[i]`.
-        block: `(B,)` int64: the block of each sorted row, ascending.
-        ends: `(k,)` int32: where each block's run of sorted rows ends.
+        block: `(B,)` int64: block of each sorted row, ascending.
+        ends: `(k,)` int32: end of each block's run of sorted rows.
     """
 
     order: Tensor
@@ -35,14 +35,10 @@ class Groups(NamedTuple):
 
 
 class SortedRows:
-    """Rows left in the order of the blocks that made them, until someone asks for them in their own.
+    """Rows `(B, ...)` left in the order of the blocks that made them, until someone asks for them in their own.
 
-    The next layer gathers its rows from wherever they stand, so that between two layers rows move once, not twice.
-
-    Args:
-        rows: `(B, ...)` in some order.
-        place: `(B,)` int64: row i stands at `rows[place[i]]`.
-        back: `(B,)` int64, the inverse of `place`.
+    The next layer gathers its rows from wherever they stand, so that between two layers rows move once, not twice. Row
+    i stands at `rows[place[i]]`; `place` is `(B,)` int64, and `back` its inverse.
     """
 
     def __init__(self, rows: Tensor, place: Tensor, back: Tensor) -> None:
@@ -86,9 +82,7 @@ def group(choice: Tensor, num_blocks: int) -> Groups:
 def group_plan(plan: Tensor, num_blocks: Sequence[int]) -> list[Groups]:
     """Rows sorted by their block, for each of L choices; the same choice twice in a row gives the same object.
 
-    Args:
-        plan: `(B, L)` int64, column i in `[0, num_blocks[i])`.
-        num_blocks: L numbers.
+    Choices are `plan`, `(B, L)` int64, column i in `[0, num_blocks[i])`.
     """
     if plan.device.type == "cpu":
         return _group_on_host(plan.numpy().T, num_blocks)
@@ -96,7 +90,7 @@ def group_plan(plan: Tensor, num_blocks: Sequence[int]) -> list[Groups]:
 
 
 def _group_on_host(choices: np.ndarray, num_blocks: Sequence[int]) -> list[Groups]:
-    """Group with numpy, whose many small steps cost a fraction of PyTorch's, all choices `(L, B)` in each step."""
+    """Groups by numpy, whose small steps cost a fraction of PyTorch's, of all choices `(L, B)` in each step."""
     most, (count, rows) = max(num_blocks), choices.shape
     # Stable sorting of short integers is a radix sort.
     choices = choices.astype(np.int16 if most <= np.iinfo(np.int16).max else np.int64, order="C")
@@ -125,7 +119,7 @@ def _counting(layers: int, rows: int) -> np.ndarray:
 
 
 def group_on_device(choice: Tensor, num_blocks: int) -> Groups:
-    """Group without a copy to the host."""
+    """Groups without a copy to the host."""
     block, order = choice.sort(stable=True)
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     # Where the sorted runs end: unlike bincount, searchsorted needs no copy to the host on a GPU.

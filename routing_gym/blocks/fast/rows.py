@@ -1,6 +1,6 @@
-"""Taking rows out of a batch and putting them back; images whose channels come last in memory keep them there.
+"""Taking rows out of a batch and putting them back, images whose channels are last in memory as such.
 
-`index_select` alone would turn them round, and pooling is ten times as slow then.
+`index_select` alone would put their channels first, and pooling is ten times as slow then.
 """
 
 from __future__ import annotations

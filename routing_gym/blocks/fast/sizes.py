@@ -1,4 +1,4 @@
-"""Running modules on any number of rows, as batches of a few sizes."""
+"""Modules run on any number of rows as batches of a few sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LARGEST = 128
-"""Rows that are run at once where nothing speaks against it: what they compute stays in the caches of a CPU."""
+"""Most rows that run at once, whole batches apart: what they compute stays in the caches of a CPU."""
 
 
 def in_few_sizes(module: nn.Module, inputs: Sequence[Tensor], *, whole: bool) -> tuple[Tensor, ...]:
@@ -19,11 +19,9 @@ def in_few_sizes(module: nn.Module, inputs: Sequence[Tensor], *, whole: bool) ->
     a batch it has not seen lately, which takes longer than a small batch itself.
 
     Args:
-        module: Called as `module(*inputs, rows=r)`, where only the first r rows count, all where r is None; returns a
-            tuple of tensors of the rows that count.
+        module: Called as `module(*inputs, rows=r)`; gives a tuple of tensors of the first r rows, all where r is None.
         inputs: Tensors with the same number of rows.
-        whole: Run all rows as one batch: where the module's result depends on which rows come together (batch norm
-            while training).
+        whole: Run all rows as one batch, for modules in which rows meet (batch norm while training).
     """
     count = len(inputs[0])
     if inputs[0].device.type != "cpu":
@@ -44,7 +42,5 @@ def _filled_up(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...
 
 def _size_for(count: int) -> int:
     """The next size: up to 4 all, then 6, 8, 12, 16, 24, 32, ...: never more than half as much again."""
-    size = 1
-    while size < count:
-        size *= 2
+    size = 1 << max(count - 1, 0).bit_length()
     return 3 * size // 4 if size > 2 and count <= 3 * size // 4 else size

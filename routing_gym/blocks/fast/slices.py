@@ -1,4 +1,4 @@
-"""Which slices of stacked parameters an optimiser moves, as few tensors as can be."""
+"""Slices of stacked parameters that an optimiser moves, as few tensors as can be."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ FEW_RUNS, FEW_NUMBERS = 8, 2048
 
 
 class Slices:
-    """The slices of some stacked parameters, and the parts of modules that each belongs to.
-
-    Args:
-        count: Slices of a stack, k.
-        places: For each owner its parts, and the slices that belong to these.
-    """
+    """The k slices of some stacked parameters; `places` has each owner's parts and the slices that belong to these."""
 
     def __init__(self, count: int, places: dict[PartlyUsed, tuple[list[int], list[int]]]) -> None:
         self.count = count
@@ -33,7 +28,7 @@ class Slices:
         ]
 
     def used(self, device: torch.device) -> Tensor | None:
-        """Slices that have been used, `(k,)` bool; None where all have, as far as the host can know it."""
+        """Mask `(k,)` of the slices that have been used; None where all have, as far as the host can know it."""
         used = None
         for number, (owner, parts, slices) in enumerate(self._places):
             if owner.used is None:
@@ -49,14 +44,12 @@ class Slices:
 
 
 class Plan:
-    """Which slices take a step: the same for all stacks of these slices whose steps have been counted alike.
-
-    Args:
-        used: `(k,)` bool.
-        steps: `(k,)` float32, the steps that each slice has taken before.
+    """Slices that take a step: the same for all stacks of these slices whose steps have been counted alike.
 
     Attributes:
-        factors: What `UsedOnly.move_rows` needs, once somebody has worked it out.
+        used: `(k,)` bool, the slices.
+        steps: `(k,)` float32, the steps that each slice has taken before.
+        factors: Those of `UsedOnly.move_rows`, once somebody has worked them out.
     """
 
     def __init__(self, used: Tensor, steps: Tensor) -> None:
@@ -64,7 +57,7 @@ class Plan:
         self.factors: Any = None
 
     def goes_by_runs(self, stack: Tensor) -> bool:
-        """Whether to move runs of slices of a stack, `(k, ...)`, rather than all rows at once."""
+        """Whether to move runs of slices of a stack `(k, n)`, rather than all rows at once."""
         return stack.is_cpu and (len(self.runs[1]) <= FEW_RUNS or stack.numel() >= FEW_NUMBERS * len(stack))
 
     @cached_property
@@ -85,7 +78,7 @@ Wholes = dict[nn.Parameter, dict[PartlyUsed, list[int]]]
 
 
 def by_part(owners: Iterable[PartlyUsed]) -> tuple[Wholes, dict[nn.Parameter, Slices]]:
-    """Parameters that belong to parts as a whole, and stacks; those whose slices are of the same parts share one."""
+    """Parameters that belong to parts as a whole, and stacks; stacks of the same parts share one `Slices`."""
     wholes: Wholes = {}
     places: dict[nn.Parameter, dict[PartlyUsed, tuple[list[int], list[int]]]] = {}
     for owner in owners:
