@@ -96,11 +96,10 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
     try:
         trajectory = rollout(agent, env)
         strange = ~trajectory.reward().isfinite().all()
-        env.batch.doubt(strange)
         extra = agent.auxiliary_loss(trajectory)
         if extra is not None and not (isinstance(extra, Tensor) and extra.ndim == 0):
             raise ValueError(f"auxiliary_loss must return a 0-dimensional tensor or None, got {extra!r:.60}")
-        loss = env.train_blocks(extra, before_step=None if joint is None else check_agent)
+        loss = env.train_blocks(extra, None if joint is None else check_agent, doubtful=strange)
     except (TrainingDivergedError, NotFiniteError) as error:
         check_state(agent)
         if strange is not None and bool(strange):

@@ -7,12 +7,21 @@ from routing_gym.envs.evaluation import Evaluation, evaluate, macs_of, route_spl
 from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vector_env, register_dataset
 from routing_gym.envs.render import CELL, GAP, routing_map
 from routing_gym.envs.rewards import REWARDS, RunningShare, register_reward
-from routing_gym.envs.rollout import Asked, core_of, rollout
+from routing_gym.envs.rollout import (
+    Asked,
+    Context,
+    Known,
+    Observation,
+    Router,
+    SettledExit,
+    Step,
+    Trajectory,
+    rollout,
+)
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.talr import TALR
 from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError, finite_gradients
-from routing_gym.envs.trajectory import Context, Known, Observation, Router, SettledExit, Step, Trajectory
-from routing_gym.envs.vector import RoutingVectorEnv
+from routing_gym.envs.vector import RoutingVectorEnv, core_of
 from routing_gym.envs.wrappers import RecordEpisodeStatistics, RecordRoutes, ToNumpy
 
 __all__ = [

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.envs.config import EnvConfig
 from routing_gym.networks import RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset
 from routing_gym.tasks.checking import to_tensor
 
 
 def accept_network(given: Any) -> RoutedNetwork:
-    """Return a finished network; refuse anything else, with what makes one of it."""
+    """A finished network; anything else is refused, with what makes one of it."""
     if isinstance(given, RoutedNetwork):
         return given
     kind = given.__name__ if isinstance(given, type) else type(given).__name__
@@ -27,7 +26,7 @@ def accept_network(given: Any) -> RoutedNetwork:
 
 
 def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
-    """Return finished splits by name, given so or as one split; refuse anything else."""
+    """Finished splits by name, given so or as one split; anything else is refused."""
     if isinstance(given, MultiTaskDataset):
         return {given.split: given}
     if isinstance(given, Mapping) and given and all(isinstance(split, MultiTaskDataset) for split in given.values()):
@@ -64,18 +63,18 @@ def check_fit(network: RoutedNetwork, splits: Mapping[str, MultiTaskDataset]) ->
 
 def accept_reset_options(
     options: Mapping[str, Any],
-    config: EnvConfig,
     num_envs: int,
     dataset: MultiTaskDataset,
+    augmentations: int,
     unfinished: Callable[[], Tensor],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Check the options of `RoutingVectorEnv.reset`.
 
     Args:
-        options: `reset_mask` and `instances`; each may be missing, or None.
-        config: The options of the environment.
+        options: `reset_mask`, `(B,)` bool, and `instances`; each may be missing, or None.
         num_envs: B.
         dataset: Where instances are drawn from.
+        augmentations: How many rows in succession are one image.
         unfinished: Returns `(B,)` bool: rows that may not be restarted.
 
     Returns:
@@ -88,54 +87,34 @@ def accept_reset_options(
         raise ValueError(f"reset options are 'reset_mask' and 'instances' by name, got {options!r}")
     rows, count = None, num_envs
     if options.get("reset_mask") is not None:
-        if config.augmentations > 1:
+        if augmentations > 1:
             raise ValueError(
-                f"with augmentations={config.augmentations} rows belong together: reset all of them, without reset_mask"
+                f"with augmentations={augmentations} rows belong together: reset all of them, without reset_mask"
             )
-        rows = accept_reset_mask(options["reset_mask"], num_envs, dataset.device, unfinished())
+        mask = to_tensor("reset_mask", options["reset_mask"]).to(dataset.device)
+        if mask.dtype != torch.bool or mask.shape != (num_envs,):
+            raise ValueError(
+                f"reset_mask must be bool of shape ({num_envs},), got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+        if not bool(mask.any()):
+            raise ValueError("reset_mask must name at least one row, got all False")
+        if bool((bad := mask & unfinished()).any()):
+            raise ValueError(
+                f"rows {bad.nonzero().flatten().tolist()} have not left the network: go on stepping, or reset all rows"
+            )
+        rows = mask.nonzero().flatten()
         count = len(rows)
-    instances = accept_instances(options.get("instances"), count, len(dataset), config.augmentations)
+    instances = accept_instances(options.get("instances"), count, len(dataset), augmentations)
     if unknown := sorted(set(options) - {"reset_mask", "instances"}):
         raise ValueError(f"reset options are 'reset_mask' and 'instances', got {unknown}")
     return rows, instances
 
 
-def accept_reset_mask(given: Any, num_envs: int, device: torch.device, active: Tensor) -> Tensor:
-    """Check a reset mask and return the rows it names.
-
-    Args:
-        given: `(num_envs,)` bool, numpy or torch.
-        num_envs: B.
-        device: Where the rows go.
-        active: `(B,)` bool: rows that may not be restarted.
-
-    Raises:
-        ValueError: Wrong type or shape, no row named, or an active one.
-    """
-    mask = to_tensor("reset_mask", given).to(device)
-    if mask.dtype != torch.bool or mask.shape != (num_envs,):
-        raise ValueError(
-            f"reset_mask must be bool of shape ({num_envs},), got {mask.dtype} of shape {tuple(mask.shape)}"
-        )
-    if not bool(mask.any()):
-        raise ValueError("reset_mask must name at least one row, got all False")
-    if bool((mask & active).any()):
-        unfinished = (mask & active).nonzero().flatten().tolist()
-        raise ValueError(f"rows {unfinished} have not left the network: go on stepping, or reset all rows")
-    return mask.nonzero().flatten()
-
-
 def accept_instances(given: Any, count: int, num_rows: int, augmentations: int) -> Tensor | None:
-    """Check which rows of a data set are asked for; None where none are named.
-
-    Args:
-        given: What was asked for.
-        count: How many there have to be.
-        num_rows: How many the data set has.
-        augmentations: How many times in a row each has to be named.
+    """Check rows of a data set of `num_rows` that are asked for; None where none are.
 
     Raises:
-        ValueError: Not `count` integers in `[0, num_rows)`, or not each of them so many times.
+        ValueError: Not `count` integers in `[0, num_rows)`, or not each of them `augmentations` times in succession.
     """
     if given is None:
         return None

@@ -11,9 +11,8 @@ from gymnasium.error import ResetNeeded
 
 from routing_gym.envs.make import make_routing_vector_env
 from routing_gym.envs.parallel import ENDED, TOLD, outside_core, plain
-from routing_gym.envs.rollout import core_of
 from routing_gym.envs.spaces import for_sampling, to_numpy, with_mask
-from routing_gym.envs.vector import RoutingVectorEnv
+from routing_gym.envs.vector import RoutingVectorEnv, core_of
 from routing_gym.options import check_count
 
 try:

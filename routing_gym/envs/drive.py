@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -44,46 +45,38 @@ class Manner:
     first_legal: bool = False
     validate: bool | None = True
 
-    @contextmanager
-    def forward_pass(self, device: torch.device, graph: bool) -> Iterator[None]:
-        """Let a network run on a device, with a graph or without.
-
-        Nothing that is computed from its logits belongs in here, and no backward pass.
-        """
-        with torch.set_grad_enabled(graph):
-            if self.precision == "float32":
-                yield
-            else:
-                with torch.autocast(device.type, dtype=torch.bfloat16):
-                    yield
+    def forward_pass(self, device: torch.device, graph: bool) -> ExitStack:
+        """Context in which a network runs; not for a backward pass, nor for what is computed from its logits."""
+        context = ExitStack()
+        context.enter_context(torch.set_grad_enabled(graph))
+        if self.precision == "bfloat16":
+            context.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
+        return context
 
 
 class Seen(Mapping[str, Tensor]):
-    """What there is to see of a batch where it stands; each part is computed when it is first asked for.
+    """What there is to see of a batch at a decision.
 
     As a mapping it is the observation: `activation (B, D)`, `task (B,)`, `depth (B,)` (the decision each row waits at,
-    N for rows that have left) and, where it is shown, `price (B, 1)`. Once the batch has gone on the activations are
-    let go: of what waited there only what somebody has looked at can still be seen.
-
-    Args:
-        network: The network.
-        state: Where the rows stand.
-        manner: How they are driven.
+    N for rows that have left) and, where it is shown, `price (B, 1)`. Activations and masks are computed when they are
+    first asked for; once the batch has gone on, only those that somebody has looked at are left.
 
     Attributes:
         sole: The decision at which all rows wait, in order, known without asking the device; None where they are
             spread, or some have left.
         task: `(B,)` int64.
-        macs: `(B,)` multiply-accumulates executed so far.
+        cost: `(B,)` price of one multiply-accumulate.
+        decision: `(B,)` int64, N for rows that have left.
+        active: `(B,)` bool: rows that are in the network.
+        reach: `(B,)`, detached: the share of each instance that is at its decision, 0 where it has left.
     """
 
     def __init__(self, network: RoutedNetwork, state: RoutingState, manner: Manner) -> None:
-        self.network, self._state, self._manner = network, state, manner
-        self.sole = state.sole
-        self.task, self.cost, self.macs = state.task, state.price, state.macs
+        self.network, self._manner = network, manner
+        self._state: RoutingState | None = state
+        self.task, self.cost = state.task, state.price
+        self.sole, self.decision, self.active, self.reach = state.sole, state.at, state.active, state.reach
         self._given: dict[str, tuple[Tensor, int]] = {}
-
-    _state: RoutingState | None
 
     @property
     def state(self) -> RoutingState:
@@ -96,7 +89,15 @@ class Seen(Mapping[str, Tensor]):
             raise LookupError("the batch has gone on from here: what was not looked at in time cannot be seen any more")
         return self._state
 
-    # ------------------------------------------------------------------------------------------------- the observation
+    @cached_property
+    def choosing(self) -> Tensor:
+        """`(B, M)` bool: the tensors that choose; none in rows that have left."""
+        return self.active.unsqueeze(1) if self.network.num_tensors == 1 else self.network.choosing(self.state)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """`(B, M, A)` bool: legal choices; all True for rows that have left."""
+        return self.network.action_mask(self.state)
 
     def __getitem__(self, key: str) -> Tensor:
         if key not in self._given:
@@ -126,67 +127,23 @@ class Seen(Mapping[str, Tensor]):
         return len(list(iter(self)))
 
     def check_untouched(self) -> None:
-        """Refuse that somebody has written into the observation.
-
-        Raises:
-            ValueError: Names what was written into.
-        """
+        """Refuse an observation that somebody has written into."""
         for key, (value, version) in self._given.items():
             if value._version != version:
                 raise ValueError(f"act has written into its observation, {key!r}, which others need: write into a copy")
 
-    # --------------------------------------------------------------------------------------------- what goes with it
-
-    @cached_property
-    def decision(self) -> Tensor:
-        """`(B,)` int64: the decision each row is at, N for rows that have left."""
-        return self.state.at
-
-    @cached_property
-    def active(self) -> Tensor:
-        """`(B,)` bool: rows that are in the network."""
-        return self.state.active
-
-    @cached_property
-    def choosing(self) -> Tensor:
-        """`(B, M)` bool: the tensors that choose; none in rows that have left."""
-        return self.active.unsqueeze(1) if self.network.num_tensors == 1 else self.network.choosing(self.state)
-
-    @cached_property
-    def reach(self) -> Tensor:
-        """`(B,)`, detached: the share of each instance that is at its decision, 0 where it has left."""
-        return self.state.reach
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """`(B, M, A)` bool: what is legal; all True for rows that have left."""
-        return self.network.action_mask(self.state)
-
-    @classmethod
-    def passed(
-        cls, network: RoutedNetwork, state: RoutingState, manner: Manner, number: int, like: Seen | None
-    ) -> Seen:
-        """Return what is left to see of a decision at which all rows have been.
-
-        Args:
-            network: The network.
-            state: Where they began.
-            manner: How they are driven.
-            number: The decision.
-            like: Another decision they have all been at.
-        """
-        seen = cls(network, state, manner)
-        seen.sole, seen.decision = number, torch.full_like(state.task, number)
-        seen.active = torch.ones_like(state.task, dtype=torch.bool) if like is None else like.active
-        seen.reach = torch.ones_like(state.macs) if like is None else like.reach
-        seen.choosing = seen.active.unsqueeze(1) if like is None else like.choosing
-        seen._state = None
-        return seen
-
     def close(self) -> None:
-        """Let the activations go, and keep what says where the rows were."""
-        _ = self.decision, self.active, self.choosing, self.reach
+        """Let the activations go, since the batch goes on."""
+        _ = self.choosing  # needs the state
         self._state = None
+
+    def passed(self, count: int) -> list[Seen]:
+        """The same rows at each of the first decisions, which all of them have been at in order, as it is left."""
+        self.close()
+        passed = [copy.copy(self) for _ in range(count)]
+        for number, seen in enumerate(passed):
+            seen.sole, seen.decision, seen._given = number, torch.full_like(self.task, number), {}
+        return passed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +152,7 @@ class Turn:
 
     Attributes:
         seen: What there was to see.
-        action: What was done: choices `(B, M)` int64, weights `(B, M, A)`, or a pair `(indices, weights)`.
+        action: Choices `(B, M)` int64, weights `(B, M, A)`, or a pair `(indices, weights)`.
         macs: `(B,)` multiply-accumulates executed by it, detached.
         exits: Where rows have left.
         after: Where the others stand.
@@ -215,19 +172,12 @@ class Turn:
 Decide = Callable[[Seen], Any]
 """Whoever decides: returns an action for all rows, see `accept`."""
 
-
 QUIETLY = Manner()
 """Without a graph."""
 
 
 def take_turn(network: RoutedNetwork, state: RoutingState, decide: Decide, manner: Manner = QUIETLY) -> Turn:
-    """Let one decision be made for every row, and carry all of them on by it.
-
-    Args:
-        network: The network.
-        state: Where the rows stand; some wait.
-        decide: Whoever decides.
-        manner: How.
+    """Let one decision be made for every row of a batch, some of which wait, and carry all of them on by it.
 
     Raises:
         ValueError: An action that is not allowed. `state` is as it was.
@@ -244,9 +194,9 @@ def take_turn(network: RoutedNetwork, state: RoutingState, decide: Decide, manne
         first_legal=manner.first_legal,
         validate=manner.validate,
     )
+    seen.close()
     with manner.forward_pass(state.task.device, manner.graph):
         after = network.advance(state, accepted.action)
-    seen.close()
     macs = (after.macs - state.macs).detach()
     return Turn(seen, accepted.action, macs, after.exits, after, accepted.replaced, accepted.doubtful)
 
@@ -260,11 +210,7 @@ def drive(network: RoutedNetwork, state: RoutingState, decide: Decide, manner: M
 
 
 def along(plan: Tensor) -> Decide:
-    """Return who decides by routes that are known beforehand and looks at nothing.
-
-    Args:
-        plan: `(B, N, ...)`: the action of each row at each decision.
-    """
+    """Decide by routes known beforehand, `(B, N, ...)`: the action of each row at each decision."""
 
     def decide(seen: Seen) -> Tensor:
         if seen.sole is not None:

@@ -1,4 +1,4 @@
-"""How a router does on a whole split."""
+"""Evaluation of a router on a whole split."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.envs.batch import classified_right
-from routing_gym.envs.rollout import core_of, rollout
-from routing_gym.envs.trajectory import Step, Trajectory
-from routing_gym.envs.vector import RoutingVectorEnv
+from routing_gym.envs.rollout import Step, Trajectory, rollout
+from routing_gym.envs.vector import RoutingVectorEnv, core_of
 from routing_gym.networks import RoutedNetwork, actions
 from routing_gym.tasks.checking import whole_number
 
@@ -23,7 +22,7 @@ EVALUATION_BATCH = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a router does on a whole split, deciding deterministically.
+    """Results of a router on a whole split.
 
     Attributes:
         split: Name of the split.
@@ -33,19 +32,19 @@ class Evaluation:
         macs: Mean multiply-accumulates per instance, the router's own included.
         router_macs: The router's own share of `macs`.
         task_macs: `macs` for each task.
-        blocks_used: How many (decision, choice) pairs any instance took.
-        paths: How many different routes there were.
-        live_paths: `(N,)` float64: how many different choices an instance took on average at each decision, of those
+        blocks_used: Number of (decision, choice) pairs that any instance took.
+        paths: Number of different routes.
+        live_paths: `(N,)` float64: mean number of different choices that an instance took at each decision, of those
             that came there; 0 where nobody did. Under hard routing 1, or where M tensors choose up to M, less where
             some choose the same; of weights those that are not 0 count.
-        routes: `(T, N, A)` int64: how often each task took each choice at each decision.
+        routes: `(T, N, A)` int64: number of instances of each task that took each choice at each decision.
         routes_by_label: `(C, N, A)` int64: the same by label instead of by task.
-        weights: `(T, N, A)` float64: the same as `routes`, but what was taken counts as the size of its weight, times
-            the share of the instance that was there; an integer choice weighs 1.
-        exits: `(N, A, C, 2)` int64: how many instances of each label left by each choice of each decision, wrong (0)
-            and right (1). What the logits there say counts, and an instance counts once: where it is shared out among
-            several exits, at the one of largest weight, the earliest of equals. Every network has such a table; where
-            all ways lead to one classifier it is all at the last decision, choice 0. See `ways_out`.
+        weights: `(T, N, A)` float64: as `routes`, but a choice counts as the size of its weight, times the share of the
+            instance that was there; an integer choice weighs 1.
+        exits: `(N, A, C, 2)` int64: number of instances of each label that left by each choice of each decision, wrong
+            (0) and right (1) by the logits there. An instance counts once: where it is shared out among several exits,
+            at the one of largest weight, the earliest of equals. Where all ways lead to one classifier they are all at
+            the last decision, choice 0. See `ways_out`.
     """
 
     split: str
@@ -70,14 +69,7 @@ class Evaluation:
         return total / total.sum(-1, keepdim=True).clamp(min=torch.finfo(total.dtype).tiny)
 
     def cost(self, k_cpt: float) -> float:
-        """Return c_inf, the mean cost of inference, as in Eqs. 1 and 2 of McGill and Perona (2017).
-
-        Args:
-            k_cpt: Price of one multiply-accumulate.
-
-        Returns:
-            The mean cross-entropy plus `k_cpt` times the mean multiply-accumulates, the router's own included.
-        """
+        """c_inf, the mean cost of inference, Eqs. 1 and 2 of McGill and Perona (2017): `loss` + `k_cpt` × `macs`."""
         return self.loss + k_cpt * self.macs
 
 
@@ -99,11 +91,11 @@ def evaluate(
     Args:
         router: An agent, or anything with `act(observation, context)`.
         env: An environment of routing_gym, or a face of one.
-        split: Which split.
+        split: Name of the split.
         deterministic: Whether the router takes its best action or acts as in training.
         batch_size: Instances routed together.
-        k_cpt: What a multiply-accumulate costs every instance, where the router is shown it (`price=True`); by default
-            as in training, several prices being dealt out in the same way each time.
+        k_cpt: Cost of one multiply-accumulate, where the router is shown it (`price=True`); by default as in training,
+            several prices being dealt out in the same way each time.
 
     Raises:
         ValueError: A price that nobody is shown, or one that is negative; an agent of another environment; a split that
@@ -128,62 +120,65 @@ def evaluate(
     prices = (core.config.k_cpt if k_cpt is None else k_cpt) if core.config.price else 0.0
     options = {"train": False, "precision": "float32", "render_mode": None, "k_cpt": prices, "rho": 0.0, "seed": 0}
     judged = core.sibling(size, split=split, autoreset_mode="disabled", **options)
-    network, dataset = judged.network, judged.dataset
-    router_macs = torch.tensor([*macs_of(router, network), 0.0], device=judged.device)
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("task", "correct", "loss", "macs", "router")}
-    tables = _ChoiceTables(dataset.num_tasks, dataset.num_classes, network, judged.device)
-    exits = torch.zeros(len(network.decisions), network.num_choices, dataset.num_classes, 2, dtype=torch.int64)
-    exits = exits.to(judged.device)
+    network, dataset, device = judged.network, judged.dataset, judged.device
+    num_tasks, num_classes, num_choices = dataset.num_tasks, dataset.num_classes, network.num_choices
+    router_macs = torch.tensor([*macs_of(router, network), 0.0], device=device)
+
+    # One decision more, for rows that have left.
+    places = (len(network.decisions) + 1, num_choices)
+    routes = torch.zeros(num_tasks, *places, dtype=torch.int64, device=device)
+    routes_by_label = torch.zeros(num_classes, *places, dtype=torch.int64, device=device)
+    # In float64 so that the order in which batches come makes no difference that anyone could see.
+    weights = torch.zeros(num_tasks, *places, dtype=torch.float64, device=device)
+    arrived = torch.zeros(places[0], dtype=torch.int64, device=device)
+    exits = torch.zeros(places[0] - 1, num_choices, num_classes, 2, dtype=torch.int64, device=device)
     paths: set[tuple] = set()
+    columns = []
     for batch, kept in route_split(router, judged, deterministic):
         spent = torch.stack([router_macs[step.decision] for step in batch.steps]).sum(0)
-        for name, column in (
-            ("task", batch.task),
-            ("correct", batch.correct),
-            ("loss", batch.loss),
-            ("macs", batch.macs),
-            ("router", spent),
-        ):
-            columns[name].append(column[kept])
-        ways = torch.zeros(size, len(network.decisions), network.num_choices, dtype=torch.bool)
-        ways = ways.to(judged.device)
-        label = batch.label[kept]
-        for number, step in enumerate(batch.steps):
-            weights = _weights(step, network.num_choices)
-            ways[:, number] = used = weights > 0
-            weights = weights * step.reach.unsqueeze(1)
-            tables.add(batch.task[kept], label, step.decision[kept], weights[kept], used[kept])
-        left, right = (column[kept] for column in _departures(batch, network.num_choices))
+        columns.append(torch.stack([batch.correct, batch.loss, batch.macs, spent])[:, kept])
+        rows = torch.arange(size, device=device)
+        used = torch.zeros(size, *places, dtype=torch.bool, device=device)
+        sizes = torch.zeros(size, *places, dtype=torch.float64, device=device)
+        for step in batch.steps:
+            own = _weights(step, num_choices)
+            used[rows, step.decision] = own > 0
+            sizes[rows, step.decision] = (own * step.reach.unsqueeze(1)).double()
+            arrived += torch.bincount(step.decision[kept], minlength=places[0])
+        task, label = batch.task[kept], batch.label[kept]
+        routes.index_put_((task,), used[kept].long(), accumulate=True)
+        routes_by_label.index_put_((label,), used[kept].long(), accumulate=True)
+        weights.index_put_((task,), sizes[kept], accumulate=True)
+        left, right = (column[kept] for column in _departures(batch, num_choices))
         exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
-        paths.update(map(tuple, ways[kept].flatten(1).unique(dim=0).tolist()))
-    whole = {name: torch.cat(parts).double() for name, parts in columns.items()}
-    task = whole["task"].long()
-    count = torch.bincount(task, minlength=dataset.num_tasks)
+        paths.update(map(tuple, used[kept, :-1].flatten(1).unique(dim=0).tolist()))
+    correct, loss, macs, spent = torch.cat(columns, 1).double()
+    count = torch.bincount(dataset.task, minlength=num_tasks)
 
     def per_task(values: Tensor) -> list[float]:
-        return (torch.zeros_like(count, dtype=values.dtype).index_add(0, task, values) / count).tolist()
+        return (torch.zeros_like(count, dtype=values.dtype).index_add(0, dataset.task, values) / count).tolist()
 
-    macs = whole["macs"] + whole["router"]
+    macs = macs + spent
     return Evaluation(
         split=split,
-        accuracy=float(whole["correct"].mean()),
-        task_accuracy=per_task(whole["correct"]),
-        loss=float(whole["loss"].mean()),
+        accuracy=float(correct.mean()),
+        task_accuracy=per_task(correct),
+        loss=float(loss.mean()),
         macs=float(macs.mean()),
-        router_macs=float(whole["router"].mean()),
+        router_macs=float(spent.mean()),
         task_macs=per_task(macs),
-        blocks_used=int((tables.by_task.sum(0)[:-1] > 0).sum()),
+        blocks_used=int((routes.sum(0)[:-1] > 0).sum()),
         paths=len(paths),
-        live_paths=tables.live_paths()[:-1].cpu(),
-        routes=tables.by_task[:, :-1].cpu(),
-        routes_by_label=tables.by_label[:, :-1].cpu(),
-        weights=tables.weights[:, :-1].cpu(),
+        live_paths=(routes.sum((0, 2)).double() / arrived.clamp(min=1))[:-1].cpu(),
+        routes=routes[:, :-1].cpu(),
+        routes_by_label=routes_by_label[:, :-1].cpu(),
+        weights=weights[:, :-1].cpu(),
         exits=exits.cpu(),
     )
 
 
 def macs_of(router: Any, network: RoutedNetwork) -> list[float]:
-    """Return the multiply-accumulates that whoever decides spends on each decision.
+    """Multiply-accumulates that whoever decides spends on each decision.
 
     Raises:
         ValueError: Its `macs` gives something else.
@@ -239,7 +234,7 @@ def route_split(router: Any, env: RoutingVectorEnv, deterministic: bool = True) 
 
 
 def _departures(batch: Trajectory, num_choices: int) -> tuple[Tensor, Tensor]:
-    """Return by which way out, `(B,)` int64 `decision * A + choice`, every instance left, and if right, `(B,)` bool."""
+    """The way out of each instance, `(B,)` int64 `decision * A + choice`, and if it left right, `(B,)` bool."""
     label, most = batch.label, torch.full_like(batch.macs, -1.0)
     left, right = torch.zeros_like(label), torch.zeros_like(label, dtype=torch.bool)
     for exit in batch.exits:
@@ -251,46 +246,8 @@ def _departures(batch: Trajectory, num_choices: int) -> tuple[Tensor, Tensor]:
     return left, right
 
 
-class _ChoiceTables:
-    """Counts who took what, with one decision more, for rows that have left.
-
-    Args:
-        num_tasks: T.
-        num_classes: C.
-        network: Its decisions are N, its choices A.
-        device: Where it counts.
-    """
-
-    def __init__(self, num_tasks: int, num_classes: int, network: RoutedNetwork, device: torch.device) -> None:
-        places = (len(network.decisions) + 1, network.num_choices)
-        self.by_task = torch.zeros(num_tasks, *places, dtype=torch.int64, device=device)
-        self.by_label = torch.zeros(num_classes, *places, dtype=torch.int64, device=device)
-        self.weights = torch.zeros(num_tasks, *places, dtype=torch.float64, device=device)
-        self.arrived = torch.zeros(places[0], dtype=torch.int64, device=device)
-
-    def add(self, task: Tensor, label: Tensor, decision: Tensor, weights: Tensor, used: Tensor) -> None:
-        """Count rows.
-
-        Args:
-            task: `(r,)` int64.
-            label: `(r,)` int64.
-            decision: `(r,)` int64.
-            weights: `(r, A)`, at least 0.
-            used: `(r, A)` bool.
-        """
-        self.by_task.index_put_((task, decision), used.long(), accumulate=True)
-        self.by_label.index_put_((label, decision), used.long(), accumulate=True)
-        # In float64 so that the order in which batches come makes no difference that anyone could see.
-        self.weights.index_put_((task, decision), weights.double(), accumulate=True)
-        self.arrived.index_put_((decision,), torch.ones_like(decision), accumulate=True)
-
-    def live_paths(self) -> Tensor:
-        """Return `(N + 1,)` float64: how many choices a row took on average; 0 where none was."""
-        return self.by_task.sum((0, 2)).double() / self.arrived.clamp(min=1)
-
-
 def _weights(step: Step, num_choices: int) -> Tensor:
-    """Return `(B, A)`: the size of the weight that the tensors that chose gave to each choice together."""
+    """Size of the weight that the tensors that chose gave to each choice together, `(B, A)`."""
     action = step.action
     if isinstance(action, tuple):
         action = action[0], action[1].abs()

@@ -14,15 +14,7 @@ from routing_gym.tasks import MultiTaskDataset
 
 
 class Replayer:
-    """Keeps routes that have ended and trains the blocks on them, `batch` at a time, the oldest first.
-
-    Args:
-        network: The network.
-        dataset: The data the routes belong to.
-        trainer: The network's optimiser.
-        batch: Routes per step.
-        precision: What the network computes in, see `Manner`.
-    """
+    """Keeps routes that have ended and trains the blocks on them, `batch` at a time, the oldest first."""
 
     def __init__(
         self,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from routing_gym.envs.drive import Turn
-from routing_gym.envs.trajectory import Step
+from routing_gym.envs.rollout import Step
 from routing_gym.networks import NotFiniteError, claim
 from routing_gym.networks.actions import of_one_tensor
 
@@ -21,7 +21,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "exit": ("loss", "correct", "label", "macs", "task", "depth", "price"),
     "action": ("macs", "action", "task", "depth", "price", "reach"),
 }
-"""What a term may ask for, by the name of its parameters; see `register_reward`."""
+"""Parameters a term may have, see `register_reward`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,8 @@ class RewardTerm:
     """A named term of the reward.
 
     Attributes:
-        name: Its name.
-        function: Gives it.
+        function: `f(**values)`, of the values named in `wants`, gives it.
         at: `"exit"` or `"action"`.
-        wants: What it asks for: the names of its parameters.
         ours: Whether it needs no checking.
     """
 
@@ -42,19 +40,19 @@ class RewardTerm:
     wants: tuple[str, ...]
     ours: bool = False
 
-    def __call__(self, value: Callable[[str], Tensor], rows: int, check: bool | None) -> Tensor:
-        """Return the term of some rows, `(r,)`.
+    def __call__(self, values: Mapping[str, Any], rows: int, check: bool | None) -> Tensor:
+        """Reward of r rows, `(r,)`.
 
         Args:
-            value: Gives what it may ask for by name, `(r, ...)` each.
+            values: `(r, ...)` each; at least those it wants.
             rows: r.
             check: Read whether it is finite.
 
         Raises:
             ValueError: Something else than a number for each row.
-            NotFiniteError: A number that is none.
+            NotFiniteError: A number that is not finite.
         """
-        reward = self.function(**{name: value(name) for name in self.wants})
+        reward = self.function(**{name: values[name] for name in self.wants})
         if self.ours:
             return reward
         if not isinstance(reward, Tensor) or reward.shape != (rows,) or reward.is_complex():
@@ -73,7 +71,7 @@ REWARDS: dict[str, RewardTerm] = {
 
 
 def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exit") -> None:
-    """Make a term of the reward known under a name, for `final_reward=name` or `rewards=(name, ...)`.
+    """Make a term of the reward known by a name, for `final_reward=name` or `rewards=(name, ...)`.
 
     A term of `at="exit"` is given once for every instance, when it leaves; where an instance is shared out among exits,
     for each, weighed by its share. Its parameters are some of `loss`, `correct` (1 or 0), `label`, `macs` (all that the
@@ -83,9 +81,9 @@ def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exi
     is what is returned, `(r,)`. What comes of rows that have left is not looked at.
 
     Args:
-        name: Its name.
+        name: The name.
         function: `f(correct, macs)`, say: called by the names of its parameters.
-        at: When it is given.
+        at: `"exit"` or `"action"`.
 
     Raises:
         ValueError: A parameter that there is not, or a name that belongs to another term.
@@ -110,15 +108,10 @@ def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exi
 
 
 class RunningShare:
-    """How much of the past went to each choice: one running average per (decision, choice) over all that decided.
+    """Share of each choice in all that was decided at its decision, as a running average.
 
     Fed with ones for what was chosen it gives the historical frequency of a block, fed with a policy's probabilities
     its average historical probability. Where M tensors choose, their choices are counted together.
-
-    Args:
-        num_decisions: N.
-        num_choices: A.
-        device: Where to count.
     """
 
     def __init__(self, num_decisions: int, num_choices: int, device: torch.device) -> None:
@@ -126,7 +119,7 @@ class RunningShare:
         self.total = torch.zeros(num_decisions + 1, num_choices, dtype=torch.float64, device=device)
 
     def of(self, decision: Tensor, choice: Tensor, choosing: Tensor) -> Tensor:
-        """Return `(B,)`: the share of each row's choice in all that was decided at its decision, 0 before anything was.
+        """Share of each row's choice, `(B,)`; 0 before anything was decided.
 
         Args:
             decision: `(B,)` int64.
@@ -150,7 +143,7 @@ class RunningShare:
 
 
 class Rewards:
-    """What the rows of an environment earn.
+    """Terms of the reward of an environment.
 
     - `final_reward` and the other terms of `rewards`.
     - `price`: minus the price of the multiply-accumulates of an action.
@@ -167,7 +160,8 @@ class Rewards:
 
     Attributes:
         names_at_exit: Names of the terms for leaving, in their order.
-        of_actions: Whether actions themselves earn anything, as far as that is known when they are done.
+        wanted_at_exit: Values that these ask for.
+        of_actions: Whether actions have a reward of their own, as far as that is known when they are done.
         of_probabilities: Whether the collaboration reward needs the probabilities that agents record.
     """
 
@@ -182,12 +176,13 @@ class Rewards:
         self.of_probabilities = bool(rho) and collaboration == "probability"
         self.of_actions = priced or self._frequency or bool(self._at_action)
         self.names_at_exit = [term.name for term in self._at_exit]
+        self.wanted_at_exit = {name for term in self._at_exit for name in term.wants}
 
     def of_turn(self, turn: Turn, check: bool | None = True) -> dict[str, Tensor]:
-        """Return what every action has earned, `(B,)` for each term, 0 for rows that had left; choices are counted.
+        """Reward of every action, `(B,)` for each term, 0 for rows that had left; choices are counted.
 
         Args:
-            turn: What was done.
+            turn: The turn.
             check: Read whether a user's terms are finite.
         """
         rewards: dict[str, Tensor] = {}
@@ -199,16 +194,17 @@ class Rewards:
             where = seen.decision, turn.action, seen.choosing
             rewards["collaboration"] = self.rho * self.share.of(*where)
             self.share.count_choices(*where)
-        for term in self._at_action:
+        if self._at_action:
             action = of_one_tensor(turn.action) if seen.network.num_tensors == 1 else turn.action
             values: dict[str, Any] = {"macs": turn.macs, "action": action, "task": seen.task, "price": seen.cost}
             values |= {"depth": seen.decision, "reach": seen.reach}
-            rewards[term.name] = term(values.__getitem__, len(seen.task), check).where(seen.active, 0)
+            for term in self._at_action:
+                rewards[term.name] = term(values, len(seen.task), check).where(seen.active, 0)
         return rewards
 
-    def at_exit(self, value: Callable[[str], Tensor], rows: int, check: bool | None = True) -> list[Tensor]:
-        """Return what rows earn that leave, `(r,)` for each of `names_at_exit`; arguments as of `RewardTerm`."""
-        return [term(value, rows, check) for term in self._at_exit]
+    def at_exit(self, values: Mapping[str, Tensor], check: bool | None = True) -> list[Tensor]:
+        """Rewards for leaving, `(r,)` for each of `names_at_exit`; arguments as of `RewardTerm`."""
+        return [term(values, len(values["label"]), check) for term in self._at_exit]
 
     def give_for_probabilities(self, steps: Sequence[Step]) -> None:
         """Add the probability form of the collaboration reward to the steps of a batch that have recorded theirs."""

@@ -1,51 +1,111 @@
-"""Letting a router take a batch of instances through the network."""
+"""A batch of episodes as whoever decides meets it: what comes with an observation, steps, trajectories, the rollout."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
-from routing_gym.envs.accept import accept_instances
-from routing_gym.envs.drive import Seen, Turn, along
-from routing_gym.envs.trajectory import Context, Router, Step, Trajectory
-from routing_gym.envs.vector import RoutingVectorEnv
+from routing_gym.envs.drive import Seen, along
 from routing_gym.networks import Action, RoutedNetwork
 from routing_gym.networks.actions import of_one_tensor
 
+if TYPE_CHECKING:
+    from routing_gym.envs.vector import RoutingVectorEnv
 
-def core_of(env: Any) -> RoutingVectorEnv:
-    """Return the vector environment under any wrapper or face.
+Observation = Mapping[str, Tensor]
+"""`activation (B, D)`, `task (B,)`, `depth (B,)`: the decision each row waits at, N for rows that have left."""
 
-    Raises:
-        ValueError: There is none.
+
+class Context:
+    """What comes with an observation; what is not looked at is not computed.
+
+    Args:
+        seen: Whose observation it is.
+        single: Leave the axis M of masks out, for an agent that chooses for one tensor.
+        deterministic, carry, begins: See the attributes.
+
+    Attributes:
+        deterministic: The agent is being evaluated and should take its best action.
+        carry: A tensor per instance that the agent may set; it gets it back at the next decision of the same
+            episode, None at the first.
+        begins: `(B,)` bool: rows whose episode begins here while others are under way; None where nobody's does, or
+            everybody's (`carry` is None then).
+        record: What the agent wants to find again in the trajectory; `"probabilities"` of the shape of `mask` are what
+            the collaboration reward needs.
     """
-    inner = getattr(env, "unwrapped", env)
-    core = getattr(inner, "core", inner)  # faces hold theirs
-    if not isinstance(core, RoutingVectorEnv):
-        raise ValueError(f"expected an environment of routing_gym, got {type(inner).__name__}")
-    return core
+
+    def __init__(
+        self,
+        seen: Seen | Known,
+        *,
+        single: bool = False,
+        deterministic: bool = False,
+        carry: Tensor | None = None,
+        begins: Tensor | None = None,
+    ) -> None:
+        self._seen, self._single = seen, single
+        self.deterministic, self.carry, self.begins = deterministic, carry, begins
+        self.record: dict[str, Tensor] = {}
+
+    @property
+    def active(self) -> Tensor:
+        """`(B,)` bool: rows that are still in the network; what is chosen for the others is ignored."""
+        return self._seen.active
+
+    @property
+    def mask(self) -> Tensor:
+        """`(B, A)` bool, `(B, M, A)` where the agent chooses for M tensors: legal choices."""
+        return self._seen.mask[:, 0] if self._single else self._seen.mask
+
+    @property
+    def sole(self) -> int | None:
+        """The decision at which all rows are, known without asking the device; None where they are spread."""
+        return self._seen.sole
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What goes with an observation that has come from outside.
+
+    Attributes:
+        active: `(B,)` bool, rows that are in the network.
+        mask: `(B, M, A)` bool, legal choices.
+        sole: The decision at which all rows are, None where they are spread.
+    """
+
+    active: Tensor
+    mask: Tensor
+    sole: int | None = None
+
+
+class Router(Protocol):
+    """Anything that decides."""
+
+    def act(self, observation: Observation, context: Context) -> Action:
+        """Action of every row."""
 
 
 def is_single(router: Any, network: RoutedNetwork) -> bool:
-    """Tell whether who decides sees no axis M: where M = 1, all but those who say that they choose for any number."""
+    """Whether a router sees no axis M: where M = 1, all but those who say that they choose for any number."""
     return network.num_tensors == 1 and getattr(router, "max_tensors", 1) is not None
 
 
 class Asked:
     """A router that is asked at every decision of a batch, and what it carries from one to the next.
 
-    Args:
-        router: Whoever decides.
-        network: What it routes through.
-        deterministic: Handed to the router.
-        carry: What it carries into the first decision.
-
     Attributes:
         single: Whether the router sees no axis M.
-        before: What it carried into the last decision.
-        context: What came with the last decision.
+        carry: What it carries into the next decision.
+        before: What it carried into the last one.
+        context: What came with the last one.
     """
+
+    before: Tensor | None
+    context: Context
 
     def __init__(
         self, router: Router, network: RoutedNetwork, deterministic: bool, carry: Tensor | None = None
@@ -53,16 +113,143 @@ class Asked:
         self.router, self.deterministic, self.carry = router, deterministic, carry
         self.single = is_single(router, network)
 
-    context: Context
-    before: Tensor | None
-
     def __call__(self, seen: Seen) -> Action:
-        """Ask the router."""
+        """Action of every row."""
         self.before = self.carry
         self.context = Context(seen, single=self.single, deterministic=self.deterministic, carry=self.carry)
         action = self.router.act(seen, self.context)
         self.carry = self.context.carry
         return action
+
+
+@dataclasses.dataclass
+class Step:
+    """One decision of every instance of a batch, in the form of the agent that made it.
+
+    Attributes:
+        observation: What was seen, detached unless the environment is differentiable; of `activation` only what the
+            agent has looked at.
+        decision: `(B,)` int64; N for rows that had left.
+        active: `(B,)` bool: rows that decided here.
+        choosing: `(B, M)` bool: the tensors that chose; none in rows that had left.
+        action: Where masked choices are tolerated, after they were replaced.
+        reach: `(B,)` share of the instance that was at its decision (1 under hard routing, 0 for rows that had left).
+        rewards: `(B,)` for each term of the reward of the action itself, by name.
+        carry: What the agent carried into this decision.
+        record: What the agent recorded.
+    """
+
+    observation: Observation
+    decision: Tensor
+    active: Tensor
+    choosing: Tensor
+    action: Action
+    reach: Tensor
+    rewards: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    carry: Tensor | None = None
+    record: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def reward(self) -> Tensor:
+        """`(B,)` reward of the action itself, the sum of its terms; whoever sets it replaces them."""
+        return sum(self.rewards.values(), start=torch.zeros_like(self.reach))
+
+    @reward.setter
+    def reward(self, value: Tensor) -> None:
+        self.rewards = {"reward": value}
+
+
+@dataclasses.dataclass(frozen=True)
+class SettledExit:
+    """Rows that left at one place, with their loss.
+
+    Attributes:
+        decision: The decision they left from.
+        choice: The choice that led out.
+        rows: `(r,)` int64 row numbers, or None for every row in order.
+        logits: `(r, num_classes)`, with graph while training.
+        loss: `(r,)` cross-entropy, with graph while training.
+        weight: `(r,)` share of the instance that left here, with graph where weights have one.
+    """
+
+    decision: int
+    choice: int
+    rows: Tensor | None
+    logits: Tensor
+    loss: Tensor
+    weight: Tensor
+
+
+@dataclasses.dataclass
+class Trajectory:
+    """A batch of whole episodes.
+
+    Attributes:
+        steps: The decisions in the order they were made, at most N.
+        exits: Where the instances left.
+        task: `(B,)` int64.
+        instance: `(B,)` int64 row numbers in the data set.
+        label: `(B,)` int64.
+        price: `(B,)` cost of one multiply-accumulate.
+        final_rewards: `(B,)` for each term of the reward for leaving, by name.
+        correct: `(B,)` share of the instance that was classified right, 0 or 1 under hard routing.
+        loss: `(B,)` cross-entropy, summed over exits by weight, detached.
+        macs: `(B,)` executed multiply-accumulates.
+        expected_macs: `(B,)`, with graph where weights have one.
+    """
+
+    steps: list[Step]
+    exits: list[SettledExit]
+    task: Tensor
+    instance: Tensor
+    label: Tensor
+    price: Tensor
+    final_rewards: dict[str, Tensor]
+    correct: Tensor
+    loss: Tensor
+    macs: Tensor
+    expected_macs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    @property
+    def final_reward(self) -> Tensor:
+        """`(B,)` reward for leaving, the sum of its terms; whoever sets it replaces them."""
+        first, *others = self.final_rewards.values()
+        return sum(others, start=first)
+
+    @final_reward.setter
+    def final_reward(self, value: Tensor) -> None:
+        self.final_rewards = {"reward": value}
+
+    @property
+    def rewards(self) -> dict[str, Tensor]:
+        """`(B,)` of each term of the reward over the whole episode, by name."""
+        total = dict(self.final_rewards)
+        for step in self.steps:
+            for name, reward in step.rewards.items():
+                total[name] = total[name] + reward if name in total else reward
+        return total
+
+    def reward(self) -> Tensor:
+        """Sum of all rewards of each episode, `(B,)`."""
+        total = self.final_reward
+        for step in self.steps:
+            if step.rewards:
+                total = total + step.reward
+        return total
+
+    def returns(self, gamma: float = 1.0) -> Tensor:
+        """Returns R_i = r_final + Σ_{j≥i} γ^{j−i} r_j, `(steps, B)` (Rosenbaum et al. 2018, Algorithm 3)."""
+        if not any(step.rewards for step in self.steps):
+            return self.final_reward.expand(len(self.steps), -1)
+        rewards = torch.stack([step.reward for step in self.steps])
+        if gamma == 1:
+            return self.final_reward + rewards.flip(0).cumsum(0).flip(0)
+        for i in reversed(range(len(self.steps) - 1)):
+            rewards[i] += gamma * rewards[i + 1]
+        return self.final_reward + rewards
 
 
 def rollout(
@@ -82,41 +269,32 @@ def rollout(
 
     Returns:
         The whole episodes. The graph, where one is kept, stays with `env` for `train_blocks`.
+
+    Raises:
+        ValueError: An action that is not allowed. On a GPU it was replaced when it came, so as not to wait for it.
     """
-    if instances is not None:
-        instances = accept_instances(instances, env.num_envs, len(env.dataset), env.config.augmentations)
     batch = env.begin(instances)
     plan = router.plan(batch.state.task, deterministic) if hasattr(router, "plan") else None
-    asked = Asked(router, env.network, deterministic)
-    steps: list[Step] = []
-
-    def remember(turn: Turn, rewards: dict[str, Tensor]) -> Step:
-        seen, action = turn.seen, of_one_tensor(turn.action) if asked.single else turn.action
-        steps.append(Step(seen, seen.decision, seen.active, seen.choosing, action, seen.reach, rewards))
-        return steps[-1]
-
+    asked, turns = Asked(router, env.network, deterministic), None
     if plan is not None:
         plan = _whole(plan, env)
         turns = batch.follow(plan[..., 0]) if env.network.in_order else None
-        for turn, rewards in batch.drive(along(plan)) if turns is None else turns:
-            remember(turn, rewards)
-    else:
-        for turn, rewards in batch.drive(asked):
-            step = remember(turn, rewards)
+    steps = []
+    for turn, rewards in turns or batch.drive(asked if plan is None else along(plan)):
+        seen, action = turn.seen, of_one_tensor(turn.action) if asked.single else turn.action
+        step = Step(seen, seen.decision, seen.active, seen.choosing, action, seen.reach, rewards)
+        if plan is None:
             step.carry, step.record = asked.before, asked.context.record
-    if not batch.manner.graph:
-        batch.check()
+        steps.append(step)
+    if not batch.manner.graph and batch.doubts and bool(batch.doubtful):
+        raise ValueError("an action of this batch was out of range, masked or not finite: its results are void")
     if env.rewards.of_probabilities:
         env.rewards.give_for_probabilities(steps)
     return batch.trajectory(steps)
 
 
 def _whole(plan: Tensor, env: RoutingVectorEnv) -> Tensor:
-    """Return a plan with the axis of tensors, `(B, N, M)`.
-
-    Raises:
-        ValueError: It has another shape.
-    """
+    """A plan with the axis of tensors, `(B, N, M)`."""
     whole = (env.num_envs, len(env.network.decisions), env.network.num_tensors)
     if tuple(plan.shape) == whole[:2] and whole[2] == 1:
         return plan.unsqueeze(2)

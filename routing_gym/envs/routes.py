@@ -1,4 +1,4 @@
-"""Remembering the way of each instance, to draw it and to replay it."""
+"""Routes of the episodes, kept to draw and to replay them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ class Routes:
         instance: `(R,)` int64 row numbers in the data set.
         augmentation: `(R, P)` parameters drawn for each, or None.
         price: `(R,)`.
-        decision: `(R, N)` int64: where each action was taken.
         action: `(R, N, M)` choices or `(R, N, M, A)` weights in order; zeros behind the last.
-        length: `(R,)` int64: how many actions.
+        length: `(R,)` int64, number of actions.
     """
 
     instance: Tensor
     augmentation: Tensor | None
     price: Tensor
-    decision: Tensor
     action: Tensor
     length: Tensor
 
@@ -38,31 +36,19 @@ class Routes:
 
     @staticmethod
     def join(routes: list[Routes]) -> Routes:
-        """Put lists of routes one after the other."""
-        columns: dict[str, Any] = {}
-        for field in dataclasses.fields(Routes):
-            parts = [getattr(part, field.name) for part in routes]
-            columns[field.name] = None if parts[0] is None else torch.cat(parts)
-        return Routes(**columns)
+        """Put routes one after the other."""
+        names = [name for name, column in vars(routes[0]).items() if column is not None]
+        joined = {name: torch.cat([getattr(part, name) for part in routes]) for name in names}
+        return dataclasses.replace(routes[0], **joined)
 
     def pick(self, rows: slice | Tensor) -> Routes:
-        """Return some of the routes."""
-        columns: dict[str, Any] = {}
-        for field in dataclasses.fields(Routes):
-            column = getattr(self, field.name)
-            columns[field.name] = None if column is None else column[rows]
-        return Routes(**columns)
+        """Some of the routes."""
+        picked = {name: column[rows] for name, column in vars(self).items() if column is not None}
+        return dataclasses.replace(self, **picked)
 
 
 class RouteLog:
-    """The routes of the episodes that are under way, one per sub-environment.
-
-    Args:
-        network: Whose routes they are.
-        batch: Number of sub-environments.
-        weights: Whether actions are weights.
-        device: Where to keep the log.
-    """
+    """The routes of the episodes that are under way, one per row; `weights` says that actions are weights."""
 
     def __init__(self, network: RoutedNetwork, batch: int, weights: bool, device: torch.device) -> None:
         steps = len(network.decisions)
@@ -76,7 +62,7 @@ class RouteLog:
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def write(self, turn: Turn) -> None:
-        """Add what each active row has done; weights are kept dense."""
+        """Add the action of each active row; weights are kept dense."""
         action = actions.dense(turn.action, self.network.num_choices) if self._weights else turn.action
         assert isinstance(action, Tensor)
         seen, rows = turn.seen, turn.seen.active.nonzero().flatten()
@@ -87,7 +73,7 @@ class RouteLog:
         self.length[rows] += 1
 
     def routes(self) -> list[list[tuple[int, Any]]]:
-        """Return each row's route so far as `(decision, action)` pairs of plain values.
+        """Each row's route so far as `(decision, action)` pairs of plain values.
 
         Where several tensors choose an action is a list, with None for those that were not there.
         """
@@ -103,12 +89,11 @@ class RouteLog:
         ]
 
     def read(self, rows: Tensor, batch: Batch) -> Routes:
-        """Return copies of the routes of some rows of a batch."""
+        """Copies of the routes of some rows of a batch."""
         return Routes(
             instance=batch.state.instance[rows],
             augmentation=None if batch.augmentation is None else batch.augmentation[rows.cpu()],
             price=batch.state.price[rows],
-            decision=self.decision[rows],
             action=self.action[rows],
             length=self.length[rows],
         )
@@ -116,6 +101,5 @@ class RouteLog:
     def clear(self, rows: Tensor | None) -> None:
         """Begin new routes in some rows (None: in all)."""
         where: Tensor | slice = slice(None) if rows is None else rows
-        self.decision[where] = 0
         self.action[where] = 0
         self.length[where] = 0

@@ -21,9 +21,7 @@ class TALR:
 
     The gradients are scaled and not the rates, as in the authors' code: with momentum that is not quite the same.
 
-    Args:
-        layers: For each layer its parameters. A parameter may belong to several layers; every passage through one of
-            them counts then.
+    A parameter may belong to several layers; every passage through one of them counts then.
     """
 
     def __init__(self, layers: Sequence[Sequence[OwnedParameter]]) -> None:
@@ -31,7 +29,7 @@ class TALR:
         for number, layer in enumerate(layers):
             for owned in layer:
                 places.setdefault((id(owned.parameter), owned.index), (owned, []))[1].append(number)
-        self.num_layers = len(layers)
+        self._shape = (len(layers),)
         # Parameters of the same layers are scaled by the same number.
         together: dict[tuple[int, ...], list[OwnedParameter]] = {}
         for owned, numbers in places.values():
@@ -40,14 +38,12 @@ class TALR:
 
     @torch.no_grad()
     def scale(self, throughput: Tensor) -> None:
-        """Scale the gradients, between the backward pass and the step.
+        """Scale the gradients, between the backward pass and the step, by a throughput `(layers,)`.
 
-        Args:
-            throughput: `(layers,)`, the mean over the batch of p². Where it is 0 no instance passed, and there is no
-                gradient to scale.
+        It is the mean over the batch of p². Where it is 0 no instance passed, and there is no gradient to scale.
         """
-        if throughput.shape != (self.num_layers,):
-            raise ValueError(f"expected the throughput of {self.num_layers} layers, got {tuple(throughput.shape)}")
+        if throughput.shape != self._shape:
+            raise ValueError(f"expected the throughput of {self._shape[0]} layers, got {tuple(throughput.shape)}")
         for numbers, owned in self._groups:
             passed = throughput[list(numbers)].sum()
             factor = torch.where(passed > 0, passed, torch.ones_like(passed)).rsqrt()
@@ -57,16 +53,16 @@ class TALR:
 
 
 class Throughput:
-    """Writes down with what probability every instance of a batch takes every choice, and scales gradients by it.
+    """Notes with what probability every instance of a batch takes every choice, and scales gradients by it.
 
-    Args:
-        network: Says which parameters belong to which choice; those of none run for all and keep their rate.
+    Parameters that belong to no choice run for all and keep their rate.
     """
 
     def __init__(self, network: RoutedNetwork) -> None:
-        self.choices = [(d, c) for d, decision in enumerate(network.decisions) for c in range(decision.n)]
-        self.talr = TALR([network.parameters_of(*choice) for choice in self.choices])
-        self.num_rows, self.num_choices = len(network.decisions) + 1, network.num_choices
+        choices = [(d, c) for d, decision in enumerate(network.decisions) for c in range(decision.n)]
+        self._talr = TALR([network.parameters_of(*choice) for choice in choices])
+        self._decision, self._choice = map(list, zip(*choices, strict=True))
+        self._form = (len(network.decisions) + 1, network.num_choices)
         self._passed: Tensor | None = None
 
     def begin(self, rows: Tensor | None = None) -> None:
@@ -81,8 +77,8 @@ class Throughput:
         """Add a decision of every row: weights are probabilities; of M tensors any may take a choice."""
         seen = turn.seen
         if self._passed is None:
-            self._passed = seen.reach.new_zeros(len(seen.reach), self.num_rows, self.num_choices)
-        weights = actions.dense(turn.action, self.num_choices).detach().abs()
+            self._passed = seen.reach.new_zeros(len(seen.reach), *self._form)
+        weights = actions.dense(turn.action, self._form[1]).detach().abs()
         if weights.ndim == 3 and weights.shape[1] == 1:
             weights = weights[:, 0]
         elif weights.ndim == 3:
@@ -92,13 +88,11 @@ class Throughput:
         self._passed.index_put_((rows, seen.decision), passed, accumulate=True)
 
     def of_decisions(self) -> Tensor:
-        """Return `(N,)`: the mean over the batch of p², p the probability with which an instance is at a decision."""
+        """Mean over the batch of p², `(N,)`, p the probability with which an instance is at a decision."""
         assert self._passed is not None
         return self._passed[:, :-1].sum(-1).square().mean(0)
 
     def scale(self) -> None:
-        """Scale the gradients of the network by what was written down."""
+        """Scale the gradients of the network by what was noted."""
         assert self._passed is not None
-        squares = self._passed.square().mean(0)
-        decision, choice = zip(*self.choices, strict=True)
-        self.talr.scale(squares[list(decision), list(choice)])
+        self._talr.scale(self._passed.square().mean(0)[self._decision, self._choice])

@@ -20,7 +20,7 @@ OPTIMIZERS: dict[str, Callable[..., UsedOnly]] = {"adam": Adam, "adamw": AdamW, 
 
 
 def _in_steps(epoch: float, epochs: float | Sequence[float]) -> float:
-    """Return 0.1 to the number of steps that are behind: one every so many epochs, or one at each of several."""
+    """0.1 to the number of steps that are behind: one every so many epochs, or one at each of several."""
     if isinstance(epochs, int | float):
         return 0.1 ** math.floor(round(epoch / epochs, 9))  # of floats, 0.3 / 0.1 is less than 3
     return 0.1 ** sum(epoch >= step for step in epochs)
@@ -32,7 +32,7 @@ SCHEDULES: dict[str, Callable[[float, Any], float]] = {
     "halving": lambda epoch, epochs: 0.5 ** (epoch / epochs),
     "cosine": lambda epoch, epochs: 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs))),
 }
-"""What the learning rate is multiplied by after some epochs; `epochs` is the schedule's own measure."""
+"""Factor of the learning rate after some epochs; `epochs` are `schedule_epochs`."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -41,18 +41,7 @@ class TrainingDivergedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Optimization:
-    """How blocks are trained.
-
-    Attributes:
-        optimizer: One of `OPTIMIZERS`.
-        learning_rate: Step size at first.
-        momentum: Of `"sgd"`.
-        weight_decay: L2 penalty (decoupled with `"adamw"`).
-        schedule: One of `SCHEDULES`.
-        schedule_epochs: Its measure.
-        epoch: Instances of a pass over the split.
-        talr: Scale gradients by how much their choices are used, see `TALR`.
-    """
+    """How blocks are trained: options of `EnvConfig`, and `epoch`, the instances of a pass over the split."""
 
     optimizer: str = "adam"
     learning_rate: float = 1e-3
@@ -64,30 +53,26 @@ class Optimization:
     talr: bool = False
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
-        """Return a fresh optimiser of a network's parameters."""
+        """A fresh optimiser of a network's parameters."""
         momentum = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
         return OPTIMIZERS[self.optimizer](network, lr=self.learning_rate, weight_decay=self.weight_decay, **momentum)
 
     def rate(self, instances: int) -> float:
-        """Return the learning rate after so many instances trained on."""
+        """Learning rate after so many instances trained on."""
         return self.learning_rate * SCHEDULES[self.schedule](instances / self.epoch, self.schedule_epochs)
 
 
 OF_OPTIMIZATION = tuple(field.name for field in dataclasses.fields(Optimization) if field.name != "epoch")
-"""Options that the environment has for it."""
+"""Fields that are options of the environment."""
 
 
 class BlocksTrainer:
     """Owns the optimiser of a network's parameters.
 
-    Args:
-        network: The network to train.
-        optimization: How.
-
     Attributes:
         optimizer: May be replaced by any optimiser over the network's parameters.
-        instances: On how many instances, counted once for each time they were trained on.
-        throughput: What the batch passes through, where learning rates are adjusted to it.
+        instances: Number of instances trained on, once for each time.
+        throughput: Notes what the batch passes through, where learning rates are adjusted to it.
     """
 
     def __init__(self, network: RoutedNetwork, optimization: Optimization) -> None:
@@ -112,9 +97,9 @@ class BlocksTrainer:
 
         Args:
             loss: 0-dimensional, with graph.
-            instances: On how many it is taken.
+            instances: Number of instances it is of.
             before_step: Called between the backward pass and the step: sees and may change the gradients.
-            doubtful: 0-dimensional bool: some action of this batch was not allowed.
+            doubtful: 0-dimensional bool: something of this batch was not allowed.
 
         Raises:
             TrainingDivergedError: The loss or a gradient is not finite, or the batch is doubtful. All three are read
@@ -181,13 +166,8 @@ class BlocksTrainer:
         if self.throughput is not None:
             self.throughput.begin()
 
-    def restart(self, rows: Tensor) -> None:
-        """Get ready for other instances in some rows, `(r,)`, of the batch under way."""
-        if self.throughput is not None:
-            self.throughput.begin(rows)
-
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of the network's parameters and of the optimiser's state."""
+        """Copies of the network's parameters and of the optimiser's state."""
         return {
             "network": {key: value.clone() for key, value in self.network.state_dict().items()},
             "optimizer_name": type(self.optimizer).__name__,
@@ -201,8 +181,7 @@ class BlocksTrainer:
 
         Args:
             state: What `state_dict` gave.
-            optimization: How to go on; where it differs from how the blocks were trained, it is the optimiser that
-                follows.
+            optimization: How to go on; where it differs from the saved one, the optimiser follows.
 
         Raises:
             ValueError: The state is of another network or optimiser. Nothing has changed then.
@@ -215,11 +194,7 @@ class BlocksTrainer:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.instances = state["instances"]
-        self._follow(optimization, state["optimization"])
-
-    def _follow(self, optimization: Optimization, before: dict[str, Any]) -> None:
-        """Go on with an optimisation that may differ from the one before."""
-        self.optimization = optimization
+        self.optimization, before = optimization, state["optimization"]
         new = {name for name in before if getattr(optimization, name) != before[name]}
         for group in self.optimizer.param_groups:
             group |= {name: getattr(optimization, name) for name in new & {"momentum", "weight_decay"}}
@@ -230,10 +205,8 @@ class BlocksTrainer:
 
 
 def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Tensor:
-    """Return whether all gradients, and some other 0-dimensional numbers, are finite: a 0-dimensional bool.
-
-    A sum is not finite where one of its terms is not.
-    """
+    """Whether all gradients, and some other 0-dimensional numbers, are finite: a 0-dimensional bool."""
+    # A sum is not finite where one of its terms is not.
     sums = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
     terms = [*others, *sums]
     return torch.stack(terms).sum().isfinite() if terms else torch.tensor(True)

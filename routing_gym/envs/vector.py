@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups, subsample_first
-from routing_gym.envs.accept import accept_network, accept_reset_options, accept_splits, check_fit
+from routing_gym.envs.accept import accept_instances, accept_network, accept_reset_options, accept_splits, check_fit
 from routing_gym.envs.batch import Batch, Watch
 from routing_gym.envs.config import EnvConfig, PlainSpec
 from routing_gym.envs.drive import Manner, Turn
@@ -31,29 +31,44 @@ from routing_gym.tasks import MultiTaskDataset
 Observations = dict[str, Tensor]
 
 
+def core_of(env: Any) -> RoutingVectorEnv:
+    """The vector environment under any wrapper or face.
+
+    Raises:
+        ValueError: There is none.
+    """
+    inner = getattr(env, "unwrapped", env)
+    core = getattr(inner, "core", inner)  # faces hold theirs
+    if not isinstance(core, RoutingVectorEnv):
+        raise ValueError(f"expected an environment of routing_gym, got {type(inner).__name__}")
+    return core
+
+
 class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     """`num_envs` instances routed together through one network.
 
     ## Description
     An instance (image, task, label) is classified by a network whose way through its function blocks is decided
     step by step. One `step` takes one decision per row and runs the chosen blocks, grouped, on the device. The
-    environment trains the blocks, jointly with whoever decides. `RoutingEnv` is the view of one instance.
+    environment trains the blocks, jointly with whoever decides.
 
     In mode `"disabled"` (no autoreset; for agents that train on whole batches) a batch of instances is one batch of
     episodes: rows that have left idle until all have; the graph of the forward pass is kept and `train_blocks` makes
     the one backward pass. In the modes for outside agents a row that leaves is restarted, in the same step
     (`"same_step"`) or in the next one, whose action it ignores (`"next_step"`, Gymnasium's own default); acting runs
     without a graph and in eval mode, finished routes are stored, and whenever `replay_batch` of them are complete they
-    are run again in train mode and the blocks take one step. `replay=True` trains the blocks like this in mode
-    `"disabled"` too.
+    are replayed: run again in train mode, and the blocks take one step. `replay=True` trains the blocks like this in
+    mode `"disabled"` too.
 
     `rollout`, which `learn` and `evaluate` use, begins a batch of its own in any mode and gives up the episodes that
-    are under way.
+    are under way. The faces `RoutingEnv`, `RoutingParallelEnv` and `RoutingAECEnv` say only where they differ from
+    this: in them all is numpy and Python, and the blocks are trained by replay.
 
     ## Action Space
     `Discrete(A)`: the choice at the decision each row waits at; `MultiDiscrete([A] * M)` where M tensors choose.
     With `action_type="weights"` a `Box` of shape `(A,)` or `(M, A)`; a pair of tensors `(indices, weights)`, both
-    `(num_envs, K)`, is taken as well.
+    `(num_envs, K)`, is taken as well. `info["action_mask"]` says what is legal. Where routes are replayed a masked
+    choice is replaced by the first legal one, and `info["illegal_action"]` is 1 then (`illegal`).
 
     ## Observation Space
     `Dict` of torch tensors on `device`: `activation`, `(D,)` float32, what the decision sees, padded with zeros;
@@ -69,8 +84,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     ## Episode End
     `terminated` when the instance has left the network; never `truncated`. `info` then holds `loss`, `correct`,
-    `macs`, `label` and `final_reward`, each with its mask `_loss`, ...; at every step `action_mask`,
-    `action_reward` and, where illegal choices are tolerated, `illegal_action`.
+    `macs`, `label` and `final_reward`, each with its mask `_loss`, ...; at every step `action_mask` and
+    `action_reward`.
 
     ## Arguments
     `network`, the `RoutedNetwork` (moved to `device`); `data`, the splits by name, or one split; `num_envs`, the
@@ -80,13 +95,10 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     * v0: first version.
 
     Attributes:
-        network: The network.
         dataset: The split instances are drawn from.
         datasets: All splits by name.
         config: The options.
         trainer: The optimiser of the blocks.
-        rewards: What rows earn.
-        batch: The instances that are under way.
         watchers: Called with every `Turn` of every batch, whoever drives it: a list to add to.
 
     Raises:
@@ -167,8 +179,6 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         """Where the instances stand."""
         return self.batch.state
 
-    # ------------------------------------------------------------------------------------------------------- episodes
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
@@ -186,7 +196,11 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             ValueError: A mask or instances of the wrong form, or an unfinished row while a graph is held.
         """
         rows, instances = accept_reset_options(
-            options or {}, self.config, self.num_envs, self.dataset, lambda: self.state.active & self.keeps_graph
+            options or {},
+            self.num_envs,
+            self.dataset,
+            self.config.augmentations,
+            lambda: self.state.active & self.keeps_graph,
         )
         super().reset(seed=seed)
         if seed is not None:
@@ -194,10 +208,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         if rows is not None:
             self._restart(rows, instances)
         else:
-            watchers = list(self.watchers)
-            if self._log is not None and self.render_mode != "ansi":
-                watchers.append(self._log.write)
-            self._begin(self._manner(self.keeps_graph, self.config.replays), instances, watchers, keep_exits=False)
+            written = [] if self._log is None or self.render_mode == "ansi" else [self._log.write]
+            manner = self._manner(self.keeps_graph, self.config.replays)
+            self._begin(manner, instances, [*self.watchers, *written], keep_exits=False)
         if self.render_mode == "ansi":
             self._draw_routes()
         return self.observe(), {"action_mask": self._mask()}
@@ -206,8 +219,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         """Begin a batch for whoever drives it to the end, see `rollout`; the one under way is given up.
 
         Args:
-            instances: `(num_envs,)` int64 rows of the data set; drawn by default.
+            instances: `(num_envs,)` int64 rows of the data set, each as often as it is augmented; drawn by default.
         """
+        instances = accept_instances(instances, self.num_envs, len(self.dataset), self.config.augmentations)
         return self._begin(self._manner(self.config.train, False), instances, self.watchers, keep_exits=True)
 
     def _begin(self, manner: Manner, instances: Tensor | None, watchers: Sequence[Watch], keep_exits: bool) -> Batch:
@@ -218,7 +232,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         return self._batch
 
     def _manner(self, graph: bool, outside: bool) -> Manner:
-        """Return how a batch is driven, with a graph or without, by an agent from outside or one of ours."""
+        """How a batch is driven, with a graph or without, by an agent from outside or one of ours."""
         config = self.config
         return Manner(
             graph=graph,
@@ -233,16 +247,16 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     def _start(
         self, count: int, instances: Tensor | None, manner: Manner, watchers: Sequence[Watch], keep_exits: bool
     ) -> Batch:
-        """Return so many instances at the first decision; fewer than `num_envs` will take the place of some rows."""
-        times = self.config.augmentations
-        drawn = self.stream.draw(count // times).repeat_interleave(times) if instances is None else instances
-        drawn = drawn.to(self.device)
-        augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
+        """Instances at the first decision; fewer than `num_envs` will take the place of some rows."""
         # Every part is asked: a network in train mode may have been built around parts in eval mode.
         if any(part.training != manner.graph for part in self.network.modules()):
             self.network.train(manner.graph)
         if manner.graph and count == self.num_envs:
             self.trainer.begin()
+        times = self.config.augmentations
+        drawn = self.stream.draw(count // times).repeat_interleave(times) if instances is None else instances
+        drawn = drawn.to(self.device)
+        augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
         pixels, task = self.dataset.pixels(drawn, augmentation), self.dataset.task.index_select(0, drawn)
         prices = self._prices
         if len(prices) > 1:
@@ -265,8 +279,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     def _restart(self, rows: Tensor, instances: Tensor | None = None) -> None:
         """Put new instances into some rows, `(r,)` int64; what the others are doing goes on."""
         batch = self.batch
-        if batch.manner.graph and len(rows) < self.num_envs:
-            self.trainer.restart(rows)
+        if batch.manner.graph and len(rows) < self.num_envs and self.trainer.throughput is not None:
+            self.trainer.throughput.begin(rows)
         batch.restart(rows, self._start(len(rows), instances, batch.manner, (), keep_exits=False))
         if self._log is not None:
             self._log.clear(rows)
@@ -274,13 +288,13 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self._due = self._due.index_fill(0, rows, False)
 
     def observe(self) -> Observations:
-        """Return what is seen now."""
+        """Observation of what is there now."""
         observation = dict(self.batch.seen())
         # Outsiders may write into what they are given.
         return {key: value.clone() for key, value in observation.items()} if self.config.replays else observation
 
     def _mask(self) -> Tensor:
-        """Return what is legal now, `(num_envs, A)`, `(num_envs, M, A)` where M > 1."""
+        """Legal choices now, `(num_envs, A)`, `(num_envs, M, A)` where M > 1."""
         mask = self.network.action_mask(self.state)
         return mask[:, 0] if self.network.num_tensors == 1 else mask
 
@@ -335,14 +349,18 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         infos["action_mask"] = self._mask()
         return observation, reward, left, torch.zeros_like(left), infos
 
-    # ------------------------------------------------------------------------------------------------------- training
-
-    def train_blocks(self, extra_loss: Tensor | None = None, before_step: Callable[[], None] | None = None) -> Tensor:
+    def train_blocks(
+        self,
+        extra_loss: Tensor | None = None,
+        before_step: Callable[[], None] | None = None,
+        doubtful: Tensor | None = None,
+    ) -> Tensor:
         """Make the one backward pass of a batch and take a step of the blocks' optimiser (Algorithm 2, line 3).
 
         Args:
             extra_loss: Added to the block loss: the agent's auxiliary loss.
             before_step: Called between backward pass and step; sees the gradients.
+            doubtful: 0-dimensional bool, read with the gradients: take no step.
 
         Returns:
             The block loss, detached: the mean over the batch of each instance's cross-entropy.
@@ -358,6 +376,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             raise RuntimeError(f"{int(batch.state.active.sum())} rows have not left the network: go on stepping")
         if not batch.exits:
             raise RuntimeError("this batch has been trained on already: call reset()")
+        if doubtful is not None:
+            batch.doubts.append(doubtful)
         loss = batch.block_loss()
         whole = loss if extra_loss is None else loss + extra_loss
         self.trainer.step(whole, self.num_envs, before_step, batch.doubtful)
@@ -365,15 +385,15 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.trainer.begin()  # rows restarted from here on belong to a new batch
         return loss.detach()
 
-    # ---------------------------------------------------------------------------------------------------- and the rest
+    # ------------------------------------------------------------------------------------------------------- the rest
 
     def sibling(self, num_envs: int, **options: Any) -> Self:
-        """Return another environment over the same network and data, of another size and with some options changed."""
+        """Another environment over the same network and data, of another size and with some options changed."""
         config = {**dataclasses.asdict(self.config), "augmentations": 1, **options}  # its rows may not come in versions
         return type(self)(self.network, self.datasets, num_envs, **config)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to go on from here, between two batches."""
+        """State from which to go on, between two batches."""
         return {
             "blocks": self.trainer.state_dict(),
             "stream": self.stream.state_dict(),
@@ -398,7 +418,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self._replayer.clear()
 
     def render(self) -> tuple[Any, ...] | None:
-        """Return the route of each row in a line (`"ansi"`), or the routing map for each (`"rgb_array"`), or None.
+        """Route of each row in a line (`"ansi"`), or the routing map for each (`"rgb_array"`), or None.
 
         The map, `(H, W, 3)` uint8, is one for all and shows all that was decided so far: a column per task, a row per
         decision.

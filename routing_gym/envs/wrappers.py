@@ -15,9 +15,9 @@ from torch import Tensor
 
 from routing_gym.envs.drive import Turn
 from routing_gym.envs.render import taken
-from routing_gym.envs.rollout import core_of
 from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import to_numpy
+from routing_gym.envs.vector import core_of
 
 
 class _PerEpisode(VectorWrapper, ABC):
