@@ -134,7 +134,7 @@ class RoutedCells(BankedNetwork):
         last = block == CHOICE_BLOCKS - 1
         if not is_operation:
             offered, behind = tensors[: 2 + block], tensors[2 + block :]
-            mixed = self.bank(decision)(torch.stack(offered, 1), action)
+            mixed = self.bank(decision)(SideBySide(offered), action)
             return (mixed, *([functools.reduce(torch.add, offered[2:])] if last else offered), *behind)
         y = self.bank(decision)(tensors[0], action)
         if not last:
@@ -201,6 +201,39 @@ def make_inputs(count: int, filters: int, size: tuple[int, int]) -> ModuleBlocks
     return ModuleBlocks(convs, (count, filters, *size))
 
 
+class SideBySide:
+    """Stands for n tensors `(r, C, H, W)` put side by side, `(r, n, C, H, W)`, of which each block reads one.
+
+    Rows are copied when a block reads them, of its own tensor alone.
+
+    Args:
+        tensors: The tensors.
+        rows: `(r,)` int64, which of their rows; all by default.
+    """
+
+    ndim = 5
+
+    def __init__(self, tensors: Sequence[Tensor], rows: Tensor | None = None) -> None:
+        self.tensors, self.rows = tensors, rows
+        self.device, self.new_zeros = tensors[0].device, tensors[0].new_zeros
+
+    def __len__(self) -> int:
+        return len(self.tensors[0] if self.rows is None else self.rows)
+
+    def __getitem__(self, place: tuple[slice, int]) -> Tensor:
+        tensor = self.tensors[place[1]]
+        return tensor if self.rows is None else tensor.index_select(0, self.rows)
+
+    def index_select(self, dim: int, rows: Tensor) -> SideBySide:
+        """Some rows, where these are all."""
+        return SideBySide(self.tensors, rows)
+
+    def split(self, counts: list[int]) -> list[SideBySide]:
+        """Chosen rows in pieces."""
+        assert self.rows is not None
+        return [SideBySide(self.tensors, rows) for rows in self.rows.split(counts)]
+
+
 class OfOne(nn.Sequential):
     """Layers that read one of several tensors `(B, n, C, H, W)`.
 
@@ -213,6 +246,6 @@ class OfOne(nn.Sequential):
         super().__init__(*layers)
         self.number = number
 
-    def forward(self, tensors: Tensor) -> Tensor:
+    def forward(self, tensors: Tensor | SideBySide) -> Tensor:
         """Output of the layers for that tensor."""
         return super().forward(tensors[:, self.number])
