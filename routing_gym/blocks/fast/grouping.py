@@ -77,10 +77,7 @@ def group(choice: Tensor, num_blocks: int) -> Groups:
 
 
 def group_plan(plan: Tensor, num_blocks: Sequence[int]) -> list[Groups]:
-    """Rows sorted by their block, for each of L choices; the same choice twice in a row gives the same object.
-
-    Choices are `plan`, `(B, L)` int64, column i in `[0, num_blocks[i])`.
-    """
+    """Rows sorted by each column of a plan `(B, L)` int64 in `[0, num_blocks[i])`; equal neighbours give one object."""
     if plan.device.type == "cpu":
         return _group_on_host(plan.numpy().T, num_blocks)
     return [group_on_device(choice, number) for choice, number in zip(plan.unbind(1), num_blocks, strict=True)]
