@@ -1,4 +1,4 @@
-"""A bank of function blocks: `run`, `run_each`, `mix` and `mix_all` are the definition of what it computes."""
+"""Banks of function blocks: `run`, `run_each`, `mix` and `mix_all` define what they compute."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks.ownership import OwnedParameter, PartlyUsed
+from routing_gym.tasks.checking import whole_number
 
 Sparse = tuple[Tensor, Tensor]
 """`(indices, weights)`, both `(B, K)`: the K blocks each row uses (int64) and their weights (floating point)."""
@@ -53,9 +54,7 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     def __init__(self, num_blocks: int) -> None:
         super().__init__()
-        if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 1:
-            raise ValueError(f"num_blocks must be an integer of at least 1, got {num_blocks!r}")
-        self.num_blocks = num_blocks
+        self.num_blocks = whole_number("num_blocks", num_blocks)
 
     @abstractmethod
     def run_block(self, x: Tensor, number: int) -> Tensor:
@@ -66,11 +65,9 @@ class FunctionBlocks(PartlyUsed, ABC):
         """Parameters that only block `choice` uses."""
 
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
-        """Outputs `(B, ...)` of block `choice[i]` for every row `x[i]`.
+        """Outputs `(B, ...)` of block `choice[i]` for every row `x[i]`; B may be 0.
 
-        Args:
-            x: Inputs `(B, ...)`; B may be 0.
-            choice: `(B,)` int64 in `[0, num_blocks)`; not checked here, the network has done so.
+        Choices are `(B,)` int64 in `[0, num_blocks)`, which is not checked here: the network has done so.
         """
         if not len(x):
             return self.run_block(x, 0)  # for the shape of the output

@@ -54,12 +54,13 @@ def count_macs(module: nn.Module, *inputs: Any) -> float:
 _KNOWN: dict[Any, tuple[float, tuple[int, ...]]] = {}
 
 
-def cost_of(module: nn.Module, *inputs: Any, known: dict[Any, Any]) -> tuple[float, tuple[int, ...]]:
+def cost_of(module: nn.Module, *inputs: Any, known: dict[Any, Any] | None = None) -> tuple[float, tuple[int, ...]]:
     """Multiply-accumulates of a module for one row, see `count_macs`, and the shape of its output, without batch axis.
 
     Modules that are alike, copies of each other but for the values of their tensors, are run once: in a process where
     all their parts are PyTorch's or this library's, for the same `known`, which is added to, otherwise.
     """
+    known = {} if known is None else known
     if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
         probe(module, lambda: module(*inputs))
     if all(type(part).__module__.startswith(("torch.nn.modules.", "routing_gym.")) for part in module.modules()):
@@ -134,12 +135,12 @@ def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
 
 
 def _holds_a_matrix(part: nn.Module) -> bool:
-    """Whether a module has a parameter of its own with at least two axes, other than norms and embeddings do."""
+    """Whether a module, no norm or embedding by name, has a parameter of its own with at least two axes."""
     matrices = (sum(size > 1 for size in parameter.shape) > 1 for parameter in part.parameters(recurse=False))
     return not re.search("Norm|Embedding", type(part).__name__) and any(matrices)
 
 
-# What PyTorch's own counter leaves out. It hands over the shapes of tensors and wants operations, two per product.
+# Operations that PyTorch's own counter leaves out. It hands over shapes of tensors, and wants two for each product.
 
 
 def _recurrent_flops(x: Shape, *weights: Shape, **_: Any) -> int:

@@ -32,8 +32,8 @@ class ModuleBlocks(BlockByBlock):
     """
 
     def __init__(self, modules: Iterable[nn.Module], input_shape: Sequence[int]) -> None:
-        listed = list(modules) if isinstance(modules, Iterable) else []
-        if not isinstance(modules, Iterable) or not all(isinstance(module, nn.Module) for module in listed):
+        listed = [*modules] if isinstance(modules, Iterable) else [None]
+        if not all(isinstance(module, nn.Module) for module in listed):
             raise ValueError(f"blocks must be modules (torch.nn.Module), got {modules!r}")
         super().__init__(len(listed))
         self.blocks = nn.ModuleList(listed)

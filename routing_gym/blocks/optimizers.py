@@ -20,6 +20,7 @@ from routing_gym.blocks.fast.slices import Plan, Slices, by_part
 from routing_gym.blocks.ownership import PartlyUsed
 
 Options = dict[str, Any]
+Plans = dict[Any, Plan]
 
 
 class _Moves(NamedTuple):
@@ -85,7 +86,7 @@ class UsedOnly(torch.optim.Optimizer):
         for group in self.param_groups:
             moments = self.moments(group)
             moves = _Moves([[] for _ in ("parameter", "gradient", *moments)], [])
-            plans: dict[Any, Plan] = {}
+            plans: Plans = {}
             for parameter in group["params"]:
                 if parameter.grad is None or parameter in unused:
                     continue
@@ -136,13 +137,7 @@ class UsedOnly(torch.optim.Optimizer):
         return state
 
     def _move_slices(
-        self,
-        group: Options,
-        moves: _Moves,
-        plans: dict[Any, Plan],
-        parameter: nn.Parameter,
-        slices: Slices,
-        used: Tensor | None,
+        self, group: Options, moves: _Moves, plans: Plans, parameter: nn.Parameter, slices: Slices, used: Tensor | None
     ) -> None:
         """Enter those slices of a stack that have been used, as few tensors as can be, or move them at once."""
         state, count, device = self.state[parameter], slices.count, parameter.device

@@ -12,12 +12,7 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class OwnedParameter:
-    """A parameter, or one slice of a stacked one, that belongs to one choice.
-
-    Attributes:
-        parameter: As the optimiser knows it.
-        index: Position along its first axis, or None for all of it.
-    """
+    """A parameter that belongs to one choice as a whole, or, of a stack, its slice `index` along the first axis."""
 
     parameter: nn.Parameter
     index: int | None = None
@@ -29,7 +24,7 @@ class OwnedParameter:
 
     @property
     def grad(self) -> Tensor | None:
-        """The gradient of `value`, a view into the parameter's gradient, or None where there is none."""
+        """Gradient of `value`, a view into the parameter's, or None where there is none."""
         grad = self.parameter.grad
         return grad if grad is None or self.index is None else grad[self.index]
 
@@ -57,11 +52,9 @@ class PartlyUsed(nn.Module):
         """Parameters of every part; one may belong to several, and is used if any of them is."""
 
     def note_use(self, part: Tensor, first: int = 0) -> None:
-        """Note that some parts have been used; without a graph nothing is learned, and nothing noted.
+        """Note that parts have been used; without a graph nothing is learned, and nothing noted.
 
-        Args:
-            part: Numbers counted from part `first`, int64 of any shape; or bool, for so many parts from there on.
-            first: A part.
+        They are numbers counted from part `first`, int64 of any shape; or bool, for so many parts from there on.
         """
         if not torch.is_grad_enabled():
             return

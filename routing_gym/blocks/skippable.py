@@ -55,9 +55,9 @@ class SkippableBlock(FunctionBlocks):
             raise ValueError(f"a block that can be skipped is a ResidualBlock, got {type(block).__name__}")
         super().__init__(len(CHOICES))
         self.block, self.input_shape = block, shape_of_row("input_shape", input_shape)
-        row = torch.zeros(1, *input_shape)
-        self.shared_macs, _ = cost_of(block.shortcut, row, known={})
-        macs, self.output_shape = cost_of(block, row, known={})
+        row = torch.zeros(1, *self.input_shape)
+        self.shared_macs, _ = cost_of(block.shortcut, row)
+        macs, self.output_shape = cost_of(block, row)
         self.macs = (0.0, macs - self.shared_macs)
         allow_small_groups(subsample_first(self))
 

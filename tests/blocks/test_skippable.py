@@ -131,9 +131,6 @@ def rows_that_run(blocks):
     return counts
 
 
-# ---------------------------------------------------------------------- what is computed
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("who", ["all", "none", "some"])
@@ -202,9 +199,6 @@ def test_costs_by_hand():
     assert a_block("identity").shared_macs == a_block("subsampling").shared_macs == 0
 
 
-# ---------------------------------------------------------------------- what is not computed
-
-
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("form", ["integers", "weights", "one pair", "two pairs", "with a gradient"])
 def test_rows_that_skip_never_reach_the_residual(form, train):
@@ -262,9 +256,6 @@ def test_dense_backward_runs_every_row_while_training():
     assert counts == [2]
 
 
-# ---------------------------------------------------------------------- gradients
-
-
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("action", ["integers", "soft", "some zeros", "pairs"])
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
@@ -292,9 +283,6 @@ def test_gradients_by_finite_differences():
     x = images(2, torch.float64)[:, :, :3, :3].requires_grad_()
     weights = torch.tensor([[0.3, 0.7], [0.6, 0.4]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, weights: blocks(x, weights), (x, weights))
-
-
-# ---------------------------------------------------------------------- statistics
 
 
 @pytest.mark.parametrize("form", ["integers", "one pair", "soft"])
@@ -326,9 +314,6 @@ def test_one_pixel_of_one_row_is_normalised_by_the_running_statistics():
     assert int(blocks.block.residual[1].num_batches_tracked) == 0
 
 
-# ---------------------------------------------------------------------- memory, number formats
-
-
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
 def test_channels_stay_last(shortcut, graph):
@@ -358,9 +343,6 @@ def test_under_autocast(shortcut, train):
                 if graph:
                     y.float().square().sum().backward()
                     assert all(p.grad.dtype == torch.float32 for p in blocks.parameters())
-
-
-# ---------------------------------------------------------------------- after training
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)

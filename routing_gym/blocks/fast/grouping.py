@@ -44,12 +44,6 @@ class SortedRows:
     def __init__(self, rows: Tensor, place: Tensor, back: Tensor) -> None:
         self.rows, self.place, self.back = rows, place, back
 
-    def in_order(self) -> Tensor:
-        """Rows in their own order."""
-        ordered = _Permute.apply(self.rows, self.place, self.back)
-        assert isinstance(ordered, Tensor)
-        return ordered
-
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """Some rows, as of `Tensor.index_select` along the first axis."""
         return self.rows.index_select(dim, self.place.index_select(0, index))
@@ -57,7 +51,10 @@ class SortedRows:
 
 def plain(rows: Tensor | SortedRows) -> Tensor:
     """Rows in their own order."""
-    return rows if isinstance(rows, Tensor) else rows.in_order()
+    if isinstance(rows, SortedRows):
+        rows = _Permute.apply(rows.rows, rows.place, rows.back)
+        assert isinstance(rows, Tensor)
+    return rows
 
 
 class _Permute(torch.autograd.Function):
@@ -80,10 +77,7 @@ def group(choice: Tensor, num_blocks: int) -> Groups:
 
 
 def group_plan(plan: Tensor, num_blocks: Sequence[int]) -> list[Groups]:
-    """Rows sorted by their block, for each of L choices; the same choice twice in a row gives the same object.
-
-    Choices are `plan`, `(B, L)` int64, column i in `[0, num_blocks[i])`.
-    """
+    """Rows sorted by each column of a plan `(B, L)` int64 in `[0, num_blocks[i])`; equal neighbours give one object."""
     if plan.device.type == "cpu":
         return _group_on_host(plan.numpy().T, num_blocks)
     return [group_on_device(choice, number) for choice, number in zip(plan.unbind(1), num_blocks, strict=True)]

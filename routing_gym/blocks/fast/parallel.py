@@ -155,7 +155,7 @@ class PathBlocks(BlockByBlock):
             raise ValueError(f"the layers of paths are a PathSequential, got {type(layers).__name__}")
         self.layers = layers
         row = torch.zeros(1, *shape_of_row("input_shape", input_shape))
-        macs, self.output_shape = cost_of(layers, row, 0, known={})
+        macs, self.output_shape = cost_of(layers, row, 0)
         self.macs = (macs,) * paths
 
     def run_block(self, x: Tensor, number: int) -> Tensor:

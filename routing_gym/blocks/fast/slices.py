@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
@@ -43,6 +44,7 @@ class Slices:
         return None if used is None or (device.type == "cpu" and used.numpy().all()) else used
 
 
+@dataclasses.dataclass
 class Plan:
     """Slices that take a step: the same for all stacks of these slices whose steps have been counted alike.
 
@@ -52,9 +54,9 @@ class Plan:
         factors: Those of `UsedOnly.move_rows`, once somebody has worked them out.
     """
 
-    def __init__(self, used: Tensor, steps: Tensor) -> None:
-        self.used, self.steps = used, steps
-        self.factors: Any = None
+    used: Tensor
+    steps: Tensor
+    factors: Any = None
 
     def goes_by_runs(self, stack: Tensor) -> bool:
         """Whether to move runs of slices of a stack `(k, n)`, rather than all rows at once."""
