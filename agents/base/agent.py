@@ -1,4 +1,4 @@
-"""What an agent is: two short methods, and what every agent gets for them."""
+"""The base class of agents: two short methods to implement, and all that is inherited."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Agent(nn.Module, ABC):
         """Whether an option of `env_kwargs` may have a value; by default only the one that is named there."""
         return value == self.env_kwargs[option]
 
-    # ------------------------------------------------------------------------------------- what a subclass implements
+    # --------------------------------------------------------------------------------------------------- to implement
 
     @abstractmethod
     def act(self, observation: Observation, context: Context) -> Action:
@@ -128,8 +128,8 @@ class Agent(nn.Module, ABC):
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N)` int64, `(B, N, M)` where `max_tensors` is None, if they depend on nothing but the task.
 
-        Much faster than `act` at every decision, because no one has to look at the activations. By default None:
-        the agent is asked decision by decision.
+        Much faster than `act` at every decision, because activations are not observed. By default None: the agent is asked
+        decision by decision.
 
         Args:
             task: `(B,)` int64.
@@ -157,7 +157,7 @@ class Agent(nn.Module, ABC):
         """Probabilities `(T, N, A)` of choices by task and decision; None if they depend on more. Only to be shown."""
         return None
 
-    # ------------------------------------------------------------------------------------------------- what it inherits
+    # ------------------------------------------------------------------------------------------------------ inherited
 
     @property
     def passes(self) -> float:

@@ -1,4 +1,4 @@
-"""Options of agents: what they are called, what they may be, and saying so when they are not."""
+"""Options of agents: dataclasses whose fields declare the values they may have, and refuse others by name."""
 
 from __future__ import annotations
 

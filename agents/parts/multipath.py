@@ -153,7 +153,7 @@ class ExactMultipath(Multipath):
         legal = self._legal[:, : self.num_choices]
         leaves = torch.zeros(len(decisions), dtype=torch.float64)
         of_choice = torch.zeros(len(decisions) + 1, self.num_choices, dtype=torch.float64)
-        # Where a choice leads to; what leaves, or is not there, goes into a last place that is not read.
+        # Where a choice leads to; exits, and choices that do not exist, go into a last place that is not read.
         following = torch.full((len(decisions) + 1, self.num_choices), len(decisions))
         for number in reversed(range(len(decisions))):
             for choice, target in enumerate(decisions[number].next):
@@ -193,8 +193,8 @@ class ExactMultipath(Multipath):
         depth = observation["depth"]
         arrived = scores.new_zeros(len(scores), self.num_decisions + 1) if context.carry is None else context.carry
         reach = arrived.gather(1, depth.unsqueeze(1))
-        # Whoever begins is at the first decision for certain, and so is, where it stands, who does not say how it came
-        # there (`predict` without a state); of whoever has left nothing is read.
+        # Reach is 1 at the first decision, and where it is not known (`predict` without a state); of rows that have left
+        # it is not read.
         reach = torch.where(((depth == 0) | ~context.active).unsqueeze(1) | (reach == 0), 1.0, reach)
         chances = self.chances(scores, depth, reach)
         context.carry = arrived.scatter(1, self._next.index_select(0, depth), reach * chances)
@@ -205,7 +205,7 @@ class ExactMultipath(Multipath):
         """Training policy `(B, A)`: softmax(s / τ), a little of which goes to every path (Eq. 4).
 
         Without that little the softmax underflows at low temperatures: choices would no longer be tried, and a layer
-        that no one passes has no throughput.
+        that no instance passes has no throughput.
 
         Args:
             scores: `(B, A)`, −inf where a choice is not legal.

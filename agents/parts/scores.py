@@ -186,8 +186,8 @@ def make_scores(
 
     Args:
         representation: `"table"`, `"mlp"` or `"linear"`.
-        arrangement: Who decides.
-        inputs: Width of what networks see.
+        arrangement: The arrangement.
+        inputs: Width of the observation, for networks.
         seed: The seed.
         outputs: See `ArrangedScores`.
     """
@@ -207,8 +207,8 @@ class ModuleScores(Scores):
 
     Args:
         network: Says how wide a decision's observation is, and how many choices it has.
-        make: Builds the module of a decision, given its number and the width of what it sees.
-        price: Whether the price of computation stands in front of what is seen.
+        make: Builds the module of a decision, given its number and the width of its input.
+        price: Whether the price of computation stands in front of the activation.
         seed: Of the first weights.
         outputs: Numbers for a row; by default one for each choice.
 

@@ -1,4 +1,4 @@
-"""ModuleScores that say whether a residual block is run: linear, recurrent, convolutional (CoDiNet, section 4.5.2)."""
+"""Scores of whether a residual block is run: linear, recurrent, convolutional (CoDiNet, section 4.5.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of the agents of Stable-Baselines3: options, the features their policies see, a count of what they route."""
+"""Parts of the agents of Stable-Baselines3: options, features of observations, counting of episodes, seeding."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SB3Config(AgentConfig):
 
 @dataclasses.dataclass(frozen=True)
 class OnPolicyConfig(SB3Config):
-    """Options of agents that learn from what they have just done.
+    """Options of on-policy agents.
 
     Attributes:
         n_steps: Decisions of each row between two updates; by default those of one whole instance.
