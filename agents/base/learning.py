@@ -35,7 +35,7 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
     Raises:
         ValueError: A count below 1, or an environment the agent was not made for.
         TrainingDivergedError: A loss, a gradient or a reward is no longer a number; agent and blocks are as they were
-            before the batch. Or a parameter or buffer of the agent is not: it has been updated, and is of no use any more.
+            before the batch. Or a parameter or buffer of the agent is not: it has been updated, and is of no use.
     """
     core = check_learning(agent, env, episodes)
     if agent.needs_gradients and agent.optimizer is None:

@@ -63,8 +63,6 @@ class LearningAgent(ScoringAgent):
         kind = options.arrangement, options.representation, options.num_agents
         self.arrangement = Arrangement(self.env, *kind, single=single)
 
-    # --------------------------------------------------------------------------------------------------- to implement
-
     @abstractmethod
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Learn from a batch of whole episodes, in which dispatching is the first step; `agent_at(step)` says who."""
@@ -86,8 +84,6 @@ class LearningAgent(ScoringAgent):
     def chances(self, preferences: Tensor) -> Tensor:
         """Probabilities `(B, ..., A)` of choices while learning; by default the softmax."""
         return preferences.softmax(-1)
-
-    # ------------------------------------------------------------------------------------------------------ inherited
 
     @torch.no_grad()
     def choose(self, observation: Observation, agent: Tensor, context: Context) -> Tensor:

@@ -107,9 +107,7 @@ class Multipath(RouterAgent):
     def weight_penalty(self, trajectory: Trajectory, through_policy: bool = False) -> Tensor:
         """Penalty k_L2 E[Σ w²] over the layers an instance passes (Eq. 9), 0-dimensional.
 
-        Args:
-            trajectory: The batch.
-            through_policy: Let the gradient go on into the probabilities, which are constants otherwise.
+        `through_policy` lets the gradient go on into the probabilities, which are constants otherwise.
         """
         reach, taken = self.passage(trajectory, through_policy)
         terms = [weight.square().sum() for weight in self._for_all]
@@ -135,12 +133,8 @@ class Multipath(RouterAgent):
 class ExactMultipath(Multipath):
     """A strategy that runs every path of every instance, weighed by the training policy.
 
-    Args:
-        env: An environment whose network shares outcomes out at every decision, and in which no paths meet again.
-        config: Options.
-
     Raises:
-        ValueError: A network that mixes activations, or whose paths meet.
+        ValueError: A network that mixes activations, or in which paths meet again.
     """
 
     action_type = "weights"
@@ -193,8 +187,8 @@ class ExactMultipath(Multipath):
         depth = observation["depth"]
         arrived = scores.new_zeros(len(scores), self.num_decisions + 1) if context.carry is None else context.carry
         reach = arrived.gather(1, depth.unsqueeze(1))
-        # Reach is 1 at the first decision, and where it is not known (`predict` without a state); of rows that have left
-        # it is not read.
+        # Reach is 1 at the first decision, and where it is not known (`predict` without a state).
+        # Of rows that have left it is not read.
         reach = torch.where(((depth == 0) | ~context.active).unsqueeze(1) | (reach == 0), 1.0, reach)
         chances = self.chances(scores, depth, reach)
         context.carry = arrived.scatter(1, self._next.index_select(0, depth), reach * chances)
@@ -205,12 +199,7 @@ class ExactMultipath(Multipath):
         """Training policy `(B, A)`: softmax(s / τ), a little of which goes to every path (Eq. 4).
 
         Without that little the softmax underflows at low temperatures: choices would no longer be tried, and a layer
-        that no instance passes has no throughput.
-
-        Args:
-            scores: `(B, A)`, −inf where a choice is not legal.
-            depth: `(B,)` int64.
-            reach: `(B, 1)`, probability that an instance is at its decision.
+        that no instance passes has no throughput. `reach (B, 1)` is the probability of being at the decision.
         """
         soft = self.softened(scores)
         least = self._least.index_select(0, depth).unsqueeze(1)

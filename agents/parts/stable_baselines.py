@@ -169,12 +169,7 @@ class Features(nn.Module):
 
 
 class Tally:
-    """Counts the instances that leave while a model learns, and reports them a batch at a time.
-
-    Args:
-        agent: Whose `episodes` to count.
-        report: Given the means of every batch of `num_envs` instances.
-    """
+    """Counts an agent's episodes while a model learns, and reports the means of every `num_envs` of them."""
 
     def __init__(self, agent: Agent, report: Report | None) -> None:
         self.agent, self.report, self.batch = agent, report, agent.env.num_envs

@@ -85,10 +85,7 @@ def prune(agent: Agent) -> FixedRoutes:
 def single_routes(agent: Agent, tasks: Sequence[int]) -> list[list[int]]:
     """Deterministic route of each of some tasks: its choice at each decision.
 
-    Every instance of every split is routed to see that there is only one.
-
-    Raises:
-        ValueError: There are several, or the agent does not take one block at a time: it mixes them by weights.
+    Every instance of every split is routed to see that there is only one, and that blocks are not mixed.
     """
     env = agent.env
     if agent.num_tensors > 1:
