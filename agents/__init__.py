@@ -1,4 +1,4 @@
-"""Who decides: agents, and the loop that trains them together with the blocks."""
+"""Agents, one file per algorithm, and the loop that trains them together with the blocks."""
 
 from routing_gym.agents.actor import Actor, ActorConfig
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig

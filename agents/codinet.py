@@ -62,7 +62,7 @@ class CoDiNetConfig(RouterConfig):
 
 
 class CoDiNet(RouterAgent):
-    """ModuleScores that say of every block whether an instance runs it, trained with the blocks by gradient.
+    """Scores of every block, by which an instance runs or skips it, trained with the blocks by gradient.
 
     Source: Wang et al., "CoDiNet: Path Distribution Modeling with Consistency and Diversity for Dynamic Routing". The
     loss is L_cls + α L_con + β L_div + γ L_cost (Eq. 12), the paths r being the weights v of running, noise included.

@@ -227,7 +227,7 @@ class SampledPragmaticCritic(SampledCritic):
 class SampledOptimisticCritic(SampledCritic):
     """Optimistic critic from sampled paths: the target is the next decision's best score.
 
-    An approximation: the best score stands for the best cost, which is known to no one who has run a single path.
+    An approximation: the best score stands for the best cost, which is not known after a single path.
     """
 
     td_lambda = 0.0

@@ -79,11 +79,7 @@ class SB3Agent(Agent):
         self._macs = 0.0 if self.config.representation == "table" else self.policy_macs()
 
     def _import_algorithm(self) -> Callable[..., Any]:
-        """Class of the model.
-
-        Raises:
-            ValueError: It is not installed; says how to install it.
-        """
+        """Class of the model; where it is not installed, says how to install it."""
         module, name = self.algorithm
         try:
             return getattr(importlib.import_module(module), name)
@@ -93,8 +89,6 @@ class SB3Agent(Agent):
                 f"agent {self.name!r} needs {extra}, which cannot be imported ({error}): "
                 f"pip install 'routing-gym[{extra}]'"
             ) from error
-
-    # --------------------------------------------------------------------------------------------------------- deciding
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, M)` of the model's policy, drawn; the best when deterministic."""
@@ -131,8 +125,6 @@ class SB3Agent(Agent):
     def macs(self, decision: int) -> float:
         """Multiply-accumulates of the policy; 0 for a table, though the library multiplies by one-hot vectors."""
         return self._macs
-
-    # --------------------------------------------------------------------------------------------------------- learning
 
     def learn(self, env: Any, episodes: int, callback: Report | None = None) -> Self:
         """Let the model learn, round by round, until at least `episodes` instances have left the network.

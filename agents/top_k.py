@@ -77,11 +77,7 @@ class TopKConfig(AgentConfig):
 
 
 class TaskEmbedding(PartlyUsed):
-    """A learned vector for each task; those of tasks that a batch has no instance of stay as they are.
-
-    Args:
-        first: `(T, d)`, the vectors at first.
-    """
+    """A learned vector for each task, `(T, d)`; those of tasks that a batch has no instance of stay as they are."""
 
     def __init__(self, first: Tensor) -> None:
         super().__init__()
@@ -115,9 +111,6 @@ class TopK(Gate):
     Raises:
         ValueError: k is larger than the number of choices of any decision; or `softmax="all"` on a network that shares
             outcomes out, which takes weights that sum to 1.
-
-    Warns:
-        UserWarning: Nothing trains the gates: k = 1 without balance, weights 1 whatever the scores are.
     """
 
     Config = TopKConfig
@@ -243,20 +236,17 @@ class TopK(Gate):
 
 
 def expert_choice(scores: Tensor, depth: Tensor, k: Tensor, context: Context) -> Tensor:
-    """Let the experts of each decision pick rows (Zhou et al. 2022): every expert gets the same number.
+    """Weights `(B, A)` by which every expert of a decision gets the same number of rows (Zhou et al. 2022).
 
     Affinities are the softmax over experts; each of the n legal experts of a decision takes the ⌈r k / n⌉ rows that
     like it best out of the r rows there. A row that no expert takes goes to the one it likes best, because these
-    networks have nothing else to carry it on.
+    networks have nothing else to carry it on. The affinities of a row's experts are divided by their sum.
 
     Args:
         scores: `(B, A)`, −inf where a choice is not legal.
         depth: `(B,)` int64.
         k: `(B,)` int64: how many experts a row gets on average.
         context: Says which rows decide.
-
-    Returns:
-        `(B, A)` weights: the affinities of what was taken, shared out so that each row's sum to 1.
     """
     affinity = scores.softmax(-1)
     taken, active = torch.zeros_like(affinity), context.active

@@ -1,4 +1,4 @@
-"""What an agent is: two short methods, and what every agent gets for them."""
+"""The base class of agents: two short methods to implement, and all that is inherited."""
 
 from __future__ import annotations
 
@@ -113,8 +113,6 @@ class Agent(nn.Module, ABC):
         """Whether an option of `env_kwargs` may have a value; by default only the one that is named there."""
         return value == self.env_kwargs[option]
 
-    # ------------------------------------------------------------------------------------- what a subclass implements
-
     @abstractmethod
     def act(self, observation: Observation, context: Context) -> Action:
         """Choices `(B,)` int64, or weights `(B, A)`; where `max_tensors` is None `(B, M)` or `(B, M, A)`.
@@ -128,8 +126,7 @@ class Agent(nn.Module, ABC):
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N)` int64, `(B, N, M)` where `max_tensors` is None, if they depend on nothing but the task.
 
-        Much faster than `act` at every decision, because no one has to look at the activations. By default None:
-        the agent is asked decision by decision.
+        Much faster than `act` at every decision, because no activation is observed. By default None: `act` is asked.
 
         Args:
             task: `(B,)` int64.
@@ -157,19 +154,13 @@ class Agent(nn.Module, ABC):
         """Probabilities `(T, N, A)` of choices by task and decision; None if they depend on more. Only to be shown."""
         return None
 
-    # ------------------------------------------------------------------------------------------------- what it inherits
-
     @property
     def passes(self) -> float:
         """Passes over the split so far."""
         return (self.episodes + self.carried) / self.env.trainer.optimization.epoch
 
     def receive(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Learn from a batch of whole episodes; see `update`.
-
-        Raises:
-            ValueError: The agent has not recorded the `context.record["probabilities"]` its rewards need.
-        """
+        """Learn by `update`, once it is certain that the probabilities its rewards need have been recorded."""
         learns = type(self).update is not Agent.update
         if self.shares_wanted and learns and not any("probabilities" in step.record for step in trajectory.steps):
             raise ValueError(
@@ -254,11 +245,7 @@ class Agent(nn.Module, ABC):
         return self.env.config.price
 
     def price_seen(self, k_cpt: float | None) -> float | None:
-        """Price that this agent is to act by, None where it sees none.
-
-        Raises:
-            ValueError: A price for an agent that sees none, none for one that sees it, or a value that is no price.
-        """
+        """Price that this agent is to act by, checked; None where it sees none."""
         if k_cpt is None and not self.sees_price:
             return None
         if not self.env.config.price:

@@ -41,7 +41,7 @@ FORM: dict[str, Any] = {
     "torch_generator": Tensor,
     "extra": dict,
 }
-"""What a checkpoint holds. What the parts hold, those say who go on with them."""
+"""Entries of a checkpoint by type; nested states are checked where they are loaded."""
 
 
 def write(path: str | Path, content: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Refuse what `read` would refuse: all but tensors and plain values; numpy's numbers are none."""
+    """Refuse all that `read` would refuse: anything but tensors and plain values, numpy's numbers too."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             _check_plain(part, f"{where}.{key}".removeprefix("."))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from routing_gym.agents.base.agent import Agent
 
 REPORTED = ("loss", "accuracy", "reward", "macs")
-"""What is reported of every batch, besides what the agent says."""
+"""Metrics reported of every batch, besides the agent's own."""
 
 
 def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> None:
@@ -30,12 +30,12 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
         env: The environment it was made for; its episodes under way are given up.
         episodes: How many instances to route, at least 1.
         callback: Called after every batch with its metrics, 0-dimensional tensors: `loss`, `accuracy`, `reward`, `macs`
-            and what the agent reports.
+            and the agent's own.
 
     Raises:
         ValueError: A count below 1, or an environment the agent was not made for.
         TrainingDivergedError: A loss, a gradient or a reward is no longer a number; agent and blocks are as they were
-            before the batch. Or something the agent keeps is not: then it has been updated, and is of no use any more.
+            before the batch. Or a parameter or buffer of the agent is not: it has been updated, and is of no use.
     """
     core = check_learning(agent, env, episodes)
     if agent.needs_gradients and agent.optimizer is None:
@@ -75,12 +75,12 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
     """Route one batch, train the blocks on it, then the agent.
 
     Returns:
-        The episodes, the blocks' loss, and what the agent reports.
+        The episodes, the blocks' loss, and the agent's own metrics.
 
     Raises:
-        TrainingDivergedError: A loss, a gradient, a reward or what the agent keeps are no longer numbers; names agent
+        TrainingDivergedError: A loss, a gradient, a reward, a parameter or a buffer is no longer a number; names agent
             and batch.
-        ValueError: The agent did what is not allowed; names it likewise.
+        ValueError: The agent did something that is not allowed; names both.
     """
     joint = agent.optimizer if agent.needs_gradients else None
 
@@ -109,7 +109,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
         raise TrainingDivergedError(f"{where}: {error}") from error
     except ValueError as error:
         check_state(agent)
-        with suppress(ResetNeeded):  # where nobody has begun nothing is seen
+        with suppress(ResetNeeded):  # before the first batch there is no observation
             if not bool(env.observe()["activation"].isfinite().all()):
                 raise TrainingDivergedError(
                     f"{where}: activations are not finite; the blocks' learning rate may be too high"
@@ -147,7 +147,7 @@ def _metrics(agent: Agent, reported: Any) -> dict[str, Tensor]:
 
 
 def check_state(agent: Agent) -> None:
-    """Find numbers that are none in what an agent keeps, its parameters and buffers.
+    """Find numbers that are not finite in an agent's parameters and buffers.
 
     A parameter is refused as well where its square is infinite: products of such numbers are none. In a buffer infinity
     may stand.

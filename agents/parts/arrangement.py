@@ -1,4 +1,4 @@
-"""Who decides: one agent for all, one per task, or several and a dispatcher (Rosenbaum et al. 2018, Fig. 3)."""
+"""Arrangements: one agent for all, one per task, or several and a dispatcher (Rosenbaum et al. 2018, Fig. 3)."""
 
 from __future__ import annotations
 

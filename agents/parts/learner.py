@@ -47,8 +47,8 @@ class LearningConfig(AgentConfig):
 class LearningAgent(ScoringAgent):
     """An agent that learns from rewards, in any arrangement.
 
-    A subclass says how it learns and, unless it decides by scores alone, what it prefers; both speak of agents and rows
-    (see `Arrangement`) and need not know whether there is a dispatcher.
+    A subclass implements `learn_from` and, unless it prefers by scores alone, `preferences`; both speak of agents and
+    rows (see `Arrangement`) and need not know whether there is a dispatcher.
 
     Attributes:
         arrangement: Who decides.
@@ -63,8 +63,6 @@ class LearningAgent(ScoringAgent):
         options, single = self.config, self.max_tensors is not None
         kind = options.arrangement, options.representation, options.num_agents
         self.arrangement = Arrangement(self.env, *kind, single=single)
-
-    # ------------------------------------------------------------------------------------- what a subclass implements
 
     @abstractmethod
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
@@ -88,8 +86,6 @@ class LearningAgent(ScoringAgent):
         """Probabilities `(B, ..., A)` of choices while learning; by default the softmax."""
         return preferences.softmax(-1)
 
-    # ------------------------------------------------------------------------------------------------ what it inherits
-
     @torch.no_grad()
     def choose(self, observation: Observation, agent: Tensor, context: Context) -> Tensor:
         """Choices `(B, ...)` of some agents, drawn; the best when deterministic."""
@@ -102,7 +98,7 @@ class LearningAgent(ScoringAgent):
 
     @torch.no_grad()
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
-        """Whole routes from a table, if nobody asks for the probabilities on the way."""
+        """Routes `(B, N, ...)` from a table, unless the collaboration reward needs the probabilities on the way."""
         if self.shares_wanted or self.arrangement.dispatch_row is not None:
             return None
         table = self.preference_table()
@@ -128,7 +124,7 @@ class LearningAgent(ScoringAgent):
         return (2 if decision == 0 and self.arrangement.dispatch_row is not None else 1) * super().macs(decision)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
-        """Find out who decides, and let them choose."""
+        """Choices `(B, ...)` of each row's agent, which a dispatcher picks where there is one."""
         if self.arrangement.dispatch_row is None:
             return self.choose(observation, self.arrangement.agent_of(observation["task"]), context)
         agent = self._dispatched(observation, context)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 SMALLEST = 1e-10
-"""Keeps a division by the mean finite where nobody used anything."""
+"""Keeps a division by the mean finite where nothing was used."""
 
 # ------------------------------------------------------------------------------------------------------------- targets
 

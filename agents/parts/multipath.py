@@ -108,9 +108,7 @@ class Multipath(RouterAgent):
     def weight_penalty(self, trajectory: Trajectory, through_policy: bool = False) -> Tensor:
         """Penalty k_L2 E[Σ w²] over the layers an instance passes (Eq. 9), 0-dimensional.
 
-        Args:
-            trajectory: The batch.
-            through_policy: Let the gradient go on into the probabilities, which are constants otherwise.
+        `through_policy` lets the gradient go on into the probabilities, which are constants otherwise.
         """
         reach, taken = self.passage(trajectory, through_policy)
         terms = [weight.square().sum() for weight in self._for_all]
@@ -136,12 +134,8 @@ class Multipath(RouterAgent):
 class ExactMultipath(Multipath):
     """A strategy that runs every path of every instance, weighed by the training policy.
 
-    Args:
-        env: An environment whose network shares outcomes out at every decision, and in which no paths meet again.
-        config: Options.
-
     Raises:
-        ValueError: A network that mixes activations, or whose paths meet.
+        ValueError: A network that mixes activations, or in which paths meet again.
     """
 
     action_type = "weights"
@@ -154,7 +148,7 @@ class ExactMultipath(Multipath):
         legal = self._legal[:, : self.num_choices]
         leaves = torch.zeros(len(decisions), dtype=torch.float64)
         of_choice = torch.zeros(len(decisions) + 1, self.num_choices, dtype=torch.float64)
-        # Where a choice leads to; what leaves, or is not there, goes into a last place that is not read.
+        # Where a choice leads to; exits, and choices that do not exist, go into a last place that is not read.
         following = torch.full((len(decisions) + 1, self.num_choices), len(decisions))
         for number in reversed(range(len(decisions))):
             for choice, target in enumerate(decisions[number].next):
@@ -194,8 +188,8 @@ class ExactMultipath(Multipath):
         depth = observation["depth"]
         arrived = scores.new_zeros(len(scores), self.num_decisions + 1) if context.carry is None else context.carry
         reach = arrived.gather(1, depth.unsqueeze(1))
-        # Whoever begins is at the first decision for certain, and so is, where it stands, who does not say how it came
-        # there (`predict` without a state); of whoever has left nothing is read.
+        # Reach is 1 at the first decision, and where it is not known (`predict` without a state).
+        # Of rows that have left it is not read.
         reach = torch.where(((depth == 0) | ~context.active).unsqueeze(1) | (reach == 0), 1.0, reach)
         chances = self.chances(scores, depth, reach)
         context.carry = arrived.scatter(1, self._next.index_select(0, depth), reach * chances)
@@ -206,12 +200,7 @@ class ExactMultipath(Multipath):
         """Training policy `(B, A)`: softmax(s / τ), a little of which goes to every path (Eq. 4).
 
         Without that little the softmax underflows at low temperatures: choices would no longer be tried, and a layer
-        that no one passes has no throughput.
-
-        Args:
-            scores: `(B, A)`, −inf where a choice is not legal.
-            depth: `(B,)` int64.
-            reach: `(B, 1)`, probability that an instance is at its decision.
+        that no instance passes has no throughput. `reach (B, 1)` is the probability of being at the decision.
         """
         soft = self.softened(scores)
         least = self._least.index_select(0, depth).unsqueeze(1)

@@ -71,9 +71,6 @@ class ScoringAgent(Agent):
         return self.scores is not None and self.scores.sees_price
 
 
-# ------------------------------------------------------------------------------------------------------ by arrangement
-
-
 class ArrangedScores(Scores):
     """Scores for every (agent, row) of an arrangement, −inf where a choice is not legal.
 
@@ -142,9 +139,9 @@ class StackedScores(ArrangedScores):
     price stands behind v where it is seen. Where agents choose for several tensors, v describes them all.
 
     Args:
-        arrangement: As above.
+        arrangement: As of `ArrangedScores`.
         inputs: Width of v.
-        outputs: As above.
+        outputs: As of `ArrangedScores`.
         hidden: Width of the hidden layer; 0 for a linear network.
     """
 
@@ -182,15 +179,7 @@ class StackedScores(ArrangedScores):
 def make_scores(
     representation: str, arrangement: Arrangement, inputs: int, seed: int, outputs: int | None = None
 ) -> ArrangedScores:
-    """Scores by name, first weights drawn from a seed.
-
-    Args:
-        representation: `"table"`, `"mlp"` or `"linear"`.
-        arrangement: Who decides.
-        inputs: Width of what networks see.
-        seed: The seed.
-        outputs: See `ArrangedScores`.
-    """
+    """Scores by representation, `"table"`, `"mlp"` or `"linear"`, on the arrangement's device."""
     with first_weights(seed):
         if representation == "table":
             scores: ArrangedScores = TableScores(arrangement, outputs)
@@ -199,16 +188,13 @@ def make_scores(
     return scores.to(arrangement.legal.device)
 
 
-# --------------------------------------------------------------------------------------------------------- by decision
-
-
 class ModuleScores(Scores):
     """A module for every decision, in which batch norms, convolutions and the like have a place.
 
     Args:
         network: Says how wide a decision's observation is, and how many choices it has.
-        make: Builds the module of a decision, given its number and the width of what it sees.
-        price: Whether the price of computation stands in front of what is seen.
+        make: Builds the module of a decision, given its number and the width of its input.
+        price: Whether the price of computation stands in front of the activation.
         seed: Of the first weights.
         outputs: Numbers for a row; by default one for each choice.
 
@@ -235,12 +221,7 @@ class ModuleScores(Scores):
         self._macs = [count_macs(module, torch.zeros(1, width)) for module, width in each]
 
     def forward(self, observation: Observation, context: Context) -> Tensor:
-        """Scores `(B, outputs)`; 0 for choices that a decision does not have, and for rows that have left.
-
-        Args:
-            observation: `activation`, `depth` and, where it is seen, `price`.
-            context: Says which rows decide; no other row is looked at.
-        """
+        """Scores `(B, outputs)`; 0 for choices that a decision does not have, and for rows that are not active."""
         seen, depth = observation["activation"], observation["depth"]
         if self.sees_price:
             seen = torch.cat([observation["price"].to(seen.dtype), seen], 1)

@@ -1,4 +1,4 @@
-"""ModuleScores that say whether a residual block is run: linear, recurrent, convolutional (CoDiNet, section 4.5.2)."""
+"""Scores of whether a residual block is run: linear, recurrent, convolutional (CoDiNet, section 4.5.2)."""
 
 from __future__ import annotations
 
@@ -34,10 +34,6 @@ def convolutional_routers(network: RoutedNetwork, *, seed: int) -> ModuleScores:
     After the feed-forward gates of SkipNet (Wang et al. 2018), which have one convolution more, or a stride; so it
     costs an eighth of a block, the 12.5 % of Table 10.
 
-    Args:
-        network: One whose decisions see whole maps.
-        seed: Of the first weights.
-
     Raises:
         ValueError: A network that does not show them.
     """
@@ -62,13 +58,7 @@ def convolutional_routers(network: RoutedNetwork, *, seed: int) -> ModuleScores:
 
 
 class RecurrentScores(Scores):
-    """One LSTM that goes from block to block, each with a linear layer of its own in front (SkipNet, Wang et al. 2018).
-
-    Args:
-        network: Says what blocks there are.
-        price: Whether the price of computation joins what is seen.
-        seed: Of the first weights.
-    """
+    """One LSTM that goes from block to block, each with a linear layer of its own in front (SkipNet)."""
 
     def __init__(self, network: RoutedNetwork, *, price: bool, seed: int) -> None:
         super().__init__(price)

@@ -1,4 +1,4 @@
-"""Parts of the agents of Stable-Baselines3: options, the features their policies see, a count of what they route."""
+"""Parts of the agents of Stable-Baselines3: options, features of observations, counting of episodes, seeding."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SB3Config(AgentConfig):
 
 @dataclasses.dataclass(frozen=True)
 class OnPolicyConfig(SB3Config):
-    """Options of agents that learn from what they have just done.
+    """Options of on-policy agents.
 
     Attributes:
         n_steps: Decisions of each row between two updates; by default those of one whole instance.
@@ -170,12 +170,7 @@ class Features(nn.Module):
 
 
 class Tally:
-    """Counts the instances that leave while a model learns, and reports them a batch at a time.
-
-    Args:
-        agent: Whose `episodes` to count.
-        report: Given the means of every batch of `num_envs` instances.
-    """
+    """Counts an agent's episodes while a model learns, and reports the means of every `num_envs` of them."""
 
     def __init__(self, agent: Agent, report: Report | None) -> None:
         self.agent, self.report, self.batch = agent, report, agent.env.num_envs

@@ -7,23 +7,13 @@ from torch import Tensor
 
 
 def uniform_policy(legal: Tensor, num_agents: int) -> Tensor:
-    """Probabilities `(agents, ..., A)`: every legal choice equally likely.
-
-    Args:
-        legal: `(..., A)` bool, no row empty.
-        num_agents: How many equal policies.
-    """
+    """Probabilities `(agents, ..., A)`: every legal choice, `(..., A)` bool, equally likely."""
     chances = legal.to(torch.get_default_dtype())
     return (chances / chances.sum(-1, keepdim=True)).repeat(num_agents, *[1] * legal.ndim)
 
 
 def legal_rows(masks: Tensor, single: bool = False) -> Tensor:
-    """Legal choices `(N + 1, M, A)` bool: of one row more than masks, for rows that have left, all.
-
-    Args:
-        masks: `(N, M, A)` bool, `RoutedNetwork.masks`.
-        single: Leave the axis M out, `(N + 1, A)`.
-    """
+    """Legal choices `(N + 1, M, A)` bool: masks, and all for rows that have left; without the axis M if `single`."""
     legal = torch.cat([masks, torch.ones_like(masks[:1])])
     return legal[:, 0] if single else legal
 
@@ -34,11 +24,9 @@ def look_up(table: Tensor, agent: Tensor, depth: Tensor) -> Tensor:
 
 
 def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
-    """Choices `(...)` int64, drawn by inverting the cumulative distribution: many times faster than `multinomial`.
+    """Choices `(...)` int64, drawn by running sums of probabilities, `(..., A)`, not necessarily to 1.
 
-    Args:
-        cumulative: `(..., A)`: running sums of probabilities, not necessarily to 1.
-        generator: On the same device.
+    Inverting the cumulative distribution is many times faster than `multinomial`.
     """
     shape = cumulative.shape[:-1]
     height = torch.rand(shape, generator=generator, device=cumulative.device, dtype=cumulative.dtype)
@@ -48,12 +36,9 @@ def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def visits_and_means(cells: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Number of visits of each cell of a table, and mean of what was found there, 0 without a visit; `(size,)` each.
+    """Number of visits of each cell, and mean of the values there, 0 without one; `(size,)` each.
 
-    Args:
-        cells: `(V,)` int64 cell numbers.
-        values: `(V,)`.
-        size: How many cells there are.
+    Visits are cell numbers `(V,)` int64 with values `(V,)`.
     """
     # index_put, because index_add is not the same twice on a GPU
     nothing, place = values.new_zeros(size), (cells,)

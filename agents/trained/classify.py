@@ -60,8 +60,8 @@ def route_out(
     """Route images by an agent's best choices until all have left; takes and raises what `classify` does.
 
     Returns:
-        Of whom one step let out, the states after that step, with the exits of that step alone: `instance` has the
-        places of their rows in `images`, `macs` what each has cost in the network so far.
+        States after each step that let rows out, with the exits of that step alone: `instance` has the places of their
+        rows in `images`, `macs` their multiply-accumulates so far.
     """
     network, device = agent.env.network, agent.env.device
     images = to_tensor("images", images).to(device)
@@ -121,7 +121,7 @@ class _Way:
         price = None if self.price is None else images.new_full((len(images),), self.price)
         self._go(_Group(self.network.start(images, task, instance=place, price=price), None))
         while self.waiting:
-            self._go(self._gathered(min(self.waiting)))  # no one comes to the earliest decision any more
+            self._go(self._gathered(min(self.waiting)))  # no row comes to the earliest decision any more
         return self.left
 
     def _gathered(self, decision: int) -> _Group:

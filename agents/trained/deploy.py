@@ -17,7 +17,7 @@ from routing_gym.envs import evaluate
 from routing_gym.networks import Deployable, Normalize, RoutedNetwork
 
 CHECKED_ROWS = 8
-"""Instances of a task by which is checked that what is left gives the logits of the routed network."""
+"""Instances of a task on which the smaller network must give the logits of the routed one."""
 
 TOLERANCE = 1e-3
 """How far the two may differ, as a share of the largest logit."""
@@ -85,10 +85,7 @@ def prune(agent: Agent) -> FixedRoutes:
 def single_routes(agent: Agent, tasks: Sequence[int]) -> list[list[int]]:
     """Deterministic route of each of some tasks: its choice at each decision.
 
-    Every instance of every split is routed to see that there is only one.
-
-    Raises:
-        ValueError: There are several, or the agent does not take one block at a time: it mixes them by weights.
+    Every instance of every split is routed to see that there is only one, and that blocks are not mixed.
     """
     env = agent.env
     if agent.num_tensors > 1:
@@ -140,7 +137,7 @@ def _logits(network: RoutedNetwork, images: Tensor, task: int, route: Sequence[i
 
 
 def _check_logits(network: RoutedNetwork, got: Tensor, expected: Tensor) -> None:
-    """Refuse what a subclass that computes something of its own, but inherits what comes after training, gives."""
+    """Refuse other logits: those of a subclass that computes something of its own, but inherits `static_route`."""
     if got.shape != expected.shape or bool((got - expected).abs().max() > TOLERANCE * expected.abs().max()):
         raise ValueError(
             f"what is left of the {type(network).__name__} gives other logits than the network itself: its "
