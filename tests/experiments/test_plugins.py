@@ -7,7 +7,8 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 from test_examples import nothing_stays  # noqa: F401
 
-from routing_gym.agents import AGENTS, agent_class, registry
+from routing_gym.agents import AGENTS, agent_class
+from routing_gym.agents.base import registry
 from routing_gym.experiments.cli import main
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "1", "--seeds", "1"]
