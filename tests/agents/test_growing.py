@@ -77,6 +77,24 @@ def test_every_agent_grows_and_decides_as_before_for_the_old_tasks(name, options
     grown.learn(grown.env, 24 * 3)
 
 
+def test_schedules_stand_where_they_stood_also_in_a_checkpoint(tmp_path):
+    """120 of 72 instances to a pass are 160 of 96."""
+    data = {split: part.select_tasks([1]) for split, part in toy_data().items()}
+    for name, options, schedule in (
+        ("top-k", {"balance_epochs": 2.0}, "balance"),
+        ("gumbel", {"temperature_episodes": 300}, "temperature"),
+        ("q-learning", {"epsilon_episodes": 300}, "exploration"),
+    ):
+        env = small_env(None, 24, action_type=AGENTS[name].action_type)
+        agent = make_agent(name, env, **options).learn(env, 120)
+        grown = add_task(agent, data)
+        grown.save(tmp_path / "grown.pt")
+        loaded = AGENTS[name].load(tmp_path / "grown.pt", add_task(agent, data).env)
+        for later in (grown, loaded):
+            assert later.episodes == 120 and later.passes == 160 / 96 == agent.passes
+            assert getattr(later, schedule) == getattr(agent, schedule) != getattr(make_agent(name, env), schedule)
+
+
 def test_what_does_not_fit_is_refused():
     agent, new = trained("shared")
     with pytest.raises(ValueError, match="the new tasks have no split 'train'; they need"):
