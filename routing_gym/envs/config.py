@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from routing_gym.envs.rewards import REWARDS
-from routing_gym.envs.training import OPTIMIZERS, Optimization
+from routing_gym.envs.training import OF_OPTIMIZATION, OPTIMIZERS, Optimization
 from routing_gym.options import Options, count, fraction, named, not_negative, positive, share
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
@@ -28,21 +28,21 @@ class EnvConfig(Options):
             your own (`register_reward`).
         rewards: Further terms of the reward, by the names they were registered by.
         rho: Weight of the collaboration reward, in [0, 1]: for taking a block that has been taken often.
-        collaboration: What "often" is: the running average `"probability"` of the block under the agents' policies,
-            which our agents add themselves because only they know it; or its running `"frequency"` over all tasks.
+        collaboration: Measure of "often": the running average `"probability"` of the block under the agents' policies,
+            which they record; or its running `"frequency"` over all tasks.
         k_cpt: Cost of one multiply-accumulate: every action pays -k_cpt times its MACs. Several: every instance has one
             of them, drawn at random.
         price: Show every instance's own k_cpt, times ten million, as `observation["price"]`.
         augmentations: How many augmented versions of every image are routed together, M: rows iM to iM + M - 1 of a
             batch are one image (mode "disabled" only).
         differentiable: Keep the graph of observations too (mode "disabled" only).
-        dense_backward: Run every block while training, so that unchosen weights have a gradient. A path of several that
-            nothing was sent to stays out all the same: what it would say counts for nothing.
+        dense_backward: Run every block while training, so that unchosen weights have a gradient; not a parallel path
+            that nothing was sent to.
         train: Train the blocks; False leaves them in eval mode and never keeps a graph.
         replay: Train the blocks by replaying finished routes in mode "disabled" too, for outside agents that restart
             rows themselves; mode "same_step" always does.
         replay_batch: Finished routes per training step of the blocks where they are replayed.
-        illegal: What a masked choice does: `"raise"`; or `"first_legal"`: the first legal choice is taken and
+        illegal: A masked choice is an error, `"raise"`; or `"first_legal"`: the first legal choice is taken and
             `info["illegal_action"]` is 1. None: "first_legal" where routes are replayed, "raise" elsewhere.
         optimizer: Optimiser of the blocks: `"adam"`, `"adamw"` or `"sgd"`.
         learning_rate: Its step size.
@@ -53,7 +53,7 @@ class EnvConfig(Options):
             `schedule_epochs`.
         schedule_epochs: In passes over the split.
         talr: Scale every choice's gradient up by how little it is used, see `TALR`.
-        precision: What the network computes in: `"float32"`; or `"bfloat16"`, while parameters, loss and all that an
+        precision: Of the network's computations: `"float32"`; or `"bfloat16"`, while parameters, loss and all that an
             agent sees stay float32. `evaluate` judges in float32 all the same: with bfloat16's 8 bits the two best
             logits are equal now and then, and a tie counts as wrong.
         validate: Check values of actions at once. None: on the CPU only; on a GPU one flag is read per batch.
@@ -183,10 +183,9 @@ class EnvConfig(Options):
 
     def optimization(self, rows: int, num_envs: int) -> Optimization:
         """How blocks are trained on a split of so many rows; whole batches make an epoch in mode "disabled"."""
-        options = {field.name for field in dataclasses.fields(Optimization)} - {"epoch"}
         rows *= self.augmentations
         epoch = rows if self.autoreset_mode != "disabled" else -(-rows // num_envs) * num_envs
-        return Optimization(epoch=epoch, **{option: getattr(self, option) for option in options})
+        return Optimization(epoch=epoch, **{option: getattr(self, option) for option in OF_OPTIMIZATION})
 
 
 def name_of_mode(value: Any) -> Any:

@@ -80,12 +80,7 @@ class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
         self.observation_spaces[DISPATCHER] = with_mask(observed, picking, count)
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
-        """Draw an instance and give the dispatcher the turn.
-
-        Args:
-            seed: Start the order of instances over from this seed; the blocks are not touched.
-            options: Part of PettingZoo's interface; there are none here.
-        """
+        """Draw an instance, the order started over from `seed`, for the dispatcher; there are no options."""
         observation, infos = self.core.reset(seed=seed)
         self.agents = list(self.possible_agents)
         self.agent_selection = DISPATCHER

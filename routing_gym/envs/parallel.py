@@ -129,15 +129,7 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-        """Begin a round with new instances.
-
-        Args:
-            seed: Start the order of instances over from this seed; the blocks are not touched.
-            options: Part of PettingZoo's interface; there are none here.
-
-        Returns:
-            Observations and infos by agent.
-        """
+        """Begin a round with new instances, their order started over from `seed`; there are no options."""
         if seed is not None:
             self._seed(seed)
         instances = torch.cat([stream.draw(self.core.num_envs // len(self._streams)) for stream in self._streams])
