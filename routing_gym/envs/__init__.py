@@ -6,7 +6,7 @@ from routing_gym.envs.drive import PRICED_MACS, Manner, Seen, Turn, along, drive
 from routing_gym.envs.evaluation import Evaluation, evaluate, macs_of, route_split
 from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vector_env, register_dataset
 from routing_gym.envs.render import CELL, GAP, routing_map
-from routing_gym.envs.rewards import REWARDS, RunningShare, register_reward
+from routing_gym.envs.rewards import REWARDS, register_reward
 from routing_gym.envs.rollout import (
     Asked,
     Context,
@@ -20,7 +20,7 @@ from routing_gym.envs.rollout import (
 )
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.talr import TALR
-from routing_gym.envs.training import BlocksTrainer, TrainingDivergedError, finite_gradients
+from routing_gym.envs.training import TrainingDivergedError, finite_gradients
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
 from routing_gym.envs.wrappers import RecordEpisodeStatistics, RecordRoutes, ToNumpy
 
@@ -33,7 +33,6 @@ __all__ = [
     "TALR",
     "Asked",
     "Batch",
-    "BlocksTrainer",
     "Context",
     "EnvConfig",
     "Evaluation",
@@ -45,7 +44,6 @@ __all__ = [
     "Router",
     "RoutingEnv",
     "RoutingVectorEnv",
-    "RunningShare",
     "Seen",
     "SettledExit",
     "Step",

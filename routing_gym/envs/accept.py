@@ -1,10 +1,10 @@
-"""Taking in from outside: networks, data, and the options of a reset."""
+"""Checks of what comes from outside: networks, data, options of a reset."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from routing_gym.networks import RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset
 from routing_gym.tasks.checking import to_tensor
+
+if TYPE_CHECKING:
+    from routing_gym.envs.vector import RoutingVectorEnv
 
 
 def accept_network(given: Any) -> RoutedNetwork:
@@ -61,21 +64,8 @@ def check_fit(network: RoutedNetwork, splits: Mapping[str, MultiTaskDataset]) ->
             )
 
 
-def accept_reset_options(
-    options: Mapping[str, Any],
-    num_envs: int,
-    dataset: MultiTaskDataset,
-    augmentations: int,
-    unfinished: Callable[[], Tensor],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Check the options of `RoutingVectorEnv.reset`.
-
-    Args:
-        options: `reset_mask`, `(B,)` bool, and `instances`; each may be missing, or None.
-        num_envs: B.
-        dataset: Where instances are drawn from.
-        augmentations: How many rows in succession are one image.
-        unfinished: Returns `(B,)` bool: rows that may not be restarted.
+def accept_reset_options(options: Mapping[str, Any], env: RoutingVectorEnv) -> tuple[Tensor | None, Tensor | None]:
+    """Check the options of `RoutingVectorEnv.reset`: `reset_mask` and `instances`; each may be missing, or None.
 
     Returns:
         The rows to restart, None for all; and the rows of the data set to put there, None where they are drawn.
@@ -85,39 +75,41 @@ def accept_reset_options(
     """
     if not isinstance(options, Mapping):
         raise ValueError(f"reset options are 'reset_mask' and 'instances' by name, got {options!r}")
-    rows, count = None, num_envs
+    rows, count, augmentations = None, env.num_envs, env.config.augmentations
     if options.get("reset_mask") is not None:
         if augmentations > 1:
             raise ValueError(
                 f"with augmentations={augmentations} rows belong together: reset all of them, without reset_mask"
             )
-        mask = to_tensor("reset_mask", options["reset_mask"]).to(dataset.device)
-        if mask.dtype != torch.bool or mask.shape != (num_envs,):
+        mask = to_tensor("reset_mask", options["reset_mask"]).to(env.device)
+        if mask.dtype != torch.bool or mask.shape != (count,):
             raise ValueError(
-                f"reset_mask must be bool of shape ({num_envs},), got {mask.dtype} of shape {tuple(mask.shape)}"
+                f"reset_mask must be bool of shape ({count},), got {mask.dtype} of shape {tuple(mask.shape)}"
             )
         if not bool(mask.any()):
             raise ValueError("reset_mask must name at least one row, got all False")
-        if bool((bad := mask & unfinished()).any()):
+        unfinished = mask & env.state.active & env.keeps_graph
+        if bool(unfinished.any()):
             raise ValueError(
-                f"rows {bad.nonzero().flatten().tolist()} have not left the network: go on stepping, or reset all rows"
+                f"rows {unfinished.nonzero().flatten().tolist()} have not left the network: go on stepping, or reset "
+                "all rows"
             )
         rows = mask.nonzero().flatten()
         count = len(rows)
-    instances = accept_instances(options.get("instances"), count, len(dataset), augmentations)
+    instances = options.get("instances")
+    if instances is not None:
+        instances = accept_instances(instances, count, len(env.dataset), augmentations)
     if unknown := sorted(set(options) - {"reset_mask", "instances"}):
         raise ValueError(f"reset options are 'reset_mask' and 'instances', got {unknown}")
     return rows, instances
 
 
-def accept_instances(given: Any, count: int, num_rows: int, augmentations: int) -> Tensor | None:
-    """Check rows of a data set of `num_rows` that are asked for; None where none are.
+def accept_instances(given: Any, count: int, num_rows: int, augmentations: int) -> Tensor:
+    """Check rows of a data set of `num_rows` that are asked for.
 
     Raises:
         ValueError: Not `count` integers in `[0, num_rows)`, or not each of them `augmentations` times in succession.
     """
-    if given is None:
-        return None
     instances = to_tensor("instances", given)
     if instances.is_floating_point() or instances.dtype == torch.bool or instances.shape != (count,):
         raise ValueError(f"instances must be {count} integers, got {instances.dtype} of shape {tuple(instances.shape)}")

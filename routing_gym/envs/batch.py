@@ -31,12 +31,12 @@ class Batch:
         manner: How the network is driven.
         augmentation: `(B, P)` on the CPU, what was drawn for each, or None.
         throughput: Notes what passes where, if learning rates are adjusted to it.
-        keep_exits: Keep `exits` without a graph too: episodes that never end together would pile them up.
-        watchers: Called with every turn.
 
     Attributes:
         state: Where the instances stand.
         exits: Where they left.
+        keeps_exits: Whether `exits` are kept; without a graph episodes that never end together would pile them up.
+        watchers: Called with every turn.
         doubts: 0-dimensional bools, not read yet: something was not allowed.
     """
 
@@ -50,13 +50,12 @@ class Batch:
         *,
         augmentation: Tensor | None = None,
         throughput: Throughput | None = None,
-        keep_exits: bool = True,
-        watchers: Sequence[Watch] = (),
     ) -> None:
         self.network, self.state, self.label, self.rewards, self.manner = network, state, label, rewards, manner
         self.augmentation, self._throughput = augmentation, throughput
-        self._keep_exits, self._watchers = keep_exits or manner.graph, watchers
         self.exits: list[SettledExit] = []
+        self.keeps_exits = manner.graph
+        self.watchers: Sequence[Watch] = ()
         self.doubts: list[Tensor] = []
         # Loss, correct, and the terms of the reward for leaving, in rows.
         rows = 2 + len(rewards.names_at_exit)
@@ -100,7 +99,7 @@ class Batch:
         for turn in drive(self.network, self.state, decide, self.manner):
             yield turn, self._settle(turn)
 
-    def follow(self, plan: Tensor) -> Iterator[tuple[Turn, dict[str, Tensor]]] | None:
+    def follow(self, plan: Tensor) -> list[tuple[Turn, dict[str, Tensor]]] | None:
         """Carry all rows at once through a network that is `in_order`, by routes known beforehand.
 
         Args:
@@ -110,24 +109,20 @@ class Batch:
             What `drive` yields with the same actions. None, and nothing done, where the plan is not legal: step by step
             it turns out what is wrong.
         """
-        manner = self.manner
-        accepted = accept_plan(self.network, plan, first_legal=manner.first_legal, validate=manner.validate)
+        network, manner = self.network, self.manner
+        accepted = accept_plan(network, plan, first_legal=manner.first_legal, validate=manner.validate)
         if accepted is None:
             return None
         plan, doubtful = accepted
         with manner.forward_pass(plan.device, manner.graph):
-            after = self.network.follow(self.state, plan)
-        return self._turns(plan, after, doubtful)
-
-    def _turns(
-        self, plan: Tensor, after: RoutingState, doubtful: Tensor | None
-    ) -> Iterator[tuple[Turn, dict[str, Tensor]]]:
-        """Yield the turns of a plan that has been followed at once; the last of them lets the rows out."""
-        macs, count = self.network.route_macs(plan).unbind(1), plan.shape[1]
-        for number, seen in enumerate(Seen(self.network, self.state, self.manner).passed(count)):
+            after = network.follow(self.state, plan)
+        macs, count = network.route_macs(plan).unbind(1), plan.shape[1]
+        turns = []
+        for number, seen in enumerate(Seen(network, self.state, manner).passed(count)):
             exits = after.exits if number == count - 1 else ()
             turn = Turn(seen, plan[:, number, None], macs[number], exits, after, None, doubtful)
-            yield turn, self._settle(turn)
+            turns.append((turn, self._settle(turn)))
+        return turns
 
     def _settle(self, turn: Turn) -> dict[str, Tensor]:
         """Go on to where a turn has led; the reward of its actions, `(B,)` for each term."""
@@ -138,7 +133,7 @@ class Batch:
             self._let_out(exit, turn.seen)
         if self._throughput is not None and self.manner.graph:
             self._throughput.note(turn)
-        for watch in self._watchers:
+        for watch in self.watchers:
             watch(turn)
         return self.rewards.of_turn(turn, self.manner.validate) if self.rewards.of_actions else {}
 
@@ -157,12 +152,11 @@ class Batch:
         values = {name: own(columns[name].detach()) for name in self.rewards.wanted_at_exit if name in columns}
         values |= {"loss": value, "correct": correct, "label": label}
         terms = self.rewards.at_exit(values, self.manner.validate)
-        outcome = torch.stack([value, correct, *(reward.to(value.dtype) for reward in terms)])
-        outcome.mul_(exit.weight.detach())
+        outcome = torch.stack([value, correct, *terms]).mul_(exit.weight.detach())
         # Not in place: what was told about earlier steps stays as it was.
         before = self._outcome
         self._outcome = before + outcome if exit.rows is None else before.index_add(1, exit.rows, outcome)
-        if self._keep_exits:
+        if self.keeps_exits:
             self.exits.append(SettledExit(exit.decision, exit.choice, exit.rows, exit.logits, loss, exit.weight))
 
     def restart(self, rows: Tensor, fresh: Batch) -> None:

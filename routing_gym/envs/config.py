@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from routing_gym.envs.rewards import REWARDS
-from routing_gym.envs.training import OPTIMIZERS, Optimization
+from routing_gym.envs.training import OF_OPTIMIZATION, OPTIMIZERS, Optimization
 from routing_gym.options import Options, count, fraction, named, not_negative, positive, share
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 
@@ -28,32 +28,32 @@ class EnvConfig(Options):
             your own (`register_reward`).
         rewards: Further terms of the reward, by the names they were registered by: one, or several.
         rho: Weight of the collaboration reward, in [0, 1]: for taking a block that has been taken often.
-        collaboration: What "often" is: the running average `"probability"` of the block under the agents' policies,
-            which our agents add themselves because only they know it; or its running `"frequency"` over all tasks.
+        collaboration: Measure of "often": the running average `"probability"` of the block under the agents' policies,
+            which they record; or its running `"frequency"` over all tasks.
         k_cpt: Cost of one multiply-accumulate: every action pays -k_cpt times its MACs. Several: every instance has one
             of them, drawn at random.
         price: Show every instance's own k_cpt, times ten million, as `observation["price"]`.
         augmentations: How many augmented versions of every image are routed together, M: rows iM to iM + M - 1 of a
             batch are one image (mode "disabled" only).
         differentiable: Keep the graph of observations too (mode "disabled" only).
-        dense_backward: Run every block while training, so that unchosen weights have a gradient. A path of several that
-            nothing was sent to stays out all the same: what it would say counts for nothing.
+        dense_backward: Run every block while training, so that unchosen weights have a gradient; not a parallel path
+            that nothing was sent to.
         train: Train the blocks; False leaves them in eval mode and never keeps a graph.
         replay: Train the blocks by replaying finished routes in mode "disabled" too, for outside agents that restart
             rows themselves; mode "same_step" always does.
         replay_batch: Finished routes per training step of the blocks where they are replayed.
-        illegal: What a masked choice does: `"raise"`; or `"first_legal"`: the first legal choice is taken and
+        illegal: A masked choice is an error, `"raise"`; or `"first_legal"`: the first legal choice is taken and
             `info["illegal_action"]` is 1. None: "first_legal" where routes are replayed, "raise" elsewhere.
         optimizer: Optimiser of the blocks: `"adam"`, `"adamw"` or `"sgd"`.
         learning_rate: Its step size.
         momentum: Of `"sgd"`, in [0, 1).
         weight_decay: L2 penalty on the blocks (decoupled with `"adamw"`).
-        schedule: What becomes of the learning rate: `"constant"`; `"step"`, divided by 10 every `schedule_epochs`, or
-            after each of several, `(150, 200)`; `"halving"`, halved every `schedule_epochs`, smoothly; or `"cosine"`,
-            down to 0 over `schedule_epochs`.
-        schedule_epochs: Measure of the schedule, in passes over the split; for `"step"` also the epochs at which.
+        schedule: Of the learning rate: `"constant"`; `"step"`, divided by 10 every `schedule_epochs`, or after each of
+            several, `(150, 200)`; `"halving"`, halved every `schedule_epochs`, smoothly; or `"cosine"`, down to 0 over
+            `schedule_epochs`.
+        schedule_epochs: In passes over the split.
         talr: Scale every choice's gradient up by how little it is used, see `TALR`.
-        precision: What the network computes in: `"float32"`; or `"bfloat16"`, while parameters, loss and all that an
+        precision: Of the network's computations: `"float32"`; or `"bfloat16"`, while parameters, loss and all that an
             agent sees stay float32. `evaluate` judges in float32 all the same: with bfloat16's 8 bits the two best
             logits are equal now and then, and a tie counts as wrong.
         validate: Check values of actions at once. None: on the CPU only; on a GPU one flag is read per batch.
@@ -136,7 +136,7 @@ class EnvConfig(Options):
 
     @property
     def prices(self) -> tuple[float, ...]:
-        """What a multiply-accumulate may cost an instance."""
+        """Costs of a multiply-accumulate, one of which every instance has."""
         return tuple(self.k_cpt) if isinstance(self.k_cpt, tuple | list) else (self.k_cpt,)
 
     @property
@@ -150,33 +150,21 @@ class EnvConfig(Options):
         wanted = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         try:
             device = torch.device(wanted)
-        except RuntimeError as error:
-            raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {self.device!r}") from error
-        if device.type not in ("cpu", "cuda"):
+        except RuntimeError:
+            device = None
+        if device is None or device.type not in ("cpu", "cuda"):
             raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {self.device!r}")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={self.device!r}: this machine has no CUDA device; 'auto' takes what there is")
         return device
 
     def stream(self, dataset: MultiTaskDataset, num_envs: int) -> ShuffledStream:
-        """Return the order in which instances of a split are drawn.
+        """The order in which instances of a split are drawn.
 
         Raises:
             ValueError: `draw_tasks` names a task that is not there, or `augmentations` does not go with the split or
                 the number of instances routed together.
         """
-        self._check_augmentations(dataset, num_envs)
-        if self.draw_tasks is None:
-            return ShuffledStream(len(dataset), self.seed)
-        wanted = torch.zeros(dataset.num_tasks, dtype=torch.bool)
-        for task in self.draw_tasks:
-            if not 0 <= task < dataset.num_tasks:
-                raise ValueError(f"draw_tasks names task {task}, {dataset.name} has {dataset.num_tasks} tasks")
-            wanted[task] = True
-        return ShuffledStream(wanted[dataset.task.cpu()].nonzero().flatten(), self.seed)
-
-    def _check_augmentations(self, dataset: MultiTaskDataset, num_envs: int) -> None:
-        """Refuse several augmentations of an image where nothing augments it, or where they do not fill a batch."""
         if self.augmentations > 1 and self.train and dataset.augmentation is None:
             raise ValueError(
                 f"augmentations={self.augmentations}: {dataset.name}, split {dataset.split!r} has no augmentation; an "
@@ -187,17 +175,23 @@ class EnvConfig(Options):
                 f"num_envs must be a multiple of augmentations={self.augmentations}, so that a batch holds whole "
                 f"images, got {num_envs}"
             )
+        if self.draw_tasks is None:
+            return ShuffledStream(len(dataset), self.seed)
+        for task in self.draw_tasks:
+            if not 0 <= task < dataset.num_tasks:
+                raise ValueError(f"draw_tasks names task {task}, {dataset.name} has {dataset.num_tasks} tasks")
+        wanted = torch.isin(dataset.task.cpu(), torch.tensor(self.draw_tasks))
+        return ShuffledStream(wanted.nonzero().flatten(), self.seed)
 
     def optimization(self, rows: int, num_envs: int) -> Optimization:
-        """Return how blocks are trained on a split of so many rows; whole batches make an epoch in mode "disabled"."""
-        options = {field.name for field in dataclasses.fields(Optimization)} - {"epoch"}
+        """How blocks are trained on a split of so many rows; whole batches make an epoch in mode "disabled"."""
         rows *= self.augmentations
         epoch = rows if self.autoreset_mode != "disabled" else -(-rows // num_envs) * num_envs
-        return Optimization(epoch=epoch, **{option: getattr(self, option) for option in options})
+        return Optimization(epoch=epoch, **{option: getattr(self, option) for option in OF_OPTIMIZATION})
 
 
 def name_of_mode(value: Any) -> Any:
-    """Return the name of an `AutoresetMode`, which text can say, and anything else as it is."""
+    """Name of an `AutoresetMode`, which text can say; anything else as it is."""
     return value.name.lower() if isinstance(value, AutoresetMode) else value
 
 
@@ -214,5 +208,5 @@ class PlainSpec:
 
 
 def is_price(value: Any) -> bool:
-    """Tell whether a value can be the cost of one multiply-accumulate: a number of at least 0 that is finite."""
+    """Whether a value can be the cost of one multiply-accumulate: a number of at least 0 that is finite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")

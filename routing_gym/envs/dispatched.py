@@ -6,11 +6,11 @@ import copy
 from typing import Any
 
 import numpy as np
-from gymnasium import Space, spaces
+from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
 from routing_gym.envs.make import make_routing_vector_env
-from routing_gym.envs.parallel import ENDED, TOLD, outside_core, plain
+from routing_gym.envs.parallel import ENDED, TOLD, ManyAgents, outside_core, plain
 from routing_gym.envs.spaces import for_sampling, to_numpy, with_mask
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
 from routing_gym.options import check_count
@@ -23,21 +23,19 @@ except ImportError as error:
 DISPATCHER = "dispatcher"
 
 
-class RoutingAECEnv(AECEnv[str, dict[str, Any], Any]):
+class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
     """One instance: the dispatcher looks at it and picks an agent, which then routes it to its exit.
 
     ## Description
     The dispatched arrangement of Rosenbaum et al. (2018) as a game of agents that take turns. The agents are
-    `dispatcher` and `agent_0`, `agent_1`, …; those that were not picked have no turn. Finished routes are replayed to
-    train the blocks, as in mode `"same_step"` of `RoutingVectorEnv`. Everything is numpy and Python here.
+    `dispatcher` and `agent_0`, `agent_1`, …; those that were not picked have no turn. What is not said here is as in
+    `RoutingVectorEnv`.
 
     ## Action Space
-    Of the dispatcher `Discrete(num_agents)`: who routes the instance. Of the others as in `RoutingVectorEnv`; a masked
-    choice is replaced by the first legal one, and `info["illegal_action"]` is 1 then.
+    Of the dispatcher `Discrete(num_agents)`: who routes the instance. Of the others as in `RoutingVectorEnv`.
 
     ## Observation Space
-    `Dict(observation=Dict(activation, task, depth), action_mask)`, the first as in `RoutingVectorEnv`. To the
-    dispatcher every agent is legal.
+    As in `RoutingParallelEnv`. To the dispatcher every agent is legal.
 
     ## Rewards
     The agent that routes gets the reward of each of its actions and the final one; the dispatcher gets their sum at the
@@ -47,12 +45,10 @@ class RoutingAECEnv(AECEnv[str, dict[str, Any], Any]):
     One instance, drawn as in `RoutingVectorEnv`.
 
     ## Episode End
-    All agents are `terminated` when the instance has left the network; never `truncated`. Infos then hold `loss`,
-    `correct`, `macs`, `label` and `final_reward`.
+    All agents are `terminated` when the instance has left the network.
 
     ## Arguments
-    `env`, an environment of routing_gym or a face of one, whose network, data and options are taken (the blocks'
-    optimiser is this face's own); `num_agents`, how many agents the dispatcher picks from, one per task by default.
+    `env`, as of `RoutingParallelEnv`; `num_agents`, the agents the dispatcher picks from, one per task by default.
     `pettingzoo.make("aec", id)` builds both.
 
     ## Version History
@@ -60,7 +56,6 @@ class RoutingAECEnv(AECEnv[str, dict[str, Any], Any]):
 
     Attributes:
         core: The vector environment, of one row.
-        render_mode: As the environment's.
 
     Raises:
         ValueError: An environment whose actions are weights, or `num_agents` below 1.
@@ -76,34 +71,16 @@ class RoutingAECEnv(AECEnv[str, dict[str, Any], Any]):
         self.render_mode = self.core.render_mode
         self.possible_agents = [DISPATCHER, *(f"agent_{number}" for number in range(count))]
         self.agents: list[str] = []
-        observed, acted, choices = (
-            self.core.single_observation_space,
-            self.core.single_action_space,
-            self.core.network.num_choices,
-        )
+        observed, acted = self.core.single_observation_space, self.core.single_action_space
+        picking = spaces.Discrete(count)
+        routing = with_mask(observed, acted, self.core.network.num_choices)
         # To every agent its own, so that each can be seeded.
-        self.action_spaces: dict[str, Space] = {agent: copy.deepcopy(acted) for agent in self.possible_agents}
-        self.action_spaces[DISPATCHER] = spaces.Discrete(count)
-        self.observation_spaces: dict[str, Space] = {
-            agent: copy.deepcopy(with_mask(observed, acted, choices)) for agent in self.possible_agents
-        }
-        self.observation_spaces[DISPATCHER] = with_mask(observed, self.action_spaces[DISPATCHER], count)
-
-    def observation_space(self, agent: str) -> Space:
-        """Return what an agent may see."""
-        return self.observation_spaces[agent]
-
-    def action_space(self, agent: str) -> Space:
-        """Return what an agent may do."""
-        return self.action_spaces[agent]
+        self.action_spaces = {agent: copy.deepcopy(acted) for agent in self.possible_agents} | {DISPATCHER: picking}
+        self.observation_spaces = {agent: copy.deepcopy(routing) for agent in self.possible_agents}
+        self.observation_spaces[DISPATCHER] = with_mask(observed, picking, count)
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
-        """Draw an instance and give the dispatcher the turn.
-
-        Args:
-            seed: Start the order of instances over from this seed; the blocks are not touched.
-            options: Part of PettingZoo's interface; there are none here.
-        """
+        """Draw an instance, the order started over from `seed`, for the dispatcher; there are no options."""
         observation, infos = self.core.reset(seed=seed)
         self.agents = list(self.possible_agents)
         self.agent_selection = DISPATCHER
@@ -113,7 +90,7 @@ class RoutingAECEnv(AECEnv[str, dict[str, Any], Any]):
         self._note(observation, infos)
 
     def _note(self, observation: dict[str, Any], infos: dict[str, Any]) -> None:
-        """Keep what is to be seen and told from now on."""
+        """Keep observation and infos."""
         ended = ENDED if "loss" in infos else ()
         known = {key: value[0] for key, value in to_numpy(infos).items() if key in (*TOLD, *ended)}
         self._seen = {key: value[0] for key, value in to_numpy(observation).items()}
@@ -125,7 +102,7 @@ class RoutingAECEnv(AECEnv[str, dict[str, Any], Any]):
         return self._mask if agent != DISPATCHER else np.ones(len(self.possible_agents) - 1, dtype=np.int8)
 
     def observe(self, agent: str) -> dict[str, Any]:
-        """Return what an agent sees: the instance as it is now."""
+        """Observation of an agent: the instance as it is now."""
         return {"observation": dict(self._seen), "action_mask": self._mask_of(agent)}
 
     def step(self, action: Any) -> None:
@@ -142,9 +119,11 @@ class RoutingAECEnv(AECEnv[str, dict[str, Any], Any]):
             self._was_dead_step(action)
             return
         if agent == DISPATCHER:
-            picked = self._picked(action)
+            number, count = np.asarray(action), len(self.possible_agents) - 1
+            if number.shape != () or not np.issubdtype(number.dtype, np.integer) or not 0 <= number < count:
+                raise ValueError(f"the dispatcher picks an integer in [0, {count}), got {action!r}")
             self._begin_turn(agent)
-            self.agent_selection = picked
+            self.agent_selection = f"agent_{number}"
             return
         observation, reward, left, _, infos = self.core.step(np.asarray(action)[None])
         self._begin_turn(agent)
@@ -157,23 +136,9 @@ class RoutingAECEnv(AECEnv[str, dict[str, Any], Any]):
         self._accumulate_rewards()
 
     def _begin_turn(self, agent: str) -> None:
-        """Forget what the agent has seen already: its rewards so far, and those of the last turn."""
+        """Forget the agent's rewards so far, and those of the last turn."""
         self._cumulative_rewards[agent] = 0.0
         self._clear_rewards()
-
-    def _picked(self, action: Any) -> str:
-        number, count = np.asarray(action), len(self.possible_agents) - 1
-        if number.shape != () or not np.issubdtype(number.dtype, np.integer) or not 0 <= number < count:
-            raise ValueError(f"the dispatcher picks an integer in [0, {count}), got {action!r}")
-        return f"agent_{number}"
-
-    def render(self) -> Any:
-        """Return the route as a line (`"ansi"`) or the routing map so far (`"rgb_array"`)."""
-        frames = self.core.render()
-        return None if frames is None else frames[0]
-
-    def close(self) -> None:
-        """Nothing is left open."""
 
 
 def make_routing_aec_env(*, num_agents: int | None = None, **options: Any) -> RoutingAECEnv:

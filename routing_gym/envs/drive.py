@@ -69,6 +69,7 @@ class Seen(Mapping[str, Tensor]):
         decision: `(B,)` int64, N for rows that have left.
         active: `(B,)` bool: rows that are in the network.
         reach: `(B,)`, detached: the share of each instance that is at its decision, 0 where it has left.
+        looked_at: Parts of the observation that somebody has asked for, and their versions at first.
     """
 
     def __init__(self, network: RoutedNetwork, state: RoutingState, manner: Manner) -> None:
@@ -76,7 +77,7 @@ class Seen(Mapping[str, Tensor]):
         self._state: RoutingState | None = state
         self.task, self.cost = state.task, state.price
         self.sole, self.decision, self.active, self.reach = state.sole, state.at, state.active, state.reach
-        self._given: dict[str, tuple[Tensor, int]] = {}
+        self.looked_at: dict[str, tuple[Tensor, int]] = {}
 
     @property
     def state(self) -> RoutingState:
@@ -100,10 +101,10 @@ class Seen(Mapping[str, Tensor]):
         return self.network.action_mask(self.state)
 
     def __getitem__(self, key: str) -> Tensor:
-        if key not in self._given:
+        if key not in self.looked_at:
             value = self._look(key)
-            self._given[key] = value, value._version
-        return self._given[key][0]
+            self.looked_at[key] = value, value._version
+        return self.looked_at[key][0]
 
     def _look(self, key: str) -> Tensor:
         if key == "task":
@@ -119,18 +120,12 @@ class Seen(Mapping[str, Tensor]):
         return activation if self._manner.differentiable else activation.detach()
 
     def __iter__(self) -> Iterator[str]:
-        if self._state is not None or "activation" in self._given:
+        if self._state is not None or "activation" in self.looked_at:
             yield "activation"
         yield from ("task", "depth", *(("price",) if self._manner.price else ()))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
-
-    def check_untouched(self) -> None:
-        """Refuse an observation that somebody has written into."""
-        for key, (value, version) in self._given.items():
-            if value._version != version:
-                raise ValueError(f"act has written into its observation, {key!r}, which others need: write into a copy")
 
     def close(self) -> None:
         """Let the activations go, since the batch goes on."""
@@ -142,7 +137,7 @@ class Seen(Mapping[str, Tensor]):
         self.close()
         passed = [copy.copy(self) for _ in range(count)]
         for number, seen in enumerate(passed):
-            seen.sole, seen.decision, seen._given = number, torch.full_like(self.task, number), {}
+            seen.sole, seen.decision, seen.looked_at = number, torch.full_like(self.task, number), {}
         return passed
 
 
@@ -184,7 +179,9 @@ def take_turn(network: RoutedNetwork, state: RoutingState, decide: Decide, manne
     """
     seen = Seen(network, state, manner)
     given = decide(seen)
-    seen.check_untouched()
+    for key, (value, version) in seen.looked_at.items():
+        if value._version != version:
+            raise ValueError(f"act has written into its observation, {key!r}, which others need: write into a copy")
     accepted = accept(
         network,
         state,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -191,25 +190,6 @@ def macs_of(router: Any, network: RoutedNetwork) -> list[float]:
     return [float(macs) for macs in spent]
 
 
-@contextmanager
-def _judging(router: Any, network: nn.Module) -> Iterator[None]:
-    """Put a network and whoever decides in eval mode for a while; modes and random numbers are as before then."""
-    modules = [network, *([router] if isinstance(router, nn.Module) else [])]
-    modes = [{part: part.training for part in module.modules()} for module in modules]
-    generator: torch.Generator | None = getattr(router, "generator", None)
-    drawn = None if generator is None else generator.get_state()
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        if generator is not None and drawn is not None:
-            generator.set_state(drawn)  # judging an agent must not change how it goes on
-        for mode in modes:
-            for part, training in mode.items():
-                part.training = training
-
-
 @torch.no_grad()
 def route_split(router: Any, env: RoutingVectorEnv, deterministic: bool = True) -> Iterator[tuple[Trajectory, slice]]:
     """Route every instance of an environment's split once, in eval mode.
@@ -226,11 +206,22 @@ def route_split(router: Any, env: RoutingVectorEnv, deterministic: bool = True) 
         from the front.
     """
     rows, size = len(env.dataset), env.num_envs
-    with _judging(router, env.network):
+    modules = [env.network, *([router] if isinstance(router, nn.Module) else [])]
+    modes = [{part: part.training for part in module.modules()} for module in modules]
+    generator: torch.Generator | None = getattr(router, "generator", None)
+    drawn = None if generator is None else generator.get_state()
+    try:
+        for module in modules:
+            module.eval()
         for start in range(0, rows, size):
             instances = torch.arange(start, start + size).remainder(rows)
-            batch = rollout(router, env, instances=instances, deterministic=deterministic)
-            yield batch, slice(min(size, rows - start))
+            yield rollout(router, env, instances=instances, deterministic=deterministic), slice(min(size, rows - start))
+    finally:
+        if generator is not None and drawn is not None:
+            generator.set_state(drawn)  # judging an agent must not change how it goes on
+        for mode in modes:
+            for part, training in mode.items():
+                part.training = training
 
 
 def _departures(batch: Trajectory, num_choices: int) -> tuple[Tensor, Tensor]:

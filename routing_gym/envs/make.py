@@ -67,15 +67,13 @@ def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDatase
 
 OF_ENV = {field.name for field in dataclasses.fields(EnvConfig)}
 
-
 Splits = Mapping[str, MultiTaskDataset] | MultiTaskDataset
-Builder = Callable[..., Any] | NetworkSpec
 
 
 def known_options(dataset: str | Splits, network: str | RoutedNetwork) -> set[str]:
-    """Return the names of all options that an environment of this data and network takes."""
+    """Names of all options that an environment of this data and network takes."""
     own = {"network", "num_envs", "num_blocks", "num_tasks"}
-    return _data_options(dataset) | _network_options(network) | OF_ENV | own
+    return {*_options(dataset, DATASETS), *_options(network, NETWORKS), *OF_ENV, *own}
 
 
 def make_routing_vector_env(
@@ -110,16 +108,15 @@ def make_routing_vector_env(
     if isinstance(network, str) and network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}; known are {', '.join(sorted(NETWORKS))}")
     network = network if isinstance(network, str) else accept_network(network)
-    of_data, of_network = _data_options(dataset), _network_options(network)
+    of_data, of_network = _options(dataset, DATASETS), _options(network, NETWORKS)
     known = known_options(dataset, network)
     for kind, given, builders in (("dataset", dataset, DATASETS), ("network", network, NETWORKS)):
         if not isinstance(given, str):
             options = _without_options_of_others(kind, builders, options, known)
     if unknown := sorted(set(options) - known):
         raise unexpected("this environment", unknown[0], known)
-    for given, builders in ((dataset, DATASETS), (network, NETWORKS)):
-        if isinstance(given, str):
-            check_types("this environment", _hints(builders[given]), options)
+    for hints in (of_data, of_network):
+        check_types("this environment", hints, options)
     if num_tasks is not None:
         check_count("num_tasks", num_tasks)
     of_core = {"seed": seed, **{name: value for name, value in options.items() if name in OF_ENV}}
@@ -142,7 +139,7 @@ def make_routing_vector_env(
                 num_classes=first.num_classes,
                 input_shape=first.input_shape,
                 num_blocks=num_blocks,
-                **{name: value for name, value in options.items() if name in of_network - of_data},
+                **{name: value for name, value in options.items() if name in of_network.keys() - of_data},
             )
     elif num_blocks is not None:
         raise ValueError("num_blocks is for networks given by name; a network of your own has its blocks already")
@@ -155,14 +152,14 @@ def make_routing_env(**options: Any) -> RoutingEnv:
 
 
 def _without_options_of_others(
-    kind: str, builders: Mapping[str, Builder], options: dict[str, Any], known: set[str]
+    kind: str, builders: Mapping[str, Any], options: dict[str, Any], known: set[str]
 ) -> dict[str, Any]:
     """Leave out what an id says about the data or network that has been replaced by a finished one.
 
     Raises:
         ValueError: The caller gives such an option: a finished one has none.
     """
-    others = set().union(*map(_parameters, builders.values())) - known
+    others = {option for name in builders for option in _options(name, builders)} - known
     registered = [spec.kwargs for spec in gymnasium.registry.values() if kind in spec.kwargs]
     for option in sorted(others & set(options)):
         if not any(option in kwargs and kwargs[option] == options[option] for kwargs in registered):
@@ -174,28 +171,16 @@ def _without_options_of_others(
 
 
 def _plain(value: Any) -> Any:
-    """Return NumPy's numbers as Python's."""
+    """NumPy's numbers as Python's."""
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _data_options(dataset: str | Splits) -> set[str]:
-    """Return the names of the options of data given by its name; what is there already has none."""
-    return _parameters(DATASETS[dataset]) if isinstance(dataset, str) else set()
-
-
-def _network_options(network: str | RoutedNetwork) -> set[str]:
-    """Return the names of the options of a network given by its name; one that is there already has none."""
-    return _parameters(NETWORKS[network]) if isinstance(network, str) else set()
-
-
-def _hints(builder: Builder) -> dict[str, Any]:
-    """Return the types of what a builder takes."""
-    return builder.hints if isinstance(builder, NetworkSpec) else type_hints(builder)
-
-
-def _parameters(builder: Builder) -> set[str]:
-    """Return the names of the keyword-only options a builder takes."""
+def _options(given: Any, builders: Mapping[str, Any]) -> dict[str, Any]:
+    """Types by name of the options of data or a network given by name; what is there already has none."""
+    if not isinstance(given, str):
+        return {}
+    builder = builders[given]
     if isinstance(builder, NetworkSpec):
-        return set(builder.options)
-    parameters = inspect.signature(builder).parameters.values()
-    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+        return {name: builder.hints.get(name, Any) for name in builder.options}
+    parameters, hints = inspect.signature(builder).parameters.values(), type_hints(builder)
+    return {option.name: hints.get(option.name, Any) for option in parameters if option.kind is option.KEYWORD_ONLY}

@@ -1,4 +1,4 @@
-"""A game of many: one PettingZoo agent per task, each routing instances of its own task through shared blocks."""
+"""A stochastic game: one PettingZoo agent per task, each routing instances of its own task through shared blocks."""
 
 from __future__ import annotations
 
@@ -25,26 +25,48 @@ except ImportError as error:
 
 TOLD = ("action_mask", "illegal_action")
 ENDED = ("loss", "correct", "macs", "label", "final_reward")
-"""What an agent is told at every step, and about instances that have left."""
+"""Infos of every step, and of instances that have left."""
 
 
-class RoutingParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
+class ManyAgents:
+    """What the games of PettingZoo's two kinds have in common."""
+
+    core: RoutingVectorEnv
+    observation_spaces: dict[str, Space]
+    action_spaces: dict[str, Space]
+
+    def observation_space(self, agent: str) -> Space:
+        """Space of what an agent sees."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> Space:
+        """Space of what an agent does."""
+        return self.action_spaces[agent]
+
+    def render(self) -> Any:
+        """Routes, a line for each instance (`"ansi"`), or the routing map so far (`"rgb_array"`)."""
+        frames = self.core.render()
+        return frames if frames is None else frames[0] if self.core.render_mode == "rgb_array" else "\n".join(frames)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
     """A stochastic game: the agents are the tasks, and each routes instances of its own through the same blocks.
 
     ## Description
     A round begins with an instance of its task for every agent. All agents decide at once; an agent leaves the game
     when its instance has left the network, and `reset` begins the next round. Finished routes are replayed to train the
-    blocks, as in mode `"same_step"` of `RoutingVectorEnv`: what one agent does changes the game of the others.
-    Everything is numpy and Python here.
+    blocks: what one agent does changes the game of the others. What is not said here is as in `RoutingVectorEnv`.
 
     ## Action Space
     Of every agent `Discrete(A)`, `MultiDiscrete` where M > 1 tensors choose; of n instances `MultiDiscrete([A] * n)`.
-    A masked choice is replaced by the first legal one, and `info["illegal_action"]` is 1 then.
 
     ## Observation Space
-    Of every agent `Dict(observation=Dict(activation, task, depth), action_mask=Box(0, 1, (A,), int8))`, the first as in
-    `RoutingVectorEnv`. The mask is in the info as well, in the form `action_space(agent).sample` takes: where many
-    choices are one action, a tuple of masks.
+    Of every agent `Dict(observation=Dict(activation, task, depth), action_mask=Box(0, 1, (A,), int8))`. The mask is in
+    the info as well, in the form `action_space(agent).sample` takes: where many choices are one action, a tuple of
+    masks.
 
     ## Rewards
     As in `RoutingVectorEnv`; of n instances an `(n,)` array.
@@ -53,8 +75,8 @@ class RoutingParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
     Each agent draws instances of its task, without repetition until all have been drawn.
 
     ## Episode End
-    An agent is `terminated` when its instance, or the last of its n, has left the network; never `truncated`. Its info
-    then holds `loss`, `correct`, `macs`, `label` and `final_reward`.
+    An agent is `terminated` when its instance, or the last of its n, has left the network. Its info then holds what
+    `RoutingVectorEnv` tells of instances that have left.
 
     ## Arguments
     `env`, an environment of routing_gym or a face of one, whose network, data and options are taken (the blocks'
@@ -66,7 +88,6 @@ class RoutingParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
 
     Attributes:
         core: The vector environment: one row per instance, those of the first agent first.
-        render_mode: As the environment's.
 
     Raises:
         ValueError: An environment whose actions are weights, or `instances_per_agent` below 1.
@@ -99,14 +120,6 @@ class RoutingParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
         self.observation_spaces = {agent: copy.deepcopy(seen) for agent in self.possible_agents}
         self.action_spaces: dict[str, Space] = {agent: copy.deepcopy(acted) for agent in self.possible_agents}
 
-    def observation_space(self, agent: str) -> Space:
-        """Return what an agent may see."""
-        return self.observation_spaces[agent]
-
-    def action_space(self, agent: str) -> Space:
-        """Return what an agent may do."""
-        return self.action_spaces[agent]
-
     def _seed(self, seed: int) -> None:
         """Give every task an order of its own: with equal ones, the same images would always meet."""
         generator = torch.Generator().manual_seed(seed)
@@ -116,15 +129,7 @@ class RoutingParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-        """Begin a round with new instances.
-
-        Args:
-            seed: Start the order of instances over from this seed; the blocks are not touched.
-            options: Part of PettingZoo's interface; there are none here.
-
-        Returns:
-            Observations and infos by agent.
-        """
+        """Begin a round with new instances, their order started over from `seed`; there are no options."""
         if seed is not None:
             self._seed(seed)
         instances = torch.cat([stream.draw(self.core.num_envs // len(self._streams)) for stream in self._streams])
@@ -153,15 +158,15 @@ class RoutingParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
         if set(playing) - set(actions) or set(actions) - set(self.possible_agents):
             raise ValueError(f"expected an action of each of {playing}, got {sorted(actions)}")
         observation, reward, left, _, infos = self.core.step(self._joined(actions))
-        fared = self._by_agent({"reward": reward, "left": left})
-        terminations = {agent: bool(fared[agent]["left"].all()) for agent in playing}
+        outcome = self._by_agent({"reward": reward, "left": left})
+        terminations = {agent: bool(outcome[agent]["left"].all()) for agent in playing}
         observations, told = self._shared_out(observation, infos, terminations)
         self.agents = [agent for agent in playing if not terminations[agent]]
-        rewards = {agent: plain(fared[agent]["reward"]) for agent in playing}
+        rewards = {agent: plain(outcome[agent]["reward"]) for agent in playing}
         return observations, rewards, terminations, dict.fromkeys(playing, False), told
 
     def _joined(self, actions: Mapping[str, Any]) -> np.ndarray:
-        """Return the actions of all agents as one of the core; for those that have left any choice will do."""
+        """Actions of all agents as one of the core; for those that have left any choice will do."""
         form = self.core.single_action_space.shape or ()
         joint = np.zeros((len(self.possible_agents), *self._count, *form), dtype=np.int64)
         for number, agent in enumerate(self.possible_agents):
@@ -185,7 +190,7 @@ class RoutingParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
     def _shared_out(
         self, observation: Mapping[str, Any], infos: Mapping[str, Any], terminations: Mapping[str, bool]
     ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-        """Return what each agent in the game sees, and what it is told."""
+        """Observations and infos of each agent in the game."""
         seen = self._by_agent(observation)
         known = self._by_agent({key: value for key, value in infos.items() if key in (*TOLD, *ENDED)})
         observations, told = {}, {}
@@ -196,17 +201,9 @@ class RoutingParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
             told[agent] = {"action_mask": mask, **kept}
         return observations, told
 
-    def render(self) -> Any:
-        """Return the routes, a line for each instance (`"ansi"`), or the routing map so far (`"rgb_array"`)."""
-        frames = self.core.render()
-        return frames if frames is None else frames[0] if self.render_mode == "rgb_array" else "\n".join(frames)
-
-    def close(self) -> None:
-        """Nothing is left open."""
-
 
 def outside_core(env: Any, num_envs: int) -> RoutingVectorEnv:
-    """Return a core for agents from outside that choose; it waits with finished rows until it is reset."""
+    """A core for agents from outside that choose; it waits with finished rows until it is reset."""
     core = core_of(env)
     if core.config.action_type != "discrete":
         raise ValueError(f"this face is for action_type='discrete', got {core.config.action_type!r}")
@@ -214,10 +211,10 @@ def outside_core(env: Any, num_envs: int) -> RoutingVectorEnv:
 
 
 def plain(value: np.ndarray | np.generic) -> Any:
-    """Return a number as a Python number, and an array as it is."""
+    """A number as a Python number, and an array as it is."""
     return value if value.ndim else value.item()
 
 
 def make_routing_parallel_env(*, instances_per_agent: int | None = None, **options: Any) -> RoutingParallelEnv:
-    """Build the game of many; options as in `make_routing_vector_env`."""
+    """Build the stochastic game; options as in `make_routing_vector_env`."""
     return RoutingParallelEnv(make_routing_vector_env(num_envs=1, **options), instances_per_agent)

@@ -19,14 +19,7 @@ BACKGROUND = 255
 
 
 class Pictures:
-    """What an environment can show: the route of each row in words, and the routing map of all that was decided.
-
-    Args:
-        network: Gives names and numbers.
-        num_tasks: T.
-        num_envs: B.
-        device: Where to count.
-    """
+    """The route of each row in words, and the routing map of all that was decided."""
 
     def __init__(self, network: RoutedNetwork, num_tasks: int, num_envs: int, device: torch.device) -> None:
         self.network = network
@@ -46,15 +39,12 @@ class Pictures:
         self.taken.index_put_((turn.seen.task, turn.seen.decision), taken(turn), accumulate=True)
 
     def draw(self, mode: str) -> tuple[Any, ...]:
-        """Return for every row its route as a line (`"ansi"`), or the routing map, one for all (`"rgb_array"`)."""
+        """For every row its route as a line (`"ansi"`), or the routing map, one for all (`"rgb_array"`)."""
         return tuple(self.routes) if mode == "ansi" else (routing_map(self.taken[:, :-1]),) * len(self.routes)
 
 
 def taken(turn: Turn) -> Tensor:
-    """Return how much of each choice a row takes, `(B, A)`, summed over its tensors; zeros for rows that have left.
-
-    Of a row that is shared out only what has come to its decision counts.
-    """
+    """Weight of each choice of a row, `(B, A)`, summed over its tensors, times its reach; 0 for rows that have left."""
     seen = turn.seen
     weights = actions.dense(turn.action, seen.network.num_choices).detach().abs()
     took = (weights.view(*seen.choosing.shape, -1) * seen.choosing.unsqueeze(-1)).sum(1)
@@ -69,17 +59,11 @@ def _plain(action: int | float | list | None) -> str:
     return f"{action:.2g}" if isinstance(action, float) else str(action)
 
 
-def block_colors(num_choices: int) -> np.ndarray:
-    """Return `(A, 3)` uint8: one hue per block, alternating in lightness so that neighbours differ."""
-    colors = [colorsys.hls_to_rgb(c / num_choices, 0.55 if c % 2 else 0.72, 0.7) for c in range(num_choices)]
-    return (np.asarray(colors) * 255).round().astype(np.uint8)
-
-
 def routing_map(counts: Tensor) -> np.ndarray:
     """Draw which block each task takes at each decision (the routing map, Rosenbaum et al. 2018, Fig. 11).
 
     Args:
-        counts: `(T, N, A)`: how often each task took each choice at each decision.
+        counts: `(T, N, A)`, how often each task took each choice at each decision.
 
     Returns:
         `(H, W, 3)` uint8: a column per task, a row per decision; each cell is split among the blocks in proportion
@@ -87,7 +71,9 @@ def routing_map(counts: Tensor) -> np.ndarray:
     """
     table = counts.cpu().double().numpy()
     num_tasks, num_decisions, num_choices = table.shape
-    colors = block_colors(num_choices)
+    # Hues alternate in lightness so that neighbours differ.
+    hues = [colorsys.hls_to_rgb(c / num_choices, 0.55 if c % 2 else 0.72, 0.7) for c in range(num_choices)]
+    colors = (np.asarray(hues) * 255).round().astype(np.uint8)
     step = CELL + GAP
     image = np.full((num_decisions * step + GAP, num_tasks * step + GAP, 3), BACKGROUND, dtype=np.uint8)
     for task in range(num_tasks):

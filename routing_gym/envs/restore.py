@@ -1,4 +1,4 @@
-"""Going on from a saved state: what is taken from it, and what the environment was asked for."""
+"""An environment that goes on from a saved state."""
 
 from __future__ import annotations
 
@@ -18,44 +18,25 @@ if TYPE_CHECKING:
 
 
 def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple[EnvConfig, ShuffledStream]:
-    """Put the saved blocks, their optimiser and what is counted back into an environment; nothing if anything is wrong.
+    """Put the saved blocks, their optimiser and running shares back into an environment.
+
+    Options of the optimisation that were given to this environment stay, the others become those of the state; a
+    warning tells what differs.
 
     Args:
         env: The environment.
         state: What its `state_dict` gave.
-        given: The options it was given when it was made.
+        given: The options it was given when it was made; who gives a `schedule` gives its `schedule_epochs`.
 
     Returns:
         Its options and its order of instances from here on.
 
     Raises:
-        ValueError: The state is of another network, optimiser or data set. Nothing has changed then.
+        ValueError: A state of the wrong form, or of another network, optimiser or data set; or options that do not go
+            together. Nothing has changed then.
     """
     check_form(state, {"blocks": dict, "stream": dict, "share": env.rewards.share.total}, "env")
-    config, told = settled(env.config, state["blocks"].get("optimization"), given)
-    stream = copy.deepcopy(env.stream)
-    stream.load_state_dict(state["stream"])
-    env.trainer.load_state_dict(state["blocks"], config.optimization(len(env.dataset), env.num_envs))
-    env.rewards.share.total = state["share"].to(env.device, copy=True)
-    if told:
-        warnings.warn(f"the blocks go on with {'; '.join(told)}", stacklevel=3)
-    return config, stream
-
-
-def settled(config: EnvConfig, saved: Any, given: Collection[str]) -> tuple[EnvConfig, list[str]]:
-    """Settle how blocks go on learning: as the environment was asked to, else as they have learned before.
-
-    Args:
-        config: The options of the environment.
-        saved: How the blocks were trained, the options `OF_OPTIMIZATION`.
-        given: Which options the environment was given; who gives a `schedule` gives its `schedule_epochs`.
-
-    Returns:
-        The options from here on, and in words each that differs.
-
-    Raises:
-        ValueError: Options of the wrong form, of another optimiser, or that do not go together.
-    """
+    saved, config = state["blocks"].get("optimization"), env.config
     check_form(saved, dict.fromkeys(OF_OPTIMIZATION, object), "blocks.optimization")
     try:
         before = EnvConfig.of("the environment", dict(saved))
@@ -75,7 +56,14 @@ def settled(config: EnvConfig, saved: Any, given: Collection[str]) -> tuple[EnvC
         elif here != there:
             taken[option] = there
             told.append(f"{option}={there!r}, as saved, instead of {here!r}, the default")
-    return dataclasses.replace(config, **taken), told
+    config = dataclasses.replace(config, **taken)
+    stream = copy.deepcopy(env.stream)
+    stream.load_state_dict(state["stream"])
+    env.trainer.load_state_dict(state["blocks"], config.optimization(len(env.dataset), env.num_envs))
+    env.rewards.share.total = state["share"].to(env.device, copy=True)
+    if told:
+        warnings.warn(f"the blocks go on with {'; '.join(told)}", stacklevel=3)
+    return config, stream
 
 
 def _as_tuple(value: Any) -> Any:

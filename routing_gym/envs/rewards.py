@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from routing_gym.envs.drive import Turn
 from routing_gym.envs.rollout import Step
 from routing_gym.networks import NotFiniteError, claim
 from routing_gym.networks.actions import of_one_tensor
+
+if TYPE_CHECKING:
+    from routing_gym.envs.config import EnvConfig
 
 At = Literal["exit", "action"]
 
@@ -151,30 +154,23 @@ class Rewards:
       historical frequency, or as its average historical probability under the agents' policies, of what went before
       the batch.
 
-    Args:
-        names: The terms by name, the final reward first.
-        priced: Whether multiply-accumulates cost anything.
-        rho: ρ.
-        collaboration: `"frequency"` or `"probability"`.
-        share: What has been taken so far.
-
     Attributes:
-        names_at_exit: Names of the terms for leaving, in their order.
+        share: What has been taken so far.
+        priced: Whether multiply-accumulates cost anything.
+        names_at_exit: Names of the terms for leaving, the final reward first.
         wanted_at_exit: Values that these ask for.
         of_actions: Whether actions have a reward of their own, as far as that is known when they are done.
         of_probabilities: Whether the collaboration reward needs the probabilities that agents record.
     """
 
-    def __init__(
-        self, names: Sequence[str], *, priced: bool, rho: float, collaboration: str, share: RunningShare
-    ) -> None:
-        terms = [REWARDS[name] for name in names]
+    def __init__(self, config: EnvConfig, share: RunningShare) -> None:
+        terms = [REWARDS[name] for name in (config.final_reward, *config.rewards)]
         self._at_exit = [term for term in terms if term.at == "exit"]
         self._at_action = [term for term in terms if term.at == "action"]
-        self.priced, self.rho, self.share = priced, rho, share
-        self._frequency = bool(rho) and collaboration == "frequency"
-        self.of_probabilities = bool(rho) and collaboration == "probability"
-        self.of_actions = priced or self._frequency or bool(self._at_action)
+        self.priced, self._rho, self.share = any(config.prices), config.rho, share
+        self._frequency = bool(config.rho) and config.collaboration == "frequency"
+        self.of_probabilities = bool(config.rho) and config.collaboration == "probability"
+        self.of_actions = self.priced or self._frequency or bool(self._at_action)
         self.names_at_exit = [term.name for term in self._at_exit]
         self.wanted_at_exit = {name for term in self._at_exit for name in term.wants}
 
@@ -192,7 +188,7 @@ class Rewards:
         if self._frequency:
             assert isinstance(turn.action, Tensor)
             where = seen.decision, turn.action, seen.choosing
-            rewards["collaboration"] = self.rho * self.share.of(*where)
+            rewards["collaboration"] = self._rho * self.share.of(*where)
             self.share.count_choices(*where)
         if self._at_action:
             action = of_one_tensor(turn.action) if seen.network.num_tensors == 1 else turn.action
@@ -204,7 +200,8 @@ class Rewards:
 
     def at_exit(self, values: Mapping[str, Tensor], check: bool | None = True) -> list[Tensor]:
         """Rewards for leaving, `(r,)` for each of `names_at_exit`; arguments as of `RewardTerm`."""
-        return [term(values, len(values["label"]), check) for term in self._at_exit]
+        loss = values["loss"]
+        return [term(values, len(loss), check).to(loss.dtype) for term in self._at_exit]
 
     def give_for_probabilities(self, steps: Sequence[Step]) -> None:
         """Add the probability form of the collaboration reward to the steps of a batch that have recorded theirs."""
@@ -212,6 +209,6 @@ class Rewards:
         for step in known:
             if isinstance(step.action, Tensor) and not step.action.is_floating_point():
                 bonus = self.share.of(step.decision, step.action.view(step.choosing.shape), step.choosing)
-                step.rewards["collaboration"] = self.rho * bonus
+                step.rewards["collaboration"] = self._rho * bonus
         for step in known:
             self.share.count_probabilities(step.decision, step.record["probabilities"], step.choosing)

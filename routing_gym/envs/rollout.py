@@ -23,11 +23,6 @@ Observation = Mapping[str, Tensor]
 class Context:
     """What comes with an observation; what is not looked at is not computed.
 
-    Args:
-        seen: Whose observation it is.
-        single: Leave the axis M of masks out, for an agent that chooses for one tensor.
-        deterministic, carry, begins: See the attributes.
-
     Attributes:
         deterministic: The agent is being evaluated and should take its best action.
         carry: A tensor per instance that the agent may set; it gets it back at the next decision of the same
@@ -47,7 +42,7 @@ class Context:
         carry: Tensor | None = None,
         begins: Tensor | None = None,
     ) -> None:
-        self._seen, self._single = seen, single
+        self._seen, self._single = seen, single  # single: masks without the axis M
         self.deterministic, self.carry, self.begins = deterministic, carry, begins
         self.record: dict[str, Tensor] = {}
 

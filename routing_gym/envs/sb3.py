@@ -57,8 +57,6 @@ class RoutingVecEnv(VecEnv):
         super().__init__(core.num_envs, core.single_observation_space, core.single_action_space)
         self._actions: Any = None
 
-    # ------------------------------------------------------------------------------------------------------- episodes
-
     def reset(self) -> dict[str, np.ndarray]:
         """Draw new instances: in a new order after `seed(seed)`, and with the core's reset options, if any were set."""
         observation, _ = self.core.reset(seed=self._seeds[0], options=self._options[0])
@@ -101,14 +99,12 @@ class RoutingVecEnv(VecEnv):
         return to_numpy(observation), reward.cpu().numpy(), terminated.cpu().numpy(), infos
 
     def action_masks(self) -> np.ndarray:
-        """Return the legal choices, bool, `(num_envs, A)`, `(num_envs, M * A)` where M tensors choose."""
+        """Legal choices, bool, `(num_envs, A)`, `(num_envs, M * A)` where M tensors choose."""
         mask: Tensor = self.core.network.action_mask(self.core.state)
         return mask.reshape(self.num_envs, -1).cpu().numpy()
 
-    # --------------------------------------------------------------------------------------------------- and the rest
-
     def eval_env(self, num_envs: int | None = None, split: str = "test") -> VecMonitor:
-        """Return an environment over the same network for `evaluate_policy` and `EvalCallback`.
+        """An environment over the same network for `evaluate_policy` and `EvalCallback`.
 
         Whoever is judged there is judged with the blocks as they are by then, and they are not trained. Every reset
         begins the split in the same order, so that `n_eval_episodes=len(eval_env.core.dataset)` judges each instance
@@ -116,7 +112,7 @@ class RoutingVecEnv(VecEnv):
 
         Args:
             num_envs: Instances routed together; by default the largest divisor of the split's size up to 1024.
-            split: Which split.
+            split: Name of the split.
 
         Raises:
             ValueError: There is no such split.
@@ -127,7 +123,7 @@ class RoutingVecEnv(VecEnv):
         return VecMonitor(_EvalVecEnv(self.core.sibling(rows, split=split, **options)))
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """Return an attribute, once for each row asked for: rows have nothing of their own."""
+        """Value of an attribute, once for each row asked for: rows have nothing of their own."""
         owner = self if attr_name == "action_masks" else self.core
         return [getattr(owner, attr_name)] * len(self._rows(indices))
 
@@ -156,11 +152,11 @@ class RoutingVecEnv(VecEnv):
         return [results[row] for row in self._rows(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Indices = None) -> list[bool]:
-        """Tell that rows are not wrapped."""
+        """False: rows are not wrapped."""
         return [False] * len(self._rows(indices))
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """Return the routing map, which is one for all rows."""
+        """The routing map, which is one for all rows."""
         return list(self._pictures()[:1])
 
     def close(self) -> None:
@@ -168,7 +164,7 @@ class RoutingVecEnv(VecEnv):
         self.core.close()
 
     def _pictures(self) -> Sequence[Any]:
-        """Return what is drawn of each row: its route as a line, or the routing map."""
+        """Route of each row as a line, or the routing map."""
         return self.core.render() or (None,) * self.num_envs
 
     def _rows(self, indices: Indices) -> list[int]:

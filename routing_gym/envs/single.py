@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.envs.config import PlainSpec
+from routing_gym.envs.spaces import to_numpy
 from routing_gym.envs.vector import RoutingVectorEnv
 
 
@@ -17,12 +18,10 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
     """One instance on its way through a routed network: a view of `RoutingVectorEnv` with a single row.
 
     ## Description
-    See `RoutingVectorEnv`. Everything is numpy and Python here; the blocks are trained by replaying finished routes.
+    See `RoutingVectorEnv`, also for what is not said here.
 
     ## Action Space
-    `Discrete(A)`: the choice at the decision the instance waits at (`MultiDiscrete` or `Box` as in
-    `RoutingVectorEnv`). `action_masks()` and `info["action_mask"]` say what is legal; a masked choice is replaced by
-    the first legal one, and `info["illegal_action"]` is 1 then.
+    `Discrete(A)` (`MultiDiscrete` or `Box` as in `RoutingVectorEnv`). `action_masks()` says too what is legal.
 
     ## Observation Space
     `Dict(activation=Box(D,), task=Discrete(T), depth=Discrete(N + 1))`, and `price=Box(1,)` where `EnvConfig` says so.
@@ -34,7 +33,7 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
     One instance, drawn uniformly from the split.
 
     ## Episode End
-    `terminated` when the instance leaves the network; never `truncated`.
+    `terminated` when the instance leaves the network.
 
     ## Arguments
     `core`, a `RoutingVectorEnv` of one row in mode `"same_step"`.
@@ -86,33 +85,26 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         return self._observation(observation), float(reward[0]), self._ended, False, self._info(info)
 
     def action_masks(self) -> np.ndarray:
-        """Return the legal choices, bool, flattened over tensors (the form sb3-contrib asks for)."""
+        """Legal choices, bool, flattened over tensors (the form sb3-contrib asks for)."""
         if self._mask is None:
             raise gymnasium.error.ResetNeeded("call reset() first")
         return self._mask.astype(bool).reshape(-1)
 
     def _observation(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        return {
-            "activation": batch["activation"][0].cpu().numpy().astype(np.float32),
-            "task": np.int64(batch["task"][0]),
-            "depth": np.int64(batch["depth"][0]),
-            **({"price": batch["price"][0].cpu().numpy().astype(np.float32)} if "price" in batch else {}),
-        }
+        rows = to_numpy(batch).items()
+        return {key: column[0].astype(np.int64 if column.ndim == 1 else np.float32) for key, column in rows}
 
     def _info(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._mask = batch["action_mask"][0].to(torch.int8).cpu().numpy()
         if self._ended:
             # Of the instance that has just left, everything is legal and ignored.
             self._mask = np.ones_like(self._mask)
-        info: dict[str, Any] = {"action_mask": self._mask}
+        told = batch.get("final_info", {}) if self._ended else {}
         if "illegal_action" in batch:
-            info["illegal_action"] = int(batch["illegal_action"][0])
-        if self._ended and "final_info" in batch:
-            info |= {key: float(value[0]) for key, value in batch["final_info"].items()}
-            info["label"] = int(batch["final_info"]["label"][0])
-        return info
+            told = {"illegal_action": batch["illegal_action"], **told}
+        return {"action_mask": self._mask, **{key: value[0].item() for key, value in told.items()}}
 
     def render(self) -> Any:
-        """Return the route as a line (`"ansi"`) or the routing map so far (`"rgb_array"`)."""
+        """Route as a line (`"ansi"`) or the routing map so far (`"rgb_array"`)."""
         frames = self.core.render()
         return None if frames is None else frames[0]

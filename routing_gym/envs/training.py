@@ -43,14 +43,14 @@ class TrainingDivergedError(RuntimeError):
 class Optimization:
     """How blocks are trained: options of `EnvConfig`, and `epoch`, the instances of a pass over the split."""
 
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    schedule_epochs: float | tuple[float, ...] = 20
-    epoch: int = 1
-    talr: bool = False
+    optimizer: str
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+    schedule_epochs: float | tuple[float, ...]
+    epoch: int
+    talr: bool
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """A fresh optimiser of a network's parameters."""

@@ -32,11 +32,7 @@ Observations = dict[str, Tensor]
 
 
 def core_of(env: Any) -> RoutingVectorEnv:
-    """The vector environment under any wrapper or face.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """The vector environment under any wrapper or face."""
     inner = getattr(env, "unwrapped", env)
     core = getattr(inner, "core", inner)  # faces hold theirs
     if not isinstance(core, RoutingVectorEnv):
@@ -49,8 +45,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     ## Description
     An instance (image, task, label) is classified by a network whose way through its function blocks is decided
-    step by step. One `step` takes one decision per row and runs the chosen blocks, grouped, on the device. The
-    environment trains the blocks, jointly with whoever decides.
+    step by step. One `step` takes one decision per row and runs the chosen blocks, grouped, on the device.
 
     In mode `"disabled"` (no autoreset; for agents that train on whole batches) a batch of instances is one batch of
     episodes: rows that have left idle until all have; the graph of the forward pass is kept and `train_blocks` makes
@@ -61,8 +56,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     mode `"disabled"` too.
 
     `rollout`, which `learn` and `evaluate` use, begins a batch of its own in any mode and gives up the episodes that
-    are under way. The faces `RoutingEnv`, `RoutingParallelEnv` and `RoutingAECEnv` say only where they differ from
-    this: in them all is numpy and Python, and the blocks are trained by replay.
+    are under way. In the faces `RoutingEnv`, `RoutingParallelEnv` and `RoutingAECEnv` all is numpy and Python, and the
+    blocks are trained by replay; they say only what else differs.
 
     ## Action Space
     `Discrete(A)`: the choice at the decision each row waits at; `MultiDiscrete([A] * M)` where M tensors choose.
@@ -97,7 +92,6 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     Attributes:
         dataset: The split instances are drawn from.
         datasets: All splits by name.
-        config: The options.
         trainer: The optimiser of the blocks.
         watchers: Called with every `Turn` of every batch, whoever drives it: a list to add to.
 
@@ -132,13 +126,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         allow_small_groups(subsample_first(self.network))
         self.stream = config.stream(self.dataset, num_envs)
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
-        self.rewards = Rewards(
-            (config.final_reward, *config.rewards),
-            priced=any(config.prices),
-            rho=config.rho,
-            collaboration=config.collaboration,
-            share=RunningShare(len(network.decisions), network.num_choices, self.device),
-        )
+        self.rewards = Rewards(config, RunningShare(len(network.decisions), network.num_choices, self.device))
         self._prices = torch.tensor(config.prices, dtype=torch.get_default_dtype(), device=self.device)
         self.single_observation_space = observation_space(network, self.dataset.num_tasks, config.price)
         self.single_action_space = action_space(network, config.action_type)
@@ -149,16 +137,13 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         # Replaying waits for the device anyway, to know who has left.
         automatic = self.device.type == "cpu" or config.replays
         self.validates = automatic if config.validate is None else config.validate or config.replays
-        self.watchers: list[Watch] = []
         self._log: RouteLog | None = None
         if config.replays or self.render_mode == "ansi":
             self._log = RouteLog(network, num_envs, config.action_type == "weights", self.device)
         self._replayer = Replayer(self.network, self.dataset, self.trainer, config.replay_batch, config.precision)
         self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)
-        if self.render_mode == "rgb_array":
-            self.watchers.append(self.pictures.count)
-        if self.render_mode == "ansi":
-            self.watchers.append(self._draw_routes)
+        drawing: dict[str | None, Watch] = {"rgb_array": self.pictures.count, "ansi": self._draw_routes}
+        self.watchers = [drawing[self.render_mode]] if self.render_mode else []
         self._batch: Batch | None = None
         self._due: Tensor | None = None
 
@@ -195,13 +180,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         Raises:
             ValueError: A mask or instances of the wrong form, or an unfinished row while a graph is held.
         """
-        rows, instances = accept_reset_options(
-            options or {},
-            self.num_envs,
-            self.dataset,
-            self.config.augmentations,
-            lambda: self.state.active & self.keeps_graph,
-        )
+        rows, instances = accept_reset_options(options or {}, self)
         super().reset(seed=seed)
         if seed is not None:
             self.stream.seed(seed)
@@ -209,8 +188,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self._restart(rows, instances)
         else:
             written = [] if self._log is None or self.render_mode == "ansi" else [self._log.write]
-            manner = self._manner(self.keeps_graph, self.config.replays)
-            self._begin(manner, instances, [*self.watchers, *written], keep_exits=False)
+            self._begin(self._manner(self.keeps_graph, self.config.replays), instances, [*self.watchers, *written])
         if self.render_mode == "ansi":
             self._draw_routes()
         return self.observe(), {"action_mask": self._mask()}
@@ -221,18 +199,21 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         Args:
             instances: `(num_envs,)` int64 rows of the data set, each as often as it is augmented; drawn by default.
         """
-        instances = accept_instances(instances, self.num_envs, len(self.dataset), self.config.augmentations)
-        return self._begin(self._manner(self.config.train, False), instances, self.watchers, keep_exits=True)
+        if instances is not None:
+            instances = accept_instances(instances, self.num_envs, len(self.dataset), self.config.augmentations)
+        batch = self._begin(self._manner(self.config.train, False), instances, self.watchers)
+        batch.keeps_exits = True
+        return batch
 
-    def _begin(self, manner: Manner, instances: Tensor | None, watchers: Sequence[Watch], keep_exits: bool) -> Batch:
-        self._batch = self._start(self.num_envs, instances, manner, watchers, keep_exits)
-        self._due = None
+    def _begin(self, manner: Manner, instances: Tensor | None, watchers: Sequence[Watch]) -> Batch:
+        self._batch, self._due = self._start(self.num_envs, instances, manner), None
+        self._batch.watchers = watchers
         if self._log is not None:
             self._log.clear(None)
         return self._batch
 
     def _manner(self, graph: bool, outside: bool) -> Manner:
-        """How a batch is driven, with a graph or without, by an agent from outside or one of ours."""
+        """How a batch is driven by an agent from outside or one of ours."""
         config = self.config
         return Manner(
             graph=graph,
@@ -244,9 +225,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             validate=self.validates,
         )
 
-    def _start(
-        self, count: int, instances: Tensor | None, manner: Manner, watchers: Sequence[Watch], keep_exits: bool
-    ) -> Batch:
+    def _start(self, count: int, instances: Tensor | None, manner: Manner) -> Batch:
         """Instances at the first decision; fewer than `num_envs` will take the place of some rows."""
         # Every part is asked: a network in train mode may have been built around parts in eval mode.
         if any(part.training != manner.graph for part in self.network.modules()):
@@ -264,24 +243,15 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             prices = prices[dealt.to(self.device)]
         with manner.forward_pass(self.device, manner.graph):
             state = self.network.start(pixels, task, instance=drawn, price=prices.expand(count))
-        return Batch(
-            self.network,
-            state,
-            self.dataset.label.index_select(0, drawn),
-            self.rewards,
-            manner,
-            augmentation=augmentation,
-            throughput=self.trainer.throughput,
-            keep_exits=keep_exits,
-            watchers=watchers,
-        )
+        label, throughput = self.dataset.label.index_select(0, drawn), self.trainer.throughput
+        return Batch(self.network, state, label, self.rewards, manner, augmentation=augmentation, throughput=throughput)
 
     def _restart(self, rows: Tensor, instances: Tensor | None = None) -> None:
         """Put new instances into some rows, `(r,)` int64; what the others are doing goes on."""
         batch = self.batch
         if batch.manner.graph and len(rows) < self.num_envs and self.trainer.throughput is not None:
             self.trainer.throughput.begin(rows)
-        batch.restart(rows, self._start(len(rows), instances, batch.manner, (), keep_exits=False))
+        batch.restart(rows, self._start(len(rows), instances, batch.manner))
         if self._log is not None:
             self._log.clear(rows)
         if self._due is not None:
@@ -401,19 +371,12 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; episodes under way and finished routes not trained on yet are given up.
-
-        Options of the optimisation that were given to this environment stay, the others become those of the state; a
-        warning tells what differs.
-
-        Raises:
-            ValueError: The state is of another network, optimiser or data set. Nothing has changed then.
-        """
+        """Go on from a saved state, see `restored`; episodes under way and routes not replayed yet are given up."""
         self.config, self.stream = restored(self, state, self._given)
         self.give_up()
 
     def give_up(self) -> None:
-        """Give up the episodes under way, and finished routes that have not been trained on."""
+        """Give up the episodes under way, and routes that have not been replayed yet."""
         self._batch = self._due = None
         self._replayer.clear()
 

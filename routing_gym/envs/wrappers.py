@@ -21,11 +21,7 @@ from routing_gym.envs.vector import core_of
 
 
 class _PerEpisode(VectorWrapper, ABC):
-    """Knows which rows have just ended an episode, and which begin one.
-
-    Args:
-        env: A `RoutingVectorEnv`, possibly wrapped, whose step still returns tensors.
-    """
+    """Knows which rows have just ended an episode, and which begin one; its environment's step returns tensors."""
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
@@ -50,7 +46,7 @@ class _PerEpisode(VectorWrapper, ABC):
         return returned
 
     def _note_end(self, terminated: Tensor) -> Tensor:
-        """Return the rows whose episode has ended in this step, `(num_envs,)` bool."""
+        """Rows whose episode has ended in this step, `(num_envs,)` bool."""
         ended = terminated & ~self._idle
         if self.core.autoreset_mode is AutoresetMode.DISABLED:
             self._idle = self._idle | ended
@@ -61,14 +57,11 @@ class _PerEpisode(VectorWrapper, ABC):
 
 
 class RecordEpisodeStatistics(_PerEpisode):
-    """Tells return, length and time of every episode when it ends.
+    """Return, length and time of every episode when it ends, on a `RoutingVectorEnv` whose step returns tensors.
 
     Infos are as of Gymnasium's wrapper of this name, in tensors on the device: `info["episode"]` holds `r`, the sum of
     rewards, `l`, the number of decisions, and `t`, the seconds since the episode began, `(num_envs,)` each, zeros in
     rows that did not end; `info["_episode"]` says which did.
-
-    Args:
-        env: A `RoutingVectorEnv`, possibly wrapped, whose step still returns tensors.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -83,7 +76,7 @@ class RecordEpisodeStatistics(_PerEpisode):
         self._since = self._since.masked_fill(rows, time.perf_counter())
 
     def step(self, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Step, and add `episode` and `_episode` to the infos if there are episodes to speak of."""
+        """Step, and add `episode` and `_episode` to the infos if an episode has ended."""
         observation, reward, terminated, truncated, infos = super().step(actions)
         self._return = self._return + reward
         self._length = self._length + (~self._idle).to(torch.int64)
@@ -101,16 +94,14 @@ class RecordEpisodeStatistics(_PerEpisode):
 
 
 class RecordRoutes(_PerEpisode):
-    """Counts which choices the instances of each task took, once their episodes have ended.
-
-    `routing_map(wrapper.counts)` draws it.
+    """Choices that the instances of each task took in episodes that have ended; `routing_map(counts)` draws them.
 
     Args:
         env: A `RoutingVectorEnv`, possibly wrapped, whose step still returns tensors.
         keep: Keep every route in `routes` as well, which copies it to the host.
 
     Attributes:
-        counts: `(T, N, A)`: how often each task took each choice at each decision, int64; of weights, their sum.
+        counts: `(T, N, A)` int64, instances of each task by decision and choice; of weights, their sum.
         routes: `(task, [(decision, action), ...])` of every episode in the order in which they ended.
     """
 
@@ -119,10 +110,8 @@ class RecordRoutes(_PerEpisode):
         network, weights = self.core.network, self.core.config.action_type == "weights"
         decisions, choices = len(network.decisions) + 1, network.num_choices  # the last for rows that have left
         dtype = torch.get_default_dtype() if weights else torch.int64
-        self._counts = torch.zeros(
-            self.core.dataset.num_tasks, decisions, choices, dtype=dtype, device=self.core.device
-        )
         self._under_way = torch.zeros(self.num_envs, decisions, choices, dtype=dtype, device=self.core.device)
+        self._counts = self._under_way.new_zeros(self.core.dataset.num_tasks, decisions, choices)
         self._row = torch.arange(self.num_envs, device=self.core.device)
         self.core.watchers.append(self._watch)
         self._turn: Turn | None = None
@@ -148,7 +137,7 @@ class RecordRoutes(_PerEpisode):
             self._log.clear(rows.nonzero().flatten())
 
     def step(self, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Step, and write down what was done; where masked choices are replaced, what they were replaced by."""
+        """Step, and count the choices; where masked ones are replaced, what they were replaced by."""
         observation, reward, terminated, truncated, infos = super().step(actions)
         turn, self._turn = self._turn, None
         if turn is None:  # all rows have begun anew
@@ -168,17 +157,12 @@ class RecordRoutes(_PerEpisode):
 
 
 class ToNumpy(VectorWrapper):
-    """Gives numpy arrays and takes them, so that Gymnasium's own vector wrappers can go on top.
-
-    Masks of choices are int8, the form in which `Discrete.sample` takes them.
-    """
+    """Gives numpy arrays and takes them, so that Gymnasium's own vector wrappers can go on top, see `to_numpy`."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset; observations and infos in numpy."""
-        observation, infos = super().reset(seed=seed, options=options)
-        return to_numpy(observation), to_numpy(infos)
+        return to_numpy(super().reset(seed=seed, options=options))
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step; all that comes back in numpy."""
-        observation, reward, terminated, truncated, infos = super().step(actions)
-        return to_numpy(observation), to_numpy(reward), to_numpy(terminated), to_numpy(truncated), to_numpy(infos)
+        return to_numpy(super().step(actions))
