@@ -157,7 +157,7 @@ class Batch:
         before = self._outcome
         self._outcome = before + outcome if exit.rows is None else before.index_add(1, exit.rows, outcome)
         if self.keeps_exits:
-            self.exits.append(SettledExit(exit.decision, exit.choice, exit.rows, exit.logits, loss, exit.weight))
+            self.exits.append(SettledExit(**vars(exit), loss=loss))
 
     def restart(self, rows: Tensor, fresh: Batch) -> None:
         """Put the r instances of a fresh batch into some rows, `(r,)` int64."""

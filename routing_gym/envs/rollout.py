@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.envs.drive import Seen, along
-from routing_gym.networks import Action, RoutedNetwork
+from routing_gym.networks import Action, Exit, RoutedNetwork
 from routing_gym.networks.actions import of_one_tensor
 
 if TYPE_CHECKING:
@@ -155,24 +155,10 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class SettledExit:
-    """Rows that left at one place, with their loss.
+class SettledExit(Exit):
+    """An exit with its cross-entropy, `loss (r,)`, with graph while training."""
 
-    Attributes:
-        decision: The decision they left from.
-        choice: The choice that led out.
-        rows: `(r,)` int64 row numbers, or None for every row in order.
-        logits: `(r, num_classes)`, with graph while training.
-        loss: `(r,)` cross-entropy, with graph while training.
-        weight: `(r,)` share of the instance that left here, with graph where weights have one.
-    """
-
-    decision: int
-    choice: int
-    rows: Tensor | None
-    logits: Tensor
     loss: Tensor
-    weight: Tensor
 
 
 @dataclasses.dataclass
@@ -248,11 +234,7 @@ class Trajectory:
 
 
 def rollout(
-    router: Router,
-    env: RoutingVectorEnv,
-    *,
-    instances: Tensor | None = None,
-    deterministic: bool = False,
+    router: Router, env: RoutingVectorEnv, *, instances: Tensor | None = None, deterministic: bool = False
 ) -> Trajectory:
     """Route one batch of `env.num_envs` instances from start to end.
 
