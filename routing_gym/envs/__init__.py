@@ -7,17 +7,7 @@ from routing_gym.envs.evaluation import Evaluation, evaluate, macs_of, route_spl
 from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vector_env, register_dataset
 from routing_gym.envs.render import CELL, GAP, routing_map
 from routing_gym.envs.rewards import REWARDS, register_reward
-from routing_gym.envs.rollout import (
-    Asked,
-    Context,
-    Known,
-    Observation,
-    Router,
-    SettledExit,
-    Step,
-    Trajectory,
-    rollout,
-)
+from routing_gym.envs.rollout import Asked, Context, Known, Observation, Router, SettledExit, Step, Trajectory, rollout
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.talr import TALR
 from routing_gym.envs.training import TrainingDivergedError, finite_gradients

@@ -29,8 +29,8 @@ class Batch:
         label: `(B,)` int64; rows may be restarted with others.
         rewards: Terms of the reward.
         manner: How the network is driven.
-        augmentation: `(B, P)` on the CPU, what was drawn for each, or None.
-        throughput: Notes what passes where, if learning rates are adjusted to it.
+        augmentation: `(B, P)` on the CPU, parameters drawn for each, or None.
+        throughput: Of every choice, if learning rates are adjusted to it.
 
     Attributes:
         state: Where the instances stand.
@@ -82,7 +82,7 @@ class Batch:
         return functools.reduce(torch.logical_or, self.doubts) if self.doubts else None
 
     def seen(self) -> Seen:
-        """What there is to see now."""
+        """Observation of the instances where they stand."""
         return Seen(self.network, self.state, self.manner)
 
     def take(self, decide: Decide) -> tuple[Turn, dict[str, Tensor]]:
@@ -106,8 +106,8 @@ class Batch:
             plan: `(B, N)` int64.
 
         Returns:
-            What `drive` yields with the same actions. None, and nothing done, where the plan is not legal: step by step
-            it turns out what is wrong.
+            The turns and rewards of `drive` with the same actions. None, and nothing done, where the plan is not legal:
+            step by step it is refused with a reason.
         """
         network, manner = self.network, self.manner
         accepted = accept_plan(network, plan, first_legal=manner.first_legal, validate=manner.validate)
@@ -157,7 +157,7 @@ class Batch:
         before = self._outcome
         self._outcome = before + outcome if exit.rows is None else before.index_add(1, exit.rows, outcome)
         if self.keeps_exits:
-            self.exits.append(SettledExit(exit.decision, exit.choice, exit.rows, exit.logits, loss, exit.weight))
+            self.exits.append(SettledExit(**vars(exit), loss=loss))
 
     def restart(self, rows: Tensor, fresh: Batch) -> None:
         """Put the r instances of a fresh batch into some rows, `(r,)` int64."""
@@ -175,7 +175,7 @@ class Batch:
         return batch_loss([exit.weight for exit in self.exits], [exit.loss for exit in self.exits], len(self.label))
 
     def infos(self) -> dict[str, Tensor]:
-        """What is told about instances that have left, `(B,)` each."""
+        """Infos of instances that have left, `(B,)` each."""
         told = {"loss": self.loss, "correct": self.correct, "macs": self.state.macs.detach(), "label": self.label}
         return told | {"final_reward": self.final_reward}
 

@@ -28,7 +28,7 @@ class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
 
     ## Description
     The dispatched arrangement of Rosenbaum et al. (2018) as a game of agents that take turns. The agents are
-    `dispatcher` and `agent_0`, `agent_1`, …; those that were not picked have no turn. What is not said here is as in
+    `dispatcher` and `agent_0`, `agent_1`, …; those that were not picked have no turn. All else is as in
     `RoutingVectorEnv`.
 
     ## Action Space

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +17,7 @@ PRICED_MACS = 1e7
 """`observation["price"]` is the cost of so many multiply-accumulates."""
 
 PRECISIONS = ("float32", "bfloat16")
-"""What a network can compute in, see `Manner`."""
+"""Precisions of `Manner`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Manner:
         price: Show the price of computation.
         action_type: `"discrete"` or `"weights"`, if only one of them will do.
         first_legal: Replace a masked integer choice by the first legal one.
-        validate: Check values of actions at once, which on a GPU waits for the device; None for their form alone, from
-            those who are known to choose what is legal.
+        validate: Check values of actions at once, which on a GPU waits for the device; None: only their form, of
+            those who are known to choose legally.
     """
 
     graph: bool = False
@@ -45,19 +44,21 @@ class Manner:
     first_legal: bool = False
     validate: bool | None = True
 
-    def forward_pass(self, device: torch.device, graph: bool) -> ExitStack:
+    def forward_pass(self, device: torch.device, graph: bool) -> AbstractContextManager:
         """Context in which a network runs; not for a backward pass, nor for what is computed from its logits."""
-        context = ExitStack()
-        context.enter_context(torch.set_grad_enabled(graph))
-        if self.precision == "bfloat16":
-            context.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
-        return context
+        grad = torch.set_grad_enabled(graph)
+        if self.precision == "float32":
+            return grad
+        both = ExitStack()
+        both.enter_context(grad)
+        both.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
+        return both
 
 
 class Seen(Mapping[str, Tensor]):
-    """What there is to see of a batch at a decision.
+    """Observation of a batch at a decision, with what goes with it.
 
-    As a mapping it is the observation: `activation (B, D)`, `task (B,)`, `depth (B,)` (the decision each row waits at,
+    A mapping: `activation (B, D)`, `task (B,)`, `depth (B,)` (the decision each row waits at,
     N for rows that have left) and, where it is shown, `price (B, 1)`. Activations and masks are computed when they are
     first asked for; once the batch has gone on, only those that somebody has looked at are left.
 
@@ -135,9 +136,10 @@ class Seen(Mapping[str, Tensor]):
     def passed(self, count: int) -> list[Seen]:
         """The same rows at each of the first decisions, which all of them have been at in order, as it is left."""
         self.close()
-        passed = [copy.copy(self) for _ in range(count)]
+        passed = [Seen.__new__(Seen) for _ in range(count)]
         for number, seen in enumerate(passed):
-            seen.sole, seen.decision, seen.looked_at = number, torch.full_like(self.task, number), {}
+            decision = torch.full_like(self.task, number)
+            vars(seen).update(vars(self), sole=number, decision=decision, looked_at={})
         return passed
 
 
@@ -146,7 +148,7 @@ class Turn:
     """One decision of every row of a batch, and where it has led.
 
     Attributes:
-        seen: What there was to see.
+        seen: The observation.
         action: Choices `(B, M)` int64, weights `(B, M, A)`, or a pair `(indices, weights)`.
         macs: `(B,)` multiply-accumulates executed by it, detached.
         exits: Where rows have left.

@@ -1,4 +1,4 @@
-"""Building environments from plain configuration: what the registered ids call."""
+"""Building environments from plain configuration, as registered ids do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+import routing_gym.tasks as tasks
 from routing_gym.blocks import first_weights
 from routing_gym.envs.accept import accept_network, accept_splits
 from routing_gym.envs.config import EnvConfig
@@ -17,37 +18,22 @@ from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, NetworkSpec, RoutedNetwork, claim, make_network
 from routing_gym.options import check_count, check_types, type_hints, unexpected
-from routing_gym.tasks import (
-    MultiTaskDataset,
-    cifar2,
-    cifar5,
-    cifar10,
-    cifar100,
-    cifar100_mtl,
-    digits_mtl,
-    hybrid_mnist_cifar,
-    mini_imagenet_mtl,
-    mnist_digits,
-    mnist_mtl,
-    omniglot_mtl,
-    svhn,
-    synthetic_mtl,
-)
+from routing_gym.tasks import MultiTaskDataset
 
 DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
-    "digits": digits_mtl,
-    "mnist": mnist_mtl,
-    "mnist-10": mnist_digits,
-    "cifar-100": cifar100_mtl,
-    "cifar-100-fine": cifar100,
-    "cifar-10": cifar10,
-    "cifar-5": cifar5,
-    "cifar-2": cifar2,
-    "hybrid": hybrid_mnist_cifar,
-    "mini-imagenet": mini_imagenet_mtl,
-    "omniglot": omniglot_mtl,
-    "svhn": svhn,
-    "synthetic": synthetic_mtl,
+    "digits": tasks.digits_mtl,
+    "mnist": tasks.mnist_mtl,
+    "mnist-10": tasks.mnist_digits,
+    "cifar-100": tasks.cifar100_mtl,
+    "cifar-100-fine": tasks.cifar100,
+    "cifar-10": tasks.cifar10,
+    "cifar-5": tasks.cifar5,
+    "cifar-2": tasks.cifar2,
+    "hybrid": tasks.hybrid_mnist_cifar,
+    "mini-imagenet": tasks.mini_imagenet_mtl,
+    "omniglot": tasks.omniglot_mtl,
+    "svhn": tasks.svhn,
+    "synthetic": tasks.synthetic_mtl,
 }
 
 

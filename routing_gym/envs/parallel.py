@@ -29,18 +29,18 @@ ENDED = ("loss", "correct", "macs", "label", "final_reward")
 
 
 class ManyAgents:
-    """What the games of PettingZoo's two kinds have in common."""
+    """Common part of PettingZoo's two kinds of games."""
 
     core: RoutingVectorEnv
     observation_spaces: dict[str, Space]
     action_spaces: dict[str, Space]
 
     def observation_space(self, agent: str) -> Space:
-        """Space of what an agent sees."""
+        """Observation space of an agent."""
         return self.observation_spaces[agent]
 
     def action_space(self, agent: str) -> Space:
-        """Space of what an agent does."""
+        """Action space of an agent."""
         return self.action_spaces[agent]
 
     def render(self) -> Any:
@@ -58,7 +58,7 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
     ## Description
     A round begins with an instance of its task for every agent. All agents decide at once; an agent leaves the game
     when its instance has left the network, and `reset` begins the next round. Finished routes are replayed to train the
-    blocks: what one agent does changes the game of the others. What is not said here is as in `RoutingVectorEnv`.
+    blocks, so that every agent changes the game of the others. All else is as in `RoutingVectorEnv`.
 
     ## Action Space
     Of every agent `Discrete(A)`, `MultiDiscrete` where M > 1 tensors choose; of n instances `MultiDiscrete([A] * n)`.

@@ -1,4 +1,4 @@
-"""Training the blocks for agents from outside: routes that have ended are run again, with a graph."""
+"""Training the blocks for agents from outside: finished routes are run again, with a graph."""
 
 from __future__ import annotations
 

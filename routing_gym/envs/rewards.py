@@ -81,7 +81,7 @@ def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exi
     instance has cost), `task`, `depth` (the decision it left from) and `price`. One of `at="action"` is given for every
     decision of a row; its parameters are some of `macs` (of this action), `action`, `task`, `depth`, `price` and
     `reach` (the share of the instance that is there). Each is a tensor with a row `(r, ...)` for each instance, and so
-    is what is returned, `(r,)`. What comes of rows that have left is not looked at.
+    is the reward, `(r,)`. Of rows that have left it is ignored.
 
     Args:
         name: The name.
@@ -155,7 +155,7 @@ class Rewards:
       the batch.
 
     Attributes:
-        share: What has been taken so far.
+        share: Of all choices so far.
         priced: Whether multiply-accumulates cost anything.
         names_at_exit: Names of the terms for leaving, the final reward first.
         wanted_at_exit: Values that these ask for.

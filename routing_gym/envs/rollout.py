@@ -1,4 +1,4 @@
-"""A batch of episodes as whoever decides meets it: what comes with an observation, steps, trajectories, the rollout."""
+"""Rollouts: a batch of episodes from a router's side, with context, steps and trajectory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.envs.drive import Seen, along
-from routing_gym.networks import Action, RoutedNetwork
+from routing_gym.networks import Action, Exit, RoutedNetwork
 from routing_gym.networks.actions import of_one_tensor
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ Observation = Mapping[str, Tensor]
 
 
 class Context:
-    """What comes with an observation; what is not looked at is not computed.
+    """Context of an observation; masks are computed when they are looked at.
 
     Attributes:
         deterministic: The agent is being evaluated and should take its best action.
-        carry: A tensor per instance that the agent may set; it gets it back at the next decision of the same
-            episode, None at the first.
+        carry: `(B, ...)` that the agent may set; it gets it back at the next decision of the same episode, None at the
+            first.
         begins: `(B,)` bool: rows whose episode begins here while others are under way; None where nobody's does, or
             everybody's (`carry` is None then).
-        record: What the agent wants to find again in the trajectory; `"probabilities"` of the shape of `mask` are what
-            the collaboration reward needs.
+        record: Tensors that the agent wants to find again in the trajectory; the collaboration reward needs
+            `"probabilities"` of the shape of `mask`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What goes with an observation that has come from outside.
+    """Context of an observation that has come from outside.
 
     Attributes:
         active: `(B,)` bool, rows that are in the network.
@@ -90,13 +90,13 @@ def is_single(router: Any, network: RoutedNetwork) -> bool:
 
 
 class Asked:
-    """A router that is asked at every decision of a batch, and what it carries from one to the next.
+    """A router that is asked at every decision of a batch.
 
     Attributes:
-        single: Whether the router sees no axis M.
-        carry: What it carries into the next decision.
-        before: What it carried into the last one.
-        context: What came with the last one.
+        single: Whether it sees no axis M.
+        carry: `Context.carry` for the next decision.
+        before: The same for the last one.
+        context: Context of the last one.
     """
 
     before: Tensor | None
@@ -122,16 +122,16 @@ class Step:
     """One decision of every instance of a batch, in the form of the agent that made it.
 
     Attributes:
-        observation: What was seen, detached unless the environment is differentiable; of `activation` only what the
-            agent has looked at.
+        observation: Detached unless the environment is differentiable; without an `activation` that the agent has not
+            looked at.
         decision: `(B,)` int64; N for rows that had left.
         active: `(B,)` bool: rows that decided here.
         choosing: `(B, M)` bool: the tensors that chose; none in rows that had left.
         action: Where masked choices are tolerated, after they were replaced.
         reach: `(B,)` share of the instance that was at its decision (1 under hard routing, 0 for rows that had left).
         rewards: `(B,)` for each term of the reward of the action itself, by name.
-        carry: What the agent carried into this decision.
-        record: What the agent recorded.
+        carry: `Context.carry` when it was made.
+        record: `Context.record`.
     """
 
     observation: Observation
@@ -155,24 +155,10 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class SettledExit:
-    """Rows that left at one place, with their loss.
+class SettledExit(Exit):
+    """An exit with its cross-entropy, `loss (r,)`, with graph while training."""
 
-    Attributes:
-        decision: The decision they left from.
-        choice: The choice that led out.
-        rows: `(r,)` int64 row numbers, or None for every row in order.
-        logits: `(r, num_classes)`, with graph while training.
-        loss: `(r,)` cross-entropy, with graph while training.
-        weight: `(r,)` share of the instance that left here, with graph where weights have one.
-    """
-
-    decision: int
-    choice: int
-    rows: Tensor | None
-    logits: Tensor
     loss: Tensor
-    weight: Tensor
 
 
 @dataclasses.dataclass
@@ -248,11 +234,7 @@ class Trajectory:
 
 
 def rollout(
-    router: Router,
-    env: RoutingVectorEnv,
-    *,
-    instances: Tensor | None = None,
-    deterministic: bool = False,
+    router: Router, env: RoutingVectorEnv, *, instances: Tensor | None = None, deterministic: bool = False
 ) -> Trajectory:
     """Route one batch of `env.num_envs` instances from start to end.
 
@@ -260,7 +242,7 @@ def rollout(
         router: Whoever decides.
         env: The environment; the episodes that are under way in it are given up.
         instances: `(num_envs,)` rows of the data set, each as often as the environment augments it; drawn by default.
-        deterministic: Handed to the router.
+        deterministic: For the router.
 
     Returns:
         The whole episodes. The graph, where one is kept, stays with `env` for `train_blocks`.

@@ -55,9 +55,8 @@ class RouteLog:
         form = (network.num_tensors, network.num_choices) if weights else (network.num_tensors,)
         self.network, self._weights = network, weights
         self.decision = torch.zeros(batch, steps, dtype=torch.int64, device=device)
-        self.action = torch.zeros(
-            batch, steps, *form, dtype=torch.get_default_dtype() if weights else torch.int64, device=device
-        )
+        dtype = torch.get_default_dtype() if weights else torch.int64
+        self.action = torch.zeros(batch, steps, *form, dtype=dtype, device=device)
         self.choosing = torch.zeros(batch, steps, network.num_tensors, dtype=torch.bool, device=device)
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)
 

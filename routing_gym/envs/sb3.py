@@ -36,7 +36,7 @@ class RoutingVecEnv(VecEnv):
 
     Attributes:
         core: The environment this is a face of.
-        spec: What it was made from, if by an id.
+        spec: Its `EnvSpec`, if it was made by an id.
 
     Raises:
         ValueError: An environment in another mode, one that is not of routing_gym, or options beside an environment.

@@ -18,10 +18,10 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
     """One instance on its way through a routed network: a view of `RoutingVectorEnv` with a single row.
 
     ## Description
-    See `RoutingVectorEnv`, also for what is not said here.
+    See `RoutingVectorEnv`.
 
     ## Action Space
-    `Discrete(A)` (`MultiDiscrete` or `Box` as in `RoutingVectorEnv`). `action_masks()` says too what is legal.
+    `Discrete(A)` (`MultiDiscrete` or `Box` as in `RoutingVectorEnv`). `action_masks()` gives the mask too.
 
     ## Observation Space
     `Dict(activation=Box(D,), task=Discrete(T), depth=Discrete(N + 1))`, and `price=Box(1,)` where `EnvConfig` says so.

@@ -93,6 +93,6 @@ class Throughput:
         return self._passed[:, :-1].sum(-1).square().mean(0)
 
     def scale(self) -> None:
-        """Scale the gradients of the network by what was noted."""
+        """Scale the gradients of the network by this batch's throughput."""
         assert self._passed is not None
         self._talr.scale(self._passed.square().mean(0)[self._decision, self._choice])

@@ -72,7 +72,7 @@ class BlocksTrainer:
     Attributes:
         optimizer: May be replaced by any optimiser over the network's parameters.
         instances: Number of instances trained on, once for each time.
-        throughput: Notes what the batch passes through, where learning rates are adjusted to it.
+        throughput: Of every choice, where learning rates are adjusted to it.
     """
 
     def __init__(self, network: RoutedNetwork, optimization: Optimization) -> None:

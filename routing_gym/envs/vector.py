@@ -258,7 +258,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self._due = self._due.index_fill(0, rows, False)
 
     def observe(self) -> Observations:
-        """Observation of what is there now."""
+        """Observation of all rows."""
         observation = dict(self.batch.seen())
         # Outsiders may write into what they are given.
         return {key: value.clone() for key, value in observation.items()} if self.config.replays else observation
