@@ -21,10 +21,9 @@ class Accepted:
 
     Attributes:
         action: Choices `(B, M)` int64 in range, weights `(B, M, A)`, or a pair `(indices, weights)`.
-        replaced: `(B,)` int8, 1 where a masked choice was replaced by the first legal one; None where masked choices
-            are refused.
+        replaced: `(B,)` int8, 1 where a masked choice was replaced by the first legal one; None where they are refused.
         doubtful: 0-dimensional bool on the device, not read yet: some value was not allowed and has been replaced, so
-            that the batch must be dropped. None where values are checked at once.
+            the batch must be dropped. None where values are checked at once.
     """
 
     action: Action
@@ -45,9 +44,9 @@ def accept(
     """Check an action: the one door by which actions come in.
 
     Args:
-        network: The network it is meant for.
+        network: Takes it.
         state: Where the rows stand.
-        given: Whatever came in, see `actions.formed`.
+        given: See `actions.formed`.
         mask: Gives `network.action_mask(state)`, for who has it already.
         action_type: `"discrete"` or `"weights"`, if only one of them will do.
         first_legal: Replace a masked integer choice by the first legal one.
@@ -71,7 +70,7 @@ def accept(
         bad = worse if bad is None else bad | worse
     assert bad is not None
     if validate and bool(bad):
-        raise bad_values_error(network, state, action, mask())
+        raise _bad_values_error(network, state, action, mask())
     if validate and not tolerant:
         return Accepted(action)
     # On a GPU what is not allowed is replaced too, and reported with the batch: it would bring the device down.
@@ -88,14 +87,14 @@ def accept_plan(
     """Check whole routes through a network that is `in_order`, as `accept` checks the choices one by one.
 
     Args:
-        network: The network.
-        plan: `(B, N)` int64.
-        first_legal: A masked choice is replaced by the first legal one, and nothing is wrong with that.
+        network: Takes them.
+        plan: Choices `(B, N)` int64.
+        first_legal: Replace a masked choice by the first legal one, and find nothing wrong with that.
         validate: Check values now, which on a GPU waits for the device.
 
     Returns:
-        Routes that can be followed, and where values have not been read a 0-dimensional bool: some choice was not
-        allowed and has been replaced. None where values have been read and one is not allowed.
+        Routes that can be followed, and where values have not been read a 0-dimensional bool, whether some choice was
+        not allowed and has been replaced. None where values have been read and one is not allowed.
     """
     bad = actions.out_of_range(plan, network.num_choices)
     assert bad is not None
@@ -115,23 +114,24 @@ def accept_plan(
 
 
 def _has_bad_values(network: RoutedNetwork, state: RoutingState, action: Action, mask: Tensor) -> Tensor:
-    """Return a 0-dimensional bool on the device: is a choice masked, or a weight not allowed."""
+    """Whether a choice is masked or a weight not allowed, 0-dimensional bool on the device."""
     bad = actions.illegal(actions.in_range(action, network.num_choices), mask).any()
     if (weights := actions.weights_of(action)) is not None:
         bad = bad | ~weights.detach().isfinite().all() | _off_simplex(network, state, weights).any()
     return bad
 
 
-def bad_values_error(network: RoutedNetwork, state: RoutingState, action: Action, mask: Tensor) -> ValueError:
-    """Return an error that says what is wrong with an action of which a value is not allowed."""
+def _bad_values_error(network: RoutedNetwork, state: RoutingState, action: Action, mask: Tensor) -> ValueError:
+    """Error that says what is wrong with an action of which a value is not allowed."""
     integers, weights = actions.integers_of(action), actions.weights_of(action)
     if integers is not None and bool(actions.out_of_range(action, network.num_choices)):
         wrong = integers[(integers < 0) | (integers >= network.num_choices)]
         return ValueError(f"choices must lie in [0, {network.num_choices}), got {int(wrong[0])}")
     if weights is not None and not bool(weights.isfinite().all()):
         row = int((~weights.isfinite()).nonzero()[0, 0])
-        told = _told(network, action, weights, row)
-        return actions.NotFiniteError(f"weights must be finite, got {told} for row {row}")
+        return actions.NotFiniteError(
+            f"weights must be finite, got {_told(network, action, weights, row)} for row {row}"
+        )
     masked = actions.illegal(action, mask).nonzero()
     if len(masked):
         row = int(masked[0, 0])
@@ -139,25 +139,24 @@ def bad_values_error(network: RoutedNetwork, state: RoutingState, action: Action
         legal = mask[tuple(masked[0])].nonzero().flatten().tolist()
         got = integers if weights is None else weights
         assert got is not None
-        name = network.decisions[number].name
-        told = _told(network, action, got, row)
+        told, name = _told(network, action, got, row), network.decisions[number].name
         return ValueError(f"row {row} at decision {number} ({name!r}) may choose from {legal}, got {told}")
     assert weights is not None
     row = int(_off_simplex(network, state, weights).nonzero()[0, 0])
-    told = _told(network, action, weights, row)
     return ValueError(
-        f"outcome weights must be at least 0 and sum to 1, got {told} for row {row} at decision {int(state.at[row])}"
+        f"outcome weights must be at least 0 and sum to 1, got {_told(network, action, weights, row)} for row {row} "
+        f"at decision {int(state.at[row])}"
     )
 
 
 def _told(network: RoutedNetwork, action: Action, values: Tensor, row: int) -> object:
-    """Return the values of a row as they came in: without the axis of tensors where there is only one."""
+    """Values of a row as they came in: without the axis of tensors where there is only one."""
     own = values[row]
     return (own[0] if network.num_tensors == 1 and not isinstance(action, tuple) else own).tolist()
 
 
 def _off_simplex(network: RoutedNetwork, state: RoutingState, weights: Tensor) -> Tensor:
-    """Return `(B,)` bool: rows that share out an outcome by weights that are negative or do not sum to 1."""
+    """Rows `(B,)` bool that share out an outcome by weights that are negative or do not sum to 1."""
     weights = weights.detach()
     if weights.ndim == 3:
         weights = weights[:, 0]

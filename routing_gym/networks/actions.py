@@ -24,41 +24,41 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def is_weights(action: Action) -> bool:
-    """Tell weights (dense or sparse) from integer choices."""
+    """Whether an action is weights, dense or sparse, and not choices."""
     return isinstance(action, tuple) or action.is_floating_point()
 
 
 def integers_of(action: Action) -> Tensor | None:
-    """Return the choices or indices of an action; None for dense weights."""
+    """Choices or indices of an action; None for dense weights."""
     integers = action[0] if isinstance(action, tuple) else action
     return None if integers.is_floating_point() else integers
 
 
 def weights_of(action: Action) -> Tensor | None:
-    """Return the weights of an action; None for choices."""
+    """Weights of an action; None for choices."""
     weights = action[1] if isinstance(action, tuple) else action
     return weights if weights.is_floating_point() else None
 
 
 def formed(given: Any, like: Tensor, m: int, num_choices: int, action_type: str | None = None) -> Action:
-    """Return what came in as an action, without reading a value of it.
+    """Action of tensors, arrays or lists, none of whose values is read.
 
     Args:
-        given: Tensors, arrays or lists: choices `(B, M)`, weights `(B, M, A)`, both without the second axis where
-            M = 1; or a pair `(indices, weights)`.
+        given: Choices `(B, M)`, weights `(B, M, A)`, both without the second axis where M = 1; or a pair
+            `(indices, weights)`.
         like: `(B,)` floating point; device and type are its.
         m: M.
         num_choices: A.
         action_type: `"discrete"` or `"weights"`, if only one of them will do.
 
     Raises:
-        ValueError: Says what was expected and what was got.
+        ValueError: Wrong type, shape or device.
     """
     listed, batch = isinstance(given, list), len(like)
     given = _to_tensors(given, like)
     if listed and action_type == "weights":
         given = given.to(like.dtype)  # [[1, 0], ...] are weights too
-    if not (isinstance(given, Tensor) or isinstance(given, tuple)):
+    if not isinstance(given, Tensor | tuple):
         raise ValueError(f"an action is a torch tensor or a pair of them, got {type(given).__name__}")
     if action_type is not None and is_weights(given) != (action_type == "weights"):
         wanted = "floating-point weights" if action_type == "weights" else "integer choices"
@@ -101,7 +101,7 @@ def _pair(given: tuple[Any, ...], like: Tensor, m: int) -> Sparse:
 
 
 def _to_tensors(given: Any, like: Tensor) -> Any:
-    """Turn arrays and lists into tensors, floating-point ones of the wanted type; leave all else to the check."""
+    """Tensors of arrays and lists, floating-point ones of the wanted type; all else is left to the check."""
     if isinstance(given, tuple):
         return tuple(_to_tensors(part, like) for part in given)
     if not isinstance(given, np.ndarray | np.generic | list):
@@ -118,7 +118,7 @@ def _check_alike(tensor: Tensor, like: Tensor) -> None:
 
 
 def out_of_range(action: Action, num_choices: int) -> Tensor | None:
-    """Return a 0-dimensional bool: does a choice lie outside `[0, num_choices)`; None for dense weights."""
+    """Whether a choice lies outside `[0, num_choices)`, 0-dimensional bool; None for dense weights."""
     if (integers := integers_of(action)) is None:
         return None
     low, high = integers.aminmax()
@@ -126,18 +126,18 @@ def out_of_range(action: Action, num_choices: int) -> Tensor | None:
 
 
 def in_range(action: Action, num_choices: int) -> Action:
-    """Return the action with integer choices moved into `[0, num_choices)`."""
+    """Action with its choices moved into `[0, num_choices)`."""
     if isinstance(action, tuple):
         return action[0].clamp(0, num_choices - 1), action[1]
     return action if action.is_floating_point() else action.clamp(0, num_choices - 1)
 
 
 def made_legal(action: Action, mask: Tensor) -> Action:
-    """Return the action with the first legal choice for a masked one, and no weight on masked choices.
+    """Action with the first legal choice for a masked one, and no weight on masked choices.
 
     Args:
-        action: Choices `(..., )`, weights `(..., A)`, or a pair.
-        mask: `(..., A)` bool, `(B, 1, A)` for a pair.
+        action: Choices `(...)`, weights `(..., A)`, or a pair.
+        mask: Legal choices `(..., A)` bool, `(B, 1, A)` for a pair.
     """
     action = in_range(action, mask.shape[-1])
     if isinstance(action, tuple):
@@ -149,12 +149,7 @@ def made_legal(action: Action, mask: Tensor) -> Action:
 
 
 def illegal(action: Action, mask: Tensor) -> Tensor:
-    """Return which tensors chose, or gave weight to, a masked choice, `(...)` bool, `(B, 1)` for a pair.
-
-    Args:
-        action: As for `made_legal`, integers in range.
-        mask: `(..., A)` bool, True where a choice is legal.
-    """
+    """Tensors that chose, or gave weight to, a masked choice, `(...)` bool, `(B, 1)` for a pair; see `made_legal`."""
     if isinstance(action, tuple):
         indices, weights = action
         return (~mask[:, 0].gather(1, indices) & (weights.detach() != 0)).any(-1, keepdim=True)
@@ -164,7 +159,7 @@ def illegal(action: Action, mask: Tensor) -> Tensor:
 
 
 def dense(action: Action, num_choices: int) -> Tensor:
-    """Return an action as weights `(..., num_choices)`: integers one-hot, a pair `(B, K)` spread out to `(B, A)`."""
+    """Weights `(..., num_choices)` of an action: choices one-hot, a pair `(B, K)` spread out to `(B, A)`."""
     if isinstance(action, tuple):
         indices, weights = action
         return weights.new_zeros(len(weights), num_choices).scatter_add(1, indices, weights)
@@ -174,14 +169,14 @@ def dense(action: Action, num_choices: int) -> Tensor:
 
 
 def of_one_tensor(action: Action) -> Action:
-    """Return an action of networks in which M = 1 without the axis of tensors: `(B,)`, `(B, A)`, or the pair it is."""
+    """Action where M = 1 without the axis of tensors: `(B,)`, `(B, A)`, or the pair it is."""
     if isinstance(action, tuple) or action.ndim == 1 + action.is_floating_point():
         return action
     return action.squeeze(1)
 
 
 def take(action: Action, rows: Tensor | None) -> Action:
-    """Return the action of some rows (None: of all)."""
+    """Action of some rows (None: of all)."""
     if rows is None:
         return action
     if isinstance(action, tuple):
@@ -190,12 +185,12 @@ def take(action: Action, rows: Tensor | None) -> Action:
 
 
 def taken(action: Action, reach: Tensor, n: int) -> Tensor:
-    """Return which of n choices any row takes at a decision: their numbers int64; of weights, `(n,)` bool.
+    """Choices of n that any row takes at a decision: their numbers int64; of weights, `(n,)` bool.
 
     Args:
         action: As the decision takes it: `(r,)`, `(r, n)`, `(r, m, n)` or a pair.
-        reach: `(r,)`, the share of each instance that is there.
-        n: How many choices there are.
+        reach: `(r,)` share of each instance that is there.
+        n: Number of choices.
     """
     if isinstance(action, Tensor) and not action.is_floating_point():
         return action

@@ -19,16 +19,16 @@ class ColumnsMLP(RoutedPaths):
     """k columns of fully connected layers (Misra et al. 2016; Rosenbaum et al. 2018, section 4).
 
     Before every layer a k x k gate says how much of each column's activation goes to each column. All columns begin
-    with the same activation, and a task's own column gives the answer; one that was not computed is all zeros.
+    with the same activation, and a task's own column gives its logits; zeros where it was not computed.
 
     Args:
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the last layer.
-        num_blocks: Columns, k, at least one per task.
+        num_blocks: Number of columns, k, at least one per task.
         width: Width of the hidden layers.
         layers: Number of layers, at least 1.
-        trunk: What runs on the images before the columns, shared by all; None for nothing.
-        num_tasks: How many tasks there are.
+        trunk: Runs on the images before the columns, shared by all; None for nothing.
+        num_tasks: Number of tasks.
     """
 
     form = "columns"
@@ -72,7 +72,7 @@ class ColumnsMLP(RoutedPaths):
         return features.unsqueeze(1).expand(-1, columns, -1), features.new_ones(len(features), columns).bool()
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Logits `(r, num_classes)`: what each row's task has in its own column."""
+        """Logits `(r, num_classes)` of each row's column: its task's own."""
         columns = activation[0]
         assert isinstance(columns, Tensor)
         return columns[torch.arange(len(task), device=task.device), task]

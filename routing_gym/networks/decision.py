@@ -17,15 +17,15 @@ Mixing = Literal["activation", "outcome"]
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """One place in a routed network where the way on is chosen.
+    """A place in a routed network where the way on is chosen.
 
     Attributes:
         name: Name, for pictures and messages.
-        macs: Multiply-accumulates one row spends by each choice: all that runs until the next decision or the exit.
+        macs: Multiply-accumulates of one row by each choice: all that runs until the next decision or the exit.
         next: For each choice the number of the decision it leads to, or `EXIT`.
         mixing: What weights mean. `"activation"`: they mix the outputs of the choices, and all choices lead to the
             same place. `"outcome"`: they share the instance out among the places the choices lead to.
-        m: How many tensors arrive here, each of which chooses (an m x n gate); 1 for an ordinary decision.
+        m: Number of tensors that arrive here, each of which chooses (an m x n gate); 1 for an ordinary decision.
         width: Width of the observation here.
     """
 
@@ -38,7 +38,7 @@ class Decision:
 
     @property
     def n(self) -> int:
-        """How many choices there are."""
+        """Number of choices."""
         return len(self.next)
 
 
@@ -77,7 +77,7 @@ def check_decisions(decisions: tuple[Decision, ...]) -> None:
 
 
 def ways_out(decisions: Sequence[Decision]) -> list[tuple[int, int]]:
-    """Return every `(decision, choice)` by which instances leave a network."""
+    """Pairs `(decision, choice)` by which instances leave a network."""
     return [
         (number, choice)
         for number, decision in enumerate(decisions)
@@ -88,16 +88,16 @@ def ways_out(decisions: Sequence[Decision]) -> list[tuple[int, int]]:
 
 
 def legal_table(decisions: tuple[Decision, ...], masks: Tensor | None) -> Tensor:
-    """Return `(N + 1, M, A)` bool, what is legal at each decision; the last row, for instances that have left, is True.
+    """Legal choices `(N + 1, M, A)` bool at each decision; the last row, for instances that have left, is True.
 
     Args:
-        decisions: The decisions.
+        decisions: N decisions.
         masks: `(N, M, A)` bool, further restrictions; None for none.
 
     Raises:
         ValueError: The masks are of the wrong form or leave a tensor no choice.
     """
-    tensors, choices = (max(number) for number in zip(*((d.m, d.n) for d in decisions), strict=True))
+    tensors, choices = max(d.m for d in decisions), max(d.n for d in decisions)
     # On the host whatever the default device: its values are looked at here.
     table = torch.zeros(len(decisions) + 1, tensors, choices, dtype=torch.bool, device="cpu")
     if masks is not None and (masks.dtype != torch.bool or masks.shape != table[:-1].shape):

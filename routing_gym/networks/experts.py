@@ -1,4 +1,4 @@
-"""Networks in which every instance passes all layers, each a bank of experts that may be unlike each other."""
+"""Networks in which every instance passes all layers, each a bank of experts that may be unlike."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from routing_gym.networks.options import check_choice
 from routing_gym.networks.state import Activation
 
 Bank = ModuleBlocks | SkippableBlock
-"""The experts of one layer: blocks that know the shape of what they give."""
+"""Experts of one layer: blocks that know the shape of their output."""
 
 Experts = Sequence[str] | Sequence[Sequence[str]]
 """Names of the experts of all layers, or of each."""
 
 
 class InTurn(nn.Sequential):
-    """Modules one after the other, each called with the tuple of tensors that the one before has returned."""
+    """Modules one after the other, each called with the tuple of tensors that the one before returned."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Tuple that the last module returns."""
@@ -44,23 +44,19 @@ class InTurn(nn.Sequential):
 
 
 class OnFirst(nn.Module):
-    """Applies a module to the first of several tensors and leaves the others alone.
-
-    Args:
-        module: Takes one tensor, gives one.
-    """
+    """Applies a module of one tensor to the first of several and leaves the others alone."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Tensors as they were, but for the first."""
+        """Output for the first, and the others."""
         return self.module(first), *others
 
 
 class StaticRoute(InTurn):
-    """One way through a network of experts as a plain network."""
+    """One route through a network of experts as a plain network."""
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """Logits `(B, num_classes)` of images."""
@@ -70,29 +66,26 @@ class StaticRoute(InTurn):
 class RoutedExperts(Deployable):
     """A network in which layers of experts and parts that all instances share take turns.
 
-    Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019. A decision sees what
-    comes into its layer, averaged over the image. Weights mix what the experts give, and the shared part behind the
-    layer runs on the mixture. A task is known at the end only: each has a linear readout of its own.
-
-    What is shared is not the price of any choice. All of it, the readout included, is counted as `stem_macs`, so that a
-    mixture of several experts does not pay for it several times.
+    Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019. Weights mix the
+    experts' outputs, and the shared part behind the layer runs on the mixture. A task is known at the end only: each
+    has a linear readout of its own. What is shared, the readout included, is counted as `stem_macs`, so that a mixture
+    of several experts does not pay for it several times.
 
     Args:
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the logits.
-        stem: What runs first: images to a tuple of tensors, of which the first goes into the first layer.
-        banks: The experts of every layer.
-        between: What runs behind every layer: the mixture and the tensors that waited with it to a tuple, of which the
-            first goes into the next layer; behind the last one to `(B, F)` features alone.
-        experts: The names of every layer's experts.
-        names: The names of the layers.
-        num_tasks: How many readouts there are.
-        observes: What a decision sees of an image: `"mean"`, each channel averaged over it; or `"map"`, all of it,
+        stem: Runs first: images to a tuple of tensors, of which the first goes into the first layer.
+        banks: Experts of every layer.
+        between: Runs behind every layer: the mixture and the tensors that waited with it to a tuple, of which the first
+            goes into the next layer; behind the last one to `(B, F)` features alone.
+        experts: Names of every layer's experts.
+        names: Names of the layers.
+        num_tasks: Number of readouts.
+        observes: Observation of a layer's input: `"mean"`, each channel averaged over the image; or `"map"`, all of it,
             flattened, for routers that convolve.
 
     Attributes:
-        observes: As given.
-        observed_shapes: The shape, without the batch axis, of what comes into every layer.
+        observed_shapes: Shape, without the batch axis, of every layer's input.
     """
 
     readout_per_task = True  # and none for a task that comes later
@@ -135,7 +128,7 @@ class RoutedExperts(Deployable):
         allow_small_groups(self)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Tensors that the first part makes of images, whose channels come last in memory."""
+        """Tensors that the first part makes of images with their channels last in memory."""
         return self.trunk(images.contiguous(memory_format=torch.channels_last))
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
@@ -149,7 +142,7 @@ class RoutedExperts(Deployable):
         return self.readouts(plain(activation[0]), task)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Observation `(r, width)`: what comes into a layer, images averaged over space or flattened."""
+        """Observation `(r, width)`: a layer's input, images averaged over space or flattened."""
         x = plain(activation[0])
         return x.flatten(1) if self.observes == "map" else averaged(x)
 

@@ -44,8 +44,8 @@ def fully_connected(
         task_input: Join a one-hot task to the input of the first routed layer.
         form: `"paths"`: every instance takes one block per layer; or `"columns"`: all blocks stand side by side and
             hand each other their activations, as cross-stitch wants it.
-        num_tasks: How many tasks there are.
-        trunk: What runs on the images first, shared by all; None for nothing.
+        num_tasks: Number of tasks.
+        trunk: Runs on the images first, shared by all; None for nothing.
 
     Raises:
         ValueError: Columns that are recurrent or told the task, or what the network itself refuses.
@@ -90,7 +90,7 @@ def simple_convnet(
         form: `"paths"` or `"columns"`, see `fully_connected`.
         routed_stages: How many of the last convolutional stages are routed too, each with its batch norm, 0 to 4: k
             times the parameters where features are made, for the same multiply-accumulates per instance.
-        num_tasks: How many tasks there are.
+        num_tasks: Number of tasks.
 
     Raises:
         ValueError: Images too small for four poolings, or routed stages with options they do not go with.

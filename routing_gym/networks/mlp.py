@@ -9,15 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import (
-    FunctionBlocks,
-    LinearBlocks,
-    Link,
-    ModuleBlocks,
-    WithPass,
-    run_chain,
-    static_copy,
-)
+from routing_gym.blocks import FunctionBlocks, LinearBlocks, Link, ModuleBlocks, WithPass, run_chain, static_copy
 from routing_gym.networks.actions import Action
 from routing_gym.networks.banked import features_of, one_after_the_other
 from routing_gym.networks.deployable import Deployable, blocks_per_bank
@@ -33,16 +25,16 @@ class RoutedMLP(Deployable):
     and so is PASS, the last choice there. The last decision always picks a classification block.
 
     Args:
-        input_shape: `(C, H, W)` of an image; its pixels go straight into the first routed layer.
+        input_shape: `(C, H, W)` of an image.
         num_classes: Width of the last layer.
         num_blocks: Blocks per layer, k; or a number for each layer, layers that share their blocks counting as one.
             Where PASS is offered it may be 0.
         width: Width of the hidden layers.
         layers: Number of routed layers, at least 1.
         recurrent: Offer every block that fits at every depth, and PASS.
-        trunk: What runs on the images before the first decision, shared by all; None for nothing.
-        task_input: Join a one-hot task to the input of the first routed layer.
-        num_tasks: How many tasks there are, for `task_input`.
+        trunk: Runs on the images before the first decision, shared by all; None for their pixels.
+        task_input: Join a one-hot task, of `num_tasks`, to the input of the first routed layer.
+        num_tasks: Number of tasks.
     """
 
     form = "paths"
@@ -95,11 +87,11 @@ class RoutedMLP(Deployable):
         self._size: dict[str, Any] = {"width": width, "layers": layers, "recurrent": recurrent}
 
     def bank_number(self, decision: int) -> int:
-        """Index into `banks`; layers that can be repeated share one."""
+        """Index into `banks`: layers that can be repeated share one."""
         return self._bank_of[decision]
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Features `(B, F)`: what the trunk, if there is one, makes of the images; with a one-hot task if told it."""
+        """Features `(B, F)` of the images, with a one-hot task where the network is told it."""
         features = (images if self.trunk is None else self.trunk(images)).flatten(1)
         if self.task_input:
             features = torch.cat([features, functional.one_hot(task, self.num_tasks).to(features.dtype)], 1)
@@ -116,16 +108,14 @@ class RoutedMLP(Deployable):
         """Linear blocks of a layer; None where PASS is all there is, or a subclass runs them its own way."""
         bank = self.bank(decision)
         inner = bank.blocks if isinstance(bank, WithPass) else bank
-        if not isinstance(inner, LinearBlocks):
-            return None
-        if type(inner).run is not LinearBlocks.run:
-            return None
-        return inner.link(passes=inner is not bank)
+        if isinstance(inner, LinearBlocks) and type(inner).run is LinearBlocks.run:
+            return inner.link(passes=inner is not bank)
+        return None
 
     def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
         """Output of all layers at once; one by one where a subclass computes something else between them."""
         if type(self).transition is RoutedMLP.transition and type(self).enter is RoutedMLP.enter:
-            links = [link for number in range(len(self.decisions)) if (link := self._link(number)) is not None]
+            links = list(filter(None, map(self._link, range(len(self.decisions)))))
             if len(links) == len(self.decisions):
                 return (run_chain(links, activation[0], plan),)
         return super().traverse(activation, plan, task)
@@ -154,12 +144,7 @@ class RoutedMLP(Deployable):
 
 
 class JoinTask(nn.Module):
-    """Joins a one-hot task, always the same, to `(B, D)` features.
-
-    Args:
-        task: The task.
-        num_tasks: How many tasks there are.
-    """
+    """Joins a one-hot task, always the same, to features `(B, D)`."""
 
     one_hot: Tensor
 

@@ -18,17 +18,16 @@ from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, 
 
 
 class RoutedNetwork(PartlyUsed, ABC):
-    """A network in which an outside agent decides the way of every instance.
+    """A network in which an outside agent decides the route of every instance.
 
-    `start` puts a batch of images at the first decision and `advance` carries each row from the decision it waits at
-    (`state.at`) to the next one or out. Both return a new `RoutingState`. Whoever routes does it by
-    `routing_gym.envs.drive`, which checks actions (`accept`) before it calls `advance`.
+    `start` puts a batch at the first decision, `advance` carries each row from its decision to the next one or out;
+    both return a new `RoutingState`. `routing_gym.envs.drive` calls them, and checks actions (`accept`) in between.
 
     A subclass hands its decisions to `__init__` and implements `stem`, `readout`, `describe`, `parameters_of` and,
     for decisions that mix activations, `transition`; `enter` where arriving at a decision computes something.
 
     Args:
-        decisions: The decisions, numbered in order; a choice leads to a later one or out.
+        decisions: In order; a choice leads to a later one or out.
         num_classes: Width of the logits.
         input_shape: `(C, H, W)` of an image; None where it does not matter.
         stem_macs: Multiply-accumulates of what runs before the first decision.
@@ -37,10 +36,13 @@ class RoutedNetwork(PartlyUsed, ABC):
     Attributes:
         observation_size: D, the width of an observation.
         num_choices: A, the largest number of choices of a decision.
-        in_order: Whether every instance passes every decision, in order, as one tensor: then a route that is known
-            beforehand can be followed at once (`follow`).
+        costs: `(N, A)` multiply-accumulates of each choice; 0 where a decision has fewer.
+        in_order: Whether every instance passes every decision, in order, as one tensor: a route known beforehand can
+            be followed at once then (`follow`).
         num_tensors: M, the largest number of tensors that arrive at a decision.
-        exists: `(N + 1, M)` bool: which tensors there are at each decision, none behind the last.
+        exists: `(N + 1, M)` bool, the tensors there are at each decision, none behind the last.
+        is_outcome: `(N + 1,)` bool, the decisions that mix outcomes.
+        nothing_masked: Whether every choice is legal everywhere.
         rejoining: Whether ways on meet again: then outcomes cannot be shared out.
         dense_backward: Whether every choice runs while training, so that unchosen weights have a gradient.
     """
@@ -62,76 +64,69 @@ class RoutedNetwork(PartlyUsed, ABC):
         self.observation_size = max(decision.width for decision in self.decisions)
         self.num_choices = max(decision.n for decision in self.decisions)
         self.num_tensors = max(decision.m for decision in self.decisions)
+        self.dense_backward = False
         table = legal_table(self.decisions, masks)
         self.nothing_masked = bool(table.all())  # one check less in every step
-        self.register_buffer("_masks", table, persistent=False)
-        costs = torch.zeros(len(self.decisions), self.num_choices)
-        for number, decision in enumerate(self.decisions):
-            costs[number, : decision.n] = torch.tensor(decision.macs)
-        self.register_buffer("_costs", costs, persistent=False)
-        # What every choice of a decision costs, where that is the same: no need to look it up then.
-        alike = all(len(set(decision.macs)) == 1 for decision in self.decisions)
-        self.register_buffer("_cost", costs[:, 0].clone() if alike else None, persistent=False)
+        costs = [[*decision.macs, *[0.0] * (self.num_choices - decision.n)] for decision in self.decisions]
+        tensors = torch.tensor([*(decision.m for decision in self.decisions), 0])
         outcome = [decision.mixing == "outcome" for decision in self.decisions]
-        exists = torch.zeros(len(self.decisions) + 1, self.num_tensors, dtype=torch.bool)
-        for number, decision in enumerate(self.decisions):
-            exists[number, : decision.m] = True
-        self.register_buffer("exists", exists, persistent=False)
-        self.register_buffer("is_outcome", torch.tensor([*outcome, False]), persistent=False)
+        for name, buffer in {
+            "_masks": table,
+            "costs": torch.tensor(costs, dtype=torch.get_default_dtype()),
+            "exists": torch.arange(self.num_tensors) < tensors.unsqueeze(1),
+            "is_outcome": torch.tensor([*outcome, False]),
+        }.items():
+            self.register_buffer(name, buffer, persistent=False)
+        self.in_order = all(
+            decision.mixing == "activation" and decision.m == 1 and decision.next[0] == target
+            for decision, target in zip(self.decisions, [*range(1, len(self.decisions)), EXIT], strict=True)
+        )
         # An activation decision is one way on, an outcome decision as many as it has choices.
         ways = [d.next if d.mixing == "outcome" else d.next[:1] for d in self.decisions]
-        arrivals = Counter(target for way in ways for target in way)
-        self.in_order = all(
-            decision.mixing == "activation"
-            and decision.m == 1
-            and decision.next[0] == (number + 1 if number + 1 < len(self.decisions) else EXIT)
-            for number, decision in enumerate(self.decisions)
-        )
-        self.dense_backward = False
-        self.rejoining = any(number > 1 for target, number in arrivals.items() if target != EXIT)
+        arrivals = Counter(target for way in ways for target in way if target != EXIT)
+        self.rejoining = max(arrivals.values(), default=0) > 1
 
     _masks: Tensor
-    _costs: Tensor
-    _cost: Tensor | None
-    is_outcome: Tensor
+    costs: Tensor
     exists: Tensor
+    is_outcome: Tensor
 
     # ------------------------------------------------------------------------------------ what a subclass provides
 
     @abstractmethod
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Compute what arrives at the first decision from `(B, C, H, W)` images and `(B,)` tasks."""
+        """Activation at the first decision of images `(B, C, H, W)` and tasks `(B,)`."""
 
     @abstractmethod
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
-        """Compute the logits `(r, num_classes)` of rows that leave from a decision by a choice."""
+        """Logits `(r, num_classes)` of rows that leave from a decision by a choice."""
 
     @abstractmethod
     def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Return what a router sees at a decision, `(r, width)`: the activation or a pooled descriptor of it."""
+        """Observation `(r, width)` at a decision: the activation or a pooled descriptor of it."""
 
     @abstractmethod
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Return the parameters that run only by this choice at this decision."""
+        """Parameters that run only by this choice at this decision."""
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Apply an action at a decision that mixes activations.
+        """Activation behind a decision that mixes activations, first axis r.
 
         Args:
             decision: Its number.
-            activation: What waits there, first axis r.
-            action: Integers `(r,)`, weights `(r, n)` or a sparse pair; weights `(r, m, n)` where m tensors arrive
-                (integers have been turned into 0 and 1, and tensors that are not alive weigh 0).
+            activation: What waits there.
+            action: Choices `(r,)`, weights `(r, n)` or a sparse pair; weights `(r, m, n)` where m tensors arrive
+                (choices have been turned into 0 and 1, and tensors that are not alive weigh 0).
             task: `(r,)`.
         """
         raise NotImplementedError(f"{type(self).__name__} mixes activations but has no transition()")
 
     def enter(self, decision: int, activation: Activation) -> Activation:
-        """Compute what happens on arrival at a decision; by default nothing."""
+        """Activation after what is computed on arrival at a decision; by default as it is."""
         return activation
 
     def alive(self, decision: int, activation: Activation) -> Tensor | None:
-        """Return which of the m tensors of each row carry something, `(r, m)` bool; None where all do."""
+        """Mask `(r, m)` of the tensors that carry something; None where all do."""
         return None
 
     # ------------------------------------------------------------------------------------------------------ running
@@ -139,12 +134,12 @@ class RoutedNetwork(PartlyUsed, ABC):
     def start(
         self, images: Tensor, task: Tensor, *, instance: Tensor | None = None, price: Tensor | None = None
     ) -> RoutingState:
-        """Put a batch at the first decision.
+        """State of a batch at the first decision.
 
         Args:
             images: `(B, C, H, W)` floating point, normalised.
             task: `(B,)` int64.
-            instance: `(B,)` int64 row numbers in the data set.
+            instance: `(B,)` int64 row numbers in the data set, -1 by default.
             price: `(B,)` cost of one multiply-accumulate; 0 by default.
         """
         expected = self.input_shape or tuple(images.shape[1:])
@@ -167,14 +162,11 @@ class RoutedNetwork(PartlyUsed, ABC):
         )
 
     def advance(self, state: RoutingState, action: Action) -> RoutingState:
-        """Carry every row from its decision to the next, or out.
+        """State after every row has gone from its decision to the next, or out; its `exits` are those of this step.
 
         Args:
             state: Where the rows stand.
             action: One that `accept` has let in: choices `(B, M)`, weights `(B, M, A)`, or a pair.
-
-        Returns:
-            The state after that; its `exits` are those of this step.
         """
         waiting = dict(state.waiting)
         arrivals: dict[int, list[Waiting]] = defaultdict(list)
@@ -218,19 +210,16 @@ class RoutedNetwork(PartlyUsed, ABC):
         )
 
     def follow(self, state: RoutingState, plan: Tensor) -> RoutingState:
-        """Carry rows that are about to begin through the whole network, by routes that are known beforehand.
+        """State in which all rows of a batch that begins have left, by routes known beforehand, in any order.
 
         Does what `advance` does with the columns of the plan one after the other, in a network that is `in_order`.
 
         Args:
-            state: What `start` returned.
-            plan: `(B, N)` int64 choices, checked.
-
-        Returns:
-            The state in which all rows have left, by one exit, which may list them in any order.
+            state: As `start` returns it.
+            plan: Legal choices `(B, N)` int64.
         """
         last = len(self.decisions) - 1
-        self.note_use(plan + self._first_choices())
+        self.note_use(plan + torch.arange(0, self.num_parts, self.num_choices, device=plan.device))
         (waiting,) = state.waiting.values()
         activation = self.traverse(waiting.activation, plan, state.task)
         rows, task, weight = None, state.task, waiting.reach
@@ -239,17 +228,11 @@ class RoutedNetwork(PartlyUsed, ABC):
             rows, activation = activation[0].back, (activation[0].rows,)
             task, weight = task.index_select(0, rows), weight.index_select(0, rows)
         exit = Exit(last, 0, rows, self.readout(last, 0, activation, task).to(weight.dtype), weight)
-        macs = state.macs + (self.route_macs(plan).sum(1) if self._cost is None else self._cost.sum())
+        macs = state.macs + self.route_macs(plan).sum(1)
         return RoutingState(state.task, state.instance, state.price, macs, macs, {}, (exit,), state.num_decisions)
 
     def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
-        """Apply the choices of all decisions one after the other, in a network that is `in_order`.
-
-        Args:
-            activation: What waits at the first decision.
-            plan: `(B, N)` int64.
-            task: `(B,)`.
-        """
+        """Activation behind the last decision of rows that take routes `(B, N)`, in a network that is `in_order`."""
         for number, choice in enumerate(plan.unbind(1)):
             if number:
                 activation = self.enter(number, activation)
@@ -257,22 +240,16 @@ class RoutedNetwork(PartlyUsed, ABC):
         return activation
 
     def route_macs(self, plan: Tensor) -> Tensor:
-        """Return `(B, N)`: what each choice of routes `(B, N)` costs, in a network that is `in_order`."""
-        if self._cost is not None:
-            return self._cost.expand_as(plan)
-        return self._costs.take(plan + self._first_choices())
-
-    def _first_choices(self) -> Tensor:
-        """Return `(N,)`: where the choices of each decision begin, if those of all stand in one row."""
-        return torch.arange(0, self.num_parts, self.num_choices, device=self._costs.device)
+        """Multiply-accumulates `(B, N)` of each choice of routes `(B, N)`, in a network that is `in_order`."""
+        return self.costs.gather(1, plan.t()).t()
 
     @property
     def num_parts(self) -> int:
-        """How many choices there are, `num_choices` for each decision."""
-        return self._costs.numel()
+        """Number of choices, `num_choices` for each decision."""
+        return self.costs.numel()
 
     def parts(self) -> list[list[OwnedParameter]]:
-        """Return the parameters of every choice, `num_choices` for each decision; none where it has fewer."""
+        """Parameters of every choice, `num_choices` for each decision; none where it has fewer."""
         return [
             self.parameters_of(number, choice) if choice < decision.n else []
             for number, decision in enumerate(self.decisions)
@@ -280,7 +257,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         ]
 
     def _narrow(self, number: int, group: Waiting, action: Action) -> Action:
-        """Cut an action of the network's full width down to what a decision needs."""
+        """Action of the network's full width cut down to what a decision needs."""
         decision = self.decisions[number]
         if isinstance(action, tuple):
             return action[0].clamp(max=decision.n - 1), action[1]  # what lies beyond has no weight
@@ -293,16 +270,15 @@ class RoutedNetwork(PartlyUsed, ABC):
     def _share_out(
         self, number: int, group: Waiting, action: Action, task: Tensor
     ) -> list[tuple[int, Waiting, Tensor]]:
-        """Send rows along the edges of an outcome decision: hard along one, soft along each of non-zero weight."""
-        soft = actions.is_weights(action)
-        weights = actions.dense(action, self.decisions[number].n) if soft else None
+        """Choice, rows and tasks of those that leave an outcome decision: by one choice, or by each with a weight."""
+        weights = actions.dense(action, self.decisions[number].n) if actions.is_weights(action) else None
         leaving = []
         for choice in range(self.decisions[number].n):
             if weights is None:
                 assert isinstance(action, Tensor)
                 follows = action.eq(choice)
             elif self.dense_backward and self.training:
-                follows = torch.ones_like(group.rows if group.rows is not None else task, dtype=torch.bool)
+                follows = torch.ones_like(task, dtype=torch.bool)
             else:
                 follows = weights[:, choice].detach().ne(0)
             positions = follows.nonzero().flatten()
@@ -321,7 +297,7 @@ class RoutedNetwork(PartlyUsed, ABC):
     # ------------------------------------------------------------------------------------- what an agent needs to see
 
     def observe(self, state: RoutingState) -> Tensor:
-        """Return `(B, D)`: each row's description at its decision, zero-padded; zeros for rows that have left."""
+        """Observations `(B, D)` of all rows at their decisions, zero-padded; zeros for rows that have left."""
         if state.sole is not None:
             return self._seen(state.sole, state.waiting[state.sole])
         observation = state.macs.new_zeros(len(state), self.observation_size)
@@ -331,20 +307,20 @@ class RoutedNetwork(PartlyUsed, ABC):
         return observation
 
     def _seen(self, number: int, group: Waiting) -> Tensor:
-        """Describe rows at a decision, `(r, D)`, in the type of the images, whatever autocast makes of activations."""
+        """Observations `(r, D)` at a decision, in the type of the images, whatever autocast makes of activations."""
         seen = self.describe(number, group.activation).to(group.reach.dtype)
         missing = self.observation_size - seen.shape[1]
         return functional.pad(seen, (0, missing)) if missing else seen
 
     def action_mask(self, state: RoutingState) -> Tensor:
-        """Return what is legal, `(B, M, A)` bool; all True for rows that have left and tensors that are not there."""
+        """Legal choices `(B, M, A)` bool; all True for rows that have left and tensors that are not there."""
         mask = self._masks.index_select(0, state.at)
         for own, alive in self._alive(state):
             mask[own, : alive.shape[1]] |= ~alive.unsqueeze(-1)
         return mask
 
     def choosing(self, state: RoutingState) -> Tensor:
-        """Return the tensors that choose now, `(B, M)` bool; none in rows that have left."""
+        """Tensors that choose now, `(B, M)` bool; none in rows that have left."""
         if self.num_tensors == 1:
             return state.active.unsqueeze(1)
         choosing = self.exists.index_select(0, state.at)
@@ -353,7 +329,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         return choosing
 
     def _alive(self, state: RoutingState) -> Iterator[tuple[Tensor | slice, Tensor]]:
-        """Yield rows of a decision and which of their tensors carry something, `(r, m)`, where not all must."""
+        """Rows of each decision and which of their tensors carry something, `(r, m)`, where not all must."""
         if self.num_tensors > 1:
             for number, group, _ in state.acting():
                 alive = self.alive(number, group.activation)
@@ -362,32 +338,22 @@ class RoutedNetwork(PartlyUsed, ABC):
 
     @property
     def masks(self) -> Tensor:
-        """`(N, M, A)` bool: what is legal at each decision for each tensor; never empty."""
+        """Legal choices `(N, M, A)` bool of each tensor at each decision; at least one."""
         return self._masks[:-1]
 
-    @property
-    def costs(self) -> Tensor:
-        """`(N, A)`: the multiply-accumulates of each choice; 0 where a decision has fewer."""
-        return self._costs
-
     def macs(self, decision: int, action: Action) -> tuple[Tensor, Tensor]:
-        """Return executed and expected multiply-accumulates of an action at one decision.
+        """Executed and expected multiply-accumulates, `(r,)` each, of an action as `transition` takes it.
 
-        Args:
-            decision: Its number.
-            action: As `transition` takes it.
-
-        Returns:
-            Executed, `(r,)`: the cost of every choice with non-zero weight. Expected, `(r,)`, differentiable: the sum
-            of weight times cost. Where m tensors arrive both count the union of what they reach: expected takes gate
-            entries for independent probabilities (Σ_j cost_j (1 − Π_i (1 − g_ij))).
+        Executed is the cost of every choice with non-zero weight; expected, differentiable, the sum of weight times
+        cost. Where m tensors arrive both count the union of what they reach: expected takes gate entries for
+        independent probabilities (Σ_j cost_j (1 − Π_i (1 − g_ij))).
         """
         if isinstance(action, Tensor) and action.ndim == 1:
-            costs = self._costs[decision].index_select(0, action)
+            costs = self.costs[decision].index_select(0, action)
             return costs, costs
         # Of a sparse action: a choice listed twice runs once.
         action = actions.dense(action, self.decisions[decision].n)
-        costs = self._costs[decision, : self.decisions[decision].n]
+        costs = self.costs[decision, : self.decisions[decision].n]
         used = action.detach() != 0
         if action.ndim == 3:
             reached = 1 - (1 - action.clamp(0, 1)).prod(1)

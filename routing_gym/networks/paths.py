@@ -22,9 +22,9 @@ class RoutedPaths(BankedNetwork):
 
     An m x n gate says how much of each tensor goes to each path: path j is fed with Y_j = Σ_i g_ij X_i. Under hard
     choices every tensor goes to one path, where it meets others: tensors merge and never split. A path that nothing was
-    sent to is not run, with `dense_backward` neither, and sends nothing on.
+    sent to is not run, not even with `dense_backward`, and sends nothing on.
 
-    What waits at a decision is `(columns, alive)`: `(r, m, ...)`, zeros where nothing came, and `(r, m)` bool.
+    The activation at a decision is `(columns, alive)`: `(r, m, ...)`, zeros where nothing came, and `(r, m)` bool.
     """
 
     def bank(self, decision: int) -> Paths:
@@ -47,7 +47,7 @@ class RoutedPaths(BankedNetwork):
 
         Args:
             decision: Its number.
-            columns: Tensors `(r, m, ...)`.
+            columns: `(r, m, ...)`.
             alive: `(r, m)` bool.
             gates: `(r, m, n)`, 0 for tensors that are not alive.
         """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +17,12 @@ Activation = tuple[Tensor | SortedRows, ...]
 """What waits at a decision: tensors whose first axis is the rows, or rows still in the order of their blocks."""
 
 
+COLUMNS = ("task", "instance", "price", "macs", "expected_macs")
+"""What a `RoutingState` holds of every row, `(B,)` each."""
+
+
 def joined(activations: Iterable[Activation]) -> Activation:
-    """Put activations of one decision one after the other."""
+    """Activations of one decision one after the other."""
     return tuple(torch.cat([plain(part) for part in parts]) for parts in zip(*activations, strict=True))
 
 
@@ -25,11 +31,10 @@ class Waiting:
     """Rows that wait at one decision.
 
     Attributes:
-        rows: `(r,)` int64 row numbers, or None for every row of the batch in order: then nothing is grouped or
-            copied.
-        activation: Tensors whose first axis is `r`; how many and of which shape is the decision's own affair.
-        reach: `(r,)` share of each instance that arrived here: 1 under hard routing, the product of the outcome
-            weights on the way otherwise.
+        rows: `(r,)` int64 row numbers, or None for every row of the batch in order: nothing is grouped or copied then.
+        activation: Tensors whose first axis is r; how many and of which shape is the decision's own affair.
+        reach: `(r,)` share of each instance that arrived here: 1 under hard routing, else the product of the outcome
+            weights on the way.
     """
 
     rows: Tensor | None
@@ -40,7 +45,7 @@ class Waiting:
         return len(self.reach)
 
     def pick(self, positions: Tensor) -> Waiting:
-        """Return some of these rows, by their position here."""
+        """Some of these rows, by their position here."""
         return Waiting(
             rows=positions if self.rows is None else self.rows.index_select(0, positions),
             activation=tuple(tensor.index_select(0, positions) for tensor in self.activation),
@@ -57,7 +62,7 @@ class Exit:
         choice: The choice that led out (0 where all choices do).
         rows: `(r,)` int64 row numbers, or None for every row in order.
         logits: `(r, num_classes)`.
-        weight: `(r,)` share of each instance that left here; the shares of one instance sum to 1 over its exits.
+        weight: `(r,)` share of each instance that left here; those of one instance sum to 1 over its exits.
     """
 
     decision: int
@@ -131,7 +136,7 @@ class RoutingState:
         return reach
 
     def acting(self) -> list[tuple[int, Waiting, Waiting | None]]:
-        """Return for each decision the rows that act there now, and those that wait there for a later turn.
+        """Rows of each decision that act there now, and those that wait there for a later turn.
 
         A softly routed row can wait at several decisions and acts at the earliest.
         """
@@ -149,14 +154,9 @@ class RoutingState:
         return groups
 
     def select(self, rows: Tensor) -> RoutingState:
-        """Return the state of some rows, renumbered in the order given, without exits.
-
-        Args:
-            rows: `(r,)` int64 row numbers, each at most once.
-        """
+        """State of some rows, `(r,)` int64, each at most once: renumbered in the order given, without exits."""
         place = torch.full((len(self),), -1, device=self.task.device)
         place[rows] = torch.arange(len(rows), device=rows.device)
-
         waiting = {}
         for decision, group in self.waiting.items():
             if group.rows is None:
@@ -165,24 +165,11 @@ class RoutingState:
             kept = (place[group.rows] >= 0).nonzero().flatten()
             if len(kept):
                 waiting[decision] = dataclasses.replace(group.pick(kept), rows=place[group.rows[kept]])
-        return dataclasses.replace(
-            self,
-            task=self.task[rows],
-            instance=self.instance[rows],
-            price=self.price[rows],
-            macs=self.macs[rows],
-            expected_macs=self.expected_macs[rows],
-            waiting=waiting,
-            exits=(),
-        )
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in COLUMNS}
+        return dataclasses.replace(self, **columns, waiting=waiting, exits=())
 
     def restarted(self, rows: Tensor, fresh: RoutingState) -> RoutingState:
-        """Return the state with other instances in some rows.
-
-        Args:
-            rows: `(r,)` int64 row numbers, each at most once.
-            fresh: The state of the r instances that take their places, in this order.
-        """
+        """State with other instances, those of `fresh`, in some rows, `(r,)` int64, each at most once."""
         gone = torch.zeros(len(self), dtype=torch.bool, device=rows.device)
         gone[rows] = True
         others = (~gone).nonzero().flatten()
@@ -191,10 +178,8 @@ class RoutingState:
 
     @staticmethod
     def merge(states: Sequence[RoutingState]) -> RoutingState:
-        """Put several states of one network one after the other into one batch, without exits."""
-        starts = [0]
-        for state in states:
-            starts.append(starts[-1] + len(state))
+        """State of one batch in which those of several stand one after the other, without exits."""
+        starts = [0, *accumulate(map(len, states))]
         device = states[0].task.device
         together = states[0].sole is not None and all(state.sole == states[0].sole for state in states)
 
@@ -211,25 +196,17 @@ class RoutingState:
                 activation=joined(group.activation for group in groups),
                 reach=torch.cat([group.reach for group in groups]),
             )
-        return RoutingState(
-            task=torch.cat([state.task for state in states]),
-            instance=torch.cat([state.instance for state in states]),
-            price=torch.cat([state.price for state in states]),
-            macs=torch.cat([state.macs for state in states]),
-            expected_macs=torch.cat([state.expected_macs for state in states]),
-            waiting=waiting,
-            exits=(),
-            num_decisions=states[0].num_decisions,
-        )
+        columns: dict[str, Any] = {name: torch.cat([getattr(state, name) for state in states]) for name in COLUMNS}
+        return dataclasses.replace(states[0], **columns, waiting=waiting, exits=())
 
 
 def add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
-    """Return `total (B,)` with `amount (r,)` added in some rows, None for all."""
+    """Sums `(B,)` of `total (B,)` and, in some rows (None: in all), `amount (r,)`."""
     return total + amount if rows is None else total.index_add(0, rows, amount)
 
 
 def join(groups: list[Waiting]) -> Waiting:
-    """Put groups that wait at one decision together."""
+    """Groups that wait at one decision as one."""
     if len(groups) == 1:
         return groups[0]
     rows = [group.rows for group in groups if group.rows is not None]

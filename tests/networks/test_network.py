@@ -402,7 +402,6 @@ def test_a_route_followed_at_once_is_the_route_taken_step_by_step(kind):
     if kind == "unlike costs":
         module = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
         network = route(module, ["1", "3"], [2, 4], input_shape=(1, 2, 2)).eval()
-        network._cost = None  # looked up for each choice
     else:
         trunk = nn.Sequential(nn.Flatten(), nn.Linear(4, 6)) if kind == "trunk" else None
         network = RoutedMLP((1, 2, 2), 3, 3, width=4, recurrent=kind == "recurrent", trunk=trunk)
