@@ -6,7 +6,7 @@ import torch
 
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent, needs
 from routing_gym.envs import TrainingDivergedError
-from routing_gym.envs.rewards import REWARDS, register_reward
+from routing_gym.envs.rewards import REWARDS, RewardTerm
 
 RATES = ("policy_rate", "learning_rate")
 EXITS = {"network": "pyramid-chain", "columns": 2, "width": 4, "num_blocks": None}
@@ -75,8 +75,8 @@ def test_infinity_may_stand_in_a_buffer():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_reward_that_is_no_number_is_found_before_anything_learns(monkeypatch, value):
-    monkeypatch.delitem(REWARDS, "odd", raising=False)
-    register_reward("odd", lambda loss: torch.full_like(loss, value))
+    odd = RewardTerm("odd", lambda loss: torch.full_like(loss, value), "exit", ("loss",))
+    monkeypatch.setitem(REWARDS, "odd", odd)  # forgotten afterwards
     env = make("reinforce", final_reward="odd")
     agent = make_agent("reinforce", env)
     before = [tensor.clone() for module in (agent, env.network) for tensor in module.state_dict().values()]
