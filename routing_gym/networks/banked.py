@@ -61,10 +61,7 @@ def averaged(x: Tensor) -> Tensor:
 
 
 def one_after_the_other(
-    names: Iterable[str],
-    macs: Sequence[tuple[float, ...]],
-    widths: Iterable[int],
-    tensors: Iterable[int] = repeat(1),
+    names: Iterable[str], macs: Sequence[tuple[float, ...]], widths: Iterable[int], tensors: Iterable[int] = repeat(1)
 ) -> list[Decision]:
     """Decisions that every instance passes in order, with the costs of their choices, and how many tensors arrive."""
     targets = [*range(1, len(macs)), EXIT]

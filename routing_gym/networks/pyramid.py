@@ -53,13 +53,7 @@ class RoutedPyramid(RoutedNetwork):
     """
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        *,
-        width: int = 16,
-        columns: int = 8,
-        junctions: int = 0,
+        self, input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8, junctions: int = 0
     ) -> None:
         check_form(input_shape, num_classes, width)
         check_range("columns", columns, 2, len(CHANNELS))

@@ -52,12 +52,7 @@ class Closing(nn.Module):
 
 
 def resnet50_experts(
-    input_shape: Sequence[int],
-    num_classes: int,
-    *,
-    width: int = 64,
-    experts: Experts = DIVERSE,
-    num_tasks: int = 1,
+    input_shape: Sequence[int], num_classes: int, *, width: int = 64, experts: Experts = DIVERSE, num_tasks: int = 1
 ) -> RoutedExperts:
     """Build ResNet-50 with layers of experts.
 
