@@ -96,19 +96,16 @@ def accept_plan(
         Routes that can be followed, and where values have not been read a 0-dimensional bool, whether some choice was
         not allowed and has been replaced. None where values have been read and one is not allowed.
     """
+    mask = network.masks[:, 0].expand(len(plan), -1, -1)
     bad = actions.out_of_range(plan, network.num_choices)
     assert bad is not None
+    if not (first_legal or network.nothing_masked):
+        bad = bad | actions.illegal(actions.in_range(plan, network.num_choices), mask).any()
     if validate and bool(bad):
         return None
-    if network.nothing_masked:
-        return (plan, None) if validate else (plan.clamp(0, network.num_choices - 1), bad)
-    mask = network.masks[:, 0].expand(len(plan), -1, -1)
-    if not (validate and first_legal):
-        masked = actions.illegal(plan if validate else plan.clamp(0, network.num_choices - 1), mask).any()
-        if validate:
-            return None if bool(masked) else (plan, None)
-        bad = bad if first_legal else bad | masked
-    legal = actions.made_legal(plan, mask)
+    if validate and (network.nothing_masked or not first_legal):
+        return plan, None
+    legal = actions.in_range(plan, network.num_choices) if network.nothing_masked else actions.made_legal(plan, mask)
     assert isinstance(legal, Tensor)
     return legal, None if validate else bad
 

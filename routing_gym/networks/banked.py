@@ -23,7 +23,7 @@ class BankedNetwork(RoutedNetwork):
     the last one gives are the logits.
 
     Attributes:
-        banks: The banks; the decision's own number says which it has, unless `bank_number` does.
+        banks: One for each decision, unless `bank_number` says otherwise.
     """
 
     banks: nn.ModuleList
@@ -61,19 +61,9 @@ def averaged(x: Tensor) -> Tensor:
 
 
 def one_after_the_other(
-    names: Iterable[str],
-    macs: Sequence[tuple[float, ...]],
-    widths: Iterable[int],
-    tensors: Iterable[int] = repeat(1),
+    names: Iterable[str], macs: Sequence[tuple[float, ...]], widths: Iterable[int], tensors: Iterable[int] = repeat(1)
 ) -> list[Decision]:
-    """Decisions that every instance passes in order.
-
-    Args:
-        names: Name of each.
-        macs: For each the cost of its choices.
-        widths: Width of each observation.
-        tensors: How many tensors arrive at each.
-    """
+    """Decisions that every instance passes in order, with the costs of their choices, and how many tensors arrive."""
     targets = [*range(1, len(macs)), EXIT]
     return [
         Decision(name=name, macs=costs, next=(target,) * len(costs), m=m, width=width)

@@ -17,11 +17,7 @@ from routing_gym.networks.resnet_experts import EXPANSION, first_layers
 
 
 class Subsampled(nn.Module):
-    """The shortcut without parameters: every second pixel, and channels of zeros behind those there are.
-
-    Args:
-        outputs: Channels that come out.
-    """
+    """The shortcut without parameters: every second pixel, and channels of zeros behind those there are."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -47,23 +43,23 @@ def resnet_skip(
     """Build a ResNet whose residual blocks are decisions: skip (0) or run (1).
 
     Source: He et al. (2016), CoDiNet (Wang et al.), section 3.1. The first block of every stage but the first halves
-    the image, and the channels double there. Batch norm while training has the statistics of the rows that run a block:
-    of all with soft weights, of those with decisions that are hard. What it normalises with afterwards is the running
-    average of these, so that it goes with the routes of the last batches: a network that was trained softly wants some
-    training with hard decisions before it is used with them (CoDiNet, section 3.4).
+    the image, and the channels double there. Batch norm while training has the statistics of the rows that run a block
+    (all with soft weights), and normalises with their running average afterwards, which goes with the routes of the
+    last batches: a network that was trained softly wants some training with hard decisions before it is used with them
+    (CoDiNet, section 3.4).
 
     Args:
-        bottlenecks: Whether it is the form for ImageNet: blocks are bottlenecks, a 7x7 convolution and pooling come
-            first, shortcuts that change the shape are convolutions. In the form for CIFAR-10 blocks are pairs of 3x3
-            convolutions and shortcuts have no parameters.
+        bottlenecks: The form for ImageNet: blocks are bottlenecks, a 7x7 convolution and pooling come first, shortcuts
+            that change the shape are convolutions. In the form for CIFAR-10 blocks are pairs of 3x3 convolutions and
+            shortcuts have no parameters.
         input_shape: `(C, H, W)` of an image, at least 4 pixels high and wide, with bottlenecks 32.
         num_classes: Width of the logits.
         width: Channels of the first stage.
         stages: Residual blocks of each stage; there are three, with bottlenecks four.
-        observes: What a decision sees of what comes into its block: `"mean"`, each channel averaged over the image, or
-            `"map"`, all of it, flattened, for routers that convolve.
-        experts: The choices of all blocks, or a list for each: what `prune` leaves is skipped, or run, by all.
-        num_tasks: How many tasks there are, each with a readout of its own.
+        observes: Observation of a block's input: `"mean"`, each channel averaged over the image, or `"map"`, all of it,
+            flattened, for routers that convolve.
+        experts: Choices of all blocks, or a list for each: what `prune` leaves is skipped, or run, by all.
+        num_tasks: Number of tasks, each with a readout of its own.
 
     Raises:
         ValueError: Images too small, or an option out of range, by its name.

@@ -29,7 +29,7 @@ OPERATIONS = (
     "average-pool 3x3",
     "identity",
 )
-"""What the choices of an operation decision are, in their order."""
+"""Choices of an operation decision."""
 
 
 class RoutedCells(BankedNetwork):
@@ -61,14 +61,12 @@ class RoutedCells(BankedNetwork):
 
     Weights mix activations. A router sees its decision's tensors averaged over the image: all that can be chosen, side
     by side, oldest first, at an input decision; the mixed input at an operation decision. All tasks share everything.
-
-    `stem_macs` holds all that runs in any case (stem, the cells' 1x1 convolutions of their inputs, classifier): charged
-    to the choices it would be counted once for each that a row mixes.
+    `stem_macs` holds all that runs in any case: stem, the cells' 1x1 convolutions of their inputs, classifier.
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 4 pixels high and wide.
         num_classes: Width of the logits.
-        cells: How many cells, C; each makes 8 decisions.
+        cells: Number of cells, C; each makes 8 decisions.
         filters: Channels of the first third, F.
 
     Attributes:
@@ -122,11 +120,11 @@ class RoutedCells(BankedNetwork):
         return self._begin(0, first, first)
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Mix inputs, or run operations on the mixed input.
+        """Activation after inputs were mixed, or operations run on the mixed input.
 
-        What waits is, at an input decision: all that can be chosen, oldest first; at an operation decision: the mixed
-        input, then what the later choice blocks can choose or, at a cell's last, the sum of those before. Behind it, in
-        all cells but the last: the output of the cell before, which the next cell takes.
+        At an input decision these tensors wait: all that can be chosen, oldest first; at an operation decision the
+        mixed input, then what the later choice blocks can choose or, at a cell's last, the sum of those before. Behind
+        these, in all cells but the last: the output of the cell before, which the next cell takes.
         """
         tensors = [plain(tensor) for tensor in activation]
         place, is_operation = divmod(decision, 2)
@@ -163,7 +161,7 @@ class RoutedCells(BankedNetwork):
 
 
 def make_operations(filters: int) -> list[nn.Module]:
-    """Build the seven operations of a choice block, for `(B, filters, H, W)`, which is also what they give."""
+    """Build the seven operations of a choice block, from `(B, filters, H, W)` to the same shape."""
     return [
         *(nn.Sequential(*_separable(filters, size), *_separable(filters, size)) for size in (3, 5, 7)),
         nn.Sequential(*rectified_conv(filters, filters, (1, 7)), *rectified_conv(filters, filters, (7, 1))),
@@ -235,12 +233,7 @@ class SideBySide:
 
 
 class OfOne(nn.Sequential):
-    """Layers that read one of several tensors `(B, n, C, H, W)`.
-
-    Args:
-        number: Which.
-        layers: What runs on it.
-    """
+    """Layers that read one, `number`, of several tensors `(B, n, C, H, W)`."""
 
     def __init__(self, number: int, *layers: nn.Module) -> None:
         super().__init__(*layers)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from routing_gym.blocks import LinearBlocks
 from routing_gym.networks.banked import features_of, one_after_the_other
 from routing_gym.networks.options import check_counts
-from routing_gym.networks.paths import RoutedPaths
+from routing_gym.networks.paths import RoutedPaths, tensors_of
 from routing_gym.networks.state import Activation
 
 
@@ -21,14 +21,7 @@ class ColumnsMLP(RoutedPaths):
     Before every layer a k x k gate says how much of each column's activation goes to each column. All columns begin
     with the same activation, and a task's own column gives its logits; zeros where it was not computed.
 
-    Args:
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the last layer.
-        num_blocks: Number of columns, k, at least one per task.
-        width: Width of the hidden layers.
-        layers: Number of layers, at least 1.
-        trunk: Runs on the images before the columns, shared by all; None for nothing.
-        num_tasks: Number of tasks.
+    Arguments are those of `fully_connected`: k is `num_blocks`, at least one per task.
     """
 
     form = "columns"
@@ -73,6 +66,4 @@ class ColumnsMLP(RoutedPaths):
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Logits `(r, num_classes)` of each row's column: its task's own."""
-        columns = activation[0]
-        assert isinstance(columns, Tensor)
-        return columns[torch.arange(len(task), device=task.device), task]
+        return tensors_of(activation)[0][torch.arange(len(task), device=task.device), task]

@@ -21,21 +21,18 @@ class Deployable(BankedNetwork):
     A subclass implements `static_route`, and `rebuilt` or `pruned` itself.
 
     Attributes:
-        block_counts: How many blocks each bank holds, PASS, which comes last, not counted.
+        block_counts: Number of blocks of each bank, PASS, which comes last, not counted.
     """
 
     block_counts: tuple[int, ...]
 
     @abstractmethod
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
-        """Modules that are run one after the other, from normalised images to logits `(B, num_classes)`.
+        """Modules to be run in turn, from normalised images to logits `(B, num_classes)`, with their own parameters.
 
         Args:
-            route: The choice at each decision.
+            route: The choice at each decision; PASS leaves no module.
             task: The task that takes it, for networks that are told the task.
-
-        Returns:
-            Modules on the network's device, with parameters of their own. PASS leaves none.
         """
 
     def pruned(self, routes: Tensor) -> tuple[Deployable, Tensor]:
@@ -65,17 +62,15 @@ class Deployable(BankedNetwork):
         return smaller.to(self.costs.device), torch.stack(columns, 1)
 
     def rebuilt(self, kept: Sequence[Sequence[int]]) -> Deployable:
-        """Network like this one for smaller banks; whatever it puts into them is replaced.
-
-        Called for a copy on the CPU whose banks have lost their blocks already.
+        """Network like this one, a copy on the CPU whose banks are smaller already; what it puts into them is replaced.
 
         Args:
-            kept: The former numbers of the blocks that are left in each bank, PASS not counted.
+            kept: Former numbers of the blocks left in each bank, PASS not counted.
         """
         raise ValueError(f"{type(self).__name__} cannot be pruned: implement rebuilt(), or pruned()")
 
     def form_options(self) -> dict[str, Any]:
-        """Options, plain values, that build the like of this network instead of the whole one."""
+        """Options, plain values, that build the like of this network."""
         return {"num_blocks": list(self.block_counts)}
 
 
@@ -101,14 +96,11 @@ class Normalize(nn.Module):
 
 
 def blocks_per_bank(num_blocks: int | Sequence[int], layers: Sequence[int]) -> list[int]:
-    """Number of blocks of each bank.
+    """Number of blocks of each bank, from blocks per layer or a number for each bank; others are refused.
 
     Args:
         num_blocks: Blocks per layer, or a number for each bank.
-        layers: How many layers share each bank.
-
-    Raises:
-        ValueError: More or fewer numbers than there are banks, or one that is no number of blocks.
+        layers: Number of layers that share each bank.
     """
     if isinstance(num_blocks, str) or not isinstance(num_blocks, Sequence):
         return [whole_number("num_blocks", num_blocks) * sharing for sharing in layers]

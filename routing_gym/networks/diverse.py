@@ -47,9 +47,9 @@ def omniglot_experts(
             experts are as the paper words them, and omniglot-diverse has 3.37 million parameters for 20 tasks; with 24
             it has 1.84, where the paper prints 1.8.
         layers: Layers of experts.
-        readout: What a task's linear readout sees: `"pooled"`, the average over the image, or `"flat"`, all of it.
+        readout: Input of a task's linear readout: `"pooled"`, the average over the image, or `"flat"`, all of it.
         experts: Names of the experts of all layers, or a list of names for each layer.
-        num_tasks: How many tasks there are, each with a readout of its own.
+        num_tasks: Number of tasks, each with a readout of its own.
 
     Raises:
         ValueError: Images too small, or an option out of range, by its name.
@@ -101,8 +101,8 @@ def mnist_experts(
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the logits.
         width: Width of every layer.
-        num_experts: How many experts there are.
-        num_tasks: How many tasks there are, each with a readout of its own.
+        num_experts: Number of experts.
+        num_tasks: Number of tasks, each with a readout of its own.
 
     Raises:
         ValueError: An option out of range, by its name.

@@ -24,17 +24,8 @@ class RoutedMLP(Deployable):
     block whose input and output are `width` wide is offered at every decision where the activation is `width` wide,
     and so is PASS, the last choice there. The last decision always picks a classification block.
 
-    Args:
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the last layer.
-        num_blocks: Blocks per layer, k; or a number for each layer, layers that share their blocks counting as one.
-            Where PASS is offered it may be 0.
-        width: Width of the hidden layers.
-        layers: Number of routed layers, at least 1.
-        recurrent: Offer every block that fits at every depth, and PASS.
-        trunk: Runs on the images before the first decision, shared by all; None for their pixels.
-        task_input: Join a one-hot task, of `num_tasks`, to the input of the first routed layer.
-        num_tasks: Number of tasks.
+    Arguments are those of `fully_connected`. Layers that share their blocks count as one where `num_blocks` is a list;
+    where PASS is offered it may be 0.
     """
 
     form = "paths"

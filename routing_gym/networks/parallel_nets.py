@@ -9,14 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from routing_gym.blocks import (
-    PathConv2d,
-    PathLinear,
-    PathNorm2d,
-    PathResidual,
-    PathSequential,
-    PathSqueezeExcite,
-)
+from routing_gym.blocks import PathConv2d, PathLinear, PathNorm2d, PathResidual, PathSequential, PathSqueezeExcite
 from routing_gym.networks.options import check_choice, check_counts, check_image
 from routing_gym.networks.parallel_paths import Form, ParallelPaths, Segment
 from routing_gym.networks.resnet_experts import EXPANSION, first_layers
@@ -32,12 +25,12 @@ class Layout:
         name: Name in the paper.
         widths: Channels of the convolutions of each stage (of the blocks, in a ResNet), in units of the first.
         width: Channels of the first.
-        pools: Behind how many stages the image is halved.
+        pools: Number of stages behind which the image is halved.
         hidden: Width of the hidden dense layers.
         residual: `"basic"` or `"bottleneck"` blocks, None for a network without residuals.
-        large: Whether images are large: the first layers of a ResNet then make them four times smaller.
+        large: Whether the first layers of a ResNet make images, which are large, four times smaller.
         squeezed: Hidden width of the squeeze and excitation behind every convolution, 0 for none. The paper does not
-            print it: 32 is what the .58 M parameters of SEBaseCNN ask for, 4 what the 2.06 M of SEDeepCNN do.
+            print it: the .58 M parameters of SEBaseCNN ask for 32, the 2.06 M of SEDeepCNN for 4.
         crossed: Whether tensors may change paths.
     """
 
@@ -81,10 +74,10 @@ def parallel_network(
     shortcuts are normalised: that gives the printed sizes of these, and of ResNet-50 alone (23.71 M).
 
     Args:
-        layout: The network.
+        layout: All but the number of paths.
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the logits.
-        paths: How many paths there are.
+        paths: Number of paths.
         width: Channels of the first convolution; the others are multiples of it.
         hidden: Width of the hidden dense layers, where there are any.
         form: Whether the way into the paths is a decision (`"gated-columns"`) or all begin alike (`"columns"`).
@@ -180,7 +173,7 @@ def _resnet(
 
 
 def _residual(layout: Layout, paths: int, inputs: int, width: int, stride: int) -> tuple[PathResidual, int]:
-    """Residual block of all paths, and the channels of its output."""
+    """Residual block of all paths, and its output's channels."""
     conv = partial(_conv_norm, bias=not layout.large)
     if layout.residual == "bottleneck":
         outputs = EXPANSION * width

@@ -15,7 +15,7 @@ from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential, count
 from routing_gym.networks.actions import Action, dense
 from routing_gym.networks.banked import one_after_the_other
 from routing_gym.networks.options import check_choice
-from routing_gym.networks.paths import RoutedPaths, weighed_sum
+from routing_gym.networks.paths import RoutedPaths, tensors_of, weighed_sum
 from routing_gym.networks.state import Activation
 
 Form = Literal["columns", "gated-columns"]
@@ -26,9 +26,9 @@ class Segment:
     """What lies between two decisions.
 
     Attributes:
-        name: Of the decision before it.
-        layers: The layers of all paths.
-        prediction: What makes each path's input out of each tensor, in the order (tensor, path); None where the tensors
+        name: Name of the decision before it.
+        layers: Layers of all paths.
+        prediction: Makes each path's input of each tensor, in the order (tensor, path); None where the tensors
             themselves are mixed.
     """
 
@@ -44,25 +44,22 @@ class ParallelPaths(RoutedPaths):
     (Algorithm 2) feeds path j with Y_j = Σ_i g_ij X_i; cross-prediction (Algorithm 1) with
     Y_j = ReLU(Σ_i g_ij U_ij), where U_ij = W_ij X_i + b_ij is what tensor i predicts for path j.
 
-    A decision sees each tensor averaged over the image, one after the other, zeros where nothing came. All paths of a
-    layer are one grouped convolution. Under hard routing only paths that were reached run, each on its own rows, only
-    predictions that were asked for are made, and the output is the average over the paths that were reached last.
-
-    What is normalised has the statistics of the rows that run a path, unweighted by gates, so that the running averages
-    go with the routes of the last batches.
+    All paths of a layer are one grouped convolution. Under hard routing only paths that were reached run, each on its
+    own rows, only predictions that were asked for are made, and the output is the average over the paths that were
+    reached last. Batch norm has the statistics of the rows that run a path, unweighted by gates, so that its running
+    averages go with the routes of the last batches.
 
     Args:
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the logits.
-        paths: How many paths there are, P.
+        paths: Number of paths, P.
         segments: What lies behind each decision; the last gives `(num_classes,)`.
-        stem: What runs on the images before all paths, once; None for nothing.
-        form: Whether the way into the paths is a decision: in `"columns"` it is not, all paths begin with the same
-            tensor; in `"gated-columns"` it is the first decision, of one tensor (the one-to-many connector).
-        crossed: Whether tensors may change paths. Otherwise each has to stay on its own, and no agent can change that.
+        stem: Runs on the images before all paths, once; None for nothing.
+        form: `"columns"`: all paths begin with the same tensor; `"gated-columns"`: the way into the paths is the first
+            decision, of one tensor (the one-to-many connector).
+        crossed: Whether tensors may change paths.
 
     Attributes:
-        form: As given.
         cross: `"connections"` or `"predictions"`.
     """
 
@@ -125,7 +122,7 @@ class ParallelPaths(RoutedPaths):
         return blocks if isinstance(blocks, PathBlocks) else None
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Tensors `(B, m, ...)`, all alive: the stem's, or the first layers' where these stand before all decisions."""
+        """Tensors `(B, m, ...)`, all alive, of the stem, or of the first layers where no decision is before them."""
         x = images.contiguous(memory_format=torch.channels_last)
         x = (x if self.trunk is None else self.trunk(x)).unsqueeze(1)
         if self._first:
@@ -135,7 +132,7 @@ class ParallelPaths(RoutedPaths):
         return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
 
     def feed(self, decision: int, columns: Tensor, alive: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix the tensors, or what they predict; see `RoutedPaths.feed`."""
+        """See `RoutedPaths.feed`: of the tensors, or of what they predict."""
         blocks = self.predicting(decision)
         if blocks is None:
             return super().feed(decision, columns, alive, gates)
@@ -161,10 +158,8 @@ class ParallelPaths(RoutedPaths):
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Logits `(r, num_classes)`: the average of the paths that were reached; zeros where none was."""
-        outputs, alive = activation
-        assert isinstance(outputs, Tensor) and isinstance(alive, Tensor)
-        # Paths that were not reached are zeros.
-        return outputs.sum(1) / alive.sum(1, keepdim=True).clamp(min=1)
+        outputs, alive = tensors_of(activation)
+        return outputs.sum(1) / alive.sum(1, keepdim=True).clamp(min=1)  # paths that were not reached are zeros
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Parameters of a path, and of all predictions for it."""

@@ -33,11 +33,11 @@ class RoutedPaths(BankedNetwork):
 
     def alive(self, decision: int, activation: Activation) -> Tensor:
         """Mask `(r, m)` of the tensors that carry something."""
-        return _tensors(activation)[1]
+        return tensors_of(activation)[1]
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
         """Outputs `(r, n, ...)` of the paths that were sent something, and which these are, `(r, n)` bool."""
-        columns, alive = _tensors(activation)
+        columns, alive = tensors_of(activation)
         gates = self.gates(decision, action).to(columns.dtype)
         mixed, reached = self.feed(decision, columns, alive, gates)
         return self.bank(decision).run_each(mixed, reached), reached
@@ -62,11 +62,12 @@ class RoutedPaths(BankedNetwork):
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
         """Observation `(r, width)`: all tensors, images averaged over space, one after the other."""
-        columns = _tensors(activation)[0]
+        columns = tensors_of(activation)[0]
         return (columns.mean((3, 4)) if columns.ndim == 5 else columns).flatten(1)
 
 
-def _tensors(activation: Activation) -> tuple[Tensor, Tensor]:
+def tensors_of(activation: Activation) -> tuple[Tensor, Tensor]:
+    """Tensors `(r, m, ...)` of an activation, and which are alive, `(r, m)` bool."""
     columns, alive = activation
     assert isinstance(columns, Tensor) and isinstance(alive, Tensor)
     return columns, alive

@@ -39,32 +39,21 @@ class RoutedPyramid(RoutedNetwork):
     paper is an agent and its cost is counted there.
 
     The paper is silent on these: coarser scales of the image are 2x2 averages of the next finer one; Xavier's first
-    weights are drawn from its uniform distribution; sizes that are odd are rounded down; decisions are numbered column
-    by column, left before right; instances of all tasks share everything, and none is told its task.
+    weights are drawn from its uniform distribution; odd sizes are rounded down; decisions are numbered column by
+    column, left before right; instances of all tasks share everything, and none is told its task.
 
-    Args:
-        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
-        num_classes: Width of the logits.
-        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
-        columns: How many columns the longest way has, 2 to 8: the first of those in `CHANNELS`.
-        junctions: After how many of the first columns the network splits in two; 0 for a chain.
+    Arguments are those of `pyramid_tree`; 0 junctions make a chain. Columns are the first of those in `CHANNELS`.
 
     Attributes:
-        tree: For each column the columns that follow it. Columns stand in the order of their depth.
-        inner: The column of each decision.
+        tree: For each column those that follow it. Columns stand in the order of their depth.
+        inner: Column of each decision.
 
     Raises:
         ValueError: An option out of range, by its name.
     """
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        *,
-        width: int = 16,
-        columns: int = 8,
-        junctions: int = 0,
+        self, input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8, junctions: int = 0
     ) -> None:
         check_form(input_shape, num_classes, width)
         check_range("columns", columns, 2, len(CHANNELS))
@@ -99,13 +88,13 @@ class RoutedPyramid(RoutedNetwork):
         allow_small_groups(self)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Image at every scale, finest first, `(B, H, W, C)` as all that waits in this network."""
+        """Images at every scale, finest first, `(B, H, W, C)` as all activations of this network."""
         return tuple(scale.permute(0, 2, 3, 1) for scale in image_pyramid(images))
 
     def enter(self, decision: int, activation: Activation) -> Activation:
         """Scales that come out of the column before a decision."""
-        # What waits has its channels last in memory, so it is moved with its channels as the last axis: rows that
-        # are picked out stay in one piece each, and the convolutions need not turn them round.
+        # Channels are last in memory, and the last axis where rows are moved: rows that are picked out stay in one
+        # piece each, and the convolutions need not turn them round.
         return tuple(scale.permute(0, 2, 3, 1) for scale in self._run(self.inner[decision], activation))
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
@@ -128,10 +117,7 @@ class RoutedPyramid(RoutedNetwork):
         return plain(activation[-1]).permute(0, 3, 1, 2).flatten(1)
 
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
-        """Parameters of the classifier (choice 0) or of the column that follows, with its classifier if it is last.
-
-        The first column runs for all and belongs to no choice.
-        """
+        """Parameters of the classifier (choice 0) or of the column that follows, with its classifier if it is last."""
         column = self._column(decision, choice)
         parts = [self.columns[column]] if choice else []
         if not choice or not self.tree[column]:
@@ -139,23 +125,18 @@ class RoutedPyramid(RoutedNetwork):
         return [OwnedParameter(parameter) for part in parts for parameter in part.parameters()]
 
     def static_prefix(self, decision: int, choice: int = 0) -> StaticPyramid:
-        """Plain network of all that a row runs that leaves from a decision by a choice.
+        """Plain network, with parameters of its own, of all that a row runs that leaves from a decision by a choice.
 
         Args:
             decision: Its number.
             choice: A choice that leads out: 0 everywhere, another one where the last column follows.
-
-        Returns:
-            Columns and classifier with parameters of their own and the same values, on the same device.
 
         Raises:
             ValueError: No such way out.
         """
         known = ways_out(self.decisions)
         if (decision, choice) not in known:
-            raise ValueError(
-                f"expected a decision and a choice that leads out, one of {known}, got {(decision, choice)}"
-            )
+            raise ValueError(f"expected a decision and a choice that leads out, one of {known}, got {decision, choice}")
         way = [self._column(decision, choice)]
         while way[0]:
             way.insert(0, next(j for j, following in enumerate(self.tree) if way[0] in following))
@@ -170,7 +151,7 @@ def pyramid_chain(input_shape: Sequence[int], num_classes: int, *, width: int = 
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
         num_classes: Width of the logits.
         width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
-        columns: How many columns, 2 to 8.
+        columns: Number of columns, 2 to 8.
     """
     return RoutedPyramid(input_shape, num_classes, width=width, columns=columns)
 
@@ -184,8 +165,8 @@ def pyramid_tree(
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
         num_classes: Width of the logits.
         width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
-        columns: How many columns the ways to the leaves have, 2 to 8.
-        junctions: After how many of the first columns it splits in two, 1 to `columns - 1`; 3 in the paper.
+        columns: Columns on the way to each leaf, 2 to 8.
+        junctions: Number of first columns behind which it splits in two, 1 to `columns - 1`; 3 in the paper.
     """
     check_range("columns", columns, 2, len(CHANNELS))
     check_range("junctions", junctions, 1, columns - 1)
@@ -193,12 +174,10 @@ def pyramid_tree(
 
 
 def pyramid_static(columns: int, input_shape: Sequence[int], num_classes: int, *, width: int = 16) -> RoutedModule:
-    """Build a static pyramid as a network that any agent trains.
-
-    Its one decision has one choice, the classifier, since a network without decisions cannot be an environment.
+    """Build a static pyramid as a network that any agent trains: its one decision has one choice, the classifier.
 
     Args:
-        columns: How many columns, 1 to 8.
+        columns: Number of columns, 1 to 8.
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
         num_classes: Width of the logits.
         width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
@@ -208,10 +187,7 @@ def pyramid_static(columns: int, input_shape: Sequence[int], num_classes: int, *
 
 
 def _tree(columns: int, junctions: int) -> tuple[list[list[int]], list[int], list[str]]:
-    """Columns that follow each column, depths and names such as `column 3 LR`, which tell the turns on the way.
-
-    Breadth first, so that all point forward.
-    """
+    """Columns that follow each column, later ones (breadth first), depths, and names with the turns on the way."""
     tree: list[list[int]] = []
     depth: list[int] = []
     names: list[str] = []

@@ -29,9 +29,9 @@ class Column(nn.Module):
     batch norm nor ReLU.
 
     Args:
-        inputs: Channels of each scale that comes in, finest first; only the coarsest `len(outputs)` are read.
+        inputs: Channels of each input scale, finest first; only the coarsest `len(outputs)` are read.
         outputs: Channels of each scale that is computed, finest first.
-        kept: How many scales go out, the coarsest ones.
+        kept: Number of scales that go out, the coarsest ones.
     """
 
     def __init__(self, inputs: Sequence[int], outputs: Sequence[int], kept: int) -> None:
@@ -47,14 +47,11 @@ class Column(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(c, eps=EPSILON, momentum=1 - DECAY) for c in outputs[-kept:])
 
     def forward(self, *scales: Tensor, rows: int | None = None) -> tuple[Tensor, ...]:
-        """Scales from those of the column before.
+        """Scales, `kept` of them, from those of the column before, `(r, C, H, W)` each, finest first.
 
         Args:
-            scales: `(r, C, H, W)` each, finest first.
-            rows: How many of the first rows count; the others only fill the convolutions' batch up. All by default.
-
-        Returns:
-            `kept` scales of the rows that count.
+            scales: Those of the column before.
+            rows: Number of first rows that count; the others fill the convolutions' batch up. All by default.
         """
         unread = len(self.across) - len(self.norms)
         outputs = []
@@ -71,7 +68,7 @@ class Column(nn.Module):
 
 @fx.wrap
 def max_pool(x: Tensor) -> Tensor:
-    """Halve height and width, `(r, C, H, W)`: `torch.nn.functional.max_pool2d(x, 2)`, faster where no one trains."""
+    """Maxima of 2x2 pixels, `torch.nn.functional.max_pool2d(x, 2)`, faster where no one trains."""
     if torch.is_grad_enabled() and x.requires_grad:
         return functional.max_pool2d(x, 2)
     # PyTorch looks for the place of each maximum too, which is needed for the gradient only.
@@ -82,7 +79,7 @@ def max_pool(x: Tensor) -> Tensor:
 
 @fx.wrap
 def average_pool(x: Tensor) -> Tensor:
-    """Do what `torch.nn.functional.avg_pool2d(x, 2)` does, several times as fast where no one trains."""
+    """Means of 2x2 pixels, `torch.nn.functional.avg_pool2d(x, 2)`, several times as fast where no one trains."""
     if torch.is_grad_enabled() and x.requires_grad:
         return functional.avg_pool2d(x, 2)
     height, width = (size - size % 2 for size in x.shape[-2:])
@@ -91,13 +88,10 @@ def average_pool(x: Tensor) -> Tensor:
 
 
 class StaticPyramid(nn.Module):
-    """Columns one after the other and a classifier: a plain network from images to logits, without decisions.
-
-    The statically routed networks of section 5.1 are the first n columns of the chain, n from 1 to 8.
+    """Columns one after the other and a classifier: a plain network, the statically routed one of section 5.1.
 
     Args:
-        columns: The columns, the first of which reads an image pyramid. The last one loses the batch norms of all
-            scales but the coarsest: only that goes into the classifier.
+        columns: The first reads an image pyramid; the last loses the batch norms of all scales but the coarsest.
         classifier: Takes the coarsest scale of the last column, flattened.
     """
 
@@ -122,7 +116,7 @@ def static_pyramid(input_shape: Sequence[int], num_classes: int, *, columns: int
     Args:
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
         num_classes: Width of the logits.
-        columns: How many columns, 1 to 8.
+        columns: Number of columns, 1 to 8.
         width: Channels of the finest scale.
 
     Raises:
@@ -137,10 +131,8 @@ def static_pyramid(input_shape: Sequence[int], num_classes: int, *, columns: int
 
 
 def image_pyramid(images: Tensor) -> tuple[Tensor, ...]:
-    """Images `(B, C, H, W)` at four scales, finest first; each coarser one averages 2x2 pixels.
-
-    They have their channels last in memory, which max-pooling on a CPU is several times as fast with.
-    """
+    """Images `(B, C, H, W)` at four scales, finest first; each coarser one averages 2x2 pixels."""
+    # Channels last in memory: max-pooling on a CPU is several times as fast.
     scales = [images.contiguous(memory_format=torch.channels_last)]
     for _ in range(SCALES - 1):
         scales.append(average_pool(scales[-1]))
@@ -189,10 +181,8 @@ def num_features(input_shape: Sequence[int], width: int, depth: int) -> int:
 def costs_by_depth(
     input_shape: tuple[int, ...], num_classes: int, width: int, columns: int
 ) -> tuple[tuple[float, float], ...]:
-    """Multiply-accumulates per row of the column of each depth, and of the classifier behind it.
-
-    Counting takes longer than building the network, so that networks of one form share what was counted.
-    """
+    """Multiply-accumulates per row of the column of each depth and its classifier."""
+    # Cached: counting takes longer than building.
     with torch.device("meta"):
         chain = [make_column(input_shape, width, depth, columns) for depth in range(columns)]
         heads = [make_classifier(input_shape, num_classes, width, depth) for depth in range(columns)]

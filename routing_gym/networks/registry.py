@@ -24,14 +24,14 @@ Builder = Callable[..., RoutedNetwork]
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
-    """What is known of a network by its name.
+    """Builder and description of a named network.
 
     Attributes:
         builder: Called as `builder(input_shape, num_classes, **options)`; with `num_blocks` too if it takes a third
             positional argument, and with `num_tasks=...` if it has such a parameter. Its other keyword-only parameters
             are the network's options.
-        description: What it is, in a line.
-        source: The paper it is from.
+        description: One line.
+        source: Paper.
         input_shape: `(C, H, W)` of the images it was made for; None for no shape in particular.
     """
 
@@ -63,7 +63,7 @@ class NetworkSpec:
 
     @property
     def takes_num_blocks(self) -> bool:
-        """Whether the number of blocks can be chosen."""
+        """Whether the number of blocks is an option."""
         kinds = [p.kind.name for p in self.parameters.values()]
         return "VAR_POSITIONAL" in kinds or kinds.count("POSITIONAL_OR_KEYWORD") > 2
 
@@ -174,16 +174,13 @@ def _origin(thing: Any) -> tuple[str, str]:
 
 
 def register_network(name: str, builder: Builder) -> None:
-    """Make a network known under a name, to `make_network`, to environments (`network=name`) and to every command.
+    """Enter a network under a name, for `make_network`, environments (`network=name`) and every command.
 
     Args:
-        name: Its name.
+        name: Not that of another network.
         builder: Called as `builder(input_shape, num_classes, num_blocks, num_tasks=..., **options)`, see `NetworkSpec`;
-            its keyword-only parameters are options of the environments that use it, and its docstring's first line
-            says what it is.
-
-    Raises:
-        ValueError: The name belongs to another network.
+            its keyword-only parameters are options of the environments that use it, and its docstring's first line is
+            the description.
     """
     claim({known: spec.function for known, spec in NETWORKS.items()}, "network", name, builder)
     NETWORKS[name] = NetworkSpec(builder, (inspect.getdoc(builder) or "").partition("\n")[0])

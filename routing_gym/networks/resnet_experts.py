@@ -16,17 +16,11 @@ DIVERSE = ("conv3", "conv5", "conv1x7", "max-pool", "squeeze-excite")
 BOTTLENECKS = (3, 4, 6, 3)
 EXPANSION = 4
 ROUTED = sum(count - (stage > 0) for stage, count in enumerate(BOTTLENECKS))
-"""How many bottlenecks leave the size of the image as it is: all but the first of stages 2, 3 and 4."""
+"""Bottlenecks that leave the size of the image as it is: all but the first of stages 2, 3 and 4."""
 
 
 class Opening(nn.Module):
-    """What comes first in a bottleneck (He et al. 2016): the 1x1 convolution to fewer channels, and the shortcut.
-
-    Args:
-        inputs: Channels that come in.
-        width: Channels of the bottleneck.
-        stride: Of the 3x3 convolution that follows, hence of the shortcut.
-    """
+    """First part of a bottleneck (He et al. 2016): the 1x1 convolution to its `width` channels, and the shortcut."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -43,11 +37,7 @@ class Opening(nn.Module):
 
 
 class Closing(nn.Module):
-    """What comes last in a bottleneck: batch norm and ReLU of the 3x3 convolution, 1x1 convolution, sum and ReLU.
-
-    Args:
-        width: Channels of the bottleneck.
-    """
+    """Last part of a bottleneck: batch norm and ReLU of the 3x3 convolution, 1x1 convolution, sum and ReLU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,12 +52,7 @@ class Closing(nn.Module):
 
 
 def resnet50_experts(
-    input_shape: Sequence[int],
-    num_classes: int,
-    *,
-    width: int = 64,
-    experts: Experts = DIVERSE,
-    num_tasks: int = 1,
+    input_shape: Sequence[int], num_classes: int, *, width: int = 64, experts: Experts = DIVERSE, num_tasks: int = 1
 ) -> RoutedExperts:
     """Build ResNet-50 with layers of experts.
 
@@ -82,7 +67,7 @@ def resnet50_experts(
         num_classes: Width of the logits.
         width: Channels of the first stage's bottlenecks.
         experts: Names of the experts of all layers, or a list of names for each layer.
-        num_tasks: How many tasks there are, each with a readout of its own.
+        num_tasks: Number of tasks, each with a readout of its own.
 
     Raises:
         ValueError: Images too small, or an option out of range, by its name.
@@ -124,7 +109,7 @@ def resnet50_experts(
 
 
 def first_layers(channels: int, width: int) -> nn.Sequential:
-    """Build what comes first in ResNets for ImageNet: a 7x7 convolution and a pooling, each of stride 2."""
+    """Build the first layers of ResNets for ImageNet: a 7x7 convolution and a pooling, each of stride 2."""
     return nn.Sequential(
         nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False),
         nn.BatchNorm2d(width),

@@ -37,14 +37,14 @@ def route(
     *,
     input_shape: Sequence[int] | None = None,
 ) -> RoutedModule:
-    """Turn chosen layers of a module into decisions, each offering `num_blocks` blocks of that layer's kind.
+    """Network in which chosen layers of a module are decisions, each offering `num_blocks` blocks of its kind.
 
-    The module is traced (`torch.fx`), cut at the named layers, and run piece by piece; whatever tensors are still
-    needed later (the shortcut of a residual block, say) wait together with the layer's input. The module itself is
-    copied to the CPU, not changed. The first block of each layer starts from the layer's own weights, the others are
-    drawn anew by their `reset_parameters`; what is frozen (`requires_grad=False`) stays so. A submodule without
-    routed layers may do what cannot be traced, such as asking `self.training`: it is called as it is then. 1x1
-    convolutions with a stride subsample first, see `routing_gym.blocks.pointwise`.
+    A copy of the module on the CPU is traced (`torch.fx`), cut at the named layers, and run piece by piece; tensors
+    that are needed later (the shortcut of a residual block, say) wait together with the layer's input. The first block
+    of each layer starts from the layer's own weights, the others are drawn anew by their `reset_parameters`; what is
+    frozen (`requires_grad=False`) stays so. A submodule without routed layers may do what cannot be traced, such as
+    asking `self.training`: it is called as it is then. 1x1 convolutions with a stride subsample first, see
+    `routing_gym.blocks.pointwise`.
 
     Args:
         module: Takes `(B, C, H, W)` images, gives `(B, num_classes)` logits; its way through the layers must not
@@ -53,9 +53,6 @@ def route(
         num_blocks: Blocks per layer, k; or a number for each of `layers`.
         input_shape: `(C, H, W)` of an image. May be left out where the module's first layer is linear: any image of
             as many pixels is taken then.
-
-    Returns:
-        A `RoutedNetwork` for `RoutingVectorEnv(network=...)` or `gymnasium.make(..., network=...)`.
 
     Raises:
         ValueError: An unknown layer name, a layer that is not called exactly once or does not give one tensor, a module
@@ -89,12 +86,7 @@ PROBE_ROWS = 2
 
 
 class _Tracer(fx.Tracer):
-    """Traces through everything but PyTorch's own modules and the layers to be routed.
-
-    Args:
-        layers: The names of these layers.
-        deep: False to leave submodules without such a layer as they are, too.
-    """
+    """Traces through all but PyTorch's modules, `layers`, and, unless `deep`, modules without one of these."""
 
     def __init__(self, layers: Sequence[str] = (), deep: bool = True) -> None:  # unpickling calls it without
         super().__init__()
@@ -107,7 +99,7 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
-    """Trace a module, refusing one that cannot be traced or that computes something else while it is trained."""
+    """Graph of a module; one that cannot be traced or computes something else while it is trained is refused."""
     modes = {part: part.training for part in module.modules()}
     failure: Exception | None = None
     try:
@@ -145,14 +137,11 @@ def _cpu_copy(module: nn.Module) -> nn.Module:
 
 
 class RoutedModule(Deployable):
-    """A traced module, cut at its routed layers; made by `route`.
-
-    What runs between the routed layers runs once for every instance, whatever it chooses or mixes, and is counted as
-    `stem_macs`.
+    """A traced module, cut at its routed layers; made by `route`. What runs between these counts as `stem_macs`.
 
     Attributes:
         module: The traced copy without the routed layers.
-        banks: For each decision the blocks that stand where the layer was.
+        banks: Blocks that stand where the layer of each decision was.
     """
 
     def __init__(
@@ -203,7 +192,7 @@ class RoutedModule(Deployable):
                     f"got {record.got[node]}: put it into a module that does, and route that"
                 )
             routed.append(_blocks_like(layer, count_of[name], record.shapes[inner][1:]))
-            # What has been computed, and something behind the layer reads, waits together with the layer's input.
+            # What was computed and is read behind the layer waits together with the layer's input.
             later = set(nodes[cut + 1 :])
             read = [node for node in nodes[:cut] if node.op != "get_attr" and not later.isdisjoint(node.users)]
             carried.append((inner, *(node for node in read if node is not inner)))
@@ -233,7 +222,7 @@ class RoutedModule(Deployable):
         self._check_against(images, logits)
 
     def _check_against(self, images: Tensor, logits: Tensor) -> None:
-        """Make sure that the first blocks, which are the module's own layers, give the module's own output."""
+        """Refuse a cut with which the first blocks, the module's own layers, give another output than the module."""
         plan = torch.zeros(len(images), len(self.decisions), dtype=torch.int64)
         task = plan[:, 0]
         (routed,) = probe(self, lambda: self.traverse(self.stem(images, task), plan, task))
@@ -241,7 +230,7 @@ class RoutedModule(Deployable):
             raise ValueError("routed through its own layers the module gives another output: it cannot be cut there")
 
     def _run_piece(self, number: int, values: dict[int, Tensor], image: Tensor | None = None) -> Activation:
-        """Values that wait at the next routed layer, or at the end, after the nodes before it have run."""
+        """Activation at the next routed layer, or at the end, after the nodes before it have run."""
         assert isinstance(self.module, fx.GraphModule)
         nodes = list(self.module.graph.nodes)
         interpreter = fx.Interpreter(self.module, garbage_collect_values=False)
@@ -258,11 +247,11 @@ class RoutedModule(Deployable):
         return tuple(interpreter.env[nodes[position]] for position in self._carried[number])
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Values that wait at the first routed layer."""
+        """Activation at the first routed layer."""
         return self._run_piece(0, {}, images)
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Values that wait at the next routed layer, or at the end, after the chosen blocks of this one have run."""
+        """Activation at the next routed layer, or at the end, after the chosen blocks of this one have run."""
         kept = [plain(part) for part in activation]
         values = dict(zip(self._carried[decision], kept, strict=True))
         values[self._cuts[decision]] = self.bank(decision)(kept[0], action)
@@ -279,9 +268,8 @@ class RoutedModule(Deployable):
     def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedModule:
         """Network like this one with fewer blocks."""
         (module,) = self.static_route([0] * len(kept), 0)
-        return RoutedModule(
-            module, [decision.name for decision in self.decisions], list(map(len, kept)), *self._made_with
-        )
+        names = [decision.name for decision in self.decisions]
+        return RoutedModule(module, names, list(map(len, kept)), *self._made_with)
 
 
 class _Recorder(fx.Interpreter):
@@ -310,19 +298,17 @@ class _Recorder(fx.Interpreter):
 
 
 def _blocks_like(layer: nn.Module, num_blocks: int, input_shape: tuple[int, ...]) -> FunctionBlocks:
-    """Make k blocks of a layer's kind: the first with its weights, the others drawn anew."""
+    """Bank of k blocks of a layer's kind: the first with its weights, the others drawn anew."""
     if type(layer) is nn.Linear and layer.bias is not None and len(input_shape) == 1:
         linear = LinearBlocks(num_blocks, layer.in_features, layer.out_features)
         with torch.no_grad():
-            linear.weight[0] = layer.weight.t()
-            linear.bias[0] = layer.bias
+            linear.weight[0], linear.bias[0] = layer.weight.t(), layer.bias
         linear.weight.requires_grad_(layer.weight.requires_grad)
         linear.bias.requires_grad_(layer.bias.requires_grad)
         return linear
     copies = [copy.deepcopy(layer) for _ in range(num_blocks)]
     for block in copies[1:]:
         for part in block.modules():
-            reset = getattr(part, "reset_parameters", None)
-            if callable(reset):
+            if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
     return ModuleBlocks(copies, input_shape)
