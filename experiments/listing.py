@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
@@ -24,8 +24,12 @@ from routing_gym.registration import ENV_IDS, env_ids
 WIDTH_OF_A_FILE = 160
 """Columns of the tables where there is no terminal."""
 
-REGISTRIES: dict[str, Mapping[str, Any]] = {"final_reward": REWARDS, "optimizer": OPTIMIZERS}
-"""Options that take a name out of a registry."""
+REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
+    "final_reward": lambda: (name for name, term in REWARDS.items() if term.at == "exit"),
+    "rewards": lambda: REWARDS,
+    "optimizer": lambda: OPTIMIZERS,
+}
+"""Options that take names out of a registry."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +124,7 @@ def options_of(owner: Any, chosen: Mapping[str, Any]) -> list[Option]:
         Option(
             name,
             repr(chosen.get(name, parameter.default)),
-            " or ".join(map(repr, REGISTRIES[name])) if name in REGISTRIES else _in_words(hints.get(name, Any)),
+            " or ".join(map(repr, REGISTRIES[name]())) if name in REGISTRIES else _in_words(hints.get(name, Any)),
             " ".join(about.get(name, "").split()),
         )
         for name, parameter in parameters.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Batch:
         manner: How the network is driven.
         augmentation: `(B, P)` on the CPU, parameters drawn for each, or None.
         throughput: Of every choice, if learning rates are adjusted to it.
+        statistics: Running statistics as they were at the beginning, if the network trains.
 
     Attributes:
         state: Where the instances stand.
@@ -47,12 +48,13 @@ class Batch:
         label: Tensor,
         rewards: Rewards,
         manner: Manner,
-        *,
         augmentation: Tensor | None = None,
         throughput: Throughput | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.network, self.state, self.label, self.rewards, self.manner = network, state, label, rewards, manner
         self.augmentation, self._throughput = augmentation, throughput
+        self.statistics: Mapping[str, Tensor] = statistics or {}
         self.exits: list[SettledExit] = []
         self.keeps_exits = manner.graph
         self.watchers: Sequence[Watch] = ()
@@ -126,38 +128,42 @@ class Batch:
 
     def _settle(self, turn: Turn) -> dict[str, Tensor]:
         """Go on to where a turn has led; the reward of its actions, `(B,)` for each term."""
+        # A term of the reward may be refused: nothing has changed until all are there.
+        outcome, left = self._outcome, []
+        for exit in turn.exits:
+            own, loss = self._outcome_of(exit, turn)
+            # Not in place: what was told about earlier steps stays as it was.
+            outcome = outcome + own if exit.rows is None else outcome.index_add(1, exit.rows, own)
+            left.append(SettledExit(**vars(exit), loss=loss))
+        rewards = self.rewards.of_turn(turn, self.manner.validate) if self.rewards.of_actions else {}
+        self._outcome = outcome
+        if self.keeps_exits:
+            self.exits += left
         self.state = dataclasses.replace(turn.after, exits=()) if turn.after.exits else turn.after
         if turn.doubtful is not None:
             self.doubts.append(turn.doubtful)
-        for exit in turn.exits:
-            self._let_out(exit, turn.seen)
         if self._throughput is not None and self.manner.graph:
             self._throughput.note(turn)
         for watch in self.watchers:
             watch(turn)
-        return self.rewards.of_turn(turn, self.manner.validate) if self.rewards.of_actions else {}
+        return rewards
 
-    def _let_out(self, exit: Exit, seen: Seen) -> None:
-        """Work out loss and reward of rows that have just left."""
+    def _outcome_of(self, exit: Exit, turn: Turn) -> tuple[Tensor, Tensor]:
+        """Loss, correct and terms of the reward of rows that have just left, `(.., r)`; and the loss with graph."""
 
         def own(column: Tensor) -> Tensor:
             return column if exit.rows is None else column.index_select(0, exit.rows)
 
-        label = own(self.label)
+        label, seen = own(self.label), turn.seen
         with torch.set_grad_enabled(self.manner.graph):
             loss = functional.cross_entropy(exit.logits, label, reduction="none")
         value = loss.detach()
         correct = classified_right(exit.logits.detach(), label).to(value.dtype)
-        columns = {"macs": self.state.macs, "task": seen.task, "depth": seen.decision, "price": seen.cost}
+        columns = {"macs": turn.after.macs, "task": seen.task, "depth": seen.decision, "price": seen.cost}
         values = {name: own(columns[name].detach()) for name in self.rewards.wanted_at_exit if name in columns}
         values |= {"loss": value, "correct": correct, "label": label}
         terms = self.rewards.at_exit(values, self.manner.validate)
-        outcome = torch.stack([value, correct, *terms]).mul_(exit.weight.detach())
-        # Not in place: what was told about earlier steps stays as it was.
-        before = self._outcome
-        self._outcome = before + outcome if exit.rows is None else before.index_add(1, exit.rows, outcome)
-        if self.keeps_exits:
-            self.exits.append(SettledExit(**vars(exit), loss=loss))
+        return torch.stack([value, correct, *terms]).mul_(exit.weight.detach()), loss
 
     def restart(self, rows: Tensor, fresh: Batch) -> None:
         """Put the r instances of a fresh batch into some rows, `(r,)` int64."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from gymnasium.vector import AutoresetMode
 
+from routing_gym.envs.drive import Manner
 from routing_gym.envs.rewards import REWARDS
 from routing_gym.envs.training import OF_OPTIMIZATION, OPTIMIZERS, Optimization
 from routing_gym.options import Options, count, fraction, named, not_negative, positive, share
@@ -95,9 +96,9 @@ class EnvConfig(Options):
     def __post_init__(self) -> None:
         object.__setattr__(self, "autoreset_mode", name_of_mode(self.autoreset_mode))
         if isinstance(self.rewards, str):
-            object.__setattr__(self, "rewards", (self.rewards,))
+            object.__setattr__(self, "rewards", tuple(name.strip() for name in self.rewards.split(",")))
         super().__post_init__()
-        if unknown := [name for name in self.rewards if name not in REWARDS]:
+        if unknown := [name for name in self.rewards if not isinstance(name, str) or name not in REWARDS]:
             raise ValueError(
                 f"rewards must be some of {sorted(REWARDS)}, got {unknown[0]!r}: register_reward adds to them"
             )
@@ -138,6 +139,18 @@ class EnvConfig(Options):
     def prices(self) -> tuple[float, ...]:
         """Costs of a multiply-accumulate, one of which every instance has."""
         return tuple(self.k_cpt) if isinstance(self.k_cpt, tuple | list) else (self.k_cpt,)
+
+    def manner(self, graph: bool, outside: bool, validate: bool) -> Manner:
+        """How a batch is driven by an agent from outside or one of ours."""
+        return Manner(
+            graph=graph,
+            differentiable=graph and self.differentiable,
+            precision=self.precision,
+            price=self.price,
+            action_type=self.action_type,
+            first_legal=(self.illegal or ("first_legal" if outside else "raise")) == "first_legal",
+            validate=validate,
+        )
 
     @property
     def replays(self) -> bool:
@@ -192,6 +205,8 @@ class EnvConfig(Options):
 
 def name_of_mode(value: Any) -> Any:
     """Name of an `AutoresetMode`, which text can say; anything else as it is."""
+    if isinstance(value, str):
+        value = next((mode for mode in AutoresetMode if mode.value == value), value)
     return value.name.lower() if isinstance(value, AutoresetMode) else value
 
 

@@ -115,7 +115,7 @@ class Seen(Mapping[str, Tensor]):
         if key == "price" and self._manner.price:
             return PRICED_MACS * self.cost.unsqueeze(1)
         if key != "activation" or self._state is None:
-            raise KeyError(key)
+            raise KeyError(f"{key}: nobody looked at it in time" if key == "activation" else key)
         with self._manner.forward_pass(self.task.device, self._manner.differentiable):
             activation = self.network.observe(self._state)
         return activation if self._manner.differentiable else activation.detach()
@@ -152,7 +152,7 @@ class Turn:
         action: Choices `(B, M)` int64, weights `(B, M, A)`, or a pair `(indices, weights)`.
         macs: `(B,)` multiply-accumulates executed by it, detached.
         exits: Where rows have left.
-        after: Where the others stand.
+        after: Where the others stand; of routes followed at once, where all have come in the end.
         replaced: `(B,)` int8, 1 where a masked choice was replaced; None where that is not done.
         doubtful: 0-dimensional bool, see `Accepted`; None where values were checked.
     """

@@ -46,7 +46,7 @@ class Replayer:
     def _replay(self, routes: Routes) -> None:
         """Run routes again in train mode, as one batch, take a step on their loss, and leave eval mode behind."""
         self.network.train()
-        self.trainer.begin()
+        noted = self.trainer.begin()
         try:
             with torch.enable_grad():
                 pixels = self.dataset.pixels(routes.instance, routes.augmentation)
@@ -63,6 +63,6 @@ class Replayer:
                         own = label if exit.rows is None else label.index_select(0, exit.rows)
                         losses.append(functional.cross_entropy(exit.logits, own, reduction="none"))
                         weights.append(exit.weight)
-                self.trainer.step(batch_loss(weights, losses, len(routes)), len(routes))
+                self.trainer.step(batch_loss(weights, losses, len(routes)), len(routes), noted)
         finally:
             self.network.eval()

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 At = Literal["exit", "action"]
 
+RESERVED = ("price", "collaboration", "reward")
+"""Names of terms that no one else may give."""
+
 VALUES: dict[str, tuple[str, ...]] = {
     "exit": ("loss", "correct", "label", "macs", "task", "depth", "price"),
     "action": ("macs", "action", "task", "depth", "price", "reach"),
@@ -43,25 +46,36 @@ class RewardTerm:
     wants: tuple[str, ...]
     ours: bool = False
 
-    def __call__(self, values: Mapping[str, Any], rows: int, check: bool | None) -> Tensor:
+    def __call__(
+        self, values: Mapping[str, Any], rows: int, check: bool | None, active: Tensor | None = None
+    ) -> Tensor:
         """Reward of r rows, `(r,)`.
 
         Args:
             values: `(r, ...)` each; at least those it wants.
             rows: r.
             check: Read whether it is finite.
+            active: `(r,)` bool: the rows of which it counts, 0 elsewhere.
 
         Raises:
-            ValueError: Something else than a number for each row.
+            ValueError: Something else than a number for each row, or a value has been written into.
             NotFiniteError: A number that is not finite.
         """
-        reward = self.function(**{name: values[name] for name in self.wants})
+        given = {name: values[name] for name in self.wants}
         if self.ours:
-            return reward
+            return self.function(**given)
+        versions = {name: value._version for name, value in given.items() if isinstance(value, Tensor)}
+        reward = self.function(**given)
+        if changed := [name for name, version in versions.items() if given[name]._version != version]:
+            raise ValueError(
+                f"reward {self.name!r} has written into {changed[0]!r}, which others need: write into a copy"
+            )
         if not isinstance(reward, Tensor) or reward.shape != (rows,) or reward.is_complex():
             got = f"{tuple(reward.shape)}, {reward.dtype}" if isinstance(reward, Tensor) else f"{reward!r:.60}"
             raise ValueError(f"reward {self.name!r} must return a tensor ({rows},), a number for each row, got {got}")
         reward = reward.detach().to(torch.get_default_dtype())
+        if active is not None:
+            reward = reward.where(active, 0)
         if check and not bool(reward.isfinite().all()):
             raise NotFiniteError(f"reward {self.name!r} is not finite, got {reward.tolist()[:8]}")
         return reward
@@ -91,17 +105,19 @@ def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exi
     Raises:
         ValueError: A parameter that there is not, or a name that belongs to another term.
     """
-    if at not in VALUES:
+    if not isinstance(at, str) or at not in VALUES:
         raise ValueError(f"reward {name!r}: at must be 'exit' or 'action', got {at!r}")
+    if name in RESERVED:
+        raise ValueError(f"the environment has a term {name!r} of its own: name yours otherwise")
     known = REWARDS.get(name) if isinstance(name, str) else None
     claim({} if known is None else {name: known.function}, "reward", name, function)
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
         raise ValueError(f"reward {name!r}: its parameters cannot be seen ({error}): wrap it in a function") from error
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
-    if unknown := [parameter for parameter in needed if parameter not in VALUES[at] or parameter in positional]:
+    unnamed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p for p in parameters if p.default is p.empty]
+    if unknown := [str(p) for p in needed if p.name not in VALUES[at] or p.kind in unnamed]:
         raise ValueError(
             f"reward {name!r} is called by the names of its parameters, which at={at!r} may be "
             f"{', '.join(VALUES[at])}, got {unknown[0]!r}"
@@ -183,6 +199,7 @@ class Rewards:
         """
         rewards: dict[str, Tensor] = {}
         seen = turn.seen
+        own = self._of_terms(turn, check) if self._at_action else {}  # before anything is counted: they may be refused
         if self.priced:
             rewards["price"] = -seen.cost * turn.macs
         if self._frequency:
@@ -190,13 +207,13 @@ class Rewards:
             where = seen.decision, turn.action, seen.choosing
             rewards["collaboration"] = self._rho * self.share.of(*where)
             self.share.count_choices(*where)
-        if self._at_action:
-            action = of_one_tensor(turn.action) if seen.network.num_tensors == 1 else turn.action
-            values: dict[str, Any] = {"macs": turn.macs, "action": action, "task": seen.task, "price": seen.cost}
-            values |= {"depth": seen.decision, "reach": seen.reach}
-            for term in self._at_action:
-                rewards[term.name] = term(values, len(seen.task), check).where(seen.active, 0)
-        return rewards
+        return rewards | own
+
+    def _of_terms(self, turn: Turn, check: bool | None) -> dict[str, Tensor]:
+        seen, action = turn.seen, of_one_tensor(turn.action) if turn.seen.network.num_tensors == 1 else turn.action
+        values: dict[str, Any] = {"macs": turn.macs, "action": action, "task": seen.task, "price": seen.cost}
+        values |= {"depth": seen.decision, "reach": seen.reach}
+        return {term.name: term(values, len(seen.task), check, seen.active) for term in self._at_action}
 
     def at_exit(self, values: Mapping[str, Tensor], check: bool | None = True) -> list[Tensor]:
         """Rewards for leaving, `(r,)` for each of `names_at_exit`; arguments as of `RewardTerm`."""
@@ -207,6 +224,9 @@ class Rewards:
         """Add the probability form of the collaboration reward to the steps of a batch that have recorded theirs."""
         known = [step for step in steps if "probabilities" in step.record]
         for step in known:
+            chances, shape = step.record["probabilities"], (*step.choosing.shape, self.share.total.shape[1])
+            if tuple(chances.shape) not in (shape, (shape[0], shape[2]) if shape[1] == 1 else shape):
+                raise ValueError(f"record['probabilities'] must have shape {shape}, got {tuple(chances.shape)}")
             if isinstance(step.action, Tensor) and not step.action.is_floating_point():
                 bonus = self.share.of(step.decision, step.action.view(step.choosing.shape), step.choosing)
                 step.rewards["collaboration"] = self._rho * bonus

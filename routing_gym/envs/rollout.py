@@ -270,8 +270,11 @@ def rollout(
     return batch.trajectory(steps)
 
 
-def _whole(plan: Tensor, env: RoutingVectorEnv) -> Tensor:
+def _whole(plan: Any, env: RoutingVectorEnv) -> Tensor:
     """A plan with the axis of tensors, `(B, N, M)`."""
+    if not isinstance(plan, Tensor) or plan.is_floating_point() or plan.dtype == torch.bool:
+        got = plan.dtype if isinstance(plan, Tensor) else type(plan).__name__
+        raise ValueError(f"a plan is a tensor of integers, or None, got {got}")
     whole = (env.num_envs, len(env.network.decisions), env.network.num_tensors)
     if tuple(plan.shape) == whole[:2] and whole[2] == 1:
         return plan.unsqueeze(2)

@@ -50,7 +50,10 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
 
     def __init__(self, core: RoutingVectorEnv) -> None:
         if core.num_envs != 1 or core.metadata["autoreset_mode"] is not gymnasium.vector.AutoresetMode.SAME_STEP:
-            raise ValueError("RoutingEnv is the view of a RoutingVectorEnv with num_envs=1 and mode 'same_step'")
+            raise ValueError(
+                "one instance is the view of a RoutingVectorEnv with num_envs=1 and autoreset_mode='same_step', got "
+                f"num_envs={core.num_envs} and {core.config.autoreset_mode!r}: leave them out, or use make_vec"
+            )
         self.core = core
         self.render_mode = core.render_mode
         self.observation_space = core.single_observation_space

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,26 +71,29 @@ class BlocksTrainer:
     """Owns the optimiser of a network's parameters.
 
     Attributes:
-        optimizer: May be replaced by any optimiser over the network's parameters.
         instances: Number of instances trained on, once for each time.
         throughput: Of every choice, where learning rates are adjusted to it.
     """
 
     def __init__(self, network: RoutedNetwork, optimization: Optimization) -> None:
         self.network, self.optimization = network, optimization
-        self.optimizer = optimization.build(network)
         self.instances = 0
         self.throughput = Throughput(network) if optimization.talr else None
         # The running statistics of batch norm: all that a forward pass changes.
         saved = network.state_dict(keep_vars=True)
         self._statistics = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
-        self._noted: dict[str, Tensor] = {}
         self._partly_used = [part for part in network.modules() if isinstance(part, PartlyUsed)]
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Optimiser of the blocks, made when first needed; any over the network's parameters may take its place."""
+        return self.optimization.build(self.network)
 
     def step(
         self,
         loss: Tensor,
         instances: int,
+        noted: Mapping[str, Tensor],
         before_step: Callable[[], None] | None = None,
         doubtful: Tensor | None = None,
     ) -> None:
@@ -98,6 +102,7 @@ class BlocksTrainer:
         Args:
             loss: 0-dimensional, with graph.
             instances: Number of instances it is of.
+            noted: Running statistics to go back to, what `begin` has given.
             before_step: Called between the backward pass and the step: sees and may change the gradients.
             doubtful: 0-dimensional bool: something of this batch was not allowed.
 
@@ -122,8 +127,8 @@ class BlocksTrainer:
                 what = "a gradient is not finite"
             else:
                 what = "an action was out of range, masked or not finite"
-            for name, noted in self._noted.items():
-                self._statistics[name].copy_(noted)
+            for name, statistic in noted.items():
+                self._statistics[name].copy_(statistic)
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingDivergedError(
                 f"training of the blocks stopped after {self.instances} instances: {what}; the step was not taken"
@@ -132,11 +137,11 @@ class BlocksTrainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate
         if self.network.dense_backward:
-            self._restore_untaken()
+            self._restore_untaken(noted)
         self.optimizer.step()
         self.instances += instances
 
-    def _restore_untaken(self) -> None:
+    def _restore_untaken(self, noted: Mapping[str, Tensor]) -> None:
         """Put the running statistics of modules back that have run only for the weights' sake."""
         if self.network.used is None:
             return
@@ -148,7 +153,7 @@ class BlocksTrainer:
             own = list(module.parameters(recurse=False))
             if own and not any(taken.get(parameter, True) for parameter in own):
                 for buffer, _ in module.named_buffers(name, recurse=False):
-                    self._statistics[buffer].copy_(self._noted[buffer])
+                    self._statistics[buffer].copy_(noted[buffer])
 
     @property
     def rate(self) -> float:
@@ -157,14 +162,14 @@ class BlocksTrainer:
             return self.optimizer.param_groups[0]["lr"]
         return self.optimization.rate(self.instances)
 
-    def begin(self) -> None:
-        """Get ready for a batch: note the running statistics, so that a batch that fails leaves no trace."""
-        self._noted = {name: statistic.clone() for name, statistic in self._statistics.items()}
+    def begin(self) -> dict[str, Tensor]:
+        """Get ready for a batch; copies of the running statistics, so that one that fails leaves no trace."""
         for part in self._partly_used:
             if part.used is not None:
                 part.used = None
         if self.throughput is not None:
             self.throughput.begin()
+        return {name: statistic.clone() for name, statistic in self._statistics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the network's parameters and of the optimiser's state."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Self
 
 import torch
+from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -25,6 +27,7 @@ from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import action_space, observation_space
 from routing_gym.envs.training import BlocksTrainer
 from routing_gym.networks import RoutedNetwork, RoutingState
+from routing_gym.networks.actions import formed
 from routing_gym.options import check_count
 from routing_gym.tasks import MultiTaskDataset
 
@@ -93,7 +96,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         dataset: The split instances are drawn from.
         datasets: All splits by name.
         trainer: The optimiser of the blocks.
-        watchers: Called with every `Turn` of every batch, whoever drives it: a list to add to.
+        watchers: List of functions called with every `Turn` of this environment, whoever drives it.
 
     Raises:
         TypeError: An unknown option.
@@ -130,7 +133,6 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self._prices = torch.tensor(config.prices, dtype=torch.get_default_dtype(), device=self.device)
         self.single_observation_space = observation_space(network, self.dataset.num_tasks, config.price)
         self.single_action_space = action_space(network, config.action_type)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.autoreset_mode = AutoresetMode[config.autoreset_mode.upper()]
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
@@ -146,6 +148,11 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.watchers = [drawing[self.render_mode]] if self.render_mode else []
         self._batch: Batch | None = None
         self._due: Tensor | None = None
+
+    @cached_property
+    def observation_space(self) -> spaces.Space:  # type: ignore[override]
+        """Observations of all rows."""
+        return batch_space(self.single_observation_space, self.num_envs)
 
     @property
     def keeps_graph(self) -> bool:
@@ -187,8 +194,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         if rows is not None:
             self._restart(rows, instances)
         else:
-            written = [] if self._log is None or self.render_mode == "ansi" else [self._log.write]
-            self._begin(self._manner(self.keeps_graph, self.config.replays), instances, [*self.watchers, *written])
+            self._begin(self.config.manner(self.keeps_graph, self.config.replays, self.validates), instances)
         if self.render_mode == "ansi":
             self._draw_routes()
         return self.observe(), {"action_mask": self._mask()}
@@ -201,37 +207,23 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         """
         if instances is not None:
             instances = accept_instances(instances, self.num_envs, len(self.dataset), self.config.augmentations)
-        batch = self._begin(self._manner(self.config.train, False), instances, self.watchers)
+        batch = self._begin(self.config.manner(self.config.train, False, self.validates), instances)
         batch.keeps_exits = True
         return batch
 
-    def _begin(self, manner: Manner, instances: Tensor | None, watchers: Sequence[Watch]) -> Batch:
+    def _begin(self, manner: Manner, instances: Tensor | None) -> Batch:
         self._batch, self._due = self._start(self.num_envs, instances, manner), None
-        self._batch.watchers = watchers
+        self._batch.watchers = self.watchers  # the list itself, which may grow
         if self._log is not None:
             self._log.clear(None)
         return self._batch
-
-    def _manner(self, graph: bool, outside: bool) -> Manner:
-        """How a batch is driven by an agent from outside or one of ours."""
-        config = self.config
-        return Manner(
-            graph=graph,
-            differentiable=graph and config.differentiable,
-            precision=config.precision,
-            price=config.price,
-            action_type=config.action_type,
-            first_legal=(config.illegal or ("first_legal" if outside else "raise")) == "first_legal",
-            validate=self.validates,
-        )
 
     def _start(self, count: int, instances: Tensor | None, manner: Manner) -> Batch:
         """Instances at the first decision; fewer than `num_envs` will take the place of some rows."""
         # Every part is asked: a network in train mode may have been built around parts in eval mode.
         if any(part.training != manner.graph for part in self.network.modules()):
             self.network.train(manner.graph)
-        if manner.graph and count == self.num_envs:
-            self.trainer.begin()
+        statistics = self.trainer.begin() if manner.graph and count == self.num_envs else {}
         times = self.config.augmentations
         drawn = self.stream.draw(count // times).repeat_interleave(times) if instances is None else instances
         drawn = drawn.to(self.device)
@@ -244,11 +236,13 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         with manner.forward_pass(self.device, manner.graph):
             state = self.network.start(pixels, task, instance=drawn, price=prices.expand(count))
         label, throughput = self.dataset.label.index_select(0, drawn), self.trainer.throughput
-        return Batch(self.network, state, label, self.rewards, manner, augmentation=augmentation, throughput=throughput)
+        return Batch(self.network, state, label, self.rewards, manner, augmentation, throughput, statistics)
 
     def _restart(self, rows: Tensor, instances: Tensor | None = None) -> None:
         """Put new instances into some rows, `(r,)` int64; what the others are doing goes on."""
         batch = self.batch
+        if self.config.replays and batch.keeps_exits:
+            raise ResetNeeded("an agent of ours has routed the last batch: reset all rows, without reset_mask")
         if batch.manner.graph and len(rows) < self.num_envs and self.trainer.throughput is not None:
             self.trainer.throughput.begin(rows)
         batch.restart(rows, self._start(len(rows), instances, batch.manner))
@@ -288,8 +282,12 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         active, earned_before = batch.state.active, batch.final_reward
         infos: dict[str, Any] = {}
         reward, ended = torch.zeros_like(earned_before), False
-        if batch.state.waiting:
+        if not batch.state.waiting:  # all begin anew, and nothing is done; yet what came in is looked at
+            formed(actions, batch.state.macs, self.network.num_tensors, self.network.num_choices)
+        else:
             turn, rewards = batch.take(lambda seen: actions)
+            if self._log is not None and self.render_mode != "ansi":
+                self._log.write(turn)
             reward, ended = sum(rewards.values(), start=reward), bool(turn.exits)
             if turn.replaced is not None:
                 infos["illegal_action"] = turn.replaced
@@ -350,9 +348,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             batch.doubts.append(doubtful)
         loss = batch.block_loss()
         whole = loss if extra_loss is None else loss + extra_loss
-        self.trainer.step(whole, self.num_envs, before_step, batch.doubtful)
+        self.trainer.step(whole, self.num_envs, batch.statistics, before_step, batch.doubtful)
         batch.exits = []
-        self.trainer.begin()  # rows restarted from here on belong to a new batch
+        batch.statistics = self.trainer.begin()  # rows restarted from here on belong to a new batch
         return loss.detach()
 
     # ------------------------------------------------------------------------------------------------------- the rest

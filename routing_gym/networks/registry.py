@@ -160,7 +160,7 @@ def claim(known: dict[str, Any], kind: str, name: str, thing: Any) -> None:
         ValueError: The name belongs to something else, or what is entered cannot be called.
     """
     if not isinstance(name, str) or not name:
-        raise ValueError(f"the name of a {kind} is text, got {name!r}")
+        raise ValueError(f"the name of a {kind} is text that is not empty, got {name!r}")
     if not callable(thing):
         raise ValueError(f"a {kind} is something that can be called, got {thing!r}")
     other = known.get(name)

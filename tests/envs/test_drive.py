@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import FlattenObservation
 from toys import TREE, ExitTree, Gates, RunSkip, small_env, toy_env
@@ -180,3 +181,50 @@ def test_gymnasiums_observation_wrappers_take_next_step():
     for _ in range(5):
         observation, *_ = env.step(env.action_space.sample())
     assert observation.dtype == env.observation_space.dtype
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"autoreset_mode": "next_step"}, {"autoreset_mode": "disabled", "replay": True}]
+)
+def test_after_an_agent_of_ours_all_rows_have_to_begin_anew(options):
+    env = toy_env(ExitTree(TREE), 4, replay_batch=4, **options)
+    make_agent("random", env).learn(env, 4)
+    with pytest.raises(ResetNeeded, match="reset all rows, without reset_mask"):
+        env.reset(options={"reset_mask": torch.ones(4, dtype=torch.bool)})
+    env.reset(seed=0)
+    for number in range(8):
+        if not env.state.waiting and env.autoreset_mode is AutoresetMode.DISABLED:
+            env.reset()
+        env.step(legal_actions(env, torch.Generator().manual_seed(number)))
+    assert env.trainer.instances > 4
+
+
+def test_watchers_may_come_and_go_at_any_time():
+    env, turns = toy_env(ExitTree(TREE), 4), []
+    env.reset(seed=0)
+    env.watchers.append(turns.append)
+    env.step(torch.zeros(4, dtype=torch.int64))
+    env.watchers.remove(turns.append)
+    env.step(torch.zeros(4, dtype=torch.int64))
+    assert len(turns) == 1
+
+
+@pytest.mark.parametrize("plan", [torch.zeros(12, 2), torch.zeros(12, 2, dtype=torch.bool), [[0, 0]] * 12])
+def test_a_plan_that_is_none_is_refused(plan):
+    class Planner:
+        def plan(self, task, deterministic):
+            return plan
+
+    with pytest.raises(ValueError, match="a plan is a tensor of integers, or None, got"):
+        rollout(Planner(), small_env())
+
+
+def test_where_all_rows_begin_anew_actions_are_looked_at_too():
+    env = toy_env(ExitTree([[1], []]), 2, autoreset_mode="next_step")
+    env.reset(seed=0)
+    _, _, left, _, _ = env.step(torch.zeros(2, dtype=torch.int64))
+    assert left.all()
+    with pytest.raises(ValueError, match="shape"):
+        env.step(torch.zeros(3, dtype=torch.int64))
+    observation, reward, left, _, _ = env.step(torch.zeros(2, dtype=torch.int64))
+    assert not left.any() and reward.tolist() == [0, 0] and observation["depth"].tolist() == [0, 0]

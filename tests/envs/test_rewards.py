@@ -148,3 +148,69 @@ def test_terms_are_options_of_every_way_to_make_an_environment():
         toy_env(final_reward="dear")
     with pytest.raises(ValueError, match="belongs to"):
         routing_gym.register_reward("correctness", len)
+
+
+def test_rows_that_have_left_do_not_matter():
+    routing_gym.register_reward("inverse", lambda macs: 1 / macs, at="action")  # infinite where nothing was run
+    env = toy_env(ExitTree(TREE), 6, rewards="inverse", autoreset_mode="disabled")
+    batch = rollout(make_agent("random", env), env)
+    assert bool(batch.reward().isfinite().all()) and not bool(batch.steps[-1].active.all())
+
+
+@pytest.mark.parametrize("at", ["exit", "action"])
+def test_what_a_term_is_given_cannot_be_written_into(at):
+    routing_gym.register_reward("writes", lambda task: task.zero_().float(), at=at)
+    options = {"final_reward": "writes"} if at == "exit" else {"rewards": "writes"}
+    env = toy_env(ExitTree(TREE), 6, autoreset_mode="disabled", **options)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="reward 'writes' has written into 'task', which others need"):
+        for _ in range(4):
+            env.step(torch.zeros(6, dtype=torch.int64))
+
+
+def test_a_refused_term_leaves_the_batch_where_it_was():
+    routing_gym.register_reward("late", lambda loss: loss * torch.nan)
+    env = toy_env(ExitTree(TREE), 6, rewards="late", rho=0.5, collaboration="frequency", autoreset_mode="disabled")
+    env.reset(seed=0)
+    while True:
+        state, share, reward = env.state, env.rewards.share.total.clone(), env.batch.final_reward
+        try:
+            env.step(torch.zeros(6, dtype=torch.int64))
+        except NotFiniteError:
+            break
+    assert env.state is state and torch.equal(env.rewards.share.total, share) and env.batch.final_reward.equal(reward)
+
+
+@pytest.mark.parametrize("name", ["price", "collaboration", "reward"])
+def test_names_of_the_environments_own_terms_are_refused(name):
+    with pytest.raises(ValueError, match=f"the environment has a term '{name}' of its own"):
+        routing_gym.register_reward(name, lambda macs: macs, at="action")
+
+
+@pytest.mark.parametrize(
+    ("term", "got"), [(lambda **known: known["loss"], "known"), (lambda *known: known[0], "known")]
+)
+def test_parameters_without_a_name_are_refused(term, got):
+    with pytest.raises(ValueError, match=rf"called by the names of its parameters, .*got '\*+{got}'"):
+        routing_gym.register_reward("odd", term)
+
+
+def test_several_terms_are_named_in_a_line():
+    routing_gym.register_reward("one", lambda macs: macs * 0 + 1, at="action")
+    routing_gym.register_reward("two", lambda correct: correct * 0 + 2)
+    env = toy_env(ExitTree(TREE), 4, rewards="one, two", autoreset_mode="disabled")
+    batch = rollout(make_agent("shared", env), env)
+    assert batch.rewards["two"].tolist() == [2.0] * 4 and batch.rewards["one"].min() >= 1
+
+
+def test_recorded_probabilities_of_another_shape_are_refused():
+    class Odd:
+        max_tensors = None
+
+        def act(self, observation, context):
+            context.record["probabilities"] = torch.ones(3)
+            return torch.zeros_like(observation["task"]).unsqueeze(1)
+
+    env = toy_env(ExitTree(TREE), 4, rho=0.5, autoreset_mode="disabled")
+    with pytest.raises(ValueError, match=r"record\['probabilities'\] must have shape \(4, 1, 3\), got \(3,\)"):
+        rollout(Odd(), env)

@@ -149,7 +149,7 @@ def test_restarting_some_rows_does_not_move_what_a_failed_batch_goes_back_to():
     env = toy_env(ExitTree([[1], []], batch_norm=True), 4, autoreset_mode="disabled")
     env.reset()
     before = copy.deepcopy(env.network.state_dict())  # the first column has run already; its statistics are noted
-    noted = {name: value.clone() for name, value in env.trainer._noted.items()}
+    noted = {name: value.clone() for name, value in env.batch.statistics.items()}
     env.step(torch.tensor([0, 0, 1, 1]))
     env.reset(options={"reset_mask": torch.tensor([True, True, False, False])})
     env.step(torch.ones(4, dtype=torch.int64))

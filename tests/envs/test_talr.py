@@ -167,8 +167,8 @@ def test_replayed_routes_are_adjusted_too():
         env = exit_env(ExitTree(TREE), "sampled", 4, talr=talr, **options)
         step = env.trainer.step
 
-        def keep(loss, instances, step=step, env=env):
-            step(loss, instances)
+        def keep(loss, *rest, step=step, env=env):
+            step(loss, *rest)
             found.append({name: p.grad.clone() for name, p in env.network.named_parameters() if p.grad is not None})
 
         env.trainer.step = keep

@@ -31,7 +31,10 @@ def test_every_option_of_everything_has_a_type_a_default_and_a_description():
         ("resnet32-skip", "│ stages | "),
         ("routing_gym/DigitsMTL-v0", "│ num_blocks | None | int or list of int or None | Blocks per decision"),
         ("routing_gym/DigitsMTL-v0", "│ optimizer | 'adam' | 'adam' or 'adamw' or 'sgd' | Optimiser of the blocks"),
-        ("routing_gym/DigitsMTL-v0", "│ illegal | None | 'raise' or 'first_legal' or None | A masked choice is an error"),
+        (
+            "routing_gym/DigitsMTL-v0",
+            "│ illegal | None | 'raise' or 'first_legal' or None | A masked choice is an error",
+        ),
     ],
 )
 def test_list_shows_types_choices_defaults_and_descriptions(name, shown, capsys):
