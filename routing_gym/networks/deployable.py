@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import FunctionBlocks, first_weights
+from routing_gym.blocks import FunctionBlocks, ModuleBlocks
 from routing_gym.networks.banked import BankedNetwork
 from routing_gym.tasks.checking import whole_number
 
@@ -18,7 +19,7 @@ from routing_gym.tasks.checking import whole_number
 class Deployable(BankedNetwork):
     """A network in which every instance passes every decision, in order, and a route is a chain of modules.
 
-    A subclass implements `static_route`, and `rebuilt` or `pruned` itself.
+    A subclass implements `static_route`.
 
     Attributes:
         block_counts: Number of blocks of each bank, PASS, which comes last, not counted.
@@ -35,7 +36,7 @@ class Deployable(BankedNetwork):
             task: The task that takes it, for networks that are told the task.
         """
 
-    def pruned(self, routes: Tensor) -> tuple[Deployable, Tensor]:
+    def pruned(self, routes: Tensor) -> tuple[Self, Tensor]:
         """Copy of the network without the blocks that no route takes, and the routes in its numbering.
 
         Decisions that share a bank keep what any of them needs; PASS, which costs nothing, stays.
@@ -43,31 +44,28 @@ class Deployable(BankedNetwork):
         Args:
             routes: `(T, N)` int64 on the CPU: the choice of each task at each decision.
         """
-        whole, at = copy.deepcopy(self).cpu(), torch.tensor([self.bank_number(i) for i in range(len(self.decisions))])
-        kept: list[list[int]] = []
-        choices: list[list[int]] = []
-        for number, (count, bank) in enumerate(zip(self.block_counts, whole.banks, strict=True)):
+        smaller, at = copy.deepcopy(self).cpu(), torch.tensor([self.bank_number(i) for i in range(len(self.decisions))])
+        smaller.used = None
+        counts: list[int] = []
+        choices: list[Tensor] = []
+        for number, (count, bank) in enumerate(zip(self.block_counts, smaller.banks, strict=True)):
             assert isinstance(bank, FunctionBlocks)
             taken = routes[:, at == number]
-            kept.append(taken[taken < count].unique().tolist())
-            choices.append([*kept[-1], *range(count, bank.num_blocks)])
-            if kept[-1]:
-                whole.banks[number] = bank.select(choices[-1])
-        with first_weights(0):  # they are not used
-            smaller = whole.rebuilt(kept)
-        for number, left in enumerate(kept):
-            if left:
-                smaller.banks[number] = whole.banks[number]
-        columns = [torch.searchsorted(torch.tensor(choices[at[i]]), routes[:, i].contiguous()) for i in range(len(at))]
+            kept = taken[taken < count].unique().tolist()
+            left = [*kept, *range(count, bank.num_blocks)]
+            width = self.decisions[at.tolist().index(number)].width  # of what passes, where PASS is all that is left
+            own = bank.select(left) if kept else ModuleBlocks([nn.Identity()], (width,))
+            smaller.banks[number], smaller.stem_macs = own, smaller.stem_macs + own.shared_macs - bank.shared_macs
+            counts.append(len(kept))
+            choices.append(torch.tensor(left))
+        smaller.block_counts = tuple(counts)
+        banks = map(smaller.bank, range(len(at)))
+        smaller.set_decisions(
+            dataclasses.replace(decision, macs=bank.macs, next=decision.next[:1] * bank.num_blocks)
+            for decision, bank in zip(self.decisions, banks, strict=True)
+        )
+        columns = [torch.searchsorted(choices[at[i]], routes[:, i].contiguous()) for i in range(len(at))]
         return smaller.to(self.costs.device), torch.stack(columns, 1)
-
-    def rebuilt(self, kept: Sequence[Sequence[int]]) -> Deployable:
-        """Network like this one, a copy on the CPU whose banks are smaller already; what it puts into them is replaced.
-
-        Args:
-            kept: Former numbers of the blocks left in each bank, PASS not counted.
-        """
-        raise ValueError(f"{type(self).__name__} cannot be pruned: implement rebuilt(), or pruned()")
 
     def form_options(self) -> dict[str, Any]:
         """Options, plain values, that build the like of this network."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,21 +154,12 @@ class RoutedExperts(Deployable):
             parts.append(static_copy(self.between[decision]))
         return [StaticRoute(*parts, *(OnFirst(module) for module in self.readouts.as_modules(task)))]
 
-    def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedExperts:
-        """Network like this one with fewer experts."""
-        smaller = type(self)(
-            self.input_shape or (),
-            self.num_classes,
-            stem=self.trunk,
-            banks=[cast(Bank, bank) for bank in self.banks],
-            between=list(self.between),
-            experts=[[names[choice] for choice in left] for names, left in zip(self.experts, kept, strict=True)],
-            names=[decision.name for decision in self.decisions],
-            num_tasks=self.readouts.num_blocks,
-            observes=self.observes,
-        )
-        smaller.readouts = self.readouts
-        return smaller
+    def pruned(self, routes: Tensor) -> tuple[Self, Tensor]:
+        """See `Deployable.pruned`; what is left keeps its name."""
+        smaller, renumbered = super().pruned(routes)
+        layers = zip(self.experts, routes.t(), strict=True)
+        smaller.experts = tuple(tuple(names[choice] for choice in taken.unique()) for names, taken in layers)
+        return smaller, renumbered
 
     def form_options(self) -> dict[str, Any]:
         """Experts of every layer: their number alone would not say which they are."""

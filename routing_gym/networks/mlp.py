@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +74,6 @@ class RoutedMLP(Deployable):
         self.banks = nn.ModuleList(banks)
         self.block_counts = tuple(counts)
         self._bank_of = bank_of
-        self._size: dict[str, Any] = {"width": width, "layers": layers, "recurrent": recurrent}
 
     def bank_number(self, decision: int) -> int:
         """Index into `banks`: layers that can be repeated share one."""
@@ -120,18 +118,6 @@ class RoutedMLP(Deployable):
         for decision, choice in enumerate(route):
             parts += self.bank(decision).as_modules(choice)
         return parts
-
-    def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedMLP:
-        """Network like this one with fewer blocks."""
-        return RoutedMLP(
-            self.input_shape or (),
-            self.num_classes,
-            list(map(len, kept)),
-            trunk=self.trunk,
-            task_input=self.task_input,
-            num_tasks=self.num_tasks,
-            **self._size,
-        )
 
 
 class JoinTask(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -57,14 +57,18 @@ class RoutedNetwork(PartlyUsed, ABC):
         masks: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.decisions = tuple(decisions)
-        check_decisions(self.decisions)
         self.num_classes, self.stem_macs = num_classes, float(stem_macs)
         self.input_shape = None if input_shape is None else tuple(input_shape)
+        self.dense_backward = False
+        self.set_decisions(decisions, masks)
+
+    def set_decisions(self, decisions: Iterable[Decision], masks: Tensor | None = None) -> None:
+        """Take decisions, and further restrictions of what is legal, as the only ones."""
+        self.decisions = tuple(decisions)
+        check_decisions(self.decisions)
         self.observation_size = max(decision.width for decision in self.decisions)
         self.num_choices = max(decision.n for decision in self.decisions)
         self.num_tensors = max(decision.m for decision in self.decisions)
-        self.dense_backward = False
         table = legal_table(self.decisions, masks)
         self.nothing_masked = bool(table.all())  # one check less in every step
         costs = [[*decision.macs, *[0.0] * (self.num_choices - decision.n)] for decision in self.decisions]

@@ -213,7 +213,6 @@ class RoutedModule(Deployable):
         allow_small_groups(self.module)
         self.banks = nn.ModuleList(routed)
         self.block_counts = tuple(blocks.num_blocks for blocks in routed)
-        self._made_with = input_shape, any_shape
         self.numbers_per_image = math.prod(input_shape) if any_shape else None
         # Positions, not nodes: they stay right when the module is copied together with its graph.
         place = {node: position for position, node in enumerate(nodes)}
@@ -264,12 +263,6 @@ class RoutedModule(Deployable):
             layer = self.bank(decision).as_modules(choice)
             module.set_submodule(self.decisions[decision].name, layer[0] if len(layer) == 1 else nn.Sequential(*layer))
         return [module]
-
-    def rebuilt(self, kept: Sequence[Sequence[int]]) -> RoutedModule:
-        """Network like this one with fewer blocks."""
-        (module,) = self.static_route([0] * len(kept), 0)
-        names = [decision.name for decision in self.decisions]
-        return RoutedModule(module, names, list(map(len, kept)), *self._made_with)
 
 
 class _Recorder(fx.Interpreter):
