@@ -118,11 +118,11 @@ class Batch:
         plan, doubtful = accepted
         with manner.forward_pass(plan.device, manner.graph):
             after = network.follow(self.state, plan)
-        macs, count = network.route_macs(plan).unbind(1), plan.shape[1]
-        turns = []
-        for number, seen in enumerate(Seen(network, self.state, manner).passed(count)):
-            exits = after.exits if number == count - 1 else ()
-            turn = Turn(seen, plan[:, number, None], macs[number], exits, after, None, doubtful)
+        spent, choices, turns = network.route_macs(plan).unbind(1), plan.unsqueeze(2).unbind(1), []
+        passed = Seen(network, self.state, manner).passed(len(spent))
+        for seen, choice, macs in zip(passed, choices, spent, strict=True):
+            exits = after.exits if seen is passed[-1] else ()
+            turn = Turn(seen, choice, macs, exits, after, None, doubtful)
             turns.append((turn, self._settle(turn)))
         return turns
 
@@ -139,7 +139,7 @@ class Batch:
         self._outcome = outcome
         if self.keeps_exits:
             self.exits += left
-        self.state = dataclasses.replace(turn.after, exits=()) if turn.after.exits else turn.after
+        self.state = dataclasses.replace(turn.after, exits=()) if turn.exits else turn.after
         if turn.doubtful is not None:
             self.doubts.append(turn.doubtful)
         if self._throughput is not None and self.manner.graph:
@@ -187,7 +187,7 @@ class Batch:
 
     def trajectory(self, steps: list[Step]) -> Trajectory:
         """The whole episodes, given their decisions."""
-        state, final_rewards = self.state, self._outcome[2:].unbind(0)
+        state, names = self.state, self.rewards.names_at_exit
         return Trajectory(
             steps=steps,
             exits=list(self.exits),
@@ -195,7 +195,7 @@ class Batch:
             instance=state.instance,
             label=self.label,
             price=state.price,
-            final_rewards=dict(zip(self.rewards.names_at_exit, final_rewards, strict=True)),
+            final_rewards={name: self._outcome[row] for row, name in enumerate(names, 2)},
             correct=self.correct,
             loss=self.loss,
             macs=state.macs,

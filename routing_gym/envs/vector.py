@@ -139,6 +139,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         # Replaying waits for the device anyway, to know who has left.
         automatic = self.device.type == "cpu" or config.replays
         self.validates = automatic if config.validate is None else config.validate or config.replays
+        self._stepping = config.manner(self.keeps_graph, config.replays, self.validates)
+        self._rolling_out = config.manner(config.train, False, self.validates)
         self._log: RouteLog | None = None
         if config.replays or self.render_mode == "ansi":
             self._log = RouteLog(network, num_envs, config.action_type == "weights", self.device)
@@ -194,7 +196,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         if rows is not None:
             self._restart(rows, instances)
         else:
-            self._begin(self.config.manner(self.keeps_graph, self.config.replays, self.validates), instances)
+            self._begin(self._stepping, instances)
         if self.render_mode == "ansi":
             self._draw_routes()
         return self.observe(), {"action_mask": self._mask()}
@@ -207,7 +209,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         """
         if instances is not None:
             instances = accept_instances(instances, self.num_envs, len(self.dataset), self.config.augmentations)
-        batch = self._begin(self.config.manner(self.config.train, False, self.validates), instances)
+        batch = self._begin(self._rolling_out, instances)
         batch.keeps_exits = True
         return batch
 

@@ -96,18 +96,23 @@ def accept_plan(
         Routes that can be followed, and where values have not been read a 0-dimensional bool, whether some choice was
         not allowed and has been replaced. None where values have been read and one is not allowed.
     """
-    mask = network.masks[:, 0].expand(len(plan), -1, -1)
+    if network.nothing_masked and validate:
+        low, high = plan.aminmax()
+        return (plan, None) if int(low) >= 0 and int(high) < network.num_choices else None
     bad = actions.out_of_range(plan, network.num_choices)
     assert bad is not None
-    if not (first_legal or network.nothing_masked):
+    if network.nothing_masked:
+        return plan.clamp(0, network.num_choices - 1), bad
+    mask = network.masks[:, 0].expand(len(plan), -1, -1)
+    if not first_legal:
         bad = bad | actions.illegal(actions.in_range(plan, network.num_choices), mask).any()
     if validate and bool(bad):
         return None
-    if validate and (network.nothing_masked or not first_legal):
+    if validate and not first_legal:
         return plan, None
-    legal = actions.in_range(plan, network.num_choices) if network.nothing_masked else actions.made_legal(plan, mask)
-    assert isinstance(legal, Tensor)
-    return legal, None if validate else bad
+    replaced = actions.made_legal(plan, mask)
+    assert isinstance(replaced, Tensor)
+    return replaced, None if validate else bad
 
 
 def _has_bad_values(network: RoutedNetwork, state: RoutingState, action: Action, mask: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         table = legal_table(self.decisions, masks)
         self.nothing_masked = bool(table.all())  # one check less in every step
         costs = [[*decision.macs, *[0.0] * (self.num_choices - decision.n)] for decision in self.decisions]
+        self._costs_alike = all(len(set(decision.macs)) == 1 for decision in self.decisions)
         tensors = torch.tensor([*(decision.m for decision in self.decisions), 0])
         outcome = [decision.mixing == "outcome" for decision in self.decisions]
         for name, buffer in {
@@ -245,6 +246,8 @@ class RoutedNetwork(PartlyUsed, ABC):
 
     def route_macs(self, plan: Tensor) -> Tensor:
         """Multiply-accumulates `(B, N)` of each choice of routes `(B, N)`, in a network that is `in_order`."""
+        if self._costs_alike:  # no need to look them up
+            return self.costs[:, 0].expand_as(plan)
         return self.costs.gather(1, plan.t()).t()
 
     @property
