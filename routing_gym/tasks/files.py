@@ -101,10 +101,7 @@ OMNIGLOT = Source(
 SVHN = Source(
     name="svhn",
     folder="SVHN",
-    files={
-        "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
-        "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
-    },
+    files={"train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373", "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3"},
     base_url="http://ufldl.stanford.edu/housenumbers/",
 )
 SOURCES = {source.name: source for source in (MNIST, CIFAR100, CIFAR10, MINI_IMAGENET, OMNIGLOT, SVHN)}

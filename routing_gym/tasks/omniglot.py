@@ -41,11 +41,7 @@ CHARACTERS: dict[str, dict[str, int]] = {
 """How many characters each alphabet of the two official archives has: 964 and 659."""
 
 IMAGE_SIZE = 105
-DRAWERS = {
-    "train": (1, 2, 3, 4, 5, 6, 12, 13, 14, 16),
-    "validation": (7, 9, 11, 20),
-    "test": (8, 10, 15, 17, 18, 19),
-}
+DRAWERS = {"train": (1, 2, 3, 4, 5, 6, 12, 13, 14, 16), "validation": (7, 9, 11, 20), "test": (8, 10, 15, 17, 18, 19)}
 """The numbers, 1 to 20, of the drawings of every character that each split has: 50, 20 and 30 % of them.
 
 Those that the code named in `omniglot_mtl` draws, with NumPy's legacy generator and the seed 1337.

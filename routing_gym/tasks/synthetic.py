@@ -52,10 +52,5 @@ def synthetic_mtl(
         images[split] = pixels.clamp(0, 255).to(torch.uint8)
         labels[split] = (kind + torch.arange(num_tasks)[:, None]) % num_classes
     return build_splits(
-        "SYNTHETIC-MTL",
-        images,
-        labels,
-        num_classes=num_classes,
-        num_tasks=num_tasks,
-        augmentation=shift_or_none(shift),
+        "SYNTHETIC-MTL", images, labels, num_classes=num_classes, num_tasks=num_tasks, augmentation=shift_or_none(shift)
     )
