@@ -47,7 +47,7 @@ class FixedAgent(Agent):
         for number in range(len(masks))[self.own]:
             if (least := int(masks[number].sum(-1).min())) < self.num_tasks:
                 raise ValueError(
-                    f"{type(self).__name__} needs a block for each of the {self.num_tasks} tasks, decision {number} "
+                    f"agent {self.name!r} needs a block for each of the {self.num_tasks} tasks, decision {number} "
                     f"({self.env.network.decisions[number].name!r}) offers {least}"
                 )
         # The t-th legal choice, from 0, is where the running count of legal choices first passes t.

@@ -73,6 +73,8 @@ class WPL(LearningAgent):
     _average: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        if self.max_tensors is not None:
+            raise ValueError(f"{type(self).__name__}: WPL's tables have an axis of tensors; leave max_tensors at None")
         super().__init__(env, config)
         options, legal = self.config, self.arrangement.legal
         self.rate = options.policy_rate or DEFAULT_RATES[options.representation]

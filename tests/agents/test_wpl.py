@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toys import choice_of, choosers, learned_from, legal_for, of_family, scores_of, small_env, who_decides
 
-from routing_gym.agents import make_agent
+from routing_gym.agents import WPL, make_agent
 from routing_gym.agents.parts.losses import project
 from routing_gym.envs import rollout
 from routing_gym.networks import RoutedMLP
@@ -210,3 +210,11 @@ def test_wpl_routes_every_tensor_of_a_gate():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_agent("wpl", small_env(), **options)
+
+
+def test_a_subclass_for_one_tensor_is_refused():
+    class Single(WPL):
+        max_tensors = 1
+
+    with pytest.raises(ValueError, match="leave max_tensors at None"):
+        Single(small_env())
