@@ -128,9 +128,3 @@ def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> N
 def unexpected(owner: str, option: str, known: Iterable[str]) -> TypeError:
     """Error for an option that nobody takes, in the words of Python, by which TorchRL knows it."""
     return TypeError(f"{owner} got an unexpected keyword argument {option!r}; it takes {', '.join(sorted(known))}")
-
-
-def check_count(option: str, value: Any) -> None:
-    """Refuse what is not an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{option} must be an integer of at least 1, got {value!r}")

@@ -13,7 +13,7 @@ from routing_gym.envs.make import make_routing_vector_env
 from routing_gym.envs.parallel import ENDED, TOLD, ManyAgents, outside_core, plain
 from routing_gym.envs.spaces import for_sampling, to_numpy, with_mask
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
-from routing_gym.options import check_count
+from routing_gym.tasks.checking import whole_number
 
 try:
     from pettingzoo import AECEnv
@@ -65,8 +65,7 @@ class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
 
     def __init__(self, env: Any, num_agents: int | None = None) -> None:
         super().__init__()
-        count = core_of(env).dataset.num_tasks if num_agents is None else num_agents
-        check_count("num_agents", count)
+        count = core_of(env).dataset.num_tasks if num_agents is None else whole_number("num_agents", num_agents)
         self.core = outside_core(env, 1)
         self.render_mode = self.core.render_mode
         self.possible_agents = [DISPATCHER, *(f"agent_{number}" for number in range(count))]

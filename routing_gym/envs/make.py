@@ -17,8 +17,9 @@ from routing_gym.envs.config import EnvConfig
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, NetworkSpec, RoutedNetwork, claim, make_network
-from routing_gym.options import check_count, check_types, type_hints, unexpected
+from routing_gym.options import check_types, type_hints, unexpected
 from routing_gym.tasks import MultiTaskDataset
+from routing_gym.tasks.checking import whole_number
 
 DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "digits": tasks.digits_mtl,
@@ -104,7 +105,7 @@ def make_routing_vector_env(
     for hints in (of_data, of_network):
         check_types("this environment", hints, options)
     if num_tasks is not None:
-        check_count("num_tasks", num_tasks)
+        num_tasks = whole_number("num_tasks", num_tasks)
     of_core = {"seed": seed, **{name: value for name, value in options.items() if name in OF_ENV}}
     EnvConfig.of("the environment", of_core)  # before anything is read or built
     if num_tasks is not None and "num_tasks" in of_data:

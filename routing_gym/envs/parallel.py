@@ -15,8 +15,8 @@ from gymnasium.vector.utils import batch_space
 from routing_gym.envs.make import make_routing_vector_env
 from routing_gym.envs.spaces import for_sampling, to_numpy, with_mask
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
-from routing_gym.options import check_count
 from routing_gym.tasks import ShuffledStream
+from routing_gym.tasks.checking import whole_number
 
 try:
     from pettingzoo import ParallelEnv
@@ -98,8 +98,7 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
     def __init__(self, env: Any, instances_per_agent: int | None = None) -> None:
         self._count: tuple[int, ...] = ()
         if instances_per_agent is not None:
-            check_count("instances_per_agent", instances_per_agent)
-            self._count = (instances_per_agent,)
+            self._count = (whole_number("instances_per_agent", instances_per_agent),)
         config, dataset = core_of(env).config, core_of(env).dataset
         tasks = range(dataset.num_tasks) if config.draw_tasks is None else sorted(set(config.draw_tasks))
         self.core = outside_core(env, len(tasks) * (instances_per_agent or 1))

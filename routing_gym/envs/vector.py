@@ -28,8 +28,8 @@ from routing_gym.envs.spaces import action_space, observation_space
 from routing_gym.envs.training import BlocksTrainer
 from routing_gym.networks import RoutedNetwork, RoutingState
 from routing_gym.networks.actions import formed
-from routing_gym.options import check_count
 from routing_gym.tasks import MultiTaskDataset
+from routing_gym.tasks.checking import whole_number
 
 Observations = dict[str, Tensor]
 
@@ -113,13 +113,13 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         num_envs: int = 1,
         **options: Any,
     ) -> None:
-        check_count("num_envs", num_envs)
+        self.num_envs = num_envs = whole_number("num_envs", num_envs)
         self.config = config = EnvConfig.of("the environment", options)
         self._given = frozenset(options)
         network, splits = accept_network(network), accept_splits(data)
         if config.split not in splits:
             raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
-        self.num_envs, self.render_mode = num_envs, config.render_mode
+        self.render_mode = config.render_mode
         self.datasets = {name: dataset.to(config.torch_device) for name, dataset in splits.items()}
         self.dataset = self.datasets[config.split]
         self.device = self.dataset.device

@@ -203,6 +203,13 @@ def test_a_network_with_too_few_classes_is_refused():
         toy_env(num_envs=0)
 
 
+def test_integers_of_numpy_count():
+    made = gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=np.int64(4), num_tasks=np.int32(2)).unwrapped
+    assert (made.num_envs, made.dataset.num_tasks) == (4, 2) and type(made.num_envs) is int
+    with pytest.raises(ValueError, match="num_envs must be an integer of at least 1, got .*4.0"):
+        toy_env(num_envs=np.float64(4))
+
+
 def test_rewards_are_correctness_and_cost():
     env = toy_env(autoreset_mode="disabled", k_cpt=0.01)
     env.reset(seed=0)
