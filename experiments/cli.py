@@ -14,19 +14,19 @@ import tyro
 from rich.console import Console
 
 from routing_gym import __version__
-from routing_gym.experiments.arguments import gathered
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
-from routing_gym.experiments.console import Output, one_line, say, threads_in_one_line
 from routing_gym.experiments.deploy import Extract, Prune
-from routing_gym.experiments.jobs import RunFailedError
+from routing_gym.experiments.engine.arguments import gathered
+from routing_gym.experiments.engine.console import Output, one_line, say, threads_in_one_line
+from routing_gym.experiments.engine.jobs import RunFailedError
+from routing_gym.experiments.engine.machine import keep_freed_memory
+from routing_gym.experiments.engine.plugins import Pluggable
+from routing_gym.experiments.engine.settings import Command, UsageError
+from routing_gym.experiments.engine.stopping import heeding_signals
 from routing_gym.experiments.listing import List
-from routing_gym.experiments.machine import keep_freed_memory
 from routing_gym.experiments.new_agent import NewAgent
-from routing_gym.experiments.plugins import Pluggable
 from routing_gym.experiments.reproduce import Reproduce
-from routing_gym.experiments.settings import Command, UsageError
-from routing_gym.experiments.stopping import heeding_signals
 from routing_gym.experiments.sweep import Sweep
 from routing_gym.experiments.train import Evaluate, Train
 from routing_gym.files import WriteError

@@ -11,15 +11,15 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from routing_gym.experiments.cell import Cell, check_same
-from routing_gym.experiments.console import one_line, say
-from routing_gym.experiments.figures import learning_curves, routing_maps
-from routing_gym.experiments.folders import Keeping, check_free, drop_aside, locked, set_aside
-from routing_gym.experiments.jobs import Job, run_jobs, say_failures, try_out
-from routing_gym.experiments.plugins import Pluggable
-from routing_gym.experiments.report import Record, comparison_table, read_runs, write_results
-from routing_gym.experiments.run import Result
-from routing_gym.experiments.settings import (
+from routing_gym.experiments.engine.cell import Cell, check_same
+from routing_gym.experiments.engine.console import one_line, say
+from routing_gym.experiments.engine.figures import learning_curves, routing_maps
+from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, locked, set_aside
+from routing_gym.experiments.engine.jobs import Job, run_jobs, say_failures, try_out
+from routing_gym.experiments.engine.plugins import Pluggable
+from routing_gym.experiments.engine.records import Record, comparison_table, read_runs, write_results
+from routing_gym.experiments.engine.run import Result
+from routing_gym.experiments.engine.settings import (
     TrainingSettings,
     at_least_one,
     check_agents,

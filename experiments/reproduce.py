@@ -13,21 +13,14 @@ import tyro
 from rich.console import Console
 
 import routing_gym
-from routing_gym.experiments.cell import Cell
-from routing_gym.experiments.console import one_line, say
-from routing_gym.experiments.folders import check_own, locked
-from routing_gym.experiments.jobs import Job, run_jobs, say_failures
-from routing_gym.experiments.machine import commit
-from routing_gym.experiments.papers.codinet.rows import CODINET
-from routing_gym.experiments.papers.diversity.rows import DIVERSITY
-from routing_gym.experiments.papers.multipath.rows import MULTIPATH
-from routing_gym.experiments.papers.page import page_around, write_page
-from routing_gym.experiments.papers.parallel_paths.rows import PARALLEL_PATHS
-from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings, asks_for
-from routing_gym.experiments.papers.routing_networks.rows import ROUTING_NETWORKS
-from routing_gym.experiments.report import Record, write_results
-from routing_gym.experiments.run import Result
-from routing_gym.experiments.settings import (
+from routing_gym.experiments.engine.cell import Cell
+from routing_gym.experiments.engine.console import one_line, say
+from routing_gym.experiments.engine.folders import check_own, locked
+from routing_gym.experiments.engine.jobs import Job, run_jobs, say_failures
+from routing_gym.experiments.engine.machine import commit
+from routing_gym.experiments.engine.records import Record, write_results
+from routing_gym.experiments.engine.run import Result
+from routing_gym.experiments.engine.settings import (
     DEFAULT_ENV,
     Command,
     TrainingSettings,
@@ -37,6 +30,13 @@ from routing_gym.experiments.settings import (
     writable_file,
     writable_folder,
 )
+from routing_gym.experiments.papers.codinet.rows import CODINET
+from routing_gym.experiments.papers.diversity.rows import DIVERSITY
+from routing_gym.experiments.papers.multipath.rows import MULTIPATH
+from routing_gym.experiments.papers.page import page_around, write_page
+from routing_gym.experiments.papers.parallel_paths.rows import PARALLEL_PATHS
+from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings, asks_for
+from routing_gym.experiments.papers.routing_networks.rows import ROUTING_NETWORKS
 from routing_gym.tasks import DataError
 
 REPRODUCTIONS = {

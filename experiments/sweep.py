@@ -14,13 +14,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from routing_gym.experiments.cell import Cell
-from routing_gym.experiments.folders import check_own, locked
-from routing_gym.experiments.jobs import Job, run_jobs, say_failures, try_out
-from routing_gym.experiments.plugins import Pluggable
-from routing_gym.experiments.report import Record, accuracy_text, write_results
-from routing_gym.experiments.run import Result
-from routing_gym.experiments.settings import (
+from routing_gym.experiments.engine.cell import Cell
+from routing_gym.experiments.engine.folders import check_own, locked
+from routing_gym.experiments.engine.jobs import Job, run_jobs, say_failures, try_out
+from routing_gym.experiments.engine.plugins import Pluggable
+from routing_gym.experiments.engine.records import Record, accuracy_text, write_results
+from routing_gym.experiments.engine.run import Result
+from routing_gym.experiments.engine.settings import (
     TrainingSettings,
     UsageError,
     at_least_one,

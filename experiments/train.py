@@ -16,14 +16,14 @@ from torch import Tensor
 
 from routing_gym.agents import Agent, read
 from routing_gym.envs import Evaluation, core_of, evaluate
-from routing_gym.experiments.cell import Cell
-from routing_gym.experiments.console import say
-from routing_gym.experiments.folders import Keeping, check_free, drop_aside, locked, set_aside, what_is_aside
-from routing_gym.experiments.jobs import Job, RunFailedError, run_jobs, try_out
-from routing_gym.experiments.plugins import Pluggable
-from routing_gym.experiments.report import Record
-from routing_gym.experiments.run import Result, finite
-from routing_gym.experiments.settings import (
+from routing_gym.experiments.engine.cell import Cell
+from routing_gym.experiments.engine.console import say
+from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, locked, set_aside, what_is_aside
+from routing_gym.experiments.engine.jobs import Job, RunFailedError, run_jobs, try_out
+from routing_gym.experiments.engine.plugins import Pluggable
+from routing_gym.experiments.engine.records import Record
+from routing_gym.experiments.engine.run import Result, finite
+from routing_gym.experiments.engine.settings import (
     TrainingSettings,
     UsageError,
     check_agents,

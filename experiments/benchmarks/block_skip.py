@@ -16,7 +16,7 @@ from routing_gym.blocks import first_weights
 from routing_gym.envs import RoutingVectorEnv, Seen, drive
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Step, in_turns
-from routing_gym.experiments.report import Record
+from routing_gym.experiments.engine.records import Record
 from routing_gym.networks import Deployable, make_network
 
 NETWORKS = ("resnet32-skip", "resnet110-skip")

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from routing_gym.experiments.benchmarks.steps import Agents, Subject, measure_agents
-from routing_gym.experiments.report import Record
+from routing_gym.experiments.engine.records import Record
 from routing_gym.networks import make_network
 from routing_gym.tasks import MultiTaskDataset, pixel_statistics
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from routing_gym.blocks import ModuleBlocks
 from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure
-from routing_gym.experiments.report import Record
+from routing_gym.experiments.engine.records import Record
 
 BATCH, CHANNELS, SIZE = 256, 48, 26
 CONV3 = "conv 3x3"

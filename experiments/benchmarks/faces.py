@@ -14,8 +14,8 @@ import torch
 
 from routing_gym.envs import RecordEpisodeStatistics, RecordRoutes, ToNumpy, core_of
 from routing_gym.experiments.benchmarks.timing import Step, in_turns
-from routing_gym.experiments.report import Record
-from routing_gym.experiments.settings import DEFAULT_ENV
+from routing_gym.experiments.engine.records import Record
+from routing_gym.experiments.engine.settings import DEFAULT_ENV
 
 CALLS = 12
 """Calls per turn, so that each face runs from a warm cache as it would alone."""

@@ -23,7 +23,7 @@ from routing_gym.envs import Manner, drive
 from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure, median_ratio
-from routing_gym.experiments.report import Record
+from routing_gym.experiments.engine.records import Record
 from routing_gym.networks import RoutingState, make_network
 from routing_gym.networks.parallel_paths import ParallelPaths
 from routing_gym.tasks import MultiTaskDataset

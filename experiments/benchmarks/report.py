@@ -10,8 +10,8 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich import box
 from rich.table import Table
 
-from routing_gym.experiments.figures import save
-from routing_gym.experiments.report import Record
+from routing_gym.experiments.engine.figures import save
+from routing_gym.experiments.engine.records import Record
 
 Columns = dict[str, Callable[[Record], str]]
 

@@ -15,7 +15,7 @@ from routing_gym.envs import rollout
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.steps import STATIC, Subject, mlp, static_steps
 from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure, median_ratio
-from routing_gym.experiments.report import Record
+from routing_gym.experiments.engine.records import Record
 from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutedNetwork
 from routing_gym.networks.state import Activation
 

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from routing_gym.experiments.report import Record
+from routing_gym.experiments.engine.records import Record
 
 Step = Callable[[], object]
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.papers.reproduction import Claim
-from routing_gym.experiments.report import Record
 
 Verdict = Literal["holds", "does not hold", "not enough"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from routing_gym.experiments.cell import Cell
-from routing_gym.experiments.report import Record
-from routing_gym.experiments.settings import TrainingSettings
+from routing_gym.experiments.engine.cell import Cell
+from routing_gym.experiments.engine.records import Record
+from routing_gym.experiments.engine.settings import TrainingSettings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from routing_gym.experiments.report import Record, accuracy_text, by_label
+from routing_gym.experiments.engine.records import Record, accuracy_text, by_label
 
 SHOWN_EPOCHS = (1, 5, 10, 20, 50, 100)
 

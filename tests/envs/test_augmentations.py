@@ -10,7 +10,7 @@ from torch.nn import functional
 import routing_gym
 from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
-from routing_gym.experiments.run import run
+from routing_gym.experiments.engine.run import run
 from routing_gym.testing import check_vector_env
 
 SHIFT, SIZE, IMAGES = 2, 6, 36

@@ -11,7 +11,7 @@ from scipy import stats
 
 from routing_gym.agents import AGENTS, register_agent
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.report import accuracy_text, interval
+from routing_gym.experiments.engine.records import accuracy_text, interval
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "64"]
 
@@ -168,7 +168,7 @@ def test_what_is_overwritten_is_kept_until_the_new_is_whole(tmp_path, monkeypatc
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("routing_gym.experiments.cell.run", killed)
+    monkeypatch.setattr("routing_gym.experiments.engine.cell.run", killed)
     assert run(*arguments, "--epochs", 3, "--overwrite") == 130
     monkeypatch.undo()
     assert not (tmp_path / "wpl" / "seed-0" / "results.json").exists()

@@ -13,8 +13,10 @@ from stepping import step
 from routing_gym.agents import make_agent
 from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.experiments import reproduce
-from routing_gym.experiments.cell import PATHS
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.cell import PATHS
+from routing_gym.experiments.engine.paths import augmented, paths_of
+from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.codinet.claims import claims
 from routing_gym.experiments.papers.codinet.labels import (
     CONSISTENT,
@@ -32,8 +34,6 @@ from routing_gym.experiments.papers.codinet.labels import (
 )
 from routing_gym.experiments.papers.codinet.rows import CIFAR10, CODINET, PAPER, SHORT
 from routing_gym.experiments.papers.codinet.tables import paths_and_cost
-from routing_gym.experiments.paths import augmented, paths_of
-from routing_gym.experiments.settings import TrainingSettings
 from routing_gym.networks import make_network
 from routing_gym.tasks import Shift, synthetic_mtl
 

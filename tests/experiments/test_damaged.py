@@ -12,13 +12,13 @@ from damage import reseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.compare import joined
-from routing_gym.experiments.logits import accuracy_together
-from routing_gym.experiments.report import comparison_table, read_arrays, read_results, write_arrays, write_text
-from routing_gym.experiments.run import PolicyLog
-from routing_gym.experiments.settings import TrainingSettings, UsageError
+from routing_gym.experiments.engine.cell import Cell
+from routing_gym.experiments.engine.logits import accuracy_together
+from routing_gym.experiments.engine.records import comparison_table, read_arrays, read_results, write_arrays, write_text
+from routing_gym.experiments.engine.run import PolicyLog
+from routing_gym.experiments.engine.settings import TrainingSettings, UsageError
 from routing_gym.files import PART
 
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"

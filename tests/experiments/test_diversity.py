@@ -12,6 +12,8 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.run import mean_parameters
+from routing_gym.experiments.engine.settings import TrainingSettings, UsageError
 from routing_gym.experiments.papers.diversity.claims import mutual_information, shuffled
 from routing_gym.experiments.papers.diversity.labels import (
     ANNEALED,
@@ -41,8 +43,6 @@ from routing_gym.experiments.papers.diversity.rows import (
 )
 from routing_gym.experiments.papers.diversity.tables import across, depth
 from routing_gym.experiments.papers.reproduction import Settings
-from routing_gym.experiments.run import mean_parameters
-from routing_gym.experiments.settings import TrainingSettings, UsageError
 
 LITTLE = ("layers=3", "width=4", "expert_mid=2")
 

@@ -12,7 +12,7 @@ import os, resource, sys, torch
 import routing_gym.agents
 from routing_gym.experiments.cli import main
 print("imported", *sys.modules)
-from routing_gym.experiments.machine import give_back_freed_memory
+from routing_gym.experiments.engine.machine import give_back_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

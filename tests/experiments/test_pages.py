@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.settings import UsageError
 from routing_gym.experiments.papers.page import BEGIN, END, page_around, write_page
 from routing_gym.experiments.reproduce import REPRODUCTIONS
-from routing_gym.experiments.settings import UsageError
 
 PAGES = Path(__file__).parents[2] / "docs" / "results"
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40).filter(lambda t: "<!--" not in t)

@@ -11,9 +11,11 @@ from standins import write_cifar10, write_cifar100
 
 from routing_gym.envs import evaluate
 from routing_gym.experiments import reproduce
-from routing_gym.experiments.cell import LOGITS
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.logits import accuracy_together, keep_logits
+from routing_gym.experiments.engine.cell import LOGITS
+from routing_gym.experiments.engine.logits import accuracy_together, keep_logits
+from routing_gym.experiments.engine.run import count_parameters
+from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.parallel_paths.claims import claims
 from routing_gym.experiments.papers.parallel_paths.labels import (
     ALL_ENSEMBLE,
@@ -50,8 +52,6 @@ from routing_gym.experiments.papers.parallel_paths.tables import (
     missing_members,
     resnets,
 )
-from routing_gym.experiments.run import count_parameters
-from routing_gym.experiments.settings import TrainingSettings
 
 TINY = ("width=2", "hidden=4")
 

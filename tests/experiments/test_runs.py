@@ -19,10 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from routing_gym.agents import AGENTS, Agent, AgentConfig, register_agent
 from routing_gym.experiments import compare
-from routing_gym.experiments.arguments import gathered
-from routing_gym.experiments.cell import Cell
 from routing_gym.experiments.cli import COMMANDS, main, parsed
-from routing_gym.experiments.run import finite
+from routing_gym.experiments.engine.arguments import gathered
+from routing_gym.experiments.engine.cell import Cell
+from routing_gym.experiments.engine.run import finite
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

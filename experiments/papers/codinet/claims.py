@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.papers.codinet.labels import (
     CONSISTENT,
     DEPTHS,
@@ -22,7 +23,6 @@ from routing_gym.experiments.papers.codinet.labels import (
 from routing_gym.experiments.papers.codinet.tables import gflops_of
 from routing_gym.experiments.papers.judging import Verdict, all_of, errs_less, sign_of, spread_of_means
 from routing_gym.experiments.papers.reproduction import Claim
-from routing_gym.experiments.report import Record
 
 Judged = tuple[Verdict, str]
 

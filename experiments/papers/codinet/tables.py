@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from routing_gym.experiments.engine.records import Record, accuracy_text, by_label
 from routing_gym.experiments.papers.codinet.labels import PRINTED, Printed
 from routing_gym.experiments.papers.tables import heading, line
-from routing_gym.experiments.report import Record, accuracy_text, by_label
 
 
 def paths_and_cost(records: Sequence[Record]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.papers.diversity.labels import (
     ANNEALED,
     CELLS_6X32,
@@ -22,7 +23,6 @@ from routing_gym.experiments.papers.diversity.labels import (
 )
 from routing_gym.experiments.papers.judging import Verdict, all_of, errs_less
 from routing_gym.experiments.papers.reproduction import Claim
-from routing_gym.experiments.report import Record
 
 SHUFFLES = 200
 

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from routing_gym.experiments.figures import learning_curves, save
+from routing_gym.experiments.engine.figures import learning_curves, save
+from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.diversity.claims import counts_of
 from routing_gym.experiments.papers.reproduction import Drawing
-from routing_gym.experiments.report import Record, by_label
 
 COLORS = [f"C{number}" for number in range(10)]
 PANELS = 8

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from routing_gym.experiments.engine.records import Record, accuracy_text, by_label
 from routing_gym.experiments.papers.diversity.claims import counts_of, shuffled, specialization
 from routing_gym.experiments.papers.diversity.labels import ALL_ON, CELLS_6X32, CELLS_6X64, CELLS_12X32
 from routing_gym.experiments.papers.tables import heading, line
-from routing_gym.experiments.report import Record, accuracy_text, by_label
 
 PRINTED_PARAMETERS = {CELLS_6X32: 2.5, CELLS_6X64: 9.6, CELLS_12X32: 7.8, ALL_ON: 4.8}
 """Table 4's millions of parameters per example."""

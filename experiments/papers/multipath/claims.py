@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.judging import Verdict, all_of, sign_of, standard_error
 from routing_gym.experiments.papers.reproduction import Claim
-from routing_gym.experiments.report import Record, by_label
 
 ABOUT_EQUAL = 0.1
 """Two errors are comparable that differ by less than this share of the larger curve's mean."""

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Patch, Wedge
 from matplotlib.ticker import MaxNLocator
 
-from routing_gym.experiments.figures import save
+from routing_gym.experiments.engine.figures import save
+from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.papers.tables import price_text
-from routing_gym.experiments.report import Record
 from routing_gym.networks import EXIT
 
 RADIUS = 0.46

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from routing_gym.experiments.figures import save
+from routing_gym.experiments.engine.figures import save
+from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.multipath.claims import points_of
 from routing_gym.experiments.papers.multipath.dataflow import dataflow, exits_over_training
 from routing_gym.experiments.papers.reproduction import Drawing
-from routing_gym.experiments.report import Record, by_label
 
 STYLES: dict[str, dict[str, Any]] = {
     "static": {"color": "black", "marker": "s", "linestyle": "--"},

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.papers.judging import Verdict, all_of, errs_less, sign_of
 from routing_gym.experiments.papers.parallel_paths.labels import (
     ALL_ENSEMBLE,
@@ -26,7 +27,6 @@ from routing_gym.experiments.papers.parallel_paths.labels import (
 )
 from routing_gym.experiments.papers.parallel_paths.tables import ensembles
 from routing_gym.experiments.papers.reproduction import Claim
-from routing_gym.experiments.report import Record
 
 Judged = tuple[Verdict, str]
 

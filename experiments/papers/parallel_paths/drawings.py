@@ -13,7 +13,7 @@ from matplotlib.patches import Circle, Rectangle
 from torch import Tensor
 
 from routing_gym.agents import Agent
-from routing_gym.experiments.figures import save
+from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.papers.parallel_paths.gates import (
     Gates,
     chosen_gates,

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from routing_gym.experiments.figures import learning_curves, save
+from routing_gym.experiments.engine.figures import learning_curves, save
+from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.parallel_paths.drawings import (
     class_gates,
     maximal_images,
@@ -21,7 +22,6 @@ from routing_gym.experiments.papers.parallel_paths.gates import gates_of
 from routing_gym.experiments.papers.parallel_paths.labels import CNNS, DATA, QUOTED, RESNETS, Printed, routed
 from routing_gym.experiments.papers.parallel_paths.tables import ensembles
 from routing_gym.experiments.papers.reproduction import Drawing
-from routing_gym.experiments.report import Record, by_label
 from routing_gym.experiments.train import load_with_env
 
 COLORS = {"CP": "#2ca02c", "CC": "#d62728", "": "#1f77b4"}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from routing_gym.experiments.cell import LOGITS
-from routing_gym.experiments.logits import accuracy_together
+from routing_gym.experiments.engine.cell import LOGITS
+from routing_gym.experiments.engine.logits import accuracy_together
+from routing_gym.experiments.engine.records import Record, accuracy_text, by_label
 from routing_gym.experiments.papers.parallel_paths.labels import (
     ALL_ENSEMBLE,
     BASE,
@@ -21,7 +22,6 @@ from routing_gym.experiments.papers.parallel_paths.labels import (
     Printed,
 )
 from routing_gym.experiments.papers.tables import heading, line
-from routing_gym.experiments.report import Record, accuracy_text, by_label
 
 MEMBERS = 3
 """Of the ensemble of BaseCNNs, which differ by their seeds."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from routing_gym.experiments.figures import learning_curves, routing_maps, save
+from routing_gym.experiments.engine.figures import learning_curves, routing_maps, save
+from routing_gym.experiments.engine.records import Record, by_label, read_arrays
 from routing_gym.experiments.papers.reproduction import Drawing
-from routing_gym.experiments.report import Record, by_label, read_arrays
 
 POLICIES_OF = ("cifar", "mnist")
 """Groups whose routed run is looked into."""

@@ -14,13 +14,13 @@ import torch
 
 from routing_gym.agents import Agent, read
 from routing_gym.envs import macs_of
-from routing_gym.experiments.folders import locked
-from routing_gym.experiments.logits import keep_logits, routed
-from routing_gym.experiments.paths import judged_paths
-from routing_gym.experiments.report import Record, check_curve, check_run, read_run, write_results
-from routing_gym.experiments.run import Curve, Result, checked_policy, judged_by_price, record_of, run
-from routing_gym.experiments.settings import TrainingSettings, UsageError, build_agent, writable_folder
-from routing_gym.experiments.stopping import unbroken
+from routing_gym.experiments.engine.folders import locked
+from routing_gym.experiments.engine.logits import keep_logits, routed
+from routing_gym.experiments.engine.paths import judged_paths
+from routing_gym.experiments.engine.records import Record, check_curve, check_run, read_run, write_results
+from routing_gym.experiments.engine.run import Curve, Result, checked_policy, judged_by_price, record_of, run
+from routing_gym.experiments.engine.settings import TrainingSettings, UsageError, build_agent, writable_folder
+from routing_gym.experiments.engine.stopping import unbroken
 from routing_gym.files import clear_orphans
 
 PATHS = "paths.npz"

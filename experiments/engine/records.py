@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from scipy import stats
 
-from routing_gym.experiments.settings import UsageError
+from routing_gym.experiments.engine.settings import UsageError
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from routing_gym.agents import AGENTS, load_installed_agents
 from routing_gym.envs import DATASETS, REWARDS
-from routing_gym.experiments.settings import Command, UsageError
+from routing_gym.experiments.engine.settings import Command, UsageError
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.envs import CELL, GAP, routing_map
-from routing_gym.experiments.report import Record, accuracy_text, by_label
+from routing_gym.experiments.engine.records import Record, accuracy_text, by_label
 from routing_gym.files import write_atomically
 
 DPI = 120

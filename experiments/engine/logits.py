@@ -11,7 +11,7 @@ from torch import Tensor
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Trajectory, route_split
-from routing_gym.experiments.report import read_arrays, write_arrays
+from routing_gym.experiments.engine.records import read_arrays, write_arrays
 
 BATCH = 500
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from routing_gym.agents import Agent
 from routing_gym.envs import route_split
-from routing_gym.experiments.report import write_arrays
-from routing_gym.experiments.run import Result
+from routing_gym.experiments.engine.records import write_arrays
+from routing_gym.experiments.engine.run import Result
 from routing_gym.networks import actions
 from routing_gym.tasks import MultiTaskDataset, Shift
 

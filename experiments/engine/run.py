@@ -16,9 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Evaluation, RoutingVectorEnv, TrainingDivergedError, evaluate
-from routing_gym.experiments.machine import device_name, give_back_freed_memory
-from routing_gym.experiments.report import read_arrays, write_arrays
-from routing_gym.experiments.stopping import stop_if_asked, unbroken
+from routing_gym.experiments.engine.machine import device_name, give_back_freed_memory
+from routing_gym.experiments.engine.records import read_arrays, write_arrays
+from routing_gym.experiments.engine.stopping import stop_if_asked, unbroken
 from routing_gym.networks import ways_out
 
 

@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from routing_gym.agents import read
-from routing_gym.experiments.cell import Cell
-from routing_gym.experiments.console import Display, one_line, say
-from routing_gym.experiments.folders import what_is_aside
-from routing_gym.experiments.report import Record
-from routing_gym.experiments.run import Result
-from routing_gym.experiments.settings import UsageError
-from routing_gym.experiments.stopping import unbroken
+from routing_gym.experiments.engine.cell import Cell
+from routing_gym.experiments.engine.console import Display, one_line, say
+from routing_gym.experiments.engine.folders import what_is_aside
+from routing_gym.experiments.engine.records import Record
+from routing_gym.experiments.engine.run import Result
+from routing_gym.experiments.engine.settings import UsageError
+from routing_gym.experiments.engine.stopping import unbroken
 from routing_gym.tasks import DataError
 
 

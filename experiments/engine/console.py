@@ -13,7 +13,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from routing_gym.experiments.run import Curve
+from routing_gym.experiments.engine.run import Curve
 
 WIDTH_OF_A_FILE = 110
 
