@@ -127,7 +127,7 @@ class Bench(Pluggable):
                         place = made_with(torch.device("cpu") if part == "faces" else device)
                         records += [{"part": part, **place, **record} for record in job()]
                         write_results(records, out)
-                        display.end()
+                        display.end(part)
         for table in tables(records):
             console.print(table)
         written = [out]

@@ -17,9 +17,9 @@ from routing_gym import __version__
 from routing_gym.experiments.bench import Bench
 from routing_gym.experiments.compare import Compare
 from routing_gym.experiments.deploy import Extract, Prune
-from routing_gym.experiments.engine.arguments import gathered
+from routing_gym.experiments.engine.arguments import gathered, with_config
 from routing_gym.experiments.engine.console import Output, one_line, say, threads_in_one_line
-from routing_gym.experiments.engine.jobs import RunFailedError
+from routing_gym.experiments.engine.launchers import RunFailedError
 from routing_gym.experiments.engine.machine import keep_freed_memory
 from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.engine.settings import Command, UsageError
@@ -116,7 +116,11 @@ def parsed(arguments: list[str]) -> Command:
     if "--out=" in arguments or ("--out", "") in zip(arguments, arguments[1:], strict=False):
         raise UsageError("--out is empty: name a folder or a file")
     if arguments and arguments[0] in COMMANDS:
-        arguments = [arguments[0], *gathered(arguments[1:], COMMANDS[arguments[0]])]
+        command = COMMANDS[arguments[0]]
+        configured, rest = with_config(command, arguments[1:])
+        arguments = [arguments[0], *gathered(rest, command)]
+        if configured is not None:
+            return tyro.cli(command, args=arguments[1:], default=configured, prog=f"routing-gym {arguments[0]}")
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         args=arguments,

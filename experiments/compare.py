@@ -11,14 +11,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from routing_gym.experiments.engine.cell import Cell, check_same
 from routing_gym.experiments.engine.console import one_line, say
 from routing_gym.experiments.engine.figures import learning_curves, routing_maps
 from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, locked, set_aside
-from routing_gym.experiments.engine.jobs import Job, run_jobs, say_failures, try_out
-from routing_gym.experiments.engine.plugins import Pluggable
+from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.records import Record, comparison_table, read_runs, write_results
-from routing_gym.experiments.engine.run import Result
+from routing_gym.experiments.engine.run import Run, check_same
 from routing_gym.experiments.engine.settings import (
     TrainingSettings,
     at_least_one,
@@ -40,7 +38,7 @@ DEFAULT_AGENTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare(Keeping, Pluggable):
+class Compare(Keeping, Launching):
     """Train several agents on one environment over several seeds and compare them.
 
     Prints a table and writes learning_curves.png, routing_maps.png, results.json, a checkpoint and TensorBoard events
@@ -65,22 +63,27 @@ class Compare(Keeping, Pluggable):
         self.training.check()
         check_agents(self.agents)
         at_least_one("seeds", self.seeds)
+        launcher = self.make_launcher()
         options = options_of_agents(self.agents, self.agent_options)
-        cells = [
-            Cell(self.training, name, seed, self.out / folder_name(name) / f"seed-{seed}", options[name])
-            for name in self.agents
+        runs = [  # seed by seed, so that every agent has something early
+            Run(
+                self.training,
+                name,
+                seed,
+                self.out / folder_name(name) / f"seed-{seed}",
+                options[name],
+                plugins=self.plugin,
+            )
             for seed in range(self.seeds)
+            for name in self.agents
         ]
         with ExitStack() as stack:
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
             check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=False)
-            records = joined(self.out, cells) if self.resume else {}
-            groups: dict[str, list[Job]] = {}
-            for cell in cells:
-                if (cell.agent, cell.seed) not in records:
-                    groups.setdefault(cell.agent, []).append(Job(f"{cell.agent}, seed {cell.seed}", cell))
-            jobs, failures = try_out(groups, console, self.debug, fresh=self.overwrite)
+            records = joined(self.out, runs) if self.resume else {}
+            left = [run for run in runs if (run.agent, run.seed) not in records]
+            left, failures = try_out(left, lambda run: run.agent, console, self.debug, fresh=self.overwrite)
             stack.enter_context(locked(writable_folder(self.out)))
             if self.overwrite:
                 set_aside(self.out)
@@ -89,12 +92,12 @@ class Compare(Keeping, Pluggable):
             def in_order() -> list[Record]:
                 return [records[key] for key in sorted(records, key=lambda key: (order.index(key[0]), key[1]))]
 
-            def keep(job: Job, result: Result, record: Record) -> None:
-                records[job.cell.agent, job.cell.seed] = record
+            def keep(run: Run, record: Record) -> None:
+                records[run.agent, run.seed] = record
                 write_results(in_order(), writable_folder(self.out) / "results.json")
 
-            failures += run_jobs(jobs, keep, console, self.debug)
-            if records:
+            failures += perform(left, launcher, keep, console, self.debug)
+            if records and launcher.here:
                 failures += self._show(in_order(), console)
             if not failures:
                 drop_aside(self.out)
@@ -115,27 +118,27 @@ class Compare(Keeping, Pluggable):
         return []
 
 
-def joined(folder: Path, cells: Sequence[Cell]) -> dict[tuple[str, int], Record]:
+def joined(folder: Path, runs: Sequence[Run]) -> dict[tuple[str, int], Record]:
     """Return the finished runs of a comparison, by agent and seed, which others are to join.
 
     The folders of runs say what is finished; of agents that do not run now, the records of the comparison do, too.
 
     Args:
         folder: The comparison's.
-        cells: What is asked for now.
+        runs: What is asked for now.
 
     Raises:
         UsageError: Runs of an agent with other options, or in another environment, or of other length.
     """
-    options = {cell.agent: cell.asked["agent_options"] for cell in cells}
+    options = {run.agent: run.asked["agent_options"] for run in runs}
+    first = runs[0].asked
     records = {}
     for path in (folder / "results.json", *sorted(folder.glob("[!.]*/seed-*/results.json"))):
         for record in read_runs(path) if path.exists() else []:
-            agent, seed = record["agent"], record["seed"]
+            agent, seed, saved = record["agent"], record["seed"], record["asked"]
             if path.parent == folder and agent in options:
                 continue
-            saved = record.get("asked", {})
-            asked = {**cells[0].asked, "agent": agent, "seed": seed}
-            check_same(path, saved, {**asked, "agent_options": options.get(agent, saved.get("agent_options"))})
+            mine = {"agent": agent, "seed": seed, "agent_options": options.get(agent, saved.get("agent_options"))}
+            check_same(path, saved, {**first, **mine})
             records[agent, seed] = record
     return records

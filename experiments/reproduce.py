@@ -6,23 +6,21 @@ import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
 from rich.console import Console
 
 import routing_gym
-from routing_gym.experiments.engine.cell import Cell
 from routing_gym.experiments.engine.console import one_line, say
 from routing_gym.experiments.engine.folders import check_own, locked
-from routing_gym.experiments.engine.jobs import Job, run_jobs, say_failures
+from routing_gym.experiments.engine.launchers import Launcher, Launching, perform, say_failures
 from routing_gym.experiments.engine.machine import commit
 from routing_gym.experiments.engine.records import Record, write_results
-from routing_gym.experiments.engine.run import Result
+from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
     DEFAULT_ENV,
-    Command,
     TrainingSettings,
     UsageError,
     at_least_one,
@@ -35,7 +33,7 @@ from routing_gym.experiments.papers.diversity.rows import DIVERSITY
 from routing_gym.experiments.papers.multipath.rows import MULTIPATH
 from routing_gym.experiments.papers.page import page_around, write_page
 from routing_gym.experiments.papers.parallel_paths.rows import PARALLEL_PATHS
-from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings, asks_for
+from routing_gym.experiments.papers.reproduction import Reproduction, Settings, asks_for
 from routing_gym.experiments.papers.routing_networks.rows import ROUTING_NETWORKS
 from routing_gym.tasks import DataError
 
@@ -46,7 +44,7 @@ REPRODUCTIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Reproduce(Command):
+class Reproduce(Launching):
     """Run what a paper reports and put our figures beside theirs.
 
     Every run is a folder of its own: finished ones are skipped, an interrupted one goes on where it stopped. The report
@@ -76,7 +74,7 @@ class Reproduce(Command):
     seeds: int = 3
     data_dir: str | None = None
     device: str = "auto"
-    threads: int | None = None
+    threads: int = 1
     out: Path = Path("results/reproduce")
     report: Path | None = None
 
@@ -93,19 +91,20 @@ class Reproduce(Command):
         target = writable_file(self.report or folder / f"{self.name}.md", "--report")
         page_around(target)
 
-        cells = []
+        launcher = self.make_launcher()
+        runs: list[Run] = []
         for setting in settings:
             base = self._training(epochs=setting.epochs if self.epochs is None else self.epochs)
             base.check()
-            chosen_rows = paper.cells(setting, groups, self.seeds, base, folder, self.epochs, self.rows)
-            cells += [(setting, *pair) for pair in chosen_rows]
+            chosen_rows = paper.runs(setting, groups, self.seeds, base, folder, self.epochs, self.rows)
+            runs += [run for _, run in chosen_rows]
         for text in self.rows:
-            if not any(asks_for(text, row) for _, row, _ in cells):
+            if not any(asks_for(text, run.facts["label"]) for run in runs):
                 named = f"is named {text[1:]!r}" if text.startswith("=") else f"has {text!r} in its name"
                 raise UsageError(f"--rows: no row of {', '.join(groups)} {named}")
         with locked(writable_folder(folder)):
             check_own(folder, "settings")
-            return self._reproduce(paper, settings, groups, cells, target, console)
+            return self._reproduce(paper, settings, groups, runs, launcher, target, console)
 
     @property
     def going_on(self) -> str:
@@ -117,25 +116,19 @@ class Reproduce(Command):
         paper: Reproduction,
         settings: Sequence[Settings],
         groups: tuple[str, ...],
-        cells: Sequence[tuple[Settings, Row, Cell]],
+        runs: Sequence[Run],
+        launcher: Launcher,
         target: Path,
         console: Console,
     ) -> int:
         folder = self.out
-        records: dict[Cell, Record] = {}
-        jobs = []
-        for setting, row, cell in cells:
-            facts = _facts_of(setting, row, cell)
-            if record := cell.finished():
-                records[cell] = {**record, **facts}
-            else:
-                jobs.append(Job(f"{setting.name}, {row.label}, seed {cell.seed}", cell, facts))
+        records = {run.folder: record for run in runs if (record := run.finished())}
         failures: list[str] = []
         measured: dict[str, list[Record]] = {}
         pictures: list[Path] = []
 
         def in_order() -> list[Record]:
-            return [records[cell] for _, _, cell in cells if cell in records]
+            return [records[run.folder] for run in runs if run.folder in records]
 
         def report() -> None:
             write_page(
@@ -157,12 +150,13 @@ class Reproduce(Command):
                     failures.append(f"{measurement.title}: {one_line(error)}")
                 report()
 
-        def keep(job: Job, result: Result, record: Record) -> None:
-            records[job.cell] = {**record, **job.more}
+        def keep(run: Run, record: Record) -> None:
+            records[run.folder] = record
             write_results(in_order(), writable_folder(folder) / "results.json")
             report()
 
-        failures += run_jobs(jobs, keep, console, self.debug)
+        left = [run for run in runs if run.folder not in records]
+        failures += perform(left, launcher, keep, console, self.debug)
         try:
             write_results(in_order(), writable_folder(folder) / "results.json")
             pictures[:0] = paper.pictures(groups, in_order(), folder)
@@ -175,21 +169,6 @@ class Reproduce(Command):
     def _training(self, env: str = DEFAULT_ENV, epochs: int = 1, batch_size: int = 1) -> TrainingSettings:
         """Return how something is trained on this machine."""
         return TrainingSettings(env, epochs, batch_size, (), self.data_dir, self.device, self.threads)
-
-
-def _facts_of(setting: Settings, row: Row, cell: Cell) -> dict[str, Any]:
-    """Return what a record says of the row it belongs to, besides what the run itself says."""
-    return {
-        "label": row.label,
-        "settings": setting.name,
-        "groups": list(row.groups),
-        "series": row.series,
-        "part": row.part,
-        "x": row.x,
-        "paper": row.paper[max(row.paper)] / 100 if row.paper else None,
-        "paper_by_epoch": row.paper,
-        "folder": str(cell.folder),
-    }
 
 
 def report_of(

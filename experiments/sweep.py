@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +15,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from routing_gym.experiments.engine.cell import Cell
 from routing_gym.experiments.engine.folders import check_own, locked
-from routing_gym.experiments.engine.jobs import Job, run_jobs, say_failures, try_out
-from routing_gym.experiments.engine.plugins import Pluggable
-from routing_gym.experiments.engine.records import Record, accuracy_text, write_results
-from routing_gym.experiments.engine.run import Result
+from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
+from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
+from routing_gym.experiments.engine.records import Record, write_results
+from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
     TrainingSettings,
     UsageError,
@@ -35,7 +35,7 @@ FIRST_SEED = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep(Pluggable):
+class Sweep(Launching):
     """Train one agent with every combination of some options, and rank them on the validation split.
 
     The test split is not looked at. A sweep that was interrupted goes on where it stopped when it is called again.
@@ -62,38 +62,29 @@ class Sweep(Pluggable):
         self.training.check()
         check_agents((self.agent,))
         at_least_one("seeds", self.seeds)
+        launcher = self.make_launcher()
         seeds = range(FIRST_SEED, FIRST_SEED + self.seeds)
-        cells = {_name(setting): [self._cell(setting, seed) for seed in seeds] for setting in self._combinations()}
+        settings = self._combinations()
+        runs = [self._run(setting, seed) for seed in seeds for setting in settings]
+        by_setting = [run for number in range(len(settings)) for run in runs[number :: len(settings)]]
         with ExitStack() as stack:
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
             check_own(self.out, "setting")
-            records: dict[Cell, Record] = {}
-            groups: dict[str, list[Job]] = {}
-            for setting, of_setting in cells.items():
-                for cell in of_setting:
-                    if record := cell.finished():
-                        records[cell] = record
-                    else:
-                        job = Job(f"{setting}, seed {cell.seed}", cell, {"setting": setting})
-                        groups.setdefault(setting, []).append(job)
-            jobs, failures = try_out(groups, console, self.debug)
+            records = {run.folder: record for run in runs if (record := run.finished())}
+            left = [run for run in runs if run.folder not in records]
+            left, failures = try_out(left, lambda run: run.facts["setting"], console, self.debug)
             stack.enter_context(locked(writable_folder(self.out)))
 
-            def in_order() -> dict[str, list[Record]]:
-                return {
-                    setting: [records[cell] for cell in of_setting if cell in records]
-                    for setting, of_setting in cells.items()
-                }
+            def in_order() -> list[Record]:
+                return [records[run.folder] for run in by_setting if run.folder in records]
 
-            def keep(job: Job, result: Result, record: Record) -> None:
-                records[job.cell] = record
-                whole = [record for runs in in_order().values() for record in runs]
-                write_results(whole, writable_folder(self.out) / "results.json")
+            def keep(run: Run, record: Record) -> None:
+                records[run.folder] = record
+                write_results(in_order(), writable_folder(self.out) / "results.json")
 
-            failures += run_jobs(jobs, keep, console, self.debug)
-            done = {name: runs for name, runs in in_order().items() if runs}
-            if done:
+            failures += perform(left, launcher, keep, console, self.debug)
+            if done := in_order():
                 console.print(ranking(done, f"{self.agent} on {self.training.env}, {self.training.epochs} epochs"))
             return say_failures(failures, console, self.out)
 
@@ -115,41 +106,44 @@ class Sweep(Pluggable):
         each_once("grid", self.grid)
         return list(itertools.product(*axes))
 
-    def _cell(self, setting: tuple[str, ...], seed: int) -> Cell:
+    def _run(self, setting: tuple[str, ...], seed: int) -> Run:
         of_env = tuple(item.removeprefix(OF_ENV) for item in setting if item.startswith(OF_ENV))
         of_agent = tuple(item for item in setting if not item.startswith(OF_ENV))
         env_options, agent_options = (*self.training.env_options, *of_env), (*self.agent_options, *of_agent)
         each_once("env_options", env_options)
         each_once("agent_options", agent_options)
-        return Cell(
+        name = " ".join(setting)
+        return Run(
             training=dataclasses.replace(self.training, env_options=env_options),
             agent=self.agent,
             seed=seed,
-            folder=self.out / _name(setting).replace(" ", "_") / f"seed-{seed}",
+            folder=self.out / name.replace(" ", "_") / f"seed-{seed}",
             agent_options=agent_options,
             split="validation",
+            title=f"{name}, seed {seed}",
+            facts={"setting": name},
+            plugins=self.plugin,
         )
 
 
-def _name(setting: tuple[str, ...]) -> str:
-    return " ".join(setting)
-
-
-def ranking(records: dict[str, list[Record]], title: str) -> Table:
+def ranking(records: Sequence[Record], title: str) -> Table:
     """Return one row per setting, the best first; accuracies in the end, on the validation split."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("setting")
     for column in ("validation %", "worst seed", "best epoch", "time"):
         table.add_column(column, justify="right")
-    accuracies = {name: [run["validation_accuracy"] for run in runs] for name, runs in records.items()}
-    for name in sorted(records, key=lambda name: -float(np.mean(accuracies[name]))):
-        runs = records[name]
-        best = np.argmax(np.mean([run["curve"]["validation_accuracy"] for run in runs], 0))
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["setting"], []).append(record)
+    accuracies = {name: [ACCURACY.value(run) for run in runs] for name, runs in groups.items()}
+    for name in sorted(groups, key=lambda name: -float(np.mean(accuracies[name]))):
+        runs = groups[name]
+        best = np.argmax(np.mean([ACCURACY.curve_of(run) for run in runs], 0))
         table.add_row(
             name,
-            accuracy_text(accuracies[name]),
+            ACCURACY.text(accuracies[name]),
             f"{100 * min(accuracies[name]):.2f}",
             str(runs[0]["curve"]["epoch"][best]),
-            f"{np.mean([run['seconds'] for run in runs]):.1f} s",
+            METRICS["seconds"].text([run["seconds"] for run in runs]),
         )
     return table

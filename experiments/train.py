@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium
 import tyro
@@ -15,14 +16,13 @@ from rich.table import Table
 from torch import Tensor
 
 from routing_gym.agents import Agent, read
-from routing_gym.envs import Evaluation, core_of, evaluate
-from routing_gym.experiments.engine.cell import Cell
+from routing_gym.envs import core_of, evaluate
 from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, locked, set_aside, what_is_aside
-from routing_gym.experiments.engine.jobs import Job, RunFailedError, run_jobs, try_out
+from routing_gym.experiments.engine.launchers import InProcess, RunFailedError, perform, try_out
 from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.engine.records import Record
-from routing_gym.experiments.engine.run import Result, finite
+from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import (
     TrainingSettings,
     UsageError,
@@ -43,6 +43,10 @@ class Train(Keeping, Pluggable):
         agent: The agent; `routing-gym list` prints them.
         seed: First weights, order of instances and the agent's choices.
         agent_options: Options of the agent as NAME=VALUE, e.g. policy_rate=0.02.
+        split: What it is judged on in the end.
+        judge_at: Prices of computation to judge it at besides, where it sees the price.
+        compare_paths: Find out in the end which paths images take, and whether they keep them when augmented.
+        keep_logits: Keep in the end what the network says of every image of the split.
         out: Folder for everything that is written.
     """
 
@@ -50,6 +54,10 @@ class Train(Keeping, Pluggable):
     agent: str = "wpl"
     seed: int = 0
     agent_options: tuple[str, ...] = ()
+    split: Literal["train", "validation", "test"] = "test"
+    judge_at: tuple[float, ...] = ()
+    compare_paths: bool = False
+    keep_logits: bool = False
     out: Path = Path("results/train")
 
     def execute(self, console: Console) -> int:
@@ -61,25 +69,24 @@ class Train(Keeping, Pluggable):
         self.training.check()
         check_agents((self.agent,))
         each_once("agent_options", self.agent_options)
-        job = Job(
-            f"{self.agent}, seed {self.seed}",
-            Cell(self.training, self.agent, self.seed, self.out, self.agent_options),
-        )
+        also = (self.split, self.judge_at, self.compare_paths, self.keep_logits)
+        run = Run(self.training, self.agent, self.seed, self.out, self.agent_options, *also, plugins=self.plugin)
 
-        def show(job: Job, result: Result, record: Record) -> None:
-            console.print(evaluation_table(result.final, f"{self.agent} on {self.training.env}"))
+        def show(run: Run, record: Record) -> None:
+            values = {**record, **{key: record[f"{self.split}_{key}"] for key in ("accuracy", "loss")}}
+            console.print(evaluation_table(values, f"{self.agent} on {self.training.env}, split {self.split}"))
             say(console, f"Written to {self.out}: checkpoint.pt, results.json, TensorBoard events")
 
         with ExitStack() as stack:
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
             check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=True)
-            jobs, failures = try_out({self.agent: [job]}, console, self.debug, fresh=self.overwrite)
-            if jobs:
+            runs, failures = try_out([run], lambda run: run.agent, console, self.debug, fresh=self.overwrite)
+            if runs:
                 stack.enter_context(locked(writable_folder(self.out)))
                 if self.overwrite:
                     set_aside(self.out)
-                failures = run_jobs(jobs, show, console, self.debug)
+                failures = perform(runs, InProcess(), show, console, self.debug)
             if failures:
                 raise RunFailedError("; ".join(filter(None, (*failures, what_is_aside(self.out)))))
             drop_aside(self.out)
@@ -111,7 +118,8 @@ class Evaluate(Pluggable):
             plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
             console.print_json(json.dumps(finite({"agent": agent.name, **plain})), ensure_ascii=True)
         else:
-            console.print(evaluation_table(result, f"{agent.name}, {self.checkpoint}"))
+            values = dataclasses.asdict(result)
+            console.print(evaluation_table(values, f"{agent.name}, {self.checkpoint}, split {result.split}"))
         return 0
 
 
@@ -145,17 +153,17 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
         raise UsageError(str(error)) from error
 
 
-def evaluation_table(result: Evaluation, title: str) -> Table:
-    """Return accuracy and cost, whole and per task."""
-    table = Table(title=f"{title}, split {result.split}")
+def evaluation_table(values: Mapping[str, Any], title: str) -> Table:
+    """Return accuracy and cost, whole and per task, from the fields of an `Evaluation`."""
+    table = Table(title=title)
     for column in ("task", "accuracy %", "MACs per instance"):
         table.add_column(column, justify="right")
-    for task, (accuracy, macs) in enumerate(zip(result.task_accuracy, result.task_macs, strict=True)):
+    for task, (accuracy, macs) in enumerate(zip(values["task_accuracy"], values["task_macs"], strict=True)):
         table.add_row(str(task), f"{100 * accuracy:.2f}", f"{macs:,.0f}")
     table.add_section()
-    table.add_row("all", f"{100 * result.accuracy:.2f}", f"{result.macs:,.0f}")
+    table.add_row("all", f"{100 * values['accuracy']:.2f}", f"{values['macs']:,.0f}")
     table.caption = (
-        f"loss {result.loss:.4f}, router's own MACs {result.router_macs:,.0f}, blocks used {result.blocks_used}, "
-        f"paths {result.paths}"
+        f"loss {values['loss']:.4f}, router's own MACs {values['router_macs']:,.0f}, "
+        f"blocks used {values['blocks_used']}, paths {values['paths']}"
     )
     return table

@@ -1,10 +1,14 @@
-"""Flags given several times, of which the parser would take the last alone."""
+"""What the parser does not do: flags given several times, and options from a file."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from routing_gym.experiments.engine.settings import UsageError, read_config
+from routing_gym.options import check_types
 
 
 def gathered(arguments: Sequence[str], command: Any) -> list[str]:
@@ -45,3 +49,57 @@ def flags_of_many(command: Any) -> set[str]:
         elif get_origin(hints[field.name]) is tuple:
             flags.add(f"--{field.name.replace('_', '-')}")
     return flags
+
+
+def with_config(command: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    """Take `--config FILE` out of arguments.
+
+    Args:
+        command: The command's dataclass.
+        arguments: What stands behind the name of the command.
+
+    Returns:
+        The command with the options of the file, None where none is named; and the other arguments, which count more.
+
+    Raises:
+        UsageError: The file cannot be read, or holds what the command does not take.
+    """
+    rest, files = list(arguments), []
+    for number, argument in reversed(list(enumerate(rest))):
+        if argument == "--config":
+            files += rest[number + 1 : number + 2] or [""]
+            del rest[number : number + 2]
+        elif argument.startswith("--config="):
+            files.append(argument.removeprefix("--config="))
+            del rest[number]
+    if not files:
+        return None, rest
+    if len(files) > 1 or not files[0]:
+        raise UsageError("--config takes one file")
+    options = read_config(Path(files[0]))
+    made = _made(command, options, files[0])
+    if options:
+        raise UsageError(f"--config {files[0]}: this command has no option {sorted(options)[0]!r}")
+    return made, rest
+
+
+def _made(command: Any, options: dict[str, Any], file: str) -> Any:
+    """Make a dataclass of options, which are taken out."""
+    hints, values = get_type_hints(command), {}
+    for field in dataclasses.fields(command):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            values[field.name] = _made(hint, options, file)
+        elif field.name in options:
+            value = options.pop(field.name)
+            kinds = get_args(hint)
+            if get_origin(hint) is tuple:
+                value = tuple(kinds[0](part) for part in value) if isinstance(value, list) else value
+            elif Path in (hint, *kinds):
+                value = Path(value)
+            try:
+                check_types(f"--config {file}", {field.name: hint}, {field.name: value})
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+            values[field.name] = value
+    return command(**values)

@@ -6,14 +6,13 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from routing_gym.experiments.engine.run import Curve
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 WIDTH_OF_A_FILE = 110
 
@@ -75,8 +74,8 @@ class Display:
         columns = (TextColumn("{task.description:<20}", markup=False), BarColumn(), MofNCompleteColumn())
         self.bars = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
         self.whole = self.bars.add_task(name, total=total)
-        self.part = self.bars.add_task("", total=1, visible=False)
-        self.title, self.epochs = "", 0
+        self.parts: dict[str, tuple[TaskID, int]] = {}
+        self.shown: dict[str, int] = {}
 
     def __enter__(self) -> Display:
         self.bars.start()
@@ -88,25 +87,33 @@ class Display:
         self.bars.stop()
 
     def begin(self, title: str, epochs: int = 0) -> None:
-        """Say what comes next, and how many epochs it has."""
-        self.title, self.epochs = title, epochs
-        self.bars.reset(self.part, total=max(epochs, 1), description=title[:40], visible=True)
+        """Say what is under way from now on, and how many epochs it has."""
+        self.parts[title] = self.bars.add_task(title[:40], total=max(epochs, 1)), epochs
 
-    def epoch(self, curve: Curve) -> None:
-        """Show the epoch that was just done."""
-        done = curve.epoch[-1]
-        self.bars.update(self.part, completed=done)
-        self._line(
-            f"{self.title}: epoch {done}/{self.epochs}, train loss {curve.train_loss[-1]:.4f}, {curve.judged_on} "
-            f"accuracy {100 * curve.validation_accuracy[-1]:.2f} %, {curve.seconds[-1]:.1f} s"
-        )
+    def epoch(self, title: str, progress: Mapping[str, Any]) -> None:
+        """Show the last epoch that is done: `epoch`, `train_loss`, `judged_on`, `validation_accuracy`, `seconds`."""
+        part, epochs = self.parts[title]
+        done = progress["epoch"]
+        self.bars.update(part, completed=done)
+        if done > self.shown.get(title, 0):
+            self.shown[title] = done
+            self._line(
+                f"{title}: epoch {done}/{epochs}, train loss {progress['train_loss']:.4f}, {progress['judged_on']} "
+                f"accuracy {100 * progress['validation_accuracy']:.2f} %, {progress['seconds']:.1f} s"
+            )
 
-    def end(self) -> None:
+    def end(self, title: str) -> None:
         """Count what is done."""
+        part, epochs = self.parts.pop(title)
+        self.bars.remove_task(part)
         self.done += 1
         self.bars.advance(self.whole)
-        if not self.epochs:
-            self._line(f"{self.title}: {self.done} of {self.total}")
+        if not epochs:
+            self._line(f"{title}: {self.done} of {self.total}")
+
+    def note(self, text: str) -> None:
+        """Say a line that stays."""
+        say(self.console, text)
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.envs import CELL, GAP, routing_map
-from routing_gym.experiments.engine.records import Record, accuracy_text, by_label
+from routing_gym.experiments.engine.metrics import ACCURACY
+from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.files import write_atomically
 
 DPI = 120
@@ -33,10 +34,10 @@ def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
     axes = figure.add_subplot()
     lowest, highest = 1.0, 0.0
     for number, (agent, runs) in enumerate(runs_of.items()):
-        curves = 100 * np.array([run["curve"]["validation_accuracy"] for run in runs])
+        curves = 100 * np.array([ACCURACY.curve_of(run) for run in runs])
         epochs = runs[0]["curve"]["epoch"]
         lowest, highest = min(lowest, curves.min() / 100), max(highest, curves.max() / 100)
-        tests = accuracy_text([run["test_accuracy"] for run in runs])
+        tests = ACCURACY.text([ACCURACY.value(run) for run in runs])
         # Another dash for each agent: curves that lie on each other stay visible.
         dash = (number, (6, number % 3 * 2))
         (line,) = axes.plot(epochs, curves.mean(0), linestyle=dash, linewidth=1.8, label=f"{agent}\n{tests}")

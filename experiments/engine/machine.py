@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import subprocess
@@ -22,6 +23,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+@functools.cache
 def processor_name() -> str:
     """Return the name of the CPU, as far as the system tells."""
     try:
@@ -32,6 +34,7 @@ def processor_name() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
+@functools.cache
 def commit() -> str:
     """Return the commit of the source tree, or what is known instead."""
     try:

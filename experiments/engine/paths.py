@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from routing_gym.agents import Agent
 from routing_gym.envs import route_split
+from routing_gym.experiments.engine.metrics import Judged
 from routing_gym.experiments.engine.records import write_arrays
-from routing_gym.experiments.engine.run import Result
 from routing_gym.networks import actions
 from routing_gym.tasks import MultiTaskDataset, Shift
 
@@ -83,11 +83,11 @@ def augmented(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> Mult
     return dataclasses.replace(dataset, images=augmentation.apply(dataset.images, parameters.to(dataset.device)))
 
 
-def judged_paths(result: Result, seed: int, file: Path) -> dict[str, float]:
+def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
     """Find out which paths the images of the split take that a run was judged on.
 
     Args:
-        result: The run.
+        judged: The run in the end.
         seed: Of the augmentation.
         file: Receives the chances of running each block, `(R, N)` float16, the choices `(R, N)` uint8 and the labels.
 
@@ -97,8 +97,8 @@ def judged_paths(result: Result, seed: int, file: Path) -> dict[str, float]:
         and `kl`, the mean Kullback-Leibler divergence of the predicted classes, as they are from as they become
         (Fig. 10), in nats.
     """
-    agent, env = result.agent, result.agent.env
-    split, augmentation = env.datasets[result.final.split], env.datasets["train"].augmentation
+    agent, env = judged.agent, judged.agent.env
+    split, augmentation = env.datasets[judged.evaluation.split], env.datasets["train"].augmentation
     plain = paths_of(agent, split)
     found = {"paths": plain.count, "length": float(plain.length.double().mean())}
     if augmentation is not None:

@@ -1,4 +1,4 @@
-"""Tables and files of results."""
+"""Records of runs: their form, files of them, tables of them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.table import Table
-from scipy import stats
 
+from routing_gym.experiments.engine.metrics import METRICS, Record
 from routing_gym.experiments.engine.settings import UsageError
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
 
-Record = dict[str, Any]
-CONFIDENCE = 0.95
+VERSION = 2
+"""Of the form of records."""
 
 NUMBER = int | float
-OF_COST = ("macs", "router_macs", "blocks_used", "paths", "samples_per_second", "seconds")
 OF_A_RUN: dict[str, Any] = {
-    **dict.fromkeys(("agent", "env", "dataset", "device", "torch"), str),
-    **dict.fromkeys(("seed", "epochs", "batch_size", "parameters", "threads"), int),
-    **dict.fromkeys(OF_COST, NUMBER),
+    **dict.fromkeys(("agent", "env", "dataset", "device", "processor", "torch", "commit"), str),
+    **dict.fromkeys(("version", "seed", "epochs", "batch_size", "threads"), int),
     **dict.fromkeys(("config", "env_config", "asked", "curve"), dict),
-    **dict.fromkeys(("task_accuracy", "routes", "routes_by_label", "use", "exits"), list),
+    **dict.fromkeys(("task_accuracy", "task_macs", "routes", "routes_by_label", "use", "exits"), list),
     **dict.fromkeys(("ways_out", "decisions", "experts"), list),
 }
-"""What the record of a run holds at least, besides how it was judged."""
+"""What the record of a run holds at least, besides its metrics."""
 
-COLUMNS = ("train_loss", "train_accuracy", "validation_accuracy", "seconds")
+Curve = dict[str, Any]
+"""How a run went: `judged_on`, a split, and columns with an entry per epoch.
+
+`epoch` (1, 2, ...), `train_loss` and `train_accuracy` (means over the epoch's batches, exploration included), the
+metrics that have a curve, of the deterministic policy after the epoch (`validation_accuracy`, `macs`, `seconds`, ...);
+`exits`, how many instances left by each way out (`ways_out`); and `use`, the `(N, A)` share of each choice in the
+weight at its decision (`Evaluation.use`), to four digits.
+"""
+
+OF_TRAINING = ("train_loss", "train_accuracy")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -88,14 +95,18 @@ def check_run(record: Record) -> None:
     Raises:
         ValueError: Names what is missing, or is not finite.
     """
-    asked = record.get("asked")
-    accuracy = f"{asked.get('split')}_accuracy" if isinstance(asked, dict) else ""
+    if "asked" in record and record.get("version") != VERSION:
+        raise ValueError(
+            f"it is of version {record.get('version', 1)} of the form of records, this routing_gym reads {VERSION}"
+        )
     check_form({name: record.get(name) for name in OF_A_RUN}, OF_A_RUN, "record")
+    check_form(record["asked"].get("split"), str, "record.asked.split")
     # Along so many axes; the first is of tasks, decisions or labels.
-    for name, axes in {accuracy: 0, "task_accuracy": 1, "routes": 3, "routes_by_label": 3, "use": 2}.items():
-        _check_numbers(record.get(name), axes, f"record.{name}")
-    for name in OF_COST:
-        _check_numbers(record[name], 0, f"record.{name}")
+    for name, axes in {"task_accuracy": 1, "task_macs": 1, "routes": 3, "routes_by_label": 3, "use": 2}.items():
+        _check_numbers(record[name], axes, f"record.{name}")
+    for metric in METRICS.values():
+        if record.get(key := metric.key(record["asked"]["split"])) is not None or metric.table:
+            _check_numbers(record.get(key), 0, f"record.{key}")
     check_curve(record["curve"], "record.curve")
 
 
@@ -107,21 +118,30 @@ def _check_numbers(value: Any, axes: int, where: str) -> None:
 
 
 def check_curve(curve: Any, where: str) -> None:
-    """Refuse what is not the curve of a run, as `dataclasses.asdict` gives it.
+    """Refuse what is not the curve of a run.
 
     Raises:
         ValueError: Names what is wrong.
     """
     check_form(curve, dict, where)
+    check_form(curve.get("judged_on"), str, f"{where}.judged_on")
     check_form(curve.get("epoch"), list, f"{where}.epoch")
     epochs = len(curve["epoch"])
-    form = {"judged_on": str, "epoch": [int] * epochs} | {name: [NUMBER] * epochs for name in COLUMNS}
-    form |= {"macs": [NUMBER | None] * epochs, "exits": [list | None] * epochs, "use": [list | None] * epochs}
-    check_form(curve, form, where)
-    for name in COLUMNS:
+    numbers = (*OF_TRAINING, *(metric.key("validation") for metric in METRICS.values() if metric.curve))
+    form = {name: [NUMBER | None] * epochs for name in numbers} | dict.fromkeys(("exits", "use"), [list] * epochs)
+    check_form({name: curve.get(name) for name in form}, form, where)
+    for name in (*OF_TRAINING, "validation_accuracy", "seconds"):
         _check_numbers(curve[name], 1, f"{where}.{name}")
     if curve["epoch"] != list(range(1, epochs + 1)):
         raise ValueError(f"{where}.epoch: expected 1 to {epochs}, one by one")
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """How far a run in another process says it is; nothing where it says nothing, or is about to."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def damaged(path: Path, error: Exception) -> UsageError:
@@ -163,43 +183,13 @@ def by_label(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % confidence interval of a mean over seeds (Student's t); None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    spread = stats.sem(values)
-    if spread == 0:
-        return float(values[0]), float(values[0])
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=np.mean(values), scale=spread)
-    return float(low), float(high)
-
-
-def accuracy_text(values: Sequence[float]) -> str:
-    """Write a mean accuracy in % with the half-width of its interval: `99.51 ± 0.12`."""
-    mean, bounds = 100 * float(np.mean(values)), interval(values)
-    return f"{mean:.2f}" if bounds is None else f"{mean:.2f} ± {50 * (bounds[1] - bounds[0]):.2f}"
-
-
 def comparison_table(records: Sequence[Record], title: str) -> Table:
     """Return one row per agent; means over seeds."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("agent", no_wrap=True)
-    for column in ("accuracy %", "worst", "MACs", "blocks", "paths", "samples/s", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = [metric for metric in METRICS.values() if metric.table]
+    for metric in columns:
+        table.add_column(metric.heading, justify="right", no_wrap=True)
     for agent, runs in by_label(records).items():
-
-        def mean(key: str, runs: list[Record] = runs) -> float:
-            return float(np.mean([run[key] for run in runs]))
-
-        worst = float(np.mean([min(run["task_accuracy"]) for run in runs]))
-        table.add_row(
-            agent,
-            accuracy_text([run["test_accuracy"] for run in runs]),
-            f"{100 * worst:.1f}",
-            f"{mean('macs'):,.0f}",
-            f"{mean('blocks_used'):.1f}",
-            f"{mean('paths'):.1f}",
-            f"{mean('samples_per_second'):,.0f}",
-            f"{mean('seconds'):.1f} s",
-        )
+        table.add_row(agent, *(metric.text([metric.value(run) for run in runs]) for metric in columns))
     return table

@@ -1,271 +1,283 @@
-"""One run: one agent, one seed, trained and judged."""
+"""One run: an agent with its options, an environment, a seed, and the folder it is run in."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from routing_gym.agents import Agent
-from routing_gym.envs import Evaluation, RoutingVectorEnv, TrainingDivergedError, evaluate
-from routing_gym.experiments.engine.machine import device_name, give_back_freed_memory
-from routing_gym.experiments.engine.records import read_arrays, write_arrays
-from routing_gym.experiments.engine.stopping import stop_if_asked, unbroken
+from routing_gym.agents import Agent, read
+from routing_gym.envs import evaluate, macs_of
+from routing_gym.experiments.engine.callbacks import Callback, Session, make_callbacks
+from routing_gym.experiments.engine.folders import locked
+from routing_gym.experiments.engine.logits import keep_logits, routed
+from routing_gym.experiments.engine.machine import commit, device_name, processor_name
+from routing_gym.experiments.engine.metrics import METRICS, Judged
+from routing_gym.experiments.engine.paths import judged_paths
+from routing_gym.experiments.engine.records import (
+    VERSION,
+    Curve,
+    Record,
+    check_curve,
+    check_run,
+    read_run,
+    write_results,
+    write_text,
+)
+from routing_gym.experiments.engine.settings import (
+    TrainingSettings,
+    UsageError,
+    build_agent,
+    config_text,
+    resolved_agent_options,
+    resolved_env_options,
+    writable_folder,
+)
+from routing_gym.experiments.engine.stopping import unbroken
+from routing_gym.experiments.engine.training import (
+    CHECKPOINT,
+    begun_curve,
+    best_epoch,
+    checked_policy,
+    judge,
+    rounded_use,
+    train,
+)
+from routing_gym.files import clear_orphans
 from routing_gym.networks import ways_out
 
+PATHS = "paths.npz"
+"""The file in a run's folder that holds the paths of all images."""
+
+LOGITS = "logits.npz"
+"""The file in a run's folder that holds what is said of all images."""
+
+CONFIG = "config.toml"
+"""The file in a run's folder that holds all it was made with; `routing-gym train --config` takes it."""
+
+WHEREABOUTS = {"data_dir", "device"}
+"""Options that say where something lies, not what is computed."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-    """How a run went, one entry per epoch.
+class Run:
+    """What is run: known by what it asks for, interrupted at any time, gone on with where it stopped.
+
+    Its folder holds `config.toml`, `checkpoint.pt` (agent, blocks, optimisers, random states; written whole after every
+    epoch) and, when it is finished, `results.json`.
 
     Attributes:
-        epoch: 1, 2, ...
-        train_loss: Mean loss of the blocks over the epoch's batches.
-        train_accuracy: Mean accuracy while training, exploration included.
-        validation_accuracy: Of the deterministic policy after the epoch; on the test split where nothing is held out.
-        seconds: Training time so far, without judging.
-        judged_on: The split `validation_accuracy`, `macs` and `exits` are of.
-        macs: Mean multiply-accumulates per instance after the epoch, the router's own included; None for epochs that
-            were run before this was written down.
-        exits: How many instances left by each way out (`ways_out`) after the epoch, of all labels; or None.
-        use: `(N, A)` share of each choice in the weight at its decision after the epoch (`Evaluation.use`), to four
-            digits; or None.
+        training: How agent and blocks are trained.
+        agent: The agent.
+        seed: First weights, order of instances and the agent's choices.
+        folder: Where everything is written.
+        agent_options: Options of the agent as NAME=VALUE.
+        split: What it is judged on in the end.
+        judge_at: Prices of computation it is judged at in the end, one by one, besides.
+        compare_paths: Find out in the end which paths images take, and whether they keep them when they are augmented.
+        keep_logits: Keep in the end what the agent's network says of every image of the split.
+        title: What it is called; agent and seed by default.
+        facts: What its record should hold besides.
+        plugins: Files that register what it needs, for other processes.
     """
 
-    epoch: list[int] = dataclasses.field(default_factory=list)
-    train_loss: list[float] = dataclasses.field(default_factory=list)
-    train_accuracy: list[float] = dataclasses.field(default_factory=list)
-    validation_accuracy: list[float] = dataclasses.field(default_factory=list)
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    judged_on: str = "validation"
-    macs: list[float | None] = dataclasses.field(default_factory=list)
-    exits: list[list[int] | None] = dataclasses.field(default_factory=list)
-    use: list[list[list[float]] | None] = dataclasses.field(default_factory=list)
+    training: TrainingSettings
+    agent: str
+    seed: int
+    folder: Path
+    agent_options: tuple[str, ...] = ()
+    split: str = "test"
+    judge_at: tuple[float, ...] = ()
+    compare_paths: bool = False
+    keep_logits: bool = False
+    title: str = ""
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    plugins: tuple[Path, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        later: tuple[list, ...] = (self.macs, self.exits, self.use)
-        for column in later:
-            column[:0] = [None] * (len(self.epoch) - len(column))
+        if not self.title:
+            object.__setattr__(self, "title", f"{self.agent}, seed {self.seed}")
+
+    def make(self) -> Agent:
+        """Make agent and environment.
+
+        Raises:
+            UsageError: An option one of them refuses.
+        """
+        env = self.training.make_env(self.agent, self.seed)
+        if self.split not in env.datasets:
+            raise UsageError(
+                f"{env.dataset.name} has no {self.split} split, only {', '.join(env.datasets)}; an option of the data "
+                f"holds some out (`routing-gym list {self.training.env}`)"
+            )
+        return build_agent(self.agent, env, self.seed, self.agent_options)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the run is known by: every option, whether given or left at its default."""
+        patience = self.training.patience
+        return {
+            "env": self.training.env,
+            "agent": self.agent,
+            "seed": self.seed,
+            "epochs": self.training.epochs,
+            "batch_size": self.training.batch_size,
+            "split": self.split,
+            **({"patience": patience} if patience is not None else {}),
+            **({"judge_at": list(self.judge_at)} if self.judge_at else {}),
+            **({"compare_paths": True} if self.compare_paths else {}),
+            **({"keep_logits": True} if self.keep_logits else {}),
+            "env_options": resolved_env_options(self.training.env, self.training.env_options),
+            "agent_options": resolved_agent_options(self.agent, self.agent_options),
+        }
+
+    def finished(self) -> Record | None:
+        """Record of this very run, if it is finished.
+
+        Raises:
+            UsageError: The folder holds the results of another run, or damaged ones.
+        """
+        path = self.folder / "results.json"
+        if not path.exists():
+            return None
+        record = read_run(path)
+        check_same(path, record["asked"], self.asked)
+        return {**record, **self.facts}
+
+    def try_out(self, *, batch: bool, fresh: bool) -> None:
+        """Find out what would go wrong, on a throwaway copy: no random number and no file is touched.
+
+        Args:
+            batch: Route one batch, train on it and judge one; else see only whether the checkpoint, where there is
+                one, is one to go on with.
+            fresh: The checkpoint is about to be replaced.
+
+        Raises:
+            UsageError: A wrong option, or a checkpoint of other options.
+        """
+        checkpoint = self.folder / CHECKPOINT
+        goes_on = not fresh and checkpoint.exists()
+        if not (batch or goes_on):
+            return
+        with _no_trace():
+            agent = self.make()
+            if goes_on:
+                agent, _ = resumed(checkpoint, agent, self.training.epochs)
+            if batch:
+                agent.learn(agent.env, agent.env.num_envs)
+                next(routed(agent, self.split))
+                macs_of(agent, agent.env.network)
+                checked_policy(agent)
+
+    def perform(self, callbacks: Sequence[Callback] = ()) -> Record:
+        """Train and judge, going on from the folder's checkpoint where there is one.
+
+        Args:
+            callbacks: Told of batches and epochs, besides those the settings name.
+
+        Raises:
+            UsageError: The checkpoint is of other options, or another command is at work in the folder.
+            TrainingDivergedError: The loss is no longer a number.
+        """
+        agent, folder = self.make(), self.folder
+        curve = begun_curve(agent)
+        with locked(writable_folder(folder)):
+            clear_orphans(folder)
+            asked = self.asked
+            if (folder / CHECKPOINT).exists():
+                agent, curve = resumed(folder / CHECKPOINT, agent, self.training.epochs)
+            write_text(folder / CONFIG, config_text(self.configuration))
+            callbacks = [*make_callbacks(self.training.callbacks), *callbacks]
+            session = Session(self.title, agent, folder, self.training.epochs, curve, asked)
+            for callback in callbacks:
+                callback.on_begin(session)
+            try:
+                train(session, callbacks, self.training.patience)
+                record = self._record(session)
+                with unbroken():
+                    write_results([record], folder / "results.json")
+            except BaseException as error:
+                for callback in callbacks:
+                    callback.on_failure(session, error)
+                raise
+            for callback in callbacks:
+                callback.on_end(session, record)
+        return {**record, **self.facts}
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What `config.toml` holds: the options of `routing-gym train`, all of them."""
+        training = {"callbacks": self.training.callbacks, "threads": self.training.threads}
+        plugins = {"plugin": [str(path.resolve()) for path in self.plugins]} if self.plugins else {}
+        return {**training, **plugins, **self.asked}
+
+    def _record(self, session: Session) -> Record:
+        """Judge what has been trained, and say all there is to say of it."""
+        agent, curve, folder = session.agent, session.curve, self.folder
+        seconds = curve["seconds"][-1]
+        judged = judge(agent, self.split, seconds, len(curve["epoch"]))
+        more: dict[str, Any] = {}
+        if self.judge_at:
+            more["by_price"] = judged_by_price(judged, self.judge_at)
+        if self.compare_paths:
+            more["compared_paths"] = judged_paths(judged, self.seed, folder / PATHS)
+        if self.keep_logits:
+            keep_logits(agent, self.split, folder / LOGITS)
+        record = record_of(judged, self, curve) | more
+        check_run(record)
+        return record
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A finished run.
-
-    Attributes:
-        agent: The trained agent; its environment holds the trained blocks.
-        curve: How it went.
-        final: How it does in the end, on the split it was to be judged on.
-        seconds: Training time.
-        samples_per_second: Instances trained on per second of training time.
-    """
-
-    agent: Agent
-    curve: Curve
-    final: Evaluation
-    seconds: float
-    samples_per_second: float
-
-
-def run(
-    agent: Agent,
-    env: RoutingVectorEnv,
-    epochs: int,
-    folder: Path,
-    curve: Curve | None = None,
-    after_epoch: Callable[[Curve], None] | None = None,
-    *,
-    split: str = "test",
-) -> Result:
-    """Train an agent and the blocks; judge them on the validation split after every epoch and on the test split last.
-
-    Args:
-        agent: A fresh agent, or one loaded from `folder` that has some epochs behind it.
-        env: Its environment.
-        epochs: How many epochs there should be in the end.
-        folder: Receives `checkpoint.pt` after every epoch, so that a run that stops keeps its last good one,
-            TensorBoard events, and `policies.npz`: how the agent's policy developed, where it is in a table.
-        curve: The epochs that are behind the agent already, from the checkpoint it was loaded from.
-        after_epoch: Called with the curve after every epoch, when its checkpoint is written.
-        split: What it is judged on in the end.
-
-    Raises:
-        TrainingDivergedError: The loss is no longer a number; names agent and step, or epoch.
-        Stopped: A signal came; nothing was broken off but the epoch.
-    """
-    batches = -(-env.trainer.optimization.epoch // env.num_envs)
-    judged_on = "validation" if "validation" in env.datasets else "test"
-    curve = Curve(judged_on=judged_on) if curve is None else curve
-    done = len(curve.epoch)
-    policies = PolicyLog(agent, folder / "policies.npz", done, every=-(-batches // SNAPSHOTS_PER_EPOCH))
-    seconds = curve.seconds[-1] if curve.seconds else 0.0
-    writer = SummaryWriter(str(folder), purge_step=done + 1)
-    try:
-        for epoch in range(done + 1, epochs + 1):
-            seen: list[dict[str, Tensor]] = []
-            start = time.perf_counter()
-
-            def note(metrics: dict[str, Tensor], seen: list[dict[str, Tensor]] = seen) -> None:
-                seen.append(metrics)
-                policies.note()
-                stop_if_asked()
-
-            with unbroken():
-                agent.learn(env, batches * env.num_envs, note)
-            _wait_for(env.device)
-            seconds += time.perf_counter() - start
-            means = {key: torch.stack([batch[key] for batch in seen]).mean().item() for key in seen[0]}
-            validation = _judged(agent, judged_on, epoch)
-            curve.epoch.append(epoch)
-            curve.train_loss.append(means["loss"])
-            curve.train_accuracy.append(means["accuracy"])
-            curve.validation_accuracy.append(validation.accuracy)
-            curve.seconds.append(seconds)
-            curve.macs.append(validation.macs)
-            curve.exits.append([int(validation.exits[way].sum()) for way in ways_out(env.network.decisions)])
-            curve.use.append(_rounded(validation))
-            for key, value in means.items():
-                writer.add_scalar(f"train/{key}", value, epoch)
-            writer.add_scalar(f"{judged_on}/accuracy_by_epoch", validation.accuracy, epoch)
-            writer.add_scalar(f"{judged_on}/macs", validation.macs, epoch)
-            with unbroken():
-                policies.write(epoch)
-                agent.save(folder / "checkpoint.pt", curve=dataclasses.asdict(curve))
-            give_back_freed_memory()
-            if after_epoch is not None:
-                after_epoch(curve)
-        final = _judged(agent, split, epochs)
-        writer.add_scalar(f"{split}/accuracy", final.accuracy, epochs)
-    finally:
-        writer.close()
-    return Result(agent, curve, final, seconds, agent.episodes / seconds if seconds else 0.0)
-
-
-def _judged(agent: Agent, split: str, epoch: int) -> Evaluation:
-    """Judge an agent on a split.
-
-    Raises:
-        TrainingDivergedError: What the network says is no longer numbers.
-    """
-    judged = evaluate(agent, agent.env, split=split)
-    if math.isnan(judged.loss):
-        raise TrainingDivergedError(f"agent {agent.name!r}, after epoch {epoch}: the loss on the {split} split is NaN")
-    return judged
-
-
-SNAPSHOTS_PER_EPOCH = 20
-
-
-def checked_policy(agent: Agent) -> Tensor | None:
-    """Return an agent's policy, `(T, N, A)`, or None.
-
-    Raises:
-        ValueError: It gives something else.
-    """
-    policy, wanted = agent.policy(), (agent.num_tasks, agent.num_decisions, agent.num_choices)
-    if policy is None or (isinstance(policy, Tensor) and tuple(policy.shape) == wanted):
-        return policy
-    got = tuple(policy.shape) if isinstance(policy, Tensor) else type(policy).__name__
-    raise ValueError(f"agent {agent.name!r}: policy() must give a tensor of shape {wanted}, or None, got {got}")
-
-
-class PolicyLog:
-    """Writes down how the policy of an agent develops, for Figs. 9 and 10 of Rosenbaum et al. (2018).
-
-    Args:
-        agent: The agent; nothing is written if it has no `policy()`.
-        path: The file: `policies` `(S, T, N, A)` float16, `episodes` `(S,)`, and `epoch` `(S,)`, the epoch each
-            snapshot was taken in.
-        done: Epochs that are behind the agent; what the file holds of later ones is dropped.
-        every: Batches from one snapshot to the next.
-    """
-
-    def __init__(self, agent: Agent, path: Path, done: int, every: int) -> None:
-        self.agent, self.path, self.every = agent, path, every
-        self.batches = agent.episodes // agent.env.num_envs
-        self.rows: list[tuple[int, int, np.ndarray]] = []
-        self.fresh: list[tuple[int, np.ndarray]] = []
-        if checked_policy(agent) is None:
-            self.every = 0
-        elif done and path.exists():
-            known = zip(*read_arrays(path, epoch=1, episodes=1, policies=4).values(), strict=True)
-            self.rows = [(int(epoch), int(at), policy) for epoch, at, policy in known if epoch <= done]
-
-    def note(self) -> None:
-        """Take a snapshot, when it is time."""
-        self.batches += 1
-        if self.every and (self.batches - 1) % self.every == 0:
-            policy = self.agent.policy()
-            assert policy is not None
-            self.fresh.append((self.agent.episodes, policy.to(torch.float16).cpu().numpy()))
-
-    def write(self, epoch: int) -> None:
-        """Add the snapshots of an epoch to the file, whole or not at all."""
-        self.rows += [(epoch, at, policy) for at, policy in self.fresh]
-        self.fresh = []
-        if self.rows:
-            epochs, episodes, policies = zip(*self.rows, strict=True)
-            whole = {"epoch": np.array(epochs), "episodes": np.array(episodes), "policies": np.stack(policies)}
-            write_arrays(self.path, **whole)
-
-
-def record_of(result: Result, env_id: str, seed: int, **more: Any) -> dict[str, Any]:
-    """Return a run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1.
+def record_of(judged: Judged, run: Run, curve: Curve) -> Record:
+    """A run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1.
 
     Infinite numbers, of an option say, are None: JSON has no word for them.
     """
-    agent, final = result.agent, result.final
-    network, k_cpt = agent.env.network, agent.env.config.k_cpt
-    priced = {"cost": final.cost(k_cpt)} if isinstance(k_cpt, int | float) else {}  # not where prices are drawn
+    agent, final = judged.agent, judged.evaluation
+    network = agent.env.network
     live = {"live_paths": final.live_paths.tolist()} if network.num_tensors > 1 else {}  # else a choice is a path
     record = {
+        "version": VERSION,
         "agent": agent.name,
-        "env": env_id,
-        "seed": seed,
-        f"{final.split}_accuracy": final.accuracy,
-        "macs": final.macs,
-        "blocks_used": final.blocks_used,
-        "samples_per_second": result.samples_per_second,
-        "seconds": result.seconds,
-        f"{final.split}_loss": final.loss,
+        "env": run.training.env,
+        "seed": run.seed,
+        **{metric.key(final.split): metric.of(judged) for metric in METRICS.values()},
         "task_accuracy": final.task_accuracy,
-        "router_macs": final.router_macs,
-        **priced,
-        "paths": final.paths,
+        "task_macs": final.task_macs,
         **live,
-        "parameters": count_parameters(agent),
-        "parameters_used": mean_parameters(agent, final),
-        "epochs": len(result.curve.epoch),
+        "epochs": len(curve["epoch"]),
+        "best_epoch": best_epoch(curve),
         "batch_size": agent.env.num_envs,
+        "asked": run.asked,
         "config": dataclasses.asdict(agent.config),
         "env_config": dataclasses.asdict(agent.env.config),
-        "curve": dataclasses.asdict(result.curve),
+        "curve": curve,
         "routes": final.routes.tolist(),
         "routes_by_label": final.routes_by_label.tolist(),
-        "use": _rounded(final),
+        "use": rounded_use(final),
         "exits": final.exits.tolist(),
         "ways_out": [list(way) for way in ways_out(network.decisions)],
         "decisions": [{"name": decision.name, "next": list(decision.next)} for decision in network.decisions],
         "experts": [list(names) for names in getattr(network, "experts", ())],
         "dataset": agent.env.datasets[final.split].name,
         "device": device_name(agent.env.device),
+        "processor": processor_name(),
         "torch": torch.__version__,
+        "commit": commit(),
         "threads": torch.get_num_threads(),
-        **more,
     }
     return {key: finite(value) for key, value in record.items()}
 
 
 def finite(value: Any) -> Any:
-    """Return a plain value with None in place of every number in it that is not finite."""
+    """A plain value with None in place of every number in it that is not finite, and lists in place of tuples."""
     if isinstance(value, dict):
         return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -273,66 +285,93 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def judged_by_price(result: Result, prices: Sequence[float]) -> list[dict[str, float]]:
+def judged_by_price(judged: Judged, prices: Sequence[float]) -> list[dict[str, float]]:
     """Judge one agent that knows the price of computation at several prices.
-
-    Args:
-        result: A finished run.
-        prices: Of one multiply-accumulate each.
 
     Returns:
         For each price `k_cpt`, the accuracy, `macs`, `loss` and `cost` at it, as in `record_of`.
     """
     points = []
     for price in prices:
-        judged = evaluate(result.agent, result.agent.env, split=result.final.split, k_cpt=price)
-        points.append(
-            {
-                "k_cpt": price,
-                f"{judged.split}_accuracy": judged.accuracy,
-                "macs": judged.macs,
-                "loss": judged.loss,
-                "cost": judged.cost(price),
-            }
-        )
+        at = evaluate(judged.agent, judged.agent.env, split=judged.evaluation.split, k_cpt=price)
+        accuracy = {f"{at.split}_accuracy": at.accuracy}
+        points.append({"k_cpt": price, **accuracy, "macs": at.macs, "loss": at.loss, "cost": at.cost(price)})
     return points
 
 
-def count_parameters(agent: Agent) -> int:
-    """Return how many parameters network and agent have together."""
-    return sum(p.numel() for module in (agent.env.network, agent) for p in module.parameters() if p.requires_grad)
+def check_same(path: Path, saved: dict[str, Any], asked: dict[str, Any], within: str = "") -> None:
+    """Refuse the record of a run that another is not to be taken for.
 
+    Args:
+        path: Where it stands.
+        saved: What it was asked for.
+        asked: What is asked for now.
+        within: Name of the table of options they are, `env_options ` say.
 
-def mean_parameters(agent: Agent, judged: Evaluation) -> float | None:
-    """Return how many parameters an instance passes on average, as Ramachandran and Le (2019, Table 4) count them.
-
-    Those of the choices it takes; what belongs to no choice, all readouts and the agent included, counts whole.
-
-    Returns:
-        None where choices have parameters in common, as in a recurrent network: which of them an instance passes twice
-        is not in the counts.
+    Raises:
+        UsageError: Names file and option.
     """
-    network = agent.env.network
-    share = judged.routes.sum(0).double() / judged.exits.sum()
-    seen: set[tuple[int, int | None]] = set()
-    total = float(count_parameters(agent))
-    for number, decision in enumerate(network.decisions):
-        for choice in range(len(decision.next)):
-            for owned in network.parameters_of(number, choice):
-                piece = (id(owned.parameter), owned.index)
-                if piece in seen:
-                    return None
-                seen.add(piece)
-                total -= (1 - float(share[number, choice])) * owned.value.numel()
-    return total
+    saved, asked = finite(saved), finite(asked)
+    for key in sorted(saved.keys() | asked.keys()):
+        ours, theirs = asked.get(key), saved.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            check_same(path, theirs, ours, f"{key} ")
+        elif ours != theirs:
+            raise UsageError(
+                f"{path} holds another run: its {within}{key} is {theirs!r}, asked for is {ours!r}; take "
+                "another folder, or delete this one"
+            )
 
 
-def _rounded(judged: Evaluation) -> list[list[float]]:
-    """Return the use of every choice in as many digits as a picture shows."""
-    return [[round(value, 4) for value in row] for row in judged.use.tolist()]
+@contextmanager
+def _no_trace() -> Iterator[None]:
+    """Leave global random numbers and the number of threads as they were."""
+    python, legacy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+            torch.set_num_threads(threads)
 
 
-def _wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given, so that it counts as training time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
+    """Load a checkpoint to go on with, if it was trained with the very options given now.
+
+    Args:
+        path: The checkpoint.
+        fresh: An agent made with the options given now.
+        epochs: How many epochs there should be in the end.
+
+    Raises:
+        UsageError: Not a checkpoint, not one of `train`, or one of other options: names the first.
+    """
+    try:
+        checkpoint = read(path)
+        env = fresh.env
+        assert env.spec is not None
+        run = (
+            {"agent": checkpoint["agent"], "batch_size": checkpoint["num_envs"]},
+            {"agent": fresh.name, "batch_size": env.num_envs},
+        )
+        of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))
+        of_env = (checkpoint["env_kwargs"], env.spec.kwargs)
+        for saved, ours in (run, of_agent, of_env):  # one by one: agents and environments have options of one name
+            for option in sorted((ours.keys() | saved.keys()) - WHEREABOUTS):
+                if finite(ours.get(option)) != finite(saved.get(option)):
+                    raise UsageError(
+                        f"{path} was trained with {option}={saved.get(option)!r}, now it is {ours.get(option)!r}: "
+                        "resume with the same options, or train into another folder"
+                    )
+        if "curve" not in checkpoint["extra"]:
+            raise UsageError(f"{path} was not written by `routing-gym train`")
+        check_curve(checkpoint["extra"]["curve"], f"{path}: curve")
+        done = len(checkpoint["extra"]["curve"]["epoch"])
+        if done > epochs:
+            raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")
+        agent = Agent.load(path, env)
+        torch.set_rng_state(checkpoint["torch_generator"])
+    except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared
+        raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+    return agent, checkpoint["extra"]["curve"]

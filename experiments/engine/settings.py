@@ -6,28 +6,26 @@ import ast
 import collections
 import dataclasses
 import tempfile
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import tomli_w
 import torch
 from rich.console import Console
 
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent, needs
 from routing_gym.envs import RoutingVectorEnv, core_of
-from routing_gym.registration import env_ids
+from routing_gym.envs.make import default_options
+from routing_gym.registration import ENV_IDS, env_ids
 
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
 RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
 
 MOST_THREADS = 1024
-WORTH_THREADS = 2e7
-"""Multiply-accumulates per batch below which a second CPU thread costs more than it brings (DIGITS-MTL: 1.4e6)."""
-
-
-DEFAULT_THREADS = torch.get_num_threads()
 
 
 class UsageError(Exception):
@@ -65,8 +63,10 @@ class TrainingSettings:
         env_options: Options of the environment as NAME=VALUE, e.g. num_blocks=5 rho=0.3 learning_rate=0.002.
         data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
         device: "auto" takes CUDA where present.
-        threads: CPU threads of PyTorch; by default as many as it wants, but one for networks so small that threads
-            would only wait for each other.
+        threads: CPU threads of a run, whatever runs beside it.
+        patience: Stop after so many epochs without a higher validation accuracy, and judge the best epoch.
+        callbacks: What is told of every epoch: tensorboard, csv, wandb, trackio, mlflow, or one that a plug-in
+            registers (`register_callback`).
     """
 
     env: str = DEFAULT_ENV
@@ -75,7 +75,9 @@ class TrainingSettings:
     env_options: tuple[str, ...] = ()
     data_dir: str | None = None
     device: str = "auto"
-    threads: int | None = None
+    threads: int = 1
+    patience: int | None = None
+    callbacks: tuple[str, ...] = ("tensorboard",)
 
     def check(self) -> None:
         """Refuse what cannot be run.
@@ -85,14 +87,14 @@ class TrainingSettings:
         """
         if self.env not in env_ids():
             raise UsageError(f"unknown environment {self.env!r}; known are {', '.join(env_ids())}")
-        for option in ("epochs", "batch_size"):
-            at_least_one(option, getattr(self, option))
+        for option in ("epochs", "batch_size", "threads", "patience"):
+            if (value := getattr(self, option)) is not None:
+                at_least_one(option, value)
         each_once("env_options", self.env_options)
-        if self.threads is not None:
-            at_least_one("threads", self.threads)
-            if self.threads > MOST_THREADS:
-                raise UsageError(f"--threads must be at most {MOST_THREADS}, got {self.threads}")
-            torch.set_num_threads(self.threads)
+        if self.threads > MOST_THREADS:
+            raise UsageError(f"--threads must be at most {MOST_THREADS}, got {self.threads}")
+        if twice := repeated(self.callbacks):
+            raise UsageError(f"--callbacks names {twice!r} twice")
 
     def make_env(self, agent: str, seed: int) -> RoutingVectorEnv:
         """Make the environment an agent needs.
@@ -109,9 +111,10 @@ class TrainingSettings:
             options.setdefault("replay_batch", self.batch_size)
         if self.data_dir is not None:
             options["data_dir"] = self.data_dir
+        torch.set_num_threads(self.threads)
         torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout
         try:
-            env = core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
+            return core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
         except (ValueError, TypeError) as error:
             for option, value in agent_class(agent).env_kwargs.items():
                 if f"unexpected keyword argument {option!r}" in str(error):
@@ -120,10 +123,53 @@ class TrainingSettings:
                         "does not have: leave the agent out"
                     ) from error
             raise UsageError(str(error)) from error
-        work = env.network.stem_macs + sum(max(decision.macs) for decision in env.network.decisions)
-        if self.threads is None:  # a property of this run, whatever ran before it
-            torch.set_num_threads(1 if work * self.batch_size < WORTH_THREADS else DEFAULT_THREADS)
-        return env
+
+
+def resolved_env_options(env: str, given: tuple[str, ...]) -> dict[str, Any]:
+    """Every option of an environment that a command may set, by name: as given, else of the id, else the default."""
+    options = {**ENV_IDS[env], **parse_options("env_options", given)}
+    defaults = {
+        name: default
+        for name, default in (*default_options(options["dataset"], options["network"]).items(),)
+        if name not in (*RESERVED, "data_dir")
+    }
+    return {**defaults, **{name: value for name, value in options.items() if name != "dataset"}}
+
+
+def resolved_agent_options(agent: str, given: tuple[str, ...]) -> dict[str, Any]:
+    """Every option of an agent but its seed, by name: as given, else the default."""
+    defaults = dataclasses.asdict(agent_class(agent).Config())
+    return {name: value for name, value in defaults.items() if name != "seed"} | parse_options("agent_options", given)
+
+
+def config_text(configuration: dict[str, Any]) -> str:
+    """Configuration as TOML, in which None is "none"."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(part) for name, part in sorted(value.items())}
+        if isinstance(value, list | tuple):
+            return [plain(part) for part in value]
+        return "none" if value is None else value
+
+    tables = {name: value for name, value in configuration.items() if isinstance(value, dict)}
+    return tomli_w.dumps({name: plain(value) for name, value in {**configuration, **tables}.items()})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Options of a command by name, tables of options as NAME=VALUE texts.
+
+    Raises:
+        UsageError: The file cannot be read, or is no TOML.
+    """
+    try:
+        options = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    for name, value in options.items():
+        if isinstance(value, dict):
+            options[name] = [f"{option}={'none' if part is None else part}" for option, part in value.items()]
+    return options
 
 
 def at_least_one(option: str, value: int) -> None:

@@ -1,14 +1,14 @@
-"""What a paper reports, as runs of ours: rows, settings, the cells they make, and how results are shown and judged."""
+"""What a paper reports, as runs of ours: rows, settings, the runs they make, and how results are shown and judged."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from routing_gym.experiments.engine.cell import Cell
 from routing_gym.experiments.engine.records import Record
+from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings
 
 
@@ -29,8 +29,8 @@ class Row:
         series: The curve of a figure it is a point of; empty where it is a line of a table.
         part: Which of several such figures.
         judge_at: Prices of computation (`k_cpt`) to judge the one trained agent at, each of which makes a point.
-        compare_paths: Whether to find out which paths images take, see `Cell`.
-        keep_logits: Whether to keep what is said of every test image, see `Cell`.
+        compare_paths: Whether to find out which paths images take, see `Run`.
+        keep_logits: Whether to keep what is said of every test image, see `Run`.
         trained: Numbers of passes and of instances per batch in single settings, by their name, where they are others.
     """
 
@@ -49,6 +49,19 @@ class Row:
     compare_paths: bool = False
     keep_logits: bool = False
     trained: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of the row it belongs to, besides what the run itself says."""
+        return {
+            "label": self.label,
+            "groups": list(self.groups),
+            "series": self.series,
+            "part": self.part,
+            "x": self.x,
+            "paper": self.paper[max(self.paper)] / 100 if self.paper else None,
+            "paper_by_epoch": self.paper,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +189,7 @@ class Reproduction:
                     drawn += self.draw(Drawing(group, f"{title} ({setting})", own, of_setting, folder))
         return drawn
 
-    def cells(
+    def runs(
         self,
         settings: Settings,
         groups: tuple[str, ...],
@@ -185,8 +198,8 @@ class Reproduction:
         out: Path,
         epochs: int | None = None,
         only: tuple[str, ...] = (),
-    ) -> Iterator[tuple[Row, Cell]]:
-        """Yield the cells of some groups: seed by seed, so that a run that stops early has seen every row.
+    ) -> Iterator[tuple[Row, Run]]:
+        """Yield the runs of some groups: seed by seed, so that a run that stops early has seen every row.
 
         Args:
             settings: How they are trained.
@@ -199,7 +212,7 @@ class Reproduction:
         """
         for seed in range(seeds):
             for row in self.rows:
-                if set(row.groups) & set(groups) and any(asks_for(text, row) for text in only or ("",)):
+                if set(row.groups) & set(groups) and any(asks_for(text, row.label) for text in only or ("",)):
                     options = (
                         *settings.env_options,
                         *settings.more_options.get(row.env, ()),
@@ -220,22 +233,26 @@ class Reproduction:
                         env_options=_filled(options, passes),
                     )
                     folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
-                    cell = Cell(
-                        training,
-                        row.agent,
-                        seed,
-                        folder,
-                        _filled(row.agent_options, passes),
-                        judge_at=row.judge_at,
-                        compare_paths=row.compare_paths,
-                        keep_logits=row.keep_logits,
+                    yield (
+                        row,
+                        Run(
+                            training,
+                            row.agent,
+                            seed,
+                            folder,
+                            _filled(row.agent_options, passes),
+                            judge_at=row.judge_at,
+                            compare_paths=row.compare_paths,
+                            keep_logits=row.keep_logits,
+                            title=f"{settings.name}, {row.label}, seed {seed}",
+                            facts={"settings": settings.name, **row.facts, "folder": str(folder)},
+                        ),
                     )
-                    yield row, cell
 
 
-def asks_for(text: str, row: Row) -> bool:
+def asks_for(text: str, label: str) -> bool:
     """Tell whether a row is meant by a text: one that its label contains, or `=` and the whole label."""
-    return row.label == text[1:] if text.startswith("=") else text in row.label
+    return label == text[1:] if text.startswith("=") else text in label
 
 
 def _filled(options: Sequence[str], epochs: int) -> tuple[str, ...]:

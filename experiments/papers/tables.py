@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from routing_gym.experiments.engine.records import Record, accuracy_text, by_label
+from routing_gym.experiments.engine.metrics import ACCURACY
+from routing_gym.experiments.engine.records import Record, by_label
 
 SHOWN_EPOCHS = (1, 5, 10, 20, 50, 100)
 
@@ -24,13 +25,13 @@ def _by_epoch(records: Sequence[Record]) -> list[str]:
     lines = heading(header)
     for label, runs in by_label(records).items():
         curves = np.array([run["curve"]["validation_accuracy"] for run in runs])
-        ours = [accuracy_text(curves[:, epoch - 1].tolist()) for epoch in epochs[:-1]]
+        ours = [ACCURACY.text(curves[:, epoch - 1].tolist()) for epoch in epochs[:-1]]
         lines.append(
             line(
                 [
                     label,
                     *ours,
-                    f"**{accuracy_text([run['test_accuracy'] for run in runs])}**",
+                    f"**{ACCURACY.text([run['test_accuracy'] for run in runs])}**",
                     f"{np.mean([run['blocks_used'] for run in runs]):.0f}",
                     f"{np.mean([run['macs'] for run in runs]):,.0f}",
                     f"{runs[0]['parameters']:,}",
@@ -86,7 +87,7 @@ def error_and_operations(records: Sequence[Record]) -> list[str]:
     """Show error, mean operations and the cost of inference; an agent judged at several prices has a line for each."""
     lines = heading(["", "error %", "MACs, M", "router's, %", "c_inf", "epochs", "s per epoch", "seeds"])
     for label, runs in by_label(records).items():
-        if "cost" in runs[0]:
+        if runs[0].get("cost") is not None:
             cost = f"{np.mean([run['cost'] for run in runs]):.4f}"
         else:
             cost = ""  # prices were drawn: the lines below have one each
@@ -94,7 +95,7 @@ def error_and_operations(records: Sequence[Record]) -> list[str]:
             line(
                 [
                     label,
-                    f"**{accuracy_text([1 - run['test_accuracy'] for run in runs])}**",
+                    f"**{ACCURACY.text([1 - run['test_accuracy'] for run in runs])}**",
                     f"{np.mean([run['macs'] for run in runs]) / 1e6:.2f}",
                     f"{100 * np.mean([run['router_macs'] / run['macs'] for run in runs]):.2f}",
                     cost,
@@ -109,7 +110,7 @@ def error_and_operations(records: Sequence[Record]) -> list[str]:
                 line(
                     [
                         f"… judged at {price_text(points[0]['k_cpt'])}",
-                        accuracy_text([1 - point["test_accuracy"] for point in points]),
+                        ACCURACY.text([1 - point["test_accuracy"] for point in points]),
                         f"{np.mean([point['macs'] for point in points]) / 1e6:.2f}",
                         "",
                         f"{np.mean([point['cost'] for point in points]):.4f}",

@@ -63,6 +63,17 @@ def known_options(dataset: str | Splits, network: str | RoutedNetwork) -> set[st
     return {*_options(dataset, DATASETS), *_options(network, NETWORKS), *OF_ENV, *own}
 
 
+def default_options(dataset: str, network: str) -> dict[str, Any]:
+    """Options that an environment of this data and network takes and that have defaults, by name."""
+    of_network = NETWORKS[network].options if network in NETWORKS else {}
+    parameters = {**inspect.signature(DATASETS[dataset]).parameters, **of_network}
+    options = {
+        name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+    of_env = {field.name: field.default for field in dataclasses.fields(EnvConfig)}
+    return {"num_blocks": None, "num_tasks": None, **options, **of_env}
+
+
 def make_routing_vector_env(
     *,
     dataset: str | Splits,

@@ -11,7 +11,8 @@ from scipy import stats
 
 from routing_gym.agents import AGENTS, register_agent
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.records import accuracy_text, interval
+from routing_gym.experiments.engine.metrics import ACCURACY
+from routing_gym.experiments.engine.statistics import mean_interval
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "64"]
 
@@ -168,7 +169,7 @@ def test_what_is_overwritten_is_kept_until_the_new_is_whole(tmp_path, monkeypatc
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("routing_gym.experiments.engine.cell.run", killed)
+    monkeypatch.setattr("routing_gym.experiments.engine.run.train", killed)
     assert run(*arguments, "--epochs", 3, "--overwrite") == 130
     monkeypatch.undo()
     assert not (tmp_path / "wpl" / "seed-0" / "results.json").exists()
@@ -286,8 +287,8 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
 
 def test_intervals_are_students_t():
     values = [0.98, 0.99, 1.0, 0.97]
-    low, high = interval(values)
+    low, high = mean_interval(values)
     half = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
     assert (low, high) == (pytest.approx(np.mean(values) - half), pytest.approx(np.mean(values) + half))
-    assert interval([0.5]) is None and interval([0.9, 0.9]) == (0.9, 0.9)
-    assert accuracy_text([0.5]) == "50.00" and accuracy_text([0.9, 0.9]) == "90.00 ± 0.00"
+    assert mean_interval([0.5]) is None and mean_interval([0.9, 0.9]) == (0.9, 0.9)
+    assert ACCURACY.text([0.5]) == "50.00" and ACCURACY.text([0.9, 0.9]) == "90.00 ± 0.00"

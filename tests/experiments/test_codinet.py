@@ -14,8 +14,8 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.cell import PATHS
 from routing_gym.experiments.engine.paths import augmented, paths_of
+from routing_gym.experiments.engine.run import PATHS
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.codinet.claims import claims
 from routing_gym.experiments.papers.codinet.labels import (
@@ -42,7 +42,7 @@ TINY = ("network=resnet32-skip", "stages=[1, 1, 1]", "width=2")
 
 def cells(settings, out):
     base = TrainingSettings(epochs=settings.epochs, device="cpu")
-    return list(CODINET.cells(settings, tuple(CODINET.groups), 1, base, out))
+    return list(CODINET.runs(settings, tuple(CODINET.groups), 1, base, out))
 
 
 def test_the_rows_are_the_papers(tmp_path):

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.compare import joined
-from routing_gym.experiments.engine.cell import Cell
 from routing_gym.experiments.engine.logits import accuracy_together
 from routing_gym.experiments.engine.records import comparison_table, read_arrays, read_results, write_arrays, write_text
-from routing_gym.experiments.engine.run import PolicyLog
+from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings, UsageError
+from routing_gym.experiments.engine.training import PolicyLog
 from routing_gym.files import PART
 
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"
@@ -32,8 +32,8 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run, its files as they should be."""
-    cell = Cell(TrainingSettings(SYNTHETIC, 2, 64), "wpl", 0, tmp_path_factory.mktemp("runs") / "wpl" / "seed-0")
-    cell.run()
+    cell = Run(TrainingSettings(SYNTHETIC, 2, 64), "wpl", 0, tmp_path_factory.mktemp("runs") / "wpl" / "seed-0")
+    cell.perform()
     return cell, {path.name: path.read_bytes() for path in cell.folder.iterdir()}
 
 
@@ -82,7 +82,9 @@ def test_commands_name_a_damaged_record_and_go_on_when_it_is_gone(finished, fold
     record = folder / "results.json"
     text = record.read_text()
     record.write_text(text.replace('"validation_accuracy"', '"validation"'))
-    with pytest.raises(UsageError, match=r"record\.curve: 'validation_accuracy' is missing\): put back a copy, or del"):
+    with pytest.raises(
+        UsageError, match=r"record\.curve: 'validation_accuracy: expected 2 values\): put back a copy, or del"
+    ):
         finished[0].finished()
     record.unlink()
     assert finished[0].run()[1]["test_accuracy"] == json.loads(text)[0]["test_accuracy"]

@@ -12,7 +12,7 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.run import mean_parameters
+from routing_gym.experiments.engine.metrics import Judged, mean_parameters
 from routing_gym.experiments.engine.settings import TrainingSettings, UsageError
 from routing_gym.experiments.papers.diversity.claims import mutual_information, shuffled
 from routing_gym.experiments.papers.diversity.labels import (
@@ -49,7 +49,7 @@ LITTLE = ("layers=3", "width=4", "expert_mid=2")
 
 def cells(settings, out, paper=DIVERSITY):
     base = TrainingSettings(epochs=settings.epochs, device="cpu")
-    return list(paper.cells(settings, tuple(paper.groups), 1, base, out))
+    return list(paper.runs(settings, tuple(paper.groups), 1, base, out))
 
 
 def test_the_rows_are_the_papers_and_all_agents(tmp_path):
@@ -268,9 +268,9 @@ def test_parameters_per_example_are_those_an_instance_passes():
         for choice in range(7):
             size = sum(o.value.numel() for o in network.parameters_of(decision, choice))
             by_hand += size * int(judged.routes[:, decision, choice].sum()) / len(env.datasets["test"])
-    assert mean_parameters(agent, judged) == pytest.approx(by_hand)
+    assert mean_parameters(Judged(agent, judged, 1.0, 1.0)) == pytest.approx(by_hand)
     recurrent = TrainingSettings("routing_gym/SyntheticMTL-v0", 1, 8, ("recurrent=True", "layers=4"), device="cpu")
     env = recurrent.make_env("random", 0)
     agent = make_agent("random", env)
-    assert mean_parameters(agent, evaluate(agent, env)) is None
+    assert mean_parameters(Judged(agent, evaluate(agent, env), 1.0, 1.0)) is None
     assert torch.allclose(judged.use.sum(1), torch.ones(3, dtype=torch.float64))

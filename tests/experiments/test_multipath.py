@@ -10,7 +10,6 @@ from records import COSTS, chain_decisions, curve, exits_of, made_up, tree_decis
 
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.run import Curve
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.multipath.claims import claims, points_of
 from routing_gym.experiments.papers.multipath.dataflow import layout
@@ -22,7 +21,7 @@ PLAIN = ("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "allow_partial=Tr
 
 def cells(settings, groups=tuple(MULTIPATH.groups), only=(), epochs=None, paper=MULTIPATH, out=None):
     base = TrainingSettings(epochs=epochs or settings.epochs, device="cpu")
-    return list(paper.cells(settings, groups, 1, base, out, epochs, only))
+    return list(paper.runs(settings, groups, 1, base, out, epochs, only))
 
 
 def test_the_rows_are_the_papers_networks(tmp_path):
@@ -292,12 +291,3 @@ def test_a_tree_is_laid_out_by_depth_and_branch():
     chain, edges = layout(made_up("actor", 1e6, 0.1))
     assert chain == {**{(i, 0): (float(i), 0.0) for i in range(7)}, (6, 1): (7.0, 0.0)}
     assert set(edges) == {((i, 0), (i + 1, 0)) for i in range(6)} | {((6, 0), (6, 1))}
-
-
-def test_curves_of_checkpoints_from_before_still_load():
-    old = {"epoch": [1, 2], "train_loss": [1.0, 0.9], "train_accuracy": [0.1, 0.2], "validation_accuracy": [0.1, 0.2],
-           "seconds": [1.0, 2.0], "judged_on": "test"}  # fmt: skip
-    read = Curve(**old)
-    assert read.macs == [None, None] and read.exits == [None, None]
-    again = Curve(**{**dataclasses.asdict(read), "epoch": [1, 2, 3], "macs": [None, None, 5.0]})
-    assert again.macs == [None, None, 5.0]

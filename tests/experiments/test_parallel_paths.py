@@ -12,9 +12,9 @@ from standins import write_cifar10, write_cifar100
 from routing_gym.envs import evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.cell import LOGITS
 from routing_gym.experiments.engine.logits import accuracy_together, keep_logits
-from routing_gym.experiments.engine.run import count_parameters
+from routing_gym.experiments.engine.metrics import count_parameters
+from routing_gym.experiments.engine.run import LOGITS
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.parallel_paths.claims import claims
 from routing_gym.experiments.papers.parallel_paths.labels import (
@@ -58,7 +58,7 @@ TINY = ("width=2", "hidden=4")
 
 def cells(settings, out, **options):
     base = TrainingSettings(epochs=settings.epochs, device="cpu")
-    return list(PARALLEL_PATHS.cells(settings, tuple(PARALLEL_PATHS.groups), 1, base, out, **options))
+    return list(PARALLEL_PATHS.runs(settings, tuple(PARALLEL_PATHS.groups), 1, base, out, **options))
 
 
 # ------------------------------------------------------------------------------------------------------------ rows

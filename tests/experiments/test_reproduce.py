@@ -137,7 +137,7 @@ def test_other_runs_in_the_folder_are_not_taken_for_these(small_paper, tmp_path,
     monkeypatch.setattr(type(small_paper), "pictures", lambda *_: [])
     assert run(tmp_path, "--seeds", 1, "--groups", "rl") == 0
     assert run(tmp_path, "--seeds", 1, "--groups", "rl", "--epochs", 3) == 2
-    assert "holds another run: its env_options is" in capsys.readouterr().err
+    assert "holds another run: its env_options schedule_epochs is 2, asked for is 3" in capsys.readouterr().err
     assert run(tmp_path, "--seeds", 1, "--groups", "cost", "rl", "--threads", 1) == 0
     kept = (tmp_path / "cost.json").read_text()
     (tmp_path / "cost.json").write_text(kept.replace('"batch_size": 128', '"batch_size": 64'))
@@ -152,11 +152,11 @@ def test_every_row_can_be_made(tmp_path):
     groups = tuple(ROUTING_NETWORKS.groups)
     for settings in ROUTING_NETWORKS.settings:
         base = TrainingSettings(epochs=settings.epochs, device="cpu")
-        cells = list(ROUTING_NETWORKS.cells(settings, groups, 1, base, tmp_path))
+        cells = list(ROUTING_NETWORKS.runs(settings, groups, 1, base, tmp_path))
         assert len(cells) == len(ROUTING_NETWORKS.rows)
         for row, cell in cells if settings.name == "tuned" else cells[::12]:
             agent = cell.make()
             assert agent.name == row.agent and agent.env.spec.id == row.env
-    folders = [cell.folder for _, cell in ROUTING_NETWORKS.cells(settings, groups, 2, base, tmp_path)]
+    folders = [cell.folder for _, cell in ROUTING_NETWORKS.runs(settings, groups, 2, base, tmp_path)]
     assert len(set(folders)) == len(folders)
     assert {row.env for row in ROUTING_NETWORKS.rows} == {CIFAR, MIN, MNIST}

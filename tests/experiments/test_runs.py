@@ -21,8 +21,7 @@ from routing_gym.agents import AGENTS, Agent, AgentConfig, register_agent
 from routing_gym.experiments import compare
 from routing_gym.experiments.cli import COMMANDS, main, parsed
 from routing_gym.experiments.engine.arguments import gathered
-from routing_gym.experiments.engine.cell import Cell
-from routing_gym.experiments.engine.run import finite
+from routing_gym.experiments.engine.run import Run, finite
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -114,8 +113,8 @@ def test_agents_and_seeds_join_a_comparison(tmp_path, capsys):
     ("changed", "message"),
     [
         (["--agents", "shared", "--epochs", 3], "its epochs is 2, asked for is 3"),
-        (["--agents", "shared", "--env-options", "width=8"], "its env_options is [], asked for is ['width=8']"),
-        (["--agents", "wpl", "--seeds", 2, "--agent-options", "wpl.gamma=1.0"], "its agent_options is []"),
+        (["--agents", "shared", "--env-options", "width=8"], "its env_options width is 48, asked for is 8"),
+        (["--agents", "wpl", "--seeds", 2, "--agent-options", "wpl.gamma=0.5"], "its agent_options gamma is 1.0"),
     ],
 )
 def test_what_does_not_compare_does_not_join(changed, message, tmp_path, capsys):
@@ -289,7 +288,7 @@ def test_the_trial_changes_no_figure(tmp_path, monkeypatch):
     with registered(legacy=Legacy):
         np.random.seed(3)
         assert run("compare", *SMALL, *agents, "--out", tmp_path / "with") == 0
-        monkeypatch.setattr(Cell, "try_out", lambda self, **options: None)
+        monkeypatch.setattr(Run, "try_out", lambda self, **options: None)
         np.random.seed(3)
         assert run("compare", *SMALL, *agents, "--out", tmp_path / "without") == 0
     with_it, without = (strict(tmp_path / folder / "results.json") for folder in ("with", "without"))

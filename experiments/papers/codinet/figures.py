@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from routing_gym.experiments.engine.cell import PATHS
 from routing_gym.experiments.engine.figures import learning_curves, save
 from routing_gym.experiments.engine.records import Record, by_label, read_arrays
+from routing_gym.experiments.engine.run import PATHS
 from routing_gym.experiments.papers.codinet.labels import CONSISTENT, MARGINS, VANILLA, WITH_BOTH, with_margin
 from routing_gym.experiments.papers.codinet.tables import gflops_of
 from routing_gym.experiments.papers.reproduction import Drawing

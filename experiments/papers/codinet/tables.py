@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from routing_gym.experiments.engine.records import Record, accuracy_text, by_label
+from routing_gym.experiments.engine.metrics import ACCURACY
+from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.codinet.labels import PRINTED, Printed
 from routing_gym.experiments.papers.tables import heading, line
 
@@ -30,7 +31,7 @@ def paths_and_cost(records: Sequence[Record]) -> list[str]:
                 [
                     label,
                     beside(
-                        f"**{accuracy_text([run['test_accuracy'] for run in runs])}**",
+                        f"**{ACCURACY.text([run['test_accuracy'] for run in runs])}**",
                         printed.accuracy,
                         ".2f",
                     ),

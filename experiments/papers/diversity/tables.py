@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from routing_gym.experiments.engine.records import Record, accuracy_text, by_label
+from routing_gym.experiments.engine.metrics import ACCURACY
+from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.diversity.claims import counts_of, shuffled, specialization
 from routing_gym.experiments.papers.diversity.labels import ALL_ON, CELLS_6X32, CELLS_6X64, CELLS_12X32
 from routing_gym.experiments.papers.tables import heading, line
@@ -26,9 +27,9 @@ def errors(records: Sequence[Record]) -> list[str]:
             line(
                 [
                     label,
-                    f"**{accuracy_text([1 - run['test_accuracy'] for run in runs])}**",
+                    f"**{ACCURACY.text([1 - run['test_accuracy'] for run in runs])}**",
                     "" if runs[0]["paper"] is None else f"*{100 * (1 - runs[0]['paper']):.2f}*",
-                    accuracy_text(validation) if validation else "",
+                    ACCURACY.text(validation) if validation else "",
                     _millions(runs, "macs", 2),
                     _millions(runs, "parameters", 2),
                     *_effort(runs),
@@ -48,7 +49,7 @@ def depth(records: Sequence[Record]) -> list[str]:
             line(
                 [
                     label,
-                    f"**{accuracy_text([run['test_accuracy'] for run in runs])}**",
+                    f"**{ACCURACY.text([run['test_accuracy'] for run in runs])}**",
                     "" if runs[0]["paper"] is None else f"*{100 * runs[0]['paper']:.1f}*",
                     _millions(runs, "parameters_used", 2),
                     "" if printed is None else f"*{printed}*",
@@ -103,7 +104,7 @@ def across(
 
 def _cell(runs: Sequence[Record]) -> str:
     more = f", {len(runs)} seeds" if len(runs) > 1 else ""
-    return f"**{accuracy_text([run['test_accuracy'] for run in runs])}** at {_millions(runs, 'macs', 2)}{more}"
+    return f"**{ACCURACY.text([run['test_accuracy'] for run in runs])}** at {_millions(runs, 'macs', 2)}{more}"
 
 
 def _epochs_of(records: Sequence[Record]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from routing_gym.experiments.engine.cell import LOGITS
 from routing_gym.experiments.engine.logits import accuracy_together
-from routing_gym.experiments.engine.records import Record, accuracy_text, by_label
+from routing_gym.experiments.engine.metrics import ACCURACY
+from routing_gym.experiments.engine.records import Record, by_label
+from routing_gym.experiments.engine.run import LOGITS
 from routing_gym.experiments.papers.parallel_paths.labels import (
     ALL_ENSEMBLE,
     BASE,
@@ -157,7 +158,7 @@ def _parameters(runs: Sequence[Record], printed: Printed) -> str:
 
 
 def _error(runs: Sequence[Record], printed: float | None) -> str:
-    ours = f"**{accuracy_text([1 - run['test_accuracy'] for run in runs])}**" if runs else ""
+    ours = f"**{ACCURACY.text([1 - run['test_accuracy'] for run in runs])}**" if runs else ""
     return ours if printed is None else f"{ours} *{printed:.2f}*".strip()
 
 

@@ -1,0 +1,180 @@
+"""Metrics of a run, declared once: records, curves, tables, plots, CSV, sweeps and the report read the declaration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from routing_gym.agents import Agent
+from routing_gym.envs import Evaluation
+from routing_gym.experiments.engine.statistics import mean_interval
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What metrics are computed from.
+
+    Attributes:
+        agent: The agent; its environment holds the blocks.
+        evaluation: How agent and blocks do on a split.
+        seconds: Training time so far.
+        samples_per_second: Instances trained on per second of training time.
+    """
+
+    agent: Agent
+    evaluation: Evaluation
+    seconds: float
+    samples_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number that is reported of every run.
+
+    Attributes:
+        name: Its key in a record, behind the name of the split where `of_split`.
+        heading: Its column in tables, with its unit.
+        of: Computes it; None where it means nothing for an agent or a network.
+        scale: What it is multiplied by where it is shown: 100 for per cent.
+        digits: Digits behind the point where it is shown.
+        unit: Written behind it.
+        of_split: Whether its key names the split it was measured on, `test_accuracy`.
+        table: Whether it is a column of tables.
+        curve: Whether it is measured after every epoch, too.
+        spread: Whether its mean is shown with the half-width of its 95 % interval over seeds.
+        better: Whether more or less of it is better; None where neither is.
+    """
+
+    name: str
+    heading: str
+    of: Callable[[Judged], float | None]
+    scale: float = 1.0
+    digits: int = 0
+    unit: str = ""
+    of_split: bool = False
+    table: bool = True
+    curve: bool = False
+    spread: bool = False
+    better: Literal["more", "less"] | None = None
+
+    def key(self, split: str) -> str:
+        """Key in the record of a run that was judged on a split."""
+        return f"{split}_{self.name}" if self.of_split else self.name
+
+    def value(self, record: Record) -> Any:
+        """Value in the record of a run, a number or None."""
+        return record[self.key(record["asked"]["split"])]
+
+    def curve_of(self, record: Record) -> list[Any]:
+        """Values after every epoch."""
+        return record["curve"][self.key("validation")]
+
+    def text(self, values: Sequence[float | None]) -> str:
+        """Mean of some runs as it is shown: `99.51 ± 0.12`; a dash where it means nothing."""
+        known = [self.scale * value for value in values if value is not None]
+        if not known:
+            return "–"
+        bounds = mean_interval(known) if self.spread else None
+        half = "" if bounds is None else f" ± {(bounds[1] - bounds[0]) / 2:.{self.digits}f}"
+        return f"{float(np.mean(known)):,.{self.digits}f}{half}{self.unit}"
+
+
+def count_parameters(agent: Agent) -> int:
+    """Number of parameters of network and agent together."""
+    modules: tuple[nn.Module, ...] = (agent.env.network, agent)
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+
+
+def mean_parameters(judged: Judged) -> float | None:
+    """Number of parameters an instance passes on average, as Ramachandran and Le (2019, Table 4) count them.
+
+    Those of the choices it takes; what belongs to no choice, all readouts and the agent included, counts whole.
+
+    Returns:
+        None where choices have parameters in common, as in a recurrent network: which of them an instance passes twice
+        is not in the counts.
+    """
+    network, evaluation = judged.agent.env.network, judged.evaluation
+    share = evaluation.routes.sum(0).double() / evaluation.exits.sum()
+    seen: set[tuple[int, int | None]] = set()
+    total = float(count_parameters(judged.agent))
+    for number, decision in enumerate(network.decisions):
+        for choice in range(len(decision.next)):
+            for owned in network.parameters_of(number, choice):
+                piece = (id(owned.parameter), owned.index)
+                if piece in seen:
+                    return None
+                seen.add(piece)
+                total -= (1 - float(share[number, choice])) * owned.value.numel()
+    return total
+
+
+def _cost(judged: Judged) -> float | None:
+    k_cpt = judged.agent.env.config.k_cpt  # None where every instance has a price of its own
+    return judged.evaluation.cost(k_cpt) if isinstance(k_cpt, int | float) else None
+
+
+METRICS: dict[str, Metric] = {}
+"""Metrics by name, in the order of their columns; `register_metric` adds to them."""
+
+
+def register_metric(metric: Metric) -> None:
+    """Make a metric one of every record, curve, table and report from here on.
+
+    Raises:
+        ValueError: There is another of this name.
+    """
+    if METRICS.get(metric.name, metric) != metric:
+        raise ValueError(f"there is a metric {metric.name!r} already: take another name")
+    METRICS[metric.name] = metric
+
+
+for _metric in (
+    Metric(
+        "accuracy",
+        "accuracy %",
+        lambda judged: judged.evaluation.accuracy,
+        scale=100,
+        digits=2,
+        of_split=True,
+        curve=True,
+        spread=True,
+        better="more",
+    ),
+    Metric(
+        "worst_task",
+        "worst task %",
+        lambda judged: min(judged.evaluation.task_accuracy),
+        scale=100,
+        digits=1,
+        better="more",
+    ),
+    Metric(
+        "loss",
+        "loss",
+        lambda judged: judged.evaluation.loss,
+        digits=4,
+        of_split=True,
+        table=False,
+        curve=True,
+        better="less",
+    ),
+    Metric("macs", "MACs", lambda judged: judged.evaluation.macs, curve=True, better="less"),
+    Metric("router_macs", "router MACs", lambda judged: judged.evaluation.router_macs, table=False, better="less"),
+    Metric("cost", "cost", _cost, digits=4, table=False, better="less"),
+    Metric("blocks_used", "blocks", lambda judged: judged.evaluation.blocks_used, digits=1),
+    Metric("paths", "paths", lambda judged: judged.evaluation.paths, digits=1),
+    Metric("parameters", "parameters", lambda judged: count_parameters(judged.agent), table=False),
+    Metric("parameters_used", "parameters passed", mean_parameters, table=False),
+    Metric("samples_per_second", "samples/s", lambda judged: judged.samples_per_second, better="more"),
+    Metric("seconds", "time", lambda judged: judged.seconds, digits=1, unit=" s", curve=True, better="less"),
+):
+    register_metric(_metric)
+
+ACCURACY = METRICS["accuracy"]
