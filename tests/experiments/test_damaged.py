@@ -83,11 +83,11 @@ def test_commands_name_a_damaged_record_and_go_on_when_it_is_gone(finished, fold
     text = record.read_text()
     record.write_text(text.replace('"validation_accuracy"', '"validation"'))
     with pytest.raises(
-        UsageError, match=r"record\.curve: 'validation_accuracy: expected 2 values\): put back a copy, or del"
+        UsageError, match=r"validation_accuracy: expected 2 values, got NoneType\): put back a copy"
     ):
         finished[0].finished()
     record.unlink()
-    assert finished[0].run()[1]["test_accuracy"] == json.loads(text)[0]["test_accuracy"]
+    assert finished[0].perform()["test_accuracy"] == json.loads(text)[0]["test_accuracy"]
     damaged = folder / "checkpoint.pt"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     for command in (["train", *SMALL, "--resume", "--out", folder], ["evaluate", damaged]):
@@ -134,7 +134,7 @@ def test_every_reader_of_arrays_names_the_damaged_file(finished, folder, tmp_pat
 def test_a_curve_of_another_form_is_refused(finished, folder, curve):
     reseal(folder / "checkpoint.pt", lambda content: content["extra"].update(curve=curve))
     with pytest.raises(UsageError, match=r"checkpoint\.pt: curve"):
-        finished[0].run()
+        finished[0].perform()
 
 
 @pytest.mark.parametrize("name", ["evilmod:routing_gym/DigitsMTL-v0", "CartPole-v1", "evilmod:x", "routing_gym/No-v0"])
@@ -171,7 +171,7 @@ def test_orphans_of_killed_runs_go_when_a_run_begins(finished, folder):
     for name in ("checkpoint.pt", "policies.npz"):
         (folder / f".{name}.0123abcd{PART}").write_text("half")
     (folder / "results.json").unlink()
-    finished[0].run()
+    finished[0].perform()
     assert not list(folder.glob(f".*{PART}"))
 
 

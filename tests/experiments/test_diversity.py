@@ -119,6 +119,7 @@ def run(label, accuracy, *, seed=0, groups=("omniglot",), counts=None, instances
         "agent": "top-k",
         "seed": seed,
         "test_accuracy": accuracy,
+        "asked": {"split": "test"},
         "paper": None,
         "exits": exits.tolist(),
         "routes_by_label": table.tolist(),
