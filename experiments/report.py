@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.table import Table
-from scipy import stats
 
 from routing_gym.experiments.settings import UsageError
+from routing_gym.experiments.statistics import mean_interval
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
 
 Record = dict[str, Any]
-CONFIDENCE = 0.95
 
 NUMBER = int | float
 OF_COST = ("macs", "router_macs", "blocks_used", "paths", "samples_per_second", "seconds")
@@ -163,20 +162,9 @@ def by_label(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % confidence interval of a mean over seeds (Student's t); None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    spread = stats.sem(values)
-    if spread == 0:
-        return float(values[0]), float(values[0])
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=np.mean(values), scale=spread)
-    return float(low), float(high)
-
-
 def accuracy_text(values: Sequence[float]) -> str:
     """Write a mean accuracy in % with the half-width of its interval: `99.51 ± 0.12`."""
-    mean, bounds = 100 * float(np.mean(values)), interval(values)
+    mean, bounds = 100 * float(np.mean(values)), mean_interval(values)
     return f"{mean:.2f}" if bounds is None else f"{mean:.2f} ± {50 * (bounds[1] - bounds[0]):.2f}"
 
 
