@@ -7,12 +7,24 @@ Precipice" (rliable), whose intervals are bootstrapped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+MISTAKES = 0.05
+"""How often a difference may be claimed that is not there: 1 - `CONFIDENCE`."""
+FEWEST_SEEDS = 3
+"""Common seeds below which no difference is claimed."""
+ROUNDING = 1e-9
+"""Spread of differences, as a share of the values, that is taken for rounding."""
+
+BySeed = Mapping[int, float]
+"""A value, such as the test accuracy of a run, by seed. Larger is better: negate errors and costs."""
+Verdict = Literal["better", "worse", "not enough"]
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -26,3 +38,78 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
         return float(values[0]), float(values[0])
     low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired difference of two agents over the seeds that both were trained with.
+
+    Attributes:
+        mean: Mean of the differences, in the units of the values.
+        low: Lower end of the 95 % confidence interval of the mean; -inf where the differences bound it nowhere.
+        high: Upper end; inf likewise.
+        p: Two-sided p-value of "the mean is 0".
+        seeds: Number of common seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """The only rule by which one agent is called better or worse than another: an interval without 0, 3 seeds."""
+        if self.seeds < FEWEST_SEEDS or self.low <= 0 <= self.high:
+            return "not enough"
+        return "better" if self.mean > 0 else "worse"
+
+
+def paired_difference(a: BySeed, b: BySeed) -> Difference:
+    """Paired difference `a - b` over common seeds, with Student's t-interval and t-test.
+
+    It holds for one pair that was named before the runs were looked at; for the best of a table see `best_and_alike`.
+
+    Differences that are all equal have no spread to divide by. A t-interval of width 0 would call any of them certain,
+    although accuracies are counts of images: of two equally good agents that differ by an image or two, three
+    differences are equal and not 0 every now and then. What is left are the signs. All of n differences have the sign
+    that the first has with probability 2^(1-n) if both signs are equally likely, so that n of them bound the median
+    with 95 % confidence from n = 6 on (sign test). Below that the interval is the whole line, and the verdict "not
+    enough". Differences that are all 0 are "not enough" however many there are.
+
+    Args:
+        a: Values of one agent by seed.
+        b: Values of the other.
+
+    Raises:
+        ValueError: No seed is common, or a value is not finite.
+    """
+    common = _common_seeds({"the first": a, "the second": b})
+    pairs = np.array([(a[seed], b[seed]) for seed in common], dtype=np.float64)
+    differences = pairs[:, 0] - pairs[:, 1]
+    mean, n = float(differences.mean()), len(common)
+    rounding = ROUNDING * np.abs(pairs).max()
+    if np.ptp(differences) <= rounding:
+        mean = 0.0 if abs(mean) <= rounding else mean
+        same_sign = 2.0 ** (1 - n)
+        low, high = (mean, mean) if same_sign <= MISTAKES else (-np.inf, np.inf)
+        return Difference(mean, low, high, same_sign if mean else 1.0, n)
+    error = float(stats.sem(differences))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    return Difference(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, n - 1)), n)
+
+
+def _common_seeds(values: Mapping[str, BySeed]) -> list[int]:
+    """Seeds that all agents have a value for, in order; refuses none, and values that are not finite."""
+    for agent, by_seed in values.items():
+        for seed, value in by_seed.items():
+            if not np.isfinite(value):
+                raise ValueError(f"{agent}, seed {seed}: expected a finite value, got {value}")
+    common = set.intersection(*(set(by_seed) for by_seed in values.values()))
+    if not common:
+        got = "; ".join(
+            f"{agent} has {', '.join(map(str, sorted(seeds))) or 'none'}" for agent, seeds in values.items()
+        )
+        raise ValueError(f"expected seeds in common, got none ({got}): train all with the same seeds")
+    return sorted(common)
