@@ -1,5 +1,6 @@
 """Statistics over seeds and problems, against values worked by hand and against slow loops."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from routing_gym.experiments.statistics import Difference, mean_interval, paired_difference
+from routing_gym.experiments.statistics import Best, Difference, best_and_alike, mean_interval, paired_difference
 
 WHOLE = (-math.inf, math.inf)
 VALUES = st.integers(-1000, 1000).map(lambda thousandths: thousandths / 1000)
@@ -72,3 +73,61 @@ def test_what_cannot_be_paired_is_refused():
         paired_difference({2: 0.5}, {})
     with pytest.raises(ValueError, match="the second, seed 1: expected a finite value, got nan"):
         paired_difference({1: 0.5}, {1: math.nan})
+
+
+def test_the_best_of_a_table_worked_by_hand():
+    # Differences from x over seeds 0 to 2: "near" 1, 2, 3 (p = 0.074), "far" 99, 100, 101 (p = 0.000033).
+    # Levels of 3 agents: 2 * 0.05 / (3 * 2), then 2 * 0.05 / 3.
+    table = {"far": by_seed(-94, -91, -97, 10**6), "x": by_seed(5, 9, 4), "near": by_seed(4, 7, 1)}
+    assert best_and_alike(table) == Best("x", ("near",), ("far",), 3)
+    # Three agents at p = 0.04 each: alone it is enough, beside another it is not.
+    t = stats.t.isf(0.02, 2)
+    noise = np.array([-1, 0, 1]) / math.sqrt(3)  # standard error 1 / sqrt(9) = 1 / 3
+    pair = {"a": by_seed(*noise + t / 3), "b": by_seed(0, 0, 0)}
+    assert paired_difference(pair["a"], pair["b"]).p == pytest.approx(0.04)
+    assert best_and_alike(pair) == Best("a", (), ("b",), 3)
+    assert best_and_alike({**pair, "c": pair["b"]}) == Best("a", ("b", "c"), (), 3)
+
+
+def test_the_best_of_few():
+    assert best_and_alike({"only": {4: 0.5}}) == Best("only", (), (), 1)
+    two_seeds = {"a": by_seed(0.9, 0.9001), "b": by_seed(0.1, 0.1)}
+    assert best_and_alike(two_seeds) == Best("a", ("b",), (), 2)
+    same = {"b": by_seed(0.5, 0.6, 0.7), "a": by_seed(0.5, 0.6, 0.7)}
+    assert best_and_alike(same) == Best("b", ("a",), (), 3)
+
+
+@given(st.integers(2, 6), st.integers(3, 6), st.integers(0, 2**32 - 1))
+def test_the_best_is_told_apart_as_by_closed_testing(agents, seeds, draw):
+    rng = np.random.default_rng(draw)
+    drawn = rng.normal(size=(agents, seeds)) + 10 * rng.exponential(size=(agents, 1))
+    seen = best_and_alike({str(i): by_seed(*values) for i, values in enumerate(drawn)})
+    best = int(drawn.mean(1).argmax())
+    others = [i for i in range(agents) if i != best]
+    # Holm's procedure is the closure of Bonferroni's: worse is who is rejected in every group that it is in.
+    p = {i: stats.ttest_rel(drawn[best], drawn[i], alternative="greater").pvalue for i in others}
+    groups = [set(group) for size in range(1, agents) for group in itertools.combinations(others, size)]
+    kept = [group for group in groups if min(p[i] for i in group) >= 0.05 / agents / len(group)]
+    worse = {str(i) for i in others if not any(i in group for group in kept)}
+    assert seen.agent == str(best) and set(seen.worse) == worse and seen.seeds == seeds
+    assert sorted((seen.agent, *seen.alike, *seen.worse)) == sorted(map(str, range(agents)))
+
+
+def test_the_best_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one agent, got none"):
+        best_and_alike({})
+    with pytest.raises(ValueError, match=r"got none \(a has 1, 2; b has 2, 3; c has 1, 3\)"):
+        best_and_alike({"a": {1: 0, 2: 0}, "b": {2: 0, 3: 0}, "c": {1: 0, 3: 0}})
+    with pytest.raises(ValueError, match="b, seed 3: expected a finite value, got inf"):
+        best_and_alike({"a": {3: 0}, "b": {3: math.inf}})
+
+
+def test_claims_are_wrong_as_often_as_they_may_be():
+    # Equal agents with a shared seed effect. Bounds are passed once in a million tests if the level is held.
+    rng, repetitions, agents = np.random.default_rng(0), 400, 10
+    drawn = rng.normal(size=(repetitions, agents, 10)) + 3 * rng.normal(size=(repetitions, 1, 10))
+    tables = [{str(i): by_seed(*values) for i, values in enumerate(table)} for table in drawn]
+    claimed = sum(paired_difference(table["0"], table["1"]).verdict != "not enough" for table in tables)
+    fewest, most = stats.binom.ppf([1e-6, 1 - 1e-6], repetitions, 0.05)
+    assert fewest <= claimed <= most
+    assert sum(bool(best_and_alike(table).worse) for table in tables) <= most
