@@ -9,10 +9,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from routing_gym.experiments.statistics import Best, Difference, best_and_alike, mean_interval, paired_difference
+from routing_gym.experiments.statistics import (
+    Best,
+    Difference,
+    best_and_alike,
+    bootstrap_interval,
+    iqm,
+    mean_interval,
+    paired_difference,
+    performance_profile,
+    probability_of_improvement,
+    score_matrix,
+)
 
 WHOLE = (-math.inf, math.inf)
 VALUES = st.integers(-1000, 1000).map(lambda thousandths: thousandths / 1000)
+
+TENTHS = st.integers(-20, 20).map(lambda tenths: tenths / 10)
+
+
+@st.composite
+def matrices(draw, problems=None):
+    runs, columns = draw(st.integers(1, 6)), problems or draw(st.integers(1, 4))
+    row = st.lists(TENTHS, min_size=columns, max_size=columns)
+    return draw(st.lists(row, min_size=runs, max_size=runs))
 
 
 def by_seed(*values):
@@ -131,3 +151,81 @@ def test_claims_are_wrong_as_often_as_they_may_be():
     fewest, most = stats.binom.ppf([1e-6, 1 - 1e-6], repetitions, 0.05)
     assert fewest <= claimed <= most
     assert sum(bool(best_and_alike(table).worse) for table in tables) <= most
+
+
+def test_aggregates_worked_by_hand():
+    # 2 runs of 3 problems. Sorted 0, 1, 2, 4, 8, 16: one of six is left out at either end, floor(6 / 4); 15 / 4.
+    scores = [[0, 4, 16], [8, 1, 2]]
+    assert iqm(scores) == 15 / 4 and isinstance(iqm(scores), float)
+    # Against one run (4, 4, 2): problem 1 wins 1 of 2; problem 2 ties once, 1/4; problem 3 wins one, ties one: 3/4.
+    assert probability_of_improvement(scores, [[4, 4, 2]]) == pytest.approx((1 / 2 + 1 / 4 + 3 / 4) / 3)
+    assert performance_profile(scores, [-1, 1, 16]) == pytest.approx([1, 4 / 6, 0])  # strictly above
+
+
+@given(st.data())
+def test_aggregates_are_those_of_slow_loops(data):
+    x = data.draw(matrices())
+    y = data.draw(matrices(len(x[0])))
+    ordered = sorted(itertools.chain(*x))
+    cut = len(ordered) // 4
+    assert iqm(x) == pytest.approx(np.mean(ordered[cut : len(ordered) - cut]))
+    won = []
+    for problem in range(len(x[0])):
+        points = 0.0
+        for ours in x:
+            for theirs in y:
+                points += (ours[problem] > theirs[problem]) + 0.5 * (ours[problem] == theirs[problem])
+        won.append(points / (len(x) * len(y)))
+    assert probability_of_improvement(x, y) == pytest.approx(np.mean(won))
+    assert probability_of_improvement(y, x) == pytest.approx(1 - np.mean(won))
+    for threshold, share in zip([-0.5, 0.3], performance_profile(x, [-0.5, 0.3]), strict=True):
+        assert share == pytest.approx(np.mean([score > threshold for score in ordered]))
+
+
+def test_the_probability_of_improvement_is_scipys_mann_whitney():
+    x, y = np.random.default_rng(0).integers(0, 5, size=(2, 7, 3))
+    u = stats.mannwhitneyu(x, y[:4]).statistic
+    assert probability_of_improvement(x, y[:4]) == pytest.approx(np.mean(u / 28))
+
+
+def test_the_bootstrap_is_that_of_all_resamples():
+    scores = np.array([[0.0, 10.0], [1.0, 14.0], [5.0, 11.0]])
+    draws = list(itertools.product(range(3), repeat=3))  # of each problem by itself: 27 * 27 equally likely resamples
+    means = [np.mean([scores[list(a), 0], scores[list(b), 1]]) for a in draws for b in draws]
+    low, high = bootstrap_interval(np.mean, scores, repetitions=4000, seed=3)
+    # 2.5 % of resamples are below the lower end: the binomial allows 4000 draws of them 4 standard errors, 1 %.
+    assert np.mean(np.array(means) < low - 1e-9) <= 0.035 and np.mean(np.array(means) <= low + 1e-9) >= 0.015
+    assert np.mean(np.array(means) > high + 1e-9) <= 0.035 and np.mean(np.array(means) >= high - 1e-9) >= 0.015
+    assert (low, high) == bootstrap_interval(np.mean, scores, repetitions=4000, seed=3)
+
+
+def test_the_bootstrap_keeps_problems_and_agents_apart():
+    # Equal runs within a problem: were problems or agents mixed, or problems drawn, this would not be a point.
+    scores, better = np.tile([0.0, 1.0, 5.0], (4, 1)), np.tile([1.0, 2.0, 5.0], (3, 1))
+    assert bootstrap_interval(np.mean, scores, repetitions=50) == (2, 2)
+    both = bootstrap_interval(probability_of_improvement, better, scores, repetitions=50)
+    assert both == pytest.approx(((1 + 1 + 0.5) / 3,) * 2)
+    low, high = bootstrap_interval(lambda drawn: performance_profile(drawn, [0, 3]), scores, repetitions=50)
+    assert low == pytest.approx([2 / 3, 1 / 3]) and high == pytest.approx([2 / 3, 1 / 3])
+    shapes = set()
+    bootstrap_interval(lambda a, b: shapes.add((a.shape, b.shape)) or 0.0, scores, better, repetitions=5)
+    assert shapes == {((4, 3), (3, 3))}
+
+
+def test_scores_are_put_in_order_or_refused():
+    assert score_matrix({"a": [1, 2], "b": [3, 4], "c": [5, 6]}).tolist() == [[1, 3, 5], [2, 4, 6]]
+    with pytest.raises(ValueError, match="equally many runs of every problem, got 2 of 'a', 1 of 'b': run"):
+        score_matrix({"a": [1, 2], "b": [3]})
+    for nothing in ({}, {"a": []}):
+        with pytest.raises(ValueError, match="expected .* got"):
+            score_matrix(nothing)
+    with pytest.raises(ValueError, match=r"scores\[1, 0\]: expected a finite number, got nan"):
+        iqm([[0.0], [math.nan]])
+    with pytest.raises(ValueError, match=r"expected shape \(runs, problems\), at least 1 of each, got \(2,\)"):
+        performance_profile([0.0, 1.0], [0.5])
+    with pytest.raises(ValueError, match="expected as many problems in every run"):
+        iqm([[0.0, 1.0], [2.0]])
+    with pytest.raises(ValueError, match="the same problems, got 2 of x and 1 of y"):
+        probability_of_improvement([[0, 1]], [[0]])
+    with pytest.raises(ValueError, match=r"at least 2 runs to draw from, got \[2, 1\]"):
+        bootstrap_interval(probability_of_improvement, [[0, 1], [0, 1]], [[0, 1]])
