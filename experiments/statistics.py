@@ -74,12 +74,12 @@ def paired_difference(a: BySeed, b: BySeed) -> Difference:
     It does not hold where single runs fail: with one run in ten at 10 standard deviations below the others, intervals
     of 3 to 10 seeds cover 82 to 92 % instead of 95, since most samples hold no failure, or too few.
 
-    Differences that are all equal have no spread to divide by. A t-interval of width 0 would call any of them certain,
-    although accuracies are counts of images: of two equally good agents that differ by an image or two, three
-    differences are equal and not 0 every now and then. What is left are the signs. All of n differences have the sign
-    that the first has with probability 2^(1-n) if both signs are equally likely, so that n of them bound the median
-    with 95 % confidence from n = 6 on (sign test). Below that the interval is the whole line, and the verdict "not
-    enough". Differences that are all 0 are "not enough" however many there are.
+    Differences that are all equal have no spread to divide by, and a t-interval of width 0 would call any of them
+    certain. Where accuracies take few values they are equal by chance: an agent that solves a problem or fails, by
+    halves, beside one that is always in between, would be called better or worse by 3 seeds in 25 % of cases. What is
+    left are the signs: all n are equal with probability 2^(1-n) at most if both signs are equally likely, and n of them
+    bound the median with 95 % confidence from n = 6 on (sign test). Below that the interval is the whole line, and the
+    verdict "not enough". Differences that are all 0 are "not enough" however many there are.
 
     Args:
         a: Values of one agent by seed.
@@ -250,7 +250,9 @@ def bootstrap_interval(
 
     Every repetition draws, for each problem of each agent by itself, as many runs with replacement as there are;
     problems are not drawn, they are those that the claim is about (Agarwal et al. 2021, section 4.1).
-    Not for one problem: with few seeds the bootstrap is too narrow there, see `mean_interval`.
+    With few runs it is too narrow, as bootstraps are: of the mean or the interquartile mean of 10 problems with normal
+    scores it covers 86 % with 3 runs, 90 % with 5 and 92 % with 10. It shows an uncertainty and decides nothing; of one
+    problem see `mean_interval` and `paired_difference`.
 
     Args:
         function: Aggregate, called with arrays of the shapes of `scores`; may return an array.
