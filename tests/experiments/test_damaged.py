@@ -82,9 +82,7 @@ def test_commands_name_a_damaged_record_and_go_on_when_it_is_gone(finished, fold
     record = folder / "results.json"
     text = record.read_text()
     record.write_text(text.replace('"validation_accuracy"', '"validation"'))
-    with pytest.raises(
-        UsageError, match=r"validation_accuracy: expected 2 values, got NoneType\): put back a copy"
-    ):
+    with pytest.raises(UsageError, match=r"validation_accuracy: expected 2 values, got NoneType\): put back a copy"):
         finished[0].finished()
     record.unlink()
     assert finished[0].perform()["test_accuracy"] == json.loads(text)[0]["test_accuracy"]
