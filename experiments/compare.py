@@ -87,7 +87,8 @@ class Compare(Keeping, Launching):
             stack.enter_context(locked(writable_folder(self.out)))
             if self.overwrite:
                 set_aside(self.out)
-            order = list(dict.fromkeys([*(agent for agent, _ in records), *self.agents]))
+            others = [agent for agent, _ in records if agent not in self.agents]
+            order = list(dict.fromkeys([*others, *self.agents]))
 
             def in_order() -> list[Record]:
                 return [records[key] for key in sorted(records, key=lambda key: (order.index(key[0]), key[1]))]
