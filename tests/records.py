@@ -1,4 +1,6 @@
-"""Made-up records of early exit: what a run could have found, without one."""
+"""Records of runs: read strictly, compared without their times, or made up as early exit could have left them."""
+
+import json
 
 import numpy as np
 
@@ -80,3 +82,18 @@ def made_up(series, macs, error, *, part="hybrid", label=None, price=None, exits
 def curve(series, macs, error, **more):
     """Return a record for each point."""
     return [made_up(series, float(m), float(e), **more) for m, e in zip(macs, error, strict=True)]
+
+
+def strict(path):
+    """The records of a file, which must be JSON as the standard has it."""
+
+    def refused(token):
+        raise AssertionError(token)
+
+    return json.loads(path.read_text(), parse_constant=refused)
+
+
+def untimed(record):
+    curve = {key: value for key, value in record["curve"].items() if key != "seconds"}
+    rest = {key: value for key, value in record.items() if key not in ("seconds", "samples_per_second", "curve")}
+    return {**rest, "curve": curve}

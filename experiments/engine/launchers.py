@@ -170,7 +170,9 @@ class Local(Launcher):
         if progress and progress["pid"] == slot.pid:
             display.epoch(run.title, progress)
             slot.heard(progress["time"])
-        if slot.started and time.time() - slot.last > self.silence:
+        if not slot.started:  # still importing
+            slot.heard(time.time())
+        elif time.time() - slot.last > self.silence:
             slot.hung = True
             slot.kill()
 

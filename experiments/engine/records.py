@@ -11,8 +11,9 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from routing_gym.experiments.engine.metrics import METRICS, Record
+from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, Record
 from routing_gym.experiments.engine.settings import UsageError
+from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, Best, best_and_alike
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
 
@@ -183,13 +184,38 @@ def by_label(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
+def judged_best(records: Sequence[Record]) -> Best | None:
+    """Agent with the highest accuracy, and who cannot be told apart from it; None without a seed common to all."""
+    values = {agent: {run["seed"]: ACCURACY.value(run) for run in runs} for agent, runs in by_label(records).items()}
+    try:
+        return best_and_alike(values)
+    except ValueError:
+        return None
+
+
 def comparison_table(records: Sequence[Record], title: str) -> Table:
-    """Return one row per agent; means over seeds."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    """Table with a row per agent: means over seeds; the best is marked, and what cannot be told apart from it."""
+    best = judged_best(records)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=said_of(best))
     table.add_column("agent", no_wrap=True)
     columns = [metric for metric in METRICS.values() if metric.table]
     for metric in columns:
         table.add_column(metric.heading, justify="right", no_wrap=True)
     for agent, runs in by_label(records).items():
-        table.add_row(agent, *(metric.text([metric.value(run) for run in runs]) for metric in columns))
+        texts = [metric.text([metric.value(run) for run in runs]) for metric in columns]
+        mark = " *" if best is not None and agent in (best.agent, *best.alike) else ""
+        table.add_row(agent, texts[0] + mark, *texts[1:])
     return table
+
+
+def said_of(best: Best | None) -> str:
+    """What the marks of a table mean, and what ± is."""
+    spread = "± half of the 95 % t-interval of the mean over seeds"
+    if best is None:
+        return f"{spread}; no seed is common to all agents, so that none is called the best"
+    if best.seeds < FEWEST_SEEDS:
+        return f"{spread}; * all: fewer than {FEWEST_SEEDS} common seeds tell nothing apart"
+    compared = len(best.alike) + len(best.worse) + 1
+    return (
+        f"{spread}; * the best of {compared}, or not told apart from it (paired t over {best.seeds} seeds, Holm, 5 %)"
+    )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from records import strict, untimed
 
 from routing_gym.agents import AGENTS, Agent, AgentConfig, register_agent
 from routing_gym.experiments import compare
@@ -41,21 +41,6 @@ def registered(**classes):
     finally:
         for name in classes:
             del AGENTS[name]
-
-
-def strict(path):
-    """The records of a file, which must be JSON as the standard has it."""
-
-    def refused(token):
-        raise AssertionError(token)
-
-    return json.loads(path.read_text(), parse_constant=refused)
-
-
-def untimed(record):
-    curve = {key: value for key, value in record["curve"].items() if key != "seconds"}
-    rest = {key: value for key, value in record.items() if key not in ("seconds", "samples_per_second", "curve")}
-    return {**rest, "curve": curve}
 
 
 def contents(folder):
