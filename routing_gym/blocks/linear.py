@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks.base import FunctionBlocks, weighed
-from routing_gym.blocks.fast.chain import Link, run_chain
-from routing_gym.blocks.fast.grouping import SortedRows, plain
-from routing_gym.blocks.ownership import OwnedParameter
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, weighed
+from routing_gym.blocks.fast.chain import Link, SortedRows, plain, run_chain
 from routing_gym.tasks.checking import whole_number
 
 

@@ -8,13 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks.base import FunctionBlocks
-from routing_gym.blocks.converted import allow_small_groups, static_copy
-from routing_gym.blocks.fast.by_block import BlockByBlock
-from routing_gym.blocks.fast.rows import put_rows
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.converted import allow_small_groups, static_copy, subsample_first
+from routing_gym.blocks.fast.rows import BlockByBlock, put_rows
 from routing_gym.blocks.macs import cost_of
-from routing_gym.blocks.ownership import OwnedParameter
-from routing_gym.blocks.pointwise import subsample_first
 from routing_gym.tasks.checking import shape_of_row
 
 

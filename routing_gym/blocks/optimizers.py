@@ -7,29 +7,89 @@ slice is treated as a parameter of its own, its count of steps for Adam's bias c
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from functools import cache
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cache, cached_property
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from routing_gym.blocks.fast.slices import Plan, Slices, by_part
-from routing_gym.blocks.ownership import PartlyUsed
+from routing_gym.blocks.base import PartlyUsed
+
+FEW_RUNS, FEW_NUMBERS = 8, 2048
+"""On a CPU, of more runs of slices than these, with fewer numbers each, going over the whole stack is cheaper."""
 
 Options = dict[str, Any]
+
+
+class Slices:
+    """The k slices of some stacked parameters; `places` has each owner's parts and the slices that belong to these."""
+
+    def __init__(self, count: int, places: dict[PartlyUsed, tuple[list[int], list[int]]]) -> None:
+        self.count = count
+        self._places = [
+            (owner, torch.tensor(parts), None if slices == list(range(count)) else torch.tensor(slices))
+            for owner, (parts, slices) in places.items()
+        ]
+
+    def used(self, device: torch.device) -> Tensor | None:
+        """Mask `(k,)` of the slices that have been used; None where all have, as far as the host can know it."""
+        used = None
+        for number, (owner, parts, slices) in enumerate(self._places):
+            if owner.used is None:
+                continue
+            if parts.device != device:
+                parts, slices = parts.to(device), None if slices is None else slices.to(device)
+                self._places[number] = owner, parts, slices
+            own = owner.used.index_select(0, parts)
+            if slices is not None:  # some belong to no part, or to several
+                own = torch.zeros(self.count, dtype=torch.int32, device=device).index_add_(0, slices, own.int()) > 0
+            used = own if used is None else used & own
+        return None if used is None or (device.type == "cpu" and used.numpy().all()) else used
+
+
+@dataclasses.dataclass
+class Plan:
+    """Slices that take a step: the same for all stacks of these slices whose steps have been counted alike.
+
+    Attributes:
+        used: `(k,)` bool, the slices.
+        steps: `(k,)` float32, the steps that each slice has taken before.
+        factors: Those of `UsedOnly.move_rows`, once somebody has worked them out.
+    """
+
+    used: Tensor
+    steps: Tensor
+    factors: Any = None
+
+    def goes_by_runs(self, stack: Tensor) -> bool:
+        """Whether to move runs of slices of a stack `(k, n)`, rather than all rows at once."""
+        return stack.is_cpu and (len(self.runs[1]) <= FEW_RUNS or stack.numel() >= FEW_NUMBERS * len(stack))
+
+    @cached_property
+    def runs(self) -> tuple[list[int], list[int], Tensor]:
+        """Slices side by side that can be moved as one tensor: sizes of all runs, those used, and their steps."""
+        steps, used = self.steps.numpy(), self.used.numpy()
+        begins = np.ones(len(steps), dtype=bool)
+        begins[1:] = (steps[1:] != steps[:-1]) | (used[1:] != used[:-1])
+        starts = begins.nonzero()[0]
+        chosen = used[starts].nonzero()[0]
+        places = [*starts.tolist(), len(steps)]
+        sizes = [after - before for before, after in zip(places, places[1:], strict=False)]
+        return sizes, chosen.tolist(), torch.from_numpy(steps[starts[chosen]])
+
+
 Plans = dict[Any, Plan]
 
 
 class _Moves(NamedTuple):
-    """Parameters, or parts of them, that take one and the same kind of step.
-
-    Attributes:
-        columns: Lists of the parameters, of their gradients, and of each of their moments.
-        steps: Counts of the steps before, where they are counted; the step counts them on.
-    """
+    """Parameters, gradients and moments, a list of each, that are moved alike, and the counts of their steps."""
 
     columns: list[list[Tensor]]
     steps: list[Tensor]
@@ -45,7 +105,7 @@ class UsedOnly(torch.optim.Optimizer):
         # PyTorch keeps the counts of what it calls fused beside the parameters.
         super().__init__(list(module.parameters()), {**defaults, "fused": True})
         self._owners = [part for part in module.modules() if isinstance(part, PartlyUsed)]
-        self._wholes, self._slices = by_part(self._owners)
+        self._wholes, self._slices = _by_part(self._owners)
 
     @staticmethod
     @abstractmethod
@@ -58,23 +118,11 @@ class UsedOnly(torch.optim.Optimizer):
 
     @abstractmethod
     def factors(self, group: Options, used: Tensor, step: Tensor) -> Any:
-        """Factors of `move_rows` for each row of a stack.
-
-        Args:
-            group: Options.
-            used: `(k, 1)` bool, the rows to be moved.
-            step: `(k, 1)` float32, the number of the step of each of them, 1 for the first.
-        """
+        """Factors of `move_rows`, given `(k, 1)` the rows to be moved and the number, from 1, of the step of each."""
 
     @abstractmethod
     def move_rows(self, group: Options, stacks: list[Tensor], factors: Any) -> None:
-        """Take a step with some rows of a stack, without asking on the host which.
-
-        Args:
-            group: Options.
-            stacks: Parameter, gradient and moments, each `(k, n)`.
-            factors: As of `factors`, nothing for the rows that stay.
-        """
+        """Take a step with some rows of parameter, gradient and moments `(k, n)`, without asking on the host which."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -90,7 +138,11 @@ class UsedOnly(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None or parameter in unused:
                     continue
-                slices, state = self._slices.get(parameter), self._state_of(parameter, moments)
+                slices, state = self._slices.get(parameter), self.state[parameter]
+                if not state:
+                    state |= {name: torch.zeros_like(parameter) for name in moments}
+                    if self.counts:  # until some slices have been left out; then `(k,)`
+                        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 used = None if slices is None else used_of(slices, parameter.device)
                 if slices is not None and (used is not None or (self.counts and state["step"].ndim)):
                     self._move_slices(group, moves, plans, parameter, slices, used)
@@ -127,17 +179,14 @@ class UsedOnly(torch.optim.Optimizer):
                     state["step"] = torch.zeros(each, device="cpu")
         return form
 
-    def _state_of(self, parameter: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
-        """Averages of a parameter and its count of steps, `()` until some slices have been left out, then `(k,)`."""
-        state = self.state[parameter]
-        if not state:
-            if self.counts:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state |= {name: torch.zeros_like(parameter) for name in moments}
-        return state
-
     def _move_slices(
-        self, group: Options, moves: _Moves, plans: Plans, parameter: nn.Parameter, slices: Slices, used: Tensor | None
+        self,
+        group: Options,
+        moves: _Moves,
+        plans: dict[Any, Plan],
+        parameter: nn.Parameter,
+        slices: Slices,
+        used: Tensor | None,
     ) -> None:
         """Enter those slices of a stack that have been used, as few tensors as can be, or move them at once."""
         state, count, device = self.state[parameter], slices.count, parameter.device
@@ -253,3 +302,26 @@ class SGD(UsedOnly):
         for buffer in moments:
             grad = buffer.copy_(torch.where(used, group["momentum"] * buffer + grad, buffer))
         parameter.addcmul_(grad, size)
+
+
+def _by_part(
+    owners: Iterable[PartlyUsed],
+) -> tuple[dict[nn.Parameter, dict[PartlyUsed, list[int]]], dict[nn.Parameter, Slices]]:
+    """Parts, by owner, of parameters that belong to parts as a whole; and stacks, those of the same parts share one."""
+    wholes: dict[nn.Parameter, dict[PartlyUsed, list[int]]] = {}
+    places: dict[nn.Parameter, dict[PartlyUsed, tuple[list[int], list[int]]]] = {}
+    for owner in owners:
+        for number, part in enumerate(owner.parts()):
+            for owned in part:
+                if owned.index is None:
+                    wholes.setdefault(owned.parameter, {}).setdefault(owner, []).append(number)
+                else:
+                    parts, slices = places.setdefault(owned.parameter, defaultdict(lambda: ([], [])))[owner]
+                    parts.append(number)
+                    slices.append(owned.index)
+    together: dict[Any, Slices] = {}
+    stacks = {}
+    for parameter, owned_by in places.items():
+        key = len(parameter), tuple((id(owner), *map(tuple, columns)) for owner, columns in owned_by.items())
+        stacks[parameter] = together.setdefault(key, Slices(len(parameter), owned_by))
+    return wholes, stacks
