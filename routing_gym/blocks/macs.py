@@ -35,11 +35,8 @@ def count_macs(module: nn.Module, *inputs: Any) -> float:
     """Multiply-accumulates of a module's products of matrices and convolutions.
 
     Recurrent layers count every time step and attention its products of queries, keys and values; a bilinear layer uses
-    every weight once. Element-wise work, normalisation and looking up an embedding count nothing.
-
-    Args:
-        module: Any module; it is run once in eval mode.
-        inputs: Its inputs, as a rule a batch of one row: the count is of all rows.
+    every weight once. Element-wise work, normalisation and looking up an embedding count nothing. The module is run
+    once in eval mode; the count is of all rows of its inputs, as a rule a batch of one.
 
     Warns:
         UserWarning: A part with a matrix of parameters counts nothing, see `counting`.

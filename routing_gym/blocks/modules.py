@@ -16,13 +16,10 @@ from routing_gym.tasks.checking import shape_of_row
 
 
 class ModuleBlocks(BlockByBlock):
-    """Bank of modules of any kind, all taking one shape and giving one shape.
+    """Bank of modules of any kind, all taking `input_shape`, that of one row, and giving one shape.
 
-    Batch norm inside a block uses the statistics of the rows that run it, see `SmallGroupNorm`.
-
-    Args:
-        modules: The blocks; `torch.nn.Identity()` is PASS.
-        input_shape: Shape of one row's activation, without the batch axis.
+    `torch.nn.Identity()` is PASS. Batch norm inside a block uses the statistics of the rows that run it, see
+    `SmallGroupNorm`.
 
     Raises:
         ValueError: No module, or modules whose outputs differ in shape.

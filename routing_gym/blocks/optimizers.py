@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache, cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -56,17 +56,14 @@ class Slices:
 
 @dataclasses.dataclass
 class Plan:
-    """Slices that take a step: the same for all stacks of these slices whose steps have been counted alike.
-
-    Attributes:
-        used: `(k,)` bool, the slices.
-        steps: `(k,)` float32, the steps that each slice has taken before.
-        factors: Those of `UsedOnly.move_rows`, once somebody has worked them out.
-    """
+    """Slices that take a step: the same for all stacks of these slices whose steps have been counted alike."""
 
     used: Tensor
+    """`(k,)` bool, the slices."""
     steps: Tensor
+    """`(k,)` float32, the steps that each slice has taken before."""
     factors: Any = None
+    """Those of `UsedOnly.move_rows`, once somebody has worked them out."""
 
     def goes_by_runs(self, stack: Tensor) -> bool:
         """Whether to move runs of slices of a stack `(k, n)`, rather than all rows at once."""
@@ -86,13 +83,8 @@ class Plan:
 
 
 Plans = dict[Any, Plan]
-
-
-class _Moves(NamedTuple):
-    """Parameters, gradients and moments, a list of each, that are moved alike, and the counts of their steps."""
-
-    columns: list[list[Tensor]]
-    steps: list[Tensor]
+Columns = list[list[Tensor]]
+"""Parameters, or parts of them, that are moved alike; their gradients, moments, and, where counted, their steps."""
 
 
 class UsedOnly(torch.optim.Optimizer):
@@ -113,7 +105,7 @@ class UsedOnly(torch.optim.Optimizer):
         """Names of the running averages that are kept of every parameter of a group."""
 
     @abstractmethod
-    def move(self, group: Options, moves: _Moves) -> None:
+    def move(self, group: Options, columns: Columns) -> None:
         """Take a step with each of some tensors."""
 
     @abstractmethod
@@ -133,27 +125,27 @@ class UsedOnly(torch.optim.Optimizer):
         unused = self._unused()
         for group in self.param_groups:
             moments = self.moments(group)
-            moves = _Moves([[] for _ in ("parameter", "gradient", *moments)], [])
+            columns: Columns = [[] for _ in range(2 + len(moments) + self.counts)]
             plans: Plans = {}
             for parameter in group["params"]:
                 if parameter.grad is None or parameter in unused:
                     continue
                 slices, state = self._slices.get(parameter), self.state[parameter]
                 if not state:
-                    state |= {name: torch.zeros_like(parameter) for name in moments}
                     if self.counts:  # until some slices have been left out; then `(k,)`
                         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    state |= {name: torch.zeros_like(parameter) for name in moments}
                 used = None if slices is None else used_of(slices, parameter.device)
                 if slices is not None and (used is not None or (self.counts and state["step"].ndim)):
-                    self._move_slices(group, moves, plans, parameter, slices, used)
+                    self._move_slices(group, columns, plans, parameter, slices, used)
                     continue
                 tensors = parameter, parameter.grad, *map(state.__getitem__, moments)
-                for column, tensor in zip(moves.columns, tensors, strict=True):
+                for column, tensor in zip(columns, tensors, strict=False):
                     column.append(tensor)
                 if self.counts:
-                    moves.steps.append(state["step"])
-            if moves.columns[0]:
-                self.move(group, moves)
+                    columns[-1].append(state["step"])
+            if columns[0]:
+                self.move(group, columns)
         for owner in self._owners:
             if owner.used is not None:
                 owner.used = None
@@ -180,13 +172,7 @@ class UsedOnly(torch.optim.Optimizer):
         return form
 
     def _move_slices(
-        self,
-        group: Options,
-        moves: _Moves,
-        plans: dict[Any, Plan],
-        parameter: nn.Parameter,
-        slices: Slices,
-        used: Tensor | None,
+        self, group: Options, columns: Columns, plans: Plans, parameter: Tensor, slices: Slices, used: Tensor | None
     ) -> None:
         """Enter those slices of a stack that have been used, as few tensors as can be, or move them at once."""
         state, count, device = self.state[parameter], slices.count, parameter.device
@@ -202,10 +188,10 @@ class UsedOnly(torch.optim.Optimizer):
         stacks = [own, parameter.grad.reshape(count, -1), *moments]
         if plan.goes_by_runs(own):
             sizes, chosen, taken = plan.runs
-            for column, stack in zip(moves.columns, stacks, strict=True):
+            for column, stack in zip(columns, stacks, strict=False):
                 column.extend(map(torch.split_with_sizes(stack, sizes).__getitem__, chosen))
             if self.counts:
-                moves.steps.extend(taken.clone().unbind(0))
+                columns[-1].extend(taken.clone().unbind(0))
         else:
             if plan.factors is None:
                 plan.factors = self.factors(group, plan.used.unsqueeze(1), plan.steps.unsqueeze(1) + 1)
@@ -235,13 +221,13 @@ class Adam(UsedOnly):
         """Names of both averages."""
         return ("exp_avg", "exp_avg_sq")
 
-    def move(self, group: Options, moves: _Moves) -> None:
+    def move(self, group: Options, columns: Columns) -> None:
         """See `UsedOnly.move`."""
-        parameters, grads, average, square = moves.columns
+        parameters, grads, average, square, steps = columns
         options = {name: group[name] for name in ("lr", "weight_decay", "eps")} | {"amsgrad": False, "maximize": False}
         options["beta1"], options["beta2"] = group["betas"]
         options["decoupled_weight_decay"] = self.decoupled
-        adam(parameters, grads, average, square, [], moves.steps, fused=True, **options)
+        adam(parameters, grads, average, square, [], steps, fused=True, **options)
 
     def factors(self, group: Options, used: Tensor, step: Tensor) -> tuple[Tensor, ...]:
         """Rates of both averages, size of the step, addend of the denominator, and decay; 0 or 1 if not used."""
@@ -283,9 +269,9 @@ class SGD(UsedOnly):
         """Name of the average, if there is one."""
         return ("momentum_buffer",) if group["momentum"] else ()
 
-    def move(self, group: Options, moves: _Moves) -> None:
+    def move(self, group: Options, columns: Columns) -> None:
         """See `UsedOnly.move`."""
-        parameters, grads, *moments = moves.columns
+        parameters, grads, *moments = columns
         options = {name: group[name] for name in ("lr", "weight_decay", "momentum")}
         options |= {"dampening": 0.0, "nesterov": False, "maximize": False}
         sgd(parameters, grads, [*moments[0]] if moments else [None] * len(grads), fused=True, **options)

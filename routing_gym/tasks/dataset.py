@@ -15,8 +15,6 @@ from routing_gym.forms import check_form
 from routing_gym.tasks.augmentation import Shift, recolor
 from routing_gym.tasks.checking import image_tensor, integer_tensor, to_tensor, whole_number
 
-_TENSORS = ("images", "image", "task", "label", "mean", "std", "shades")
-
 
 @dataclasses.dataclass(frozen=True)
 class MultiTaskDataset:
@@ -72,10 +70,9 @@ class MultiTaskDataset:
         for field, limit in limits.items():
             column = integer_tensor(f"{where}: {field}", getattr(self, field))
             self._set(**{field: column})
-            if len(column) != len(self.image):
+            if len(column) != (rows := len(self.image)):
                 raise ValueError(
-                    f"{where}: {field} must be int64 of shape ({len(self.image)},) as image is, got shape "
-                    f"{tuple(column.shape)}"
+                    f"{where}: {field} must be int64 of shape ({rows},) as image is, got shape ({len(column)},)"
                 )
             low, high = map(int, column.aminmax()) if len(column) else (0, 0)
             if not 0 <= low <= high < limit:
@@ -84,14 +81,12 @@ class MultiTaskDataset:
             raise ValueError(
                 f"{where}: every one of the {self.num_tasks} tasks needs at least one row, got none for {empty}"
             )
-        channels = self.images.shape[1]
-        mean, std = self.mean, self.std
+        channels, mean, std, augmentation = self.images.shape[1], self.mean, self.std, self.augmentation
         finite = bool(mean.isfinite().all() & std.isfinite().all())
         if not mean.shape == std.shape == (channels,) or not finite or not bool((std > 0).all()):
             raise ValueError(
                 f"{where}: mean and std must hold {channels} finite numbers, std positive, got {mean} and {std}"
             )
-        augmentation = self.augmentation
         if not isinstance(augmentation, Shift | None):
             raise ValueError(f"{where}: augmentation must be a Shift or None, got {augmentation!r}")
         if self.shades is not None:
@@ -179,7 +174,7 @@ class MultiTaskDataset:
         """This split on another device (itself when it is there already)."""
         if torch.device(device) == self.device:
             return self
-        moved = {field: getattr(self, field).to(device) for field in _TENSORS if getattr(self, field) is not None}
+        moved: Any = {field: value.to(device) for field, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **moved)
 
     def select_tasks(self, tasks: Sequence[int]) -> MultiTaskDataset:

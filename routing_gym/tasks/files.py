@@ -183,7 +183,8 @@ def download(source: Source, data_dir: str | None = None) -> Path:
             _fetch(source, name, md5, folder)
     elif not all((folder / name).is_file() for name in source.files):
         with tarfile.open(_fetch(source, *source.archive, folder.parent)) as archive:
-            contents = {file: _member(archive, f"{source.folder}/{file}") for file in source.files}
+            members = {file: archive.extractfile(f"{source.folder}/{file}") for file in source.files}
+            contents = {file: member.read() for file, member in members.items() if member is not None}
         sums = "".join(
             f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}  {file}\n" for file, content in contents.items()
         )
@@ -203,13 +204,6 @@ def _fetch(source: Source, name: str, md5: str | None, folder: Path) -> str:
         raise DataError(
             f"{source.base_url}{name} could not be fetched: {error}. Fetch it elsewhere and put it into {folder}"
         ) from error
-
-
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    content = archive.extractfile(name)
-    if content is None:
-        raise DataError(f"{name.partition('/')[0]}.tar.gz has no file {name}")
-    return content.read()
 
 
 def cached_pixels(
