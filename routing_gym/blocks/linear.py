@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, weighed
-from routing_gym.blocks.fast.chain import Link, SortedRows, plain, run_chain
+from routing_gym.blocks.fast.chain import Link, plain, run_chain
 from routing_gym.tasks.checking import whole_number
 
 
@@ -60,11 +60,9 @@ class LinearBlocks(FunctionBlocks):
         if type(self).run is not LinearBlocks.run:
             return super().mix(x, rows, choice, weights)
         rows, choice, weights = self._used(rows, choice, weights)
-        y = run_chain([self.link()], x.index_select(0, rows), choice.unsqueeze(1))
-        if isinstance(y, SortedRows):
-            rows, weights, y = rows.index_select(0, y.back), weights.index_select(0, y.back), y.rows
-        y = weighed(y, weights)
-        return y.new_zeros(len(x), self.out_features).index_add(0, rows, y)
+        sums = run_chain([self.link()], x.index_select(0, rows), choice.unsqueeze(1))
+        y = weighed(sums.rows, weights.index_select(0, sums.back))
+        return y.new_zeros(len(x), self.out_features).index_add(0, rows.index_select(0, sums.back), y)
 
     def mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix_all`."""

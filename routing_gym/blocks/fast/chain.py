@@ -144,17 +144,12 @@ class Link(NamedTuple):
         return len(self.weight) + self.passes
 
 
-def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> Tensor | SortedRows:
-    """Outputs `(B, out_features)` of linear blocks run one after the other, in the last bank's order where natural.
+def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> SortedRows:
+    """Outputs `(B, out_features)` of linear blocks run one after the other.
 
     `plan` has the choices `(B, L)` int64 of each row in each of L links, each as wide as the outputs of the one before.
     """
     links, x = _autocast(links, x)
-    if links[0].weight.dtype not in GROUPED_DTYPES or not len(plan):
-        y = plain(x)
-        for link, choice in zip(links, plan.unbind(1), strict=True):
-            y = _one_by_one(link, y, choice)
-        return y
     layers = group_plan(plan, [link.num_choices for link in links])
     rows, place, back = (x.rows, x.place, x.back) if isinstance(x, SortedRows) else (x, None, None)
     steps = []
@@ -182,16 +177,6 @@ def _autocast(links: Sequence[Link], x: Tensor | SortedRows) -> tuple[Sequence[L
     dtype = wanted if wanted in GROUPED_DTYPES else dtype
     links = [link._replace(weight=link.weight.to(dtype), bias=link.bias.to(dtype)) for link in links]
     return links, SortedRows(x.rows.to(dtype), x.place, x.back) if isinstance(x, SortedRows) else x.to(dtype)
-
-
-def _one_by_one(link: Link, x: Tensor, choice: Tensor) -> Tensor:
-    """Outputs of one bank, one product per block: for zero rows and float64, which `grouped_mm` refuses."""
-    groups = group(choice, link.num_choices)
-    pieces = list(x.index_select(0, groups.order).split(groups.counts))
-    for number, (weight, bias) in enumerate(zip(link.weight.unbind(0), link.bias.unbind(0), strict=True)):
-        y = torch.addmm(bias, pieces[number], weight)
-        pieces[number] = functional.relu(y) if link.relu else y
-    return torch.cat(pieces).index_select(0, groups.inverse)
 
 
 class _Step(NamedTuple):
@@ -312,14 +297,15 @@ def _products_back(
         own[0] = _grouped_outer(x, grad, groups.ends)
     if wanted[1]:
         # In bfloat16 a sum of many rows would soon stop growing.
-        total = torch.zeros(len(weight), grad.shape[1], dtype=torch.float32, device=grad.device)
-        own[1] = total.index_add_(0, groups.block, grad.float()).to(grad.dtype)
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        total = torch.zeros(len(weight), grad.shape[1], dtype=dtype, device=grad.device)
+        own[1] = total.index_add_(0, groups.block, grad.to(dtype)).to(grad.dtype)
     return own, _grouped_mm(grad, weight.transpose(1, 2), groups.ends) if further else None
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
     """Outputs `x @ weight[c] + bias[c]` for rows sorted by their block c."""
-    if not _on_host(x) or len(x) < MANY_ROWS * len(weight):
+    if not _on_host(x) or (len(x) < MANY_ROWS * len(weight) and x.dtype in GROUPED_DTYPES):
         return _grouped_mm(x, weight, groups.ends).add_(bias.index_select(0, groups.block))
     # A bias gathered for every row costs more than a call per block that adds it on the way.
     y = x.new_empty(len(x), weight.shape[2])
@@ -332,7 +318,7 @@ def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Products `(B, o)` of each run of rows `(B, i)` and its own matrix, `(k, i, o)`; runs end at `ends`."""
     inputs, outputs = weight.shape[1:]
     pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
-    if _on_host(x) and (pad_in or pad_out or not len(x)):
+    if _goes_by_block(x, pad_in or pad_out):
         y = x.new_empty(len(x), outputs)
         for block, rows in _runs(ends):
             torch.mm(x[rows], weight[block], out=y[rows])
@@ -347,7 +333,7 @@ def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
     """Products `(k, i, o)` of each run of x `(B, i)`, transposed, and the run of grad `(B, o)`."""
     inputs, outputs = x.shape[1], grad.shape[1]
     pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
-    if _on_host(x) and (pad_in or pad_out or not len(x)):
+    if _goes_by_block(x, pad_in or pad_out):
         product = x.new_zeros(len(ends), inputs, outputs)
         for block, rows in _runs(ends):
             torch.mm(x[rows].t(), grad[rows], out=product[block])
@@ -358,11 +344,13 @@ def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
     return product[:, :inputs, :outputs] if pad_in or pad_out else product
 
 
-def _missing(width: int, like: Tensor) -> int:
-    """Number of columns missing for rows to start at multiples of 16 bytes, as `grouped_mm` wants them.
+def _goes_by_block(x: Tensor, padded: int) -> bool:
+    """Whether to run a product per block: of what `grouped_mm` refuses, and on a CPU, where padding costs more."""
+    return not len(x) or x.dtype not in GROUPED_DTYPES or (padded > 0 and _on_host(x))
 
-    On a CPU a product per block is cheaper than copying the weights into a wider tensor.
-    """
+
+def _missing(width: int, like: Tensor) -> int:
+    """Number of columns missing for rows to start at multiples of 16 bytes, as `grouped_mm` wants them."""
     return -width % (ALIGNMENT_BYTES // like.element_size())
 
 
