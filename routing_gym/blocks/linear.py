@@ -17,9 +17,7 @@ from routing_gym.tasks.checking import whole_number
 class LinearBlocks(FunctionBlocks):
     """k linear layers `x @ weight[c] + bias[c]`, with `relu` each followed by a ReLU, which PASS leaves out.
 
-    Attributes:
-        weight: `(k, in_features, out_features)`.
-        bias: `(k, out_features)`.
+    `weight` is `(k, in_features, out_features)`, `bias` `(k, out_features)`.
     """
 
     def __init__(self, num_blocks: int, in_features: int, out_features: int, *, relu: bool = False) -> None:

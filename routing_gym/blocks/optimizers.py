@@ -65,10 +65,6 @@ class Plan:
     factors: Any = None
     """Those of `UsedOnly.move_rows`, once somebody has worked them out."""
 
-    def goes_by_runs(self, stack: Tensor) -> bool:
-        """Whether to move runs of slices of a stack `(k, n)`, rather than all rows at once."""
-        return stack.is_cpu and (len(self.runs[1]) <= FEW_RUNS or stack.numel() >= FEW_NUMBERS * len(stack))
-
     @cached_property
     def runs(self) -> tuple[list[int], list[int], Tensor]:
         """Slices side by side that can be moved as one tensor: sizes of all runs, those used, and their steps."""
@@ -186,7 +182,7 @@ class UsedOnly(torch.optim.Optimizer):
         # Views of what is written to: a stack whose slices do not lie in one piece is refused, not moved in a copy.
         own, *moments = (tensor.view(count, -1) for tensor in (parameter, *map(state.get, self.moments(group))))
         stacks = [own, parameter.grad.reshape(count, -1), *moments]
-        if plan.goes_by_runs(own):
+        if own.is_cpu and (len(plan.runs[1]) <= FEW_RUNS or own.numel() >= FEW_NUMBERS * count):
             sizes, chosen, taken = plan.runs
             for column, stack in zip(columns, stacks, strict=False):
                 column.extend(map(torch.split_with_sizes(stack, sizes).__getitem__, chosen))

@@ -138,11 +138,6 @@ class Link(NamedTuple):
     relu: bool
     passes: bool
 
-    @property
-    def num_choices(self) -> int:
-        """Number of choices, PASS included."""
-        return len(self.weight) + self.passes
-
 
 def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> SortedRows:
     """Outputs `(B, out_features)` of linear blocks run one after the other.
@@ -150,7 +145,7 @@ def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> So
     `plan` has the choices `(B, L)` int64 of each row in each of L links, each as wide as the outputs of the one before.
     """
     links, x = _autocast(links, x)
-    layers = group_plan(plan, [link.num_choices for link in links])
+    layers = group_plan(plan, [len(link.weight) + link.passes for link in links])
     rows, place, back = (x.rows, x.place, x.back) if isinstance(x, SortedRows) else (x, None, None)
     steps = []
     for link, groups in zip(links, layers, strict=True):
@@ -237,39 +232,40 @@ class _Chain(torch.autograd.Function):
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor, step: _Step) -> Tensor:
     """Outputs of one layer for rows sorted by their choice."""
-    groups, passed = step.groups, None
-    if step.passes and not _on_host(x):
-        # Without knowing how many rows pass: they meet a block of zeros, and are put back.
-        y = _affine(x, functional.pad(weight, ZERO_BLOCK), functional.pad(bias, (0, 0, 0, 1)), groups)
-        return torch.where(_runs_a_block(groups, weight), y.relu_() if step.relu else y, x)
-    if step.passes:
-        running, groups = _running(groups, len(weight))
-        x, passed = x[:running], x[running:]
-    y = _affine(x, weight, bias, groups)
-    y = y.relu_() if step.relu else y
-    return y if passed is None else torch.cat([y, passed])
+    if not step.passes:
+        y = _affine(x, weight, bias, step.groups)
+        return y.relu_() if step.relu else y
+    if _on_host(x):
+        running, step = _running(step, len(weight))
+        return torch.cat([_apply(x[:running], weight, bias, step), x[running:]])
+    # Without knowing how many rows pass: they meet a block of zeros, and are put back.
+    y = _affine(x, functional.pad(weight, ZERO_BLOCK), functional.pad(bias, (0, 0, 0, 1)), step.groups)
+    return torch.where(_runs_a_block(step.groups, weight), y.relu_() if step.relu else y, x)
 
 
 def _go_back(
     grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, step: _Step, wanted: Sequence[bool], further: bool
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Gradients of weight and bias, where they are wanted, and of the input, where it goes further."""
-    groups, passed = step.groups, None
-    if step.passes and not _on_host(x):
-        runs = _runs_a_block(groups, weight)
-        rectified = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
-        padded = functional.pad(weight, ZERO_BLOCK)
-        own, to_input = _products_back(torch.where(runs, rectified, 0), x, padded, groups, wanted, further)
+    if step.passes and _on_host(x):
+        running, step = _running(step, len(weight))
+        y = None if y is None else y[:running]
+        own, to_input = _go_back(grad[:running], x[:running], y, weight, step, wanted, further)
+        return own, None if to_input is None else torch.cat([to_input, grad[running:]])
+    if step.passes:
+        runs, step = _runs_a_block(step.groups, weight), step._replace(passes=False)
+        to_blocks = torch.where(runs, grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0), 0)
+        own, to_input = _go_back(to_blocks, x, None, functional.pad(weight, ZERO_BLOCK), step, wanted, further)
         own = [None if part is None else part[:-1] for part in own]
         return own, None if to_input is None else torch.where(runs, to_input, grad)
-    if step.passes:
-        running, groups = _running(groups, len(weight))
-        x, y = x[:running], None if y is None else y[:running]
-        grad, passed = grad[:running], grad[running:]
-    if y is not None:
-        grad = torch.ops.aten.threshold_backward(grad, y, 0)
-    own, to_input = _products_back(grad, x, weight, groups, wanted, further)
-    return own, to_input if passed is None or to_input is None else torch.cat([to_input, passed])
+    grad, ends = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0), step.groups.ends
+    own = [_grouped_outer(x, grad, ends) if wanted[0] else None, None]
+    if wanted[1]:
+        # In bfloat16 a sum of many rows would soon stop growing.
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        total = torch.zeros(len(weight), grad.shape[1], dtype=dtype, device=grad.device)
+        own[1] = total.index_add_(0, step.groups.block, grad.to(dtype)).to(grad.dtype)
+    return own, _grouped_mm(grad, weight.transpose(1, 2), ends) if further else None
 
 
 def _runs_a_block(groups: Groups, weight: Tensor) -> Tensor:
@@ -282,25 +278,11 @@ def _on_host(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _running(groups: Groups, num_blocks: int) -> tuple[int, Groups]:
-    """Number of rows, the first ones, that run a block instead of passing, and their groups; read on the host."""
-    running = int(groups.ends[num_blocks - 1])
-    return running, groups._replace(block=groups.block[:running], ends=groups.ends[:num_blocks])
-
-
-def _products_back(
-    grad: Tensor, x: Tensor, weight: Tensor, groups: Groups, wanted: Sequence[bool], further: bool
-) -> tuple[list[Tensor | None], Tensor | None]:
-    """Go back through the products of one layer, rows sorted by their block."""
-    own: list[Tensor | None] = [None, None]
-    if wanted[0]:
-        own[0] = _grouped_outer(x, grad, groups.ends)
-    if wanted[1]:
-        # In bfloat16 a sum of many rows would soon stop growing.
-        dtype = torch.promote_types(grad.dtype, torch.float32)
-        total = torch.zeros(len(weight), grad.shape[1], dtype=dtype, device=grad.device)
-        own[1] = total.index_add_(0, groups.block, grad.to(dtype)).to(grad.dtype)
-    return own, _grouped_mm(grad, weight.transpose(1, 2), groups.ends) if further else None
+def _running(step: _Step, num_blocks: int) -> tuple[int, _Step]:
+    """Number of rows, the first ones, that run a block instead of passing, and a step of these; read on the host."""
+    running, groups = int(step.groups.ends[num_blocks - 1]), step.groups
+    groups = groups._replace(block=groups.block[:running], ends=groups.ends[:num_blocks])
+    return running, step._replace(groups=groups, passes=False)
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
