@@ -141,9 +141,7 @@ OTHER_PRODUCTS: dict[Any, Callable[..., int]] = {
     aten.mkldnn_rnn_layer: lambda x, first, second, *_, **__: 2 * prod(x[:-1]) * (prod(first) + prod(second)),
     # All layers and directions: the batch of all time steps by every matrix.
     aten._cudnn_rnn: lambda x, weights, *_, **__: 2 * prod(x[:-1]) * sum(prod(w) for w in weights if len(w) > 1),
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
-        query, key, value
-    ),
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     aten._trilinear: lambda x, weight, *_, **__: 2 * x[0] * prod(weight),
     aten.mv: lambda matrix, *_, **__: 2 * prod(matrix),
     aten.dot: lambda vector, *_, **__: 2 * prod(vector),

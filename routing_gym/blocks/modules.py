@@ -35,8 +35,7 @@ class ModuleBlocks(BlockByBlock):
         known: dict[Any, Any] = {}
         self.macs, shapes = zip(*(cost_of(block, row, known=known) for block in self.blocks), strict=True)
         if len(set(shapes)) > 1:
-            got = f"{list(shapes)} for the input {tuple(input_shape)}"
-            raise ValueError(f"blocks of one set must give one shape, got {got}")
+            raise ValueError(f"blocks of one set must give one shape, got {[*shapes]} for inputs {tuple(input_shape)}")
         self.output_shape = shapes[0]
         allow_small_groups(subsample_first(self))
 

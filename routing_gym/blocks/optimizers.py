@@ -121,7 +121,8 @@ class UsedOnly(torch.optim.Optimizer):
         unused = self._unused()
         for group in self.param_groups:
             moments = self.moments(group)
-            columns: Columns = [[] for _ in range(2 + len(moments) + self.counts)]
+            kept = (*moments, "step") if self.counts else moments
+            columns: Columns = [[] for _ in ("parameter", "gradient", *kept)]
             plans: Plans = {}
             for parameter in group["params"]:
                 if parameter.grad is None or parameter in unused:
@@ -135,11 +136,9 @@ class UsedOnly(torch.optim.Optimizer):
                 if slices is not None and (used is not None or (self.counts and state["step"].ndim)):
                     self._move_slices(group, columns, plans, parameter, slices, used)
                     continue
-                tensors = parameter, parameter.grad, *map(state.__getitem__, moments)
-                for column, tensor in zip(columns, tensors, strict=False):
+                tensors = parameter, parameter.grad, *map(state.__getitem__, kept)
+                for column, tensor in zip(columns, tensors, strict=True):
                     column.append(tensor)
-                if self.counts:
-                    columns[-1].append(state["step"])
             if columns[0]:
                 self.move(group, columns)
         for owner in self._owners:
