@@ -18,9 +18,7 @@ from standins import (
     write_svhn,
 )
 
-from routing_gym.tasks import cifar, cifar_classes, files, mini_imagenet, mnist, omniglot
-
-svhn = importlib.import_module("routing_gym.tasks.svhn")  # the package has a function of this name
+from routing_gym.tasks import cifar, digits, files, mini_imagenet, omniglot
 
 torch.set_num_threads(1)
 gc.disable()  # until all tests are imported
@@ -58,23 +56,23 @@ def stand_in_data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     patch = pytest.MonkeyPatch()
     patch.setenv(files.DATA_VARIABLE, str(root))
-    patch.setattr(mnist, "TRAIN_PER_DIGIT", 12)
-    patch.setattr(mnist, "HELD_OUT_PER_DIGIT", 4)
+    patch.setattr(digits, "TRAIN_PER_DIGIT", 12)
+    patch.setattr(digits, "HELD_OUT_PER_DIGIT", 4)
     patch.setattr(cifar, "ROWS", {"train": 300, "test": 100})
-    patch.setattr(cifar_classes, "ROWS_PER_FILE", 40)
+    patch.setattr(cifar, "ROWS_PER_FILE", 40)
     patch.setattr(mini_imagenet, "IMAGES_PER_LABEL", 4)
     patch.setattr(mini_imagenet, "TEST_PER_LABEL", 1)
     patch.setattr(omniglot, "CHARACTERS", omniglot_characters(omniglot.CHARACTERS))
-    patch.setattr(svhn, "ROWS", {"train": 130, "test": 50})
+    patch.setattr(digits, "SVHN_ROWS", {"train": 130, "test": 50})
     for published in (files.MNIST.files, files.SVHN.files):
         for name in published:
             patch.setitem(published, name, None)  # stand-ins have other md5 sums
     write_mnist(root / files.MNIST.folder, per_digit=20)
     write_cifar100(root / files.CIFAR100.folder, cifar.ROWS)
-    write_cifar10(root / files.CIFAR10.folder, cifar_classes.ROWS_PER_FILE)
+    write_cifar10(root / files.CIFAR10.folder, cifar.ROWS_PER_FILE)
     write_mini_imagenet(root / files.MINI_IMAGENET.folder, per_label=mini_imagenet.IMAGES_PER_LABEL)
     write_omniglot(root / files.OMNIGLOT.folder, omniglot.CHARACTERS)
-    write_svhn(root / files.SVHN.folder, svhn.ROWS)
+    write_svhn(root / files.SVHN.folder, digits.SVHN_ROWS)
     yield root
     patch.undo()
 

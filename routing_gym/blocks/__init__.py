@@ -1,10 +1,8 @@
 """Function blocks, their grouped execution, and the cost of running them."""
 
-from routing_gym.blocks.base import FunctionBlocks, Sparse, every_block_runs
-from routing_gym.blocks.converted import allow_small_groups, static_copy
-from routing_gym.blocks.drawing import first_weights
-from routing_gym.blocks.fast.chain import Link, run_chain
-from routing_gym.blocks.fast.grouping import SortedRows, group, plain
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, PartlyUsed, Sparse, every_block_runs, first_weights
+from routing_gym.blocks.converted import allow_small_groups, conv2d, static_copy, subsample_first
+from routing_gym.blocks.fast.chain import Link, SortedRows, group, plain, run_chain
 from routing_gym.blocks.fast.parallel import (
     PathBlocks,
     PathConv2d,
@@ -14,13 +12,11 @@ from routing_gym.blocks.fast.parallel import (
     PathSequential,
     PathSqueezeExcite,
 )
-from routing_gym.blocks.fast.sizes import in_few_sizes
+from routing_gym.blocks.fast.rows import in_few_sizes
 from routing_gym.blocks.linear import LinearBlocks
 from routing_gym.blocks.macs import count_macs, counting, probe
 from routing_gym.blocks.modules import ModuleBlocks, WithPass
 from routing_gym.blocks.optimizers import SGD, Adam, AdamW, UsedOnly
-from routing_gym.blocks.ownership import OwnedParameter, PartlyUsed
-from routing_gym.blocks.pointwise import conv2d, subsample_first
 from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
 
 __all__ = [

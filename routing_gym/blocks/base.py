@@ -1,8 +1,13 @@
-"""Banks of function blocks: `run`, `run_each`, `mix` and `mix_all` define what they compute."""
+"""Banks of function blocks: `run`, `run_each`, `mix` and `mix_all` define what they compute.
+
+Also who owns which parameters, which of them a batch has used, and drawing the first weights.
+"""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +17,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks.ownership import OwnedParameter, PartlyUsed
 from routing_gym.tasks.checking import whole_number
 
 Sparse = tuple[Tensor, Tensor]
 """`(indices, weights)`, both `(B, K)`: the K blocks each row uses (int64) and their weights (floating point)."""
 
 _EVERY_BLOCK_RUNS = ContextVar("every_block_runs", default=False)
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -35,22 +40,85 @@ def every_block_runs(on: bool = True) -> Iterator[None]:
         _EVERY_BLOCK_RUNS.reset(before)
 
 
+@contextmanager
+def first_weights(seed: int) -> Iterator[None]:
+    """Let PyTorch's global generator of the CPU draw from a seed meanwhile, and go on as before afterwards.
+
+    Modules draw their first weights from that generator, of which a process has one. Threads that come here wait for
+    one another; one that draws elsewhere in the meantime disturbs the weights drawn here. The seed 0 will do where the
+    weights are replaced.
+    """
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnedParameter:
+    """A parameter that belongs to one choice as a whole, or, of a stack, its slice `index` along the first axis."""
+
+    parameter: nn.Parameter
+    index: int | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The parameter, or its slice."""
+        return self.parameter if self.index is None else self.parameter[self.index]
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Gradient of `value`, a view into the parameter's, or None where there is none."""
+        grad = self.parameter.grad
+        return grad if grad is None or self.index is None else grad[self.index]
+
+
+class PartlyUsed(nn.Module):
+    """Module in parts, of which a batch may use some only: the choices of a network, the readouts of its tasks.
+
+    Whoever runs it notes what has been used; the optimisers of `routing_gym.blocks` then leave the rest alone. What
+    belongs to two such modules, a network and one of its banks, has been used where both of them have been.
+    """
+
+    used: Tensor | None = None
+    """Parts used `(parts,)` bool, with a graph, since the optimiser's last step; None: nobody has noted anything."""
+
+    @property
+    @abstractmethod
+    def num_parts(self) -> int:
+        """Number of parts."""
+
+    @abstractmethod
+    def parts(self) -> Sequence[Sequence[OwnedParameter]]:
+        """Parameters of every part; one may belong to several, and is used if any of them is."""
+
+    def note_use(self, part: Tensor, first: int = 0) -> None:
+        """Note that parts have been used; without a graph nothing is learned, and nothing noted.
+
+        They are numbers counted from part `first`, int64 of any shape; or bool, for so many parts from there on.
+        """
+        if not torch.is_grad_enabled():
+            return
+        if self.used is None:
+            self.used = torch.zeros(self.num_parts, dtype=torch.bool, device=part.device)
+        if part.dtype == torch.bool:
+            self.used[first : first + len(part)] |= part
+        else:
+            self.used[first:].index_fill_(0, part.flatten(), True)
+
+
 class FunctionBlocks(PartlyUsed, ABC):
     """Bank of k function blocks, of which only those rows and blocks run that are used.
 
     `blocks(x, choice)` runs one block per row, `blocks(x, weights)` mixes blocks. A subclass implements `run_block` and
     `parameters_of`; to be pruned and extracted `as_modules` and `keep` too. What it overrides besides computes the same
     faster, by `routing_gym.blocks.fast`.
-
-    Attributes:
-        num_blocks: k.
-        macs: Multiply-accumulates of one row through each block, k numbers.
-        shared_macs: Those of every row besides, whatever it chooses.
     """
 
     num_blocks: int
     macs: tuple[float, ...]
+    """Multiply-accumulates of one row through each block, k numbers."""
     shared_macs: float = 0.0
+    """Those of every row besides, whatever it chooses."""
 
     def __init__(self, num_blocks: int) -> None:
         super().__init__()

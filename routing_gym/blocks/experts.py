@@ -24,10 +24,9 @@ def double_expert(name: str, channels: int, middle: int) -> nn.Module:
     - `"max-pool"`, `"average-pool"`: 3x3, stride 1; the average leaves out what lies beyond the edge;
     - `"identity"`; any other name is refused.
 
-    "Each convolution and expert layer is followed by GroupNorm and ReLU" is read as: every convolution, hence both of a
-    pair, and besides these the mixture as a whole, which is the network's affair. Section 2.2 puts the nonlinearity
-    inside the gate and around convolutions only, and in section 4.1 every expert ends in its own normalisation. Pooling
-    and identity end in nothing.
+    "Each convolution and expert layer is followed by GroupNorm and ReLU" is read as: every convolution, and the mixture
+    as a whole, which is the network's affair. Section 2.2 puts the nonlinearity inside the gate and around convolutions
+    only, and in section 4.1 every expert ends in its own normalisation. Pooling and identity end in nothing.
     """
     if kernel := SQUARE.get(name):
         return nn.Sequential(_conv_norm_relu(channels, middle, kernel), _conv_norm_relu(middle, channels, kernel))

@@ -9,19 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks.base import FunctionBlocks, weighed
-from routing_gym.blocks.fast.chain import Link, run_chain
-from routing_gym.blocks.fast.grouping import SortedRows, plain
-from routing_gym.blocks.ownership import OwnedParameter
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, weighed
+from routing_gym.blocks.fast.chain import Link, plain, run_chain
 from routing_gym.tasks.checking import whole_number
 
 
 class LinearBlocks(FunctionBlocks):
     """k linear layers `x @ weight[c] + bias[c]`, with `relu` each followed by a ReLU, which PASS leaves out.
 
-    Attributes:
-        weight: `(k, in_features, out_features)`.
-        bias: `(k, out_features)`.
+    `weight` is `(k, in_features, out_features)`, `bias` `(k, out_features)`.
     """
 
     def __init__(self, num_blocks: int, in_features: int, out_features: int, *, relu: bool = False) -> None:
@@ -62,11 +58,9 @@ class LinearBlocks(FunctionBlocks):
         if type(self).run is not LinearBlocks.run:
             return super().mix(x, rows, choice, weights)
         rows, choice, weights = self._used(rows, choice, weights)
-        y = run_chain([self.link()], x.index_select(0, rows), choice.unsqueeze(1))
-        if isinstance(y, SortedRows):
-            rows, weights, y = rows.index_select(0, y.back), weights.index_select(0, y.back), y.rows
-        y = weighed(y, weights)
-        return y.new_zeros(len(x), self.out_features).index_add(0, rows, y)
+        sums = run_chain([self.link()], x.index_select(0, rows), choice.unsqueeze(1))
+        y = weighed(sums.rows, weights.index_select(0, sums.back))
+        return y.new_zeros(len(x), self.out_features).index_add(0, rows.index_select(0, sums.back), y)
 
     def mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix_all`."""

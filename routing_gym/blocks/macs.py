@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from types import FunctionType
 from typing import Any
 
@@ -17,8 +17,6 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 aten = torch.ops.aten
-
-Shape = Sequence[int]
 
 
 def probe(module: nn.Module, run: Callable[[], Any]) -> Any:
@@ -37,11 +35,8 @@ def count_macs(module: nn.Module, *inputs: Any) -> float:
     """Multiply-accumulates of a module's products of matrices and convolutions.
 
     Recurrent layers count every time step and attention its products of queries, keys and values; a bilinear layer uses
-    every weight once. Element-wise work, normalisation and looking up an embedding count nothing.
-
-    Args:
-        module: Any module; it is run once in eval mode.
-        inputs: Its inputs, as a rule a batch of one row: the count is of all rows.
+    every weight once. Element-wise work, normalisation and looking up an embedding count nothing. The module is run
+    once in eval mode; the count is of all rows of its inputs, as a rule a batch of one.
 
     Warns:
         UserWarning: A part with a matrix of parameters counts nothing, see `counting`.
@@ -101,7 +96,7 @@ def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
     """
     counter = FlopCounterMode(display=False, custom_mapping=OTHER_PRODUCTS)
     began: dict[nn.Module, float] = {}
-    spent: Counter[nn.Module] = Counter()
+    spent: dict[nn.Module, float] = defaultdict(float)
 
     def count() -> float:
         return counter.get_total_flops() / 2
@@ -110,7 +105,7 @@ def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
         began[part] = count()
 
     def after(part: nn.Module, inputs: Any, output: Any) -> None:
-        spent[part] += count() - began[part]  # type: ignore[assignment]
+        spent[part] += count() - began[part]
 
     watched = {part: name for name, part in module.named_modules() if _holds_a_matrix(part)}
     hooks = [hook for part in watched
@@ -141,40 +136,14 @@ def _holds_a_matrix(part: nn.Module) -> bool:
 
 
 # Operations that PyTorch's own counter leaves out. It hands over shapes of tensors, and wants two for each product.
-
-
-def _recurrent_flops(x: Shape, *weights: Shape, **_: Any) -> int:
-    """Count one layer of an LSTM in one direction: the batch of all time steps by both of its matrices."""
-    return 2 * math.prod(x[:-1]) * (math.prod(weights[0]) + math.prod(weights[1]))
-
-
-def _cudnn_recurrent_flops(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
-    """Count all layers and directions: the batch of all time steps by every matrix."""
-    return 2 * math.prod(x[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) > 1)
-
-
-def _attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _bilinear_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(x[:1]) * math.prod(weight)
-
-
-def _vector_flops(matrix: Shape, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
-def _grouped_flops(rows: Shape, matrices: Shape, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(rows) * matrices[-1]
-
-
 OTHER_PRODUCTS: dict[Any, Callable[..., int]] = {
-    aten.mkldnn_rnn_layer: _recurrent_flops,
-    aten._cudnn_rnn: _cudnn_recurrent_flops,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    aten._trilinear: _bilinear_flops,
-    aten.mv: _vector_flops,
-    aten.dot: _vector_flops,
-    aten._grouped_mm: _grouped_flops,
+    # One layer of an LSTM in one direction: the batch of all time steps by both of its matrices.
+    aten.mkldnn_rnn_layer: lambda x, first, second, *_, **__: 2 * prod(x[:-1]) * (prod(first) + prod(second)),
+    # All layers and directions: the batch of all time steps by every matrix.
+    aten._cudnn_rnn: lambda x, weights, *_, **__: 2 * prod(x[:-1]) * sum(prod(w) for w in weights if len(w) > 1),
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    aten._trilinear: lambda x, weight, *_, **__: 2 * x[0] * prod(weight),
+    aten.mv: lambda matrix, *_, **__: 2 * prod(matrix),
+    aten.dot: lambda vector, *_, **__: 2 * prod(vector),
+    aten._grouped_mm: lambda rows, matrices, *_, **__: 2 * prod(rows) * matrices[-1],
 }

@@ -8,24 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks.base import FunctionBlocks
-from routing_gym.blocks.converted import allow_small_groups, static_copy
-from routing_gym.blocks.fast.by_block import BlockByBlock
-from routing_gym.blocks.fast.rows import put_rows
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.converted import allow_small_groups, static_copy, subsample_first
+from routing_gym.blocks.fast.rows import BlockByBlock, put_rows
 from routing_gym.blocks.macs import cost_of
-from routing_gym.blocks.ownership import OwnedParameter
-from routing_gym.blocks.pointwise import subsample_first
 from routing_gym.tasks.checking import shape_of_row
 
 
 class ModuleBlocks(BlockByBlock):
-    """Bank of modules of any kind, all taking one shape and giving one shape.
+    """Bank of modules of any kind, all taking `input_shape`, that of one row, and giving one shape.
 
-    Batch norm inside a block uses the statistics of the rows that run it, see `SmallGroupNorm`.
-
-    Args:
-        modules: The blocks; `torch.nn.Identity()` is PASS.
-        input_shape: Shape of one row's activation, without the batch axis.
+    `torch.nn.Identity()` is PASS. Batch norm inside a block uses the statistics of the rows that run it, see
+    `SmallGroupNorm`.
 
     Raises:
         ValueError: No module, or modules whose outputs differ in shape.
@@ -41,8 +35,7 @@ class ModuleBlocks(BlockByBlock):
         known: dict[Any, Any] = {}
         self.macs, shapes = zip(*(cost_of(block, row, known=known) for block in self.blocks), strict=True)
         if len(set(shapes)) > 1:
-            got = f"{list(shapes)} for the input {tuple(input_shape)}"
-            raise ValueError(f"blocks of one set must give one shape, got {got}")
+            raise ValueError(f"blocks of one set must give one shape, got {[*shapes]} for inputs {tuple(input_shape)}")
         self.output_shape = shapes[0]
         allow_small_groups(subsample_first(self))
 

@@ -7,32 +7,80 @@ slice is treated as a parameter of its own, its count of steps for Adam's bias c
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cache, cached_property
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from routing_gym.blocks.fast.slices import Plan, Slices, by_part
-from routing_gym.blocks.ownership import PartlyUsed
+from routing_gym.blocks.base import PartlyUsed
+
+FEW_RUNS, FEW_NUMBERS = 8, 2048
+"""On a CPU, of more runs of slices than these, with fewer numbers each, going over the whole stack is cheaper."""
 
 Options = dict[str, Any]
+
+
+class Slices:
+    """The k slices of some stacked parameters; `places` has each owner's parts and the slices that belong to these."""
+
+    def __init__(self, count: int, places: dict[PartlyUsed, tuple[list[int], list[int]]]) -> None:
+        self.count = count
+        self._places = [
+            (owner, torch.tensor(parts), None if slices == list(range(count)) else torch.tensor(slices))
+            for owner, (parts, slices) in places.items()
+        ]
+
+    def used(self, device: torch.device) -> Tensor | None:
+        """Mask `(k,)` of the slices that have been used; None where all have, as far as the host can know it."""
+        used = None
+        for number, (owner, parts, slices) in enumerate(self._places):
+            if owner.used is None:
+                continue
+            if parts.device != device:
+                parts, slices = parts.to(device), None if slices is None else slices.to(device)
+                self._places[number] = owner, parts, slices
+            own = owner.used.index_select(0, parts)
+            if slices is not None:  # some belong to no part, or to several
+                own = torch.zeros(self.count, dtype=torch.int32, device=device).index_add_(0, slices, own.int()) > 0
+            used = own if used is None else used & own
+        return None if used is None or (device.type == "cpu" and used.numpy().all()) else used
+
+
+@dataclasses.dataclass
+class Plan:
+    """Slices that take a step: the same for all stacks of these slices whose steps have been counted alike."""
+
+    used: Tensor
+    """`(k,)` bool, the slices."""
+    steps: Tensor
+    """`(k,)` float32, the steps that each slice has taken before."""
+    factors: Any = None
+    """Those of `UsedOnly.move_rows`, once somebody has worked them out."""
+
+    @cached_property
+    def runs(self) -> tuple[list[int], list[int], Tensor]:
+        """Slices side by side that can be moved as one tensor: sizes of all runs, those used, and their steps."""
+        steps, used = self.steps.numpy(), self.used.numpy()
+        begins = np.ones(len(steps), dtype=bool)
+        begins[1:] = (steps[1:] != steps[:-1]) | (used[1:] != used[:-1])
+        starts = begins.nonzero()[0]
+        chosen = used[starts].nonzero()[0]
+        places = [*starts.tolist(), len(steps)]
+        sizes = [after - before for before, after in zip(places, places[1:], strict=False)]
+        return sizes, chosen.tolist(), torch.from_numpy(steps[starts[chosen]])
+
+
 Plans = dict[Any, Plan]
-
-
-class _Moves(NamedTuple):
-    """Parameters, or parts of them, that take one and the same kind of step.
-
-    Attributes:
-        columns: Lists of the parameters, of their gradients, and of each of their moments.
-        steps: Counts of the steps before, where they are counted; the step counts them on.
-    """
-
-    columns: list[list[Tensor]]
-    steps: list[Tensor]
+Columns = list[list[Tensor]]
+"""Parameters, or parts of them, that are moved alike; their gradients, moments, and, where counted, their steps."""
 
 
 class UsedOnly(torch.optim.Optimizer):
@@ -45,7 +93,7 @@ class UsedOnly(torch.optim.Optimizer):
         # PyTorch keeps the counts of what it calls fused beside the parameters.
         super().__init__(list(module.parameters()), {**defaults, "fused": True})
         self._owners = [part for part in module.modules() if isinstance(part, PartlyUsed)]
-        self._wholes, self._slices = by_part(self._owners)
+        self._wholes, self._slices = _by_part(self._owners)
 
     @staticmethod
     @abstractmethod
@@ -53,28 +101,16 @@ class UsedOnly(torch.optim.Optimizer):
         """Names of the running averages that are kept of every parameter of a group."""
 
     @abstractmethod
-    def move(self, group: Options, moves: _Moves) -> None:
+    def move(self, group: Options, columns: Columns) -> None:
         """Take a step with each of some tensors."""
 
     @abstractmethod
     def factors(self, group: Options, used: Tensor, step: Tensor) -> Any:
-        """Factors of `move_rows` for each row of a stack.
-
-        Args:
-            group: Options.
-            used: `(k, 1)` bool, the rows to be moved.
-            step: `(k, 1)` float32, the number of the step of each of them, 1 for the first.
-        """
+        """Factors of `move_rows`, given `(k, 1)` the rows to be moved and the number, from 1, of the step of each."""
 
     @abstractmethod
     def move_rows(self, group: Options, stacks: list[Tensor], factors: Any) -> None:
-        """Take a step with some rows of a stack, without asking on the host which.
-
-        Args:
-            group: Options.
-            stacks: Parameter, gradient and moments, each `(k, n)`.
-            factors: As of `factors`, nothing for the rows that stay.
-        """
+        """Take a step with some rows of parameter, gradient and moments `(k, n)`, without asking on the host which."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -85,23 +121,26 @@ class UsedOnly(torch.optim.Optimizer):
         unused = self._unused()
         for group in self.param_groups:
             moments = self.moments(group)
-            moves = _Moves([[] for _ in ("parameter", "gradient", *moments)], [])
+            kept = (*moments, "step") if self.counts else moments
+            columns: Columns = [[] for _ in ("parameter", "gradient", *kept)]
             plans: Plans = {}
             for parameter in group["params"]:
                 if parameter.grad is None or parameter in unused:
                     continue
-                slices, state = self._slices.get(parameter), self._state_of(parameter, moments)
+                slices, state = self._slices.get(parameter), self.state[parameter]
+                if not state:
+                    if self.counts:  # until some slices have been left out; then `(k,)`
+                        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    state |= {name: torch.zeros_like(parameter) for name in moments}
                 used = None if slices is None else used_of(slices, parameter.device)
                 if slices is not None and (used is not None or (self.counts and state["step"].ndim)):
-                    self._move_slices(group, moves, plans, parameter, slices, used)
+                    self._move_slices(group, columns, plans, parameter, slices, used)
                     continue
-                tensors = parameter, parameter.grad, *map(state.__getitem__, moments)
-                for column, tensor in zip(moves.columns, tensors, strict=True):
+                tensors = parameter, parameter.grad, *map(state.__getitem__, kept)
+                for column, tensor in zip(columns, tensors, strict=True):
                     column.append(tensor)
-                if self.counts:
-                    moves.steps.append(state["step"])
-            if moves.columns[0]:
-                self.move(group, moves)
+            if columns[0]:
+                self.move(group, columns)
         for owner in self._owners:
             if owner.used is not None:
                 owner.used = None
@@ -127,17 +166,8 @@ class UsedOnly(torch.optim.Optimizer):
                     state["step"] = torch.zeros(each, device="cpu")
         return form
 
-    def _state_of(self, parameter: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
-        """Averages of a parameter and its count of steps, `()` until some slices have been left out, then `(k,)`."""
-        state = self.state[parameter]
-        if not state:
-            if self.counts:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state |= {name: torch.zeros_like(parameter) for name in moments}
-        return state
-
     def _move_slices(
-        self, group: Options, moves: _Moves, plans: Plans, parameter: nn.Parameter, slices: Slices, used: Tensor | None
+        self, group: Options, columns: Columns, plans: Plans, parameter: Tensor, slices: Slices, used: Tensor | None
     ) -> None:
         """Enter those slices of a stack that have been used, as few tensors as can be, or move them at once."""
         state, count, device = self.state[parameter], slices.count, parameter.device
@@ -151,12 +181,12 @@ class UsedOnly(torch.optim.Optimizer):
         # Views of what is written to: a stack whose slices do not lie in one piece is refused, not moved in a copy.
         own, *moments = (tensor.view(count, -1) for tensor in (parameter, *map(state.get, self.moments(group))))
         stacks = [own, parameter.grad.reshape(count, -1), *moments]
-        if plan.goes_by_runs(own):
+        if own.is_cpu and (len(plan.runs[1]) <= FEW_RUNS or own.numel() >= FEW_NUMBERS * count):
             sizes, chosen, taken = plan.runs
-            for column, stack in zip(moves.columns, stacks, strict=True):
+            for column, stack in zip(columns, stacks, strict=False):
                 column.extend(map(torch.split_with_sizes(stack, sizes).__getitem__, chosen))
             if self.counts:
-                moves.steps.extend(taken.clone().unbind(0))
+                columns[-1].extend(taken.clone().unbind(0))
         else:
             if plan.factors is None:
                 plan.factors = self.factors(group, plan.used.unsqueeze(1), plan.steps.unsqueeze(1) + 1)
@@ -186,13 +216,13 @@ class Adam(UsedOnly):
         """Names of both averages."""
         return ("exp_avg", "exp_avg_sq")
 
-    def move(self, group: Options, moves: _Moves) -> None:
+    def move(self, group: Options, columns: Columns) -> None:
         """See `UsedOnly.move`."""
-        parameters, grads, average, square = moves.columns
+        parameters, grads, average, square, steps = columns
         options = {name: group[name] for name in ("lr", "weight_decay", "eps")} | {"amsgrad": False, "maximize": False}
         options["beta1"], options["beta2"] = group["betas"]
         options["decoupled_weight_decay"] = self.decoupled
-        adam(parameters, grads, average, square, [], moves.steps, fused=True, **options)
+        adam(parameters, grads, average, square, [], steps, fused=True, **options)
 
     def factors(self, group: Options, used: Tensor, step: Tensor) -> tuple[Tensor, ...]:
         """Rates of both averages, size of the step, addend of the denominator, and decay; 0 or 1 if not used."""
@@ -234,9 +264,9 @@ class SGD(UsedOnly):
         """Name of the average, if there is one."""
         return ("momentum_buffer",) if group["momentum"] else ()
 
-    def move(self, group: Options, moves: _Moves) -> None:
+    def move(self, group: Options, columns: Columns) -> None:
         """See `UsedOnly.move`."""
-        parameters, grads, *moments = moves.columns
+        parameters, grads, *moments = columns
         options = {name: group[name] for name in ("lr", "weight_decay", "momentum")}
         options |= {"dampening": 0.0, "nesterov": False, "maximize": False}
         sgd(parameters, grads, [*moments[0]] if moments else [None] * len(grads), fused=True, **options)
@@ -253,3 +283,26 @@ class SGD(UsedOnly):
         for buffer in moments:
             grad = buffer.copy_(torch.where(used, group["momentum"] * buffer + grad, buffer))
         parameter.addcmul_(grad, size)
+
+
+def _by_part(
+    owners: Iterable[PartlyUsed],
+) -> tuple[dict[nn.Parameter, dict[PartlyUsed, list[int]]], dict[nn.Parameter, Slices]]:
+    """Parts, by owner, of parameters that belong to parts as a whole; and stacks, those of the same parts share one."""
+    wholes: dict[nn.Parameter, dict[PartlyUsed, list[int]]] = {}
+    places: dict[nn.Parameter, dict[PartlyUsed, tuple[list[int], list[int]]]] = {}
+    for owner in owners:
+        for number, part in enumerate(owner.parts()):
+            for owned in part:
+                if owned.index is None:
+                    wholes.setdefault(owned.parameter, {}).setdefault(owner, []).append(number)
+                else:
+                    parts, slices = places.setdefault(owned.parameter, defaultdict(lambda: ([], [])))[owner]
+                    parts.append(number)
+                    slices.append(owned.index)
+    together: dict[Any, Slices] = {}
+    stacks = {}
+    for parameter, owned_by in places.items():
+        key = len(parameter), tuple((id(owner), *map(tuple, columns)) for owner, columns in owned_by.items())
+        stacks[parameter] = together.setdefault(key, Slices(len(parameter), owned_by))
+    return wholes, stacks

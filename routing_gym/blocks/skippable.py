@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks.base import FunctionBlocks
-from routing_gym.blocks.converted import allow_small_groups, static_copy
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.converted import allow_small_groups, static_copy, subsample_first
 from routing_gym.blocks.fast.rows import put_rows, put_rows_, take_rows
 from routing_gym.blocks.macs import cost_of
 from routing_gym.blocks.modules import ModuleBlocks
-from routing_gym.blocks.ownership import OwnedParameter
-from routing_gym.blocks.pointwise import subsample_first
 from routing_gym.tasks.checking import shape_of_row
 
 CHOICES = ("skip", "run")

@@ -44,7 +44,7 @@ def route(
     of each layer starts from the layer's own weights, the others are drawn anew by their `reset_parameters`; what is
     frozen (`requires_grad=False`) stays so. A submodule without routed layers may do what cannot be traced, such as
     asking `self.training`: it is called as it is then. 1x1 convolutions with a stride subsample first, see
-    `routing_gym.blocks.pointwise`.
+    `routing_gym.blocks.converted`.
 
     Args:
         module: Takes `(B, C, H, W)` images, gives `(B, num_classes)` logits; its way through the layers must not

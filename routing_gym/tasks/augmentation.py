@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.checking import whole_number
-from routing_gym.tasks.recoloring import draw_palettes
 
 GAMMA = 2.2
+LEAST_DISTANCE = 0.3
+"""How far apart the two colours are at least: Euclidean, in RGB of 0 to 1."""
 Fill = Literal["black", "mean"]
 
 
@@ -35,8 +36,8 @@ class Shift:
 
     def __post_init__(self) -> None:
         pixels = whole_number("pixels of an augmentation", self.pixels, least=None)
-        if pixels < 0 or not (self.pixels or self.flip or self.recolor):
-            raise ValueError(f"an augmentation moves by at least 1 pixel or flips, got {self.pixels} and {self.flip}")
+        if pixels < 0 or not (pixels or self.flip or self.recolor):
+            raise ValueError(f"an augmentation moves by at least 1 pixel or flips, got {pixels} and {self.flip}")
         if self.fill not in get_args(Fill):
             raise ValueError(f"fill must be 'black' or 'mean', got {self.fill!r}")
 
@@ -108,3 +109,29 @@ def _gamma_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     byte = torch.arange(256, dtype=torch.float64)
     light, steps = (((value / 255) ** GAMMA * 2**30).round().long() for value in (byte, byte[:-1] + 0.5))
     return light.to(device), steps.to(device)
+
+
+def draw_palettes(count: int, generator: torch.Generator) -> Tensor:
+    """Palettes `(count, 2, 3)` int64 in [0, 255], from a CPU generator: what black and what white of a drawing become.
+
+    Both are uniform over all RGB bytes; the second is drawn anew until it is at least `LEAST_DISTANCE` from the first,
+    as in the authors' code. The paper only says "two random colors at least 0.3 units away from each other".
+    """
+    palettes = torch.randint(0, 256, (count, 2, 3), generator=generator)
+    least = (255 * LEAST_DISTANCE) ** 2
+    while len(close := ((palettes[:, 1] - palettes[:, 0]).square().sum(1) < least).nonzero().flatten()):
+        palettes[close, 1] = torch.randint(0, 256, (len(close), 3), generator=generator)
+    return palettes
+
+
+def recolor(shades: Tensor, palettes: Tensor) -> Tensor:
+    """Drawings `(B, 3, H, W)` uint8: black of the grey ones becomes the first colour, white the second, linear between.
+
+    Computed in integers and rounded, so every device gives the same bytes.
+
+    Args:
+        shades: `(B, 1, H, W)` uint8, 0 black and 255 white.
+        palettes: `(B, 2, 3)` integers in [0, 255], on the same device.
+    """
+    shade, (first, second) = shades.int(), palettes.int()[..., None, None].unbind(1)
+    return ((first * (255 - shade) + second * shade + 127) // 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Taking in numbers and tensors from users: what may be one is made one, all else is refused."""
+"""Taking in numbers and tensors from users: what may be one is made one, all else is a `ValueError`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from torch import Tensor
 
 
 def to_tensor(where: str, given: Any) -> Tensor:
-    """Numbers as a tensor, NumPy arrays without a copy where that can be done; `where` is what messages call them.
-
-    Raises:
-        ValueError: No tensor, array or lists of numbers of one length.
-    """
+    """Numbers as a tensor, NumPy arrays without a copy where that can be done; `where` is what messages call them."""
     if isinstance(given, Tensor):
         return given
     try:
@@ -34,11 +30,7 @@ def to_tensor(where: str, given: Any) -> Tensor:
 
 
 def image_tensor(where: str, given: Any) -> Tensor:
-    """Images `(N, C, H, W)`, bytes as uint8 and features as float32.
-
-    Raises:
-        ValueError: Another shape or type, integers that are no bytes, or features that are not finite.
-    """
+    """Images `(N, C, H, W)`, bytes as uint8 and features, which are finite, as float32."""
     images = to_tensor(where, given)
     listed = isinstance(given, list | tuple) and images.dtype == torch.int64  # lists do not say how wide they are
     if listed and images.numel() and 0 <= int(images.min()) <= int(images.max()) < 256:
@@ -57,11 +49,7 @@ def image_tensor(where: str, given: Any) -> Tensor:
 
 
 def integer_tensor(where: str, given: Any) -> Tensor:
-    """Numbers `(R,)` int64.
-
-    Raises:
-        ValueError: Another shape, or numbers that are no integers.
-    """
+    """Integers `(R,)` as int64."""
     numbers = to_tensor(where, given)
     if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
         raise ValueError(f"{where} must be integers of shape (R,), got {numbers.dtype} of shape {tuple(numbers.shape)}")
@@ -91,9 +79,7 @@ def shape_of_row(option: str, given: Sequence[int]) -> tuple[int, ...]:
 def image_shape(given: Sequence[int]) -> tuple[int, ...]:
     """Shape `(C, H, W)` of an image as plain integers; what is not three of at least 1 is refused."""
     try:
-        shape = shape_of_row("input_shape", given)
-    except ValueError:
-        shape = ()
-    if len(shape) != 3:
-        raise ValueError(f"expected input_shape=(C, H, W), three integers of at least 1, got {given!r}")
-    return shape
+        channels, height, width = shape_of_row("input_shape", given)
+    except ValueError as error:
+        raise ValueError(f"expected input_shape=(C, H, W), three integers of at least 1, got {given!r}") from error
+    return channels, height, width

@@ -1,20 +1,19 @@
-"""Multi-task data: images stored once, tasks as rows that point at them."""
+"""Multi-task data: images stored once, tasks as rows that point at them, and the order in which these are drawn."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from routing_gym.tasks.augmentation import Shift
+from routing_gym.forms import check_form
+from routing_gym.tasks.augmentation import Shift, recolor
 from routing_gym.tasks.checking import image_tensor, integer_tensor, to_tensor, whole_number
-from routing_gym.tasks.recoloring import recolor
-
-_TENSORS = ("images", "image", "task", "label", "mean", "std", "shades")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +70,9 @@ class MultiTaskDataset:
         for field, limit in limits.items():
             column = integer_tensor(f"{where}: {field}", getattr(self, field))
             self._set(**{field: column})
-            if len(column) != len(self.image):
+            if len(column) != (rows := len(self.image)):
                 raise ValueError(
-                    f"{where}: {field} must be int64 of shape ({len(self.image)},) as image is, got shape "
-                    f"{tuple(column.shape)}"
+                    f"{where}: {field} must be int64 of shape ({rows},) as image is, got shape ({len(column)},)"
                 )
             low, high = map(int, column.aminmax()) if len(column) else (0, 0)
             if not 0 <= low <= high < limit:
@@ -83,14 +81,12 @@ class MultiTaskDataset:
             raise ValueError(
                 f"{where}: every one of the {self.num_tasks} tasks needs at least one row, got none for {empty}"
             )
-        channels = self.images.shape[1]
-        mean, std = self.mean, self.std
+        channels, mean, std, augmentation = self.images.shape[1], self.mean, self.std, self.augmentation
         finite = bool(mean.isfinite().all() & std.isfinite().all())
         if not mean.shape == std.shape == (channels,) or not finite or not bool((std > 0).all()):
             raise ValueError(
                 f"{where}: mean and std must hold {channels} finite numbers, std positive, got {mean} and {std}"
             )
-        augmentation = self.augmentation
         if not isinstance(augmentation, Shift | None):
             raise ValueError(f"{where}: augmentation must be a Shift or None, got {augmentation!r}")
         if self.shades is not None:
@@ -178,7 +174,7 @@ class MultiTaskDataset:
         """This split on another device (itself when it is there already)."""
         if torch.device(device) == self.device:
             return self
-        moved = {field: getattr(self, field).to(device) for field in _TENSORS if getattr(self, field) is not None}
+        moved: Any = {field: value.to(device) for field, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **moved)
 
     def select_tasks(self, tasks: Sequence[int]) -> MultiTaskDataset:
@@ -281,3 +277,61 @@ def pixel_statistics(images: Tensor, rows: Tensor | None = None) -> tuple[Tensor
     mean = counts @ values / counts.sum(1)
     std = (counts * (values - mean[:, None]) ** 2).sum(1).div(counts.sum(1)).sqrt()
     return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()
+
+
+class ShuffledStream:
+    """An endless stream of numbers: every one once per pass, each pass in a new random order.
+
+    The order comes from a CPU generator, because seeded CUDA generators give other streams on other GPU models.
+
+    Args:
+        numbers: `(size,)` int64, or how many: then they are 0 … size − 1.
+        seed: Seed of the generator.
+    """
+
+    def __init__(self, numbers: int | Tensor, seed: int = 0) -> None:
+        self._numbers = numbers if isinstance(numbers, Tensor) else None
+        size = len(numbers) if isinstance(numbers, Tensor) else numbers
+        self.size = whole_number("the size of a stream", size)
+        self.generator = torch.Generator()
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Start over from a seed."""
+        self.generator.manual_seed(whole_number("seed", seed, least=None))
+        self._pass = torch.empty(0, dtype=torch.int64)
+
+    def draw(self, count: int) -> Tensor:
+        """The next numbers of the stream, `(count,)` int64 on the CPU."""
+        pieces, missing = [], count
+        while missing > 0:
+            if not len(self._pass):
+                self._pass = torch.randperm(self.size, generator=self.generator)
+            pieces.append(self._pass[:missing])
+            self._pass = self._pass[missing:]
+            missing -= len(pieces[-1])
+        places = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+        return places if self._numbers is None else self._numbers[places]
+
+    def state_dict(self) -> dict[str, Any]:
+        """State from which `load_state_dict` goes on."""
+        return {"size": self.size, "generator": self.generator.get_state(), "pass": self._pass.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place in the stream.
+
+        Raises:
+            ValueError: It was a stream of another size, or no stream. Nothing has changed then.
+        """
+        check_form(state, {"size": int, "generator": self.generator.get_state(), "pass": Tensor}, "stream")
+        if state["size"] != self.size:
+            raise ValueError(f"this is the state of a stream of {state['size']} numbers, here there are {self.size}")
+        left = state["pass"]
+        check_form(left, torch.empty(left.numel(), dtype=torch.int64), "stream.pass")
+        if len(left.unique()) < len(left) or bool(((left < 0) | (left >= self.size)).any()):
+            raise ValueError(f"stream.pass: expected numbers in [0, {self.size}), each at most once")
+        try:
+            self.generator.set_state(state["generator"])
+        except RuntimeError as error:
+            raise ValueError(f"stream.generator: {error}") from error
+        self._pass = left.clone()

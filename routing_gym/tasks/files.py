@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import gzip
 import hashlib
 import io
 import os
 import shutil
 import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pooch
 
-from routing_gym.files import write_atomically
+from routing_gym.files import WriteError, write_atomically
 
 DATA_VARIABLE = "ROUTING_GYM_DATA"
 SUMS = "MD5SUMS"
@@ -123,6 +124,11 @@ def how_to_get(source: Source, data_dir: str | None) -> str:
     return f"run `routing-gym download {source.name} --data-dir {data_folder(data_dir)}`"
 
 
+def how_to_replace(source: Source, data_dir: str | None) -> str:
+    """Remedy, for messages, where a file is there, but broken or not the published one."""
+    return f"delete it and {how_to_get(source, data_dir)}"
+
+
 def find(source: Source, name: str, data_dir: str | None) -> Path:
     """Path of one file of a data set, which is there and, where that is known, has its md5 sum.
 
@@ -130,16 +136,14 @@ def find(source: Source, name: str, data_dir: str | None) -> Path:
         DataError: It is not, or has not.
     """
     path = data_folder(data_dir) / source.folder / name
-    mend = how_to_get(source, data_dir)
     if not path.is_file():
-        raise DataError(
-            f"{path} is missing: {mend}, or say where the data lies with data_dir=... or {DATA_VARIABLE}=..."
-        )
+        mend = f"{how_to_get(source, data_dir)}, or say where the data lies with data_dir=... or {DATA_VARIABLE}=..."
+        raise DataError(f"{path} is missing: {mend}")
     expected = None if source.repacked else source.files[name] or _noted_sum(path)
     if expected is not None and (found := _md5_sum(path)) != expected:
         raise DataError(
-            f"{path} is damaged or not the published file: its md5 sum is {found}, expected {expected}; delete it "
-            f"and {mend}"
+            f"{path} is damaged or not the published file: its md5 sum is {found}, expected {expected}; "
+            f"{how_to_replace(source, data_dir)}"
         )
     return path
 
@@ -179,7 +183,8 @@ def download(source: Source, data_dir: str | None = None) -> Path:
             _fetch(source, name, md5, folder)
     elif not all((folder / name).is_file() for name in source.files):
         with tarfile.open(_fetch(source, *source.archive, folder.parent)) as archive:
-            contents = {file: _member(archive, f"{source.folder}/{file}") for file in source.files}
+            members = {file: archive.extractfile(f"{source.folder}/{file}") for file in source.files}
+            contents = {file: member.read() for file, member in members.items() if member is not None}
         sums = "".join(
             f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}  {file}\n" for file, content in contents.items()
         )
@@ -201,60 +206,42 @@ def _fetch(source: Source, name: str, md5: str | None, folder: Path) -> str:
         ) from error
 
 
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    content = archive.extractfile(name)
-    if content is None:
-        raise DataError(f"{name.partition('/')[0]}.tar.gz has no file {name}")
-    return content.read()
+def cached_pixels(
+    cache: Path, paths: Sequence[Path], mend: str, shape: tuple[int, ...], decode: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Pixels of this shape, uint8: those of `cache` where they are of these very files, else what `decode` returns.
 
-
-def read_idx(path: Path) -> np.ndarray:
-    """Array of an IDX file of unsigned bytes, gzipped or not (the format of MNIST).
-
-    Raises:
-        DataError: Not such a file, or truncated.
-    """
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} is truncated or not gzipped: {error}; delete it and fetch it again") from error
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise DataError(f"{path} is not an IDX file of unsigned bytes: it begins with {raw[:4].hex() or 'nothing'}")
-    begin = 4 + 4 * raw[3]
-    shape = tuple(int.from_bytes(raw[start : start + 4], "big") for start in range(4, begin, 4))
-    values = np.frombuffer(raw, dtype=np.uint8, offset=begin)
-    if len(values) != int(np.prod(shape)):
-        raise DataError(f"{path} is truncated: {len(values)} bytes of data, expected {int(np.prod(shape))}")
-    return values.reshape(shape)
-
-
-def read_cifar(
-    path: Path, label_limits: tuple[int, ...], expected_rows: int | None = None, mend: str = "fetch it anew"
-) -> tuple[np.ndarray, ...]:
-    """Labels `(N,)` int64, one array per label byte, then images `(N, 3, 32, 32)` uint8 of a binary file of CIFAR's.
-
-    A row of the file is some label bytes, then 3 072 bytes of one 32x32 image.
+    Decoded pixels are written to `cache` for the next time, if its folder can be written to.
 
     Args:
-        path: The file.
-        label_limits: How many classes each label byte counts: `(20, 100)` for CIFAR-100's coarse and fine.
-        expected_rows: How many rows the official file has; None: any number.
-        mend: What to do about a broken file, for the message.
+        cache: The file of decoded pixels.
+        paths: The files they come from.
+        mend: What mends a file that cannot be read, for messages.
+        shape: The shape of the pixels.
+        decode: Decodes the files.
 
     Raises:
-        DataError: Truncated, or of another data set.
+        DataError: A file cannot be read.
     """
-    labels = len(label_limits)
-    row = labels + 3 * 32 * 32
-    raw = np.fromfile(path, dtype=np.uint8)
-    if not len(raw) or len(raw) % row or (expected_rows is not None and len(raw) != row * expected_rows):
-        wanted = f"{row * expected_rows} bytes" if expected_rows is not None else f"a multiple of {row} bytes"
-        raise DataError(f"{path} is truncated or of other data: {len(raw)} bytes, expected {wanted}; {mend}")
-    table = raw.reshape(-1, row)
-    for position, limit in enumerate(label_limits):
-        if (largest := int(table[:, position].max())) >= limit:
-            raise DataError(
-                f"{path} is of another data set: label {largest} in column {position}, expected less than {limit}; "
-                f"{mend}"
-            )
-    return (*(table[:, i].astype(np.int64) for i in range(labels)), table[:, labels:].reshape(-1, 3, 32, 32))
+    # Taken before decoding: a file that changes meanwhile makes the cache stale, not wrong.
+    key, pixels = _key(paths, mend), None
+    # A damaged cache fails in many ways, of which its CRC sum is one, and is written anew after each.
+    with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as stored:
+        pixels = stored["images"] if str(stored["key"]) == key else None
+    if pixels is None or pixels.shape != shape or pixels.dtype != np.uint8:
+        pixels = decode()
+        with contextlib.suppress(WriteError):  # a folder that is full or read-only: the pixels are there all the same
+            write_atomically(cache, lambda out: np.savez(out, key=np.array(key), images=pixels))
+    return pixels
+
+
+def _key(paths: Sequence[Path], mend: str) -> str:
+    """A text that changes with the files, their order, their sizes and when they were last written."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:  # a link to nowhere, say
+            raise DataError(f"{path} cannot be read: {error}; {mend}") from error
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -7,12 +7,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from routing_gym.tasks.augmentation import Fill, shift_or_none
-from routing_gym.tasks.cifar_classes import NAMES, read_cifar10
+from routing_gym.tasks.augmentation import Fill, draw_palettes, recolor, shift_or_none
+from routing_gym.tasks.cifar import NAMES, read_cifar10
 from routing_gym.tasks.dataset import MultiTaskDataset
+from routing_gym.tasks.digits import read_mnist
 from routing_gym.tasks.files import DataError
-from routing_gym.tasks.mnist import read_mnist
-from routing_gym.tasks.recoloring import draw_palettes, recolor
 from routing_gym.tasks.splits import build_splits, hold_out
 
 DIGITS = 5
@@ -63,8 +62,7 @@ def hybrid_mnist_cifar(
         images[part] = torch.cat([colored, photographs[part][photograph]])
         labels[part] = torch.cat([digits[part][drawing], label_of[names[part][photograph]]])
     members = hold_out("hybrid data", labels, held_out)
-    num_classes = DIGITS + len(PHOTOGRAPHS)
-    built = build_splits("Hybrid MNIST/CIFAR-10" + note, images, labels, members, num_classes=num_classes)
+    built = build_splits("Hybrid MNIST/CIFAR-10" + note, images, labels, members)
     for split, data in built.items():
         built[split] = dataclasses.replace(data, drawings=len(shades["test" if split == "test" else "train"]))
     built["train"] = dataclasses.replace(

@@ -6,12 +6,13 @@ import csv
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from routing_gym.tasks.augmentation import shift_or_none
 from routing_gym.tasks.dataset import MultiTaskDataset
-from routing_gym.tasks.files import MINI_IMAGENET, DataError, data_folder, find, how_to_get
-from routing_gym.tasks.jpegs import read_jpegs
+from routing_gym.tasks.files import MINI_IMAGENET, DataError, cached_pixels, data_folder, find, how_to_get
 from routing_gym.tasks.splits import build_splits, check_held_out
 
 NUM_TASKS, NUM_CLASSES = 10, 5
@@ -23,6 +24,7 @@ SELECTION_SEED = 0
 HEADER = ["filename", "label"]
 CACHE = "min-mtl-pixels.npz"
 MEND = "take the published file instead"
+MEND_IMAGE = "put mini-ImageNet's own file there, converted to RGB and resized to 84x84 pixels"
 
 
 def mini_imagenet_mtl(
@@ -52,8 +54,12 @@ def mini_imagenet_mtl(
     # needs no copy and takes nothing of the others along to another device.
     folder = data_folder(data_dir) / MINI_IMAGENET.folder
     paths = [folder / "images" / name for of_all_labels in zip(*shuffled, strict=True) for name in of_all_labels]
-    mend = "put mini-ImageNet's own file there, converted to RGB and resized to 84x84 pixels"
-    images = torch.from_numpy(read_jpegs(paths, IMAGE_SIZE, mend, folder / CACHE))
+    shape = (3, IMAGE_SIZE, IMAGE_SIZE)
+
+    def decode() -> np.ndarray:
+        return np.fromiter(map(_decode_jpeg, paths), np.dtype((np.uint8, shape)), len(paths))
+
+    images = torch.from_numpy(cached_pixels(folder / CACHE, paths, MEND_IMAGE, (len(paths), *shape), decode))
     kind = torch.arange(NUM_TASKS * NUM_CLASSES).repeat(IMAGES_PER_LABEL)
     positions = {"train": (held_out, of_each), "test": (of_each, IMAGES_PER_LABEL), "validation": (0, held_out)}
     step = len(shuffled)
@@ -62,9 +68,7 @@ def mini_imagenet_mtl(
         "MIN-MTL",
         {split: images[part] for split, part in rows.items()},
         {split: kind[part] % NUM_CLASSES for split, part in rows.items()},
-        num_classes=NUM_CLASSES,
         tasks={split: kind[part] // NUM_CLASSES for split, part in rows.items()},
-        num_tasks=NUM_TASKS,
         augmentation=shift_or_none(shift, flip),
     )
 
@@ -82,11 +86,7 @@ def _draw_labels(names_of: dict[str, list[str]]) -> list[list[str]]:
 
 
 def _names_of_labels(data_dir: str | None) -> dict[str, list[str]]:
-    """Names of the images of every label, from the three CSV files; all of them are there.
-
-    Raises:
-        DataError: Files are missing, or do not make mini-ImageNet.
-    """
+    """Names of the images of every label, from the three CSV files; all of them are there."""
     tables = {name: find(MINI_IMAGENET, name, data_dir) for name in MINI_IMAGENET.files}
     folder = data_folder(data_dir) / MINI_IMAGENET.folder
     try:
@@ -98,17 +98,14 @@ def _names_of_labels(data_dir: str | None) -> dict[str, list[str]]:
     seen: set[str] = set()
     for path in tables.values():
         for line, (name, label) in enumerate(_read_csv(path), start=2):
+            where = f"{path}, line {line}"
             if name not in present:
-                raise DataError(
-                    f"{folder / 'images' / name} is missing, but {path}, line {line} names it: unpack the archive of "
-                    "images again, to its end"
-                )
+                mend = "unpack the archive of images again, to its end"
+                raise DataError(f"{folder / 'images' / name} is missing, but {where} names it: {mend}")
             if name in seen:
-                raise DataError(f"{path}, line {line} names {name}, which an earlier line does as well: {MEND}")
+                raise DataError(f"{where} names {name}, which an earlier line does as well: {MEND}")
             if table_of.setdefault(label, path) != path:
-                raise DataError(
-                    f"{path}, line {line} is of label {label}, which {table_of[label].name} has as well: {MEND}"
-                )
+                raise DataError(f"{where} is of label {label}, which {table_of[label].name} has as well: {MEND}")
             seen.add(name)
             names_of.setdefault(label, []).append(name)
     if len(names_of) != NUM_LABELS:
@@ -118,10 +115,8 @@ def _names_of_labels(data_dir: str | None) -> dict[str, list[str]]:
         )
     for label, names in names_of.items():
         if len(names) != IMAGES_PER_LABEL:
-            raise DataError(
-                f"{table_of[label]} names {len(names)} images of label {label}, mini-ImageNet has {IMAGES_PER_LABEL}: "
-                f"{MEND}"
-            )
+            what = f"{len(names)} images of label {label}, mini-ImageNet has {IMAGES_PER_LABEL}"
+            raise DataError(f"{table_of[label]} names {what}: {MEND}")
     return names_of
 
 
@@ -138,3 +133,15 @@ def _read_csv(path: Path) -> list[tuple[str, str]]:
         if len(row) != len(HEADER):
             raise DataError(f"{path}, line {line} has {len(row)} columns, expected {len(HEADER)}: {MEND}")
     return [(name, label) for name, label in rows]
+
+
+def _decode_jpeg(path: Path) -> np.ndarray:
+    """Pixels `(3, 84, 84)` uint8 of a jpg file."""
+    try:
+        with Image.open(path, formats=["JPEG"]) as image:
+            if image.size != (IMAGE_SIZE, IMAGE_SIZE) or image.mode != "RGB":
+                found = "{}x{} of mode {}".format(*image.size, image.mode)
+                raise DataError(f"{path} is {found}, expected {IMAGE_SIZE}x{IMAGE_SIZE} of mode RGB: {MEND_IMAGE}")
+            return np.asarray(image).transpose(2, 0, 1)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for broken files
+        raise DataError(f"{path} is truncated or not a jpg file: {error}; {MEND_IMAGE}") from error

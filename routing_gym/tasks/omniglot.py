@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from routing_gym.tasks.dataset import MultiTaskDataset
-from routing_gym.tasks.files import OMNIGLOT, DataError, data_folder, find, how_to_get
-from routing_gym.tasks.pixel_cache import cached_pixels
+from routing_gym.tasks.files import OMNIGLOT, DataError, cached_pixels, data_folder, find, how_to_replace
 from routing_gym.tasks.splits import build_splits
 
 _PUBLISHED = {
@@ -113,9 +112,7 @@ def omniglot_mtl(
         "Omniglot",
         {split: _unpack(drawings[characters][:, np.array(numbers) - 1], size) for split, numbers in drawers},
         {split: label.repeat_interleave(len(numbers)) for split, numbers in drawers},
-        num_classes=int(counts.max()),
         tasks={split: task.repeat_interleave(len(numbers)) for split, numbers in drawers},
-        num_tasks=len(names),
     )
 
 
@@ -151,12 +148,11 @@ def _read_drawings(data_dir: str | None) -> np.ndarray:
 
     A bit for each pixel, 1 for ink; the last seven bits of a row mean nothing.
     """
-    mend = how_to_get(OMNIGLOT, data_dir)
-    paths = [find(OMNIGLOT, name, data_dir) for name in CHARACTERS]
+    paths, mend = [find(OMNIGLOT, name, data_dir) for name in CHARACTERS], how_to_replace(OMNIGLOT, data_dir)
     shape = (sum(_counts().values()), NUM_DRAWERS, IMAGE_SIZE, ROW_BYTES)
 
     def decode() -> np.ndarray:
-        return np.concatenate([_decode_archive(path, f"delete it and {mend}") for path in paths]).reshape(shape)
+        return np.concatenate([_decode_archive(path, mend) for path in paths]).reshape(shape)
 
     return cached_pixels(data_folder(data_dir) / OMNIGLOT.folder / CACHE, paths, mend, shape, decode)
 
@@ -210,15 +206,13 @@ def _row(archive: zipfile.ZipFile, member: str, path: Path, mend: str) -> bytes:
     """Pixels of one drawing, each row of them packed into 14 bytes."""
     try:
         with Image.open(io.BytesIO(archive.read(member)), formats=["PNG"]) as image:
-            (width, height), mode = image.size, image.mode
-            fits = width == height == IMAGE_SIZE and mode == "1"
-            pixels = image.tobytes() if fits else b""
+            found = "{}x{} of mode {}".format(*image.size, image.mode)
+            wanted = f"{IMAGE_SIZE}x{IMAGE_SIZE} of mode 1"
+            pixels = image.tobytes() if found == wanted else b""
     except (*_OF_ZIP, *_OF_PNG) as error:
         raise DataError(f"{path}: {member} is damaged or not a PNG file: {error}; {mend}") from error
-    if not fits:
-        raise DataError(
-            f"{path}: {member} is {width}x{height} of mode {mode}, expected {IMAGE_SIZE}x{IMAGE_SIZE} of mode 1; {mend}"
-        )
+    if found != wanted:
+        raise DataError(f"{path}: {member} is {found}, expected {wanted}; {mend}")
     return pixels
 
 

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
-
-TaskOf = Literal["single", "coarse"]
-"""What an instance's task is: the only one there is, or its coarse class."""
-
-BY_COARSE_CLASS = " by coarse class"
-"""Written behind the name of a data set whose tasks are coarse classes."""
-
-
-def are_coarse(name: str, task: TaskOf) -> bool:
-    """Whether the tasks of a data set (its name is for messages) are to be coarse classes.
-
-    Raises:
-        ValueError: `task` can be no such thing.
-    """
-    if task not in get_args(TaskOf):
-        raise ValueError(f"{name}: task must be 'single' or 'coarse', got {task!r}")
-    return task == "coarse"
 
 
 def check_held_out(name: str, held_out: int, fewest: int) -> None:
@@ -55,57 +36,38 @@ def hold_out(name: str, kinds: dict[str, Tensor], held_out: int) -> dict[str, Te
     return members
 
 
-def one_vs_rest(kind: Tensor) -> Tensor:
-    """Labels `(K, N)` of the tasks "is it of class t?", from the classes `(N,)` (MNIST-MTL, Rosenbaum et al. 2018)."""
-    return (kind == torch.arange(int(kind.max()) + 1)[:, None]).to(torch.int64)
-
-
 def build_splits(
     name: str,
     images: dict[str, Tensor],
     labels: dict[str, Tensor],
     members: dict[str, Tensor] | None = None,
     *,
-    num_classes: int,
     tasks: dict[str, Tensor] | None = None,
-    num_tasks: int = 1,
     augmentation: Shift | None = None,
 ) -> dict[str, MultiTaskDataset]:
-    """Build the splits of a data set; the images of `train` normalise them all.
+    """Build the splits of a data set; the images of `train` normalise them all, its rows say how many tasks there are.
 
     Images, labels and tasks are given by split; a split without images of its own shares all three of `train`.
 
     Args:
         name: As in `MultiTaskDataset`.
         images: `(N, C, H, W)` uint8.
-        labels: `(N,)` int64, the label of each image, or `(num_tasks, N)`: then every image is in every task.
+        labels: `(N,)` int64, the label of each image, or `(T, N)`: then every image is in every one of T tasks.
         members: `(R,)` int64, the images of each split; None: all that it has.
-        num_classes: As in `MultiTaskDataset`.
         tasks: `(N,)` int64, the task of each image; None: there is one task, or every image is in every one.
-        num_tasks: As in `MultiTaskDataset`.
         augmentation: That of `train`; the other splits have none.
     """
     members = members or {split: torch.arange(len(own)) for split, own in images.items()}
     mean, std = pixel_statistics(images["train"], members["train"])
+    num_tasks = int(tasks["train"].max()) + 1 if tasks else len(torch.atleast_2d(labels["train"]))
+    num_classes = int(labels["train"].max()) + 1
     built = {}
     for split, image in members.items():
-        part = split if split in images else "train"
-        label = labels[part][..., image]
-        task = torch.zeros_like(image) if tasks is None else tasks[part][image]
-        if label.ndim == 2:
-            task = torch.arange(num_tasks).repeat_interleave(len(image))
-            image, label = image.repeat(num_tasks), label.flatten()
+        part, own = split if split in images else "train", augmentation if split == "train" else None
+        label = labels[part][..., image].flatten()
+        task = tasks[part][image] if tasks else torch.arange(num_tasks).repeat_interleave(len(image))
+        image = image if tasks else image.repeat(num_tasks)
         built[split] = MultiTaskDataset(
-            name=name,
-            split=split,
-            images=images[part],
-            image=image,
-            task=task,
-            label=label,
-            num_tasks=num_tasks,
-            num_classes=num_classes,
-            mean=mean,
-            std=std,
-            augmentation=augmentation if split == "train" else None,
+            name, split, images[part], image, task, label, num_tasks, num_classes, mean, std, own
         )
     return built

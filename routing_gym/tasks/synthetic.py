@@ -38,8 +38,7 @@ def synthetic_mtl(
     """
     sizes = dict(num_tasks=num_tasks, num_classes=num_classes, image_size=image_size, images_per_class=images_per_class)
     for option, value in sizes.items():
-        if whole_number(f"SYNTHETIC-MTL: {option}", value, least=None) < 1:
-            raise ValueError(f"SYNTHETIC-MTL: {option} must be at least 1, got {value}")
+        whole_number(f"SYNTHETIC-MTL: {option}", value)
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
         raise ValueError(f"SYNTHETIC-MTL: noise must be at least 0 and finite, got {noise!r}")
     generator = torch.Generator().manual_seed(whole_number("SYNTHETIC-MTL: data_seed", data_seed, least=None))
@@ -51,6 +50,4 @@ def synthetic_mtl(
         pixels = prototypes[kind] + noise * torch.randn(len(kind), 1, image_size, image_size, generator=generator)
         images[split] = pixels.clamp(0, 255).to(torch.uint8)
         labels[split] = (kind + torch.arange(num_tasks)[:, None]) % num_classes
-    return build_splits(
-        "SYNTHETIC-MTL", images, labels, num_classes=num_classes, num_tasks=num_tasks, augmentation=shift_or_none(shift)
-    )
+    return build_splits("SYNTHETIC-MTL", images, labels, augmentation=shift_or_none(shift))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from routing_gym.blocks import SGD, Adam, AdamW, LinearBlocks
-from routing_gym.blocks.fast import slices as movers
+from routing_gym.blocks import optimizers as movers
 
 KINDS = {
     "adam": (Adam, torch.optim.Adam, {}),

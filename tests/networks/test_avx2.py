@@ -1,4 +1,4 @@
-"""What processors without AVX-512 must not be asked to do: see `routing_gym.blocks.pointwise`."""
+"""What processors without AVX-512 must not be asked to do: see `routing_gym.blocks.converted`."""
 
 import io
 import os

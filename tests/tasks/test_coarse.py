@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from routing_gym.agents import make_agent
-from routing_gym.tasks import cifar, cifar10, cifar100, cifar_classes, files
+from routing_gym.tasks import cifar, cifar10, cifar100, files
 
 REAL = files.data_folder()  # before the stand-ins take its place
 VEHICLES = (0, 1, 8, 9)
@@ -82,7 +82,7 @@ def test_the_superclasses_of_cifar_100(monkeypatch):
 
 @real(files.CIFAR10, "data_batch_1.bin", "test_batch.bin")
 def test_vehicles_and_animals_of_cifar_10(monkeypatch):
-    monkeypatch.setattr(cifar_classes, "ROWS_PER_FILE", 10_000)
+    monkeypatch.setattr(cifar, "ROWS_PER_FILE", 10_000)
     test = cifar10(data_dir=str(REAL), task="coarse", allow_partial=True)["test"]
     assert test.num_classes == 10 and test.name.startswith("CIFAR-10 by coarse class")
     assert [test.label[test.task == task].unique().tolist() for task in (0, 1)] == [[0, 1, 8, 9], [2, 3, 4, 5, 6, 7]]

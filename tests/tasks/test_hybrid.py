@@ -11,10 +11,9 @@ from standins import write_cifar100, write_idx
 from routing_gym.envs.make import make_routing_vector_env
 from routing_gym.experiments.cli import main
 from routing_gym.tasks import DataError, Shift, cifar2, cifar5, cifar10, download, files, hybrid_mnist_cifar
-from routing_gym.tasks.augmentation import mean_color
+from routing_gym.tasks.augmentation import draw_palettes, mean_color, recolor
+from routing_gym.tasks.digits import read_mnist
 from routing_gym.tasks.hybrid import enlarge
-from routing_gym.tasks.mnist import read_mnist
-from routing_gym.tasks.recoloring import draw_palettes, recolor
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

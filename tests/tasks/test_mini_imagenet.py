@@ -12,7 +12,7 @@ from PIL import Image
 
 import routing_gym
 from routing_gym.experiments.cli import main
-from routing_gym.tasks import DataError, jpegs, mini_imagenet, mini_imagenet_mtl
+from routing_gym.tasks import DataError, mini_imagenet, mini_imagenet_mtl
 
 CACHE = mini_imagenet.CACHE
 
@@ -123,8 +123,10 @@ def build(folder):
 def decoded(monkeypatch):
     """The names of the files that are decoded, as they are."""
     names = []
-    decode = jpegs._decode_jpeg
-    monkeypatch.setattr(jpegs, "_decode_jpeg", lambda path, *rest: names.append(path.name) or decode(path, *rest))
+    decode = mini_imagenet._decode_jpeg
+    monkeypatch.setattr(
+        mini_imagenet, "_decode_jpeg", lambda path, *rest: names.append(path.name) or decode(path, *rest)
+    )
     return names
 
 

@@ -11,7 +11,7 @@ from standins import write_cifar100
 from routing_gym.envs.make import make_routing_vector_env
 from routing_gym.experiments.cli import main
 from routing_gym.tasks import SOURCES, DataError, Shift, files, svhn
-from routing_gym.tasks.svhn import read_svhn
+from routing_gym.tasks.digits import read_svhn
 
 MENDED = r"delete it and run `routing-gym download svhn --data-dir"
 

@@ -100,7 +100,7 @@ def test_bad_data_is_refused():
         changed(task=good.task[:-1])
     with pytest.raises(ValueError, match="std positive"):
         changed(std=torch.zeros(1))
-    with pytest.raises(ValueError, match="num_tasks must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_tasks must be an integer of at least 1, got 0"):
         synthetic_mtl(num_tasks=0)
-    with pytest.raises(ValueError, match="size 0"):
+    with pytest.raises(ValueError, match="size of a stream must be an integer of at least 1, got 0"):
         ShuffledStream(0)

@@ -23,7 +23,7 @@ from routing_gym.experiments.papers.parallel_paths.gates import (
     synthesised,
     tell_apart,
 )
-from routing_gym.tasks.cifar_classes import NAMES
+from routing_gym.tasks.cifar import NAMES
 
 CLASSES = (0, 8, 6, 7)
 """Fig. 10 shows airplanes, ships, frogs and horses: two kinds before blue, one that is green and one that is not."""

@@ -1,16 +1,16 @@
-"""Linear blocks run one after the other, by choices known beforehand, as one function."""
+"""Rows sorted by their block, and linear blocks run one after the other on them, as one function."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-
-from routing_gym.blocks.fast.grouping import Groups, SortedRows, group, group_plan, plain
 
 GROUPED_DTYPES = (torch.float32, torch.bfloat16)
 ALIGNMENT_BYTES = 16
@@ -20,14 +20,117 @@ ZERO_BLOCK = (0, 0, 0, 0, 0, 1)
 """Padding of stacked weights by one more block, of zeros."""
 
 
-class Link(NamedTuple):
-    """One bank of linear blocks in a chain.
+class Groups(NamedTuple):
+    """Rows sorted by the block they use; rows of one block keep their order."""
 
-    Attributes:
-        weight: `(k, in_features, out_features)`.
-        bias: `(k, out_features)`.
-        relu: Whether a ReLU follows.
-        passes: Whether there is one more choice, k, that leaves a row as it is; inputs are as wide as outputs then.
+    order: Tensor
+    """`(B,)` int64: position i of the sorted rows holds row `order[i]`."""
+    inverse: Tensor
+    """`(B,)` int64: row i stands at position `inverse[i]`."""
+    block: Tensor
+    """`(B,)` int64: block of each sorted row, ascending."""
+    ends: Tensor
+    """`(k,)` int32: end of each block's run of sorted rows."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows per block, zeros included; read on the host."""
+        ends = self.ends.tolist()
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class SortedRows:
+    """Rows `(B, ...)` left in the order of the blocks that made them, until someone asks for them in their own.
+
+    The next layer gathers its rows from wherever they stand, so that between two layers rows move once, not twice. Row
+    i stands at `rows[place[i]]`; `place` is `(B,)` int64, and `back` its inverse.
+    """
+
+    def __init__(self, rows: Tensor, place: Tensor, back: Tensor) -> None:
+        self.rows, self.place, self.back = rows, place, back
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """Some rows, as of `Tensor.index_select` along the first axis."""
+        return self.rows.index_select(dim, self.place.index_select(0, index))
+
+
+def plain(rows: Tensor | SortedRows) -> Tensor:
+    """Rows in their own order."""
+    if isinstance(rows, SortedRows):
+        rows = _Permute.apply(rows.rows, rows.place, rows.back)
+        assert isinstance(rows, Tensor)
+    return rows
+
+
+class _Permute(torch.autograd.Function):
+    """Reorder rows; going back is reordering them the other way, without the scattered sum of `index_select`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, place: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return rows.index_select(0, place)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad.index_select(0, ctx.back), None, None
+
+
+def group(choice: Tensor, num_blocks: int) -> Groups:
+    """Rows sorted by their block, `choice`: `(B,)` int64 in `[0, num_blocks)`."""
+    return group_plan(choice.unsqueeze(1), [num_blocks])[0]
+
+
+def group_plan(plan: Tensor, num_blocks: Sequence[int]) -> list[Groups]:
+    """Rows sorted by each column of a plan `(B, L)` int64 in `[0, num_blocks[i])`; equal neighbours give one object."""
+    if plan.device.type == "cpu":
+        return _group_on_host(plan.numpy().T, num_blocks)
+    return [group_on_device(choice, number) for choice, number in zip(plan.unbind(1), num_blocks, strict=True)]
+
+
+def _group_on_host(choices: np.ndarray, num_blocks: Sequence[int]) -> list[Groups]:
+    """Groups by numpy, whose small steps cost a fraction of PyTorch's, of all choices `(L, B)` in each step."""
+    most, (count, rows) = max(num_blocks), choices.shape
+    # Stable sorting of short integers is a radix sort.
+    choices = choices.astype(np.int16 if most <= np.iinfo(np.int16).max else np.int64, order="C")
+    order = np.argsort(choices, axis=1, kind="stable")
+    layer = np.arange(count)[:, None]
+    place = (order + layer * rows).ravel()
+    inverse = np.empty_like(place)
+    inverse[place] = _counting(count, rows)
+    block = choices.ravel()[place].astype(np.int64).reshape(order.shape)
+    # Numbers that rise from layer to layer too: one search finds where the runs of all blocks end.
+    ends = np.searchsorted((block + layer * most).ravel(), np.arange(count * most), side="right")
+    ends = (ends.reshape(count, most) - layer * rows).astype(np.int32)
+    tensors = (torch.from_numpy(array).unbind(0) for array in (order, inverse.reshape(order.shape), block, ends))
+    layers = [Groups(*parts) for parts in zip(*tensors, strict=True)]
+    layers = [groups._replace(ends=groups.ends[:k]) for groups, k in zip(layers, num_blocks, strict=True)]
+    for number in range(1, count):
+        if num_blocks[number] == num_blocks[number - 1] and np.array_equal(choices[number], choices[number - 1]):
+            layers[number] = layers[number - 1]
+    return layers
+
+
+@lru_cache(maxsize=8)
+def _counting(layers: int, rows: int) -> np.ndarray:
+    """Numbers 0 … rows − 1, as often as there are layers."""
+    return np.tile(np.arange(rows), layers)
+
+
+def group_on_device(choice: Tensor, num_blocks: int) -> Groups:
+    """Groups without a copy to the host."""
+    block, order = choice.sort(stable=True)
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    # Where the sorted runs end: unlike bincount, searchsorted needs no copy to the host on a GPU.
+    blocks = torch.arange(num_blocks, device=block.device)
+    ends = torch.searchsorted(block, blocks, right=True, out_int32=True)
+    return Groups(order, inverse, block, ends)
+
+
+class Link(NamedTuple):
+    """One bank of linear blocks in a chain, of weights `(k, in_features, out_features)` and biases `(k, out_features)`.
+
+    `passes` says whether there is one more choice, k, that leaves a row as it is; inputs are as wide as outputs then.
     """
 
     weight: Tensor
@@ -35,27 +138,14 @@ class Link(NamedTuple):
     relu: bool
     passes: bool
 
-    @property
-    def num_choices(self) -> int:
-        """Number of choices, PASS included."""
-        return len(self.weight) + self.passes
 
+def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> SortedRows:
+    """Outputs `(B, out_features)` of linear blocks run one after the other.
 
-def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> Tensor | SortedRows:
-    """Outputs `(B, out_features)` of linear blocks run one after the other, in the last bank's order where natural.
-
-    Args:
-        links: L banks, the outputs of each as wide as the inputs of the next.
-        x: Inputs `(B, in_features)`.
-        plan: Choices `(B, L)` int64 of each row in each bank.
+    `plan` has the choices `(B, L)` int64 of each row in each of L links, each as wide as the outputs of the one before.
     """
     links, x = _autocast(links, x)
-    if links[0].weight.dtype not in GROUPED_DTYPES or not len(plan):
-        y = plain(x)
-        for link, choice in zip(links, plan.unbind(1), strict=True):
-            y = _one_by_one(link, y, choice)
-        return y
-    layers = group_plan(plan, [link.num_choices for link in links])
+    layers = group_plan(plan, [len(link.weight) + link.passes for link in links])
     rows, place, back = (x.rows, x.place, x.back) if isinstance(x, SortedRows) else (x, None, None)
     steps = []
     for link, groups in zip(links, layers, strict=True):
@@ -82,16 +172,6 @@ def _autocast(links: Sequence[Link], x: Tensor | SortedRows) -> tuple[Sequence[L
     dtype = wanted if wanted in GROUPED_DTYPES else dtype
     links = [link._replace(weight=link.weight.to(dtype), bias=link.bias.to(dtype)) for link in links]
     return links, SortedRows(x.rows.to(dtype), x.place, x.back) if isinstance(x, SortedRows) else x.to(dtype)
-
-
-def _one_by_one(link: Link, x: Tensor, choice: Tensor) -> Tensor:
-    """Outputs of one bank, one product per block: for zero rows and float64, which `grouped_mm` refuses."""
-    groups = group(choice, link.num_choices)
-    pieces = list(x.index_select(0, groups.order).split(groups.counts))
-    for number, (weight, bias) in enumerate(zip(link.weight.unbind(0), link.bias.unbind(0), strict=True)):
-        y = torch.addmm(bias, pieces[number], weight)
-        pieces[number] = functional.relu(y) if link.relu else y
-    return torch.cat(pieces).index_select(0, groups.inverse)
 
 
 class _Step(NamedTuple):
@@ -152,39 +232,40 @@ class _Chain(torch.autograd.Function):
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor, step: _Step) -> Tensor:
     """Outputs of one layer for rows sorted by their choice."""
-    groups, passed = step.groups, None
-    if step.passes and not _on_host(x):
-        # Without knowing how many rows pass: they meet a block of zeros, and are put back.
-        y = _affine(x, functional.pad(weight, ZERO_BLOCK), functional.pad(bias, (0, 0, 0, 1)), groups)
-        return torch.where(_runs_a_block(groups, weight), y.relu_() if step.relu else y, x)
-    if step.passes:
-        running, groups = _running(groups, len(weight))
-        x, passed = x[:running], x[running:]
-    y = _affine(x, weight, bias, groups)
-    y = y.relu_() if step.relu else y
-    return y if passed is None else torch.cat([y, passed])
+    if not step.passes:
+        y = _affine(x, weight, bias, step.groups)
+        return y.relu_() if step.relu else y
+    if _on_host(x):
+        running, step = _running(step, len(weight))
+        return torch.cat([_apply(x[:running], weight, bias, step), x[running:]])
+    # Without knowing how many rows pass: they meet a block of zeros, and are put back.
+    y = _affine(x, functional.pad(weight, ZERO_BLOCK), functional.pad(bias, (0, 0, 0, 1)), step.groups)
+    return torch.where(_runs_a_block(step.groups, weight), y.relu_() if step.relu else y, x)
 
 
 def _go_back(
     grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, step: _Step, wanted: Sequence[bool], further: bool
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Gradients of weight and bias, where they are wanted, and of the input, where it goes further."""
-    groups, passed = step.groups, None
-    if step.passes and not _on_host(x):
-        runs = _runs_a_block(groups, weight)
-        rectified = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
-        padded = functional.pad(weight, ZERO_BLOCK)
-        own, to_input = _products_back(torch.where(runs, rectified, 0), x, padded, groups, wanted, further)
+    if step.passes and _on_host(x):
+        running, step = _running(step, len(weight))
+        y = None if y is None else y[:running]
+        own, to_input = _go_back(grad[:running], x[:running], y, weight, step, wanted, further)
+        return own, None if to_input is None else torch.cat([to_input, grad[running:]])
+    if step.passes:
+        runs, step = _runs_a_block(step.groups, weight), step._replace(passes=False)
+        to_blocks = torch.where(runs, grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0), 0)
+        own, to_input = _go_back(to_blocks, x, None, functional.pad(weight, ZERO_BLOCK), step, wanted, further)
         own = [None if part is None else part[:-1] for part in own]
         return own, None if to_input is None else torch.where(runs, to_input, grad)
-    if step.passes:
-        running, groups = _running(groups, len(weight))
-        x, y = x[:running], None if y is None else y[:running]
-        grad, passed = grad[:running], grad[running:]
-    if y is not None:
-        grad = torch.ops.aten.threshold_backward(grad, y, 0)
-    own, to_input = _products_back(grad, x, weight, groups, wanted, further)
-    return own, to_input if passed is None or to_input is None else torch.cat([to_input, passed])
+    grad, ends = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0), step.groups.ends
+    own = [_grouped_outer(x, grad, ends) if wanted[0] else None, None]
+    if wanted[1]:
+        # In bfloat16 a sum of many rows would soon stop growing.
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        total = torch.zeros(len(weight), grad.shape[1], dtype=dtype, device=grad.device)
+        own[1] = total.index_add_(0, step.groups.block, grad.to(dtype)).to(grad.dtype)
+    return own, _grouped_mm(grad, weight.transpose(1, 2), ends) if further else None
 
 
 def _runs_a_block(groups: Groups, weight: Tensor) -> Tensor:
@@ -197,29 +278,16 @@ def _on_host(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _running(groups: Groups, num_blocks: int) -> tuple[int, Groups]:
-    """Number of rows, the first ones, that run a block instead of passing, and their groups; read on the host."""
-    running = int(groups.ends[num_blocks - 1])
-    return running, groups._replace(block=groups.block[:running], ends=groups.ends[:num_blocks])
-
-
-def _products_back(
-    grad: Tensor, x: Tensor, weight: Tensor, groups: Groups, wanted: Sequence[bool], further: bool
-) -> tuple[list[Tensor | None], Tensor | None]:
-    """Go back through the products of one layer, rows sorted by their block."""
-    own: list[Tensor | None] = [None, None]
-    if wanted[0]:
-        own[0] = _grouped_outer(x, grad, groups.ends)
-    if wanted[1]:
-        # In bfloat16 a sum of many rows would soon stop growing.
-        total = torch.zeros(len(weight), grad.shape[1], dtype=torch.float32, device=grad.device)
-        own[1] = total.index_add_(0, groups.block, grad.float()).to(grad.dtype)
-    return own, _grouped_mm(grad, weight.transpose(1, 2), groups.ends) if further else None
+def _running(step: _Step, num_blocks: int) -> tuple[int, _Step]:
+    """Number of rows, the first ones, that run a block instead of passing, and a step of these; read on the host."""
+    running, groups = int(step.groups.ends[num_blocks - 1]), step.groups
+    groups = groups._replace(block=groups.block[:running], ends=groups.ends[:num_blocks])
+    return running, step._replace(groups=groups, passes=False)
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
     """Outputs `x @ weight[c] + bias[c]` for rows sorted by their block c."""
-    if not _on_host(x) or len(x) < MANY_ROWS * len(weight):
+    if not _on_host(x) or (len(x) < MANY_ROWS * len(weight) and x.dtype in GROUPED_DTYPES):
         return _grouped_mm(x, weight, groups.ends).add_(bias.index_select(0, groups.block))
     # A bias gathered for every row costs more than a call per block that adds it on the way.
     y = x.new_empty(len(x), weight.shape[2])
@@ -232,7 +300,7 @@ def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Products `(B, o)` of each run of rows `(B, i)` and its own matrix, `(k, i, o)`; runs end at `ends`."""
     inputs, outputs = weight.shape[1:]
     pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
-    if _on_host(x) and (pad_in or pad_out or not len(x)):
+    if _goes_by_block(x, pad_in or pad_out):
         y = x.new_empty(len(x), outputs)
         for block, rows in _runs(ends):
             torch.mm(x[rows], weight[block], out=y[rows])
@@ -247,7 +315,7 @@ def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
     """Products `(k, i, o)` of each run of x `(B, i)`, transposed, and the run of grad `(B, o)`."""
     inputs, outputs = x.shape[1], grad.shape[1]
     pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
-    if _on_host(x) and (pad_in or pad_out or not len(x)):
+    if _goes_by_block(x, pad_in or pad_out):
         product = x.new_zeros(len(ends), inputs, outputs)
         for block, rows in _runs(ends):
             torch.mm(x[rows].t(), grad[rows], out=product[block])
@@ -258,11 +326,13 @@ def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
     return product[:, :inputs, :outputs] if pad_in or pad_out else product
 
 
-def _missing(width: int, like: Tensor) -> int:
-    """Number of columns missing for rows to start at multiples of 16 bytes, as `grouped_mm` wants them.
+def _goes_by_block(x: Tensor, padded: int) -> bool:
+    """Whether to run a product per block: of what `grouped_mm` refuses, and on a CPU, where padding costs more."""
+    return not len(x) or x.dtype not in GROUPED_DTYPES or (padded > 0 and _on_host(x))
 
-    On a CPU a product per block is cheaper than copying the weights into a wider tensor.
-    """
+
+def _missing(width: int, like: Tensor) -> int:
+    """Number of columns missing for rows to start at multiples of 16 bytes, as `grouped_mm` wants them."""
     return -width % (ALIGNMENT_BYTES // like.element_size())
 
 

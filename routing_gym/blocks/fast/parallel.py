@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks.fast.by_block import BlockByBlock
-from routing_gym.blocks.fast.rows import put_rows
+from routing_gym.blocks.base import OwnedParameter
+from routing_gym.blocks.converted import conv2d
+from routing_gym.blocks.fast.rows import BlockByBlock, put_rows
 from routing_gym.blocks.linear import LinearBlocks, repeated
 from routing_gym.blocks.macs import cost_of
-from routing_gym.blocks.ownership import OwnedParameter
-from routing_gym.blocks.pointwise import conv2d
 from routing_gym.tasks.checking import shape_of_row, whole_number
 
 
@@ -29,18 +28,11 @@ class PathLayer(nn.Module):
 
 
 class PathConv2d(PathLayer):
-    """A convolution for each path; all of them are one grouped convolution.
+    """A convolution of `inputs` to `outputs` channels for each path, padded by half of the kernel.
 
-    Fed with the tensors of all paths, joined along their channels, each path has its own; fed with fewer, each goes
-    into as many paths as there are for it, the first into the first ones: one image into all.
-
-    Args:
-        paths: P.
-        inputs: Channels of one tensor.
-        outputs: Channels that each path gives.
-        kernel: Height and width; the padding is half of it.
-        stride: Stride of the convolution.
-        bias: Add a bias.
+    All of them are one grouped convolution. Fed with the tensors of all paths, joined along their channels, each path
+    has its own; fed with fewer, each goes into as many paths as there are for it, the first into the first ones: one
+    image into all.
     """
 
     def __init__(
@@ -86,10 +78,7 @@ class PathNorm2d(PathLayer):
 
 
 class PathLinear(PathLayer):
-    """A linear layer for each path, `inputs` to `outputs` features; all of them are one batched product.
-
-    As in `PathConv2d` there may be fewer tensors than paths.
-    """
+    """A linear layer for each path, all as one batched product; there may be fewer tensors, as in `PathConv2d`."""
 
     def __init__(self, paths: int, inputs: int, outputs: int) -> None:
         super().__init__(paths=paths, inputs=inputs, outputs=outputs)
@@ -125,10 +114,7 @@ class PathResidual(PathLayer):
 
 
 class PathSqueezeExcite(PathLayer):
-    """Squeeze-and-excitation for each path (Hu et al. 2018): scales channels by a function of their averages.
-
-    The function is a network of one layer of `hidden` units.
-    """
+    """Squeeze-and-excitation (Hu et al. 2018) for each path: scales channels by a network of their averages."""
 
     def __init__(self, paths: int, channels: int, hidden: int) -> None:
         super().__init__()
@@ -141,13 +127,7 @@ class PathSqueezeExcite(PathLayer):
 
 
 class PathBlocks(BlockByBlock):
-    """Bank of the paths of some layers: block c is path c of P.
-
-    Args:
-        layers: Layers of all paths.
-        paths: P.
-        input_shape: Shape of one tensor, `(C, H, W)` or `(F,)`.
-    """
+    """Bank of the P paths of some layers, block c is path c; `input_shape` is `(C, H, W)` or `(F,)` of one tensor."""
 
     def __init__(self, layers: PathSequential, paths: int, input_shape: tuple[int, ...]) -> None:
         super().__init__(paths)
