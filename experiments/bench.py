@@ -29,12 +29,12 @@ from routing_gym.experiments.benchmarks.parallel_paths import measure_parallel_p
 from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
 from routing_gym.experiments.benchmarks.skipping import measure_skipping
 from routing_gym.experiments.benchmarks.steps import Subject, check, measure_agents, mlp
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import Display, say
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
 from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.engine.records import Record, write_results
 from routing_gym.experiments.engine.settings import (
-    UsageError,
     at_least_one,
     check_agents,
     known_names,

@@ -1,74 +1,34 @@
-"""The command `routing-gym`."""
+"""The command `routing-gym`. What a command needs is imported when it is called."""
 
 from __future__ import annotations
 
-import dataclasses
+import importlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Annotated, Any
-
-import tyro
-from rich.console import Console
+from typing import Any
 
 from routing_gym import __version__
-from routing_gym.experiments.bench import Bench
-from routing_gym.experiments.compare import Compare
-from routing_gym.experiments.deploy import Extract, Prune
-from routing_gym.experiments.engine.arguments import gathered, with_config
-from routing_gym.experiments.engine.console import Output, one_line, say, threads_in_one_line
-from routing_gym.experiments.engine.launchers import RunFailedError
-from routing_gym.experiments.engine.machine import keep_freed_memory
-from routing_gym.experiments.engine.plugins import Pluggable
-from routing_gym.experiments.engine.settings import Command, UsageError
+from routing_gym.experiments.engine.command import Command, RunFailedError, UsageError
+from routing_gym.experiments.engine.console import Output, one_line, threads_in_one_line
 from routing_gym.experiments.engine.stopping import heeding_signals
-from routing_gym.experiments.listing import List
-from routing_gym.experiments.new_agent import NewAgent
-from routing_gym.experiments.reproduce import Reproduce
-from routing_gym.experiments.sweep import Sweep
-from routing_gym.experiments.train import Evaluate, Train
 from routing_gym.files import WriteError
-from routing_gym.tasks import SOURCES, DataError, download
 
-
-@dataclasses.dataclass(frozen=True)
-class Download(Command):
-    """Fetch a data set, checked against its published md5 sums.
-
-    Attributes:
-        name: Which data set.
-        data_dir: Where to put it; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
-    """
-
-    name: Annotated[str, tyro.conf.Positional]
-    data_dir: str | None = None
-
-    def execute(self, console: Console) -> int:
-        """Run it; return the exit status."""
-        if self.name not in SOURCES:
-            raise UsageError(f"unknown data set {self.name!r}; known are {', '.join(SOURCES)}")
-        try:
-            say(console, f"{self.name} is in {download(SOURCES[self.name], self.data_dir)}")
-        except (DataError, OSError) as error:
-            raise UsageError(str(error)) from error
-        return 0
-
-
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "compare": Compare,
-    "train": Train,
-    "sweep": Sweep,
-    "reproduce": Reproduce,
-    "evaluate": Evaluate,
-    "prune": Prune,
-    "extract": Extract,
-    "list": List,
-    "new-agent": NewAgent,
-    "bench": Bench,
-    "download": Download,
+COMMANDS = {
+    "compare": ("compare:Compare", "Train several agents on one environment over several seeds and compare them."),
+    "train": ("train:Train", "Train one agent and the blocks."),
+    "sweep": ("sweep:Sweep", "Train one agent with every combination of some options, rank them on validation."),
+    "reproduce": ("reproduce:Reproduce", "Run what a paper reports and put our figures beside theirs."),
+    "evaluate": ("train:Evaluate", "Judge a checkpoint: accuracy and cost of the deterministic policy."),
+    "prune": ("deploy:Prune", "Keep only the blocks that the tasks' routes take."),
+    "extract": ("deploy:Extract", "Write the network of one task as a program, without agent and router."),
+    "list": ("listing:List", "Print the environments, agents and networks there are, or the options of one."),
+    "new-agent": ("new_agent:NewAgent", "Write a file with an agent to start from."),
+    "bench": ("bench:Bench", "Measure speed and memory beside the same work without routing."),
+    "download": ("download:Download", "Fetch a data set, checked against its published md5 sums."),
 }
+"""Class of every command, in its module, and what it does."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,14 +42,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"routing-gym {__version__}")
         return 0
     console = Output()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
     command: Command | None = None
     try:
         with heeding_signals():
             command = parsed(arguments)
-            keep_freed_memory()
             with nullcontext() if command.debug else threads_in_one_line():
-                if isinstance(command, Pluggable):
-                    command.load_plugins()
+                command.prepare()
                 return command.execute(console)
     except KeyboardInterrupt as stop:
         status = getattr(stop, "status", 128 + signal.SIGINT)
@@ -107,27 +68,49 @@ def main(arguments: list[str] | None = None) -> int:
         return ended(f"{one_line(error)}; --debug shows where", 1)
 
 
+def usage() -> str:
+    """Help of the whole: every command in a line."""
+    lines = [
+        "usage: routing-gym [-h] [--version] COMMAND ...",
+        "",
+        "Route instances through neural networks: train agents jointly with the blocks, and compare them.",
+        "",
+        *(f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items()),
+        "",
+        "`routing-gym COMMAND --help` lists the options of a command.",
+    ]
+    return "\n".join(lines)
+
+
+def command_class(name: str) -> Any:
+    """Class of a command.
+
+    Raises:
+        UsageError: There is no such command.
+    """
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}; known are {', '.join(COMMANDS)}")
+    module, _, cls = COMMANDS[name][0].partition(":")
+    return getattr(importlib.import_module(f"routing_gym.experiments.{module}"), cls)
+
+
 def parsed(arguments: list[str]) -> Command:
     """Return the command that is asked for, with its options.
 
     Raises:
         SystemExit: What the parser does not know, or a call for help.
     """
-    if "--out=" in arguments or ("--out", "") in zip(arguments, arguments[1:], strict=False):
+    import tyro
+
+    from routing_gym.experiments.engine.arguments import gathered, with_config
+
+    name, *rest = arguments
+    if "--out=" in rest or ("--out", "") in zip(rest, rest[1:], strict=False):
         raise UsageError("--out is empty: name a folder or a file")
-    if arguments and arguments[0] in COMMANDS:
-        command = COMMANDS[arguments[0]]
-        configured, rest = with_config(command, arguments[1:])
-        arguments = [arguments[0], *gathered(rest, command)]
-        if configured is not None:
-            return tyro.cli(command, args=arguments[1:], default=configured, prog=f"routing-gym {arguments[0]}")
-    return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        args=arguments,
-        prog="routing-gym",
-        description="Route instances through neural networks: train agents jointly with the blocks, and compare them. "
-        "`routing-gym --version` prints the version.",
-    )
+    command = command_class(name)
+    configured, rest = with_config(command, rest)
+    default = {} if configured is None else {"default": configured}
+    return tyro.cli(command, args=gathered(rest, command), prog=f"routing-gym {name}", **default)
 
 
 def ended(reason: str, status: int) -> int:

@@ -19,10 +19,11 @@ from routing_gym.agents import Agent, extract, prune
 from routing_gym.blocks import count_macs
 from routing_gym.envs import classified_right, evaluate
 from routing_gym.envs.evaluation import EVALUATION_BATCH
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.metrics import count_parameters
 from routing_gym.experiments.engine.plugins import Pluggable
-from routing_gym.experiments.engine.settings import UsageError, writable_file
+from routing_gym.experiments.engine.settings import writable_file
 from routing_gym.experiments.train import load_with_env
 from routing_gym.files import write_atomically
 from routing_gym.networks import Deployable

@@ -16,8 +16,8 @@ from rich.table import Table
 from routing_gym.agents import AGENTS
 from routing_gym.envs import DATASETS, REWARDS, EnvConfig, make_routing_vector_env
 from routing_gym.envs.training import OPTIMIZERS
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.plugins import Pluggable
-from routing_gym.experiments.engine.settings import UsageError
 from routing_gym.networks import NETWORKS, NetworkSpec
 from routing_gym.registration import ENV_IDS, env_ids
 

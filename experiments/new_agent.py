@@ -11,9 +11,10 @@ import tyro
 from rich.console import Console
 
 from routing_gym.agents import AGENTS
+from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.records import write_text
-from routing_gym.experiments.engine.settings import Command, UsageError, writable_file
+from routing_gym.experiments.engine.settings import writable_file
 
 TEMPLATE = '''\
 """The agent {name!r}: remembers what each choice was worth, and takes the best.

@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 
 import routing_gym
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line, say
 from routing_gym.experiments.engine.folders import check_own, locked
 from routing_gym.experiments.engine.launchers import Launcher, Launching, perform, say_failures
@@ -22,7 +23,6 @@ from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
     DEFAULT_ENV,
     TrainingSettings,
-    UsageError,
     at_least_one,
     known_names,
     writable_file,

@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.folders import check_own, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
@@ -22,7 +23,6 @@ from routing_gym.experiments.engine.records import Record, write_results
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
     TrainingSettings,
-    UsageError,
     at_least_one,
     check_agents,
     each_once,

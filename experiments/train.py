@@ -17,15 +17,15 @@ from torch import Tensor
 
 from routing_gym.agents import Agent, read
 from routing_gym.envs import core_of, evaluate
+from routing_gym.experiments.engine.command import RunFailedError, UsageError
 from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, locked, set_aside, what_is_aside
-from routing_gym.experiments.engine.launchers import InProcess, RunFailedError, perform, try_out
+from routing_gym.experiments.engine.launchers import InProcess, perform, try_out
 from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import (
     TrainingSettings,
-    UsageError,
     check_agents,
     each_once,
     parse_options,

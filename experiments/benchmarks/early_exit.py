@@ -17,8 +17,8 @@ from routing_gym.blocks import first_weights
 from routing_gym.envs import RoutingVectorEnv, Seen, drive
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Step, in_turns
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.records import Record
-from routing_gym.experiments.engine.settings import UsageError
 from routing_gym.networks import RoutedPyramid, RoutingState, make_network, ways_out
 
 LEAST = 64

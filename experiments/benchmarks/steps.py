@@ -17,8 +17,9 @@ from routing_gym.blocks import count_macs, first_weights
 from routing_gym.envs import EnvConfig, Manner, RoutingVectorEnv, rollout
 from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.benchmarks.timing import Steps, against, in_turns, measure
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.records import Record
-from routing_gym.experiments.engine.settings import UsageError, build_agent
+from routing_gym.experiments.engine.settings import build_agent
 from routing_gym.networks import RoutedMLP, RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream, synthetic_mtl
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from routing_gym.experiments.engine.settings import UsageError, read_config
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.options import check_types
 
 
@@ -76,11 +77,27 @@ def with_config(command: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]
         return None, rest
     if len(files) > 1 or not files[0]:
         raise UsageError("--config takes one file")
-    options = read_config(Path(files[0]))
+    options = _read_config(Path(files[0]))
     made = _made(command, options, files[0])
     if options:
         raise UsageError(f"--config {files[0]}: this command has no option {sorted(options)[0]!r}")
     return made, rest
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Options of a command by name, tables of options as NAME=VALUE texts.
+
+    Raises:
+        UsageError: The file cannot be read, or is no TOML.
+    """
+    try:
+        options = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    for name, value in options.items():
+        if isinstance(value, dict):
+            options[name] = [f"{option}={'none' if part is None else part}" for option, part in value.items()]
+    return options
 
 
 def _made(command: Any, options: dict[str, Any], file: str) -> Any:

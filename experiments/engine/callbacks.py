@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from routing_gym.agents import Agent
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.metrics import METRICS, Record
 from routing_gym.experiments.engine.records import Curve, write_text
-from routing_gym.experiments.engine.settings import UsageError
 
 
 @dataclasses.dataclass

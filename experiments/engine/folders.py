@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.experiments.engine.records import read_results
-from routing_gym.experiments.engine.settings import Command, UsageError
 
 LOCK = ".lock"
 ASIDE = ".old-"

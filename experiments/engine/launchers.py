@@ -24,13 +24,14 @@ from rich.console import Console
 
 from routing_gym.agents import load_installed_agents, read
 from routing_gym.experiments.engine.callbacks import PROGRESS, Callback, Progress, Session, said_of
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import Display, one_line, say
 from routing_gym.experiments.engine.folders import what_is_aside
 from routing_gym.experiments.engine.machine import keep_freed_memory
 from routing_gym.experiments.engine.plugins import Pluggable, load_plugin
 from routing_gym.experiments.engine.records import Record, read_progress, write_text
 from routing_gym.experiments.engine.run import CONFIG, Run
-from routing_gym.experiments.engine.settings import UsageError, at_least_one, config_text, writable_folder
+from routing_gym.experiments.engine.settings import at_least_one, config_text, writable_folder
 from routing_gym.experiments.engine.stopping import heeding_signals, unbroken
 from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.tasks import DataError
@@ -54,10 +55,6 @@ class Outcome:
     record: Record | None
     failure: str = ""
     trace: str = ""
-
-
-class RunFailedError(Exception):
-    """A run that failed, and what is kept of it."""
 
 
 def attempt(run: Run, callbacks: Sequence[Callback] = ()) -> Outcome:

@@ -12,7 +12,7 @@ from typing import Any
 
 from routing_gym.agents import AGENTS, load_installed_agents
 from routing_gym.envs import DATASETS, REWARDS
-from routing_gym.experiments.engine.settings import Command, UsageError
+from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS
 
@@ -28,12 +28,13 @@ class Pluggable(Command):
 
     plugin: tuple[Path, ...] = ()
 
-    def load_plugins(self) -> None:
+    def prepare(self) -> None:
         """Run the files, and register the agents that installed packages offer.
 
         Raises:
             UsageError: A file is missing, fails, or registers nothing.
         """
+        super().prepare()
         load_installed_agents()
         for path in self.plugin:
             load_plugin(path)

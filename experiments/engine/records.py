@@ -11,8 +11,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, Record
-from routing_gym.experiments.engine.settings import UsageError
 from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, Best, best_and_alike
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form

@@ -16,6 +16,7 @@ import torch
 from routing_gym.agents import Agent, read
 from routing_gym.envs import evaluate, macs_of
 from routing_gym.experiments.engine.callbacks import Callback, Session, make_callbacks
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.folders import locked
 from routing_gym.experiments.engine.logits import keep_logits, routed
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
@@ -33,7 +34,6 @@ from routing_gym.experiments.engine.records import (
 )
 from routing_gym.experiments.engine.settings import (
     TrainingSettings,
-    UsageError,
     build_agent,
     config_text,
     resolved_agent_options,

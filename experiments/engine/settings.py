@@ -6,8 +6,6 @@ import ast
 import collections
 import dataclasses
 import tempfile
-import tomllib
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,41 +13,17 @@ from typing import Any
 import gymnasium
 import tomli_w
 import torch
-from rich.console import Console
 
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent, needs
 from routing_gym.envs import RoutingVectorEnv, core_of
 from routing_gym.envs.make import default_options
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.registration import ENV_IDS, env_ids
 
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
 RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
 
 MOST_THREADS = 1024
-
-
-class UsageError(Exception):
-    """A wrong option: the message says which, and what would have been right."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Command(ABC):
-    """A command.
-
-    Attributes:
-        debug: Show where in the code an error comes from.
-    """
-
-    debug: bool = False
-
-    @abstractmethod
-    def execute(self, console: Console) -> int:
-        """Run it; return the exit status."""
-
-    @property
-    def going_on(self) -> str:
-        """How to go on after it was stopped."""
-        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,22 +128,6 @@ def config_text(configuration: dict[str, Any]) -> str:
 
     tables = {name: value for name, value in configuration.items() if isinstance(value, dict)}
     return tomli_w.dumps({name: plain(value) for name, value in {**configuration, **tables}.items()})
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Options of a command by name, tables of options as NAME=VALUE texts.
-
-    Raises:
-        UsageError: The file cannot be read, or is no TOML.
-    """
-    try:
-        options = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    for name, value in options.items():
-        if isinstance(value, dict):
-            options[name] = [f"{option}={'none' if part is None else part}" for option, part in value.items()]
-    return options
 
 
 def at_least_one(option: str, value: int) -> None:

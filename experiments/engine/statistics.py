@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 from numpy.typing import ArrayLike
-from scipy import stats
 
 CONFIDENCE = 0.95
 MISTAKES = 0.05
@@ -37,7 +37,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    low, high = scipy.stats.t.interval(CONFIDENCE, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values))
     return float(low), float(high)
 
 
@@ -98,9 +98,9 @@ def paired_difference(a: BySeed, b: BySeed) -> Difference:
         same_sign = 2.0 ** (1 - n)
         low, high = (mean, mean) if same_sign <= MISTAKES else (-np.inf, np.inf)
         return Difference(mean, low, high, same_sign if mean else 1.0, n)
-    error = float(stats.sem(differences))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    return Difference(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, n - 1)), n)
+    error = float(scipy.stats.sem(differences))
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    return Difference(mean, mean - half, mean + half, float(2 * scipy.stats.t.sf(abs(mean) / error, n - 1)), n)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def iqm(scores: ArrayLike) -> float:
 
     Agarwal et al. 2021, section 4.3. Of n scores, floor(n / 4) are left out at either end, as in rliable.
     """
-    return float(stats.trim_mean(_checked_scores(scores), 0.25, axis=None))
+    return float(scipy.stats.trim_mean(_checked_scores(scores), 0.25, axis=None))
 
 
 def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
@@ -279,7 +279,7 @@ def bootstrap_interval(
 
     columns = [column for array in arrays for column in array.T]
     rng = np.random.default_rng(seed)
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         columns, of_columns, n_resamples=repetitions, vectorized=False, method="percentile", random_state=rng,
         confidence_level=CONFIDENCE,
     )  # fmt: skip

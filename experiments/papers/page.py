@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.records import write_text
-from routing_gym.experiments.engine.settings import UsageError
 
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 

@@ -8,10 +8,8 @@ import math
 from pathlib import Path
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 import torch
-from scipy.io import loadmat
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import shift_or_none
@@ -35,6 +33,9 @@ def digits_mtl(*, shift: int = 0) -> dict[str, MultiTaskDataset]:
     Args:
         shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
     """
+    from sklearn.datasets import load_digits  # takes half as long to import as PyTorch
+    from sklearn.model_selection import train_test_split
+
     pixels, digit = load_digits(return_X_y=True)
     # The bundled images count 0 to 16; 15 per step spreads them over the range of a byte (16 becomes 240).
     images = torch.from_numpy(pixels * 15).to(torch.uint8).view(-1, 1, 8, 8)
@@ -159,7 +160,7 @@ def read_svhn(path: Path, rows: int, mend: str) -> tuple[Tensor, Tensor]:
     # check sums inside, and `find` has compared their md5 sums before.
     shapes = {"X": (32, 32, 3, rows), "y": (rows, 1)}
     try:
-        found = loadmat(path, variable_names=list(shapes))
+        found = scipy.io.loadmat(path, variable_names=list(shapes))
     except Exception as error:  # a damaged file fails in many ways, depending on where the damage is
         raise DataError(f"{path} is truncated or not a MATLAB file: {error}; {mend}") from error
     for name, shape in shapes.items():

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.compare import joined
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.logits import accuracy_together
 from routing_gym.experiments.engine.records import comparison_table, read_arrays, read_results, write_arrays, write_text
 from routing_gym.experiments.engine.run import Run
-from routing_gym.experiments.engine.settings import TrainingSettings, UsageError
+from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.engine.training import PolicyLog
 from routing_gym.files import PART
 

@@ -12,8 +12,9 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.metrics import Judged, mean_parameters
-from routing_gym.experiments.engine.settings import TrainingSettings, UsageError
+from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.diversity.claims import mutual_information, shuffled
 from routing_gym.experiments.papers.diversity.labels import (
     ANNEALED,

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.settings import UsageError
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.papers.page import BEGIN, END, page_around, write_page
 from routing_gym.experiments.reproduce import REPRODUCTIONS
 

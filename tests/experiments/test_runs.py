@@ -19,7 +19,7 @@ from records import strict, untimed
 
 from routing_gym.agents import AGENTS, Agent, AgentConfig, register_agent
 from routing_gym.experiments import compare
-from routing_gym.experiments.cli import COMMANDS, main, parsed
+from routing_gym.experiments.cli import COMMANDS, command_class, main, parsed
 from routing_gym.experiments.engine.arguments import gathered
 from routing_gym.experiments.engine.run import Run, finite
 
@@ -310,13 +310,13 @@ def test_no_command_shows_a_traceback(command, monkeypatch, capsys):
 
     given = {"evaluate": ["x"], "extract": ["x", "--task", 0, "--out", "y"], "prune": ["x", "--out", "y"]}
     given |= {"new-agent": ["x"], "download": ["x"], "reproduce": ["x"]}
-    monkeypatch.setattr(COMMANDS[command], "execute", broken)
+    monkeypatch.setattr(command_class(command), "execute", broken)
     assert run(command, *given.get(command, [])) == 1
     printed = capsys.readouterr()
     assert printed.err == "routing-gym: LookupError: what is this [/red]; --debug shows where\n" and not printed.out
     assert run(command, *given.get(command, []), "--debug") == 1
     assert "Traceback" in capsys.readouterr().err
-    monkeypatch.setattr(COMMANDS[command], "execute", lambda self, console: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(command_class(command), "execute", lambda self, console: os.kill(os.getpid(), signal.SIGTERM))
     assert run(command, *given.get(command, [])) == 143
     said = capsys.readouterr().err
     assert said.startswith("routing-gym: stopped by SIGTERM") and said.count("\n") == 1

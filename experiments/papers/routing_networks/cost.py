@@ -12,9 +12,10 @@ import torch
 from routing_gym.agents import agent_class, make_agent, train_batch
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.experiments.benchmarks.timing import in_turns
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.machine import device_name
 from routing_gym.experiments.engine.records import Record, read_results, write_results
-from routing_gym.experiments.engine.settings import TrainingSettings, UsageError
+from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.networks import make_network
 from routing_gym.registration import ENV_IDS
 
