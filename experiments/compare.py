@@ -63,7 +63,7 @@ class Compare(Keeping, Launching):
         self.training.check()
         check_agents(self.agents)
         at_least_one("seeds", self.seeds)
-        launcher = self.make_launcher()
+        launcher = self.make_launcher(self.out)
         options = options_of_agents(self.agents, self.agent_options)
         runs = [  # seed by seed, so that every agent has something early
             Run(

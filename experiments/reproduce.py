@@ -91,7 +91,7 @@ class Reproduce(Launching):
         target = writable_file(self.report or folder / f"{self.name}.md", "--report")
         page_around(target)
 
-        launcher = self.make_launcher()
+        launcher = self.make_launcher(self.out)
         runs: list[Run] = []
         for setting in settings:
             base = self._training(epochs=setting.epochs if self.epochs is None else self.epochs)

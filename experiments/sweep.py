@@ -62,7 +62,7 @@ class Sweep(Launching):
         self.training.check()
         check_agents((self.agent,))
         at_least_one("seeds", self.seeds)
-        launcher = self.make_launcher()
+        launcher = self.make_launcher(self.out)
         seeds = range(FIRST_SEED, FIRST_SEED + self.seeds)
         settings = self._combinations()
         runs = [self._run(setting, seed) for seed in seeds for setting in settings]

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import multiprocessing
-import os
 import shlex
-import signal
 import sys
-import threading
-import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
-from routing_gym.agents import load_installed_agents, read
-from routing_gym.experiments.engine.callbacks import PROGRESS, Callback, Progress, Session, said_of
+from routing_gym.agents import read
+from routing_gym.experiments.engine.callbacks import Callback, Progress, Session, said_of
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import Display, one_line, say
 from routing_gym.experiments.engine.folders import what_is_aside
-from routing_gym.experiments.engine.machine import keep_freed_memory
 from routing_gym.experiments.engine.plugins import Pluggable, load_plugin
-from routing_gym.experiments.engine.records import Record, read_progress, write_text
+from routing_gym.experiments.engine.records import Record, write_text
 from routing_gym.experiments.engine.run import CONFIG, Run
-from routing_gym.experiments.engine.settings import at_least_one, config_text, writable_folder
+from routing_gym.experiments.engine.settings import at_least_one, config_text, each_once, parse_options, writable_folder
 from routing_gym.experiments.engine.stopping import heeding_signals, unbroken
 from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.tasks import DataError
@@ -109,138 +99,7 @@ class _Shown(Callback):
         self.display.epoch(session.title, said_of(session))
 
 
-@dataclasses.dataclass
-class Local(Launcher):
-    """So many runs at once, each in a process beside this one.
-
-    A process runs one run after the other. When it is killed, for want of memory say, or gives no sign of life, the run
-    it was at is tried once more from its last checkpoint; the other processes do not notice.
-
-    Attributes:
-        workers: How many processes.
-        silence: Seconds without a finished batch or epoch after which a process counts as hung.
-    """
-
-    workers: int
-    silence: float = 1800.0
-
-    def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
-        """Perform runs; see `Launcher`."""
-        waiting = collections.deque((run, 1) for run in runs)
-        slots = [_Slot() for _ in range(min(self.workers, len(runs)))]
-        busy: dict[Future, tuple[_Slot, Run, int]] = {}
-        try:
-            while waiting or busy:
-                for slot in slots:
-                    if waiting and not slot.busy:
-                        run, number = waiting.popleft()
-                        busy[slot.submit(run)] = slot, run, number
-                        display.begin(run.title, run.training.epochs)
-                done, _ = wait(busy, timeout=0.2, return_when=FIRST_COMPLETED)
-                for slot, run, _ in busy.values():
-                    self._look_after(slot, run, display)
-                for future in done:
-                    slot, run, number = busy.pop(future)
-                    slot.busy = False
-                    display.end(run.title)
-                    try:
-                        yield future.result()
-                    except BrokenProcessPool:
-                        slot.close()
-                        silent = f"gave no sign of life for {self.silence:g} s"
-                        why = f"its process {silent if slot.hung else 'was killed (out of memory?)'}"
-                        if number < ATTEMPTS:
-                            display.note(f"{run.title}: {why}; it is tried once more")
-                            waiting.appendleft((run, number + 1))
-                        else:
-                            failure = f"{run.title}: {why}, {number} times; {kept_in(run.folder)}"
-                            yield Outcome(run, None, failure)
-        finally:
-            for slot in slots:
-                slot.stop()
-            for slot in slots:
-                slot.close()
-
-    def _look_after(self, slot: _Slot, run: Run, display: Display) -> None:
-        """Show how far a run is, and kill its process if it has been silent for too long."""
-        progress = read_progress(run.folder / PROGRESS)
-        if progress and progress["pid"] == slot.pid:
-            display.epoch(run.title, progress)
-            slot.heard(progress["time"])
-        if not slot.started:  # still importing
-            slot.heard(time.time())
-        elif time.time() - slot.last > self.silence:
-            slot.hung = True
-            slot.kill()
-
-
-class _Slot:
-    """A process that runs one run after the other; when it dies another takes its place."""
-
-    def __init__(self) -> None:
-        self.pool: ProcessPoolExecutor | None = None
-        self.begun: Future = Future()
-        self.busy = self.hung = False
-        self.last = time.time()
-
-    def submit(self, run: Run) -> Future:
-        """Hand a run to the process, which is started if there is none."""
-        if self.pool is None:
-            self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin_worker)
-            self.begun = self.pool.submit(os.getpid)
-        self.busy, self.hung, self.last = True, False, time.time()
-        return self.pool.submit(_perform, run)
-
-    @property
-    def started(self) -> bool:
-        """Whether the process answers."""
-        return self.begun.done()
-
-    @property
-    def pid(self) -> int | None:
-        """Number of the process, as soon as it answers."""
-        return self.begun.result() if self.started and self.begun.exception() is None else None
-
-    def heard(self, when: float) -> None:
-        """Note a sign of life."""
-        self.last = max(self.last, when)
-
-    def stop(self) -> None:
-        """Ask the process to end at its next safe point, if it is at work."""
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End the process at once."""
-        self._signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-
-    def _signal(self, number: int) -> None:
-        if self.busy and self.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def close(self) -> None:
-        """Wait for the process to end."""
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-        self.pool, self.begun, self.busy = None, Future(), False
-
-
-def _begin_worker() -> None:
-    """Ready a process: it ends with the one that started it, and leaves a terminal's Ctrl-C to that one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    load_installed_agents()
-    keep_freed_memory()
-
-
-def _perform(run: Run) -> Outcome:
+def perform_elsewhere(run: Run) -> Outcome:
     """Perform a run in a process of its own."""
     try:
         with heeding_signals():
@@ -278,27 +137,56 @@ class Launching(Pluggable):
 
     Attributes:
         launcher: Where runs run: `local`, on this machine; `print` prints a command per run that is not finished, for
-            `xargs` or a cluster's array of jobs.
-        workers: How many run at once, each in a process of its own; results do not depend on it.
+            `xargs` or a cluster's array of jobs; `submitit` submits them to SLURM; `ray` hands them to a Ray cluster.
+        workers: How many run at once on this machine, each in a process of its own; results do not depend on it.
         silence: Seconds without a finished batch after which a process counts as hung.
+        address: Of an existing Ray cluster, `auto` or `ray://HOST:PORT`; by default one is started on this machine.
+        launcher_options: As NAME=VALUE: `num_cpus` and `num_gpus` of a run for `ray`; for `submitit` what its executor
+            takes (`slurm_partition`, `timeout_min`, `cluster`, ...).
     """
 
-    launcher: Literal["local", "print"] = "local"
+    launcher: Literal["local", "print", "submitit", "ray"] = "local"
     workers: int = 1
     silence: float = 1800.0
+    address: str | None = None
+    launcher_options: tuple[str, ...] = ()
 
-    def make_launcher(self) -> Launcher:
+    def make_launcher(self, folder: Path) -> Launcher:
         """Make what is asked for.
 
+        Args:
+            folder: Folder of results, in which a launcher may keep files of its own.
+
         Raises:
-            UsageError: Not a number of workers.
+            UsageError: A number of workers or an option that is none, or an extra that is not installed.
         """
+        from routing_gym.experiments.engine import clusters, workers  # which build on this module
+
+        options = parse_options("launcher_options", self.launcher_options)
+        each_once("launcher_options", self.launcher_options)
         at_least_one("workers", self.workers)
+        for given, option, launchers in (
+            (bool(options), "--launcher-options", ("submitit", "ray")),
+            (self.address is not None, "--address", ("ray",)),
+            (self.workers > 1, "--workers", ("local",)),
+        ):
+            if given and self.launcher not in launchers:
+                raise UsageError(f"{option} is for --launcher {' or '.join(launchers)}, got {self.launcher}")
+        if self.launcher == "submitit":
+            return clusters.Submitit(folder / ".submitit", options)
+        if self.launcher == "ray":
+            if unknown := sorted(options.keys() - {"num_cpus", "num_gpus"}):
+                raise UsageError(f"--launcher-options of ray are num_cpus and num_gpus, got {unknown[0]!r}")
+            if wrong := [name for name, value in options.items() if not isinstance(value, int | float) or value < 0]:
+                raise UsageError(
+                    f"--launcher-options {wrong[0]} must be a number of at least 0, got {options[wrong[0]]!r}"
+                )
+            return clusters.Ray(self.address, **options)
         if not self.silence > 0:
             raise UsageError(f"--silence must be positive, got {self.silence}")
         if self.launcher == "print":
             return Print()
-        return InProcess() if self.workers == 1 else Local(self.workers, self.silence)
+        return InProcess() if self.workers == 1 else workers.Local(self.workers, self.silence)
 
 
 def try_out(
