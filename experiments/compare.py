@@ -25,6 +25,7 @@ from routing_gym.experiments.engine.settings import (
     options_of_agents,
     writable_folder,
 )
+from routing_gym.experiments.engine.tuned import Tunable
 
 DEFAULT_AGENTS = (
     "wpl",
@@ -38,7 +39,7 @@ DEFAULT_AGENTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare(Keeping, Launching):
+class Compare(Keeping, Launching, Tunable):
     """Train several agents on one environment over several seeds and compare them.
 
     Prints a table and writes learning_curves.png, routing_maps.png, results.json, a checkpoint and TensorBoard events
@@ -65,17 +66,18 @@ class Compare(Keeping, Launching):
         at_least_one("seeds", self.seeds)
         launcher = self.make_launcher(self.out)
         options = options_of_agents(self.agents, self.agent_options)
+        settings = {name: self.settings_of(self.training, name, options[name]) for name in self.agents}
         runs = [  # seed by seed, so that every agent has something early
             Run(
-                self.training,
+                training,
                 name,
                 seed,
                 self.out / folder_name(name) / f"seed-{seed}",
-                options[name],
+                of_agent,
                 plugins=self.plugin,
             )
             for seed in range(self.seeds)
-            for name in self.agents
+            for name, (training, of_agent) in settings.items()
         ]
         with ExitStack() as stack:
             if self.out.is_dir():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.folders import check_own, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
@@ -26,25 +28,92 @@ from routing_gym.experiments.engine.settings import (
     at_least_one,
     check_agents,
     each_once,
+    parse_options,
     writable_folder,
 )
+from routing_gym.experiments.engine.tuned import write_tuned
 
 OF_ENV = "env."
 FIRST_SEED = 100
 """Seeds of their own, so that what is compared afterwards, from seed 0 on, was not what was tuned on."""
+ASKED_AT_ONCE = 4
+"""Settings that TPE proposes before it is told what came of them; the same however many run at once."""
+
+Setting = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Values of an option that are tried.
+
+    Attributes:
+        name: The option.
+        values: As texts; empty where there is a range.
+        low: Lower end of a range.
+        high: Upper end.
+        log: Whether it is drawn evenly on a logarithmic scale.
+    """
+
+    name: str
+    values: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a range of integers."""
+        return not self.values and isinstance(self.low, int) and isinstance(self.high, int)
+
+    def text(self, share: float) -> str:
+        """Value at a share in [0, 1) of the way, as NAME=VALUE."""
+        if self.values:
+            return f"{self.name}={self.values[int(share * len(self.values))]}"
+        if self.whole:
+            return f"{self.name}={self.low + int(share * (self.high - self.low + 1))}"
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = low + share * (high - low)
+        return f"{self.name}={math.exp(value) if self.log else value:.4g}"
+
+
+def axis_of(item: str) -> Axis:
+    """Axis from NAME=VALUE,VALUE,... or NAME=LOW..HIGH, with `:log` behind it for a logarithmic scale.
+
+    Raises:
+        UsageError: Something else.
+    """
+    name, equals, values = item.partition("=")
+    if not (name and equals and values):
+        raise UsageError(f"--grid takes NAME=VALUE,VALUE,... or NAME=LOW..HIGH, got {item!r}")
+    if ".." not in values:
+        return Axis(name, tuple(values.split(",")))
+    span, colon, scale = values.partition(":")
+    low, _, high = span.partition("..")
+    ends = parse_options("grid", (f"low={low}", f"high={high}"))
+    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends.values())
+    if not numbers or not ends["low"] < ends["high"] or (colon and (scale != "log" or ends["low"] <= 0)):
+        raise UsageError(
+            f"--grid takes a range as NAME=LOW..HIGH, LOW below HIGH, or LOW..HIGH:log with LOW above 0, got {item!r}"
+        )
+    return Axis(name, log=bool(colon), **ends)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep(Launching):
-    """Train one agent with every combination of some options, and rank them on the validation split.
+    """Train one agent with many settings of some options, and rank them on the validation split.
 
     The test split is not looked at. A sweep that was interrupted goes on where it stopped when it is called again.
+    The best setting is written to OUT/tuned, which `--tuned --tuned-dir OUT/tuned` uses.
 
     Attributes:
         training: How agent and blocks are trained.
         agent: The agent; `routing-gym list` prints them.
-        grid: What to try, as NAME=VALUE,VALUE,...: options of the agent, or of the environment as env.NAME, e.g.
-            policy_rate=0.003,0.01 env.learning_rate=0.001,0.003.
+        grid: What to try, as NAME=VALUE,VALUE,... or NAME=LOW..HIGH (LOW..HIGH:log): options of the agent, or of the
+            environment as env.NAME, e.g. policy_rate=0.003,0.01 env.learning_rate=0.0003..0.01:log.
+        search: Every combination, `grid`; settings drawn at random, `random`; or proposed by what came of those before,
+            `tpe` (Optuna; the extra `optuna`).
+        trials: Number of settings, where they are drawn or proposed.
+        halving: After every seed go on with the better half of the settings alone.
         agent_options: Options of the agent that are the same throughout, as NAME=VALUE.
         seeds: Number of seeds, from 100 on.
         out: Folder for everything that is written.
@@ -53,6 +122,9 @@ class Sweep(Launching):
     training: Annotated[TrainingSettings, tyro.conf.arg(name="")] = TrainingSettings()
     agent: str = "wpl"
     grid: tuple[str, ...] = ()
+    search: Literal["grid", "random", "tpe"] = "grid"
+    trials: int = 20
+    halving: bool = False
     agent_options: tuple[str, ...] = ()
     seeds: int = 3
     out: Path = Path("results/sweep")
@@ -62,30 +134,56 @@ class Sweep(Launching):
         self.training.check()
         check_agents((self.agent,))
         at_least_one("seeds", self.seeds)
+        at_least_one("trials", self.trials)
         launcher = self.make_launcher(self.out)
-        seeds = range(FIRST_SEED, FIRST_SEED + self.seeds)
-        settings = self._combinations()
-        runs = [self._run(setting, seed) for seed in seeds for setting in settings]
-        by_setting = [run for number in range(len(settings)) for run in runs[number :: len(settings)]]
+        axes = self._axes()
+        records: dict[Setting, list[Record]] = {}
+        failures: list[str] = []
         with ExitStack() as stack:
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
             check_own(self.out, "setting")
-            records = {run.folder: record for run in runs if (record := run.finished())}
-            left = [run for run in runs if run.folder not in records]
-            left, failures = try_out(left, lambda run: run.facts["setting"], console, self.debug)
-            stack.enter_context(locked(writable_folder(self.out)))
 
             def in_order() -> list[Record]:
-                return [records[run.folder] for run in by_setting if run.folder in records]
+                return [record for runs in records.values() for record in sorted(runs, key=lambda run: run["seed"])]
 
             def keep(run: Run, record: Record) -> None:
-                records[run.folder] = record
+                records[tuple(run.facts["setting"].split(" "))].append(record)
                 write_results(in_order(), writable_folder(self.out) / "results.json")
 
-            failures += perform(left, launcher, keep, console, self.debug)
+            def run_all(settings: Sequence[Setting], seeds: Sequence[int]) -> None:
+                """Finish runs of settings, as far as they are not."""
+                left = []
+                for run in (self._run(setting, seed) for seed in seeds for setting in settings):
+                    of_setting = records.setdefault(tuple(run.facts["setting"].split(" ")), [])
+                    if record := run.finished():
+                        of_setting.append(record)
+                    else:
+                        left.append(run)
+                left, failed = try_out(left, lambda run: run.facts["setting"], console, self.debug)
+                stack.enter_context(locked(writable_folder(self.out)))
+                failures.extend([*failed, *perform(left, launcher, keep, console, self.debug)])
+
+            def score(setting: Setting) -> float:
+                """Mean accuracy of a setting so far; minus infinity where its runs failed."""
+                runs = records[setting]
+                return float(np.mean([ACCURACY.value(run) for run in runs])) if runs else -math.inf
+
+            seeds = range(FIRST_SEED, FIRST_SEED + self.seeds)
+            for settings in self._proposed(axes, score):
+                rounds = [[seed] for seed in seeds] if self.halving else [list(seeds)]
+                for of_round in rounds:
+                    run_all(settings, of_round)
+                    if len(rounds) > 1 and launcher.here:
+                        settings = sorted(settings, key=score, reverse=True)[: -(-len(settings) // 2)]
+                if not launcher.here:
+                    return say_failures(failures, console, self.out)
+            whole = {setting: runs for setting, runs in records.items() if len(runs) == self.seeds}
             if done := in_order():
+                write_results(done, writable_folder(self.out) / "results.json")
                 console.print(ranking(done, f"{self.agent} on {self.training.env}, {self.training.epochs} epochs"))
+            if whole:
+                say(console, f"The best setting is in {self._write_tuned(max(whole, key=score))}")
             return say_failures(failures, console, self.out)
 
     @property
@@ -93,18 +191,58 @@ class Sweep(Launching):
         """How to go on after it was stopped."""
         return "call it again, and it goes on"
 
-    def _combinations(self) -> list[tuple[str, ...]]:
-        """Return every combination of the grid, each as NAME=VALUE texts."""
+    def _axes(self) -> list[Axis]:
         if not self.grid:
             raise UsageError("--grid needs at least one NAME=VALUE,VALUE,...")
-        axes = []
-        for item in self.grid:
-            name, equals, values = item.partition("=")
-            if not (name and equals and values):
-                raise UsageError(f"--grid takes NAME=VALUE,VALUE,..., got {item!r}")
-            axes.append([f"{name}={value}" for value in values.split(",")])
+        axes = [axis_of(item) for item in self.grid]
         each_once("grid", self.grid)
-        return list(itertools.product(*axes))
+        if self.search == "grid" and (spans := [axis.name for axis in axes if not axis.values]):
+            raise UsageError(f"--search grid tries every value, {spans[0]} has a range: take --search random or tpe")
+        if self.search == "tpe" and self.launcher == "print":
+            raise UsageError("--search tpe waits for what came of its settings, --launcher print does not run them")
+        return axes
+
+    def _proposed(self, axes: Sequence[Axis], score: Any) -> Iterator[list[Setting]]:
+        """Yield settings to try, all at once or in portions; `score` tells what came of those before."""
+        if self.search == "grid":
+            yield [*itertools.product(*([f"{axis.name}={value}" for value in axis.values] for axis in axes))]
+        elif self.search == "random":
+            shares = np.random.default_rng(FIRST_SEED).random((self.trials, len(axes)))
+            drawn = [tuple(axis.text(share) for axis, share in zip(axes, row, strict=True)) for row in shares]
+            yield list(dict.fromkeys(drawn))
+        else:
+            yield from self._by_tpe(axes, score)
+
+    def _by_tpe(self, axes: Sequence[Axis], score: Any) -> Iterator[list[Setting]]:
+        """Settings proposed by a tree-structured Parzen estimator (Bergstra et al. 2011)."""
+        try:
+            import optuna
+        except ImportError as error:
+            raise UsageError("--search tpe needs its extra: pip install 'routing-gym[optuna]'") from error
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.TPESampler(seed=FIRST_SEED)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        asked = 0
+        while asked < self.trials:
+            trials = [study.ask() for _ in range(min(ASKED_AT_ONCE, self.trials - asked))]
+            asked += len(trials)
+            settings = [tuple(_suggested(trial, axis) for axis in axes) for trial in trials]
+            yield list(dict.fromkeys(settings))
+            for trial, setting in zip(trials, settings, strict=True):
+                found = score(setting)
+                failed = None if math.isfinite(found) else optuna.trial.TrialState.FAIL
+                study.tell(trial, found if failed is None else None, state=failed)
+
+    def _write_tuned(self, setting: Setting) -> Path:
+        given = parse_options("agent_options", self.agent_options)
+        options = parse_options("grid", setting)
+        of_env = {name.removeprefix(OF_ENV): value for name, value in options.items() if name.startswith(OF_ENV)}
+        of_agent = {name: value for name, value in options.items() if not name.startswith(OF_ENV)}
+        how = (
+            f"routing-gym sweep --search {self.search} --agent {self.agent} --env {self.training.env} --epochs "
+            f"{self.training.epochs} --seeds {self.seeds} --grid {' '.join(self.grid)}"
+        )
+        return write_tuned(self.out / "tuned", self.training.env, self.agent, of_env, {**given, **of_agent}, how)
 
     def _run(self, setting: tuple[str, ...], seed: int) -> Run:
         of_env = tuple(item.removeprefix(OF_ENV) for item in setting if item.startswith(OF_ENV))
@@ -124,6 +262,14 @@ class Sweep(Launching):
             facts={"setting": name},
             plugins=self.plugin,
         )
+
+
+def _suggested(trial: Any, axis: Axis) -> str:
+    if axis.values:
+        return f"{axis.name}={trial.suggest_categorical(axis.name, axis.values)}"
+    if axis.whole:
+        return f"{axis.name}={trial.suggest_int(axis.name, axis.low, axis.high, log=axis.log)}"
+    return f"{axis.name}={trial.suggest_float(axis.name, axis.low, axis.high, log=axis.log):.4g}"
 
 
 def ranking(records: Sequence[Record], title: str) -> Table:

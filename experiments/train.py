@@ -31,11 +31,12 @@ from routing_gym.experiments.engine.settings import (
     parse_options,
     writable_folder,
 )
+from routing_gym.experiments.engine.tuned import Tunable
 from routing_gym.registration import env_ids
 
 
 @dataclasses.dataclass(frozen=True)
-class Train(Keeping, Pluggable):
+class Train(Keeping, Pluggable, Tunable):
     """Train one agent and the blocks; writes checkpoint.pt after every epoch, results.json, TensorBoard events.
 
     Attributes:
@@ -70,7 +71,8 @@ class Train(Keeping, Pluggable):
         check_agents((self.agent,))
         each_once("agent_options", self.agent_options)
         also = (self.split, self.judge_at, self.compare_paths, self.keep_logits)
-        run = Run(self.training, self.agent, self.seed, self.out, self.agent_options, *also, plugins=self.plugin)
+        training, of_agent = self.settings_of(self.training, self.agent, self.agent_options)
+        run = Run(training, self.agent, self.seed, self.out, of_agent, *also, plugins=self.plugin)
 
         def show(run: Run, record: Record) -> None:
             values = {**record, **{key: record[f"{self.split}_{key}"] for key in ("accuracy", "loss")}}

@@ -238,7 +238,7 @@ def test_list_names_everything(capsys):
         (["compare", "--agent-options", "wpl.policy_rate=abc"], "policy_rate must be of type float"),
         (["compare", "--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (["sweep"], "--grid needs at least one NAME=VALUE,VALUE"),
-        (["sweep", "--grid", "policy_rate"], "--grid takes NAME=VALUE,VALUE,..., got 'policy_rate'"),
+        (["sweep", "--grid", "policy_rate"], "--grid takes NAME=VALUE,VALUE,... or NAME=LOW..HIGH, got 'policy_rate'"),
         (["sweep", "--grid", "rate=1"], "agent 'wpl' has no option 'rate'"),
         (["sweep", "--grid", "gamma=1", "--env", "routing_gym/Cifar100MTL-v0"], "CIFAR-MTL has no validation split"),
     ],

@@ -1,0 +1,102 @@
+"""Tuned settings: options of an agent on an environment, in a file each, as a sweep has found them."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from routing_gym.experiments.engine.command import Command, UsageError
+from routing_gym.experiments.engine.records import write_text
+from routing_gym.experiments.engine.settings import TrainingSettings, config_text, folder_name
+
+SHIPPED = Path(__file__).parent.parent / "tuned"
+"""Settings that come with the library."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tunable(Command):
+    """A command that can use tuned settings.
+
+    Attributes:
+        tuned: Use tuned settings of every agent on the environment, where there are some; options that are given count
+            more.
+        tuned_dir: Where they are; by default those that come with the library.
+    """
+
+    tuned: bool = False
+    tuned_dir: Path = SHIPPED
+
+    def settings_of(
+        self, training: TrainingSettings, agent: str, agent_options: tuple[str, ...]
+    ) -> tuple[TrainingSettings, tuple[str, ...]]:
+        """Settings and options of an agent, with what was tuned if it is asked for.
+
+        Raises:
+            UsageError: There is no such folder, or a file in it is damaged.
+        """
+        if not self.tuned:
+            return training, agent_options
+        if not self.tuned_dir.is_dir():
+            raise UsageError(f"--tuned-dir {self.tuned_dir} is no folder: a sweep writes one, OUT/tuned")
+        return with_tuned(training, agent, agent_options, self.tuned_dir)
+
+
+def tuned_path(folder: Path, env: str, agent: str) -> Path:
+    """File of an agent's settings on an environment."""
+    return folder / env.rpartition("/")[2] / f"{folder_name(agent)}.toml"
+
+
+def with_tuned(
+    training: TrainingSettings, agent: str, agent_options: tuple[str, ...], folder: Path
+) -> tuple[TrainingSettings, tuple[str, ...]]:
+    """Settings and options of an agent with what was tuned; what is given counts more.
+
+    Args:
+        training: As given.
+        agent: The agent.
+        agent_options: As given.
+        folder: Where tuned settings are.
+
+    Raises:
+        UsageError: The file is damaged.
+    """
+    path = tuned_path(folder, training.env, agent)
+    if not path.exists():
+        return training, agent_options
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = [found.get(name, {}) for name in ("env_options", "agent_options")]
+        if not all(isinstance(table, dict) for table in tables):
+            raise ValueError("expected the tables env_options and agent_options")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    of_env, of_agent = tables
+    training = dataclasses.replace(training, env_options=_filled_up(training.env_options, of_env))
+    return training, _filled_up(agent_options, of_agent)
+
+
+def _filled_up(given: tuple[str, ...], tuned: Mapping[str, Any]) -> tuple[str, ...]:
+    names = {item.partition("=")[0] for item in given}
+    return (*given, *(f"{name}={value}" for name, value in tuned.items() if name not in names))
+
+
+def write_tuned(
+    folder: Path, env: str, agent: str, of_env: Mapping[str, Any], of_agent: Mapping[str, Any], how: str
+) -> Path:
+    """Write the settings of an agent on an environment; return the file.
+
+    Args:
+        folder: Where tuned settings are.
+        env: Id of the environment.
+        agent: The agent.
+        of_env: Options of the environment by name.
+        of_agent: Options of the agent.
+        how: How they were found, a line.
+    """
+    path = tuned_path(folder, env, agent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, f"# {how}\n" + config_text({"env_options": dict(of_env), "agent_options": dict(of_agent)}))
+    return path

@@ -1,0 +1,120 @@
+"""Many machines: Ray, two nodes of which one is killed, and submitit's local executor.
+
+Ray listens on every interface, so that it runs in a network namespace which has the loopback alone.
+"""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from records import strict, untimed
+
+from routing_gym.experiments.cli import main
+
+pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.long]
+
+SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256"]
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def namespaces():
+    """Whether a network namespace can be had here."""
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0
+
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None or not namespaces(),
+    reason="needs the extra ray, and network namespaces (unshare --net)",
+)
+
+TWO_NODES = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.callbacks import PROGRESS
+from routing_gym.experiments.engine.records import read_progress
+
+arguments, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+second = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+
+def strike():
+    files = [out / "slow" / f"seed-{seed}" / PROGRESS for seed in (0, 1)]
+    while not all(read_progress(file).get("epoch", 0) >= 1 for file in files):
+        time.sleep(0.05)
+    cluster.remove_node(second, allow_graceful=False)
+    (out / "struck").touch()
+
+threading.Thread(target=strike, daemon=True).start()
+status = main([*arguments, "--out", str(out), "--launcher", "ray"])
+ray.shutdown()
+cluster.shutdown()
+sys.exit(status)
+"""
+
+SLOW = """
+import time
+from routing_gym.agents import AGENTS, register_agent
+
+class Slow(AGENTS["wpl"]):
+    def update(self, trajectory):
+        time.sleep(0.7)
+        return super().update(trajectory)
+
+register_agent("slow", Slow)
+"""
+
+
+@needs_ray
+def test_a_node_that_dies_costs_no_finished_run_and_no_figure(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    arguments = ["compare", *SMALL, "--plugin", str(tmp_path / "slow.py"), "--agents", "slow", "shared", "--seeds", "2"]
+    assert run(*arguments, "--out", tmp_path / "here") == 0
+    script = tmp_path / "two_nodes.py"
+    script.write_text(TWO_NODES)
+    command = " ".join(["exec", sys.executable, str(script), f"'{json.dumps(arguments)}'", str(tmp_path / "there")])
+    inside = subprocess.run(
+        ["unshare", "--net", "sh", "-c", f"ip link set lo up && {command}"], capture_output=True, text=True, timeout=300
+    )
+    assert inside.returncode == 0, inside.stdout[-2000:] + inside.stderr[-2000:]
+    assert (tmp_path / "there" / "struck").exists()
+    here, there = (strict(tmp_path / name / "results.json") for name in ("here", "there"))
+    assert [untimed(record) for record in here] == [untimed(record) for record in there]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs the extra submitit")
+def test_submitted_jobs_give_the_same_results(tmp_path):
+    arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--seeds", 1]
+    assert run(*arguments, "--out", tmp_path / "here") == 0
+    submitted = ["--launcher", "submitit", "--launcher-options", "cluster=local"]
+    assert run(*arguments, "--out", tmp_path / "there", *submitted) == 0
+    here, there = (strict(tmp_path / name / "results.json") for name in ("here", "there"))
+    assert [untimed(record) for record in here] == [untimed(record) for record in there]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--launcher-options", "num_gpus=1"], "--launcher-options is for --launcher submitit or ray, got local"),
+        (["--launcher", "print", "--workers", 2], "--workers is for --launcher local, got print"),
+        (["--address", "auto"], "--address is for --launcher ray, got local"),
+        (["--workers", 0], "--workers must be at least 1, got 0"),
+        (["--silence", 0], "--silence must be positive, got 0"),
+        (["--launcher", "ray", "--launcher-options", "cpus=1"], "num_cpus and num_gpus, got 'cpus'"),
+        (["--launcher", "ray", "--launcher-options", "num_gpus=many"], "num_gpus must be a number of at least 0"),
+    ],
+)
+def test_options_of_launchers_that_mean_nothing_are_refused(options, message, tmp_path, capsys):
+    assert run("compare", *SMALL, "--out", tmp_path, *options) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,116 @@
+"""Sweeps: what is tried, what goes on, and the settings they leave for `--tuned`."""
+
+import json
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from records import strict, untimed
+
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.sweep import axis_of
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+ENV = "routing_gym/SyntheticMTL-v0"
+SMALL = ["--env", ENV, "--epochs", "1", "--batch-size", "256"]
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_values_of_a_range_lie_in_it(share):
+    def value(item):
+        name, _, text = axis_of(item).text(share).partition("=")
+        assert name == "a"
+        return text
+
+    assert 1 <= int(value("a=1..4")) <= 4
+    assert 0.5 <= float(value("a=0.5..2")) <= 2
+    assert 1e-4 * 0.999 <= float(value("a=1e-4..1e-1:log")) <= 1e-1
+    assert value("a=x,y,z") == "xyz"[int(3 * share)]
+
+
+def test_a_logarithmic_range_is_even_in_powers():
+    axis = axis_of("rate=0.001..1.0:log")
+    assert [axis.text(share) for share in (0, 1 / 3, 2 / 3)] == ["rate=0.001", "rate=0.01", "rate=0.1"]
+    whole = axis_of("width=3..5")
+    assert [whole.text(share) for share in (0, 0.34, 0.99)] == ["width=3", "width=4", "width=5"]
+
+
+@pytest.mark.parametrize(
+    "item", ["a", "a=", "=1", "a=1..1", "a=2..1", "a=0..1:log", "a=1..2:lin", "a=x..y", "a=1..2..3"]
+)
+def test_what_is_no_axis_is_refused(item):
+    with pytest.raises(UsageError, match="--grid takes"):
+        axis_of(item)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--grid", "policy_rate=0.1..0.2"], "--search grid tries every value, policy_rate has a range"),
+        (["--grid", "policy_rate=0.1..0.2", "--search", "tpe", "--launcher", "print"], "waits for what came of"),
+        (["--grid", "gamma=1.0", "--search", "random", "--trials", 0], "--trials must be at least 1"),
+    ],
+)
+def test_searches_that_cannot_be_are_refused(options, message, tmp_path, capsys):
+    assert run("sweep", *SMALL, *options, "--out", tmp_path) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_a_search_is_the_same_again_and_goes_on(search, tmp_path, capsys):
+    if search == "tpe":
+        pytest.importorskip("optuna", reason="needs the extra optuna")
+    grid = ["--grid", "policy_rate=0.001..0.3:log", "env.width=8..16", "gamma=0.9,1.0"]
+    arguments = ["sweep", *SMALL, *grid, "--search", search, "--trials", 6, "--seeds", 1]
+    assert run(*arguments, "--out", tmp_path / "whole") == 0
+    whole = strict(tmp_path / "whole" / "results.json")
+    assert len({record["setting"] for record in whole}) == len(whole) == 6
+    assert all(0.001 <= record["config"]["policy_rate"] <= 0.3 for record in whole)
+    assert run(*arguments, "--out", tmp_path / "part", "--trials", 4) == 0
+    capsys.readouterr()
+    assert run(*arguments, "--out", tmp_path / "part") == 0
+    assert capsys.readouterr().out.count("epoch 1/1") == 2
+    part = strict(tmp_path / "part" / "results.json")
+    assert [untimed(record) for record in part] == [untimed(record) for record in whole]
+
+
+@pytest.mark.long
+def test_halving_drops_the_worse_half_after_every_seed(tmp_path):
+    grid = ["--grid", "env.learning_rate=1e-6,3e-6,3e-3,1e-2"]
+    arguments = ["sweep", *SMALL, "--epochs", 3, *grid, "--agent", "task-specific-all", "--seeds", 3, "--halving"]
+    assert run(*arguments, "--out", tmp_path) == 0
+    by_setting: dict = {}
+    for record in strict(tmp_path / "results.json"):
+        by_setting.setdefault(record["setting"], []).append(record)
+    assert sorted(len(runs) for runs in by_setting.values()) == [1, 1, 2, 3]
+    first = {setting: runs[0]["validation_accuracy"] for setting, runs in by_setting.items()}
+    kept = {setting for setting, runs in by_setting.items() if len(runs) > 1}
+    assert min(first[setting] for setting in kept) >= max(first[setting] for setting in first.keys() - kept)
+
+
+@pytest.mark.long
+def test_the_best_setting_is_used_when_it_is_asked_for(tmp_path, capsys):
+    grid = ["--grid", "policy_rate=0.05", "env.width=8"]
+    assert run("sweep", *SMALL, *grid, "--seeds", 1, "--out", tmp_path / "sweep") == 0
+    file = tmp_path / "sweep" / "tuned" / "SyntheticMTL-v0" / "wpl.toml"
+    assert tomllib.loads(file.read_text()) == {"env_options": {"width": 8}, "agent_options": {"policy_rate": 0.05}}
+    assert file.read_text().startswith("# routing-gym sweep --search grid --agent wpl")
+    tuned = ["--tuned", "--tuned-dir", tmp_path / "sweep" / "tuned"]
+    arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--seeds", 1]
+    assert run(*arguments, *tuned, "--agent-options", "wpl.policy_rate=0.2", "--out", tmp_path / "out") == 0
+    wpl, shared = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert wpl["config"]["policy_rate"] == 0.2  # what is given counts more
+    assert (wpl["asked"]["env_options"]["width"], shared["asked"]["env_options"]["width"]) == (8, 48)
+    assert run(*arguments, "--tuned", "--tuned-dir", tmp_path / "none", "--out", tmp_path / "other") == 2
+    file.write_text("env_options = 3")
+    assert run(*arguments, *tuned, "--out", tmp_path / "other") == 2
+    said = capsys.readouterr().err
+    assert "is no folder" in said and "wpl.toml cannot be read" in said
