@@ -2,10 +2,9 @@
 
 from routing_gym.agents.actor import Actor, ActorConfig
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
-from routing_gym.agents.base.agent import AGENTS, Agent
+from routing_gym.agents.base.agent import AGENTS, Agent, AgentConfig
 from routing_gym.agents.base.checkpoint import read
 from routing_gym.agents.base.learning import learn, train_batch
-from routing_gym.agents.base.options import AgentConfig
 from routing_gym.agents.base.registry import agent_class, load_installed_agents, make_agent, needs, register_agent
 from routing_gym.agents.codinet import CoDiNet, CoDiNetConfig
 from routing_gym.agents.critics import (

@@ -13,7 +13,7 @@ from torch.nn import functional
 from routing_gym.agents.parts.learner import chosen_in
 from routing_gym.agents.parts.losses import lambda_returns
 from routing_gym.agents.parts.multipath import ExactMultipath, Multipath, MultipathConfig
-from routing_gym.agents.parts.tables import sample
+from routing_gym.agents.parts.scores import sample
 from routing_gym.envs import Context, Observation, SettledExit, Step, Trajectory, classified_right
 from routing_gym.networks import EXIT
 from routing_gym.options import not_negative, positive, rate

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.joint import Gate
+from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.scoring import Gate
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import positive, share

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base.agent import Agent
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.tables import legal_rows, look_up, sample, uniform_policy
+from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.parts.scores import legal_rows, look_up, sample, uniform_policy
 from routing_gym.envs import Context, Observation
 
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, chosen_in, stacked
 from routing_gym.agents.parts.losses import lambda_returns, squared_td_error
-from routing_gym.agents.parts.scores import TableScores
-from routing_gym.agents.parts.tables import visits_and_means
+from routing_gym.agents.parts.scores import TableScores, visits_and_means
 from routing_gym.envs import Trajectory
 from routing_gym.options import count, share
 

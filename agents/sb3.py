@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.base.agent import Agent
+from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.base.learning import check_learning
-from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.parts.scores import sample
 from routing_gym.agents.parts.stable_baselines import (
     DQNConfig,
     OnPolicyConfig,
@@ -27,7 +27,6 @@ from routing_gym.agents.parts.stable_baselines import (
     Tally,
     seeded,
 )
-from routing_gym.agents.parts.tables import sample
 from routing_gym.blocks import count_macs
 from routing_gym.envs import Context, Observation, TrainingDivergedError
 from routing_gym.networks import NotFiniteError, actions

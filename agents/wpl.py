@@ -8,11 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.learner import LearningAgent, LearningConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import project, wpl_delta
-from routing_gym.agents.parts.scores import ArrangedScores, make_scores
-from routing_gym.agents.parts.tables import look_up, uniform_policy, visits_and_means
+from routing_gym.agents.parts.scores import ArrangedScores, look_up, make_scores, uniform_policy, visits_and_means
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Trajectory
 from routing_gym.options import positive

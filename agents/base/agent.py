@@ -14,15 +14,30 @@ from torch import Tensor, nn
 
 from routing_gym.agents.base.checkpoint import origin_of, read, write
 from routing_gym.agents.base.learning import learn
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.tables import legal_rows
+from routing_gym.agents.parts.scores import legal_rows
 from routing_gym.agents.trained.classify import classify, eval_mode
 from routing_gym.envs import PRICED_MACS, Context, Known, Observation, RoutingVectorEnv, Trajectory, core_of, is_price
 from routing_gym.envs.rollout import is_single
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
 from routing_gym.networks.actions import of_one_tensor
-from routing_gym.options import check_types, type_hints
+from routing_gym.options import Options, check_types, type_hints
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig(Options):
+    """Options every agent has.
+
+    Attributes:
+        seed: Seed of the agent's own random choices.
+    """
+
+    seed: int = 0
+
+    @classmethod
+    def owner(cls) -> str:
+        """Return whose options these are, as messages begin."""
+        return f"{cls.__name__.removesuffix('Config')}: "
 
 
 class Agent(nn.Module, ABC):

@@ -7,8 +7,7 @@ import re
 from importlib.metadata import entry_points
 from typing import Any
 
-from routing_gym.agents.base.agent import AGENTS, Agent
-from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.base.agent import AGENTS, Agent, AgentConfig
 from routing_gym.networks import claim
 from routing_gym.options import check_types, type_hints
 

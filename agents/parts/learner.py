@@ -11,11 +11,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.arrangement import Arrangement
+from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.losses import joint_choice
-from routing_gym.agents.parts.scores import ArrangedScores, ScoringAgent, TableScores, make_scores
-from routing_gym.agents.parts.tables import sample
+from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, TableScores, make_scores, sample
+from routing_gym.agents.parts.scoring import ScoringAgent
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Known, Observation, Step, Trajectory
 from routing_gym.options import count, positive, share

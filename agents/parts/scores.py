@@ -1,20 +1,15 @@
-"""Scores: learned numbers for every choice, from a table, from stacked networks, or from a module for each decision."""
+"""Tables `[agent, decision, ...]` and scores: learned numbers for every choice, for one agent or several."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.base.agent import Agent
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.arrangement import Arrangement
-from routing_gym.agents.parts.tables import look_up
 from routing_gym.blocks import (
     LinearBlocks,
     OwnedParameter,
@@ -25,10 +20,114 @@ from routing_gym.blocks import (
     plain,
     run_chain,
 )
-from routing_gym.envs import Context, Observation
+from routing_gym.envs import Context, Observation, RoutingVectorEnv
 from routing_gym.networks import RoutedNetwork
 
 HIDDEN = 64
+
+
+def uniform_policy(legal: Tensor, num_agents: int) -> Tensor:
+    """Probabilities `(agents, ..., A)`: every legal choice, `(..., A)` bool, equally likely."""
+    chances = legal.to(torch.get_default_dtype())
+    return (chances / chances.sum(-1, keepdim=True)).repeat(num_agents, *[1] * legal.ndim)
+
+
+def legal_rows(masks: Tensor, single: bool = False) -> Tensor:
+    """Legal choices `(N + 1, M, A)` bool: masks, and all for rows that have left; without the axis M if `single`."""
+    legal = torch.cat([masks, torch.ones_like(masks[:1])])
+    return legal[:, 0] if single else legal
+
+
+def look_up(table: Tensor, agent: Tensor, depth: Tensor) -> Tensor:
+    """Entries `(B, ...)` of a table `(agents, rows, ...)`, by agent and row, `(B,)` int64 each."""
+    return table.flatten(0, 1).index_select(0, agent * table.shape[1] + depth)
+
+
+def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
+    """Choices `(...)` int64, drawn by running sums of probabilities, `(..., A)`, not necessarily to 1.
+
+    Inverting the cumulative distribution is many times faster than `multinomial`.
+    """
+    shape = cumulative.shape[:-1]
+    height = torch.rand(shape, generator=generator, device=cumulative.device, dtype=cumulative.dtype)
+    height = (height * cumulative[..., -1]).unsqueeze(-1)
+    # How many running sums are at most the height drawn: the number of choices below the one it falls into.
+    return torch.searchsorted(cumulative.contiguous(), height, right=True).squeeze(-1)
+
+
+def visits_and_means(cells: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Number of visits of each cell, and mean of the values there, 0 without one; `(size,)` each.
+
+    Visits are cell numbers `(V,)` int64 with values `(V,)`.
+    """
+    # index_put, because index_add is not the same twice on a GPU
+    nothing, place = values.new_zeros(size), (cells,)
+    visits = nothing.index_put(place, values.new_ones(()), accumulate=True)
+    return visits, nothing.index_put_(place, values, accumulate=True).div_(visits.clamp(min=1))
+
+
+class Arrangement:
+    """Which agent decides for which row, and the shape of tables and approximators that this asks for.
+
+    Tables are `[agent, row, choice]`. Rows 0 to N − 1 are the network's decisions and row N is for instances that have
+    left: what stands there does not matter, but can be looked up and written to like the others. Dispatching is one
+    more decision, made before the first: row N + 1, whose choices are the agents.
+
+    Args:
+        env: The environment.
+        kind: `"per_task"`, `"single"` or `"dispatched"`.
+        representation: `"table"` or `"mlp"`.
+        team: How many agents a dispatcher picks from; one per task by default.
+        single: Whether they choose for one tensor, so that there is no axis M.
+
+    Attributes:
+        num_agents: First axis of tables.
+        num_rows: Second axis.
+        num_choices: Last axis.
+        legal: `(rows, M, A)` bool, `(rows, A)` without the axis M.
+        price: Whether the price of computation is seen.
+        dispatch_row: The row of the dispatcher, None without one.
+    """
+
+    def __init__(
+        self,
+        env: RoutingVectorEnv,
+        kind: str,
+        representation: str = "table",
+        team: int | None = None,
+        *,
+        single: bool = True,
+    ) -> None:
+        network, self.num_tasks = env.network, env.dataset.num_tasks
+        self.kind, self.num_decisions, self.num_choices = kind, len(network.decisions), network.num_choices
+        self.num_agents = 1 if kind == "single" else self.num_tasks
+        self.legal, self.price = legal_rows(network.masks, single), env.config.price
+        self.dispatch_row: int | None = None
+        # A table can tell tasks apart only by a row of its own for each; an approximator is told the task.
+        self._dispatches_by_task = representation == "table"
+        if kind == "dispatched":
+            team = team or self.num_tasks
+            self.dispatch_row = self.num_decisions + 1
+            self.num_agents = max(team, self.num_tasks) if self._dispatches_by_task else team
+            self.num_choices = max(self.num_choices, team)
+            legal = self.legal.new_zeros(self.num_decisions + 2, *self.legal.shape[1:-1], self.num_choices)
+            legal[:-1, ..., : network.num_choices] = self.legal
+            legal[-1, ..., :team] = True
+            self.legal = legal
+        self.num_rows = len(self.legal)
+
+    @property
+    def left_row(self) -> int:
+        """The row for instances that have left."""
+        return self.num_decisions
+
+    def agent_of(self, task: Tensor) -> Tensor:
+        """Agents `(B,)` that decide for instances of tasks, where no dispatcher has to be asked."""
+        return task if self.kind == "per_task" else torch.zeros_like(task)
+
+    def dispatcher_of(self, task: Tensor) -> Tensor:
+        """First indices `(B,)` of the dispatcher's entries."""
+        return task if self._dispatches_by_task else torch.zeros_like(task)
 
 
 class Scores(nn.Module):
@@ -48,27 +147,6 @@ class Scores(nn.Module):
     def macs(self, decision: int) -> float:
         """Multiply-accumulates of one row's scores; 0 for tables."""
         return 0.0
-
-
-class ScoringAgent(Agent):
-    """An agent that decides by scores, as far as it looks at an instance at all.
-
-    Attributes:
-        scores: The scores; None where there are none.
-    """
-
-    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
-        super().__init__(env, config)
-        self.scores: Any = None
-
-    def macs(self, decision: int) -> float:
-        """Multiply-accumulates of the scores."""
-        return 0.0 if self.scores is None else self.scores.macs(decision)
-
-    @property
-    def sees_price(self) -> bool:
-        """Whether the scores depend on the price."""
-        return self.scores is not None and self.scores.sees_price
 
 
 class ArrangedScores(Scores):

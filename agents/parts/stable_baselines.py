@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.base.agent import Agent
-from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.blocks import first_weights
 from routing_gym.envs import Observation
 from routing_gym.options import count, not_negative, positive, share

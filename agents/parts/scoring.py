@@ -1,15 +1,37 @@
-"""Agents whose scores are trained in the blocks' own backward pass."""
+"""Agents that decide by scores, and those whose scores are trained in the blocks' own backward pass."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from torch import Tensor
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.scores import Scores, ScoringAgent
+from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.parts.scores import Scores
 from routing_gym.envs import Trajectory
 from routing_gym.options import positive
+
+
+class ScoringAgent(Agent):
+    """An agent that decides by scores, as far as it looks at an instance at all.
+
+    Attributes:
+        scores: The scores; None where there are none.
+    """
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        self.scores: Any = None
+
+    def macs(self, decision: int) -> float:
+        """Multiply-accumulates of the scores."""
+        return 0.0 if self.scores is None else self.scores.macs(decision)
+
+    @property
+    def sees_price(self) -> bool:
+        """Whether the scores depend on the price."""
+        return self.scores is not None and self.scores.sees_price
 
 
 class Gate(ScoringAgent):
