@@ -28,7 +28,7 @@ def extract(agent: Agent, task: int, *, normalize: bool = True) -> nn.Sequential
 
     Args:
         agent: Decides the route; its environment holds the blocks.
-        task: The task.
+        task: Its number.
         normalize: Begin with the data set's normalisation, so that the network takes pixels from 0 to 255, uint8 or
             floating point; without it the network takes what `MultiTaskDataset.pixels` gives.
 
@@ -40,35 +40,26 @@ def extract(agent: Agent, task: int, *, normalize: bool = True) -> nn.Sequential
         ValueError: No such task, or it has no single route on the data: the agent mixes blocks or decides by the
             instance; or a network of which no plain form is known.
     """
-    network = _deployable(agent)
-    dataset = agent.env.dataset
+    network, dataset = _deployable(agent), agent.env.dataset
     if isinstance(task, bool) or not isinstance(task, int | np.integer) or not 0 <= task < dataset.num_tasks:
         raise ValueError(f"task must be an integer in [0, {dataset.num_tasks}), got {task!r}")
     (route,) = single_routes(agent, [task])
-    parts = network.static_route(route, task)
-    static, images = nn.Sequential(*parts), _images(agent, task)
+    static, images = nn.Sequential(*network.static_route(route, task)), _images(agent, task)
     _check_logits(network, probe(static, lambda: static(images)), _logits(network, images, task, route))
-    if normalize:
-        parts = [Normalize(dataset.mean, dataset.std), *parts]
-    return nn.Sequential(*parts).eval()
+    return nn.Sequential(*([Normalize(dataset.mean, dataset.std)] if normalize else []), *static).eval()
 
 
 def prune(agent: Agent) -> FixedRoutes:
-    """Drop the blocks that no task takes on its deterministic route.
+    """Agent that takes an agent's deterministic routes for ever, in a network without the blocks that no task takes.
 
-    Args:
-        agent: Decides the routes; its environment holds the blocks. Both stay as they are.
-
-    Returns:
-        An agent that takes the same routes for ever. Its `env` is one like the agent's, with a smaller network, copies
-        of the blocks that are left and a fresh optimiser. It can be judged, saved, and trained further.
+    Its `env` is one like the agent's, with a smaller network, copies of the blocks that are left and a fresh optimiser.
+    It can be judged, saved, and trained further; agent and network given stay as they are.
 
     Raises:
         ValueError: A task has no single route on the data: the agent mixes blocks or decides by the instance; or a
             network that cannot be pruned.
     """
-    network = _deployable(agent)
-    core = agent.env
+    network, core = _deployable(agent), agent.env
     routes = single_routes(agent, range(agent.num_tasks))
     smaller, renumbered = network.pruned(torch.tensor(routes))
     config = dataclasses.replace(core.config, action_type="discrete")

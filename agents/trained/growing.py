@@ -21,7 +21,7 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
     draws instances of the new ones only. `evaluate` judges all, so that forgetting is seen.
 
     Args:
-        agent: A trained agent.
+        agent: The trained agent.
         data: The new tasks, by split: at least the splits of the agent's own environment, with images of the same shape
             and no more classes than the network has logits for. They are normalised as the old ones are.
         block_rate: What the blocks' learning rate is multiplied by, above 0; their schedule ends. Whatever it is, batch
@@ -47,13 +47,9 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
         )
     datasets = {name: split.with_tasks(data[name]) for name, split in old.datasets.items()}
     before, after = old.dataset.num_tasks, datasets[old.config.split].num_tasks
-    options = dataclasses.asdict(old.config)
-    options |= {
-        "draw_tasks": tuple(range(before, after)),
-        "learning_rate": old.config.learning_rate * block_rate,
-        "schedule": "constant",
-    }
-    env = RoutingVectorEnv(old.network, datasets, old.num_envs, **options)
+    rate, drawn = old.config.learning_rate * block_rate, tuple(range(before, after))
+    changed = dataclasses.replace(old.config, draw_tasks=drawn, learning_rate=rate, schedule="constant")
+    env = RoutingVectorEnv(old.network, datasets, old.num_envs, **dataclasses.asdict(changed))
     config = agent.config
     if isinstance(config, LearningConfig) and config.arrangement == "dispatched":
         config = dataclasses.replace(config, num_agents=config.num_agents or before)
