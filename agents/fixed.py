@@ -23,6 +23,7 @@ class FixedAgent(Agent):
     """
 
     max_tensors = None
+    sees_price = False
     own: ClassVar[slice] = slice(0)
     _routes: Tensor
 
@@ -33,10 +34,7 @@ class FixedAgent(Agent):
         self.register_buffer("_routes", torch.cat([routes, torch.zeros_like(routes[:, :1])], 1))
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Choices `(T, N, M)` int64 of each task at each decision for each tensor; by default as `own` says.
-
-        Args:
-            masks: `(N, M, A)` bool: what is legal.
+        """Choices `(T, N, M)` int64 of the tasks, by masks `(N, M, A)` of what is legal; by default as `own` says.
 
         Raises:
             ValueError: A decision has fewer choices than there are tasks to take one each.
@@ -59,11 +57,6 @@ class FixedAgent(Agent):
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N, M)` of the tasks."""
         return self._routes[:, :-1].index_select(0, task)
-
-    @property
-    def sees_price(self) -> bool:
-        """False: it does not look at the instance."""
-        return False
 
     @property
     def routes(self) -> Tensor:
@@ -122,11 +115,7 @@ class FixedRoutes(FixedAgent):
     config: FixedRoutesConfig
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Routes given.
-
-        Raises:
-            ValueError: Not one integer for each task and decision, or a choice that is not legal.
-        """
+        """Routes given; refuses all but one integer, a legal choice, for each task, decision and tensor."""
         given = self.config.routes
         if given is None:
             return super().choose(masks)
@@ -156,17 +145,16 @@ class RandomAgent(Agent):
     """A random legal choice for every instance at every decision, in evaluation too."""
 
     max_tensors = None
+    sees_price = False
+    table: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         self.register_buffer("table", uniform_policy(legal_rows(self.env.network.masks), 1))
 
-    table: Tensor
-
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, M)`, drawn."""
-        nobody = torch.zeros_like(observation["depth"])
-        probabilities = look_up(self.table, nobody, observation["depth"])
+        probabilities = self.table[0].index_select(0, observation["depth"])
         if self.shares_wanted:
             context.record["probabilities"] = probabilities
         return sample(probabilities.cumsum(-1), self.generator)
@@ -177,8 +165,3 @@ class RandomAgent(Agent):
             return None
         cumulative = self.table[:, :-1].cumsum(-1)
         return sample(cumulative.expand(len(task), *cumulative.shape[1:]), self.generator)
-
-    @property
-    def sees_price(self) -> bool:
-        """False: it does not look at the instance."""
-        return False

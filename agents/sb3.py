@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -51,7 +50,7 @@ class SB3Agent(Agent):
         actor: Its policy.
     """
 
-    env_kwargs: ClassVar[Mapping[str, Any]] = {"autoreset_mode": "same_step"}
+    env_kwargs = {"autoreset_mode": "same_step"}
     max_tensors: ClassVar[int | None] = None
     Config = SB3Config
     config: SB3Config
@@ -60,34 +59,30 @@ class SB3Agent(Agent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        algorithm = self._import_algorithm()
-        from stable_baselines3.common.logger import Logger
-
-        from routing_gym.envs.sb3 import RoutingVecEnv
-
-        core = self.env
-        arguments = self.config.arguments(self.num_decisions, core.num_envs)
-        try:
-            with seeded(self.config.seed):
-                self.model = algorithm("MultiInputPolicy", RoutingVecEnv(core), device=core.device, **arguments)
-        except (AssertionError, ValueError) as error:
-            raise ValueError(f"agent {self.name!r}: {error}") from error
-        self.model.set_logger(Logger(folder=None, output_formats=[]))  # its own makes a folder for every `learn`
-        self.actor: nn.Module = self.model.policy
-        self.optimizer = self.model.policy.optimizer
-        self._macs = 0.0 if self.config.representation == "table" else self.policy_macs()
-
-    def _import_algorithm(self) -> Callable[..., Any]:
-        """Class of the model; where it is not installed, says how to install it."""
         module, name = self.algorithm
         try:
-            return getattr(importlib.import_module(module), name)
+            algorithm = getattr(importlib.import_module(module), name)
         except ImportError as error:
             extra = module.replace("_", "-")
             raise ValueError(
                 f"agent {self.name!r} needs {extra}, which cannot be imported ({error}): "
                 f"pip install 'routing-gym[{extra}]'"
             ) from error
+        from stable_baselines3.common.logger import Logger
+
+        from routing_gym.envs.sb3 import RoutingVecEnv
+
+        arguments = self.config.arguments(self.num_decisions, self.env.num_envs)
+        try:
+            with seeded(self.config.seed):
+                env = RoutingVecEnv(self.env)
+                self.model = algorithm("MultiInputPolicy", env, device=self.env.device, **arguments)
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"agent {self.name!r}: {error}") from error
+        self.model.set_logger(Logger(folder=None, output_formats=[]))  # its own makes a folder for every `learn`
+        self.actor: nn.Module = self.model.policy
+        self.optimizer = self.model.policy.optimizer
+        self._macs = 0.0 if self.config.representation == "table" else self.policy_macs()
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, M)` of the model's policy, drawn; the best when deterministic."""
@@ -129,13 +124,9 @@ class SB3Agent(Agent):
         """Let the model learn, round by round, until at least `episodes` instances have left the network.
 
         Begins with new instances; those under way are given up, and so are finished routes not trained on yet: nothing
-        of them is in a checkpoint. The blocks are trained on `replay_batch` finished routes at a time.
-
-        Args:
-            env: The environment the agent was made for.
-            episodes: How many instances to route, at least 1; rounded up to whole batches and to the model's rounds.
-            callback: Called whenever `num_envs` instances have left, with their mean `loss`, `accuracy`, `reward` and
-                `macs`.
+        of them is in a checkpoint. The blocks are trained on `replay_batch` finished routes at a time. `episodes` is
+        rounded up to whole batches and to the model's rounds; the callback is called whenever `num_envs` instances have
+        left, with their mean `loss`, `accuracy`, `reward` and `macs`.
 
         Raises:
             ValueError: A count below 1, or an environment the agent was not made for.
@@ -205,9 +196,8 @@ class SB3MaskablePPO(SB3Agent):
 class SB3DQN(SB3Agent):
     """DQN of Stable-Baselines3.
 
-    Its replay memory is saved with it where it takes up to `SAVED_MEMORY` bytes, so that learning goes on bit for bit:
-    a table's of 50 000 decisions takes 2.6 MB. A larger one begins empty when the agent is loaded, which a warning
-    says; a smaller `buffer_size` mends that.
+    Its replay memory is saved with it where it takes up to `SAVED_MEMORY` bytes, so that learning goes on bit for bit.
+    A larger one begins empty when the agent is loaded, which a warning says; a smaller `buffer_size` mends that.
     """
 
     Config = DQNConfig

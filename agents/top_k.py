@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections import ChainMap
 from typing import Any, Literal
@@ -27,8 +28,8 @@ class TopKConfig(AgentConfig):
 
     Attributes:
         k: How many blocks each row is mixed from; where fewer are legal, all that are.
-        k_last: How many at the last decision: k then changes in a straight line over the decisions, rounded
-            (k-annealing; 7 to 2 over 8 decisions is 7 6 6 5 4 3 3 2); by default k everywhere.
+        k_last: How many at the last decision, k changing in a straight line, rounded (k-annealing; 7 to 2 over 8
+            decisions is 7 6 6 5 4 3 3 2); by default k everywhere.
         softmax: What the weights are a softmax over: the `"chosen"` k, so that they sum to 1; or `"all"` choices, of
             which the k chosen keep their weights (Switch Transformer, Fedus et al. 2022). With k = 1 the weight of the
             former is always 1, and all the gate learns is balance.
@@ -44,8 +45,8 @@ class TopKConfig(AgentConfig):
             2024; 0.001 there). 0 for none.
         task_embedding: Width of a learned embedding of the task that joins what a gate sees; 0 for none.
         embedding_scale: Deviation of the embedding's first values. Where it outweighs the activations rows of a task
-            take one way at first, and part later; ways that differ from row to row from the beginning, through many
-            layers of blocks that are still random, can take long to be learned from.
+            take one way at first, and part later; ways through many random layers that differ from row to row from the
+            beginning can take long to be learned from.
         task_only: Show the gate nothing but the embedding: all rows of a task then take one way.
         arrangement: `"single"`, one gate per decision for all tasks; or `"per_task"`, one for each of them.
         learning_rate: Step size of Adam on the gates.
@@ -70,9 +71,7 @@ class TopKConfig(AgentConfig):
         if self.task_only and not self.task_embedding:
             raise ValueError(f"{self.owner()}task_only=True shows the gate the embedding alone: give its width")
         if self.softmax == "all" and self.choice == "expert":
-            raise ValueError(
-                f"{self.owner()}softmax='all' is for choice='row'; experts share every row out to sum to 1"
-            )
+            raise ValueError(f"{self.owner()}softmax='all' is for choice='row'; experts share rows out to sum to 1")
 
 
 class TaskEmbedding(PartlyUsed):
@@ -163,9 +162,7 @@ class TopK(Gate):
     @property
     def balance(self) -> float:
         """The weight of the balancing losses now."""
-        if self.config.balance_epochs is None:
-            return self.config.balance
-        return self.config.balance * max(0.0, 1 - self.passes / self.config.balance_epochs)
+        return self.config.balance * max(0.0, 1 - self.passes / (self.config.balance_epochs or math.inf))
 
     def act(self, observation: Observation, context: Context) -> Action:
         """Pair `(indices (B, K), weights (B, K))`, the best first, or weights `(B, A)` where experts choose.
@@ -203,8 +200,8 @@ class TopK(Gate):
         if self.embedding is None:
             return observation
         embedded = self.embedding(observation["task"])
-        both = embedded if self.config.task_only else torch.cat([observation["activation"], embedded], 1)
-        return ChainMap({"activation": both}, observation)  # type: ignore[arg-type]
+        seen = embedded if self.config.task_only else torch.cat([observation["activation"], embedded], 1)
+        return ChainMap({"activation": seen}, observation)  # type: ignore[arg-type]
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
         """Balancing losses, and the expected cost of computation where that has a price."""
@@ -237,15 +234,10 @@ class TopK(Gate):
 def expert_choice(scores: Tensor, depth: Tensor, k: Tensor, context: Context) -> Tensor:
     """Weights `(B, A)` by which every expert of a decision gets the same number of rows (Zhou et al. 2022).
 
-    Affinities are the softmax over experts; each of the n legal experts of a decision takes the ⌈r k / n⌉ rows that
-    like it best out of the r rows there. A row that no expert takes goes to the one it likes best, because these
-    networks have nothing else to carry it on. The affinities of a row's experts are divided by their sum.
-
-    Args:
-        scores: `(B, A)`, −inf where a choice is not legal.
-        depth: `(B,)` int64.
-        k: `(B,)` int64: how many experts a row gets on average.
-        context: Says which rows decide.
+    Affinities are the softmax of `scores`, −inf where a choice is not legal, over experts; each of the n legal experts
+    of a decision takes the ⌈r k / n⌉ rows that like it best out of the r rows there, so that a row gets k of them on
+    average. A row that no expert takes goes to the one it likes best, because these networks have nothing else to carry
+    it on. The affinities of a row's experts are divided by their sum.
     """
     affinity = scores.softmax(-1)
     taken, active = torch.zeros_like(affinity), context.active

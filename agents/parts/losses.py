@@ -30,8 +30,8 @@ def lambda_returns(
     """λ-returns `(S, B)` (Peng and Williams 1996).
 
     G_i = r_i + γ ((1 − λ) v_{i+1} + λ G_{i+1}) + c_{i+1}, and G_i = r_i + r_final where the instance leaves. With λ = 0
-    that is the target of TD(0), with λ = 1 the whole return. The first value is not looked at; `arrival` is c, `(S, B)`,
-    what arriving at a decision earns.
+    that is the target of TD(0), with λ = 1 the whole return. The first value is not looked at; `arrival`, c, `(S, B)`,
+    is what arriving at a decision earns.
     """
     returns = [rewards[-1] + final]
     for i in reversed(range(len(rewards) - 1)):
