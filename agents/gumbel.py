@@ -58,11 +58,10 @@ class Gumbel(Gate):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        options, inputs = self.config, self.env.network.observation_size
+        options = self.config
         self.arrangement = Arrangement(self.env, options.arrangement, options.representation, single=False)
-        self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
-        rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
-        self.optimizer = Adam(self.scores, lr=rate)
+        self.scores = make_scores(options.representation, self.arrangement, options.seed)
+        self.optimizer = Adam(self.scores, lr=options.learning_rate or self.DEFAULT_RATES[options.representation])
 
     @property
     def temperature(self) -> float:

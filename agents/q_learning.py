@@ -112,7 +112,7 @@ class QLearning(ScoredAgent):
 
     @torch.no_grad()
     def _move_table(self, table: Tensor, cells: Tensor, targets: Tensor) -> None:
-        visits, mean = visits_and_means(cells.flatten(), targets.flatten(), table.numel())
+        visits, mean = visits_and_means(cells, targets, table.numel())
         old = table.flatten()
         table.copy_((old + (1 - (1 - self.rate) ** visits) * (mean - old)).view_as(table))
 

@@ -63,7 +63,7 @@ class Reinforce(ScoredAgent):
         log_chosen, entropy = self.chosen(trajectory.steps)
         self.descend(policy_gradient_loss(log_chosen, gains, entropy, active, self.config.entropy))
 
-        visits, mean = visits_and_means(cells.flatten(), returns.flatten(), average.numel())
+        visits, mean = visits_and_means(cells, returns, average.numel())
         moved = torch.where(visits > 0, average + BASELINE_RATE * (mean - average), average)
         self.average.copy_(moved.view_as(self.average))
         return {"policy_entropy": mean_of_steps(entropy.detach(), active)}

@@ -141,10 +141,11 @@ class TopK(Gate):
         k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64)]).to(legal.device)
         self.register_buffer("_k", k.minimum(legal.sum(-1)), persistent=False)
         inputs = options.task_embedding + (0 if options.task_only else self.env.network.observation_size)
-        self.scores = make_scores("linear", self.arrangement, inputs, options.seed)
+        self.scores = make_scores("linear", self.arrangement, options.seed, inputs=inputs)
         self.spread = None
         if options.noise:
-            self.spread = make_scores("linear", self.arrangement, inputs, options.seed, outputs=self.num_choices)
+            width, seed = self.num_choices, options.seed
+            self.spread = make_scores("linear", self.arrangement, seed, inputs=inputs, outputs=width)
             for parameter in self.spread.parameters():
                 nn.init.zeros_(parameter)
         self.embedding = None

@@ -84,8 +84,7 @@ class WPL(LearningAgent):
         if options.representation == "table":
             self.register_buffer("_table", policy)
         else:
-            inputs = self.env.network.observation_size
-            self.scores = make_scores("mlp", self.arrangement, inputs, options.seed)
+            self.scores = make_scores("mlp", self.arrangement, options.seed)
             self.optimizer = Adam(self.scores, lr=self.rate)
         highest = float(legal.sum(-1).max()) * options.min_probability
         if highest > 1:
@@ -122,14 +121,12 @@ class WPL(LearningAgent):
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Apply Algorithm 3 to all visits of a batch at once."""
         cells, values = self._visits(trajectory)
-        visits, mean = visits_and_means(cells.flatten(), values.flatten(), self._average.numel())
+        visits, mean = visits_and_means(cells, values, self._average.numel())
         kept = (1 - self.average_rate) ** visits  # 1 where there was no visit
         self._average.copy_(torch.lerp(mean, self._average.flatten(), kept).view_as(self._average))
-        return (
-            self._move_table(cells.flatten(), values.flatten())
-            if self.scores is None
-            else self._step(trajectory, cells, values)
-        )
+        if self.scores is None:
+            return self._move_table(cells.flatten(), values.flatten())
+        return self._step(trajectory, cells, values)
 
     def _move_table(self, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
         table, average = self._table.flatten(), self._average.flatten()

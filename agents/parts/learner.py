@@ -47,10 +47,7 @@ class LearningAgent(ScoringAgent):
     """An agent that learns from rewards, in any arrangement.
 
     A subclass implements `learn_from` and, unless it prefers by scores alone, `preferences`; both speak of agents and
-    rows (see `Arrangement`) and need not know whether there is a dispatcher.
-
-    Attributes:
-        arrangement: Who decides.
+    rows (see `Arrangement`, of which `arrangement` is one) and need not know whether there is a dispatcher.
     """
 
     Config = LearningConfig
@@ -59,20 +56,17 @@ class LearningAgent(ScoringAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        options, single = self.config, self.max_tensors is not None
-        kind = options.arrangement, options.representation, options.num_agents
-        self.arrangement = Arrangement(self.env, *kind, single=single)
+        kind = self.config.arrangement, self.config.representation, self.config.num_agents
+        self.arrangement = Arrangement(self.env, *kind, single=self.max_tensors is not None)
 
     @abstractmethod
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Learn from a batch of whole episodes, in which dispatching is the first step; `agent_at(step)` says who."""
 
     def preferences(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Preferences `(B, ..., A)`, of which the highest is the best choice; by default the scores.
+        """Preferences `(B, ..., A)` of agents, `(B,)`, the highest for the best choice; by default the scores.
 
-        Args:
-            observation: As in `act`; `depth` is the row of the arrangement.
-            agent: `(B,)` int64, who decides.
+        The observation's `depth` is the row of the arrangement.
         """
         assert self.scores is not None
         return self.scores(observation, agent)
@@ -98,10 +92,8 @@ class LearningAgent(ScoringAgent):
     @torch.no_grad()
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N, ...)` from a table, unless the collaboration reward needs the probabilities on the way."""
-        if self.shares_wanted or self.arrangement.dispatch_row is not None:
-            return None
         table = self.preference_table()
-        if table is None:
+        if table is None or self.shares_wanted or self.arrangement.dispatch_row is not None:
             return None
         agent, table = self.arrangement.agent_of(task), table[:, : self.num_decisions]
         if deterministic:
@@ -125,9 +117,9 @@ class LearningAgent(ScoringAgent):
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, ...)` of each row's agent, which a dispatcher picks where there is one."""
         if self.arrangement.dispatch_row is None:
-            return self.choose(observation, self.arrangement.agent_of(observation["task"]), context)
-        agent = self._dispatched(observation, context)
-        context.record["agent"] = agent
+            agent = self.arrangement.agent_of(observation["task"])
+        else:
+            agent = context.record["agent"] = self._dispatched(observation, context)
         return self.choose(observation, agent, context)
 
     def _dispatched(self, observation: Observation, context: Context) -> Tensor:
@@ -153,10 +145,8 @@ class LearningAgent(ScoringAgent):
         """Put the dispatcher's choice, if there was one, before the others, and learn from detached observations."""
         steps = trajectory.steps
         if self.env.config.differentiable:  # the blocks have used the graph up
-            steps = [
-                dataclasses.replace(step, observation={key: value.detach() for key, value in step.observation.items()})
-                for step in steps
-            ]
+            seen = [{key: value.detach() for key, value in step.observation.items()} for step in steps]
+            steps = [dataclasses.replace(step, observation=of) for step, of in zip(steps, seen, strict=True)]
         if self.arrangement.dispatch_row is not None:
             steps = [self._dispatch_step(trajectory.task, steps[0]), *steps]
         return self.learn_from(dataclasses.replace(trajectory, steps=steps))
@@ -183,12 +173,10 @@ class LearningAgent(ScoringAgent):
 
     def cells(self, trajectory: Trajectory) -> Tensor:
         """Flat numbers agent · rows + row of every decision, `(S, B)`."""
-        row = stacked(trajectory.steps, "decision")
-        if self.arrangement.dispatch_row is None:
-            agent = self.arrangement.agent_of(trajectory.task)
-        else:
+        agent = self.arrangement.agent_of(trajectory.task)
+        if self.arrangement.dispatch_row is not None:
             agent = torch.stack([self.agent_at(step) for step in trajectory.steps])
-        return row.add(agent, alpha=self.arrangement.num_rows)
+        return stacked(trajectory.steps, "decision").add(agent, alpha=self.arrangement.num_rows)
 
     def scores_at(self, steps: Sequence[Step]) -> Tensor:
         """Scores `(S, B, ..., A)` of whoever decided at each step, recomputed with graph."""
@@ -208,19 +196,15 @@ class ScoredConfig(LearningConfig):
     """Options of every agent that prefers by scores alone.
 
     Attributes:
-        learning_rate: Step size of Adam on the scores' parameters; None for the default of the representation, best on
-            DIGITS-MTL's validation split (`DEFAULT_RATES`).
+        learning_rate: Step size of Adam on the scores' parameters; None for the representation's in `DEFAULT_RATES`,
+            best on DIGITS-MTL's validation split.
     """
 
     learning_rate: float | None = positive(None)
 
 
 class ScoredAgent(LearningAgent):
-    """An agent that prefers by scores alone.
-
-    Attributes:
-        rate: The learning rate.
-    """
+    """An agent that prefers by scores alone; `rate` is its learning rate."""
 
     Config = ScoredConfig
     config: ScoredConfig
@@ -229,9 +213,9 @@ class ScoredAgent(LearningAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        options, inputs = self.config, self.env.network.observation_size
-        self.rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
-        self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
+        representation = self.config.representation
+        self.rate = self.config.learning_rate or self.DEFAULT_RATES[representation]
+        self.scores = make_scores(representation, self.arrangement, self.config.seed)
         self.optimizer = Adam(self.scores, lr=self.rate)
 
     def chosen(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:

@@ -58,16 +58,16 @@ def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
 def visits_and_means(cells: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Number of visits of each cell, and mean of the values there, 0 without one; `(size,)` each.
 
-    Visits are cell numbers `(V,)` int64 with values `(V,)`.
+    Visits are cell numbers `(...)` int64 with values `(...)`.
     """
     # index_put, because index_add is not the same twice on a GPU
-    nothing, place = values.new_zeros(size), (cells,)
+    nothing, place = values.new_zeros(size), (cells.flatten(),)
     visits = nothing.index_put(place, values.new_ones(()), accumulate=True)
-    return visits, nothing.index_put_(place, values, accumulate=True).div_(visits.clamp(min=1))
+    return visits, nothing.index_put_(place, values.flatten(), accumulate=True).div_(visits.clamp(min=1))
 
 
 class Arrangement:
-    """Which agent decides for which row, and the shape of tables and approximators that this asks for.
+    """Which agent decides for which row, and so the shape of tables and approximators (Rosenbaum et al. 2018, Fig. 3).
 
     Tables are `[agent, row, choice]`. Rows 0 to N − 1 are the network's decisions and row N is for instances that have
     left: what stands there does not matter, but can be looked up and written to like the others. Dispatching is one
@@ -81,11 +81,10 @@ class Arrangement:
         single: Whether they choose for one tensor, so that there is no axis M.
 
     Attributes:
-        num_agents: First axis of tables.
-        num_rows: Second axis.
-        num_choices: Last axis.
+        num_agents: First axis of tables; `num_rows` is the second, `num_choices` the last.
         legal: `(rows, M, A)` bool, `(rows, A)` without the axis M.
         price: Whether the price of computation is seen.
+        left_row: The row for instances that have left, N.
         dispatch_row: The row of the dispatcher, None without one.
     """
 
@@ -99,27 +98,23 @@ class Arrangement:
         single: bool = True,
     ) -> None:
         network, self.num_tasks = env.network, env.dataset.num_tasks
-        self.kind, self.num_decisions, self.num_choices = kind, len(network.decisions), network.num_choices
+        self.kind, self.left_row, self.num_choices = kind, len(network.decisions), network.num_choices
         self.num_agents = 1 if kind == "single" else self.num_tasks
         self.legal, self.price = legal_rows(network.masks, single), env.config.price
+        self.observation_size = network.observation_size
         self.dispatch_row: int | None = None
         # A table can tell tasks apart only by a row of its own for each; an approximator is told the task.
         self._dispatches_by_task = representation == "table"
         if kind == "dispatched":
             team = team or self.num_tasks
-            self.dispatch_row = self.num_decisions + 1
+            self.dispatch_row = self.left_row + 1
             self.num_agents = max(team, self.num_tasks) if self._dispatches_by_task else team
             self.num_choices = max(self.num_choices, team)
-            legal = self.legal.new_zeros(self.num_decisions + 2, *self.legal.shape[1:-1], self.num_choices)
+            legal = self.legal.new_zeros(self.left_row + 2, *self.legal.shape[1:-1], self.num_choices)
             legal[:-1, ..., : network.num_choices] = self.legal
             legal[-1, ..., :team] = True
             self.legal = legal
         self.num_rows = len(self.legal)
-
-    @property
-    def left_row(self) -> int:
-        """The row for instances that have left."""
-        return self.num_decisions
 
     def agent_of(self, task: Tensor) -> Tensor:
         """Agents `(B,)` that decide for instances of tasks, where no dispatcher has to be asked."""
@@ -152,10 +147,7 @@ class Scores(nn.Module):
 class ArrangedScores(Scores):
     """Scores for every (agent, row) of an arrangement, −inf where a choice is not legal.
 
-    Args:
-        arrangement: The arrangement.
-        outputs: Numbers for a row where they are not scores of choices; nothing is masked then.
-        sees_price: As above.
+    `outputs` is how many numbers a row has where they are not scores of choices; nothing is masked then.
 
     Attributes:
         shape: Of a row's numbers: `(A,)`, `(M, A)` where agents choose for M tensors, or `(outputs,)`.
@@ -214,13 +206,8 @@ class StackedScores(ArrangedScores):
     """A network for every (agent, row): all are stacked and run as one grouped call, like blocks.
 
     Two layers, on concat(v, one-hot t) (Rosenbaum et al. 2018, Appendix 7.3); or one without bias, on v alone. The
-    price stands behind v where it is seen. Where agents choose for several tensors, v describes them all.
-
-    Args:
-        arrangement: As of `ArrangedScores`.
-        inputs: Width of v.
-        outputs: As of `ArrangedScores`.
-        hidden: Width of the hidden layer; 0 for a linear network.
+    price stands behind v where it is seen. Where agents choose for several tensors, v describes them all. `inputs` is
+    the width of v, `hidden` that of the hidden layer, 0 for a linear network.
     """
 
     def __init__(self, arrangement: Arrangement, inputs: int, outputs: int | None = None, hidden: int = HIDDEN) -> None:
@@ -255,14 +242,18 @@ class StackedScores(ArrangedScores):
 
 
 def make_scores(
-    representation: str, arrangement: Arrangement, inputs: int, seed: int, outputs: int | None = None
+    representation: str, arrangement: Arrangement, seed: int, *, inputs: int | None = None, outputs: int | None = None
 ) -> ArrangedScores:
-    """Scores by representation, `"table"`, `"mlp"` or `"linear"`, on the arrangement's device."""
+    """Scores by representation, `"table"`, `"mlp"` or `"linear"`, on the arrangement's device.
+
+    `inputs` is the width of what is seen, by default that of the activation.
+    """
     with first_weights(seed):
         if representation == "table":
             scores: ArrangedScores = TableScores(arrangement, outputs)
         else:
-            scores = StackedScores(arrangement, inputs, outputs, hidden=HIDDEN if representation == "mlp" else 0)
+            width, hidden = inputs or arrangement.observation_size, HIDDEN if representation == "mlp" else 0
+            scores = StackedScores(arrangement, width, outputs, hidden=hidden)
     return scores.to(arrangement.legal.device)
 
 
@@ -271,13 +262,10 @@ class ModuleScores(Scores):
 
     Args:
         network: Says how wide a decision's observation is, and how many choices it has.
-        make: Builds the module of a decision, given its number and the width of its input.
+        make: Builds the module of a decision, given its number and the width of its input; `of` holds them.
         price: Whether the price of computation stands in front of the activation.
         seed: Of the first weights.
         outputs: Numbers for a row; by default one for each choice.
-
-    Attributes:
-        of: The module of each decision.
     """
 
     def __init__(
@@ -295,8 +283,7 @@ class ModuleScores(Scores):
         with first_weights(seed):
             self.of = nn.ModuleList(make(number, width) for number, width in enumerate(self.widths))
         allow_small_groups(self)
-        each = zip(self.of, self.widths, strict=True)
-        self._macs = [count_macs(module, torch.zeros(1, width)) for module, width in each]
+        self._macs = [count_macs(part, torch.zeros(1, width)) for part, width in zip(self.of, self.widths, strict=True)]
 
     def forward(self, observation: Observation, context: Context) -> Tensor:
         """Scores `(B, outputs)`; 0 for choices that a decision does not have, and for rows that are not active."""
