@@ -33,18 +33,16 @@ class CoDiNetConfig(RouterConfig):
         consistency_margin: How far paths of one image may lie apart at no cost, m_c.
         diversity_margin: How far paths of different images are to lie apart, m_d.
         gamma: Weight of the cost Σ_k c_k v_k (Eq. 11), where c_k is the share of block k in the multiply-accumulates
-            of the plain network, times the number of blocks. None: what the environment charges, `k_cpt` for every
-            multiply-accumulate.
+            of the plain network, times the number of blocks. None: what the environment charges, `k_cpt`.
         cost_target: Share of the blocks' cost that gamma is to bring about: gamma, which counts from 0 where it is
-            None, rises after every batch that cost more and falls after every one that cost less. None for a gamma that
-            stays.
+            None, rises after every batch that cost more and falls after every one that cost less. None: it stays.
         cost_step: How much gamma changes per batch, for each unit that the share is off its target.
         relaxation: What a block weighs while training: `"gumbel"`, the Gumbel-softmax of the two scores (Eq. 6);
             `"softmax"`, without the noise; or `"sampling"`, 0 or 1, drawn, with the score function's gradient.
         temperature: T of the Gumbel-softmax.
         router: What scores: `"linear"`, two layers on the averaged channels, for every block its own; `"rnn"`, one LSTM
-            that goes from block to block (as in SkipNet, Wang et al. 2018); or `"cnn"`, a convolution for every block
-            (likewise), which wants a network with `observes="map"`.
+            that goes from block to block; or `"cnn"`, a convolution for every block, which wants a network with
+            `observes="map"` (both as in SkipNet, Wang et al. 2018).
         hidden: Width of the first layer of linear routers, d.
         freeze_after: Passes over the split after which routers stay as they are and decisions are hard (section 3.4);
             None for never.
@@ -90,6 +88,10 @@ class CoDiNet(RouterAgent):
     config: CoDiNetConfig
     action_type = "weights"
     env_kwargs = {"differentiable": True, "augmentations": 4}
+    scores: Scores
+    gamma: Tensor
+    _least_macs: Tensor
+    _block_macs: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -104,11 +106,6 @@ class CoDiNet(RouterAgent):
         self.register_buffer("_least_macs", network.stem_macs + costs[:, SKIP].sum(), persistent=False)
         self.register_buffer("_block_macs", (costs[:, RUN] - costs[:, SKIP]).sum(), persistent=False)
         self.register_buffer("gamma", torch.tensor(float(options.gamma or 0.0), device=self.env.device))
-
-    gamma: Tensor
-    scores: Scores
-    _least_macs: Tensor
-    _block_macs: Tensor
 
     def _check_env(self) -> None:
         super()._check_env()
@@ -127,10 +124,12 @@ class CoDiNet(RouterAgent):
     def _make_scores(self) -> Scores:
         network, options, price = self.env.network, self.config, self.env.config.price
         if options.router == "cnn":
-            try:
-                return convolutional_routers(network, seed=options.seed)
-            except ValueError as error:
-                raise ValueError(f"agent {self.name!r}: {error}") from None
+            if getattr(network, "observes", None) != "map":
+                raise ValueError(
+                    f"agent {self.name!r}: router='cnn' convolves what comes into a block: make the environment with "
+                    "observes='map'"
+                )
+            return convolutional_routers(network, seed=options.seed)
         if options.router == "rnn":
             return RecurrentScores(network, price=price, seed=options.seed)
         return linear_routers(network, options.hidden, price=price, seed=options.seed)
@@ -183,15 +182,12 @@ class CoDiNet(RouterAgent):
         """γ L_cost of every instance, `(B,)`."""
         if self.config.gamma is None and self.config.cost_target is None:
             return trajectory.price * trajectory.expected_macs
-        return self.gamma * self.num_decisions * self._spent(trajectory) / (self._least_macs + self._block_macs)
-
-    def _spent(self, trajectory: Trajectory) -> Tensor:
-        """Multiply-accumulates `(B,)` of blocks that are run, beyond those of all that is run anyway."""
-        return trajectory.expected_macs - self._least_macs
+        spent = trajectory.expected_macs - self._least_macs  # beyond all that is run anyway
+        return self.gamma * self.num_decisions * spent / (self._least_macs + self._block_macs)
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Steer gamma towards its target, where there is one, and report how much of the blocks' cost is spent."""
-        share = (self._spent(trajectory) / self._block_macs).detach().mean()
+        share = ((trajectory.expected_macs - self._least_macs) / self._block_macs).detach().mean()
         target = self.config.cost_target
         if target is not None and not self.frozen:
             self.gamma.add_(self.config.cost_step * (share - target)).clamp_(min=0)
@@ -222,12 +218,7 @@ def convolutional_routers(network: RoutedNetwork, *, seed: int) -> ModuleScores:
 
     After the feed-forward gates of SkipNet (Wang et al. 2018), which have one convolution more, or a stride; so it
     costs an eighth of a block, the 12.5 % of Table 10.
-
-    Raises:
-        ValueError: A network that does not show them.
     """
-    if getattr(network, "observes", None) != "map":
-        raise ValueError("router='cnn' convolves what comes into a block: make the environment with observes='map'")
     shapes: list[tuple[int, ...]] = network.observed_shapes  # type: ignore[assignment]
 
     def make(decision: int, width: int) -> nn.Module:

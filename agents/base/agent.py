@@ -26,17 +26,13 @@ from routing_gym.options import Options, check_types, type_hints
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig(Options):
-    """Options every agent has.
-
-    Attributes:
-        seed: Seed of the agent's own random choices.
-    """
+    """Options every agent has: `seed`, of its own random choices."""
 
     seed: int = 0
 
     @classmethod
     def owner(cls) -> str:
-        """Return whose options these are, as messages begin."""
+        """Beginning of messages: whose options these are."""
         return f"{cls.__name__.removesuffix('Config')}: "
 
 
@@ -48,14 +44,14 @@ class Agent(nn.Module, ABC):
     are moved to the environment's device by `make_agent`.
 
     Attributes:
-        Config: The dataclass of its options.
+        Config: The dataclass of its options, `config`.
+        name: The name it was made by.
         action_type: `"discrete"`, choices, or `"weights"`.
         needs_gradients: Its parameters are trained by the backward pass of the blocks (Gumbel gates, mixtures); it
             must then have an `optimizer`.
         max_tensors: The most tensors per decision it can choose for: 1, without an axis M; or None for any number.
         env_kwargs: Options the environment must have been made with, `{"differentiable": True}` say.
         env: The vector environment it was made for.
-        config: Its options.
         generator: Random numbers on the environment's device.
         optimizer: Steps together with the blocks' where `needs_gradients`.
         episodes: Instances routed while learning.
@@ -77,7 +73,6 @@ class Agent(nn.Module, ABC):
     env_kwargs: ClassVar[Mapping[str, Any]] = {}
 
     name: str = ""
-    """The name it was made by."""
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__()
@@ -123,20 +118,14 @@ class Agent(nn.Module, ABC):
     def act(self, observation: Observation, context: Context) -> Action:
         """Choices `(B,)` int64, or weights `(B, A)`; where `max_tensors` is None `(B, M)` or `(B, M, A)`.
 
-        Args:
-            observation: `activation (B, D)`, `task (B,)`, `depth (B,)`.
-            context: Which rows are active, which choices are legal, whether to take the best action; may be written
-                to: `context.carry`, `context.record`.
+        The context says which rows are active, which choices are legal, whether to take the best action; what stands in
+        `context.carry` and `context.record` is kept.
         """
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N)` int64, `(B, N, M)` where `max_tensors` is None, if they depend on nothing but the task.
 
         Much faster than `act` at every decision, because no activation is observed. By default None: `act` is asked.
-
-        Args:
-            task: `(B,)` int64.
-            deterministic: Take the best choices.
         """
         return None
 
@@ -205,9 +194,9 @@ class Agent(nn.Module, ABC):
         if not isinstance(observation, Mapping) or not {"activation", "task", "depth"} <= observation.keys():
             got = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
             raise ValueError(f"an observation has 'activation', 'task' and 'depth' by name, got {got}")
-        single = np.ndim(observation["depth"]) == 0
+        single, device = np.ndim(observation["depth"]) == 0, self.env.device
         as_tensors = all(isinstance(value, Tensor) for value in observation.values())
-        batch = {key: torch.as_tensor(value, device=self.env.device) for key, value in observation.items()}
+        batch = {key: torch.as_tensor(value, device=device) for key, value in observation.items()}
         if single:
             batch = {key: value.unsqueeze(0) for key, value in batch.items()}
         if k_cpt is not None:
@@ -218,14 +207,13 @@ class Agent(nn.Module, ABC):
                 raise ValueError(
                     f"{key} must be one number in [0, {most}) for each of {rows} activations, got {numbers.tolist()}"
                 )
-        carry = None if state is None else torch.as_tensor(state, device=self.env.device)
-        begins = None
+        carry, begins = None if state is None else torch.as_tensor(state, device=device), None
         if carry is not None and episode_start is not None:
-            begins = torch.as_tensor(episode_start, device=self.env.device, dtype=torch.bool).view(-1)
+            begins = torch.as_tensor(episode_start, device=device, dtype=torch.bool).view(-1)
             carry = torch.where(begins.view(-1, *[1] * (carry.ndim - 1)), torch.zeros_like(carry), carry)
         known = Known(batch["depth"] < self.num_decisions, legal_rows(self.env.network.masks)[batch["depth"]])
-        single_tensor = is_single(self, self.env.network)
-        context = Context(known, single=single_tensor, deterministic=deterministic, carry=carry, begins=begins)
+        of_one = is_single(self, self.env.network)
+        context = Context(known, single=of_one, deterministic=deterministic, carry=carry, begins=begins)
         # As while judging: what is predicted depends on no other row, and batch norms do not move.
         with torch.no_grad(), eval_mode(self):
             action = self.act(batch, context)
@@ -238,8 +226,7 @@ class Agent(nn.Module, ABC):
             value = value[0] if single else value
             return value if as_tensors else value.cpu().numpy()
 
-        carried = context.carry if context.carry is None or as_tensors else context.carry.cpu().numpy()
-        return back(action), carried
+        return back(action), context.carry if context.carry is None or as_tensors else context.carry.cpu().numpy()
 
     def classify(self, images: Tensor, task: Tensor | None = None, *, k_cpt: float | None = None) -> Tensor:
         """Logits `(B, num_classes)` of images; see `routing_gym.agents.trained.classify.classify`."""
@@ -271,9 +258,7 @@ class Agent(nn.Module, ABC):
     def save(self, path: str | Path, **extra: Any) -> None:
         """Write agent, blocks, optimisers and random states into one file, whole or not at all.
 
-        Args:
-            path: The file.
-            extra: Plain values and tensors to keep beside them; `read(path)["extra"]` gives them back.
+        `extra` are plain values and tensors to keep beside them; `read(path)["extra"]` gives them back.
 
         Raises:
             ValueError: The agent's class is not registered, so that no one could load it; or something to be kept is

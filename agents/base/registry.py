@@ -58,12 +58,7 @@ def needs(name: str) -> dict[str, Any]:
 
 
 def make_agent(name: str, env: Any, **config: Any) -> Agent:
-    """Make an agent for an environment.
-
-    Args:
-        name: One of `AGENTS`.
-        env: An environment of routing_gym, or a face of one.
-        config: Options of the agent, the fields of its `Config`.
+    """Agent for an environment of routing_gym, or a face of one, by name; options are the fields of its `Config`.
 
     Raises:
         ValueError: An unknown name or option, a refused value, or an environment the agent cannot route.

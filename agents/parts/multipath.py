@@ -54,15 +54,11 @@ class Multipath(RouterAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        network = self.env.network
-        make = partial(_layers, network)
-        self.train_scores(ModuleScores(network, make, price=self.env.config.price, seed=self.config.seed))
+        network, price = self.env.network, self.env.config.price
+        self.train_scores(ModuleScores(network, partial(_layers, network), price=price, seed=self.config.seed))
         self.register_buffer("_legal", legal_rows(network.masks, single=True), persistent=False)
-        owned = {
-            (d, c): network.parameters_of(d, c)
-            for d, decision in enumerate(network.decisions)
-            for c in range(decision.n)
-        }
+        places = [(d, c) for d, decision in enumerate(network.decisions) for c in range(decision.n)]
+        owned = {place: network.parameters_of(*place) for place in places}
         several = {id(one.parameter) for parameters in owned.values() for one in parameters}
         self._for_all = [p for p in network.parameters() if id(p) not in several and p.ndim > 1]
         self._owned = {place: [one for one in parameters if one.value.ndim > 1] for place, parameters in owned.items()}
@@ -84,8 +80,7 @@ class Multipath(RouterAgent):
 
     def scored(self, observation: Observation, context: Context) -> Tensor:
         """Scores `(B, A)`, −inf where a choice is not legal; those without −inf are recorded, with graph."""
-        raw = self.scores(observation, context)
-        context.record["scores"] = raw
+        raw = context.record["scores"] = self.scores(observation, context)
         return self.masked(raw, observation["depth"])
 
     def masked(self, scores: Tensor, decision: Tensor) -> Tensor:
@@ -105,10 +100,7 @@ class Multipath(RouterAgent):
             self._talr.scale(throughput.of_decisions())
 
     def weight_penalty(self, trajectory: Trajectory, through_policy: bool = False) -> Tensor:
-        """Penalty k_L2 E[Σ w²] over the layers an instance passes (Eq. 9), 0-dimensional.
-
-        `through_policy` lets the gradient go on into the probabilities, which are constants otherwise.
-        """
+        """Penalty k_L2 E[Σ w²] over the layers an instance passes (Eq. 9), 0-dimensional; see `passage`."""
         reach, taken = self.passage(trajectory, through_policy)
         terms = [weight.square().sum() for weight in self._for_all]
         for (decision, choice), owned in self._owned.items():
@@ -118,7 +110,10 @@ class Multipath(RouterAgent):
         return self.config.weight_decay * torch.stack(terms).sum()
 
     def passage(self, trajectory: Trajectory, through_policy: bool) -> tuple[Tensor, Tensor]:
-        """Mean probability of being at each decision, `(N + 1,)`, and of each choice there, `(N + 1, A)`."""
+        """Mean probability of being at each decision, `(N + 1,)`, and of each choice there, `(N + 1, A)`.
+
+        `through_policy` lets the gradient go on into the probabilities, which are constants otherwise.
+        """
         reach = trajectory.loss.new_zeros(self.num_decisions + 1)
         taken = trajectory.loss.new_zeros(self.num_decisions + 1, self.num_choices)
         for step in trajectory.steps:
@@ -144,7 +139,6 @@ class ExactMultipath(Multipath):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         decisions = self.env.network.decisions
-        legal = self._legal[:, : self.num_choices]
         leaves = torch.zeros(len(decisions), dtype=torch.float64)
         of_choice = torch.zeros(len(decisions) + 1, self.num_choices, dtype=torch.float64)
         # Where a choice leads to; exits, and choices that do not exist, go into a last place that is not read.
@@ -153,7 +147,7 @@ class ExactMultipath(Multipath):
             for choice, target in enumerate(decisions[number].next):
                 if target != EXIT:
                     following[number, choice] = target
-                if legal[number, choice]:
+                if self._legal[number, choice]:
                     of_choice[number, choice] = 1 if target == EXIT else leaves[target]
             leaves[number] = of_choice[number].sum()
         least = self.EPSILON / leaves[0]
@@ -201,9 +195,9 @@ class ExactMultipath(Multipath):
         Without that little the softmax underflows at low temperatures: choices would no longer be tried, and a layer
         that no instance passes has no throughput. `reach (B, 1)` is the probability of being at the decision.
         """
-        soft = self.softened(scores)
         least = self._least.index_select(0, depth).unsqueeze(1)
-        return (1 - least / reach).clamp(min=0) * soft + self._least_of.index_select(0, depth) / reach
+        soft = (1 - least / reach).clamp(min=0) * self.softened(scores)
+        return soft + self._least_of.index_select(0, depth) / reach
 
 
 def _layers(network: RoutedNetwork, decision: int, inputs: int) -> nn.Sequential:
