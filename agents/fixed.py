@@ -101,8 +101,8 @@ class FixedRoutesConfig(AgentConfig):
     """Options of given routes.
 
     Attributes:
-        routes: For each task a list of its choices, one per decision; a list of lists where several tensors choose.
-            By default the first legal choice everywhere.
+        routes: For each task a list of its choices, one per decision, or of lists where several tensors choose; by
+            default the first legal choice everywhere.
     """
 
     routes: Sequence[Any] | None = None
@@ -128,9 +128,8 @@ class FixedRoutes(FixedAgent):
         if not fits:
             raise ValueError(f"agent {self.name!r}: routes must be lists of integers of shape {shape}, got {given!r}")
         routes = routes.view(*shape[:2], -1)
-        legal = torch.nn.functional.pad(masks, (0, 1))  # one choice more, which stands for all that do not exist
-        known = torch.where((routes < 0) | (routes >= self.num_choices), self.num_choices, routes)
-        wrong = ~legal.expand(self.num_tasks, -1, -1, -1).gather(-1, known.unsqueeze(-1)).squeeze(-1)
+        choices = torch.arange(self.num_choices, device=masks.device)
+        wrong = ~((routes.unsqueeze(-1) == choices) & masks).any(-1)
         if bool(wrong.any()):
             task, number, tensor = wrong.nonzero()[0].tolist()
             raise ValueError(

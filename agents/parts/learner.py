@@ -157,14 +157,9 @@ class LearningAgent(ScoringAgent):
         choosing[:, 0] = True
         if self.max_tensors is None:
             chosen = chosen.unsqueeze(1).expand(-1, self.num_tensors)
-        return Step(
-            observation=seen,
-            decision=seen["depth"],
-            active=torch.ones_like(first.active),
-            choosing=choosing,
-            action=chosen,
-            reach=torch.ones_like(first.reach),
-            record={"agent": self.arrangement.dispatcher_of(task)},
+        record = {"agent": self.arrangement.dispatcher_of(task)}
+        return dataclasses.replace(
+            first, observation=seen, decision=seen["depth"], choosing=choosing, action=chosen, rewards={}, record=record
         )
 
     def agent_at(self, step: Step) -> Tensor:

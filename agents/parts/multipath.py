@@ -205,20 +205,11 @@ def _layers(network: RoutedNetwork, decision: int, inputs: int) -> nn.Sequential
 
     The other layers are drawn from Xavier's uniform distribution.
     """
-    layers = nn.Sequential(
-        nn.Linear(inputs, HIDDEN),
-        nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, HIDDEN),
-        nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, network.decisions[decision].n),
-    )
-    for part in layers:
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            nn.init.zeros_(part.bias)
-    last = layers[-1]
-    assert isinstance(last, nn.Linear)
+    sizes = (inputs, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, network.decisions[decision].n)
+    first, second, last = (nn.Linear(*size) for size in sizes)
+    for layer in (first, second, last):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
     nn.init.zeros_(last.weight)
-    return layers
+    norms = [nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY) for _ in range(2)]
+    return nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU(), last)
