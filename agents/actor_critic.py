@@ -51,8 +51,7 @@ class ActorCritic(ScoredAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        representation, seed = self.config.representation, self.config.seed + 1
-        self.values = make_scores(representation, self.arrangement, seed, outputs=1)
+        self.values = make_scores(self.arrangement, self.config.seed + 1, outputs=1)
         self.optimizer = Adam(nn.ModuleList([self.scores, self.values]), lr=self.rate)
 
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:

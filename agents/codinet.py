@@ -203,11 +203,10 @@ def _hard(run: Tensor) -> tuple[Tensor, Tensor]:
 def linear_routers(network: RoutedNetwork, hidden: int, *, price: bool, seed: int) -> ModuleScores:
     """Scores W₂ relu(W₁ z) of every block, z being the averaged channels (Eqs. 3 and 4).
 
-    With 48 hidden units, biases and the batch norm of the blocks counted, the ResNets have the parameters printed in
-    Table 6.
+    With 48 hidden units, biases and the blocks' batch norm counted, ResNets have the parameters printed in Table 6.
     """
 
-    def make(decision: int, width: int) -> nn.Module:
+    def make(_: int, width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 2))
 
     return ModuleScores(network, make, price=price, seed=seed)
@@ -241,13 +240,9 @@ class RecurrentScores(Scores):
     """One LSTM that goes from block to block, each with a linear layer of its own in front (SkipNet)."""
 
     def __init__(self, network: RoutedNetwork, *, price: bool, seed: int) -> None:
-        super().__init__(price)
-        width = RECURRENT_WIDTH
-
-        def make(decision: int, inputs: int) -> nn.Module:
-            return nn.Linear(inputs, width)
-
-        self.inputs = ModuleScores(network, make, price=price, seed=seed, outputs=width)
+        super().__init__()
+        self.sees_price, width = price, RECURRENT_WIDTH
+        self.inputs = ModuleScores(network, lambda _, i: nn.Linear(i, width), price=price, seed=seed, outputs=width)
         with first_weights(seed + 1):
             self.cell, self.output = nn.LSTMCell(width, width), nn.Linear(width, 2)
 

@@ -22,7 +22,11 @@ from routing_gym.options import count
 
 @dataclasses.dataclass(frozen=True)
 class CrossingConfig(RouterConfig):
-    """Options of gates between paths: `hidden` is the width of the hidden layer."""
+    """Options of gates between paths.
+
+    Attributes:
+        hidden: Width of the hidden layer.
+    """
 
     hidden: int = count(16)
 
@@ -65,13 +69,12 @@ class CrossConnection(RouterAgent):
 
     def __init__(self, env: Any, config: RouterConfig | None = None) -> None:
         super().__init__(env, config)
-        network, price, options = self.env.network, self.env.config.price, self.config
-        shape = self.num_tensors, self.num_choices
+        network, price, (m, n) = self.env.network, self.env.config.price, (self.num_tensors, self.num_choices)
 
-        def make(number: int, width: int) -> nn.Module:
-            return CrossingGate(network.decisions[number], options.hidden, shape, price=price)
+        def make(number: int, _: int) -> nn.Module:
+            return CrossingGate(network.decisions[number], self.config.hidden, (m, n), price=price)
 
-        self.train_scores(ModuleScores(network, make, price=price, seed=options.seed, outputs=shape[0] * shape[1]))
+        self.train_scores(ModuleScores(network, make, price=price, seed=self.config.seed, outputs=m * n))
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Gates `(B, M, A)`, 0 for what is not legal."""

@@ -60,7 +60,7 @@ class Gumbel(Gate):
         super().__init__(env, config)
         options = self.config
         self.arrangement = Arrangement(self.env, options.arrangement, options.representation, single=False)
-        self.scores = make_scores(options.representation, self.arrangement, options.seed)
+        self.scores = make_scores(self.arrangement, options.seed)
         self.optimizer = Adam(self.scores, lr=options.learning_rate or self.DEFAULT_RATES[options.representation])
 
     @property

@@ -43,7 +43,7 @@ class SoftMixture(Gate):
         super().__init__(env, config)
         representation, rate = ("mlp", 0.001) if self.config.conditioned else ("table", 0.01)
         self.arrangement = Arrangement(self.env, "single", representation)
-        self.scores = make_scores(representation, self.arrangement, self.config.seed)
+        self.scores = make_scores(self.arrangement, self.config.seed)
         self.optimizer = Adam(self.scores, lr=self.config.learning_rate or rate)
 
     def act(self, observation: Observation, context: Context) -> Tensor:

@@ -114,6 +114,8 @@ class TopK(Gate):
     Config = TopKConfig
     config: TopKConfig
     scores: ArrangedScores
+    bias: Tensor
+    _k: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -135,17 +137,16 @@ class TopK(Gate):
                 "gradient comes to the gates; take softmax='all', k=2 or a balance above 0",
                 stacklevel=2,
             )
-        self.arrangement = Arrangement(self.env, options.arrangement)
+        self.arrangement = Arrangement(self.env, options.arrangement, "linear")
         legal = self.arrangement.legal
         annealed = torch.linspace(options.k, options.k_last or options.k, self.num_decisions, dtype=torch.float64)
         k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64)]).to(legal.device)
         self.register_buffer("_k", k.minimum(legal.sum(-1)), persistent=False)
         inputs = options.task_embedding + (0 if options.task_only else self.env.network.observation_size)
-        self.scores = make_scores("linear", self.arrangement, options.seed, inputs=inputs)
+        self.scores = make_scores(self.arrangement, options.seed, inputs=inputs)
         self.spread = None
         if options.noise:
-            width, seed = self.num_choices, options.seed
-            self.spread = make_scores("linear", self.arrangement, seed, inputs=inputs, outputs=width)
+            self.spread = make_scores(self.arrangement, options.seed, inputs=inputs, outputs=self.num_choices)
             for parameter in self.spread.parameters():
                 nn.init.zeros_(parameter)
         self.embedding = None
@@ -156,9 +157,6 @@ class TopK(Gate):
         if options.bias_rate:
             self.register_buffer("bias", torch.zeros(legal.shape, device=legal.device))
         self.optimizer = Adam(self, lr=options.learning_rate)
-
-    _k: Tensor
-    bias: Tensor
 
     @property
     def balance(self) -> float:

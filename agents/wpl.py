@@ -14,7 +14,7 @@ from routing_gym.agents.parts.losses import project, wpl_delta
 from routing_gym.agents.parts.scores import ArrangedScores, look_up, make_scores, uniform_policy, visits_and_means
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Trajectory
-from routing_gym.options import positive
+from routing_gym.options import fraction, positive
 
 DEFAULT_RATES = {"table": 0.005, "mlp": 0.003}
 AVERAGE_RATE_OF_APPROXIMATORS = 0.05
@@ -43,12 +43,10 @@ class WPLConfig(LearningConfig):
     policy_rate: float | None = positive(None)
     scaling: Literal["algorithm3", "appendix"] = "algorithm3"
     baseline: Literal["action", "policy"] | None = None
-    min_probability: float = 0.0
+    min_probability: float = fraction(0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.min_probability < 1:
-            raise ValueError(f"WPL: min_probability must lie in [0, 1), got {self.min_probability}")
         if self.min_probability and self.representation != "table":
             raise ValueError("WPL: min_probability is for representation='table'")
 
@@ -84,7 +82,7 @@ class WPL(LearningAgent):
         if options.representation == "table":
             self.register_buffer("_table", policy)
         else:
-            self.scores = make_scores("mlp", self.arrangement, options.seed)
+            self.scores = make_scores(self.arrangement, options.seed)
             self.optimizer = Adam(self.scores, lr=self.rate)
         highest = float(legal.sum(-1).max()) * options.min_probability
         if highest > 1:
@@ -156,13 +154,10 @@ class WPL(LearningAgent):
         return {"policy_entropy": mean_of_steps(entropy, choosing)}
 
     def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """Flat cell number of every choice, and its return, `(S, B, M)` each.
-
-        Tensors that did not choose visit the row of instances that have left.
-        """
+        """Flat cell number of every choice, and its return, `(S, B, M)` each."""
         steps, returns = trajectory.steps, trajectory.returns(self.config.gamma)
         action, place = stacked(steps, "action"), self.cells(trajectory).unsqueeze(-1)
-        if self.num_tensors > 1:  # one alone chooses wherever it is
+        if self.num_tensors > 1:  # tensors that did not choose visit the row of instances that have left
             choosing = stacked(steps, "choosing")
             decision = stacked(steps, "decision").unsqueeze(-1)
             place = torch.where(choosing, place, place - decision + self.arrangement.left_row)

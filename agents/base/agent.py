@@ -26,7 +26,11 @@ from routing_gym.options import Options, check_types, type_hints
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig(Options):
-    """Options every agent has: `seed`, of its own random choices."""
+    """Options every agent has.
+
+    Attributes:
+        seed: Seed of the agent's own random choices.
+    """
 
     seed: int = 0
 

@@ -208,9 +208,8 @@ class ScoredAgent(LearningAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        representation = self.config.representation
-        self.rate = self.config.learning_rate or self.DEFAULT_RATES[representation]
-        self.scores = make_scores(representation, self.arrangement, self.config.seed)
+        self.rate = self.config.learning_rate or self.DEFAULT_RATES[self.config.representation]
+        self.scores = make_scores(self.arrangement, self.config.seed)
         self.optimizer = Adam(self.scores, lr=self.rate)
 
     def chosen(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,8 @@ class Multipath(RouterAgent):
     Config = MultipathConfig
     config: MultipathConfig
     scores: ModuleScores
+    _legal: Tensor
+    _scores_macs: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -65,9 +67,6 @@ class Multipath(RouterAgent):
         costs = [*map(self.scores.macs, range(self.num_decisions)), 0.0]  # the last of rows that have left
         self.register_buffer("_scores_macs", torch.tensor(costs, device=self.env.device), persistent=False)
         self._talr = TALR([[OwnedParameter(p) for p in module.parameters()] for module in self.scores.of])
-
-    _legal: Tensor
-    _scores_macs: Tensor
 
     @property
     def temperature(self) -> float:
@@ -135,6 +134,9 @@ class ExactMultipath(Multipath):
     action_type = "weights"
     EPSILON = 1e-6
     """Every path keeps a probability of at least this times its share of the leaves (authors' code)."""
+    _least: Tensor
+    _least_of: Tensor
+    _next: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -155,10 +157,6 @@ class ExactMultipath(Multipath):
         self.register_buffer("_least", (least * torch.cat([leaves, leaves[:1]])).to(dtype), persistent=False)
         self.register_buffer("_least_of", (least * of_choice).to(dtype), persistent=False)
         self.register_buffer("_next", following, persistent=False)
-
-    _least: Tensor
-    _least_of: Tensor
-    _next: Tensor
 
     def _check_env(self) -> None:
         super()._check_env()

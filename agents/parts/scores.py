@@ -48,18 +48,16 @@ def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
 
     Inverting the cumulative distribution is many times faster than `multinomial`.
     """
-    shape = cumulative.shape[:-1]
-    height = torch.rand(shape, generator=generator, device=cumulative.device, dtype=cumulative.dtype)
-    height = (height * cumulative[..., -1]).unsqueeze(-1)
+    total = cumulative[..., -1]
+    height = (torch.rand(total.shape, generator=generator, device=total.device, dtype=total.dtype) * total).unsqueeze(
+        -1
+    )
     # How many running sums are at most the height drawn: the number of choices below the one it falls into.
     return torch.searchsorted(cumulative.contiguous(), height, right=True).squeeze(-1)
 
 
 def visits_and_means(cells: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Number of visits of each cell, and mean of the values there, 0 without one; `(size,)` each.
-
-    Visits are cell numbers `(...)` int64 with values `(...)`.
-    """
+    """Visits of each cell, of cells `(...)` int64, and mean of the values `(...)` there, or 0; `(size,)` each."""
     # index_put, because index_add is not the same twice on a GPU
     nothing, place = values.new_zeros(size), (cells.flatten(),)
     visits = nothing.index_put(place, values.new_ones(()), accumulate=True)
@@ -76,7 +74,7 @@ class Arrangement:
     Args:
         env: The environment.
         kind: `"per_task"`, `"single"` or `"dispatched"`.
-        representation: `"table"` or `"mlp"`.
+        representation: What the scores are: `"table"`, `"mlp"` or `"linear"`.
         team: How many agents a dispatcher picks from; one per task by default.
         single: Whether they choose for one tensor, so that there is no axis M.
 
@@ -98,17 +96,16 @@ class Arrangement:
         single: bool = True,
     ) -> None:
         network, self.num_tasks = env.network, env.dataset.num_tasks
-        self.kind, self.left_row, self.num_choices = kind, len(network.decisions), network.num_choices
+        self.kind, self.representation = kind, representation
+        self.left_row, self.num_choices = len(network.decisions), network.num_choices
         self.num_agents = 1 if kind == "single" else self.num_tasks
         self.legal, self.price = legal_rows(network.masks, single), env.config.price
         self.observation_size = network.observation_size
         self.dispatch_row: int | None = None
-        # A table can tell tasks apart only by a row of its own for each; an approximator is told the task.
-        self._dispatches_by_task = representation == "table"
         if kind == "dispatched":
             team = team or self.num_tasks
             self.dispatch_row = self.left_row + 1
-            self.num_agents = max(team, self.num_tasks) if self._dispatches_by_task else team
+            self.num_agents = max(team, self.num_tasks) if representation == "table" else team
             self.num_choices = max(self.num_choices, team)
             legal = self.legal.new_zeros(self.left_row + 2, *self.legal.shape[1:-1], self.num_choices)
             legal[:-1, ..., : network.num_choices] = self.legal
@@ -121,8 +118,8 @@ class Arrangement:
         return task if self.kind == "per_task" else torch.zeros_like(task)
 
     def dispatcher_of(self, task: Tensor) -> Tensor:
-        """First indices `(B,)` of the dispatcher's entries."""
-        return task if self._dispatches_by_task else torch.zeros_like(task)
+        """First indices `(B,)` of the dispatcher's entries: by task in a table, an approximator is told the task."""
+        return task if self.representation == "table" else torch.zeros_like(task)
 
 
 class Scores(nn.Module):
@@ -130,14 +127,10 @@ class Scores(nn.Module):
 
     `forward(observation, who)` gives them for every row: `who` is the agent of each row, `(B,)`, in an arrangement; the
     context of the decision where every decision has a module of its own. What rows that have left get is finite.
-
-    Attributes:
-        sees_price: Whether they depend on the price of computation.
+    `sees_price` says whether they depend on the price of computation.
     """
 
-    def __init__(self, sees_price: bool) -> None:
-        super().__init__()
-        self.sees_price = sees_price
+    sees_price: bool
 
     def macs(self, decision: int) -> float:
         """Multiply-accumulates of one row's scores; 0 for tables."""
@@ -147,17 +140,15 @@ class Scores(nn.Module):
 class ArrangedScores(Scores):
     """Scores for every (agent, row) of an arrangement, −inf where a choice is not legal.
 
-    `outputs` is how many numbers a row has where they are not scores of choices; nothing is masked then.
-
-    Attributes:
-        shape: Of a row's numbers: `(A,)`, `(M, A)` where agents choose for M tensors, or `(outputs,)`.
+    The `shape` of a row's numbers is `(A,)`, `(M, A)` where agents choose for M tensors, or `(outputs,)` where they are
+    not scores of choices: nothing is masked then.
     """
 
     _legal: Tensor | None
     _left: Tensor
 
-    def __init__(self, arrangement: Arrangement, outputs: int | None, sees_price: bool) -> None:
-        super().__init__(sees_price)
+    def __init__(self, arrangement: Arrangement, outputs: int | None) -> None:
+        super().__init__()
         legal, self.num_agents, self.num_rows = arrangement.legal, arrangement.num_agents, arrangement.num_rows
         self.shape = tuple(legal.shape[1:]) if outputs is None else (outputs,)
         self.register_buffer("_legal", legal if outputs is None else None, persistent=False)
@@ -179,8 +170,10 @@ class ArrangedScores(Scores):
 class TableScores(PartlyUsed, ArrangedScores):
     """A table, 0 at first. An agent that a batch does not ask keeps its part."""
 
-    def __init__(self, arrangement: Arrangement, outputs: int | None = None) -> None:
-        super().__init__(arrangement, outputs, sees_price=False)
+    sees_price = False
+
+    def __init__(self, arrangement: Arrangement, outputs: int | None) -> None:
+        super().__init__(arrangement, outputs)
         self.table = nn.Parameter(torch.zeros(self.num_agents, self.num_rows, *self.shape))
 
     def raw(self, observation: Observation, agent: Tensor) -> Tensor:
@@ -210,9 +203,9 @@ class StackedScores(ArrangedScores):
     the width of v, `hidden` that of the hidden layer, 0 for a linear network.
     """
 
-    def __init__(self, arrangement: Arrangement, inputs: int, outputs: int | None = None, hidden: int = HIDDEN) -> None:
-        super().__init__(arrangement, outputs, arrangement.price)
-        self.num_tasks = arrangement.num_tasks if hidden else 0
+    def __init__(self, arrangement: Arrangement, inputs: int, outputs: int | None, hidden: int) -> None:
+        super().__init__(arrangement, outputs)
+        self.sees_price, self.num_tasks = arrangement.price, arrangement.num_tasks if hidden else 0
         networks, inputs = self.num_agents * self.num_rows, inputs + self.sees_price + self.num_tasks
         self.hidden = LinearBlocks(networks, inputs, hidden, relu=True) if hidden else None
         self.output = LinearBlocks(networks, hidden or inputs, math.prod(self.shape))
@@ -242,18 +235,15 @@ class StackedScores(ArrangedScores):
 
 
 def make_scores(
-    representation: str, arrangement: Arrangement, seed: int, *, inputs: int | None = None, outputs: int | None = None
+    arrangement: Arrangement, seed: int, *, inputs: int | None = None, outputs: int | None = None
 ) -> ArrangedScores:
-    """Scores by representation, `"table"`, `"mlp"` or `"linear"`, on the arrangement's device.
-
-    `inputs` is the width of what is seen, by default that of the activation.
-    """
+    """Scores in an arrangement's representation, on its device; they see numbers `(B, inputs)`, or the activation."""
     with first_weights(seed):
-        if representation == "table":
+        if arrangement.representation == "table":
             scores: ArrangedScores = TableScores(arrangement, outputs)
         else:
-            width, hidden = inputs or arrangement.observation_size, HIDDEN if representation == "mlp" else 0
-            scores = StackedScores(arrangement, width, outputs, hidden=hidden)
+            hidden = HIDDEN if arrangement.representation == "mlp" else 0
+            scores = StackedScores(arrangement, inputs or arrangement.observation_size, outputs, hidden)
     return scores.to(arrangement.legal.device)
 
 
@@ -277,8 +267,8 @@ class ModuleScores(Scores):
         seed: int,
         outputs: int | None = None,
     ) -> None:
-        super().__init__(price)
-        self.outputs = outputs or network.num_choices
+        super().__init__()
+        self.sees_price, self.outputs = price, outputs or network.num_choices
         self.widths = [decision.width + price for decision in network.decisions]
         with first_weights(seed):
             self.of = nn.ModuleList(make(number, width) for number, width in enumerate(self.widths))

@@ -14,11 +14,7 @@ from routing_gym.options import positive
 
 
 class ScoringAgent(Agent):
-    """An agent that decides by scores, as far as it looks at an instance at all.
-
-    Attributes:
-        scores: The scores; None where there are none.
-    """
+    """An agent that decides by `scores`, or None: then it does not look at the instance."""
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -41,13 +37,8 @@ class Gate(ScoringAgent):
     needs_gradients = True
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
-        """Expected cost of computation, mean over instances, where multiply-accumulates have a price.
-
-        The blocks' loss knows nothing of prices, and nothing else trains a gate.
-        """
-        if not self.env.rewards.priced:
-            return None
-        return (trajectory.price * trajectory.expected_macs).mean()
+        """Expected cost of computation, mean over instances, where that has a price: the blocks' loss knows of none."""
+        return (trajectory.price * trajectory.expected_macs).mean() if self.env.rewards.priced else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +75,5 @@ class RouterAgent(ScoringAgent):
         """Follow the blocks' learning rate."""
         assert self.optimizer is not None
         if self.config.learning_rate is None:
-            rate = self.env.trainer.rate
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = self.env.trainer.rate
