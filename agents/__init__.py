@@ -36,8 +36,7 @@ from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
 from routing_gym.agents.soft_mixture import SoftMixture, SoftMixtureConfig
 from routing_gym.agents.top_k import TopK, TopKConfig
-from routing_gym.agents.trained.deploy import extract, prune
-from routing_gym.agents.trained.growing import add_task
+from routing_gym.agents.trained.reshape import add_task, extract, prune
 from routing_gym.agents.wpl import WPL, WPLConfig
 
 register_agent("wpl", WPL)

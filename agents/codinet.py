@@ -66,18 +66,15 @@ class CoDiNet(RouterAgent):
     """Scores of every block, by which an instance runs or skips it, trained with the blocks by gradient.
 
     Source: Wang et al., "CoDiNet: Path Distribution Modeling with Consistency and Diversity for Dynamic Routing". The
-    loss is L_cls + α L_con + β L_div + γ L_cost (Eq. 12), the paths r being the weights v of running, noise included.
-    In Eq. 6 log(U) is read as the log-softmax of the scores U. A block is run for certain where v, without noise, is at
-    least 0.5 (Eq. 13).
+    loss is L_cls + α L_con + β L_div + γ L_cost (Eq. 12), the paths r being the weights v of running, noise included;
+    `gamma` is γ now, in the paper's measure. In Eq. 6 log(U) is read as the log-softmax of the scores U. A block is run
+    for certain where v, without noise, is at least 0.5 (Eq. 13).
 
     With `relaxation="sampling"` the losses on paths are of the probabilities; the gradient of classification and cost
     is that of the score function. Its baseline is the mean over the other instances of the batch: with an instance's
     own part in it, the gradient would be too small by one part in the size of the batch.
 
     Needs an environment made with `augmentations`: how many versions of an image come together, M, 4 in the paper.
-
-    Attributes:
-        gamma: γ now, in the paper's measure.
 
     Raises:
         ValueError: A network whose decisions are not to skip (0) or run (1); α > 0 with one augmentation; a router
@@ -170,20 +167,16 @@ class CoDiNet(RouterAgent):
         paths = paths.unflatten(0, (-1, self.env.config.augmentations))
         loss = options.alpha * consistency(paths, options.consistency_margin)
         loss = loss + options.beta * diversity(paths, options.diversity_margin)
-        cost = self._cost(trajectory)
+        cost = trajectory.price * trajectory.expected_macs
+        if options.gamma is not None or options.cost_target is not None:
+            spent = trajectory.expected_macs - self._least_macs  # beyond all that is run anyway
+            cost = self.gamma * self.num_decisions * spent / (self._least_macs + self._block_macs)
         if options.relaxation != "sampling":
             return loss + cost.mean()
         objective = trajectory.loss + cost.detach()
         advantage = objective - (objective.sum() - objective) / max(len(objective) - 1, 1)
         likelihood = torch.stack([step.record["log_probability"] for step in trajectory.steps]).sum(0)
         return loss + (advantage * likelihood).mean()
-
-    def _cost(self, trajectory: Trajectory) -> Tensor:
-        """γ L_cost of every instance, `(B,)`."""
-        if self.config.gamma is None and self.config.cost_target is None:
-            return trajectory.price * trajectory.expected_macs
-        spent = trajectory.expected_macs - self._least_macs  # beyond all that is run anyway
-        return self.gamma * self.num_decisions * spent / (self._least_macs + self._block_macs)
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Steer gamma towards its target, where there is one, and report how much of the blocks' cost is spent."""
@@ -242,7 +235,9 @@ class RecurrentScores(Scores):
     def __init__(self, network: RoutedNetwork, *, price: bool, seed: int) -> None:
         super().__init__()
         self.sees_price, width = price, RECURRENT_WIDTH
-        self.inputs = ModuleScores(network, lambda _, i: nn.Linear(i, width), price=price, seed=seed, outputs=width)
+        self.inputs = ModuleScores(
+            network, lambda _, seen: nn.Linear(seen, width), price=price, seed=seed, outputs=width
+        )
         with first_weights(seed + 1):
             self.cell, self.output = nn.LSTMCell(width, width), nn.Linear(width, 2)
 

@@ -17,9 +17,7 @@ from routing_gym.envs import Context, Observation
 class FixedAgent(Agent):
     """Sends every instance of a task the same way, for ever.
 
-    Attributes:
-        own: Decisions at which task t takes the t-th legal choice; at the others all tasks take the first.
-        routes: Choices `(T, N)` int64 of each task at each decision, `(T, N, M)` where M > 1.
+    At the decisions `own` task t takes the t-th legal choice; at the others all tasks take the first.
     """
 
     max_tensors = None
@@ -60,7 +58,7 @@ class FixedAgent(Agent):
 
     @property
     def routes(self) -> Tensor:
-        """See above."""
+        """Choices `(T, N)` int64 of each task at each decision, `(T, N, M)` where M > 1."""
         routes = self._routes[:, :-1]
         return routes.squeeze(2) if self.num_tensors == 1 else routes
 

@@ -42,20 +42,15 @@ class SB3Agent(Agent):
 
     Rewards say nothing about routes until the routes of the tasks part, so that a policy first moves by chance. The
     entries of a table move apart for each task; a policy network for all tasks moves them together, down one path,
-    where all that blocks can learn is the majority class. (Our own REINFORCE does the same with `arrangement="single"`
-    and `representation="mlp"`.)
-
-    Attributes:
-        model: The library's model.
-        actor: Its policy.
+    where all that blocks can learn is the majority class (as does `reinforce` with `arrangement="single"` and
+    `representation="mlp"`). `model` is the library's model, `actor` its policy.
     """
 
     env_kwargs = {"autoreset_mode": "same_step"}
     max_tensors: ClassVar[int | None] = None
     Config = SB3Config
     config: SB3Config
-    algorithm: ClassVar[tuple[str, str]]
-    """Module and class of the model."""
+    algorithm: ClassVar[tuple[str, str]]  # module and class of the model
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)

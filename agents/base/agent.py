@@ -62,10 +62,6 @@ class Agent(nn.Module, ABC):
         carried: Instances by which `passes` is ahead of `episodes`: where tasks are added the split grows, and those
             routed before amount to as many passes as they did (`add_task`).
 
-    Args:
-        env: An environment of routing_gym, or a face of one.
-        config: Options; the defaults where left out.
-
     Raises:
         ValueError: The environment is not one this agent can route, said by name.
     """
@@ -96,7 +92,6 @@ class Agent(nn.Module, ABC):
         self.shares_wanted = self.env.rewards.of_probabilities
 
     def _check_env(self) -> None:
-        """Refuse an environment this agent cannot route."""
         name, network, config = self.name or type(self).__name__, self.env.network, self.env.config
         if config.action_type != self.action_type:
             raise ValueError(
@@ -295,13 +290,10 @@ class Agent(nn.Module, ABC):
         """Read an agent and its blocks from a file; the blocks go into `env`'s network.
 
         Learning goes on bit for bit where it stopped, on the same kind of device; elsewhere the agent's random numbers
-        start anew from its seed and its episodes. PyTorch's own generator, which dropout draws from, belongs to the
-        whole process and is left alone: `torch.set_rng_state(read(path)["torch_generator"])` puts it back, as the
-        commands do.
-
-        How the blocks are trained from here on (`learning_rate`, `momentum`, `weight_decay`, `schedule`, ...) is what
-        `env` was asked for where that was given when it was made, else what it was before; a warning tells where the
-        two differ.
+        start anew from its seed and its episodes. PyTorch's own generator, which dropout draws from, is left alone:
+        `torch.set_rng_state(read(path)["torch_generator"])` puts it back. How the blocks are trained from here on
+        (`learning_rate`, `schedule`, ...) is what `env` was asked for where that was given when it was made, else what
+        it was before; a warning tells where the two differ.
 
         Raises:
             ValueError: Not a checkpoint, a damaged one, or one of another network, agent or data set. `env` is

@@ -140,21 +140,19 @@ class ExactMultipath(Multipath):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        decisions = self.env.network.decisions
-        leaves = torch.zeros(len(decisions), dtype=torch.float64)
-        of_choice = torch.zeros(len(decisions) + 1, self.num_choices, dtype=torch.float64)
+        decisions, left = self.env.network.decisions, self.num_decisions
+        leaves = torch.ones(left + 1, dtype=torch.float64)
+        of_choice = torch.zeros(left + 1, self.num_choices, dtype=torch.float64)
         # Where a choice leads to; exits, and choices that do not exist, go into a last place that is not read.
-        following = torch.full((len(decisions) + 1, self.num_choices), len(decisions))
-        for number in reversed(range(len(decisions))):
+        following = torch.full((left + 1, self.num_choices), left)
+        for number in reversed(range(left)):
             for choice, target in enumerate(decisions[number].next):
-                if target != EXIT:
-                    following[number, choice] = target
-                if self._legal[number, choice]:
-                    of_choice[number, choice] = 1 if target == EXIT else leaves[target]
+                following[number, choice] = left if target == EXIT else target
+                of_choice[number, choice] = leaves[following[number, choice]] * self._legal[number, choice]
             leaves[number] = of_choice[number].sum()
-        least = self.EPSILON / leaves[0]
+        leaves[left], least = leaves[0], self.EPSILON / leaves[0]
         dtype = torch.get_default_dtype()
-        self.register_buffer("_least", (least * torch.cat([leaves, leaves[:1]])).to(dtype), persistent=False)
+        self.register_buffer("_least", (least * leaves).to(dtype), persistent=False)
         self.register_buffer("_least_of", (least * of_choice).to(dtype), persistent=False)
         self.register_buffer("_next", following, persistent=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -49,11 +48,9 @@ def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
     Inverting the cumulative distribution is many times faster than `multinomial`.
     """
     total = cumulative[..., -1]
-    height = (torch.rand(total.shape, generator=generator, device=total.device, dtype=total.dtype) * total).unsqueeze(
-        -1
-    )
+    height = torch.rand(total.shape, generator=generator, device=total.device, dtype=total.dtype) * total
     # How many running sums are at most the height drawn: the number of choices below the one it falls into.
-    return torch.searchsorted(cumulative.contiguous(), height, right=True).squeeze(-1)
+    return torch.searchsorted(cumulative.contiguous(), height.unsqueeze(-1), right=True).squeeze(-1)
 
 
 def visits_and_means(cells: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -155,16 +152,9 @@ class ArrangedScores(Scores):
         left = torch.arange(self.num_agents, device=legal.device) * self.num_rows + arrangement.left_row
         self.register_buffer("_left", left, persistent=False)
 
-    def forward(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Scores `(B, *shape)` of the agents `(B,)`, at the rows that are the observation's `depth`."""
-        scores = self.raw(observation, agent)
-        if self._legal is None:
-            return scores
-        return scores.masked_fill(~self._legal.index_select(0, observation["depth"]), -torch.inf)
-
-    @abstractmethod
-    def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Scores `(B, *shape)`, whatever is legal."""
+    def masked(self, scores: Tensor, row: Tensor) -> Tensor:
+        """Scores `(B, *shape)`, −inf where a choice is not legal at a row, `(B,)`."""
+        return scores if self._legal is None else scores.masked_fill(~self._legal.index_select(0, row), -torch.inf)
 
 
 class TableScores(PartlyUsed, ArrangedScores):
@@ -176,10 +166,10 @@ class TableScores(PartlyUsed, ArrangedScores):
         super().__init__(arrangement, outputs)
         self.table = nn.Parameter(torch.zeros(self.num_agents, self.num_rows, *self.shape))
 
-    def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Entries `(B, *shape)`."""
+    def forward(self, observation: Observation, agent: Tensor) -> Tensor:
+        """Entries `(B, *shape)` of agents, `(B,)`, at the observation's `depth`."""
         self.note_use(agent)
-        return look_up(self.table, agent, observation["depth"])
+        return self.masked(look_up(self.table, agent, observation["depth"]), observation["depth"])
 
     @property
     def num_parts(self) -> int:
@@ -213,8 +203,8 @@ class StackedScores(ArrangedScores):
             nn.init.zeros_(self.output.bias).requires_grad_(False)
         self._layers = [self.output] if self.hidden is None else [self.hidden, self.output]
 
-    def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Outputs `(B, *shape)` of each row's network."""
+    def forward(self, observation: Observation, agent: Tensor) -> Tensor:
+        """Outputs `(B, *shape)` of the networks of agents, `(B,)`, at the observation's `depth`."""
         x = observation["activation"]
         seen = [x, observation["price"].to(x.dtype)] if self.sees_price else [x]
         if self.num_tasks:
@@ -227,7 +217,8 @@ class StackedScores(ArrangedScores):
             layer.note_use(self._left)
         plan = which.unsqueeze(1).expand(-1, len(self._layers))
         x = torch.cat(seen, 1) if len(seen) > 1 else x
-        return plain(run_chain([layer.link() for layer in self._layers], x, plan)).view(-1, *self.shape)
+        scores = plain(run_chain([layer.link() for layer in self._layers], x, plan)).view(-1, *self.shape)
+        return self.masked(scores, observation["depth"])
 
     def macs(self, decision: int) -> float:
         """Multiply-accumulates of one network."""

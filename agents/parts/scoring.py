@@ -14,7 +14,7 @@ from routing_gym.options import positive
 
 
 class ScoringAgent(Agent):
-    """An agent that decides by `scores`, or None: then it does not look at the instance."""
+    """An agent that decides by its `scores`; where they are None, without looking at the instance."""
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)

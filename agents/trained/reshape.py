@@ -1,10 +1,11 @@
-"""What is left of routing after training: the blocks in use, or one task's route as a plain network."""
+"""What a trained agent is made into: one task's plain network, an agent with fewer blocks, or with more tasks."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import Agent
 from routing_gym.agents.fixed import FixedRoutes, FixedRoutesConfig
+from routing_gym.agents.parts.learner import LearningConfig
 from routing_gym.blocks import probe
-from routing_gym.envs import evaluate
+from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.networks import Deployable, Normalize, RoutedNetwork
+from routing_gym.tasks import MultiTaskDataset
 
 CHECKED_ROWS = 8
 """Instances of a task on which the smaller network must give the logits of the routed one."""
@@ -26,15 +29,10 @@ TOLERANCE = 1e-3
 def extract(agent: Agent, task: int, *, normalize: bool = True) -> nn.Sequential:
     """Plain network of one task's deterministic route.
 
-    Args:
-        agent: Decides the route; its environment holds the blocks.
-        task: Its number.
-        normalize: Begin with the data set's normalisation, so that the network takes pixels from 0 to 255, uint8 or
-            floating point; without it the network takes what `MultiTaskDataset.pixels` gives.
-
-    Returns:
-        `(B, C, H, W)` images to `(B, num_classes)` logits, in eval mode, on the environment's device, with parameters
-        of its own. `torch.export.export` takes it, with a batch of any size.
+    It maps images `(B, C, H, W)` to logits `(B, num_classes)`, in eval mode, on the environment's device, with
+    parameters of its own. With `normalize` it begins with the data set's normalisation, so that it takes pixels from 0
+    to 255, uint8 or floating point; without, what `MultiTaskDataset.pixels` gives. `torch.export.export` takes it, with
+    a batch of any size.
 
     Raises:
         ValueError: No such task, or it has no single route on the data: the agent mixes blocks or decides by the
@@ -74,10 +72,7 @@ def prune(agent: Agent) -> FixedRoutes:
 
 
 def single_routes(agent: Agent, tasks: Sequence[int]) -> list[list[int]]:
-    """Deterministic route of each of some tasks: its choice at each decision.
-
-    Every instance of every split is routed to see that there is only one, and that blocks are not mixed.
-    """
+    """Deterministic routes of some tasks, once every split is routed to see that there is one each, without mixing."""
     env = agent.env
     if agent.num_tensors > 1:
         raise ValueError(f"up to {agent.num_tensors} tensors choose at a decision, so that no task has a single route")
@@ -134,3 +129,67 @@ def _check_logits(network: RoutedNetwork, got: Tensor, expected: Tensor) -> None
             f"what is left of the {type(network).__name__} gives other logits than the network itself: its "
             "static_route() and pruned() do not fit what it computes"
         )
+
+
+def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: float = 0.1) -> Agent:
+    """Add tasks to a trained agent: new agents for them, blocks that go on learning slowly.
+
+    Source: Rosenbaum et al. 2018, section 6. The blocks are those of the old agent, not a copy. Its environment stays
+    as it is; the new agent has one of its own, which holds all tasks, but draws instances of the new ones only.
+    `evaluate` judges all, so that forgetting is seen.
+
+    Args:
+        agent: The trained agent.
+        data: The new tasks, by split: at least the splits of the agent's own environment, with images of the same shape
+            and no more classes than the network has logits for. They are normalised as the old ones are.
+        block_rate: What the blocks' learning rate is multiplied by, above 0; their schedule ends. Whatever it is, batch
+            norm that all tasks share goes on averaging, over the new tasks now.
+
+    Returns:
+        A new agent of the same class and options, which knows what the old one did. Its schedules stand where they
+        stood, those in passes to the nearest instance; its optimisers begin anew.
+
+    Raises:
+        ValueError: A split is missing, the data do not fit the network, the network is told the task as input or
+            reads each out by itself, or the agent cannot route so many tasks.
+    """
+    if not 0 < block_rate < float("inf"):
+        raise ValueError(f"block_rate must be positive and finite, got {block_rate}")
+    old = agent.env
+    if missing := sorted(set(old.datasets) - set(data)):
+        raise ValueError(f"the new tasks have no split {missing[0]!r}; they need {', '.join(old.datasets)}")
+    if any(getattr(old.network, told, False) for told in ("task_input", "readout_per_task")):
+        raise ValueError(
+            "this network is told the task as input, or reads each out by itself: it has no place for another one"
+        )
+    datasets = {name: split.with_tasks(data[name]) for name, split in old.datasets.items()}
+    before, after = old.dataset.num_tasks, datasets[old.config.split].num_tasks
+    rate, drawn = old.config.learning_rate * block_rate, tuple(range(before, after))
+    changed = dataclasses.replace(old.config, draw_tasks=drawn, learning_rate=rate, schedule="constant")
+    env = RoutingVectorEnv(old.network, datasets, old.num_envs, **dataclasses.asdict(changed))
+    config = agent.config
+    if isinstance(config, LearningConfig) and config.arrangement == "dispatched":
+        config = dataclasses.replace(config, num_agents=config.num_agents or before)
+    grown = type(agent)(env, config).to(env.device)
+    grown.name, grown.episodes = agent.name, agent.episodes
+    grown.carried = round(agent.passes * env.trainer.optimization.epoch) - agent.episodes
+    known = agent.state_dict()
+    state = {key: _extended(known[key], fresh) if key in known else fresh for key, fresh in grown.state_dict().items()}
+    grown.load_state_dict(state)
+    env.rewards.share.total = old.rewards.share.total.clone()
+    return grown
+
+
+def _extended(known: Any, fresh: Any) -> Any:
+    """Fresh tensor, or a dictionary of some, whose first entries along every axis are the known ones.
+
+    Tables and stacked approximators are agent by agent, and a one-hot task is joined at the end, so that what is new
+    comes last everywhere.
+    """
+    if isinstance(known, Mapping):
+        return {key: _extended(known[key], fresh[key]) for key in fresh}
+    if known.ndim != fresh.ndim or any(old > new for old, new in zip(known.shape, fresh.shape, strict=True)):
+        raise ValueError(f"an agent's state of shape {tuple(known.shape)} does not grow into {tuple(fresh.shape)}")
+    grown = fresh.clone()
+    grown[tuple(slice(size) for size in known.shape)] = known
+    return grown
