@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, mean_of_steps, stacked
+from routing_gym.agents.parts.bases import ScoredAgent, ScoredConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import generalized_advantages, policy_gradient_loss, squared_td_error
 from routing_gym.agents.parts.scores import make_scores
 from routing_gym.blocks import Adam

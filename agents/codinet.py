@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import RouterAgent, RouterConfig
 from routing_gym.agents.parts.losses import consistency, diversity
 from routing_gym.agents.parts.scores import ModuleScores, Scores
-from routing_gym.agents.parts.scoring import RouterAgent, RouterConfig
 from routing_gym.blocks import first_weights
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action, RoutedNetwork

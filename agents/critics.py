@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.parts.learner import chosen_in
+from routing_gym.agents.parts.bases import chosen_in
 from routing_gym.agents.parts.losses import lambda_returns
 from routing_gym.agents.parts.multipath import ExactMultipath, Multipath, MultipathConfig
 from routing_gym.agents.parts.scores import sample

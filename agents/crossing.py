@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from routing_gym.agents.parts.bases import RouterAgent, RouterConfig
 from routing_gym.agents.parts.scores import ModuleScores
-from routing_gym.agents.parts.scoring import RouterAgent, RouterConfig
 from routing_gym.blocks import LinearBlocks
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import Decision

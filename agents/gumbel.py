@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import Gate
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, TableScores, make_scores
-from routing_gym.agents.parts.scoring import Gate
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation
 from routing_gym.options import count, positive

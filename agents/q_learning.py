@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, chosen_in, stacked
+from routing_gym.agents.parts.bases import ScoredAgent, ScoredConfig, chosen_in, stacked
 from routing_gym.agents.parts.losses import lambda_returns, squared_td_error
 from routing_gym.agents.parts.scores import TableScores, visits_and_means
 from routing_gym.envs import Trajectory

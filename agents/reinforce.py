@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, mean_of_steps, stacked
+from routing_gym.agents.parts.bases import ScoredAgent, ScoredConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import policy_gradient_loss
 from routing_gym.agents.parts.scores import visits_and_means
 from routing_gym.envs import Trajectory

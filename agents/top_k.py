@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import Gate
 from routing_gym.agents.parts.losses import chance_of_being_picked, cv_squared
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
-from routing_gym.agents.parts.scoring import Gate
 from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action, actions

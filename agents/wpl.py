@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.learner import LearningAgent, LearningConfig, mean_of_steps, stacked
+from routing_gym.agents.parts.bases import LearningAgent, LearningConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import project, wpl_delta
 from routing_gym.agents.parts.scores import ArrangedScores, look_up, make_scores, uniform_policy, visits_and_means
 from routing_gym.blocks import Adam

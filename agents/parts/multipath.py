@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import RouterAgent, RouterConfig
 from routing_gym.agents.parts.scores import ModuleScores, legal_rows
-from routing_gym.agents.parts.scoring import RouterAgent, RouterConfig
 from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import TALR, Context, Observation, Trajectory
 from routing_gym.networks import EXIT, RoutedNetwork, actions

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import Agent
 from routing_gym.agents.fixed import FixedRoutes, FixedRoutesConfig
-from routing_gym.agents.parts.learner import LearningConfig
+from routing_gym.agents.parts.bases import LearningConfig
 from routing_gym.blocks import probe
 from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.networks import Deployable, Normalize, RoutedNetwork
