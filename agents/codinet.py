@@ -44,8 +44,7 @@ class CoDiNetConfig(RouterConfig):
             that goes from block to block; or `"cnn"`, a convolution for every block, which wants a network with
             `observes="map"` (both as in SkipNet, Wang et al. 2018).
         hidden: Width of the first layer of linear routers, d.
-        freeze_after: Passes over the split after which routers stay as they are and decisions are hard (section 3.4);
-            None for never.
+        freeze_after: Passes over the split after which routers stay and decisions are hard (section 3.4), if any.
     """
 
     alpha: float = not_negative(0.2)

@@ -111,8 +111,7 @@ class PragmaticCriticConfig(CriticConfig):
     """Options of pragmatic critics.
 
     Attributes:
-        target: The policy downstream whose cost is predicted: `"inference"`, the best choices (Eq. 7), or `"training"`,
-            the policy that is trained under.
+        target: The policy downstream whose cost is predicted: of `"inference"`, the best (Eq. 7), or of `"training"`.
     """
 
     target: Literal["inference", "training"] = "inference"
@@ -209,9 +208,8 @@ class SampledCritic(Multipath):
 class SampledPragmaticCritic(SampledCritic):
     """Pragmatic critic from sampled paths: the target is the whole cost of what was drawn, a Monte-Carlo return.
 
-    It is an unbiased estimate of the cost under the training policy (`target="training"` of the exact critic), and of
-    that only: under the same policy the expected gradient is that of the exact critic, the loss is larger by the
-    variance of the returns.
+    It is an unbiased estimate of the cost under the training policy (`target="training"` of the exact critic) only: the
+    expected gradient is that of the exact critic there, the loss is larger by the variance of the returns.
     """
 
     td_lambda = 1.0

@@ -45,9 +45,8 @@ class Gumbel(Gate):
     """Gumbel-softmax gates (Jang et al. 2017; Maddison et al. 2017), straight-through or soft.
 
     Weights softmax((s + g) / τ) of scores s with Gumbel noise g while training, the best choice alone when
-    deterministic. Straight-through gates run only what was chosen; the gradient of the weights that were not is then
-    missing unless the environment is made with `dense_backward=True`. Where several tensors choose, each has scores and
-    noise of its own.
+    deterministic. Straight-through gates run only what was chosen; the gradient of the other weights is then missing
+    unless the environment is made with `dense_backward=True`. Tensors that choose have scores and noise of their own.
     """
 
     Config = GumbelConfig

@@ -56,8 +56,7 @@ class QLearning(ScoredAgent):
     """Q-learning: values move towards r + γ max Q(next); towards the final reward where the instance leaves.
 
     A table takes a visit's step for every visit of a batch, with the batch's mean target (Q moves by 1 − (1−α)^n of the
-    way after n visits). Approximators take one step of Adam on half the squared error, summed over decisions, mean
-    over instances.
+    way after n visits), approximators a step of Adam on half the squared error, of all decisions, mean over instances.
     """
 
     Config = QLearningConfig

@@ -26,8 +26,7 @@ class ReinforceConfig(ScoredConfig):
     `gamma` discounts action rewards; the final reward is not discounted.
 
     Attributes:
-        baseline: Subtracted from returns: `"average"`, the running mean of each agent's returns at each decision, or
-            `"none"`.
+        baseline: Subtracted from returns: `"average"`, each agent's running mean at each decision, or `"none"`.
         entropy: Weight of the policy's entropy in the loss.
     """
 

@@ -15,17 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
-from routing_gym.agents.base.learning import check_learning
+from routing_gym.agents.base.learning import Report, check_learning
 from routing_gym.agents.parts.scores import sample
-from routing_gym.agents.parts.stable_baselines import (
-    DQNConfig,
-    OnPolicyConfig,
-    PPOConfig,
-    Report,
-    SB3Config,
-    Tally,
-    seeded,
-)
+from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config, Tally, seeded
 from routing_gym.blocks import count_macs
 from routing_gym.envs import Context, Observation, TrainingDivergedError
 from routing_gym.networks import NotFiniteError, actions
@@ -211,16 +203,16 @@ class SB3DQN(SB3Agent):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Counts and replay memory, for a checkpoint."""
-        buffer, memory = self.model.replay_buffer, self._memory()
-        saved = {name: torch.from_numpy(array) for name, array in memory.items()} if self._saves_memory() else {}
+        buffer = self.model.replay_buffer
+        saved = {name: torch.from_numpy(array) for name, array in self._memory().items()}
         return {**super().get_extra_state(), "place": torch.tensor([buffer.pos, buffer.full]), "memory": saved}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from saved counts and replay memory."""
         super().set_extra_state(state)
-        buffer, (place, full) = self.model.replay_buffer, state["place"].tolist()
-        if self._saves_memory():
-            for name, array in self._memory().items():
+        buffer, memory, (place, full) = self.model.replay_buffer, self._memory(), state["place"].tolist()
+        if memory:
+            for name, array in memory.items():
                 array[:] = state["memory"][name].numpy()
             buffer.pos, buffer.full = place, bool(full)
         elif place or full:
@@ -231,24 +223,19 @@ class SB3DQN(SB3Agent):
             )
 
     def _memory(self) -> dict[str, np.ndarray]:
-        """Arrays of the replay memory, the library's own, as far as the policy looks at them."""
+        """The library's arrays of the replay memory that the policy looks at; none if too large for a checkpoint."""
         buffer = self.model.replay_buffer
         arrays = {name: getattr(buffer, name) for name in ("actions", "rewards", "dones", "timeouts")}
         for name in ("observations", "next_observations"):
             for key, array in getattr(buffer, name).items():
                 if self.config.representation != "table" or key in ("task", "depth"):
                     arrays[f"{name}.{key}"] = array
-        return arrays
-
-    def _saves_memory(self) -> bool:
-        """Whether the replay memory is small enough for a checkpoint."""
-        return sum(array.nbytes for array in self._memory().values()) <= SAVED_MEMORY
+        return arrays if sum(array.nbytes for array in arrays.values()) <= SAVED_MEMORY else {}
 
     def exploration(self) -> float:
         """Share of random decisions now."""
-        options = self.config
-        done = min(1.0, self.episodes / options.exploration_episodes)
-        return (1 - done) * options.exploration_initial_eps + done * options.exploration_final_eps
+        done = min(1.0, self.episodes / self.config.exploration_episodes)
+        return (1 - done) * self.config.exploration_initial_eps + done * self.config.exploration_final_eps
 
     def probabilities(self, observation: Observation, context: Context) -> Tensor:
         """Probabilities `(B, A)` of the choices, exploration included unless deterministic."""

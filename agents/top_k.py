@@ -33,16 +33,14 @@ class TopKConfig(AgentConfig):
         softmax: What the weights are a softmax over: the `"chosen"` k, so that they sum to 1; or `"all"` choices, of
             which the k chosen keep their weights (Switch Transformer, Fedus et al. 2022). With k = 1 the weight of the
             former is always 1, and all the gate learns is balance.
-        noise: Add noise to the scores while training, whose size is learned; without it a block that is never among
-            the best k is never tried.
+        noise: Add noise of learned size to the scores while training: else blocks never among the best k go untried.
         choice: `"row"`: every row takes its k best blocks; or `"expert"`: in training every block takes the rows that
             like it best, as many as every other block (expert choice, Zhou et al. 2022). When deterministic rows
             choose, so that no row's route depends on the others.
         balance: Weight of the importance and of the load loss at first.
         balance_epochs: Passes over the split in which that weight falls to 0, in a straight line; by default it stays.
         bias_rate: Step by which a bias of every block rises after each batch if rows took it less often than the mean,
-            and falls otherwise; it counts for what is picked, not for the weights (loss-free balancing, Wang et al.
-            2024; 0.001 there). 0 for none.
+            else falls; it counts for what is picked, not for the weights (0.001 in Wang et al. 2024). 0 for none.
         task_embedding: Width of a learned embedding of the task that joins what a gate sees; 0 for none.
         embedding_scale: Deviation of the embedding's first values. Where it outweighs the activations rows of a task
             take one way at first, and part later; ways through many random layers that differ from row to row from the

@@ -29,14 +29,14 @@ class WPLConfig(LearningConfig):
 
     Attributes:
         policy_rate: Step size of the policy; of a table the η of Algorithm 3, of approximators that of Adam. None for
-            0.005 and 0.003. (Of a table 0.005 was best of 0.003 to 0.04 on DIGITS-MTL's validation split, mean of 10
-            seeds; at 0.01 and above two tasks now and then settle on one and the same path.)
+            0.005 and 0.003. (0.005 was best of 0.003 to 0.04 on DIGITS-MTL's validation split, mean of 10 seeds; at
+            0.01 and above two tasks now and then settle on one and the same path.)
         scaling: `"algorithm3"`: a gain is scaled by the probability of the action, a loss by its complement.
             `"appendix"`: the other way round (section 7.4).
         baseline: What a return is compared with: the average of its own `"action"` (as printed), or of the `"policy"`,
             the averages of all actions weighted by their probabilities (Abdallah and Lesser). None for "action" of
-            tables and "policy" of approximators: they need it, in a noisy bandit they find the best of three arms in 10
-            of 10 seeds with it and in half of them without.
+            tables and "policy" of approximators, which find the best of three arms in a noisy bandit in 10 of 10 seeds
+            with it and in half of them without.
         min_probability: Floor of every legal choice's probability, in [0, 1); of tables.
     """
 
@@ -73,19 +73,18 @@ class WPL(LearningAgent):
         if self.max_tensors is not None:
             raise ValueError(f"{type(self).__name__}: WPL's tables have an axis of tensors; leave max_tensors at None")
         super().__init__(env, config)
-        options, legal = self.config, self.arrangement.legal
+        options, legal, tabular = self.config, self.arrangement.legal, self.config.representation == "table"
         self.rate = options.policy_rate or DEFAULT_RATES[options.representation]
-        self.average_rate = min(1.0, self.rate) if options.representation == "table" else AVERAGE_RATE_OF_APPROXIMATORS
-        self.baseline = options.baseline or ("action" if options.representation == "table" else "policy")
+        self.average_rate = min(1.0, self.rate) if tabular else AVERAGE_RATE_OF_APPROXIMATORS
+        self.baseline = options.baseline or ("action" if tabular else "policy")
         policy = uniform_policy(legal, self.arrangement.num_agents)
         self.register_buffer("_average", torch.zeros_like(policy))
-        if options.representation == "table":
+        if tabular:
             self.register_buffer("_table", policy)
         else:
             self.scores = make_scores(self.arrangement, options.seed)
             self.optimizer = Adam(self.scores, lr=self.rate)
-        highest = float(legal.sum(-1).max()) * options.min_probability
-        if highest > 1:
+        if float(legal.sum(-1).max()) * options.min_probability > 1:
             raise ValueError(f"WPL: min_probability {options.min_probability} is too much for so many choices")
 
     @property

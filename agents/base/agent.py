@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.checkpoint import origin_of, read, write
-from routing_gym.agents.base.learning import learn
+from routing_gym.agents.base.learning import Report, learn
 from routing_gym.agents.parts.scores import legal_rows
 from routing_gym.agents.trained.classify import classify, eval_mode
 from routing_gym.envs import PRICED_MACS, Context, Known, Observation, RoutingVectorEnv, Trajectory, core_of, is_price
@@ -163,7 +163,7 @@ class Agent(nn.Module, ABC):
             )
         return self.update(trajectory) or {}
 
-    def learn(self, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> Self:
+    def learn(self, env: Any, episodes: int, callback: Report | None = None) -> Self:
         """Train agent and blocks together; see `routing_gym.agents.base.learning.learn`."""
         learn(self, env, episodes, callback)
         return self
@@ -296,8 +296,7 @@ class Agent(nn.Module, ABC):
         it was before; a warning tells where the two differ.
 
         Raises:
-            ValueError: Not a checkpoint, a damaged one, or one of another network, agent or data set. `env` is
-                unchanged then.
+            ValueError: Not a checkpoint, damaged, or of another network, agent or data set; `env` is unchanged then.
         """
         checkpoint = read(path)
         known = AGENTS.get(checkpoint["agent"])

@@ -96,13 +96,9 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def origin_of(env: RoutingVectorEnv) -> dict[str, Any]:
     """Id, options and size by which an environment can be made again; no id where text cannot say them."""
-    kwargs = {} if env.spec is None else dict(env.spec.kwargs)
-    plain = all(map(_is_plain, kwargs.values()))
-    return {
-        "env_id": env.spec.id if env.spec is not None and plain else None,
-        "env_kwargs": kwargs if plain else {},
-        "num_envs": env.num_envs,
-    }
+    spec = env.spec if env.spec is not None and all(map(_is_plain, env.spec.kwargs.values())) else None
+    named = {"env_id": None, "env_kwargs": {}} if spec is None else {"env_id": spec.id, "env_kwargs": dict(spec.kwargs)}
+    return {**named, "num_envs": env.num_envs}
 
 
 def _is_plain(value: Any) -> bool:

@@ -18,11 +18,12 @@ from routing_gym.tasks.checking import whole_number
 if TYPE_CHECKING:
     from routing_gym.agents.base.agent import Agent
 
+Report = Callable[[dict[str, Tensor]], None]
 REPORTED = ("loss", "accuracy", "reward", "macs")
 """Metrics reported of every batch, besides the agent's own."""
 
 
-def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> None:
+def learn(agent: Agent, env: Any, episodes: int, callback: Report | None = None) -> None:
     """Train for at least `episodes` instances, in whole batches of `env.num_envs`.
 
     Args:
@@ -63,8 +64,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
     """Route one batch, train the blocks on it, then the agent; gives episodes, blocks' loss and the agent's metrics.
 
     Raises:
-        TrainingDivergedError: A loss, a gradient, a reward, a parameter or a buffer is no longer a number; names agent
-            and batch.
+        TrainingDivergedError: A loss, gradient, reward, parameter or buffer is not finite; names agent and batch.
         ValueError: The agent did something that is not allowed; names both.
     """
     joint = agent.optimizer if agent.needs_gradients else None

@@ -31,13 +31,9 @@ def register_agent(name: str, cls: type[Agent]) -> None:
         cls.name = name  # of agents made without make_agent
 
 
-ENTRY_POINTS = "routing_gym.agents"
-"""The entry-point group by which installed packages offer agents: `name = "package.module:Class"`."""
-
-
 def load_installed_agents() -> None:
-    """Register the agents that installed packages offer; names that are known already stay what they are."""
-    for entry in entry_points(group=ENTRY_POINTS):
+    """Register the agents of installed packages' entry points, `name = "package.module:Class"`; known names stay."""
+    for entry in entry_points(group="routing_gym.agents"):
         if entry.name not in AGENTS:
             register_agent(entry.name, entry.load())
 

@@ -182,9 +182,8 @@ class LearningAgent(ScoringAgent):
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, ...)` of each row's agent, which a dispatcher picks where there is one."""
         if self.arrangement.dispatch_row is None:
-            agent = self.arrangement.agent_of(observation["task"])
-        else:
-            agent = context.record["agent"] = self._dispatched(observation, context)
+            return self.choose(observation, self.arrangement.agent_of(observation["task"]), context)
+        agent = context.record["agent"] = self._dispatched(observation, context)
         return self.choose(observation, agent, context)
 
     def _dispatched(self, observation: Observation, context: Context) -> Tensor:

@@ -47,8 +47,7 @@ def generalized_advantages(
 ) -> Tensor:
     """Generalised advantages `(S, B)`, 0 in rows that had left (Schulman et al. 2016, Eq. 16).
 
-    A_i = δ_i + γ λ A_{i+1}, δ_i = r_i + γ v_{i+1} − v_i, with r_final for γ v_{i+1} where the instance leaves. Values
-    are detached.
+    A_i = δ_i + γ λ A_{i+1}, δ_i = r_i + γ v_{i+1} − v_i, v detached; r_final for γ v_{i+1} where an instance leaves.
     """
     worth = torch.cat([torch.where(active[1:], gamma * values[1:], final), final.unsqueeze(0)])
     errors, advantage, advantages = rewards + worth - values, torch.zeros_like(final), []
@@ -61,10 +60,8 @@ def generalized_advantages(
 def joint_choice(log_policy: Tensor, action: Tensor, choosing: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Log-probability of what was chosen and entropy of the policy, `(S, B)` each; both summed over the M tensors.
 
-    Args:
-        log_policy: `(S, B, A)` or `(S, B, M, A)`, −inf where a choice is not legal.
-        action: `(S, B)` or `(S, B, M)` int64.
-        choosing: `(S, B, M)` bool, the tensors that chose; None without the axis M.
+    `log_policy` is `(S, B, A)` or `(S, B, M, A)`, −inf where a choice is not legal, `action` int64 the same without A;
+    `choosing`, `(S, B, M)` bool, says which tensors chose, None without the axis M.
     """
     log_chosen = log_policy.gather(-1, action.unsqueeze(-1)).squeeze(-1)
     # 0 · (−inf) of what is not legal counts as 0.
@@ -103,11 +100,7 @@ def wpl_delta(difference: Tensor, probability: Tensor, scaling: str) -> Tensor:
 def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:
     """Probabilities `(..., A)` from rows that have moved: clipped to [0, 1], divided by their sum (Algorithm 3).
 
-    Args:
-        moved: `(..., A)`.
-        old: `(..., A)` probabilities, which stay where the sum is 0.
-        legal: Choices that are not legal stay at 0.
-        floor: Least probability of a legal choice.
+    The old ones stay where the sum is 0. Choices that are not legal stay at 0, legal ones have at least `floor`.
     """
     clipped = moved.clamp(0, 1) * legal
     total = clipped.sum(-1, keepdim=True)
@@ -132,15 +125,10 @@ def cv_squared(use: Tensor, legal: Tensor) -> Tensor:
 def chance_of_being_picked(clean: Tensor, noisy: Tensor, spread: Tensor, k: Tensor, legal: Tensor) -> Tensor:
     """P(x, i) `(B, A)`: how likely expert i is among the best k of row x if only its own noise is drawn anew.
 
-    Φ((x·W_g)_i − kth_excluding(H(x), k, i)) / softplus((x·W_noise)_i)) (Shazeer et al. 2017, appendix A): a smooth
-    stand-in for "was picked", so that the number of rows an expert gets has a gradient.
-
-    Args:
-        clean: `(B, A)` scores without noise.
-        noisy: `(B, A)` scores with the noise that was drawn; −inf where a choice is not legal.
-        spread: `(B, A)` deviation of the noise.
-        k: `(B,)` int64, how many are picked.
-        legal: `(B, A)` bool. Where no more than k are legal, all of them are picked for certain.
+    Φ(((x·W_g)_i − kth_excluding(H(x), k, i)) / softplus((x·W_noise)_i)) (Shazeer et al. 2017, appendix A): a smooth
+    stand-in for "was picked", so that the number of rows an expert gets has a gradient. Of the scores `(B, A)`, `clean`
+    are without noise, `noisy` with what was drawn, −inf where a choice is not legal; `spread` is the noise's deviation.
+    Where no more than k, `(B,)` int64, are legal, all of them are picked for certain.
     """
     ordered = noisy.sort(-1, descending=True).values
     contested = k < legal.sum(-1)
@@ -158,8 +146,7 @@ def chance_of_being_picked(clean: Tensor, noisy: Tensor, spread: Tensor, k: Tens
 def consistency(paths: Tensor, margin: float) -> Tensor:
     """CoDiNet's L_con (Wang et al., Eq. 8), 0-dimensional: paths of one image keep near to their mean.
 
-    (1/L)(1/M) Σ_i Σ_j [‖r_ij − r̄_i‖ − m_c]²₊ over paths r `(L, M, n)` of the M augmentations of L images, with the
-    margin m_c.
+    (1/L)(1/M) Σ_i Σ_j [‖r_ij − r̄_i‖ − m_c]²₊ over paths r `(L, M, n)` of L images' M augmentations, with a margin m_c.
     """
     distance = torch.linalg.vector_norm(paths - paths.mean(1, keepdim=True), dim=-1)
     return (distance - margin).clamp(min=0).square().mean()

@@ -20,7 +20,6 @@ from routing_gym.networks.pyramid_columns import DECAY, EPSILON
 from routing_gym.options import not_negative, positive
 
 HIDDEN = 16
-
 LEAST_TEMPERATURE = 1e-30
 """Temperatures halve for ever; the reciprocal of this one is still a float32."""
 
@@ -94,8 +93,7 @@ class Multipath(RouterAgent):
     def before_step(self, trajectory: Trajectory) -> None:
         """Follow the blocks' learning rate, adjusted to the throughput of decisions where that is asked for."""
         super().before_step(trajectory)
-        throughput = self.env.trainer.throughput
-        if throughput is not None:
+        if (throughput := self.env.trainer.throughput) is not None:
             self._talr.scale(throughput.of_decisions())
 
     def weight_penalty(self, trajectory: Trajectory, through_policy: bool = False) -> Tensor:

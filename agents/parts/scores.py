@@ -69,7 +69,6 @@ class Arrangement:
     more decision, made before the first: row N + 1, whose choices are the agents.
 
     Args:
-        env: The environment.
         kind: `"per_task"`, `"single"` or `"dispatched"`.
         representation: What the scores are: `"table"`, `"mlp"` or `"linear"`.
         team: How many agents a dispatcher picks from; one per task by default.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.base.learning import REPORTED, Report
 from routing_gym.blocks import first_weights
 from routing_gym.envs import Observation
 from routing_gym.options import count, not_negative, positive, share
-
-Report = Callable[[dict[str, Tensor]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +25,8 @@ class SB3Config(AgentConfig):
 
     Attributes:
         representation: What the policy sees, and is: `"table"`, task and decision only, with an entry for each pair; or
-            `"mlp"`, the whole observation and hidden layers, the library's own policy. (That one does not find the
-            tasks of DIGITS-MTL ways of their own in 20 epochs, see `SB3Agent`.)
+            `"mlp"`, the library's own, the whole observation and hidden layers. (It does not find the tasks of
+            DIGITS-MTL ways of their own in 20 epochs, see `SB3Agent`.)
         learning_rate: Step size of the policy's optimiser; None for that of the representation in `DEFAULT_RATES`.
         gamma: Discount per decision, of the final reward too.
         net_arch: Widths of the hidden layers of the policy, and of the critic where there is one; of `"mlp"`.
@@ -136,8 +135,7 @@ class Features(nn.Module):
     Args:
         space: The observation space.
         table: Task and decision together, one-hot, and nothing else: a linear layer on that is a table. Otherwise
-            activation, price where it is seen, decision and task, joined. What is of a task comes last, so that
-            another can be added.
+            activation, price where it is seen, decision and task: last, so that another can be added.
     """
 
     def __init__(self, space: Any, table: bool) -> None:
@@ -176,7 +174,7 @@ class Tally:
             means = torch.tensor(self.ended[: self.batch]).mean(0).unbind()
             del self.ended[: self.batch]
             if self.report is not None:
-                self.report(dict(zip(("loss", "accuracy", "reward", "macs"), means, strict=True)))
+                self.report(dict(zip(REPORTED, means, strict=True)))
         return True
 
 

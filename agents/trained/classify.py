@@ -29,7 +29,7 @@ def classify(agent: Agent, images: Tensor, task: Tensor | None = None, *, k_cpt:
     network or an agent in training is in eval mode meanwhile.
 
     Args:
-        agent: The agent; its environment holds the network.
+        agent: Decides; its environment holds the network.
         images: `(B, C, H, W)` uint8, normalised here as the data the agent was trained on; or floating point,
             normalised already.
         task: `(B,)` int64; all 0 by default.

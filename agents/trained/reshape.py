@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from routing_gym.tasks import MultiTaskDataset
 
 CHECKED_ROWS = 8
 """Instances of a task on which the smaller network must give the logits of the routed one."""
-
 TOLERANCE = 1e-3
 """How far the two may differ, as a share of the largest logit."""
 
@@ -42,8 +42,8 @@ def extract(agent: Agent, task: int, *, normalize: bool = True) -> nn.Sequential
     if isinstance(task, bool) or not isinstance(task, int | np.integer) or not 0 <= task < dataset.num_tasks:
         raise ValueError(f"task must be an integer in [0, {dataset.num_tasks}), got {task!r}")
     (route,) = single_routes(agent, [task])
-    static, images = nn.Sequential(*network.static_route(route, task)), _images(agent, task)
-    _check_logits(network, probe(static, lambda: static(images)), _logits(network, images, task, route))
+    static = nn.Sequential(*network.static_route(route, task))
+    _check_logits(agent, task, route, lambda images: probe(static, lambda: static(images)))
     return nn.Sequential(*([Normalize(dataset.mean, dataset.std)] if normalize else []), *static).eval()
 
 
@@ -66,8 +66,7 @@ def prune(agent: Agent) -> FixedRoutes:
         env.spec = copy.deepcopy(core.spec)
         env.spec.kwargs.update(smaller.form_options(), action_type=config.action_type)
     for task, (before, after) in enumerate(zip(routes, renumbered.tolist(), strict=True)):
-        images = _images(agent, task)
-        _check_logits(network, _logits(smaller, images, task, after), _logits(network, images, task, before))
+        _check_logits(agent, task, before, partial(_logits, smaller, task=task, route=after))
     return FixedRoutes(env, FixedRoutesConfig(routes=renumbered.tolist())).to(env.device)
 
 
@@ -106,12 +105,6 @@ def _deployable(agent: Agent) -> Deployable:
     return network
 
 
-def _images(agent: Agent, task: int) -> Tensor:
-    """A few normalised images of a task."""
-    dataset = agent.env.dataset
-    return dataset.pixels((dataset.task == task).nonzero().flatten()[:CHECKED_ROWS])
-
-
 def _logits(network: RoutedNetwork, images: Tensor, task: int, route: Sequence[int]) -> Tensor:
     """Logits of images that all take one route through a routed network."""
 
@@ -122,8 +115,11 @@ def _logits(network: RoutedNetwork, images: Tensor, task: int, route: Sequence[i
     return probe(network, run)
 
 
-def _check_logits(network: RoutedNetwork, got: Tensor, expected: Tensor) -> None:
-    """Refuse other logits: those of a subclass that computes something of its own, but inherits `static_route`."""
+def _check_logits(agent: Agent, task: int, route: Sequence[int], smaller: Callable[[Tensor], Tensor]) -> None:
+    """Refuse other logits than the routed network's: those of a subclass that only inherits `static_route`."""
+    network, dataset = agent.env.network, agent.env.dataset
+    images = dataset.pixels((dataset.task == task).nonzero().flatten()[:CHECKED_ROWS])
+    got, expected = smaller(images), _logits(network, images, task, route)
     if got.shape != expected.shape or bool((got - expected).abs().max() > TOLERANCE * expected.abs().max()):
         raise ValueError(
             f"what is left of the {type(network).__name__} gives other logits than the network itself: its "
@@ -181,11 +177,7 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
 
 
 def _extended(known: Any, fresh: Any) -> Any:
-    """Fresh tensor, or a dictionary of some, whose first entries along every axis are the known ones.
-
-    Tables and stacked approximators are agent by agent, and a one-hot task is joined at the end, so that what is new
-    comes last everywhere.
-    """
+    """Fresh tensor, or dictionary of some, whose first entries along every axis, of old tasks, are the known ones."""
     if isinstance(known, Mapping):
         return {key: _extended(known[key], fresh[key]) for key in fresh}
     if known.ndim != fresh.ndim or any(old > new for old, new in zip(known.shape, fresh.shape, strict=True)):
