@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from routing_gym.agents.base.agent import Agent
 
 Report = Callable[[dict[str, Tensor]], None]
+"""What is called after every batch, with its metrics."""
 REPORTED = ("loss", "accuracy", "reward", "macs")
 """Metrics reported of every batch, besides the agent's own."""
 
@@ -64,7 +65,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
     """Route one batch, train the blocks on it, then the agent; gives episodes, blocks' loss and the agent's metrics.
 
     Raises:
-        TrainingDivergedError: A loss, gradient, reward, parameter or buffer is not finite; names agent and batch.
+        TrainingDivergedError: A loss, gradient, reward, parameter or buffer is no number; names agent and batch.
         ValueError: The agent did something that is not allowed; names both.
     """
     joint = agent.optimizer if agent.needs_gradients else None
