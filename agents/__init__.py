@@ -2,10 +2,9 @@
 
 from routing_gym.agents.actor import Actor, ActorConfig
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
-from routing_gym.agents.base.agent import AGENTS, Agent
+from routing_gym.agents.base.agent import AGENTS, Agent, AgentConfig
 from routing_gym.agents.base.checkpoint import read
 from routing_gym.agents.base.learning import learn, train_batch
-from routing_gym.agents.base.options import AgentConfig
 from routing_gym.agents.base.registry import agent_class, load_installed_agents, make_agent, needs, register_agent
 from routing_gym.agents.codinet import CoDiNet, CoDiNetConfig
 from routing_gym.agents.critics import (
@@ -37,8 +36,7 @@ from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
 from routing_gym.agents.soft_mixture import SoftMixture, SoftMixtureConfig
 from routing_gym.agents.top_k import TopK, TopKConfig
-from routing_gym.agents.trained.deploy import extract, prune
-from routing_gym.agents.trained.growing import add_task
+from routing_gym.agents.trained.reshape import add_task, extract, prune
 from routing_gym.agents.wpl import WPL, WPLConfig
 
 register_agent("wpl", WPL)

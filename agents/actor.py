@@ -19,8 +19,7 @@ class ActorConfig(MultipathConfig):
     Attributes:
         decisiveness: k_dec of Eq. 10: penalty on the squared scores, in proportion to how likely instances are at their
             decision; it keeps other paths being tried.
-        regularized_policy: Let the gradient of the penalties go on into the probabilities that weigh them (Fig. 5),
-            which are constants otherwise.
+        regularized_policy: Let the penalties' gradient go on into the probabilities that weigh them (Fig. 5).
     """
 
     decisiveness: float = not_negative(0.01)

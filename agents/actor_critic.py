@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, mean_of_steps, stacked
+from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import ScoredAgent, ScoredConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import generalized_advantages, policy_gradient_loss, squared_td_error
 from routing_gym.agents.parts.scores import make_scores
 from routing_gym.blocks import Adam
@@ -51,9 +51,7 @@ class ActorCritic(ScoredAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        options = self.config
-        inputs = self.env.network.observation_size
-        self.values = make_scores(options.representation, self.arrangement, inputs, options.seed + 1, outputs=1)
+        self.values = make_scores(self.arrangement, self.config.seed + 1, outputs=1)
         self.optimizer = Adam(nn.ModuleList([self.scores, self.values]), lr=self.rate)
 
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:

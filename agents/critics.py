@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.parts.learner import chosen_in
+from routing_gym.agents.parts.bases import chosen_in
 from routing_gym.agents.parts.losses import lambda_returns
 from routing_gym.agents.parts.multipath import ExactMultipath, Multipath, MultipathConfig
-from routing_gym.agents.parts.tables import sample
+from routing_gym.agents.parts.scores import sample
 from routing_gym.envs import Context, Observation, SettledExit, Step, Trajectory, classified_right
 from routing_gym.networks import EXIT
 from routing_gym.options import not_negative, positive, rate
@@ -45,12 +45,9 @@ class ExactCritic(ExactMultipath):
 
     @abstractmethod
     def worth(self, utilities: Tensor, scores: Tensor, chances: Tensor) -> Tensor:
-        """Utility `(B,)` of arriving at a decision.
+        """Utility `(B,)` of arriving at a decision, by its choices' utilities and scores, −inf where one is not legal.
 
-        Args:
-            utilities: `(B, A)`, of its choices; −inf where one is not legal.
-            scores: `(B, A)`, of its choices; −inf likewise.
-            chances: `(B, A)`, the training policy.
+        All are `(B, A)`; `chances` is the training policy.
         """
 
     def act(self, observation: Observation, context: Context) -> Tensor:
@@ -61,16 +58,15 @@ class ExactCritic(ExactMultipath):
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor:
         """Error of the regression and penalty on weights, 0-dimensional."""
-        utilities = self.utilities(trajectory)
-        errors = torch.zeros_like(trajectory.loss)
+        utilities, errors = self.utilities(trajectory), torch.zeros_like(trajectory.loss)
         for number, step in self._steps(trajectory).items():
             missed = (step.record["scores"] - utilities[number]).masked_fill(~self._legal[number], 0)
             errors = errors + step.reach * missed.square().sum(-1)
         return self.config.regression * errors.mean() + self.weight_penalty(trajectory)
 
     @torch.no_grad()
-    def utilities(self, trajectory: Trajectory) -> list[Tensor]:
-        """Utilities `(B, A)` of each decision's choices (Eqs. 7 and 8); −inf where one is not legal.
+    def utilities(self, trajectory: Trajectory) -> Tensor:
+        """Utilities `(N, B, A)` of each decision's choices (Eqs. 7 and 8); −inf where one is not legal.
 
         Found from the last decision to the first: a choice costs what it runs, and then either the error of the answer,
         or the router of the next decision and whatever that one costs.
@@ -78,8 +74,8 @@ class ExactCritic(ExactMultipath):
         network, steps = self.env.network, self._steps(trajectory)
         error_at = {(exit.decision, exit.choice): self._error(exit, trajectory) for exit in trajectory.exits}
         scores = {d: self.masked(step.record["scores"], step.decision) for d, step in steps.items()}
-        unknown = trajectory.loss.new_full((len(trajectory), self.num_choices), -torch.inf)
-        utilities = [unknown.clone() for _ in range(self.num_decisions)]
+        shape = self.num_decisions, len(trajectory), self.num_choices
+        utilities = trajectory.loss.new_full(shape, -torch.inf)
         for number in sorted(steps, reverse=True):  # a decision that masks cut off has no step
             decision = network.decisions[number]
             for choice, (macs, target) in enumerate(zip(decision.macs, decision.next, strict=True)):
@@ -92,7 +88,7 @@ class ExactCritic(ExactMultipath):
                     assert isinstance(chances, Tensor)
                     rest = self.worth(utilities[target], scores[target], chances)
                     macs = macs + self.macs(target)
-                utilities[number][:, choice] = rest - trajectory.price * macs
+                utilities[number, :, choice] = rest - trajectory.price * macs
         return utilities
 
     @staticmethod
@@ -115,8 +111,7 @@ class PragmaticCriticConfig(CriticConfig):
     """Options of pragmatic critics.
 
     Attributes:
-        target: The policy downstream whose cost is predicted: `"inference"`, the best choices (Eq. 7), or `"training"`,
-            the policy that is trained under.
+        target: The policy downstream whose cost is predicted: of `"inference"`, the best (Eq. 7), or of `"training"`.
     """
 
     target: Literal["inference", "training"] = "inference"
@@ -162,13 +157,12 @@ class SampledCritic(Multipath):
     """A critic that runs only the path it has drawn, which costs a fraction of running all.
 
     A visit is weighed by one over the probability of its choice, so that every choice counts as in the exact critic; ε
-    bounds these weights.
+    bounds these weights. `td_lambda` says how far targets look ahead: 1 for the whole return, 0 for a step.
     """
 
     Config = SampledCriticConfig
     config: SampledCriticConfig
     td_lambda: ClassVar[float]
-    """How far targets look ahead: 1 for the whole return, 0 for a step."""
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B,)`, drawn; the best when deterministic."""
@@ -177,14 +171,12 @@ class SampledCritic(Multipath):
         if context.deterministic:
             return best
         fixed = scores.detach()
-        likely = functional.one_hot(best, self.num_choices).to(fixed.dtype)
-        if self.config.policy == "softmax":
-            likely = self.softened(fixed)
+        greedy = self.config.policy == "greedy"
+        likely = functional.one_hot(best, self.num_choices).to(fixed.dtype) if greedy else self.softened(fixed)
         legal = fixed.isfinite().to(fixed.dtype)
         chances = (1 - self.config.epsilon) * likely + self.config.epsilon * legal / legal.sum(-1, keepdim=True)
-        choice = sample(chances.cumsum(-1), self.generator)
         context.record["probabilities"] = chances
-        return choice
+        return sample(chances.cumsum(-1), self.generator)
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor:
         """Error of the regression and penalty on weights, 0-dimensional."""
@@ -216,9 +208,8 @@ class SampledCritic(Multipath):
 class SampledPragmaticCritic(SampledCritic):
     """Pragmatic critic from sampled paths: the target is the whole cost of what was drawn, a Monte-Carlo return.
 
-    It is an unbiased estimate of the cost under the training policy (`target="training"` of the exact critic), and of
-    that only: under the same policy the expected gradient is that of the exact critic, the loss is larger by the
-    variance of the returns.
+    It is an unbiased estimate of the cost under the training policy (`target="training"` of the exact critic) only: the
+    expected gradient is that of the exact critic there, the loss is larger by the variance of the returns.
     """
 
     td_lambda = 1.0

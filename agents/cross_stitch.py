@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.joint import Gate
+from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import ScoringAgent
 from routing_gym.blocks import Adam
-from routing_gym.envs import Context, Observation, Trajectory
+from routing_gym.envs import Context, Observation
 from routing_gym.options import positive, share
 
 
@@ -28,7 +28,7 @@ class CrossStitchConfig(AgentConfig):
     own: float = share(0.9)
 
 
-class CrossStitch(Gate):
+class CrossStitch(ScoringAgent):
     """Cross-stitch (Misra et al. 2016): a column per task, each fed with a learned mixture of all columns.
 
     input_j = Σ_i w_ij v_i before every routed layer, w free real numbers (Rosenbaum et al. 2018, section 4). Its
@@ -37,6 +37,8 @@ class CrossStitch(Gate):
 
     Config = CrossStitchConfig
     config: CrossStitchConfig
+    action_type = "weights"
+    needs_gradients = True
     max_tensors = None
     env_kwargs = {"form": "columns"}
 
@@ -52,10 +54,6 @@ class CrossStitch(Gate):
         # One row more, for rows that have left.
         self.weight = nn.Parameter(weight.repeat(self.num_decisions + 1, 1, 1))
         self.optimizer = Adam(self, lr=self.config.learning_rate)
-
-    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
-        """None: every column runs, whatever the weights are."""
-        return None
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Weights `(B, M, M)`: how much of each column goes to each, the same in training and evaluation."""

@@ -1,4 +1,7 @@
-"""Data-dependent gates between parallel paths: where each tensor goes depends on what it holds."""
+"""Data-dependent gates between parallel paths: where each tensor goes depends on what it holds.
+
+Source: Tissera et al., "End-to-End Data-Dependent Routing in Multi-Path Neural Networks".
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.parts.joint import RouterAgent, RouterConfig
+from routing_gym.agents.parts.bases import RouterAgent, RouterConfig
 from routing_gym.agents.parts.scores import ModuleScores
 from routing_gym.blocks import LinearBlocks
 from routing_gym.envs import Context, Observation
@@ -29,15 +32,10 @@ class CrossingConfig(RouterConfig):
 
 
 class CrossingGate(nn.Module):
-    """The gates of one decision: A_i = W2_i ReLU(W1_i Z_i), a network of its own for each of m tensors.
+    """The gates of one decision: A_i = W2_i ReLU(W1_i Z_i), a network of its own for each of m tensors (Eq. 2).
 
-    Source: Tissera et al., Eq. 2.
-
-    Args:
-        decision: The decision, which sees Z_1 to Z_m one after the other.
-        hidden: Width of the hidden layer.
-        shape: `(M, A)`, tensors and choices of the whole network.
-        price: Whether the price of computation stands before what is seen; every tensor's gates see it.
+    What is seen is the price of computation, where `price` is set, for all gates, and Z_1 to Z_m one after the other.
+    `shape` is `(M, A)`, tensors and choices of the whole network.
     """
 
     def __init__(self, decision: Decision, hidden: int, shape: tuple[int, int], *, price: bool = False) -> None:
@@ -58,10 +56,8 @@ class CrossingGate(nn.Module):
 class CrossConnection(RouterAgent):
     """Data-dependent gates between cross-connected paths: every tensor computes how it is shared out.
 
-    G_i = softmax(A_i), see `CrossingGate`, of each tensor averaged over the image. The gates are trained with the
-    blocks, as one network. Nothing is drawn: training and evaluation are alike, and all paths run.
-
-    Source: Tissera et al., "End-to-End Data-Dependent Routing in Multi-Path Neural Networks", Algorithm 2.
+    G_i = softmax(A_i), see `CrossingGate`, of each tensor averaged over the image (Algorithm 2). The gates are trained
+    with the blocks, as one network. Nothing is drawn: training and evaluation are alike, and all paths run.
     """
 
     Config = CrossingConfig
@@ -73,13 +69,12 @@ class CrossConnection(RouterAgent):
 
     def __init__(self, env: Any, config: RouterConfig | None = None) -> None:
         super().__init__(env, config)
-        network, price, options = self.env.network, self.env.config.price, self.config
-        shape = self.num_tensors, self.num_choices
+        network, price, (m, n) = self.env.network, self.env.config.price, (self.num_tensors, self.num_choices)
 
-        def make(number: int, width: int) -> nn.Module:
-            return CrossingGate(network.decisions[number], options.hidden, shape, price=price)
+        def make(number: int, _: int) -> nn.Module:
+            return CrossingGate(network.decisions[number], self.config.hidden, (m, n), price=price)
 
-        self.train_scores(ModuleScores(network, make, price=price, seed=options.seed, outputs=shape[0] * shape[1]))
+        self.train_scores(ModuleScores(network, make, price=price, seed=self.config.seed, outputs=m * n))
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Gates `(B, M, A)`, 0 for what is not legal."""
@@ -91,9 +86,6 @@ class CrossConnection(RouterAgent):
 
 
 class CrossPrediction(CrossConnection):
-    """The same gates, where every tensor predicts the input of each path.
-
-    Source: Tissera et al., "End-to-End Data-Dependent Routing in Multi-Path Neural Networks", Algorithm 1.
-    """
+    """The same gates, where every tensor predicts the input of each path (Algorithm 1)."""
 
     env_kwargs = {**CrossConnection.env_kwargs, "cross": "predictions"}

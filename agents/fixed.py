@@ -9,21 +9,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base.agent import Agent
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.tables import legal_rows, look_up, sample, uniform_policy
+from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.parts.scores import legal_rows, look_up, sample, uniform_policy
 from routing_gym.envs import Context, Observation
 
 
 class FixedAgent(Agent):
     """Sends every instance of a task the same way, for ever.
 
-    Attributes:
-        own: Decisions at which task t takes the t-th legal choice; at the others all tasks take the first.
-        routes: Choices `(T, N)` int64 of each task at each decision, `(T, N, M)` where M > 1.
+    At the decisions `own` task t takes the t-th legal choice; at the others all tasks take the first.
     """
 
     max_tensors = None
+    sees_price = False
     own: ClassVar[slice] = slice(0)
     _routes: Tensor
 
@@ -34,10 +32,7 @@ class FixedAgent(Agent):
         self.register_buffer("_routes", torch.cat([routes, torch.zeros_like(routes[:, :1])], 1))
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Choices `(T, N, M)` int64 of each task at each decision for each tensor; by default as `own` says.
-
-        Args:
-            masks: `(N, M, A)` bool: what is legal.
+        """Choices `(T, N, M)` int64 of the tasks, by masks `(N, M, A)` of what is legal; by default as `own` says.
 
         Raises:
             ValueError: A decision has fewer choices than there are tasks to take one each.
@@ -62,13 +57,8 @@ class FixedAgent(Agent):
         return self._routes[:, :-1].index_select(0, task)
 
     @property
-    def sees_price(self) -> bool:
-        """False: it does not look at the instance."""
-        return False
-
-    @property
     def routes(self) -> Tensor:
-        """See above."""
+        """Choices `(T, N)` int64 of each task at each decision, `(T, N, M)` where M > 1."""
         routes = self._routes[:, :-1]
         return routes.squeeze(2) if self.num_tensors == 1 else routes
 
@@ -109,8 +99,8 @@ class FixedRoutesConfig(AgentConfig):
     """Options of given routes.
 
     Attributes:
-        routes: For each task a list of its choices, one per decision; a list of lists where several tensors choose.
-            By default the first legal choice everywhere.
+        routes: For each task a list of its choices, one per decision, or of lists where several tensors choose; by
+            default the first legal choice everywhere.
     """
 
     routes: Sequence[Any] | None = None
@@ -123,11 +113,7 @@ class FixedRoutes(FixedAgent):
     config: FixedRoutesConfig
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Routes given.
-
-        Raises:
-            ValueError: Not one integer for each task and decision, or a choice that is not legal.
-        """
+        """Routes given; refuses all but one integer, a legal choice, for each task, decision and tensor."""
         given = self.config.routes
         if given is None:
             return super().choose(masks)
@@ -140,9 +126,8 @@ class FixedRoutes(FixedAgent):
         if not fits:
             raise ValueError(f"agent {self.name!r}: routes must be lists of integers of shape {shape}, got {given!r}")
         routes = routes.view(*shape[:2], -1)
-        legal = torch.nn.functional.pad(masks, (0, 1))  # one choice more, which stands for all that do not exist
-        known = torch.where((routes < 0) | (routes >= self.num_choices), self.num_choices, routes)
-        wrong = ~legal.expand(self.num_tasks, -1, -1, -1).gather(-1, known.unsqueeze(-1)).squeeze(-1)
+        choices = torch.arange(self.num_choices, device=masks.device)
+        wrong = ~((routes.unsqueeze(-1) == choices) & masks).any(-1)
         if bool(wrong.any()):
             task, number, tensor = wrong.nonzero()[0].tolist()
             raise ValueError(
@@ -157,17 +142,16 @@ class RandomAgent(Agent):
     """A random legal choice for every instance at every decision, in evaluation too."""
 
     max_tensors = None
+    sees_price = False
+    table: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         self.register_buffer("table", uniform_policy(legal_rows(self.env.network.masks), 1))
 
-    table: Tensor
-
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, M)`, drawn."""
-        nobody = torch.zeros_like(observation["depth"])
-        probabilities = look_up(self.table, nobody, observation["depth"])
+        probabilities = self.table[0].index_select(0, observation["depth"])
         if self.shares_wanted:
             context.record["probabilities"] = probabilities
         return sample(probabilities.cumsum(-1), self.generator)
@@ -178,8 +162,3 @@ class RandomAgent(Agent):
             return None
         cumulative = self.table[:, :-1].cumsum(-1)
         return sample(cumulative.expand(len(task), *cumulative.shape[1:]), self.generator)
-
-    @property
-    def sees_price(self) -> bool:
-        """False: it does not look at the instance."""
-        return False

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.arrangement import Arrangement
-from routing_gym.agents.parts.joint import Gate
-from routing_gym.agents.parts.scores import ArrangedScores, TableScores, make_scores
+from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import Gate
+from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, TableScores, make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation
 from routing_gym.options import count, positive
@@ -46,9 +45,8 @@ class Gumbel(Gate):
     """Gumbel-softmax gates (Jang et al. 2017; Maddison et al. 2017), straight-through or soft.
 
     Weights softmax((s + g) / τ) of scores s with Gumbel noise g while training, the best choice alone when
-    deterministic. Straight-through gates run only what was chosen; the gradient of the weights that were not is then
-    missing unless the environment is made with `dense_backward=True`. Where several tensors choose, each has scores and
-    noise of its own.
+    deterministic. Straight-through gates run only what was chosen; the gradient of the other weights is then missing
+    unless the environment is made with `dense_backward=True`. Tensors that choose have scores and noise of their own.
     """
 
     Config = GumbelConfig
@@ -59,11 +57,10 @@ class Gumbel(Gate):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        options, inputs = self.config, self.env.network.observation_size
+        options = self.config
         self.arrangement = Arrangement(self.env, options.arrangement, options.representation, single=False)
-        self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
-        rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
-        self.optimizer = Adam(self.scores, lr=rate)
+        self.scores = make_scores(self.arrangement, options.seed)
+        self.optimizer = Adam(self.scores, lr=options.learning_rate or self.DEFAULT_RATES[options.representation])
 
     @property
     def temperature(self) -> float:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, chosen_in, stacked
+from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import ScoredAgent, ScoredConfig, chosen_in, stacked
 from routing_gym.agents.parts.losses import lambda_returns, squared_td_error
-from routing_gym.agents.parts.scores import TableScores
-from routing_gym.agents.parts.tables import visits_and_means
+from routing_gym.agents.parts.scores import TableScores, visits_and_means
 from routing_gym.envs import Trajectory
 from routing_gym.options import count, share
 
@@ -30,9 +29,9 @@ class QLearningConfig(ScoredConfig):
 
     Attributes:
         td_lambda: How far targets look ahead: 0 for one step (as printed), 1 for the whole return. A table tells states
-            apart by task and depth only, so that one step ahead all look the same, whatever was chosen: with two
-            decisions or more only the whole return tells the first what it is worth.
-            (Peng and Williams' λ-returns: not cut where something was explored; at 1 Q-learning and SARSA agree.)
+            apart by task and depth only, so that one step ahead all look the same: with two decisions or more only the
+            whole return tells the first what it is worth. (Peng and Williams' λ-returns: not cut where something was
+            explored; at 1 Q-learning and SARSA agree.)
         epsilon: Share of random choices at first.
         epsilon_final: Share of random choices in the end.
         epsilon_episodes: Instances over which the share falls, in a straight line.
@@ -57,8 +56,7 @@ class QLearning(ScoredAgent):
     """Q-learning: values move towards r + γ max Q(next); towards the final reward where the instance leaves.
 
     A table takes a visit's step for every visit of a batch, with the batch's mean target (Q moves by 1 − (1−α)^n of the
-    way after n visits). Approximators take one step of Adam on half the squared error, summed over decisions, mean
-    over instances.
+    way after n visits), approximators a step of Adam on half the squared error, of all decisions, mean over instances.
     """
 
     Config = QLearningConfig
@@ -102,7 +100,10 @@ class QLearning(ScoredAgent):
         targets, steps = self.targets(trajectory), trajectory.steps
         action, active = stacked(steps, "action"), stacked(steps, "active")
         if isinstance(self.scores, TableScores):
-            self._move_table(self.scores.table, self.cells(trajectory) * self.arrangement.num_choices + action, targets)
+            table = self.scores.table.detach()
+            cells = self.cells(trajectory) * self.arrangement.num_choices + action
+            visits, mean = visits_and_means(cells, targets, table.numel())
+            table += ((1 - (1 - self.rate) ** visits) * (mean - table.flatten())).view_as(table)
         else:
             values = self.scores_at(steps).gather(-1, action.unsqueeze(-1)).squeeze(-1)
             self.descend(0.5 * squared_td_error(targets, values, active))
@@ -110,12 +111,6 @@ class QLearning(ScoredAgent):
         if self.target is not None and batch % self.config.target_update == 0:
             self.target.load_state_dict(self.scores.state_dict())
         return {"value": (targets * active).sum() / active.sum(), "exploration": torch.tensor(self.exploration)}
-
-    @torch.no_grad()
-    def _move_table(self, table: Tensor, cells: Tensor, targets: Tensor) -> None:
-        visits, mean = visits_and_means(cells.flatten(), targets.flatten(), table.numel())
-        old = table.flatten()
-        table.copy_((old + (1 - (1 - self.rate) ** visits) * (mean - old)).view_as(table))
 
 
 class Sarsa(QLearning):

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.learner import ScoredAgent, ScoredConfig, mean_of_steps, stacked
+from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import ScoredAgent, ScoredConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import policy_gradient_loss
-from routing_gym.agents.parts.tables import visits_and_means
+from routing_gym.agents.parts.scores import visits_and_means
 from routing_gym.envs import Trajectory
 from routing_gym.options import not_negative
 
@@ -26,8 +26,7 @@ class ReinforceConfig(ScoredConfig):
     `gamma` discounts action rewards; the final reward is not discounted.
 
     Attributes:
-        baseline: Subtracted from returns: `"average"`, the running mean of each agent's returns at each decision, or
-            `"none"`.
+        baseline: Subtracted from returns: `"average"`, each agent's running mean at each decision, or `"none"`.
         entropy: Weight of the policy's entropy in the loss.
     """
 
@@ -63,7 +62,7 @@ class Reinforce(ScoredAgent):
         log_chosen, entropy = self.chosen(trajectory.steps)
         self.descend(policy_gradient_loss(log_chosen, gains, entropy, active, self.config.entropy))
 
-        visits, mean = visits_and_means(cells.flatten(), returns.flatten(), average.numel())
+        visits, mean = visits_and_means(cells, returns, average.numel())
         moved = torch.where(visits > 0, average + BASELINE_RATE * (mean - average), average)
         self.average.copy_(moved.view_as(self.average))
         return {"policy_entropy": mean_of_steps(entropy.detach(), active)}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,19 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.base.agent import Agent
-from routing_gym.agents.base.learning import check_learning
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.stable_baselines import (
-    DQNConfig,
-    OnPolicyConfig,
-    PPOConfig,
-    Report,
-    SB3Config,
-    Tally,
-    seeded,
-)
-from routing_gym.agents.parts.tables import sample
+from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.base.learning import Report, check_learning
+from routing_gym.agents.parts.scores import sample
+from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config, Tally, seeded
 from routing_gym.blocks import count_macs
 from routing_gym.envs import Context, Observation, TrainingDivergedError
 from routing_gym.networks import NotFiniteError, actions
@@ -44,51 +34,42 @@ class SB3Agent(Agent):
 
     Rewards say nothing about routes until the routes of the tasks part, so that a policy first moves by chance. The
     entries of a table move apart for each task; a policy network for all tasks moves them together, down one path,
-    where all that blocks can learn is the majority class. (Our own REINFORCE does the same with `arrangement="single"`
-    and `representation="mlp"`.)
-
-    Attributes:
-        model: The library's model.
-        actor: Its policy.
+    where all that blocks can learn is the majority class (as does `reinforce` with `arrangement="single"` and
+    `representation="mlp"`). `model` is the library's model, `actor` its policy.
     """
 
-    env_kwargs: ClassVar[Mapping[str, Any]] = {"autoreset_mode": "same_step"}
+    env_kwargs = {"autoreset_mode": "same_step"}
     max_tensors: ClassVar[int | None] = None
     Config = SB3Config
     config: SB3Config
-    algorithm: ClassVar[tuple[str, str]]
-    """Module and class of the model."""
+    algorithm: ClassVar[tuple[str, str]]  # module and class of the model
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        algorithm = self._import_algorithm()
-        from stable_baselines3.common.logger import Logger
-
-        from routing_gym.envs.sb3 import RoutingVecEnv
-
-        core = self.env
-        arguments = self.config.arguments(self.num_decisions, core.num_envs)
-        try:
-            with seeded(self.config.seed):
-                self.model = algorithm("MultiInputPolicy", RoutingVecEnv(core), device=core.device, **arguments)
-        except (AssertionError, ValueError) as error:
-            raise ValueError(f"agent {self.name!r}: {error}") from error
-        self.model.set_logger(Logger(folder=None, output_formats=[]))  # its own makes a folder for every `learn`
-        self.actor: nn.Module = self.model.policy
-        self.optimizer = self.model.policy.optimizer
-        self._macs = 0.0 if self.config.representation == "table" else self.policy_macs()
-
-    def _import_algorithm(self) -> Callable[..., Any]:
-        """Class of the model; where it is not installed, says how to install it."""
         module, name = self.algorithm
         try:
-            return getattr(importlib.import_module(module), name)
+            algorithm = getattr(importlib.import_module(module), name)
         except ImportError as error:
             extra = module.replace("_", "-")
             raise ValueError(
                 f"agent {self.name!r} needs {extra}, which cannot be imported ({error}): "
                 f"pip install 'routing-gym[{extra}]'"
             ) from error
+        from stable_baselines3.common.logger import Logger
+
+        from routing_gym.envs.sb3 import RoutingVecEnv
+
+        arguments = self.config.arguments(self.num_decisions, self.env.num_envs)
+        try:
+            with seeded(self.config.seed):
+                env = RoutingVecEnv(self.env)
+                self.model = algorithm("MultiInputPolicy", env, device=self.env.device, **arguments)
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"agent {self.name!r}: {error}") from error
+        self.model.set_logger(Logger(folder=None, output_formats=[]))  # its own makes a folder for every `learn`
+        self.actor: nn.Module = self.model.policy
+        self.optimizer = self.model.policy.optimizer
+        self._macs = 0.0 if self.config.representation == "table" else self.policy_macs()
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, M)` of the model's policy, drawn; the best when deterministic."""
@@ -130,13 +111,9 @@ class SB3Agent(Agent):
         """Let the model learn, round by round, until at least `episodes` instances have left the network.
 
         Begins with new instances; those under way are given up, and so are finished routes not trained on yet: nothing
-        of them is in a checkpoint. The blocks are trained on `replay_batch` finished routes at a time.
-
-        Args:
-            env: The environment the agent was made for.
-            episodes: How many instances to route, at least 1; rounded up to whole batches and to the model's rounds.
-            callback: Called whenever `num_envs` instances have left, with their mean `loss`, `accuracy`, `reward` and
-                `macs`.
+        of them is in a checkpoint. The blocks are trained on `replay_batch` finished routes at a time. `episodes` is
+        rounded up to whole batches and to the model's rounds; the callback is called whenever `num_envs` instances have
+        left, with their mean `loss`, `accuracy`, `reward` and `macs`.
 
         Raises:
             ValueError: A count below 1, or an environment the agent was not made for.
@@ -206,9 +183,8 @@ class SB3MaskablePPO(SB3Agent):
 class SB3DQN(SB3Agent):
     """DQN of Stable-Baselines3.
 
-    Its replay memory is saved with it where it takes up to `SAVED_MEMORY` bytes, so that learning goes on bit for bit:
-    a table's of 50 000 decisions takes 2.6 MB. A larger one begins empty when the agent is loaded, which a warning
-    says; a smaller `buffer_size` mends that.
+    Its replay memory is saved with it where it takes up to `SAVED_MEMORY` bytes, so that learning goes on bit for bit.
+    A larger one begins empty when the agent is loaded, which a warning says; a smaller `buffer_size` mends that.
     """
 
     Config = DQNConfig
@@ -227,16 +203,16 @@ class SB3DQN(SB3Agent):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Counts and replay memory, for a checkpoint."""
-        buffer, memory = self.model.replay_buffer, self._memory()
-        saved = {name: torch.from_numpy(array) for name, array in memory.items()} if self._saves_memory() else {}
+        buffer = self.model.replay_buffer
+        saved = {name: torch.from_numpy(array) for name, array in self._memory().items()}
         return {**super().get_extra_state(), "place": torch.tensor([buffer.pos, buffer.full]), "memory": saved}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from saved counts and replay memory."""
         super().set_extra_state(state)
-        buffer, (place, full) = self.model.replay_buffer, state["place"].tolist()
-        if self._saves_memory():
-            for name, array in self._memory().items():
+        buffer, memory, (place, full) = self.model.replay_buffer, self._memory(), state["place"].tolist()
+        if memory:
+            for name, array in memory.items():
                 array[:] = state["memory"][name].numpy()
             buffer.pos, buffer.full = place, bool(full)
         elif place or full:
@@ -247,24 +223,19 @@ class SB3DQN(SB3Agent):
             )
 
     def _memory(self) -> dict[str, np.ndarray]:
-        """Arrays of the replay memory, the library's own, as far as the policy looks at them."""
+        """The library's arrays of the replay memory that the policy looks at; none if too large for a checkpoint."""
         buffer = self.model.replay_buffer
         arrays = {name: getattr(buffer, name) for name in ("actions", "rewards", "dones", "timeouts")}
         for name in ("observations", "next_observations"):
             for key, array in getattr(buffer, name).items():
                 if self.config.representation != "table" or key in ("task", "depth"):
                     arrays[f"{name}.{key}"] = array
-        return arrays
-
-    def _saves_memory(self) -> bool:
-        """Whether the replay memory is small enough for a checkpoint."""
-        return sum(array.nbytes for array in self._memory().values()) <= SAVED_MEMORY
+        return arrays if sum(array.nbytes for array in arrays.values()) <= SAVED_MEMORY else {}
 
     def exploration(self) -> float:
         """Share of random decisions now."""
-        options = self.config
-        done = min(1.0, self.episodes / options.exploration_episodes)
-        return (1 - done) * options.exploration_initial_eps + done * options.exploration_final_eps
+        done = min(1.0, self.episodes / self.config.exploration_episodes)
+        return (1 - done) * self.config.exploration_initial_eps + done * self.config.exploration_final_eps
 
     def probabilities(self, observation: Observation, context: Context) -> Tensor:
         """Probabilities `(B, A)` of the choices, exploration included unless deterministic."""

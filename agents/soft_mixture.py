@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.arrangement import Arrangement
-from routing_gym.agents.parts.joint import Gate
-from routing_gym.agents.parts.scores import ArrangedScores, make_scores
+from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import Gate
+from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation
 from routing_gym.options import positive
@@ -42,11 +41,10 @@ class SoftMixture(Gate):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        representation = "mlp" if self.config.conditioned else "table"
+        representation, rate = ("mlp", 0.001) if self.config.conditioned else ("table", 0.01)
         self.arrangement = Arrangement(self.env, "single", representation)
-        self.scores = make_scores(representation, self.arrangement, self.env.network.observation_size, self.config.seed)
-        rate = self.config.learning_rate or (0.001 if self.config.conditioned else 0.01)
-        self.optimizer = Adam(self.scores, lr=rate)
+        self.scores = make_scores(self.arrangement, self.config.seed)
+        self.optimizer = Adam(self.scores, lr=self.config.learning_rate or rate)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Weights `(B, A)`, the same in training and evaluation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections import ChainMap
 from typing import Any, Literal
@@ -11,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.arrangement import Arrangement
-from routing_gym.agents.parts.joint import Gate
+from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import Gate
 from routing_gym.agents.parts.losses import chance_of_being_picked, cv_squared
-from routing_gym.agents.parts.scores import ArrangedScores, make_scores
+from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
 from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action, actions
@@ -28,25 +28,23 @@ class TopKConfig(AgentConfig):
 
     Attributes:
         k: How many blocks each row is mixed from; where fewer are legal, all that are.
-        k_last: How many at the last decision: k then changes in a straight line over the decisions, rounded
-            (k-annealing; 7 to 2 over 8 decisions is 7 6 6 5 4 3 3 2); by default k everywhere.
+        k_last: How many at the last decision, k changing in a straight line, rounded (k-annealing; 7 to 2 over 8
+            decisions is 7 6 6 5 4 3 3 2); by default k everywhere.
         softmax: What the weights are a softmax over: the `"chosen"` k, so that they sum to 1; or `"all"` choices, of
             which the k chosen keep their weights (Switch Transformer, Fedus et al. 2022). With k = 1 the weight of the
             former is always 1, and all the gate learns is balance.
-        noise: Add noise to the scores while training, whose size is learned; without it a block that is never among
-            the best k is never tried.
+        noise: Add noise of learned size to the scores while training: else blocks never among the best k go untried.
         choice: `"row"`: every row takes its k best blocks; or `"expert"`: in training every block takes the rows that
             like it best, as many as every other block (expert choice, Zhou et al. 2022). When deterministic rows
             choose, so that no row's route depends on the others.
         balance: Weight of the importance and of the load loss at first.
         balance_epochs: Passes over the split in which that weight falls to 0, in a straight line; by default it stays.
         bias_rate: Step by which a bias of every block rises after each batch if rows took it less often than the mean,
-            and falls otherwise; it counts for what is picked, not for the weights (loss-free balancing, Wang et al.
-            2024; 0.001 there). 0 for none.
+            else falls; it counts for what is picked, not for the weights (0.001 in Wang et al. 2024). 0 for none.
         task_embedding: Width of a learned embedding of the task that joins what a gate sees; 0 for none.
         embedding_scale: Deviation of the embedding's first values. Where it outweighs the activations rows of a task
-            take one way at first, and part later; ways that differ from row to row from the beginning, through many
-            layers of blocks that are still random, can take long to be learned from.
+            take one way at first, and part later; ways through many random layers that differ from row to row from the
+            beginning can take long to be learned from.
         task_only: Show the gate nothing but the embedding: all rows of a task then take one way.
         arrangement: `"single"`, one gate per decision for all tasks; or `"per_task"`, one for each of them.
         learning_rate: Step size of Adam on the gates.
@@ -71,9 +69,7 @@ class TopKConfig(AgentConfig):
         if self.task_only and not self.task_embedding:
             raise ValueError(f"{self.owner()}task_only=True shows the gate the embedding alone: give its width")
         if self.softmax == "all" and self.choice == "expert":
-            raise ValueError(
-                f"{self.owner()}softmax='all' is for choice='row'; experts share every row out to sum to 1"
-            )
+            raise ValueError(f"{self.owner()}softmax='all' is for choice='row'; experts share rows out to sum to 1")
 
 
 class TaskEmbedding(PartlyUsed):
@@ -116,6 +112,8 @@ class TopK(Gate):
     Config = TopKConfig
     config: TopKConfig
     scores: ArrangedScores
+    bias: Tensor
+    _k: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -137,16 +135,16 @@ class TopK(Gate):
                 "gradient comes to the gates; take softmax='all', k=2 or a balance above 0",
                 stacklevel=2,
             )
-        self.arrangement = Arrangement(self.env, options.arrangement)
+        self.arrangement = Arrangement(self.env, options.arrangement, "linear")
         legal = self.arrangement.legal
         annealed = torch.linspace(options.k, options.k_last or options.k, self.num_decisions, dtype=torch.float64)
         k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64)]).to(legal.device)
         self.register_buffer("_k", k.minimum(legal.sum(-1)), persistent=False)
         inputs = options.task_embedding + (0 if options.task_only else self.env.network.observation_size)
-        self.scores = make_scores("linear", self.arrangement, inputs, options.seed)
+        self.scores = make_scores(self.arrangement, options.seed, inputs=inputs)
         self.spread = None
         if options.noise:
-            self.spread = make_scores("linear", self.arrangement, inputs, options.seed, outputs=self.num_choices)
+            self.spread = make_scores(self.arrangement, options.seed, inputs=inputs, outputs=self.num_choices)
             for parameter in self.spread.parameters():
                 nn.init.zeros_(parameter)
         self.embedding = None
@@ -158,15 +156,10 @@ class TopK(Gate):
             self.register_buffer("bias", torch.zeros(legal.shape, device=legal.device))
         self.optimizer = Adam(self, lr=options.learning_rate)
 
-    _k: Tensor
-    bias: Tensor
-
     @property
     def balance(self) -> float:
         """The weight of the balancing losses now."""
-        if self.config.balance_epochs is None:
-            return self.config.balance
-        return self.config.balance * max(0.0, 1 - self.passes / self.config.balance_epochs)
+        return self.config.balance * max(0.0, 1 - self.passes / (self.config.balance_epochs or math.inf))
 
     def act(self, observation: Observation, context: Context) -> Action:
         """Pair `(indices (B, K), weights (B, K))`, the best first, or weights `(B, A)` where experts choose.
@@ -204,8 +197,8 @@ class TopK(Gate):
         if self.embedding is None:
             return observation
         embedded = self.embedding(observation["task"])
-        both = embedded if self.config.task_only else torch.cat([observation["activation"], embedded], 1)
-        return ChainMap({"activation": both}, observation)  # type: ignore[arg-type]
+        seen = embedded if self.config.task_only else torch.cat([observation["activation"], embedded], 1)
+        return ChainMap({"activation": seen}, observation)  # type: ignore[arg-type]
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
         """Balancing losses, and the expected cost of computation where that has a price."""
@@ -238,15 +231,10 @@ class TopK(Gate):
 def expert_choice(scores: Tensor, depth: Tensor, k: Tensor, context: Context) -> Tensor:
     """Weights `(B, A)` by which every expert of a decision gets the same number of rows (Zhou et al. 2022).
 
-    Affinities are the softmax over experts; each of the n legal experts of a decision takes the ⌈r k / n⌉ rows that
-    like it best out of the r rows there. A row that no expert takes goes to the one it likes best, because these
-    networks have nothing else to carry it on. The affinities of a row's experts are divided by their sum.
-
-    Args:
-        scores: `(B, A)`, −inf where a choice is not legal.
-        depth: `(B,)` int64.
-        k: `(B,)` int64: how many experts a row gets on average.
-        context: Says which rows decide.
+    Affinities are the softmax of `scores`, −inf where a choice is not legal, over experts; each of the n legal experts
+    of a decision takes the ⌈r k / n⌉ rows that like it best out of the r rows there, so that a row gets k of them on
+    average. A row that no expert takes goes to the one it likes best, because these networks have nothing else to carry
+    it on. The affinities of a row's experts are divided by their sum.
     """
     affinity = scores.softmax(-1)
     taken, active = torch.zeros_like(affinity), context.active

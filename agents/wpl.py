@@ -8,14 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.learner import LearningAgent, LearningConfig, mean_of_steps, stacked
+from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import LearningAgent, LearningConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import project, wpl_delta
-from routing_gym.agents.parts.scores import ArrangedScores, make_scores
-from routing_gym.agents.parts.tables import look_up, uniform_policy, visits_and_means
+from routing_gym.agents.parts.scores import ArrangedScores, look_up, make_scores, uniform_policy, visits_and_means
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Trajectory
-from routing_gym.options import positive
+from routing_gym.options import fraction, positive
 
 DEFAULT_RATES = {"table": 0.005, "mlp": 0.003}
 AVERAGE_RATE_OF_APPROXIMATORS = 0.05
@@ -30,26 +29,24 @@ class WPLConfig(LearningConfig):
 
     Attributes:
         policy_rate: Step size of the policy; of a table the η of Algorithm 3, of approximators that of Adam. None for
-            0.005 and 0.003. (Of a table 0.005 was best of 0.003 to 0.04 on DIGITS-MTL's validation split, mean of 10
-            seeds; at 0.01 and above two tasks now and then settle on one and the same path.)
+            0.005 and 0.003. (0.005 was best of 0.003 to 0.04 on DIGITS-MTL's validation split, mean of 10 seeds; at
+            0.01 and above two tasks now and then settle on one and the same path.)
         scaling: `"algorithm3"`: a gain is scaled by the probability of the action, a loss by its complement.
             `"appendix"`: the other way round (section 7.4).
         baseline: What a return is compared with: the average of its own `"action"` (as printed), or of the `"policy"`,
             the averages of all actions weighted by their probabilities (Abdallah and Lesser). None for "action" of
-            tables and "policy" of approximators: they need it, in a noisy bandit they find the best of three arms in 10
-            of 10 seeds with it and in half of them without.
+            tables and "policy" of approximators, which find the best of three arms in a noisy bandit in 10 of 10 seeds
+            with it and in half of them without.
         min_probability: Floor of every legal choice's probability, in [0, 1); of tables.
     """
 
     policy_rate: float | None = positive(None)
     scaling: Literal["algorithm3", "appendix"] = "algorithm3"
     baseline: Literal["action", "policy"] | None = None
-    min_probability: float = 0.0
+    min_probability: float = fraction(0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.min_probability < 1:
-            raise ValueError(f"WPL: min_probability must lie in [0, 1), got {self.min_probability}")
         if self.min_probability and self.representation != "table":
             raise ValueError("WPL: min_probability is for representation='table'")
 
@@ -76,20 +73,18 @@ class WPL(LearningAgent):
         if self.max_tensors is not None:
             raise ValueError(f"{type(self).__name__}: WPL's tables have an axis of tensors; leave max_tensors at None")
         super().__init__(env, config)
-        options, legal = self.config, self.arrangement.legal
+        options, legal, tabular = self.config, self.arrangement.legal, self.config.representation == "table"
         self.rate = options.policy_rate or DEFAULT_RATES[options.representation]
-        self.average_rate = min(1.0, self.rate) if options.representation == "table" else AVERAGE_RATE_OF_APPROXIMATORS
-        self.baseline = options.baseline or ("action" if options.representation == "table" else "policy")
+        self.average_rate = min(1.0, self.rate) if tabular else AVERAGE_RATE_OF_APPROXIMATORS
+        self.baseline = options.baseline or ("action" if tabular else "policy")
         policy = uniform_policy(legal, self.arrangement.num_agents)
         self.register_buffer("_average", torch.zeros_like(policy))
-        if options.representation == "table":
+        if tabular:
             self.register_buffer("_table", policy)
         else:
-            inputs = self.env.network.observation_size
-            self.scores = make_scores("mlp", self.arrangement, inputs, options.seed)
+            self.scores = make_scores(self.arrangement, options.seed)
             self.optimizer = Adam(self.scores, lr=self.rate)
-        highest = float(legal.sum(-1).max()) * options.min_probability
-        if highest > 1:
+        if float(legal.sum(-1).max()) * options.min_probability > 1:
             raise ValueError(f"WPL: min_probability {options.min_probability} is too much for so many choices")
 
     @property
@@ -123,14 +118,12 @@ class WPL(LearningAgent):
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Apply Algorithm 3 to all visits of a batch at once."""
         cells, values = self._visits(trajectory)
-        visits, mean = visits_and_means(cells.flatten(), values.flatten(), self._average.numel())
+        visits, mean = visits_and_means(cells, values, self._average.numel())
         kept = (1 - self.average_rate) ** visits  # 1 where there was no visit
         self._average.copy_(torch.lerp(mean, self._average.flatten(), kept).view_as(self._average))
-        return (
-            self._move_table(cells.flatten(), values.flatten())
-            if self.scores is None
-            else self._step(trajectory, cells, values)
-        )
+        if self.scores is None:
+            return self._move_table(cells.flatten(), values.flatten())
+        return self._step(trajectory, cells, values)
 
     def _move_table(self, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
         table, average = self._table.flatten(), self._average.flatten()
@@ -160,13 +153,10 @@ class WPL(LearningAgent):
         return {"policy_entropy": mean_of_steps(entropy, choosing)}
 
     def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """Flat cell number of every choice, and its return, `(S, B, M)` each.
-
-        Tensors that did not choose visit the row of instances that have left.
-        """
+        """Flat cell number of every choice, and its return, `(S, B, M)` each."""
         steps, returns = trajectory.steps, trajectory.returns(self.config.gamma)
         action, place = stacked(steps, "action"), self.cells(trajectory).unsqueeze(-1)
-        if self.num_tensors > 1:  # one alone chooses wherever it is
+        if self.num_tensors > 1:  # tensors that did not choose visit the row of instances that have left
             choosing = stacked(steps, "choosing")
             decision = stacked(steps, "decision").unsqueeze(-1)
             place = torch.where(choosing, place, place - decision + self.arrangement.left_row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,16 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.checkpoint import origin_of, read, write
-from routing_gym.agents.base.learning import learn
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.tables import legal_rows
+from routing_gym.agents.base.learning import Report, learn
+from routing_gym.agents.parts.scores import legal_rows
 from routing_gym.agents.trained.classify import classify, eval_mode
 from routing_gym.envs import PRICED_MACS, Context, Known, Observation, RoutingVectorEnv, Trajectory, core_of, is_price
 from routing_gym.envs.rollout import is_single
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
 from routing_gym.networks.actions import of_one_tensor
-from routing_gym.options import check_types, type_hints
+from routing_gym.options import Options, check_types, type_hints
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig(Options):
+    """Options every agent has.
+
+    Attributes:
+        seed: Seed of the agent's own random choices.
+    """
+
+    seed: int = 0
+
+    @classmethod
+    def owner(cls) -> str:
+        """Beginning of messages: whose options these are."""
+        return f"{cls.__name__.removesuffix('Config')}: "
 
 
 class Agent(nn.Module, ABC):
@@ -33,23 +48,19 @@ class Agent(nn.Module, ABC):
     are moved to the environment's device by `make_agent`.
 
     Attributes:
-        Config: The dataclass of its options.
+        Config: The dataclass of its options, `config`.
+        name: The name it was made by.
         action_type: `"discrete"`, choices, or `"weights"`.
         needs_gradients: Its parameters are trained by the backward pass of the blocks (Gumbel gates, mixtures); it
             must then have an `optimizer`.
         max_tensors: The most tensors per decision it can choose for: 1, without an axis M; or None for any number.
         env_kwargs: Options the environment must have been made with, `{"differentiable": True}` say.
         env: The vector environment it was made for.
-        config: Its options.
         generator: Random numbers on the environment's device.
         optimizer: Steps together with the blocks' where `needs_gradients`.
         episodes: Instances routed while learning.
         carried: Instances by which `passes` is ahead of `episodes`: where tasks are added the split grows, and those
             routed before amount to as many passes as they did (`add_task`).
-
-    Args:
-        env: An environment of routing_gym, or a face of one.
-        config: Options; the defaults where left out.
 
     Raises:
         ValueError: The environment is not one this agent can route, said by name.
@@ -62,7 +73,6 @@ class Agent(nn.Module, ABC):
     env_kwargs: ClassVar[Mapping[str, Any]] = {}
 
     name: str = ""
-    """The name it was made by."""
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__()
@@ -82,7 +92,6 @@ class Agent(nn.Module, ABC):
         self.shares_wanted = self.env.rewards.of_probabilities
 
     def _check_env(self) -> None:
-        """Refuse an environment this agent cannot route."""
         name, network, config = self.name or type(self).__name__, self.env.network, self.env.config
         if config.action_type != self.action_type:
             raise ValueError(
@@ -108,20 +117,14 @@ class Agent(nn.Module, ABC):
     def act(self, observation: Observation, context: Context) -> Action:
         """Choices `(B,)` int64, or weights `(B, A)`; where `max_tensors` is None `(B, M)` or `(B, M, A)`.
 
-        Args:
-            observation: `activation (B, D)`, `task (B,)`, `depth (B,)`.
-            context: Which rows are active, which choices are legal, whether to take the best action; may be written
-                to: `context.carry`, `context.record`.
+        The context says which rows are active, which choices are legal, whether to take the best action; what stands in
+        `context.carry` and `context.record` is kept.
         """
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N)` int64, `(B, N, M)` where `max_tensors` is None, if they depend on nothing but the task.
 
         Much faster than `act` at every decision, because no activation is observed. By default None: `act` is asked.
-
-        Args:
-            task: `(B,)` int64.
-            deterministic: Take the best choices.
         """
         return None
 
@@ -160,7 +163,7 @@ class Agent(nn.Module, ABC):
             )
         return self.update(trajectory) or {}
 
-    def learn(self, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> Self:
+    def learn(self, env: Any, episodes: int, callback: Report | None = None) -> Self:
         """Train agent and blocks together; see `routing_gym.agents.base.learning.learn`."""
         learn(self, env, episodes, callback)
         return self
@@ -190,9 +193,9 @@ class Agent(nn.Module, ABC):
         if not isinstance(observation, Mapping) or not {"activation", "task", "depth"} <= observation.keys():
             got = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
             raise ValueError(f"an observation has 'activation', 'task' and 'depth' by name, got {got}")
-        single = np.ndim(observation["depth"]) == 0
+        single, device = np.ndim(observation["depth"]) == 0, self.env.device
         as_tensors = all(isinstance(value, Tensor) for value in observation.values())
-        batch = {key: torch.as_tensor(value, device=self.env.device) for key, value in observation.items()}
+        batch = {key: torch.as_tensor(value, device=device) for key, value in observation.items()}
         if single:
             batch = {key: value.unsqueeze(0) for key, value in batch.items()}
         if k_cpt is not None:
@@ -203,14 +206,13 @@ class Agent(nn.Module, ABC):
                 raise ValueError(
                     f"{key} must be one number in [0, {most}) for each of {rows} activations, got {numbers.tolist()}"
                 )
-        carry = None if state is None else torch.as_tensor(state, device=self.env.device)
-        begins = None
+        carry, begins = None if state is None else torch.as_tensor(state, device=device), None
         if carry is not None and episode_start is not None:
-            begins = torch.as_tensor(episode_start, device=self.env.device, dtype=torch.bool).view(-1)
+            begins = torch.as_tensor(episode_start, device=device, dtype=torch.bool).view(-1)
             carry = torch.where(begins.view(-1, *[1] * (carry.ndim - 1)), torch.zeros_like(carry), carry)
         known = Known(batch["depth"] < self.num_decisions, legal_rows(self.env.network.masks)[batch["depth"]])
-        single_tensor = is_single(self, self.env.network)
-        context = Context(known, single=single_tensor, deterministic=deterministic, carry=carry, begins=begins)
+        of_one = is_single(self, self.env.network)
+        context = Context(known, single=of_one, deterministic=deterministic, carry=carry, begins=begins)
         # As while judging: what is predicted depends on no other row, and batch norms do not move.
         with torch.no_grad(), eval_mode(self):
             action = self.act(batch, context)
@@ -223,8 +225,7 @@ class Agent(nn.Module, ABC):
             value = value[0] if single else value
             return value if as_tensors else value.cpu().numpy()
 
-        carried = context.carry if context.carry is None or as_tensors else context.carry.cpu().numpy()
-        return back(action), carried
+        return back(action), context.carry if context.carry is None or as_tensors else context.carry.cpu().numpy()
 
     def classify(self, images: Tensor, task: Tensor | None = None, *, k_cpt: float | None = None) -> Tensor:
         """Logits `(B, num_classes)` of images; see `routing_gym.agents.trained.classify.classify`."""
@@ -256,9 +257,7 @@ class Agent(nn.Module, ABC):
     def save(self, path: str | Path, **extra: Any) -> None:
         """Write agent, blocks, optimisers and random states into one file, whole or not at all.
 
-        Args:
-            path: The file.
-            extra: Plain values and tensors to keep beside them; `read(path)["extra"]` gives them back.
+        `extra` are plain values and tensors to keep beside them; `read(path)["extra"]` gives them back.
 
         Raises:
             ValueError: The agent's class is not registered, so that no one could load it; or something to be kept is
@@ -291,17 +290,13 @@ class Agent(nn.Module, ABC):
         """Read an agent and its blocks from a file; the blocks go into `env`'s network.
 
         Learning goes on bit for bit where it stopped, on the same kind of device; elsewhere the agent's random numbers
-        start anew from its seed and its episodes. PyTorch's own generator, which dropout draws from, belongs to the
-        whole process and is left alone: `torch.set_rng_state(read(path)["torch_generator"])` puts it back, as the
-        commands do.
-
-        How the blocks are trained from here on (`learning_rate`, `momentum`, `weight_decay`, `schedule`, ...) is what
-        `env` was asked for where that was given when it was made, else what it was before; a warning tells where the
-        two differ.
+        start anew from its seed and its episodes. PyTorch's own generator, which dropout draws from, is left alone:
+        `torch.set_rng_state(read(path)["torch_generator"])` puts it back. How the blocks are trained from here on
+        (`learning_rate`, `schedule`, ...) is what `env` was asked for where that was given when it was made, else what
+        it was before; a warning tells where the two differ.
 
         Raises:
-            ValueError: Not a checkpoint, a damaged one, or one of another network, agent or data set. `env` is
-                unchanged then.
+            ValueError: Not a checkpoint, damaged, or of another network, agent or data set; `env` is unchanged then.
         """
         checkpoint = read(path)
         known = AGENTS.get(checkpoint["agent"])

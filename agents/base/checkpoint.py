@@ -45,12 +45,7 @@ FORM: dict[str, Any] = {
 
 
 def write(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain values, with the state of PyTorch's own random numbers (dropout).
-
-    Raises:
-        ValueError: Something that could not be read again: names it.
-        WriteError: The file cannot be written; one that was there is still there.
-    """
+    """Write a checkpoint of tensors and plain values, with the state of PyTorch's own random numbers (dropout)."""
     checkpoint = {**content, "format": FORMAT, "version": VERSION, "torch_generator": torch.get_rng_state()}
     _check_plain(checkpoint, "")
     archive = io.BytesIO()
@@ -83,8 +78,7 @@ def read(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's own message advises to let the file run code
         raise ValueError(f"{path} is not a checkpoint of routing_gym: it holds more than tensors and values") from error
-    named = checkpoint.get("format") if isinstance(checkpoint, dict) else None
-    if not isinstance(named, str) or named != FORMAT:
+    if not isinstance(checkpoint, dict) or not isinstance(named := checkpoint.get("format"), str) or named != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of routing_gym")
     version = checkpoint.get("version")
     if type(version) is not int or version != VERSION:
@@ -102,13 +96,9 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def origin_of(env: RoutingVectorEnv) -> dict[str, Any]:
     """Id, options and size by which an environment can be made again; no id where text cannot say them."""
-    kwargs = {} if env.spec is None else dict(env.spec.kwargs)
-    plain = all(map(_is_plain, kwargs.values()))
-    return {
-        "env_id": env.spec.id if env.spec is not None and plain else None,
-        "env_kwargs": kwargs if plain else {},
-        "num_envs": env.num_envs,
-    }
+    spec = env.spec if env.spec is not None and all(map(_is_plain, env.spec.kwargs.values())) else None
+    named = {"env_id": None, "env_kwargs": {}} if spec is None else {"env_id": spec.id, "env_kwargs": dict(spec.kwargs)}
+    return {**named, "num_envs": env.num_envs}
 
 
 def _is_plain(value: Any) -> bool:

@@ -18,19 +18,20 @@ from routing_gym.tasks.checking import whole_number
 if TYPE_CHECKING:
     from routing_gym.agents.base.agent import Agent
 
+Report = Callable[[dict[str, Tensor]], None]
+"""What is called after every batch, with its metrics."""
 REPORTED = ("loss", "accuracy", "reward", "macs")
 """Metrics reported of every batch, besides the agent's own."""
 
 
-def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, Tensor]], None] | None = None) -> None:
+def learn(agent: Agent, env: Any, episodes: int, callback: Report | None = None) -> None:
     """Train for at least `episodes` instances, in whole batches of `env.num_envs`.
 
     Args:
-        agent: The agent.
+        agent: Whoever decides, and learns.
         env: The environment it was made for; its episodes under way are given up.
         episodes: How many instances to route, at least 1.
-        callback: Called after every batch with its metrics, 0-dimensional tensors: `loss`, `accuracy`, `reward`, `macs`
-            and the agent's own.
+        callback: Called after every batch with its metrics, 0-dimensional tensors: `REPORTED` and the agent's own.
 
     Raises:
         ValueError: A count below 1, or an environment the agent was not made for.
@@ -44,24 +45,13 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Callable[[dict[str, T
     for _ in range(-(-episodes // core.num_envs)):
         trajectory, loss, reported = train_batch(agent, core)
         if callback is not None:
-            callback(
-                {
-                    "loss": loss,
-                    "accuracy": trajectory.correct.mean(),
-                    "reward": trajectory.reward().mean(),
-                    "macs": trajectory.macs.mean(),
-                    **reported,
-                }
-            )
+            means = {"accuracy": trajectory.correct, "reward": trajectory.reward(), "macs": trajectory.macs}
+            callback({"loss": loss, **{name: value.mean() for name, value in means.items()}, **reported})
     check_state(agent)
 
 
 def check_learning(agent: Agent, env: Any, episodes: int) -> RoutingVectorEnv:
-    """Vector environment that an agent is to learn in.
-
-    Raises:
-        ValueError: A count below 1, or an environment the agent was not made for.
-    """
+    """Vector environment that an agent is to learn in; refuses others than its own, and a count below 1."""
     whole_number("episodes", episodes)
     core = core_of(env)
     if core is not agent.env:
@@ -72,14 +62,10 @@ def check_learning(agent: Agent, env: Any, episodes: int) -> RoutingVectorEnv:
 
 
 def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor, dict[str, Tensor]]:
-    """Route one batch, train the blocks on it, then the agent.
-
-    Returns:
-        The episodes, the blocks' loss, and the agent's own metrics.
+    """Route one batch, train the blocks on it, then the agent; gives episodes, blocks' loss and the agent's metrics.
 
     Raises:
-        TrainingDivergedError: A loss, a gradient, a reward, a parameter or a buffer is no longer a number; names agent
-            and batch.
+        TrainingDivergedError: A loss, gradient, reward, parameter or buffer is no number; names agent and batch.
         ValueError: The agent did something that is not allowed; names both.
     """
     joint = agent.optimizer if agent.needs_gradients else None
@@ -103,9 +89,8 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
     except (TrainingDivergedError, NotFiniteError) as error:
         check_state(agent)
         if strange is not None and bool(strange):
-            names = [name for name, value in trajectory.rewards.items() if not bool(value.isfinite().all())]
-            reason = f"a reward is not finite ({', '.join(names)}); no step was taken"
-            raise TrainingDivergedError(f"{where}: {reason}") from error
+            names = ", ".join(name for name, value in trajectory.rewards.items() if not bool(value.isfinite().all()))
+            raise TrainingDivergedError(f"{where}: a reward is not finite ({names}); no step was taken") from error
         raise TrainingDivergedError(f"{where}: {error}") from error
     except ValueError as error:
         check_state(agent)
@@ -125,11 +110,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
 
 
 def _metrics(agent: Agent, reported: Any) -> dict[str, Tensor]:
-    """Metrics that an agent's `update` has reported, as 0-dimensional tensors.
-
-    Raises:
-        ValueError: Not numbers by name, or a name of ours; names the agent.
-    """
+    """Metrics that an agent's `update` has reported, as 0-dimensional tensors; refuses all but numbers by name."""
     if not isinstance(reported, Mapping):
         raise ValueError(f"{_named(agent)}: update must return numbers by name, or None, got {reported!r:.60}")
     metrics = {}
@@ -150,10 +131,7 @@ def check_state(agent: Agent) -> None:
     """Find numbers that are not finite in an agent's parameters and buffers.
 
     A parameter is refused as well where its square is infinite: products of such numbers are none. In a buffer infinity
-    may stand.
-
-    Raises:
-        TrainingDivergedError: Names the first such tensor.
+    may stand. The error names the first such tensor.
     """
     kept = [(name, tensor.detach()) for name, tensor in agent.named_parameters()]
     numbers = [tensor for _, tensor in kept] + [buffer for buffer in agent.buffers() if buffer.is_floating_point()]

@@ -7,8 +7,7 @@ import re
 from importlib.metadata import entry_points
 from typing import Any
 
-from routing_gym.agents.base.agent import AGENTS, Agent
-from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.base.agent import AGENTS, Agent, AgentConfig
 from routing_gym.networks import claim
 from routing_gym.options import check_types, type_hints
 
@@ -32,13 +31,9 @@ def register_agent(name: str, cls: type[Agent]) -> None:
         cls.name = name  # of agents made without make_agent
 
 
-ENTRY_POINTS = "routing_gym.agents"
-"""The entry-point group by which installed packages offer agents: `name = "package.module:Class"`."""
-
-
 def load_installed_agents() -> None:
-    """Register the agents that installed packages offer; names that are known already stay what they are."""
-    for entry in entry_points(group=ENTRY_POINTS):
+    """Register the agents of installed packages' entry points, `name = "package.module:Class"`; known names stay."""
+    for entry in entry_points(group="routing_gym.agents"):
         if entry.name not in AGENTS:
             register_agent(entry.name, entry.load())
 
@@ -59,12 +54,7 @@ def needs(name: str) -> dict[str, Any]:
 
 
 def make_agent(name: str, env: Any, **config: Any) -> Agent:
-    """Make an agent for an environment.
-
-    Args:
-        name: One of `AGENTS`.
-        env: An environment of routing_gym, or a face of one.
-        config: Options of the agent, the fields of its `Config`.
+    """Agent for an environment of routing_gym, or a face of one, by name; options are the fields of its `Config`.
 
     Raises:
         ValueError: An unknown name or option, a refused value, or an environment the agent cannot route.

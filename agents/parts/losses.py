@@ -1,6 +1,9 @@
 """Targets and losses of all agents: pure functions of tensors.
 
-S steps, B rows, A choices. What stands at a step in rows that had left counts nowhere, but is finite.
+S steps, B rows, M tensors, A choices. By name: `rewards` r, `values` v, `target` G, `advantage`, `entropy` H of the
+policy and `log_chosen` log π(a_i | s_i) are `(S, B)`, `final` is the final reward r_final, `(B,)`; `active`, `(S, B)`,
+says which rows decided, `legal`, `(..., A)` bool, which choices are legal. What stands at a step in rows that had left
+counts nowhere, but is finite.
 """
 
 from __future__ import annotations
@@ -12,8 +15,6 @@ from torch import Tensor
 
 SMALLEST = 1e-10
 """Keeps a division by the mean finite where nothing was used."""
-
-# ------------------------------------------------------------------------------------------------------------- targets
 
 
 def lambda_returns(
@@ -29,16 +30,8 @@ def lambda_returns(
     """λ-returns `(S, B)` (Peng and Williams 1996).
 
     G_i = r_i + γ ((1 − λ) v_{i+1} + λ G_{i+1}) + c_{i+1}, and G_i = r_i + r_final where the instance leaves. With λ = 0
-    that is the target of TD(0), with λ = 1 the whole return.
-
-    Args:
-        rewards: r, `(S, B)`.
-        values: v, `(S, B)`, of which the first is not looked at.
-        final: r_final, `(B,)`.
-        active: `(S, B)` bool, rows that decided.
-        gamma: γ.
-        lambda_: λ.
-        arrival: c, `(S, B)`, what arriving at a decision earns.
+    that is the target of TD(0), with λ = 1 the whole return. The first value is not looked at; `arrival`, c, `(S, B)`,
+    is what arriving at a decision earns.
     """
     returns = [rewards[-1] + final]
     for i in reversed(range(len(rewards) - 1)):
@@ -54,15 +47,7 @@ def generalized_advantages(
 ) -> Tensor:
     """Generalised advantages `(S, B)`, 0 in rows that had left (Schulman et al. 2016, Eq. 16).
 
-    A_i = δ_i + γ λ A_{i+1}, δ_i = r_i + γ v_{i+1} − v_i, with r_final for γ v_{i+1} where the instance leaves.
-
-    Args:
-        rewards: r, `(S, B)`.
-        values: v, `(S, B)`, detached.
-        final: r_final, `(B,)`.
-        active: `(S, B)` bool, rows that decided.
-        gamma: γ.
-        lambda_: λ.
+    A_i = δ_i + γ λ A_{i+1}, δ_i = r_i + γ v_{i+1} − v_i, v detached; r_final for γ v_{i+1} where an instance leaves.
     """
     worth = torch.cat([torch.where(active[1:], gamma * values[1:], final), final.unsqueeze(0)])
     errors, advantage, advantages = rewards + worth - values, torch.zeros_like(final), []
@@ -72,16 +57,11 @@ def generalized_advantages(
     return torch.stack(advantages[::-1])
 
 
-# ---------------------------------------------------------------------------------------- learning from what was drawn
-
-
 def joint_choice(log_policy: Tensor, action: Tensor, choosing: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Log-probability of what was chosen and entropy of the policy, `(S, B)` each; both summed over the M tensors.
 
-    Args:
-        log_policy: `(S, B, A)` or `(S, B, M, A)`, −inf where a choice is not legal.
-        action: `(S, B)` or `(S, B, M)` int64.
-        choosing: `(S, B, M)` bool, the tensors that chose; None without the axis M.
+    `log_policy` is `(S, B, A)` or `(S, B, M, A)`, −inf where a choice is not legal, `action` int64 the same without A;
+    `choosing`, `(S, B, M)` bool, says which tensors chose, None without the axis M.
     """
     log_chosen = log_policy.gather(-1, action.unsqueeze(-1)).squeeze(-1)
     # 0 · (−inf) of what is not legal counts as 0.
@@ -96,38 +76,22 @@ def policy_gradient_loss(
 ) -> Tensor:
     """Loss whose gradient is REINFORCE's (Williams 1992), 0-dimensional: −Σ_i A_i log π(a_i) + w H_i, mean over rows.
 
-    Args:
-        log_chosen: log π(a_i | s_i), `(S, B)`, with graph.
-        advantage: A, `(S, B)`, without: returns less a baseline.
-        entropy: H(π(· | s_i)), `(S, B)`, with graph.
-        active: `(S, B)`, 1 for rows that decided, else 0.
-        entropy_weight: w.
+    The advantages, returns less a baseline, are without graph.
     """
     gain = advantage * log_chosen + entropy_weight * entropy
     return -(active * gain).sum() / active.shape[1]
 
 
 def squared_td_error(target: Tensor, value: Tensor, active: Tensor) -> Tensor:
-    """Squared error Σ_i (G_i − v_i)², mean over rows, 0-dimensional (Sutton and Barto 2018, section 9.3, without ½).
-
-    Args:
-        target: G, `(S, B)`.
-        value: v, `(S, B)`, with graph.
-        active: `(S, B)`, 1 for rows that decided, else 0.
-    """
+    """Squared error Σ_i (G_i − v_i)², mean over rows, 0-dimensional (Sutton and Barto 2018, section 9.3, without ½)."""
     return (active * (target - value) ** 2).sum() / active.shape[1]
 
 
 def wpl_delta(difference: Tensor, probability: Tensor, scaling: str) -> Tensor:
     """WPL's Δ of each visit, of the arguments' shape (Rosenbaum et al. 2018, Algorithm 3).
 
-    Δ = d π where d ≥ 0, and d (1 − π) where d < 0. `scaling="appendix"` has π and 1 − π the other way round (section
-    7.4).
-
-    Args:
-        difference: d, a return less the average of the returns.
-        probability: π of what was chosen.
-        scaling: `"algorithm3"` or `"appendix"`.
+    Δ = d π where d ≥ 0, and d (1 − π) where d < 0: d is a return less the average of the returns, π the probability of
+    what was chosen. `scaling="appendix"` has π and 1 − π the other way round (section 7.4), `"algorithm3"` has not.
     """
     grows = probability if scaling == "algorithm3" else 1 - probability
     return difference * torch.where(difference < 0, 1 - grows, grows)
@@ -136,11 +100,7 @@ def wpl_delta(difference: Tensor, probability: Tensor, scaling: str) -> Tensor:
 def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:
     """Probabilities `(..., A)` from rows that have moved: clipped to [0, 1], divided by their sum (Algorithm 3).
 
-    Args:
-        moved: `(..., A)`.
-        old: `(..., A)` probabilities, which stay where the sum is 0.
-        legal: `(..., A)` bool; choices that are not legal stay at 0.
-        floor: Least probability of a legal choice.
+    The old ones stay where the sum is 0. Choices that are not legal stay at 0, legal ones have at least `floor`.
     """
     clipped = moved.clamp(0, 1) * legal
     total = clipped.sum(-1, keepdim=True)
@@ -154,16 +114,8 @@ def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:
     return projected
 
 
-# ---------------------------------------------------------------------------------------------- keeping experts in use
-
-
 def cv_squared(use: Tensor, legal: Tensor) -> Tensor:
-    """Squared coefficient of variation `(...)` of what is legal, variance over squared mean (Shazeer et al. 2017).
-
-    Args:
-        use: `(..., A)`, how much each expert was used.
-        legal: `(..., A)` bool.
-    """
+    """Squared coefficient of variation `(...)` of the legal experts' use, `(..., A)` (Shazeer et al. 2017)."""
     count = legal.sum(-1).clamp(min=1)
     mean = (use * legal).sum(-1) / count
     variance = (legal * (use - mean.unsqueeze(-1)).square()).sum(-1) / count
@@ -173,15 +125,10 @@ def cv_squared(use: Tensor, legal: Tensor) -> Tensor:
 def chance_of_being_picked(clean: Tensor, noisy: Tensor, spread: Tensor, k: Tensor, legal: Tensor) -> Tensor:
     """P(x, i) `(B, A)`: how likely expert i is among the best k of row x if only its own noise is drawn anew.
 
-    Φ((x·W_g)_i − kth_excluding(H(x), k, i)) / softplus((x·W_noise)_i)) (Shazeer et al. 2017, appendix A): a smooth
-    stand-in for "was picked", so that the number of rows an expert gets has a gradient.
-
-    Args:
-        clean: `(B, A)` scores without noise.
-        noisy: `(B, A)` scores with the noise that was drawn; −inf where a choice is not legal.
-        spread: `(B, A)` deviation of the noise.
-        k: `(B,)` int64, how many are picked.
-        legal: `(B, A)` bool. Where no more than k are legal, all of them are picked for certain.
+    Φ(((x·W_g)_i − kth_excluding(H(x), k, i)) / softplus((x·W_noise)_i)) (Shazeer et al. 2017, appendix A): a smooth
+    stand-in for "was picked", so that the number of rows an expert gets has a gradient. Of the scores `(B, A)`, `clean`
+    are without noise, `noisy` with what was drawn, −inf where a choice is not legal; `spread` is the noise's deviation.
+    Where no more than k, `(B,)` int64, are legal, all of them are picked for certain.
     """
     ordered = noisy.sort(-1, descending=True).values
     contested = k < legal.sum(-1)
@@ -196,17 +143,10 @@ def chance_of_being_picked(clean: Tensor, noisy: Tensor, spread: Tensor, k: Tens
     return torch.where(usable, chance, legal.to(clean.dtype))
 
 
-# -------------------------------------------------------------------------------------------------- paths of instances
-
-
 def consistency(paths: Tensor, margin: float) -> Tensor:
     """CoDiNet's L_con (Wang et al., Eq. 8), 0-dimensional: paths of one image keep near to their mean.
 
-    (1/L)(1/M) Σ_i Σ_j [‖r_ij − r̄_i‖ − m_c]²₊.
-
-    Args:
-        paths: `(L, M, n)`: the paths of the M augmentations of L images.
-        margin: m_c.
+    (1/L)(1/M) Σ_i Σ_j [‖r_ij − r̄_i‖ − m_c]²₊ over paths r `(L, M, n)` of L images' M augmentations, with a margin m_c.
     """
     distance = torch.linalg.vector_norm(paths - paths.mean(1, keepdim=True), dim=-1)
     return (distance - margin).clamp(min=0).square().mean()
@@ -215,12 +155,8 @@ def consistency(paths: Tensor, margin: float) -> Tensor:
 def diversity(paths: Tensor, margin: float) -> Tensor:
     """CoDiNet's L_div (Eq. 9), 0-dimensional: mean paths of different images keep apart.
 
-    (1/L)(1/(L − 1)) Σ_i Σ_{j≠i} [m_d − ‖r̄_i − r̄_j‖]²₊; 0 for one image. Means that are the same have no direction to
-    be moved apart in: no gradient.
-
-    Args:
-        paths: `(L, M, n)`: the paths of the M augmentations of L images.
-        margin: m_d.
+    (1/L)(1/(L − 1)) Σ_i Σ_{j≠i} [m_d − ‖r̄_i − r̄_j‖]²₊ with the margin m_d; 0 for one image. Means that are the same
+    have no direction to be moved apart in: no gradient.
     """
     images = len(paths)
     if images < 2:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.joint import RouterAgent, RouterConfig
-from routing_gym.agents.parts.scores import ModuleScores
-from routing_gym.agents.parts.tables import legal_rows
+from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.bases import RouterAgent, RouterConfig
+from routing_gym.agents.parts.scores import ModuleScores, legal_rows
 from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import TALR, Context, Observation, Trajectory
 from routing_gym.networks import EXIT, RoutedNetwork, actions
@@ -21,7 +20,6 @@ from routing_gym.networks.pyramid_columns import DECAY, EPSILON
 from routing_gym.options import not_negative, positive
 
 HIDDEN = 16
-
 LEAST_TEMPERATURE = 1e-30
 """Temperatures halve for ever; the reciprocal of this one is still a float32."""
 
@@ -52,27 +50,22 @@ class Multipath(RouterAgent):
     Config = MultipathConfig
     config: MultipathConfig
     scores: ModuleScores
+    _legal: Tensor
+    _scores_macs: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        network = self.env.network
-        make = partial(_layers, network)
-        self.train_scores(ModuleScores(network, make, price=self.env.config.price, seed=self.config.seed))
+        network, price = self.env.network, self.env.config.price
+        self.train_scores(ModuleScores(network, partial(_layers, network), price=price, seed=self.config.seed))
         self.register_buffer("_legal", legal_rows(network.masks, single=True), persistent=False)
-        owned = {
-            (d, c): network.parameters_of(d, c)
-            for d, decision in enumerate(network.decisions)
-            for c in range(decision.n)
-        }
+        places = [(d, c) for d, decision in enumerate(network.decisions) for c in range(decision.n)]
+        owned = {place: network.parameters_of(*place) for place in places}
         several = {id(one.parameter) for parameters in owned.values() for one in parameters}
         self._for_all = [p for p in network.parameters() if id(p) not in several and p.ndim > 1]
         self._owned = {place: [one for one in parameters if one.value.ndim > 1] for place, parameters in owned.items()}
         costs = [*map(self.scores.macs, range(self.num_decisions)), 0.0]  # the last of rows that have left
         self.register_buffer("_scores_macs", torch.tensor(costs, device=self.env.device), persistent=False)
         self._talr = TALR([[OwnedParameter(p) for p in module.parameters()] for module in self.scores.of])
-
-    _legal: Tensor
-    _scores_macs: Tensor
 
     @property
     def temperature(self) -> float:
@@ -85,8 +78,7 @@ class Multipath(RouterAgent):
 
     def scored(self, observation: Observation, context: Context) -> Tensor:
         """Scores `(B, A)`, −inf where a choice is not legal; those without −inf are recorded, with graph."""
-        raw = self.scores(observation, context)
-        context.record["scores"] = raw
+        raw = context.record["scores"] = self.scores(observation, context)
         return self.masked(raw, observation["depth"])
 
     def masked(self, scores: Tensor, decision: Tensor) -> Tensor:
@@ -101,15 +93,11 @@ class Multipath(RouterAgent):
     def before_step(self, trajectory: Trajectory) -> None:
         """Follow the blocks' learning rate, adjusted to the throughput of decisions where that is asked for."""
         super().before_step(trajectory)
-        throughput = self.env.trainer.throughput
-        if throughput is not None:
+        if (throughput := self.env.trainer.throughput) is not None:
             self._talr.scale(throughput.of_decisions())
 
     def weight_penalty(self, trajectory: Trajectory, through_policy: bool = False) -> Tensor:
-        """Penalty k_L2 E[Σ w²] over the layers an instance passes (Eq. 9), 0-dimensional.
-
-        `through_policy` lets the gradient go on into the probabilities, which are constants otherwise.
-        """
+        """Penalty k_L2 E[Σ w²] over the layers an instance passes (Eq. 9), 0-dimensional; see `passage`."""
         reach, taken = self.passage(trajectory, through_policy)
         terms = [weight.square().sum() for weight in self._for_all]
         for (decision, choice), owned in self._owned.items():
@@ -119,7 +107,10 @@ class Multipath(RouterAgent):
         return self.config.weight_decay * torch.stack(terms).sum()
 
     def passage(self, trajectory: Trajectory, through_policy: bool) -> tuple[Tensor, Tensor]:
-        """Mean probability of being at each decision, `(N + 1,)`, and of each choice there, `(N + 1, A)`."""
+        """Mean probability of being at each decision, `(N + 1,)`, and of each choice there, `(N + 1, A)`.
+
+        `through_policy` lets the gradient go on into the probabilities, which are constants otherwise.
+        """
         reach = trajectory.loss.new_zeros(self.num_decisions + 1)
         taken = trajectory.loss.new_zeros(self.num_decisions + 1, self.num_choices)
         for step in trajectory.steps:
@@ -141,31 +132,27 @@ class ExactMultipath(Multipath):
     action_type = "weights"
     EPSILON = 1e-6
     """Every path keeps a probability of at least this times its share of the leaves (authors' code)."""
-
-    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
-        super().__init__(env, config)
-        decisions = self.env.network.decisions
-        legal = self._legal[:, : self.num_choices]
-        leaves = torch.zeros(len(decisions), dtype=torch.float64)
-        of_choice = torch.zeros(len(decisions) + 1, self.num_choices, dtype=torch.float64)
-        # Where a choice leads to; exits, and choices that do not exist, go into a last place that is not read.
-        following = torch.full((len(decisions) + 1, self.num_choices), len(decisions))
-        for number in reversed(range(len(decisions))):
-            for choice, target in enumerate(decisions[number].next):
-                if target != EXIT:
-                    following[number, choice] = target
-                if legal[number, choice]:
-                    of_choice[number, choice] = 1 if target == EXIT else leaves[target]
-            leaves[number] = of_choice[number].sum()
-        least = self.EPSILON / leaves[0]
-        dtype = torch.get_default_dtype()
-        self.register_buffer("_least", (least * torch.cat([leaves, leaves[:1]])).to(dtype), persistent=False)
-        self.register_buffer("_least_of", (least * of_choice).to(dtype), persistent=False)
-        self.register_buffer("_next", following, persistent=False)
-
     _least: Tensor
     _least_of: Tensor
     _next: Tensor
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        decisions, left = self.env.network.decisions, self.num_decisions
+        leaves = torch.ones(left + 1, dtype=torch.float64)
+        of_choice = torch.zeros(left + 1, self.num_choices, dtype=torch.float64)
+        # Where a choice leads to; exits, and choices that do not exist, go into a last place that is not read.
+        following = torch.full((left + 1, self.num_choices), left)
+        for number in reversed(range(left)):
+            for choice, target in enumerate(decisions[number].next):
+                following[number, choice] = left if target == EXIT else target
+                of_choice[number, choice] = leaves[following[number, choice]] * self._legal[number, choice]
+            leaves[number] = of_choice[number].sum()
+        leaves[left], least = leaves[0], self.EPSILON / leaves[0]
+        dtype = torch.get_default_dtype()
+        self.register_buffer("_least", (least * leaves).to(dtype), persistent=False)
+        self.register_buffer("_least_of", (least * of_choice).to(dtype), persistent=False)
+        self.register_buffer("_next", following, persistent=False)
 
     def _check_env(self) -> None:
         super()._check_env()
@@ -202,9 +189,9 @@ class ExactMultipath(Multipath):
         Without that little the softmax underflows at low temperatures: choices would no longer be tried, and a layer
         that no instance passes has no throughput. `reach (B, 1)` is the probability of being at the decision.
         """
-        soft = self.softened(scores)
         least = self._least.index_select(0, depth).unsqueeze(1)
-        return (1 - least / reach).clamp(min=0) * soft + self._least_of.index_select(0, depth) / reach
+        soft = (1 - least / reach).clamp(min=0) * self.softened(scores)
+        return soft + self._least_of.index_select(0, depth) / reach
 
 
 def _layers(network: RoutedNetwork, decision: int, inputs: int) -> nn.Sequential:
@@ -212,20 +199,11 @@ def _layers(network: RoutedNetwork, decision: int, inputs: int) -> nn.Sequential
 
     The other layers are drawn from Xavier's uniform distribution.
     """
-    layers = nn.Sequential(
-        nn.Linear(inputs, HIDDEN),
-        nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, HIDDEN),
-        nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, network.decisions[decision].n),
-    )
-    for part in layers:
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            nn.init.zeros_(part.bias)
-    last = layers[-1]
-    assert isinstance(last, nn.Linear)
+    sizes = (inputs, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, network.decisions[decision].n)
+    first, second, last = (nn.Linear(*size) for size in sizes)
+    for layer in (first, second, last):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
     nn.init.zeros_(last.weight)
-    return layers
+    norms = [nn.BatchNorm1d(HIDDEN, eps=EPSILON, momentum=1 - DECAY) for _ in range(2)]
+    return nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU(), last)

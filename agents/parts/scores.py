@@ -1,20 +1,14 @@
-"""Scores: learned numbers for every choice, from a table, from stacked networks, or from a module for each decision."""
+"""Tables `[agent, decision, ...]` and scores: learned numbers for every choice, for one agent or several."""
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.agents.base.agent import Agent
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.arrangement import Arrangement
-from routing_gym.agents.parts.tables import look_up
 from routing_gym.blocks import (
     LinearBlocks,
     OwnedParameter,
@@ -25,10 +19,103 @@ from routing_gym.blocks import (
     plain,
     run_chain,
 )
-from routing_gym.envs import Context, Observation
+from routing_gym.envs import Context, Observation, RoutingVectorEnv
 from routing_gym.networks import RoutedNetwork
 
 HIDDEN = 64
+
+
+def uniform_policy(legal: Tensor, num_agents: int) -> Tensor:
+    """Probabilities `(agents, ..., A)`: every legal choice, `(..., A)` bool, equally likely."""
+    chances = legal.to(torch.get_default_dtype())
+    return (chances / chances.sum(-1, keepdim=True)).repeat(num_agents, *[1] * legal.ndim)
+
+
+def legal_rows(masks: Tensor, single: bool = False) -> Tensor:
+    """Legal choices `(N + 1, M, A)` bool: masks, and all for rows that have left; without the axis M if `single`."""
+    legal = torch.cat([masks, torch.ones_like(masks[:1])])
+    return legal[:, 0] if single else legal
+
+
+def look_up(table: Tensor, agent: Tensor, depth: Tensor) -> Tensor:
+    """Entries `(B, ...)` of a table `(agents, rows, ...)`, by agent and row, `(B,)` int64 each."""
+    return table.flatten(0, 1).index_select(0, agent * table.shape[1] + depth)
+
+
+def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
+    """Choices `(...)` int64, drawn by running sums of probabilities, `(..., A)`, not necessarily to 1.
+
+    Inverting the cumulative distribution is many times faster than `multinomial`.
+    """
+    total = cumulative[..., -1]
+    height = torch.rand(total.shape, generator=generator, device=total.device, dtype=total.dtype) * total
+    # How many running sums are at most the height drawn: the number of choices below the one it falls into.
+    return torch.searchsorted(cumulative.contiguous(), height.unsqueeze(-1), right=True).squeeze(-1)
+
+
+def visits_and_means(cells: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Visits of each cell, of cells `(...)` int64, and mean of the values `(...)` there, or 0; `(size,)` each."""
+    # index_put, because index_add is not the same twice on a GPU
+    nothing, place = values.new_zeros(size), (cells.flatten(),)
+    visits = nothing.index_put(place, values.new_ones(()), accumulate=True)
+    return visits, nothing.index_put_(place, values.flatten(), accumulate=True).div_(visits.clamp(min=1))
+
+
+class Arrangement:
+    """Which agent decides for which row, and so the shape of tables and approximators (Rosenbaum et al. 2018, Fig. 3).
+
+    Tables are `[agent, row, choice]`. Rows 0 to N − 1 are the network's decisions and row N is for instances that have
+    left: what stands there does not matter, but can be looked up and written to like the others. Dispatching is one
+    more decision, made before the first: row N + 1, whose choices are the agents.
+
+    Args:
+        kind: `"per_task"`, `"single"` or `"dispatched"`.
+        representation: What the scores are: `"table"`, `"mlp"` or `"linear"`.
+        team: How many agents a dispatcher picks from; one per task by default.
+        single: Whether they choose for one tensor, so that there is no axis M.
+
+    Attributes:
+        num_agents: First axis of tables; `num_rows` is the second, `num_choices` the last.
+        legal: `(rows, M, A)` bool, `(rows, A)` without the axis M.
+        price: Whether the price of computation is seen.
+        left_row: The row for instances that have left, N.
+        dispatch_row: The row of the dispatcher, None without one.
+    """
+
+    def __init__(
+        self,
+        env: RoutingVectorEnv,
+        kind: str,
+        representation: str = "table",
+        team: int | None = None,
+        *,
+        single: bool = True,
+    ) -> None:
+        network, self.num_tasks = env.network, env.dataset.num_tasks
+        self.kind, self.representation = kind, representation
+        self.left_row, self.num_choices = len(network.decisions), network.num_choices
+        self.num_agents = 1 if kind == "single" else self.num_tasks
+        self.legal, self.price = legal_rows(network.masks, single), env.config.price
+        self.observation_size = network.observation_size
+        self.dispatch_row: int | None = None
+        if kind == "dispatched":
+            team = team or self.num_tasks
+            self.dispatch_row = self.left_row + 1
+            self.num_agents = max(team, self.num_tasks) if representation == "table" else team
+            self.num_choices = max(self.num_choices, team)
+            legal = self.legal.new_zeros(self.left_row + 2, *self.legal.shape[1:-1], self.num_choices)
+            legal[:-1, ..., : network.num_choices] = self.legal
+            legal[-1, ..., :team] = True
+            self.legal = legal
+        self.num_rows = len(self.legal)
+
+    def agent_of(self, task: Tensor) -> Tensor:
+        """Agents `(B,)` that decide for instances of tasks, where no dispatcher has to be asked."""
+        return task if self.kind == "per_task" else torch.zeros_like(task)
+
+    def dispatcher_of(self, task: Tensor) -> Tensor:
+        """First indices `(B,)` of the dispatcher's entries: by task in a table, an approximator is told the task."""
+        return task if self.representation == "table" else torch.zeros_like(task)
 
 
 class Scores(nn.Module):
@@ -36,87 +123,52 @@ class Scores(nn.Module):
 
     `forward(observation, who)` gives them for every row: `who` is the agent of each row, `(B,)`, in an arrangement; the
     context of the decision where every decision has a module of its own. What rows that have left get is finite.
-
-    Attributes:
-        sees_price: Whether they depend on the price of computation.
+    `sees_price` says whether they depend on the price of computation.
     """
 
-    def __init__(self, sees_price: bool) -> None:
-        super().__init__()
-        self.sees_price = sees_price
+    sees_price: bool
 
     def macs(self, decision: int) -> float:
         """Multiply-accumulates of one row's scores; 0 for tables."""
         return 0.0
 
 
-class ScoringAgent(Agent):
-    """An agent that decides by scores, as far as it looks at an instance at all.
-
-    Attributes:
-        scores: The scores; None where there are none.
-    """
-
-    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
-        super().__init__(env, config)
-        self.scores: Any = None
-
-    def macs(self, decision: int) -> float:
-        """Multiply-accumulates of the scores."""
-        return 0.0 if self.scores is None else self.scores.macs(decision)
-
-    @property
-    def sees_price(self) -> bool:
-        """Whether the scores depend on the price."""
-        return self.scores is not None and self.scores.sees_price
-
-
 class ArrangedScores(Scores):
     """Scores for every (agent, row) of an arrangement, −inf where a choice is not legal.
 
-    Args:
-        arrangement: The arrangement.
-        outputs: Numbers for a row where they are not scores of choices; nothing is masked then.
-        sees_price: As above.
-
-    Attributes:
-        shape: Of a row's numbers: `(A,)`, `(M, A)` where agents choose for M tensors, or `(outputs,)`.
+    The `shape` of a row's numbers is `(A,)`, `(M, A)` where agents choose for M tensors, or `(outputs,)` where they are
+    not scores of choices: nothing is masked then.
     """
 
     _legal: Tensor | None
     _left: Tensor
 
-    def __init__(self, arrangement: Arrangement, outputs: int | None, sees_price: bool) -> None:
-        super().__init__(sees_price)
+    def __init__(self, arrangement: Arrangement, outputs: int | None) -> None:
+        super().__init__()
         legal, self.num_agents, self.num_rows = arrangement.legal, arrangement.num_agents, arrangement.num_rows
         self.shape = tuple(legal.shape[1:]) if outputs is None else (outputs,)
         self.register_buffer("_legal", legal if outputs is None else None, persistent=False)
         left = torch.arange(self.num_agents, device=legal.device) * self.num_rows + arrangement.left_row
         self.register_buffer("_left", left, persistent=False)
 
-    def forward(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Scores `(B, *shape)` of the agents `(B,)`, at the rows that are the observation's `depth`."""
-        scores = self.raw(observation, agent)
-        if self._legal is None:
-            return scores
-        return scores.masked_fill(~self._legal.index_select(0, observation["depth"]), -torch.inf)
-
-    @abstractmethod
-    def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Scores `(B, *shape)`, whatever is legal."""
+    def masked(self, scores: Tensor, row: Tensor) -> Tensor:
+        """Scores `(B, *shape)`, −inf where a choice is not legal at a row, `(B,)`."""
+        return scores if self._legal is None else scores.masked_fill(~self._legal.index_select(0, row), -torch.inf)
 
 
 class TableScores(PartlyUsed, ArrangedScores):
     """A table, 0 at first. An agent that a batch does not ask keeps its part."""
 
-    def __init__(self, arrangement: Arrangement, outputs: int | None = None) -> None:
-        super().__init__(arrangement, outputs, sees_price=False)
+    sees_price = False
+
+    def __init__(self, arrangement: Arrangement, outputs: int | None) -> None:
+        super().__init__(arrangement, outputs)
         self.table = nn.Parameter(torch.zeros(self.num_agents, self.num_rows, *self.shape))
 
-    def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Entries `(B, *shape)`."""
+    def forward(self, observation: Observation, agent: Tensor) -> Tensor:
+        """Entries `(B, *shape)` of agents, `(B,)`, at the observation's `depth`."""
         self.note_use(agent)
-        return look_up(self.table, agent, observation["depth"])
+        return self.masked(look_up(self.table, agent, observation["depth"]), observation["depth"])
 
     @property
     def num_parts(self) -> int:
@@ -136,18 +188,13 @@ class StackedScores(ArrangedScores):
     """A network for every (agent, row): all are stacked and run as one grouped call, like blocks.
 
     Two layers, on concat(v, one-hot t) (Rosenbaum et al. 2018, Appendix 7.3); or one without bias, on v alone. The
-    price stands behind v where it is seen. Where agents choose for several tensors, v describes them all.
-
-    Args:
-        arrangement: As of `ArrangedScores`.
-        inputs: Width of v.
-        outputs: As of `ArrangedScores`.
-        hidden: Width of the hidden layer; 0 for a linear network.
+    price stands behind v where it is seen. Where agents choose for several tensors, v describes them all. `inputs` is
+    the width of v, `hidden` that of the hidden layer, 0 for a linear network.
     """
 
-    def __init__(self, arrangement: Arrangement, inputs: int, outputs: int | None = None, hidden: int = HIDDEN) -> None:
-        super().__init__(arrangement, outputs, arrangement.price)
-        self.num_tasks = arrangement.num_tasks if hidden else 0
+    def __init__(self, arrangement: Arrangement, inputs: int, outputs: int | None, hidden: int) -> None:
+        super().__init__(arrangement, outputs)
+        self.sees_price, self.num_tasks = arrangement.price, arrangement.num_tasks if hidden else 0
         networks, inputs = self.num_agents * self.num_rows, inputs + self.sees_price + self.num_tasks
         self.hidden = LinearBlocks(networks, inputs, hidden, relu=True) if hidden else None
         self.output = LinearBlocks(networks, hidden or inputs, math.prod(self.shape))
@@ -155,8 +202,8 @@ class StackedScores(ArrangedScores):
             nn.init.zeros_(self.output.bias).requires_grad_(False)
         self._layers = [self.output] if self.hidden is None else [self.hidden, self.output]
 
-    def raw(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Outputs `(B, *shape)` of each row's network."""
+    def forward(self, observation: Observation, agent: Tensor) -> Tensor:
+        """Outputs `(B, *shape)` of the networks of agents, `(B,)`, at the observation's `depth`."""
         x = observation["activation"]
         seen = [x, observation["price"].to(x.dtype)] if self.sees_price else [x]
         if self.num_tasks:
@@ -169,7 +216,8 @@ class StackedScores(ArrangedScores):
             layer.note_use(self._left)
         plan = which.unsqueeze(1).expand(-1, len(self._layers))
         x = torch.cat(seen, 1) if len(seen) > 1 else x
-        return plain(run_chain([layer.link() for layer in self._layers], x, plan)).view(-1, *self.shape)
+        scores = plain(run_chain([layer.link() for layer in self._layers], x, plan)).view(-1, *self.shape)
+        return self.masked(scores, observation["depth"])
 
     def macs(self, decision: int) -> float:
         """Multiply-accumulates of one network."""
@@ -177,14 +225,15 @@ class StackedScores(ArrangedScores):
 
 
 def make_scores(
-    representation: str, arrangement: Arrangement, inputs: int, seed: int, outputs: int | None = None
+    arrangement: Arrangement, seed: int, *, inputs: int | None = None, outputs: int | None = None
 ) -> ArrangedScores:
-    """Scores by representation, `"table"`, `"mlp"` or `"linear"`, on the arrangement's device."""
+    """Scores in an arrangement's representation, on its device; they see numbers `(B, inputs)`, or the activation."""
     with first_weights(seed):
-        if representation == "table":
+        if arrangement.representation == "table":
             scores: ArrangedScores = TableScores(arrangement, outputs)
         else:
-            scores = StackedScores(arrangement, inputs, outputs, hidden=HIDDEN if representation == "mlp" else 0)
+            hidden = HIDDEN if arrangement.representation == "mlp" else 0
+            scores = StackedScores(arrangement, inputs or arrangement.observation_size, outputs, hidden)
     return scores.to(arrangement.legal.device)
 
 
@@ -193,13 +242,10 @@ class ModuleScores(Scores):
 
     Args:
         network: Says how wide a decision's observation is, and how many choices it has.
-        make: Builds the module of a decision, given its number and the width of its input.
+        make: Builds the module of a decision, given its number and the width of its input; `of` holds them.
         price: Whether the price of computation stands in front of the activation.
         seed: Of the first weights.
         outputs: Numbers for a row; by default one for each choice.
-
-    Attributes:
-        of: The module of each decision.
     """
 
     def __init__(
@@ -211,14 +257,13 @@ class ModuleScores(Scores):
         seed: int,
         outputs: int | None = None,
     ) -> None:
-        super().__init__(price)
-        self.outputs = outputs or network.num_choices
+        super().__init__()
+        self.sees_price, self.outputs = price, outputs or network.num_choices
         self.widths = [decision.width + price for decision in network.decisions]
         with first_weights(seed):
             self.of = nn.ModuleList(make(number, width) for number, width in enumerate(self.widths))
         allow_small_groups(self)
-        each = zip(self.of, self.widths, strict=True)
-        self._macs = [count_macs(module, torch.zeros(1, width)) for module, width in each]
+        self._macs = [count_macs(part, torch.zeros(1, width)) for part, width in zip(self.of, self.widths, strict=True)]
 
     def forward(self, observation: Observation, context: Context) -> Tensor:
         """Scores `(B, outputs)`; 0 for choices that a decision does not have, and for rows that are not active."""

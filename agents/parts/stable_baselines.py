@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.base.agent import Agent
-from routing_gym.agents.base.options import AgentConfig
+from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.base.learning import REPORTED, Report
 from routing_gym.blocks import first_weights
 from routing_gym.envs import Observation
 from routing_gym.options import count, not_negative, positive, share
-
-Report = Callable[[dict[str, Tensor]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +25,9 @@ class SB3Config(AgentConfig):
 
     Attributes:
         representation: What the policy sees, and is: `"table"`, task and decision only, with an entry for each pair; or
-            `"mlp"`, the whole observation and hidden layers, the library's own policy. (That one does not find the
-            tasks of DIGITS-MTL ways of their own in 20 epochs, see `SB3Agent`.)
-        learning_rate: Step size of the policy's optimiser; None for the default of the representation
-            (`DEFAULT_RATES`).
+            `"mlp"`, the library's own, the whole observation and hidden layers. (It does not find the tasks of
+            DIGITS-MTL ways of their own in 20 epochs, see `SB3Agent`.)
+        learning_rate: Step size of the policy's optimiser; None for that of the representation in `DEFAULT_RATES`.
         gamma: Discount per decision, of the final reward too.
         net_arch: Widths of the hidden layers of the policy, and of the critic where there is one; of `"mlp"`.
     """
@@ -53,15 +50,10 @@ class SB3Config(AgentConfig):
 
     def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
         """Arguments of the library's constructor, for so many decisions and rows."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        given = {name: value for name, value in fields.items() if name not in self.OURS}
-        table = self.representation == "table"
-        policy = {
-            "net_arch": [] if table else list(self.net_arch),
-            "features_extractor_class": Features,
-            "features_extractor_kwargs": {"table": table},
-        }
-        rate = self.learning_rate or self.DEFAULT_RATES[self.representation]
+        given = {name: value for name, value in vars(self).items() if name not in self.OURS}
+        rate, table = self.learning_rate or self.DEFAULT_RATES[self.representation], self.representation == "table"
+        features = {"features_extractor_class": Features, "features_extractor_kwargs": {"table": table}}
+        policy = {"net_arch": [] if table else list(self.net_arch), **features}
         return {**given, "learning_rate": rate, "policy_kwargs": policy}
 
 
@@ -80,7 +72,7 @@ class OnPolicyConfig(SB3Config):
     ent_coef: float = not_negative(0.01)
 
     def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
-        """Arguments of the library's constructor, for so many decisions and rows."""
+        """Those of every agent, and `n_steps`."""
         steps = self.n_steps or max(num_decisions, 2)  # of a single value there is no spread to normalise by
         return {**super().arguments(num_decisions, num_envs), "n_steps": steps}
 
@@ -98,7 +90,7 @@ class PPOConfig(OnPolicyConfig):
     n_epochs: int = count(4)
 
     def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
-        """Arguments of the library's constructor, for so many decisions and rows."""
+        """Those of on-policy agents, and `batch_size`."""
         given = super().arguments(num_decisions, num_envs)
         return {**given, "batch_size": self.batch_size or given["n_steps"] * num_envs}
 
@@ -118,8 +110,8 @@ class DQNConfig(SB3Config):
         batch_size: Decisions per step of the optimiser.
         exploration_initial_eps: Share of random decisions at first; all rows are random at once.
         exploration_final_eps: Share of random decisions in the end.
-        exploration_episodes: Instances over which the share falls, in a straight line. (The library measures this as a
-            share of a call to `learn`; commands call that once per epoch.)
+        exploration_episodes: Instances over which it falls, in a straight line. (The library measures this as a share
+            of a call to `learn`; commands call that once per epoch.)
     """
 
     OURS = SB3Config.OURS | {"exploration_episodes"}
@@ -133,21 +125,17 @@ class DQNConfig(SB3Config):
     exploration_episodes: int = count(50_000)
 
     def arguments(self, num_decisions: int, num_envs: int) -> dict[str, Any]:
-        """Arguments of the library's constructor: an update at every step, a target network renewed every 3 000."""
+        """Those of every agent; an update at every step, a target network renewed every 3 000."""
         return {**super().arguments(num_decisions, num_envs), "train_freq": 1, "target_update_interval": 3000}
 
 
 class Features(nn.Module):
-    """Features of an observation, one vector for each row.
+    """Features `(B, features_dim)` of observations as the library prepares them, `task` and `depth` one-hot.
 
     Args:
         space: The observation space.
         table: Task and decision together, one-hot, and nothing else: a linear layer on that is a table. Otherwise
-            activation, price where it is seen, decision and task, joined. What is of a task comes last, so that
-            another can be added.
-
-    Attributes:
-        features_dim: Width of the vector.
+            activation, price where it is seen, decision and task: last, so that another can be added.
     """
 
     def __init__(self, space: Any, table: bool) -> None:
@@ -157,11 +145,7 @@ class Features(nn.Module):
         self.features_dim = tasks * places if table else space["activation"].shape[0] + self.price + places + tasks
 
     def forward(self, observation: Observation) -> Tensor:
-        """Features `(B, features_dim)`.
-
-        Args:
-            observation: As the library prepares it: `activation`; `task` and `depth` one-hot.
-        """
+        """Features `(B, features_dim)`."""
         task, depth = observation["task"].flatten(1), observation["depth"].flatten(1)
         if self.table:
             return (task.unsqueeze(-1) * depth.unsqueeze(1)).flatten(1)
@@ -190,7 +174,7 @@ class Tally:
             means = torch.tensor(self.ended[: self.batch]).mean(0).unbind()
             del self.ended[: self.batch]
             if self.report is not None:
-                self.report(dict(zip(("loss", "accuracy", "reward", "macs"), means, strict=True)))
+                self.report(dict(zip(REPORTED, means, strict=True)))
         return True
 
 

@@ -6,13 +6,14 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from routing_gym.envs import Asked, Manner, take_turn
 from routing_gym.networks import RoutingState, Waiting
+from routing_gym.networks.state import COLUMNS
 from routing_gym.tasks.checking import integer_tensor, to_tensor
 
 if TYPE_CHECKING:
@@ -21,21 +22,18 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def classify(agent: Agent, images: Tensor, task: Tensor | None = None, *, k_cpt: float | None = None) -> Tensor:
-    """Logits `(B, num_classes)` of images, routed by an agent's best choices.
+    """Logits `(B, num_classes)` of images, routed by an agent's best choices; weighted over the exits of an instance.
 
     No environment runs along, so little but blocks and router takes time: rows that have left are not looked at again.
     The agent's environment, its episodes and random numbers are not touched, nor are modes once it has returned: a
     network or an agent in training is in eval mode meanwhile.
 
     Args:
-        agent: The agent; `agent.env.network` is the network.
+        agent: Decides; its environment holds the network.
         images: `(B, C, H, W)` uint8, normalised here as the data the agent was trained on; or floating point,
             normalised already.
         task: `(B,)` int64; all 0 by default.
         k_cpt: What a multiply-accumulate costs now; for agents that see the price, see `Agent.predict`.
-
-    Returns:
-        `(B, num_classes)` logits, weighted over the exits where an instance was shared out.
 
     Raises:
         ValueError: Images of another shape, a task that is not there, a price that means nothing to the agent.
@@ -71,15 +69,14 @@ def route_out(
         images = images.float()
     else:
         raise ValueError(f"images must be uint8, or floating point and normalised already, got {images.dtype}")
-    task = torch.zeros(len(images), dtype=torch.int64) if task is None else integer_tensor("task", task)
-    task = task.to(device)
+    task = (torch.zeros(len(images), dtype=torch.int64) if task is None else integer_tensor("task", task)).to(device)
     if len(task) and not bool(((task >= 0) & (task < agent.num_tasks)).all()):
         raise ValueError(f"tasks are 0 to {agent.num_tasks - 1}, got {sorted(set(task.tolist()))}")
     price = agent.price_seen(k_cpt)
     generator = agent.generator.get_state()
     try:
         with eval_mode(network, agent):
-            return _Way(agent, price).out(images, task)
+            return _route(agent, images, task, price)
     finally:
         agent.generator.set_state(generator)
 
@@ -98,71 +95,48 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """Rows that go on together, and what the agent carries for them: all at one decision, or shared out."""
-
-    state: RoutingState
-    carry: Tensor | None
+_Group = tuple[RoutingState, Tensor | None]
+"""Rows that go on together, all at one decision or shared out, and what the agent carries for them."""
 
 
-class _Way:
-    """The way of a batch through a network: rows that go on together leave behind those that have left."""
+def _route(agent: Agent, images: Tensor, task: Tensor, price: float | None) -> list[RoutingState]:
+    """Route a batch until all have left: rows that go on together leave behind those that have left."""
+    network, manner = agent.env.network, Manner(price=price is not None, validate=None)
+    waiting: dict[int, list[_Group]] = defaultdict(list)
+    left: list[RoutingState] = []
 
-    def __init__(self, agent: Agent, price: float | None) -> None:
-        self.agent, self.network, self.price = agent, agent.env.network, price
-        self.manner = Manner(price=price is not None, validate=None)
-        self.waiting: dict[int, list[_Group]] = defaultdict(list)
-        self.left: list[RoutingState] = []
-
-    def out(self, images: Tensor, task: Tensor) -> list[RoutingState]:
-        """Route a batch until all have left."""
-        place = torch.arange(len(images), device=images.device)
-        price = None if self.price is None else images.new_full((len(images),), self.price)
-        self._go(_Group(self.network.start(images, task, instance=place, price=price), None))
-        while self.waiting:
-            self._go(self._gathered(min(self.waiting)))  # no row comes to the earliest decision any more
-        return self.left
-
-    def _gathered(self, decision: int) -> _Group:
-        """Take all that wait at a decision, as one group."""
-        groups = self.waiting.pop(decision)
-        if len(groups) == 1:
-            return groups[0]
-        carries = [group.carry for group in groups if group.carry is not None]
-        return _Group(RoutingState.merge([group.state for group in groups]), torch.cat(carries) if carries else None)
-
-    def _go(self, group: _Group) -> None:
+    def go(state: RoutingState, carry: Tensor | None) -> None:
         """Let rows choose until they have left or go different ways; rows that are shared out stay together."""
         shared = False
-        while group.state.waiting:
-            asked = Asked(self.agent, self.network, deterministic=True, carry=group.carry)
-            state = take_turn(self.network, group.state, asked, self.manner).after
-            if state.exits:
-                self.left.append(dataclasses.replace(state, waiting={}))
+        while state.waiting:
+            asked = Asked(agent, network, deterministic=True, carry=carry)
+            state, carry = take_turn(network, state, asked, manner).after, asked.carry
             places = sum(map(len, state.waiting.values())) + sum(len(exit.weight) for exit in state.exits)
             shared = shared or places > len(state)
+            if state.exits:
+                left.append(dataclasses.replace(state, waiting={}))
             if not shared and state.sole is None:
                 for number, rows in state.waiting.items():
-                    self.waiting[number].append(_alone(state, number, rows, asked.carry))
+                    waiting[number].append(_alone(state, number, rows, carry))
                 return
-            group = _Group(dataclasses.replace(state, exits=()) if state.exits else state, asked.carry)
+            state = dataclasses.replace(state, exits=()) if state.exits else state
+
+    place = torch.arange(len(images), device=images.device)
+    prices = None if price is None else images.new_full((len(images),), price)
+    go(network.start(images, task, instance=place, price=prices), None)
+    while waiting:
+        groups = waiting.pop(min(waiting))  # no row comes to the earliest decision any more
+        if len(groups) > 1:
+            carries = [carry for _, carry in groups if carry is not None]
+            groups = [(RoutingState.merge([state for state, _ in groups]), torch.cat(carries) if carries else None)]
+        go(*groups[0])
+    return left
 
 
 def _alone(state: RoutingState, number: int, waiting: Waiting, carry: Tensor | None) -> _Group:
     """Rows at one decision without the others; what waits there is not copied."""
     rows = waiting.rows
     assert rows is not None, "all rows wait here, so there are no others"
-    return _Group(
-        RoutingState(
-            state.task.index_select(0, rows),
-            state.instance.index_select(0, rows),
-            state.price.index_select(0, rows),
-            state.macs.index_select(0, rows),
-            state.expected_macs.index_select(0, rows),
-            {number: dataclasses.replace(waiting, rows=None)},
-            (),
-            state.num_decisions,
-        ),
-        None if carry is None else carry.index_select(0, rows),
-    )
+    columns: dict[str, Any] = {name: getattr(state, name).index_select(0, rows) for name in COLUMNS}
+    alone = dataclasses.replace(state, **columns, waiting={number: dataclasses.replace(waiting, rows=None)}, exits=())
+    return alone, None if carry is None else carry.index_select(0, rows)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import routing_gym
 from routing_gym.agents import Agent, extract, make_agent, needs, prune
-from routing_gym.agents.parts.skip_routers import linear_routers
+from routing_gym.agents.codinet import linear_routers
 from routing_gym.blocks import subsample_first
 from routing_gym.networks import EXIT, make_network
 from routing_gym.testing import check_vector_env

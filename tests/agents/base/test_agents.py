@@ -14,7 +14,7 @@ from toys import OF_OTHER_NETWORKS, ExitTree
 
 import routing_gym
 from routing_gym.agents import AGENTS, Agent, make_agent, register_agent
-from routing_gym.agents.parts.tables import sample
+from routing_gym.agents.parts.scores import sample
 from routing_gym.envs import Context, Known, RoutingVectorEnv, TrainingDivergedError, rollout
 from routing_gym.networks import RoutedMLP
 from routing_gym.networks.decision import legal_table

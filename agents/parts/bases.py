@@ -1,4 +1,4 @@
-"""Agents that learn from rewards, in any arrangement."""
+"""What algorithms derive from: agents that decide by scores, trained in the blocks' backward pass or by rewards."""
 
 from __future__ import annotations
 
@@ -11,14 +11,78 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.agents.base.options import AgentConfig
-from routing_gym.agents.parts.arrangement import Arrangement
+from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.parts.losses import joint_choice
-from routing_gym.agents.parts.scores import ArrangedScores, ScoringAgent, TableScores, make_scores
-from routing_gym.agents.parts.tables import sample
+from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, Scores, TableScores, make_scores, sample
 from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Known, Observation, Step, Trajectory
 from routing_gym.options import count, positive, share
+
+
+class ScoringAgent(Agent):
+    """An agent that decides by its `scores`; where they are None, without looking at the instance."""
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        self.scores: Any = None
+
+    def macs(self, decision: int) -> float:
+        """Multiply-accumulates of the scores."""
+        return 0.0 if self.scores is None else self.scores.macs(decision)
+
+    @property
+    def sees_price(self) -> bool:
+        """Whether the scores depend on the price."""
+        return self.scores is not None and self.scores.sees_price
+
+
+class Gate(ScoringAgent):
+    """An agent whose weights have a gradient, with an optimiser of its own."""
+
+    action_type = "weights"
+    needs_gradients = True
+
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
+        """Expected cost of computation, mean over instances, where that has a price: the blocks' loss knows of none."""
+        return (trajectory.price * trajectory.expected_macs).mean() if self.env.rewards.priced else None
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterConfig(AgentConfig):
+    """Options of every agent that is one network with the blocks.
+
+    Attributes:
+        learning_rate: Step size of the scores, for good; by default that of the blocks, schedule included.
+    """
+
+    learning_rate: float | None = positive(None)
+
+
+class RouterAgent(ScoringAgent):
+    """An agent that is one network with the blocks, trained by an optimiser of the blocks' kind.
+
+    The gradient of the scores goes on into the blocks that made what they see.
+    """
+
+    Config = RouterConfig
+    config: RouterConfig
+    needs_gradients = True
+    env_kwargs = {"differentiable": True}
+
+    def train_scores(self, scores: Scores) -> None:
+        """Decide by scores, and make an optimiser for them."""
+        self.scores = scores.to(self.env.device)
+        optimization = self.env.trainer.optimization
+        if self.config.learning_rate is not None:
+            optimization = dataclasses.replace(optimization, learning_rate=self.config.learning_rate)
+        self.optimizer = optimization.build(self.scores)
+
+    def before_step(self, trajectory: Trajectory) -> None:
+        """Follow the blocks' learning rate."""
+        assert self.optimizer is not None
+        if self.config.learning_rate is None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.env.trainer.rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +112,7 @@ class LearningAgent(ScoringAgent):
     """An agent that learns from rewards, in any arrangement.
 
     A subclass implements `learn_from` and, unless it prefers by scores alone, `preferences`; both speak of agents and
-    rows (see `Arrangement`) and need not know whether there is a dispatcher.
-
-    Attributes:
-        arrangement: Who decides.
+    rows (see `Arrangement`, of which `arrangement` is one) and need not know whether there is a dispatcher.
     """
 
     Config = LearningConfig
@@ -60,20 +121,17 @@ class LearningAgent(ScoringAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        options, single = self.config, self.max_tensors is not None
-        kind = options.arrangement, options.representation, options.num_agents
-        self.arrangement = Arrangement(self.env, *kind, single=single)
+        kind = self.config.arrangement, self.config.representation, self.config.num_agents
+        self.arrangement = Arrangement(self.env, *kind, single=self.max_tensors is not None)
 
     @abstractmethod
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Learn from a batch of whole episodes, in which dispatching is the first step; `agent_at(step)` says who."""
 
     def preferences(self, observation: Observation, agent: Tensor) -> Tensor:
-        """Preferences `(B, ..., A)`, of which the highest is the best choice; by default the scores.
+        """Preferences `(B, ..., A)` of agents, `(B,)`, the highest for the best choice; by default the scores.
 
-        Args:
-            observation: As in `act`; `depth` is the row of the arrangement.
-            agent: `(B,)` int64, who decides.
+        The observation's `depth` is the row of the arrangement.
         """
         assert self.scores is not None
         return self.scores(observation, agent)
@@ -99,10 +157,8 @@ class LearningAgent(ScoringAgent):
     @torch.no_grad()
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N, ...)` from a table, unless the collaboration reward needs the probabilities on the way."""
-        if self.shares_wanted or self.arrangement.dispatch_row is not None:
-            return None
         table = self.preference_table()
-        if table is None:
+        if table is None or self.shares_wanted or self.arrangement.dispatch_row is not None:
             return None
         agent, table = self.arrangement.agent_of(task), table[:, : self.num_decisions]
         if deterministic:
@@ -127,8 +183,7 @@ class LearningAgent(ScoringAgent):
         """Choices `(B, ...)` of each row's agent, which a dispatcher picks where there is one."""
         if self.arrangement.dispatch_row is None:
             return self.choose(observation, self.arrangement.agent_of(observation["task"]), context)
-        agent = self._dispatched(observation, context)
-        context.record["agent"] = agent
+        agent = context.record["agent"] = self._dispatched(observation, context)
         return self.choose(observation, agent, context)
 
     def _dispatched(self, observation: Observation, context: Context) -> Tensor:
@@ -154,10 +209,8 @@ class LearningAgent(ScoringAgent):
         """Put the dispatcher's choice, if there was one, before the others, and learn from detached observations."""
         steps = trajectory.steps
         if self.env.config.differentiable:  # the blocks have used the graph up
-            steps = [
-                dataclasses.replace(step, observation={key: value.detach() for key, value in step.observation.items()})
-                for step in steps
-            ]
+            seen = [{key: value.detach() for key, value in step.observation.items()} for step in steps]
+            steps = [dataclasses.replace(step, observation=of) for step, of in zip(steps, seen, strict=True)]
         if self.arrangement.dispatch_row is not None:
             steps = [self._dispatch_step(trajectory.task, steps[0]), *steps]
         return self.learn_from(dataclasses.replace(trajectory, steps=steps))
@@ -168,14 +221,9 @@ class LearningAgent(ScoringAgent):
         choosing[:, 0] = True
         if self.max_tensors is None:
             chosen = chosen.unsqueeze(1).expand(-1, self.num_tensors)
-        return Step(
-            observation=seen,
-            decision=seen["depth"],
-            active=torch.ones_like(first.active),
-            choosing=choosing,
-            action=chosen,
-            reach=torch.ones_like(first.reach),
-            record={"agent": self.arrangement.dispatcher_of(task)},
+        record = {"agent": self.arrangement.dispatcher_of(task)}
+        return dataclasses.replace(
+            first, observation=seen, decision=seen["depth"], choosing=choosing, action=chosen, rewards={}, record=record
         )
 
     def agent_at(self, step: Step) -> Tensor:
@@ -184,12 +232,10 @@ class LearningAgent(ScoringAgent):
 
     def cells(self, trajectory: Trajectory) -> Tensor:
         """Flat numbers agent · rows + row of every decision, `(S, B)`."""
-        row = stacked(trajectory.steps, "decision")
-        if self.arrangement.dispatch_row is None:
-            agent = self.arrangement.agent_of(trajectory.task)
-        else:
+        agent = self.arrangement.agent_of(trajectory.task)
+        if self.arrangement.dispatch_row is not None:
             agent = torch.stack([self.agent_at(step) for step in trajectory.steps])
-        return row.add(agent, alpha=self.arrangement.num_rows)
+        return stacked(trajectory.steps, "decision").add(agent, alpha=self.arrangement.num_rows)
 
     def scores_at(self, steps: Sequence[Step]) -> Tensor:
         """Scores `(S, B, ..., A)` of whoever decided at each step, recomputed with graph."""
@@ -209,19 +255,15 @@ class ScoredConfig(LearningConfig):
     """Options of every agent that prefers by scores alone.
 
     Attributes:
-        learning_rate: Step size of Adam on the scores' parameters; None for the default of the representation, best on
-            DIGITS-MTL's validation split (`DEFAULT_RATES`).
+        learning_rate: Step size of Adam on the scores' parameters; None for the representation's in `DEFAULT_RATES`,
+            best on DIGITS-MTL's validation split.
     """
 
     learning_rate: float | None = positive(None)
 
 
 class ScoredAgent(LearningAgent):
-    """An agent that prefers by scores alone.
-
-    Attributes:
-        rate: The learning rate.
-    """
+    """An agent that prefers by scores alone; `rate` is its learning rate."""
 
     Config = ScoredConfig
     config: ScoredConfig
@@ -230,9 +272,8 @@ class ScoredAgent(LearningAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        options, inputs = self.config, self.env.network.observation_size
-        self.rate = options.learning_rate or self.DEFAULT_RATES[options.representation]
-        self.scores = make_scores(options.representation, self.arrangement, inputs, options.seed)
+        self.rate = self.config.learning_rate or self.DEFAULT_RATES[self.config.representation]
+        self.scores = make_scores(self.arrangement, self.config.seed)
         self.optimizer = Adam(self.scores, lr=self.rate)
 
     def chosen(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,187 @@
+"""What a trained agent is made into: one task's plain network, an agent with fewer blocks, or with more tasks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from routing_gym.agents.base.agent import Agent
+from routing_gym.agents.fixed import FixedRoutes, FixedRoutesConfig
+from routing_gym.agents.parts.bases import LearningConfig
+from routing_gym.blocks import probe
+from routing_gym.envs import RoutingVectorEnv, evaluate
+from routing_gym.networks import Deployable, Normalize, RoutedNetwork
+from routing_gym.tasks import MultiTaskDataset
+
+CHECKED_ROWS = 8
+"""Instances of a task on which the smaller network must give the logits of the routed one."""
+TOLERANCE = 1e-3
+"""How far the two may differ, as a share of the largest logit."""
+
+
+def extract(agent: Agent, task: int, *, normalize: bool = True) -> nn.Sequential:
+    """Plain network of one task's deterministic route.
+
+    It maps images `(B, C, H, W)` to logits `(B, num_classes)`, in eval mode, on the environment's device, with
+    parameters of its own. With `normalize` it begins with the data set's normalisation, so that it takes pixels from 0
+    to 255, uint8 or floating point; without, what `MultiTaskDataset.pixels` gives. `torch.export.export` takes it, with
+    a batch of any size.
+
+    Raises:
+        ValueError: No such task, or it has no single route on the data: the agent mixes blocks or decides by the
+            instance; or a network of which no plain form is known.
+    """
+    network, dataset = _deployable(agent), agent.env.dataset
+    if isinstance(task, bool) or not isinstance(task, int | np.integer) or not 0 <= task < dataset.num_tasks:
+        raise ValueError(f"task must be an integer in [0, {dataset.num_tasks}), got {task!r}")
+    (route,) = single_routes(agent, [task])
+    static = nn.Sequential(*network.static_route(route, task))
+    _check_logits(agent, task, route, lambda images: probe(static, lambda: static(images)))
+    return nn.Sequential(*([Normalize(dataset.mean, dataset.std)] if normalize else []), *static).eval()
+
+
+def prune(agent: Agent) -> FixedRoutes:
+    """Agent that takes an agent's deterministic routes for ever, in a network without the blocks that no task takes.
+
+    Its `env` is one like the agent's, with a smaller network, copies of the blocks that are left and a fresh optimiser.
+    It can be judged, saved, and trained further; agent and network given stay as they are.
+
+    Raises:
+        ValueError: A task has no single route on the data: the agent mixes blocks or decides by the instance; or a
+            network that cannot be pruned.
+    """
+    network, core = _deployable(agent), agent.env
+    routes = single_routes(agent, range(agent.num_tasks))
+    smaller, renumbered = network.pruned(torch.tensor(routes))
+    config = dataclasses.replace(core.config, action_type="discrete")
+    env = type(core)(smaller, core.datasets, core.num_envs, **dataclasses.asdict(config))
+    if core.spec is not None and isinstance(core.spec.kwargs.get("network"), str):
+        env.spec = copy.deepcopy(core.spec)
+        env.spec.kwargs.update(smaller.form_options(), action_type=config.action_type)
+    for task, (before, after) in enumerate(zip(routes, renumbered.tolist(), strict=True)):
+        _check_logits(agent, task, before, partial(_logits, smaller, task=task, route=after))
+    return FixedRoutes(env, FixedRoutesConfig(routes=renumbered.tolist())).to(env.device)
+
+
+def single_routes(agent: Agent, tasks: Sequence[int]) -> list[list[int]]:
+    """Deterministic routes of some tasks, once every split is routed to see that there is one each, without mixing."""
+    env = agent.env
+    if agent.num_tensors > 1:
+        raise ValueError(f"up to {agent.num_tensors} tensors choose at a decision, so that no task has a single route")
+    judged = [evaluate(agent, env, split=split) for split in env.datasets]
+    counts, weights = sum(part.routes for part in judged), sum(part.weights for part in judged)
+    assert isinstance(counts, Tensor) and isinstance(weights, Tensor)
+    for task in tasks:
+        for number, taken in enumerate(counts[task]):
+            if not torch.equal(weights[task, number], taken.to(weights.dtype)):
+                raise ValueError(
+                    f"agent {agent.name!r} mixes blocks by weights, so that task {task} has no single route: decision "
+                    f"{number} ({env.network.decisions[number].name!r})"
+                )
+            if len(choices := taken.nonzero().flatten().tolist()) > 1:
+                raise ValueError(
+                    f"task {task} has no single route: at decision {number} ({env.network.decisions[number].name!r}) "
+                    f"agent {agent.name!r} takes the choices {choices}, depending on the instance"
+                )
+    return [counts[task].argmax(-1).tolist() for task in tasks]
+
+
+def _deployable(agent: Agent) -> Deployable:
+    if not isinstance(agent, Agent):
+        raise ValueError(f"expected an agent of routing_gym, got {type(agent).__name__}")
+    network = agent.env.network
+    if not isinstance(network, Deployable):
+        raise ValueError(
+            f"{type(network).__name__} can be neither pruned nor extracted: derive it from "
+            "routing_gym.networks.Deployable and implement static_route() and pruned()"
+        )
+    return network
+
+
+def _logits(network: RoutedNetwork, images: Tensor, task: int, route: Sequence[int]) -> Tensor:
+    """Logits of images that all take one route through a routed network."""
+
+    def run() -> Tensor:
+        plan = torch.tensor(route, device=images.device).expand(len(images), -1)
+        return network.follow(network.start(images, torch.full_like(plan[:, 0], task)), plan).exits[0].logits
+
+    return probe(network, run)
+
+
+def _check_logits(agent: Agent, task: int, route: Sequence[int], smaller: Callable[[Tensor], Tensor]) -> None:
+    """Refuse other logits than the routed network's: those of a subclass that only inherits `static_route`."""
+    network, dataset = agent.env.network, agent.env.dataset
+    images = dataset.pixels((dataset.task == task).nonzero().flatten()[:CHECKED_ROWS])
+    got, expected = smaller(images), _logits(network, images, task, route)
+    if got.shape != expected.shape or bool((got - expected).abs().max() > TOLERANCE * expected.abs().max()):
+        raise ValueError(
+            f"what is left of the {type(network).__name__} gives other logits than the network itself: its "
+            "static_route() and pruned() do not fit what it computes"
+        )
+
+
+def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: float = 0.1) -> Agent:
+    """Add tasks to a trained agent: new agents for them, blocks that go on learning slowly.
+
+    Source: Rosenbaum et al. 2018, section 6. The blocks are those of the old agent, not a copy. Its environment stays
+    as it is; the new agent has one of its own, which holds all tasks, but draws instances of the new ones only.
+    `evaluate` judges all, so that forgetting is seen.
+
+    Args:
+        agent: The trained agent.
+        data: The new tasks, by split: at least the splits of the agent's own environment, with images of the same shape
+            and no more classes than the network has logits for. They are normalised as the old ones are.
+        block_rate: What the blocks' learning rate is multiplied by, above 0; their schedule ends. Whatever it is, batch
+            norm that all tasks share goes on averaging, over the new tasks now.
+
+    Returns:
+        A new agent of the same class and options, which knows what the old one did. Its schedules stand where they
+        stood, those in passes to the nearest instance; its optimisers begin anew.
+
+    Raises:
+        ValueError: A split is missing, the data do not fit the network, the network is told the task as input or
+            reads each out by itself, or the agent cannot route so many tasks.
+    """
+    if not 0 < block_rate < float("inf"):
+        raise ValueError(f"block_rate must be positive and finite, got {block_rate}")
+    old = agent.env
+    if missing := sorted(set(old.datasets) - set(data)):
+        raise ValueError(f"the new tasks have no split {missing[0]!r}; they need {', '.join(old.datasets)}")
+    if any(getattr(old.network, told, False) for told in ("task_input", "readout_per_task")):
+        raise ValueError(
+            "this network is told the task as input, or reads each out by itself: it has no place for another one"
+        )
+    datasets = {name: split.with_tasks(data[name]) for name, split in old.datasets.items()}
+    before, after = old.dataset.num_tasks, datasets[old.config.split].num_tasks
+    rate, drawn = old.config.learning_rate * block_rate, tuple(range(before, after))
+    changed = dataclasses.replace(old.config, draw_tasks=drawn, learning_rate=rate, schedule="constant")
+    env = RoutingVectorEnv(old.network, datasets, old.num_envs, **dataclasses.asdict(changed))
+    config = agent.config
+    if isinstance(config, LearningConfig) and config.arrangement == "dispatched":
+        config = dataclasses.replace(config, num_agents=config.num_agents or before)
+    grown = type(agent)(env, config).to(env.device)
+    grown.name, grown.episodes = agent.name, agent.episodes
+    grown.carried = round(agent.passes * env.trainer.optimization.epoch) - agent.episodes
+    known = agent.state_dict()
+    state = {key: _extended(known[key], fresh) if key in known else fresh for key, fresh in grown.state_dict().items()}
+    grown.load_state_dict(state)
+    env.rewards.share.total = old.rewards.share.total.clone()
+    return grown
+
+
+def _extended(known: Any, fresh: Any) -> Any:
+    """Fresh tensor, or dictionary of some, whose first entries along every axis, of old tasks, are the known ones."""
+    if isinstance(known, Mapping):
+        return {key: _extended(known[key], fresh[key]) for key in fresh}
+    if known.ndim != fresh.ndim or any(old > new for old, new in zip(known.shape, fresh.shape, strict=True)):
+        raise ValueError(f"an agent's state of shape {tuple(known.shape)} does not grow into {tuple(fresh.shape)}")
+    grown = fresh.clone()
+    grown[tuple(slice(size) for size in known.shape)] = known
+    return grown
