@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import gymnasium
-
-from routing_gym.envs import DATASETS, EnvConfig
-from routing_gym.envs.make import OF_ENV, known_options
-from routing_gym.networks import NETWORKS
-from routing_gym.options import unexpected
 
 # McGill and Perona 2017: -k_cpt MACs for every action, minus the cross-entropy at the end; a price between theirs.
 EARLY_EXIT: dict[str, Any] = {"network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9}
@@ -41,25 +37,24 @@ ENV_IDS: dict[str, dict[str, Any]] = {
 """Data, network and options that `make` may override, by id: plain values, so that `spec.to_json()` works."""
 
 
-def register_envs() -> None:
-    """Make every id known to Gymnasium, and to PettingZoo where installed; called when routing_gym is imported."""
+def register_with_gymnasium() -> None:
+    """Make every id known to Gymnasium; called when it is imported."""
+    one, many = (f"routing_gym.envs.make:make_routing_{kind}" for kind in ("env", "vector_env"))
     for env_id, kwargs in ENV_IDS.items():
         if env_id not in gymnasium.registry:
-            gymnasium.register(
-                id=env_id,
-                entry_point="routing_gym.envs.make:make_routing_env",
-                vector_entry_point="routing_gym.envs.make:make_routing_vector_env",
-                kwargs=dict(kwargs),
-            )
+            gymnasium.register(env_id, entry_point=one, vector_entry_point=many, kwargs=dict(kwargs))
+
+
+def register_with_pettingzoo() -> None:
+    """Make every id known to PettingZoo, where it has a registry; called when it is imported."""
     try:
         from pettingzoo import aec_registry, parallel_registry, register
-    except ImportError:  # not installed, or older than its registry
+    except ImportError:  # older than its registry
         return
-    for env_id, kwargs in ENV_IDS.items():
-        if env_id not in parallel_registry:
-            register("parallel", env_id, "routing_gym.envs.parallel:make_routing_parallel_env", kwargs=dict(kwargs))
-        if env_id not in aec_registry:
-            register("aec", env_id, "routing_gym.envs.dispatched:make_routing_aec_env", kwargs=dict(kwargs))
+    for kind, known in (("parallel", parallel_registry), ("aec", aec_registry)):
+        for env_id in [env_id for env_id in ENV_IDS if env_id not in known]:
+            module = {"parallel": "parallel", "aec": "dispatched"}[kind]
+            register(kind, env_id, f"routing_gym.envs.{module}:make_routing_{kind}_env", kwargs=dict(ENV_IDS[env_id]))
 
 
 def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> None:
@@ -75,6 +70,12 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
         TypeError: An option that is unknown.
         ValueError: An unknown name, a value that is refused or is no plain value, or an id that is taken.
     """
+    # Not above: to make ids known, and to list them, takes none of these.
+    from routing_gym.envs import DATASETS, EnvConfig
+    from routing_gym.envs.make import OF_ENV, known_options
+    from routing_gym.networks import NETWORKS
+    from routing_gym.options import unexpected
+
     if not isinstance(env_id, str) or not env_id:
         raise ValueError(f"env_id must be text, 'namespace/Name-v0', got {env_id!r}")
     for kind, name, known in (("data set", dataset, DATASETS), ("network", network, NETWORKS)):
@@ -96,7 +97,9 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
     if ENV_IDS.get(env_id, kwargs) != kwargs or (env_id in gymnasium.registry and env_id not in ENV_IDS):
         raise ValueError(f"the id {env_id!r} belongs to another environment already")
     ENV_IDS[env_id] = kwargs
-    register_envs()
+    register_with_gymnasium()
+    if "pettingzoo" in sys.modules:
+        register_with_pettingzoo()
 
 
 def env_ids() -> list[str]:

@@ -19,6 +19,7 @@ import routing_gym
 from routing_gym.envs import core_of
 from routing_gym.envs.parallel import RoutingParallelEnv
 from routing_gym.networks import RoutedMLP
+from routing_gym.registration import register_with_pettingzoo
 
 # PettingZoo warns that observations are dicts, and that images of zeros are all zeros.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -191,7 +192,7 @@ def test_rendering():
 
 def test_routing_gym_can_do_without_pettingzoo(monkeypatch):
     monkeypatch.setitem(sys.modules, "pettingzoo", None)
-    routing_gym.register_envs()
+    register_with_pettingzoo()
     gymnasium.make("routing_gym/SyntheticMTL-v0").reset()
     for face in ("parallel", "dispatched"):
         monkeypatch.delitem(sys.modules, f"routing_gym.envs.{face}")
