@@ -1,7 +1,6 @@
 """Routed networks: which decisions exist, and what a transition computes."""
 
-from routing_gym.networks.accept import Accepted, accept, accept_plan
-from routing_gym.networks.actions import Action, NotFiniteError, is_weights
+from routing_gym.networks.actions import Accepted, Action, NotFiniteError, accept, accept_plan, is_weights
 from routing_gym.networks.banked import BankedNetwork
 from routing_gym.networks.cells import RoutedCells
 from routing_gym.networks.columns import ColumnsMLP
