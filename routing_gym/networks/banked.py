@@ -1,19 +1,23 @@
-"""Networks with a bank of blocks behind every decision."""
+"""Networks with a bank of blocks behind every decision, and what is left of them after training."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import repeat
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import FunctionBlocks, OwnedParameter, count_macs, plain, probe
+from routing_gym.blocks import FunctionBlocks, ModuleBlocks, OwnedParameter, count_macs, plain, probe
 from routing_gym.networks.actions import Action
-from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.network import RoutedNetwork
-from routing_gym.networks.state import Activation
+from routing_gym.networks.state import EXIT, Activation, Decision
+from routing_gym.tasks.checking import whole_number
 
 
 class BankedNetwork(RoutedNetwork):
@@ -55,6 +59,83 @@ class BankedNetwork(RoutedNetwork):
         return self.bank(decision).parameters_of(choice)
 
 
+class Deployable(BankedNetwork):
+    """A network in which every instance passes every decision, in order, and a route is a chain of modules.
+
+    A subclass implements `static_route`.
+
+    Attributes:
+        block_counts: Number of blocks of each bank, PASS, which comes last, not counted.
+    """
+
+    block_counts: tuple[int, ...]
+
+    @abstractmethod
+    def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
+        """Modules to be run in turn, from normalised images to logits `(B, num_classes)`, with their own parameters.
+
+        Args:
+            route: The choice at each decision; PASS leaves no module.
+            task: The task that takes it, for networks that are told the task.
+        """
+
+    def pruned(self, routes: Tensor) -> tuple[Self, Tensor]:
+        """Copy of the network without the blocks that no route takes, and the routes in its numbering.
+
+        Decisions that share a bank keep what any of them needs; PASS, which costs nothing, stays.
+
+        Args:
+            routes: `(T, N)` int64 on the CPU: the choice of each task at each decision.
+        """
+        smaller, at = copy.deepcopy(self).cpu(), torch.tensor([self.bank_number(i) for i in range(len(self.decisions))])
+        smaller.used = None
+        counts: list[int] = []
+        choices: list[Tensor] = []
+        for number, (count, bank) in enumerate(zip(self.block_counts, smaller.banks, strict=True)):
+            assert isinstance(bank, FunctionBlocks)
+            taken = routes[:, at == number]
+            kept = taken[taken < count].unique().tolist()
+            left = [*kept, *range(count, bank.num_blocks)]
+            width = self.decisions[at.tolist().index(number)].width  # of what passes, where PASS is all that is left
+            own = bank.select(left) if kept else ModuleBlocks([nn.Identity()], (width,))
+            smaller.banks[number], smaller.stem_macs = own, smaller.stem_macs + own.shared_macs - bank.shared_macs
+            counts.append(len(kept))
+            choices.append(torch.tensor(left))
+        smaller.block_counts = tuple(counts)
+        banks = map(smaller.bank, range(len(at)))
+        smaller.set_decisions(
+            dataclasses.replace(decision, macs=bank.macs, next=decision.next[:1] * bank.num_blocks)
+            for decision, bank in zip(self.decisions, banks, strict=True)
+        )
+        columns = [torch.searchsorted(choices[at[i]], routes[:, i].contiguous()) for i in range(len(at))]
+        return smaller.to(self.costs.device), torch.stack(columns, 1)
+
+    def form_options(self) -> dict[str, Any]:
+        """Options, plain values, that build the like of this network."""
+        return {"num_blocks": list(self.block_counts)}
+
+
+class Normalize(nn.Module):
+    """Turns pixels from 0 to 255, uint8 or floating point, into the images a network was trained on.
+
+    Args:
+        mean: `(C,)`, in pixel units, as in `MultiTaskDataset`.
+        std: `(C,)` likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.clone().view(-1, 1, 1))
+        self.register_buffer("std", std.clone().view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Images `(B, C, H, W)`, each channel less its mean and divided by its deviation."""
+        return (pixels.to(self.mean.dtype) - self.mean) / self.std
+
+
 def averaged(x: Tensor) -> Tensor:
     """Averages `(r, C)` over space of `(r, C, ...)`."""
     return x if x.ndim == 2 else x.mean(tuple(range(2, x.ndim)))
@@ -77,3 +158,19 @@ def features_of(trunk: nn.Module | None, input_shape: Sequence[int]) -> tuple[in
     if trunk is None:
         return image.numel(), 0.0
     return probe(trunk, partial(trunk, image)).numel(), count_macs(trunk, image)
+
+
+def blocks_per_bank(num_blocks: int | Sequence[int], layers: Sequence[int]) -> list[int]:
+    """Number of blocks of each bank, from blocks per layer or a number for each bank; others are refused.
+
+    Args:
+        num_blocks: Blocks per layer, or a number for each bank.
+        layers: Number of layers that share each bank.
+    """
+    if isinstance(num_blocks, str) or not isinstance(num_blocks, Sequence):
+        return [whole_number("num_blocks", num_blocks) * sharing for sharing in layers]
+    if len(num_blocks) != len(layers):
+        raise ValueError(
+            f"num_blocks must be one number, or one for each of the {len(layers)} sets of blocks, got {num_blocks!r}"
+        )
+    return [count if count == 0 else whole_number("num_blocks", count) for count in num_blocks]

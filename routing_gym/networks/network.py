@@ -13,8 +13,16 @@ from torch.nn import functional
 from routing_gym.blocks import OwnedParameter, PartlyUsed, SortedRows, every_block_runs
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
-from routing_gym.networks.decision import EXIT, Decision, check_decisions, legal_table
-from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, add, join
+from routing_gym.networks.state import (
+    EXIT,
+    Activation,
+    Decision,
+    Exit,
+    RoutingState,
+    Waiting,
+    check_decisions,
+    legal_table,
+)
 
 
 class RoutedNetwork(PartlyUsed, ABC):
@@ -86,9 +94,7 @@ class RoutedNetwork(PartlyUsed, ABC):
             decision.mixing == "activation" and decision.m == 1 and decision.next[0] == target
             for decision, target in zip(self.decisions, [*range(1, len(self.decisions)), EXIT], strict=True)
         )
-        # An activation decision is one way on, an outcome decision as many as it has choices.
-        ways = [d.next if d.mixing == "outcome" else d.next[:1] for d in self.decisions]
-        arrivals = Counter(target for way in ways for target in way if target != EXIT)
+        arrivals = Counter(target for decision in self.decisions for target in decision.ways if target != EXIT)
         self.rejoining = max(arrivals.values(), default=0) > 1
 
     _masks: Tensor
@@ -188,10 +194,9 @@ class RoutedNetwork(PartlyUsed, ABC):
             own = self._narrow(number, group, actions.take(action, group.rows))
             self.note_use(actions.taken(own, group.reach, decision.n), number * self.num_choices)
             executed, cost = self.macs(number, own)
-            macs = add(macs, group.rows, executed)
-            expected = (
-                macs if cost is executed and expected is state.macs else add(expected, group.rows, group.reach * cost)
-            )
+            alike = cost is executed and expected is state.macs
+            macs = _add(macs, group.rows, executed)
+            expected = macs if alike else _add(expected, group.rows, group.reach * cost)
             if decision.mixing == "activation":
                 with every_block_runs(self.dense_backward):
                     mixed = self.transition(number, group.activation, own, task)
@@ -207,9 +212,9 @@ class RoutedNetwork(PartlyUsed, ABC):
                     arrivals[target].append(moved)
 
         for target, groups in arrivals.items():
-            arrived = join(groups)
+            arrived = Waiting.join(groups)
             arrived = Waiting(arrived.rows, self.enter(target, arrived.activation), arrived.reach)
-            waiting[target] = join([waiting[target], arrived]) if target in waiting else arrived
+            waiting[target] = Waiting.join([waiting[target], arrived]) if target in waiting else arrived
         return RoutingState(
             state.task, state.instance, state.price, macs, expected, waiting, tuple(exits), state.num_decisions
         )
@@ -366,3 +371,8 @@ class RoutedNetwork(PartlyUsed, ABC):
             reached = 1 - (1 - action.clamp(0, 1)).prod(1)
             return (used.any(1) * costs).sum(1), (reached * costs).sum(1)
         return (used * costs).sum(1), (action * costs).sum(1)  # no products of matrices: autocast would round them
+
+
+def _add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
+    """Sums `(B,)` of `total (B,)` and, in some rows (None: in all), `amount (r,)`."""
+    return total + amount if rows is None else total.index_add(0, rows, amount)

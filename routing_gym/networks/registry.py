@@ -9,14 +9,13 @@ from functools import cached_property, partial
 from typing import Any, get_type_hints
 
 from routing_gym.networks import parallel_nets as nets
-from routing_gym.networks.block_skip import resnet_skip
 from routing_gym.networks.cells import RoutedCells
-from routing_gym.networks.diverse import CONVS, DIVERSE, mnist_experts, omniglot_experts
+from routing_gym.networks.experts import CONVS, DIVERSE, mnist_experts, omniglot_experts
 from routing_gym.networks.fully_connected import fully_connected, simple_convnet
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
-from routing_gym.networks.resnet_experts import DIVERSE as DIVERSE_IN_RESNET
-from routing_gym.networks.resnet_experts import resnet50_experts
+from routing_gym.networks.resnets import DIVERSE as DIVERSE_IN_RESNET
+from routing_gym.networks.resnets import resnet50_experts, resnet_skip
 from routing_gym.tasks.checking import image_shape, whole_number
 
 Builder = Callable[..., RoutedNetwork]

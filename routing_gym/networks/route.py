@@ -24,8 +24,7 @@ from routing_gym.blocks import (
     subsample_first,
 )
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import one_after_the_other
-from routing_gym.networks.deployable import Deployable, blocks_per_bank
+from routing_gym.networks.banked import Deployable, blocks_per_bank, one_after_the_other
 from routing_gym.networks.state import Activation
 from routing_gym.tasks.checking import image_shape
 
