@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,14 +83,11 @@ class RoutedNetwork(PartlyUsed, ABC):
         costs = [[*decision.macs, *[0.0] * (self.num_choices - decision.n)] for decision in self.decisions]
         self._costs_alike = all(len(set(decision.macs)) == 1 for decision in self.decisions)
         tensors = torch.tensor([*(decision.m for decision in self.decisions), 0])
-        outcome = [decision.mixing == "outcome" for decision in self.decisions]
-        for name, buffer in {
-            "_masks": table,
-            "costs": torch.tensor(costs, dtype=torch.get_default_dtype()),
-            "exists": torch.arange(self.num_tensors) < tensors.unsqueeze(1),
-            "is_outcome": torch.tensor([*outcome, False]),
-        }.items():
-            self.register_buffer(name, buffer, persistent=False)
+        outcome = [*(decision.mixing == "outcome" for decision in self.decisions), False]
+        self.register_buffer("_masks", table, persistent=False)
+        self.register_buffer("costs", torch.tensor(costs, dtype=torch.get_default_dtype()), persistent=False)
+        self.register_buffer("exists", torch.arange(self.num_tensors) < tensors.unsqueeze(1), persistent=False)
+        self.register_buffer("is_outcome", torch.tensor(outcome), persistent=False)
         self.in_order = all(
             decision.mixing == "activation" and decision.m == 1 and decision.next[0] == target
             for decision, target in zip(self.decisions, [*range(1, len(self.decisions)), EXIT], strict=True)
@@ -185,12 +183,10 @@ class RoutedNetwork(PartlyUsed, ABC):
         macs, expected = state.macs, state.expected_macs
 
         for number, group, later in state.acting():
-            if later is None:
-                del waiting[number]
-            else:
+            del waiting[number]
+            if later is not None:
                 waiting[number] = later
             decision = self.decisions[number]
-            task = state.task if group.rows is None else state.task.index_select(0, group.rows)
             own = self._narrow(number, group, actions.take(action, group.rows))
             self.note_use(actions.taken(own, group.reach, decision.n), number * self.num_choices)
             executed, cost = self.macs(number, own)
@@ -199,25 +195,23 @@ class RoutedNetwork(PartlyUsed, ABC):
             expected = macs if alike else _add(expected, group.rows, group.reach * cost)
             if decision.mixing == "activation":
                 with every_block_runs(self.dense_backward):
-                    mixed = self.transition(number, group.activation, own, task)
-                leaving = [(0, Waiting(group.rows, mixed, group.reach), task)]
+                    mixed = self.transition(number, group.activation, own, state.task_of(group.rows))
+                leaving = [(0, Waiting(group.rows, mixed, group.reach))]
             else:
-                leaving = self._share_out(number, group, own, task)
-            for choice, moved, its_task in leaving:
+                leaving = self._share_out(number, group, own)
+            for choice, moved in leaving:
                 target = decision.next[choice]
                 if target == EXIT:
-                    logits = self.readout(number, choice, moved.activation, its_task).to(macs.dtype)
-                    exits.append(Exit(number, choice, moved.rows, logits, moved.reach))
+                    logits = self.readout(number, choice, moved.activation, state.task_of(moved.rows))
+                    exits.append(Exit(number, choice, moved.rows, logits.to(macs.dtype), moved.reach))
                 else:
                     arrivals[target].append(moved)
 
         for target, groups in arrivals.items():
             arrived = Waiting.join(groups)
-            arrived = Waiting(arrived.rows, self.enter(target, arrived.activation), arrived.reach)
+            arrived = dataclasses.replace(arrived, activation=self.enter(target, arrived.activation))
             waiting[target] = Waiting.join([waiting[target], arrived]) if target in waiting else arrived
-        return RoutingState(
-            state.task, state.instance, state.price, macs, expected, waiting, tuple(exits), state.num_decisions
-        )
+        return dataclasses.replace(state, macs=macs, expected_macs=expected, waiting=waiting, exits=tuple(exits))
 
     def follow(self, state: RoutingState, plan: Tensor) -> RoutingState:
         """State in which all rows of a batch that begins have left, by routes known beforehand, in any order.
@@ -239,7 +233,7 @@ class RoutedNetwork(PartlyUsed, ABC):
             task, weight = task.index_select(0, rows), weight.index_select(0, rows)
         exit = Exit(last, 0, rows, self.readout(last, 0, activation, task).to(weight.dtype), weight)
         macs = state.macs + self.route_macs(plan).sum(1)
-        return RoutingState(state.task, state.instance, state.price, macs, macs, {}, (exit,), state.num_decisions)
+        return dataclasses.replace(state, macs=macs, expected_macs=macs, waiting={}, exits=(exit,))
 
     def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
         """Activation behind the last decision of rows that take routes `(B, N)`, in a network that is `in_order`."""
@@ -279,10 +273,8 @@ class RoutedNetwork(PartlyUsed, ABC):
         alive = self.alive(number, group.activation)
         return gates if alive is None else gates * alive.unsqueeze(-1)
 
-    def _share_out(
-        self, number: int, group: Waiting, action: Action, task: Tensor
-    ) -> list[tuple[int, Waiting, Tensor]]:
-        """Choice, rows and tasks of those that leave an outcome decision: by one choice, or by each with a weight."""
+    def _share_out(self, number: int, group: Waiting, action: Action) -> list[tuple[int, Waiting]]:
+        """Rows that leave an outcome decision by each choice: by the one they chose, or by all with a weight."""
         weights = actions.dense(action, self.decisions[number].n) if actions.is_weights(action) else None
         leaving = []
         for choice in range(self.decisions[number].n):
@@ -290,20 +282,18 @@ class RoutedNetwork(PartlyUsed, ABC):
                 assert isinstance(action, Tensor)
                 follows = action.eq(choice)
             elif self.dense_backward and self.training:
-                follows = torch.ones_like(task, dtype=torch.bool)
+                follows = torch.ones_like(group.reach, dtype=torch.bool)
             else:
                 follows = weights[:, choice].detach().ne(0)
             positions = follows.nonzero().flatten()
             if not len(positions):
                 continue
-            if len(positions) == len(group):
-                moved, its_task, share = group, task, None if weights is None else weights[:, choice]
-            else:
-                moved, its_task = group.pick(positions), task.index_select(0, positions)
-                share = None if weights is None else weights[:, choice].index_select(0, positions)
-            if share is not None:
-                moved = Waiting(moved.rows, moved.activation, moved.reach * share)
-            leaving.append((choice, moved, its_task))
+            whole = len(positions) == len(group)
+            moved = group if whole else group.pick(positions)
+            if weights is not None:
+                share = weights[:, choice] if whole else weights[:, choice].index_select(0, positions)
+                moved = dataclasses.replace(moved, reach=moved.reach * share)
+            leaving.append((choice, moved))
         return leaving
 
     # ------------------------------------------------------------------------------------- what an agent needs to see

@@ -94,7 +94,8 @@ def parallel_network(
     if predicts and (not layout.crossed or layout.squeezed or layout.large):
         raise ValueError("the paper has no form of it with cross='predictions'")
     made = dataclasses.replace(layout, width=width, hidden=hidden)
-    stem, segments = (_resnet if layout.residual else _convnet)(made, input_shape, num_classes, paths, predicts)
+    stem = _shared_stem(input_shape[0], made) if layout.residual and not predicts else None
+    segments = (_resnet if layout.residual else _convnet)(made, input_shape, num_classes, paths, predicts)
     return ParallelPaths(
         input_shape, num_classes, paths=paths, segments=segments, stem=stem, form=form, crossed=layout.crossed
     )
@@ -102,7 +103,7 @@ def parallel_network(
 
 def _convnet(
     layout: Layout, input_shape: tuple[int, ...], num_classes: int, paths: int, predicts: bool
-) -> tuple[None, list[Segment]]:
+) -> list[Segment]:
     """Segments of a plain convolutional network: one for each stage, and one for each dense layer.
 
     Predictions take the place of the first convolution of each stage and of the second dense layer.
@@ -139,17 +140,16 @@ def _convnet(
         segments.append(Segment(name, PathSequential(*first)))
         layers = [PathLinear(paths, layout.hidden, layout.hidden), nn.ReLU(), last]
         segments.append(Segment("after dense 1", PathSequential(*layers)))
-    return None, segments
+    return segments
 
 
 def _resnet(
     layout: Layout, input_shape: tuple[int, ...], num_classes: int, paths: int, predicts: bool
-) -> tuple[nn.Module | None, list[Segment]]:
-    """Stem that all paths of a ResNet share, and its segments: one for each stack, and the classifier.
+) -> list[Segment]:
+    """Segments of a ResNet behind its stem: one for each stack, and the classifier.
 
     Predictions take the place of the first convolution, and stand before all other stacks as layers of their own.
     """
-    stem = None if predicts else _shared_stem(input_shape[0], layout)
     channels, name = layout.width, "input" if predicts else "stem"
     segments: list[Segment] = []
     for number, stack in enumerate(layout.widths):
@@ -169,7 +169,7 @@ def _resnet(
         segments[-1].layers.extend(classifier)
     else:
         segments.append(Segment(name, PathSequential(*classifier)))
-    return stem, segments
+    return segments
 
 
 def _residual(layout: Layout, paths: int, inputs: int, width: int, stride: int) -> tuple[PathResidual, int]:
@@ -201,6 +201,7 @@ def _conv_norm(
 
 
 def _shared_stem(channels: int, layout: Layout) -> nn.Sequential:
+    """First layers of a ResNet, which all its paths share."""
     if layout.large:
         stem = first_layers(channels, layout.width)
     else:

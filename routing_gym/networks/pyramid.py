@@ -151,33 +151,28 @@ def make_column(input_shape: Sequence[int], width: int, depth: int, columns: int
     """Build a column of a network of so many, with the first weights of section 4.7."""
     inputs = [input_shape[0]] * SCALES if depth == 0 else channels_of(width, depth - 1)
     kept = 1 if depth == columns - 1 else len(CHANNELS[depth + 1])
-    column = Column(inputs, channels_of(width, depth), kept)
-    _draw(column)
+    column = Column(inputs, channels_of(width, depth), kept).apply(_draw)
     # Channels last, as in `simple_convnet`: 1.5 times as fast on a CPU.
     return column.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def make_classifier(input_shape: Sequence[int], num_classes: int, width: int, depth: int) -> nn.Linear:
     """Build the classifier on the coarsest scale of a column, with the first weights of section 4.7."""
-    classifier = nn.Linear(num_features(input_shape, width, depth), num_classes)
-    _draw(classifier)
-    return classifier
+    return nn.Linear(num_features(input_shape, width, depth), num_classes).apply(_draw)
 
 
-def _draw(module: nn.Module) -> None:
+def _draw(part: nn.Module) -> None:
     """Draw Xavier's first weights; all biases begin at 0."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+    if isinstance(part, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(part.weight)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
 
 
 def num_features(input_shape: Sequence[int], width: int, depth: int) -> int:
     """Number of features of the coarsest scale of a column."""
-    _, height, breadth = input_shape
-    shrunk = 2 ** (SCALES - 1)
-    return channels_of(width, depth)[-1] * (height // shrunk) * (breadth // shrunk)
+    height, breadth = (side // 2 ** (SCALES - 1) for side in input_shape[1:])
+    return channels_of(width, depth)[-1] * height * breadth
 
 
 @cache

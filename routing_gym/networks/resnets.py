@@ -16,7 +16,7 @@ from routing_gym.blocks.skippable import CHOICES, ResidualBlock, SkippableBlock,
 from routing_gym.networks.experts import Bank, Experts, InTurn, OnFirst, RoutedExperts, experts_per_layer
 from routing_gym.networks.options import check_counts, check_image
 
-DIVERSE = ("conv3", "conv5", "conv1x7", "max-pool", "squeeze-excite")
+DIVERSE_3X3 = ("conv3", "conv5", "conv1x7", "max-pool", "squeeze-excite")
 BOTTLENECKS = (3, 4, 6, 3)
 EXPANSION = 4
 ROUTED = sum(count - (stage > 0) for stage, count in enumerate(BOTTLENECKS))
@@ -56,7 +56,12 @@ class Closing(nn.Module):
 
 
 def resnet50_experts(
-    input_shape: Sequence[int], num_classes: int, *, width: int = 64, experts: Experts = DIVERSE, num_tasks: int = 1
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 64,
+    experts: Experts = DIVERSE_3X3,
+    num_tasks: int = 1,
 ) -> RoutedExperts:
     """Build ResNet-50 with layers of experts.
 

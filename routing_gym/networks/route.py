@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,21 +100,21 @@ class _Tracer(fx.Tracer):
 
 def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
     """Graph of a module; one that cannot be traced or computes something else while it is trained is refused."""
-    modes = {part: part.training for part in module.modules()}
+
+    def in_both_modes(deep: bool) -> list[fx.Graph]:
+        with torch.enable_grad():  # as it will be trained: code may ask for it
+            return [_Tracer(layers, deep).trace(module.train(mode)) for mode in (True, False)]
+
     failure: Exception | None = None
-    try:
-        for deep in (True, False):
-            try:
-                trains, judges = (_Tracer(layers, deep).trace(module.train(mode)) for mode in (True, False))
-            except Exception as error:
-                failure = error
-                continue
-            if str(trains) == str(judges):
-                return trains
-            failure = None
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    for deep in (True, False):
+        try:
+            trains, judges = probe(module, partial(in_both_modes, deep))
+        except Exception as error:
+            failure = error
+            continue
+        if str(trains) == str(judges):
+            return trains
+        failure = None
     if failure is not None:
         raise ValueError(f"the module cannot be traced by torch.fx, so it cannot be routed: {failure}") from failure
     raise ValueError(
@@ -179,7 +180,7 @@ class RoutedModule(Deployable):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ValueError(f"the module must return logits of shape (B, num_classes), got {got} for B = {PROBE_ROWS}")
         routed: list[FunctionBlocks] = []
-        carried: list[tuple[fx.Node, ...]] = []
+        carried: list[list[fx.Node]] = []
         for cut, name in zip(cuts, names, strict=True):
             node, layer = nodes[cut], traced.get_submodule(name)
             inner = node.args[0] if node.args else None
@@ -192,9 +193,9 @@ class RoutedModule(Deployable):
                 )
             routed.append(_blocks_like(layer, count_of[name], record.shapes[inner][1:]))
             # What was computed and is read behind the layer waits together with the layer's input.
-            later = set(nodes[cut + 1 :])
-            read = [node for node in nodes[:cut] if node.op != "get_attr" and not later.isdisjoint(node.users)]
-            carried.append((inner, *(node for node in read if node is not inner)))
+            later, computed = set(nodes[cut + 1 :]), [node for node in nodes[:cut] if node.op != "get_attr"]
+            read = [node for node in computed if node is not inner and not later.isdisjoint(node.users)]
+            carried.append([inner, *read])
             if unfit := [node.name for node in carried[-1] if not record.has_rows(node)]:
                 raise ValueError(f"at layer {name!r} values wait that are not tensors with a row per image: {unfit}")
         cut_out = {nodes[cut] for cut in cuts}
@@ -214,17 +215,11 @@ class RoutedModule(Deployable):
         self.block_counts = tuple(blocks.num_blocks for blocks in routed)
         self.numbers_per_image = math.prod(input_shape) if any_shape else None
         # Positions, not nodes: they stay right when the module is copied together with its graph.
-        place = {node: position for position, node in enumerate(nodes)}
-        self._cuts = cuts
-        self._carried = [[place[node] for node in kept] for kept in carried]
-        self._check_against(images, logits)
-
-    def _check_against(self, images: Tensor, logits: Tensor) -> None:
-        """Refuse a cut with which the first blocks, the module's own layers, give another output than the module."""
-        plan = torch.zeros(len(images), len(self.decisions), dtype=torch.int64)
-        task = plan[:, 0]
-        (routed,) = probe(self, lambda: self.traverse(self.stem(images, task), plan, task))
-        if not torch.allclose(plain(routed), logits, rtol=1e-4, atol=1e-5):
+        self._cuts, self._carried = cuts, [[*map(nodes.index, kept)] for kept in carried]
+        # The first blocks are the module's own layers.
+        plan = torch.zeros(PROBE_ROWS, len(self.decisions), dtype=torch.int64)
+        (own,) = probe(self, lambda: self.traverse(self.stem(images, plan[:, 0]), plan, plan[:, 0]))
+        if not torch.allclose(plain(own), logits, rtol=1e-4, atol=1e-5):
             raise ValueError("routed through its own layers the module gives another output: it cannot be cut there")
 
     def _run_piece(self, number: int, values: dict[int, Tensor], image: Tensor | None = None) -> Activation:

@@ -247,6 +247,10 @@ class RoutingState:
             reach = value if group.rows is None else reach.index_copy(0, group.rows, value)
         return reach
 
+    def task_of(self, rows: Tensor | None) -> Tensor:
+        """Tasks `(r,)` of some rows (None: of all)."""
+        return self.task if rows is None else self.task.index_select(0, rows)
+
     def acting(self) -> list[tuple[int, Waiting, Waiting | None]]:
         """Rows of each decision that act there now, and those that wait there for a later turn.
 

@@ -11,7 +11,7 @@ import routing_gym
 from routing_gym.agents import Agent, add_task, extract, make_agent, needs, prune
 from routing_gym.networks import make_network
 from routing_gym.networks.experts import CONVS, DIVERSE
-from routing_gym.networks.resnets import DIVERSE as IN_RESNET
+from routing_gym.networks.resnets import DIVERSE_3X3 as IN_RESNET
 from routing_gym.testing import check_vector_env
 
 TASKS, CLASSES = 3, 4
