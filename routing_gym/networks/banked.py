@@ -1,4 +1,4 @@
-"""Networks with a bank of blocks behind every decision, and what is left of them after training."""
+"""Networks with a bank of blocks behind every decision; what is left of them after training; checks of options."""
 
 from __future__ import annotations
 
@@ -27,18 +27,16 @@ class BankedNetwork(RoutedNetwork):
     the last one gives are the logits.
 
     Attributes:
-        banks: One for each decision, unless `bank_number` says otherwise.
+        banks: Blocks that decisions offer.
+        bank_of: Index into `banks` for each decision; None where each has its own, in order.
     """
 
     banks: nn.ModuleList
-
-    def bank_number(self, decision: int) -> int:
-        """Index into `banks` of what stands behind a decision."""
-        return decision
+    bank_of: Sequence[int] | None = None
 
     def bank(self, decision: int) -> FunctionBlocks:
         """Blocks that a decision offers."""
-        bank = self.banks[self.bank_number(decision)]
+        bank = self.banks[decision if self.bank_of is None else self.bank_of[decision]]
         assert isinstance(bank, FunctionBlocks)
         return bank
 
@@ -87,16 +85,16 @@ class Deployable(BankedNetwork):
         Args:
             routes: `(T, N)` int64 on the CPU: the choice of each task at each decision.
         """
-        smaller, at = copy.deepcopy(self).cpu(), torch.tensor([self.bank_number(i) for i in range(len(self.decisions))])
+        smaller, at = copy.deepcopy(self).cpu(), list(self.bank_of or range(len(self.decisions)))
         smaller.used = None
         counts: list[int] = []
         choices: list[Tensor] = []
         for number, (count, bank) in enumerate(zip(self.block_counts, smaller.banks, strict=True)):
             assert isinstance(bank, FunctionBlocks)
-            taken = routes[:, at == number]
+            taken = routes[:, torch.tensor(at) == number]
             kept = taken[taken < count].unique().tolist()
             left = [*kept, *range(count, bank.num_blocks)]
-            width = self.decisions[at.tolist().index(number)].width  # of what passes, where PASS is all that is left
+            width = self.decisions[at.index(number)].width  # of what passes, where PASS is all that is left
             own = bank.select(left) if kept else ModuleBlocks([nn.Identity()], (width,))
             smaller.banks[number], smaller.stem_macs = own, smaller.stem_macs + own.shared_macs - bank.shared_macs
             counts.append(len(kept))
@@ -107,7 +105,7 @@ class Deployable(BankedNetwork):
             dataclasses.replace(decision, macs=bank.macs, next=decision.next[:1] * bank.num_blocks)
             for decision, bank in zip(self.decisions, banks, strict=True)
         )
-        columns = [torch.searchsorted(choices[at[i]], routes[:, i].contiguous()) for i in range(len(at))]
+        columns = [torch.searchsorted(choices[i], route.contiguous()) for i, route in zip(at, routes.t(), strict=True)]
         return smaller.to(self.costs.device), torch.stack(columns, 1)
 
     def form_options(self) -> dict[str, Any]:
@@ -161,12 +159,7 @@ def features_of(trunk: nn.Module | None, input_shape: Sequence[int]) -> tuple[in
 
 
 def blocks_per_bank(num_blocks: int | Sequence[int], layers: Sequence[int]) -> list[int]:
-    """Number of blocks of each bank, from blocks per layer or a number for each bank; others are refused.
-
-    Args:
-        num_blocks: Blocks per layer, or a number for each bank.
-        layers: Number of layers that share each bank.
-    """
+    """Blocks of each bank, of `num_blocks` per layer, so many layers sharing each, or a number for each bank."""
     if isinstance(num_blocks, str) or not isinstance(num_blocks, Sequence):
         return [whole_number("num_blocks", num_blocks) * sharing for sharing in layers]
     if len(num_blocks) != len(layers):
@@ -174,3 +167,29 @@ def blocks_per_bank(num_blocks: int | Sequence[int], layers: Sequence[int]) -> l
             f"num_blocks must be one number, or one for each of the {len(layers)} sets of blocks, got {num_blocks!r}"
         )
     return [count if count == 0 else whole_number("num_blocks", count) for count in num_blocks]
+
+
+def check_counts(**options: Any) -> None:
+    """Refuse options that are no integers of at least 1."""
+    for option, value in options.items():
+        whole_number(option, value)
+
+
+def check_range(option: str, value: int, low: int, high: int) -> None:
+    """Refuse an option that is no integer between two limits, both included."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{option} must be an integer from {low} to {high}, got {value!r}")
+
+
+def check_choice(option: str, value: str, *known: str) -> None:
+    """Refuse an option that is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{option} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
+def check_image(input_shape: Sequence[int], smallest: int) -> None:
+    """Refuse `(C, H, W)` images of fewer pixels in a row or a column than a network can make smaller."""
+    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
+        raise ValueError(
+            f"input_shape=(C, H, W) must be of at least {smallest}x{smallest} pixels, got {tuple(input_shape)}"
+        )

@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from routing_gym.blocks import ModuleBlocks, allow_small_groups, count_macs, plain
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import BankedNetwork, averaged, one_after_the_other
-from routing_gym.networks.options import check_counts, check_image
+from routing_gym.networks.banked import BankedNetwork, averaged, check_counts, check_image, one_after_the_other
 from routing_gym.networks.state import Activation
 
 CHOICE_BLOCKS = 4

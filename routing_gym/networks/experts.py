@@ -22,8 +22,14 @@ from routing_gym.blocks import (
 )
 from routing_gym.blocks.experts import double_expert, group_norm, image_bank
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import Deployable, averaged, one_after_the_other
-from routing_gym.networks.options import check_choice, check_counts, check_image
+from routing_gym.networks.banked import (
+    Deployable,
+    averaged,
+    check_choice,
+    check_counts,
+    check_image,
+    one_after_the_other,
+)
 from routing_gym.networks.state import Activation
 
 DIVERSE = ("conv3", "conv5", "conv7", "conv1x7", "max-pool", "average-pool", "identity")
@@ -44,7 +50,7 @@ class InTurn(nn.Sequential):
     """Modules one after the other, each called with the tuple of tensors that the one before returned."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Tuple that the last module returns."""
+        """Tensors that the last module returns."""
         for module in self:
             tensors = module(*tensors)
         return tensors
@@ -73,10 +79,9 @@ class StaticRoute(InTurn):
 class RoutedExperts(Deployable):
     """A network in which layers of experts and parts that all instances share take turns.
 
-    Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019. Weights mix the
-    experts' outputs, and the shared part behind the layer runs on the mixture. A task is known at the end only: each
-    has a linear readout of its own. What is shared, the readout included, is counted as `stem_macs`, so that a mixture
-    of several experts does not pay for it several times.
+    Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019. A task is known at the
+    end only: each has a linear readout of its own. What is shared, the readout included, is counted as `stem_macs`, so
+    that a mixture of several experts does not pay for it several times.
 
     Args:
         input_shape: `(C, H, W)` of an image.
@@ -154,7 +159,7 @@ class RoutedExperts(Deployable):
         return x.flatten(1) if self.observes == "map" else averaged(x)
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
-        """Shared parts, chosen experts and the task's readout as one module."""
+        """One module: shared parts, chosen experts, the task's readout."""
         parts: list[nn.Module] = [static_copy(self.trunk)]
         for decision, choice in enumerate(route):
             parts += [OnFirst(module) for module in self.bank(decision).as_modules(choice)]

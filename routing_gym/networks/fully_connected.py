@@ -13,8 +13,16 @@ from torch.nn import functional
 
 from routing_gym.blocks import FunctionBlocks, LinearBlocks, Link, ModuleBlocks, WithPass, run_chain, static_copy
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import Deployable, blocks_per_bank, features_of, one_after_the_other
-from routing_gym.networks.options import check_choice, check_counts, check_image, check_range
+from routing_gym.networks.banked import (
+    Deployable,
+    blocks_per_bank,
+    check_choice,
+    check_counts,
+    check_image,
+    check_range,
+    features_of,
+    one_after_the_other,
+)
 from routing_gym.networks.parallel_paths import RoutedPaths, tensors_of
 from routing_gym.networks.route import RoutedModule, route
 from routing_gym.networks.state import Activation
@@ -69,22 +77,16 @@ class RoutedMLP(Deployable):
             bank = LinearBlocks(count, widths[i], widths[i + 1], relu=i < layers - 1)
             banks.append(WithPass(bank) if i in shared else bank)
         bank_of = [own.index(shared[0] if i in shared else i) for i in range(layers)]
+        names, macs = [f"layer {i + 1}" for i in range(layers)], [banks[number].macs for number in bank_of]
         super().__init__(
-            one_after_the_other(
-                [f"layer {i + 1}" for i in range(layers)], [banks[number].macs for number in bank_of], widths
-            ),
+            one_after_the_other(names, macs, widths),
             num_classes=num_classes,
             input_shape=input_shape,
             stem_macs=trunk_macs,
         )
         self.trunk, self.task_input, self.num_tasks = trunk, task_input, num_tasks
         self.banks = nn.ModuleList(banks)
-        self.block_counts = tuple(counts)
-        self._bank_of = bank_of
-
-    def bank_number(self, decision: int) -> int:
-        """Index into `banks`: layers that can be repeated share one."""
-        return self._bank_of[decision]
+        self.block_counts, self.bank_of = tuple(counts), bank_of
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
         """Features `(B, F)` of the images, with a one-hot task where the network is told it."""
@@ -172,13 +174,9 @@ class ColumnsMLP(RoutedPaths):
         features, trunk_macs = features_of(trunk, input_shape)
         widths = [features, *[width] * (layers - 1), num_classes]
         banks = [LinearBlocks(num_blocks, widths[i], widths[i + 1], relu=i < layers - 1) for i in range(layers)]
+        names, columns = [f"layer {i + 1}" for i in range(layers)], [num_blocks * inputs for inputs in widths]
         super().__init__(
-            one_after_the_other(
-                [f"layer {i + 1}" for i in range(layers)],
-                [bank.macs for bank in banks],
-                [num_blocks * inputs for inputs in widths],
-                repeat(num_blocks),
-            ),
+            one_after_the_other(names, [bank.macs for bank in banks], columns, repeat(num_blocks)),
             num_classes=num_classes,
             input_shape=input_shape,
             stem_macs=trunk_macs,
@@ -188,8 +186,8 @@ class ColumnsMLP(RoutedPaths):
     def stem(self, images: Tensor, task: Tensor) -> Activation:
         """Copies `(B, k, F)` of the trunk's features for all columns, and that all are alive, `(B, k)`."""
         features = (images if self.trunk is None else self.trunk(images)).flatten(1)
-        columns = self.num_tensors
-        return features.unsqueeze(1).expand(-1, columns, -1), features.new_ones(len(features), columns).bool()
+        columns = features.unsqueeze(1).expand(-1, self.num_tensors, -1)
+        return columns, torch.ones(columns.shape[:2], dtype=torch.bool, device=columns.device)
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Logits `(r, num_classes)` of each row's column: its task's own."""

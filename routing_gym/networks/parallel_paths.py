@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import LinearBlocks, OwnedParameter, PathBlocks, PathSequential, count_macs, probe
+from routing_gym.blocks import LinearBlocks, OwnedParameter, PathBlocks, PathSequential
+from routing_gym.blocks.macs import cost_of
 from routing_gym.networks.actions import Action, dense
-from routing_gym.networks.banked import BankedNetwork, one_after_the_other
-from routing_gym.networks.options import check_choice
+from routing_gym.networks.banked import BankedNetwork, check_choice, one_after_the_other
 from routing_gym.networks.state import Activation
 
 Form = Literal["columns", "gated-columns"]
@@ -27,8 +26,8 @@ class RoutedPaths(BankedNetwork):
     """A network in which m tensors arrive at a decision and n paths lie behind it.
 
     An m x n gate says how much of each tensor goes to each path: path j is fed with Y_j = Σ_i g_ij X_i. Under hard
-    choices every tensor goes to one path, where it meets others: tensors merge and never split. A path that nothing was
-    sent to is not run, not even with `dense_backward`, and sends nothing on.
+    choices every tensor goes to one path: tensors merge and never split. A path that nothing was sent to is not run,
+    not even with `dense_backward`, and sends nothing on.
 
     The activation at a decision is `(columns, alive)`: `(r, m, ...)`, zeros where nothing came, and `(r, m)` bool.
     """
@@ -51,11 +50,7 @@ class RoutedPaths(BankedNetwork):
     def feed(self, decision: int, columns: Tensor, alive: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs `(r, n, ...)` of the paths, and which were sent something, `(r, n)` bool.
 
-        Args:
-            decision: Its number.
-            columns: `(r, m, ...)`.
-            alive: `(r, m)` bool.
-            gates: `(r, m, n)`, 0 for tensors that are not alive.
+        Columns are `(r, m, ...)`, some of them `alive (r, m)`; gates `(r, m, n)` are 0 for the others.
         """
         return mix(columns, gates), (gates.detach() != 0).any(1)
 
@@ -111,8 +106,7 @@ class Segment:
     Attributes:
         name: Name of the decision before it.
         layers: Layers of all paths.
-        prediction: Makes each path's input of each tensor, in the order (tensor, path); None where the tensors
-            themselves are mixed.
+        prediction: Makes each path's input of each tensor, tensor by tensor; None where tensors themselves are mixed.
     """
 
     name: str
@@ -127,10 +121,9 @@ class ParallelPaths(RoutedPaths):
     (Algorithm 2) feeds path j with Y_j = Σ_i g_ij X_i; cross-prediction (Algorithm 1) with
     Y_j = ReLU(Σ_i g_ij U_ij), where U_ij = W_ij X_i + b_ij is what tensor i predicts for path j.
 
-    All paths of a layer are one grouped convolution. Under hard routing only paths that were reached run, each on its
-    own rows, only predictions that were asked for are made, and the output is the average over the paths that were
-    reached last. Batch norm has the statistics of the rows that run a path, unweighted by gates, so that its running
-    averages go with the routes of the last batches.
+    Under hard routing only paths that were reached run, each on its own rows, only predictions that were asked for are
+    made, and the output is the average over the paths that were reached last. Batch norm has the statistics of the rows
+    that run a path, unweighted by gates: its running averages go with the routes of the last batches.
 
     Args:
         input_shape: `(C, H, W)` of an image.
@@ -158,10 +151,9 @@ class ParallelPaths(RoutedPaths):
         crossed: bool = True,
     ) -> None:
         check_choice("form", form, "columns", "gated-columns")
-        image, shape, fixed = torch.zeros(1, *input_shape), tuple(input_shape), 0.0
+        fixed, shape = 0.0, tuple(input_shape)
         if stem is not None:
-            shape = tuple(probe(stem, partial(stem, image)).shape[1:])
-            fixed = count_macs(stem, image)
+            fixed, shape = cost_of(stem, torch.zeros(1, *input_shape))
         banks: list[PathBlocks] = []
         predictions: list[PathBlocks | None] = []
         tensors, widths, costs = [1, *[paths] * (len(segments) - 1)], [], []
@@ -181,27 +173,23 @@ class ParallelPaths(RoutedPaths):
         if not crossed:
             masks = torch.eye(paths, dtype=torch.bool).repeat(len(segments) - first, 1, 1)
             masks[: 1 - first] = True  # the one tensor of the connector may go everywhere
+        names = [segment.name for segment in segments[first:]]
         super().__init__(
-            one_after_the_other(
-                [segment.name for segment in segments[first:]], costs[first:], widths[first:], tensors[first:]
-            ),
+            one_after_the_other(names, costs[first:], widths[first:], tensors[first:]),
             num_classes=num_classes,
             input_shape=input_shape,
             stem_macs=fixed + sum(map(sum, costs[:first])),
             masks=masks,
         )
         self.form, self.paths, self._first = form, paths, first
+        self.bank_of = range(first, len(segments))
         self.cross = "connections" if predictions[-1] is None else "predictions"
         self.trunk, self.banks = stem, nn.ModuleList(banks)
         self.predictions = nn.ModuleList(nn.Identity() if made is None else made for made in predictions)
 
-    def bank_number(self, decision: int) -> int:
-        """Index into `banks`, the first of which may stand before all decisions."""
-        return decision + self._first
-
     def predicting(self, decision: int) -> PathBlocks | None:
         """Predictions of the paths' inputs at a decision; None where tensors themselves are mixed."""
-        blocks = self.predictions[self.bank_number(decision)]
+        blocks = self.predictions[decision + self._first]
         return blocks if isinstance(blocks, PathBlocks) else None
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
@@ -211,7 +199,7 @@ class ParallelPaths(RoutedPaths):
         if self._first:
             if (predicted := self.predicting(-1)) is not None:
                 x = functional.relu(predicted.run_each(x))
-            x = self.bank(-1).run_each(x)
+            x = cast(PathBlocks, self.banks[0]).run_each(x)
         return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
 
     def feed(self, decision: int, columns: Tensor, alive: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from routing_gym.blocks import OwnedParameter, allow_small_groups, count_macs, in_few_sizes, plain, probe, static_copy
+from routing_gym.networks.banked import check_counts, check_image, check_range
 from routing_gym.networks.network import RoutedNetwork
-from routing_gym.networks.options import check_counts, check_image, check_range
 from routing_gym.networks.route import RoutedModule, route
 from routing_gym.networks.state import EXIT, Activation, Decision, ways_out
 
@@ -33,7 +33,7 @@ class Column(nn.Module):
 
     Args:
         inputs: Channels of each input scale, finest first; only the coarsest `len(outputs)` are read.
-        outputs: Channels of each scale that is computed, finest first.
+        outputs: Channels of each scale that is computed.
         kept: Number of scales that go out, the coarsest ones.
     """
 
@@ -52,9 +52,7 @@ class Column(nn.Module):
     def forward(self, *scales: Tensor, rows: int | None = None) -> tuple[Tensor, ...]:
         """Scales, `kept` of them, from those of the column before, `(r, C, H, W)` each, finest first.
 
-        Args:
-            scales: Those of the column before.
-            rows: Number of first rows that count; the others fill the convolutions' batch up. All by default.
+        Only the first `rows` count, if given; the others fill the convolutions' batch up.
         """
         unread = len(self.across) - len(self.norms)
         outputs = []
@@ -114,13 +112,9 @@ class StaticPyramid(nn.Module):
 
 
 def static_pyramid(input_shape: Sequence[int], num_classes: int, *, columns: int = 8, width: int = 16) -> StaticPyramid:
-    """Build the first columns of the chain and one classifier, with weights of their own (section 5.1).
+    """Build the first columns of the chain, 1 to 8, and one classifier, with weights of their own (section 5.1).
 
-    Args:
-        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
-        num_classes: Width of the logits.
-        columns: Number of columns, 1 to 8.
-        width: Channels of the finest scale.
+    Arguments are those of `pyramid_static`.
 
     Raises:
         ValueError: An option out of range, by its name.
@@ -181,12 +175,12 @@ def costs_by_depth(
 ) -> tuple[tuple[float, float], ...]:
     """Multiply-accumulates per row of the column of each depth and its classifier."""
     # Cached: counting takes longer than building.
+    costs = []
     with torch.device("meta"):
-        chain = [make_column(input_shape, width, depth, columns) for depth in range(columns)]
-        heads = [make_classifier(input_shape, num_classes, width, depth) for depth in range(columns)]
         scales = image_pyramid(torch.zeros(1, *input_shape))
-        costs = []
-        for column, head in zip(chain, heads, strict=True):
+        for depth in range(columns):
+            column = make_column(input_shape, width, depth, columns)
+            head = make_classifier(input_shape, num_classes, width, depth)
             cost = count_macs(column, *scales)
             scales = probe(column, partial(column, *scales))
             costs.append((cost, count_macs(head, scales[-1].flatten(1))))
@@ -233,30 +227,19 @@ class RoutedPyramid(RoutedNetwork):
         tree, depth, names = _tree(columns, junctions)
         built = [make_column(input_shape, width, d, columns) for d in depth]
         classifiers = [make_classifier(input_shape, num_classes, width, d) for d in depth]
-        column_macs, head_macs = zip(*costs_by_depth(tuple(input_shape), num_classes, width, columns), strict=True)
+        costs = costs_by_depth(tuple(input_shape), num_classes, width, columns)
         inner = [j for j, following in enumerate(tree) if following]
         number = {column: i for i, column in enumerate(inner)}
-        super().__init__(
-            [
-                Decision(
-                    name=names[j],
-                    macs=(
-                        head_macs[depth[j]],
-                        *(column_macs[depth[c]] + (0.0 if tree[c] else head_macs[depth[c]]) for c in tree[j]),
-                    ),
-                    next=(EXIT, *(number.get(c, EXIT) for c in tree[j])),
-                    mixing="outcome",
-                    width=num_features(input_shape, width, depth[j]),
-                )
-                for j in inner
-            ],
-            num_classes=num_classes,
-            input_shape=input_shape,
-            stem_macs=column_macs[0],
-        )
+        decisions = []
+        for j in inner:
+            features, (_, head) = num_features(input_shape, width, depth[j]), costs[depth[j]]
+            # A last column is run with its classifier.
+            onward = (costs[depth[c]][0] + (0.0 if tree[c] else costs[depth[c]][1]) for c in tree[j])
+            ways = (EXIT, *(number.get(c, EXIT) for c in tree[j]))
+            decisions.append(Decision(names[j], (head, *onward), ways, mixing="outcome", width=features))
+        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=costs[0][0])
         self.tree, self.inner = tree, inner
-        self.columns = nn.ModuleList(built)
-        self.classifiers = nn.ModuleList(classifiers)
+        self.columns, self.classifiers = nn.ModuleList(built), nn.ModuleList(classifiers)
         allow_small_groups(self)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
@@ -299,12 +282,8 @@ class RoutedPyramid(RoutedNetwork):
     def static_prefix(self, decision: int, choice: int = 0) -> StaticPyramid:
         """Plain network, with parameters of its own, of all that a row runs that leaves from a decision by a choice.
 
-        Args:
-            decision: Its number.
-            choice: A choice that leads out: 0 everywhere, another one where the last column follows.
-
         Raises:
-            ValueError: No such way out.
+            ValueError: The choice does not lead out there.
         """
         known = ways_out(self.decisions)
         if (decision, choice) not in known:

@@ -13,8 +13,8 @@ from torch.nn import functional
 from routing_gym.blocks import ModuleBlocks, subsample_first
 from routing_gym.blocks.experts import image_bank, single_expert
 from routing_gym.blocks.skippable import CHOICES, ResidualBlock, SkippableBlock, one_choice
+from routing_gym.networks.banked import check_counts, check_image
 from routing_gym.networks.experts import Bank, Experts, InTurn, OnFirst, RoutedExperts, experts_per_layer
-from routing_gym.networks.options import check_counts, check_image
 
 DIVERSE_3X3 = ("conv3", "conv5", "conv1x7", "max-pool", "squeeze-excite")
 BOTTLENECKS = (3, 4, 6, 3)
