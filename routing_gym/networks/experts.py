@@ -106,7 +106,6 @@ class RoutedExperts(Deployable):
         self,
         input_shape: Sequence[int],
         num_classes: int,
-        *,
         stem: nn.Module,
         banks: Sequence[Bank],
         between: Sequence[nn.Module],
@@ -126,12 +125,9 @@ class RoutedExperts(Deployable):
                 waiting = (torch.zeros(1, *bank.output_shape), *waiting[1:])
         *shapes, (features,) = shapes
         widths = [shape[0] if observes == "mean" else math.prod(shape) for shape in shapes]
-        super().__init__(
-            one_after_the_other(names, [bank.macs for bank in banks], widths),
-            num_classes=num_classes,
-            input_shape=input_shape,
-            stem_macs=shared + sum(bank.shared_macs for bank in banks) + features * num_classes,
-        )
+        shared += sum(bank.shared_macs for bank in banks) + features * num_classes
+        decisions = one_after_the_other(names, [bank.macs for bank in banks], widths)
+        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=shared)
         self.trunk, self.observes, self.observed_shapes = stem, observes, shapes
         self.banks, self.between = nn.ModuleList(banks), nn.ModuleList(between)
         self.readouts = LinearBlocks(num_tasks, features, num_classes)
@@ -224,9 +220,9 @@ def omniglot_experts(
     check_image(input_shape, 2 ** (1 + len(POOLED_AFTER)))
     check_counts(width=width, expert_mid=expert_mid, layers=layers)
     check_choice("readout", readout, "pooled", "flat")
-    names = experts_per_layer(experts, layers)
+    kinds = experts_per_layer(experts, layers)
     shape, banks, between = (width, input_shape[1] // 2, input_shape[2] // 2), [], []
-    for number, layer in enumerate(names, 1):
+    for number, layer in enumerate(kinds, 1):
         banks.append(image_bank([double_expert(kind, width, expert_mid) for kind in layer], shape))
         parts: list[nn.Module] = [group_norm(width), nn.ReLU()]
         if number == layers:
@@ -236,16 +232,9 @@ def omniglot_experts(
             shape = width, shape[1] // 2, shape[2] // 2
         between.append(InTurn(OnFirst(nn.Sequential(*parts))))
     first = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)
-    return RoutedExperts(
-        input_shape,
-        num_classes,
-        stem=InTurn(OnFirst(nn.Sequential(first, group_norm(width), nn.ReLU(), nn.MaxPool2d(2)))),
-        banks=banks,
-        between=between,
-        experts=names,
-        names=[f"layer {number}" for number in range(1, layers + 1)],
-        num_tasks=num_tasks,
-    )
+    stem = InTurn(OnFirst(nn.Sequential(first, group_norm(width), nn.ReLU(), nn.MaxPool2d(2))))
+    names = [f"layer {number}" for number in range(1, layers + 1)]
+    return RoutedExperts(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
 
 
 class MnistExperts(RoutedExperts):
@@ -277,16 +266,10 @@ def mnist_experts(
     check_counts(width=width, num_experts=num_experts)
     widths = [math.prod(input_shape), *[width] * SHARED_LAYERS]
     shared = [_linear_norm_relu(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)]
-    return MnistExperts(
-        input_shape,
-        num_classes,
-        stem=InTurn(OnFirst(nn.Sequential(nn.Flatten(), *shared))),
-        banks=[ModuleBlocks((_linear_norm_relu(width, width) for _ in range(num_experts)), (width,))],
-        between=[InTurn()],
-        experts=[("fully connected",) * num_experts],
-        names=["layer 4"],
-        num_tasks=num_tasks,
-    )
+    stem = InTurn(OnFirst(nn.Sequential(nn.Flatten(), *shared)))
+    bank = ModuleBlocks((_linear_norm_relu(width, width) for _ in range(num_experts)), (width,))
+    kinds = [("fully connected",) * num_experts]
+    return MnistExperts(input_shape, num_classes, stem, [bank], [InTurn()], kinds, ["layer 4"], num_tasks)
 
 
 def _linear_norm_relu(inputs: int, outputs: int) -> nn.Sequential:

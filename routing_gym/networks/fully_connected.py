@@ -78,12 +78,8 @@ class RoutedMLP(Deployable):
             banks.append(WithPass(bank) if i in shared else bank)
         bank_of = [own.index(shared[0] if i in shared else i) for i in range(layers)]
         names, macs = [f"layer {i + 1}" for i in range(layers)], [banks[number].macs for number in bank_of]
-        super().__init__(
-            one_after_the_other(names, macs, widths),
-            num_classes=num_classes,
-            input_shape=input_shape,
-            stem_macs=trunk_macs,
-        )
+        decisions = one_after_the_other(names, macs, widths)
+        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=trunk_macs)
         self.trunk, self.task_input, self.num_tasks = trunk, task_input, num_tasks
         self.banks = nn.ModuleList(banks)
         self.block_counts, self.bank_of = tuple(counts), bank_of
@@ -175,12 +171,8 @@ class ColumnsMLP(RoutedPaths):
         widths = [features, *[width] * (layers - 1), num_classes]
         banks = [LinearBlocks(num_blocks, widths[i], widths[i + 1], relu=i < layers - 1) for i in range(layers)]
         names, columns = [f"layer {i + 1}" for i in range(layers)], [num_blocks * inputs for inputs in widths]
-        super().__init__(
-            one_after_the_other(names, [bank.macs for bank in banks], columns, repeat(num_blocks)),
-            num_classes=num_classes,
-            input_shape=input_shape,
-            stem_macs=trunk_macs,
-        )
+        decisions = one_after_the_other(names, [bank.macs for bank in banks], columns, repeat(num_blocks))
+        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=trunk_macs)
         self.trunk, self.banks = trunk, nn.ModuleList(banks)
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:

@@ -177,13 +177,8 @@ def _residual(layout: Layout, paths: int, inputs: int, width: int, stride: int) 
     conv = partial(_conv_norm, bias=not layout.large)
     if layout.residual == "bottleneck":
         outputs = EXPANSION * width
-        layers = [
-            *conv(paths, inputs, width, 1),
-            nn.ReLU(),
-            *conv(paths, width, width, 3, stride),
-            nn.ReLU(),
-            *conv(paths, width, outputs, 1),
-        ]
+        layers = [*conv(paths, inputs, width, 1), nn.ReLU(), *conv(paths, width, width, 3, stride), nn.ReLU()]
+        layers += conv(paths, width, outputs, 1)
     else:
         outputs = width
         layers = [*conv(paths, inputs, width, 3, stride), nn.ReLU(), *conv(paths, width, width)]

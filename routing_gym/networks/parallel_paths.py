@@ -174,13 +174,9 @@ class ParallelPaths(RoutedPaths):
             masks = torch.eye(paths, dtype=torch.bool).repeat(len(segments) - first, 1, 1)
             masks[: 1 - first] = True  # the one tensor of the connector may go everywhere
         names = [segment.name for segment in segments[first:]]
-        super().__init__(
-            one_after_the_other(names, costs[first:], widths[first:], tensors[first:]),
-            num_classes=num_classes,
-            input_shape=input_shape,
-            stem_macs=fixed + sum(map(sum, costs[:first])),
-            masks=masks,
-        )
+        fixed += sum(map(sum, costs[:first]))
+        decisions = one_after_the_other(names, costs[first:], widths[first:], tensors[first:])
+        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed, masks=masks)
         self.form, self.paths, self._first = form, paths, first
         self.bank_of = range(first, len(segments))
         self.cross = "connections" if predictions[-1] is None else "predictions"

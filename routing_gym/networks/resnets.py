@@ -56,12 +56,7 @@ class Closing(nn.Module):
 
 
 def resnet50_experts(
-    input_shape: Sequence[int],
-    num_classes: int,
-    *,
-    width: int = 64,
-    experts: Experts = DIVERSE_3X3,
-    num_tasks: int = 1,
+    input_shape: Sequence[int], num_classes: int, *, width: int = 64, experts: Experts = DIVERSE_3X3, num_tasks: int = 1
 ) -> RoutedExperts:
     """Build ResNet-50 with layers of experts.
 
@@ -105,16 +100,7 @@ def resnet50_experts(
             segments[-1].append(Closing(inner))
     segments[-1].append(OnFirst(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())))
     stem, *between = (InTurn(*segment).to(memory_format=torch.channels_last) for segment in segments)  # type: ignore[call-overload]
-    return RoutedExperts(
-        input_shape,
-        num_classes,
-        stem=stem,
-        banks=banks,
-        between=between,
-        experts=kinds,
-        names=names,
-        num_tasks=num_tasks,
-    )
+    return RoutedExperts(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
 
 
 def first_layers(channels: int, width: int) -> nn.Sequential:
@@ -183,7 +169,7 @@ def resnet_skip(
     if wrong := [layer for layer in choices if layer not in (CHOICES, CHOICES[:1], CHOICES[1:])]:
         raise ValueError(f"the choices of a block are some of {CHOICES}, got {list(wrong[0])}")
     make = _bottleneck if bottlenecks else _basic_block
-    stem = (first_layers if bottlenecks else _cifar_stem)(input_shape[0], width)
+    stem: nn.Module = (first_layers if bottlenecks else _cifar_stem)(input_shape[0], width)
     shape = (width, *(math.ceil(side / 4) if bottlenecks else side for side in input_shape[1:]))
     banks: list[Bank] = []
     names = []
@@ -196,17 +182,9 @@ def resnet_skip(
             names.append(f"stage {stage + 1}, block {number + 1}")
             shape = banks[-1].output_shape
     averaged = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return RoutedExperts(
-        input_shape,
-        num_classes,
-        stem=InTurn(OnFirst(stem)).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-        banks=banks,
-        between=[*(InTurn() for _ in banks[1:]), InTurn(OnFirst(averaged))],
-        experts=choices,
-        names=names,
-        num_tasks=num_tasks,
-        observes=observes,
-    )
+    between = [*(InTurn() for _ in banks[1:]), InTurn(OnFirst(averaged))]
+    stem = InTurn(OnFirst(stem)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return RoutedExperts(input_shape, num_classes, stem, banks, between, choices, names, num_tasks, observes)
 
 
 def _basic_block(inputs: int, width: int, *, stride: int) -> ResidualBlock:

@@ -199,14 +199,11 @@ class RoutedModule(Deployable):
             if unfit := [node.name for node in carried[-1] if not record.has_rows(node)]:
                 raise ValueError(f"at layer {name!r} values wait that are not tensors with a row per image: {unfit}")
         cut_out = {nodes[cut] for cut in cuts}
-        super().__init__(
-            one_after_the_other(
-                names, [blocks.macs for blocks in routed], [record.shapes[inner][1] for inner, *_ in carried]
-            ),
-            num_classes=logits.shape[1],
-            input_shape=None if any_shape else input_shape,
-            stem_macs=sum(macs for node, macs in record.macs.items() if node not in cut_out) / PROBE_ROWS,
-        )
+        stem_macs = sum(macs for node, macs in record.macs.items() if node not in cut_out) / PROBE_ROWS
+        widths = [record.shapes[inner][1] for inner, *_ in carried]
+        decisions = one_after_the_other(names, [blocks.macs for blocks in routed], widths)
+        shape = None if any_shape else input_shape
+        super().__init__(decisions, num_classes=logits.shape[1], input_shape=shape, stem_macs=stem_macs)
         for name in names:
             traced.set_submodule(name, nn.Identity())
         self.module = traced
