@@ -184,7 +184,7 @@ def formed(given: Any, like: Tensor, m: int, num_choices: int, action_type: str 
         like: `(B,)` floating point; device and type are its.
         m: M.
         num_choices: A.
-        action_type: `"discrete"` or `"weights"`, if only one of them will do.
+        action_type: As of `accept`.
 
     Raises:
         ValueError: Wrong type, shape or device.
@@ -269,9 +269,7 @@ def in_range(action: Action, num_choices: int) -> Action:
 def made_legal(action: Action, mask: Tensor) -> Action:
     """Action with the first legal choice for a masked one, and no weight on masked choices.
 
-    Args:
-        action: Choices `(...)`, weights `(..., A)`, or a pair.
-        mask: Legal choices `(..., A)` bool, `(B, 1, A)` for a pair.
+    It is choices `(...)`, weights `(..., A)`, or a pair; legal choices are `(..., A)` bool, `(B, 1, A)` for a pair.
     """
     action = in_range(action, mask.shape[-1])
     if isinstance(action, tuple):

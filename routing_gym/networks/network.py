@@ -14,16 +14,7 @@ from torch.nn import functional
 from routing_gym.blocks import OwnedParameter, PartlyUsed, SortedRows, every_block_runs
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
-from routing_gym.networks.state import (
-    EXIT,
-    Activation,
-    Decision,
-    Exit,
-    RoutingState,
-    Waiting,
-    check_decisions,
-    legal_table,
-)
+from routing_gym.networks.state import EXIT, Activation, Decision, Exit, RoutingState, Waiting, legal_table
 
 
 class RoutedNetwork(PartlyUsed, ABC):
@@ -74,11 +65,9 @@ class RoutedNetwork(PartlyUsed, ABC):
     def set_decisions(self, decisions: Iterable[Decision], masks: Tensor | None = None) -> None:
         """Take decisions, and further restrictions of what is legal, as the only ones."""
         self.decisions = tuple(decisions)
-        check_decisions(self.decisions)
-        self.observation_size = max(decision.width for decision in self.decisions)
-        self.num_choices = max(decision.n for decision in self.decisions)
-        self.num_tensors = max(decision.m for decision in self.decisions)
         table = legal_table(self.decisions, masks)
+        self.num_tensors, self.num_choices = table.shape[1:]
+        self.observation_size = max(decision.width for decision in self.decisions)
         self.nothing_masked = bool(table.all())  # one check less in every step
         costs = [[*decision.macs, *[0.0] * (self.num_choices - decision.n)] for decision in self.decisions]
         self._costs_alike = all(len(set(decision.macs)) == 1 for decision in self.decisions)
@@ -119,14 +108,10 @@ class RoutedNetwork(PartlyUsed, ABC):
         """Parameters that run only by this choice at this decision."""
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Activation behind a decision that mixes activations, first axis r.
+        """Activation of r rows of tasks `(r,)` behind a decision that mixes activations.
 
-        Args:
-            decision: Its number.
-            activation: What waits there.
-            action: Choices `(r,)`, weights `(r, n)` or a sparse pair; weights `(r, m, n)` where m tensors arrive
-                (choices have been turned into 0 and 1, and tensors that are not alive weigh 0).
-            task: `(r,)`.
+        The action is choices `(r,)`, weights `(r, n)` or a sparse pair; weights `(r, m, n)` where m tensors arrive
+        (choices have been turned into 0 and 1, and tensors that are not alive weigh 0).
         """
         raise NotImplementedError(f"{type(self).__name__} mixes activations but has no transition()")
 
@@ -173,9 +158,7 @@ class RoutedNetwork(PartlyUsed, ABC):
     def advance(self, state: RoutingState, action: Action) -> RoutingState:
         """State after every row has gone from its decision to the next, or out; its `exits` are those of this step.
 
-        Args:
-            state: Where the rows stand.
-            action: One that `accept` has let in: choices `(B, M)`, weights `(B, M, A)`, or a pair.
+        The action, choices `(B, M)`, weights `(B, M, A)` or a pair, is one that `accept` has let in.
         """
         waiting = dict(state.waiting)
         arrivals: dict[int, list[Waiting]] = defaultdict(list)
@@ -214,13 +197,10 @@ class RoutedNetwork(PartlyUsed, ABC):
         return dataclasses.replace(state, macs=macs, expected_macs=expected, waiting=waiting, exits=tuple(exits))
 
     def follow(self, state: RoutingState, plan: Tensor) -> RoutingState:
-        """State in which all rows of a batch that begins have left, by routes known beforehand, in any order.
+        """State in which all rows of a batch that `start` returned have left, in any order, by a plan.
 
-        Does what `advance` does with the columns of the plan one after the other, in a network that is `in_order`.
-
-        Args:
-            state: As `start` returns it.
-            plan: Legal choices `(B, N)` int64.
+        Does what `advance` does with the columns of the plan, legal choices `(B, N)` int64, one after the other, in a
+        network that is `in_order`.
         """
         last = len(self.decisions) - 1
         self.note_use(plan + torch.arange(0, self.num_parts, self.num_choices, device=plan.device))

@@ -43,7 +43,8 @@ class RoutedPaths(BankedNetwork):
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
         """Outputs `(r, n, ...)` of the paths that were sent something, and which these are, `(r, n)` bool."""
         columns, alive = tensors_of(activation)
-        gates = self.gates(decision, action).to(columns.dtype)
+        gates = dense(action, self.decisions[decision].n).to(columns.dtype)
+        gates = gates if gates.ndim == 3 else gates.unsqueeze(1)
         mixed, reached = self.feed(decision, columns, alive, gates)
         return self.bank(decision).run_each(mixed, reached), reached
 
@@ -53,13 +54,6 @@ class RoutedPaths(BankedNetwork):
         Columns are `(r, m, ...)`, some of them `alive (r, m)`; gates `(r, m, n)` are 0 for the others.
         """
         return mix(columns, gates), (gates.detach() != 0).any(1)
-
-    def gates(self, decision: int, action: Action) -> Tensor:
-        """Weights `(r, m, n)` of an action of whatever form."""
-        assert isinstance(action, Tensor)
-        if not action.is_floating_point():
-            action = functional.one_hot(action, self.decisions[decision].n)
-        return action if action.ndim == 3 else action.unsqueeze(1)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
         """Observation `(r, width)`: all tensors, images averaged over space, one after the other."""

@@ -55,12 +55,8 @@ class Decision:
         return self.next if self.mixing == "outcome" else self.next[:1]
 
 
-def check_decisions(decisions: tuple[Decision, ...]) -> None:
-    """Refuse decisions that do not form a routed network.
-
-    Raises:
-        ValueError: Names the decision, what was expected and what was found.
-    """
+def _check(decisions: Sequence[Decision]) -> None:
+    """Refuse decisions that do not form a routed network."""
     if not decisions:
         raise ValueError("a routed network needs at least one decision")
     for number, decision in enumerate(decisions):
@@ -94,16 +90,18 @@ def ways_out(decisions: Sequence[Decision]) -> list[tuple[int, int]]:
     return [(i, choice) for i, at in enumerate(decisions) for choice, way in enumerate(at.ways) if way == EXIT]
 
 
-def legal_table(decisions: tuple[Decision, ...], masks: Tensor | None) -> Tensor:
-    """Legal choices `(N + 1, M, A)` bool at each decision; the last row, for instances that have left, is True.
+def legal_table(decisions: Sequence[Decision], masks: Tensor | None) -> Tensor:
+    """Legal choices `(N + 1, M, A)` bool at each of N decisions; the last row, for instances that have left, is True.
 
     Args:
         decisions: N decisions.
         masks: `(N, M, A)` bool, further restrictions; None for none.
 
     Raises:
-        ValueError: The masks are of the wrong form or leave a tensor no choice.
+        ValueError: The decisions do not form a routed network, or the masks are of the wrong form or leave a tensor no
+            choice.
     """
+    _check(decisions)
     tensors, choices = max(d.m for d in decisions), max(d.n for d in decisions)
     # On the host whatever the default device: its values are looked at here.
     table = torch.zeros(len(decisions) + 1, tensors, choices, dtype=torch.bool, device="cpu")
@@ -116,8 +114,7 @@ def legal_table(decisions: tuple[Decision, ...], masks: Tensor | None) -> Tensor
         if masks is not None:
             table[number] &= masks[number]
         table[number, decision.m :] = True  # tensors that do not exist here: every choice legal and ignored
-        empty = (~table[number].any(-1)).nonzero().flatten().tolist()
-        if empty:
+        if empty := (~table[number].any(-1)).nonzero().flatten().tolist():
             raise ValueError(f"decision {number} ({decision.name!r}): the mask leaves tensor {empty[0]} no choice")
     table[-1] = True
     return table
@@ -260,13 +257,12 @@ class RoutingState:
             return [(self.sole, self.waiting[self.sole], None)]
         groups: list[tuple[int, Waiting, Waiting | None]] = []
         for decision, waiting in sorted(self.waiting.items()):
-            at = self.at if waiting.rows is None else self.at.index_select(0, waiting.rows)
-            now = (at == decision).nonzero().flatten()
-            if len(now) == len(waiting):
+            now = (self.at if waiting.rows is None else self.at.index_select(0, waiting.rows)) == decision
+            acting = now.nonzero().flatten()
+            if len(acting) == len(waiting):
                 groups.append((decision, waiting, None))
-            elif len(now):
-                later = (at != decision).nonzero().flatten()
-                groups.append((decision, waiting.pick(now), waiting.pick(later)))
+            elif len(acting):
+                groups.append((decision, waiting.pick(acting), waiting.pick((~now).nonzero().flatten())))
         return groups
 
     def select(self, rows: Tensor) -> RoutingState:
