@@ -133,8 +133,7 @@ def _bad_values_error(network: RoutedNetwork, state: RoutingState, action: Actio
         return ValueError(f"choices must lie in [0, {network.num_choices}), got {int(wrong[0])}")
     values = integers if weights is None else weights
 
-    def told(row: int) -> object:
-        """Values of a row as they came in: without the axis of tensors where there is only one."""
+    def told(row: int) -> object:  # as it came in: without the axis of tensors where there is only one
         own = values[row]
         return (own[0] if network.num_tensors == 1 and not isinstance(action, tuple) else own).tolist()
 

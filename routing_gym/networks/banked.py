@@ -72,18 +72,14 @@ class Deployable(BankedNetwork):
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
         """Modules to be run in turn, from normalised images to logits `(B, num_classes)`, with their own parameters.
 
-        Args:
-            route: The choice at each decision; PASS leaves no module.
-            task: The task that takes it, for networks that are told the task.
+        The route is the choice at each decision, of which PASS leaves no module; the task is the one that takes it.
         """
 
     def pruned(self, routes: Tensor) -> tuple[Self, Tensor]:
         """Copy of the network without the blocks that no route takes, and the routes in its numbering.
 
-        Decisions that share a bank keep what any of them needs; PASS, which costs nothing, stays.
-
-        Args:
-            routes: `(T, N)` int64 on the CPU: the choice of each task at each decision.
+        Routes are `(T, N)` int64 on the CPU: the choice of each task at each decision. Decisions that share a bank keep
+        what any of them needs; PASS, which costs nothing, stays.
         """
         smaller, at = copy.deepcopy(self).cpu(), list(self.bank_of or range(len(self.decisions)))
         smaller.used = None

@@ -88,13 +88,12 @@ class RoutedExperts(Deployable):
         num_classes: Width of the logits.
         stem: Runs first: images to a tuple of tensors, of which the first goes into the first layer.
         banks: Experts of every layer.
-        between: Runs behind every layer: the mixture and the tensors that waited with it to a tuple, of which the first
-            goes into the next layer; behind the last one to `(B, F)` features alone.
+        between: Runs behind every layer: the mixture and the tensors that waited with it to a tuple as of `stem`;
+            behind the last one to `(B, F)` features alone.
         experts: Names of every layer's experts.
         names: Names of the layers.
         num_tasks: Number of readouts.
-        observes: Observation of a layer's input: `"mean"`, each channel averaged over the image; or `"map"`, all of it,
-            flattened, for routers that convolve.
+        observes: Observation of a layer's input: `"mean"`, each channel averaged over the image, or `"map"`, all of it.
 
     Attributes:
         observed_shapes: Shape, without the batch axis, of every layer's input.
@@ -250,8 +249,7 @@ def mnist_experts(
 ) -> MnistExperts:
     """Build three shared layers and one layer of experts, all fully connected with layer normalisation and ReLU.
 
-    Source: Ramachandran and Le (2019), section 4.1: 64 neurons each, 5 experts of which 2 are mixed (which is up to the
-    agent), on MNIST. The linear readout behind them goes without saying there.
+    Source: Ramachandran and Le (2019), section 4.1: 64 neurons each, 5 experts of which the agent mixes 2, on MNIST.
 
     Args:
         input_shape: `(C, H, W)` of an image.

@@ -34,9 +34,8 @@ STAGES = 4
 class RoutedMLP(Deployable):
     """A multi-layer perceptron in which every layer offers k blocks (Rosenbaum et al. 2018, section 3).
 
-    *Layered*: decision i offers the k blocks of layer i. *Recurrent* (Appendix 7.2): the same blocks, but every
-    block whose input and output are `width` wide is offered at every decision where the activation is `width` wide,
-    and so is PASS, the last choice there. The last decision always picks a classification block.
+    *Layered*: decision i offers the k blocks of layer i. *Recurrent* (Appendix 7.2): every block whose input and output
+    are `width` wide is offered at every decision where the activation is, and so is PASS, the last choice there.
 
     Arguments are those of `fully_connected`. Layers that share their blocks count as one where `num_blocks` is a list;
     where PASS is offered it may be 0.
@@ -73,9 +72,9 @@ class RoutedMLP(Deployable):
         for i, count in zip(own, counts, strict=True):
             if i in shared and count == 0:
                 banks.append(ModuleBlocks([nn.Identity()], (width,)))  # PASS alone
-                continue
-            bank = LinearBlocks(count, widths[i], widths[i + 1], relu=i < layers - 1)
-            banks.append(WithPass(bank) if i in shared else bank)
+            else:
+                bank = LinearBlocks(count, widths[i], widths[i + 1], relu=i < layers - 1)
+                banks.append(WithPass(bank) if i in shared else bank)
         bank_of = [own.index(shared[0] if i in shared else i) for i in range(layers)]
         names, macs = [f"layer {i + 1}" for i in range(layers)], [banks[number].macs for number in bank_of]
         decisions = one_after_the_other(names, macs, widths)
@@ -143,8 +142,8 @@ class JoinTask(nn.Module):
 class ColumnsMLP(RoutedPaths):
     """k columns of fully connected layers (Misra et al. 2016; Rosenbaum et al. 2018, section 4).
 
-    Before every layer a k x k gate says how much of each column's activation goes to each column. All columns begin
-    with the same activation, and a task's own column gives its logits; zeros where it was not computed.
+    All columns begin with the same activation, and a task's own column gives its logits; zeros where it was not
+    computed.
 
     Arguments are those of `fully_connected`: k is `num_blocks`, at least one per task.
     """
@@ -269,18 +268,16 @@ def simple_convnet(
     trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not routed_stages:
         options: dict[str, Any] = {"width": width, "layers": layers, "recurrent": recurrent, "task_input": task_input}
-        return fully_connected(
-            input_shape, num_classes, num_blocks, form=form, num_tasks=num_tasks, trunk=trunk, **options
-        )
+        options |= {"form": form, "num_tasks": num_tasks, "trunk": trunk}
+        return fully_connected(input_shape, num_classes, num_blocks, **options)
     if recurrent or task_input or form != "paths":
         raise ValueError("routed_stages goes with neither recurrent=True nor task_input=True nor form='columns'")
     widths = [features_of(trunk, input_shape)[0], *[width] * (layers - 1), num_classes]
     parts: dict[str, nn.Module] = {f"stage {number + 1}": stage for number, stage in enumerate(trunk)}
-    routed = list(parts)[STAGES - routed_stages :]
+    routed = [*list(parts)[STAGES - routed_stages :], *(f"layer {i + 1}" for i in range(layers))]
     parts["flatten"] = nn.Flatten()
     for i in range(layers):
         parts[f"layer {i + 1}"] = nn.Linear(widths[i], widths[i + 1])
-        routed.append(f"layer {i + 1}")
         if i < layers - 1:
             parts[f"relu {i + 1}"] = nn.ReLU()
     return route(nn.Sequential(OrderedDict(parts)), routed, num_blocks, input_shape=input_shape)

@@ -303,8 +303,6 @@ class RoutedNetwork(PartlyUsed, ABC):
 
     def choosing(self, state: RoutingState) -> Tensor:
         """Tensors that choose now, `(B, M)` bool; none in rows that have left."""
-        if self.num_tensors == 1:
-            return state.active.unsqueeze(1)
         choosing = self.exists.index_select(0, state.at)
         for own, alive in self._alive(state):
             choosing[own, : alive.shape[1]] &= alive

@@ -29,8 +29,8 @@ class Layout:
         hidden: Width of the hidden dense layers.
         residual: `"basic"` or `"bottleneck"` blocks, None for a network without residuals.
         large: Whether the first layers of a ResNet make images, which are large, four times smaller.
-        squeezed: Hidden width of the squeeze and excitation behind every convolution, 0 for none. The paper does not
-            print it: the .58 M parameters of SEBaseCNN ask for 32, the 2.06 M of SEDeepCNN for 4.
+        squeezed: Hidden width of the squeeze and excitation behind every convolution, 0 for none; not printed, but
+            the .58 M parameters of SEBaseCNN ask for 32, the 2.06 M of SEDeepCNN for 4.
         crossed: Whether tensors may change paths.
     """
 
@@ -110,8 +110,7 @@ def _convnet(
     """
     channels, height, width = input_shape
     segments: list[Segment] = []
-    name = "input"
-    convs = 0
+    name, convs = "input", 0
     for number, stage in enumerate(layout.widths):
         layers: list[nn.Module] = []
         prediction = None
@@ -132,15 +131,12 @@ def _convnet(
         name = f"after conv {convs}"
     first = [nn.Flatten(), PathLinear(paths, channels * height * width, layout.hidden), nn.ReLU()]
     last = PathLinear(paths, layout.hidden, num_classes)
+    second = PathLinear(paths * paths if predicts else paths, layout.hidden, layout.hidden)
     if predicts:
         segments[-1].layers.extend(first)
-        second = PathSequential(PathLinear(paths * paths, layout.hidden, layout.hidden))
-        segments.append(Segment("after dense 1", PathSequential(last), second))
-    else:
-        segments.append(Segment(name, PathSequential(*first)))
-        layers = [PathLinear(paths, layout.hidden, layout.hidden), nn.ReLU(), last]
-        segments.append(Segment("after dense 1", PathSequential(*layers)))
-    return segments
+        return [*segments, Segment("after dense 1", PathSequential(last), PathSequential(second))]
+    dense = Segment("after dense 1", PathSequential(second, nn.ReLU(), last))
+    return [*segments, Segment(name, PathSequential(*first)), dense]
 
 
 def _resnet(

@@ -10,16 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import LinearBlocks, OwnedParameter, PathBlocks, PathSequential
+from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential
 from routing_gym.blocks.macs import cost_of
 from routing_gym.networks.actions import Action, dense
 from routing_gym.networks.banked import BankedNetwork, check_choice, one_after_the_other
 from routing_gym.networks.state import Activation
 
 Form = Literal["columns", "gated-columns"]
-
-Paths = LinearBlocks | PathBlocks
-"""A layer of paths."""
 
 
 class RoutedPaths(BankedNetwork):
@@ -31,10 +28,6 @@ class RoutedPaths(BankedNetwork):
 
     The activation at a decision is `(columns, alive)`: `(r, m, ...)`, zeros where nothing came, and `(r, m)` bool.
     """
-
-    def bank(self, decision: int) -> Paths:
-        """Paths behind a decision."""
-        return cast(Paths, super().bank(decision))
 
     def alive(self, decision: int, activation: Activation) -> Tensor:
         """Mask `(r, m)` of the tensors that carry something."""
@@ -122,7 +115,7 @@ class ParallelPaths(RoutedPaths):
     Args:
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the logits.
-        paths: Number of paths, P.
+        paths: Number of paths.
         segments: What lies behind each decision; the last gives `(num_classes,)`.
         stem: Runs on the images before all paths, once; None for nothing.
         form: `"columns"`: all paths begin with the same tensor; `"gated-columns"`: the way into the paths is the first
@@ -183,7 +176,7 @@ class ParallelPaths(RoutedPaths):
         return blocks if isinstance(blocks, PathBlocks) else None
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Tensors `(B, m, ...)`, all alive, of the stem, or of the first layers where no decision is before them."""
+        """Tensors `(B, m, ...)`, all alive, of the stem or, where no decision is before them, the first layers."""
         x = images.contiguous(memory_format=torch.channels_last)
         x = (x if self.trunk is None else self.trunk(x)).unsqueeze(1)
         if self._first:
@@ -214,8 +207,7 @@ class ParallelPaths(RoutedPaths):
         used, chance = weights.detach() != 0, weights.clamp(0, 1)
         behind, price = self.bank(decision).macs[0], blocks.macs[0]
         executed = behind * used.any(1).sum(1) + price * used.sum((1, 2))
-        expected = behind * (1 - (1 - chance).prod(1)).sum(1) + price * chance.sum((1, 2))
-        return executed.to(weights.dtype), expected
+        return executed.to(weights.dtype), behind * (1 - (1 - chance).prod(1)).sum(1) + price * chance.sum((1, 2))
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Logits `(r, num_classes)`: the average of the paths that were reached; zeros where none was."""

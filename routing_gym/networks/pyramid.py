@@ -91,9 +91,7 @@ def average_pool(x: Tensor) -> Tensor:
 class StaticPyramid(nn.Module):
     """Columns one after the other and a classifier: a plain network, the statically routed one of section 5.1.
 
-    Args:
-        columns: The first reads an image pyramid; the last loses the batch norms of all scales but the coarsest.
-        classifier: Takes the coarsest scale of the last column, flattened.
+    The last column loses the batch norms of all scales but the coarsest, which, flattened, is classified.
     """
 
     def __init__(self, columns: Iterable[Column], classifier: nn.Module) -> None:
@@ -208,7 +206,7 @@ class RoutedPyramid(RoutedNetwork):
     weights are drawn from its uniform distribution; odd sizes are rounded down; decisions are numbered column by
     column, left before right; instances of all tasks share everything, and none is told its task.
 
-    Arguments are those of `pyramid_tree`; 0 junctions make a chain. Columns are the first of those in `CHANNELS`.
+    Arguments are those of `pyramid_tree`; 0 junctions make a chain.
 
     Attributes:
         tree: For each column those that follow it. Columns stand in the order of their depth.
@@ -248,8 +246,7 @@ class RoutedPyramid(RoutedNetwork):
 
     def enter(self, decision: int, activation: Activation) -> Activation:
         """Scales that come out of the column before a decision."""
-        # Channels are last in memory, and the last axis where rows are moved: rows that are picked out stay in one
-        # piece each, and the convolutions need not turn them round.
+        # Channels are last in memory, and the last axis where rows are moved: each stays in one piece.
         return tuple(scale.permute(0, 2, 3, 1) for scale in self._run(self.inner[decision], activation))
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:

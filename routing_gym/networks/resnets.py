@@ -45,10 +45,8 @@ class Closing(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        outputs = EXPANSION * width
-        self.expand = nn.Sequential(
-            nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        )
+        conv = nn.Conv2d(width, EXPANSION * width, 1, bias=False)
+        self.expand = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), conv, nn.BatchNorm2d(EXPANSION * width))
 
     def forward(self, x: Tensor, shortcut: Tensor) -> tuple[Tensor]:
         """Output of the bottleneck."""
@@ -61,10 +59,9 @@ def resnet50_experts(
     """Build ResNet-50 with layers of experts.
 
     Source: Ramachandran and Le (2019), section 4.2.2; He et al. (2016). Experts stand in place of the 3x3 convolution
-    of the 13 bottlenecks that leave the size of the image as it is; where the size is halved, the 3x3 convolution
-    halves it and stays. The mixture goes through the bottleneck's own batch norm and ReLU. As worded the network has
-    59.7 million parameters with diverse experts and 56.8 with 3x3 convolutions alone, at 196 classes; the paper prints
-    52 and 50.
+    of the 13 bottlenecks that leave the size of the image as it is, before its batch norm and ReLU. As worded the
+    network has 59.7 million parameters with diverse experts and 56.8 with 3x3 convolutions alone, at 196 classes; the
+    paper prints 52 and 50.
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 32 pixels high and wide.
@@ -105,12 +102,8 @@ def resnet50_experts(
 
 def first_layers(channels: int, width: int) -> nn.Sequential:
     """Build the first layers of ResNets for ImageNet: a 7x7 convolution and a pooling, each of stride 2."""
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        nn.MaxPool2d(3, stride=2, padding=1),
-    )
+    conv = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
 
 
 class Subsampled(nn.Module):
@@ -139,11 +132,10 @@ def resnet_skip(
 ) -> RoutedExperts:
     """Build a ResNet whose residual blocks are decisions: skip (0) or run (1).
 
-    Source: He et al. (2016), CoDiNet (Wang et al.), section 3.1. The first block of every stage but the first halves
-    the image, and the channels double there. Batch norm while training has the statistics of the rows that run a block
-    (all with soft weights), and normalises with their running average afterwards, which goes with the routes of the
-    last batches: a network that was trained softly wants some training with hard decisions before it is used with them
-    (CoDiNet, section 3.4).
+    Source: He et al. (2016), CoDiNet (Wang et al.), section 3.1. Every stage but the first begins with half the image
+    and twice the channels. Batch norm while training has the statistics of the rows that run a block (all with soft
+    weights), and their running average goes with the routes of the last batches: a network that was trained softly
+    wants some training with hard decisions before it is used with them (CoDiNet, section 3.4).
 
     Args:
         bottlenecks: The form for ImageNet: blocks are bottlenecks, a 7x7 convolution and pooling come first, shortcuts
@@ -194,13 +186,8 @@ def _basic_block(inputs: int, width: int, *, stride: int) -> ResidualBlock:
 
 def _bottleneck(inputs: int, width: int, *, stride: int) -> ResidualBlock:
     outputs = EXPANSION * width
-    residual = nn.Sequential(
-        *_conv_norm(inputs, width, 1),
-        nn.ReLU(),
-        *_conv_norm(width, width, 3, stride),
-        nn.ReLU(),
-        *_conv_norm(width, outputs, 1),
-    )
+    layers = [*_conv_norm(inputs, width, 1), nn.ReLU(), *_conv_norm(width, width, 3, stride), nn.ReLU()]
+    residual = nn.Sequential(*layers, *_conv_norm(width, outputs, 1))
     same = stride == 1 and inputs == outputs
     return ResidualBlock(residual, nn.Identity() if same else nn.Sequential(*_conv_norm(inputs, outputs, 1, stride)))
 

@@ -42,9 +42,8 @@ def route(
     A copy of the module on the CPU is traced (`torch.fx`), cut at the named layers, and run piece by piece; tensors
     that are needed later (the shortcut of a residual block, say) wait together with the layer's input. The first block
     of each layer starts from the layer's own weights, the others are drawn anew by their `reset_parameters`; what is
-    frozen (`requires_grad=False`) stays so. A submodule without routed layers may do what cannot be traced, such as
-    asking `self.training`: it is called as it is then. 1x1 convolutions with a stride subsample first, see
-    `routing_gym.blocks.pointwise`.
+    frozen (`requires_grad=False`) stays so. A submodule without routed layers is called as it is where it cannot be
+    traced, because it asks `self.training`, say. 1x1 convolutions with a stride subsample first.
 
     Args:
         module: Takes `(B, C, H, W)` images, gives `(B, num_classes)` logits; its way through the layers must not
@@ -124,18 +123,6 @@ def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
     )
 
 
-def _cpu_copy(module: nn.Module) -> nn.Module:
-    """Copy of a module on the CPU; one of another type than images have is refused."""
-    wanted = torch.get_default_dtype()
-    for name, parameter in module.named_parameters():
-        if parameter.is_meta or parameter.dtype != wanted:
-            raise ValueError(
-                f"expected a module of {wanted} parameters that hold values, got {name} of {parameter.dtype} on "
-                f"{parameter.device}: call .to({wanted}) first, and load its weights"
-            )
-    return subsample_first(copy.deepcopy(module).cpu())
-
-
 class RoutedModule(Deployable):
     """A traced module, cut at its routed layers; made by `route`. What runs between these counts as `stem_macs`.
 
@@ -153,7 +140,14 @@ class RoutedModule(Deployable):
         any_shape: bool = False,
     ) -> None:
         count_of = dict(zip(layers, blocks_per_bank(num_blocks, [1] * len(layers)), strict=True))
-        module = _cpu_copy(module)
+        wanted = torch.get_default_dtype()
+        for name, parameter in module.named_parameters():
+            if parameter.is_meta or parameter.dtype != wanted:
+                raise ValueError(
+                    f"expected a module of {wanted} parameters that hold values, got {name} of {parameter.dtype} on "
+                    f"{parameter.device}: call .to({wanted}) first, and load its weights"
+                )
+        module = subsample_first(copy.deepcopy(module).cpu())
         graph = _trace(module, layers)
         for node in graph.nodes:
             if node.target in (torch.conv2d, functional.conv2d):

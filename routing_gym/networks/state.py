@@ -31,8 +31,8 @@ class Decision:
         name: Name, for pictures and messages.
         macs: Multiply-accumulates of one row by each choice: all that runs until the next decision or the exit.
         next: For each choice the number of the decision it leads to, or `EXIT`.
-        mixing: What weights mean. `"activation"`: they mix the outputs of the choices, and all choices lead to the
-            same place. `"outcome"`: they share the instance out among the places the choices lead to.
+        mixing: What weights mean. `"activation"`: they mix the outputs of choices that all lead to the same place.
+            `"outcome"`: they share the instance out among the places the choices lead to.
         m: Number of tensors that arrive here, each of which chooses (an m x n gate); 1 for an ordinary decision.
         width: Width of the observation here.
     """
@@ -127,8 +127,7 @@ class Waiting:
     Attributes:
         rows: `(r,)` int64 row numbers, or None for every row of the batch in order: nothing is grouped or copied then.
         activation: Tensors whose first axis is r; how many and of which shape is the decision's own affair.
-        reach: `(r,)` share of each instance that arrived here: 1 under hard routing, else the product of the outcome
-            weights on the way.
+        reach: `(r,)` share of each instance that arrived here: the product of the outcome weights on the way.
     """
 
     rows: Tensor | None
