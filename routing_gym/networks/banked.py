@@ -112,9 +112,7 @@ class Deployable(BankedNetwork):
 class Normalize(nn.Module):
     """Turns pixels from 0 to 255, uint8 or floating point, into the images a network was trained on.
 
-    Args:
-        mean: `(C,)`, in pixel units, as in `MultiTaskDataset`.
-        std: `(C,)` likewise.
+    Mean and deviation are `(C,)`, in pixel units, as in `MultiTaskDataset`.
     """
 
     mean: Tensor

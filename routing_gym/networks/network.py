@@ -23,8 +23,8 @@ class RoutedNetwork(PartlyUsed, ABC):
     `start` puts a batch at the first decision, `advance` carries each row from its decision to the next one or out;
     both return a new `RoutingState`. `routing_gym.envs.drive` calls them, and checks actions (`accept`) in between.
 
-    A subclass hands its decisions to `__init__` and implements `stem`, `readout`, `describe`, `parameters_of` and,
-    for decisions that mix activations, `transition`; `enter` where arriving at a decision computes something.
+    A subclass implements `stem`, `readout`, `describe`, `parameters_of` and, for decisions that mix activations,
+    `transition`; `enter` where arriving at a decision computes something.
 
     Args:
         decisions: In order; a choice leads to a later one or out.
@@ -37,8 +37,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         observation_size: D, the width of an observation.
         num_choices: A, the largest number of choices of a decision.
         costs: `(N, A)` multiply-accumulates of each choice; 0 where a decision has fewer.
-        in_order: Whether every instance passes every decision, in order, as one tensor: a route known beforehand can
-            be followed at once then (`follow`).
+        in_order: Whether every instance passes every decision, in order, as one tensor: then it can `follow` a route.
         num_tensors: M, the largest number of tensors that arrive at a decision.
         exists: `(N + 1, M)` bool, the tensors there are at each decision, none behind the last.
         is_outcome: `(N + 1,)` bool, the decisions that mix outcomes.

@@ -22,9 +22,9 @@ Form = Literal["columns", "gated-columns"]
 class RoutedPaths(BankedNetwork):
     """A network in which m tensors arrive at a decision and n paths lie behind it.
 
-    An m x n gate says how much of each tensor goes to each path: path j is fed with Y_j = Σ_i g_ij X_i. Under hard
-    choices every tensor goes to one path: tensors merge and never split. A path that nothing was sent to is not run,
-    not even with `dense_backward`, and sends nothing on.
+    An m x n gate says how much of each tensor goes to each path. Under hard choices every tensor goes to one path:
+    tensors merge and never split. A path that nothing was sent to is not run, not even with `dense_backward`, and sends
+    nothing on.
 
     The activation at a decision is `(columns, alive)`: `(r, m, ...)`, zeros where nothing came, and `(r, m)` bool.
     """
@@ -164,9 +164,8 @@ class ParallelPaths(RoutedPaths):
         fixed += sum(map(sum, costs[:first]))
         decisions = one_after_the_other(names, costs[first:], widths[first:], tensors[first:])
         super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed, masks=masks)
-        self.form, self.paths, self._first = form, paths, first
-        self.bank_of = range(first, len(segments))
-        self.cross = "connections" if predictions[-1] is None else "predictions"
+        self.form, self.cross = form, "connections" if predictions[-1] is None else "predictions"
+        self.paths, self._first, self.bank_of = paths, first, range(first, len(segments))
         self.trunk, self.banks = stem, nn.ModuleList(banks)
         self.predictions = nn.ModuleList(nn.Identity() if made is None else made for made in predictions)
 

@@ -27,9 +27,8 @@ DECAY = 0.9  # of the running averages of batch norm (section 4.7); PyTorch's mo
 class Column(nn.Module):
     """One column of the pyramid (section 3.1, Fig. 3): 3x3 convolutions at several scales, batch norm, ReLU.
 
-    A scale adds up two convolutions: of the same scale of the column before, with a bias, and of the next finer scale
-    of this column, 2x2 max-pooled, before its batch norm and ReLU, without one. Scales that do not go out have neither
-    batch norm nor ReLU.
+    A scale adds up two convolutions: of the same scale of the column before, with a bias, and, without, of the next
+    finer scale of this column, 2x2 max-pooled. Batch norm and ReLU come after that, in scales that go out.
 
     Args:
         inputs: Channels of each input scale, finest first; only the coarsest `len(outputs)` are read.
@@ -40,13 +39,9 @@ class Column(nn.Module):
     def __init__(self, inputs: Sequence[int], outputs: Sequence[int], kept: int) -> None:
         super().__init__()
         inputs = inputs[-len(outputs) :]
-        self.across = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1) for before, after in zip(inputs, outputs, strict=True)
-        )
-        self.down = nn.ModuleList(
-            nn.Conv2d(finer, coarser, 3, padding=1, bias=False)
-            for finer, coarser in zip(outputs[:-1], outputs[1:], strict=True)
-        )
+        across, down = zip(inputs, outputs, strict=True), zip(outputs[:-1], outputs[1:], strict=True)
+        self.across = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in across)
+        self.down = nn.ModuleList(nn.Conv2d(finer, coarser, 3, padding=1, bias=False) for finer, coarser in down)
         self.norms = nn.ModuleList(nn.BatchNorm2d(c, eps=EPSILON, momentum=1 - DECAY) for c in outputs[-kept:])
 
     def forward(self, *scales: Tensor, rows: int | None = None) -> tuple[Tensor, ...]:
@@ -55,8 +50,7 @@ class Column(nn.Module):
         Only the first `rows` count, if given; the others fill the convolutions' batch up.
         """
         unread = len(self.across) - len(self.norms)
-        outputs = []
-        finer = scales[0]
+        outputs, finer = [], scales[0]
         for i, (across, x) in enumerate(zip(self.across, scales[-len(self.across) :], strict=True)):
             y = across(x)
             if i > 0:
@@ -110,13 +104,7 @@ class StaticPyramid(nn.Module):
 
 
 def static_pyramid(input_shape: Sequence[int], num_classes: int, *, columns: int = 8, width: int = 16) -> StaticPyramid:
-    """Build the first columns of the chain, 1 to 8, and one classifier, with weights of their own (section 5.1).
-
-    Arguments are those of `pyramid_static`.
-
-    Raises:
-        ValueError: An option out of range, by its name.
-    """
+    """Build the first columns of the chain and a classifier (section 5.1); arguments are those of `pyramid_static`."""
     check_form(input_shape, num_classes, width)
     check_range("columns", columns, 1, len(CHANNELS))
     return StaticPyramid(

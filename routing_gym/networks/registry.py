@@ -25,9 +25,8 @@ class NetworkSpec:
     """Builder and description of a named network.
 
     Attributes:
-        builder: Called as `builder(input_shape, num_classes, **options)`; with `num_blocks` too if it takes a third
-            positional argument, and with `num_tasks=...` if it has such a parameter. Its other keyword-only parameters
-            are the network's options.
+        builder: Called as `builder(input_shape, num_classes, **options)`; with `num_blocks` if it takes a third
+            positional argument, and with `num_tasks=...` if it has that. Its other keyword-only parameters are options.
         description: One line.
         source: Paper.
         input_shape: `(C, H, W)` of the images it was made for; None for no shape in particular.
