@@ -60,8 +60,6 @@ class BankedNetwork(RoutedNetwork):
 class Deployable(BankedNetwork):
     """A network in which every instance passes every decision, in order, and a route is a chain of modules.
 
-    A subclass implements `static_route`.
-
     Attributes:
         block_counts: Number of blocks of each bank, PASS, which comes last, not counted.
     """
@@ -96,10 +94,9 @@ class Deployable(BankedNetwork):
             counts.append(len(kept))
             choices.append(torch.tensor(left))
         smaller.block_counts = tuple(counts)
-        banks = map(smaller.bank, range(len(at)))
         smaller.set_decisions(
             dataclasses.replace(decision, macs=bank.macs, next=decision.next[:1] * bank.num_blocks)
-            for decision, bank in zip(self.decisions, banks, strict=True)
+            for decision, bank in zip(self.decisions, map(smaller.bank, range(len(at))), strict=True)
         )
         columns = [torch.searchsorted(choices[i], route.contiguous()) for i, route in zip(at, routes.t(), strict=True)]
         return smaller.to(self.costs.device), torch.stack(columns, 1)

@@ -87,7 +87,10 @@ class RoutedCells(BankedNetwork):
         adapted = [(before[cell + i], cell) for cell in range(cells) for i in (0, 1)]
         adapters = [rectified_conv(channels, widths[cell]) for (channels, _), cell in adapted]
         places = [(cell, block) for cell in range(cells) for block in range(CHOICE_BLOCKS)]
-        inputs = [make_inputs(2 + block, widths[cell], sizes[cell]) for cell, block in places]
+        inputs = []
+        for cell, block in places:
+            convs = (OfOne(number, *rectified_conv(widths[cell], widths[cell])) for number in range(2 + block))
+            inputs.append(ModuleBlocks(convs, (2 + block, widths[cell], *sizes[cell])))
         operations = [ModuleBlocks(make_operations(widths[cell]), (widths[cell], *sizes[cell])) for cell, _ in places]
         classifier = nn.Linear(widths[-1], num_classes)
         fixed = count_macs(stem, torch.zeros(1, *input_shape)) + count_macs(classifier, torch.zeros(1, widths[-1]))
@@ -181,12 +184,6 @@ def _separable(filters: int, size: int) -> nn.Sequential:
         nn.Conv2d(filters, filters, 1, bias=False),
         nn.BatchNorm2d(filters),
     )
-
-
-def make_inputs(count: int, filters: int, size: tuple[int, int]) -> ModuleBlocks:
-    """Build a choice of several tensors `(B, count, filters, H, W)`, each behind a 1x1 convolution of its own."""
-    convs = (OfOne(number, *rectified_conv(filters, filters)) for number in range(count))
-    return ModuleBlocks(convs, (count, filters, *size))
 
 
 class SideBySide:

@@ -142,8 +142,7 @@ class JoinTask(nn.Module):
 class ColumnsMLP(RoutedPaths):
     """k columns of fully connected layers (Misra et al. 2016; Rosenbaum et al. 2018, section 4).
 
-    All columns begin with the same activation, and a task's own column gives its logits; zeros where it was not
-    computed.
+    All columns begin with the same activation; a task's own gives its logits, zeros where it was not computed.
 
     Arguments are those of `fully_connected`: k is `num_blocks`, at least one per task.
     """

@@ -71,11 +71,11 @@ class RoutedNetwork(PartlyUsed, ABC):
         costs = [[*decision.macs, *[0.0] * (self.num_choices - decision.n)] for decision in self.decisions]
         self._costs_alike = all(len(set(decision.macs)) == 1 for decision in self.decisions)
         tensors = torch.tensor([*(decision.m for decision in self.decisions), 0])
-        outcome = [*(decision.mixing == "outcome" for decision in self.decisions), False]
+        outcome = torch.tensor([*(decision.mixing == "outcome" for decision in self.decisions), False])
         self.register_buffer("_masks", table, persistent=False)
         self.register_buffer("costs", torch.tensor(costs, dtype=torch.get_default_dtype()), persistent=False)
         self.register_buffer("exists", torch.arange(self.num_tensors) < tensors.unsqueeze(1), persistent=False)
-        self.register_buffer("is_outcome", torch.tensor(outcome), persistent=False)
+        self.register_buffer("is_outcome", outcome, persistent=False)
         self.in_order = all(
             decision.mixing == "activation" and decision.m == 1 and decision.next[0] == target
             for decision, target in zip(self.decisions, [*range(1, len(self.decisions)), EXIT], strict=True)
@@ -142,14 +142,14 @@ class RoutedNetwork(PartlyUsed, ABC):
                 f"{tuple(images.shape)} and {tuple(task.shape)}"
             )
         macs = images.new_full((len(images),), self.stem_macs)
-        activation = self.enter(0, self.stem(images, task))
+        arrived = Waiting(None, self.enter(0, self.stem(images, task)), torch.ones_like(macs))
         return RoutingState(
             task=task,
             instance=torch.full_like(task, -1) if instance is None else instance,
             price=torch.zeros_like(macs) if price is None else price,
             macs=macs,
             expected_macs=macs,
-            waiting={0: Waiting(None, activation, torch.ones_like(macs))},
+            waiting={0: arrived},
             exits=(),
             num_decisions=len(self.decisions),
         )

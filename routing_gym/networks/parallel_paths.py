@@ -62,24 +62,17 @@ def tensors_of(activation: Activation) -> tuple[Tensor, Tensor]:
 
 
 def mix(columns: Tensor, gates: Tensor) -> Tensor:
-    """Mixtures `(r, n, ...)`: Σ_i g_ij X_i for every j, of `(r, m, ...)` and `(r, m, n)`.
-
-    Source: Tissera et al., "End-to-End Data-Dependent Routing in Multi-Path Neural Networks", Eqs. 5 and 6.
-    """
+    """Mixtures `(r, n, ...)`: Σ_i g_ij X_i for every j, of `(r, m, ...)` and `(r, m, n)` (Tissera et al., Eqs. 5-6)."""
     if columns.ndim == 3:
         return torch.einsum("rij,ric->rjc", gates, columns)
     # Pixel by pixel, as they lie in memory with their channels last, forwards and backwards.
-    height_and_width = columns.shape[3:]
     pixels = columns.permute(0, 3, 4, 1, 2).flatten(1, 2)
     mixed = torch.matmul(gates.transpose(1, 2).unsqueeze(1), pixels)
-    return mixed.unflatten(1, height_and_width).permute(0, 3, 4, 1, 2)
+    return mixed.unflatten(1, columns.shape[3:]).permute(0, 3, 4, 1, 2)
 
 
 def weighed_sum(predicted: Tensor, gates: Tensor) -> Tensor:
-    """Mixtures `(r, n, ...)`: Σ_i g_ij U_ij for every j, of `(r, m, n, ...)` and `(r, m, n)`.
-
-    Source: Tissera et al., Eq. 4, without the ReLU.
-    """
+    """Mixtures `(r, n, ...)`: Σ_i g_ij U_ij for every j, of `(r, m, n, ...)` and `(r, m, n)` (Eq. 4 without ReLU)."""
     if predicted.ndim == 4:
         return (predicted * gates.unsqueeze(3)).sum(1)
     pixels = predicted.permute(0, 4, 5, 1, 2, 3) * gates[:, None, None, :, :, None]
@@ -118,8 +111,7 @@ class ParallelPaths(RoutedPaths):
         paths: Number of paths.
         segments: What lies behind each decision; the last gives `(num_classes,)`.
         stem: Runs on the images before all paths, once; None for nothing.
-        form: `"columns"`: all paths begin with the same tensor; `"gated-columns"`: the way into the paths is the first
-            decision, of one tensor (the one-to-many connector).
+        form: `"columns"`: all paths begin alike; `"gated-columns"`: the first decision is the one-to-many connector.
         crossed: Whether tensors may change paths.
 
     Attributes:

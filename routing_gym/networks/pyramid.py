@@ -199,9 +199,6 @@ class RoutedPyramid(RoutedNetwork):
     Attributes:
         tree: For each column those that follow it. Columns stand in the order of their depth.
         inner: Column of each decision.
-
-    Raises:
-        ValueError: An option out of range, by its name.
     """
 
     def __init__(

@@ -144,11 +144,7 @@ NETWORKS: dict[str, NetworkSpec] = {
 
 
 def claim(known: dict[str, Any], kind: str, name: str, thing: Any) -> None:
-    """Enter a thing under a name; one that was defined again, as in a notebook, replaces itself.
-
-    Raises:
-        ValueError: The name belongs to something else, or what is entered cannot be called.
-    """
+    """Enter a thing under a name; one that was defined again, as in a notebook, replaces itself, others are refused."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"the name of a {kind} is text that is not empty, got {name!r}")
     if not callable(thing):

@@ -65,11 +65,10 @@ def _check(decisions: Sequence[Decision]) -> None:
             raise ValueError(f"{where}: mixing must be 'activation' or 'outcome', got {decision.mixing!r}")
         if decision.n < 2 and decision.mixing == "outcome":
             raise ValueError(f"{where}: a place with a single way on is no decision")
-        if decision.n < 1 or decision.m < 1 or decision.width < 1:
-            raise ValueError(
-                f"{where}: choices, tensors and width must be at least 1, got {decision.n}, {decision.m}, "
-                f"{decision.width}"
-            )
+        sizes = decision.n, decision.m, decision.width
+        if min(sizes) < 1:
+            got = ", ".join(map(str, sizes))
+            raise ValueError(f"{where}: choices, tensors and width must be at least 1, got {got}")
         if len(decision.macs) != decision.n:
             raise ValueError(f"{where}: needs one cost per choice ({decision.n}), got {len(decision.macs)}")
         for target in decision.next:
@@ -272,9 +271,7 @@ class RoutingState:
         for decision, group in self.waiting.items():
             if group.rows is None:
                 waiting[decision] = dataclasses.replace(group.pick(rows), rows=None)
-                continue
-            kept = (place[group.rows] >= 0).nonzero().flatten()
-            if len(kept):
+            elif len(kept := (place[group.rows] >= 0).nonzero().flatten()):
                 waiting[decision] = dataclasses.replace(group.pick(kept), rows=place[group.rows[kept]])
         columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in COLUMNS}
         return dataclasses.replace(self, **columns, waiting=waiting, exits=())
