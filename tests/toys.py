@@ -18,7 +18,7 @@ from routing_gym.networks import (
     is_weights,
     make_network,
 )
-from routing_gym.networks.decision import legal_table
+from routing_gym.networks.state import legal_table
 from routing_gym.registration import ENV_IDS
 from routing_gym.tasks import MultiTaskDataset, synthetic_mtl
 

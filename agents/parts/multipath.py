@@ -16,7 +16,7 @@ from routing_gym.agents.parts.scores import ModuleScores, legal_rows
 from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import TALR, Context, Observation, Trajectory
 from routing_gym.networks import EXIT, RoutedNetwork, actions
-from routing_gym.networks.pyramid_columns import DECAY, EPSILON
+from routing_gym.networks.pyramid import DECAY, EPSILON
 from routing_gym.options import not_negative, positive
 
 HIDDEN = 16

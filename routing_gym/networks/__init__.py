@@ -1,19 +1,14 @@
 """Routed networks: which decisions exist, and what a transition computes."""
 
-from routing_gym.networks.accept import Accepted, accept, accept_plan
-from routing_gym.networks.actions import Action, NotFiniteError, is_weights
-from routing_gym.networks.banked import BankedNetwork
+from routing_gym.networks.actions import Accepted, Action, NotFiniteError, accept, accept_plan, is_weights
+from routing_gym.networks.banked import BankedNetwork, Deployable, Normalize
 from routing_gym.networks.cells import RoutedCells
-from routing_gym.networks.columns import ColumnsMLP
-from routing_gym.networks.decision import EXIT, Decision, ways_out
-from routing_gym.networks.deployable import Deployable, Normalize
-from routing_gym.networks.mlp import RoutedMLP
+from routing_gym.networks.fully_connected import ColumnsMLP, RoutedMLP
 from routing_gym.networks.network import RoutedNetwork
-from routing_gym.networks.pyramid import RoutedPyramid
-from routing_gym.networks.pyramid_columns import StaticPyramid, static_pyramid
+from routing_gym.networks.pyramid import RoutedPyramid, StaticPyramid, static_pyramid
 from routing_gym.networks.registry import NETWORKS, NetworkSpec, claim, make_network, register_network
 from routing_gym.networks.route import RoutedModule, route
-from routing_gym.networks.state import Exit, RoutingState, Waiting
+from routing_gym.networks.state import EXIT, Decision, Exit, RoutingState, Waiting, ways_out
 
 __all__ = [
     "EXIT", "NETWORKS", "Accepted", "Action", "BankedNetwork", "ColumnsMLP", "Decision", "Deployable", "Exit",

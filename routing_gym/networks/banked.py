@@ -1,19 +1,23 @@
-"""Networks with a bank of blocks behind every decision."""
+"""Networks with a bank of blocks behind every decision; what is left of them after training; checks of options."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import repeat
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import FunctionBlocks, OwnedParameter, count_macs, plain, probe
+from routing_gym.blocks import FunctionBlocks, ModuleBlocks, OwnedParameter, count_macs, plain, probe
 from routing_gym.networks.actions import Action
-from routing_gym.networks.decision import EXIT, Decision
 from routing_gym.networks.network import RoutedNetwork
-from routing_gym.networks.state import Activation
+from routing_gym.networks.state import EXIT, Activation, Decision
+from routing_gym.tasks.checking import whole_number
 
 
 class BankedNetwork(RoutedNetwork):
@@ -23,18 +27,16 @@ class BankedNetwork(RoutedNetwork):
     the last one gives are the logits.
 
     Attributes:
-        banks: One for each decision, unless `bank_number` says otherwise.
+        banks: Blocks that decisions offer.
+        bank_of: Index into `banks` for each decision; None where each has its own, in order.
     """
 
     banks: nn.ModuleList
-
-    def bank_number(self, decision: int) -> int:
-        """Index into `banks` of what stands behind a decision."""
-        return decision
+    bank_of: Sequence[int] | None = None
 
     def bank(self, decision: int) -> FunctionBlocks:
         """Blocks that a decision offers."""
-        bank = self.banks[self.bank_number(decision)]
+        bank = self.banks[decision if self.bank_of is None else self.bank_of[decision]]
         assert isinstance(bank, FunctionBlocks)
         return bank
 
@@ -53,6 +55,74 @@ class BankedNetwork(RoutedNetwork):
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Parameters of a block."""
         return self.bank(decision).parameters_of(choice)
+
+
+class Deployable(BankedNetwork):
+    """A network in which every instance passes every decision, in order, and a route is a chain of modules.
+
+    Attributes:
+        block_counts: Number of blocks of each bank, PASS, which comes last, not counted.
+    """
+
+    block_counts: tuple[int, ...]
+
+    @abstractmethod
+    def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
+        """Modules to be run in turn, from normalised images to logits `(B, num_classes)`, with their own parameters.
+
+        The route is the choice at each decision, of which PASS leaves no module; the task is the one that takes it.
+        """
+
+    def pruned(self, routes: Tensor) -> tuple[Self, Tensor]:
+        """Copy of the network without the blocks that no route takes, and the routes in its numbering.
+
+        Routes are `(T, N)` int64 on the CPU: the choice of each task at each decision. Decisions that share a bank keep
+        what any of them needs; PASS, which costs nothing, stays.
+        """
+        smaller, at = copy.deepcopy(self).cpu(), list(self.bank_of or range(len(self.decisions)))
+        smaller.used = None
+        counts: list[int] = []
+        choices: list[Tensor] = []
+        for number, (count, bank) in enumerate(zip(self.block_counts, smaller.banks, strict=True)):
+            assert isinstance(bank, FunctionBlocks)
+            taken = routes[:, torch.tensor(at) == number]
+            kept = taken[taken < count].unique().tolist()
+            left = [*kept, *range(count, bank.num_blocks)]
+            width = self.decisions[at.index(number)].width  # of what passes, where PASS is all that is left
+            own = bank.select(left) if kept else ModuleBlocks([nn.Identity()], (width,))
+            smaller.banks[number], smaller.stem_macs = own, smaller.stem_macs + own.shared_macs - bank.shared_macs
+            counts.append(len(kept))
+            choices.append(torch.tensor(left))
+        smaller.block_counts = tuple(counts)
+        smaller.set_decisions(
+            dataclasses.replace(decision, macs=bank.macs, next=decision.next[:1] * bank.num_blocks)
+            for decision, bank in zip(self.decisions, map(smaller.bank, range(len(at))), strict=True)
+        )
+        columns = [torch.searchsorted(choices[i], route.contiguous()) for i, route in zip(at, routes.t(), strict=True)]
+        return smaller.to(self.costs.device), torch.stack(columns, 1)
+
+    def form_options(self) -> dict[str, Any]:
+        """Options, plain values, that build the like of this network."""
+        return {"num_blocks": list(self.block_counts)}
+
+
+class Normalize(nn.Module):
+    """Turns pixels from 0 to 255, uint8 or floating point, into the images a network was trained on.
+
+    Mean and deviation are `(C,)`, in pixel units, as in `MultiTaskDataset`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.clone().view(-1, 1, 1))
+        self.register_buffer("std", std.clone().view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Images `(B, C, H, W)`, each channel less its mean and divided by its deviation."""
+        return (pixels.to(self.mean.dtype) - self.mean) / self.std
 
 
 def averaged(x: Tensor) -> Tensor:
@@ -77,3 +147,40 @@ def features_of(trunk: nn.Module | None, input_shape: Sequence[int]) -> tuple[in
     if trunk is None:
         return image.numel(), 0.0
     return probe(trunk, partial(trunk, image)).numel(), count_macs(trunk, image)
+
+
+def blocks_per_bank(num_blocks: int | Sequence[int], layers: Sequence[int]) -> list[int]:
+    """Blocks of each bank, of `num_blocks` per layer, so many layers sharing each, or a number for each bank."""
+    if isinstance(num_blocks, str) or not isinstance(num_blocks, Sequence):
+        return [whole_number("num_blocks", num_blocks) * sharing for sharing in layers]
+    if len(num_blocks) != len(layers):
+        raise ValueError(
+            f"num_blocks must be one number, or one for each of the {len(layers)} sets of blocks, got {num_blocks!r}"
+        )
+    return [count if count == 0 else whole_number("num_blocks", count) for count in num_blocks]
+
+
+def check_counts(**options: Any) -> None:
+    """Refuse options that are no integers of at least 1."""
+    for option, value in options.items():
+        whole_number(option, value)
+
+
+def check_range(option: str, value: int, low: int, high: int) -> None:
+    """Refuse an option that is no integer between two limits, both included."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{option} must be an integer from {low} to {high}, got {value!r}")
+
+
+def check_choice(option: str, value: str, *known: str) -> None:
+    """Refuse an option that is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{option} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
+def check_image(input_shape: Sequence[int], smallest: int) -> None:
+    """Refuse `(C, H, W)` images of fewer pixels in a row or a column than a network can make smaller."""
+    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
+        raise ValueError(
+            f"input_shape=(C, H, W) must be of at least {smallest}x{smallest} pixels, got {tuple(input_shape)}"
+        )

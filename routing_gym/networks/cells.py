@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from routing_gym.blocks import ModuleBlocks, allow_small_groups, count_macs, plain
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import BankedNetwork, averaged, one_after_the_other
-from routing_gym.networks.options import check_counts, check_image
+from routing_gym.networks.banked import BankedNetwork, averaged, check_counts, check_image, one_after_the_other
 from routing_gym.networks.state import Activation
 
 CHOICE_BLOCKS = 4
@@ -38,19 +37,15 @@ class RoutedCells(BankedNetwork):
     Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019, sections 2.2 (and
     Fig. 3) and 4.3: every cell takes the outputs of the two cells before it; every choice block can take these and the
     choice blocks before it in its cell, 2 to 5 inputs; what is aggregated goes to the operations, whose outputs are
-    aggregated; every cell decides for itself. Six cells are 48 decisions. For the cell the paper points to Bender et
-    al. (ICML 2018), whose text was not at hand: the operations (`OPERATIONS`) are what is commonly said of it, and the
-    rest is as NASBench-1Shot1 has rebuilt it.
+    aggregated. For the cell the paper points to Bender et al. (ICML 2018), whose text was not at hand: the operations
+    (`OPERATIONS`) are what is commonly said of it, and the rest is as NASBench-1Shot1 has rebuilt it.
 
-    - Every convolution is ReLU, convolution without bias, batch norm; a separable one has batch norm after both
-      halves.
-    - The stem is a 3x3 convolution with 3 F filters and batch norm, as in NASNet's CIFAR networks; both inputs of the
-      first cell are what it gives.
+    - Every convolution is ReLU, convolution without bias, batch norm; a separable one has batch norm after both halves.
+    - The stem, both inputs of the first cell, is a 3x3 convolution with 3 F filters and batch norm, as in NASNet's.
     - Each cell brings both its inputs to its own width with a 1x1 convolution, for all its choice blocks. From each
       third of the cells to the next, channels double and the image halves: what comes from an earlier third is
       averaged over 2x2 squares first.
-    - An input decision puts a 1x1 convolution of its own before each input: joined inputs behind one 1x1 convolution
-      with those zeroed that are not chosen, weighed by the action.
+    - An input decision puts a 1x1 convolution of its own before each input, as one of the joined inputs would be.
     - Both poolings are followed by a 1x1 convolution, a cell's output is the sum of its choice blocks', and the last
       cell's is rectified, averaged over the image and classified by a linear layer.
 
@@ -92,7 +87,10 @@ class RoutedCells(BankedNetwork):
         adapted = [(before[cell + i], cell) for cell in range(cells) for i in (0, 1)]
         adapters = [rectified_conv(channels, widths[cell]) for (channels, _), cell in adapted]
         places = [(cell, block) for cell in range(cells) for block in range(CHOICE_BLOCKS)]
-        inputs = [make_inputs(2 + block, widths[cell], sizes[cell]) for cell, block in places]
+        inputs = []
+        for cell, block in places:
+            convs = (OfOne(number, *rectified_conv(widths[cell], widths[cell])) for number in range(2 + block))
+            inputs.append(ModuleBlocks(convs, (2 + block, widths[cell], *sizes[cell])))
         operations = [ModuleBlocks(make_operations(widths[cell]), (widths[cell], *sizes[cell])) for cell, _ in places]
         classifier = nn.Linear(widths[-1], num_classes)
         fixed = count_macs(stem, torch.zeros(1, *input_shape)) + count_macs(classifier, torch.zeros(1, widths[-1]))
@@ -100,11 +98,9 @@ class RoutedCells(BankedNetwork):
             fixed += count_macs(adapter, torch.zeros(1, channels, *sizes[cell]))
         names = [f"cell {cell + 1}, block {block + 1}" for cell, block in places]
         banks = [bank for pair in zip(inputs, operations, strict=True) for bank in pair]
-        decisions = one_after_the_other(
-            [f"{name}: {what}" for name in names for what in ("inputs", "operations")],
-            [bank.macs for bank in banks],
-            [width for cell, block in places for width in ((2 + block) * widths[cell], widths[cell])],
-        )
+        names = [f"{name}: {what}" for name in names for what in ("inputs", "operations")]
+        seen = [width for cell, block in places for width in ((2 + block) * widths[cell], widths[cell])]
+        decisions = one_after_the_other(names, [bank.macs for bank in banks], seen)
         super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed)
         self.widths = tuple(widths)
         offers = [("two cells back", "one cell back", *(f"block {i + 1}" for i in range(block))) for _, block in places]
@@ -190,23 +186,10 @@ def _separable(filters: int, size: int) -> nn.Sequential:
     )
 
 
-def make_inputs(count: int, filters: int, size: tuple[int, int]) -> ModuleBlocks:
-    """Build a choice of several tensors `(B, count, filters, H, W)`, each behind a 1x1 convolution of its own.
-
-    With all of them and equal weights this is the 1x1 convolution of the tensors joined along their channels.
-    """
-    convs = (OfOne(number, *rectified_conv(filters, filters)) for number in range(count))
-    return ModuleBlocks(convs, (count, filters, *size))
-
-
 class SideBySide:
     """Stands for n tensors `(r, C, H, W)` put side by side, `(r, n, C, H, W)`, of which each block reads one.
 
-    Rows are copied when a block reads them, of its own tensor alone.
-
-    Args:
-        tensors: The tensors.
-        rows: `(r,)` int64, which of their rows; all by default.
+    Rows, `(r,)` int64, all by default, are copied when a block reads them, of its own tensor alone.
     """
 
     ndim = 5

@@ -20,11 +20,24 @@ from routing_gym.blocks import (
     probe,
     static_copy,
 )
+from routing_gym.blocks.experts import double_expert, group_norm, image_bank
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import averaged, one_after_the_other
-from routing_gym.networks.deployable import Deployable
-from routing_gym.networks.options import check_choice
+from routing_gym.networks.banked import (
+    Deployable,
+    averaged,
+    check_choice,
+    check_counts,
+    check_image,
+    one_after_the_other,
+)
 from routing_gym.networks.state import Activation
+
+DIVERSE = ("conv3", "conv5", "conv7", "conv1x7", "max-pool", "average-pool", "identity")
+CONVS = ("conv3", "conv3", "conv5", "conv5", "conv7", "conv7", "conv1x7")
+"""Footnote 1: two of each pair of square kernels, and one 1x7 -> 7x1."""
+
+POOLED_AFTER = (2, 4, 6)
+SHARED_LAYERS = 3
 
 Bank = ModuleBlocks | SkippableBlock
 """Experts of one layer: blocks that know the shape of their output."""
@@ -37,7 +50,7 @@ class InTurn(nn.Sequential):
     """Modules one after the other, each called with the tuple of tensors that the one before returned."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Tuple that the last module returns."""
+        """Tensors that the last module returns."""
         for module in self:
             tensors = module(*tensors)
         return tensors
@@ -66,23 +79,21 @@ class StaticRoute(InTurn):
 class RoutedExperts(Deployable):
     """A network in which layers of experts and parts that all instances share take turns.
 
-    Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019. Weights mix the
-    experts' outputs, and the shared part behind the layer runs on the mixture. A task is known at the end only: each
-    has a linear readout of its own. What is shared, the readout included, is counted as `stem_macs`, so that a mixture
-    of several experts does not pay for it several times.
+    Source: Ramachandran and Le, "Diversity and Depth in Per-Example Routing Models", ICLR 2019. A task is known at the
+    end only: each has a linear readout of its own. What is shared, the readout included, is counted as `stem_macs`, so
+    that a mixture of several experts does not pay for it several times.
 
     Args:
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the logits.
         stem: Runs first: images to a tuple of tensors, of which the first goes into the first layer.
         banks: Experts of every layer.
-        between: Runs behind every layer: the mixture and the tensors that waited with it to a tuple, of which the first
-            goes into the next layer; behind the last one to `(B, F)` features alone.
+        between: Runs behind every layer: the mixture and the tensors that waited with it to a tuple as of `stem`;
+            behind the last one to `(B, F)` features alone.
         experts: Names of every layer's experts.
         names: Names of the layers.
         num_tasks: Number of readouts.
-        observes: Observation of a layer's input: `"mean"`, each channel averaged over the image; or `"map"`, all of it,
-            flattened, for routers that convolve.
+        observes: Observation of a layer's input: `"mean"`, each channel averaged over the image, or `"map"`, all of it.
 
     Attributes:
         observed_shapes: Shape, without the batch axis, of every layer's input.
@@ -94,7 +105,6 @@ class RoutedExperts(Deployable):
         self,
         input_shape: Sequence[int],
         num_classes: int,
-        *,
         stem: nn.Module,
         banks: Sequence[Bank],
         between: Sequence[nn.Module],
@@ -114,12 +124,9 @@ class RoutedExperts(Deployable):
                 waiting = (torch.zeros(1, *bank.output_shape), *waiting[1:])
         *shapes, (features,) = shapes
         widths = [shape[0] if observes == "mean" else math.prod(shape) for shape in shapes]
-        super().__init__(
-            one_after_the_other(names, [bank.macs for bank in banks], widths),
-            num_classes=num_classes,
-            input_shape=input_shape,
-            stem_macs=shared + sum(bank.shared_macs for bank in banks) + features * num_classes,
-        )
+        shared += sum(bank.shared_macs for bank in banks) + features * num_classes
+        decisions = one_after_the_other(names, [bank.macs for bank in banks], widths)
+        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=shared)
         self.trunk, self.observes, self.observed_shapes = stem, observes, shapes
         self.banks, self.between = nn.ModuleList(banks), nn.ModuleList(between)
         self.readouts = LinearBlocks(num_tasks, features, num_classes)
@@ -147,7 +154,7 @@ class RoutedExperts(Deployable):
         return x.flatten(1) if self.observes == "map" else averaged(x)
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
-        """Shared parts, chosen experts and the task's readout as one module."""
+        """One module: shared parts, chosen experts, the task's readout."""
         parts: list[nn.Module] = [static_copy(self.trunk)]
         for decision, choice in enumerate(route):
             parts += [OnFirst(module) for module in self.bank(decision).as_modules(choice)]
@@ -174,3 +181,94 @@ def experts_per_layer(experts: Experts, layers: int) -> list[tuple[str, ...]]:
         if len(experts) == layers and not any(isinstance(layer, str) or not layer for layer in experts):
             return [tuple(layer) for layer in experts]
     raise ValueError(f"experts must be a list of names, or one for each of the {layers} layers, got {experts!r}")
+
+
+def omniglot_experts(
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 48,
+    expert_mid: int = 48,
+    layers: int = 8,
+    readout: Literal["pooled", "flat"] = "pooled",
+    experts: Experts = DIVERSE,
+    num_tasks: int = 1,
+) -> RoutedExperts:
+    """Build a shared 3x3 convolution and layers of experts.
+
+    Source: Ramachandran and Le (2019), section 4.2 and Table 2. The shared convolution, every convolution of an expert,
+    and every mixture are followed by group normalisation and ReLU. The paper does not say where images are made
+    smaller, nor what the readouts see: here 2x2 max-pooling comes after the shared convolution and after layers 2, 4
+    and 6, unless they are the last.
+
+    Args:
+        input_shape: `(C, H, W)` of an image, at least 16 pixels high and wide.
+        num_classes: Width of the logits.
+        width: Channels of every layer.
+        expert_mid: Channels between the two square convolutions of an expert; 1x7 and 7x1 always have `width`. With 48
+            experts are as the paper words them, and omniglot-diverse has 3.37 million parameters for 20 tasks; with 24
+            it has 1.84, where the paper prints 1.8.
+        layers: Layers of experts.
+        readout: Input of a task's linear readout: `"pooled"`, the average over the image, or `"flat"`, all of it.
+        experts: Names of the experts of all layers, or a list of names for each layer.
+        num_tasks: Number of tasks, each with a readout of its own.
+
+    Raises:
+        ValueError: Images too small, or an option out of range, by its name.
+    """
+    check_image(input_shape, 2 ** (1 + len(POOLED_AFTER)))
+    check_counts(width=width, expert_mid=expert_mid, layers=layers)
+    check_choice("readout", readout, "pooled", "flat")
+    kinds = experts_per_layer(experts, layers)
+    shape, banks, between = (width, input_shape[1] // 2, input_shape[2] // 2), [], []
+    for number, layer in enumerate(kinds, 1):
+        banks.append(image_bank([double_expert(kind, width, expert_mid) for kind in layer], shape))
+        parts: list[nn.Module] = [group_norm(width), nn.ReLU()]
+        if number == layers:
+            parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if readout == "pooled" else [nn.Flatten()]
+        elif number in POOLED_AFTER:
+            parts.append(nn.MaxPool2d(2))
+            shape = width, shape[1] // 2, shape[2] // 2
+        between.append(InTurn(OnFirst(nn.Sequential(*parts))))
+    first = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)
+    stem = InTurn(OnFirst(nn.Sequential(first, group_norm(width), nn.ReLU(), nn.MaxPool2d(2))))
+    names = [f"layer {number}" for number in range(1, layers + 1)]
+    return RoutedExperts(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
+
+
+class MnistExperts(RoutedExperts):
+    """The network of `mnist_experts`."""
+
+    def form_options(self) -> dict[str, Any]:
+        """Number of experts, which are all alike."""
+        return {"num_experts": self.block_counts[0]}
+
+
+def mnist_experts(
+    input_shape: Sequence[int], num_classes: int, *, width: int = 64, num_experts: int = 5, num_tasks: int = 1
+) -> MnistExperts:
+    """Build three shared layers and one layer of experts, all fully connected with layer normalisation and ReLU.
+
+    Source: Ramachandran and Le (2019), section 4.1: 64 neurons each, 5 experts of which the agent mixes 2, on MNIST.
+
+    Args:
+        input_shape: `(C, H, W)` of an image.
+        num_classes: Width of the logits.
+        width: Width of every layer.
+        num_experts: Number of experts.
+        num_tasks: Number of tasks, each with a readout of its own.
+
+    Raises:
+        ValueError: An option out of range, by its name.
+    """
+    check_counts(width=width, num_experts=num_experts)
+    widths = [math.prod(input_shape), *[width] * SHARED_LAYERS]
+    shared = [_linear_norm_relu(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)]
+    stem = InTurn(OnFirst(nn.Sequential(nn.Flatten(), *shared)))
+    bank = ModuleBlocks((_linear_norm_relu(width, width) for _ in range(num_experts)), (width,))
+    kinds = [("fully connected",) * num_experts]
+    return MnistExperts(input_shape, num_classes, stem, [bank], [InTurn()], kinds, ["layer 4"], num_tasks)
+
+
+def _linear_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.ReLU())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +14,7 @@ from torch.nn import functional
 from routing_gym.blocks import OwnedParameter, PartlyUsed, SortedRows, every_block_runs
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
-from routing_gym.networks.decision import EXIT, Decision, check_decisions, legal_table
-from routing_gym.networks.state import Activation, Exit, RoutingState, Waiting, add, join
+from routing_gym.networks.state import EXIT, Activation, Decision, Exit, RoutingState, Waiting, legal_table
 
 
 class RoutedNetwork(PartlyUsed, ABC):
@@ -23,8 +23,8 @@ class RoutedNetwork(PartlyUsed, ABC):
     `start` puts a batch at the first decision, `advance` carries each row from its decision to the next one or out;
     both return a new `RoutingState`. `routing_gym.envs.drive` calls them, and checks actions (`accept`) in between.
 
-    A subclass hands its decisions to `__init__` and implements `stem`, `readout`, `describe`, `parameters_of` and,
-    for decisions that mix activations, `transition`; `enter` where arriving at a decision computes something.
+    A subclass implements `stem`, `readout`, `describe`, `parameters_of` and, for decisions that mix activations,
+    `transition`; `enter` where arriving at a decision computes something.
 
     Args:
         decisions: In order; a choice leads to a later one or out.
@@ -37,8 +37,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         observation_size: D, the width of an observation.
         num_choices: A, the largest number of choices of a decision.
         costs: `(N, A)` multiply-accumulates of each choice; 0 where a decision has fewer.
-        in_order: Whether every instance passes every decision, in order, as one tensor: a route known beforehand can
-            be followed at once then (`follow`).
+        in_order: Whether every instance passes every decision, in order, as one tensor: then it can `follow` a route.
         num_tensors: M, the largest number of tensors that arrive at a decision.
         exists: `(N + 1, M)` bool, the tensors there are at each decision, none behind the last.
         is_outcome: `(N + 1,)` bool, the decisions that mix outcomes.
@@ -65,30 +64,23 @@ class RoutedNetwork(PartlyUsed, ABC):
     def set_decisions(self, decisions: Iterable[Decision], masks: Tensor | None = None) -> None:
         """Take decisions, and further restrictions of what is legal, as the only ones."""
         self.decisions = tuple(decisions)
-        check_decisions(self.decisions)
-        self.observation_size = max(decision.width for decision in self.decisions)
-        self.num_choices = max(decision.n for decision in self.decisions)
-        self.num_tensors = max(decision.m for decision in self.decisions)
         table = legal_table(self.decisions, masks)
+        self.num_tensors, self.num_choices = table.shape[1:]
+        self.observation_size = max(decision.width for decision in self.decisions)
         self.nothing_masked = bool(table.all())  # one check less in every step
         costs = [[*decision.macs, *[0.0] * (self.num_choices - decision.n)] for decision in self.decisions]
         self._costs_alike = all(len(set(decision.macs)) == 1 for decision in self.decisions)
         tensors = torch.tensor([*(decision.m for decision in self.decisions), 0])
-        outcome = [decision.mixing == "outcome" for decision in self.decisions]
-        for name, buffer in {
-            "_masks": table,
-            "costs": torch.tensor(costs, dtype=torch.get_default_dtype()),
-            "exists": torch.arange(self.num_tensors) < tensors.unsqueeze(1),
-            "is_outcome": torch.tensor([*outcome, False]),
-        }.items():
-            self.register_buffer(name, buffer, persistent=False)
+        outcome = torch.tensor([*(decision.mixing == "outcome" for decision in self.decisions), False])
+        self.register_buffer("_masks", table, persistent=False)
+        self.register_buffer("costs", torch.tensor(costs, dtype=torch.get_default_dtype()), persistent=False)
+        self.register_buffer("exists", torch.arange(self.num_tensors) < tensors.unsqueeze(1), persistent=False)
+        self.register_buffer("is_outcome", outcome, persistent=False)
         self.in_order = all(
             decision.mixing == "activation" and decision.m == 1 and decision.next[0] == target
             for decision, target in zip(self.decisions, [*range(1, len(self.decisions)), EXIT], strict=True)
         )
-        # An activation decision is one way on, an outcome decision as many as it has choices.
-        ways = [d.next if d.mixing == "outcome" else d.next[:1] for d in self.decisions]
-        arrivals = Counter(target for way in ways for target in way if target != EXIT)
+        arrivals = Counter(target for decision in self.decisions for target in decision.ways if target != EXIT)
         self.rejoining = max(arrivals.values(), default=0) > 1
 
     _masks: Tensor
@@ -115,14 +107,10 @@ class RoutedNetwork(PartlyUsed, ABC):
         """Parameters that run only by this choice at this decision."""
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
-        """Activation behind a decision that mixes activations, first axis r.
+        """Activation of r rows of tasks `(r,)` behind a decision that mixes activations.
 
-        Args:
-            decision: Its number.
-            activation: What waits there.
-            action: Choices `(r,)`, weights `(r, n)` or a sparse pair; weights `(r, m, n)` where m tensors arrive
-                (choices have been turned into 0 and 1, and tensors that are not alive weigh 0).
-            task: `(r,)`.
+        The action is choices `(r,)`, weights `(r, n)` or a sparse pair; weights `(r, m, n)` where m tensors arrive
+        (choices have been turned into 0 and 1, and tensors that are not alive weigh 0).
         """
         raise NotImplementedError(f"{type(self).__name__} mixes activations but has no transition()")
 
@@ -154,14 +142,14 @@ class RoutedNetwork(PartlyUsed, ABC):
                 f"{tuple(images.shape)} and {tuple(task.shape)}"
             )
         macs = images.new_full((len(images),), self.stem_macs)
-        activation = self.enter(0, self.stem(images, task))
+        arrived = Waiting(None, self.enter(0, self.stem(images, task)), torch.ones_like(macs))
         return RoutingState(
             task=task,
             instance=torch.full_like(task, -1) if instance is None else instance,
             price=torch.zeros_like(macs) if price is None else price,
             macs=macs,
             expected_macs=macs,
-            waiting={0: Waiting(None, activation, torch.ones_like(macs))},
+            waiting={0: arrived},
             exits=(),
             num_decisions=len(self.decisions),
         )
@@ -169,9 +157,7 @@ class RoutedNetwork(PartlyUsed, ABC):
     def advance(self, state: RoutingState, action: Action) -> RoutingState:
         """State after every row has gone from its decision to the next, or out; its `exits` are those of this step.
 
-        Args:
-            state: Where the rows stand.
-            action: One that `accept` has let in: choices `(B, M)`, weights `(B, M, A)`, or a pair.
+        The action, choices `(B, M)`, weights `(B, M, A)` or a pair, is one that `accept` has let in.
         """
         waiting = dict(state.waiting)
         arrivals: dict[int, list[Waiting]] = defaultdict(list)
@@ -179,49 +165,41 @@ class RoutedNetwork(PartlyUsed, ABC):
         macs, expected = state.macs, state.expected_macs
 
         for number, group, later in state.acting():
-            if later is None:
-                del waiting[number]
-            else:
+            del waiting[number]
+            if later is not None:
                 waiting[number] = later
             decision = self.decisions[number]
-            task = state.task if group.rows is None else state.task.index_select(0, group.rows)
             own = self._narrow(number, group, actions.take(action, group.rows))
             self.note_use(actions.taken(own, group.reach, decision.n), number * self.num_choices)
             executed, cost = self.macs(number, own)
-            macs = add(macs, group.rows, executed)
-            expected = (
-                macs if cost is executed and expected is state.macs else add(expected, group.rows, group.reach * cost)
-            )
+            alike = cost is executed and expected is state.macs
+            macs = _add(macs, group.rows, executed)
+            expected = macs if alike else _add(expected, group.rows, group.reach * cost)
             if decision.mixing == "activation":
                 with every_block_runs(self.dense_backward):
-                    mixed = self.transition(number, group.activation, own, task)
-                leaving = [(0, Waiting(group.rows, mixed, group.reach), task)]
+                    mixed = self.transition(number, group.activation, own, state.task_of(group.rows))
+                leaving = [(0, Waiting(group.rows, mixed, group.reach))]
             else:
-                leaving = self._share_out(number, group, own, task)
-            for choice, moved, its_task in leaving:
+                leaving = self._share_out(number, group, own)
+            for choice, moved in leaving:
                 target = decision.next[choice]
                 if target == EXIT:
-                    logits = self.readout(number, choice, moved.activation, its_task).to(macs.dtype)
-                    exits.append(Exit(number, choice, moved.rows, logits, moved.reach))
+                    logits = self.readout(number, choice, moved.activation, state.task_of(moved.rows))
+                    exits.append(Exit(number, choice, moved.rows, logits.to(macs.dtype), moved.reach))
                 else:
                     arrivals[target].append(moved)
 
         for target, groups in arrivals.items():
-            arrived = join(groups)
-            arrived = Waiting(arrived.rows, self.enter(target, arrived.activation), arrived.reach)
-            waiting[target] = join([waiting[target], arrived]) if target in waiting else arrived
-        return RoutingState(
-            state.task, state.instance, state.price, macs, expected, waiting, tuple(exits), state.num_decisions
-        )
+            arrived = Waiting.join(groups)
+            arrived = dataclasses.replace(arrived, activation=self.enter(target, arrived.activation))
+            waiting[target] = Waiting.join([waiting[target], arrived]) if target in waiting else arrived
+        return dataclasses.replace(state, macs=macs, expected_macs=expected, waiting=waiting, exits=tuple(exits))
 
     def follow(self, state: RoutingState, plan: Tensor) -> RoutingState:
-        """State in which all rows of a batch that begins have left, by routes known beforehand, in any order.
+        """State in which all rows of a batch that `start` returned have left, in any order, by a plan.
 
-        Does what `advance` does with the columns of the plan one after the other, in a network that is `in_order`.
-
-        Args:
-            state: As `start` returns it.
-            plan: Legal choices `(B, N)` int64.
+        Does what `advance` does with the columns of the plan, legal choices `(B, N)` int64, one after the other, in a
+        network that is `in_order`.
         """
         last = len(self.decisions) - 1
         self.note_use(plan + torch.arange(0, self.num_parts, self.num_choices, device=plan.device))
@@ -234,7 +212,7 @@ class RoutedNetwork(PartlyUsed, ABC):
             task, weight = task.index_select(0, rows), weight.index_select(0, rows)
         exit = Exit(last, 0, rows, self.readout(last, 0, activation, task).to(weight.dtype), weight)
         macs = state.macs + self.route_macs(plan).sum(1)
-        return RoutingState(state.task, state.instance, state.price, macs, macs, {}, (exit,), state.num_decisions)
+        return dataclasses.replace(state, macs=macs, expected_macs=macs, waiting={}, exits=(exit,))
 
     def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
         """Activation behind the last decision of rows that take routes `(B, N)`, in a network that is `in_order`."""
@@ -274,10 +252,8 @@ class RoutedNetwork(PartlyUsed, ABC):
         alive = self.alive(number, group.activation)
         return gates if alive is None else gates * alive.unsqueeze(-1)
 
-    def _share_out(
-        self, number: int, group: Waiting, action: Action, task: Tensor
-    ) -> list[tuple[int, Waiting, Tensor]]:
-        """Choice, rows and tasks of those that leave an outcome decision: by one choice, or by each with a weight."""
+    def _share_out(self, number: int, group: Waiting, action: Action) -> list[tuple[int, Waiting]]:
+        """Rows that leave an outcome decision by each choice: by the one they chose, or by all with a weight."""
         weights = actions.dense(action, self.decisions[number].n) if actions.is_weights(action) else None
         leaving = []
         for choice in range(self.decisions[number].n):
@@ -285,20 +261,18 @@ class RoutedNetwork(PartlyUsed, ABC):
                 assert isinstance(action, Tensor)
                 follows = action.eq(choice)
             elif self.dense_backward and self.training:
-                follows = torch.ones_like(task, dtype=torch.bool)
+                follows = torch.ones_like(group.reach, dtype=torch.bool)
             else:
                 follows = weights[:, choice].detach().ne(0)
             positions = follows.nonzero().flatten()
             if not len(positions):
                 continue
-            if len(positions) == len(group):
-                moved, its_task, share = group, task, None if weights is None else weights[:, choice]
-            else:
-                moved, its_task = group.pick(positions), task.index_select(0, positions)
-                share = None if weights is None else weights[:, choice].index_select(0, positions)
-            if share is not None:
-                moved = Waiting(moved.rows, moved.activation, moved.reach * share)
-            leaving.append((choice, moved, its_task))
+            whole = len(positions) == len(group)
+            moved = group if whole else group.pick(positions)
+            if weights is not None:
+                share = weights[:, choice] if whole else weights[:, choice].index_select(0, positions)
+                moved = dataclasses.replace(moved, reach=moved.reach * share)
+            leaving.append((choice, moved))
         return leaving
 
     # ------------------------------------------------------------------------------------- what an agent needs to see
@@ -328,8 +302,6 @@ class RoutedNetwork(PartlyUsed, ABC):
 
     def choosing(self, state: RoutingState) -> Tensor:
         """Tensors that choose now, `(B, M)` bool; none in rows that have left."""
-        if self.num_tensors == 1:
-            return state.active.unsqueeze(1)
         choosing = self.exists.index_select(0, state.at)
         for own, alive in self._alive(state):
             choosing[own, : alive.shape[1]] &= alive
@@ -366,3 +338,8 @@ class RoutedNetwork(PartlyUsed, ABC):
             reached = 1 - (1 - action.clamp(0, 1)).prod(1)
             return (used.any(1) * costs).sum(1), (reached * costs).sum(1)
         return (used * costs).sum(1), (action * costs).sum(1)  # no products of matrices: autocast would round them
+
+
+def _add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
+    """Sums `(B,)` of `total (B,)` and, in some rows (None: in all), `amount (r,)`."""
+    return total + amount if rows is None else total.index_add(0, rows, amount)

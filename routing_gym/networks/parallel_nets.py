@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from routing_gym.blocks import PathConv2d, PathLinear, PathNorm2d, PathResidual, PathSequential, PathSqueezeExcite
-from routing_gym.networks.options import check_choice, check_counts, check_image
+from routing_gym.networks.banked import check_choice, check_counts, check_image
 from routing_gym.networks.parallel_paths import Form, ParallelPaths, Segment
-from routing_gym.networks.resnet_experts import EXPANSION, first_layers
+from routing_gym.networks.resnets import EXPANSION, first_layers
 
 Cross = Literal["connections", "predictions"]
 
@@ -29,8 +29,8 @@ class Layout:
         hidden: Width of the hidden dense layers.
         residual: `"basic"` or `"bottleneck"` blocks, None for a network without residuals.
         large: Whether the first layers of a ResNet make images, which are large, four times smaller.
-        squeezed: Hidden width of the squeeze and excitation behind every convolution, 0 for none. The paper does not
-            print it: the .58 M parameters of SEBaseCNN ask for 32, the 2.06 M of SEDeepCNN for 4.
+        squeezed: Hidden width of the squeeze and excitation behind every convolution, 0 for none; not printed, but
+            the .58 M parameters of SEBaseCNN ask for 32, the 2.06 M of SEDeepCNN for 4.
         crossed: Whether tensors may change paths.
     """
 
@@ -94,7 +94,8 @@ def parallel_network(
     if predicts and (not layout.crossed or layout.squeezed or layout.large):
         raise ValueError("the paper has no form of it with cross='predictions'")
     made = dataclasses.replace(layout, width=width, hidden=hidden)
-    stem, segments = (_resnet if layout.residual else _convnet)(made, input_shape, num_classes, paths, predicts)
+    stem = _shared_stem(input_shape[0], made) if layout.residual and not predicts else None
+    segments = (_resnet if layout.residual else _convnet)(made, input_shape, num_classes, paths, predicts)
     return ParallelPaths(
         input_shape, num_classes, paths=paths, segments=segments, stem=stem, form=form, crossed=layout.crossed
     )
@@ -102,15 +103,14 @@ def parallel_network(
 
 def _convnet(
     layout: Layout, input_shape: tuple[int, ...], num_classes: int, paths: int, predicts: bool
-) -> tuple[None, list[Segment]]:
+) -> list[Segment]:
     """Segments of a plain convolutional network: one for each stage, and one for each dense layer.
 
     Predictions take the place of the first convolution of each stage and of the second dense layer.
     """
     channels, height, width = input_shape
     segments: list[Segment] = []
-    name = "input"
-    convs = 0
+    name, convs = "input", 0
     for number, stage in enumerate(layout.widths):
         layers: list[nn.Module] = []
         prediction = None
@@ -131,25 +131,21 @@ def _convnet(
         name = f"after conv {convs}"
     first = [nn.Flatten(), PathLinear(paths, channels * height * width, layout.hidden), nn.ReLU()]
     last = PathLinear(paths, layout.hidden, num_classes)
+    second = PathLinear(paths * paths if predicts else paths, layout.hidden, layout.hidden)
     if predicts:
         segments[-1].layers.extend(first)
-        second = PathSequential(PathLinear(paths * paths, layout.hidden, layout.hidden))
-        segments.append(Segment("after dense 1", PathSequential(last), second))
-    else:
-        segments.append(Segment(name, PathSequential(*first)))
-        layers = [PathLinear(paths, layout.hidden, layout.hidden), nn.ReLU(), last]
-        segments.append(Segment("after dense 1", PathSequential(*layers)))
-    return None, segments
+        return [*segments, Segment("after dense 1", PathSequential(last), PathSequential(second))]
+    dense = Segment("after dense 1", PathSequential(second, nn.ReLU(), last))
+    return [*segments, Segment(name, PathSequential(*first)), dense]
 
 
 def _resnet(
     layout: Layout, input_shape: tuple[int, ...], num_classes: int, paths: int, predicts: bool
-) -> tuple[nn.Module | None, list[Segment]]:
-    """Stem that all paths of a ResNet share, and its segments: one for each stack, and the classifier.
+) -> list[Segment]:
+    """Segments of a ResNet behind its stem: one for each stack, and the classifier.
 
     Predictions take the place of the first convolution, and stand before all other stacks as layers of their own.
     """
-    stem = None if predicts else _shared_stem(input_shape[0], layout)
     channels, name = layout.width, "input" if predicts else "stem"
     segments: list[Segment] = []
     for number, stack in enumerate(layout.widths):
@@ -169,7 +165,7 @@ def _resnet(
         segments[-1].layers.extend(classifier)
     else:
         segments.append(Segment(name, PathSequential(*classifier)))
-    return stem, segments
+    return segments
 
 
 def _residual(layout: Layout, paths: int, inputs: int, width: int, stride: int) -> tuple[PathResidual, int]:
@@ -177,13 +173,8 @@ def _residual(layout: Layout, paths: int, inputs: int, width: int, stride: int) 
     conv = partial(_conv_norm, bias=not layout.large)
     if layout.residual == "bottleneck":
         outputs = EXPANSION * width
-        layers = [
-            *conv(paths, inputs, width, 1),
-            nn.ReLU(),
-            *conv(paths, width, width, 3, stride),
-            nn.ReLU(),
-            *conv(paths, width, outputs, 1),
-        ]
+        layers = [*conv(paths, inputs, width, 1), nn.ReLU(), *conv(paths, width, width, 3, stride), nn.ReLU()]
+        layers += conv(paths, width, outputs, 1)
     else:
         outputs = width
         layers = [*conv(paths, inputs, width, 3, stride), nn.ReLU(), *conv(paths, width, width)]
@@ -201,6 +192,7 @@ def _conv_norm(
 
 
 def _shared_stem(channels: int, layout: Layout) -> nn.Sequential:
+    """First layers of a ResNet, which all its paths share."""
     if layout.large:
         stem = first_layers(channels, layout.width)
     else:

@@ -1,24 +1,82 @@
-"""Parallel paths whose tensors are cross-connected, or predict each other, with a gate for every pair of them."""
+"""Paths side by side, with a gate for every pair of a tensor and a path, crossed or predicting each other."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential, count_macs, probe
+from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential
+from routing_gym.blocks.macs import cost_of
 from routing_gym.networks.actions import Action, dense
-from routing_gym.networks.banked import one_after_the_other
-from routing_gym.networks.options import check_choice
-from routing_gym.networks.paths import RoutedPaths, tensors_of, weighed_sum
+from routing_gym.networks.banked import BankedNetwork, check_choice, one_after_the_other
 from routing_gym.networks.state import Activation
 
 Form = Literal["columns", "gated-columns"]
+
+
+class RoutedPaths(BankedNetwork):
+    """A network in which m tensors arrive at a decision and n paths lie behind it.
+
+    An m x n gate says how much of each tensor goes to each path. Under hard choices every tensor goes to one path:
+    tensors merge and never split. A path that nothing was sent to is not run, not even with `dense_backward`, and sends
+    nothing on.
+
+    The activation at a decision is `(columns, alive)`: `(r, m, ...)`, zeros where nothing came, and `(r, m)` bool.
+    """
+
+    def alive(self, decision: int, activation: Activation) -> Tensor:
+        """Mask `(r, m)` of the tensors that carry something."""
+        return tensors_of(activation)[1]
+
+    def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
+        """Outputs `(r, n, ...)` of the paths that were sent something, and which these are, `(r, n)` bool."""
+        columns, alive = tensors_of(activation)
+        gates = dense(action, self.decisions[decision].n).to(columns.dtype)
+        gates = gates if gates.ndim == 3 else gates.unsqueeze(1)
+        mixed, reached = self.feed(decision, columns, alive, gates)
+        return self.bank(decision).run_each(mixed, reached), reached
+
+    def feed(self, decision: int, columns: Tensor, alive: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs `(r, n, ...)` of the paths, and which were sent something, `(r, n)` bool.
+
+        Columns are `(r, m, ...)`, some of them `alive (r, m)`; gates `(r, m, n)` are 0 for the others.
+        """
+        return mix(columns, gates), (gates.detach() != 0).any(1)
+
+    def describe(self, decision: int, activation: Activation) -> Tensor:
+        """Observation `(r, width)`: all tensors, images averaged over space, one after the other."""
+        columns = tensors_of(activation)[0]
+        return (columns.mean((3, 4)) if columns.ndim == 5 else columns).flatten(1)
+
+
+def tensors_of(activation: Activation) -> tuple[Tensor, Tensor]:
+    """Tensors `(r, m, ...)` of an activation, and which are alive, `(r, m)` bool."""
+    columns, alive = activation
+    assert isinstance(columns, Tensor) and isinstance(alive, Tensor)
+    return columns, alive
+
+
+def mix(columns: Tensor, gates: Tensor) -> Tensor:
+    """Mixtures `(r, n, ...)`: Σ_i g_ij X_i for every j, of `(r, m, ...)` and `(r, m, n)` (Tissera et al., Eqs. 5-6)."""
+    if columns.ndim == 3:
+        return torch.einsum("rij,ric->rjc", gates, columns)
+    # Pixel by pixel, as they lie in memory with their channels last, forwards and backwards.
+    pixels = columns.permute(0, 3, 4, 1, 2).flatten(1, 2)
+    mixed = torch.matmul(gates.transpose(1, 2).unsqueeze(1), pixels)
+    return mixed.unflatten(1, columns.shape[3:]).permute(0, 3, 4, 1, 2)
+
+
+def weighed_sum(predicted: Tensor, gates: Tensor) -> Tensor:
+    """Mixtures `(r, n, ...)`: Σ_i g_ij U_ij for every j, of `(r, m, n, ...)` and `(r, m, n)` (Eq. 4 without ReLU)."""
+    if predicted.ndim == 4:
+        return (predicted * gates.unsqueeze(3)).sum(1)
+    pixels = predicted.permute(0, 4, 5, 1, 2, 3) * gates[:, None, None, :, :, None]
+    return pixels.sum(3).permute(0, 3, 4, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +86,7 @@ class Segment:
     Attributes:
         name: Name of the decision before it.
         layers: Layers of all paths.
-        prediction: Makes each path's input of each tensor, in the order (tensor, path); None where the tensors
-            themselves are mixed.
+        prediction: Makes each path's input of each tensor, tensor by tensor; None where tensors themselves are mixed.
     """
 
     name: str
@@ -44,19 +101,17 @@ class ParallelPaths(RoutedPaths):
     (Algorithm 2) feeds path j with Y_j = Σ_i g_ij X_i; cross-prediction (Algorithm 1) with
     Y_j = ReLU(Σ_i g_ij U_ij), where U_ij = W_ij X_i + b_ij is what tensor i predicts for path j.
 
-    All paths of a layer are one grouped convolution. Under hard routing only paths that were reached run, each on its
-    own rows, only predictions that were asked for are made, and the output is the average over the paths that were
-    reached last. Batch norm has the statistics of the rows that run a path, unweighted by gates, so that its running
-    averages go with the routes of the last batches.
+    Under hard routing only paths that were reached run, each on its own rows, only predictions that were asked for are
+    made, and the output is the average over the paths that were reached last. Batch norm has the statistics of the rows
+    that run a path, unweighted by gates: its running averages go with the routes of the last batches.
 
     Args:
         input_shape: `(C, H, W)` of an image.
         num_classes: Width of the logits.
-        paths: Number of paths, P.
+        paths: Number of paths.
         segments: What lies behind each decision; the last gives `(num_classes,)`.
         stem: Runs on the images before all paths, once; None for nothing.
-        form: `"columns"`: all paths begin with the same tensor; `"gated-columns"`: the way into the paths is the first
-            decision, of one tensor (the one-to-many connector).
+        form: `"columns"`: all paths begin alike; `"gated-columns"`: the first decision is the one-to-many connector.
         crossed: Whether tensors may change paths.
 
     Attributes:
@@ -75,10 +130,9 @@ class ParallelPaths(RoutedPaths):
         crossed: bool = True,
     ) -> None:
         check_choice("form", form, "columns", "gated-columns")
-        image, shape, fixed = torch.zeros(1, *input_shape), tuple(input_shape), 0.0
+        fixed, shape = 0.0, tuple(input_shape)
         if stem is not None:
-            shape = tuple(probe(stem, partial(stem, image)).shape[1:])
-            fixed = count_macs(stem, image)
+            fixed, shape = cost_of(stem, torch.zeros(1, *input_shape))
         banks: list[PathBlocks] = []
         predictions: list[PathBlocks | None] = []
         tensors, widths, costs = [1, *[paths] * (len(segments) - 1)], [], []
@@ -98,37 +152,28 @@ class ParallelPaths(RoutedPaths):
         if not crossed:
             masks = torch.eye(paths, dtype=torch.bool).repeat(len(segments) - first, 1, 1)
             masks[: 1 - first] = True  # the one tensor of the connector may go everywhere
-        super().__init__(
-            one_after_the_other(
-                [segment.name for segment in segments[first:]], costs[first:], widths[first:], tensors[first:]
-            ),
-            num_classes=num_classes,
-            input_shape=input_shape,
-            stem_macs=fixed + sum(map(sum, costs[:first])),
-            masks=masks,
-        )
-        self.form, self.paths, self._first = form, paths, first
-        self.cross = "connections" if predictions[-1] is None else "predictions"
+        names = [segment.name for segment in segments[first:]]
+        fixed += sum(map(sum, costs[:first]))
+        decisions = one_after_the_other(names, costs[first:], widths[first:], tensors[first:])
+        super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed, masks=masks)
+        self.form, self.cross = form, "connections" if predictions[-1] is None else "predictions"
+        self.paths, self._first, self.bank_of = paths, first, range(first, len(segments))
         self.trunk, self.banks = stem, nn.ModuleList(banks)
         self.predictions = nn.ModuleList(nn.Identity() if made is None else made for made in predictions)
 
-    def bank_number(self, decision: int) -> int:
-        """Index into `banks`, the first of which may stand before all decisions."""
-        return decision + self._first
-
     def predicting(self, decision: int) -> PathBlocks | None:
         """Predictions of the paths' inputs at a decision; None where tensors themselves are mixed."""
-        blocks = self.predictions[self.bank_number(decision)]
+        blocks = self.predictions[decision + self._first]
         return blocks if isinstance(blocks, PathBlocks) else None
 
     def stem(self, images: Tensor, task: Tensor) -> Activation:
-        """Tensors `(B, m, ...)`, all alive, of the stem, or of the first layers where no decision is before them."""
+        """Tensors `(B, m, ...)`, all alive, of the stem or, where no decision is before them, the first layers."""
         x = images.contiguous(memory_format=torch.channels_last)
         x = (x if self.trunk is None else self.trunk(x)).unsqueeze(1)
         if self._first:
             if (predicted := self.predicting(-1)) is not None:
                 x = functional.relu(predicted.run_each(x))
-            x = self.bank(-1).run_each(x)
+            x = cast(PathBlocks, self.banks[0]).run_each(x)
         return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
 
     def feed(self, decision: int, columns: Tensor, alive: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,8 +198,7 @@ class ParallelPaths(RoutedPaths):
         used, chance = weights.detach() != 0, weights.clamp(0, 1)
         behind, price = self.bank(decision).macs[0], blocks.macs[0]
         executed = behind * used.any(1).sum(1) + price * used.sum((1, 2))
-        expected = behind * (1 - (1 - chance).prod(1)).sum(1) + price * chance.sum((1, 2))
-        return executed.to(weights.dtype), expected
+        return executed.to(weights.dtype), behind * (1 - (1 - chance).prod(1)).sum(1) + price * chance.sum((1, 2))
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Logits `(r, num_classes)`: the average of the paths that were reached; zeros where none was."""

@@ -9,14 +9,12 @@ from functools import cached_property, partial
 from typing import Any, get_type_hints
 
 from routing_gym.networks import parallel_nets as nets
-from routing_gym.networks.block_skip import resnet_skip
 from routing_gym.networks.cells import RoutedCells
-from routing_gym.networks.diverse import CONVS, DIVERSE, mnist_experts, omniglot_experts
+from routing_gym.networks.experts import CONVS, DIVERSE, mnist_experts, omniglot_experts
 from routing_gym.networks.fully_connected import fully_connected, simple_convnet
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
-from routing_gym.networks.resnet_experts import DIVERSE as DIVERSE_IN_RESNET
-from routing_gym.networks.resnet_experts import resnet50_experts
+from routing_gym.networks.resnets import DIVERSE_3X3, resnet50_experts, resnet_skip
 from routing_gym.tasks.checking import image_shape, whole_number
 
 Builder = Callable[..., RoutedNetwork]
@@ -27,9 +25,8 @@ class NetworkSpec:
     """Builder and description of a named network.
 
     Attributes:
-        builder: Called as `builder(input_shape, num_classes, **options)`; with `num_blocks` too if it takes a third
-            positional argument, and with `num_tasks=...` if it has such a parameter. Its other keyword-only parameters
-            are the network's options.
+        builder: Called as `builder(input_shape, num_classes, **options)`; with `num_blocks` if it takes a third
+            positional argument, and with `num_tasks=...` if it has that. Its other keyword-only parameters are options.
         description: One line.
         source: Paper.
         input_shape: `(C, H, W)` of the images it was made for; None for no shape in particular.
@@ -67,11 +64,6 @@ class NetworkSpec:
         kinds = [p.kind.name for p in self.parameters.values()]
         return "VAR_POSITIONAL" in kinds or kinds.count("POSITIONAL_OR_KEYWORD") > 2
 
-    @property
-    def takes_num_tasks(self) -> bool:
-        """Whether the network is told how many tasks there are."""
-        return "num_tasks" in self.parameters or any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
-
 
 ROSENBAUM, RAMACHANDRAN = "Rosenbaum et al. 2018", "Ramachandran and Le 2019"
 MCGILL, WANG, TISSERA = "McGill and Perona 2017", "Wang et al., CoDiNet", "Tissera et al."
@@ -81,6 +73,10 @@ SMALL, LARGE, OMNIGLOT = (3, 32, 32), (3, 224, 224), (1, 105, 105)
 def _experts(builder: Builder, kinds: Sequence[str], what: str, input_shape: tuple[int, ...]) -> NetworkSpec:
     description = f"{what} with layers of experts: {', '.join(dict.fromkeys(kinds))}"
     return NetworkSpec(partial(builder, experts=kinds), description, RAMACHANDRAN, input_shape)
+
+
+def _pyramid(builder: Builder, what: str) -> NetworkSpec:
+    return NetworkSpec(builder, f"Multiscale pyramid{what}", MCGILL, SMALL)
 
 
 def _skipping(depth: int, stages: tuple[int, ...], *, bottlenecks: bool = False) -> NetworkSpec:
@@ -103,12 +99,8 @@ NETWORKS: dict[str, NetworkSpec] = {
     "simple-convnet": NetworkSpec(
         simple_convnet, "Four shared convolutional stages, then routed fully connected layers", ROSENBAUM, SMALL
     ),
-    "pyramid-chain": NetworkSpec(
-        pyramid_chain, "Multiscale pyramid: columns in a chain, each of which may classify", MCGILL, SMALL
-    ),
-    "pyramid-tree": NetworkSpec(
-        pyramid_tree, "Multiscale pyramid whose early columns are followed by a left and a right one", MCGILL, SMALL
-    ),
+    "pyramid-chain": _pyramid(pyramid_chain, ": columns in a chain, each of which may classify"),
+    "pyramid-tree": _pyramid(pyramid_tree, " whose early columns are followed by a left and a right one"),
     "omniglot-diverse": _experts(omniglot_experts, DIVERSE, "A shared convolution", OMNIGLOT),
     "omniglot-convs": _experts(omniglot_experts, CONVS, "A shared convolution", OMNIGLOT),
     "omniglot-conv3": _experts(omniglot_experts, ("conv3",) * 7, "A shared convolution", OMNIGLOT),
@@ -116,7 +108,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "mnist-experts": NetworkSpec(
         mnist_experts, "Three shared layers and one of experts, fully connected", RAMACHANDRAN, (1, 28, 28)
     ),
-    "resnet50-diverse": _experts(resnet50_experts, DIVERSE_IN_RESNET, "ResNet-50", LARGE),
+    "resnet50-diverse": _experts(resnet50_experts, DIVERSE_3X3, "ResNet-50", LARGE),
     "resnet50-conv3": _experts(resnet50_experts, ("conv3",) * 5, "ResNet-50", LARGE),
     "resnet32-skip": _skipping(32, (5, 5, 5)),
     "resnet74-skip": _skipping(74, (12, 12, 12)),
@@ -139,9 +131,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet50-2-cc": _parallel(nets.RESNET50, 2, input_shape=LARGE),
     "vgg13-2-cc": _parallel(nets.VGG13, 2, input_shape=LARGE),
     **{
-        f"pyramid-static-{n}": NetworkSpec(
-            partial(pyramid_static, n), f"Multiscale pyramid of {n} columns: nothing to choose", MCGILL, SMALL
-        )
+        f"pyramid-static-{n}": _pyramid(partial(pyramid_static, n), f" of {n} columns: nothing to choose")
         for n in range(1, 9)
     },
     **{
@@ -154,11 +144,7 @@ NETWORKS: dict[str, NetworkSpec] = {
 
 
 def claim(known: dict[str, Any], kind: str, name: str, thing: Any) -> None:
-    """Enter a thing under a name; one that was defined again, as in a notebook, replaces itself.
-
-    Raises:
-        ValueError: The name belongs to something else, or what is entered cannot be called.
-    """
+    """Enter a thing under a name; one that was defined again, as in a notebook, replaces itself, others are refused."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"the name of a {kind} is text that is not empty, got {name!r}")
     if not callable(thing):
@@ -221,7 +207,8 @@ def make_network(
             f"it is, got num_blocks={num_blocks!r}"
         )
     blocks = [num_tasks if num_blocks is None else num_blocks] if spec.takes_num_blocks else []
-    tasks = {"num_tasks": num_tasks} if spec.takes_num_tasks else {}
+    told = "num_tasks" in spec.parameters or any(p.kind is p.VAR_KEYWORD for p in spec.parameters.values())
+    tasks = {"num_tasks": num_tasks} if told else {}
     try:
         return spec.builder(shape, num_classes, *blocks, **tasks, **options)
     except (TypeError, ValueError) as error:

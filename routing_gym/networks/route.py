@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,7 @@ from routing_gym.blocks import (
     subsample_first,
 )
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import one_after_the_other
-from routing_gym.networks.deployable import Deployable, blocks_per_bank
+from routing_gym.networks.banked import Deployable, blocks_per_bank, one_after_the_other
 from routing_gym.networks.state import Activation
 from routing_gym.tasks.checking import image_shape
 
@@ -42,9 +42,8 @@ def route(
     A copy of the module on the CPU is traced (`torch.fx`), cut at the named layers, and run piece by piece; tensors
     that are needed later (the shortcut of a residual block, say) wait together with the layer's input. The first block
     of each layer starts from the layer's own weights, the others are drawn anew by their `reset_parameters`; what is
-    frozen (`requires_grad=False`) stays so. A submodule without routed layers may do what cannot be traced, such as
-    asking `self.training`: it is called as it is then. 1x1 convolutions with a stride subsample first, see
-    `routing_gym.blocks.converted`.
+    frozen (`requires_grad=False`) stays so. A submodule without routed layers is called as it is where it cannot be
+    traced, because it asks `self.training`, say. 1x1 convolutions with a stride subsample first.
 
     Args:
         module: Takes `(B, C, H, W)` images, gives `(B, num_classes)` logits; its way through the layers must not
@@ -100,21 +99,21 @@ class _Tracer(fx.Tracer):
 
 def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
     """Graph of a module; one that cannot be traced or computes something else while it is trained is refused."""
-    modes = {part: part.training for part in module.modules()}
+
+    def in_both_modes(deep: bool) -> list[fx.Graph]:
+        with torch.enable_grad():  # as it will be trained: code may ask for it
+            return [_Tracer(layers, deep).trace(module.train(mode)) for mode in (True, False)]
+
     failure: Exception | None = None
-    try:
-        for deep in (True, False):
-            try:
-                trains, judges = (_Tracer(layers, deep).trace(module.train(mode)) for mode in (True, False))
-            except Exception as error:
-                failure = error
-                continue
-            if str(trains) == str(judges):
-                return trains
-            failure = None
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    for deep in (True, False):
+        try:
+            trains, judges = probe(module, partial(in_both_modes, deep))
+        except Exception as error:
+            failure = error
+            continue
+        if str(trains) == str(judges):
+            return trains
+        failure = None
     if failure is not None:
         raise ValueError(f"the module cannot be traced by torch.fx, so it cannot be routed: {failure}") from failure
     raise ValueError(
@@ -122,18 +121,6 @@ def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
         "it into a submodule without routed layers, whose forward may ask, or use one of PyTorch's: torch.nn.Dropout "
         "instead of torch.nn.functional.dropout(..., self.training), say"
     )
-
-
-def _cpu_copy(module: nn.Module) -> nn.Module:
-    """Copy of a module on the CPU; one of another type than images have is refused."""
-    wanted = torch.get_default_dtype()
-    for name, parameter in module.named_parameters():
-        if parameter.is_meta or parameter.dtype != wanted:
-            raise ValueError(
-                f"expected a module of {wanted} parameters that hold values, got {name} of {parameter.dtype} on "
-                f"{parameter.device}: call .to({wanted}) first, and load its weights"
-            )
-    return subsample_first(copy.deepcopy(module).cpu())
 
 
 class RoutedModule(Deployable):
@@ -153,7 +140,14 @@ class RoutedModule(Deployable):
         any_shape: bool = False,
     ) -> None:
         count_of = dict(zip(layers, blocks_per_bank(num_blocks, [1] * len(layers)), strict=True))
-        module = _cpu_copy(module)
+        wanted = torch.get_default_dtype()
+        for name, parameter in module.named_parameters():
+            if parameter.is_meta or parameter.dtype != wanted:
+                raise ValueError(
+                    f"expected a module of {wanted} parameters that hold values, got {name} of {parameter.dtype} on "
+                    f"{parameter.device}: call .to({wanted}) first, and load its weights"
+                )
+        module = subsample_first(copy.deepcopy(module).cpu())
         graph = _trace(module, layers)
         for node in graph.nodes:
             if node.target in (torch.conv2d, functional.conv2d):
@@ -180,7 +174,7 @@ class RoutedModule(Deployable):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ValueError(f"the module must return logits of shape (B, num_classes), got {got} for B = {PROBE_ROWS}")
         routed: list[FunctionBlocks] = []
-        carried: list[tuple[fx.Node, ...]] = []
+        carried: list[list[fx.Node]] = []
         for cut, name in zip(cuts, names, strict=True):
             node, layer = nodes[cut], traced.get_submodule(name)
             inner = node.args[0] if node.args else None
@@ -193,20 +187,17 @@ class RoutedModule(Deployable):
                 )
             routed.append(_blocks_like(layer, count_of[name], record.shapes[inner][1:]))
             # What was computed and is read behind the layer waits together with the layer's input.
-            later = set(nodes[cut + 1 :])
-            read = [node for node in nodes[:cut] if node.op != "get_attr" and not later.isdisjoint(node.users)]
-            carried.append((inner, *(node for node in read if node is not inner)))
+            later, computed = set(nodes[cut + 1 :]), [node for node in nodes[:cut] if node.op != "get_attr"]
+            read = [node for node in computed if node is not inner and not later.isdisjoint(node.users)]
+            carried.append([inner, *read])
             if unfit := [node.name for node in carried[-1] if not record.has_rows(node)]:
                 raise ValueError(f"at layer {name!r} values wait that are not tensors with a row per image: {unfit}")
         cut_out = {nodes[cut] for cut in cuts}
-        super().__init__(
-            one_after_the_other(
-                names, [blocks.macs for blocks in routed], [record.shapes[inner][1] for inner, *_ in carried]
-            ),
-            num_classes=logits.shape[1],
-            input_shape=None if any_shape else input_shape,
-            stem_macs=sum(macs for node, macs in record.macs.items() if node not in cut_out) / PROBE_ROWS,
-        )
+        stem_macs = sum(macs for node, macs in record.macs.items() if node not in cut_out) / PROBE_ROWS
+        widths = [record.shapes[inner][1] for inner, *_ in carried]
+        decisions = one_after_the_other(names, [blocks.macs for blocks in routed], widths)
+        shape = None if any_shape else input_shape
+        super().__init__(decisions, num_classes=logits.shape[1], input_shape=shape, stem_macs=stem_macs)
         for name in names:
             traced.set_submodule(name, nn.Identity())
         self.module = traced
@@ -215,17 +206,11 @@ class RoutedModule(Deployable):
         self.block_counts = tuple(blocks.num_blocks for blocks in routed)
         self.numbers_per_image = math.prod(input_shape) if any_shape else None
         # Positions, not nodes: they stay right when the module is copied together with its graph.
-        place = {node: position for position, node in enumerate(nodes)}
-        self._cuts = cuts
-        self._carried = [[place[node] for node in kept] for kept in carried]
-        self._check_against(images, logits)
-
-    def _check_against(self, images: Tensor, logits: Tensor) -> None:
-        """Refuse a cut with which the first blocks, the module's own layers, give another output than the module."""
-        plan = torch.zeros(len(images), len(self.decisions), dtype=torch.int64)
-        task = plan[:, 0]
-        (routed,) = probe(self, lambda: self.traverse(self.stem(images, task), plan, task))
-        if not torch.allclose(plain(routed), logits, rtol=1e-4, atol=1e-5):
+        self._cuts, self._carried = cuts, [[*map(nodes.index, kept)] for kept in carried]
+        # The first blocks are the module's own layers.
+        plan = torch.zeros(PROBE_ROWS, len(self.decisions), dtype=torch.int64)
+        (own,) = probe(self, lambda: self.traverse(self.stem(images, plan[:, 0]), plan, plan[:, 0]))
+        if not torch.allclose(plain(own), logits, rtol=1e-4, atol=1e-5):
             raise ValueError("routed through its own layers the module gives another output: it cannot be cut there")
 
     def _run_piece(self, number: int, values: dict[int, Tensor], image: Tensor | None = None) -> Activation:

@@ -1,29 +1,122 @@
-"""Where every instance of a batch stands in a routed network."""
+"""What a decision is, and where every instance of a batch stands."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from routing_gym.blocks import SortedRows, plain
 
+EXIT = -1
+"""In `Decision.next`: the choice leads out of the network."""
+
 Activation = tuple[Tensor | SortedRows, ...]
 """What waits at a decision: tensors whose first axis is the rows, or rows still in the order of their blocks."""
-
 
 COLUMNS = ("task", "instance", "price", "macs", "expected_macs")
 """What a `RoutingState` holds of every row, `(B,)` each."""
 
 
-def joined(activations: Iterable[Activation]) -> Activation:
-    """Activations of one decision one after the other."""
-    return tuple(torch.cat([plain(part) for part in parts]) for parts in zip(*activations, strict=True))
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """A place in a routed network where the way on is chosen.
+
+    Attributes:
+        name: Name, for pictures and messages.
+        macs: Multiply-accumulates of one row by each choice: all that runs until the next decision or the exit.
+        next: For each choice the number of the decision it leads to, or `EXIT`.
+        mixing: What weights mean. `"activation"`: they mix the outputs of choices that all lead to the same place.
+            `"outcome"`: they share the instance out among the places the choices lead to.
+        m: Number of tensors that arrive here, each of which chooses (an m x n gate); 1 for an ordinary decision.
+        width: Width of the observation here.
+    """
+
+    name: str
+    macs: tuple[float, ...]
+    next: tuple[int, ...]
+    mixing: Literal["activation", "outcome"] = "activation"
+    m: int = 1
+    width: int = 1
+
+    @cached_property
+    def n(self) -> int:
+        """Number of choices."""
+        return len(self.next)
+
+    @cached_property
+    def ways(self) -> tuple[int, ...]:
+        """Targets of the ways on: of each choice, or the one of all choices where activations are mixed."""
+        return self.next if self.mixing == "outcome" else self.next[:1]
+
+
+def _check(decisions: Sequence[Decision]) -> None:
+    """Refuse decisions that do not form a routed network."""
+    if not decisions:
+        raise ValueError("a routed network needs at least one decision")
+    for number, decision in enumerate(decisions):
+        where = f"decision {number} ({decision.name!r})"
+        if decision.mixing not in ("activation", "outcome"):
+            raise ValueError(f"{where}: mixing must be 'activation' or 'outcome', got {decision.mixing!r}")
+        if decision.n < 2 and decision.mixing == "outcome":
+            raise ValueError(f"{where}: a place with a single way on is no decision")
+        sizes = decision.n, decision.m, decision.width
+        if min(sizes) < 1:
+            got = ", ".join(map(str, sizes))
+            raise ValueError(f"{where}: choices, tensors and width must be at least 1, got {got}")
+        if len(decision.macs) != decision.n:
+            raise ValueError(f"{where}: needs one cost per choice ({decision.n}), got {len(decision.macs)}")
+        for target in decision.next:
+            if target != EXIT and not number < target < len(decisions):
+                raise ValueError(
+                    f"{where}: a choice leads to EXIT or to a later decision (below {len(decisions)}), got {target}"
+                )
+        if decision.mixing == "activation" and len(set(decision.next)) != 1:
+            raise ValueError(
+                f"{where}: activations can be mixed only where all choices lead to one place, got {decision.next}"
+            )
+        if decision.mixing == "outcome" and decision.m != 1:
+            raise ValueError(f"{where}: outcomes are shared out for one tensor, got m = {decision.m}")
+
+
+def ways_out(decisions: Sequence[Decision]) -> list[tuple[int, int]]:
+    """Pairs `(decision, choice)` by which instances leave a network."""
+    return [(i, choice) for i, at in enumerate(decisions) for choice, way in enumerate(at.ways) if way == EXIT]
+
+
+def legal_table(decisions: Sequence[Decision], masks: Tensor | None) -> Tensor:
+    """Legal choices `(N + 1, M, A)` bool at each of N decisions; the last row, for instances that have left, is True.
+
+    Args:
+        decisions: N decisions.
+        masks: `(N, M, A)` bool, further restrictions; None for none.
+
+    Raises:
+        ValueError: The decisions do not form a routed network, or the masks are of the wrong form or leave a tensor no
+            choice.
+    """
+    _check(decisions)
+    tensors, choices = max(d.m for d in decisions), max(d.n for d in decisions)
+    # On the host whatever the default device: its values are looked at here.
+    table = torch.zeros(len(decisions) + 1, tensors, choices, dtype=torch.bool, device="cpu")
+    if masks is not None and (masks.dtype != torch.bool or masks.shape != table[:-1].shape):
+        raise ValueError(
+            f"masks must be bool of shape {tuple(table[:-1].shape)}, got {masks.dtype} of {tuple(masks.shape)}"
+        )
+    for number, decision in enumerate(decisions):
+        table[number, :, : decision.n] = True
+        if masks is not None:
+            table[number] &= masks[number]
+        table[number, decision.m :] = True  # tensors that do not exist here: every choice legal and ignored
+        if empty := (~table[number].any(-1)).nonzero().flatten().tolist():
+            raise ValueError(f"decision {number} ({decision.name!r}): the mask leaves tensor {empty[0]} no choice")
+    table[-1] = True
+    return table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +126,7 @@ class Waiting:
     Attributes:
         rows: `(r,)` int64 row numbers, or None for every row of the batch in order: nothing is grouped or copied then.
         activation: Tensors whose first axis is r; how many and of which shape is the decision's own affair.
-        reach: `(r,)` share of each instance that arrived here: 1 under hard routing, else the product of the outcome
-            weights on the way.
+        reach: `(r,)` share of each instance that arrived here: the product of the outcome weights on the way.
     """
 
     rows: Tensor | None
@@ -50,6 +142,22 @@ class Waiting:
             rows=positions if self.rows is None else self.rows.index_select(0, positions),
             activation=tuple(tensor.index_select(0, positions) for tensor in self.activation),
             reach=self.reach.index_select(0, positions),
+        )
+
+    @staticmethod
+    def join(groups: Sequence[Waiting]) -> Waiting:
+        """Groups of a batch that wait at one decision, one after the other."""
+        if len(groups) == 1:
+            return groups[0]
+        rows = [group.rows for group in groups if group.rows is not None]
+        assert len(rows) in (0, len(groups)), "a row cannot wait twice at one decision"
+        return Waiting(
+            rows=torch.cat(rows) if rows else None,
+            activation=tuple(
+                torch.cat([plain(part) for part in parts])
+                for parts in zip(*(group.activation for group in groups), strict=True)
+            ),
+            reach=torch.cat([group.reach for group in groups]),
         )
 
 
@@ -99,7 +207,7 @@ class RoutingState:
     def __len__(self) -> int:
         return len(self.task)
 
-    @property
+    @cached_property
     def sole(self) -> int | None:
         """The decision at which every row waits, in order; None where rows are spread or some have left."""
         if len(self.waiting) == 1:
@@ -111,12 +219,11 @@ class RoutingState:
     @cached_property
     def at(self) -> Tensor:
         """`(B,)` int64: the earliest decision each row waits at, N where it has left."""
-        if self.sole is not None:
-            return torch.full((len(self),), self.sole, device=self.task.device)
-        at = torch.full((len(self),), self.num_decisions, device=self.task.device)
-        for decision in sorted(self.waiting, reverse=True):
-            rows = self.waiting[decision].rows
-            at = torch.full_like(at, decision) if rows is None else at.index_fill(0, rows, decision)
+        at = torch.full((len(self),), self.num_decisions if self.sole is None else self.sole, device=self.task.device)
+        if self.sole is None:
+            for decision in sorted(self.waiting, reverse=True):
+                rows = self.waiting[decision].rows
+                at = torch.full_like(at, decision) if rows is None else at.index_fill(0, rows, decision)
         return at
 
     @cached_property
@@ -135,6 +242,10 @@ class RoutingState:
             reach = value if group.rows is None else reach.index_copy(0, group.rows, value)
         return reach
 
+    def task_of(self, rows: Tensor | None) -> Tensor:
+        """Tasks `(r,)` of some rows (None: of all)."""
+        return self.task if rows is None else self.task.index_select(0, rows)
+
     def acting(self) -> list[tuple[int, Waiting, Waiting | None]]:
         """Rows of each decision that act there now, and those that wait there for a later turn.
 
@@ -144,13 +255,12 @@ class RoutingState:
             return [(self.sole, self.waiting[self.sole], None)]
         groups: list[tuple[int, Waiting, Waiting | None]] = []
         for decision, waiting in sorted(self.waiting.items()):
-            at = self.at if waiting.rows is None else self.at.index_select(0, waiting.rows)
-            now = (at == decision).nonzero().flatten()
-            if len(now) == len(waiting):
+            now = (self.at if waiting.rows is None else self.at.index_select(0, waiting.rows)) == decision
+            acting = now.nonzero().flatten()
+            if len(acting) == len(waiting):
                 groups.append((decision, waiting, None))
-            elif len(now):
-                later = (at != decision).nonzero().flatten()
-                groups.append((decision, waiting.pick(now), waiting.pick(later)))
+            elif len(acting):
+                groups.append((decision, waiting.pick(acting), waiting.pick((~now).nonzero().flatten())))
         return groups
 
     def select(self, rows: Tensor) -> RoutingState:
@@ -161,9 +271,7 @@ class RoutingState:
         for decision, group in self.waiting.items():
             if group.rows is None:
                 waiting[decision] = dataclasses.replace(group.pick(rows), rows=None)
-                continue
-            kept = (place[group.rows] >= 0).nonzero().flatten()
-            if len(kept):
+            elif len(kept := (place[group.rows] >= 0).nonzero().flatten()):
                 waiting[decision] = dataclasses.replace(group.pick(kept), rows=place[group.rows[kept]])
         columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in COLUMNS}
         return dataclasses.replace(self, **columns, waiting=waiting, exits=())
@@ -179,40 +287,14 @@ class RoutingState:
     @staticmethod
     def merge(states: Sequence[RoutingState]) -> RoutingState:
         """State of one batch in which those of several stand one after the other, without exits."""
-        starts = [0, *accumulate(map(len, states))]
-        device = states[0].task.device
         together = states[0].sole is not None and all(state.sole == states[0].sole for state in states)
-
-        def numbered(state: RoutingState, start: int, rows: Tensor | None) -> Tensor:
-            return start + (torch.arange(len(state), device=device) if rows is None else rows)
-
-        waiting = {}
-        for decision in sorted({decision for state in states for decision in state.waiting}):
-            there = [(state, start) for state, start in zip(states, starts, strict=False) if decision in state.waiting]
-            groups = [state.waiting[decision] for state, _ in there]
-            rows = [numbered(state, start, group.rows) for (state, start), group in zip(there, groups, strict=True)]
-            waiting[decision] = Waiting(
-                rows=None if together else torch.cat(rows),
-                activation=joined(group.activation for group in groups),
-                reach=torch.cat([group.reach for group in groups]),
-            )
+        groups: dict[int, list[Waiting]] = {}
+        for state, start in zip(states, [0, *accumulate(map(len, states))], strict=False):
+            for decision, group in state.waiting.items():
+                if not together:
+                    own = torch.arange(len(state), device=state.task.device) if group.rows is None else group.rows
+                    group = dataclasses.replace(group, rows=start + own)
+                groups.setdefault(decision, []).append(group)
+        waiting = {decision: Waiting.join(groups[decision]) for decision in sorted(groups)}
         columns: dict[str, Any] = {name: torch.cat([getattr(state, name) for state in states]) for name in COLUMNS}
         return dataclasses.replace(states[0], **columns, waiting=waiting, exits=())
-
-
-def add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
-    """Sums `(B,)` of `total (B,)` and, in some rows (None: in all), `amount (r,)`."""
-    return total + amount if rows is None else total.index_add(0, rows, amount)
-
-
-def join(groups: list[Waiting]) -> Waiting:
-    """Groups that wait at one decision as one."""
-    if len(groups) == 1:
-        return groups[0]
-    rows = [group.rows for group in groups if group.rows is not None]
-    assert len(rows) == len(groups), "a row cannot wait twice at one decision"
-    return Waiting(
-        rows=torch.cat(rows),
-        activation=joined(group.activation for group in groups),
-        reach=torch.cat([group.reach for group in groups]),
-    )

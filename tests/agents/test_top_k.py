@@ -8,7 +8,7 @@ import routing_gym
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import Context, Known, rollout
 from routing_gym.networks import RoutedMLP
-from routing_gym.networks.decision import legal_table
+from routing_gym.networks.state import legal_table
 
 BLOCKS, ROWS = 5, 6
 

@@ -19,7 +19,7 @@ from routing_gym.blocks import (
     count_macs,
     every_block_runs,
 )
-from routing_gym.networks.mlp import RoutedMLP
+from routing_gym.networks.fully_connected import RoutedMLP
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 

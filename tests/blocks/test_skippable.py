@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from routing_gym.blocks import ModuleBlocks, ResidualBlock, SkippableBlock, every_block_runs
-from routing_gym.networks.block_skip import Subsampled
+from routing_gym.networks.resnets import Subsampled
 
 INPUTS, H, W = 4, 5, 6
 SHORTCUTS = ["identity", "subsampling", "projection"]

@@ -195,7 +195,7 @@ def test_routing_gym_can_do_without_pettingzoo(monkeypatch):
     register_with_pettingzoo()
     gymnasium.make("routing_gym/SyntheticMTL-v0").reset()
     for face in ("parallel", "dispatched"):
-        monkeypatch.delitem(sys.modules, f"routing_gym.envs.{face}")
+        monkeypatch.delitem(sys.modules, f"routing_gym.envs.{face}", raising=False)
         with pytest.raises(ImportError, match=r"pip install 'routing_gym\[pettingzoo\]'"):
             importlib.import_module(f"routing_gym.envs.{face}")
 

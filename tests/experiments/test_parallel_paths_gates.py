@@ -25,7 +25,7 @@ from routing_gym.experiments.papers.parallel_paths.gates import (
     synthesised,
     tell_apart,
 )
-from routing_gym.networks.paths import mix
+from routing_gym.networks.parallel_paths import mix
 
 
 def looked_into(network="basecnn-3-cc", agent="cross-connection", **options):

@@ -10,8 +10,8 @@ from torch.nn import functional
 import routing_gym
 from routing_gym.agents import Agent, add_task, extract, make_agent, needs, prune
 from routing_gym.networks import make_network
-from routing_gym.networks.diverse import CONVS, DIVERSE
-from routing_gym.networks.resnet_experts import DIVERSE as IN_RESNET
+from routing_gym.networks.experts import CONVS, DIVERSE
+from routing_gym.networks.resnets import DIVERSE_3X3 as IN_RESNET
 from routing_gym.testing import check_vector_env
 
 TASKS, CLASSES = 3, 4

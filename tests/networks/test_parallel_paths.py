@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from routing_gym.networks import make_network
-from routing_gym.networks.paths import mix
+from routing_gym.networks.parallel_paths import mix
 
 SMALL = {"basecnn": {"width": 2, "hidden": 3}, "resnet20": {"width": 2}}
 KINDS = [

@@ -13,7 +13,7 @@ from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.networks import EXIT, RoutedPyramid, make_network, static_pyramid, ways_out
-from routing_gym.networks.pyramid_columns import image_pyramid
+from routing_gym.networks.pyramid import image_pyramid
 from routing_gym.tasks import synthetic_mtl
 from routing_gym.testing import check_vector_env
 

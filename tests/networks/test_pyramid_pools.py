@@ -6,7 +6,7 @@ from torch import fx
 from torch.nn import functional
 
 from routing_gym.networks import static_pyramid
-from routing_gym.networks.pyramid_columns import average_pool, max_pool
+from routing_gym.networks.pyramid import average_pool, max_pool
 
 SHAPES = [(2, 3, 8, 8), (1, 1, 2, 2), (3, 2, 7, 5), (2, 4, 2, 9), (0, 3, 4, 4)]
 POOLS = [(max_pool, functional.max_pool2d, 0.0), (average_pool, functional.avg_pool2d, 1e-6)]

@@ -17,7 +17,7 @@ from routing_gym.agents import AGENTS, Agent, make_agent, register_agent
 from routing_gym.agents.parts.scores import sample
 from routing_gym.envs import Context, Known, RoutingVectorEnv, TrainingDivergedError, rollout
 from routing_gym.networks import RoutedMLP
-from routing_gym.networks.decision import legal_table
+from routing_gym.networks.state import legal_table
 from routing_gym.tasks import synthetic_mtl
 
 

@@ -12,7 +12,7 @@ import routing_gym
 from routing_gym.agents import Agent, add_task, make_agent
 from routing_gym.envs import rollout
 from routing_gym.networks import EXIT, Decision
-from routing_gym.networks.decision import legal_table
+from routing_gym.networks.state import legal_table
 from routing_gym.tasks import MultiTaskDataset
 
 EXACT = ["actor", "pragmatic-critic", "optimistic-critic"]

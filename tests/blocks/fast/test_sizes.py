@@ -8,7 +8,7 @@ from torch import nn
 
 from routing_gym.blocks import in_few_sizes
 from routing_gym.blocks.fast.rows import LARGEST
-from routing_gym.networks.pyramid_columns import make_column
+from routing_gym.networks.pyramid import make_column
 
 IMAGE = (3, 8, 8)
 
