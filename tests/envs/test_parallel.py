@@ -11,6 +11,7 @@ import pettingzoo
 import pytest
 import torch
 from gymnasium.error import ResetNeeded
+from namespaces import python_in_namespace
 from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test
 from pettingzoo.utils.conversions import parallel_to_aec
 from toys import TREE, ExitTree, Gates, Planted, planted_env, quick, toy_env
@@ -200,20 +201,23 @@ def test_routing_gym_can_do_without_pettingzoo(monkeypatch):
             importlib.import_module(f"routing_gym.envs.{face}")
 
 
-def test_rllib_trains_by_the_recipe_of_the_readme():
-    """A round of PPO over the flattened observations, in this process alone."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed")
+RLLIB = """
+config = config.training(train_batch_size_per_learner=60, minibatch_size=60, num_epochs=1)
+import ray
+ray.init(num_cpus=1, include_dashboard=False)
+algorithm = config.build_algo()
+assert -10 <= algorithm.train()["env_runners"]["episode_return_mean"] <= 10
+algorithm.stop()
+ray.shutdown()
+"""
+
+
+@pytest.mark.long
+def test_rllib_trains_by_the_recipe_of_the_readme(tmp_path):
+    """A round of PPO over the flattened observations."""
+    pytest.importorskip("ray.rllib", reason="RLlib is not installed", exc_type=ImportError)
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (recipe,) = [code for code in re.findall(r"```py\n(.*?)```", readme, flags=re.S) if "rllib" in code]
-    known = {}
-    exec(recipe.replace("config.build_algo().train()", ""), known)
-    config = known["config"].training(train_batch_size_per_learner=60, minibatch_size=60, num_epochs=1)
-    ray.init(num_cpus=1, include_dashboard=False)
-    try:
-        algorithm = config.build_algo()
-        try:
-            assert -10 <= algorithm.train()["env_runners"]["episode_return_mean"] <= 10
-        finally:
-            algorithm.stop()
-    finally:
-        ray.shutdown()
+    script = tmp_path / "recipe.py"
+    script.write_text(recipe.replace("config.build_algo().train()", RLLIB))
+    python_in_namespace(script)

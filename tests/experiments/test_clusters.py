@@ -5,14 +5,15 @@ Ray listens on every interface, so that it runs in a network namespace which has
 
 import importlib.util
 import json
-import shutil
-import subprocess
-import sys
 
 import pytest
+from namespaces import python_in_namespace
 from records import strict, untimed
 
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.clusters import _perform_and_send
+from routing_gym.experiments.engine.run import Run
+from routing_gym.experiments.engine.settings import TrainingSettings
 
 pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.long]
 
@@ -23,24 +24,15 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-def namespaces():
-    """Whether a network namespace can be had here."""
-    if shutil.which("unshare") is None:
-        return False
-    return subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0
-
-
-needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None or not namespaces(),
-    reason="needs the extra ray, and network namespaces (unshare --net)",
-)
-
 TWO_NODES = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.clusters import _perform_and_send
+from routing_gym.experiments.engine.run import Run
+from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.records import read_progress
 
@@ -76,18 +68,14 @@ register_agent("slow", Slow)
 """
 
 
-@needs_ray
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 def test_a_node_that_dies_costs_no_finished_run_and_no_figure(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     arguments = ["compare", *SMALL, "--plugin", str(tmp_path / "slow.py"), "--agents", "slow", "shared", "--seeds", "2"]
     assert run(*arguments, "--out", tmp_path / "here") == 0
     script = tmp_path / "two_nodes.py"
     script.write_text(TWO_NODES)
-    command = " ".join(["exec", sys.executable, str(script), f"'{json.dumps(arguments)}'", str(tmp_path / "there")])
-    inside = subprocess.run(
-        ["unshare", "--net", "sh", "-c", f"ip link set lo up && {command}"], capture_output=True, text=True, timeout=300
-    )
-    assert inside.returncode == 0, inside.stdout[-2000:] + inside.stderr[-2000:]
+    python_in_namespace(script, json.dumps(arguments), tmp_path / "there")
     assert (tmp_path / "there" / "struck").exists()
     here, there = (strict(tmp_path / name / "results.json") for name in ("here", "there"))
     assert [untimed(record) for record in here] == [untimed(record) for record in there]
@@ -118,3 +106,12 @@ def test_submitted_jobs_give_the_same_results(tmp_path):
 def test_options_of_launchers_that_mean_nothing_are_refused(options, message, tmp_path, capsys):
     assert run("compare", *SMALL, "--out", tmp_path, *options) == 2
     assert message in capsys.readouterr().err
+
+
+def test_files_are_sent_where_the_folder_is_not_shared(tmp_path):
+    asked = Run(TrainingSettings("routing_gym/SyntheticMTL-v0", 1, 256), "shared", 0, tmp_path / "elsewhere")
+    outcome, files = _perform_and_send(asked, "token of another machine")
+    assert outcome.record is not None and {"results.json", "checkpoint.pt", "config.toml"} <= files.keys()
+    assert json.loads(files["results.json"])[0]["agent"] == "shared"
+    (asked.folder / "token").touch()
+    assert _perform_and_send(asked, "token")[1] == {}
