@@ -16,7 +16,8 @@ from routing_gym.agents.base.checkpoint import origin_of, read, write
 from routing_gym.agents.base.learning import learn
 from routing_gym.agents.base.options import AgentConfig
 from routing_gym.agents.parts.tables import legal_rows
-from routing_gym.agents.trained.classify import classify, eval_mode
+from routing_gym.agents.trained.classify import classify
+from routing_gym.blocks import eval_mode
 from routing_gym.envs import PRICED_MACS, Context, Known, Observation, RoutingVectorEnv, Trajectory, core_of, is_price
 from routing_gym.envs.rollout import is_single
 from routing_gym.forms import check_form, check_optimizer
@@ -212,7 +213,7 @@ class Agent(nn.Module, ABC):
         single_tensor = is_single(self, self.env.network)
         context = Context(known, single=single_tensor, deterministic=deterministic, carry=carry, begins=begins)
         # As while judging: what is predicted depends on no other row, and batch norms do not move.
-        with torch.no_grad(), eval_mode(self):
+        with torch.no_grad(), eval_mode(*([self] if self.training else [])):
             action = self.act(batch, context)
         if self.num_tensors == 1 and self.max_tensors is None:
             action = of_one_tensor(action)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from routing_gym.blocks import eval_mode
 from routing_gym.envs.batch import classified_right
 from routing_gym.envs.rollout import Step, Trajectory, rollout
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
@@ -206,22 +207,17 @@ def route_split(router: Any, env: RoutingVectorEnv, deterministic: bool = True) 
         from the front.
     """
     rows, size = len(env.dataset), env.num_envs
-    modules = [env.network, *([router] if isinstance(router, nn.Module) else [])]
-    modes = [{part: part.training for part in module.modules()} for module in modules]
     generator: torch.Generator | None = getattr(router, "generator", None)
     drawn = None if generator is None else generator.get_state()
     try:
-        for module in modules:
-            module.eval()
-        for start in range(0, rows, size):
-            instances = torch.arange(start, start + size).remainder(rows)
-            yield rollout(router, env, instances=instances, deterministic=deterministic), slice(min(size, rows - start))
+        with eval_mode(*(part for part in (env.network, router) if isinstance(part, nn.Module))):
+            for start in range(0, rows, size):
+                instances = torch.arange(start, start + size).remainder(rows)
+                batch = rollout(router, env, instances=instances, deterministic=deterministic)
+                yield batch, slice(min(size, rows - start))
     finally:
         if generator is not None and drawn is not None:
             generator.set_state(drawn)  # judging an agent must not change how it goes on
-        for mode in modes:
-            for part, training in mode.items():
-                part.training = training
 
 
 def _departures(batch: Trajectory, num_choices: int) -> tuple[Tensor, Tensor]:

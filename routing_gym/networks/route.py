@@ -18,6 +18,7 @@ from routing_gym.blocks import (
     allow_small_groups,
     conv2d,
     counting,
+    eval_mode,
     plain,
     probe,
     static_copy,
@@ -100,9 +101,8 @@ class _Tracer(fx.Tracer):
 
 def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
     """Graph of a module; one that cannot be traced or computes something else while it is trained is refused."""
-    modes = {part: part.training for part in module.modules()}
     failure: Exception | None = None
-    try:
+    with eval_mode(module):
         for deep in (True, False):
             try:
                 trains, judges = (_Tracer(layers, deep).trace(module.train(mode)) for mode in (True, False))
@@ -112,9 +112,6 @@ def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
             if str(trains) == str(judges):
                 return trains
             failure = None
-    finally:
-        for part, training in modes.items():
-            part.training = training
     if failure is not None:
         raise ValueError(f"the module cannot be traced by torch.fx, so it cannot be routed: {failure}") from failure
     raise ValueError(
