@@ -19,7 +19,7 @@ from routing_gym.agents.parts.tables import legal_rows
 from routing_gym.agents.trained.classify import classify
 from routing_gym.blocks import eval_mode
 from routing_gym.envs import PRICED_MACS, Context, Known, Observation, RoutingVectorEnv, Trajectory, core_of, is_price
-from routing_gym.envs.rollout import is_single
+from routing_gym.envs.turns import is_single
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
 from routing_gym.networks.actions import of_one_tensor

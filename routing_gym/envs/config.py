@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from gymnasium.vector import AutoresetMode
 
-from routing_gym.envs.drive import Manner
 from routing_gym.envs.rewards import REWARDS
 from routing_gym.envs.training import OF_OPTIMIZATION, OPTIMIZERS, Optimization
+from routing_gym.envs.turns import Manner
 from routing_gym.options import Options, count, fraction, named, not_negative, positive, share
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
 

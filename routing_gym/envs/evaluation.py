@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks import eval_mode
-from routing_gym.envs.batch import classified_right
-from routing_gym.envs.rollout import Step, Trajectory, rollout
+from routing_gym.envs.batch import Step, Trajectory, classified_right, rollout
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
 from routing_gym.networks import RoutedNetwork, actions
 from routing_gym.tasks.checking import whole_number

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from routing_gym.envs.drive import Turn
+from routing_gym.envs.turns import Turn
 from routing_gym.networks import RoutedNetwork, actions
 
 CELL = 24

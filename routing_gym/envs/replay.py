@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.envs.batch import batch_loss
-from routing_gym.envs.drive import Manner, drive
 from routing_gym.envs.routes import Routes
 from routing_gym.envs.training import BlocksTrainer
+from routing_gym.envs.turns import Manner, drive
 from routing_gym.networks import RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset
 
@@ -55,14 +56,13 @@ class Replayer:
                     state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
                 # The action of every row turn by turn; rows whose route has ended get zeros.
                 recorded = iter(routes.action[:, : int(routes.length.max())].unbind(1))
-                weights, losses = [], []
+                exits: list[tuple[Tensor, Tensor]] = []
                 for turn in drive(self.network, state, lambda seen: next(recorded), self._manner):
                     if self.trainer.throughput is not None:
                         self.trainer.throughput.note(turn)
                     for exit in turn.exits:
                         own = label if exit.rows is None else label.index_select(0, exit.rows)
-                        losses.append(functional.cross_entropy(exit.logits, own, reduction="none"))
-                        weights.append(exit.weight)
-                self.trainer.step(batch_loss(weights, losses, len(routes)), len(routes), noted)
+                        exits.append((exit.weight, functional.cross_entropy(exit.logits, own, reduction="none")))
+                self.trainer.step(batch_loss(exits, len(routes)), len(routes), noted)
         finally:
             self.network.eval()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.envs.drive import Turn
-from routing_gym.envs.rollout import Step
+from routing_gym.envs.turns import Turn
 from routing_gym.networks import NotFiniteError, claim
 from routing_gym.networks.actions import of_one_tensor
 
 if TYPE_CHECKING:
+    from routing_gym.envs.batch import Step
     from routing_gym.envs.config import EnvConfig
 
 At = Literal["exit", "action"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.blocks import OwnedParameter
-from routing_gym.envs.drive import Turn
+from routing_gym.envs.turns import Turn
 from routing_gym.networks import RoutedNetwork, actions
 
 

@@ -18,7 +18,6 @@ from routing_gym.blocks import allow_small_groups, subsample_first
 from routing_gym.envs.accept import accept_instances, accept_network, accept_reset_options, accept_splits, check_fit
 from routing_gym.envs.batch import Batch, Watch
 from routing_gym.envs.config import EnvConfig, PlainSpec
-from routing_gym.envs.drive import Manner, Turn
 from routing_gym.envs.render import Pictures
 from routing_gym.envs.replay import Replayer
 from routing_gym.envs.restore import restored
@@ -26,6 +25,7 @@ from routing_gym.envs.rewards import Rewards, RunningShare
 from routing_gym.envs.routes import RouteLog
 from routing_gym.envs.spaces import action_space, observation_space
 from routing_gym.envs.training import BlocksTrainer
+from routing_gym.envs.turns import Manner, Seen, Turn
 from routing_gym.networks import RoutedNetwork, RoutingState
 from routing_gym.networks.actions import formed
 from routing_gym.tasks import MultiTaskDataset
@@ -255,7 +255,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     def observe(self) -> Observations:
         """Observation of all rows."""
-        observation = dict(self.batch.seen())
+        observation = dict(Seen(self.network, self.state, self.batch.manner))
         # Outsiders may write into what they are given.
         return {key: value.clone() for key, value in observation.items()} if self.config.replays else observation
 

@@ -1,4 +1,7 @@
-"""The one way through a network: who decides is asked, the action is checked, the chosen blocks run, until all left."""
+"""The one way through a network: who decides is asked, the action is checked, the chosen blocks run, until all left.
+
+`Seen` is what a batch looks like at a decision, `Turn` what came of it, and `Context` what a router is told besides.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +19,8 @@ from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState, acce
 PRICED_MACS = 1e7
 """`observation["price"]` is the cost of so many multiply-accumulates."""
 
-PRECISIONS = ("float32", "bfloat16")
-"""Precisions of `Manner`."""
+Observation = Mapping[str, Tensor]
+"""`activation (B, D)`, `task (B,)`, `depth (B,)`: the decision each row waits at, N for rows that have left."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +61,8 @@ class Manner:
 class Seen(Mapping[str, Tensor]):
     """Observation of a batch at a decision, with what goes with it.
 
-    A mapping: `activation (B, D)`, `task (B,)`, `depth (B,)` (the decision each row waits at,
-    N for rows that have left) and, where it is shown, `price (B, 1)`. Activations and masks are computed when they are
-    first asked for; once the batch has gone on, only those that somebody has looked at are left.
+    A mapping, as `Observation` says, with `price (B, 1)` where it is shown. Activations and masks are computed when
+    they are first asked for; once the batch has gone on, only those that somebody has looked at are left.
 
     Attributes:
         sole: The decision at which all rows wait, in order, known without asking the device; None where they are
@@ -168,8 +170,7 @@ class Turn(NamedTuple):
 Decide = Callable[[Seen], Any]
 """Whoever decides: returns an action for all rows, see `accept`."""
 
-QUIETLY = Manner()
-"""Without a graph."""
+QUIETLY = Manner()  # without a graph
 
 
 def take_turn(network: RoutedNetwork, state: RoutingState, decide: Decide, manner: Manner = QUIETLY) -> Turn:
@@ -217,3 +218,100 @@ def along(plan: Tensor) -> Decide:
         return plan[rows, seen.decision.clamp(max=plan.shape[1] - 1)]
 
     return decide
+
+
+class Context:
+    """Context of an observation; masks are computed when they are looked at.
+
+    Attributes:
+        deterministic: The agent is being evaluated and should take its best action.
+        carry: `(B, ...)` that the agent may set; it gets it back at the next decision of the same episode, None at the
+            first.
+        begins: `(B,)` bool: rows whose episode begins here while others are under way; None where nobody's does, or
+            everybody's (`carry` is None then).
+        record: Tensors that the agent wants to find again in the trajectory; the collaboration reward needs
+            `"probabilities"` of the shape of `mask`.
+    """
+
+    def __init__(
+        self,
+        seen: Seen | Known,
+        *,
+        single: bool = False,
+        deterministic: bool = False,
+        carry: Tensor | None = None,
+        begins: Tensor | None = None,
+    ) -> None:
+        self._seen, self._single = seen, single  # single: masks without the axis M
+        self.deterministic, self.carry, self.begins = deterministic, carry, begins
+        self.record: dict[str, Tensor] = {}
+
+    @property
+    def active(self) -> Tensor:
+        """`(B,)` bool: rows that are still in the network; what is chosen for the others is ignored."""
+        return self._seen.active
+
+    @property
+    def mask(self) -> Tensor:
+        """`(B, A)` bool, `(B, M, A)` where the agent chooses for M tensors: legal choices."""
+        return self._seen.mask[:, 0] if self._single else self._seen.mask
+
+    @property
+    def sole(self) -> int | None:
+        """The decision at which all rows are, known without asking the device; None where they are spread."""
+        return self._seen.sole
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Context of an observation that has come from outside.
+
+    Attributes:
+        active: `(B,)` bool, rows that are in the network.
+        mask: `(B, M, A)` bool, legal choices.
+        sole: The decision at which all rows are, None where they are spread.
+    """
+
+    active: Tensor
+    mask: Tensor
+    sole: int | None = None
+
+
+class Router(Protocol):
+    """Anything that decides."""
+
+    def act(self, observation: Observation, context: Context) -> Action:
+        """Action of every row."""
+
+
+def is_single(router: Any, network: RoutedNetwork) -> bool:
+    """Whether a router sees no axis M: where M = 1, all but those who say that they choose for any number."""
+    return network.num_tensors == 1 and getattr(router, "max_tensors", 1) is not None
+
+
+class Asked:
+    """A router that is asked at every decision of a batch.
+
+    Attributes:
+        single: Whether it sees no axis M.
+        carry: `Context.carry` for the next decision.
+        before: The same for the last one.
+        context: Context of the last one.
+    """
+
+    before: Tensor | None
+    context: Context
+
+    def __init__(
+        self, router: Router, network: RoutedNetwork, deterministic: bool, carry: Tensor | None = None
+    ) -> None:
+        self.router, self.deterministic, self.carry = router, deterministic, carry
+        self.single = is_single(router, network)
+
+    def __call__(self, seen: Seen) -> Action:
+        """Action of every row."""
+        self.before = self.carry
+        self.context = Context(seen, single=self.single, deterministic=self.deterministic, carry=self.carry)
+        action = self.router.act(seen, self.context)
+        self.carry = self.context.carry
+        return action
