@@ -57,9 +57,9 @@ def register_envs() -> None:
         return
     for env_id, kwargs in ENV_IDS.items():
         if env_id not in parallel_registry:
-            register("parallel", env_id, "routing_gym.envs.parallel:make_routing_parallel_env", kwargs=dict(kwargs))
+            register("parallel", env_id, "routing_gym.envs.pettingzoo:make_routing_parallel_env", kwargs=dict(kwargs))
         if env_id not in aec_registry:
-            register("aec", env_id, "routing_gym.envs.dispatched:make_routing_aec_env", kwargs=dict(kwargs))
+            register("aec", env_id, "routing_gym.envs.pettingzoo:make_routing_aec_env", kwargs=dict(kwargs))
 
 
 def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Checks of what comes from outside: networks, data, options of a reset."""
+"""What goes in and out: checks of networks, data and options of a reset; spaces of observations and actions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from routing_gym.networks import RoutedNetwork
@@ -62,6 +64,33 @@ def check_fit(network: RoutedNetwork, splits: Mapping[str, MultiTaskDataset]) ->
                 f"{split.name} has images of shape {split.input_shape}, {math.prod(split.input_shape)} numbers, the "
                 f"network takes {numbers}"
             )
+
+
+def observation_space(network: RoutedNetwork, num_tasks: int, price: bool = False) -> spaces.Dict:
+    """`Dict(activation, task, depth)`, and `price`, `(1,)`, the cost of ten million multiply-accumulates.
+
+    `depth` is the number of the decision, N once the instance has left.
+    """
+    seen: dict[str, spaces.Space] = {
+        "activation": spaces.Box(-np.inf, np.inf, (network.observation_size,), np.float32),
+        "task": spaces.Discrete(num_tasks),
+        "depth": spaces.Discrete(len(network.decisions) + 1),
+    }
+    if price:
+        seen["price"] = spaces.Box(0.0, np.inf, (1,), np.float32)
+    return spaces.Dict(seen)
+
+
+def action_space(network: RoutedNetwork, action_type: str) -> spaces.Space:
+    """Choices of a decision, or their weights; with a leading axis where M > 1 tensors choose."""
+    tensors = (network.num_tensors,) if network.num_tensors > 1 else ()
+    if action_type == "weights":
+        shared_out = any(decision.mixing == "outcome" for decision in network.decisions)
+        low, high = (0.0, 1.0) if shared_out else (-np.inf, np.inf)
+        return spaces.Box(low, high, (*tensors, network.num_choices), np.float32)
+    if tensors:
+        return spaces.MultiDiscrete([network.num_choices] * network.num_tensors)
+    return spaces.Discrete(network.num_choices)
 
 
 def accept_reset_options(options: Mapping[str, Any], env: RoutingVectorEnv) -> tuple[Tensor | None, Tensor | None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.envs.rewards import Rewards
-from routing_gym.envs.talr import Throughput
+from routing_gym.envs.training import Throughput
 from routing_gym.envs.turns import Asked, Decide, Manner, Observation, Router, Seen, Turn, along, drive, take_turn
 from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState, accept_plan
 from routing_gym.networks.actions import of_one_tensor

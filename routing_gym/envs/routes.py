@@ -1,16 +1,21 @@
-"""Routes of the episodes, kept to draw and to replay them."""
+"""Routes of the episodes: kept, run again to train the blocks for agents from outside, and drawn."""
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from routing_gym.envs.batch import Batch
-from routing_gym.envs.turns import Turn
+from routing_gym.envs.batch import Batch, batch_loss
+from routing_gym.envs.training import BlocksTrainer
+from routing_gym.envs.turns import Manner, Turn, drive
 from routing_gym.networks import RoutedNetwork, actions
+from routing_gym.tasks import MultiTaskDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,3 +107,133 @@ class RouteLog:
         where: Tensor | slice = slice(None) if rows is None else rows
         self.action[where] = 0
         self.length[where] = 0
+
+
+class Replayer:
+    """Keeps routes that have ended and trains the blocks on them, `batch` at a time, the oldest first."""
+
+    def __init__(
+        self,
+        network: RoutedNetwork,
+        dataset: MultiTaskDataset,
+        trainer: BlocksTrainer,
+        batch: int,
+        precision: str = "float32",
+    ) -> None:
+        self.network, self.dataset, self.trainer, self.batch = network, dataset, trainer, batch
+        self._manner = Manner(graph=True, precision=precision)
+        self._waiting: list[Routes] = []
+
+    def push(self, routes: Routes) -> None:
+        """Add routes."""
+        self._waiting.append(routes)
+
+    def clear(self) -> None:
+        """Give up all routes that have not been trained on."""
+        self._waiting = []
+
+    def train(self) -> None:
+        """Take a step for every full batch there is."""
+        while sum(map(len, self._waiting)) >= self.batch:
+            routes = Routes.join(self._waiting)
+            self._waiting = [routes.pick(slice(self.batch, None))]
+            self._replay(routes.pick(slice(self.batch)))
+
+    def _replay(self, routes: Routes) -> None:
+        """Run routes again in train mode, as one batch, take a step on their loss, and leave eval mode behind."""
+        self.network.train()
+        noted = self.trainer.begin()
+        try:
+            with torch.enable_grad():
+                pixels = self.dataset.pixels(routes.instance, routes.augmentation)
+                task, label = self.dataset.task[routes.instance], self.dataset.label[routes.instance]
+                with self._manner.forward_pass(task.device, graph=True):
+                    state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
+                # The action of every row turn by turn; rows whose route has ended get zeros.
+                recorded = iter(routes.action[:, : int(routes.length.max())].unbind(1))
+                exits: list[tuple[Tensor, Tensor]] = []
+                for turn in drive(self.network, state, lambda seen: next(recorded), self._manner):
+                    if self.trainer.throughput is not None:
+                        self.trainer.throughput.note(turn)
+                    for exit in turn.exits:
+                        own = label if exit.rows is None else label.index_select(0, exit.rows)
+                        exits.append((exit.weight, functional.cross_entropy(exit.logits, own, reduction="none")))
+                self.trainer.step(batch_loss(exits, len(routes)), len(routes), noted)
+        finally:
+            self.network.eval()
+
+
+CELL = 24
+GAP = 2
+"""Pixels of a cell of the routing map, and between cells."""
+BACKGROUND = 255
+
+
+class Pictures:
+    """The route of each row in words, and the routing map of all that was decided."""
+
+    def __init__(self, network: RoutedNetwork, num_tasks: int, num_envs: int, device: torch.device) -> None:
+        self.network = network
+        self.routes = ["not begun"] * num_envs
+        self.taken = torch.zeros(num_tasks, len(network.decisions) + 1, network.num_choices, device=device)
+
+    def note_routes(self, task: Tensor, routes: list[list[tuple[int, Any]]]) -> None:
+        """Put each row's route so far, `(decision, action)` pairs, into words: `task 3: layer 1 -> 7, layer 2 -> 0`."""
+        names = [decision.name for decision in self.network.decisions]
+        self.routes = []
+        for number, route in zip(task.tolist(), routes, strict=True):
+            steps = [f"{names[at]} -> {_plain(action)}" for at, action in route]
+            self.routes.append(f"task {number}: " + (", ".join(steps) or "at the start"))
+
+    def count(self, turn: Turn) -> None:
+        """Add what was decided to the routing map, weights by their size."""
+        self.taken.index_put_((turn.seen.task, turn.seen.decision), taken(turn), accumulate=True)
+
+    def draw(self, mode: str) -> tuple[Any, ...]:
+        """For every row its route as a line (`"ansi"`), or the routing map, one for all (`"rgb_array"`)."""
+        return tuple(self.routes) if mode == "ansi" else (routing_map(self.taken[:, :-1]),) * len(self.routes)
+
+
+def taken(turn: Turn) -> Tensor:
+    """Weight of each choice of a row, `(B, A)`, summed over its tensors, times its reach; 0 for rows that have left."""
+    seen = turn.seen
+    weights = actions.dense(turn.action, seen.network.num_choices).detach().abs()
+    took = (weights.view(*seen.choosing.shape, -1) * seen.choosing.unsqueeze(-1)).sum(1)
+    return took * seen.reach.unsqueeze(1) if actions.is_weights(turn.action) else took
+
+
+def _plain(action: int | float | list | None) -> str:
+    if action is None:
+        return "-"
+    if isinstance(action, list):
+        return "[" + " ".join(_plain(part) for part in action) + "]"
+    return f"{action:.2g}" if isinstance(action, float) else str(action)
+
+
+def routing_map(counts: Tensor) -> np.ndarray:
+    """Draw which block each task takes at each decision (the routing map, Rosenbaum et al. 2018, Fig. 11).
+
+    Args:
+        counts: `(T, N, A)`, how often each task took each choice at each decision.
+
+    Returns:
+        `(H, W, 3)` uint8: a column per task, a row per decision; each cell is split among the blocks in proportion
+        to how often they were taken, a hue per block. A cell nothing was decided in stays white.
+    """
+    table = counts.cpu().double().numpy()
+    num_tasks, num_decisions, num_choices = table.shape
+    # Hues alternate in lightness so that neighbours differ.
+    hues = [colorsys.hls_to_rgb(c / num_choices, 0.55 if c % 2 else 0.72, 0.7) for c in range(num_choices)]
+    colors = (np.asarray(hues) * 255).round().astype(np.uint8)
+    step = CELL + GAP
+    image = np.full((num_decisions * step + GAP, num_tasks * step + GAP, 3), BACKGROUND, dtype=np.uint8)
+    for task in range(num_tasks):
+        for decision in range(num_decisions):
+            total = table[task, decision].sum()
+            if total == 0:
+                continue
+            bounds = np.rint(np.cumsum(table[task, decision]) / total * CELL).astype(int)
+            block_of_pixel = np.searchsorted(bounds, np.arange(CELL), side="right")
+            top, left = GAP + decision * step, GAP + task * step
+            image[top : top + CELL, left : left + CELL] = colors[block_of_pixel]
+    return image

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import Tensor
 
 from routing_gym.envs.evaluation import EVALUATION_BATCH
-from routing_gym.envs.spaces import to_numpy
+from routing_gym.envs.single import to_numpy
 from routing_gym.envs.vector import core_of
 
 Indices = None | int | Iterable[int]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from routing_gym.envs.config import PlainSpec
-from routing_gym.envs.spaces import to_numpy
 from routing_gym.envs.vector import RoutingVectorEnv
 
 
@@ -111,3 +110,15 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         """Route as a line (`"ansi"`) or the routing map so far (`"rgb_array"`)."""
         frames = self.core.render()
         return None if frames is None else frames[0]
+
+
+def to_numpy(value: Any) -> Any:
+    """Tensors as numpy arrays on the CPU, also those inside dicts and tuples; all else as it is.
+
+    Masks of choices become int8, the only form that `Discrete.sample` takes.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, dict):
+        return {key: to_numpy(part.to(torch.int8) if key == "action_mask" else part) for key, part in value.items()}
+    return tuple(map(to_numpy, value)) if isinstance(value, tuple) else value

@@ -15,15 +15,19 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups, subsample_first
-from routing_gym.envs.accept import accept_instances, accept_network, accept_reset_options, accept_splits, check_fit
+from routing_gym.envs.accept import (
+    accept_instances,
+    accept_network,
+    accept_reset_options,
+    accept_splits,
+    action_space,
+    check_fit,
+    observation_space,
+)
 from routing_gym.envs.batch import Batch, Watch
-from routing_gym.envs.config import EnvConfig, PlainSpec
-from routing_gym.envs.render import Pictures
-from routing_gym.envs.replay import Replayer
-from routing_gym.envs.restore import restored
+from routing_gym.envs.config import EnvConfig, PlainSpec, restored
 from routing_gym.envs.rewards import Rewards, RunningShare
-from routing_gym.envs.routes import RouteLog
-from routing_gym.envs.spaces import action_space, observation_space
+from routing_gym.envs.routes import Pictures, Replayer, RouteLog
 from routing_gym.envs.training import BlocksTrainer
 from routing_gym.envs.turns import Manner, Seen, Turn
 from routing_gym.networks import RoutedNetwork, RoutingState

@@ -13,9 +13,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
-from routing_gym.envs.render import taken
-from routing_gym.envs.routes import RouteLog
-from routing_gym.envs.spaces import to_numpy
+from routing_gym.envs.routes import RouteLog, taken
+from routing_gym.envs.single import to_numpy
 from routing_gym.envs.turns import Turn
 from routing_gym.envs.vector import core_of
 

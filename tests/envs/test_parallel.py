@@ -17,7 +17,7 @@ from toys import TREE, ExitTree, Gates, Planted, planted_env, quick, toy_env
 
 import routing_gym
 from routing_gym.envs import core_of
-from routing_gym.envs.parallel import RoutingParallelEnv
+from routing_gym.envs.pettingzoo import RoutingParallelEnv
 from routing_gym.networks import RoutedMLP
 
 # PettingZoo warns that observations are dicts, and that images of zeros are all zeros.
