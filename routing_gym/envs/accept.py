@@ -66,11 +66,8 @@ def check_fit(network: RoutedNetwork, splits: Mapping[str, MultiTaskDataset]) ->
             )
 
 
-def observation_space(network: RoutedNetwork, num_tasks: int, price: bool = False) -> spaces.Dict:
-    """`Dict(activation, task, depth)`, and `price`, `(1,)`, the cost of ten million multiply-accumulates.
-
-    `depth` is the number of the decision, N once the instance has left.
-    """
+def observation_space(network: RoutedNetwork, num_tasks: int, price: bool) -> spaces.Dict:
+    """`Dict(activation, task, depth)` of one instance, and `price` where it is shown."""
     seen: dict[str, spaces.Space] = {
         "activation": spaces.Box(-np.inf, np.inf, (network.observation_size,), np.float32),
         "task": spaces.Discrete(num_tasks),
@@ -94,13 +91,10 @@ def action_space(network: RoutedNetwork, action_type: str) -> spaces.Space:
 
 
 def accept_reset_options(options: Mapping[str, Any], env: RoutingVectorEnv) -> tuple[Tensor | None, Tensor | None]:
-    """Check the options of `RoutingVectorEnv.reset`: `reset_mask` and `instances`; each may be missing, or None.
-
-    Returns:
-        The rows to restart, None for all; and the rows of the data set to put there, None where they are drawn.
+    """Rows to restart, None for all, and rows of the data set to put there, None where they are drawn.
 
     Raises:
-        ValueError: An unknown option, or a mask or instances of the wrong form.
+        ValueError: Options of `RoutingVectorEnv.reset` that are unknown, or a mask or instances of the wrong form.
     """
     if not isinstance(options, Mapping):
         raise ValueError(f"reset options are 'reset_mask' and 'instances' by name, got {options!r}")
@@ -134,11 +128,7 @@ def accept_reset_options(options: Mapping[str, Any], env: RoutingVectorEnv) -> t
 
 
 def accept_instances(given: Any, count: int, num_rows: int, augmentations: int) -> Tensor:
-    """Check rows of a data set of `num_rows` that are asked for.
-
-    Raises:
-        ValueError: Not `count` integers in `[0, num_rows)`, or not each of them `augmentations` times in succession.
-    """
+    """Rows of a data set of `num_rows` that are asked for; anything but `count` of them is refused."""
     instances = to_tensor("instances", given)
     if instances.is_floating_point() or instances.dtype == torch.bool or instances.shape != (count,):
         raise ValueError(f"instances must be {count} integers, got {instances.dtype} of shape {tuple(instances.shape)}")

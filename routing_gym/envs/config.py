@@ -179,12 +179,7 @@ class EnvConfig(Options):
         return device
 
     def stream(self, dataset: MultiTaskDataset, num_envs: int) -> ShuffledStream:
-        """The order in which instances of a split are drawn.
-
-        Raises:
-            ValueError: `draw_tasks` names a task that is not there, or `augmentations` does not go with the split or
-                the number of instances routed together.
-        """
+        """The order in which instances of a split are drawn; `draw_tasks` and `augmentations` must go with it."""
         if self.augmentations > 1 and self.train and dataset.augmentation is None:
             raise ValueError(
                 f"augmentations={self.augmentations}: {dataset.name}, split {dataset.split!r} has no augmentation; an "
@@ -237,13 +232,8 @@ def is_price(value: Any) -> bool:
 def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple[EnvConfig, ShuffledStream]:
     """Put the saved blocks, their optimiser and running shares back into an environment.
 
-    Options of the optimisation that were given to this environment stay, the others become those of the state; a
-    warning tells what differs.
-
-    Args:
-        env: The environment.
-        state: What its `state_dict` gave.
-        given: The options it was given when it was made; who gives a `schedule` gives its `schedule_epochs`.
+    Options of the optimisation that were `given` when it was made stay (with a `schedule` its `schedule_epochs`), the
+    others become those of the state; a warning tells what differs.
 
     Returns:
         Its options and its order of instances from here on.
@@ -267,7 +257,8 @@ def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple
     bound = {*given, "schedule_epochs"} if "schedule" in given else given
     taken, told = {}, []
     for option in OF_OPTIMIZATION:
-        here, there = (_as_tuple(getattr(part, option)) for part in (config, before))
+        values = (getattr(part, option) for part in (config, before))
+        here, there = (tuple(value) if isinstance(value, list) else value for value in values)
         if here != there and option in bound:
             told.append(f"{option}={here!r}, as asked for here, instead of {there!r}, as saved")
         elif here != there:
@@ -281,7 +272,3 @@ def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple
     if told:
         warnings.warn(f"the blocks go on with {'; '.join(told)}", stacklevel=3)
     return config, stream
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -32,13 +32,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RewardTerm:
-    """A named term of the reward.
-
-    Attributes:
-        function: `f(**values)`, of the values named in `wants`, gives it.
-        at: `"exit"` or `"action"`.
-        ours: Whether it needs no checking.
-    """
+    """A named term of the reward: `function(**values)`, of the values named in `wants`; `ours` need no checking."""
 
     name: str
     function: Callable[..., Tensor]
@@ -58,8 +52,7 @@ class RewardTerm:
             active: `(r,)` bool: the rows of which it counts, 0 elsewhere.
 
         Raises:
-            ValueError: Something else than a number for each row, or a value has been written into.
-            NotFiniteError: A number that is not finite.
+            ValueError: Not a finite number for each row, or a value has been written into.
         """
         given = {name: values[name] for name in self.wants}
         if self.ours:
@@ -127,10 +120,9 @@ def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exi
 
 
 class RunningShare:
-    """Share of each choice in all that was decided at its decision, as a running average.
+    """Share of each choice in all that was decided at its decision, or in the probabilities it had, so far.
 
-    Fed with ones for what was chosen it gives the historical frequency of a block, fed with a policy's probabilities
-    its average historical probability. Where M tensors choose, their choices are counted together.
+    Where M tensors choose, their choices are counted together.
     """
 
     def __init__(self, num_decisions: int, num_choices: int, device: torch.device) -> None:
@@ -162,13 +154,11 @@ class RunningShare:
 
 
 class Rewards:
-    """Terms of the reward of an environment.
+    """Terms of the reward of an environment: `final_reward`, those of `rewards`, and two more.
 
-    - `final_reward` and the other terms of `rewards`.
     - `price`: minus the price of the multiply-accumulates of an action.
-    - `collaboration` (Rosenbaum et al. 2018, section 3.1.1): ρ times how often the block has been taken, as its
-      historical frequency, or as its average historical probability under the agents' policies, of what went before
-      the batch.
+    - `collaboration` (Rosenbaum et al. 2018, section 3.1.1): ρ times how often the block has been taken before the
+      batch, as its historical frequency or its average historical probability under the agents' policies.
 
     Attributes:
         share: Of all choices so far.
@@ -191,12 +181,7 @@ class Rewards:
         self.wanted_at_exit = {name for term in self._at_exit for name in term.wants}
 
     def of_turn(self, turn: Turn, check: bool | None = True) -> dict[str, Tensor]:
-        """Reward of every action, `(B,)` for each term, 0 for rows that had left; choices are counted.
-
-        Args:
-            turn: The turn.
-            check: Read whether a user's terms are finite.
-        """
+        """Reward of every action, `(B,)` for each term, 0 for rows that had left; choices are counted."""
         rewards: dict[str, Tensor] = {}
         seen = turn.seen
         own = self._of_terms(turn, check) if self._at_action else {}  # before anything is counted: they may be refused

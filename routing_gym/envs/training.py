@@ -72,11 +72,9 @@ class TALR:
 
     p is the probability with which an instance is routed through the layer (Eqs. 11-16, divided by the batch's size: a
     layer that all pass for certain keeps its rate). However little a layer is used, its updates then vary as much as if
-    all instances passed it. Optimisers that divide by the size of the gradient, as Adam does, undo this.
-
-    The gradients are scaled and not the rates, as in the authors' code: with momentum that is not quite the same.
-
-    A parameter may belong to several layers; every passage through one of them counts then.
+    all instances passed it. The gradients are scaled and not the rates, as in the authors' code: with momentum that is
+    not quite the same, and optimisers that divide by the size of the gradient, as Adam does, undo it. A parameter may
+    belong to several layers; every passage through one of them counts then.
     """
 
     def __init__(self, layers: Sequence[Sequence[OwnedParameter]]) -> None:
@@ -84,7 +82,7 @@ class TALR:
         for number, layer in enumerate(layers):
             for owned in layer:
                 places.setdefault((id(owned.parameter), owned.index), (owned, []))[1].append(number)
-        self._shape = (len(layers),)
+        self._layers = len(layers)
         # Parameters of the same layers are scaled by the same number.
         together: dict[tuple[int, ...], list[OwnedParameter]] = {}
         for owned, numbers in places.values():
@@ -93,12 +91,12 @@ class TALR:
 
     @torch.no_grad()
     def scale(self, throughput: Tensor) -> None:
-        """Scale the gradients, between the backward pass and the step, by a throughput `(layers,)`.
+        """Scale the gradients, between backward pass and step, by a throughput `(layers,)`: means of p².
 
-        It is the mean over the batch of p². Where it is 0 no instance passed, and there is no gradient to scale.
+        Where it is 0 no instance passed, and there is no gradient to scale.
         """
-        if throughput.shape != self._shape:
-            raise ValueError(f"expected the throughput of {self._shape[0]} layers, got {tuple(throughput.shape)}")
+        if throughput.shape != (self._layers,):
+            raise ValueError(f"expected the throughput of {self._layers} layers, got {tuple(throughput.shape)}")
         for numbers, owned in self._groups:
             passed = throughput[list(numbers)].sum()
             factor = torch.where(passed > 0, passed, torch.ones_like(passed)).rsqrt()
@@ -193,8 +191,7 @@ class BlocksTrainer:
             doubtful: 0-dimensional bool: something of this batch was not allowed.
 
         Raises:
-            TrainingDivergedError: The loss or a gradient is not finite, or the batch is doubtful. All three are read
-                at once, after the backward pass.
+            TrainingDivergedError: The loss or a gradient is not finite, or the batch is doubtful; all read at once.
         """
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for parameter in trained:
@@ -207,12 +204,9 @@ class BlocksTrainer:
             self.throughput.scale()
         sound = finite_gradients(trained, loss.detach())
         if not bool(sound if doubtful is None else sound & ~doubtful):
+            what = "an action was out of range, masked or not finite" if bool(sound) else "a gradient is not finite"
             if not bool(loss.detach().isfinite()):
                 what = f"the loss is {float(loss.detach())}"
-            elif not bool(sound):
-                what = "a gradient is not finite"
-            else:
-                what = "an action was out of range, masked or not finite"
             for name, statistic in noted.items():
                 self._statistics[name].copy_(statistic)
             self.optimizer.zero_grad(set_to_none=True)
@@ -268,11 +262,7 @@ class BlocksTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any], optimization: Optimization) -> None:
-        """Put saved parameters into the network and go on with the saved optimiser.
-
-        Args:
-            state: What `state_dict` gave.
-            optimization: How to go on; where it differs from the saved one, the optimiser follows.
+        """Put saved parameters into the network and go on with the saved optimiser, from here on by `optimization`.
 
         Raises:
             ValueError: The state is of another network or optimiser. Nothing has changed then.
@@ -298,6 +288,5 @@ class BlocksTrainer:
 def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Tensor:
     """Whether all gradients, and some other 0-dimensional numbers, are finite: a 0-dimensional bool."""
     # A sum is not finite where one of its terms is not.
-    sums = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
-    terms = [*others, *sums]
+    terms = [*others, *(parameter.grad.sum() for parameter in parameters if parameter.grad is not None)]
     return torch.stack(terms).sum().isfinite() if terms else torch.tensor(True)

@@ -30,8 +30,7 @@ class Manner:
     Attributes:
         graph: Keep the graph of the forward pass.
         differentiable: Keep the graph of observations too.
-        precision: `"float32"`; or `"bfloat16"`, in which products and convolutions are computed, by `torch.autocast`:
-            parameters and their gradients stay float32.
+        precision: `"float32"`, or `"bfloat16"` for `torch.autocast`: parameters and their gradients stay float32.
         price: Show the price of computation.
         action_type: `"discrete"` or `"weights"`, if only one of them will do.
         first_legal: Replace a masked integer choice by the first legal one.
@@ -49,11 +48,10 @@ class Manner:
 
     def forward_pass(self, device: torch.device, graph: bool) -> AbstractContextManager:
         """Context in which a network runs; not for a backward pass, nor for what is computed from its logits."""
-        grad = torch.set_grad_enabled(graph)
         if self.precision == "float32":
-            return grad
+            return torch.set_grad_enabled(graph)
         both = ExitStack()
-        both.enter_context(grad)
+        both.enter_context(torch.set_grad_enabled(graph))
         both.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
         return both
 
@@ -65,8 +63,8 @@ class Seen(Mapping[str, Tensor]):
     they are first asked for; once the batch has gone on, only those that somebody has looked at are left.
 
     Attributes:
-        sole: The decision at which all rows wait, in order, known without asking the device; None where they are
-            spread, or some have left.
+        sole: The decision at which all rows wait, in order, known on the host; None where they are spread, or some have
+            left.
         task: `(B,)` int64.
         cost: `(B,)` price of one multiply-accumulate.
         decision: `(B,)` int64, N for rows that have left.
@@ -84,11 +82,7 @@ class Seen(Mapping[str, Tensor]):
 
     @property
     def state(self) -> RoutingState:
-        """Where the rows stand.
-
-        Raises:
-            LookupError: They have gone on.
-        """
+        """Where the rows stand, while they do."""
         if self._state is None:
             raise LookupError("the batch has gone on from here: what was not looked at in time cannot be seen any more")
         return self._state
@@ -264,13 +258,7 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """Context of an observation that has come from outside.
-
-    Attributes:
-        active: `(B,)` bool, rows that are in the network.
-        mask: `(B, M, A)` bool, legal choices.
-        sole: The decision at which all rows are, None where they are spread.
-    """
+    """What `Seen` knows, `active (B,)`, `mask (B, M, A)` and `sole`, of an observation that has come from outside."""
 
     active: Tensor
     mask: Tensor
@@ -290,12 +278,11 @@ def is_single(router: Any, network: RoutedNetwork) -> bool:
 
 
 class Asked:
-    """A router that is asked at every decision of a batch.
+    """A router that is asked at every decision of a batch: `Decide`.
 
     Attributes:
         single: Whether it sees no axis M.
-        carry: `Context.carry` for the next decision.
-        before: The same for the last one.
+        carry: `Context.carry` for the next decision, `before` for the last one.
         context: Context of the last one.
     """
 

@@ -141,10 +141,10 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.autoreset_mode = AutoresetMode[config.autoreset_mode.upper()]
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         # Replaying waits for the device anyway, to know who has left.
-        automatic = self.device.type == "cpu" or config.replays
-        self.validates = automatic if config.validate is None else config.validate or config.replays
-        self._stepping = config.manner(self.keeps_graph, config.replays, self.validates)
-        self._rolling_out = config.manner(config.train, False, self.validates)
+        asked = self.device.type == "cpu" if config.validate is None else config.validate
+        validates = asked or config.replays
+        self._stepping = config.manner(config.train and not config.replays, config.replays, validates)
+        self._rolling_out = config.manner(config.train, False, validates)
         self._log: RouteLog | None = None
         if config.replays or self.render_mode == "ansi":
             self._log = RouteLog(network, num_envs, config.action_type == "weights", self.device)
@@ -163,7 +163,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     @property
     def keeps_graph(self) -> bool:
         """Whether steps keep the graph that `train_blocks` needs."""
-        return self.config.train and not self.config.replays
+        return self._stepping.graph
 
     @property
     def batch(self) -> Batch:
@@ -187,9 +187,6 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             options: `reset_mask`, `(num_envs,)` bool: restart only these rows (while a graph is held, only rows that
                 have left). `instances`, `(restarted,)` integers: rows of the data set, instead of drawn ones.
 
-        Returns:
-            Observations, and infos with `action_mask`.
-
         Raises:
             ValueError: A mask or instances of the wrong form, or an unfinished row while a graph is held.
         """
@@ -206,11 +203,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         return self.observe(), {"action_mask": self._mask()}
 
     def begin(self, instances: Tensor | None = None) -> Batch:
-        """Begin a batch for whoever drives it to the end, see `rollout`; the one under way is given up.
-
-        Args:
-            instances: `(num_envs,)` int64 rows of the data set, each as often as it is augmented; drawn by default.
-        """
+        """Begin a batch for whoever drives it to the end, see `rollout`; the one under way is given up."""
         if instances is not None:
             instances = accept_instances(instances, self.num_envs, len(self.dataset), self.config.augmentations)
         batch = self._begin(self._rolling_out, instances)
@@ -259,9 +252,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     def observe(self) -> Observations:
         """Observation of all rows."""
-        observation = dict(Seen(self.network, self.state, self.batch.manner))
+        observation = Seen(self.network, self.state, self.batch.manner)
         # Outsiders may write into what they are given.
-        return {key: value.clone() for key, value in observation.items()} if self.config.replays else observation
+        return {key: value.clone() if self.config.replays else value for key, value in observation.items()}
 
     def _mask(self) -> Tensor:
         """Legal choices now, `(num_envs, A)`, `(num_envs, M, A)` where M > 1."""
@@ -359,8 +352,6 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         batch.statistics = self.trainer.begin()  # rows restarted from here on belong to a new batch
         return loss.detach()
 
-    # ------------------------------------------------------------------------------------------------------- the rest
-
     def sibling(self, num_envs: int, **options: Any) -> Self:
         """Another environment over the same network and data, of another size and with some options changed."""
         config = {**dataclasses.asdict(self.config), "augmentations": 1, **options}  # its rows may not come in versions
@@ -385,11 +376,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self._replayer.clear()
 
     def render(self) -> tuple[Any, ...] | None:
-        """Route of each row in a line (`"ansi"`), or the routing map for each (`"rgb_array"`), or None.
-
-        The map, `(H, W, 3)` uint8, is one for all and shows all that was decided so far: a column per task, a row per
-        decision.
-        """
+        """Route of each row in a line (`"ansi"`), the `routing_map` of all so far for each (`"rgb_array"`), or None."""
         return None if self.render_mode is None else self.pictures.draw(self.render_mode)
 
     def _draw_routes(self, turn: Turn | None = None) -> None:
