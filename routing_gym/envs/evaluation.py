@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks import eval_mode
-from routing_gym.envs.batch import Step, Trajectory, classified_right, rollout
+from routing_gym.envs.batch import Trajectory, classified_right, rollout
+from routing_gym.envs.routes import sizes
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
-from routing_gym.networks import RoutedNetwork, actions
+from routing_gym.networks import RoutedNetwork
 from routing_gym.tasks.checking import whole_number
 
 EVALUATION_BATCH = 1024
@@ -138,16 +139,16 @@ def evaluate(
         columns.append(torch.stack([batch.correct, batch.loss, batch.macs, spent])[:, kept])
         rows = torch.arange(size, device=device)
         used = torch.zeros(size, *places, dtype=torch.bool, device=device)
-        sizes = torch.zeros(size, *places, dtype=torch.float64, device=device)
+        weighed = torch.zeros(size, *places, dtype=torch.float64, device=device)
         for step in batch.steps:
-            own = _weights(step, num_choices)
+            own = sizes(step.action, step.choosing, num_choices)
             used[rows, step.decision] = own > 0
-            sizes[rows, step.decision] = (own * step.reach.unsqueeze(1)).double()
+            weighed[rows, step.decision] = (own * step.reach.unsqueeze(1)).double()
             arrived += torch.bincount(step.decision[kept], minlength=places[0])
         task, label = batch.task[kept], batch.label[kept]
         routes.index_put_((task,), used[kept].long(), accumulate=True)
         routes_by_label.index_put_((label,), used[kept].long(), accumulate=True)
-        weights.index_put_((task,), sizes[kept], accumulate=True)
+        weights.index_put_((task,), weighed[kept], accumulate=True)
         left, right = (column[kept] for column in _departures(batch, num_choices))
         exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
         paths.update(map(tuple, used[kept, :-1].flatten(1).unique(dim=0).tolist()))
@@ -230,12 +231,3 @@ def _departures(batch: Trajectory, num_choices: int) -> tuple[Tensor, Tensor]:
         left[rows] = torch.where(larger, exit.decision * num_choices + exit.choice, left[rows])
         right[rows] = torch.where(larger, classified_right(exit.logits, label[rows]), right[rows])
     return left, right
-
-
-def _weights(step: Step, num_choices: int) -> Tensor:
-    """Size of the weight that the tensors that chose gave to each choice together, `(B, A)`."""
-    action = step.action
-    if isinstance(action, tuple):
-        action = action[0], action[1].abs()
-    sizes = actions.dense(action, num_choices).abs().view(len(step.decision), -1, num_choices)
-    return (sizes * step.choosing.unsqueeze(-1)).sum(1)

@@ -24,9 +24,8 @@ except ImportError as error:
     raise ImportError("PettingZoo is not installed: pip install 'routing_gym[pettingzoo]'") from error
 
 DISPATCHER = "dispatcher"
-TOLD = ("action_mask", "illegal_action")
-ENDED = ("loss", "correct", "macs", "label", "final_reward")
-"""Infos of every step, and of instances that have left."""
+TOLD = ("illegal_action", "loss", "correct", "macs", "label", "final_reward")
+"""Infos besides the mask; all but the first are of instances that have left."""
 
 
 def with_mask(observed: spaces.Space, acted: spaces.Space, num_choices: int) -> spaces.Dict:
@@ -42,25 +41,29 @@ def for_sampling(mask: np.ndarray) -> Any:
     return mask if mask.ndim == 1 else tuple(map(for_sampling, mask))
 
 
-def outside_core(env: Any, num_envs: int) -> RoutingVectorEnv:
-    """A core for agents from outside that choose; it waits with finished rows until it is reset."""
-    core = core_of(env)
-    if core.config.action_type != "discrete":
-        raise ValueError(f"this face is for action_type='discrete', got {core.config.action_type!r}")
-    return core.sibling(num_envs, autoreset_mode="disabled", replay=True)
-
-
-def plain(value: np.ndarray | np.generic) -> Any:
-    """A number as a Python number, and an array as it is."""
-    return value if value.ndim else value.item()
-
-
 class ManyAgents:
     """Common part of PettingZoo's two kinds of games."""
 
-    core: RoutingVectorEnv
-    observation_spaces: dict[str, Space]
-    action_spaces: dict[str, Space]
+    def _take(self, env: Any, num_envs: int, agents: list[str]) -> None:
+        """Make a core for agents that choose; it waits with finished rows until it is reset."""
+        core = core_of(env)
+        if core.config.action_type != "discrete":
+            raise ValueError(f"this face is for action_type='discrete', got {core.config.action_type!r}")
+        self.core = core.sibling(num_envs, autoreset_mode="disabled", replay=True)
+        self.render_mode = self.core.render_mode
+        self.possible_agents, self.agents = agents, list[str]()
+
+    def _set_spaces(self, observed: Space, acted: Space) -> None:
+        """Give every agent spaces of its own, so that each can be seeded."""
+        seen = with_mask(observed, acted, self.core.network.num_choices)
+        self.observation_spaces: dict[str, Space] = {agent: copy.deepcopy(seen) for agent in self.possible_agents}
+        self.action_spaces: dict[str, Space] = {agent: copy.deepcopy(acted) for agent in self.possible_agents}
+
+    def _told(self, infos: dict[str, Any], ended: bool) -> dict[str, Any]:
+        """Infos of an agent: the mask in the form `sample` takes, numbers as Python's."""
+        told = {name: infos[name] for name in (TOLD if ended else TOLD[:1]) if name in infos}
+        told = {name: value if value.ndim else value.item() for name, value in told.items()}
+        return {"action_mask": for_sampling(infos["action_mask"]), **told}
 
     def observation_space(self, agent: str) -> Space:
         """Observation space of an agent."""
@@ -128,23 +131,16 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
             self._count = (whole_number("instances_per_agent", instances_per_agent),)
         config, dataset = core_of(env).config, core_of(env).dataset
         tasks = range(dataset.num_tasks) if config.draw_tasks is None else sorted(set(config.draw_tasks))
-        self.core = outside_core(env, len(tasks) * (instances_per_agent or 1))
-        self.render_mode = self.core.render_mode
-        self.possible_agents = [f"task_{task}" for task in tasks]
-        self.agents: list[str] = []
+        self._take(env, len(tasks) * (instances_per_agent or 1), [f"task_{task}" for task in tasks])
         task_of = dataset.task.cpu()
         self._streams = [ShuffledStream((task_of == task).nonzero().flatten()) for task in tasks]
         self._seed(config.seed)
         observed, acted = self.core.single_observation_space, self.core.single_action_space
-        choices = self.core.network.num_choices
         for count in self._count:
             # Gymnasium's batch_space would make a Box of a MultiDiscrete, whose `sample` takes no mask.
-            acted = spaces.MultiDiscrete(np.full((count, *(acted.shape or ())), choices))
+            acted = spaces.MultiDiscrete(np.full((count, *(acted.shape or ())), self.core.network.num_choices))
             observed = batch_space(observed, count)
-        seen = with_mask(observed, acted, choices)
-        # To every agent its own, so that each can be seeded.
-        self.observation_spaces = {agent: copy.deepcopy(seen) for agent in self.possible_agents}
-        self.action_spaces: dict[str, Space] = {agent: copy.deepcopy(acted) for agent in self.possible_agents}
+        self._set_spaces(observed, acted)
 
     def _seed(self, seed: int) -> None:
         """Give every task an order of its own: with equal ones, the same images would always meet."""
@@ -166,10 +162,7 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
     def step(
         self, actions: Mapping[str, Any]
     ) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
-        """Take one decision for every agent in the game.
-
-        Args:
-            actions: By agent; those of agents that have left are ignored.
+        """Take one decision for every agent in the game; actions of agents that have left are ignored.
 
         Returns:
             Observations, rewards, terminations, truncations and infos by agent.
@@ -188,7 +181,9 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
         terminations = {agent: bool(outcome[agent]["left"].all()) for agent in playing}
         observations, told = self._shared_out(observation, infos, terminations)
         self.agents = [agent for agent in playing if not terminations[agent]]
-        rewards = {agent: plain(outcome[agent]["reward"]) for agent in playing}
+        rewards = {agent: outcome[agent]["reward"] for agent in playing}
+        if not self._count:
+            rewards = {agent: float(reward) for agent, reward in rewards.items()}
         return observations, rewards, terminations, dict.fromkeys(playing, False), told
 
     def _joined(self, actions: Mapping[str, Any]) -> np.ndarray:
@@ -217,15 +212,11 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
         self, observation: Mapping[str, Any], infos: Mapping[str, Any], terminations: Mapping[str, bool]
     ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
         """Observations and infos of each agent in the game."""
+        known = self._by_agent({key: value for key, value in infos.items() if key in ("action_mask", *TOLD)})
         seen = self._by_agent(observation)
-        known = self._by_agent({key: value for key, value in infos.items() if key in (*TOLD, *ENDED)})
-        observations, told = {}, {}
-        for agent in self.agents:
-            mask = for_sampling(known[agent].pop("action_mask"))
-            observations[agent] = {"observation": seen[agent], "action_mask": mask}
-            kept = {key: plain(value) for key, value in known[agent].items() if key in TOLD or terminations[agent]}
-            told[agent] = {"action_mask": mask, **kept}
-        return observations, told
+        told = {agent: self._told(known[agent], terminations[agent]) for agent in self.agents}
+        masks = {agent: told[agent]["action_mask"] for agent in self.agents}
+        return {agent: {"observation": seen[agent], "action_mask": masks[agent]} for agent in self.agents}, told
 
 
 class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
@@ -271,17 +262,11 @@ class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
     def __init__(self, env: Any, num_agents: int | None = None) -> None:
         super().__init__()
         count = core_of(env).dataset.num_tasks if num_agents is None else whole_number("num_agents", num_agents)
-        self.core = outside_core(env, 1)
-        self.render_mode = self.core.render_mode
-        self.possible_agents = [DISPATCHER, *(f"agent_{number}" for number in range(count))]
-        self.agents: list[str] = []
-        observed, acted = self.core.single_observation_space, self.core.single_action_space
-        picking = spaces.Discrete(count)
-        routing = with_mask(observed, acted, self.core.network.num_choices)
-        # To every agent its own, so that each can be seeded.
-        self.action_spaces = {agent: copy.deepcopy(acted) for agent in self.possible_agents} | {DISPATCHER: picking}
-        self.observation_spaces = {agent: copy.deepcopy(routing) for agent in self.possible_agents}
-        self.observation_spaces[DISPATCHER] = with_mask(observed, picking, count)
+        self._take(env, 1, [DISPATCHER, *(f"agent_{number}" for number in range(count))])
+        observed = self.core.single_observation_space
+        self._set_spaces(observed, self.core.single_action_space)
+        self.action_spaces[DISPATCHER] = spaces.Discrete(count)
+        self.observation_spaces[DISPATCHER] = with_mask(observed, self.action_spaces[DISPATCHER], count)
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         """Draw an instance, the order started over from `seed`, for the dispatcher; there are no options."""
@@ -295,19 +280,15 @@ class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
 
     def _note(self, observation: dict[str, Any], infos: dict[str, Any]) -> None:
         """Keep observation and infos."""
-        ended = ENDED if "loss" in infos else ()
-        known = {key: value[0] for key, value in to_numpy(infos).items() if key in (*TOLD, *ended)}
         self._seen = {key: value[0] for key, value in to_numpy(observation).items()}
-        self._mask = for_sampling(known.pop("action_mask"))
-        told = {key: plain(value) for key, value in known.items()}
-        self.infos = {agent: {"action_mask": self._mask_of(agent), **told} for agent in self.agents}
-
-    def _mask_of(self, agent: str) -> Any:
-        return self._mask if agent != DISPATCHER else np.ones(len(self.possible_agents) - 1, dtype=np.int8)
+        told = self._told({key: value[0] for key, value in to_numpy(infos).items()}, ended=True)
+        self._masks = dict.fromkeys(self.possible_agents, told["action_mask"])
+        self._masks[DISPATCHER] = np.ones(len(self.possible_agents) - 1, dtype=np.int8)
+        self.infos = {agent: {**told, "action_mask": self._masks[agent]} for agent in self.agents}
 
     def observe(self, agent: str) -> dict[str, Any]:
         """Observation of an agent: the instance as it is now."""
-        return {"observation": dict(self._seen), "action_mask": self._mask_of(agent)}
+        return {"observation": dict(self._seen), "action_mask": self._masks[agent]}
 
     def step(self, action: Any) -> None:
         """Carry out the action of `agent_selection`.

@@ -145,10 +145,11 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         validates = asked or config.replays
         self._stepping = config.manner(config.train and not config.replays, config.replays, validates)
         self._rolling_out = config.manner(config.train, False, validates)
+        replaying = Manner(graph=True, precision=config.precision)
         self._log: RouteLog | None = None
         if config.replays or self.render_mode == "ansi":
             self._log = RouteLog(network, num_envs, config.action_type == "weights", self.device)
-        self._replayer = Replayer(self.network, self.dataset, self.trainer, config.replay_batch, config.precision)
+        self._replayer = Replayer(self.dataset, self.trainer, config.replay_batch, replaying)
         self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)
         drawing: dict[str | None, Watch] = {"rgb_array": self.pictures.count, "ansi": self._draw_routes}
         self.watchers = [drawing[self.render_mode]] if self.render_mode else []
