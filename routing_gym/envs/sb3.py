@@ -65,11 +65,7 @@ class RoutingVecEnv(VecEnv):
         return to_numpy(observation)
 
     def set_options(self, options: Any = None) -> None:
-        """Set the options of the next reset, those of `RoutingVectorEnv.reset`; they are of all rows together.
-
-        Raises:
-            ValueError: A list of options, one for each row.
-        """
+        """Set the options of the next reset, those of `RoutingVectorEnv.reset`; they are of all rows together."""
         if not (options is None or isinstance(options, dict)):
             raise ValueError(f"options must be one dictionary for all rows, got {type(options).__name__}")
         self._options = [dict(options or {})] * self.num_envs
@@ -79,11 +75,7 @@ class RoutingVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Take one decision per row; rows that leave are restarted.
-
-        Returns:
-            Observations, `(num_envs,)` float32 rewards, `(num_envs,)` bool, and infos.
-        """
+        """Take one decision per row; rows that leave are restarted. Rewards `(num_envs,)` are float32."""
         observation, reward, terminated, _, info = self.core.step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if "illegal_action" in info:
@@ -128,21 +120,13 @@ class RoutingVecEnv(VecEnv):
         return [getattr(owner, attr_name)] * len(self._rows(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
-        """Set an attribute of the environment.
-
-        Raises:
-            ValueError: For some rows only.
-        """
+        """Set an attribute of the environment, of all rows together."""
         if len(self._rows(indices)) != self.num_envs:
             raise ValueError(f"rows have no attributes of their own: set {attr_name!r} for all of them")
         setattr(self.core, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any) -> list:
-        """Call `action_masks` or `render`, row by row.
-
-        Raises:
-            AttributeError: Another method.
-        """
+        """Call `action_masks` or `render`, row by row."""
         if method_name not in ("action_masks", "render"):
             raise AttributeError(
                 f"rows have the methods 'action_masks' and 'render', got {method_name!r}: what concerns all rows is a "
@@ -164,7 +148,6 @@ class RoutingVecEnv(VecEnv):
         self.core.close()
 
     def _pictures(self) -> Sequence[Any]:
-        """Route of each row as a line, or the routing map."""
         return self.core.render() or (None,) * self.num_envs
 
     def _rows(self, indices: Indices) -> list[int]:

@@ -97,10 +97,9 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         return {key: column[0].astype(np.int64 if column.ndim == 1 else np.float32) for key, column in rows}
 
     def _info(self, batch: dict[str, Any]) -> dict[str, Any]:
-        self._mask = batch["action_mask"][0].to(torch.int8).cpu().numpy()
-        if self._ended:
-            # Of the instance that has just left, everything is legal and ignored.
-            self._mask = np.ones_like(self._mask)
+        mask = batch["action_mask"][0]
+        # Of the instance that has just left, everything is legal and ignored.
+        self._mask = (mask | self._ended).to(torch.int8).cpu().numpy()
         told = batch.get("final_info", {}) if self._ended else {}
         if "illegal_action" in batch:
             told = {"illegal_action": batch["illegal_action"], **told}
