@@ -9,22 +9,9 @@ from routing_gym.tasks import MultiTaskDataset
 __version__ = "0.1.0"
 
 __all__ = [
-    "NETWORKS",
-    "Evaluation",
-    "MultiTaskDataset",
-    "RoutedNetwork",
-    "RoutingEnv",
-    "RoutingVectorEnv",
-    "__version__",
-    "env_ids",
-    "evaluate",
-    "make_network",
-    "register_dataset",
-    "register_env",
-    "register_network",
-    "register_reward",
-    "route",
-    "testing",
-]
+    "NETWORKS", "Evaluation", "MultiTaskDataset", "RoutedNetwork", "RoutingEnv", "RoutingVectorEnv", "__version__",
+    "env_ids", "evaluate", "make_network", "register_dataset", "register_env", "register_network", "register_reward",
+    "route", "testing",
+]  # fmt: skip
 
 register_envs()

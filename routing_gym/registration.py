@@ -43,23 +43,18 @@ ENV_IDS: dict[str, dict[str, Any]] = {
 
 def register_envs() -> None:
     """Make every id known to Gymnasium, and to PettingZoo where installed; called when routing_gym is imported."""
+    one, many = (f"routing_gym.envs.make:make_routing_{kind}" for kind in ("env", "vector_env"))
     for env_id, kwargs in ENV_IDS.items():
         if env_id not in gymnasium.registry:
-            gymnasium.register(
-                id=env_id,
-                entry_point="routing_gym.envs.make:make_routing_env",
-                vector_entry_point="routing_gym.envs.make:make_routing_vector_env",
-                kwargs=dict(kwargs),
-            )
+            gymnasium.register(env_id, entry_point=one, vector_entry_point=many, kwargs=dict(kwargs))
     try:
         from pettingzoo import aec_registry, parallel_registry, register
     except ImportError:  # not installed, or older than its registry
         return
-    for env_id, kwargs in ENV_IDS.items():
-        if env_id not in parallel_registry:
-            register("parallel", env_id, "routing_gym.envs.pettingzoo:make_routing_parallel_env", kwargs=dict(kwargs))
-        if env_id not in aec_registry:
-            register("aec", env_id, "routing_gym.envs.pettingzoo:make_routing_aec_env", kwargs=dict(kwargs))
+    for kind, known in (("parallel", parallel_registry), ("aec", aec_registry)):
+        for env_id in [env_id for env_id in ENV_IDS if env_id not in known]:
+            entry_point = f"routing_gym.envs.pettingzoo:make_routing_{kind}_env"
+            register(kind, env_id, entry_point, kwargs=dict(ENV_IDS[env_id]))
 
 
 def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> None:

@@ -136,6 +136,7 @@ class Trajectory:
         return self.final_reward + rewards
 
 
+@dataclasses.dataclass(eq=False)
 class Batch:
     """Instances that are routed together.
 
@@ -143,6 +144,7 @@ class Batch:
         state: Where the instances stand.
         label: `(B,)` int64.
         augmentation: `(B, P)` on the CPU, parameters drawn for each, or None.
+        throughput: Of every choice, if learning rates are adjusted to it.
         statistics: Running statistics as they were at the beginning, if the network trains.
         exits: Where the instances left.
         keeps_exits: Whether `exits` are kept; without a graph episodes that never end together would pile them up.
@@ -150,27 +152,23 @@ class Batch:
         doubts: 0-dimensional bools, not read yet: something was not allowed.
     """
 
-    def __init__(
-        self,
-        network: RoutedNetwork,
-        state: RoutingState,
-        label: Tensor,
-        rewards: Rewards,
-        manner: Manner,
-        augmentation: Tensor | None = None,
-        throughput: Throughput | None = None,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.network, self.state, self.label, self.rewards, self.manner = network, state, label, rewards, manner
-        self.augmentation, self._throughput = augmentation, throughput
-        self.statistics: Mapping[str, Tensor] = statistics or {}
-        self.exits: list[SettledExit] = []
-        self.keeps_exits = manner.graph
-        self.watchers: Sequence[Watch] = ()
-        self.doubts: list[Tensor] = []
+    network: RoutedNetwork
+    state: RoutingState
+    label: Tensor
+    rewards: Rewards
+    manner: Manner
+    augmentation: Tensor | None
+    throughput: Throughput | None
+    statistics: Mapping[str, Tensor]
+    keeps_exits: bool
+    watchers: Sequence[Watch] = ()
+    exits: list[SettledExit] = dataclasses.field(default_factory=list)
+    doubts: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
         # Loss, correct, and the terms of the reward for leaving, in rows.
-        rows = 2 + len(rewards.names_at_exit)
-        self._outcome = torch.zeros(rows, len(label), dtype=torch.get_default_dtype(), device=label.device)
+        form = 2 + len(self.rewards.names_at_exit), len(self.label)
+        self._outcome = torch.zeros(form, dtype=torch.get_default_dtype(), device=self.label.device)
 
     @property
     def loss(self) -> Tensor:
@@ -239,8 +237,8 @@ class Batch:
         self.state = dataclasses.replace(turn.after, exits=()) if turn.exits else turn.after
         if turn.doubtful is not None:
             self.doubts.append(turn.doubtful)
-        if self._throughput is not None and self.manner.graph:
-            self._throughput.note(turn)
+        if self.throughput is not None and self.manner.graph:
+            self.throughput.note(turn)
         for watch in self.watchers:
             watch(turn)
         return rewards

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from routing_gym.envs.turns import Turn
 from routing_gym.networks import NotFiniteError, claim
-from routing_gym.networks.actions import of_one_tensor
+from routing_gym.networks.actions import dense, of_one_tensor
 
 if TYPE_CHECKING:
     from routing_gym.envs.batch import Step
@@ -43,16 +43,10 @@ class RewardTerm:
     def __call__(
         self, values: Mapping[str, Any], rows: int, check: bool | None, active: Tensor | None = None
     ) -> Tensor:
-        """Reward of r rows, `(r,)`.
-
-        Args:
-            values: `(r, ...)` each; at least those it wants.
-            rows: r.
-            check: Read whether it is finite.
-            active: `(r,)` bool: the rows of which it counts, 0 elsewhere.
+        """Reward `(r,)` of r rows by their values, `(r, ...)` each, 0 where they are not `active`.
 
         Raises:
-            ValueError: Not a finite number for each row, or a value has been written into.
+            ValueError: Not a number for each row, one that is not finite (`check`), or a value has been written into.
         """
         given = {name: values[name] for name in self.wants}
         if self.ours:
@@ -141,15 +135,10 @@ class RunningShare:
         shares = share[decision].gather(1, choice) * choosing
         return shares.sum(1) / choosing.sum(1).clamp(min=1)
 
-    def count_choices(self, decision: Tensor, choice: Tensor, choosing: Tensor) -> None:
-        """Add the choices of the tensors that chose; arguments as of `of`."""
-        place = (decision.unsqueeze(1).expand(choice.shape), choice)
+    def count(self, decision: Tensor, weights: Tensor, choosing: Tensor) -> None:
+        """Add probabilities, `(B, A)` or `(B, M, A)`, or ones for what was chosen, of the tensors that chose."""
+        each = weights.detach().to(self.total.dtype).view(*choosing.shape, self.total.shape[1])
         # index_put, because index_add is not the same twice on a GPU
-        self.total.index_put_(place, choosing.to(self.total.dtype), accumulate=True)
-
-    def count_probabilities(self, decision: Tensor, probabilities: Tensor, choosing: Tensor) -> None:
-        """Add the probabilities, `(B, A)` or `(B, M, A)`, of the tensors that chose."""
-        each = probabilities.detach().to(self.total.dtype).view(len(decision), -1, self.total.shape[1])
         self.total.index_put_((decision,), (each * choosing.unsqueeze(-1)).sum(1), accumulate=True)
 
 
@@ -182,23 +171,18 @@ class Rewards:
 
     def of_turn(self, turn: Turn, check: bool | None = True) -> dict[str, Tensor]:
         """Reward of every action, `(B,)` for each term, 0 for rows that had left; choices are counted."""
-        rewards: dict[str, Tensor] = {}
-        seen = turn.seen
-        own = self._of_terms(turn, check) if self._at_action else {}  # before anything is counted: they may be refused
-        if self.priced:
-            rewards["price"] = -seen.cost * turn.macs
+        seen, action = turn.seen, of_one_tensor(turn.action) if turn.seen.network.num_tensors == 1 else turn.action
+        values = {"macs": turn.macs, "action": action, "task": seen.task, "price": seen.cost, "depth": seen.decision}
+        values["reach"] = seen.reach
+        # Before anything is counted: they may be refused.
+        own = {term.name: term(values, len(seen.task), check, seen.active) for term in self._at_action}
+        rewards = {"price": -seen.cost * turn.macs} if self.priced else {}
         if self._frequency:
             assert isinstance(turn.action, Tensor)
             where = seen.decision, turn.action, seen.choosing
             rewards["collaboration"] = self._rho * self.share.of(*where)
-            self.share.count_choices(*where)
+            self.share.count(seen.decision, dense(turn.action, self.share.total.shape[1]), seen.choosing)
         return rewards | own
-
-    def _of_terms(self, turn: Turn, check: bool | None) -> dict[str, Tensor]:
-        seen, action = turn.seen, of_one_tensor(turn.action) if turn.seen.network.num_tensors == 1 else turn.action
-        values: dict[str, Any] = {"macs": turn.macs, "action": action, "task": seen.task, "price": seen.cost}
-        values |= {"depth": seen.decision, "reach": seen.reach}
-        return {term.name: term(values, len(seen.task), check, seen.active) for term in self._at_action}
 
     def at_exit(self, values: Mapping[str, Tensor], check: bool | None = True) -> list[Tensor]:
         """Rewards for leaving, `(r,)` for each of `names_at_exit`; arguments as of `RewardTerm`."""
@@ -216,4 +200,4 @@ class Rewards:
                 bonus = self.share.of(step.decision, step.action.view(step.choosing.shape), step.choosing)
                 step.rewards["collaboration"] = self._rho * bonus
         for step in known:
-            self.share.count_probabilities(step.decision, step.record["probabilities"], step.choosing)
+            self.share.count(step.decision, step.record["probabilities"], step.choosing)

@@ -201,7 +201,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self._begin(self._stepping, instances)
         if self.render_mode == "ansi":
             self._draw_routes()
-        return self.observe(), {"action_mask": self._mask()}
+        return self.observe(), {"action_mask": self.action_mask()}
 
     def begin(self, instances: Tensor | None = None) -> Batch:
         """Begin a batch for whoever drives it to the end, see `rollout`; the one under way is given up."""
@@ -236,7 +236,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         with manner.forward_pass(self.device, manner.graph):
             state = self.network.start(pixels, task, instance=drawn, price=prices.expand(count))
         label, throughput = self.dataset.label.index_select(0, drawn), self.trainer.throughput
-        return Batch(self.network, state, label, self.rewards, manner, augmentation, throughput, statistics)
+        own = augmentation, throughput, statistics
+        return Batch(self.network, state, label, self.rewards, manner, *own, keeps_exits=manner.graph)
 
     def _restart(self, rows: Tensor, instances: Tensor | None = None) -> None:
         """Put new instances into some rows, `(r,)` int64; what the others are doing goes on."""
@@ -257,8 +258,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         # Outsiders may write into what they are given.
         return {key: value.clone() if self.config.replays else value for key, value in observation.items()}
 
-    def _mask(self) -> Tensor:
-        """Legal choices now, `(num_envs, A)`, `(num_envs, M, A)` where M > 1."""
+    def action_mask(self) -> Tensor:
+        """Legal choices now, `(num_envs, A)` bool, `(num_envs, M, A)` where M > 1."""
         mask = self.network.action_mask(self.state)
         return mask[:, 0] if self.network.num_tensors == 1 else mask
 
@@ -314,7 +315,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
                 self._restart(rows)
                 observation = self.observe()
             self._replayer.train()  # last, so that a loss that is no number finds everything in its place
-        infos["action_mask"] = self._mask()
+        infos["action_mask"] = self.action_mask()
         return observation, reward, left, torch.zeros_like(left), infos
 
     def train_blocks(
