@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
@@ -20,11 +19,10 @@ from torch import Tensor
 from routing_gym.envs import RoutingVectorEnv, core_of
 from routing_gym.networks import RoutedNetwork
 
-Maker = Callable[[], RoutingVectorEnv]
 MIN_STEPS = 40  # several episodes of most networks
 
 
-def check_vector_env(env: Any, make: Maker | None = None) -> None:
+def check_vector_env(env: Any, make: Callable[[], Any] | None = None) -> None:
     """Check that an environment keeps the contract of vector environments and the promises of routing_gym.
 
     Checked are: attributes and batched spaces; type, shape and device of everything returned; that row i of a batch
@@ -43,7 +41,8 @@ def check_vector_env(env: Any, make: Maker | None = None) -> None:
     given = env.unwrapped
     _require(isinstance(given, RoutingVectorEnv), f"expected a RoutingVectorEnv, got {type(given).__name__}")
     if make is None and given.spec is not None and isinstance(given.spec.kwargs.get("network", ""), str):
-        make = _maker(given.spec, given.num_envs)
+        options = {name: value for name, value in given.spec.kwargs.items() if name != "vectorization_mode"}
+        make = partial(gymnasium.make_vec, given.spec.id, **{**options, "num_envs": given.num_envs})
     core = type(given)(_copy(given.network), given.datasets, given.num_envs, **dataclasses.asdict(given.config))
 
     _check_spec(given)
@@ -60,11 +59,6 @@ def check_vector_env(env: Any, make: Maker | None = None) -> None:
     _check_refusals(judging(autoreset_mode="disabled", illegal="raise"))
 
 
-def _maker(spec: EnvSpec, num_envs: int) -> Maker:
-    options = {key: value for key, value in spec.kwargs.items() if key != "vectorization_mode"} | {"num_envs": num_envs}
-    return lambda: core_of(gymnasium.make_vec(spec.id, **options))
-
-
 def legal_actions(env: RoutingVectorEnv, generator: torch.Generator) -> Tensor:
     """Random legal action of every row: integers, or weights on the legal choices that sum to 1."""
     mask = env.action_mask().cpu().to(torch.float64)
@@ -78,9 +72,8 @@ def _walk(env: RoutingVectorEnv, seed: int, most: int) -> Iterator[tuple]:
     """Take random legal actions until no row waits, but at most so many; yield what `step` returns."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(most):
-        if not env.state.waiting:
-            break
-        yield env.step(legal_actions(env, generator))
+        if env.state.waiting:
+            yield env.step(legal_actions(env, generator))
 
 
 def _require(condition: bool, message: str) -> None:
@@ -114,7 +107,8 @@ def _check_tensor(name: str, value: Any, dtype: torch.dtype, shape: tuple[int, .
     _require(got == expected, f"{name} must have type, shape and device {expected}, got {got}")
 
 
-def _check_observation(env: RoutingVectorEnv, observation: Any, where: str) -> None:
+def _check_told(env: RoutingVectorEnv, observation: Any, infos: dict[str, Any], where: str) -> None:
+    """Check observation and infos."""
     spaces: dict[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
     _require(set(observation) == set(spaces), f"{where}: keys must be {sorted(spaces)}, got {sorted(observation)}")
     for key, space in spaces.items():
@@ -122,9 +116,6 @@ def _check_observation(env: RoutingVectorEnv, observation: Any, where: str) -> N
         _check_tensor(f"{where}: {key}", observation[key], dtype, (env.num_envs, *space.shape), env.device)
     view = {key: value.detach().cpu().numpy() for key, value in observation.items()}
     _require(env.observation_space.contains(view), f"{where}: the numpy view lies outside {env.observation_space}")
-
-
-def _check_infos(env: RoutingVectorEnv, infos: dict[str, Any], where: str) -> None:
     tensors = (env.network.num_tensors,) if env.network.num_tensors > 1 else ()
     shape = (env.num_envs, *tensors, env.network.num_choices)
     _require("action_mask" in infos, f"{where}: info has no action_mask")
@@ -146,12 +137,10 @@ def _steps(env: RoutingVectorEnv) -> int:
 
 def _check_returns(env: RoutingVectorEnv) -> None:
     observation, infos = env.reset(seed=0)
-    _check_observation(env, observation, "reset")
-    _check_infos(env, infos, "reset")
+    _check_told(env, observation, infos, "reset")
     for number, (observation, reward, terminated, truncated, infos) in enumerate(_walk(env, 0, _steps(env)), start=1):
         where = f"step {number}"
-        _check_observation(env, observation, where)
-        _check_infos(env, infos, where)
+        _check_told(env, observation, infos, where)
         _check_tensor(f"{where}: reward", reward, torch.float32, (env.num_envs,), env.device)
         _require(bool(reward.isfinite().all()) and not reward.requires_grad, f"{where}: rewards must be plain numbers")
         for name, value in (("terminated", terminated), ("truncated", truncated)):
@@ -163,19 +152,13 @@ def _check_returns(env: RoutingVectorEnv) -> None:
         env.step(env.action_space.sample())  # what a numpy user would do
 
 
-def _episodes(
-    env: RoutingVectorEnv, instances: Tensor, actions: list[Tensor], generator: torch.Generator | None = None
-) -> list[dict[str, Tensor]]:
-    """What comes of actions, step by step; a generator draws them first."""
-    env.reset(options={"instances": instances})
-    seen: list[dict[str, Tensor]] = []
-    while env.state.waiting and len(seen) < _steps(env):
-        if generator is not None:
-            actions.append(legal_actions(env, generator))
-        observation, reward, terminated, _, _ = env.step(actions[len(seen)])
-        kept = {name: observation[name] for name in ("activation", "depth")}
-        seen.append({**kept, "reward": reward, "terminated": terminated})
-    return seen
+def _course(steps: Iterable[tuple]) -> list[dict[str, Tensor]]:
+    """Observations, rewards and terminations of steps, copied."""
+    course = []
+    for observation, reward, terminated, _, _ in steps:
+        told = {**observation, "reward": reward, "terminated": terminated}
+        course.append({name: value.detach().clone() for name, value in told.items()})
+    return course
 
 
 def _check_rows_are_independent(env: RoutingVectorEnv) -> None:
@@ -183,12 +166,15 @@ def _check_rows_are_independent(env: RoutingVectorEnv) -> None:
     quiet = {"train": False, "autoreset_mode": "disabled", "differentiable": False, "illegal": "raise", "rho": 0.0}
     quiet["precision"] = "float32"  # in bfloat16 a batch of another size is rounded otherwise
     batch, alone = env.sibling(env.num_envs, **quiet), env.sibling(1, **quiet)
-    generator = torch.Generator().manual_seed(1)
-    instances = torch.randint(len(batch.dataset), (batch.num_envs,), generator=generator)
-    actions: list[Tensor] = []
-    together = _episodes(batch, instances, actions, generator)
+    instances = torch.randint(len(batch.dataset), (batch.num_envs,), generator=torch.Generator().manual_seed(1))
+    actions: list[Any] = []
+    many = batch.network.num_tensors > 1
+    batch.watchers.append(lambda turn: actions.append(turn.action if many else turn.action[:, 0]))
+    batch.reset(options={"instances": instances})
+    together = _course(_walk(batch, 1, _steps(batch)))
     for row in range(min(batch.num_envs, 4)):
-        single = _episodes(alone, instances[row : row + 1], [action[row : row + 1] for action in actions])
+        alone.reset(options={"instances": instances[row : row + 1]})
+        single = _course(alone.step(action[row : row + 1]) for action in actions if alone.state.waiting)
         for number, step in enumerate(single):
             for name, value in step.items():
                 one, other = value[0].double(), together[number][name][row].double()
@@ -203,21 +189,21 @@ def _same_course(one: RoutingVectorEnv, seed: int, other: RoutingVectorEnv, othe
     """Whether two environments give the same observations and rewards for the same random actions."""
     courses = []
     for env, start in ((one, seed), (other, other_seed)):
-        observation, _ = env.reset(seed=start)
-        seen = [observation["activation"], observation["task"]]
-        for observation, reward, *_ in _walk(env, 2, 2 * len(env.network.decisions)):
-            seen += [observation["activation"], observation["task"], observation["depth"], reward]
-        courses.append([value.detach().clone() for value in seen])
-    return len(courses[0]) == len(courses[1]) and all(map(torch.equal, *courses))
+        first = {name: value.clone() for name, value in env.reset(seed=start)[0].items()}
+        courses.append([first, *_course(_walk(env, 2, 2 * len(env.network.decisions)))])
+    pairs = zip(*courses, strict=False)
+    same = all(torch.equal(step[name], again[name]) for step, again in pairs for name in step)
+    return same and len(courses[0]) == len(courses[1])
 
 
-def _check_seeding(env: RoutingVectorEnv, make: Maker | None) -> None:
+def _check_seeding(env: RoutingVectorEnv, make: Callable[[], Any] | None) -> None:
     still = env.sibling(env.num_envs, train=False, rho=0.0)  # what has been chosen often goes on beyond a reset
     _require(_same_course(still, 3, still, 3), "the same seed gave another course of events in the same environment")
     distinct = len(still.dataset.image.unique()) > 1
     _require(not distinct or not _same_course(still, 3, still, 4), "another seed gave the same course of events")
     if make is not None:
-        _require(_same_course(make(), 3, make(), 3), "the same seed differs between two fresh environments")
+        fresh = core_of(make()), core_of(make())
+        _require(_same_course(fresh[0], 3, fresh[1], 3), "the same seed differs between two fresh environments")
 
 
 def _check_next_step(env: RoutingVectorEnv) -> None:

@@ -54,16 +54,12 @@ def check_fit(network: RoutedNetwork, splits: Mapping[str, MultiTaskDataset]) ->
             raise ValueError(
                 f"{split.name} has {split.num_classes} classes, but the network gives logits for {network.num_classes}"
             )
+        has, own = f"{split.name} has images of shape {split.input_shape}", math.prod(split.input_shape)
         if network.input_shape not in (None, split.input_shape):
-            raise ValueError(
-                f"{split.name} has images of shape {split.input_shape}, the network takes {network.input_shape}"
-            )
+            raise ValueError(f"{has}, the network takes {network.input_shape}")
         numbers = getattr(network, "numbers_per_image", None)  # where it is these that matter, not the shape
-        if numbers not in (None, math.prod(split.input_shape)):
-            raise ValueError(
-                f"{split.name} has images of shape {split.input_shape}, {math.prod(split.input_shape)} numbers, the "
-                f"network takes {numbers}"
-            )
+        if numbers not in (None, own):
+            raise ValueError(f"{has}, {own} numbers, the network takes {numbers}")
 
 
 def observation_space(network: RoutedNetwork, num_tasks: int, price: bool) -> spaces.Dict:
@@ -106,19 +102,13 @@ def accept_reset_options(options: Mapping[str, Any], env: RoutingVectorEnv) -> t
             )
         mask = to_tensor("reset_mask", options["reset_mask"]).to(env.device)
         if mask.dtype != torch.bool or mask.shape != (count,):
-            raise ValueError(
-                f"reset_mask must be bool of shape ({count},), got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
-        if not bool(mask.any()):
-            raise ValueError("reset_mask must name at least one row, got all False")
-        unfinished = mask & env.state.active & env.keeps_graph
-        if bool(unfinished.any()):
-            raise ValueError(
-                f"rows {unfinished.nonzero().flatten().tolist()} have not left the network: go on stepping, or reset "
-                "all rows"
-            )
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}"
+            raise ValueError(f"reset_mask must be bool of shape ({count},), got {got}")
         rows = mask.nonzero().flatten()
-        count = len(rows)
+        if not (count := len(rows)):
+            raise ValueError("reset_mask must name at least one row, got all False")
+        if unfinished := (mask & env.state.active & env.keeps_graph).nonzero().flatten().tolist():
+            raise ValueError(f"rows {unfinished} have not left the network: go on stepping, or reset all rows")
     instances = options.get("instances")
     if instances is not None:
         instances = accept_instances(instances, count, len(env.dataset), augmentations)

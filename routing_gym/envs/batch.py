@@ -323,16 +323,15 @@ def _without(exit: SettledExit, gone: Tensor) -> SettledExit | None:
 def rollout(
     router: Router, env: RoutingVectorEnv, *, instances: Tensor | None = None, deterministic: bool = False
 ) -> Trajectory:
-    """Route one batch of `env.num_envs` instances from start to end.
+    """Whole episodes of one batch of `env.num_envs` instances; those under way in the environment are given up.
+
+    The graph, where one is kept, stays with `env` for `train_blocks`.
 
     Args:
         router: Whoever decides.
-        env: The environment; the episodes that are under way in it are given up.
+        env: The environment.
         instances: `(num_envs,)` rows of the data set, each as often as the environment augments it; drawn by default.
         deterministic: For the router.
-
-    Returns:
-        The whole episodes. The graph, where one is kept, stays with `env` for `train_blocks`.
 
     Raises:
         ValueError: An action that is not allowed. On a GPU it was replaced when it came, so as not to wait for it.

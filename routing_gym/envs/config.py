@@ -233,14 +233,10 @@ def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple
     """Put the saved blocks, their optimiser and running shares back into an environment.
 
     Options of the optimisation that were `given` when it was made stay (with a `schedule` its `schedule_epochs`), the
-    others become those of the state; a warning tells what differs.
+    others become those of the state; a warning tells what differs. Where anything is refused, nothing has changed.
 
     Returns:
         Its options and its order of instances from here on.
-
-    Raises:
-        ValueError: A state of the wrong form, or of another network, optimiser or data set; or options that do not go
-            together. Nothing has changed then.
     """
     check_form(state, {"blocks": dict, "stream": dict, "share": env.rewards.share.total}, "env")
     saved, config = state["blocks"].get("optimization"), env.config

@@ -42,12 +42,9 @@ def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDatase
     """Make data known under a name, for `register_env` and `make_routing_vector_env(dataset=name)`.
 
     Args:
-        name: Its name.
+        name: A name that does not belong to other data.
         builder: Returns the splits by name, at least `train` and `test`; its keyword-only parameters are options of the
             environments that use it.
-
-    Raises:
-        ValueError: The name belongs to other data.
     """
     claim(DATASETS, "data set", name, builder)
 

@@ -41,6 +41,11 @@ def for_sampling(mask: np.ndarray) -> Any:
     return mask if mask.ndim == 1 else tuple(map(for_sampling, mask))
 
 
+def plain(value: np.ndarray | np.generic) -> Any:
+    """A number as a Python number, and an array as it is."""
+    return value if value.ndim else value.item()
+
+
 class ManyAgents:
     """Common part of PettingZoo's two kinds of games."""
 
@@ -61,8 +66,7 @@ class ManyAgents:
 
     def _told(self, infos: dict[str, Any], ended: bool) -> dict[str, Any]:
         """Infos of an agent: the mask in the form `sample` takes, numbers as Python's."""
-        told = {name: infos[name] for name in (TOLD if ended else TOLD[:1]) if name in infos}
-        told = {name: value if value.ndim else value.item() for name, value in told.items()}
+        told = {name: plain(infos[name]) for name in (TOLD if ended else TOLD[:1]) if name in infos}
         return {"action_mask": for_sampling(infos["action_mask"]), **told}
 
     def observation_space(self, agent: str) -> Space:
@@ -181,9 +185,7 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
         terminations = {agent: bool(outcome[agent]["left"].all()) for agent in playing}
         observations, told = self._shared_out(observation, infos, terminations)
         self.agents = [agent for agent in playing if not terminations[agent]]
-        rewards = {agent: outcome[agent]["reward"] for agent in playing}
-        if not self._count:
-            rewards = {agent: float(reward) for agent, reward in rewards.items()}
+        rewards = {agent: plain(outcome[agent]["reward"]) for agent in playing}
         return observations, rewards, terminations, dict.fromkeys(playing, False), told
 
     def _joined(self, actions: Mapping[str, Any]) -> np.ndarray:
@@ -237,9 +239,6 @@ class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
     The agent that routes gets the reward of each of its actions and the final one; the dispatcher gets their sum at the
     end.
 
-    ## Starting State
-    One instance, drawn as in `RoutingVectorEnv`.
-
     ## Episode End
     All agents are `terminated` when the instance has left the network.
 
@@ -291,12 +290,7 @@ class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
         return {"observation": dict(self._seen), "action_mask": self._masks[agent]}
 
     def step(self, action: Any) -> None:
-        """Carry out the action of `agent_selection`.
-
-        Raises:
-            ValueError: The action is not allowed. Nothing has changed then.
-            ResetNeeded: Before the first reset, or when all agents have left.
-        """
+        """Carry out the action of `agent_selection`; where one is refused nothing has changed."""
         if not self.agents:
             raise ResetNeeded("no agent is in the game: call reset()")
         agent = self.agent_selection

@@ -124,13 +124,7 @@ class RunningShare:
         self.total = torch.zeros(num_decisions + 1, num_choices, dtype=torch.float64, device=device)
 
     def of(self, decision: Tensor, choice: Tensor, choosing: Tensor) -> Tensor:
-        """Share of each row's choice, `(B,)`; 0 before anything was decided.
-
-        Args:
-            decision: `(B,)` int64.
-            choice: `(B, M)` int64.
-            choosing: `(B, M)` bool: which tensors chose; the mean over them is returned, 0 where none did.
-        """
+        """Share `(B,)` of choices `(B, M)` at decisions `(B,)`, the mean over the tensors that chose, `(B, M)` bool."""
         share = (self.total / self.total.sum(-1, keepdim=True).clamp(min=1e-12)).to(torch.get_default_dtype())
         shares = share[decision].gather(1, choice) * choosing
         return shares.sum(1) / choosing.sum(1).clamp(min=1)

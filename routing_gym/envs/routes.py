@@ -156,17 +156,15 @@ class Pictures:
     """The route of each row in words, and the routing map of all that was decided."""
 
     def __init__(self, network: RoutedNetwork, num_tasks: int, num_envs: int, device: torch.device) -> None:
-        self.network = network
+        self.names = [decision.name for decision in network.decisions]
         self.routes = ["not begun"] * num_envs
-        self.taken = torch.zeros(num_tasks, len(network.decisions) + 1, network.num_choices, device=device)
+        self.taken = torch.zeros(num_tasks, len(self.names) + 1, network.num_choices, device=device)
 
     def note_routes(self, task: Tensor, routes: list[list[tuple[int, Any]]]) -> None:
         """Put each row's route so far, `(decision, action)` pairs, into words: `task 3: layer 1 -> 7, layer 2 -> 0`."""
-        names = [decision.name for decision in self.network.decisions]
-        self.routes = []
-        for number, route in zip(task.tolist(), routes, strict=True):
-            steps = [f"{names[at]} -> {_plain(action)}" for at, action in route]
-            self.routes.append(f"task {number}: " + (", ".join(steps) or "at the start"))
+        steps = [[f"{self.names[at]} -> {_plain(action)}" for at, action in route] for route in routes]
+        told = zip(task.tolist(), (", ".join(step) or "at the start" for step in steps), strict=True)
+        self.routes = [f"task {number}: {route}" for number, route in told]
 
     def count(self, turn: Turn) -> None:
         """Add what was decided to the routing map, weights by their size."""
@@ -214,13 +212,9 @@ def routing_map(counts: Tensor) -> np.ndarray:
     colors = (np.asarray(hues) * 255).round().astype(np.uint8)
     step = CELL + GAP
     image = np.full((num_decisions * step + GAP, num_tasks * step + GAP, 3), 255, dtype=np.uint8)
-    for task in range(num_tasks):
-        for decision in range(num_decisions):
-            total = table[task, decision].sum()
-            if total == 0:
-                continue
-            bounds = np.rint(np.cumsum(table[task, decision]) / total * CELL).astype(int)
-            block_of_pixel = np.searchsorted(bounds, np.arange(CELL), side="right")
-            top, left = GAP + decision * step, GAP + task * step
-            image[top : top + CELL, left : left + CELL] = colors[block_of_pixel]
+    for task, decision in zip(*np.nonzero(table.sum(-1)), strict=True):
+        bounds = np.rint(np.cumsum(table[task, decision]) / table[task, decision].sum() * CELL).astype(int)
+        block_of_pixel = np.searchsorted(bounds, np.arange(CELL), side="right")
+        top, left = GAP + decision * step, GAP + task * step
+        image[top : top + CELL, left : left + CELL] = colors[block_of_pixel]
     return image

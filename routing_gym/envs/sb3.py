@@ -12,7 +12,6 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
-from torch import Tensor
 
 from routing_gym.envs.evaluation import EVALUATION_BATCH
 from routing_gym.envs.single import to_numpy
@@ -92,22 +91,14 @@ class RoutingVecEnv(VecEnv):
 
     def action_masks(self) -> np.ndarray:
         """Legal choices, bool, `(num_envs, A)`, `(num_envs, M * A)` where M tensors choose."""
-        mask: Tensor = self.core.network.action_mask(self.core.state)
-        return mask.reshape(self.num_envs, -1).cpu().numpy()
+        return self.core.action_mask().reshape(self.num_envs, -1).cpu().numpy()
 
     def eval_env(self, num_envs: int | None = None, split: str = "test") -> VecMonitor:
-        """An environment over the same network for `evaluate_policy` and `EvalCallback`.
+        """An environment over the same network for `evaluate_policy` and `EvalCallback`, which trains no blocks.
 
-        Whoever is judged there is judged with the blocks as they are by then, and they are not trained. Every reset
-        begins the split in the same order, so that `n_eval_episodes=len(eval_env.core.dataset)` judges each instance
-        once where all leave at the same depth. Rewards are final rewards and prices, without the collaboration reward.
-
-        Args:
-            num_envs: Instances routed together; by default the largest divisor of the split's size up to 1024.
-            split: Name of the split.
-
-        Raises:
-            ValueError: There is no such split.
+        Every reset begins the split in the same order, so that `n_eval_episodes=len(eval_env.core.dataset)` judges each
+        instance once where all leave at the same depth. There is no collaboration reward. `num_envs` is the largest
+        divisor of the split's size up to 1024 by default.
         """
         size = len(self.core.datasets[split]) if split in self.core.datasets else 1
         rows = num_envs or next(rows for rows in range(min(size, EVALUATION_BATCH), 0, -1) if size % rows == 0)

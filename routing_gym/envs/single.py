@@ -14,19 +14,13 @@ from routing_gym.envs.vector import RoutingVectorEnv
 
 
 class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
-    """One instance on its way through a routed network: a view of `RoutingVectorEnv` with a single row.
-
-    ## Description
-    See `RoutingVectorEnv`.
+    """One instance on its way through a routed network: a view of `RoutingVectorEnv` with a single row, see there.
 
     ## Action Space
     `Discrete(A)` (`MultiDiscrete` or `Box` as in `RoutingVectorEnv`). `action_masks()` gives the mask too.
 
     ## Observation Space
     `Dict(activation=Box(D,), task=Discrete(T), depth=Discrete(N + 1))`, and `price=Box(1,)` where `EnvConfig` says so.
-
-    ## Rewards
-    As in `RoutingVectorEnv`.
 
     ## Starting State
     One instance, drawn uniformly from the split.
@@ -112,10 +106,7 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
 
 
 def to_numpy(value: Any) -> Any:
-    """Tensors as numpy arrays on the CPU, also those inside dicts and tuples; all else as it is.
-
-    Masks of choices become int8, the only form that `Discrete.sample` takes.
-    """
+    """Tensors, in dicts and tuples too, as numpy arrays on the CPU; masks as int8, which `Discrete.sample` takes."""
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
     if isinstance(value, dict):

@@ -63,9 +63,7 @@ class Seen(Mapping[str, Tensor]):
     they are first asked for; once the batch has gone on, only those that somebody has looked at are left.
 
     Attributes:
-        sole: The decision at which all rows wait, in order, known on the host; None where they are spread, or some have
-            left.
-        task: `(B,)` int64.
+        sole: The decision all rows wait at, in order, known on the host; None where they are spread or some have left.
         cost: `(B,)` price of one multiply-accumulate.
         decision: `(B,)` int64, N for rows that have left.
         active: `(B,)` bool: rows that are in the network.
@@ -90,7 +88,7 @@ class Seen(Mapping[str, Tensor]):
     @cached_property
     def choosing(self) -> Tensor:
         """`(B, M)` bool: the tensors that choose; none in rows that have left."""
-        return self.active.unsqueeze(1) if self.network.num_tensors == 1 else self.network.choosing(self.state)
+        return self.network.choosing(self.state)
 
     @cached_property
     def mask(self) -> Tensor:
@@ -168,11 +166,7 @@ QUIETLY = Manner()  # without a graph
 
 
 def take_turn(network: RoutedNetwork, state: RoutingState, decide: Decide, manner: Manner = QUIETLY) -> Turn:
-    """Let one decision be made for every row of a batch, some of which wait, and carry all of them on by it.
-
-    Raises:
-        ValueError: An action that is not allowed. `state` is as it was.
-    """
+    """Let one decision be made for every row of a batch, some of which wait, and carry all of them on by it."""
     seen = Seen(network, state, manner)
     given = decide(seen)
     for key, (value, version) in seen.looked_at.items():
@@ -219,8 +213,7 @@ class Context:
 
     Attributes:
         deterministic: The agent is being evaluated and should take its best action.
-        carry: `(B, ...)` that the agent may set; it gets it back at the next decision of the same episode, None at the
-            first.
+        carry: `(B, ...)` that the agent may set and gets back at the next decision of the episode; None at the first.
         begins: `(B,)` bool: rows whose episode begins here while others are under way; None where nobody's does, or
             everybody's (`carry` is None then).
         record: Tensors that the agent wants to find again in the trajectory; the collaboration reward needs
