@@ -18,6 +18,7 @@ from torch import Tensor
 
 from routing_gym.envs import RoutingVectorEnv, core_of
 from routing_gym.networks import RoutedNetwork
+from routing_gym.networks.actions import of_one_tensor
 
 MIN_STEPS = 40  # several episodes of most networks
 
@@ -168,8 +169,8 @@ def _check_rows_are_independent(env: RoutingVectorEnv) -> None:
     batch, alone = env.sibling(env.num_envs, **quiet), env.sibling(1, **quiet)
     instances = torch.randint(len(batch.dataset), (batch.num_envs,), generator=torch.Generator().manual_seed(1))
     actions: list[Any] = []
-    many = batch.network.num_tensors > 1
-    batch.watchers.append(lambda turn: actions.append(turn.action if many else turn.action[:, 0]))
+    form = of_one_tensor if batch.network.num_tensors == 1 else lambda action: action
+    batch.watchers.append(lambda turn: actions.append(form(turn.action)))
     batch.reset(options={"instances": instances})
     together = _course(_walk(batch, 1, _steps(batch)))
     for row in range(min(batch.num_envs, 4)):

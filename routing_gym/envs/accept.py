@@ -16,6 +16,7 @@ from routing_gym.tasks import MultiTaskDataset
 from routing_gym.tasks.checking import to_tensor
 
 if TYPE_CHECKING:
+    from routing_gym.envs.config import EnvConfig
     from routing_gym.envs.vector import RoutingVectorEnv
 
 
@@ -47,8 +48,9 @@ def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
     )
 
 
-def check_fit(network: RoutedNetwork, splits: Mapping[str, MultiTaskDataset]) -> None:
-    """Refuse data with more classes than a network has logits for, or images of another size."""
+def accept_pair(network: Any, data: Any) -> tuple[RoutedNetwork, dict[str, MultiTaskDataset]]:
+    """Network and splits; data with more classes than the network has logits for, or other images, is refused."""
+    network, splits = accept_network(network), accept_splits(data)
     for split in splits.values():
         if network.num_classes < split.num_classes:
             raise ValueError(
@@ -60,30 +62,27 @@ def check_fit(network: RoutedNetwork, splits: Mapping[str, MultiTaskDataset]) ->
         numbers = getattr(network, "numbers_per_image", None)  # where it is these that matter, not the shape
         if numbers not in (None, own):
             raise ValueError(f"{has}, {own} numbers, the network takes {numbers}")
+    return network, splits
 
 
-def observation_space(network: RoutedNetwork, num_tasks: int, price: bool) -> spaces.Dict:
-    """`Dict(activation, task, depth)` of one instance, and `price` where it is shown."""
+def spaces_of(network: RoutedNetwork, num_tasks: int, config: EnvConfig) -> tuple[spaces.Dict, spaces.Space]:
+    """Spaces of one instance: what is seen, and choices or weights, with a leading axis where M > 1 tensors choose."""
     seen: dict[str, spaces.Space] = {
         "activation": spaces.Box(-np.inf, np.inf, (network.observation_size,), np.float32),
         "task": spaces.Discrete(num_tasks),
         "depth": spaces.Discrete(len(network.decisions) + 1),
     }
-    if price:
+    if config.price:
         seen["price"] = spaces.Box(0.0, np.inf, (1,), np.float32)
-    return spaces.Dict(seen)
-
-
-def action_space(network: RoutedNetwork, action_type: str) -> spaces.Space:
-    """Choices of a decision, or their weights; with a leading axis where M > 1 tensors choose."""
     tensors = (network.num_tensors,) if network.num_tensors > 1 else ()
-    if action_type == "weights":
+    acted: spaces.Space = spaces.Discrete(network.num_choices)
+    if config.action_type == "weights":
         shared_out = any(decision.mixing == "outcome" for decision in network.decisions)
         low, high = (0.0, 1.0) if shared_out else (-np.inf, np.inf)
-        return spaces.Box(low, high, (*tensors, network.num_choices), np.float32)
-    if tensors:
-        return spaces.MultiDiscrete([network.num_choices] * network.num_tensors)
-    return spaces.Discrete(network.num_choices)
+        acted = spaces.Box(low, high, (*tensors, network.num_choices), np.float32)
+    elif tensors:
+        acted = spaces.MultiDiscrete([network.num_choices] * network.num_tensors)
+    return spaces.Dict(seen), acted
 
 
 def accept_reset_options(options: Mapping[str, Any], env: RoutingVectorEnv) -> tuple[Tensor | None, Tensor | None]:

@@ -167,7 +167,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         # Loss, correct, and the terms of the reward for leaving, in rows.
-        form = 2 + len(self.rewards.names_at_exit), len(self.label)
+        form = 2 + len(self.rewards.at_exit), len(self.label)
         self._outcome = torch.zeros(form, dtype=torch.get_default_dtype(), device=self.label.device)
 
     @property
@@ -255,9 +255,11 @@ class Batch:
         value = loss.detach()
         correct = classified_right(exit.logits.detach(), label).to(value.dtype)
         columns = {"macs": turn.after.macs, "task": seen.task, "depth": seen.decision, "price": seen.cost}
-        values = {name: own(columns[name].detach()) for name in self.rewards.wanted_at_exit if name in columns}
+        wanted = {name for term in self.rewards.at_exit for name in term.wants}
+        values = {name: own(columns[name].detach()) for name in columns.keys() & wanted}
         values |= {"loss": value, "correct": correct, "label": label}
-        terms = self.rewards.at_exit(values, self.manner.validate)
+        check = self.manner.validate
+        terms = [term(values, len(value), check).to(value.dtype) for term in self.rewards.at_exit]
         return torch.stack([value, correct, *terms]).mul_(exit.weight.detach()), loss
 
     def restart(self, rows: Tensor, fresh: Batch) -> None:
@@ -282,7 +284,7 @@ class Batch:
 
     def trajectory(self, steps: list[Step]) -> Trajectory:
         """The whole episodes, given their decisions."""
-        state, names = self.state, self.rewards.names_at_exit
+        state = self.state
         return Trajectory(
             steps=steps,
             exits=list(self.exits),
@@ -290,7 +292,7 @@ class Batch:
             instance=state.instance,
             label=self.label,
             price=state.price,
-            final_rewards={name: self._outcome[row] for row, name in enumerate(names, 2)},
+            final_rewards={term.name: self._outcome[row] for row, term in enumerate(self.rewards.at_exit, 2)},
             correct=self.correct,
             loss=self.loss,
             macs=state.macs,

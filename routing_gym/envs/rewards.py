@@ -146,22 +146,19 @@ class Rewards:
     Attributes:
         share: Of all choices so far.
         priced: Whether multiply-accumulates cost anything.
-        names_at_exit: Names of the terms for leaving, the final reward first.
-        wanted_at_exit: Values that these ask for.
+        at_exit: The terms for leaving, the final reward first.
         of_actions: Whether actions have a reward of their own, as far as that is known when they are done.
         of_probabilities: Whether the collaboration reward needs the probabilities that agents record.
     """
 
     def __init__(self, config: EnvConfig, share: RunningShare) -> None:
         terms = [REWARDS[name] for name in (config.final_reward, *config.rewards)]
-        self._at_exit = [term for term in terms if term.at == "exit"]
+        self.at_exit = [term for term in terms if term.at == "exit"]
         self._at_action = [term for term in terms if term.at == "action"]
         self.priced, self._rho, self.share = any(config.prices), config.rho, share
         self._frequency = bool(config.rho) and config.collaboration == "frequency"
         self.of_probabilities = bool(config.rho) and config.collaboration == "probability"
         self.of_actions = self.priced or self._frequency or bool(self._at_action)
-        self.names_at_exit = [term.name for term in self._at_exit]
-        self.wanted_at_exit = {name for term in self._at_exit for name in term.wants}
 
     def of_turn(self, turn: Turn, check: bool | None = True) -> dict[str, Tensor]:
         """Reward of every action, `(B,)` for each term, 0 for rows that had left; choices are counted."""
@@ -177,11 +174,6 @@ class Rewards:
             rewards["collaboration"] = self._rho * self.share.of(*where)
             self.share.count(seen.decision, dense(turn.action, self.share.total.shape[1]), seen.choosing)
         return rewards | own
-
-    def at_exit(self, values: Mapping[str, Tensor], check: bool | None = True) -> list[Tensor]:
-        """Rewards for leaving, `(r,)` for each of `names_at_exit`; arguments as of `RewardTerm`."""
-        loss = values["loss"]
-        return [term(values, len(loss), check).to(loss.dtype) for term in self._at_exit]
 
     def give_for_probabilities(self, steps: Sequence[Step]) -> None:
         """Add the probability form of the collaboration reward to the steps of a batch that have recorded theirs."""

@@ -15,15 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups, subsample_first
-from routing_gym.envs.accept import (
-    accept_instances,
-    accept_network,
-    accept_reset_options,
-    accept_splits,
-    action_space,
-    check_fit,
-    observation_space,
-)
+from routing_gym.envs.accept import accept_instances, accept_pair, accept_reset_options, spaces_of
 from routing_gym.envs.batch import Batch, Watch
 from routing_gym.envs.config import EnvConfig, PlainSpec, restored
 from routing_gym.envs.rewards import Rewards, RunningShare
@@ -120,14 +112,13 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.num_envs = num_envs = whole_number("num_envs", num_envs)
         self.config = config = EnvConfig.of("the environment", options)
         self._given = frozenset(options)
-        network, splits = accept_network(network), accept_splits(data)
+        network, splits = accept_pair(network, data)
         if config.split not in splits:
             raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
         self.render_mode = config.render_mode
         self.datasets = {name: dataset.to(config.torch_device) for name, dataset in splits.items()}
         self.dataset = self.datasets[config.split]
         self.device = self.dataset.device
-        check_fit(network, splits)
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
         allow_small_groups(subsample_first(self.network))
@@ -135,8 +126,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
         self.rewards = Rewards(config, RunningShare(len(network.decisions), network.num_choices, self.device))
         self._prices = torch.tensor(config.prices, dtype=torch.get_default_dtype(), device=self.device)
-        self.single_observation_space = observation_space(network, self.dataset.num_tasks, config.price)
-        self.single_action_space = action_space(network, config.action_type)
+        self.single_observation_space, self.single_action_space = spaces_of(network, self.dataset.num_tasks, config)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.autoreset_mode = AutoresetMode[config.autoreset_mode.upper()]
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
