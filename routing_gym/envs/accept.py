@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from routing_gym.envs.config import EnvConfig
     from routing_gym.envs.vector import RoutingVectorEnv
 
+Splits = Mapping[str, MultiTaskDataset] | MultiTaskDataset
+
 
 def accept_network(given: Any) -> RoutedNetwork:
     """A finished network; anything else is refused, with what makes one of it."""
@@ -48,7 +50,7 @@ def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
     )
 
 
-def accept_pair(network: Any, data: Any) -> tuple[RoutedNetwork, dict[str, MultiTaskDataset]]:
+def accept_pair(network: Any, data: Splits) -> tuple[RoutedNetwork, dict[str, MultiTaskDataset]]:
     """Network and splits; data with more classes than the network has logits for, or other images, is refused."""
     network, splits = accept_network(network), accept_splits(data)
     for split in splits.values():

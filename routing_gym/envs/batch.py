@@ -53,7 +53,7 @@ class Step:
 
     @property
     def reward(self) -> Tensor:
-        """`(B,)` reward of the action itself, the sum of its terms; whoever sets it replaces them."""
+        """`(B,)` reward of the action itself, its terms summed anew: set it to replace them, do not write into it."""
         return sum(self.rewards.values(), start=torch.zeros_like(self.reach))
 
     @reward.setter

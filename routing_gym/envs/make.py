@@ -12,7 +12,7 @@ import numpy as np
 
 import routing_gym.tasks as tasks
 from routing_gym.blocks import first_weights
-from routing_gym.envs.accept import accept_network, accept_splits
+from routing_gym.envs.accept import Splits, accept_network, accept_splits
 from routing_gym.envs.config import EnvConfig
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
@@ -50,7 +50,6 @@ def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDatase
 
 
 OF_ENV = {field.name for field in dataclasses.fields(EnvConfig)}
-Splits = Mapping[str, MultiTaskDataset] | MultiTaskDataset
 
 
 def known_options(dataset: str | Splits, network: str | RoutedNetwork) -> set[str]:

@@ -168,9 +168,6 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
     ) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
         """Take one decision for every agent in the game; actions of agents that have left are ignored.
 
-        Returns:
-            Observations, rewards, terminations, truncations and infos by agent.
-
         Raises:
             ValueError: An agent is missing or unknown, or an action is not allowed. Nothing has changed then.
             ResetNeeded: Before the first reset, or when all agents have left.
@@ -243,7 +240,7 @@ class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
     All agents are `terminated` when the instance has left the network.
 
     ## Arguments
-    `env`, as of `RoutingParallelEnv`; `num_agents`, the agents the dispatcher picks from, one per task by default.
+    `env`, as of `RoutingParallelEnv`; `num_agents`, whom the dispatcher picks from, 1 or more, by default one per task.
     `pettingzoo.make("aec", id)` builds both.
 
     ## Version History
@@ -251,9 +248,6 @@ class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
 
     Attributes:
         core: The vector environment, of one row.
-
-    Raises:
-        ValueError: An environment whose actions are weights, or `num_agents` below 1.
     """
 
     metadata: dict[str, Any] = {**RoutingVectorEnv.metadata, "name": "routing_gym_dispatched_v0"}

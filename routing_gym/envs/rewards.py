@@ -114,10 +114,7 @@ def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exi
 
 
 class RunningShare:
-    """Share of each choice in all that was decided at its decision, or in the probabilities it had, so far.
-
-    Where M tensors choose, their choices are counted together.
-    """
+    """Share of each choice in all choices, or probabilities, at its decision so far; those of M tensors together."""
 
     def __init__(self, num_decisions: int, num_choices: int, device: torch.device) -> None:
         # One row more, for instances that have left: it stays empty.

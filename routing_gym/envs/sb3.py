@@ -10,7 +10,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from routing_gym.envs.evaluation import EVALUATION_BATCH
@@ -30,8 +29,7 @@ class RoutingVecEnv(VecEnv):
 
     Args:
         env: An id, or an environment of routing_gym in mode `"same_step"`, or a face of one.
-        num_envs: Instances routed together, where an id is given.
-        options: Options of the environment, where an id is given.
+        num_envs: Instances routed together, where an id is given, as are `options` of the environment.
 
     Attributes:
         core: The environment this is a face of.
@@ -47,11 +45,8 @@ class RoutingVecEnv(VecEnv):
         elif num_envs is not None or options:
             raise ValueError("num_envs and options are for ids: an environment that is handed over has its own already")
         self.core = core = core_of(env)
-        if core.autoreset_mode is not AutoresetMode.SAME_STEP:
-            raise ValueError(
-                "RoutingVecEnv needs an environment made with autoreset_mode='same_step', got "
-                f"{core.autoreset_mode.name.lower()!r}"
-            )
+        if (mode := core.config.autoreset_mode) != "same_step":
+            raise ValueError(f"RoutingVecEnv needs an environment made with autoreset_mode='same_step', got {mode!r}")
         self.spec = core.spec
         super().__init__(core.num_envs, core.single_observation_space, core.single_action_space)
         self._actions: Any = None

@@ -106,10 +106,7 @@ class TALR:
 
 
 class Throughput:
-    """Notes with what probability every instance of a batch takes every choice, and scales gradients by it.
-
-    Parameters that belong to no choice run for all and keep their rate.
-    """
+    """Notes with what probability every instance of a batch takes every choice, and scales their gradients by it."""
 
     def __init__(self, network: RoutedNetwork) -> None:
         choices = [(d, c) for d, decision in enumerate(network.decisions) for c in range(decision.n)]

@@ -88,7 +88,7 @@ class Seen(Mapping[str, Tensor]):
     @cached_property
     def choosing(self) -> Tensor:
         """`(B, M)` bool: the tensors that choose; none in rows that have left."""
-        return self.network.choosing(self.state)
+        return self.active.unsqueeze(1) if self.network.num_tensors == 1 else self.network.choosing(self.state)
 
     @cached_property
     def mask(self) -> Tensor:
@@ -208,10 +208,12 @@ def along(plan: Tensor) -> Decide:
     return decide
 
 
+@dataclasses.dataclass(eq=False)
 class Context:
     """Context of an observation; masks are computed when they are looked at.
 
     Attributes:
+        single: Masks are without the axis M.
         deterministic: The agent is being evaluated and should take its best action.
         carry: `(B, ...)` that the agent may set and gets back at the next decision of the episode; None at the first.
         begins: `(B,)` bool: rows whose episode begins here while others are under way; None where nobody's does, or
@@ -220,33 +222,27 @@ class Context:
             `"probabilities"` of the shape of `mask`.
     """
 
-    def __init__(
-        self,
-        seen: Seen | Known,
-        *,
-        single: bool = False,
-        deterministic: bool = False,
-        carry: Tensor | None = None,
-        begins: Tensor | None = None,
-    ) -> None:
-        self._seen, self._single = seen, single  # single: masks without the axis M
-        self.deterministic, self.carry, self.begins = deterministic, carry, begins
-        self.record: dict[str, Tensor] = {}
+    seen: Seen | Known = dataclasses.field(repr=False)
+    single: bool = False
+    deterministic: bool = False
+    carry: Tensor | None = None
+    begins: Tensor | None = None
+    record: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def active(self) -> Tensor:
         """`(B,)` bool: rows that are still in the network; what is chosen for the others is ignored."""
-        return self._seen.active
+        return self.seen.active
 
     @property
     def mask(self) -> Tensor:
         """`(B, A)` bool, `(B, M, A)` where the agent chooses for M tensors: legal choices."""
-        return self._seen.mask[:, 0] if self._single else self._seen.mask
+        return self.seen.mask[:, 0] if self.single else self.seen.mask
 
     @property
     def sole(self) -> int | None:
         """The decision at which all rows are, known without asking the device; None where they are spread."""
-        return self._seen.sole
+        return self.seen.sole
 
 
 @dataclasses.dataclass(frozen=True)

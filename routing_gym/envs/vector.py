@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups, subsample_first
-from routing_gym.envs.accept import accept_instances, accept_pair, accept_reset_options, spaces_of
+from routing_gym.envs.accept import Splits, accept_instances, accept_pair, accept_reset_options, spaces_of
 from routing_gym.envs.batch import Batch, Watch
 from routing_gym.envs.config import EnvConfig, PlainSpec, restored
 from routing_gym.envs.rewards import Rewards, RunningShare
@@ -24,7 +24,6 @@ from routing_gym.envs.training import BlocksTrainer
 from routing_gym.envs.turns import Manner, Seen, Turn
 from routing_gym.networks import RoutedNetwork, RoutingState
 from routing_gym.networks.actions import formed
-from routing_gym.tasks import MultiTaskDataset
 from routing_gym.tasks.checking import whole_number
 
 Observations = dict[str, Tensor]
@@ -102,13 +101,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
     spec: Any = PlainSpec()
 
-    def __init__(
-        self,
-        network: RoutedNetwork,
-        data: Mapping[str, MultiTaskDataset] | MultiTaskDataset,
-        num_envs: int = 1,
-        **options: Any,
-    ) -> None:
+    def __init__(self, network: RoutedNetwork, data: Splits, num_envs: int = 1, **options: Any) -> None:
         self.num_envs = num_envs = whole_number("num_envs", num_envs)
         self.config = config = EnvConfig.of("the environment", options)
         self._given = frozenset(options)
