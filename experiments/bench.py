@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 
 from routing_gym.envs import EnvConfig
-from routing_gym.envs.drive import PRECISIONS
 from routing_gym.experiments.benchmarks.block_skip import NETWORKS, measure_block_skip
 from routing_gym.experiments.benchmarks.convnet import convnet, measure_convnet
 from routing_gym.experiments.benchmarks.early_exit import (
@@ -104,7 +103,7 @@ class Bench(Pluggable):
         """Run it; return the exit status."""
         parts = known_names("parts", self.parts, PARTS)
         check_agents(self.agents)
-        precisions = known_names("dtype", self.dtype, PRECISIONS)
+        precisions = known_names("dtype", self.dtype, ("float32", "bfloat16"))
         at_least_one("rounds", self.rounds)
         for option in ("blocks", "batch", "threads"):
             if not getattr(self, option):

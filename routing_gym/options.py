@@ -17,29 +17,16 @@ def _field(default: Any, rule: str | Callable[[], Collection[str]], test: _Test)
     return dataclasses.field(default=default, metadata={_RULE: (rule, test)})
 
 
-def positive(default: float | None) -> Any:
-    """Option that is above 0 and finite."""
-    return _field(default, "be positive and finite", lambda value: 0 < value < float("inf"))
+def _number(rule: str, test: _Test) -> Callable[[float | None], Any]:
+    return lambda default: _field(default, rule, test)
 
 
-def not_negative(default: float | None) -> Any:
-    """Option that is at least 0 and finite."""
-    return _field(default, "be at least 0 and finite", lambda value: 0 <= value < float("inf"))
-
-
-def share(default: float | None) -> Any:
-    """Option in [0, 1]."""
-    return _field(default, "lie in [0, 1]", lambda value: 0 <= value <= 1)
-
-
-def rate(default: float | None) -> Any:
-    """Option in (0, 1]."""
-    return _field(default, "lie in (0, 1]", lambda value: 0 < value <= 1)
-
-
-def fraction(default: float | None) -> Any:
-    """Option in [0, 1)."""
-    return _field(default, "lie in [0, 1)", lambda value: 0 <= value < 1)
+# Each declares an option that is a number, with its default.
+positive = _number("be positive and finite", lambda value: 0 < value < float("inf"))
+not_negative = _number("be at least 0 and finite", lambda value: 0 <= value < float("inf"))
+share = _number("lie in [0, 1]", lambda value: 0 <= value <= 1)
+rate = _number("lie in (0, 1]", lambda value: 0 < value <= 1)
+fraction = _number("lie in [0, 1)", lambda value: 0 <= value < 1)
 
 
 def count(default: int | None, least: int = 1) -> Any:

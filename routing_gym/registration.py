@@ -53,8 +53,8 @@ def register_with_pettingzoo() -> None:
         return
     for kind, known in (("parallel", parallel_registry), ("aec", aec_registry)):
         for env_id in [env_id for env_id in ENV_IDS if env_id not in known]:
-            module = {"parallel": "parallel", "aec": "dispatched"}[kind]
-            register(kind, env_id, f"routing_gym.envs.{module}:make_routing_{kind}_env", kwargs=dict(ENV_IDS[env_id]))
+            entry_point = f"routing_gym.envs.pettingzoo:make_routing_{kind}_env"
+            register(kind, env_id, entry_point, kwargs=dict(ENV_IDS[env_id]))
 
 
 def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> None:

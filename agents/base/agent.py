@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from routing_gym.agents.base.checkpoint import origin_of, read, write
 from routing_gym.agents.base.learning import Report, learn
 from routing_gym.agents.parts.scores import legal_rows
-from routing_gym.agents.trained.classify import classify, eval_mode
+from routing_gym.agents.trained.classify import classify
+from routing_gym.blocks import eval_mode
 from routing_gym.envs import PRICED_MACS, Context, Known, Observation, RoutingVectorEnv, Trajectory, core_of, is_price
-from routing_gym.envs.rollout import is_single
+from routing_gym.envs.turns import is_single
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
 from routing_gym.networks.actions import of_one_tensor
@@ -214,7 +215,7 @@ class Agent(nn.Module, ABC):
         of_one = is_single(self, self.env.network)
         context = Context(known, single=of_one, deterministic=deterministic, carry=carry, begins=begins)
         # As while judging: what is predicted depends on no other row, and batch norms do not move.
-        with torch.no_grad(), eval_mode(self):
+        with torch.no_grad(), eval_mode(*([self] if self.training else [])):
             action = self.act(batch, context)
         if self.num_tensors == 1 and self.max_tensors is None:
             action = of_one_tensor(action)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from routing_gym.blocks import eval_mode
 from routing_gym.envs import Asked, Manner, take_turn
 from routing_gym.networks import RoutingState, Waiting
 from routing_gym.networks.state import COLUMNS
@@ -75,24 +74,11 @@ def route_out(
     price = agent.price_seen(k_cpt)
     generator = agent.generator.get_state()
     try:
-        with eval_mode(network, agent):
+        # Looking at every part takes longer than deciding once: what is in eval mode as a whole is not searched.
+        with eval_mode(*(module for module in (network, agent) if module.training)):
             return _route(agent, images, task, price)
     finally:
         agent.generator.set_state(generator)
-
-
-@contextmanager
-def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Let modules be in eval mode meanwhile; afterwards every part is in the mode it was in."""
-    # Looking at every part takes longer than deciding once, so that what is in eval mode as a whole is not searched.
-    training = [part for module in modules if module.training for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 _Group = tuple[RoutingState, Tensor | None]

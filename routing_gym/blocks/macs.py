@@ -19,16 +19,23 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 aten = torch.ops.aten
 
 
-def probe(module: nn.Module, run: Callable[[], Any]) -> Any:
-    """Call `run` with a module in eval mode and without a graph, and put it back as it was."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Let modules be in eval mode meanwhile; afterwards every part is in the mode it was in."""
+    modes = {part: part.training for module in modules for part in module.modules()}
     try:
-        with torch.no_grad():
-            return run()
+        for module in modules:
+            module.eval()
+        yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
+        for part, training in modes.items():
+            part.training = training
+
+
+def probe(module: nn.Module, run: Callable[[], Any]) -> Any:
+    """Call `run` with a module in eval mode and without a graph."""
+    with eval_mode(module), torch.no_grad():
+        return run()
 
 
 def count_macs(module: nn.Module, *inputs: Any) -> float:

@@ -1,4 +1,4 @@
-"""Checks of what comes from outside: networks, data, options of a reset."""
+"""What goes in and out: checks of networks, data and options of a reset; spaces of observations and actions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from routing_gym.networks import RoutedNetwork
@@ -14,7 +16,10 @@ from routing_gym.tasks import MultiTaskDataset
 from routing_gym.tasks.checking import to_tensor
 
 if TYPE_CHECKING:
+    from routing_gym.envs.config import EnvConfig
     from routing_gym.envs.vector import RoutingVectorEnv
+
+Splits = Mapping[str, MultiTaskDataset] | MultiTaskDataset
 
 
 def accept_network(given: Any) -> RoutedNetwork:
@@ -45,33 +50,48 @@ def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
     )
 
 
-def check_fit(network: RoutedNetwork, splits: Mapping[str, MultiTaskDataset]) -> None:
-    """Refuse data with more classes than a network has logits for, or images of another size."""
+def accept_pair(network: Any, data: Splits) -> tuple[RoutedNetwork, dict[str, MultiTaskDataset]]:
+    """Network and splits; data with more classes than the network has logits for, or other images, is refused."""
+    network, splits = accept_network(network), accept_splits(data)
     for split in splits.values():
         if network.num_classes < split.num_classes:
             raise ValueError(
                 f"{split.name} has {split.num_classes} classes, but the network gives logits for {network.num_classes}"
             )
+        has, own = f"{split.name} has images of shape {split.input_shape}", math.prod(split.input_shape)
         if network.input_shape not in (None, split.input_shape):
-            raise ValueError(
-                f"{split.name} has images of shape {split.input_shape}, the network takes {network.input_shape}"
-            )
+            raise ValueError(f"{has}, the network takes {network.input_shape}")
         numbers = getattr(network, "numbers_per_image", None)  # where it is these that matter, not the shape
-        if numbers not in (None, math.prod(split.input_shape)):
-            raise ValueError(
-                f"{split.name} has images of shape {split.input_shape}, {math.prod(split.input_shape)} numbers, the "
-                f"network takes {numbers}"
-            )
+        if numbers not in (None, own):
+            raise ValueError(f"{has}, {own} numbers, the network takes {numbers}")
+    return network, splits
+
+
+def spaces_of(network: RoutedNetwork, num_tasks: int, config: EnvConfig) -> tuple[spaces.Dict, spaces.Space]:
+    """Spaces of one instance: what is seen, and choices or weights, with a leading axis where M > 1 tensors choose."""
+    seen: dict[str, spaces.Space] = {
+        "activation": spaces.Box(-np.inf, np.inf, (network.observation_size,), np.float32),
+        "task": spaces.Discrete(num_tasks),
+        "depth": spaces.Discrete(len(network.decisions) + 1),
+    }
+    if config.price:
+        seen["price"] = spaces.Box(0.0, np.inf, (1,), np.float32)
+    tensors = (network.num_tensors,) if network.num_tensors > 1 else ()
+    acted: spaces.Space = spaces.Discrete(network.num_choices)
+    if config.action_type == "weights":
+        shared_out = any(decision.mixing == "outcome" for decision in network.decisions)
+        low, high = (0.0, 1.0) if shared_out else (-np.inf, np.inf)
+        acted = spaces.Box(low, high, (*tensors, network.num_choices), np.float32)
+    elif tensors:
+        acted = spaces.MultiDiscrete([network.num_choices] * network.num_tensors)
+    return spaces.Dict(seen), acted
 
 
 def accept_reset_options(options: Mapping[str, Any], env: RoutingVectorEnv) -> tuple[Tensor | None, Tensor | None]:
-    """Check the options of `RoutingVectorEnv.reset`: `reset_mask` and `instances`; each may be missing, or None.
-
-    Returns:
-        The rows to restart, None for all; and the rows of the data set to put there, None where they are drawn.
+    """Rows to restart, None for all, and rows of the data set to put there, None where they are drawn.
 
     Raises:
-        ValueError: An unknown option, or a mask or instances of the wrong form.
+        ValueError: Options of `RoutingVectorEnv.reset` that are unknown, or a mask or instances of the wrong form.
     """
     if not isinstance(options, Mapping):
         raise ValueError(f"reset options are 'reset_mask' and 'instances' by name, got {options!r}")
@@ -83,19 +103,13 @@ def accept_reset_options(options: Mapping[str, Any], env: RoutingVectorEnv) -> t
             )
         mask = to_tensor("reset_mask", options["reset_mask"]).to(env.device)
         if mask.dtype != torch.bool or mask.shape != (count,):
-            raise ValueError(
-                f"reset_mask must be bool of shape ({count},), got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
-        if not bool(mask.any()):
-            raise ValueError("reset_mask must name at least one row, got all False")
-        unfinished = mask & env.state.active & env.keeps_graph
-        if bool(unfinished.any()):
-            raise ValueError(
-                f"rows {unfinished.nonzero().flatten().tolist()} have not left the network: go on stepping, or reset "
-                "all rows"
-            )
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}"
+            raise ValueError(f"reset_mask must be bool of shape ({count},), got {got}")
         rows = mask.nonzero().flatten()
-        count = len(rows)
+        if not (count := len(rows)):
+            raise ValueError("reset_mask must name at least one row, got all False")
+        if unfinished := (mask & env.state.active & env.keeps_graph).nonzero().flatten().tolist():
+            raise ValueError(f"rows {unfinished} have not left the network: go on stepping, or reset all rows")
     instances = options.get("instances")
     if instances is not None:
         instances = accept_instances(instances, count, len(env.dataset), augmentations)
@@ -105,11 +119,7 @@ def accept_reset_options(options: Mapping[str, Any], env: RoutingVectorEnv) -> t
 
 
 def accept_instances(given: Any, count: int, num_rows: int, augmentations: int) -> Tensor:
-    """Check rows of a data set of `num_rows` that are asked for.
-
-    Raises:
-        ValueError: Not `count` integers in `[0, num_rows)`, or not each of them `augmentations` times in succession.
-    """
+    """Rows of a data set of `num_rows` that are asked for; anything but `count` of them is refused."""
     instances = to_tensor("instances", given)
     if instances.is_floating_point() or instances.dtype == torch.bool or instances.shape != (count,):
         raise ValueError(f"instances must be {count} integers, got {instances.dtype} of shape {tuple(instances.shape)}")

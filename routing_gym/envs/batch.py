@@ -1,67 +1,174 @@
-"""A batch of instances on its way: where they stand, where they left, their loss and reward."""
+"""A batch of instances on its way, the trajectory it leaves behind, and `rollout`, which drives it to the end."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.envs.drive import Decide, Manner, Seen, Turn, drive, take_turn
 from routing_gym.envs.rewards import Rewards
-from routing_gym.envs.rollout import SettledExit, Step, Trajectory
-from routing_gym.envs.talr import Throughput
-from routing_gym.networks import Exit, RoutedNetwork, RoutingState, accept_plan
+from routing_gym.envs.training import Throughput
+from routing_gym.envs.turns import Asked, Decide, Manner, Observation, Router, Seen, Turn, along, drive, take_turn
+from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState, accept_plan
+from routing_gym.networks.actions import of_one_tensor
+
+if TYPE_CHECKING:
+    from routing_gym.envs.vector import RoutingVectorEnv
 
 Watch = Callable[[Turn], None]
 """Called with every turn."""
 
 
+@dataclasses.dataclass
+class Step:
+    """One decision of every instance of a batch, in the form of the agent that made it.
+
+    Attributes:
+        observation: Detached unless the environment is differentiable; without an `activation` that the agent has not
+            looked at.
+        decision: `(B,)` int64; N for rows that had left.
+        active: `(B,)` bool: rows that decided here.
+        choosing: `(B, M)` bool: the tensors that chose; none in rows that had left.
+        action: Where masked choices are tolerated, after they were replaced.
+        reach: `(B,)` share of the instance that was at its decision, 0 for rows that had left.
+        rewards: `(B,)` for each term of the reward of the action itself, by name.
+        carry: `Context.carry` when it was made.
+        record: `Context.record`.
+    """
+
+    observation: Observation
+    decision: Tensor
+    active: Tensor
+    choosing: Tensor
+    action: Action
+    reach: Tensor
+    rewards: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    carry: Tensor | None = None
+    record: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def reward(self) -> Tensor:
+        """`(B,)` reward of the action itself, its terms summed anew: set it to replace them, do not write into it."""
+        return sum(self.rewards.values(), start=torch.zeros_like(self.reach))
+
+    @reward.setter
+    def reward(self, value: Tensor) -> None:
+        self.rewards = {"reward": value}
+
+
+@dataclasses.dataclass(frozen=True)
+class SettledExit(Exit):
+    """An exit with its cross-entropy, `loss (r,)`, with graph while training."""
+
+    loss: Tensor
+
+
+@dataclasses.dataclass
+class Trajectory:
+    """A batch of whole episodes.
+
+    Attributes:
+        steps: The decisions in the order they were made, at most N.
+        exits: Where the instances left.
+        task: `(B,)` int64.
+        instance: `(B,)` int64 row numbers in the data set.
+        label: `(B,)` int64.
+        price: `(B,)` cost of one multiply-accumulate.
+        final_rewards: `(B,)` for each term of the reward for leaving, by name.
+        correct: `(B,)` share of the instance that was classified right, 0 or 1 under hard routing.
+        loss: `(B,)` cross-entropy, summed over exits by weight, detached.
+        macs: `(B,)` executed multiply-accumulates.
+        expected_macs: `(B,)`, with graph where weights have one.
+    """
+
+    steps: list[Step]
+    exits: list[SettledExit]
+    task: Tensor
+    instance: Tensor
+    label: Tensor
+    price: Tensor
+    final_rewards: dict[str, Tensor]
+    correct: Tensor
+    loss: Tensor
+    macs: Tensor
+    expected_macs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    @property
+    def final_reward(self) -> Tensor:
+        """`(B,)` reward for leaving, the sum of its terms; whoever sets it replaces them."""
+        first, *others = self.final_rewards.values()
+        return sum(others, start=first)
+
+    @final_reward.setter
+    def final_reward(self, value: Tensor) -> None:
+        self.final_rewards = {"reward": value}
+
+    @property
+    def rewards(self) -> dict[str, Tensor]:
+        """`(B,)` of each term of the reward over the whole episode, by name."""
+        total = dict(self.final_rewards)
+        for step in self.steps:
+            for name, reward in step.rewards.items():
+                total[name] = total[name] + reward if name in total else reward
+        return total
+
+    def reward(self) -> Tensor:
+        """Sum of all rewards of each episode, `(B,)`."""
+        return sum((step.reward for step in self.steps if step.rewards), start=self.final_reward)
+
+    def returns(self, gamma: float = 1.0) -> Tensor:
+        """Returns R_i = r_final + Σ_{j≥i} γ^{j−i} r_j, `(steps, B)` (Rosenbaum et al. 2018, Algorithm 3)."""
+        if not any(step.rewards for step in self.steps):
+            return self.final_reward.expand(len(self.steps), -1)
+        rewards = torch.stack([step.reward for step in self.steps])
+        if gamma == 1:
+            return self.final_reward + rewards.flip(0).cumsum(0).flip(0)
+        for i in reversed(range(len(self.steps) - 1)):
+            rewards[i] += gamma * rewards[i + 1]
+        return self.final_reward + rewards
+
+
+@dataclasses.dataclass(eq=False)
 class Batch:
     """Instances that are routed together.
 
-    Args:
-        network: Routes them.
-        state: Where they stand at the beginning.
-        label: `(B,)` int64; rows may be restarted with others.
-        rewards: Terms of the reward.
-        manner: How the network is driven.
+    Attributes:
+        state: Where the instances stand.
+        label: `(B,)` int64.
         augmentation: `(B, P)` on the CPU, parameters drawn for each, or None.
         throughput: Of every choice, if learning rates are adjusted to it.
         statistics: Running statistics as they were at the beginning, if the network trains.
-
-    Attributes:
-        state: Where the instances stand.
-        exits: Where they left.
+        exits: Where the instances left.
         keeps_exits: Whether `exits` are kept; without a graph episodes that never end together would pile them up.
         watchers: Called with every turn.
         doubts: 0-dimensional bools, not read yet: something was not allowed.
     """
 
-    def __init__(
-        self,
-        network: RoutedNetwork,
-        state: RoutingState,
-        label: Tensor,
-        rewards: Rewards,
-        manner: Manner,
-        augmentation: Tensor | None = None,
-        throughput: Throughput | None = None,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.network, self.state, self.label, self.rewards, self.manner = network, state, label, rewards, manner
-        self.augmentation, self._throughput = augmentation, throughput
-        self.statistics: Mapping[str, Tensor] = statistics or {}
-        self.exits: list[SettledExit] = []
-        self.keeps_exits = manner.graph
-        self.watchers: Sequence[Watch] = ()
-        self.doubts: list[Tensor] = []
+    network: RoutedNetwork
+    state: RoutingState
+    label: Tensor
+    rewards: Rewards
+    manner: Manner
+    augmentation: Tensor | None
+    throughput: Throughput | None
+    statistics: Mapping[str, Tensor]
+    keeps_exits: bool
+    watchers: Sequence[Watch] = ()
+    exits: list[SettledExit] = dataclasses.field(default_factory=list)
+    doubts: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
         # Loss, correct, and the terms of the reward for leaving, in rows.
-        rows = 2 + len(rewards.names_at_exit)
-        self._outcome = torch.zeros(rows, len(label), dtype=torch.get_default_dtype(), device=label.device)
+        form = 2 + len(self.rewards.at_exit), len(self.label)
+        self._outcome = torch.zeros(form, dtype=torch.get_default_dtype(), device=self.label.device)
 
     @property
     def loss(self) -> Tensor:
@@ -83,33 +190,21 @@ class Batch:
         """0-dimensional bool, whether something was not allowed; None where nobody doubts it."""
         return functools.reduce(torch.logical_or, self.doubts) if self.doubts else None
 
-    def seen(self) -> Seen:
-        """Observation of the instances where they stand."""
-        return Seen(self.network, self.state, self.manner)
-
     def take(self, decide: Decide) -> tuple[Turn, dict[str, Tensor]]:
-        """Let one decision be made for every row; see `take_turn`.
-
-        Returns:
-            The turn, and the reward of its actions, `(B,)` for each term.
-        """
+        """Let one decision be made for every row, see `take_turn`; the reward of its actions is `(B,)` by term."""
         turn = take_turn(self.network, self.state, decide, self.manner)
         return turn, self._settle(turn)
 
     def drive(self, decide: Decide) -> Iterator[tuple[Turn, dict[str, Tensor]]]:
-        """Carry all rows out of the network, turn by turn; yields what `take` returns."""
+        """Carry all rows out of the network, turn by turn, see `take`."""
         for turn in drive(self.network, self.state, decide, self.manner):
             yield turn, self._settle(turn)
 
     def follow(self, plan: Tensor) -> list[tuple[Turn, dict[str, Tensor]]] | None:
-        """Carry all rows at once through a network that is `in_order`, by routes known beforehand.
+        """Carry all rows at once through a network that is `in_order`, by routes `(B, N)` known beforehand.
 
-        Args:
-            plan: `(B, N)` int64.
-
-        Returns:
-            The turns and rewards of `drive` with the same actions. None, and nothing done, where the plan is not legal:
-            step by step it is refused with a reason.
+        The turns and rewards are those of `drive` with the same actions. None, and nothing done, where the plan is not
+        legal: step by step it is refused with a reason.
         """
         network, manner = self.network, self.manner
         accepted = accept_plan(network, plan, first_legal=manner.first_legal, validate=manner.validate)
@@ -142,8 +237,8 @@ class Batch:
         self.state = dataclasses.replace(turn.after, exits=()) if turn.exits else turn.after
         if turn.doubtful is not None:
             self.doubts.append(turn.doubtful)
-        if self._throughput is not None and self.manner.graph:
-            self._throughput.note(turn)
+        if self.throughput is not None and self.manner.graph:
+            self.throughput.note(turn)
         for watch in self.watchers:
             watch(turn)
         return rewards
@@ -160,9 +255,11 @@ class Batch:
         value = loss.detach()
         correct = classified_right(exit.logits.detach(), label).to(value.dtype)
         columns = {"macs": turn.after.macs, "task": seen.task, "depth": seen.decision, "price": seen.cost}
-        values = {name: own(columns[name].detach()) for name in self.rewards.wanted_at_exit if name in columns}
+        wanted = {name for term in self.rewards.at_exit for name in term.wants}
+        values = {name: own(columns[name].detach()) for name in columns.keys() & wanted}
         values |= {"loss": value, "correct": correct, "label": label}
-        terms = self.rewards.at_exit(values, self.manner.validate)
+        check = self.manner.validate
+        terms = [term(values, len(value), check).to(value.dtype) for term in self.rewards.at_exit]
         return torch.stack([value, correct, *terms]).mul_(exit.weight.detach()), loss
 
     def restart(self, rows: Tensor, fresh: Batch) -> None:
@@ -178,7 +275,7 @@ class Batch:
 
     def block_loss(self) -> Tensor:
         """Mean over the batch of the cross-entropy, weighted over each instance's exits, with graph."""
-        return batch_loss([exit.weight for exit in self.exits], [exit.loss for exit in self.exits], len(self.label))
+        return batch_loss([(exit.weight, exit.loss) for exit in self.exits], len(self.label))
 
     def infos(self) -> dict[str, Tensor]:
         """Infos of instances that have left, `(B,)` each."""
@@ -187,7 +284,7 @@ class Batch:
 
     def trajectory(self, steps: list[Step]) -> Trajectory:
         """The whole episodes, given their decisions."""
-        state, names = self.state, self.rewards.names_at_exit
+        state = self.state
         return Trajectory(
             steps=steps,
             exits=list(self.exits),
@@ -195,7 +292,7 @@ class Batch:
             instance=state.instance,
             label=self.label,
             price=state.price,
-            final_rewards={name: self._outcome[row] for row, name in enumerate(names, 2)},
+            final_rewards={term.name: self._outcome[row] for row, term in enumerate(self.rewards.at_exit, 2)},
             correct=self.correct,
             loss=self.loss,
             macs=state.macs,
@@ -209,9 +306,9 @@ def classified_right(logits: Tensor, label: Tensor) -> Tensor:
     return logits.gather(1, own).squeeze(1) > logits.scatter(1, own, -torch.inf).amax(1)
 
 
-def batch_loss(weights: Iterable[Tensor], losses: Iterable[Tensor], batch: int) -> Tensor:
-    """Mean over a batch of each instance's cross-entropy, weighted over its exits."""
-    terms = [torch.dot(weight, loss) for weight, loss in zip(weights, losses, strict=True)]
+def batch_loss(exits: Sequence[tuple[Tensor, Tensor]], batch: int) -> Tensor:
+    """Mean over a batch of each instance's cross-entropy, by weights and losses `(r,)` of its exits."""
+    terms = [torch.dot(weight, loss) for weight, loss in exits]
     return sum(terms[1:], start=terms[0]) / batch
 
 
@@ -223,3 +320,52 @@ def _without(exit: SettledExit, gone: Tensor) -> SettledExit | None:
         return None
     parts = {name: getattr(exit, name)[kept] for name in ("logits", "loss", "weight")}
     return dataclasses.replace(exit, rows=rows[kept], **parts)
+
+
+def rollout(
+    router: Router, env: RoutingVectorEnv, *, instances: Tensor | None = None, deterministic: bool = False
+) -> Trajectory:
+    """Whole episodes of one batch of `env.num_envs` instances; those under way in the environment are given up.
+
+    The graph, where one is kept, stays with `env` for `train_blocks`.
+
+    Args:
+        router: Whoever decides.
+        env: The environment.
+        instances: `(num_envs,)` rows of the data set, each as often as the environment augments it; drawn by default.
+        deterministic: For the router.
+
+    Raises:
+        ValueError: An action that is not allowed. On a GPU it was replaced when it came, so as not to wait for it.
+    """
+    batch = env.begin(instances)
+    plan = router.plan(batch.state.task, deterministic) if hasattr(router, "plan") else None
+    asked, turns = Asked(router, env.network, deterministic), None
+    if plan is not None:
+        plan = _whole(plan, env)
+        turns = batch.follow(plan[..., 0]) if env.network.in_order else None
+    steps = []
+    for turn, rewards in turns or batch.drive(asked if plan is None else along(plan)):
+        seen, action = turn.seen, of_one_tensor(turn.action) if asked.single else turn.action
+        step = Step(seen, seen.decision, seen.active, seen.choosing, action, seen.reach, rewards)
+        if plan is None:
+            step.carry, step.record = asked.before, asked.context.record
+        steps.append(step)
+    if not batch.manner.graph and batch.doubts and bool(batch.doubtful):
+        raise ValueError("an action of this batch was out of range, masked or not finite: its results are void")
+    if env.rewards.of_probabilities:
+        env.rewards.give_for_probabilities(steps)
+    return batch.trajectory(steps)
+
+
+def _whole(plan: Any, env: RoutingVectorEnv) -> Tensor:
+    """A plan with the axis of tensors, `(B, N, M)`."""
+    if not isinstance(plan, Tensor) or plan.is_floating_point() or plan.dtype == torch.bool:
+        got = plan.dtype if isinstance(plan, Tensor) else type(plan).__name__
+        raise ValueError(f"a plan is a tensor of integers, or None, got {got}")
+    whole = (env.num_envs, len(env.network.decisions), env.network.num_tensors)
+    if tuple(plan.shape) == whole[:2] and whole[2] == 1:
+        return plan.unsqueeze(2)
+    if tuple(plan.shape) != whole:
+        raise ValueError(f"a plan has shape {whole if whole[2] > 1 else whole[:2]} here, got {tuple(plan.shape)}")
+    return plan

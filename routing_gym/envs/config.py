@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import Any, Literal
+import warnings
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from gymnasium.vector import AutoresetMode
 
-from routing_gym.envs.drive import Manner
 from routing_gym.envs.rewards import REWARDS
 from routing_gym.envs.training import OF_OPTIMIZATION, OPTIMIZERS, Optimization
+from routing_gym.envs.turns import Manner
+from routing_gym.forms import check_form
 from routing_gym.options import Options, count, fraction, named, not_negative, positive, share
 from routing_gym.tasks import MultiTaskDataset, ShuffledStream
+
+if TYPE_CHECKING:
+    from routing_gym.envs.vector import RoutingVectorEnv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,12 +179,7 @@ class EnvConfig(Options):
         return device
 
     def stream(self, dataset: MultiTaskDataset, num_envs: int) -> ShuffledStream:
-        """The order in which instances of a split are drawn.
-
-        Raises:
-            ValueError: `draw_tasks` names a task that is not there, or `augmentations` does not go with the split or
-                the number of instances routed together.
-        """
+        """The order in which instances of a split are drawn; `draw_tasks` and `augmentations` must go with it."""
         if self.augmentations > 1 and self.train and dataset.augmentation is None:
             raise ValueError(
                 f"augmentations={self.augmentations}: {dataset.name}, split {dataset.split!r} has no augmentation; an "
@@ -225,3 +227,44 @@ class PlainSpec:
 def is_price(value: Any) -> bool:
     """Whether a value can be the cost of one multiply-accumulate: a number of at least 0 that is finite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple[EnvConfig, ShuffledStream]:
+    """Put the saved blocks, their optimiser and running shares back into an environment.
+
+    Options of the optimisation that were `given` when it was made stay (with a `schedule` its `schedule_epochs`), the
+    others become those of the state; a warning tells what differs. Where anything is refused, nothing has changed.
+
+    Returns:
+        Its options and its order of instances from here on.
+    """
+    check_form(state, {"blocks": dict, "stream": dict, "share": env.rewards.share.total}, "env")
+    saved, config = state["blocks"].get("optimization"), env.config
+    check_form(saved, dict.fromkeys(OF_OPTIMIZATION, object), "blocks.optimization")
+    try:
+        before = EnvConfig.of("the environment", dict(saved))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"blocks.optimization: {error}") from error
+    if before.optimizer != config.optimizer:
+        raise ValueError(
+            f"the blocks were trained with optimizer={before.optimizer!r}, here it is {config.optimizer!r}: make the "
+            f"environment with optimizer={before.optimizer!r}"
+        )
+    bound = {*given, "schedule_epochs"} if "schedule" in given else given
+    taken, told = {}, []
+    for option in OF_OPTIMIZATION:
+        values = (getattr(part, option) for part in (config, before))
+        here, there = (tuple(value) if isinstance(value, list) else value for value in values)
+        if here != there and option in bound:
+            told.append(f"{option}={here!r}, as asked for here, instead of {there!r}, as saved")
+        elif here != there:
+            taken[option] = there
+            told.append(f"{option}={there!r}, as saved, instead of {here!r}, the default")
+    config = dataclasses.replace(config, **taken)
+    stream = copy.deepcopy(env.stream)
+    stream.load_state_dict(state["stream"])
+    env.trainer.load_state_dict(state["blocks"], config.optimization(len(env.dataset), env.num_envs))
+    env.rewards.share.total = state["share"].to(env.device, copy=True)
+    if told:
+        warnings.warn(f"the blocks go on with {'; '.join(told)}", stacklevel=3)
+    return config, stream

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from routing_gym.envs.batch import classified_right
-from routing_gym.envs.rollout import Step, Trajectory, rollout
+from routing_gym.blocks import eval_mode
+from routing_gym.envs.batch import Trajectory, classified_right, rollout
+from routing_gym.envs.routes import sizes
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
-from routing_gym.networks import RoutedNetwork, actions
+from routing_gym.networks import RoutedNetwork
 from routing_gym.tasks.checking import whole_number
 
 EVALUATION_BATCH = 1024
@@ -97,8 +98,7 @@ def evaluate(
             several prices being dealt out in the same way each time.
 
     Raises:
-        ValueError: A price that nobody is shown, or one that is negative; an agent of another environment; a split that
-            is not there.
+        ValueError: A price that nobody is shown or that is negative, an agent of another environment, an unknown split.
     """
     core = core_of(env)
     if not callable(getattr(router, "act", None)):
@@ -106,11 +106,8 @@ def evaluate(
     if not isinstance(split, str) or split not in core.datasets:
         raise ValueError(f"split must be one of {sorted(core.datasets)}, got {split!r}")
     size = min(whole_number("batch_size", batch_size), len(core.datasets[split]))
-    for attribute, here in (
-        ("num_tasks", core.dataset.num_tasks),
-        ("num_decisions", len(core.network.decisions)),
-        ("num_choices", core.network.num_choices),
-    ):
+    sizes_here = {"num_tasks": core.dataset.num_tasks, "num_decisions": len(core.network.decisions)}
+    for attribute, here in {**sizes_here, "num_choices": core.network.num_choices}.items():
         if getattr(router, attribute, here) != here:
             raise ValueError(f"the agent has {attribute} {getattr(router, attribute)}, this environment {here}")
     if k_cpt is not None and not core.config.price:
@@ -125,8 +122,7 @@ def evaluate(
 
     # One decision more, for rows that have left.
     places = (len(network.decisions) + 1, num_choices)
-    routes = torch.zeros(num_tasks, *places, dtype=torch.int64, device=device)
-    routes_by_label = torch.zeros(num_classes, *places, dtype=torch.int64, device=device)
+    routes = torch.zeros(num_tasks, num_classes, *places, dtype=torch.int64, device=device)
     # In float64 so that the order in which batches come makes no difference that anyone could see.
     weights = torch.zeros(num_tasks, *places, dtype=torch.float64, device=device)
     arrived = torch.zeros(places[0], dtype=torch.int64, device=device)
@@ -138,16 +134,15 @@ def evaluate(
         columns.append(torch.stack([batch.correct, batch.loss, batch.macs, spent])[:, kept])
         rows = torch.arange(size, device=device)
         used = torch.zeros(size, *places, dtype=torch.bool, device=device)
-        sizes = torch.zeros(size, *places, dtype=torch.float64, device=device)
+        weighed = torch.zeros(size, *places, dtype=torch.float64, device=device)
         for step in batch.steps:
-            own = _weights(step, num_choices)
+            own = sizes(step.action, step.choosing, num_choices)
             used[rows, step.decision] = own > 0
-            sizes[rows, step.decision] = (own * step.reach.unsqueeze(1)).double()
+            weighed[rows, step.decision] = (own * step.reach.unsqueeze(1)).double()
             arrived += torch.bincount(step.decision[kept], minlength=places[0])
         task, label = batch.task[kept], batch.label[kept]
-        routes.index_put_((task,), used[kept].long(), accumulate=True)
-        routes_by_label.index_put_((label,), used[kept].long(), accumulate=True)
-        weights.index_put_((task,), sizes[kept], accumulate=True)
+        routes.index_put_((task, label), used[kept].long(), accumulate=True)
+        weights.index_put_((task,), weighed[kept], accumulate=True)
         left, right = (column[kept] for column in _departures(batch, num_choices))
         exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
         paths.update(map(tuple, used[kept, :-1].flatten(1).unique(dim=0).tolist()))
@@ -166,22 +161,18 @@ def evaluate(
         macs=float(macs.mean()),
         router_macs=float(spent.mean()),
         task_macs=per_task(macs),
-        blocks_used=int((routes.sum(0)[:-1] > 0).sum()),
+        blocks_used=int((routes.sum((0, 1))[:-1] > 0).sum()),
         paths=len(paths),
-        live_paths=(routes.sum((0, 2)).double() / arrived.clamp(min=1))[:-1].cpu(),
-        routes=routes[:, :-1].cpu(),
-        routes_by_label=routes_by_label[:, :-1].cpu(),
+        live_paths=(routes.sum((0, 1, 3)).double() / arrived.clamp(min=1))[:-1].cpu(),
+        routes=routes.sum(1)[:, :-1].cpu(),
+        routes_by_label=routes.sum(0)[:, :-1].cpu(),
         weights=weights[:, :-1].cpu(),
         exits=exits.cpu(),
     )
 
 
 def macs_of(router: Any, network: RoutedNetwork) -> list[float]:
-    """Multiply-accumulates that whoever decides spends on each decision.
-
-    Raises:
-        ValueError: Its `macs` gives something else.
-    """
+    """Multiply-accumulates that whoever decides spends on each decision; refused where its `macs` gives no numbers."""
     spent = [router.macs(number) if hasattr(router, "macs") else 0.0 for number in range(len(network.decisions))]
     for number, macs in enumerate(spent):
         if not (isinstance(macs, int | float | np.number) and 0 <= macs < float("inf")):
@@ -192,36 +183,26 @@ def macs_of(router: Any, network: RoutedNetwork) -> list[float]:
 
 @torch.no_grad()
 def route_split(router: Any, env: RoutingVectorEnv, deterministic: bool = True) -> Iterator[tuple[Trajectory, slice]]:
-    """Route every instance of an environment's split once, in eval mode.
+    """Route every instance of the split of an environment made with `train=False` once, in eval mode.
 
     Modes and random numbers of network and router are as before in the end.
-
-    Args:
-        router: An agent, or anything with `act(observation, context)`.
-        env: One made with `train=False`.
-        deterministic: Whether the router takes its best action.
 
     Yields:
         Batches in the order of the split: the episodes, and which of them count, since the last batch is filled up
         from the front.
     """
     rows, size = len(env.dataset), env.num_envs
-    modules = [env.network, *([router] if isinstance(router, nn.Module) else [])]
-    modes = [{part: part.training for part in module.modules()} for module in modules]
     generator: torch.Generator | None = getattr(router, "generator", None)
     drawn = None if generator is None else generator.get_state()
     try:
-        for module in modules:
-            module.eval()
-        for start in range(0, rows, size):
-            instances = torch.arange(start, start + size).remainder(rows)
-            yield rollout(router, env, instances=instances, deterministic=deterministic), slice(min(size, rows - start))
+        with eval_mode(*(part for part in (env.network, router) if isinstance(part, nn.Module))):
+            for start in range(0, rows, size):
+                instances = torch.arange(start, start + size).remainder(rows)
+                batch = rollout(router, env, instances=instances, deterministic=deterministic)
+                yield batch, slice(min(size, rows - start))
     finally:
         if generator is not None and drawn is not None:
             generator.set_state(drawn)  # judging an agent must not change how it goes on
-        for mode in modes:
-            for part, training in mode.items():
-                part.training = training
 
 
 def _departures(batch: Trajectory, num_choices: int) -> tuple[Tensor, Tensor]:
@@ -235,12 +216,3 @@ def _departures(batch: Trajectory, num_choices: int) -> tuple[Tensor, Tensor]:
         left[rows] = torch.where(larger, exit.decision * num_choices + exit.choice, left[rows])
         right[rows] = torch.where(larger, classified_right(exit.logits, label[rows]), right[rows])
     return left, right
-
-
-def _weights(step: Step, num_choices: int) -> Tensor:
-    """Size of the weight that the tensors that chose gave to each choice together, `(B, A)`."""
-    action = step.action
-    if isinstance(action, tuple):
-        action = action[0], action[1].abs()
-    sizes = actions.dense(action, num_choices).abs().view(len(step.decision), -1, num_choices)
-    return (sizes * step.choosing.unsqueeze(-1)).sum(1)

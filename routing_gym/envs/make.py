@@ -12,7 +12,7 @@ import numpy as np
 
 import routing_gym.tasks as tasks
 from routing_gym.blocks import first_weights
-from routing_gym.envs.accept import accept_network, accept_splits
+from routing_gym.envs.accept import Splits, accept_network, accept_splits
 from routing_gym.envs.config import EnvConfig
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
@@ -42,19 +42,14 @@ def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDatase
     """Make data known under a name, for `register_env` and `make_routing_vector_env(dataset=name)`.
 
     Args:
-        name: Its name.
+        name: A name that does not belong to other data.
         builder: Returns the splits by name, at least `train` and `test`; its keyword-only parameters are options of the
             environments that use it.
-
-    Raises:
-        ValueError: The name belongs to other data.
     """
     claim(DATASETS, "data set", name, builder)
 
 
 OF_ENV = {field.name for field in dataclasses.fields(EnvConfig)}
-
-Splits = Mapping[str, MultiTaskDataset] | MultiTaskDataset
 
 
 def known_options(dataset: str | Splits, network: str | RoutedNetwork) -> set[str]:
@@ -101,10 +96,9 @@ def make_routing_vector_env(
     """
     options = {option: _plain(value) for option, value in options.items()}
     num_blocks, num_tasks, seed = _plain(num_blocks), _plain(num_tasks), _plain(seed)
-    if isinstance(dataset, str) and dataset not in DATASETS:
-        raise ValueError(f"unknown data set {dataset!r}; known are {', '.join(sorted(DATASETS))}")
-    if isinstance(network, str) and network not in NETWORKS:
-        raise ValueError(f"unknown network {network!r}; known are {', '.join(sorted(NETWORKS))}")
+    for kind, name, there in (("data set", dataset, DATASETS), ("network", network, NETWORKS)):
+        if isinstance(name, str) and name not in there:
+            raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(sorted(there))}")
     network = network if isinstance(network, str) else accept_network(network)
     of_data, of_network = _options(dataset, DATASETS), _options(network, NETWORKS)
     known = known_options(dataset, network)
@@ -113,14 +107,14 @@ def make_routing_vector_env(
             options = _without_options_of_others(kind, builders, options, known)
     if unknown := sorted(set(options) - known):
         raise unexpected("this environment", unknown[0], known)
-    for hints in (of_data, of_network):
-        check_types("this environment", hints, options)
+    check_types("this environment", of_data, options)
+    check_types("this environment", of_network, options)
+    of_core = {"seed": seed, **{name: value for name, value in options.items() if name in OF_ENV}}
     if num_tasks is not None:
         num_tasks = whole_number("num_tasks", num_tasks)
-    of_core = {"seed": seed, **{name: value for name, value in options.items() if name in OF_ENV}}
+        if "num_tasks" in of_data:
+            options["num_tasks"] = num_tasks  # synthetic data is made for as many as are asked for
     EnvConfig.of("the environment", of_core)  # before anything is read or built
-    if num_tasks is not None and "num_tasks" in of_data:
-        options["num_tasks"] = num_tasks  # synthetic data is made for as many as are asked for
     if isinstance(dataset, str):
         data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
     else:
@@ -152,11 +146,7 @@ def make_routing_env(**options: Any) -> RoutingEnv:
 def _without_options_of_others(
     kind: str, builders: Mapping[str, Any], options: dict[str, Any], known: set[str]
 ) -> dict[str, Any]:
-    """Leave out what an id says about the data or network that has been replaced by a finished one.
-
-    Raises:
-        ValueError: The caller gives such an option: a finished one has none.
-    """
+    """Leave out what an id says about the data or network that has been replaced by a finished one."""
     others = {option for name in builders for option in _options(name, builders)} - known
     registered = [spec.kwargs for spec in gymnasium.registry.values() if kind in spec.kwargs]
     for option in sorted(others & set(options)):

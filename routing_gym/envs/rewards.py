@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.envs.drive import Turn
-from routing_gym.envs.rollout import Step
+from routing_gym.envs.turns import Turn
 from routing_gym.networks import NotFiniteError, claim
-from routing_gym.networks.actions import of_one_tensor
+from routing_gym.networks.actions import dense, of_one_tensor
 
 if TYPE_CHECKING:
+    from routing_gym.envs.batch import Step
     from routing_gym.envs.config import EnvConfig
 
 At = Literal["exit", "action"]
@@ -32,13 +32,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RewardTerm:
-    """A named term of the reward.
-
-    Attributes:
-        function: `f(**values)`, of the values named in `wants`, gives it.
-        at: `"exit"` or `"action"`.
-        ours: Whether it needs no checking.
-    """
+    """A named term of the reward: `function(**values)`, of the values named in `wants`; `ours` need no checking."""
 
     name: str
     function: Callable[..., Tensor]
@@ -49,17 +43,10 @@ class RewardTerm:
     def __call__(
         self, values: Mapping[str, Any], rows: int, check: bool | None, active: Tensor | None = None
     ) -> Tensor:
-        """Reward of r rows, `(r,)`.
-
-        Args:
-            values: `(r, ...)` each; at least those it wants.
-            rows: r.
-            check: Read whether it is finite.
-            active: `(r,)` bool: the rows of which it counts, 0 elsewhere.
+        """Reward `(r,)` of r rows by their values, `(r, ...)` each, 0 where they are not `active`.
 
         Raises:
-            ValueError: Something else than a number for each row, or a value has been written into.
-            NotFiniteError: A number that is not finite.
+            ValueError: Not a number for each row, one that is not finite (`check`), or a value has been written into.
         """
         given = {name: values[name] for name in self.wants}
         if self.ours:
@@ -127,98 +114,63 @@ def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exi
 
 
 class RunningShare:
-    """Share of each choice in all that was decided at its decision, as a running average.
-
-    Fed with ones for what was chosen it gives the historical frequency of a block, fed with a policy's probabilities
-    its average historical probability. Where M tensors choose, their choices are counted together.
-    """
+    """Share of each choice in all choices, or probabilities, at its decision so far; those of M tensors together."""
 
     def __init__(self, num_decisions: int, num_choices: int, device: torch.device) -> None:
         # One row more, for instances that have left: it stays empty.
         self.total = torch.zeros(num_decisions + 1, num_choices, dtype=torch.float64, device=device)
 
     def of(self, decision: Tensor, choice: Tensor, choosing: Tensor) -> Tensor:
-        """Share of each row's choice, `(B,)`; 0 before anything was decided.
-
-        Args:
-            decision: `(B,)` int64.
-            choice: `(B, M)` int64.
-            choosing: `(B, M)` bool: which tensors chose; the mean over them is returned, 0 where none did.
-        """
+        """Share `(B,)` of choices `(B, M)` at decisions `(B,)`, the mean over the tensors that chose, `(B, M)` bool."""
         share = (self.total / self.total.sum(-1, keepdim=True).clamp(min=1e-12)).to(torch.get_default_dtype())
         shares = share[decision].gather(1, choice) * choosing
         return shares.sum(1) / choosing.sum(1).clamp(min=1)
 
-    def count_choices(self, decision: Tensor, choice: Tensor, choosing: Tensor) -> None:
-        """Add the choices of the tensors that chose; arguments as of `of`."""
-        place = (decision.unsqueeze(1).expand(choice.shape), choice)
+    def count(self, decision: Tensor, weights: Tensor, choosing: Tensor) -> None:
+        """Add probabilities, `(B, A)` or `(B, M, A)`, or ones for what was chosen, of the tensors that chose."""
+        each = weights.detach().to(self.total.dtype).view(*choosing.shape, self.total.shape[1])
         # index_put, because index_add is not the same twice on a GPU
-        self.total.index_put_(place, choosing.to(self.total.dtype), accumulate=True)
-
-    def count_probabilities(self, decision: Tensor, probabilities: Tensor, choosing: Tensor) -> None:
-        """Add the probabilities, `(B, A)` or `(B, M, A)`, of the tensors that chose."""
-        each = probabilities.detach().to(self.total.dtype).view(len(decision), -1, self.total.shape[1])
         self.total.index_put_((decision,), (each * choosing.unsqueeze(-1)).sum(1), accumulate=True)
 
 
 class Rewards:
-    """Terms of the reward of an environment.
+    """Terms of the reward of an environment: `final_reward`, those of `rewards`, and two more.
 
-    - `final_reward` and the other terms of `rewards`.
     - `price`: minus the price of the multiply-accumulates of an action.
-    - `collaboration` (Rosenbaum et al. 2018, section 3.1.1): ρ times how often the block has been taken, as its
-      historical frequency, or as its average historical probability under the agents' policies, of what went before
-      the batch.
+    - `collaboration` (Rosenbaum et al. 2018, section 3.1.1): ρ times how often the block has been taken before the
+      batch, as its historical frequency or its average historical probability under the agents' policies.
 
     Attributes:
         share: Of all choices so far.
         priced: Whether multiply-accumulates cost anything.
-        names_at_exit: Names of the terms for leaving, the final reward first.
-        wanted_at_exit: Values that these ask for.
+        at_exit: The terms for leaving, the final reward first.
         of_actions: Whether actions have a reward of their own, as far as that is known when they are done.
         of_probabilities: Whether the collaboration reward needs the probabilities that agents record.
     """
 
     def __init__(self, config: EnvConfig, share: RunningShare) -> None:
         terms = [REWARDS[name] for name in (config.final_reward, *config.rewards)]
-        self._at_exit = [term for term in terms if term.at == "exit"]
+        self.at_exit = [term for term in terms if term.at == "exit"]
         self._at_action = [term for term in terms if term.at == "action"]
         self.priced, self._rho, self.share = any(config.prices), config.rho, share
         self._frequency = bool(config.rho) and config.collaboration == "frequency"
         self.of_probabilities = bool(config.rho) and config.collaboration == "probability"
         self.of_actions = self.priced or self._frequency or bool(self._at_action)
-        self.names_at_exit = [term.name for term in self._at_exit]
-        self.wanted_at_exit = {name for term in self._at_exit for name in term.wants}
 
     def of_turn(self, turn: Turn, check: bool | None = True) -> dict[str, Tensor]:
-        """Reward of every action, `(B,)` for each term, 0 for rows that had left; choices are counted.
-
-        Args:
-            turn: The turn.
-            check: Read whether a user's terms are finite.
-        """
-        rewards: dict[str, Tensor] = {}
-        seen = turn.seen
-        own = self._of_terms(turn, check) if self._at_action else {}  # before anything is counted: they may be refused
-        if self.priced:
-            rewards["price"] = -seen.cost * turn.macs
+        """Reward of every action, `(B,)` for each term, 0 for rows that had left; choices are counted."""
+        seen, action = turn.seen, of_one_tensor(turn.action) if turn.seen.network.num_tensors == 1 else turn.action
+        values = {"macs": turn.macs, "action": action, "task": seen.task, "price": seen.cost, "depth": seen.decision}
+        values["reach"] = seen.reach
+        # Before anything is counted: they may be refused.
+        own = {term.name: term(values, len(seen.task), check, seen.active) for term in self._at_action}
+        rewards = {"price": -seen.cost * turn.macs} if self.priced else {}
         if self._frequency:
             assert isinstance(turn.action, Tensor)
             where = seen.decision, turn.action, seen.choosing
             rewards["collaboration"] = self._rho * self.share.of(*where)
-            self.share.count_choices(*where)
+            self.share.count(seen.decision, dense(turn.action, self.share.total.shape[1]), seen.choosing)
         return rewards | own
-
-    def _of_terms(self, turn: Turn, check: bool | None) -> dict[str, Tensor]:
-        seen, action = turn.seen, of_one_tensor(turn.action) if turn.seen.network.num_tensors == 1 else turn.action
-        values: dict[str, Any] = {"macs": turn.macs, "action": action, "task": seen.task, "price": seen.cost}
-        values |= {"depth": seen.decision, "reach": seen.reach}
-        return {term.name: term(values, len(seen.task), check, seen.active) for term in self._at_action}
-
-    def at_exit(self, values: Mapping[str, Tensor], check: bool | None = True) -> list[Tensor]:
-        """Rewards for leaving, `(r,)` for each of `names_at_exit`; arguments as of `RewardTerm`."""
-        loss = values["loss"]
-        return [term(values, len(loss), check).to(loss.dtype) for term in self._at_exit]
 
     def give_for_probabilities(self, steps: Sequence[Step]) -> None:
         """Add the probability form of the collaboration reward to the steps of a batch that have recorded theirs."""
@@ -231,4 +183,4 @@ class Rewards:
                 bonus = self.share.of(step.decision, step.action.view(step.choosing.shape), step.choosing)
                 step.rewards["collaboration"] = self._rho * bonus
         for step in known:
-            self.share.count_probabilities(step.decision, step.record["probabilities"], step.choosing)
+            self.share.count(step.decision, step.record["probabilities"], step.choosing)

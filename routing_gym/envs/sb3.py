@@ -10,12 +10,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
-from torch import Tensor
 
 from routing_gym.envs.evaluation import EVALUATION_BATCH
-from routing_gym.envs.spaces import to_numpy
+from routing_gym.envs.single import to_numpy
 from routing_gym.envs.vector import core_of
 
 Indices = None | int | Iterable[int]
@@ -31,8 +29,7 @@ class RoutingVecEnv(VecEnv):
 
     Args:
         env: An id, or an environment of routing_gym in mode `"same_step"`, or a face of one.
-        num_envs: Instances routed together, where an id is given.
-        options: Options of the environment, where an id is given.
+        num_envs: Instances routed together, where an id is given, as are `options` of the environment.
 
     Attributes:
         core: The environment this is a face of.
@@ -48,11 +45,8 @@ class RoutingVecEnv(VecEnv):
         elif num_envs is not None or options:
             raise ValueError("num_envs and options are for ids: an environment that is handed over has its own already")
         self.core = core = core_of(env)
-        if core.autoreset_mode is not AutoresetMode.SAME_STEP:
-            raise ValueError(
-                "RoutingVecEnv needs an environment made with autoreset_mode='same_step', got "
-                f"{core.autoreset_mode.name.lower()!r}"
-            )
+        if (mode := core.config.autoreset_mode) != "same_step":
+            raise ValueError(f"RoutingVecEnv needs an environment made with autoreset_mode='same_step', got {mode!r}")
         self.spec = core.spec
         super().__init__(core.num_envs, core.single_observation_space, core.single_action_space)
         self._actions: Any = None
@@ -65,11 +59,7 @@ class RoutingVecEnv(VecEnv):
         return to_numpy(observation)
 
     def set_options(self, options: Any = None) -> None:
-        """Set the options of the next reset, those of `RoutingVectorEnv.reset`; they are of all rows together.
-
-        Raises:
-            ValueError: A list of options, one for each row.
-        """
+        """Set the options of the next reset, those of `RoutingVectorEnv.reset`; they are of all rows together."""
         if not (options is None or isinstance(options, dict)):
             raise ValueError(f"options must be one dictionary for all rows, got {type(options).__name__}")
         self._options = [dict(options or {})] * self.num_envs
@@ -79,11 +69,7 @@ class RoutingVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Take one decision per row; rows that leave are restarted.
-
-        Returns:
-            Observations, `(num_envs,)` float32 rewards, `(num_envs,)` bool, and infos.
-        """
+        """Take one decision per row; rows that leave are restarted. Rewards `(num_envs,)` are float32."""
         observation, reward, terminated, _, info = self.core.step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if "illegal_action" in info:
@@ -100,22 +86,14 @@ class RoutingVecEnv(VecEnv):
 
     def action_masks(self) -> np.ndarray:
         """Legal choices, bool, `(num_envs, A)`, `(num_envs, M * A)` where M tensors choose."""
-        mask: Tensor = self.core.network.action_mask(self.core.state)
-        return mask.reshape(self.num_envs, -1).cpu().numpy()
+        return self.core.action_mask().reshape(self.num_envs, -1).cpu().numpy()
 
     def eval_env(self, num_envs: int | None = None, split: str = "test") -> VecMonitor:
-        """An environment over the same network for `evaluate_policy` and `EvalCallback`.
+        """An environment over the same network for `evaluate_policy` and `EvalCallback`, which trains no blocks.
 
-        Whoever is judged there is judged with the blocks as they are by then, and they are not trained. Every reset
-        begins the split in the same order, so that `n_eval_episodes=len(eval_env.core.dataset)` judges each instance
-        once where all leave at the same depth. Rewards are final rewards and prices, without the collaboration reward.
-
-        Args:
-            num_envs: Instances routed together; by default the largest divisor of the split's size up to 1024.
-            split: Name of the split.
-
-        Raises:
-            ValueError: There is no such split.
+        Every reset begins the split in the same order, so that `n_eval_episodes=len(eval_env.core.dataset)` judges each
+        instance once where all leave at the same depth. There is no collaboration reward. `num_envs` is the largest
+        divisor of the split's size up to 1024 by default.
         """
         size = len(self.core.datasets[split]) if split in self.core.datasets else 1
         rows = num_envs or next(rows for rows in range(min(size, EVALUATION_BATCH), 0, -1) if size % rows == 0)
@@ -128,21 +106,13 @@ class RoutingVecEnv(VecEnv):
         return [getattr(owner, attr_name)] * len(self._rows(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
-        """Set an attribute of the environment.
-
-        Raises:
-            ValueError: For some rows only.
-        """
+        """Set an attribute of the environment, of all rows together."""
         if len(self._rows(indices)) != self.num_envs:
             raise ValueError(f"rows have no attributes of their own: set {attr_name!r} for all of them")
         setattr(self.core, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any) -> list:
-        """Call `action_masks` or `render`, row by row.
-
-        Raises:
-            AttributeError: Another method.
-        """
+        """Call `action_masks` or `render`, row by row."""
         if method_name not in ("action_masks", "render"):
             raise AttributeError(
                 f"rows have the methods 'action_masks' and 'render', got {method_name!r}: what concerns all rows is a "
@@ -164,7 +134,6 @@ class RoutingVecEnv(VecEnv):
         self.core.close()
 
     def _pictures(self) -> Sequence[Any]:
-        """Route of each row as a line, or the routing map."""
         return self.core.render() or (None,) * self.num_envs
 
     def _rows(self, indices: Indices) -> list[int]:

@@ -10,24 +10,17 @@ import torch
 from torch import Tensor
 
 from routing_gym.envs.config import PlainSpec
-from routing_gym.envs.spaces import to_numpy
 from routing_gym.envs.vector import RoutingVectorEnv
 
 
 class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
-    """One instance on its way through a routed network: a view of `RoutingVectorEnv` with a single row.
-
-    ## Description
-    See `RoutingVectorEnv`.
+    """One instance on its way through a routed network: a view of `RoutingVectorEnv` with a single row, see there.
 
     ## Action Space
     `Discrete(A)` (`MultiDiscrete` or `Box` as in `RoutingVectorEnv`). `action_masks()` gives the mask too.
 
     ## Observation Space
     `Dict(activation=Box(D,), task=Discrete(T), depth=Discrete(N + 1))`, and `price=Box(1,)` where `EnvConfig` says so.
-
-    ## Rewards
-    As in `RoutingVectorEnv`.
 
     ## Starting State
     One instance, drawn uniformly from the split.
@@ -98,10 +91,9 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         return {key: column[0].astype(np.int64 if column.ndim == 1 else np.float32) for key, column in rows}
 
     def _info(self, batch: dict[str, Any]) -> dict[str, Any]:
-        self._mask = batch["action_mask"][0].to(torch.int8).cpu().numpy()
-        if self._ended:
-            # Of the instance that has just left, everything is legal and ignored.
-            self._mask = np.ones_like(self._mask)
+        mask = batch["action_mask"][0]
+        # Of the instance that has just left, everything is legal and ignored.
+        self._mask = (mask | self._ended).to(torch.int8).cpu().numpy()
         told = batch.get("final_info", {}) if self._ended else {}
         if "illegal_action" in batch:
             told = {"illegal_action": batch["illegal_action"], **told}
@@ -111,3 +103,12 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         """Route as a line (`"ansi"`) or the routing map so far (`"rgb_array"`)."""
         frames = self.core.render()
         return None if frames is None else frames[0]
+
+
+def to_numpy(value: Any) -> Any:
+    """Tensors, in dicts and tuples too, as numpy arrays on the CPU; masks as int8, which `Discrete.sample` takes."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, dict):
+        return {key: to_numpy(part.to(torch.int8) if key == "action_mask" else part) for key, part in value.items()}
+    return tuple(map(to_numpy, value)) if isinstance(value, tuple) else value

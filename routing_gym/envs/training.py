@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import SGD, Adam, AdamW, PartlyUsed, UsedOnly
-from routing_gym.envs.talr import Throughput
+from routing_gym.blocks import SGD, Adam, AdamW, OwnedParameter, PartlyUsed, UsedOnly
+from routing_gym.envs.turns import Turn
 from routing_gym.forms import check_form, check_optimizer
-from routing_gym.networks import RoutedNetwork
+from routing_gym.networks import RoutedNetwork, actions
 
 OPTIMIZERS: dict[str, Callable[..., UsedOnly]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
 
@@ -67,6 +67,87 @@ OF_OPTIMIZATION = tuple(field.name for field in dataclasses.fields(Optimization)
 """Fields that are options of the environment."""
 
 
+class TALR:
+    """Wraps the step of an optimiser: the gradient of every layer is multiplied by 1 / √(mean over the batch of p²).
+
+    p is the probability with which an instance is routed through the layer (Eqs. 11-16, divided by the batch's size: a
+    layer that all pass for certain keeps its rate). However little a layer is used, its updates then vary as much as if
+    all instances passed it. The gradients are scaled and not the rates, as in the authors' code: with momentum that is
+    not quite the same, and optimisers that divide by the size of the gradient, as Adam does, undo it. A parameter may
+    belong to several layers; every passage through one of them counts then.
+    """
+
+    def __init__(self, layers: Sequence[Sequence[OwnedParameter]]) -> None:
+        places: dict[tuple[int, int | None], tuple[OwnedParameter, list[int]]] = {}
+        for number, layer in enumerate(layers):
+            for owned in layer:
+                places.setdefault((id(owned.parameter), owned.index), (owned, []))[1].append(number)
+        self._layers = len(layers)
+        # Parameters of the same layers are scaled by the same number.
+        together: dict[tuple[int, ...], list[OwnedParameter]] = {}
+        for owned, numbers in places.values():
+            together.setdefault(tuple(numbers), []).append(owned)
+        self._groups = list(together.items())
+
+    @torch.no_grad()
+    def scale(self, throughput: Tensor) -> None:
+        """Scale the gradients, between backward pass and step, by a throughput `(layers,)`: means of p².
+
+        Where it is 0 no instance passed, and there is no gradient to scale.
+        """
+        if throughput.shape != (self._layers,):
+            raise ValueError(f"expected the throughput of {self._layers} layers, got {tuple(throughput.shape)}")
+        for numbers, owned in self._groups:
+            passed = throughput[list(numbers)].sum()
+            factor = torch.where(passed > 0, passed, torch.ones_like(passed)).rsqrt()
+            for parameter in owned:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+
+class Throughput:
+    """Notes with what probability every instance of a batch takes every choice, and scales their gradients by it."""
+
+    def __init__(self, network: RoutedNetwork) -> None:
+        choices = [(d, c) for d, decision in enumerate(network.decisions) for c in range(decision.n)]
+        self._talr = TALR([network.parameters_of(*choice) for choice in choices])
+        self._decision, self._choice = map(list, zip(*choices, strict=True))
+        self._form = (len(network.decisions) + 1, network.num_choices)
+        self._passed: Tensor | None = None
+
+    def begin(self, rows: Tensor | None = None) -> None:
+        """Forget the batch, or some rows of it, which begin anew."""
+        if rows is None or self._passed is None:
+            self._passed = None
+        else:
+            self._passed.index_fill_(0, rows, 0)
+
+    @torch.no_grad()
+    def note(self, turn: Turn) -> None:
+        """Add a decision of every row: weights are probabilities; of M tensors any may take a choice."""
+        seen = turn.seen
+        if self._passed is None:
+            self._passed = seen.reach.new_zeros(len(seen.reach), *self._form)
+        weights = actions.dense(turn.action, self._form[1]).detach().abs()
+        if weights.ndim == 3 and weights.shape[1] == 1:
+            weights = weights[:, 0]
+        elif weights.ndim == 3:
+            weights = 1 - (1 - (weights * seen.choosing.unsqueeze(-1)).clamp(max=1)).prod(1)
+        rows = torch.arange(len(weights), device=weights.device)
+        passed = seen.reach.unsqueeze(1) * weights.to(seen.reach.dtype)
+        self._passed.index_put_((rows, seen.decision), passed, accumulate=True)
+
+    def of_decisions(self) -> Tensor:
+        """Mean over the batch of p², `(N,)`, p the probability with which an instance is at a decision."""
+        assert self._passed is not None
+        return self._passed[:, :-1].sum(-1).square().mean(0)
+
+    def scale(self) -> None:
+        """Scale the gradients of the network by this batch's throughput."""
+        assert self._passed is not None
+        self._talr.scale(self._passed.square().mean(0)[self._decision, self._choice])
+
+
 class BlocksTrainer:
     """Owns the optimiser of a network's parameters.
 
@@ -107,8 +188,7 @@ class BlocksTrainer:
             doubtful: 0-dimensional bool: something of this batch was not allowed.
 
         Raises:
-            TrainingDivergedError: The loss or a gradient is not finite, or the batch is doubtful. All three are read
-                at once, after the backward pass.
+            TrainingDivergedError: The loss or a gradient is not finite, or the batch is doubtful; all read at once.
         """
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for parameter in trained:
@@ -121,12 +201,9 @@ class BlocksTrainer:
             self.throughput.scale()
         sound = finite_gradients(trained, loss.detach())
         if not bool(sound if doubtful is None else sound & ~doubtful):
+            what = "an action was out of range, masked or not finite" if bool(sound) else "a gradient is not finite"
             if not bool(loss.detach().isfinite()):
                 what = f"the loss is {float(loss.detach())}"
-            elif not bool(sound):
-                what = "a gradient is not finite"
-            else:
-                what = "an action was out of range, masked or not finite"
             for name, statistic in noted.items():
                 self._statistics[name].copy_(statistic)
             self.optimizer.zero_grad(set_to_none=True)
@@ -182,11 +259,7 @@ class BlocksTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any], optimization: Optimization) -> None:
-        """Put saved parameters into the network and go on with the saved optimiser.
-
-        Args:
-            state: What `state_dict` gave.
-            optimization: How to go on; where it differs from the saved one, the optimiser follows.
+        """Put saved parameters into the network and go on with the saved optimiser, from here on by `optimization`.
 
         Raises:
             ValueError: The state is of another network or optimiser. Nothing has changed then.
@@ -212,6 +285,5 @@ class BlocksTrainer:
 def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Tensor:
     """Whether all gradients, and some other 0-dimensional numbers, are finite: a 0-dimensional bool."""
     # A sum is not finite where one of its terms is not.
-    sums = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
-    terms = [*others, *sums]
+    terms = [*others, *(parameter.grad.sum() for parameter in parameters if parameter.grad is not None)]
     return torch.stack(terms).sum().isfinite() if terms else torch.tensor(True)

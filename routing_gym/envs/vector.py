@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Self
 
@@ -15,20 +15,15 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.blocks import allow_small_groups, subsample_first
-from routing_gym.envs.accept import accept_instances, accept_network, accept_reset_options, accept_splits, check_fit
+from routing_gym.envs.accept import Splits, accept_instances, accept_pair, accept_reset_options, spaces_of
 from routing_gym.envs.batch import Batch, Watch
-from routing_gym.envs.config import EnvConfig, PlainSpec
-from routing_gym.envs.drive import Manner, Turn
-from routing_gym.envs.render import Pictures
-from routing_gym.envs.replay import Replayer
-from routing_gym.envs.restore import restored
+from routing_gym.envs.config import EnvConfig, PlainSpec, restored
 from routing_gym.envs.rewards import Rewards, RunningShare
-from routing_gym.envs.routes import RouteLog
-from routing_gym.envs.spaces import action_space, observation_space
+from routing_gym.envs.routes import Pictures, Replayer, RouteLog
 from routing_gym.envs.training import BlocksTrainer
+from routing_gym.envs.turns import Manner, Seen, Turn
 from routing_gym.networks import RoutedNetwork, RoutingState
 from routing_gym.networks.actions import formed
-from routing_gym.tasks import MultiTaskDataset
 from routing_gym.tasks.checking import whole_number
 
 Observations = dict[str, Tensor]
@@ -106,24 +101,17 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
     spec: Any = PlainSpec()
 
-    def __init__(
-        self,
-        network: RoutedNetwork,
-        data: Mapping[str, MultiTaskDataset] | MultiTaskDataset,
-        num_envs: int = 1,
-        **options: Any,
-    ) -> None:
+    def __init__(self, network: RoutedNetwork, data: Splits, num_envs: int = 1, **options: Any) -> None:
         self.num_envs = num_envs = whole_number("num_envs", num_envs)
         self.config = config = EnvConfig.of("the environment", options)
         self._given = frozenset(options)
-        network, splits = accept_network(network), accept_splits(data)
+        network, splits = accept_pair(network, data)
         if config.split not in splits:
             raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
         self.render_mode = config.render_mode
         self.datasets = {name: dataset.to(config.torch_device) for name, dataset in splits.items()}
         self.dataset = self.datasets[config.split]
         self.device = self.dataset.device
-        check_fit(network, splits)
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
         allow_small_groups(subsample_first(self.network))
@@ -131,20 +119,20 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
         self.rewards = Rewards(config, RunningShare(len(network.decisions), network.num_choices, self.device))
         self._prices = torch.tensor(config.prices, dtype=torch.get_default_dtype(), device=self.device)
-        self.single_observation_space = observation_space(network, self.dataset.num_tasks, config.price)
-        self.single_action_space = action_space(network, config.action_type)
+        self.single_observation_space, self.single_action_space = spaces_of(network, self.dataset.num_tasks, config)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.autoreset_mode = AutoresetMode[config.autoreset_mode.upper()]
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         # Replaying waits for the device anyway, to know who has left.
-        automatic = self.device.type == "cpu" or config.replays
-        self.validates = automatic if config.validate is None else config.validate or config.replays
-        self._stepping = config.manner(self.keeps_graph, config.replays, self.validates)
-        self._rolling_out = config.manner(config.train, False, self.validates)
+        asked = self.device.type == "cpu" if config.validate is None else config.validate
+        validates = asked or config.replays
+        self._stepping = config.manner(config.train and not config.replays, config.replays, validates)
+        self._rolling_out = config.manner(config.train, False, validates)
+        replaying = Manner(graph=True, precision=config.precision)
         self._log: RouteLog | None = None
         if config.replays or self.render_mode == "ansi":
             self._log = RouteLog(network, num_envs, config.action_type == "weights", self.device)
-        self._replayer = Replayer(self.network, self.dataset, self.trainer, config.replay_batch, config.precision)
+        self._replayer = Replayer(self.dataset, self.trainer, config.replay_batch, replaying)
         self.pictures = Pictures(network, self.dataset.num_tasks, num_envs, self.device)
         drawing: dict[str | None, Watch] = {"rgb_array": self.pictures.count, "ansi": self._draw_routes}
         self.watchers = [drawing[self.render_mode]] if self.render_mode else []
@@ -159,7 +147,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     @property
     def keeps_graph(self) -> bool:
         """Whether steps keep the graph that `train_blocks` needs."""
-        return self.config.train and not self.config.replays
+        return self._stepping.graph
 
     @property
     def batch(self) -> Batch:
@@ -183,9 +171,6 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             options: `reset_mask`, `(num_envs,)` bool: restart only these rows (while a graph is held, only rows that
                 have left). `instances`, `(restarted,)` integers: rows of the data set, instead of drawn ones.
 
-        Returns:
-            Observations, and infos with `action_mask`.
-
         Raises:
             ValueError: A mask or instances of the wrong form, or an unfinished row while a graph is held.
         """
@@ -199,14 +184,10 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self._begin(self._stepping, instances)
         if self.render_mode == "ansi":
             self._draw_routes()
-        return self.observe(), {"action_mask": self._mask()}
+        return self.observe(), {"action_mask": self.action_mask()}
 
     def begin(self, instances: Tensor | None = None) -> Batch:
-        """Begin a batch for whoever drives it to the end, see `rollout`; the one under way is given up.
-
-        Args:
-            instances: `(num_envs,)` int64 rows of the data set, each as often as it is augmented; drawn by default.
-        """
+        """Begin a batch for whoever drives it to the end, see `rollout`; the one under way is given up."""
         if instances is not None:
             instances = accept_instances(instances, self.num_envs, len(self.dataset), self.config.augmentations)
         batch = self._begin(self._rolling_out, instances)
@@ -238,7 +219,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         with manner.forward_pass(self.device, manner.graph):
             state = self.network.start(pixels, task, instance=drawn, price=prices.expand(count))
         label, throughput = self.dataset.label.index_select(0, drawn), self.trainer.throughput
-        return Batch(self.network, state, label, self.rewards, manner, augmentation, throughput, statistics)
+        own = augmentation, throughput, statistics
+        return Batch(self.network, state, label, self.rewards, manner, *own, keeps_exits=manner.graph)
 
     def _restart(self, rows: Tensor, instances: Tensor | None = None) -> None:
         """Put new instances into some rows, `(r,)` int64; what the others are doing goes on."""
@@ -255,12 +237,12 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     def observe(self) -> Observations:
         """Observation of all rows."""
-        observation = dict(self.batch.seen())
+        observation = Seen(self.network, self.state, self.batch.manner)
         # Outsiders may write into what they are given.
-        return {key: value.clone() for key, value in observation.items()} if self.config.replays else observation
+        return {key: value.clone() if self.config.replays else value for key, value in observation.items()}
 
-    def _mask(self) -> Tensor:
-        """Legal choices now, `(num_envs, A)`, `(num_envs, M, A)` where M > 1."""
+    def action_mask(self) -> Tensor:
+        """Legal choices now, `(num_envs, A)` bool, `(num_envs, M, A)` where M > 1."""
         mask = self.network.action_mask(self.state)
         return mask[:, 0] if self.network.num_tensors == 1 else mask
 
@@ -316,7 +298,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
                 self._restart(rows)
                 observation = self.observe()
             self._replayer.train()  # last, so that a loss that is no number finds everything in its place
-        infos["action_mask"] = self._mask()
+        infos["action_mask"] = self.action_mask()
         return observation, reward, left, torch.zeros_like(left), infos
 
     def train_blocks(
@@ -355,8 +337,6 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         batch.statistics = self.trainer.begin()  # rows restarted from here on belong to a new batch
         return loss.detach()
 
-    # ------------------------------------------------------------------------------------------------------- the rest
-
     def sibling(self, num_envs: int, **options: Any) -> Self:
         """Another environment over the same network and data, of another size and with some options changed."""
         config = {**dataclasses.asdict(self.config), "augmentations": 1, **options}  # its rows may not come in versions
@@ -381,11 +361,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self._replayer.clear()
 
     def render(self) -> tuple[Any, ...] | None:
-        """Route of each row in a line (`"ansi"`), or the routing map for each (`"rgb_array"`), or None.
-
-        The map, `(H, W, 3)` uint8, is one for all and shows all that was decided so far: a column per task, a row per
-        decision.
-        """
+        """Route of each row in a line (`"ansi"`), the `routing_map` of all so far for each (`"rgb_array"`), or None."""
         return None if self.render_mode is None else self.pictures.draw(self.render_mode)
 
     def _draw_routes(self, turn: Turn | None = None) -> None:

@@ -13,10 +13,9 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
-from routing_gym.envs.drive import Turn
-from routing_gym.envs.render import taken
-from routing_gym.envs.routes import RouteLog
-from routing_gym.envs.spaces import to_numpy
+from routing_gym.envs.routes import RouteLog, taken
+from routing_gym.envs.single import to_numpy
+from routing_gym.envs.turns import Turn
 from routing_gym.envs.vector import core_of
 
 
@@ -27,10 +26,7 @@ class _PerEpisode(VectorWrapper, ABC):
         super().__init__(env)
         self.core = core_of(env)
         # Rows that wait for a reset: in mode "disabled", where they go on being `terminated`, and in "next_step".
-        self._idle = self._no_row()
-
-    def _no_row(self) -> Tensor:
-        return torch.zeros(self.num_envs, dtype=torch.bool, device=self.core.device)
+        self._idle = torch.zeros(self.num_envs, dtype=torch.bool, device=self.core.device)
 
     @abstractmethod
     def _begin(self, rows: Tensor) -> None:
@@ -40,7 +36,7 @@ class _PerEpisode(VectorWrapper, ABC):
         """Reset all rows, or those of `options["reset_mask"]`."""
         returned = super().reset(seed=seed, options=options)
         mask = (options or {}).get("reset_mask")
-        rows = ~self._no_row() if mask is None else torch.as_tensor(mask, device=self.core.device)
+        rows = torch.ones_like(self._idle) if mask is None else torch.as_tensor(mask, device=self.core.device)
         self._idle = self._idle & ~rows
         self._begin(rows)
         return returned
@@ -59,9 +55,9 @@ class _PerEpisode(VectorWrapper, ABC):
 class RecordEpisodeStatistics(_PerEpisode):
     """Return, length and time of every episode when it ends, on a `RoutingVectorEnv` whose step returns tensors.
 
-    Infos are as of Gymnasium's wrapper of this name, in tensors on the device: `info["episode"]` holds `r`, the sum of
-    rewards, `l`, the number of decisions, and `t`, the seconds since the episode began, `(num_envs,)` each, zeros in
-    rows that did not end; `info["_episode"]` says which did.
+    As Gymnasium's wrapper of this name, on the device: `info["episode"]` holds `r`, the sum of rewards, `l`, the number
+    of decisions, and `t`, the seconds since the episode began, `(num_envs,)` each, zeros in rows that did not end;
+    `info["_episode"]` says which did.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -82,11 +78,8 @@ class RecordEpisodeStatistics(_PerEpisode):
         self._length = self._length + (~self._idle).to(torch.int64)
         ended = self._note_end(terminated)
         if "loss" in infos:  # an episode has ended: known without asking the device
-            lasted = time.perf_counter() - self._since
-            infos["episode"] = {
-                key: torch.where(ended, value, 0)
-                for key, value in (("r", self._return), ("l", self._length), ("t", lasted))
-            }
+            values = {"r": self._return, "l": self._length, "t": time.perf_counter() - self._since}
+            infos["episode"] = {key: torch.where(ended, value, 0) for key, value in values.items()}
             infos["_episode"] = ended
             if self.core.autoreset_mode is AutoresetMode.SAME_STEP:
                 self._begin(ended)
@@ -108,10 +101,10 @@ class RecordRoutes(_PerEpisode):
     def __init__(self, env: VectorEnv, keep: bool = False) -> None:
         super().__init__(env)
         network, weights = self.core.network, self.core.config.action_type == "weights"
-        decisions, choices = len(network.decisions) + 1, network.num_choices  # the last for rows that have left
+        places = len(network.decisions) + 1, network.num_choices  # the last for rows that have left
         dtype = torch.get_default_dtype() if weights else torch.int64
-        self._under_way = torch.zeros(self.num_envs, decisions, choices, dtype=dtype, device=self.core.device)
-        self._counts = self._under_way.new_zeros(self.core.dataset.num_tasks, decisions, choices)
+        self._under_way = torch.zeros(self.num_envs, *places, dtype=dtype, device=self.core.device)
+        self._counts = self._under_way.new_zeros(self.core.dataset.num_tasks, *places)
         self._row = torch.arange(self.num_envs, device=self.core.device)
         self.core.watchers.append(self._watch)
         self._turn: Turn | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from routing_gym.blocks import (
     allow_small_groups,
     conv2d,
     counting,
+    eval_mode,
     plain,
     probe,
     static_copy,
@@ -99,21 +99,17 @@ class _Tracer(fx.Tracer):
 
 def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
     """Graph of a module; one that cannot be traced or computes something else while it is trained is refused."""
-
-    def in_both_modes(deep: bool) -> list[fx.Graph]:
-        with torch.enable_grad():  # as it will be trained: code may ask for it
-            return [_Tracer(layers, deep).trace(module.train(mode)) for mode in (True, False)]
-
     failure: Exception | None = None
-    for deep in (True, False):
-        try:
-            trains, judges = probe(module, partial(in_both_modes, deep))
-        except Exception as error:
-            failure = error
-            continue
-        if str(trains) == str(judges):
-            return trains
-        failure = None
+    with eval_mode(module), torch.enable_grad():  # as it will be trained: code may ask for it
+        for deep in (True, False):
+            try:
+                trains, judges = (_Tracer(layers, deep).trace(module.train(mode)) for mode in (True, False))
+            except Exception as error:
+                failure = error
+                continue
+            if str(trains) == str(judges):
+                return trains
+            failure = None
     if failure is not None:
         raise ValueError(f"the module cannot be traced by torch.fx, so it cannot be routed: {failure}") from failure
     raise ValueError(

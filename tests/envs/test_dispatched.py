@@ -9,7 +9,7 @@ from toys import TREE, ExitTree, Gates, Planted, planted_env, quick, toy_env
 
 import routing_gym
 from routing_gym.envs import core_of
-from routing_gym.envs.dispatched import RoutingAECEnv
+from routing_gym.envs.pettingzoo import RoutingAECEnv
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

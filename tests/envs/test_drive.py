@@ -34,10 +34,9 @@ def calls_of(name):
 
 
 def test_only_a_turn_advances():
-    assert list(calls_of("advance")) == ["routing_gym/envs/drive.py"]
+    assert list(calls_of("advance")) == ["routing_gym/envs/turns.py"]
     assert set(calls_of("follow")) <= {
         "routing_gym/envs/batch.py",  # whole routes, beside the turns they stand for
-        "routing_gym/envs/rollout.py",
         "routing_gym/networks/route.py",
         "agents/trained/reshape.py",  # one task's route
     }

@@ -18,7 +18,7 @@ from toys import TREE, ExitTree, Gates, Planted, planted_env, quick, toy_env
 
 import routing_gym
 from routing_gym.envs import core_of
-from routing_gym.envs.parallel import RoutingParallelEnv
+from routing_gym.envs.pettingzoo import RoutingParallelEnv
 from routing_gym.networks import RoutedMLP
 from routing_gym.registration import register_with_pettingzoo
 
@@ -195,10 +195,9 @@ def test_routing_gym_can_do_without_pettingzoo(monkeypatch):
     monkeypatch.setitem(sys.modules, "pettingzoo", None)
     register_with_pettingzoo()
     gymnasium.make("routing_gym/SyntheticMTL-v0").reset()
-    for face in ("parallel", "dispatched"):
-        monkeypatch.delitem(sys.modules, f"routing_gym.envs.{face}", raising=False)
-        with pytest.raises(ImportError, match=r"pip install 'routing_gym\[pettingzoo\]'"):
-            importlib.import_module(f"routing_gym.envs.{face}")
+    monkeypatch.delitem(sys.modules, "routing_gym.envs.pettingzoo", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'routing_gym\[pettingzoo\]'"):
+        importlib.import_module("routing_gym.envs.pettingzoo")
 
 
 RLLIB = """

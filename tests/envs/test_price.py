@@ -10,8 +10,7 @@ from toys import TREE, ExitTree, planted_env, small_env, toy_data, toy_env
 import routing_gym
 from routing_gym.agents import add_task, make_agent
 from routing_gym.envs import rollout
-from routing_gym.envs.dispatched import RoutingAECEnv
-from routing_gym.envs.parallel import RoutingParallelEnv
+from routing_gym.envs.pettingzoo import RoutingAECEnv, RoutingParallelEnv
 from routing_gym.envs.sb3 import RoutingVecEnv
 from routing_gym.networks import RoutedMLP
 from routing_gym.testing import check_vector_env

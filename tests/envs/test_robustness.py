@@ -312,7 +312,7 @@ def snapshot(env):
         *(tensor for group in env.state.waiting.values() for tensor in (*group.activation, group.reach)),
         *(outcome.loss, outcome.correct, outcome.final_reward, outcome.label),
         env.rewards.share.total,
-        *(() if log is None else (log.decision, log.action, log.length)),
+        *(() if log is None else (log.action, log.choosing, log.visited)),
     ]
     routes = sum(map(len, env._replayer._waiting))
     return [t.tolist() if isinstance(t, torch.Tensor) else t for t in tensors], routes, env.trainer.instances

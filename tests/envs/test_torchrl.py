@@ -7,7 +7,7 @@ import torch
 from toys import TREE, ExitTree, planted_env, quick, toy_env
 
 import routing_gym
-from routing_gym.envs.parallel import RoutingParallelEnv
+from routing_gym.envs.pettingzoo import RoutingParallelEnv
 
 pytest.importorskip("torchrl", reason="TorchRL is not installed: pip install 'routing_gym[torchrl]'")
 

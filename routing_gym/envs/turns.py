@@ -1,4 +1,7 @@
-"""The one way through a network: who decides is asked, the action is checked, the chosen blocks run, until all left."""
+"""The one way through a network: who decides is asked, the action is checked, the chosen blocks run, until all left.
+
+`Seen` is what a batch looks like at a decision, `Turn` what came of it, and `Context` what a router is told besides.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +19,8 @@ from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState, acce
 PRICED_MACS = 1e7
 """`observation["price"]` is the cost of so many multiply-accumulates."""
 
-PRECISIONS = ("float32", "bfloat16")
-"""Precisions of `Manner`."""
+Observation = Mapping[str, Tensor]
+"""`activation (B, D)`, `task (B,)`, `depth (B,)`: the decision each row waits at, N for rows that have left."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +30,7 @@ class Manner:
     Attributes:
         graph: Keep the graph of the forward pass.
         differentiable: Keep the graph of observations too.
-        precision: `"float32"`; or `"bfloat16"`, in which products and convolutions are computed, by `torch.autocast`:
-            parameters and their gradients stay float32.
+        precision: `"float32"`, or `"bfloat16"` for `torch.autocast`: parameters and their gradients stay float32.
         price: Show the price of computation.
         action_type: `"discrete"` or `"weights"`, if only one of them will do.
         first_legal: Replace a masked integer choice by the first legal one.
@@ -46,11 +48,10 @@ class Manner:
 
     def forward_pass(self, device: torch.device, graph: bool) -> AbstractContextManager:
         """Context in which a network runs; not for a backward pass, nor for what is computed from its logits."""
-        grad = torch.set_grad_enabled(graph)
         if self.precision == "float32":
-            return grad
+            return torch.set_grad_enabled(graph)
         both = ExitStack()
-        both.enter_context(grad)
+        both.enter_context(torch.set_grad_enabled(graph))
         both.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
         return both
 
@@ -58,14 +59,11 @@ class Manner:
 class Seen(Mapping[str, Tensor]):
     """Observation of a batch at a decision, with what goes with it.
 
-    A mapping: `activation (B, D)`, `task (B,)`, `depth (B,)` (the decision each row waits at,
-    N for rows that have left) and, where it is shown, `price (B, 1)`. Activations and masks are computed when they are
-    first asked for; once the batch has gone on, only those that somebody has looked at are left.
+    A mapping, as `Observation` says, with `price (B, 1)` where it is shown. Activations and masks are computed when
+    they are first asked for; once the batch has gone on, only those that somebody has looked at are left.
 
     Attributes:
-        sole: The decision at which all rows wait, in order, known without asking the device; None where they are
-            spread, or some have left.
-        task: `(B,)` int64.
+        sole: The decision all rows wait at, in order, known on the host; None where they are spread or some have left.
         cost: `(B,)` price of one multiply-accumulate.
         decision: `(B,)` int64, N for rows that have left.
         active: `(B,)` bool: rows that are in the network.
@@ -82,11 +80,7 @@ class Seen(Mapping[str, Tensor]):
 
     @property
     def state(self) -> RoutingState:
-        """Where the rows stand.
-
-        Raises:
-            LookupError: They have gone on.
-        """
+        """Where the rows stand, while they do."""
         if self._state is None:
             raise LookupError("the batch has gone on from here: what was not looked at in time cannot be seen any more")
         return self._state
@@ -168,16 +162,11 @@ class Turn(NamedTuple):
 Decide = Callable[[Seen], Any]
 """Whoever decides: returns an action for all rows, see `accept`."""
 
-QUIETLY = Manner()
-"""Without a graph."""
+QUIETLY = Manner()  # without a graph
 
 
 def take_turn(network: RoutedNetwork, state: RoutingState, decide: Decide, manner: Manner = QUIETLY) -> Turn:
-    """Let one decision be made for every row of a batch, some of which wait, and carry all of them on by it.
-
-    Raises:
-        ValueError: An action that is not allowed. `state` is as it was.
-    """
+    """Let one decision be made for every row of a batch, some of which wait, and carry all of them on by it."""
     seen = Seen(network, state, manner)
     given = decide(seen)
     for key, (value, version) in seen.looked_at.items():
@@ -217,3 +206,88 @@ def along(plan: Tensor) -> Decide:
         return plan[rows, seen.decision.clamp(max=plan.shape[1] - 1)]
 
     return decide
+
+
+@dataclasses.dataclass(eq=False)
+class Context:
+    """Context of an observation; masks are computed when they are looked at.
+
+    Attributes:
+        single: Masks are without the axis M.
+        deterministic: The agent is being evaluated and should take its best action.
+        carry: `(B, ...)` that the agent may set and gets back at the next decision of the episode; None at the first.
+        begins: `(B,)` bool: rows whose episode begins here while others are under way; None where nobody's does, or
+            everybody's (`carry` is None then).
+        record: Tensors that the agent wants to find again in the trajectory; the collaboration reward needs
+            `"probabilities"` of the shape of `mask`.
+    """
+
+    seen: Seen | Known = dataclasses.field(repr=False)
+    single: bool = False
+    deterministic: bool = False
+    carry: Tensor | None = None
+    begins: Tensor | None = None
+    record: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def active(self) -> Tensor:
+        """`(B,)` bool: rows that are still in the network; what is chosen for the others is ignored."""
+        return self.seen.active
+
+    @property
+    def mask(self) -> Tensor:
+        """`(B, A)` bool, `(B, M, A)` where the agent chooses for M tensors: legal choices."""
+        return self.seen.mask[:, 0] if self.single else self.seen.mask
+
+    @property
+    def sole(self) -> int | None:
+        """The decision at which all rows are, known without asking the device; None where they are spread."""
+        return self.seen.sole
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What `Seen` knows, `active (B,)`, `mask (B, M, A)` and `sole`, of an observation that has come from outside."""
+
+    active: Tensor
+    mask: Tensor
+    sole: int | None = None
+
+
+class Router(Protocol):
+    """Anything that decides."""
+
+    def act(self, observation: Observation, context: Context) -> Action:
+        """Action of every row."""
+
+
+def is_single(router: Any, network: RoutedNetwork) -> bool:
+    """Whether a router sees no axis M: where M = 1, all but those who say that they choose for any number."""
+    return network.num_tensors == 1 and getattr(router, "max_tensors", 1) is not None
+
+
+class Asked:
+    """A router that is asked at every decision of a batch: `Decide`.
+
+    Attributes:
+        single: Whether it sees no axis M.
+        carry: `Context.carry` for the next decision, `before` for the last one.
+        context: Context of the last one.
+    """
+
+    before: Tensor | None
+    context: Context
+
+    def __init__(
+        self, router: Router, network: RoutedNetwork, deterministic: bool, carry: Tensor | None = None
+    ) -> None:
+        self.router, self.deterministic, self.carry = router, deterministic, carry
+        self.single = is_single(router, network)
+
+    def __call__(self, seen: Seen) -> Action:
+        """Action of every row."""
+        self.before = self.carry
+        self.context = Context(seen, single=self.single, deterministic=self.deterministic, carry=self.carry)
+        action = self.router.act(seen, self.context)
+        self.carry = self.context.carry
+        return action
