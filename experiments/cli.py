@@ -26,6 +26,7 @@ from routing_gym.experiments.engine.settings import Command, UsageError
 from routing_gym.experiments.engine.stopping import heeding_signals
 from routing_gym.experiments.listing import List
 from routing_gym.experiments.new_agent import NewAgent
+from routing_gym.experiments.report import Report
 from routing_gym.experiments.reproduce import Reproduce
 from routing_gym.experiments.sweep import Sweep
 from routing_gym.experiments.train import Evaluate, Train
@@ -60,6 +61,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "train": Train,
     "sweep": Sweep,
+    "report": Report,
     "reproduce": Reproduce,
     "evaluate": Evaluate,
     "prune": Prune,

@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from routing_gym.experiments.engine.folders import check_own, locked
+from routing_gym.experiments.engine.folders import check_own, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
 from routing_gym.experiments.engine.records import Record, write_results
@@ -86,6 +86,7 @@ class Sweep(Launching):
             failures += perform(left, launcher, keep, console, self.debug)
             if done := in_order():
                 console.print(ranking(done, f"{self.agent} on {self.training.env}, {self.training.epochs} epochs"))
+            keep_failures(self.out, failures)
             return say_failures(failures, console, self.out)
 
     @property
