@@ -28,6 +28,8 @@ function svg(tag, attributes = {}, text = null) {
 
 const safe = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
+// A text with places where a line may end.
+const breakable = (text) => text.split(/(?<=[=_:.])/).flatMap((part) => [part, el("wbr")]);
 const many = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 const colour = (agent) => COLOURS[agent % COLOURS.length];
 const metricOf = (name) => data.metrics.find((metric) => metric.name === name);
@@ -289,7 +291,7 @@ function differences() {
       return tell(text, signed(pair[1], metric.digits), kind);
     };
     const all = data.agents.map((_, i) => i);
-    const titles = data.agents.map(({ name }) => el("th", { scope: "col", "data-tip": name }, short(name, all.length > 8 ? 10 : 18)));
+    const titles = data.agents.map(({ name }) => el("th", { scope: "col", "data-tip": name }, ...breakable(short(name, 40))));
     matrix.replaceChildren(
       el("thead", {}, el("tr", {}, el("th", { class: "text" }, "row − column"), ...titles)),
       el("tbody", {}, ...all.map((a) => el("tr", {}, el("th", { class: "text", scope: "row" }, data.agents[a].name), ...all.map((b) => cell(a, b))))));
