@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": ("compare:Compare", "Train several agents on one environment over several seeds and compare them."),
     "train": ("train:Train", "Train one agent and the blocks."),
     "sweep": ("sweep:Sweep", "Train one agent with every combination of some options, rank them on validation."),
+    "report": ("report:Report", "Write one page of everything that is in folders of results."),
     "reproduce": ("reproduce:Reproduce", "Run what a paper reports and put our figures beside theirs."),
     "evaluate": ("train:Evaluate", "Judge a checkpoint: accuracy and cost of the deterministic policy."),
     "prune": ("deploy:Prune", "Keep only the blocks that the tasks' routes take."),

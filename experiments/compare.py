@@ -13,9 +13,10 @@ from rich.console import Console
 
 from routing_gym.experiments.engine.console import one_line, say
 from routing_gym.experiments.engine.figures import learning_curves, routing_maps
-from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, locked, set_aside
+from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, keep_failures, locked, set_aside
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
-from routing_gym.experiments.engine.records import Record, comparison_table, read_runs, write_results
+from routing_gym.experiments.engine.records import Record, comparison_table, read_runs, write_csv, write_results
+from routing_gym.experiments.engine.report import write_report
 from routing_gym.experiments.engine.run import Run, check_same
 from routing_gym.experiments.engine.settings import (
     TrainingSettings,
@@ -42,8 +43,8 @@ DEFAULT_AGENTS = (
 class Compare(Keeping, Launching, Tunable):
     """Train several agents on one environment over several seeds and compare them.
 
-    Prints a table and writes learning_curves.png, routing_maps.png, results.json, a checkpoint and TensorBoard events
-    of every run. A run that fails is named in the end, the others stand.
+    Prints a table and writes report.html, learning_curves.png, routing_maps.png, results.json, results.csv, a
+    checkpoint and TensorBoard events of every run. A run that fails is named in the end, the others stand.
 
     Attributes:
         training: How agents and blocks are trained.
@@ -101,23 +102,26 @@ class Compare(Keeping, Launching, Tunable):
 
             failures += perform(left, launcher, keep, console, self.debug)
             if records and launcher.here:
-                failures += self._show(in_order(), console)
+                failures += self._show(in_order(), failures, console)
             if not failures:
                 drop_aside(self.out)
             return say_failures(failures, console, self.out)
 
-    def _show(self, records: Sequence[Record], console: Console) -> list[str]:
-        """Print the table, write records and pictures; return what could not be written."""
+    def _show(self, records: Sequence[Record], failures: Sequence[str], console: Console) -> list[str]:
+        """Print the table, write records, pictures and the report; return what could not be written."""
         seeds = len({record["seed"] for record in records})
         title = f"{self.training.env}, {seeds} seed{'s' * (seeds > 1)}, {self.training.epochs} epochs"
         console.print(comparison_table(records, title))
         try:
             write_results(records, writable_folder(self.out) / "results.json")
+            write_csv(records, self.out / "results.csv")
+            keep_failures(self.out, failures)
             learning_curves(records, self.out / "learning_curves.png", title)
             routing_maps(records, self.out / "routing_maps.png", f"Who takes which block: {self.training.env}")
+            write_report([self.out], self.out / "report.html")
         except Exception as error:
             return [f"not everything could be written to {self.out}: {one_line(error)}"]
-        say(console, f"Written to {self.out}: learning_curves.png, routing_maps.png, results.json, a folder per run")
+        say(console, f"Written to {self.out}: report.html, two pictures, results.json, results.csv, a folder per run")
         return []
 
 

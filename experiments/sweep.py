@@ -18,7 +18,7 @@ from rich.table import Table
 
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import say
-from routing_gym.experiments.engine.folders import check_own, locked
+from routing_gym.experiments.engine.folders import check_own, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
 from routing_gym.experiments.engine.records import Record, write_results
@@ -184,6 +184,7 @@ class Sweep(Launching):
                 console.print(ranking(done, f"{self.agent} on {self.training.env}, {self.training.epochs} epochs"))
             if whole:
                 say(console, f"The best setting is in {self._write_tuned(max(whole, key=score))}")
+            keep_failures(self.out, failures)
             return say_failures(failures, console, self.out)
 
     @property

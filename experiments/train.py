@@ -20,6 +20,7 @@ from routing_gym.envs import core_of, evaluate
 from routing_gym.experiments.engine.command import RunFailedError, UsageError
 from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, locked, set_aside, what_is_aside
+from routing_gym.experiments.engine.instances import write_routes
 from routing_gym.experiments.engine.launchers import InProcess, perform, try_out
 from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.engine.records import Record
@@ -29,6 +30,7 @@ from routing_gym.experiments.engine.settings import (
     check_agents,
     each_once,
     parse_options,
+    writable_file,
     writable_folder,
 )
 from routing_gym.experiments.engine.tuned import Tunable
@@ -104,17 +106,24 @@ class Evaluate(Pluggable):
         split: The split to judge on.
         env_options: Options of the environment to change, as NAME=VALUE.
         json: Print one JSON object instead of a table.
+        routes: A CSV file to write besides, a row per instance: index, task, label, predicted, right, macs, and the
+            choice at each decision (several tensors joined by +).
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     split: Literal["train", "validation", "test"] = "test"
     env_options: tuple[str, ...] = ()
     json: bool = False
+    routes: Path | None = None
 
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
         agent = load_with_env(self.checkpoint, self.env_options)
+        if self.routes is not None:
+            writable_file(self.routes, "--routes")
         result = evaluate(agent, agent.env, split=self.split)
+        if self.routes is not None:
+            write_routes(agent, self.split, self.routes)
         if self.json:
             values = dataclasses.asdict(result)
             plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}

@@ -94,7 +94,7 @@ def pictures_packed_loosely():
 def no_pictures(monkeypatch):
     """Let `compare` draw none: they take longer than small runs, and are tested in tests/experiments/test_cli.py."""
     compare = importlib.import_module("routing_gym.experiments.compare")
-    for name in ("learning_curves", "routing_maps"):
+    for name in ("learning_curves", "routing_maps", "write_report"):
         monkeypatch.setattr(compare, name, lambda *arguments: None)
 
 

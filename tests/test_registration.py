@@ -13,7 +13,8 @@ from routing_gym.agents import agent_class, make_agent, needs
 from routing_gym.envs import core_of
 from routing_gym.envs.make import known_options
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.settings import TrainingSettings, UsageError, build_agent
+from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.settings import TrainingSettings, build_agent
 from routing_gym.networks import ways_out
 from routing_gym.registration import ENV_IDS
 

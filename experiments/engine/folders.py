@@ -5,19 +5,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from routing_gym.experiments.engine.command import Command, UsageError
-from routing_gym.experiments.engine.records import read_results
+from routing_gym.experiments.engine.records import read_results, write_text
 
 LOCK = ".lock"
 ASIDE = ".old-"
 RESULTS = ("checkpoint.pt", "results.json")
-BESIDE = ("*.npz", "learning_curves.png", "routing_maps.png", "events.out.tfevents*")
+FAILURES = "failures.txt"
+BESIDE = (
+    "*.npz",
+    "learning_curves.png",
+    "routing_maps.png",
+    "results.csv",
+    "report.html",
+    FAILURES,
+    "events.out.tfevents*",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,3 +139,19 @@ def what_is_aside(folder: Path) -> str:
     """Say where results are that were set aside; nothing where none were."""
     found = sorted(path.name for path in folder.glob(f"{ASIDE}*"))
     return f"what was there before is still in {folder}: {', '.join(found)}" if found else ""
+
+
+def keep_failures(folder: Path, failures: Sequence[str]) -> None:
+    """Write down what failed in a comparison or a sweep, a line each, for its report; nothing stays of earlier ones."""
+    if failures:
+        write_text(folder / FAILURES, "".join(f"{' '.join(failure.split())}\n" for failure in failures))
+    else:
+        (folder / FAILURES).unlink(missing_ok=True)
+
+
+def failures_in(folder: Path) -> list[str]:
+    """What `keep_failures` has written, if anything."""
+    try:
+        return (folder / FAILURES).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

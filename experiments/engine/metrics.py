@@ -68,8 +68,8 @@ class Metric:
         return f"{split}_{self.name}" if self.of_split else self.name
 
     def value(self, record: Record) -> Any:
-        """Value in the record of a run, a number or None."""
-        return record[self.key(record["asked"]["split"])]
+        """Value in the record of a run, a number or None; None, too, where the run did not know the metric."""
+        return record.get(self.key(record["asked"]["split"]))
 
     def curve_of(self, record: Record) -> list[Any]:
         """Values after every epoch."""

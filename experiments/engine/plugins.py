@@ -12,7 +12,9 @@ from typing import Any
 
 from routing_gym.agents import AGENTS, load_installed_agents
 from routing_gym.envs import DATASETS, REWARDS
+from routing_gym.experiments.engine.callbacks import CALLBACKS
 from routing_gym.experiments.engine.command import Command, UsageError
+from routing_gym.experiments.engine.metrics import METRICS
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS
 
@@ -23,7 +25,8 @@ class Pluggable(Command):
 
     Attributes:
         plugin: Python files to run first: what they register (`register_agent`, `register_network`, `register_dataset`,
-            `register_reward`, `register_env`) is known to the command like our own.
+            `register_reward`, `register_env`, `register_metric`, `register_callback`) is known to the command like our
+            own.
     """
 
     plugin: tuple[Path, ...] = ()
@@ -75,5 +78,5 @@ def load_plugin(path: Path) -> None:
 
 def _registered() -> dict[tuple[int, str], int]:
     """Return what is registered now, in a form that can be compared."""
-    registries: tuple[Mapping[str, Any], ...] = (AGENTS, NETWORKS, DATASETS, REWARDS, ENV_IDS)
+    registries: tuple[Mapping[str, Any], ...] = (AGENTS, NETWORKS, DATASETS, REWARDS, ENV_IDS, METRICS, CALLBACKS)
     return {(number, name): id(part) for number, parts in enumerate(registries) for name, part in parts.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +52,31 @@ def write_text(path: Path, text: str) -> None:
 def write_results(records: Sequence[Record], path: Path) -> None:
     """Write records as JSON, whole or not at all."""
     write_text(path, json.dumps(list(records), indent=1))
+
+
+def write_csv(records: Sequence[Record], path: Path) -> None:
+    """Write records as CSV, whole or not at all: a row per run, its metrics and options; empty where it has none."""
+    rows = []
+    for record in records:
+        row = {name: record[name] for name in ("agent", "env", "seed", "epochs")}
+        row |= {metric.key(record["asked"]["split"]): metric.value(record) for metric in METRICS.values()}
+        rows.append({**row, **{name: text for name, text in flat_options(record["asked"]).items() if name not in row}})
+    columns = dict.fromkeys(name for row in rows for name in row)
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def flat_options(asked: dict[str, Any]) -> dict[str, str]:
+    """What a run was asked for, as text by name; of tables of options as `env_options.num_blocks`."""
+    flat = {}
+    for name, value in asked.items():
+        for part, of in value.items() if isinstance(value, dict) else [("", value)]:
+            text = "none" if of is None else json.dumps(of)
+            flat[f"{name}.{part}".strip(".")] = of if isinstance(of, str) else text
+    return flat
 
 
 def read_results(path: Path) -> list[Record]:

@@ -24,6 +24,8 @@ from routing_gym.experiments.engine.stopping import stop_if_asked, unbroken
 from routing_gym.networks import ways_out
 
 CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
+ROUTES = "routes.npz"
+"""The file in a run's folder that holds its routes after every epoch."""
 
 
 def begun_curve(agent: Agent) -> Curve:
@@ -37,8 +39,8 @@ def train(session: Session, callbacks: Sequence[Callback], patience: int | None 
     """Train until there are as many epochs as there should be; judge after every epoch.
 
     `checkpoint.pt` is written after every epoch, so that a run that stops keeps its last good one, and `best.pt`, of
-    the epoch with the highest validation accuracy; `policies.npz` says how the agent's policy developed, where it is in
-    a table.
+    the epoch with the highest validation accuracy; `routes.npz` holds the routes after every epoch; `policies.npz` says
+    how the agent's policy developed, where it is in a table.
 
     Args:
         session: The run; its curve grows.
@@ -53,6 +55,7 @@ def train(session: Session, callbacks: Sequence[Callback], patience: int | None 
     env = agent.env
     batches = -(-env.trainer.optimization.epoch // env.num_envs)
     policies = PolicyLog(agent, folder / "policies.npz", len(curve["epoch"]), every=-(-batches // SNAPSHOTS_PER_EPOCH))
+    routes = RouteLog(folder / ROUTES, len(curve["epoch"]))
     while len(curve["epoch"]) < session.epochs and not _exhausted(curve, patience):
         seen: list[dict[str, Tensor]] = []
         start = time.perf_counter()
@@ -69,11 +72,13 @@ def train(session: Session, callbacks: Sequence[Callback], patience: int | None 
         wait_for(env.device)
         seconds = (curve["seconds"][-1] if curve["seconds"] else 0.0) + time.perf_counter() - start
         means = {key: torch.stack([batch[key] for batch in seen]).mean().item() for key in seen[0]}
-        _add_epoch(curve, means, judge(agent, curve["judged_on"], seconds, len(curve["epoch"]) + 1))
+        judged = judge(agent, curve["judged_on"], seconds, len(curve["epoch"]) + 1)
+        _add_epoch(curve, means, judged)
         for callback in callbacks:
             callback.on_epoch(session, means)
         with unbroken():
             policies.write(curve["epoch"][-1])
+            routes.write(curve["epoch"][-1], judged.evaluation.routes)
             agent.save(folder / CHECKPOINT, curve=curve)
             if best_epoch(curve) == curve["epoch"][-1]:
                 _keep_best(folder)
@@ -198,3 +203,26 @@ class PolicyLog:
             epochs, episodes, policies = zip(*self.rows, strict=True)
             whole = {"epoch": np.array(epochs), "episodes": np.array(episodes), "policies": np.stack(policies)}
             write_arrays(self.path, **whole)
+
+
+class RouteLog:
+    """Writes down which ways instances take after every epoch, for the report.
+
+    Args:
+        path: The file: `routes` `(E, T, N, A)` int32, as `Evaluation.routes` of the split that epochs are judged on,
+            and `epoch` `(E,)`.
+        done: Epochs that are behind the agent; what the file holds of later ones is dropped.
+    """
+
+    def __init__(self, path: Path, done: int) -> None:
+        self.path = path
+        self.rows: list[tuple[int, np.ndarray]] = []
+        if done and path.exists():
+            known = zip(*read_arrays(path, epoch=1, routes=4).values(), strict=True)
+            self.rows = [(int(epoch), routes) for epoch, routes in known if epoch <= done]
+
+    def write(self, epoch: int, routes: Tensor) -> None:
+        """Add the routes `(T, N, A)` of an epoch to the file, whole or not at all."""
+        self.rows.append((epoch, routes.to(torch.int32).numpy()))
+        epochs, counts = zip(*self.rows, strict=True)
+        write_arrays(self.path, epoch=np.array(epochs), routes=np.stack(counts))

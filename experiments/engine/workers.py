@@ -22,6 +22,9 @@ from routing_gym.experiments.engine.machine import keep_freed_memory
 from routing_gym.experiments.engine.records import read_progress
 from routing_gym.experiments.engine.run import Run
 
+GRACE = 20.0
+"""Seconds a process has to finish its batch when the command ends; what is killed then has its last checkpoint."""
+
 
 @dataclasses.dataclass
 class Local(Launcher):
@@ -72,7 +75,9 @@ class Local(Launcher):
         finally:
             for slot in slots:
                 slot.stop()
+            wait(busy, timeout=GRACE)
             for slot in slots:
+                slot.kill()
                 slot.close()
 
     def _look_after(self, slot: _Slot, run: Run, display: Display) -> None:

@@ -42,6 +42,12 @@ class Hung(Struck):
     def strike(self):
         time.sleep(600)
 
+class Slow(AGENTS["reinforce"]):
+    def update(self, trajectory):
+        time.sleep(0.02)
+        return super().update(trajectory)
+
+register_agent("slow", Slow)
 register_agent("killed", Killed)
 register_agent("hung", Hung)
 """
@@ -86,14 +92,13 @@ def test_a_worker_that_dies_or_hangs_costs_one_run_at_most(agent, strokes, plugi
 
 
 def waits(tmp_path):
-    """A comparison with two workers that hang in seed 0, in a process of its own; and the progress of both."""
-    (tmp_path / "stroke-0").touch()
-    arguments = ["compare", *SMALL, "--plugin", tmp_path / "agents.py", "--agents", "hung", "--out", tmp_path / "out"]
-    more = ["--epochs", 4000, "--seeds", 2, "--workers", 2]
+    """A comparison that never ends, in a process of its own, and the numbers of its two workers."""
+    arguments = ["compare", *SMALL, "--plugin", tmp_path / "agents.py", "--agents", "slow", "--out", tmp_path / "out"]
+    more = ["--epochs", 1_000_000, "--seeds", 2, "--workers", 2]
     code = "import sys; from routing_gym.experiments.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, *map(str, [*arguments, *more])]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    files = [tmp_path / "out" / "hung" / f"seed-{seed}" / PROGRESS for seed in (0, 1)]
+    files = [tmp_path / "out" / "slow" / f"seed-{seed}" / PROGRESS for seed in (0, 1)]
     while not all(read_progress(file).get("epoch", 0) >= 1 for file in files):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)

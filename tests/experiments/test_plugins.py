@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
@@ -10,6 +11,7 @@ from test_examples import nothing_stays  # noqa: F401
 from routing_gym.agents import AGENTS, agent_class
 from routing_gym.agents.base import registry
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.metrics import METRICS
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "1", "--seeds", "1"]
 
@@ -87,3 +89,19 @@ def test_installed_packages_offer_agents(monkeypatch):
     assert "elsewhere" not in AGENTS
     assert agent_class("elsewhere") is AGENTS["random"]
     assert AGENTS["elsewhere"] is AGENTS["random"]
+
+
+def test_a_metric_alone_makes_a_plug_in_and_is_in_the_report(tmp_path):
+    (tmp_path / "halves.py").write_text(
+        "from routing_gym.experiments.engine.metrics import Metric, register_metric\n"
+        'register_metric(Metric("half", "half", lambda judged: 0.5, digits=1, curve=True))\n'
+    )
+    arguments = ["compare", "--plugin", str(tmp_path / "halves.py"), *SMALL, "--agents", "shared"]
+    try:
+        assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    finally:
+        METRICS.pop("half", None)
+        sys.modules.pop("routing_gym_plugin_halves", None)
+    (record,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert record["half"] == 0.5 and record["curve"]["half"] == [0.5] * record["epochs"]
+    assert '"name":"half"' in (tmp_path / "out" / "report.html").read_text()

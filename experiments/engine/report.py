@@ -1,0 +1,398 @@
+"""The report: one page, complete in itself, on the runs in some folders."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import dataclasses
+import functools
+import gzip
+import html
+import itertools
+import json
+import math
+import shlex
+import string
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from routing_gym.agents import read
+from routing_gym.experiments.engine import statistics
+from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.folders import failures_in
+from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, Metric
+from routing_gym.experiments.engine.records import Record, flat_options, read_arrays, read_runs, write_text
+from routing_gym.experiments.engine.run import CONFIG, finite
+from routing_gym.experiments.engine.settings import folder_name
+from routing_gym.experiments.engine.training import CHECKPOINT, ROUTES
+
+MOST_NAMES = 6
+"""Agents that a warning names."""
+MOST_CELLS = 2_000_000
+"""Numbers of routes, `(runs, E, T, N, A)`, above which epochs are left out of the maps, or labels of later seeds."""
+
+COMPARED: dict[str, Callable[[Record], Any]] = {
+    "environments": lambda record: record["env"],
+    "splits": lambda record: record["asked"]["split"],
+    "numbers of epochs": lambda record: record["asked"].get("epochs", record["epochs"]),
+    "batch sizes": lambda record: record["batch_size"],
+    "commits": lambda record: record["commit"],
+    "processors": lambda record: record["processor"],
+    "devices": lambda record: record["device"],
+}
+"""What should be the same in all runs that are compared."""
+
+FACTS = {
+    **{"env": "environment", "dataset": "data", "version": "record version"},
+    **{name: name for name in ("device", "processor", "threads", "torch", "commit")},
+}
+"""What is told of every run, and what it is called; once where it is the same in all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A finished run.
+
+    Attributes:
+        record: Its record.
+        folder: Its own, or the folder of all where it has none.
+        origin: The folder that the report was asked for.
+        label: What its agent is called.
+    """
+
+    record: Record
+    folder: Path
+    origin: Path
+    label: str
+
+    @property
+    def judged_on(self) -> tuple[str, str, str]:
+        """Environment, data and split: runs of others are not compared."""
+        return self.record["env"], self.record["dataset"], self.record["asked"]["split"]
+
+
+@dataclasses.dataclass
+class Contents:
+    """What there is to report.
+
+    Attributes:
+        finished: Finished runs by what they were asked for.
+        unfinished: Of each unfinished run its folder, epochs done and asked for, and how to go on.
+        failures: What failed, or could not be read, in a line each.
+        twice: How many runs were left out because they are there already.
+    """
+
+    finished: dict[str, Finished] = dataclasses.field(default_factory=dict)
+    unfinished: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    failures: list[str] = dataclasses.field(default_factory=list)
+    twice: int = 0
+
+    def take(self, origin: Path) -> None:
+        """Take what is in a folder of `train`, `compare` or `sweep`."""
+        here: dict[str, Finished] = {}
+        self.failures += failures_in(origin)
+        for folder in (origin, *sorted(origin.glob("[!.]*/seed-*"))):
+            if (path := folder / "results.json").exists():
+                try:
+                    records = read_runs(path)
+                except UsageError as error:
+                    self.failures.append(str(error))
+                    continue
+                for record in records:
+                    key = json.dumps(record["asked"], sort_keys=True)
+                    if key in here:  # the records of all hold more, such as the setting of a sweep
+                        record = {**here[key].record, **record}
+                    here[key] = Finished(record, folder, origin, _label(record, folder, origin))
+            elif (folder / CHECKPOINT).exists() or (folder / CONFIG).exists():
+                self.unfinished.append(_unfinished(folder))
+        self.twice += len(here.keys() & self.finished.keys())
+        for key, run in here.items():
+            self.finished.setdefault(key, run)
+
+
+def _label(record: Record, folder: Path, origin: Path) -> str:
+    """What the agent of a run is called: of a sweep its setting, which at worst the folder tells."""
+    if given := record.get("label") or record.get("setting"):
+        return str(given)
+    of_sweep = folder != origin and folder.parent.name != folder_name(record["agent"])
+    return folder.parent.name if of_sweep else record["agent"]
+
+
+def _unfinished(folder: Path) -> dict[str, Any]:
+    """What is known of a run that has no record yet."""
+    known: dict[str, Any] = {"epochs": 0, "of": None, "damage": ""}
+    with suppress(OSError, ValueError):
+        known["of"] = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")).get("epochs")
+    try:
+        if (folder / CHECKPOINT).exists():
+            known["epochs"] = len(read(folder / CHECKPOINT)["extra"]["curve"]["epoch"])
+    except Exception as error:  # a damaged file fails in many ways
+        known |= {"epochs": None, "damage": " ".join(str(error).split())}
+    return {"folder": str(folder), "command": _command(folder, "--resume"), **known}
+
+
+def _command(folder: Path, *more: str) -> str | None:
+    """Command line that repeats a run, or goes on with it; None where its configuration is not there."""
+    path = (folder / CONFIG).resolve()
+    if not path.exists():
+        return None
+    out = path.parent if more else path.parent.with_name(f"again-{path.parent.name}")
+    return shlex.join(["routing-gym", "train", "--config", str(path), "--out", str(out), *more])
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ by the seed alone: an agent of the report.
+
+    Attributes:
+        name: Its name, no other's.
+        runs: Its runs, by seed.
+    """
+
+    name: str
+    runs: list[Finished]
+
+    def by_seed(self, metric: Metric) -> dict[int, float]:
+        """Values of a metric by seed, as they are shown, where it means something."""
+        values = {run.record["seed"]: metric.value(run.record) for run in self.runs}
+        return {seed: metric.scale * value for seed, value in values.items() if finite(value) is not None}
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Options of all its runs as text, by name."""
+        options = flat_options(self.runs[0].record["asked"])
+        return {name: value for name, value in options.items() if name not in ("agent", "seed")}
+
+
+def groups_of(runs: Iterable[Finished]) -> list[Group]:
+    """Group runs that differ by the seed alone, in order of first appearance, under names of their own."""
+    groups: dict[str, list[Finished]] = {}
+    for run in runs:
+        options = {name: value for name, value in run.record["asked"].items() if name != "seed"}
+        groups.setdefault(json.dumps([run.record.get("label"), options], sort_keys=True), []).append(run)
+    of_label = collections.Counter(group[0].label for group in groups.values())
+    names: collections.Counter[str] = collections.Counter()
+    found = []
+    for group in groups.values():
+        name, origin = group[0].label, group[0].origin.resolve().name
+        name = f"{name} ({origin})" if of_label[name] > 1 else name
+        names[name] += 1
+        name = f"{name} {names[name]}" if names[name] > 1 else name
+        found.append(Group(name, sorted(group, key=lambda run: run.record["seed"])))
+    return found
+
+
+def write_report(folders: Sequence[Path], path: Path) -> None:
+    """Write the report of the runs in some folders, whole or not at all.
+
+    Args:
+        folders: Folders of `compare`, `train` or `sweep`, finished or not.
+        path: The page.
+
+    Raises:
+        UsageError: A folder is not there, or there is no run in any.
+    """
+    contents = Contents()
+    for folder in dict.fromkeys(folders):
+        if not folder.is_dir():
+            raise UsageError(f"there is no folder {folder}: name folders of compare, train or sweep")
+        contents.take(folder)
+    if not (contents.finished or contents.unfinished):
+        why = "; ".join(contents.failures) or "name folders that compare, train or sweep have written"
+        raise UsageError(f"there are no runs in {', '.join(map(str, folders))}: {why}")
+    write_text(path, page(contents))
+
+
+def page(contents: Contents) -> str:
+    """Page that shows everything: its text, style, script, data and plotly.js, which it unpacks itself."""
+    data = report_data(contents)
+    part = {kind: Path(__file__).with_name(f"report_page.{kind}").read_text("utf-8") for kind in ("html", "css", "js")}
+    # Where a script ends is decided before its content is looked at.
+    block = json.dumps(finite(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    parts = {"title": html.escape(data["title"]), "css": part["css"], "js": part["js"], "data": block}
+    return string.Template(part["html"]).substitute(parts, plotly=_packed_plotly())
+
+
+@functools.cache
+def _packed_plotly() -> str:
+    """Base64 of plotly.js, compressed."""
+    from plotly.offline import get_plotlyjs  # takes a while to import
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+
+
+def report_data(contents: Contents) -> dict[str, Any]:
+    """Everything the page shows, as plain values, rounded to what is shown."""
+    groups = groups_of(contents.finished.values())
+    runs = [run for group in groups for run in group.runs]
+    facts = {name: {run.record[name]: None for run in runs} for name in FACTS}
+    varying = [name for name, values in facts.items() if len(values) > 1]
+    marks, mark = _marks(groups)
+    options = [group.options for group in groups]
+    differing = {name for of in options for name in of if len({other.get(name) for other in options}) > 1}
+    routes = _routes(runs, contents.failures)
+    compared = [metric for metric in METRICS.values() if metric.table and metric.better]
+    return {
+        "title": " and ".join(dict.fromkeys(run.record["env"] for run in runs)) or "Unfinished runs",
+        "warnings": _warnings(groups, contents.twice),
+        "failures": contents.failures,
+        "unfinished": contents.unfinished,
+        "metrics": [_described(metric, runs) for metric in METRICS.values()],
+        "mark": mark,
+        "accuracy": ACCURACY.name,
+        "agents": [
+            {
+                "name": group.name,
+                "mark": marks.get(group.name, ""),
+                "seeds": [run.record["seed"] for run in group.runs],
+                "values": {metric.name: _summary(group, metric) for metric in METRICS.values()},
+                "curves": {metric.name: _curve(group, metric) for metric in METRICS.values() if metric.curve},
+                "options": of,
+            }
+            for group, of in zip(groups, options, strict=True)
+        ],
+        "pairs": {
+            metric.name: [[_pair(a, b, metric) for b in groups[i + 1 :]] for i, a in enumerate(groups)]
+            for metric in compared
+        },
+        "differing": sorted(differing),
+        "common": {FACTS[name]: value for name, values in facts.items() if name not in varying for value in values},
+        "varying": [FACTS[name] for name in varying],
+        "runs": [
+            {
+                **{"agent": number, "seed": run.record["seed"], "epochs": run.record["epochs"]},
+                **{"best": run.record.get("best_epoch"), "facts": [run.record[name] for name in varying]},
+                **{"command": _command(run.folder), **routes[id(run)]},
+            }
+            for number, group in enumerate(groups)
+            for run in group.runs
+        ],
+    }
+
+
+def _described(metric: Metric, runs: Sequence[Finished]) -> dict[str, Any]:
+    """What the page has to know of a metric, and the splits it was measured on."""
+    names = ("name", "heading", "digits", "unit", "table", "curve", "better", "of_split")
+    splits = dict.fromkeys(run.record["asked"]["split"] for run in runs)
+    judged = dict.fromkeys(run.record["curve"]["judged_on"] for run in runs)
+    return {**{name: getattr(metric, name) for name in names}, "split": "/".join(splits), "judged": "/".join(judged)}
+
+
+def shown(value: float | None, digits: int) -> float | int | None:
+    """Number as it is shown; None where it is none."""
+    if value is None or not math.isfinite(value):
+        return None
+    return round(value, digits) + 0.0 if digits > 0 else round(value)
+
+
+def _summary(group: Group, metric: Metric) -> list[Any]:
+    """Mean over seeds as text, as a number, and the half of its 95 % interval, None where there is none."""
+    values = list(group.by_seed(metric).values())
+    bounds = statistics.mean_interval(values)
+    mean, half = float(np.mean(values)) if values else None, bounds and (bounds[1] - bounds[0]) / 2
+    text = metric.text([value / metric.scale for value in values])
+    return [text, shown(mean, metric.digits), shown(half, metric.digits)]
+
+
+def _curve(group: Group, metric: Metric) -> list[list[Any]]:
+    """Mean, lowest and highest of the seeds that have an epoch, by epoch, and how many these are."""
+    curves = [metric.curve_of(run.record) for run in group.runs]
+    columns = []
+    for values in itertools.zip_longest(*curves):
+        known = [metric.scale * value for value in values if finite(value) is not None]
+        numbers = (float(np.mean(known)), min(known), max(known)) if known else (None, None, None)
+        columns.append([*(shown(number, metric.digits) for number in numbers), len(known)])
+    return [list(column) for column in zip(*columns, strict=True)]
+
+
+def _marks(groups: Sequence[Group]) -> tuple[dict[str, str], str]:
+    """Mark of every agent, by accuracy, and what marks mean, in a sentence."""
+    if len({run.judged_on for group in groups for run in group.runs}) > 1:
+        return {}, "Nobody is marked as the best: the runs are of different environments, data or splits."
+    try:
+        best = statistics.best_and_alike({group.name: group.by_seed(ACCURACY) for group in groups})
+    except ValueError:
+        return {}, "Nobody is marked as the best: there is no seed that all agents were trained with."
+    marks = {best.agent: "best", **dict.fromkeys(best.alike, "alike")}
+    sentence = (
+        "● is the agent with the highest mean accuracy over the seeds common to all "
+        f"({best.seeds}), ○ marks all that cannot be told apart from it: paired t-tests, corrected for {len(groups)} "
+        f"agents, so that at most {100 * statistics.MISTAKES:.0f} % of tables call an agent worse that is not."
+    )
+    if best.seeds < statistics.FEWEST_SEEDS:
+        sentence += f" With fewer than {statistics.FEWEST_SEEDS} common seeds nobody is told apart."
+    return marks, sentence
+
+
+def _pair(a: Group, b: Group, metric: Metric) -> list[Any] | None:
+    """Paired difference a - b: common seeds, mean, interval, p, and 1 for better or -1 for worse; None of two tasks."""
+    if a.runs[0].judged_on != b.runs[0].judged_on:
+        return None
+    ours, theirs = a.by_seed(metric), b.by_seed(metric)
+    if not ours.keys() & theirs.keys():
+        return [0]
+    found = statistics.paired_difference(ours, theirs)
+    verdict = {"better": 1, "worse": -1, "not enough": 0}[found.verdict] * (-1 if metric.better == "less" else 1)
+    numbers = (shown(number, metric.digits) for number in (found.mean, found.low, found.high))
+    return [found.seeds, *numbers, float(f"{found.p:.2g}"), verdict]
+
+
+def _warnings(groups: Sequence[Group], twice: int) -> list[str]:
+    """What makes a comparison of these runs unfair, in a sentence each."""
+    found = [f"Runs that are there twice count once: {twice} were left out."] if twice else []
+    for what, of in COMPARED.items():
+        by_value: dict[str, dict[str, list[str]]] = {}
+        for group in groups:
+            for run in group.runs:
+                by_value.setdefault(str(of(run.record)), {}).setdefault(group.name, []).append(str(run.record["seed"]))
+        if len(by_value) > 1:
+            parts = []
+            for value, seeds in by_value.items():
+                some = {group.name: len(seeds.get(group.name, ())) < len(group.runs) for group in groups}
+                names = [f"{name}, seeds {' '.join(seeds[name])}" if some[name] else name for name in seeds]
+                more = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+                parts.append(f"{value} ({', '.join(names[:MOST_NAMES])}{more})")
+            found.append(f"Runs are of different {what}: {'; '.join(parts)}.")
+    return found
+
+
+def _routes(runs: Sequence[Finished], failures: list[str]) -> dict[int, dict[str, Any]]:
+    """Routes of every run: `final` by task, `labels` by label, `routes` by task after `epochs_kept`."""
+    logs: dict[int, dict[str, np.ndarray]] = {}
+    for run in runs:
+        if run.folder.joinpath(ROUTES).exists():
+            try:
+                logs[id(run)] = read_arrays(run.folder / ROUTES, epoch=1, routes=4)
+            except UsageError as error:
+                failures.append(str(error))
+    stride = -(-sum(log["routes"].size for log in logs.values()) // MOST_CELLS) or 1
+    maps: dict[int, dict[str, Any]] = {}
+    for run in runs:
+        final, labels = (np.array(run.record[name]) for name in ("routes", "routes_by_label"))
+        names = [decision.get("name", "") for decision in run.record["decisions"]]
+        maps[id(run)] = {"decisions": names, "choices": final.shape[-1], "final": cells(final)}
+        if len(runs) * labels.size <= MOST_CELLS or run.record["seed"] == runs[0].record["seed"]:
+            maps[id(run)]["labels"] = cells(labels)
+        if log := logs.get(id(run)):
+            epochs, routes = (log[name][::-1][::stride][::-1] for name in ("epoch", "routes"))  # the last in any case
+            maps[id(run)] |= {"epochs_kept": epochs.tolist(), "routes": [cells(counts) for counts in routes]}
+    return maps
+
+
+def cells(counts: np.ndarray) -> list[list[Any]]:
+    """Cells of a map from counts `(T, N, A)`: None, the block taken, or `[block, percent, block, percent, ...]`."""
+    total = counts.sum(-1, keepdims=True)
+    shares = np.rint(100 * counts / np.maximum(total, 1)).astype(int)
+
+    def cell(of: np.ndarray, percent: np.ndarray) -> Any:
+        taken = percent.nonzero()[0].tolist() or of.nonzero()[0].tolist()
+        if len(taken) < 2:
+            return taken[0] if taken else None
+        return [number for block in taken for number in (block, int(percent[block]))]
+
+    return [[cell(*pair) for pair in zip(*rows, strict=True)] for rows in zip(counts, shares, strict=True)]
