@@ -3,29 +3,30 @@
 routing-gym compare --plugin docs/examples/own_data.py --env example/DigitQuestions-v0 --agents wpl shared
 """
 
-import torch
+import numpy as np
 from sklearn.datasets import load_digits
 
 import routing_gym
 from routing_gym import MultiTaskDataset
 
-QUESTIONS = [lambda digit: digit % 2 == 0, lambda digit: torch.isin(digit, torch.tensor([2, 3, 5, 7])), lambda d: d > 4]
+QUESTIONS = {
+    "even": lambda digit: digit % 2 == 0,
+    "prime": lambda digit: np.isin(digit, [2, 3, 5, 7]),
+    "above 4": lambda digit: digit > 4,
+}
 
 
 def digit_questions(*, test_share: float = 0.3) -> dict[str, MultiTaskDataset]:
     """Build the splits; keyword-only parameters become options of the environment."""
     pixels, digit = load_digits(return_X_y=True)
-    images = torch.tensor(pixels * 255 / 16, dtype=torch.uint8).view(-1, 1, 8, 8)
-    digit = torch.tensor(digit)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    images = (pixels * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
+    order = np.random.default_rng(0).permutation(len(images))
     cut = int(test_share * len(images))
-    splits = {}
+    splits: dict[str, MultiTaskDataset] = {}
     for split, rows in (("train", order[cut:]), ("test", order[:cut])):
-        image = torch.arange(len(rows)).repeat(len(QUESTIONS))  # images are stored once, rows point at them
-        task = torch.arange(len(QUESTIONS)).repeat_interleave(len(rows))
-        label = torch.cat([question(digit[rows]).long() for question in QUESTIONS])
+        labels = {name: question(digit[rows]).astype(int) for name, question in QUESTIONS.items()}
         splits[split] = MultiTaskDataset.from_arrays(
-            "digit questions", split, images[rows], task, label, image=image, like=splits.get("train")
+            images[rows], labels, name="digit questions", split=split, like=splits.get("train")
         )
     return splits
 

@@ -273,10 +273,6 @@ class Batch:
         if self.augmentation is not None and fresh.augmentation is not None:
             self.augmentation = self.augmentation.index_copy(0, rows.cpu(), fresh.augmentation)
 
-    def block_loss(self) -> Tensor:
-        """Mean over the batch of the cross-entropy, weighted over each instance's exits, with graph."""
-        return batch_loss([(exit.weight, exit.loss) for exit in self.exits], len(self.label))
-
     def infos(self) -> dict[str, Tensor]:
         """Infos of instances that have left, `(B,)` each."""
         told = {"loss": self.loss, "correct": self.correct, "macs": self.state.macs.detach(), "label": self.label}
@@ -304,12 +300,6 @@ def classified_right(logits: Tensor, label: Tensor) -> Tensor:
     """Whether the label's logit is larger than all others, `(r,)` bool; a tie counts as wrong, whatever the order."""
     own = label.unsqueeze(1)
     return logits.gather(1, own).squeeze(1) > logits.scatter(1, own, -torch.inf).amax(1)
-
-
-def batch_loss(exits: Sequence[tuple[Tensor, Tensor]], batch: int) -> Tensor:
-    """Mean over a batch of each instance's cross-entropy, by weights and losses `(r,)` of its exits."""
-    terms = [torch.dot(weight, loss) for weight, loss in exits]
-    return sum(terms[1:], start=terms[0]) / batch
 
 
 def _without(exit: SettledExit, gone: Tensor) -> SettledExit | None:

@@ -16,7 +16,7 @@ from routing_gym.envs.training import OF_OPTIMIZATION, OPTIMIZERS, Optimization
 from routing_gym.envs.turns import Manner
 from routing_gym.forms import check_form
 from routing_gym.options import Options, count, fraction, named, not_negative, positive, share
-from routing_gym.tasks import MultiTaskDataset, ShuffledStream
+from routing_gym.tasks import BalancedStream, MultiTaskDataset, ShuffledStream
 
 if TYPE_CHECKING:
     from routing_gym.envs.vector import RoutingVectorEnv
@@ -60,6 +60,11 @@ class EnvConfig(Options):
             several, `(150, 200)`; `"halving"`, halved every `schedule_epochs`, smoothly; or `"cosine"`, down to 0 over
             `schedule_epochs`.
         schedule_epochs: In passes over the split.
+        max_grad_norm: Scale the blocks' gradients down to this norm, of all together, where it is larger.
+        label_smoothing: Share of the label that is spread over all classes in the blocks' loss, in [0, 1).
+        class_weights: Weight of every class in the blocks' loss; the mean over a batch is over weights.
+        task_weights: Weight of every task, likewise.
+        balance_tasks: Draw all tasks equally often, however many instances they have; a pass stays as long.
         talr: Scale every choice's gradient up by how little it is used, see `TALR`.
         precision: Of the network's computations: `"float32"`; or `"bfloat16"`, while parameters, loss and all that an
             agent sees stay float32. `evaluate` judges in float32 all the same: with bfloat16's 8 bits the two best
@@ -93,6 +98,11 @@ class EnvConfig(Options):
     weight_decay: float = not_negative(0.0)
     schedule: Literal["constant", "step", "halving", "cosine"] = "constant"
     schedule_epochs: float | tuple[float, ...] = 20
+    max_grad_norm: float | None = positive(None)
+    label_smoothing: float = fraction(0.0)
+    class_weights: tuple[float, ...] | None = None
+    task_weights: tuple[float, ...] | None = None
+    balance_tasks: bool = False
     talr: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     validate: bool | None = None
@@ -118,6 +128,10 @@ class EnvConfig(Options):
         epochs = self.schedule_epochs if isinstance(self.schedule_epochs, tuple | list) else (self.schedule_epochs,)
         if not epochs or not all(0 < epoch < float("inf") for epoch in epochs):
             raise ValueError(f"schedule_epochs must be positive and finite, got {self.schedule_epochs}")
+        for option in ("class_weights", "task_weights"):
+            weights = getattr(self, option)
+            if weights is not None and not (all(is_price(weight) for weight in weights) and any(weights)):
+                raise ValueError(f"{option} must be numbers of at least 0, not all 0, finite, got {weights!r}")
         if len(epochs) != 1 and self.schedule != "step":
             raise ValueError(
                 f"several schedule_epochs are for schedule='step', got {self.schedule_epochs} for {self.schedule!r}"
@@ -178,7 +192,7 @@ class EnvConfig(Options):
             raise ValueError(f"device={self.device!r}: this machine has no CUDA device; 'auto' takes what there is")
         return device
 
-    def stream(self, dataset: MultiTaskDataset, num_envs: int) -> ShuffledStream:
+    def stream(self, dataset: MultiTaskDataset, num_envs: int) -> ShuffledStream | BalancedStream:
         """The order in which instances of a split are drawn; `draw_tasks` and `augmentations` must go with it."""
         if self.augmentations > 1 and self.train and dataset.augmentation is None:
             raise ValueError(
@@ -190,17 +204,29 @@ class EnvConfig(Options):
                 f"num_envs must be a multiple of augmentations={self.augmentations}, so that a batch holds whole "
                 f"images, got {num_envs}"
             )
-        if self.draw_tasks is None:
-            return ShuffledStream(len(dataset), self.seed)
-        for task in self.draw_tasks:
+        for task in self.draw_tasks or ():
             if not 0 <= task < dataset.num_tasks:
                 raise ValueError(f"draw_tasks names task {task}, {dataset.name} has {dataset.num_tasks} tasks")
+        if self.balance_tasks:
+            tasks = range(dataset.num_tasks) if self.draw_tasks is None else sorted(set(self.draw_tasks))
+            task_of = dataset.task.cpu()
+            return BalancedStream([(task_of == task).nonzero().flatten() for task in tasks], self.seed)
+        if self.draw_tasks is None:
+            return ShuffledStream(len(dataset), self.seed)
         wanted = torch.isin(dataset.task.cpu(), torch.tensor(self.draw_tasks))
         return ShuffledStream(wanted.nonzero().flatten(), self.seed)
 
-    def optimization(self, rows: int, num_envs: int) -> Optimization:
-        """How blocks are trained on a split of so many rows; whole batches make an epoch in mode "disabled"."""
-        rows *= self.augmentations
+    def optimization(self, dataset: MultiTaskDataset, num_envs: int) -> Optimization:
+        """How blocks are trained on a split; whole batches make an epoch in mode "disabled".
+
+        Raises:
+            ValueError: More or fewer weights than there are classes or tasks.
+        """
+        for option, wanted in (("class_weights", dataset.num_classes), ("task_weights", dataset.num_tasks)):
+            weights = getattr(self, option)
+            if weights is not None and len(weights) != wanted:
+                raise ValueError(f"{option} must hold {wanted} numbers for {dataset.name}, got {len(weights)}")
+        rows = len(dataset) * self.augmentations
         epoch = rows if self.autoreset_mode != "disabled" else -(-rows // num_envs) * num_envs
         return Optimization(epoch=epoch, **{option: getattr(self, option) for option in OF_OPTIMIZATION})
 
@@ -229,7 +255,9 @@ def is_price(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
-def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple[EnvConfig, ShuffledStream]:
+def restored(
+    env: RoutingVectorEnv, state: Any, given: Collection[str]
+) -> tuple[EnvConfig, ShuffledStream | BalancedStream]:
     """Put the saved blocks, their optimiser and running shares back into an environment.
 
     Options of the optimisation that were `given` when it was made stay (with a `schedule` its `schedule_epochs`), the
@@ -263,7 +291,7 @@ def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple
     config = dataclasses.replace(config, **taken)
     stream = copy.deepcopy(env.stream)
     stream.load_state_dict(state["stream"])
-    env.trainer.load_state_dict(state["blocks"], config.optimization(len(env.dataset), env.num_envs))
+    env.trainer.load_state_dict(state["blocks"], config.optimization(env.dataset, env.num_envs))
     env.rewards.share.total = state["share"].to(env.device, copy=True)
     if told:
         warnings.warn(f"the blocks go on with {'; '.join(told)}", stacklevel=3)

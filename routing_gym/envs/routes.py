@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from routing_gym.envs.batch import Batch, batch_loss
+from routing_gym.envs.batch import Batch
 from routing_gym.envs.training import BlocksTrainer
 from routing_gym.envs.turns import Manner, Turn, along, drive
 from routing_gym.networks import Action, RoutedNetwork, actions
+from routing_gym.networks.state import Exit
 from routing_gym.tasks import MultiTaskDataset
 
 
@@ -135,14 +135,12 @@ class Replayer:
                 task, label = self.dataset.task[routes.instance], self.dataset.label[routes.instance]
                 with self._manner.forward_pass(task.device, graph=True):
                     state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
-                exits: list[tuple[Tensor, Tensor]] = []
+                exits: list[Exit] = []
                 for turn in drive(self.network, state, along(routes.action), self._manner):
                     if self.trainer.throughput is not None:
                         self.trainer.throughput.note(turn)
-                    for exit in turn.exits:
-                        own = label if exit.rows is None else label.index_select(0, exit.rows)
-                        exits.append((exit.weight, functional.cross_entropy(exit.logits, own, reduction="none")))
-                self.trainer.step(batch_loss(exits, len(routes)), len(routes), noted)
+                    exits += turn.exits
+                self.trainer.step(self.trainer.optimization.loss(exits, label, task), len(routes), noted)
         finally:
             self.network.eval()
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from routing_gym.blocks import SGD, Adam, AdamW, OwnedParameter, PartlyUsed, UsedOnly
 from routing_gym.envs.turns import Turn
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import RoutedNetwork, actions
+from routing_gym.networks.state import Exit
 
 OPTIMIZERS: dict[str, Callable[..., UsedOnly]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
 
@@ -52,6 +54,10 @@ class Optimization:
     schedule_epochs: float | tuple[float, ...]
     epoch: int
     talr: bool
+    max_grad_norm: float | None
+    label_smoothing: float
+    class_weights: tuple[float, ...] | None
+    task_weights: tuple[float, ...] | None
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """A fresh optimiser of a network's parameters."""
@@ -61,6 +67,33 @@ class Optimization:
     def rate(self, instances: int) -> float:
         """Learning rate after so many instances trained on."""
         return self.learning_rate * SCHEDULES[self.schedule](instances / self.epoch, self.schedule_epochs)
+
+    def loss(self, exits: Iterable[Exit], label: Tensor, task: Tensor) -> Tensor:
+        """Loss of the blocks, 0-dimensional: mean over a batch of each instance's cross-entropy, weighted over exits.
+
+        Every instance weighs `class_weights[label] * task_weights[task]`; the mean is over these weights.
+
+        Args:
+            exits: Where instances left; a `SettledExit` brings its cross-entropy along.
+            label: `(B,)` int64.
+            task: `(B,)` int64.
+        """
+        importance = None
+        for weights, index in ((self.class_weights, label), (self.task_weights, task)):
+            if weights is not None:
+                factor = torch.tensor(weights, dtype=torch.get_default_dtype(), device=index.device)[index]
+                importance = factor if importance is None else importance * factor
+        terms = []
+        for exit in exits:
+            loss, weight, rows = getattr(exit, "loss", None), exit.weight, exit.rows
+            if loss is None or self.label_smoothing:
+                own = label if rows is None else label.index_select(0, rows)
+                smoothing = self.label_smoothing
+                loss = functional.cross_entropy(exit.logits, own, reduction="none", label_smoothing=smoothing)
+            if importance is not None:
+                weight = weight * (importance if rows is None else importance.index_select(0, rows))
+            terms.append(torch.dot(weight, loss))
+        return sum(terms[1:], start=terms[0]) / (len(label) if importance is None else importance.sum())
 
 
 OF_OPTIMIZATION = tuple(field.name for field in dataclasses.fields(Optimization) if field.name != "epoch")
@@ -210,6 +243,8 @@ class BlocksTrainer:
             raise TrainingDivergedError(
                 f"training of the blocks stopped after {self.instances} instances: {what}; the step was not taken"
             )
+        if self.optimization.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(trained, self.optimization.max_grad_norm)
         if self.optimization.schedule != "constant":
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate

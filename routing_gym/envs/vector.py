@@ -116,7 +116,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.network.dense_backward = config.dense_backward
         allow_small_groups(subsample_first(self.network))
         self.stream = config.stream(self.dataset, num_envs)
-        self.trainer = BlocksTrainer(self.network, config.optimization(len(self.dataset), num_envs))
+        self.trainer = BlocksTrainer(self.network, config.optimization(self.dataset, num_envs))
         self.rewards = Rewards(config, RunningShare(len(network.decisions), network.num_choices, self.device))
         self._prices = torch.tensor(config.prices, dtype=torch.get_default_dtype(), device=self.device)
         self.single_observation_space, self.single_action_space = spaces_of(network, self.dataset.num_tasks, config)
@@ -315,7 +315,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             doubtful: 0-dimensional bool, read with the gradients: take no step.
 
         Returns:
-            The block loss, detached: the mean over the batch of each instance's cross-entropy.
+            The block loss, detached: the mean over the batch of each instance's cross-entropy, smoothed and weighted
+            where options say so.
 
         Raises:
             RuntimeError: No graph is held (see `keeps_graph`), not every row has left, or called twice.
@@ -330,7 +331,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             raise RuntimeError("this batch has been trained on already: call reset()")
         if doubtful is not None:
             batch.doubts.append(doubtful)
-        loss = batch.block_loss()
+        loss = self.trainer.optimization.loss(batch.exits, batch.label, batch.state.task)
         whole = loss if extra_loss is None else loss + extra_loss
         self.trainer.step(whole, self.num_envs, batch.statistics, before_step, batch.doubtful)
         batch.exits = []

@@ -7,16 +7,17 @@ option does not take: a `held_out` that leaves a class without images to train o
 
 from routing_gym.tasks.augmentation import Shift
 from routing_gym.tasks.cifar import cifar2, cifar5, cifar10, cifar100, cifar100_mtl
-from routing_gym.tasks.dataset import MultiTaskDataset, ShuffledStream, pixel_statistics
+from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.digits import digits_mtl, mnist_digits, mnist_mtl, svhn
 from routing_gym.tasks.files import SOURCES, DataError, download
 from routing_gym.tasks.hybrid import hybrid_mnist_cifar
 from routing_gym.tasks.mini_imagenet import mini_imagenet_mtl
 from routing_gym.tasks.omniglot import omniglot_mtl
+from routing_gym.tasks.sampling import BalancedStream, ShuffledStream
 from routing_gym.tasks.synthetic import synthetic_mtl
 
 __all__ = [
-    "SOURCES", "DataError", "MultiTaskDataset", "Shift", "ShuffledStream", "cifar2", "cifar5", "cifar10", "cifar100",
-    "cifar100_mtl", "digits_mtl", "download", "hybrid_mnist_cifar", "mini_imagenet_mtl", "mnist_digits", "mnist_mtl",
-    "omniglot_mtl", "pixel_statistics", "svhn", "synthetic_mtl",
+    "SOURCES", "BalancedStream", "DataError", "MultiTaskDataset", "Shift", "ShuffledStream", "cifar2", "cifar5",
+    "cifar10", "cifar100", "cifar100_mtl", "digits_mtl", "download", "hybrid_mnist_cifar", "mini_imagenet_mtl",
+    "mnist_digits", "mnist_mtl", "omniglot_mtl", "pixel_statistics", "svhn", "synthetic_mtl",
 ]  # fmt: skip

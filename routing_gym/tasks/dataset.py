@@ -1,9 +1,9 @@
-"""Multi-task data: images stored once, tasks as rows that point at them, and the order in which these are drawn."""
+"""Multi-task data: images stored once, tasks as rows that point at them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from routing_gym.forms import check_form
 from routing_gym.tasks.augmentation import Shift, recolor
 from routing_gym.tasks.checking import image_tensor, integer_tensor, to_tensor, whole_number
 
@@ -112,25 +111,26 @@ class MultiTaskDataset:
     @classmethod
     def from_arrays(
         cls,
-        name: str,
-        split: str,
         images: ArrayLike,
-        task: ArrayLike | None,
-        label: ArrayLike,
+        labels: ArrayLike | Mapping[Any, ArrayLike],
+        task: ArrayLike | None = None,
         *,
         image: ArrayLike | None = None,
+        name: str = "own data",
+        split: str = "train",
         like: MultiTaskDataset | None = None,
         augmentation: Shift | None = None,
     ) -> MultiTaskDataset:
-        """Make a split from arrays.
+        """Make a split from arrays: `from_arrays(images, {"even": even, "prime": prime})` has two tasks.
 
         Args:
+            images: `(N, C, H, W)`, bytes or floating-point features.
+            labels: `(N,)` of each task by name, from 0, -1 for images that are not of this task; tasks are numbered in
+                this order. Or `(R,)`, the label of each row.
+            task: `(R,)`, the task of each row, from 0, where `labels` is an array; by default there is one task.
+            image: `(R,)`, the image of each row, where `labels` is an array; by default row i has image i.
             name: As of the class.
             split: As of the class.
-            images: `(N, C, H, W)`, bytes or floating-point features.
-            task: `(R,)`, the task of each row, from 0; None: there is one task.
-            label: `(R,)`, the label of each row, from 0.
-            image: `(R,)`, the image of each row; by default row i has image i.
             like: The training split, whose tasks, classes, mean and deviation another split shares; by default they
                 are those of the arrays.
             augmentation: As of the class.
@@ -139,21 +139,28 @@ class MultiTaskDataset:
             ValueError: As `MultiTaskDataset`, or more or fewer rows than images where `image` does not say which.
         """
         where = f"{name}, split {split!r}"
-        pixels, labels = image_tensor(f"{where}: images", images), integer_tensor(f"{where}: label", label)
-        tasks = torch.zeros_like(labels) if task is None else integer_tensor(f"{where}: task", task)
-        if image is None and len(labels) != len(pixels):
-            raise ValueError(
-                f"{where}: {len(labels)} labels for {len(pixels)} images: say with image=... which image each row has"
-            )
+        pixels = image_tensor(f"{where}: images", images)
+        if isinstance(labels, Mapping):
+            if task is not None or image is not None:
+                raise ValueError(f"{where}: labels by task say which task and image a row has: leave these out")
+            rows, tasks, found = _rows_of_tasks(where, labels, len(pixels))
+        else:
+            found = integer_tensor(f"{where}: labels", labels)
+            tasks = torch.zeros_like(found) if task is None else integer_tensor(f"{where}: task", task)
+            if image is None and len(found) != len(pixels):
+                raise ValueError(
+                    f"{where}: {len(found)} labels for {len(pixels)} images: say with image=... which image each row "
+                    "has"
+                )
+            rows = torch.arange(len(pixels)) if image is None else integer_tensor(f"{where}: image", image)
         if like is not None and not isinstance(like, MultiTaskDataset):
             raise ValueError(f"{where}: like must be another split, a MultiTaskDataset, got {type(like).__name__}")
-        if not len(labels) or not len(tasks):
-            raise ValueError(f"{where}: label and task must have at least one row, got none")
-        rows = torch.arange(len(pixels)) if image is None else integer_tensor(f"{where}: image", image)
+        if not len(found) or not len(tasks):
+            raise ValueError(f"{where}: labels and task must have at least one row, got none")
         mean, std = pixel_statistics(pixels) if like is None else (like.mean, like.std)
         num_tasks = int(tasks.max()) + 1 if like is None else like.num_tasks
-        num_classes = max(1, int(labels.max()) + 1) if like is None else like.num_classes
-        return cls(name, split, pixels, rows, tasks, labels, num_tasks, num_classes, mean, std, augmentation)
+        num_classes = max(1, int(found.max()) + 1) if like is None else like.num_classes
+        return cls(name, split, pixels, rows, tasks, found, num_tasks, num_classes, mean, std, augmentation)
 
     def __len__(self) -> int:
         """Number of rows, that is of instances."""
@@ -259,6 +266,21 @@ class MultiTaskDataset:
         return self.augmentation.apply(images, parameters, drawn)
 
 
+def _rows_of_tasks(where: str, labels: Mapping[Any, ArrayLike], images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, task and label of every row, `(R,)` each, from labels `(N,)` by task."""
+    parts = []
+    for number, (task, given) in enumerate(labels.items()):
+        label = integer_tensor(f"{where}: labels of {task!r}", given)
+        if len(label) != images:
+            raise ValueError(f"{where}: labels of {task!r} must be one for each of {images} images, got {len(label)}")
+        rows = (label != -1).nonzero().flatten()
+        parts.append((rows, torch.full_like(rows, number), label[rows]))
+    if not parts:
+        raise ValueError(f"{where}: labels must be of at least one task, got none")
+    image, task_of, label_of = (torch.cat(column) for column in zip(*parts, strict=True))
+    return image, task_of, label_of
+
+
 def pixel_statistics(images: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and deviation `(C,)` of each channel over images, in pixel units; a flat channel gives deviation 1.
 
@@ -277,61 +299,3 @@ def pixel_statistics(images: Tensor, rows: Tensor | None = None) -> tuple[Tensor
     mean = counts @ values / counts.sum(1)
     std = (counts * (values - mean[:, None]) ** 2).sum(1).div(counts.sum(1)).sqrt()
     return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()
-
-
-class ShuffledStream:
-    """An endless stream of numbers: every one once per pass, each pass in a new random order.
-
-    The order comes from a CPU generator, because seeded CUDA generators give other streams on other GPU models.
-
-    Args:
-        numbers: `(size,)` int64, or how many: then they are 0 … size − 1.
-        seed: Seed of the generator.
-    """
-
-    def __init__(self, numbers: int | Tensor, seed: int = 0) -> None:
-        self._numbers = numbers if isinstance(numbers, Tensor) else None
-        size = len(numbers) if isinstance(numbers, Tensor) else numbers
-        self.size = whole_number("the size of a stream", size)
-        self.generator = torch.Generator()
-        self.seed(seed)
-
-    def seed(self, seed: int) -> None:
-        """Start over from a seed."""
-        self.generator.manual_seed(whole_number("seed", seed, least=None))
-        self._pass = torch.empty(0, dtype=torch.int64)
-
-    def draw(self, count: int) -> Tensor:
-        """The next numbers of the stream, `(count,)` int64 on the CPU."""
-        pieces, missing = [], count
-        while missing > 0:
-            if not len(self._pass):
-                self._pass = torch.randperm(self.size, generator=self.generator)
-            pieces.append(self._pass[:missing])
-            self._pass = self._pass[missing:]
-            missing -= len(pieces[-1])
-        places = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
-        return places if self._numbers is None else self._numbers[places]
-
-    def state_dict(self) -> dict[str, Any]:
-        """State from which `load_state_dict` goes on."""
-        return {"size": self.size, "generator": self.generator.get_state(), "pass": self._pass.clone()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place in the stream.
-
-        Raises:
-            ValueError: It was a stream of another size, or no stream. Nothing has changed then.
-        """
-        check_form(state, {"size": int, "generator": self.generator.get_state(), "pass": Tensor}, "stream")
-        if state["size"] != self.size:
-            raise ValueError(f"this is the state of a stream of {state['size']} numbers, here there are {self.size}")
-        left = state["pass"]
-        check_form(left, torch.empty(left.numel(), dtype=torch.int64), "stream.pass")
-        if len(left.unique()) < len(left) or bool(((left < 0) | (left >= self.size)).any()):
-            raise ValueError(f"stream.pass: expected numbers in [0, {self.size}), each at most once")
-        try:
-            self.generator.set_state(state["generator"])
-        except RuntimeError as error:
-            raise ValueError(f"stream.generator: {error}") from error
-        self._pass = left.clone()

@@ -108,6 +108,10 @@ SVHN = Source(
 SOURCES = {source.name: source for source in (MNIST, CIFAR100, CIFAR10, MINI_IMAGENET, OMNIGLOT, SVHN)}
 
 
+PICKLED = {"cifar-10": "cifar-10-batches-py", "cifar-100": "cifar-100-python"}
+"""Folders of the distributions that are not read, by data set."""
+
+
 class DataError(ValueError):
     """Data files are missing, damaged or of another data set; the message names the file and what mends it."""
 
@@ -137,6 +141,11 @@ def find(source: Source, name: str, data_dir: str | None) -> Path:
     """
     path = data_folder(data_dir) / source.folder / name
     if not path.is_file():
+        if (pickled := data_folder(data_dir) / PICKLED.get(source.name, "")).is_dir() and source.name in PICKLED:
+            raise DataError(
+                f"{pickled} holds the pickled distribution, as torchvision downloads it: unpickling runs whatever code "
+                f"is in a file, so that only the binary one is read; {how_to_get(source, data_dir)}"
+            )
         mend = f"{how_to_get(source, data_dir)}, or say where the data lies with data_dir=... or {DATA_VARIABLE}=..."
         raise DataError(f"{path} is missing: {mend}")
     expected = None if source.repacked else source.files[name] or _noted_sum(path)

@@ -10,7 +10,8 @@ from torch.nn import functional
 import routing_gym
 from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
-from routing_gym.experiments.engine.run import run
+from routing_gym.experiments.engine.callbacks import Session
+from routing_gym.experiments.engine.training import begun_curve, train
 from routing_gym.testing import check_vector_env
 
 SHIFT, SIZE, IMAGES = 2, 6, 36
@@ -130,9 +131,11 @@ def test_a_pass_over_the_split_has_as_many_rows_as_there_are_versions(tmp_path):
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 24)) for step in range(24)])
 
     env = env_of(12, augmentations=4)
-    result = run(make_agent("shared", env), env, 2, tmp_path)
+    agent = make_agent("shared", env)
+    session = Session("shared", agent, tmp_path, 2, begun_curve(agent), {})
+    train(session, ())
     assert env.trainer.instances == 2 * 4 * IMAGES
-    assert result.curve.epoch == [1, 2]
+    assert session.curve["epoch"] == [1, 2]
     env = env_of(16, augmentations=4)
     assert env.trainer.optimization.epoch == 144  # whole batches: 9
     assert env_of(20, augmentations=4).trainer.optimization.epoch == 160  # and 8 for 7.2

@@ -13,8 +13,10 @@ from routing_gym.envs import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, make_network
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
-TRAIN = MultiTaskDataset.from_arrays("mine", "train", IMAGES, np.arange(24) % 3, np.arange(24) // 3 % 2)
-TEST = MultiTaskDataset.from_arrays("mine", "test", IMAGES, np.arange(24) % 3, np.arange(24) // 3 % 2, like=TRAIN)
+TRAIN = MultiTaskDataset.from_arrays(IMAGES, np.arange(24) // 3 % 2, np.arange(24) % 3, name="mine")
+TEST = MultiTaskDataset.from_arrays(
+    IMAGES, np.arange(24) // 3 % 2, np.arange(24) % 3, name="mine", split="test", like=TRAIN
+)
 SPLITS = {"train": TRAIN, "test": TEST}
 ID = "routing_gym/DigitsMTL-v0"
 
@@ -128,7 +130,7 @@ def test_every_network_refuses_wrong_numbers(name, wrong):
 @pytest.mark.long
 def test_a_split_of_features_is_routed():
     features = torch.randn(30, 5, 1, 1)
-    data = MultiTaskDataset.from_arrays("features", "train", features, None, (features[:, 0, 0, 0] > 0).long())
+    data = MultiTaskDataset.from_arrays(features, (features[:, 0, 0, 0] > 0).long())
     env = gymnasium.make_vec(ID, num_envs=8, dataset={"train": data, "test": data}, num_blocks=2)
     agent = make_agent("shared", env).learn(env, 3200)
     assert routing_gym.evaluate(agent, env).accuracy > 0.8

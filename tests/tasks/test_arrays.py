@@ -36,7 +36,7 @@ def test_arrays_of_every_form_make_the_same_split(images, task, label, kind):
         torch.tensor(IMAGES).float().mean((0, 2, 3)), torch.tensor(IMAGES).float().std((0, 2, 3), correction=0),
     )  # fmt: skip
     rows = FORMS[task](TASK.astype(kind)), FORMS[label](LABEL.astype(kind))
-    got = MultiTaskDataset.from_arrays("mine", "train", FORMS[images](IMAGES), *rows)
+    got = MultiTaskDataset.from_arrays(FORMS[images](IMAGES), rows[1], rows[0], name="mine")
     plain = dataclasses.replace(expected, images=FORMS[images](IMAGES), task=rows[0], label=rows[1], mean=[100, 200])
     for field in ("images", "image", "task", "label", "mean", "std"):
         torch.testing.assert_close(getattr(got, field), getattr(expected, field))
@@ -46,19 +46,19 @@ def test_arrays_of_every_form_make_the_same_split(images, task, label, kind):
 
 
 def test_another_split_is_like_the_one_for_training():
-    train = MultiTaskDataset.from_arrays("mine", "train", IMAGES, TASK, LABEL, augmentation=Shift(1))
-    test = MultiTaskDataset.from_arrays("mine", "test", IMAGES[:3], [0, 1, 2], [0, 0, 0], like=train)
+    train = MultiTaskDataset.from_arrays(IMAGES, LABEL, TASK, augmentation=Shift(1))
+    test = MultiTaskDataset.from_arrays(IMAGES[:3], [0, 0, 0], [0, 1, 2], split="test", like=train)
     assert (test.num_tasks, test.num_classes, test.augmentation) == (3, 2, None)
     assert torch.equal(test.mean, train.mean) and torch.equal(test.std, train.std)
-    many = MultiTaskDataset.from_arrays("mine", "train", IMAGES[:2], [0, 0, 1], [0, 1, 1], image=[0, 1, 0])
+    many = MultiTaskDataset.from_arrays(IMAGES[:2], [0, 1, 1], [0, 0, 1], image=[0, 1, 0])
     assert len(many) == 3 and torch.equal(many.pixels(torch.tensor([0])), many.pixels(torch.tensor([2])))
-    assert MultiTaskDataset.from_arrays("mine", "train", IMAGES, None, LABEL).num_tasks == 1
+    assert MultiTaskDataset.from_arrays(IMAGES, LABEL).num_tasks == 1
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16])
 def test_features_that_are_no_bytes_are_normalised_too(kind):
     features = RANDOM.normal(3, 2, (40, 2, 3, 1)).astype(kind)
-    split = MultiTaskDataset.from_arrays("mine", "train", features, None, np.zeros(40, int), augmentation=Shift(1))
+    split = MultiTaskDataset.from_arrays(features, np.zeros(40, int), augmentation=Shift(1))
     assert split.images.dtype == torch.float32
     seen = split.pixels(torch.arange(40))
     torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(2), rtol=0, atol=1e-5)
@@ -88,18 +88,49 @@ def test_features_that_are_no_bytes_are_normalised_too(kind):
         ({"task": 2 * TASK}, r"every one of the 5 tasks needs at least one row, got none for \[1, 3\]"),
         ({"task": ["a"] * 12}, r"task must be a tensor, .* lists of numbers of one length, got \['a', "),
         ({"task": [[0], [0, 1]]}, "lists of numbers of one length"),
-        ({"label": LABEL[:5]}, "5 labels for 12 images: say with image=... which image each row has"),
-        ({"label": LABEL - 1}, r"label must lie in \[0, 1\), got values from -1 to 0"),
-        ({"label": []}, r"label must be integers of shape \(R,\), got torch.float64 of shape \(0,\)"),
+        ({"labels": LABEL[:5]}, "5 labels for 12 images: say with image=... which image each row has"),
+        ({"labels": LABEL - 1}, r"label must lie in \[0, 1\), got values from -1 to 0"),
+        ({"labels": []}, r"labels must be integers of shape \(R,\), got torch.float64 of shape \(0,\)"),
         ({"image": [99] * 12}, r"image must lie in \[0, 12\), got values from 99 to 99"),
         ({"like": 3}, "like must be another split, a MultiTaskDataset, got int"),
         ({"augmentation": 1}, "augmentation must be a Shift or None, got 1"),
     ],
 )
 def test_other_arrays_are_refused(changed, message):
-    given = {"images": IMAGES, "task": TASK, "label": LABEL, **changed}
+    given = {"images": IMAGES, "task": TASK, "labels": LABEL, **changed}
     with pytest.raises(ValueError, match=f"mine, split 'train': .*{message}"):
-        MultiTaskDataset.from_arrays("mine", "train", **given)
+        MultiTaskDataset.from_arrays(name="mine", **given)
+
+
+def test_labels_by_task_make_rows_of_their_own():
+    """As a loop over tasks and images makes them; -1 is none."""
+    labels = {"even": [0, 1, -1, 0], 7: np.array([2, -1, -1, 0]), "last": torch.tensor([1, 1, 1, 1])}
+    split = MultiTaskDataset.from_arrays(IMAGES[:4], labels)
+    rows = [
+        (image, task, int(label))
+        for task, of_task in enumerate(labels.values())
+        for image, label in enumerate(of_task)
+        if label >= 0
+    ]
+    assert list(zip(split.image.tolist(), split.task.tolist(), split.label.tolist(), strict=True)) == rows
+    assert (split.num_tasks, split.num_classes, split.name, split.split) == (3, 3, "own data", "train")
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "message"),
+    [
+        ({}, {}, "labels must be of at least one task, got none"),
+        ({"a": [0] * 5}, {}, "labels of 'a' must be one for each of 12 images, got 5"),
+        ({"a": [0.5] * 12}, {}, "labels of 'a' must be integers"),
+        ({"a": [0] * 12}, {"task": [0] * 12}, "say which task and image a row has: leave these out"),
+        ({"a": [-1] * 12}, {}, "labels and task must have at least one row"),
+        ({"a": [0] * 12, "b": [-1] * 12, "c": [1] * 12}, {}, r"needs at least one row, got none for \[1\]"),
+        ({"a": [-2] * 12}, {}, r"label must lie in \[0, 1\), got values from -2 to -2"),
+    ],
+)
+def test_other_labels_by_task_are_refused(labels, more, message):
+    with pytest.raises(ValueError, match=f"own data, split 'train': .*{message}"):
+        MultiTaskDataset.from_arrays(IMAGES, labels, **more)
 
 
 WRONG = [None, "a", "", -1, 2.5, float("nan"), [], {}, object]

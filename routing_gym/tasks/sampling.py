@@ -1,0 +1,124 @@
+"""The order in which instances are drawn."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routing_gym.forms import check_form
+from routing_gym.tasks.checking import whole_number
+
+
+class ShuffledStream:
+    """An endless stream of numbers: every one once per pass, each pass in a new random order.
+
+    The order comes from a CPU generator, because seeded CUDA generators give other streams on other GPU models.
+
+    Args:
+        numbers: `(size,)` int64, or how many: then they are 0 … size − 1.
+        seed: Seed of the generator.
+    """
+
+    def __init__(self, numbers: int | Tensor, seed: int = 0) -> None:
+        self._numbers = numbers if isinstance(numbers, Tensor) else None
+        size = len(numbers) if isinstance(numbers, Tensor) else numbers
+        self.size = whole_number("the size of a stream", size)
+        self.generator = torch.Generator()
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Start over from a seed."""
+        self.generator.manual_seed(whole_number("seed", seed, least=None))
+        self._pass = torch.empty(0, dtype=torch.int64)
+
+    def draw(self, count: int) -> Tensor:
+        """The next numbers of the stream, `(count,)` int64 on the CPU."""
+        pieces, missing = [], count
+        while missing > 0:
+            if not len(self._pass):
+                self._pass = torch.randperm(self.size, generator=self.generator)
+            pieces.append(self._pass[:missing])
+            self._pass = self._pass[missing:]
+            missing -= len(pieces[-1])
+        places = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+        return places if self._numbers is None else self._numbers[places]
+
+    def state_dict(self) -> dict[str, Any]:
+        """State from which `load_state_dict` goes on."""
+        return {"size": self.size, "generator": self.generator.get_state(), "pass": self._pass.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place in the stream.
+
+        Raises:
+            ValueError: It was a stream of another size, or no stream. Nothing has changed then.
+        """
+        check_form(state, {"size": int, "generator": self.generator.get_state(), "pass": Tensor}, "stream")
+        if state["size"] != self.size:
+            raise ValueError(f"this is the state of a stream of {state['size']} numbers, here there are {self.size}")
+        left = state["pass"]
+        check_form(left, torch.empty(left.numel(), dtype=torch.int64), "stream.pass")
+        if len(left.unique()) < len(left) or bool(((left < 0) | (left >= self.size)).any()):
+            raise ValueError(f"stream.pass: expected numbers in [0, {self.size}), each at most once")
+        try:
+            self.generator.set_state(state["generator"])
+        except RuntimeError as error:
+            raise ValueError(f"stream.generator: {error}") from error
+        self._pass = left.clone()
+
+
+class BalancedStream:
+    """An endless stream of numbers of several groups, each group as often as the others.
+
+    Every group is drawn once per round, rounds in random order; of a group every number once per pass.
+
+    Args:
+        groups: `(size,)` int64 of each group.
+        seed: Seed of the generators.
+    """
+
+    def __init__(self, groups: Sequence[Tensor], seed: int = 0) -> None:
+        self._groups = [ShuffledStream(numbers) for numbers in groups]
+        self._order = ShuffledStream(len(groups))
+        self.seed(seed)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Generator for what else is random about instances."""
+        return self._order.generator
+
+    def seed(self, seed: int) -> None:
+        """Start over from a seed."""
+        self._order.seed(seed)
+        for number, group in enumerate(self._groups, 1):
+            group.seed(seed * (len(self._groups) + 1) + number)
+
+    def draw(self, count: int) -> Tensor:
+        """The next numbers of the stream, `(count,)` int64 on the CPU."""
+        order = self._order.draw(count)
+        drawn = torch.empty(count, dtype=torch.int64)
+        for number, group in enumerate(self._groups):
+            places = (order == number).nonzero().flatten()
+            drawn[places] = group.draw(len(places))
+        return drawn
+
+    def state_dict(self) -> dict[str, Any]:
+        """State from which `load_state_dict` goes on."""
+        return {"order": self._order.state_dict(), "groups": [group.state_dict() for group in self._groups]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place in the stream.
+
+        Raises:
+            ValueError: It was a stream of other groups, or none of groups. Nothing has changed then.
+        """
+        check_form(state, {"order": dict, "groups": [dict] * len(self._groups)}, "stream")
+        order, groups = copy.deepcopy((self._order, self._groups))
+        order.load_state_dict(state["order"])
+        for group, saved in zip(groups, state["groups"], strict=True):
+            group.load_state_dict(saved)
+        self._order, self._groups = order, groups
