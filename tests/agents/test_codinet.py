@@ -9,6 +9,7 @@ from by_hand import double_precision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skips import M, codinet, learned, skip_env
+from stepping import block_loss
 from torch import nn
 
 from routing_gym.agents import CoDiNetConfig, needs, train_batch
@@ -315,7 +316,7 @@ def test_sampling_has_the_gradient_of_the_expectation(rows, gamma, monkeypatch):
         mean = [torch.zeros_like(g) for g in expected]
         for ways in itertools.product(every, repeat=rows):
             trajectory = drawn(ways)
-            loss = env.batch.block_loss() + agent.auxiliary_loss(trajectory)
+            loss = block_loss(env) + agent.auxiliary_loss(trajectory)
             chance = math.prod(float(chances[way][row]) for row, way in enumerate(ways))
             mean = [m + chance * g for m, g in zip(mean, gradients(loss, agent), strict=True)]
     assert sum(float(g.abs().sum()) for g in expected[-12:]) > 1e-3

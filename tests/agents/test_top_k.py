@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stepping import block_loss
 from toys import TREE, ExitTree, small_env
 
 import routing_gym
@@ -95,7 +96,7 @@ def test_noise_and_all_gradients_are_those_of_a_loop_over_rows(options):
     assert picked != by_hand(agent, env, trajectory, None)[1]
 
     trained = [agent.scores.output.weight, agent.spread.output.weight, *env.network.parameters()]
-    ours = torch.autograd.grad(env.batch.block_loss(), trained)
+    ours = torch.autograd.grad(block_loss(env), trained)
     label = env.dataset.label[trajectory.instance]
     theirs = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, label), trained)
     for one, other in zip(ours, theirs, strict=True):
@@ -109,7 +110,7 @@ def test_one_choice_of_weight_1_teaches_the_gates_nothing_and_says_so():
     ):
         agent = make_agent("top-k", weights_env(), k=1, balance=0.0, noise=False)
     rollout(agent, agent.env)
-    agent.env.batch.block_loss().backward()
+    block_loss(agent.env).backward()
     assert not bool(agent.scores.output.weight.grad.any())
     env = weights_env(num_envs=32)
     agent = make_agent("top-k", env, k=1, balance=0.0, softmax="all")
@@ -129,7 +130,7 @@ def test_only_what_was_picked_has_a_gradient():
     env = weights_env(num_envs=2)
     agent = with_weights(env)
     trajectory = rollout(agent, env)
-    env.batch.block_loss().backward()
+    block_loss(env).backward()
     for step, bank in zip(trajectory.steps, env.network.banks, strict=True):
         picked = step.action[0].unique().tolist()
         assert len(picked) < BLOCKS

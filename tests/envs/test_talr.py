@@ -6,6 +6,7 @@ import gymnasium
 import pytest
 import torch
 from by_hand import ByHand, exit_env, gradients, undecided
+from stepping import block_loss
 from toys import TREE, ExitTree, small_env
 
 from routing_gym.agents import Agent, make_agent, train_batch
@@ -293,7 +294,7 @@ def test_judging_does_not_disturb_what_was_noted():
         if judge:
             with torch.no_grad():
                 rollout(agent, env.sibling(12, train=False), instances=torch.arange(12, 24))
-        loss = env.batch.block_loss()
+        loss = block_loss(env)
         loss.backward()
         env.trainer.throughput.scale()
         found.append([p.grad.clone() for p in env.network.parameters() if p.grad is not None])

@@ -10,6 +10,7 @@ import pytest
 from namespaces import python_in_namespace
 from records import strict, untimed
 
+from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.clusters import _perform_and_send
 from routing_gym.experiments.engine.run import Run
@@ -29,6 +30,7 @@ import json, os, signal, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
+from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.clusters import _perform_and_send
 from routing_gym.experiments.engine.run import Run
@@ -75,6 +77,7 @@ def test_a_node_that_dies_costs_no_finished_run_and_no_figure(tmp_path):
     assert run(*arguments, "--out", tmp_path / "here") == 0
     script = tmp_path / "two_nodes.py"
     script.write_text(TWO_NODES)
+    del AGENTS["slow"]
     python_in_namespace(script, json.dumps(arguments), tmp_path / "there")
     assert (tmp_path / "there" / "struck").exists()
     here, there = (strict(tmp_path / name / "results.json") for name in ("here", "there"))

@@ -10,6 +10,7 @@ import time
 import pytest
 from records import strict, untimed
 
+from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.records import read_progress
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.long]
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256"]
 
-AGENTS = """
+CODE = """
 import os, signal, time
 from pathlib import Path
 from routing_gym.agents import AGENTS, register_agent
@@ -60,8 +61,11 @@ def run(*arguments):
 @pytest.fixture
 def plugin(tmp_path):
     path = tmp_path / "agents.py"
-    path.write_text(AGENTS)
-    return path
+    path.write_text(CODE)
+    yield path
+    for name in ("slow", "killed", "hung"):
+        AGENTS.pop(name, None)
+    sys.modules.pop("routing_gym_plugin_agents", None)
 
 
 def test_results_do_not_depend_on_the_number_of_workers(tmp_path, capsys):

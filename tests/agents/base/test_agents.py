@@ -10,6 +10,7 @@ import pytest
 import torch
 from damage import reseal
 from scipy import stats
+from stepping import block_loss
 from toys import OF_OTHER_NETWORKS, ExitTree
 
 import routing_gym
@@ -374,7 +375,7 @@ def test_an_agent_trained_by_the_blocks_backward_pass(registered, tmp_path):
     env = small_env(seed=2, action_type="weights", autoreset_mode="disabled")
     agent = make_agent("gate", env)
     trajectory = rollout(agent, env.unwrapped)
-    loss = env.unwrapped.batch.block_loss()
+    loss = block_loss(env.unwrapped)
     (expected,) = torch.autograd.grad(loss, agent.logits, retain_graph=True)
     assert bool((expected.abs().sum(-1)[:, :3] > 0).all()) and len(trajectory.exits) == 1
     agent.learn(env, 64)

@@ -17,6 +17,7 @@ from by_hand import (
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
+from stepping import block_loss
 from toys import TREE, ExitTree, small_env
 
 from routing_gym.agents import PragmaticCritic, PragmaticCriticConfig, critics, make_agent
@@ -142,7 +143,7 @@ class SamePolicy(PragmaticCritic):
 def pulled(agent, instance):
     """Loss and gradients of one instance, without a step."""
     trajectory = rollout(agent, agent.env, instances=torch.tensor([instance]))
-    loss = agent.env.batch.block_loss() + agent.auxiliary_loss(trajectory)
+    loss = block_loss(agent.env) + agent.auxiliary_loss(trajectory)
     parameters = [*agent.env.network.parameters(), *agent.parameters()]
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return (
