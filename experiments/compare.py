@@ -86,6 +86,8 @@ class Compare(Keeping, Launching, Tunable):
             check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=False)
             records = joined(self.out, runs) if self.resume else {}
             left = [run for run in runs if (run.agent, run.seed) not in records]
+            launcher.begin(len(left))
+            stack.callback(launcher.end)
             left, failures = try_out(left, lambda run: run.agent, console, self.debug, fresh=self.overwrite)
             stack.enter_context(locked(writable_folder(self.out)))
             if self.overwrite:

@@ -71,6 +71,14 @@ class Launcher(ABC):
             display: Told how far they are.
         """
 
+    def begin(self, count: int) -> None:
+        """Get ready for so many runs, while they are tried out."""
+        return None
+
+    def end(self) -> None:
+        """Let go of what `begin` got ready."""
+        return None
+
     @property
     def here(self) -> bool:
         """Whether the runs are done when `launch` is."""

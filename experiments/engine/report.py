@@ -223,7 +223,7 @@ def _packed_plotly() -> str:
     """Base64 of plotly.js, compressed."""
     from plotly.offline import get_plotlyjs  # takes a while to import
 
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), compresslevel=6, mtime=0)).decode()
 
 
 def report_data(contents: Contents) -> dict[str, Any]:

@@ -36,23 +36,29 @@ class Local(Launcher):
     Attributes:
         workers: How many processes.
         silence: Seconds without a finished batch or epoch after which a process counts as hung.
+        slots: The processes there are.
     """
 
     workers: int
     silence: float = 1800.0
+    slots: list[_Slot] = dataclasses.field(default_factory=list)
 
     def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
         """Perform runs; see `Launcher`."""
         waiting = collections.deque((run, 1) for run in runs)
-        slots = [_Slot() for _ in range(min(self.workers, len(runs)))]
         busy: dict[Future, tuple[_Slot, Run, int]] = {}
+        self.begin(len(runs))
+
+        def keep_busy() -> None:
+            for slot in self.slots:
+                if waiting and not slot.busy:
+                    run, number = waiting.popleft()
+                    busy[slot.submit(run)] = slot, run, number
+                    display.begin(run.title, run.training.epochs)
+
         try:
             while waiting or busy:
-                for slot in slots:
-                    if waiting and not slot.busy:
-                        run, number = waiting.popleft()
-                        busy[slot.submit(run)] = slot, run, number
-                        display.begin(run.title, run.training.epochs)
+                keep_busy()
                 done, _ = wait(busy, timeout=0.2, return_when=FIRST_COMPLETED)
                 for slot, run, _ in busy.values():
                     self._look_after(slot, run, display)
@@ -61,7 +67,9 @@ class Local(Launcher):
                     slot.busy = False
                     display.end(run.title)
                     try:
-                        yield future.result()
+                        outcome = future.result()
+                        keep_busy()  # before what is done with the outcome
+                        yield outcome
                     except BrokenProcessPool:
                         slot.close()
                         silent = f"gave no sign of life for {self.silence:g} s"
@@ -73,12 +81,23 @@ class Local(Launcher):
                             failure = f"{run.title}: {why}, {number} times; {kept_in(run.folder)}"
                             yield Outcome(run, None, failure)
         finally:
-            for slot in slots:
+            for slot in self.slots:
                 slot.stop()
             wait(busy, timeout=GRACE)
-            for slot in slots:
-                slot.kill()
-                slot.close()
+            self.end()
+
+    def begin(self, count: int) -> None:
+        """Start the processes that so many runs will take."""
+        while len(self.slots) < min(self.workers, count):
+            self.slots.append(_Slot())
+            self.slots[-1].start()
+
+    def end(self) -> None:
+        """End the processes."""
+        for slot in self.slots:
+            slot.kill()
+            slot.close()
+        self.slots = []
 
     def _look_after(self, slot: _Slot, run: Run, display: Display) -> None:
         """Show how far a run is, and kill its process if it has been silent for too long."""
@@ -102,13 +121,18 @@ class _Slot:
         self.busy = self.hung = False
         self.last = time.time()
 
-    def submit(self, run: Run) -> Future:
-        """Hand a run to the process, which is started if there is none."""
+    def start(self) -> ProcessPoolExecutor:
+        """Start the process, if there is none."""
         if self.pool is None:
             self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin_worker)
             self.begun = self.pool.submit(os.getpid)
+        return self.pool
+
+    def submit(self, run: Run) -> Future:
+        """Hand a run to the process, which is started if there is none."""
+        pool = self.start()
         self.busy, self.hung, self.last = True, False, time.time()
-        return self.pool.submit(perform_elsewhere, run)
+        return pool.submit(perform_elsewhere, run)
 
     @property
     def started(self) -> bool:
@@ -126,14 +150,15 @@ class _Slot:
 
     def stop(self) -> None:
         """Ask the process to end at its next safe point, if it is at work."""
-        self._signal(signal.SIGTERM)
+        if self.busy:
+            self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End the process at once."""
         self._signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
 
     def _signal(self, number: int) -> None:
-        if self.busy and self.pid is not None:
+        if self.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
