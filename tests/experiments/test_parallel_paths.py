@@ -16,19 +16,24 @@ from routing_gym.experiments.engine.logits import accuracy_together, keep_logits
 from routing_gym.experiments.engine.metrics import count_parameters
 from routing_gym.experiments.engine.run import LOGITS
 from routing_gym.experiments.engine.settings import TrainingSettings
+from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.parallel_paths.claims import claims
-from routing_gym.experiments.papers.parallel_paths.labels import (
+from routing_gym.experiments.papers.parallel_paths.rows import (
     ALL_ENSEMBLE,
     BASE,
     BASE_ENSEMBLE,
+    CIFAR10,
+    CIFAR100,
     CNNS,
     DATA,
     DEEP,
     DEEP_SQUEEZED,
     OWN_PATHS,
+    PAPER,
     PATHS,
     RESNET,
     RESNETS,
+    SHORT,
     SQUEEZED,
     STITCHED,
     TOLD,
@@ -37,13 +42,6 @@ from routing_gym.experiments.papers.parallel_paths.labels import (
     hard,
     on,
     routed,
-)
-from routing_gym.experiments.papers.parallel_paths.rows import (
-    CIFAR10,
-    CIFAR100,
-    PAPER,
-    PARALLEL_PATHS,
-    SHORT,
 )
 from routing_gym.experiments.papers.parallel_paths.tables import (
     cnns,

@@ -7,21 +7,19 @@ points. A difference smaller than its standard error, that of errors counted on 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from routing_gym.experiments.engine.records import Record, by_label
-from routing_gym.experiments.papers.judging import Verdict, all_of, sign_of, standard_error
-from routing_gym.experiments.papers.reproduction import Claim
+from routing_gym.experiments.engine.records import by_label
+from routing_gym.experiments.papers.judging import Judged, all_of, sign_of, standard_error
+from routing_gym.experiments.papers.reproduction import Claim, Runs, among, distinct, mean_of
 
 ABOUT_EQUAL = 0.1
 """Two errors are comparable that differ by less than this share of the larger curve's mean."""
 
 ABOUT_A_THIRD = 0.4
 """A cost up to this share of another is taken for a third of it."""
-
-MISSING = "Needs {}: at least two networks each, of overlapping cost."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +50,8 @@ class Points:
                 return float(self.macs[i - 1] + share * (self.macs[i] - self.macs[i - 1]))
         return float("inf")
 
-    @property
-    def best(self) -> int:
-        """The place of the lowest error, the cheaper one of equals."""
-        return int(self.error.argmin())
 
-
-def points_of(records: Sequence[Record], series: str, part: str = "hybrid") -> Points | None:
+def points_of(records: Runs, series: str, part: str = "hybrid") -> Points | None:
     """Return a curve, a point for each network (means over seeds) or for each price one was judged at.
 
     Returns:
@@ -66,13 +59,9 @@ def points_of(records: Sequence[Record], series: str, part: str = "hybrid") -> P
     """
     found: list[tuple[float, float]] = []
     instances = 0
-    own = [record for record in records if record["series"] == series and record["part"] == part]
-    for runs in by_label(own).values():
-        several = [run.get("by_price", [run]) for run in runs]
-        found += [
-            (float(np.mean([p["macs"] for p in point])), 1 - float(np.mean([p["test_accuracy"] for p in point])))
-            for point in zip(*several, strict=True)
-        ]
+    for runs in by_label(among(records, series=series, part=part)).values():
+        points = zip(*(run.get("by_price", [run]) for run in runs), strict=True)
+        found += [(mean_of(point, "macs"), 1 - mean_of(point, "test_accuracy")) for point in points]
         instances = sum(int(np.sum(run["exits"])) for run in runs)
     if len(found) < 2:
         return None
@@ -80,12 +69,8 @@ def points_of(records: Sequence[Record], series: str, part: str = "hybrid") -> P
     return Points(macs, error, instances)
 
 
-def claims(records: Sequence[Record]) -> list[Claim]:
-    """Judge all claims.
-
-    Args:
-        records: All trained in one way; see `record_of` for what they hold, and `Row` for `series` and `part`.
-    """
+def claims(records: Runs) -> list[Claim]:
+    """Judge all claims by records that were trained in one way; for `series` and `part` see `Row`."""
 
     def curve(series: str, part: str = "hybrid") -> Points | None:
         return points_of(records, series, part)
@@ -93,47 +78,65 @@ def claims(records: Sequence[Record]) -> list[Claim]:
     actor, static = curve("actor"), curve("static")
     pragmatic, optimistic = curve("pragmatic critic"), curve("optimistic critic")
     by_class = curve("pragmatic critic, classification error")
+    parts = distinct(among(records, series="actor"), "part")
     return [
-        all_of("At equal cost actor networks err less than pragmatic critics", [_below("pragmatic", actor, pragmatic)]),
-        all_of("At equal cost pragmatic critics err less than static networks", [_below("static", pragmatic, static)]),
+        all_of("At equal cost actor networks err less than pragmatic critics", _below("pragmatic", actor, pragmatic)),
+        all_of("At equal cost pragmatic critics err less than static networks", _below("static", pragmatic, static)),
         all_of(
             "Optimistic critics are the worst of the three strategies",
-            [_below("optimistic, actor", actor, optimistic), _below("optimistic, pragmatic", pragmatic, optimistic)],
+            _below("optimistic, actor", actor, optimistic),
+            _below("optimistic, pragmatic", pragmatic, optimistic),
         ),
-        _fewer_operations(actor, static),
+        all_of(
+            "Routed networks need 2 to 3 times fewer operations than static ones without loss of performance",
+            _if_there("actor and static networks", _fewer_operations, actor, static),
+        ),
         all_of(
             "Actor networks have a higher peak accuracy than static ones",
-            [
-                _better_peak(part, curve("actor", part), curve("static", part))
-                for part in dict.fromkeys(record["part"] for record in records if record["series"] == "actor")
-            ],
+            *(_better_peak(part, curve("actor", part), curve("static", part)) for part in parts),
         ),
-        _third_of_the_cost(curve("actor", "CIFAR-2"), curve("static", "CIFAR-2")),
-        _as_good_as_eight(curve("actor, dynamic k_cpt"), actor),
+        all_of(
+            "On CIFAR-2 routed networks have a higher peak accuracy than static ones, at a third of the cost",
+            _if_there(
+                "actor and static networks on CIFAR-2",
+                _third_of_the_cost,
+                curve("actor", "CIFAR-2"),
+                curve("static", "CIFAR-2"),
+            ),
+        ),
+        all_of(
+            "One network that is told the price is about as good as one network for each price",
+            _if_there(
+                "the network that is told the price, and actors",
+                _as_good_as_eight,
+                curve("actor, dynamic k_cpt"),
+                actor,
+            ),
+        ),
         all_of(
             "Throughput-adjusted learning rates improve the peak accuracy of actors and critics",
-            [
-                _better_peak("actor", actor, curve("actor, no TALR")),
-                _better_peak("pragmatic", pragmatic, curve("pragmatic critic, no TALR")),
-            ],
+            _better_peak("actor", actor, curve("actor, no TALR")),
+            _better_peak("pragmatic", pragmatic, curve("pragmatic critic, no TALR")),
         ),
-        all_of(
-            "Without k_dec actor networks do worse",
-            [_below("k_dec = 0", actor, curve("actor, k_dec = 0"))],
-        ),
+        all_of("Without k_dec actor networks do worse", _below("k_dec = 0", actor, curve("actor, k_dec = 0"))),
         all_of(
             "Regularising the policy reduces the peak accuracy of actor networks",
-            [_better_peak("regularised", actor, curve("actor, regularised policy"))],
+            _better_peak("regularised", actor, curve("actor, regularised policy")),
         ),
         all_of(
             "Pragmatic critics of the classification error do worse than those of the cross-entropy, but better than "
             "static networks",
-            [
-                _below("classification error, cross-entropy", pragmatic, by_class),
-                _below("static, classification error", by_class, static),
-            ],
+            _below("classification error, cross-entropy", pragmatic, by_class),
+            _below("static, classification error", by_class, static),
         ),
     ]
+
+
+def _if_there(needed: str, judge: Callable[[Points, Points], Judged | None], *curves: Points | None) -> Judged:
+    """Judge two curves, if both are there and can be compared."""
+    one, other = curves
+    judged = None if one is None or other is None else judge(one, other)
+    return judged or ("not enough", f"Needs {needed}: at least two networks each, of overlapping cost.")
 
 
 def _gap(lower: Points, upper: Points) -> tuple[float, float, str] | None:
@@ -150,64 +153,55 @@ def _gap(lower: Points, upper: Points) -> tuple[float, float, str] | None:
     return gap, error, text
 
 
-def _below(what: str, lower: Points | None, upper: Points | None) -> tuple[Verdict, str]:
+def _below(what: str, lower: Points | None, upper: Points | None) -> Judged:
     """Judge whether one curve is below another at equal cost; the text says how far `what` is above."""
-    gap = None if lower is None or upper is None else _gap(lower, upper)
-    if gap is None:
-        return "not enough", MISSING.format(f"both curves ({what})")
-    return sign_of(gap[0], gap[1]), f"Above ({what}): {gap[2]}."
+
+    def judge(lower: Points, upper: Points) -> Judged | None:
+        gap = _gap(lower, upper)
+        return gap and (sign_of(gap[0], gap[1]), f"Above ({what}): {gap[2]}.")
+
+    return _if_there(f"both curves ({what})", judge, lower, upper)
 
 
-def _better_peak(what: str, better: Points | None, worse: Points | None) -> tuple[Verdict, str]:
+def _better_peak(what: str, better: Points | None, worse: Points | None) -> Judged:
     """Judge whether the lowest error of one curve is below that of another."""
-    if better is None or worse is None:
-        return "not enough", MISSING.format(f"both curves ({what})")
-    ours, theirs = float(better.error.min()), float(worse.error.min())
-    noise = standard_error((ours + theirs) / 2, min(better.instances, worse.instances))
-    return sign_of(theirs - ours, noise), f"Lowest errors ({what}): {100 * ours:.2f} and {100 * theirs:.2f} %."
+
+    def judge(better: Points, worse: Points) -> Judged:
+        ours, theirs = float(better.error.min()), float(worse.error.min())
+        noise = standard_error((ours + theirs) / 2, min(better.instances, worse.instances))
+        return sign_of(theirs - ours, noise), f"Lowest errors ({what}): {100 * ours:.2f} and {100 * theirs:.2f} %."
+
+    return _if_there(f"both curves ({what})", judge, better, worse)
 
 
-def _fewer_operations(routed: Points | None, static: Points | None) -> Claim:
+def _fewer_operations(routed: Points, static: Points) -> Judged:
     """Judge the ratio of costs at which both reach the static networks' lowest error, within its standard error."""
-    text = "Routed networks need 2 to 3 times fewer operations than static ones without loss of performance"
-    if routed is None or static is None:
-        return Claim(text, "not enough", MISSING.format("actor and static networks"))
     lowest = float(static.error.min())
     level = lowest + standard_error(lowest, min(routed.instances, static.instances))
     ours, theirs = routed.reaches(level), static.reaches(level)
     if not np.isfinite(ours):
-        numbers = (
-            f"The lowest error of routed networks is {100 * routed.error.min():.2f} %, that of static ones "
-            f"{100 * lowest:.2f} %."
-        )
-        return Claim(text, "does not hold", numbers)
-    numbers = (
-        f"{100 * level:.2f} % takes routed networks {ours / 1e6:.2f} M, static ones {theirs / 1e6:.2f} M: "
-        f"{theirs / ours:.1f} times as many."
-    )
-    return Claim(text, "holds" if theirs >= 2 * ours else "does not hold", numbers)
+        best = f"The lowest error of routed networks is {100 * routed.error.min():.2f} %"
+        return "does not hold", f"{best}, that of static ones {100 * lowest:.2f} %."
+    both = f"{100 * level:.2f} % takes routed networks {ours / 1e6:.2f} M, static ones {theirs / 1e6:.2f} M"
+    return "holds" if theirs >= 2 * ours else "does not hold", f"{both}: {theirs / ours:.1f} times as many."
 
 
-def _third_of_the_cost(routed: Points | None, static: Points | None) -> Claim:
+def _third_of_the_cost(routed: Points, static: Points) -> Judged:
     """Judge whether routed networks exceed the best static one, and the cheapest that does, at what cost."""
-    text = "On CIFAR-2 routed networks have a higher peak accuracy than static ones, at a third of the cost"
-    if routed is None or static is None:
-        return Claim(text, "not enough", MISSING.format("actor and static networks on CIFAR-2"))
     verdict, numbers = _better_peak("CIFAR-2", routed, static)
-    if verdict == "holds":
-        cheapest = float(routed.macs[routed.error < static.error.min()].min())
-        share = cheapest / float(static.macs[static.best])
-        numbers += f" The cheapest routed network above the best static one has {share:.2f} of its operations."
-        verdict = "holds" if share <= ABOUT_A_THIRD else "does not hold"
-    return Claim(text, verdict, numbers)
+    if verdict != "holds":
+        return verdict, numbers
+    best = static.error.argmin()  # the cheaper one of equals
+    share = float(routed.macs[routed.error < static.error[best]].min()) / float(static.macs[best])
+    numbers += f" The cheapest routed network above the best static one has {share:.2f} of its operations."
+    return "holds" if share <= ABOUT_A_THIRD else "does not hold", numbers
 
 
-def _as_good_as_eight(one: Points | None, several: Points | None) -> Claim:
+def _as_good_as_eight(one: Points, several: Points) -> Judged | None:
     """Judge whether one network judged at several prices is no worse than networks trained for a price each."""
-    text = "One network that is told the price is about as good as one network for each price"
-    gap = None if one is None or several is None else _gap(several, one)
-    if gap is None or several is None:
-        return Claim(text, "not enough", MISSING.format("the network that is told the price, and actors"))
+    gap = _gap(several, one)
+    if gap is None:
+        return None
     allowed = max(gap[1], ABOUT_EQUAL * float(several.error.mean()))
     numbers = f"Its curve is above theirs by {gap[2]}; up to {100 * allowed:.2f} points are taken for equal."
-    return Claim(text, "holds" if gap[0] <= allowed else "does not hold", numbers)
+    return "holds" if gap[0] <= allowed else "does not hold", numbers

@@ -41,6 +41,19 @@ class Crossing:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gate:
+    """One gate: how much of a tensor goes to a path, all counted from 0."""
+
+    decision: int
+    tensor: int
+    path: int
+
+    def name(self, network: ParallelPaths) -> str:
+        """Return what it is called, as in the paper: tensor and path counted from 1."""
+        return f"{network.decisions[self.decision].name}, $g_{{{self.tensor + 1}{self.path + 1}}}$"
+
+
+@dataclasses.dataclass(frozen=True)
 class Gates:
     """What an agent does with the R images of a split.
 
@@ -54,18 +67,9 @@ class Gates:
     label: Tensor
     predicted: Tensor
 
-
-@dataclasses.dataclass(frozen=True)
-class Gate:
-    """One gate: how much of a tensor goes to a path, all counted from 0."""
-
-    decision: int
-    tensor: int
-    path: int
-
-    def name(self, network: ParallelPaths) -> str:
-        """Return what it is called, as in the paper: tensor and path counted from 1."""
-        return f"{network.decisions[self.decision].name}, $g_{{{self.tensor + 1}{self.path + 1}}}$"
+    def strength(self, gate: Gate) -> Tensor:
+        """Return how far a gate is open, `(R,)`."""
+        return self.crossings[gate.decision].gates[:, gate.tensor, gate.path]
 
 
 def network_of(agent: Agent) -> ParallelPaths:
@@ -75,17 +79,13 @@ def network_of(agent: Agent) -> ParallelPaths:
         ValueError: Tensors are not cross-connected by data-dependent gates.
     """
     network = agent.env.network
-    if (
-        not isinstance(network, ParallelPaths)
-        or network.cross != "connections"
-        or not isinstance(agent, CrossConnection)
-    ):
-        raise ValueError(f"only data-dependent gates of cross-connections can be shown, not those of {agent.name!r}")
-    return network
+    if isinstance(network, ParallelPaths) and network.cross == "connections" and isinstance(agent, CrossConnection):
+        return network
+    raise ValueError(f"only data-dependent gates of cross-connections can be shown, not those of {agent.name!r}")
 
 
-def gates_of(agent: Agent, split: str = "test") -> Gates:
-    """Route a split and note all gates.
+def gates_of(agent: Agent) -> Gates:
+    """Route the test images and note all gates.
 
     A decision sees every tensor averaged over the image; what goes into a path is the sum of what is sent there, so
     that its mean activation follows (section 7.1).
@@ -96,7 +96,7 @@ def gates_of(agent: Agent, split: str = "test") -> Gates:
     network = network_of(agent)
     columns: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.decisions]
     others = []
-    for batch, kept in routed(agent, split):
+    for batch, kept in routed(agent, "test"):
         for column, decision, step in zip(columns, network.decisions, batch.steps, strict=True):
             assert isinstance(step.action, Tensor)
             gates = step.action[kept].view(-1, network.num_tensors, network.num_choices)
@@ -219,12 +219,8 @@ def _blurred(image: Tensor) -> Tensor:
 
 def path_weights(network: ParallelPaths) -> dict[str, Tensor]:
     """Return the weights of all layers of paths side by side, `(P, ...)`, by their names: conv 1, conv 2, dense 1."""
-    weights: dict[str, Tensor] = {}
-    counts = {"conv": 0, "dense": 0}
-    for module in network.banks.modules():
-        if isinstance(module, PathConv2d | PathLinear):
-            kind = "conv" if isinstance(module, PathConv2d) else "dense"
-            counts[kind] += 1
-            weight = module.weight if isinstance(module, PathConv2d) else module.blocks.weight
-            weights[f"{kind} {counts[kind]}"] = weight.detach()
-    return weights
+    layers = list(network.banks.modules())
+    convolutions = [layer.weight for layer in layers if isinstance(layer, PathConv2d)]
+    dense = [layer.blocks.weight for layer in layers if isinstance(layer, PathLinear)]
+    named = {f"conv {number}": weight.detach() for number, weight in enumerate(convolutions, 1)}
+    return named | {f"dense {number}": weight.detach() for number, weight in enumerate(dense, 1)}
