@@ -8,13 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents import make_agent, train_batch
+from routing_gym.agents import make_agent
 from routing_gym.agents.fixed import RandomAgent
 from routing_gym.blocks import OwnedParameter, count_macs, plain, probe
-from routing_gym.envs import rollout
 from routing_gym.experiments.benchmarks.convnet import stand_in_images
-from routing_gym.experiments.benchmarks.steps import STATIC, Subject, mlp, static_steps
-from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure, median_ratio
+from routing_gym.experiments.benchmarks.steps import Subject, mlp, routed_steps, static_steps
+from routing_gym.experiments.benchmarks.timing import Steps, against, measure, median_ratio
 from routing_gym.experiments.engine.records import Record
 from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutedNetwork
 from routing_gym.networks.state import Activation
@@ -118,16 +117,16 @@ def measure_skipping(rounds: int, device: torch.device, batch: int = BATCH) -> l
     """
     records = []
     for case, (subject, never, always) in {"PASS": with_pass(device), "early exit": early_exit(device)}.items():
-        makers: dict[str, Callable[[], Steps]] = {STATIC: partial(static_steps, subject, batch)}
+        makers: dict[float | None, Callable[[], Steps]] = {None: partial(static_steps, subject, batch)}
         macs, network = {}, subject.fresh()
         for share in SHARES:
             chances = (1 - share) * never + share * always
-            makers[str(share)] = partial(_steps, subject, batch, chances)
+            makers[share] = partial(_steps, subject, batch, chances)
             macs[share] = expected_macs(network, chances)
         measured = measure(makers, rounds, device)
-        nobody = measured[str(SHARES[0])]
+        nobody = measured[SHARES[0]]
         for share in SHARES:
-            own = measured[str(share)]
+            own, ratio = measured[share], macs[share] / macs[SHARES[0]]
             records.append(
                 {
                     "case": case,
@@ -135,9 +134,11 @@ def measure_skipping(rounds: int, device: torch.device, batch: int = BATCH) -> l
                     "share": share,
                     "blocks": subject.blocks,
                     "batch": batch,
-                    **against(own, measured[STATIC], batch),
-                    "macs_ratio": macs[share] / macs[SHARES[0]],
-                    **saved(own, nobody, macs[share] / macs[SHARES[0]]),
+                    **against(own, measured[None], batch),
+                    "macs_ratio": ratio,
+                    "macs_saved": 1 - ratio,
+                    "train_time_saved": 1 - median_ratio(own.train, nobody.train),
+                    "inference_time_saved": 1 - median_ratio(own.infer, nobody.infer),
                 }
             )
     return records
@@ -151,25 +152,9 @@ def expected_macs(network: RoutedNetwork, chances: Tensor) -> float:
     return mean
 
 
-def saved(own: Measured, nobody: Measured, macs_ratio: float) -> Record:
-    """Return what is saved, as shares of what it takes when nobody skips."""
-    return {
-        "macs_saved": 1 - macs_ratio,
-        "train_time_saved": 1 - median_ratio(own.train, nobody.train),
-        "inference_time_saved": 1 - median_ratio(own.infer, nobody.infer),
-    }
-
-
 def _steps(subject: Subject, batch: int, chances: Tensor) -> Steps:
-    """Return the steps of the environment with random choices of given probabilities, `(N, A)`."""
-    env = subject.make_env(batch)
-    agent = make_agent("random", env)
+    """Return the steps of random choices of given probabilities, `(N, A)`."""
+    agent = make_agent("random", subject.make_env(batch))
     assert isinstance(agent, RandomAgent)
     agent.table[0, :-1, 0] = chances
-    judged = env.sibling(batch, train=False, autoreset_mode="disabled")
-
-    @torch.no_grad()
-    def infer() -> None:
-        rollout(agent, judged)
-
-    return Steps(partial(train_batch, agent, env), infer)
+    return routed_steps(agent, deterministic=False)

@@ -16,7 +16,7 @@ from routing_gym.agents import Agent, agent_class, train_batch
 from routing_gym.blocks import count_macs, first_weights
 from routing_gym.envs import EnvConfig, Manner, RoutingVectorEnv, rollout
 from routing_gym.envs.training import OPTIMIZERS
-from routing_gym.experiments.benchmarks.timing import Steps, against, in_turns, measure
+from routing_gym.experiments.benchmarks.timing import Steps, against, in_turns, measure, steps_of
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.settings import UsageError, build_agent
 from routing_gym.networks import RoutedMLP, RoutedNetwork
@@ -155,22 +155,21 @@ def measure_agents(subject: Subject, batch: int, agents: Agents, rounds: int) ->
 
 
 def agent_steps(subject: Subject, batch: int, name: str, options: tuple[str, ...]) -> Steps:
-    """Return the steps of an agent: route, forward, backward, the optimisers, the agent's update; or route only."""
+    """Return the steps of an agent, see `routed_steps`."""
     env = subject.make_env(batch, agent_class(name))
-    agent = build_agent(name, env, 0, options).train()
-    judged = env.sibling(batch, train=False, autoreset_mode="disabled")
+    return routed_steps(build_agent(name, env, 0, options).train())
 
-    @torch.no_grad()
-    def infer() -> None:
-        rollout(agent, judged, deterministic=True)
 
-    return Steps(partial(train_batch, agent, env), infer)
+def routed_steps(agent: Agent, *, deterministic: bool = True) -> Steps:
+    """Return steps: route, forward, backward, the optimisers, the agent's update; or route only."""
+    judged = agent.env.sibling(agent.env.num_envs, train=False, autoreset_mode="disabled")
+    infer = torch.no_grad()(partial(rollout, agent, judged, deterministic=deterministic))
+    return Steps(partial(train_batch, agent, agent.env), infer)
 
 
 def static_steps(subject: Subject, batch: int) -> Steps:
     """Return the steps of the static network: draw a batch, forward, loss; backward and optimiser when training."""
     network, dataset = subject.static(subject.fresh()), subject.data["train"]
-    optimizer = OPTIMIZERS[subject.optimizer](network, lr=subject.learning_rate)
     stream = ShuffledStream(len(dataset))
 
     def loss() -> Tensor:
@@ -180,22 +179,8 @@ def static_steps(subject: Subject, batch: int) -> Steps:
             logits = network(pixels)
         return functional.cross_entropy(logits.to(pixels.dtype), dataset.label[rows])
 
-    def set_mode(training: bool) -> None:
-        if network.training != training:  # once, not in every step
-            network.train(training)
-
-    def train() -> None:
-        set_mode(True)
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    @torch.no_grad()
-    def infer() -> None:
-        set_mode(False)
-        loss()
-
-    return Steps(train, infer)
+    optimizer = OPTIMIZERS[subject.optimizer](network, lr=subject.learning_rate)
+    return steps_of(network, loss, lambda: loss().backward(), optimizer)
 
 
 def transitions_per_second(subject: Subject, batch: int, rounds: int) -> float:
