@@ -57,15 +57,9 @@ class Row:
     @property
     def facts(self) -> dict[str, Any]:
         """What a record says of the row it belongs to, besides what the run itself says."""
-        return {
-            "label": self.label,
-            "groups": list(self.groups),
-            "series": self.series,
-            "part": self.part,
-            "x": self.x,
-            "paper": self.paper[max(self.paper)] / 100 if self.paper else None,
-            "paper_by_epoch": self.paper,
-        }
+        last = self.paper[max(self.paper)] / 100 if self.paper else None
+        facts = {name: getattr(self, name) for name in ("label", "series", "part", "x")}
+        return {**facts, "groups": list(self.groups), "paper": last, "paper_by_epoch": self.paper}
 
 
 @dataclasses.dataclass(frozen=True)

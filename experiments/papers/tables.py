@@ -14,15 +14,20 @@ Column = tuple[str, Callable[[Runs], str]]
 
 
 def table(
-    columns: Sequence[Column], rows: Iterable[Runs], below: Callable[[Runs], list[list[str]]] | None = None
+    columns: Sequence[Column],
+    rows: Iterable[Runs],
+    below: Callable[[Runs], list[list[str]]] | None = None,
+    effort: Sequence[Column] | None = None,
 ) -> list[str]:
-    """Return a table with a line for the runs of every row.
+    """Return a table with a line for the runs of every row: its label, the columns, and what it took.
 
     Args:
         columns: The columns.
         rows: The runs of each.
         below: Further lines below that of a row, as cells.
+        effort: Columns of what it took, by default `EFFORT`.
     """
+    columns = [("", lambda runs: runs[0]["label"]), *columns, *(EFFORT if effort is None else effort)]
     lines = heading([name for name, _ in columns])
     for runs in rows:
         lines.append(line([text(runs) for _, text in columns]))
@@ -65,7 +70,6 @@ def router_share(heading: str, digits: int = 2) -> Column:
     return heading, lambda runs: f"{100 * np.mean([run['router_macs'] / run['macs'] for run in runs]):.{digits}f}"
 
 
-LABEL: Column = ("", lambda runs: runs[0]["label"])
 MACS: Column = ("MACs, M", millions("macs"))
 EFFORT: tuple[Column, ...] = (
     ("epochs", lambda runs: str(runs[0]["epochs"])),

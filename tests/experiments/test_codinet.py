@@ -18,7 +18,7 @@ from routing_gym.experiments.engine.paths import augmented, paths_of
 from routing_gym.experiments.engine.run import PATHS
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.codinet import CODINET
-from routing_gym.experiments.papers.codinet.claims import claims
+from routing_gym.experiments.papers.codinet.results import claims, paths_and_cost
 from routing_gym.experiments.papers.codinet.rows import (
     CIFAR10,
     CONSISTENT,
@@ -36,7 +36,6 @@ from routing_gym.experiments.papers.codinet.rows import (
     with_gamma,
     with_margin,
 )
-from routing_gym.experiments.papers.codinet.tables import paths_and_cost
 from routing_gym.networks import make_network
 from routing_gym.tasks import Shift, synthetic_mtl
 

@@ -15,7 +15,7 @@ from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.metrics import Judged, mean_parameters
 from routing_gym.experiments.engine.settings import TrainingSettings, UsageError
 from routing_gym.experiments.papers.diversity import DIVERSITY
-from routing_gym.experiments.papers.diversity.claims import mutual_information, shuffled
+from routing_gym.experiments.papers.diversity.results import across, depth, mutual_information, shuffled
 from routing_gym.experiments.papers.diversity.rows import (
     ANNEALED,
     CELLS,
@@ -39,7 +39,6 @@ from routing_gym.experiments.papers.diversity.rows import (
     SINGLE_TASK,
     from_the_task,
 )
-from routing_gym.experiments.papers.diversity.tables import across, depth
 from routing_gym.experiments.papers.reproduction import Settings
 
 LITTLE = ("layers=3", "width=4", "expert_mid=2")

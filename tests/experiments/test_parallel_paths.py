@@ -17,7 +17,14 @@ from routing_gym.experiments.engine.metrics import count_parameters
 from routing_gym.experiments.engine.run import LOGITS
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
-from routing_gym.experiments.papers.parallel_paths.claims import claims
+from routing_gym.experiments.papers.parallel_paths.results import (
+    claims,
+    cnns,
+    ensembles,
+    hard_routes,
+    missing_members,
+    resnets,
+)
 from routing_gym.experiments.papers.parallel_paths.rows import (
     ALL_ENSEMBLE,
     BASE,
@@ -42,13 +49,6 @@ from routing_gym.experiments.papers.parallel_paths.rows import (
     hard,
     on,
     routed,
-)
-from routing_gym.experiments.papers.parallel_paths.tables import (
-    cnns,
-    ensembles,
-    hard_routes,
-    missing_members,
-    resnets,
 )
 
 TINY = ("width=2", "hidden=4")

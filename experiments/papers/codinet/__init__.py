@@ -1,9 +1,8 @@
 """CoDiNet: Path Distribution Modeling with Consistency and Diversity for Dynamic Routing (Wang et al.)."""
 
 from routing_gym.experiments.papers.codinet import rows
-from routing_gym.experiments.papers.codinet.claims import claims
 from routing_gym.experiments.papers.codinet.figures import draw
-from routing_gym.experiments.papers.codinet.tables import paths_and_cost
+from routing_gym.experiments.papers.codinet.results import claims, paths_and_cost
 from routing_gym.experiments.papers.reproduction import Reproduction
 
 CODINET = Reproduction(

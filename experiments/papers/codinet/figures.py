@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from routing_gym.experiments.engine.figures import learning_curves, save
 from routing_gym.experiments.engine.records import by_label, read_arrays
 from routing_gym.experiments.engine.run import PATHS
+from routing_gym.experiments.papers.codinet.results import gflops_of
 from routing_gym.experiments.papers.codinet.rows import CONSISTENT, MARGINS, VANILLA, WITH_BOTH, with_margin
-from routing_gym.experiments.papers.codinet.tables import gflops_of
 from routing_gym.experiments.papers.figures import row_of
 from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
 

@@ -3,9 +3,8 @@
 from functools import partial
 
 from routing_gym.experiments.papers.diversity import rows
-from routing_gym.experiments.papers.diversity.claims import claims
 from routing_gym.experiments.papers.diversity.figures import draw
-from routing_gym.experiments.papers.diversity.tables import across, classes_and_experts, depth, errors
+from routing_gym.experiments.papers.diversity.results import across, claims, classes_and_experts, depth, errors
 from routing_gym.experiments.papers.reproduction import Reproduction
 
 DIVERSITY = Reproduction(

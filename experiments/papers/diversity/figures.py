@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from routing_gym.experiments.engine.figures import learning_curves, save
 from routing_gym.experiments.engine.records import Record, by_label
-from routing_gym.experiments.papers.diversity.claims import counts_of
+from routing_gym.experiments.papers.diversity.results import counts_of
 from routing_gym.experiments.papers.figures import column_of, despined, patches, row_of, titled
 from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
 

@@ -1,9 +1,8 @@
 """Deciding How to Decide: Dynamic Routing in Artificial Neural Networks (McGill and Perona)."""
 
 from routing_gym.experiments.papers.multipath import rows
-from routing_gym.experiments.papers.multipath.claims import claims
 from routing_gym.experiments.papers.multipath.figures import draw
-from routing_gym.experiments.papers.multipath.tables import error_and_operations
+from routing_gym.experiments.papers.multipath.results import claims, error_and_operations
 from routing_gym.experiments.papers.reproduction import Reproduction
 
 MULTIPATH = Reproduction(

@@ -12,8 +12,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.figures import row_of, single, titled
-from routing_gym.experiments.papers.multipath.claims import points_of
 from routing_gym.experiments.papers.multipath.dataflow import dataflow, exits_over_training
+from routing_gym.experiments.papers.multipath.results import points_of
 from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
 
 STYLES: dict[str, dict[str, Any]] = {

@@ -1,9 +1,8 @@
 """End-to-End Data-Dependent Routing in Multi-Path Neural Networks (Tissera et al.)."""
 
 from routing_gym.experiments.papers.parallel_paths import rows
-from routing_gym.experiments.papers.parallel_paths.claims import claims
 from routing_gym.experiments.papers.parallel_paths.figures import draw
-from routing_gym.experiments.papers.parallel_paths.tables import cnns, hard_routes, resnets
+from routing_gym.experiments.papers.parallel_paths.results import claims, cnns, hard_routes, resnets
 from routing_gym.experiments.papers.reproduction import Reproduction
 
 PARALLEL_PATHS = Reproduction(

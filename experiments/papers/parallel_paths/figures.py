@@ -13,8 +13,8 @@ from routing_gym.experiments.engine.figures import learning_curves, save
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.figures import dashed, row_of, titled
 from routing_gym.experiments.papers.parallel_paths.drawings import look_into
+from routing_gym.experiments.papers.parallel_paths.results import ensembles
 from routing_gym.experiments.papers.parallel_paths.rows import CNNS, DATA, QUOTED, RESNETS, routed
-from routing_gym.experiments.papers.parallel_paths.tables import ensembles
 from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
 from routing_gym.experiments.train import load_with_env
 

@@ -15,6 +15,7 @@ from routing_gym.envs import Asked, Context, Manner, Seen, take_turn
 from routing_gym.experiments.engine.logits import routed
 from routing_gym.networks.parallel_paths import ParallelPaths
 
+LOOKED_AT = 1000
 STEPS, STEP = 256, 0.15
 """Of gradient ascent; the size is that of the root mean square, in standard deviations of pixels."""
 DECAY = 0.01
@@ -55,13 +56,7 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True)
 class Gates:
-    """What an agent does with the R images of a split.
-
-    Attributes:
-        crossings: Decision by decision.
-        label: `(R,)` int64.
-        predicted: `(R,)` int64, the class the network says.
-    """
+    """What an agent does with R images: crossings, decision by decision, labels `(R,)`, and the classes it says."""
 
     crossings: tuple[Crossing, ...]
     label: Tensor
@@ -73,11 +68,7 @@ class Gates:
 
 
 def network_of(agent: Agent) -> ParallelPaths:
-    """Return the network of an agent whose gates can be looked at.
-
-    Raises:
-        ValueError: Tensors are not cross-connected by data-dependent gates.
-    """
+    """Return the network of an agent; ValueError if its tensors are not cross-connected by data-dependent gates."""
     network = agent.env.network
     if isinstance(network, ParallelPaths) and network.cross == "connections" and isinstance(agent, CrossConnection):
         return network
@@ -88,10 +79,7 @@ def gates_of(agent: Agent) -> Gates:
     """Route the test images and note all gates.
 
     A decision sees every tensor averaged over the image; what goes into a path is the sum of what is sent there, so
-    that its mean activation follows (section 7.1).
-
-    Raises:
-        ValueError: Tensors are not cross-connected by data-dependent gates.
+    that its mean activation follows (section 7.1). Raises what `network_of` does.
     """
     network = network_of(agent)
     columns: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.decisions]
@@ -114,10 +102,8 @@ def gates_of(agent: Agent) -> Gates:
 
 def _shares(strength: Tensor) -> Tensor:
     """Return `(R, k)` as shares of their sums; a lone one is all there is."""
-    if strength.shape[1] == 1:
-        return torch.ones_like(strength)
     total = strength.sum(1, keepdim=True)
-    return torch.where(total == 0, 1 / strength.shape[1], strength / total)
+    return torch.where((total == 0) | (strength.shape[1] == 1), 1 / strength.shape[1], strength / total)
 
 
 def chosen_gates(network: ParallelPaths) -> list[Gate]:
@@ -133,19 +119,14 @@ def extremes(strength: Tensor, count: int = 10) -> tuple[Tensor, Tensor]:
     return order.flip(0)[:count], order[:count]
 
 
-def tell_apart(gates: Gates, among: int = 1000) -> tuple[int, int, int]:
-    """Look for three images as in Fig. 1: b is gated as c early in the network, and late as a, which is of its class.
+def tell_apart(gates: Gates) -> tuple[int, int, int]:
+    """Look among `LOOKED_AT` images for three as in Fig. 1: a, b of its class, and c of another.
 
-    Args:
-        gates: Of all images.
-        among: Looks at the first so many.
-
-    Returns:
-        a, b and c, of which c is of another class.
+    In the network, b is gated as c early, and late as a.
     """
-    early, *_, late = (crossing.gates[:among].flatten(1) for crossing in gates.crossings if crossing.gates.shape[1] > 1)
-    first, last = torch.cdist(early, early), torch.cdist(late, late)
-    label = gates.label[:among]
+    shared = [crossing.gates[:LOOKED_AT].flatten(1) for crossing in gates.crossings if crossing.gates.shape[1] > 1]
+    first, last = (torch.cdist(one, one) for one in (shared[0], shared[-1]))
+    label = gates.label[:LOOKED_AT]
     same = label.unsqueeze(1) == label
     itself = torch.eye(len(label), dtype=torch.bool)
     of_class = (first - last).masked_fill(~same | itself, -torch.inf)
@@ -155,13 +136,7 @@ def tell_apart(gates: Gates, among: int = 1000) -> tuple[int, int, int]:
 
 
 def score(agent: Agent, images: Tensor, gate: Gate) -> Tensor:
-    """Return the score of a gate before softmax, `(B,)`, with its graph.
-
-    Args:
-        agent: The agent; modes of it and its network are left as they are.
-        images: `(B, C, H, W)`, normalised.
-        gate: The gate.
-    """
+    """Return the score of a gate before softmax, `(B,)`, for normalised images, with its graph; modes stay."""
     network = network_of(agent)
     assert isinstance(agent, CrossConnection)
     state = network.start(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
@@ -178,11 +153,6 @@ def synthesised(agent: Agent, gate: Gate, seed: int = 0) -> tuple[Tensor, list[f
 
     The network is frozen and, like the agent, put in eval mode. At every step pixels are drawn a little towards the
     mean colour, and now and then they are blurred.
-
-    Args:
-        agent: The agent.
-        gate: The gate.
-        seed: Of the random pixels.
 
     Returns:
         `(C, H, W)` uint8, and the score before the first step and after every one.

@@ -6,7 +6,7 @@ from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import by_label
 from routing_gym.experiments.papers.reproduction import Runs, distinct, mean_of
 from routing_gym.experiments.papers.routing_networks.rows import EPOCHS
-from routing_gym.experiments.papers.tables import EFFORT, LABEL, Column, accuracy, heading, line, table
+from routing_gym.experiments.papers.tables import EFFORT, Column, accuracy, heading, line, table
 
 
 def accuracy_by_epoch(records: Runs) -> list[str]:
@@ -19,13 +19,11 @@ def accuracy_by_epoch(records: Runs) -> list[str]:
         return f"epoch {epoch}", lambda runs: ACCURACY.text([r["curve"]["validation_accuracy"][place] for r in runs])
 
     columns: list[Column] = [
-        LABEL,
         *map(at, epochs),
         (f"epoch {last}", accuracy),
         ("blocks", lambda runs: f"{mean_of(runs, 'blocks_used'):.0f}"),
         ("MACs", lambda runs: f"{mean_of(runs, 'macs'):,.0f}"),
         ("parameters", lambda runs: f"{runs[0]['parameters']:,}"),
-        *EFFORT[1:],
     ]
 
     def printed(runs: Runs) -> list[list[str]]:
@@ -36,7 +34,12 @@ def accuracy_by_epoch(records: Runs) -> list[str]:
         end = max(theirs)
         return [["*paper*", *shown, "", "", "", "", "" if last == end else f"*{theirs[end]:g} at epoch {end}*"]]
 
-    return [*table(columns, by_label(records).values(), printed), "", *_differences(records), _judged(records)]
+    return [
+        *table(columns, by_label(records).values(), printed, EFFORT[1:]),
+        "",
+        *_differences(records),
+        _judged(records),
+    ]
 
 
 def _differences(records: Runs) -> list[str]:

@@ -1,25 +1,66 @@
-"""What CoDiNet says in words and by the order of its tables, judged by recorded runs."""
+"""The tables of CoDiNet, and what it says in words and by their order, judged by recorded runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
-from routing_gym.experiments.papers.codinet.rows import (
-    CONSISTENT,
-    DEPTHS,
-    GAMMAS,
-    MARGINS,
-    RELAXATIONS,
-    RESNET,
-    VANILLA,
-    WITH_BOTH,
-    with_depth,
-    with_gamma,
-    with_margin,
-)
-from routing_gym.experiments.papers.codinet.tables import gflops_of
+import numpy as np
+
+from routing_gym.experiments.engine.records import Record, by_label
+from routing_gym.experiments.papers.codinet import rows
+from routing_gym.experiments.papers.codinet.rows import CONSISTENT, RESNET, VANILLA, WITH_BOTH, with_depth
 from routing_gym.experiments.papers.judging import Judge, Judged, all_of
 from routing_gym.experiments.papers.reproduction import Claim, Runs
+from routing_gym.experiments.papers.tables import Column, accuracy, beside, judged_on, millions, router_share, table
+
+
+def gflops_of(record: Record) -> float:
+    """Return the mean cost of a test image in the paper's measure."""
+    return 2 * record["macs"] / 1e9
+
+
+def _printed(runs: Runs) -> rows.Printed:
+    return rows.PRINTED.get(runs[0]["label"], rows.Printed())
+
+
+def _compared(name: str, form: str, scale: float = 1.0) -> Callable[[Runs], str]:
+    """Return what shows something known of paths; nothing where it is not known of all runs."""
+
+    def show(runs: Runs) -> str:
+        values = [run["compared_paths"].get(name) for run in runs if "compared_paths" in run]
+        return format(scale * np.mean(values), form) if values and None not in values else ""
+
+    return show
+
+
+_length, _paths, _kept = _compared("length", ".1f"), _compared("paths", ".0f"), _compared("kept", ".1f", 100)
+
+
+def _kept_beside(runs: Runs) -> str:
+    kept = _printed(runs).kept
+    return beside(_kept(runs), None if kept is None else 100 * kept, ".1f")
+
+
+def _gflops_beside(runs: Runs) -> str:
+    return beside(f"{np.mean([gflops_of(run) for run in runs]):.4f}", _printed(runs).gflops, ".2f")
+
+
+COLUMNS: tuple[Column, ...] = (
+    ("accuracy %", lambda runs: beside(accuracy(runs), _printed(runs).accuracy, ".2f")),
+    ("GFLOPs", _gflops_beside),
+    router_share("routers', %"),
+    ("K", lambda runs: beside(_length(runs), _printed(runs).length)),
+    ("paths", lambda runs: beside(_paths(runs), _printed(runs).paths)),
+    ("kept %", _kept_beside),
+    ("KL", _compared("kl", ".3f")),
+    ("parameters, M", millions("parameters", 3)),
+)
+
+
+def paths_and_cost(records: Runs) -> list[str]:
+    """Show accuracy, cost, and what is known of paths, the paper's figures behind ours."""
+    return [*table(COLUMNS, by_label(records).values()), "", judged_on(records)]
 
 
 def claims(records: Runs) -> list[Claim]:
@@ -39,12 +80,12 @@ def claims(records: Runs) -> list[Claim]:
     def gflops(first: str, second: str) -> Judged:
         return judge.more("GFLOPs", "", gflops_of, first, second)
 
-    swept = [WITH_BOTH, *map(with_gamma, GAMMAS[1:])]
-    margins = [WITH_BOTH if margin == 0.5 else with_margin(margin) for margin in MARGINS]
+    swept = [WITH_BOTH, *map(rows.with_gamma, rows.GAMMAS[1:])]
+    margins = [WITH_BOTH if margin == 0.5 else rows.with_margin(margin) for margin in rows.MARGINS]
     by_depth = [
         less(with_depth(WITH_BOTH, depth, data), with_depth(RESNET, depth, data))
         for data in ("CIFAR-10", "CIFAR-100")
-        for depth in DEPTHS
+        for depth in rows.DEPTHS
         if judge.runs(with_depth(WITH_BOTH, depth, data))
     ]
     return [
@@ -71,6 +112,6 @@ def claims(records: Runs) -> list[Claim]:
         ),
         all_of(
             "Table 9: Gumbel-softmax errs less than softmax, and this less than sampling",
-            *judge.in_order(*(RELAXATIONS[name] for name in ("gumbel", "softmax", "sampling"))),
+            *judge.in_order(*(rows.RELAXATIONS[name] for name in ("gumbel", "softmax", "sampling"))),
         ),
     ]

@@ -1,4 +1,4 @@
-"""What Deciding How to Decide (McGill and Perona 2017) says in words, judged by recorded runs.
+"""The table of Deciding How to Decide (McGill and Perona 2017), and what it says in words, judged by recorded runs.
 
 Curves of error against mean operations are compared where both have points, by linear interpolation, or by their best
 points. A difference smaller than its standard error, that of errors counted on as many test images, decides nothing.
@@ -11,15 +11,55 @@ from collections.abc import Callable
 
 import numpy as np
 
+from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import by_label
 from routing_gym.experiments.papers.judging import Judged, all_of, sign_of, standard_error
 from routing_gym.experiments.papers.reproduction import Claim, Runs, among, distinct, mean_of
+from routing_gym.experiments.papers.tables import (
+    EFFORT,
+    MACS,
+    Column,
+    error,
+    judged_on,
+    millions,
+    price_text,
+    router_share,
+    table,
+)
 
 ABOUT_EQUAL = 0.1
 """Two errors are comparable that differ by less than this share of the larger curve's mean."""
 
 ABOUT_A_THIRD = 0.4
 """A cost up to this share of another is taken for a third of it."""
+
+
+def _cost(runs: Runs) -> str:
+    if runs[0].get("cost") is None:
+        return ""  # prices were drawn: the lines below have one each
+    return f"{mean_of(runs, 'cost'):.4f}"
+
+
+COLUMNS: tuple[Column, ...] = ("error %", error), MACS, router_share("router's, %"), ("c_inf", _cost)
+
+
+def error_and_operations(records: Runs) -> list[str]:
+    """Show error, mean operations and the cost of inference; an agent judged at several prices has a line for each."""
+
+    def at_prices(runs: Runs) -> list[list[str]]:
+        return [
+            [
+                f"… judged at {price_text(points[0]['k_cpt'])}",
+                ACCURACY.text([1 - point["test_accuracy"] for point in points]),
+                millions("macs")(points),
+                "",
+                _cost(points),
+                *[""] * len(EFFORT),
+            ]
+            for points in zip(*(run.get("by_price", []) for run in runs), strict=True)
+        ]
+
+    return [*table(COLUMNS, by_label(records).values(), at_prices), "", judged_on(records)]
 
 
 @dataclasses.dataclass(frozen=True)
