@@ -14,7 +14,6 @@ from rich.console import Console
 from routing_gym.envs import EnvConfig
 from routing_gym.envs.drive import PRECISIONS
 from routing_gym.experiments.benchmarks.block_skip import NETWORKS, measure_block_skip
-from routing_gym.experiments.benchmarks.convnet import convnet, measure_convnet
 from routing_gym.experiments.benchmarks.early_exit import (
     Routed,
     check_pyramid,
@@ -28,7 +27,7 @@ from routing_gym.experiments.benchmarks.parallel_paths import NETWORKS as PARALL
 from routing_gym.experiments.benchmarks.parallel_paths import measure_parallel_paths
 from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
 from routing_gym.experiments.benchmarks.skipping import measure_skipping
-from routing_gym.experiments.benchmarks.steps import Subject, check, measure_agents, mlp
+from routing_gym.experiments.benchmarks.steps import Subject, check, convnet, measure_agents, measure_convnet, mlp
 from routing_gym.experiments.engine.console import Display, say
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
 from routing_gym.experiments.engine.plugins import Pluggable

@@ -12,8 +12,8 @@ from routing_gym.agents import Agent, make_agent, needs
 from routing_gym.agents.trained.classify import classify, route_out
 from routing_gym.blocks import first_weights
 from routing_gym.envs import RoutingVectorEnv
-from routing_gym.experiments.benchmarks.convnet import stand_in_images
 from routing_gym.experiments.benchmarks.early_exit import prescribe
+from routing_gym.experiments.benchmarks.steps import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Step, arrived, in_turns
 from routing_gym.experiments.engine.records import Record
 from routing_gym.networks import Deployable, make_network
@@ -28,12 +28,6 @@ def measure_block_skip(name: str, batch: int, rounds: int, device: torch.device)
 
     The routers' last layers have drawn weights and such a bias that the share of images that shall run a block does:
     they cost what trained ones do, and images take many different paths.
-
-    Args:
-        name: One of `NETWORKS`.
-        batch: Images routed together.
-        rounds: Steps timed of each.
-        device: Where.
 
     Returns:
         A record for each share. Ratios are over the plain network: `time_ratio`; `macs_ratio`, routers included;

@@ -16,7 +16,7 @@ from routing_gym.agents.parts.scores import ModuleScores
 from routing_gym.agents.trained.classify import classify, route_out
 from routing_gym.blocks import first_weights
 from routing_gym.envs import RoutingVectorEnv, Seen, drive
-from routing_gym.experiments.benchmarks.convnet import stand_in_images
+from routing_gym.experiments.benchmarks.steps import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Step, arrived, in_turns
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.settings import UsageError
@@ -68,10 +68,6 @@ def prescribed(device: torch.device, batch: int) -> list[Routed]:
     """Return agents on the pyramid chain of 8 columns, 16 wide, by which images leave as often as is prescribed.
 
     Their routers are those of multipath early exit.
-
-    Args:
-        device: Where.
-        batch: Images routed together.
     """
     count = SETS * _step_size(batch)
     data = {"train": stand_in_images(1, 10, per_class=-(-count // 10)).to(device)}
@@ -93,13 +89,7 @@ def prescribed(device: torch.device, batch: int) -> list[Routed]:
 
 
 def trained(checkpoint: str, agent: Agent, batch: int) -> list[Routed]:
-    """Return a trained agent on images of its test split, repeated where these are too few; once per price it knows.
-
-    Args:
-        checkpoint: Where it comes from.
-        agent: The agent.
-        batch: Images routed together.
-    """
+    """Return a trained agent on images of its test split, repeated where these are too few; once per price it knows."""
     env = agent.env
     test = env.datasets["test"].to(env.device)
     images = test.pixels(torch.arange(SETS * _step_size(batch), device=env.device) % len(test))

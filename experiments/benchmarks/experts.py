@@ -38,13 +38,6 @@ def measure_experts(
 
     Training is forward and backward, to the blocks' parameters and to what came in.
 
-    Args:
-        rounds: Steps timed of each.
-        device: Where.
-        batch: Rows.
-        channels: Channels of an image.
-        size: Its height and width.
-
     Returns:
         Two records, against the 3x3 convolution on all rows, and against the mean over the seven, each on all rows:
         what routing would cost if bringing rows together were free.

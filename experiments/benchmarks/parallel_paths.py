@@ -22,7 +22,7 @@ from routing_gym.blocks import (
 )
 from routing_gym.envs import Manner, drive
 from routing_gym.envs.training import OPTIMIZERS
-from routing_gym.experiments.benchmarks.convnet import stand_in_images
+from routing_gym.experiments.benchmarks.steps import stand_in_images
 from routing_gym.experiments.benchmarks.timing import Steps, against, measure, median_ratio, steps_of
 from routing_gym.experiments.engine.records import Record
 from routing_gym.networks import RoutingState, make_network
@@ -208,12 +208,6 @@ def measure_parallel_paths(name: str, batch: int, rounds: int, device: torch.dev
     there. All paths begin alike (`form="columns"`), and their first layers run whatever is chosen. The single network
     and the loop are plain modules with their channels last in memory, as the network's are; the loop is timed with
     channels first too, as modules come. Loop and network are compared first.
-
-    Args:
-        name: One of `NETWORKS`.
-        batch: Images together.
-        rounds: Steps timed of each.
-        device: Where.
 
     Returns:
         First a record of soft gates, then one for each number of paths that stay alive. All have what `against` says

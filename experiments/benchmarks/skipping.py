@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from routing_gym.agents import make_agent
 from routing_gym.agents.fixed import RandomAgent
 from routing_gym.blocks import OwnedParameter, count_macs, plain, probe
-from routing_gym.experiments.benchmarks.convnet import stand_in_images
-from routing_gym.experiments.benchmarks.steps import Subject, mlp, routed_steps, static_steps
+from routing_gym.experiments.benchmarks.steps import Subject, mlp, routed_steps, stand_in_images, static_steps
 from routing_gym.experiments.benchmarks.timing import Steps, against, measure, median_ratio
 from routing_gym.experiments.engine.records import Record
 from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutedNetwork
@@ -24,13 +23,7 @@ BLOCKS, PASS_WIDTH, PASS_LAYERS = 10, 512, 6
 
 
 class EarlyExit(RoutedNetwork):
-    """A convolution for all, then one decision: go on (0) through two more convolutions, or leave (1) without them.
-
-    Args:
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the logits.
-        width: Channels.
-    """
+    """A convolution for all, then one decision: go on (0) through two more convolutions, or leave (1) without them."""
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, width: int = 32) -> None:
         image = torch.zeros(1, *input_shape)
@@ -105,11 +98,6 @@ def with_pass(device: torch.device) -> tuple[Subject, Tensor, Tensor]:
 
 def measure_skipping(rounds: int, device: torch.device, batch: int = BATCH) -> list[Record]:
     """Time networks in which a share of the rows skips what can be skipped, drawn at random for every row.
-
-    Args:
-        rounds: Steps timed of each.
-        device: Where.
-        batch: Instances per step.
 
     Returns:
         A record for each network and share: against the static network of the same layers, all of which all rows run,

@@ -19,12 +19,14 @@ from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.benchmarks.timing import Steps, against, in_turns, measure, steps_of
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.settings import UsageError, build_agent
-from routing_gym.networks import RoutedMLP, RoutedNetwork
-from routing_gym.tasks import MultiTaskDataset, ShuffledStream, synthetic_mtl
+from routing_gym.networks import RoutedMLP, RoutedNetwork, make_network
+from routing_gym.tasks import MultiTaskDataset, ShuffledStream, pixel_statistics, synthetic_mtl
 
 WIDTH = 128
 LAYERS = 3
 STATIC = "static"
+TASKS, CLASSES, BATCH, EPOCH = 20, 5, 128, 50_000
+"""Of the convolutional network."""
 
 Agents = Mapping[str, tuple[str, ...]]
 """Options of each agent to measure, as NAME=VALUE."""
@@ -87,12 +89,7 @@ class Subject:
 
 
 def mlp(blocks: int, device: torch.device) -> Subject:
-    """Return three routed layers, 128 wide throughout (pixels, hidden layers and logits), with as many tasks as blocks.
-
-    Args:
-        blocks: Blocks per layer.
-        device: Where it is measured.
-    """
+    """Return three routed layers, 128 wide throughout (pixels, hidden layers and logits), as many tasks as blocks."""
     splits = synthetic_mtl(num_tasks=blocks, num_classes=WIDTH, image_size=8, images_per_class=4)
     data = {
         name: dataclasses.replace(split, images=torch.cat([split.images, split.images.flip(3)], 3)).to(device)
@@ -100,6 +97,24 @@ def mlp(blocks: int, device: torch.device) -> Subject:
     }
     shape = data["train"].input_shape
     return Subject(lambda: RoutedMLP(shape, WIDTH, blocks, width=WIDTH, layers=LAYERS), data, blocks)
+
+
+def convnet(device: torch.device) -> Subject:
+    """Return SimpleConvNet with a block per task in each of three routed layers, on images as CIFAR-MTL's, by Adam."""
+    data = {"train": stand_in_images(TASKS, CLASSES).to(device)}
+    shape = data["train"].input_shape
+    build = partial(make_network, "simple-convnet", num_tasks=TASKS, num_classes=CLASSES, input_shape=shape)
+    return Subject(build, data, TASKS, optimizer="adam", learning_rate=1e-3)
+
+
+def stand_in_images(num_tasks: int, num_classes: int, per_class: int = 20) -> MultiTaskDataset:
+    """Return colour noise of 32x32 pixels, `(N, 3, 32, 32)` uint8, `per_class` of each class of each task."""
+    rows = torch.arange(num_tasks * num_classes * per_class)
+    numbers = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (len(rows), 3, 32, 32), generator=numbers, dtype=torch.uint8)
+    mean, std = pixel_statistics(images)
+    task, label = rows // per_class // num_classes, rows // per_class % num_classes
+    return MultiTaskDataset("stand-in images", "train", images, rows, task, label, num_tasks, num_classes, mean, std)
 
 
 def check(subject: Subject, agents: Agents) -> None:
@@ -116,12 +131,6 @@ def check(subject: Subject, agents: Agents) -> None:
 
 def measure_agents(subject: Subject, batch: int, agents: Agents, rounds: int) -> list[Record]:
     """Measure every agent and the static network in turns.
-
-    Args:
-        subject: What is routed.
-        batch: Instances per step.
-        agents: The agents.
-        rounds: Steps timed of each.
 
     Returns:
         A record per agent: `agent`, `agent_options`, `blocks`, `batch`, `dtype`; what `against` says; `macs_ratio`, the
@@ -152,6 +161,18 @@ def measure_agents(subject: Subject, batch: int, agents: Agents, rounds: int) ->
             }
         )
     return records
+
+
+def measure_convnet(subject: Subject, agents: Agents, rounds: int) -> list[Record]:
+    """Return a record per agent, with the seconds 50 000 instances take in training; `static_...` are the route's."""
+    return [
+        {
+            **record,
+            "seconds_per_50000": EPOCH / record["train_samples_per_second"],
+            "static_seconds_per_50000": EPOCH / record["static_train_samples_per_second"],
+        }
+        for record in measure_agents(subject, BATCH, agents, rounds)
+    ]
 
 
 def agent_steps(subject: Subject, batch: int, name: str, options: tuple[str, ...]) -> Steps:

@@ -98,11 +98,7 @@ def _variants(records: Runs, path: Path, title: str) -> None:
 def _parts(records: Runs, path: Path, title: str, *, apart: bool) -> None:
     """Draw actor and static networks of several data sets (Fig. 9) or widths (Fig. 10).
 
-    Args:
-        records: Records with their `part`.
-        path: The picture.
-        title: Its title.
-        apart: Whether each part has a panel of its own, as costs are of another order.
+    Each part has a panel of its own where they are `apart`, as costs are of another order.
     """
     names = distinct(records, "part")
     figure = titled(title, 4 * len(names) if apart else 7, 4)

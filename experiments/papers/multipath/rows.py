@@ -63,19 +63,7 @@ def _priced(
     at_medium_price: tuple[str, ...] = (),
     cheaper: int = 1,
 ) -> Iterator[Row]:
-    """Yield the networks of a curve: one for each price.
-
-    Args:
-        series: What the curve is called.
-        group: The figure or figures it belongs to.
-        agent: Who decides.
-        options: The agent's options.
-        env_options: The environment's, but for the price.
-        env: Id of the environment.
-        part: The panel it belongs to; part of the label but on the hybrid data.
-        at_medium_price: Further groups of the network of price 4e-9.
-        cheaper: What all prices are divided by.
-    """
+    """Yield the networks of a curve, one for each price, divided by `cheaper`; that of 4e-9 has further groups."""
     groups = (group,) if isinstance(group, str) else group
     for price in PRICES:
         paid = price_text(price / cheaper)

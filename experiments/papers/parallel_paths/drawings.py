@@ -62,13 +62,8 @@ def routes(looked_into: LookedInto, path: Path, title: str, images: Sequence[int
     """Draw how images go through the crossings (Fig. 8), a row for each.
 
     Boxes are tensors, the redder the larger their share of the mean activation; circles are gates and edges what they
-    weigh, the bluer and thicker the stronger; white boxes are layers between the crossings.
-
-    Args:
-        looked_into: The agent and its gates.
-        path: The picture.
-        title: Its title.
-        images: Which images; by default three that `tell_apart` finds.
+    weigh, the bluer and thicker the stronger; white boxes are layers between the crossings. The
+    images are three that `tell_apart` finds, if none are given.
     """
     agent, gates = looked_into
     network, dataset = network_of(agent), agent.env.datasets["test"]

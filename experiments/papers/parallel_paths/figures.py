@@ -52,11 +52,7 @@ def _by_series(records: Runs) -> list[Record]:
 def _accuracy_and_parameters(records: Runs, path: Path, title: str, *, by_network: bool) -> None:
     """Draw accuracy against parameters as in Fig. 7, the paper's above or below ours, a panel for each data set.
 
-    Args:
-        records: Each with its data set as `part`.
-        path: The picture.
-        title: Its title.
-        by_network: Whether these are the ResNets of Table 3, or else the networks of Table 2.
+    These are the ResNets of Table 3 if `by_network`, or else the networks of Table 2.
     """
     parts = [data for data in DATA if among(records, part=data)]
     figure = titled(title, 7.5 * len(parts), 5.5)
