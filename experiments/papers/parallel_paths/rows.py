@@ -65,14 +65,9 @@ def routed(paths: int, cross: str, layout: str = BASE) -> str:
     return f"{layout}-{paths}-{cross}"
 
 
-def on(network: str, data: str) -> str:
-    """Name a row of Table 3."""
-    return f"{network}, {data}"
-
-
-def hard(network: str, agent: str) -> str:
-    """Name a hard-routed network."""
-    return f"{network}, {agent}"
+def on(network: str, what: str) -> str:
+    """Name a row of Table 3 by its data, or a hard-routed network by its agent."""
+    return f"{network}, {what}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +200,7 @@ def _hard_rows() -> Iterator[Row]:
         agents = {**HARD_AGENTS, OWN_PATHS: ("fixed-routes", (f"routes={stay}",), ())}
         for name, (agent, options, env_options) in agents.items():
             more = {"agent_options": options, "series": name, "part": network}
-            yield _row(hard(network, name), ("hard",), CIFAR10, agent, network, *env_options, **more)
+            yield _row(on(network, name), ("hard",), CIFAR10, agent, network, *env_options, **more)
 
 
 ROWS = (*_cnn_rows(), *_hard_rows(), *_resnet_rows())
