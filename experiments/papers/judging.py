@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -16,12 +16,14 @@ Judged = tuple[Verdict, str]
 """A verdict, and what it is based on."""
 
 
-def all_of(text: str, *parts: Judged) -> Claim:
-    """Put a claim together that holds if all its parts do."""
-    verdicts = [verdict for verdict, _ in parts]
+def judged(claims: Mapping[str, Sequence[Judged]]) -> list[Claim]:
+    """Put claims together that hold if all their parts do: what each says, and the parts."""
     order: tuple[Verdict, ...] = ("does not hold", "not enough", "holds")
-    verdict = next(kind for kind in order if kind in verdicts) if parts else "not enough"
-    return Claim(text, verdict, " ".join(dict.fromkeys(numbers for _, numbers in parts)) or "Needs runs.")
+    found = []
+    for text, parts in claims.items():
+        verdict = min((verdict for verdict, _ in parts), key=order.index, default=order[1])
+        found.append(Claim(text, verdict, " ".join(dict.fromkeys(numbers for _, numbers in parts)) or "Needs runs."))
+    return found
 
 
 class Judge:

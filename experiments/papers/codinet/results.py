@@ -10,7 +10,7 @@ import numpy as np
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.codinet import rows
 from routing_gym.experiments.papers.codinet.rows import CONSISTENT, RESNET, VANILLA, WITH_BOTH, with_depth
-from routing_gym.experiments.papers.judging import Judge, Judged, all_of
+from routing_gym.experiments.papers.judging import Judge, Judged, judged
 from routing_gym.experiments.papers.reproduction import Claim, Runs
 from routing_gym.experiments.papers.tables import Column, accuracy, beside, judged_on, millions, router_share, table
 
@@ -88,30 +88,25 @@ def claims(records: Runs) -> list[Claim]:
         for depth in rows.DEPTHS
         if judge.runs(with_depth(WITH_BOTH, depth, data))
     ]
-    return [
-        all_of("Table 2: consistency alone lets images take fewer paths", paths(VANILLA, CONSISTENT)),
-        all_of("Table 2: with consistency alone more images are classified wrong", less(VANILLA, CONSISTENT)),
-        all_of("Table 2: with diversity there are more paths than without both", paths(WITH_BOTH, VANILLA)),
-        all_of("Table 2: with both losses fewer are than with neither", less(WITH_BOTH, VANILLA)),
-        all_of(
-            "Section 4.4.1: with both losses more images keep their path when they are augmented",
-            kept(WITH_BOTH, VANILLA),
+    said: dict[str, list[Judged]] = {
+        "Table 2: consistency alone lets images take fewer paths": [paths(VANILLA, CONSISTENT)],
+        "Table 2: with consistency alone more images are classified wrong": [less(VANILLA, CONSISTENT)],
+        "Table 2: with diversity there are more paths than without both": [paths(WITH_BOTH, VANILLA)],
+        "Table 2: with both losses fewer are than with neither": [less(WITH_BOTH, VANILLA)],
+        "Section 4.4.1: with both losses more images keep their path when they are augmented": [
+            kept(WITH_BOTH, VANILLA)
+        ],
+        "Fig. 10: with consistency predictions of augmented images are nearer to the original ones": [
+            kl(VANILLA, CONSISTENT)
+        ],
+        "Table 5: the larger gamma, the fewer operations": [gflops(a, b) for a, b in pairwise(swept)],
+        "Table 5: operations are worth something: gamma = 0 errs less than gamma = 0.1": [less(swept[0], swept[-1])],
+        "Table 6: CoDiNet errs less than the ResNet it skips blocks of": by_depth,
+        "Table 8: the larger the margin of diversity, the more paths": [
+            paths(larger, smaller) for smaller, larger in pairwise(margins)
+        ],
+        "Table 9: Gumbel-softmax errs less than softmax, and this less than sampling": judge.in_order(
+            *(rows.RELAXATIONS[name] for name in ("gumbel", "softmax", "sampling"))
         ),
-        all_of(
-            "Fig. 10: with consistency predictions of augmented images are nearer to the original ones",
-            kl(VANILLA, CONSISTENT),
-        ),
-        all_of("Table 5: the larger gamma, the fewer operations", *(gflops(a, b) for a, b in pairwise(swept))),
-        all_of(
-            "Table 5: operations are worth something: gamma = 0 errs less than gamma = 0.1", less(swept[0], swept[-1])
-        ),
-        all_of("Table 6: CoDiNet errs less than the ResNet it skips blocks of", *by_depth),
-        all_of(
-            "Table 8: the larger the margin of diversity, the more paths",
-            *(paths(larger, smaller) for smaller, larger in pairwise(margins)),
-        ),
-        all_of(
-            "Table 9: Gumbel-softmax errs less than softmax, and this less than sampling",
-            *judge.in_order(*(rows.RELAXATIONS[name] for name in ("gumbel", "softmax", "sampling"))),
-        ),
-    ]
+    }
+    return judged(said)

@@ -9,7 +9,7 @@ import numpy as np
 from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.diversity import rows
-from routing_gym.experiments.papers.judging import Judge, Judged, all_of
+from routing_gym.experiments.papers.judging import Judge, Judged, judged
 from routing_gym.experiments.papers.reproduction import Claim, Runs, among
 from routing_gym.experiments.papers.tables import (
     MACS,
@@ -30,30 +30,23 @@ def claims(records: Runs) -> list[Claim]:
     """Judge all claims by records that were trained in one way; for `series` and `part` see `Row`."""
     judge, of_omniglot = Judge(records), Judge(records, "series", part=rows.OMNIGLOT_EXPERTS)
     order = (rows.DIVERSE, rows.CONVS, rows.CONV5, rows.CONV3)
-    return [
-        all_of(
+    said: dict[str, list[Judged]] = {
+        (
             "Table 2: convolutions, pooling and identity err less than convolutions alone, these less than only 5x5, "
-            "and these less than only 3x3",
-            *judge.in_order(*order),
-        ),
-        all_of("In few steps: the order of Table 2 with k = 2", *judge.in_order(*map(rows.from_the_task, order))),
-        all_of(
-            "Table 1: diverse routing errs less than single-task networks", judge.less(rows.DIVERSE, rows.SINGLE_TASK)
-        ),
-        all_of(
-            "k that falls over the layers errs less than a small fixed k",
-            of_omniglot.less(rows.ANNEALED, rows.FIXED_K),
-        ),
-        all_of(
-            "Fig. 4: examples of a class tend to be routed through the same experts",
-            _specialized([record for record in records if "mnist" in record["groups"]]),
-        ),
-        all_of(
-            "Table 4: 96 decisions are less accurate than 48",
+            "and these less than only 3x3"
+        ): judge.in_order(*order),
+        "In few steps: the order of Table 2 with k = 2": judge.in_order(*map(rows.from_the_task, order)),
+        "Table 1: diverse routing errs less than single-task networks": [judge.less(rows.DIVERSE, rows.SINGLE_TASK)],
+        "k that falls over the layers errs less than a small fixed k": [of_omniglot.less(rows.ANNEALED, rows.FIXED_K)],
+        "Fig. 4: examples of a class tend to be routed through the same experts": [
+            _specialized([record for record in records if "mnist" in record["groups"]])
+        ],
+        "Table 4: 96 decisions are less accurate than 48": [
             judge.less(rows.CELLS_6X32, rows.CELLS_12X32),
             judge.less(rows.CELLS_6X64, rows.CELLS_12X32),
-        ),
-    ]
+        ],
+    }
+    return judged(said)
 
 
 def counts_of(record: Record) -> np.ndarray:

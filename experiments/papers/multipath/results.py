@@ -13,7 +13,7 @@ import numpy as np
 
 from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import by_label
-from routing_gym.experiments.papers.judging import Judged, all_of, sign_of, standard_error
+from routing_gym.experiments.papers.judging import Judged, judged, sign_of, standard_error
 from routing_gym.experiments.papers.reproduction import Claim, Runs, among, distinct, mean_of
 from routing_gym.experiments.papers.tables import (
     EFFORT,
@@ -82,13 +82,11 @@ class Points:
 
     def reaches(self, error: float) -> float:
         """Return the least cost at which the interpolated curve is down at an error; infinity where it never is."""
-        if self.error[0] <= error:
-            return float(self.macs[0])
-        for i in range(1, len(self.error)):
-            if self.error[i] <= error:
-                share = (self.error[i - 1] - error) / (self.error[i - 1] - self.error[i])
-                return float(self.macs[i - 1] + share * (self.macs[i] - self.macs[i - 1]))
-        return float("inf")
+        down = np.flatnonzero(self.error <= error)
+        if not len(down) or down[0] == 0:
+            return float(self.macs[0]) if len(down) else float("inf")
+        around = [down[0], down[0] - 1]
+        return float(np.interp(error, self.error[around], self.macs[around]))
 
 
 def points_of(records: Runs, series: str, part: str = "hybrid") -> Points | None:
@@ -119,64 +117,59 @@ def claims(records: Runs) -> list[Claim]:
     pragmatic, optimistic = curve("pragmatic critic"), curve("optimistic critic")
     by_class = curve("pragmatic critic, classification error")
     parts = distinct(among(records, series="actor"), "part")
-    return [
-        all_of("At equal cost actor networks err less than pragmatic critics", _below("pragmatic", actor, pragmatic)),
-        all_of("At equal cost pragmatic critics err less than static networks", _below("static", pragmatic, static)),
-        all_of(
-            "Optimistic critics are the worst of the three strategies",
+    said: dict[str, list[Judged]] = {
+        "At equal cost actor networks err less than pragmatic critics": [_below("pragmatic", actor, pragmatic)],
+        "At equal cost pragmatic critics err less than static networks": [_below("static", pragmatic, static)],
+        "Optimistic critics are the worst of the three strategies": [
             _below("optimistic, actor", actor, optimistic),
             _below("optimistic, pragmatic", pragmatic, optimistic),
-        ),
-        all_of(
-            "Routed networks need 2 to 3 times fewer operations than static ones without loss of performance",
-            _if_there("actor and static networks", _fewer_operations, actor, static),
-        ),
-        all_of(
-            "Actor networks have a higher peak accuracy than static ones",
-            *(_better_peak(part, curve("actor", part), curve("static", part)) for part in parts),
-        ),
-        all_of(
-            "On CIFAR-2 routed networks have a higher peak accuracy than static ones, at a third of the cost",
+        ],
+        "Routed networks need 2 to 3 times fewer operations than static ones without loss of performance": [
+            _if_there("actor and static networks", _fewer_operations, actor, static)
+        ],
+        "Actor networks have a higher peak accuracy than static ones": [
+            _better_peak(part, curve("actor", part), curve("static", part)) for part in parts
+        ],
+        "On CIFAR-2 routed networks have a higher peak accuracy than static ones, at a third of the cost": [
             _if_there(
                 "actor and static networks on CIFAR-2",
                 _third_of_the_cost,
                 curve("actor", "CIFAR-2"),
                 curve("static", "CIFAR-2"),
-            ),
-        ),
-        all_of(
-            "One network that is told the price is about as good as one network for each price",
+            )
+        ],
+        "One network that is told the price is about as good as one network for each price": [
             _if_there(
                 "the network that is told the price, and actors",
                 _as_good_as_eight,
                 curve("actor, dynamic k_cpt"),
                 actor,
-            ),
-        ),
-        all_of(
-            "Throughput-adjusted learning rates improve the peak accuracy of actors and critics",
+            )
+        ],
+        "Throughput-adjusted learning rates improve the peak accuracy of actors and critics": [
             _better_peak("actor", actor, curve("actor, no TALR")),
             _better_peak("pragmatic", pragmatic, curve("pragmatic critic, no TALR")),
-        ),
-        all_of("Without k_dec actor networks do worse", _below("k_dec = 0", actor, curve("actor, k_dec = 0"))),
-        all_of(
-            "Regularising the policy reduces the peak accuracy of actor networks",
-            _better_peak("regularised", actor, curve("actor, regularised policy")),
-        ),
-        all_of(
+        ],
+        "Without k_dec actor networks do worse": [_below("k_dec = 0", actor, curve("actor, k_dec = 0"))],
+        "Regularising the policy reduces the peak accuracy of actor networks": [
+            _better_peak("regularised", actor, curve("actor, regularised policy"))
+        ],
+        (
             "Pragmatic critics of the classification error do worse than those of the cross-entropy, but better than "
-            "static networks",
+            "static networks"
+        ): [
             _below("classification error, cross-entropy", pragmatic, by_class),
             _below("static, classification error", by_class, static),
-        ),
-    ]
+        ],
+    }
+    return judged(said)
 
 
 def _if_there(needed: str, judge: Callable[[Points, Points], Judged | None], *curves: Points | None) -> Judged:
     """Judge two curves, if both are there and can be compared."""
     one, other = curves
-    judged = None if one is None or other is None else judge(one, other)
-    return judged or ("not enough", f"Needs {needed}: at least two networks each, of overlapping cost.")
+    found = None if one is None or other is None else judge(one, other)
+    return found or ("not enough", f"Needs {needed}: at least two networks each, of overlapping cost.")
 
 
 def _gap(lower: Points, upper: Points) -> tuple[float, float, str] | None:

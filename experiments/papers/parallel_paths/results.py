@@ -10,7 +10,7 @@ import numpy as np
 from routing_gym.experiments.engine.logits import accuracy_together
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.engine.run import LOGITS
-from routing_gym.experiments.papers.judging import Judge, Judged, all_of, sign_of
+from routing_gym.experiments.papers.judging import Judge, Judged, judged, sign_of
 from routing_gym.experiments.papers.parallel_paths import rows
 from routing_gym.experiments.papers.parallel_paths.rows import BASE, CROSSES, DATA, PATHS, RESNET, on, routed
 from routing_gym.experiments.papers.reproduction import Claim, Runs, among, distinct, mean_of
@@ -143,33 +143,24 @@ def claims(records: Runs) -> list[Claim]:
         "cross-stitch": (rows.STITCHED,),
     }
     resnets = [[on(routed(n, cross, RESNET), data) for n in PATHS] for data in DATA for cross in CROSSES]
-    return [
-        *(
-            all_of(f"Table 2: two routed paths err less than {what}", *routed_ones(2, *others))
-            for what, others in twos.items()
-        ),
-        all_of("Table 2: three routed paths err less than three without routing", *routed_ones(3, rows.UNROUTED)),
-        all_of(
-            "Table 2: three routed paths err less than ensembles",
-            *routed_ones(3, rows.BASE_ENSEMBLE, rows.ALL_ENSEMBLE),
-        ),
-        all_of(
-            "Table 2: the third path helps less than the second",
-            *(_helps_less(judge, BASE, routed(2, cross), routed(3, cross)) for cross in CROSSES),
-        ),
-        all_of(
-            "Table 2: cross-connections do about as well as cross-predictions, with fewer parameters",
-            *(_as_good(judge, routed(paths, "CC"), routed(paths, "CP")) for paths in PATHS),
-        ),
-        all_of(
-            "Table 3: ResNets of two routed paths err less than of one",
-            *(judge.less(on(routed(2, cross, RESNET), data), on(RESNET, data)) for data in DATA for cross in CROSSES),
-        ),
-        all_of(
-            "Table 3: the more routed paths, the fewer errors",
-            *(judge.less(more, fewer) for networks in resnets for fewer, more in pairwise(networks)),
-        ),
-    ]
+    said: dict[str, list[Judged]] = {
+        **{f"Table 2: two routed paths err less than {what}": routed_ones(2, *others) for what, others in twos.items()},
+        "Table 2: three routed paths err less than three without routing": routed_ones(3, rows.UNROUTED),
+        "Table 2: three routed paths err less than ensembles": routed_ones(3, rows.BASE_ENSEMBLE, rows.ALL_ENSEMBLE),
+        "Table 2: the third path helps less than the second": [
+            _helps_less(judge, BASE, routed(2, cross), routed(3, cross)) for cross in CROSSES
+        ],
+        "Table 2: cross-connections do about as well as cross-predictions, with fewer parameters": [
+            _as_good(judge, routed(paths, "CC"), routed(paths, "CP")) for paths in PATHS
+        ],
+        "Table 3: ResNets of two routed paths err less than of one": [
+            judge.less(on(routed(2, cross, RESNET), data), on(RESNET, data)) for data in DATA for cross in CROSSES
+        ],
+        "Table 3: the more routed paths, the fewer errors": [
+            judge.less(more, fewer) for networks in resnets for fewer, more in pairwise(networks)
+        ],
+    }
+    return judged(said)
 
 
 def _error(runs: Runs) -> tuple[float, float]:
