@@ -14,13 +14,7 @@ from rich.console import Console
 from routing_gym.envs import EnvConfig
 from routing_gym.envs.drive import PRECISIONS
 from routing_gym.experiments.benchmarks.block_skip import NETWORKS, measure_block_skip
-from routing_gym.experiments.benchmarks.early_exit import (
-    Routed,
-    check_pyramid,
-    measure_early_exit,
-    prescribed,
-    trained,
-)
+from routing_gym.experiments.benchmarks.early_exit import Routed, check_pyramid, measure_early_exit, prescribed, trained
 from routing_gym.experiments.benchmarks.experts import measure_experts
 from routing_gym.experiments.benchmarks.faces import measure_faces
 from routing_gym.experiments.benchmarks.parallel_paths import NETWORKS as PARALLEL

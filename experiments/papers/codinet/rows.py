@@ -200,9 +200,7 @@ ROWS = (
     ),
     *(
         _codinet(
-            *(name, "routers", f"router={router}"),
-            env_options=("observes=map",) if router == "cnn" else (),
-            gamma=0.01,
+            *(name, "routers", f"router={router}"), env_options=("observes=map",) if router == "cnn" else (), gamma=0.01
         )
         for router, name in ROUTERS.items()
     ),

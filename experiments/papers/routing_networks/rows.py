@@ -75,8 +75,7 @@ ROWS = (
     _row("random frozen paths", "cifar", "random-fixed"),
     *(
         _row(
-            *(f"{label}, last {stages} stages too", "stages", agent, *options),
-            env_options=(f"routed_stages={stages}",),
+            *(f"{label}, last {stages} stages too", "stages", agent, *options), env_options=(f"routed_stages={stages}",)
         )
         for label, agent, options, depths in (
             ("routing (WPL)", "wpl", (WPL,), (2,)),
