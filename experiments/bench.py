@@ -13,21 +13,14 @@ from rich.console import Console
 
 from routing_gym.envs import EnvConfig
 from routing_gym.experiments.benchmarks.block_skip import NETWORKS, measure_block_skip
-from routing_gym.experiments.benchmarks.convnet import convnet, measure_convnet
-from routing_gym.experiments.benchmarks.early_exit import (
-    Routed,
-    check_pyramid,
-    measure_early_exit,
-    prescribed,
-    trained,
-)
+from routing_gym.experiments.benchmarks.early_exit import Routed, check_pyramid, measure_early_exit, prescribed, trained
 from routing_gym.experiments.benchmarks.experts import measure_experts
 from routing_gym.experiments.benchmarks.faces import measure_faces
 from routing_gym.experiments.benchmarks.parallel_paths import NETWORKS as PARALLEL
 from routing_gym.experiments.benchmarks.parallel_paths import measure_parallel_paths
 from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
 from routing_gym.experiments.benchmarks.skipping import measure_skipping
-from routing_gym.experiments.benchmarks.steps import Subject, check, measure_agents, mlp
+from routing_gym.experiments.benchmarks.steps import check, convnet, measure_agents, measure_convnet, mlp
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import Display, say
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
@@ -136,51 +129,39 @@ class Bench(Pluggable):
         say(console, f"Written to {', '.join(map(str, written))}")
         return 0
 
-    def _jobs(self, part: str, device: torch.device, precisions: Sequence[str]) -> Iterator[Callable[[], list[Record]]]:
-        """Yield what is measured one after the other; refuse what cannot be before anything is."""
-        agents = options_of_agents(self.agents, self.agent_options)
+    def _jobs(self, part: str, device: torch.device, precisions: Sequence[str]) -> list[Callable[[], list[Record]]]:
+        """Return what is measured one after the other; refuse what cannot be before anything is."""
+        rounds, agents = self.rounds, options_of_agents(self.agents, self.agent_options)
         if part == "faces":
-            for train in (False, True):
-                yield partial(measure_faces, train, self.rounds)
-        elif part == "experts":
-            yield partial(measure_experts, self.rounds, device)
-            yield partial(measure_skipping, self.rounds, device)
-        elif part == "convnet":
-            for subject in _in_each(convnet(device), precisions):
-                check(subject, agents)
-                yield partial(measure_convnet, subject, agents, self.rounds)
-        elif part == "early-exit":
-            yield from self._early_exits(device)
-        elif part == "block-skip":
-            for name in NETWORKS:
-                for batch in self.batch:
-                    yield partial(measure_block_skip, name, batch, self.rounds, device)
-        elif part == "parallel-paths":
-            for name in PARALLEL:
-                for batch in self.batch:
-                    yield partial(measure_parallel_paths, name, batch, self.rounds, device)
-        else:
-            for blocks in self.blocks:
-                for subject in _in_each(mlp(blocks, device), precisions):
-                    check(subject, agents)
-                    for batch in self.batch:
-                        yield partial(measure_agents, subject, batch, agents, self.rounds)
+            return [partial(measure_faces, train, rounds) for train in (False, True)]
+        if part == "experts":
+            return [partial(measure, rounds, device) for measure in (measure_experts, measure_skipping)]
+        if part == "early-exit":
+            return [
+                partial(measure_early_exit, partial(make, batch), batch, rounds)
+                for make in self._early_exits(device)
+                for batch in self.batch
+            ]
+        if part in ("block-skip", "parallel-paths"):
+            skip = part == "block-skip"
+            measure, names = (measure_block_skip, NETWORKS) if skip else (measure_parallel_paths, PARALLEL)
+            return [partial(measure, name, batch, rounds, device) for name in names for batch in self.batch]
+        made = [convnet(device)] if part == "convnet" else [mlp(blocks, device) for blocks in self.blocks]
+        subjects = [dataclasses.replace(subject, precision=precision) for subject in made for precision in precisions]
+        for subject in subjects:
+            check(subject, agents)
+        if part == "convnet":
+            return [partial(measure_convnet, subject, agents, rounds) for subject in subjects]
+        return [partial(measure_agents, one, batch, agents, rounds) for one in subjects for batch in self.batch]
 
-    def _early_exits(self, device: torch.device) -> Iterator[Callable[[], list[Record]]]:
-        makers: list[Callable[[int], list[Routed]]] = [partial(prescribed, device)]
-        if self.checkpoints:
-            options = (f"device={str(device)!r}",)
-            agents = {str(path): load_with_env(path, options) for path in self.checkpoints}
-            for path, agent in agents.items():
-                check_pyramid(path, agent)
-            makers = [partial(trained, path, agent) for path, agent in agents.items()]
-        for make in makers:
-            for batch in self.batch:
-                yield partial(measure_early_exit, partial(make, batch), batch, self.rounds)
-
-
-def _in_each(subject: Subject, precisions: Sequence[str]) -> list[Subject]:
-    return [dataclasses.replace(subject, precision=precision) for precision in precisions]
+    def _early_exits(self, device: torch.device) -> list[Callable[[int], list[Routed]]]:
+        """Return what makes, for a batch size, the agents whose inference is timed in turns."""
+        if not self.checkpoints:
+            return [partial(prescribed, device)]
+        agents = {str(path): load_with_env(path, (f"device={str(device)!r}",)) for path in self.checkpoints}
+        for path, agent in agents.items():
+            check_pyramid(path, agent)
+        return [partial(trained, path, agent) for path, agent in agents.items()]
 
 
 def made_with(device: torch.device) -> Record:

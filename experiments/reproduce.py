@@ -28,13 +28,13 @@ from routing_gym.experiments.engine.settings import (
     writable_file,
     writable_folder,
 )
-from routing_gym.experiments.papers.codinet.rows import CODINET
-from routing_gym.experiments.papers.diversity.rows import DIVERSITY
-from routing_gym.experiments.papers.multipath.rows import MULTIPATH
+from routing_gym.experiments.papers.codinet import CODINET
+from routing_gym.experiments.papers.diversity import DIVERSITY
+from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.page import page_around, write_page
-from routing_gym.experiments.papers.parallel_paths.rows import PARALLEL_PATHS
+from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.reproduction import Reproduction, Settings, asks_for
-from routing_gym.experiments.papers.routing_networks.rows import ROUTING_NETWORKS
+from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
 from routing_gym.tasks import DataError
 
 REPRODUCTIONS = {

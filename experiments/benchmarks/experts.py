@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from statistics import fmean
 
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks import ModuleBlocks
-from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure
+from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure, steps_of
 from routing_gym.experiments.engine.records import Record
 
 BATCH, CHANNELS, SIZE = 256, 48, 26
-CONV3 = "conv 3x3"
+CONV3, ROUTED = "conv 3x3", "routed"
 
 
 def experts(channels: int) -> dict[str, nn.Module]:
@@ -39,23 +38,16 @@ def measure_experts(
 
     Training is forward and backward, to the blocks' parameters and to what came in.
 
-    Args:
-        rounds: Steps timed of each.
-        device: Where.
-        batch: Rows.
-        channels: Channels of an image.
-        size: Its height and width.
-
     Returns:
         Two records, against the 3x3 convolution on all rows, and against the mean over the seven, each on all rows:
         what routing would cost if bringing rows together were free.
     """
     kinds = list(experts(channels))
-    makers: dict[str, Callable[[], Steps]] = {
-        kind: partial(_steps, number, device, batch, channels, size) for number, kind in enumerate(kinds)
-    }
-    makers["routed"] = partial(_steps, None, device, batch, channels, size)
-    measured = measure(makers, rounds, device)
+    measured = measure(
+        {kind: partial(_steps, only, device, batch, channels, size) for only, kind in enumerate([*kinds, ROUTED])},
+        rounds,
+        device,
+    )
     alone = [measured[kind] for kind in kinds]
     mean = Measured(
         train=[fmean(times) for times in zip(*(own.train for own in alone), strict=True)],
@@ -63,40 +55,31 @@ def measure_experts(
         peak_memory=fmean(own.peak_memory for own in alone),
     )
     macs = ModuleBlocks(experts(channels).values(), (channels, size, size)).macs
-    expected = fmean(macs)
     return [
         {
             "case": "seven unlike blocks",
             "against": name,
             "blocks": len(kinds),
             "batch": batch,
-            **against(measured["routed"], static, batch),
-            "macs_ratio": expected / cost,
+            **against(measured[ROUTED], static, batch),
+            "macs_ratio": fmean(macs) / cost,
         }
-        for name, static, cost in ((CONV3, measured[CONV3], macs[kinds.index(CONV3)]), ("mean", mean, expected))
+        for name, static, cost in ((CONV3, measured[CONV3], macs[kinds.index(CONV3)]), ("mean", mean, fmean(macs)))
     ]
 
 
-def _steps(only: int | None, device: torch.device, batch: int, channels: int, size: int) -> Steps:
-    """Return forward and backward, and forward alone, of all blocks at random, or of one on all rows."""
+def _steps(only: int, device: torch.device, batch: int, channels: int, size: int) -> Steps:
+    """Return forward and backward, and forward alone, of one block on all rows, or of all at random behind the last."""
     modules = list(experts(channels).values())
-    network = (ModuleBlocks(modules, (channels, size, size)) if only is None else modules[only]).to(device)
+    routed = only == len(modules)
+    network = (ModuleBlocks(modules, (channels, size, size)) if routed else modules[only]).to(device)
     numbers = torch.Generator(device).manual_seed(0)
     x = torch.randn(batch, channels, size, size, generator=numbers, device=device, requires_grad=True)
     grad = torch.randn(batch, channels, size, size, generator=numbers, device=device)
 
     def forward() -> Tensor:
-        if only is not None:
+        if not routed:
             return network(x)
         return network(x, torch.randint(len(modules), (batch,), generator=numbers, device=device))
 
-    def train() -> None:
-        network.zero_grad()
-        x.grad = None
-        forward().backward(grad)
-
-    @torch.no_grad()
-    def infer() -> None:
-        forward()
-
-    return Steps(train, infer)
+    return steps_of(network, forward, lambda: forward().backward(grad), leaves=[x])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ from routing_gym.blocks import (
 )
 from routing_gym.envs import Manner, drive
 from routing_gym.envs.training import OPTIMIZERS
-from routing_gym.experiments.benchmarks.convnet import stand_in_images
-from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure, median_ratio
+from routing_gym.experiments.benchmarks.steps import stand_in_images
+from routing_gym.experiments.benchmarks.timing import Steps, against, measure, median_ratio, steps_of
 from routing_gym.experiments.engine.records import Record
 from routing_gym.networks import RoutingState, make_network
 from routing_gym.networks.parallel_paths import ParallelPaths
@@ -36,10 +37,14 @@ CHECKED = 16
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 """As a share of the largest."""
 
-SINGLE, LOOP, LOOP_CHANNELS_FIRST, SOFT = "single", "loop", "loop, channels first", "soft gates"
+LAST = torch.channels_last
+SINGLE, LOOP, CHANNELS_FIRST, SOFT = "single", "loop", "channels_first_loop", "soft gates"
 
+Case = str | int
+"""What is timed: one of these, or hard choices by how many paths they leave alive."""
 Actions = Sequence[Tensor]
 """One for each decision: gates `(B, P, P)`, or choices `(B, P)` int64."""
+Forward = Callable[[Any, Tensor, Actions], Tensor]
 
 
 class LoopOverPaths(nn.Module):
@@ -60,12 +65,8 @@ class LoopOverPaths(nn.Module):
     def forward(self, images: Tensor, gates: Actions) -> Tensor:
         """Return the logits `(B, num_classes)` of images `(B, C, H, W)` under gates `(B, P, P)`."""
         (first, *layers), (first_predictions, *predictions) = map(_parts, (self.layers, self.predictions))
-        tensors = []
-        for j, path in enumerate(first):
-            x = images
-            if self.cross == "predictions":
-                x = functional.relu(first_predictions[j](x))
-            tensors.append(path(x))
+        own = [functional.relu(predict(images)) for predict in first_predictions] or [images] * len(first)
+        tensors = [path(x) for path, x in zip(first, own, strict=True)]
         for paths, predicting, gate in zip(layers, predictions, gates, strict=True):
             outputs = []
             for j, path in enumerate(paths):
@@ -123,15 +124,11 @@ def _slice(stack: Tensor, path: int, like: Tensor) -> Tensor:
 
 def gradients(network: ParallelPaths, loop: LoopOverPaths) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield every parameter's gradient twice: the network's slice of it, and the loop's own."""
-    pairs = [*zip(network.banks, loop.layers, strict=True)]
-    if network.cross == "predictions":
-        pairs += zip(network.predictions, loop.predictions, strict=True)
-    for blocks, alone in pairs:
-        assert isinstance(blocks, PathBlocks)
+    layers = zip((*network.banks, *network.predictions), (*loop.layers, *loop.predictions), strict=True)
+    for blocks, alone in layers:
         for path, plain in enumerate(alone.children()):
-            for stacked, layer in zip(blocks.layers, plain.children(), strict=True):
-                for stack, own in zip(stacked.parameters(), layer.parameters(), strict=True):
-                    yield _slice(_grad(stack), path, own), _grad(own)
+            for stack, own in zip(blocks.parameters(), plain.parameters(), strict=True):
+                yield _slice(_grad(stack), path, own), _grad(own)
 
 
 def route(network: ParallelPaths, images: Tensor, actions: Actions) -> RoutingState:
@@ -144,8 +141,7 @@ def route(network: ParallelPaths, images: Tensor, actions: Actions) -> RoutingSt
 
 def logits_of(network: ParallelPaths, images: Tensor, actions: Actions) -> Tensor:
     """Return the logits `(B, num_classes)`."""
-    (exit,) = route(network, images, actions).exits
-    return exit.logits
+    return route(network, images, actions).exits[0].logits
 
 
 def check_agreement(network: ParallelPaths, images: Tensor, gates: Actions) -> None:
@@ -213,12 +209,6 @@ def measure_parallel_paths(name: str, batch: int, rounds: int, device: torch.dev
     and the loop are plain modules with their channels last in memory, as the network's are; the loop is timed with
     channels first too, as modules come. Loop and network are compared first.
 
-    Args:
-        name: One of `NETWORKS`.
-        batch: Images together.
-        rounds: Steps timed of each.
-        device: Where.
-
     Returns:
         First a record of soft gates, then one for each number of paths that stay alive. All have what `against` says
         of the single network, and `macs_ratio`. Of soft gates: `loop_train_ratio` and `loop_inference_ratio`, samples
@@ -227,25 +217,40 @@ def measure_parallel_paths(name: str, batch: int, rounds: int, device: torch.dev
         `macs_of_soft`, `train_time_of_soft`, `inference_time_of_soft`.
     """
     dataset = stand_in_images(1, 10, per_class=-(-batch // 10)).to(device)
-    network = _network(name, dataset)
+    network, images = _network(name, dataset), _images(dataset, batch, LAST)
     gates = soft_gates(network, batch, device)
     live = {network.paths + 1 - together: together for together in dict.fromkeys((1, 2, network.paths))}
-    hard = {str(left): merging(network, batch, together, device) for left, together in live.items()}
-    images = _images(dataset, batch, channels_last=True)
+    actions: dict[Case, Actions] = {SOFT: gates}
+    actions |= {left: merging(network, batch, together, device) for left, together in live.items()}
     check_agreement(network, images[:CHECKED], [gate[:CHECKED] for gate in gates])
 
-    makers: dict[str, Callable[[], Steps]] = {
-        SINGLE: partial(_single_steps, dataset, batch),
-        LOOP: partial(_loop_steps, name, dataset, batch, gates, channels_last=True),
-        LOOP_CHANNELS_FIRST: partial(_loop_steps, name, dataset, batch, gates, channels_last=False),
-        SOFT: partial(_routed_steps, name, dataset, batch, gates),
-        **{left: partial(_routed_steps, name, dataset, batch, choices) for left, choices in hard.items()},
-    }
-    measured = measure(makers, rounds, device)
-    macs = {case: _macs(network, images, actions) for case, actions in {SOFT: gates, **hard}.items()}
-    single_macs = count_macs(LoopOverPaths(_network(ONE_PATH, dataset)).single(), images[:1])
+    def single() -> nn.Module:
+        return LoopOverPaths(_network(ONE_PATH, dataset)).single()
 
-    def record(case: str, agent: str) -> Record:
+    def steps(make: Callable[[], nn.Module], layout: torch.memory_format, given: Actions, forward: Forward) -> Steps:
+        module = make()
+        if not isinstance(module, ParallelPaths):
+            module.to(memory_format=layout)  # type: ignore[call-overload]
+        given = [action.clone().requires_grad_(action.is_floating_point()) for action in given]
+        run = partial(forward, module, _images(dataset, batch, layout), given)
+        optimizer, labels = OPTIMIZERS["sgd"](module, lr=1e-2), dataset.label[:batch]
+        return steps_of(module, run, lambda: functional.cross_entropy(run(), labels).backward(), optimizer, given)
+
+    def loop(layout: torch.memory_format) -> Steps:
+        return steps(lambda: LoopOverPaths(_network(name, dataset)), layout, gates, nn.Module.__call__)
+
+    makers: dict[Case, Callable[[], Steps]] = {
+        SINGLE: partial(steps, single, LAST, (), lambda single, images, _: single(images)),
+        LOOP: partial(loop, LAST),
+        CHANNELS_FIRST: partial(loop, torch.contiguous_format),
+    }
+    for case, taken in actions.items():
+        makers[case] = partial(steps, partial(_network, name, dataset), LAST, taken, logits_of)
+    measured = measure(makers, rounds, device)
+    macs = {case: _macs(network, images, taken) for case, taken in actions.items()}
+    single_macs, soft = count_macs(single(), images[:1]), measured[SOFT]
+
+    def record(case: Case, agent: str) -> Record:
         return {
             "agent": agent,
             "network": name,
@@ -255,34 +260,24 @@ def measure_parallel_paths(name: str, batch: int, rounds: int, device: torch.dev
             "macs_ratio": macs[case] / single_macs,
         }
 
-    soft = measured[SOFT]
-    records = [
-        {
-            **record(SOFT, SOFT),
-            **_over(soft, measured[LOOP], "loop"),
-            **_over(soft, measured[LOOP_CHANNELS_FIRST], "channels_first_loop"),
-            "loop_peak_memory_bytes": measured[LOOP].peak_memory,
-        }
-    ]
-    for left in live:
-        own = measured[str(left)]
-        records.append(
+    of_soft = record(SOFT, SOFT)
+    for loops in (LOOP, CHANNELS_FIRST):
+        of_soft[f"{loops}_train_ratio"] = median_ratio(measured[loops].train, soft.train)
+        of_soft[f"{loops}_inference_ratio"] = median_ratio(measured[loops].infer, soft.infer)
+    of_soft["loop_peak_memory_bytes"] = measured[LOOP].peak_memory
+    return [
+        of_soft,
+        *(
             {
-                **record(str(left), "hard choices"),
+                **record(left, "hard choices"),
                 "live_paths": left,
-                "macs_of_soft": macs[str(left)] / macs[SOFT],
-                "train_time_of_soft": median_ratio(own.train, soft.train),
-                "inference_time_of_soft": median_ratio(own.infer, soft.infer),
+                "macs_of_soft": macs[left] / macs[SOFT],
+                "train_time_of_soft": median_ratio(measured[left].train, soft.train),
+                "inference_time_of_soft": median_ratio(measured[left].infer, soft.infer),
             }
-        )
-    return records
-
-
-def _over(routed: Measured, loop: Measured, name: str) -> Record:
-    return {
-        f"{name}_train_ratio": median_ratio(loop.train, routed.train),
-        f"{name}_inference_ratio": median_ratio(loop.infer, routed.infer),
-    }
+            for left in live
+        ),
+    ]
 
 
 def _network(name: str, dataset: MultiTaskDataset) -> ParallelPaths:
@@ -295,61 +290,10 @@ def _network(name: str, dataset: MultiTaskDataset) -> ParallelPaths:
     return network.to(dataset.device)
 
 
-def _images(dataset: MultiTaskDataset, batch: int, *, channels_last: bool) -> Tensor:
-    images = dataset.pixels(torch.arange(batch, device=dataset.device))
-    return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def _images(dataset: MultiTaskDataset, batch: int, layout: torch.memory_format) -> Tensor:
+    return dataset.pixels(torch.arange(batch, device=dataset.device)).contiguous(memory_format=layout)
 
 
 @torch.no_grad()
 def _macs(network: ParallelPaths, images: Tensor, actions: Actions) -> float:
     return float(route(network.eval(), images, actions).macs.double().mean())
-
-
-def _single_steps(dataset: MultiTaskDataset, batch: int) -> Steps:
-    module = LoopOverPaths(_network(ONE_PATH, dataset)).single()
-    _turn(module, channels_last=True)
-    return _steps(module, partial(module, _images(dataset, batch, channels_last=True)), [], dataset.label[:batch])
-
-
-def _loop_steps(name: str, dataset: MultiTaskDataset, batch: int, gates: Actions, *, channels_last: bool) -> Steps:
-    loop, gates = LoopOverPaths(_network(name, dataset)), _leaves(gates)
-    _turn(loop, channels_last=channels_last)
-    images = _images(dataset, batch, channels_last=channels_last)
-    return _steps(loop, partial(loop, images, gates), gates, dataset.label[:batch])
-
-
-def _routed_steps(name: str, dataset: MultiTaskDataset, batch: int, actions: Actions) -> Steps:
-    network, actions = _network(name, dataset), _leaves(actions)
-    images = _images(dataset, batch, channels_last=True)
-    return _steps(network, partial(logits_of, network, images, actions), actions, dataset.label[:batch])
-
-
-def _turn(module: nn.Module, *, channels_last: bool) -> None:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    module.to(memory_format=layout)  # type: ignore[call-overload]
-
-
-def _leaves(actions: Actions) -> list[Tensor]:
-    """Return copies of which gates have a gradient; choices have none."""
-    return [action.clone().requires_grad_(action.is_floating_point()) for action in actions]
-
-
-def _steps(module: nn.Module, forward: Callable[[], Tensor], actions: Actions, labels: Tensor) -> Steps:
-    optimizer = OPTIMIZERS["sgd"](module, lr=1e-2)
-
-    def train() -> None:
-        if not module.training:  # once, not in every step
-            module.train()
-        optimizer.zero_grad()
-        for action in actions:
-            action.grad = None
-        functional.cross_entropy(forward(), labels).backward()
-        optimizer.step()
-
-    @torch.no_grad()
-    def infer() -> None:
-        if module.training:
-            module.eval()
-        forward()
-
-    return Steps(train, infer)

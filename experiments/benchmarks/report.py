@@ -14,108 +14,7 @@ from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.records import Record
 
 Columns = dict[str, Callable[[Record], str]]
-
-RATIOS: Columns = {
-    "train": lambda r: f"{r['train_ratio']:.3f}",
-    "inference": lambda r: f"{r['inference_ratio']:.3f}",
-    "MACs": lambda r: f"{r['macs_ratio']:.2f}",
-    "memory": lambda r: f"{r['peak_memory_bytes'] / r['static_peak_memory_bytes']:.2f}",
-}
-"""Routed over static: samples per second, multiply-accumulates per instance, bytes held in a training step."""
-
-THREADS: Columns = {"threads": lambda r: str(r["threads"])}
-BATCH: Columns = {"batch": lambda r: str(r["batch"])}
-
-STEPS: Columns = {
-    "agent": lambda r: name_of(r),
-    "blocks": lambda r: str(r["blocks"]),
-    **BATCH,
-    **THREADS,
-    **RATIOS,
-    "trained per s": lambda r: f"{r['train_samples_per_second']:,.0f}",
-    "transitions per s": lambda r: f"{r['transitions_per_second']:,.0f}",
-}
-FACES: Columns = {
-    "face": lambda r: r["face"],
-    **BATCH,
-    **THREADS,
-    "blocks learn": lambda r: "yes" if r["train"] else "no",
-    "transitions per s": lambda r: f"{r['transitions_per_second']:,.0f}",
-    "of the core": lambda r: f"{r['share_of_core']:.3f}",
-    "of a core of as many rows": lambda r: f"{r['share_of_core_of_as_many_rows']:.2f}",
-}
-EXPERTS: Columns = {
-    "case": lambda r: r["case"],
-    "against": lambda r: r["against"],
-    **BATCH,
-    **THREADS,
-    **RATIOS,
-}
-SKIPPING: Columns = {
-    "case": lambda r: r["case"],
-    "share": lambda r: f"{r['share']:.2f}",
-    **BATCH,
-    **THREADS,
-    **RATIOS,
-    "MACs saved": lambda r: f"{100 * r['macs_saved']:.0f} %",
-    "training saved": lambda r: f"{100 * r['train_time_saved']:.0f} %",
-    "inference saved": lambda r: f"{100 * r['inference_time_saved']:.0f} %",
-}
-CONVNET: Columns = {
-    "agent": lambda r: name_of(r),
-    **THREADS,
-    **RATIOS,
-    "s per 50 000": lambda r: f"{r['seconds_per_50000']:.1f}",
-    "static": lambda r: f"{r['static_seconds_per_50000']:.1f}",
-}
-
-EARLY_EXIT: Columns = {
-    "case": lambda r: r["case"],
-    **BATCH,
-    **THREADS,
-    "MACs": lambda r: f"{r['macs_ratio']:.2f}",
-    "floor": lambda r: _or_dash(r["floor_ratio"], ".2f"),
-    "time": lambda r: f"{r['time_ratio']:.2f}",
-    "µs": lambda r: f"{r['microseconds']:,.0f}",
-    "static": lambda r: f"{r['static_microseconds']:,.0f}",
-    "of the MACs' saving": lambda r: _or_dash(r["saving_arrived"], ".0%"),
-    "of the floor's": lambda r: _or_dash(r["possible_saving_arrived"], ".0%"),
-}
-
-BLOCK_SKIP: Columns = {
-    "case": lambda r: r["case"],
-    **BATCH,
-    **THREADS,
-    "MACs": lambda r: f"{r['macs_ratio']:.2f}",
-    "time": lambda r: f"{r['time_ratio']:.2f}",
-    "µs": lambda r: f"{r['microseconds']:,.0f}",
-    "static": lambda r: f"{r['static_microseconds']:,.0f}",
-    "of the MACs' saving": lambda r: _or_dash(r["saving_arrived"], ".0%"),
-    "against all routed": lambda r: _or_dash(r["of_routed"], ".0%"),
-}
-
-PARALLEL_PATHS: Columns = {
-    "network": lambda r: r["network"],
-    **BATCH,
-    **THREADS,
-    **RATIOS,
-    "loop: train": lambda r: f"{r['loop_train_ratio']:.2f}",
-    "loop: inference": lambda r: f"{r['loop_inference_ratio']:.2f}",
-    "loop: memory": lambda r: f"{r['peak_memory_bytes'] / r['loop_peak_memory_bytes']:.2f}",
-    "channels first: train": lambda r: f"{r['channels_first_loop_train_ratio']:.2f}",
-    "channels first: inference": lambda r: f"{r['channels_first_loop_inference_ratio']:.2f}",
-}
-LIVE_PATHS: Columns = {
-    "network": lambda r: r["network"],
-    "live": lambda r: f"{r['live_paths']} of {r['blocks']}",
-    **BATCH,
-    **THREADS,
-    "MACs": lambda r: f"{r['macs_of_soft']:.2f}",
-    "training time": lambda r: f"{r['train_time_of_soft']:.2f}",
-    "inference time": lambda r: f"{r['inference_time_of_soft']:.2f}",
-    "trained per s": lambda r: f"{r['train_samples_per_second']:,.0f}",
-    "classified per s": lambda r: f"{r['inference_samples_per_second']:,.0f}",
-}
+"""What a table shows of a record, by its heading."""
 
 
 def name_of(record: Record) -> str:
@@ -124,51 +23,138 @@ def name_of(record: Record) -> str:
     return " ".join([record["agent"], *record["agent_options"], *precision])
 
 
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form).replace("%", " %")
+def _show(key: str, form: str = "") -> Callable[[Record], str]:
+    """Return what shows something of a record, a dash where there is nothing."""
+    form, percent = form.removesuffix("%"), form.endswith("%")
+    return lambda r: "-" if r[key] is None else f"{100 * r[key]:{form}f} %" if percent else format(r[key], form)
+
+
+def _memory(over: str) -> Callable[[Record], str]:
+    return lambda r: f"{r['peak_memory_bytes'] / r[f'{over}_peak_memory_bytes']:.2f}"
+
+
+SIZE: Columns = {"batch": _show("batch"), "threads": _show("threads")}
+RATIOS: Columns = {
+    "train": _show("train_ratio", ".3f"),
+    "inference": _show("inference_ratio", ".3f"),
+    "MACs": _show("macs_ratio", ".2f"),
+    "memory": _memory("static"),
+}
+"""Routed over static: samples per second, multiply-accumulates per instance, bytes held in a training step."""
+INFERENCE: Columns = {
+    "time": _show("time_ratio", ".2f"),
+    "µs": _show("microseconds", ",.0f"),
+    "static": _show("static_microseconds", ",.0f"),
+    "of the MACs' saving": _show("saving_arrived", ".0%"),
+}
+TRAINED: Columns = {"trained per s": _show("train_samples_per_second", ",.0f")}
+TRANSITIONS: Columns = {"transitions per s": _show("transitions_per_second", ",.0f")}
+OVER = "ratios: routed / static"
+TABLES: dict[str, tuple[str, Columns]] = {
+    "steps": (
+        f"Three layers, 128 wide; {OVER}",
+        {"agent": name_of, "blocks": _show("blocks"), **SIZE, **RATIOS, **TRAINED, **TRANSITIONS},
+    ),
+    "faces": (
+        "Core and faces, random actions",
+        {
+            "face": _show("face"),
+            **SIZE,
+            "blocks learn": lambda r: "yes" if r["train"] else "no",
+            **TRANSITIONS,
+            "of the core": _show("share_of_core", ".3f"),
+            "of a core of as many rows": _show("share_of_core_of_as_many_rows", ".2f"),
+        },
+    ),
+    "experts": (
+        f"Unlike convolution blocks; {OVER}",
+        {"case": _show("case"), "against": _show("against"), **SIZE, **RATIOS},
+    ),
+    "skipping": (
+        f"Rows that skip; {OVER}, and what is saved against nobody skipping",
+        {
+            "case": _show("case"),
+            "share": _show("share", ".2f"),
+            **SIZE,
+            **RATIOS,
+            "MACs saved": _show("macs_saved", ".0%"),
+            "training saved": _show("train_time_saved", ".0%"),
+            "inference saved": _show("inference_time_saved", ".0%"),
+        },
+    ),
+    "convnet": (
+        f"SimpleConvNet; {OVER}",
+        {
+            "agent": name_of,
+            "threads": _show("threads"),
+            **RATIOS,
+            "s per 50 000": _show("seconds_per_50000", ".1f"),
+            "static": _show("static_seconds_per_50000", ".1f"),
+        },
+    ),
+    "early-exit": (
+        "Early exit, inference; ratios to the whole network, and how much of the saving arrives",
+        {
+            "case": _show("case"),
+            **SIZE,
+            "MACs": _show("macs_ratio", ".2f"),
+            "floor": _show("floor_ratio", ".2f"),
+            **INFERENCE,
+            "of the floor's": _show("possible_saving_arrived", ".0%"),
+        },
+    ),
+    "block-skip": (
+        "Blocks that are skipped, inference; ratios to the whole network, how much of the saving arrives",
+        {
+            "case": _show("case"),
+            **SIZE,
+            "MACs": _show("macs_ratio", ".2f"),
+            **INFERENCE,
+            "against all routed": _show("of_routed", ".0%"),
+        },
+    ),
+    "parallel-paths": (
+        "Parallel paths, soft gates; ratios to the single network, and to a loop over the paths",
+        {
+            "network": _show("network"),
+            **SIZE,
+            **RATIOS,
+            "loop: train": _show("loop_train_ratio", ".2f"),
+            "loop: inference": _show("loop_inference_ratio", ".2f"),
+            "loop: memory": _memory("loop"),
+            "channels first: train": _show("channels_first_loop_train_ratio", ".2f"),
+            "channels first: inference": _show("channels_first_loop_inference_ratio", ".2f"),
+        },
+    ),
+    "live-paths": (
+        "Parallel paths, hard choices; ratios to soft gates, which run all paths",
+        {
+            "network": _show("network"),
+            "live": lambda r: f"{r['live_paths']} of {r['blocks']}",
+            **SIZE,
+            "MACs": _show("macs_of_soft", ".2f"),
+            "training time": _show("train_time_of_soft", ".2f"),
+            "inference time": _show("inference_time_of_soft", ".2f"),
+            **TRAINED,
+            "classified per s": _show("inference_samples_per_second", ",.0f"),
+        },
+    ),
+}
+"""Title and columns of the table of each part; two parts have two kinds of records."""
 
 
 def tables(records: Sequence[Record]) -> list[Table]:
     """Return a table of every part that was measured."""
-    parts: dict[str, tuple[Columns, list[Record]]] = {}
+    made: dict[str, Table] = {}
     for record in records:
-        title, columns = _form(record)
-        parts.setdefault(title, (columns, []))[1].append(record)
-    return [_table(title, columns, own) for title, (columns, own) in parts.items()]
-
-
-def _form(record: Record) -> tuple[str, Columns]:
-    """Return the title and the columns of the table a record belongs to."""
-    over = "ratios: routed / static"
-    if record["part"] == "steps":
-        return f"Three layers, 128 wide; {over}", STEPS
-    if record["part"] == "faces":
-        return "Core and faces, random actions", FACES
-    if record["part"] == "convnet":
-        return f"SimpleConvNet; {over}", CONVNET
-    if record["part"] == "early-exit":
-        return "Early exit, inference; ratios to the whole network, and how much of the saving arrives", EARLY_EXIT
-    if record["part"] == "block-skip":
-        return (
-            "Blocks that are skipped, inference; ratios to the whole network, how much of the saving arrives",
-            BLOCK_SKIP,
-        )
-    if record["part"] == "parallel-paths":
-        if "live_paths" in record:
-            return "Parallel paths, hard choices; ratios to soft gates, which run all paths", LIVE_PATHS
-        return "Parallel paths, soft gates; ratios to the single network, and to a loop over the paths", PARALLEL_PATHS
-    if "share" in record:
-        return f"Rows that skip; {over}, and what is saved against nobody skipping", SKIPPING
-    return f"Unlike convolution blocks; {over}", EXPERTS
-
-
-def _table(title: str, columns: Columns, records: Sequence[Record]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
-    for record in records:
-        table.add_row(*(show(record) for show in columns.values()))
-    return table
+        kind = "skipping" if record["part"] == "experts" and "share" in record else record["part"]
+        title, columns = TABLES["live-paths" if "live_paths" in record else kind]
+        if title not in made:
+            made[title] = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+            for number, column in enumerate(columns):
+                made[title].add_column(column, justify="right" if number else "left", no_wrap=not number)
+        made[title].add_row(*(show(record) for show in columns.values()))
+    return list(made.values())
 
 
 def ratios_against_blocks(records: Sequence[Record], path: Path) -> None:
@@ -178,30 +164,21 @@ def ratios_against_blocks(records: Sequence[Record], path: Path) -> None:
         records: Of the part steps.
         path: The picture. Training is in the upper row, inference in the lower.
     """
-    batches = sorted({record["batch"] for record in records})
-    blocks = sorted({record["blocks"] for record in records})
-    threads = sorted({record["threads"] for record in records})
+    batches, blocks, threads = (sorted({record[key] for record in records}) for key in ("batch", "blocks", "threads"))
     names = list(dict.fromkeys(name_of(record) for record in records))
     figure = Figure(figsize=(3.2 * len(batches) + 2.4, 5.6), layout="constrained")
-    first = records[0]
-    where = first["accelerator"] or first["processor"]
-    figure.suptitle(f"Routed / static samples per second\n{where}, PyTorch {first['torch']}", fontsize=10)
+    where = records[0]["accelerator"] or records[0]["processor"]
+    figure.suptitle(f"Routed / static samples per second\n{where}, PyTorch {records[0]['torch']}", fontsize=10)
     grid = figure.subplots(2, len(batches), sharex=True, sharey="row", squeeze=False)
     for row, (key, what) in enumerate((("train_ratio", "training"), ("inference_ratio", "inference"))):
         for axes, batch in zip(grid[row], batches, strict=True):
             for number, name in enumerate(names):
                 for dash, count in enumerate(threads):
                     own = [r for r in records if (r["batch"], r["threads"], name_of(r)) == (batch, count, name)]
+                    places, ratios = ([r[of] for r in own] for of in ("blocks", key))
                     label = name if len(threads) == 1 else f"{name}, {count} thread{'s' * (count > 1)}"
-                    axes.plot(
-                        [r["blocks"] for r in own],
-                        [r[key] for r in own],
-                        marker="o",
-                        markersize=4,
-                        color=f"C{number}",
-                        linestyle=("-", "--", ":", "-.")[dash % 4],
-                        label=label,
-                    )
+                    line = ("-", "--", ":", "-.")[dash % 4]
+                    axes.plot(places, ratios, line, marker="o", markersize=4, color=f"C{number}", label=label)
             axes.axhline(1, color="black", linewidth=0.8)
             axes.set_xscale("log", base=2)
             axes.set_xticks(blocks)

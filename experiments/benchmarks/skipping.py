@@ -8,13 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents import make_agent, train_batch
+from routing_gym.agents import make_agent
 from routing_gym.agents.fixed import RandomAgent
 from routing_gym.blocks import OwnedParameter, count_macs, plain, probe
-from routing_gym.envs import rollout
-from routing_gym.experiments.benchmarks.convnet import stand_in_images
-from routing_gym.experiments.benchmarks.steps import STATIC, Subject, mlp, static_steps
-from routing_gym.experiments.benchmarks.timing import Measured, Steps, against, measure, median_ratio
+from routing_gym.experiments.benchmarks.steps import Subject, mlp, routed_steps, stand_in_images, static_steps
+from routing_gym.experiments.benchmarks.timing import Steps, against, measure, median_ratio
 from routing_gym.experiments.engine.records import Record
 from routing_gym.networks import EXIT, Decision, RoutedMLP, RoutedNetwork
 from routing_gym.networks.state import Activation
@@ -25,13 +23,7 @@ BLOCKS, PASS_WIDTH, PASS_LAYERS = 10, 512, 6
 
 
 class EarlyExit(RoutedNetwork):
-    """A convolution for all, then one decision: go on (0) through two more convolutions, or leave (1) without them.
-
-    Args:
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the logits.
-        width: Channels.
-    """
+    """A convolution for all, then one decision: go on (0) through two more convolutions, or leave (1) without them."""
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, width: int = 32) -> None:
         image = torch.zeros(1, *input_shape)
@@ -107,27 +99,22 @@ def with_pass(device: torch.device) -> tuple[Subject, Tensor, Tensor]:
 def measure_skipping(rounds: int, device: torch.device, batch: int = BATCH) -> list[Record]:
     """Time networks in which a share of the rows skips what can be skipped, drawn at random for every row.
 
-    Args:
-        rounds: Steps timed of each.
-        device: Where.
-        batch: Instances per step.
-
     Returns:
         A record for each network and share: against the static network of the same layers, all of which all rows run,
         and what is saved against nobody skipping: `macs_saved`, `train_time_saved`, `inference_time_saved`, 0 to 1.
     """
     records = []
     for case, (subject, never, always) in {"PASS": with_pass(device), "early exit": early_exit(device)}.items():
-        makers: dict[str, Callable[[], Steps]] = {STATIC: partial(static_steps, subject, batch)}
+        makers: dict[float | None, Callable[[], Steps]] = {None: partial(static_steps, subject, batch)}
         macs, network = {}, subject.fresh()
         for share in SHARES:
             chances = (1 - share) * never + share * always
-            makers[str(share)] = partial(_steps, subject, batch, chances)
+            makers[share] = partial(_steps, subject, batch, chances)
             macs[share] = expected_macs(network, chances)
         measured = measure(makers, rounds, device)
-        nobody = measured[str(SHARES[0])]
+        nobody = measured[SHARES[0]]
         for share in SHARES:
-            own = measured[str(share)]
+            own, ratio = measured[share], macs[share] / macs[SHARES[0]]
             records.append(
                 {
                     "case": case,
@@ -135,9 +122,11 @@ def measure_skipping(rounds: int, device: torch.device, batch: int = BATCH) -> l
                     "share": share,
                     "blocks": subject.blocks,
                     "batch": batch,
-                    **against(own, measured[STATIC], batch),
-                    "macs_ratio": macs[share] / macs[SHARES[0]],
-                    **saved(own, nobody, macs[share] / macs[SHARES[0]]),
+                    **against(own, measured[None], batch),
+                    "macs_ratio": ratio,
+                    "macs_saved": 1 - ratio,
+                    "train_time_saved": 1 - median_ratio(own.train, nobody.train),
+                    "inference_time_saved": 1 - median_ratio(own.infer, nobody.infer),
                 }
             )
     return records
@@ -151,25 +140,9 @@ def expected_macs(network: RoutedNetwork, chances: Tensor) -> float:
     return mean
 
 
-def saved(own: Measured, nobody: Measured, macs_ratio: float) -> Record:
-    """Return what is saved, as shares of what it takes when nobody skips."""
-    return {
-        "macs_saved": 1 - macs_ratio,
-        "train_time_saved": 1 - median_ratio(own.train, nobody.train),
-        "inference_time_saved": 1 - median_ratio(own.infer, nobody.infer),
-    }
-
-
 def _steps(subject: Subject, batch: int, chances: Tensor) -> Steps:
-    """Return the steps of the environment with random choices of given probabilities, `(N, A)`."""
-    env = subject.make_env(batch)
-    agent = make_agent("random", env)
+    """Return the steps of random choices of given probabilities, `(N, A)`."""
+    agent = make_agent("random", subject.make_env(batch))
     assert isinstance(agent, RandomAgent)
     agent.table[0, :-1, 0] = chances
-    judged = env.sibling(batch, train=False, autoreset_mode="disabled")
-
-    @torch.no_grad()
-    def infer() -> None:
-        rollout(agent, judged)
-
-    return Steps(partial(train_batch, agent, env), infer)
+    return routed_steps(agent, deterministic=False)

@@ -16,16 +16,18 @@ from routing_gym.agents import Agent, agent_class, train_batch
 from routing_gym.blocks import count_macs, first_weights
 from routing_gym.envs import EnvConfig, Manner, RoutingVectorEnv, rollout
 from routing_gym.envs.training import OPTIMIZERS
-from routing_gym.experiments.benchmarks.timing import Steps, against, in_turns, measure
+from routing_gym.experiments.benchmarks.timing import Steps, against, in_turns, measure, steps_of
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.settings import build_agent
-from routing_gym.networks import RoutedMLP, RoutedNetwork
-from routing_gym.tasks import MultiTaskDataset, ShuffledStream, synthetic_mtl
+from routing_gym.networks import RoutedMLP, RoutedNetwork, make_network
+from routing_gym.tasks import MultiTaskDataset, ShuffledStream, pixel_statistics, synthetic_mtl
 
 WIDTH = 128
 LAYERS = 3
 STATIC = "static"
+TASKS, CLASSES, BATCH, EPOCH = 20, 5, 128, 50_000
+"""Of the convolutional network."""
 
 Agents = Mapping[str, tuple[str, ...]]
 """Options of each agent to measure, as NAME=VALUE."""
@@ -88,12 +90,7 @@ class Subject:
 
 
 def mlp(blocks: int, device: torch.device) -> Subject:
-    """Return three routed layers, 128 wide throughout (pixels, hidden layers and logits), with as many tasks as blocks.
-
-    Args:
-        blocks: Blocks per layer.
-        device: Where it is measured.
-    """
+    """Return three routed layers, 128 wide throughout (pixels, hidden layers and logits), as many tasks as blocks."""
     splits = synthetic_mtl(num_tasks=blocks, num_classes=WIDTH, image_size=8, images_per_class=4)
     data = {
         name: dataclasses.replace(split, images=torch.cat([split.images, split.images.flip(3)], 3)).to(device)
@@ -101,6 +98,24 @@ def mlp(blocks: int, device: torch.device) -> Subject:
     }
     shape = data["train"].input_shape
     return Subject(lambda: RoutedMLP(shape, WIDTH, blocks, width=WIDTH, layers=LAYERS), data, blocks)
+
+
+def convnet(device: torch.device) -> Subject:
+    """Return SimpleConvNet with a block per task in each of three routed layers, on images as CIFAR-MTL's, by Adam."""
+    data = {"train": stand_in_images(TASKS, CLASSES).to(device)}
+    shape = data["train"].input_shape
+    build = partial(make_network, "simple-convnet", num_tasks=TASKS, num_classes=CLASSES, input_shape=shape)
+    return Subject(build, data, TASKS, optimizer="adam", learning_rate=1e-3)
+
+
+def stand_in_images(num_tasks: int, num_classes: int, per_class: int = 20) -> MultiTaskDataset:
+    """Return colour noise of 32x32 pixels, `(N, 3, 32, 32)` uint8, `per_class` of each class of each task."""
+    rows = torch.arange(num_tasks * num_classes * per_class)
+    numbers = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (len(rows), 3, 32, 32), generator=numbers, dtype=torch.uint8)
+    mean, std = pixel_statistics(images)
+    task, label = rows // per_class // num_classes, rows // per_class % num_classes
+    return MultiTaskDataset("stand-in images", "train", images, rows, task, label, num_tasks, num_classes, mean, std)
 
 
 def check(subject: Subject, agents: Agents) -> None:
@@ -117,12 +132,6 @@ def check(subject: Subject, agents: Agents) -> None:
 
 def measure_agents(subject: Subject, batch: int, agents: Agents, rounds: int) -> list[Record]:
     """Measure every agent and the static network in turns.
-
-    Args:
-        subject: What is routed.
-        batch: Instances per step.
-        agents: The agents.
-        rounds: Steps timed of each.
 
     Returns:
         A record per agent: `agent`, `agent_options`, `blocks`, `batch`, `dtype`; what `against` says; `macs_ratio`, the
@@ -155,23 +164,34 @@ def measure_agents(subject: Subject, batch: int, agents: Agents, rounds: int) ->
     return records
 
 
+def measure_convnet(subject: Subject, agents: Agents, rounds: int) -> list[Record]:
+    """Return a record per agent, with the seconds 50 000 instances take in training; `static_...` are the route's."""
+    return [
+        {
+            **record,
+            "seconds_per_50000": EPOCH / record["train_samples_per_second"],
+            "static_seconds_per_50000": EPOCH / record["static_train_samples_per_second"],
+        }
+        for record in measure_agents(subject, BATCH, agents, rounds)
+    ]
+
+
 def agent_steps(subject: Subject, batch: int, name: str, options: tuple[str, ...]) -> Steps:
-    """Return the steps of an agent: route, forward, backward, the optimisers, the agent's update; or route only."""
+    """Return the steps of an agent, see `routed_steps`."""
     env = subject.make_env(batch, agent_class(name))
-    agent = build_agent(name, env, 0, options).train()
-    judged = env.sibling(batch, train=False, autoreset_mode="disabled")
+    return routed_steps(build_agent(name, env, 0, options).train())
 
-    @torch.no_grad()
-    def infer() -> None:
-        rollout(agent, judged, deterministic=True)
 
-    return Steps(partial(train_batch, agent, env), infer)
+def routed_steps(agent: Agent, *, deterministic: bool = True) -> Steps:
+    """Return steps: route, forward, backward, the optimisers, the agent's update; or route only."""
+    judged = agent.env.sibling(agent.env.num_envs, train=False, autoreset_mode="disabled")
+    infer = torch.no_grad()(partial(rollout, agent, judged, deterministic=deterministic))
+    return Steps(partial(train_batch, agent, agent.env), infer)
 
 
 def static_steps(subject: Subject, batch: int) -> Steps:
     """Return the steps of the static network: draw a batch, forward, loss; backward and optimiser when training."""
     network, dataset = subject.static(subject.fresh()), subject.data["train"]
-    optimizer = OPTIMIZERS[subject.optimizer](network, lr=subject.learning_rate)
     stream = ShuffledStream(len(dataset))
 
     def loss() -> Tensor:
@@ -181,22 +201,8 @@ def static_steps(subject: Subject, batch: int) -> Steps:
             logits = network(pixels)
         return functional.cross_entropy(logits.to(pixels.dtype), dataset.label[rows])
 
-    def set_mode(training: bool) -> None:
-        if network.training != training:  # once, not in every step
-            network.train(training)
-
-    def train() -> None:
-        set_mode(True)
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    @torch.no_grad()
-    def infer() -> None:
-        set_mode(False)
-        loss()
-
-    return Steps(train, infer)
+    optimizer = OPTIMIZERS[subject.optimizer](network, lr=subject.learning_rate)
+    return steps_of(network, loss, lambda: loss().backward(), optimizer)
 
 
 def transitions_per_second(subject: Subject, batch: int, rounds: int) -> float:

@@ -7,15 +7,17 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from routing_gym.experiments.engine.records import Record
 
 Step = Callable[[], object]
+Case = TypeVar("Case", bound=Hashable)
 
 WARM_UP = 5
 """Rounds that are not counted."""
@@ -51,9 +53,45 @@ class Measured:
     peak_memory: float
 
 
+def steps_of(
+    module: nn.Module,
+    forward: Step,
+    backward: Step,
+    optimizer: torch.optim.Optimizer | None = None,
+    leaves: Sequence[Tensor] = (),
+) -> Steps:
+    """Return the steps of a module.
+
+    Args:
+        module: It is put in training or eval mode where it is not, not in every step.
+        forward: Runs it.
+        backward: Runs it, and goes back.
+        optimizer: Moves its parameters; None leaves them.
+        leaves: What else has gradients.
+    """
+
+    def train() -> None:
+        if not module.training:
+            module.train()
+        (optimizer or module).zero_grad()
+        for leaf in leaves:
+            leaf.grad = None
+        backward()
+        if optimizer is not None:
+            optimizer.step()
+
+    @torch.no_grad()
+    def infer() -> None:
+        if module.training:
+            module.eval()
+        forward()
+
+    return Steps(train, infer)
+
+
 def measure(
-    makers: Mapping[str, Callable[[], Steps]], rounds: int, device: torch.device | None = None
-) -> dict[str, Measured]:
+    makers: Mapping[Case, Callable[[], Steps]], rounds: int, device: torch.device | None = None
+) -> dict[Case, Measured]:
     """Measure several networks: first memory, one after the other, then time, in turns.
 
     Args:
@@ -61,11 +99,11 @@ def measure(
         rounds: Steps timed of each.
         device: Where they run.
     """
-    peaks = {name: peak_memory(partial(_train_step, make), device) for name, make in makers.items()}
-    steps = {name: make() for name, make in makers.items()}
-    train = in_turns({name: own.train for name, own in steps.items()}, rounds, device)
-    infer = in_turns({name: own.infer for name, own in steps.items()}, rounds, device)
-    return {name: Measured(train[name], infer[name], peaks[name]) for name in makers}
+    peaks = {case: peak_memory(lambda make=make: make().train, device) for case, make in makers.items()}  # type: ignore
+    steps = {case: make() for case, make in makers.items()}
+    train = in_turns({case: own.train for case, own in steps.items()}, rounds, device)
+    infer = in_turns({case: own.infer for case, own in steps.items()}, rounds, device)
+    return {case: Measured(train[case], infer[case], peaks[case]) for case in makers}
 
 
 def against(routed: Measured, static: Measured, batch: int) -> Record:
@@ -85,7 +123,7 @@ def against(routed: Measured, static: Measured, batch: int) -> Record:
     }
 
 
-def in_turns(steps: Mapping[str, Step], rounds: int, device: torch.device | None = None) -> dict[str, list[float]]:
+def in_turns(steps: Mapping[Case, Step], rounds: int, device: torch.device | None = None) -> dict[Case, list[float]]:
     """Time every step once per round, so that a change in the machine's speed meets all alike.
 
     Args:
@@ -96,22 +134,32 @@ def in_turns(steps: Mapping[str, Step], rounds: int, device: torch.device | None
     Returns:
         Seconds of each step, one per round.
     """
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[Case, list[float]] = {case: [] for case in steps}
     warm_up = min(WARM_UP, rounds)
     for number in range(warm_up + rounds):
-        for name, step in steps.items():
+        for case, step in steps.items():
             _wait_for(device)
             start = time.perf_counter()
             step()
             _wait_for(device)
             if number >= warm_up:
-                times[name].append(time.perf_counter() - start)
+                times[case].append(time.perf_counter() - start)
     return times
+
+
+def _wait_for(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def median_ratio(static: list[float], routed: list[float]) -> float:
     """Return the median over rounds of static time / routed time: routed samples per second over static ones."""
     return statistics.median(a / b for a, b in zip(static, routed, strict=True))
+
+
+def arrived(time_ratio: float, cost_ratio: float) -> float | None:
+    """Return how much of what is saved in operations is saved in time; None where that is too little to be measured."""
+    return (1 - time_ratio) / (1 - cost_ratio) if cost_ratio < 0.98 else None
 
 
 def peak_memory(make: Callable[[], Step], device: torch.device | None = None) -> int:
@@ -155,12 +203,3 @@ def peak_memory(make: Callable[[], Step], device: torch.device | None = None) ->
             alive += event.nbytes()  # negative where something is freed
             peak = max(peak, alive)
     return peak
-
-
-def _train_step(make: Callable[[], Steps]) -> Step:
-    return make().train
-
-
-def _wait_for(device: torch.device | None) -> None:
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings
+
+Runs = Sequence[Record]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +57,9 @@ class Row:
     @property
     def facts(self) -> dict[str, Any]:
         """What a record says of the row it belongs to, besides what the run itself says."""
-        return {
-            "label": self.label,
-            "groups": list(self.groups),
-            "series": self.series,
-            "part": self.part,
-            "x": self.x,
-            "paper": self.paper[max(self.paper)] / 100 if self.paper else None,
-            "paper_by_epoch": self.paper,
-        }
+        last = self.paper[max(self.paper)] / 100 if self.paper else None
+        facts = {name: getattr(self, name) for name in ("label", "series", "part", "x")}
+        return {**facts, "groups": list(self.groups), "paper": last, "paper_by_epoch": self.paper}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +101,8 @@ class Measurement:
     title: str
     env: str
     measure: Callable[[TrainingSettings, Path], list[Record]]
-    table: Callable[[Sequence[Record]], list[str]]
-    draw: Callable[[Sequence[Record], Path, str], None]
+    table: Callable[[Runs], list[str]]
+    draw: Callable[[Runs, Path, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +122,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """What there is to draw of a group.
+    """What there is to draw of a group, and the pictures drawn.
 
     Attributes:
         group: Its name.
@@ -132,6 +130,7 @@ class Drawing:
         records: Those of the group, all trained in one way.
         all_records: Those of all groups that were trained in this way.
         folder: Where pictures go.
+        files: The pictures.
     """
 
     group: str
@@ -139,10 +138,17 @@ class Drawing:
     records: list[Record]
     all_records: list[Record]
     folder: Path
+    files: list[Path] = dataclasses.field(default_factory=list)
 
-    def path(self, name: str) -> Path:
-        """Return the file of a picture."""
-        return self.folder / f"{self.records[0]['settings']}-{name}.png"
+    @property
+    def settings(self) -> str:
+        """The way of training."""
+        return self.records[0]["settings"]
+
+    def add(self, name: str, draw: Callable[..., None], shown: Any, title: str | None = None, **options: Any) -> None:
+        """Draw a picture by `draw(shown, path, title, **options)`; the title is the group's if none is given."""
+        self.files.append(self.folder / f"{self.settings}-{name}.png")
+        draw(shown, self.files[-1], self.title if title is None else title, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +164,7 @@ class Reproduction:
         batch_size: Instances per batch, where rows do not say otherwise.
         about: What the numbers of the tables are, as the first sentences of the report.
         table: Shows the records of one group, trained in one way, as lines of Markdown.
-        draw: Draws a group; returns the files.
+        draw: Draws a group.
         judge: Judges what the paper says in words by records that were trained in one way; None where all it says
             stands in its tables.
         measured: Further groups, which are measured.
@@ -172,21 +178,23 @@ class Reproduction:
     groups: dict[str, str]
     batch_size: int
     about: str
-    table: Callable[[Sequence[Record]], list[str]]
-    draw: Callable[[Drawing], list[Path]]
-    judge: Callable[[Sequence[Record]], list[Claim]] | None = None
+    table: Callable[[Runs], list[str]]
+    draw: Callable[[Drawing], None]
+    judge: Callable[[Runs], list[Claim]] | None = None
     measured: dict[str, Measurement] = dataclasses.field(default_factory=dict)
-    tables: dict[str, Callable[[Sequence[Record]], list[str]]] = dataclasses.field(default_factory=dict)
+    tables: dict[str, Callable[[Runs], list[str]]] = dataclasses.field(default_factory=dict)
 
-    def pictures(self, groups: Sequence[str], records: Sequence[Record], folder: Path) -> list[Path]:
+    def pictures(self, groups: Sequence[str], records: Runs, folder: Path) -> list[Path]:
         """Draw all groups that there are records for; return the files."""
         drawn = []
-        for setting in dict.fromkeys(record["settings"] for record in records):
-            of_setting = [record for record in records if record["settings"] == setting]
+        for setting in distinct(records, "settings"):
+            of_setting = among(records, settings=setting)
             for group, title in self.groups.items():
                 own = [record for record in of_setting if group in record["groups"]]
                 if group in groups and own:
-                    drawn += self.draw(Drawing(group, f"{title} ({setting})", own, of_setting, folder))
+                    drawing = Drawing(group, f"{title} ({setting})", own, of_setting, folder)
+                    self.draw(drawing)
+                    drawn += drawing.files
         return drawn
 
     def runs(
@@ -210,44 +218,34 @@ class Reproduction:
             epochs: Passes over the training split, instead of the settings' own.
             only: Leave out rows that none of these texts asks for, see `asks_for`; none given, all stay.
         """
+        asked = [row for row in self.rows if any(asks_for(text, row.label) for text in only or ("",))]
         for seed in range(seeds):
-            for row in self.rows:
-                if set(row.groups) & set(groups) and any(asks_for(text, row.label) for text in only or ("",)):
-                    options = (
-                        *settings.env_options,
-                        *settings.more_options.get(row.env, ()),
-                        *row.env_options,
-                        *row.tuned.get(settings.name, ()),
-                    )
-                    usual = (
-                        settings.epochs_on.get(row.env, settings.epochs),
-                        settings.batch_size or self.batch_size,
-                    )
-                    passes, batch_size = row.trained.get(settings.name, usual)
-                    passes = epochs or passes
-                    training = dataclasses.replace(
-                        base,
-                        env=row.env,
-                        epochs=passes,
-                        batch_size=batch_size,
-                        env_options=_filled(options, passes),
-                    )
-                    folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
-                    yield (
-                        row,
-                        Run(
-                            training,
-                            row.agent,
-                            seed,
-                            folder,
-                            _filled(row.agent_options, passes),
-                            judge_at=row.judge_at,
-                            compare_paths=row.compare_paths,
-                            keep_logits=row.keep_logits,
-                            title=f"{settings.name}, {row.label}, seed {seed}",
-                            facts={"settings": settings.name, **row.facts, "folder": str(folder)},
-                        ),
-                    )
+            for row in (row for row in asked if set(row.groups) & set(groups)):
+                options = (*settings.env_options, *settings.more_options.get(row.env, ()), *row.env_options)
+                usual = settings.epochs_on.get(row.env, settings.epochs), settings.batch_size or self.batch_size
+                passes, batch_size = row.trained.get(settings.name, usual)
+                passes = epochs or passes
+                training = dataclasses.replace(
+                    base,
+                    env=row.env,
+                    epochs=passes,
+                    batch_size=batch_size,
+                    env_options=_filled((*options, *row.tuned.get(settings.name, ())), passes),
+                )
+                folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
+                run = Run(
+                    training,
+                    row.agent,
+                    seed,
+                    folder,
+                    _filled(row.agent_options, passes),
+                    judge_at=row.judge_at,
+                    compare_paths=row.compare_paths,
+                    keep_logits=row.keep_logits,
+                    title=f"{settings.name}, {row.label}, seed {seed}",
+                    facts={"settings": settings.name, **row.facts, "folder": str(folder)},
+                )
+                yield row, run
 
 
 def asks_for(text: str, label: str) -> bool:
@@ -255,15 +253,24 @@ def asks_for(text: str, label: str) -> bool:
     return label == text[1:] if text.startswith("=") else text in label
 
 
+def among(records: Runs, **facts: Any) -> list[Record]:
+    """Records of which these facts are true: `among(records, series="actor", part="hybrid")`."""
+    return [record for record in records if all(record[key] == value for key, value in facts.items())]
+
+
+def distinct(records: Runs, key: str) -> list[Any]:
+    """The different values that records have of something, in order of first appearance."""
+    return list(dict.fromkeys(record[key] for record in records))
+
+
+def mean_of(runs: Runs, key: str) -> float:
+    """Mean of a number of some runs."""
+    return float(np.mean([run[key] for run in runs]))
+
+
 def _filled(options: Sequence[str], epochs: int) -> tuple[str, ...]:
     """Put the number of epochs, and parts of it, into options."""
-    numbers = {"{epochs}": str(epochs), "{eighth}": str(epochs / 8), "{seven_eighths}": str(epochs * 7 / 8)}
-    filled = []
-    for option in options:
-        for name, number in numbers.items():
-            option = option.replace(name, number)
-        filled.append(option)
-    return tuple(filled)
+    return tuple(option.format(epochs=epochs, eighth=epochs / 8, seven_eighths=epochs * 7 / 8) for option in options)
 
 
 def _plain(label: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
 from routing_gym.experiments import bench
-from routing_gym.experiments.benchmarks import convnet, experts, skipping, steps, timing
+from routing_gym.experiments.benchmarks import experts, skipping, steps, timing
 from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
 from routing_gym.experiments.cli import main
 
@@ -53,7 +53,7 @@ def test_steps_are_recorded_tabled_and_drawn(tmp_path, capsys):
 
 @pytest.mark.long
 def test_steps_are_measured_in_several_precisions(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(convnet, "BATCH", 8)
+    monkeypatch.setattr(steps, "BATCH", 8)
     out, seen = tmp_path / "bench.json", set()
     forward = torch.nn.Linear.forward  # of the static networks: the routed ones have stacks of blocks
 
@@ -263,12 +263,12 @@ def test_rows_skip_as_often_as_they_should(network):
 
 
 def test_the_convnet_is_recorded(monkeypatch):
-    monkeypatch.setattr(convnet, "BATCH", 8)
-    subject = convnet.convnet(CPU)
+    monkeypatch.setattr(steps, "BATCH", 8)
+    subject = steps.convnet(CPU)
     images = subject.data["train"]
     assert images.images.shape[1:] == (3, 32, 32) and (images.num_tasks, images.num_classes) == (20, 5)
     assert torch.bincount(images.task * 5 + images.label).tolist() == [20] * 100
-    (record,) = convnet.measure_convnet(subject, {"task-specific-all": ()}, 1)
+    (record,) = steps.measure_convnet(subject, {"task-specific-all": ()}, 1)
     assert record["blocks"] == 20 and record["batch"] == 8 and record["macs_ratio"] == 1
     for prefix in ("", "static_"):
         speed = record[f"{prefix}train_samples_per_second"]

@@ -17,23 +17,25 @@ from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.paths import augmented, paths_of
 from routing_gym.experiments.engine.run import PATHS
 from routing_gym.experiments.engine.settings import TrainingSettings
-from routing_gym.experiments.papers.codinet.claims import claims
-from routing_gym.experiments.papers.codinet.labels import (
+from routing_gym.experiments.papers.codinet import CODINET
+from routing_gym.experiments.papers.codinet.results import claims, paths_and_cost
+from routing_gym.experiments.papers.codinet.rows import (
+    CIFAR10,
     CONSISTENT,
     DEPTHS,
     GAMMAS,
     MARGINS,
+    PAPER,
     PRINTED,
     RELAXATIONS,
     RESNET,
+    SHORT,
     VANILLA,
     WITH_BOTH,
     with_depth,
     with_gamma,
     with_margin,
 )
-from routing_gym.experiments.papers.codinet.rows import CIFAR10, CODINET, PAPER, SHORT
-from routing_gym.experiments.papers.codinet.tables import paths_and_cost
 from routing_gym.networks import make_network
 from routing_gym.tasks import Shift, synthetic_mtl
 

@@ -15,34 +15,31 @@ from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.metrics import Judged, mean_parameters
 from routing_gym.experiments.engine.settings import TrainingSettings
-from routing_gym.experiments.papers.diversity.claims import mutual_information, shuffled
-from routing_gym.experiments.papers.diversity.labels import (
+from routing_gym.experiments.papers.diversity import DIVERSITY
+from routing_gym.experiments.papers.diversity.results import across, depth, mutual_information, shuffled
+from routing_gym.experiments.papers.diversity.rows import (
     ANNEALED,
+    CELLS,
     CELLS_6X32,
     CELLS_6X64,
     CELLS_12X32,
+    CIFAR,
     CIFAR_MTL,
+    COMPARED,
     CONV3,
     CONV5,
     CONVS,
     DIVERSE,
     FIXED_K,
-    OMNIGLOT_EXPERTS,
-    SINGLE_TASK,
-    from_the_task,
-)
-from routing_gym.experiments.papers.diversity.rows import (
-    CELLS,
-    CIFAR,
-    COMPARED,
-    DIVERSITY,
     MNIST,
     OMNIGLOT,
+    OMNIGLOT_EXPERTS,
     PAPER,
     REFUSED,
     SHORT,
+    SINGLE_TASK,
+    from_the_task,
 )
-from routing_gym.experiments.papers.diversity.tables import across, depth
 from routing_gym.experiments.papers.reproduction import Settings
 
 LITTLE = ("layers=3", "width=4", "expert_mid=2")

@@ -11,9 +11,10 @@ from records import COSTS, chain_decisions, curve, exits_of, made_up, tree_decis
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.settings import TrainingSettings
-from routing_gym.experiments.papers.multipath.claims import claims, points_of
+from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.multipath.dataflow import layout
-from routing_gym.experiments.papers.multipath.rows import CIFAR2, CIFAR5, CIFAR10, HYBRID, MULTIPATH, PRICES
+from routing_gym.experiments.papers.multipath.results import claims, points_of
+from routing_gym.experiments.papers.multipath.rows import CIFAR2, CIFAR5, CIFAR10, HYBRID, PRICES
 from routing_gym.experiments.papers.reproduction import Row, Settings
 
 PLAIN = ("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "allow_partial=True")

@@ -16,41 +16,38 @@ from routing_gym.experiments.engine.logits import accuracy_together, keep_logits
 from routing_gym.experiments.engine.metrics import count_parameters
 from routing_gym.experiments.engine.run import LOGITS
 from routing_gym.experiments.engine.settings import TrainingSettings
-from routing_gym.experiments.papers.parallel_paths.claims import claims
-from routing_gym.experiments.papers.parallel_paths.labels import (
-    ALL_ENSEMBLE,
-    BASE,
-    BASE_ENSEMBLE,
-    CNNS,
-    DATA,
-    DEEP,
-    DEEP_SQUEEZED,
-    OWN_PATHS,
-    PATHS,
-    RESNET,
-    RESNETS,
-    SQUEEZED,
-    STITCHED,
-    TOLD,
-    UNROUTED,
-    WIDE,
-    hard,
-    on,
-    routed,
-)
-from routing_gym.experiments.papers.parallel_paths.rows import (
-    CIFAR10,
-    CIFAR100,
-    PAPER,
-    PARALLEL_PATHS,
-    SHORT,
-)
-from routing_gym.experiments.papers.parallel_paths.tables import (
+from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
+from routing_gym.experiments.papers.parallel_paths.results import (
+    claims,
     cnns,
     ensembles,
     hard_routes,
     missing_members,
     resnets,
+)
+from routing_gym.experiments.papers.parallel_paths.rows import (
+    ALL_ENSEMBLE,
+    BASE,
+    BASE_ENSEMBLE,
+    CIFAR10,
+    CIFAR100,
+    CNNS,
+    DATA,
+    DEEP,
+    DEEP_SQUEEZED,
+    OWN_PATHS,
+    PAPER,
+    PATHS,
+    RESNET,
+    RESNETS,
+    SHORT,
+    SQUEEZED,
+    STITCHED,
+    TOLD,
+    UNROUTED,
+    WIDE,
+    on,
+    routed,
 )
 
 TINY = ("width=2", "hidden=4")
@@ -132,7 +129,7 @@ def test_own_paths_are_what_a_network_without_crossings_does(tmp_path):
     """BaseCNN-3 by masks, and BaseCNN-3-CC whose tensors are told to stay, give the same logits."""
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     said = []
-    for row, cell in cells(SHORT, tmp_path, only=(f"={UNROUTED}", hard(routed(3, "CC"), OWN_PATHS))):
+    for row, cell in cells(SHORT, tmp_path, only=(f"={UNROUTED}", on(routed(3, "CC"), OWN_PATHS))):
         options = (*cell.training.env_options, *TINY)
         training = dataclasses.replace(cell.training, data_dir=str(tmp_path), env_options=options)
         agent = dataclasses.replace(cell, training=training).make()
@@ -251,7 +248,7 @@ def test_tables_have_ours_and_theirs():
         [
             record(BASE, 0.8),
             *(
-                record(hard(routed(2, "CC"), "random"), 0.7, seed=seed, live_paths=[2.0, live], paths=8)
+                record(on(routed(2, "CC"), "random"), 0.7, seed=seed, live_paths=[2.0, live], paths=8)
                 for seed, live in enumerate((1.5, 1.2))
             ),
         ]
@@ -330,7 +327,7 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     small = dataclasses.replace(SHORT, epochs=1, env_options=(*SHORT.env_options, "width=2"))
     labels = [BASE, WIDE, DEEP, STITCHED, routed(2, "CC"), on(RESNET, "CIFAR-10")]
     labels += [on(routed(2, "CP", RESNET), data) for data in DATA]
-    labels += [hard(routed(2, "CC"), name) for name in ("REINFORCE", TOLD, OWN_PATHS)]
+    labels += [on(routed(2, "CC"), name) for name in ("REINFORCE", TOLD, OWN_PATHS)]
     rows = [
         dataclasses.replace(row, env_options=(*row.env_options, *(["hidden=4"] if "ResNet" not in row.label else [])))
         for row in PARALLEL_PATHS.rows
@@ -345,10 +342,10 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     assert main(command) == 0
     found = {run["label"]: run for run in json.loads((out / "results.json").read_text())}
     assert set(found) == set(labels)
-    told = found[hard(routed(2, "CC"), TOLD)]
+    told = found[on(routed(2, "CC"), TOLD)]
     assert told["dataset"].startswith("CIFAR-10 by coarse class") and len(told["task_accuracy"]) == 2
     assert len(told["live_paths"]) == 4 and "live_paths" not in found[BASE]
-    assert found[hard(routed(2, "CC"), OWN_PATHS)]["live_paths"] == [2.0] * 4
+    assert found[on(routed(2, "CC"), OWN_PATHS)]["live_paths"] == [2.0] * 4
     report = (out / "parallel-paths.md").read_text()
     assert "| All ensemble |" in report and "BaseCNN ensemble is not there" in report
     assert "told the coarse class know part of the answer" in report

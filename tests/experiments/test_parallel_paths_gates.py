@@ -167,12 +167,12 @@ def test_weights_by_path(agent):
 def test_pictures(agent, gates, tmp_path, monkeypatch):
     monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 5)
     files = [tmp_path / f"{name}.png" for name in ("routes", "made", "classes", "weights")]
-    routes(agent, gates, files[0], "three paths")
-    maximal_images(agent, gates, files[1], "three paths")
-    class_gates(agent, gates, files[2], "three paths", classes=(0, 1, 2))
+    routes((agent, gates), files[0], "three paths")
+    maximal_images((agent, gates), files[1], "three paths")
+    class_gates((agent, gates), files[2], "three paths", classes=(0, 1, 2))
     path_weight_histograms(agent, files[3], "three paths")
     assert all(imread(file).std() > 0.01 for file in files)
-    routes(agent, gates, files[0], "two images", images=[1, 2])
+    routes((agent, gates), files[0], "two images", images=[1, 2])
 
 
 @pytest.mark.parametrize(("network", "name"), [("basecnn-2-cp", "cross-prediction"), ("basecnn-2-cc", "random")])

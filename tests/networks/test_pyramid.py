@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import RoutingVectorEnv
-from routing_gym.experiments.benchmarks.convnet import stand_in_images
+from routing_gym.experiments.benchmarks.steps import stand_in_images
 from routing_gym.networks import EXIT, RoutedPyramid, make_network, static_pyramid, ways_out
 from routing_gym.networks.pyramid import image_pyramid
 from routing_gym.tasks import synthetic_mtl

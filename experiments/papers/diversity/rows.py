@@ -19,30 +19,11 @@ CIFAR-MTL for batches of 128, or the defaults.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from functools import partial
+from typing import Any
 
-from routing_gym.experiments.papers.diversity.claims import claims
-from routing_gym.experiments.papers.diversity.figures import draw
-from routing_gym.experiments.papers.diversity.labels import (
-    ALL_ON,
-    ANNEALED,
-    CELLS_6X32,
-    CELLS_6X64,
-    CELLS_12X32,
-    CIFAR_MTL,
-    CONV3,
-    CONV5,
-    CONVS,
-    DIVERSE,
-    DIVERSE_BY_TASK,
-    FIXED_K,
-    OMNIGLOT_EXPERTS,
-    SINGLE_TASK,
-    from_the_task,
-)
-from routing_gym.experiments.papers.diversity.tables import across, classes_and_experts, depth, errors
-from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
+from routing_gym.experiments.papers.reproduction import Row, Settings
 
 OMNIGLOT, MNIST = "routing_gym/OmniglotDiverse-v0", "routing_gym/MnistExperts-v0"
 CIFAR, CELLS = "routing_gym/Cifar100MTL-v0", "routing_gym/Cifar10Cells-v0"
@@ -91,11 +72,29 @@ THROUGH = ("differentiable=True",)
 
 ALPHABETS = ("alphabets=liang-2018",)
 
+DIVERSE = "convolutions, pooling, identity"
+CONVS = "only convolutions"
+CONV5 = "only 5x5"
+CONV3 = "only 3x3"
+SINGLE_TASK = "single task"
+DIVERSE_BY_TASK = f"{DIVERSE}, by task"
+"""The experts of Table 2, by gates that see the task alone."""
 
-def _error(percent: float) -> dict[int, float]:
-    """Return a test error as the paper's accuracy in %, after epochs that it does not give."""
-    return {PAPER.epochs: 100 - percent}
 
+def from_the_task(label: str) -> str:
+    """Name a line of Table 2 whose gates see example and task, the task stronger at first."""
+    return f"{label}, k = 2"
+
+
+CELLS_6X32 = "routing, C = 6, F = 32"
+CELLS_6X64 = "routing, C = 6, F = 64"
+CELLS_12X32 = "routing, C = 12, F = 32"
+ALL_ON = "all on, C = 6, F = 32"
+
+NETWORKS = OMNIGLOT_EXPERTS, CIFAR_MTL = "Omniglot, unlike experts", "CIFAR-MTL, equal blocks"
+
+ANNEALED = "top-k, k from 7 to 2"
+FIXED_K = "top-k, k = 2"
 
 TABLE_2 = {
     DIVERSE: ("omniglot-diverse", 7.81),
@@ -106,50 +105,25 @@ TABLE_2 = {
 """Network and test error in % of every line."""
 
 
+def _omniglot(label: str, groups: tuple[str, ...], options: tuple[str, ...], network: str, error: float) -> Row:
+    """Return a line of Table 2 under gates; the paper's accuracy is after epochs that it does not give."""
+    env_options = (*ALPHABETS, *THROUGH, f"network={network}")
+    return Row(label, groups, OMNIGLOT, "top-k", options, env_options, paper={PAPER.epochs: 100 - error})
+
+
 def _table_2() -> Iterator[Row]:
-    """Yield the lines of Table 2, in the paper's own way of routing."""
-    for label, (network, error) in TABLE_2.items():
-        compared = label == DIVERSE
-        yield Row(
-            label,
-            ("omniglot", "agents") if compared else ("omniglot",),
-            OMNIGLOT,
-            "top-k",
-            (*FALLING, *TOLD, *AT_THE_BLOCKS_RATE),
-            (*ALPHABETS, *THROUGH, f"network={network}"),
-            paper=_error(error),
-            series=ANNEALED if compared else "",
-            part=OMNIGLOT_EXPERTS if compared else "",
-        )
+    """Yield the lines of Table 2, in the paper's own way of routing; the first is compared with other agents."""
+    for label, line in TABLE_2.items():
+        row = _omniglot(label, ("omniglot",), (*FALLING, *TOLD, *AT_THE_BLOCKS_RATE), *line)
+        more: dict[str, Any] = {"groups": ("omniglot", "agents"), "series": ANNEALED, "part": OMNIGLOT_EXPERTS}
+        yield dataclasses.replace(row, **more) if label == DIVERSE else row
 
 
-def _in_few_steps() -> Iterator[Row]:
-    """Yield the lines of Table 2 by gates that learn in few steps, and one whose gates see the task alone."""
-    gates = {from_the_task(label): (FROM_THE_TASK, *line) for label, line in TABLE_2.items()}
-    gates[DIVERSE_BY_TASK] = (BY_TASK, *TABLE_2[DIVERSE])
-    for label, (options, network, error) in gates.items():
-        yield Row(
-            label,
-            ("few-steps",),
-            OMNIGLOT,
-            "top-k",
-            options,
-            (*ALPHABETS, *THROUGH, f"network={network}"),
-            paper=_error(error),
-        )
-
-
-def _cells(label: str, network: str, accuracy: float) -> Row:
+def _cells(label: str, network: str, accuracy: float, agent: str, *options: str) -> Row:
     """Return a line of Table 4."""
-    return Row(
-        label,
-        ("depth",),
-        CELLS,
-        "top-k",
-        FALLING,
-        (*THROUGH, f"network={network}"),
-        paper={PAPER.epochs: accuracy},
-    )
+    gates = THROUGH if agent == "top-k" else ()
+    paper = {PAPER.epochs: accuracy}
+    return Row(label, ("depth",), CELLS, agent, options, (*gates, f"network={network}"), paper=paper)
 
 
 MLP = ("representation=mlp",)
@@ -184,20 +158,20 @@ REFUSED = {
 }
 """What environment or agent refuse to make, and why."""
 
-BESIDE_THE_PAPER = ("shared path", "random fixed paths")
-"""Those that stand beside Table 2 as well."""
-
 
 def _compared() -> Iterator[Row]:
-    """Yield every agent on both networks, but for what is refused and for the line that Table 2 has."""
+    """Yield every agent on both networks, but for what is refused and for the line that Table 2 has.
+
+    Two of them stand beside Table 2 as well.
+    """
     for env, part, more in ((OMNIGLOT, OMNIGLOT_EXPERTS, ALPHABETS), (CIFAR, CIFAR_MTL, ())):
         for series, (agent, options) in COMPARED.items():
             if (series, part) in REFUSED or (series, part) == (ANNEALED, OMNIGLOT_EXPERTS):
                 continue
-            beside = ("omniglot", "few-steps") if env == OMNIGLOT and series in BESIDE_THE_PAPER else ()
+            beside = env == OMNIGLOT and series in ("shared path", "random fixed paths")
             yield Row(
                 f"{series}, {part}",
-                (*beside, "agents"),
+                ("omniglot", "few-steps", "agents") if beside else ("agents",),
                 env,
                 agent,
                 (*options, *(AT_THE_BLOCKS_RATE if agent == "top-k" and env == OMNIGLOT else ())),
@@ -216,38 +190,14 @@ ROWS = (
         "task-specific-all",
         (),
         (*ALPHABETS, "network=omniglot-conv3", f"experts={['conv3'] * TASKS}"),
-        paper=_error(39.19),
+        paper={PAPER.epochs: 100 - 39.19},
     ),
-    *_in_few_steps(),
+    *(_omniglot(from_the_task(label), ("few-steps",), FROM_THE_TASK, *line) for label, line in TABLE_2.items()),
+    _omniglot(DIVERSE_BY_TASK, ("few-steps",), BY_TASK, *TABLE_2[DIVERSE]),
     Row("5 experts, k = 2", ("mnist",), MNIST, "top-k", ("k=2", *BALANCED), THROUGH),
-    _cells(CELLS_6X32, "cells-6x32", 95.1),
-    _cells(CELLS_6X64, "cells-6x64", 95.5),
-    _cells(CELLS_12X32, "cells-12x32", 94.7),
-    Row(ALL_ON, ("depth",), CELLS, "soft-mixture", (), ("network=cells-6x32",), paper={PAPER.epochs: 95.6}),
+    _cells(CELLS_6X32, "cells-6x32", 95.1, "top-k", *FALLING),
+    _cells(CELLS_6X64, "cells-6x64", 95.5, "top-k", *FALLING),
+    _cells(CELLS_12X32, "cells-12x32", 94.7, "top-k", *FALLING),
+    _cells(ALL_ON, "cells-6x32", 95.6, "soft-mixture"),
     *_compared(),
-)
-
-DIVERSITY = Reproduction(
-    name="diversity",
-    title="Diversity and Depth in Per-Example Routing Models (Ramachandran, Le; ICLR 2019)",
-    settings=(PAPER, SHORT),
-    rows=ROWS,
-    groups={
-        "omniglot": "Tables 1 and 2, Omniglot: diverse experts",
-        "few-steps": "Table 2 in few steps: k = 2",
-        "mnist": "Fig. 4, MNIST: specialisation of experts",
-        "depth": "Table 4, CIFAR-10: routing depth",
-        "agents": "Not in the paper: all agents on both kinds of experts",
-    },
-    batch_size=32,
-    about="± is half of the 95 % interval over seeds; multiply-accumulates (MACs) are per instance, the router's own "
-    "included.",
-    table=errors,
-    tables={
-        "mnist": classes_and_experts,
-        "depth": depth,
-        "agents": partial(across, agents=tuple(COMPARED), networks=(OMNIGLOT_EXPERTS, CIFAR_MTL), refused=REFUSED),
-    },
-    draw=draw,
-    judge=claims,
 )

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Patch, Wedge
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.records import Record
+from routing_gym.experiments.papers.figures import column_of, patches, titled
+from routing_gym.experiments.papers.reproduction import Runs
 from routing_gym.experiments.papers.tables import price_text
 from routing_gym.networks import EXIT
 
@@ -30,43 +31,38 @@ HYBRID_CLASSES = ("0", "1", "2", "3", "4", "airplane", "automobile", "deer", "ho
 Way = tuple[int, int]
 
 
-def dataflow(records: Sequence[Record], path: Path, title: str) -> None:
+def dataflow(records: Runs, path: Path, title: str) -> None:
     """Draw networks as their ways out, a circle each, whose area is the share of examples that leave there.
 
     As Figs. 6 and 7 of McGill and Perona (2017): on the left a circle is divided into right and wrong, on the right
-    among the classes. Chains stand one below the other, a row for each; a tree is drawn with its branches.
-
-    Args:
-        records: Of one structure, with `exits`, `ways_out`, `decisions` and the price `x`.
-        path: The picture.
-        title: Its title.
+    among the classes. Chains stand one below the other, a row for each; a tree is drawn with its branches. All are of
+    one structure, and have `exits`, `ways_out`, `decisions` and the price `x`.
     """
     places, edges = layout(records[0])
     wide = max(x for x, _ in places.values()) + 1
     high = max(y for _, y in places.values()) + 1
     rows = len(records)
     height = max(2.8, rows * (high + 0.3) * INCH + 1.0)  # as high as the legend at least
-    figure = Figure(figsize=(2 * wide * INCH + 2.5, height), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = titled(title, 2 * wide * INCH + 2.5, height)
     grid = figure.subplots(rows, 2, squeeze=False)
-    shares = [_counts(record).sum((1, 2)) / _counts(record).sum() for record in records]
+    counts = [_counts(record) for record in records]
+    shares = [count.sum((1, 2)) / count.sum() for count in counts]
     largest = max(float(share.max()) for share in shares)
-    num_classes = _counts(records[0]).shape[1]
-    colors = class_colors(num_classes)
-    for row, record in enumerate(records):
-        counts, share = _counts(record), shares[row]
-        for column, (divided, palette) in enumerate(
-            ((counts.sum(1)[:, ::-1], (RIGHT, WRONG)), (counts.sum(2), colors))
-        ):
+    num_classes = counts[0].shape[1]
+    hybrid = num_classes == len(HYBRID_CLASSES)
+    # Cold colours for the digits of the hybrid data, warm ones for its photographs.
+    colors = DIGITS + PHOTOGRAPHS if hybrid else tuple(f"C{number % 10}" for number in range(num_classes))
+    for row, (record, count, share) in enumerate(zip(records, counts, shares, strict=True)):
+        for column, (divided, palette) in enumerate(((count.sum(1)[:, ::-1], (RIGHT, WRONG)), (count.sum(2), colors))):
             axes = grid[row, column]
             _nodes(axes, places, edges, share, divided, palette, largest, tell_share=column == 0)
-            _frame(axes, wide, high, first=row == 0, last=row == rows - 1)
+            _frame(axes, wide, high, last=row == rows - 1)
         grid[row, 0].set_ylabel(f"k_cpt = {price_text(record['x'])}", rotation=0, ha="right", va="center", fontsize=9)
     grid[0, 0].set_title("right or wrong; share of all examples, %", fontsize=9)
     grid[0, 1].set_title("by class", fontsize=9)
-    names = HYBRID_CLASSES if num_classes == len(HYBRID_CLASSES) else tuple(map(str, range(num_classes)))
-    handles = [Patch(color=RIGHT, label="right"), Patch(color=WRONG, label="wrong"), Patch(alpha=0, label="")]
-    handles += [Patch(color=color, label=name) for color, name in zip(colors, names, strict=True)]
+    names = HYBRID_CLASSES if hybrid else tuple(map(str, range(num_classes)))
+    handles = [*patches({"right": RIGHT, "wrong": WRONG}), Patch(alpha=0, label="")]
+    handles += patches(dict(zip(names, colors, strict=True)))
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
     save(figure, path)
 
@@ -104,13 +100,6 @@ def layout(record: Record) -> tuple[dict[Way, tuple[float, float]], list[tuple[W
     return {way: (x, y + rows - 1) for way, (x, y) in places.items()}, edges
 
 
-def class_colors(num_classes: int) -> tuple[str, ...]:
-    """Return a colour for each class: cold ones for the digits of the hybrid data, warm ones for its photographs."""
-    if num_classes == len(HYBRID_CLASSES):
-        return DIGITS + PHOTOGRAPHS
-    return tuple(f"C{number % 10}" for number in range(num_classes))
-
-
 def _counts(record: Record) -> np.ndarray:
     """Return `(W, C, 2)`: examples by way out, class, and wrong or right."""
     exits = np.array(record["exits"])
@@ -145,7 +134,7 @@ def _nodes(
             axes.text(x, y - max(radius, 0.1) - 0.03, f"{100 * part:.0f}", ha="center", va="top", fontsize=6)
 
 
-def _frame(axes: Axes, wide: float, high: float, *, first: bool, last: bool) -> None:
+def _frame(axes: Axes, wide: float, high: float, *, last: bool) -> None:
     axes.set_xlim(-0.6, wide - 0.4)
     axes.set_ylim(-0.72, high - 0.45)
     axes.set_aspect("equal")
@@ -157,24 +146,20 @@ def _frame(axes: Axes, wide: float, high: float, *, first: bool, last: bool) -> 
         axes.set_xlabel("columns run", fontsize=8)
 
 
-def exits_over_training(records: Sequence[Record], path: Path, title: str) -> None:
-    """Draw the share of examples that leave by each way out after each epoch, a strip for each price (Fig. 8).
+def exits_over_training(records: Runs, path: Path, title: str) -> None:
+    """Draw the share of examples that leave by each way out after each epoch, a strip for each price `x` (Fig. 8).
 
-    Args:
-        records: Of one structure, with the `exits` of their curves and the price `x`.
-        path: The picture.
-        title: Its title.
+    All are of one structure, and have `exits` in their curves.
     """
     ways = len(records[0]["ways_out"])
-    figure = Figure(figsize=(7.2, 1.05 * len(records) + 1.1), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = titled(title, 7.2, 1.05 * len(records) + 1.1)
     shares = []
     for record in records:
         exits = record["curve"]["exits"]
         counts = np.array([[np.nan] * ways if epoch is None else epoch for epoch in exits], dtype=float)
         shares.append(counts / counts.sum(1, keepdims=True))
     largest = max(float(np.nanmax(share)) for share in shares)
-    strips = figure.subplots(len(records), 1, sharex=True, squeeze=False)[:, 0]
+    strips = column_of(figure, len(records), sharex=True)
     for axes, record, share in zip(strips, records, shares, strict=True):
         edges = np.arange(len(share) + 1) + 0.5
         mesh = axes.pcolormesh(edges, np.arange(ways + 1) + 0.5, share.T, cmap="viridis", vmin=0, vmax=largest)

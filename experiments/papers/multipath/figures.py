@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.records import Record, by_label
-from routing_gym.experiments.papers.multipath.claims import points_of
+from routing_gym.experiments.papers.figures import row_of, single, titled
 from routing_gym.experiments.papers.multipath.dataflow import dataflow, exits_over_training
-from routing_gym.experiments.papers.reproduction import Drawing
+from routing_gym.experiments.papers.multipath.results import points_of
+from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
 
 STYLES: dict[str, dict[str, Any]] = {
     "static": {"color": "black", "marker": "s", "linestyle": "--"},
@@ -44,48 +43,51 @@ FAR_APART = 2.5
 OF_PARTS = ("tab:blue", "tab:green", "tab:red")
 
 
-def draw(drawing: Drawing) -> list[Path]:
-    """Draw the figures of a group; return their files."""
-    group, own, titled = drawing.group, drawing.records, drawing.title
-    path = drawing.path(group)
-    drawn = []
+def draw(drawing: Drawing) -> None:
+    """Draw the figures of a group."""
+    group, own, everything = drawing.group, drawing.records, drawing.all_records
     if group == "fig5":
-        strategies(own, path, titled)
-        drawn += _flows(own, "actor", drawing.path("dataflow"), "Fig. 6: where examples leave")
-        drawn += _over_training(own, drawing.path("exits"))
+        if actors := _of_first_seed(own, "actor"):
+            drawing.add("dataflow", dataflow, actors, "Fig. 6: where examples leave")
+        if known := [record for record in actors if any(record["curve"].get("exits", []))]:
+            drawing.add("exits", exits_over_training, known, "Fig. 8: where examples leave, over training")
+        drawing.add(group, _strategies, own)
     elif group == "variants":
-        variants(drawing.all_records, path, titled)
-        branching = "Fig. 7: where examples leave a branching network"
-        drawn += _flows(own, "actor, branching", drawing.path("branching"), branching)
+        if trees := _of_first_seed(own, "actor, branching"):
+            drawing.add("branching", dataflow, trees[:1], "Fig. 7: where examples leave a branching network")
+        drawing.add(group, _variants, everything)
     elif group == "agents":
-        other_agents(drawing.all_records, own, path, titled)
+        drawing.add(group, _other_agents, own, static=among(everything, series="static"))
     else:
-        parts(own, path, titled, apart=group == "width")
-    return [*drawn, path]
+        drawing.add(group, _parts, own, apart=group == "width")
 
 
-def strategies(records: Sequence[Record], path: Path, title: str) -> None:
+def _of_first_seed(records: Runs, series: str) -> list[Record]:
+    """Return one record for each network of a curve, by rising price."""
+    return sorted((runs[0] for runs in by_label(among(records, series=series)).values()), key=lambda run: run["x"])
+
+
+def _strategies(records: Runs, path: Path, title: str) -> None:
     """Draw error against mean operations, a curve for each strategy (Fig. 5); static points tell their columns."""
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    for series in dict.fromkeys(record["series"] for record in records):
-        _curve(axes, records, series, "hybrid", STYLES.get(series, {}), series)
-    _annotate_static(axes, records)
+    figure, axes = single(title, 8, 4.6)
+    for series in distinct(records, "series"):
+        _curve(axes, records, series, STYLES.get(series, {}))
+    for label, runs in by_label(among(records, series="static")).items():
+        at = (mean_of(runs, "macs") / 1e6, 100 * (1 - mean_of(runs, "test_accuracy")))
+        columns = label.rpartition(", ")[2].partition(" ")[0]
+        axes.annotate(columns, at, xytext=(4, 5), textcoords="offset points", fontsize=8)
     _finish(axes, title)
     axes.legend(fontsize=9)
     save(figure, path)
 
 
-def variants(records: Sequence[Record], path: Path, title: str) -> None:
+def _variants(records: Runs, path: Path, title: str) -> None:
     """Draw the variants of Fig. 5, a panel for each question, each beside its original and the static networks."""
-    figure = Figure(figsize=(10, 7.6), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    there = {record["series"] for record in records if record["part"] == "hybrid"}
+    figure = titled(title, 10, 7.6)
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, several in zip(grid.flat, PANELS.values(), strict=True):
         for series in ("static", *several):
-            if series in there:
-                _curve(axes, records, series, "hybrid", STYLES[series], series)
+            _curve(axes, records, series, STYLES[series])
     for axes, question in zip(grid.flat, PANELS, strict=True):
         _finish(axes, question)
         axes.label_outer()
@@ -93,53 +95,48 @@ def variants(records: Sequence[Record], path: Path, title: str) -> None:
     save(figure, path)
 
 
-def parts(records: Sequence[Record], path: Path, title: str, *, apart: bool) -> None:
+def _parts(records: Runs, path: Path, title: str, *, apart: bool) -> None:
     """Draw actor and static networks of several data sets (Fig. 9) or widths (Fig. 10).
 
-    Args:
-        records: Records with their `part`.
-        path: The picture.
-        title: Its title.
-        apart: Whether each part has a panel of its own, as costs are of another order.
+    Each part has a panel of its own where they are `apart`, as costs are of another order.
     """
-    names = list(dict.fromkeys(record["part"] for record in records))
-    figure = Figure(figsize=(4 * len(names) if apart else 7, 4), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    panels = figure.subplots(1, len(names) if apart else 1, squeeze=False)[0]
+    names = distinct(records, "part")
+    figure = titled(title, 4 * len(names) if apart else 7, 4)
+    panels = row_of(figure, len(names) if apart else 1)
     for number, part in enumerate(names):
         axes = panels[number if apart else 0]
         for series, line in (("actor", "-"), ("static", "--")):
             color = STYLES[series]["color"] if apart else OF_PARTS[number % len(OF_PARTS)]
             style = {**STYLES[series], "color": color, "linestyle": line}
-            _curve(axes, records, series, part, style, series if apart else f"{part}: {series}")
+            _curve(axes, records, series, style, part, series if apart else f"{part}: {series}")
     for axes, part in zip(panels, names, strict=False):
         _finish(axes, "" if not apart else part if "width" in part else f"{part}, width 16")
         axes.legend(fontsize=8)
     save(figure, path)
 
 
-def other_agents(all_records: Sequence[Record], records: Sequence[Record], path: Path, title: str) -> None:
+def _other_agents(records: Runs, path: Path, title: str, *, static: Runs) -> None:
     """Draw error and mean operations of several agents at one price, each with its cost, over the static networks."""
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    _curve(axes, all_records, "static", "hybrid", STYLES["static"], "static")
+    figure, axes = single(title, 7, 4.4)
+    _curve(axes, static, "static", STYLES["static"])
     for number, runs in enumerate(by_label(records).values()):
         macs = np.array([run["macs"] for run in runs]) / 1e6
         error = 100 * (1 - np.array([run["test_accuracy"] for run in runs]))
-        cost = float(np.mean([run["cost"] for run in runs]))
-        name = f"{runs[0]['series']}, c_inf {cost:.3f}"
+        name = f"{runs[0]['series']}, c_inf {mean_of(runs, 'cost'):.3f}"
         axes.plot(macs, error, "o^vDP*X"[number % 7], markersize=9, color=f"C{number}", label=name)
     _finish(axes, title)
     axes.legend(fontsize=8)
     save(figure, path)
 
 
-def _curve(axes: Axes, records: Sequence[Record], series: str, part: str, style: Mapping[str, Any], label: str) -> None:
-    """Draw one curve: means over seeds joined by a line, single seeds as small points."""
-    points = points_of(records, series, part)
-    own = [record for record in records if record["series"] == series and record["part"] == part]
+def _curve(
+    axes: Axes, records: Runs, series: str, style: dict[str, Any], part: str = "hybrid", label: str = ""
+) -> None:
+    """Draw one curve: means over seeds joined by a line, single seeds as small points; nothing where there is none."""
+    own = among(records, series=series, part=part)
     if not own:
         return
+    points, label = points_of(own, series, part), label or series
     single = [(p["macs"], 1 - p["test_accuracy"]) for record in own for p in record.get("by_price", [record])]
     macs, error = (np.array(column) for column in zip(*single, strict=True))
     if points is None:  # one network only
@@ -150,65 +147,24 @@ def _curve(axes: Axes, records: Sequence[Record], series: str, part: str, style:
         axes.plot(macs / 1e6, 100 * error, ".", color=style.get("color"), markersize=4, alpha=0.5)
 
 
-def _annotate_static(axes: Axes, records: Sequence[Record]) -> None:
-    """Write at each static network how many columns it has."""
-    static = [record for record in records if record["series"] == "static"]
-    for label, runs in by_label(static).items():
-        at = (np.mean([run["macs"] for run in runs]) / 1e6, 100 * (1 - np.mean([run["test_accuracy"] for run in runs])))
-        columns = label.rpartition(", ")[2].partition(" ")[0]
-        axes.annotate(columns, at, xytext=(4, 5), textcoords="offset points", fontsize=8)
-
-
 def _finish(axes: Axes, title: str) -> None:
     """Name the axes, when all is drawn.
 
-    Errors are on a logarithmic axis where they are far apart: the cheapest networks may err ten times as often as the
-    best.
+    Errors are on a logarithmic axis, with round numbers, where they are far apart: the cheapest networks may err ten
+    times as often as the best.
     """
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high < FAR_APART * low:
         axes.set_yscale("linear")
     else:
-        _few_ticks(axes, low, high)
+        steps = [tick * scale for scale in (0.1, 1, 10) for tick in (1, 1.5, 2, 3, 4, 5, 6, 8)]
+        axes.yaxis.set_major_locator(FixedLocator([tick for tick in steps if low <= tick <= high]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(FixedLocator([]))
     axes.set_xlim(left=0)
     axes.set_xlabel("mean operations, millions of multiply-accumulates", fontsize=9)
     axes.set_ylabel("test error, %", fontsize=9)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-
-
-def _few_ticks(axes: Axes, low: float, high: float) -> None:
-    """Mark round numbers on a logarithmic axis."""
-    steps = [tick * scale for scale in (0.1, 1, 10) for tick in (1, 1.5, 2, 3, 4, 5, 6, 8)]
-    ticks = [tick for tick in steps if low <= tick <= high]
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(FixedLocator([]))
-
-
-def _of_first_seed(records: Sequence[Record], series: str) -> list[Record]:
-    """Return one record for each network of a curve, by rising price."""
-    own = [runs[0] for runs in by_label([record for record in records if record["series"] == series]).values()]
-    return sorted(own, key=lambda record: record["x"])
-
-
-def _flows(records: Sequence[Record], series: str, path: Path, title: str) -> list[Path]:
-    """Draw where the examples leave the networks of a curve, of a tree the one without price or the least."""
-    networks = _of_first_seed(records, series)
-    if series != "actor":
-        networks = networks[:1]
-    if not networks:
-        return []
-    dataflow(networks, path, title)
-    return [path]
-
-
-def _over_training(records: Sequence[Record], path: Path) -> list[Path]:
-    """Draw how exits changed over training, where that was written down."""
-    networks = [r for r in _of_first_seed(records, "actor") if any(r["curve"].get("exits", []))]
-    if not networks:
-        return []
-    exits_over_training(networks, path, "Fig. 8: where examples leave, over training")
-    return [path]

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from routing_gym.experiments.papers.multipath.claims import claims
-from routing_gym.experiments.papers.multipath.figures import draw
-from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
-from routing_gym.experiments.papers.tables import error_and_operations, price_text
+from routing_gym.experiments.papers.reproduction import Row, Settings
+from routing_gym.experiments.papers.tables import price_text
 
 HYBRID = "routing_gym/HybridEarlyExit-v0"
 CIFAR10, CIFAR5, CIFAR2 = (f"routing_gym/Cifar{classes}EarlyExit-v0" for classes in (10, 5, 2))
 PRICES = (0.0, 1e-9, 2e-9, 4e-9, 8e-9, 1.6e-8, 3.2e-8, 6.4e-8)
-COLUMNS = range(1, 9)
 
 TRAINING = (
     "optimizer=sgd",
@@ -51,40 +48,32 @@ CRITIC = ("temperature=0.1", "temperature_epochs={eighth}", "regression=0.001", 
 TALR = ("talr=True",)
 
 
+def _named(series: str, part: str) -> str:
+    return series if part == "hybrid" else f"{series}, {part}"
+
+
 def _priced(
     series: str,
-    groups: tuple[str, ...],
+    group: str | tuple[str, ...],
     agent: str,
-    agent_options: tuple[str, ...],
+    options: tuple[str, ...],
     env_options: tuple[str, ...] = TALR,
-    *,
     env: str = HYBRID,
     part: str = "hybrid",
     at_medium_price: tuple[str, ...] = (),
     cheaper: int = 1,
 ) -> Iterator[Row]:
-    """Yield the networks of a curve: one for each price.
-
-    Args:
-        series: What the curve is called.
-        groups: The figures it belongs to.
-        agent: Who decides.
-        agent_options: The agent's options.
-        env_options: The environment's, but for the price.
-        env: Id of the environment.
-        part: The panel it belongs to; part of the label but on the hybrid data.
-        at_medium_price: Further groups of the network of price 4e-9.
-        cheaper: What all prices are divided by.
-    """
+    """Yield the networks of a curve, one for each price, divided by `cheaper`; that of 4e-9 has further groups."""
+    groups = (group,) if isinstance(group, str) else group
     for price in PRICES:
         paid = price_text(price / cheaper)
         yield Row(
-            label=f"{series}{'' if part == 'hybrid' else f', {part}'}, k_cpt {paid}",
-            groups=(*groups, *(at_medium_price if price == 4e-9 else ())),
-            env=env,
-            agent=agent,
-            agent_options=agent_options,
-            env_options=(*env_options, f"k_cpt={paid}"),
+            f"{_named(series, part)}, k_cpt {paid}",
+            (*groups, *(at_medium_price if price == 4e-9 else ())),
+            env,
+            agent,
+            options,
+            (*env_options, f"k_cpt={paid}"),
             x=price / cheaper,
             series=series,
             part=part,
@@ -95,31 +84,30 @@ def _static(
     groups: tuple[str, ...], env: str = HYBRID, part: str = "hybrid", env_options: tuple[str, ...] = ()
 ) -> Iterator[Row]:
     """Yield the first 1 to 8 columns as networks of their own."""
-    for columns in COLUMNS:
-        yield Row(
-            label=f"static{'' if part == 'hybrid' else f', {part}'}, {columns} column{'s' if columns > 1 else ''}",
-            groups=groups,
-            env=env,
-            agent="shared",
-            env_options=(f"network=pyramid-static-{columns}", "weight_decay=2e-4", *env_options),
-            series="static",
-            part=part,
-        )
+    for columns in range(1, 9):
+        label = f"{_named('static', part)}, {columns} column{'s' if columns > 1 else ''}"
+        options = (f"network=pyramid-static-{columns}", "weight_decay=2e-4", *env_options)
+        yield Row(label, groups, env, "shared", env_options=options, series="static", part=part)
 
 
-def _without(options: tuple[str, ...], name: str) -> tuple[str, ...]:
-    return tuple(option for option in options if not option.startswith(f"{name}="))
+def _at_medium_price(series: str, agent: str, options: tuple[str, ...], env_options: tuple[str, ...] = ()) -> Row:
+    """Return one of the agents that are compared at one price."""
+    env_options = (*env_options, "k_cpt=4e-9")
+    label = f"{series}, k_cpt 4e-9"
+    return Row(label, ("agents",), HYBRID, agent, options, env_options, series=series, part="hybrid")
 
 
+MLP = "representation=mlp"
+NO_K_DEC = (*(option for option in ACTOR if not option.startswith("decisiveness=")), "decisiveness=0.0")
 ROWS = (
-    *_priced("actor", ("fig5",), "actor", ACTOR, at_medium_price=("agents",)),
-    *_priced("pragmatic critic", ("fig5",), "pragmatic-critic", CRITIC),
-    *_priced("optimistic critic", ("fig5",), "optimistic-critic", CRITIC),
+    *_priced("actor", "fig5", "actor", ACTOR, at_medium_price=("agents",)),
+    *_priced("pragmatic critic", "fig5", "pragmatic-critic", CRITIC),
+    *_priced("optimistic critic", "fig5", "optimistic-critic", CRITIC),
     *_static(("fig5",)),
-    *_priced("actor, no TALR", ("variants",), "actor", ACTOR, ()),
-    *_priced("actor, k_dec = 0", ("variants",), "actor", (*_without(ACTOR, "decisiveness"), "decisiveness=0.0")),
-    *_priced("actor, regularised policy", ("variants",), "actor", (*ACTOR, "regularized_policy=True")),
-    *_priced("actor, branching", ("variants",), "actor", ACTOR, (*TALR, "network=pyramid-tree")),
+    *_priced("actor, no TALR", "variants", "actor", ACTOR, ()),
+    *_priced("actor, k_dec = 0", "variants", "actor", NO_K_DEC),
+    *_priced("actor, regularised policy", "variants", "actor", (*ACTOR, "regularized_policy=True")),
+    *_priced("actor, branching", "variants", "actor", ACTOR, (*TALR, "network=pyramid-tree")),
     Row(
         "actor, dynamic k_cpt",
         ("variants",),
@@ -131,12 +119,9 @@ ROWS = (
         part="hybrid",
         judge_at=PRICES,
     ),
-    *_priced("pragmatic critic, no TALR", ("variants",), "pragmatic-critic", CRITIC, ()),
+    *_priced("pragmatic critic, no TALR", "variants", "pragmatic-critic", CRITIC, ()),
     *_priced(
-        "pragmatic critic, classification error",
-        ("variants",),
-        "pragmatic-critic",
-        (*CRITIC, "error=classification"),
+        *("pragmatic critic, classification error", "variants", "pragmatic-critic", (*CRITIC, "error=classification"))
     ),
     *(
         row
@@ -145,70 +130,22 @@ ROWS = (
             (CIFAR5, "CIFAR-5", ("classes",)),
             (CIFAR2, "CIFAR-2", ("classes",)),
         )
-        for row in (
-            *_priced("actor", groups, "actor", ACTOR, env=env, part=part),
-            *_static(groups, env, part),
-        )
+        for row in (*_priced("actor", groups, "actor", ACTOR, TALR, env, part), *_static(groups, env, part))
     ),
     *(
         row
-        for width, cheaper in ((32, 4), (48, 9))
-        for part in (f"CIFAR-10, width {width}",)
+        for width, cheaper in (("width=32", 4), ("width=48", 9))
+        for part in (f"CIFAR-10, {width.replace('=', ' ')}",)
         for row in (
-            *_priced(
-                "actor",
-                ("width",),
-                "actor",
-                ACTOR,
-                (*TALR, f"width={width}"),
-                env=CIFAR10,
-                part=part,
-                cheaper=cheaper,
-            ),
-            *_static(("width",), CIFAR10, part, (f"width={width}",)),
+            *_priced("actor", "width", "actor", ACTOR, (*TALR, width), CIFAR10, part, cheaper=cheaper),
+            *_static(("width",), CIFAR10, part, (width,)),
         )
     ),
-    *(
-        Row(
-            f"{kind} critic, sampled, k_cpt 4e-9",
-            ("agents",),
-            HYBRID,
-            f"{kind}-critic-sampled",
-            CRITIC,
-            (*TALR, "k_cpt=4e-9"),
-            series=f"{kind} critic, sampled",
-            part="hybrid",
-        )
-        for kind in ("pragmatic", "optimistic")
-    ),
-    *(
-        Row(f"{name}, k_cpt 4e-9", ("agents",), HYBRID, agent, options, ("k_cpt=4e-9",), series=name, part="hybrid")
-        for name, agent, options in (
-            ("WPL", "wpl", ("representation=mlp",)),
-            ("REINFORCE", "reinforce", ("representation=mlp",)),
-            ("REINFORCE, entropy 0.1", "reinforce", ("representation=mlp", "entropy=0.1")),
-            ("actor-critic", "actor-critic", ("representation=mlp",)),
-            ("PPO", "sb3:PPO", ("representation=mlp",)),
-        )
-    ),
-)
-
-MULTIPATH = Reproduction(
-    name="multipath",
-    title="Deciding How to Decide (McGill, Perona; ICML 2017)",
-    settings=(PAPER, SHORT),
-    rows=ROWS,
-    groups={
-        "fig5": "Fig. 5, hybrid data: strategies",
-        "variants": "Fig. 5, hybrid data: variants",
-        "classes": "Fig. 9: difficulty of the decisions",
-        "width": "Fig. 10, CIFAR-10: capacity",
-        "agents": "Not in the paper, hybrid data: other agents at the price 4e-9",
-    },
-    batch_size=128,
-    about="Test error in %, ± half of the 95 % interval over seeds; millions of multiply-accumulates per instance, the "
-    "routers' own included, and the routers' share of them; c_inf is cross-entropy plus k_cpt times those operations.",
-    table=error_and_operations,
-    draw=draw,
-    judge=claims,
+    _at_medium_price("pragmatic critic, sampled", "pragmatic-critic-sampled", CRITIC, TALR),
+    _at_medium_price("optimistic critic, sampled", "optimistic-critic-sampled", CRITIC, TALR),
+    _at_medium_price("WPL", "wpl", (MLP,)),
+    _at_medium_price("REINFORCE", "reinforce", (MLP,)),
+    _at_medium_price("REINFORCE, entropy 0.1", "reinforce", (MLP, "entropy=0.1")),
+    _at_medium_price("actor-critic", "actor-critic", (MLP,)),
+    _at_medium_price("PPO", "sb3:PPO", (MLP,)),
 )

@@ -7,21 +7,15 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from routing_gym.experiments.engine.figures import learning_curves, save
 from routing_gym.experiments.engine.records import Record, by_label
-from routing_gym.experiments.papers.parallel_paths.drawings import (
-    class_gates,
-    maximal_images,
-    path_weight_histograms,
-    routes,
-)
-from routing_gym.experiments.papers.parallel_paths.gates import gates_of
-from routing_gym.experiments.papers.parallel_paths.labels import CNNS, DATA, QUOTED, RESNETS, Printed, routed
-from routing_gym.experiments.papers.parallel_paths.tables import ensembles
-from routing_gym.experiments.papers.reproduction import Drawing
+from routing_gym.experiments.papers.figures import dashed, row_of, titled
+from routing_gym.experiments.papers.parallel_paths.drawings import look_into
+from routing_gym.experiments.papers.parallel_paths.results import ensembles
+from routing_gym.experiments.papers.parallel_paths.rows import CNNS, DATA, QUOTED, RESNETS, routed
+from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
 from routing_gym.experiments.train import load_with_env
 
 COLORS = {"CP": "#2ca02c", "CC": "#d62728", "": "#1f77b4"}
@@ -31,98 +25,64 @@ LOOKED_INTO = routed(2, "CC")
 """The network whose gates are drawn."""
 
 
-def draw(drawing: Drawing) -> list[Path]:
-    """Draw the figures of a group; return their files."""
+def draw(drawing: Drawing) -> None:
+    """Draw the figures of a group."""
     group, own = drawing.group, drawing.records
-    drawn = _curves(drawing)
+    # A picture of Table 2, of each data set of Table 3, or of each network of hard routes.
+    for part in distinct(own, "part"):
+        if group != "hard" or part not in DATA:
+            # What shares its tensors out stands with the hard routes of the same network.
+            shown = _by_series([record for record in own if part in (record["part"], record["label"])])
+            drawing.add(f"{group}-curves-{part.lower()}", learning_curves, shown, f"{part} ({drawing.settings})")
     if group == "hard":
-        with_live_paths = [record for record in own if "live_paths" in record]
-        if with_live_paths:
-            drawn.append(drawing.path(f"{group}-live-paths"))
-            live_paths(with_live_paths, drawn[-1], drawing.title)
-        return drawn
-    drawn.append(drawing.path(f"{group}-parameters"))
+        if with_live_paths := [record for record in own if "live_paths" in record]:
+            drawing.add(f"{group}-live-paths", _live_paths, with_live_paths)
+        return
     known = own if group == "resnet" else [*own, *ensembles(own)]
-    accuracy_and_parameters(known, drawn[-1], drawing.title, by_network=group == "resnet")
-    looked_into = [record for record in own if record["label"] == LOOKED_INTO]
-    if group == "cnn" and looked_into:
-        drawn += look_into(Path(looked_into[0]["folder"]) / "checkpoint.pt", drawing)
-    return drawn
+    drawing.add(f"{group}-parameters", _accuracy_and_parameters, known, by_network=group == "resnet")
+    checkpoints = [Path(record["folder"]) / "checkpoint.pt" for record in among(own, label=LOOKED_INTO)[:1]]
+    if group == "cnn" and checkpoints and checkpoints[0].exists():
+        look_into(load_with_env(checkpoints[0]), drawing, f"{LOOKED_INTO} ({drawing.settings})")
 
 
-def _curves(drawing: Drawing) -> list[Path]:
-    """Draw learning curves: of Table 2, of each data set of Table 3, or of each network of hard routes."""
-    parts = dict.fromkeys(record["part"] for record in drawing.records)
-    drawn = []
-    for part in parts:
-        # What shares its tensors out stands with the hard routes of the same network.
-        own = [record for record in drawing.records if part in (record["part"], record["label"])]
-        if drawing.group == "hard" and part in DATA:
-            continue
-        drawn.append(drawing.path(f"{drawing.group}-curves-{part.lower()}"))
-        named = [{**record, "label": record["series"]} for record in own]
-        learning_curves(named, drawn[-1], f"{part} ({own[0]['settings']})")
-    return drawn
+def _by_series(records: Runs) -> list[Record]:
+    return [{**record, "label": record["series"]} for record in records]
 
 
-def look_into(checkpoint: Path, drawing: Drawing) -> list[Path]:
-    """Draw Figs. 8 to 11 of the network in a checkpoint; return the files, none where there is no checkpoint."""
-    if not checkpoint.exists():
-        return []
-    agent = load_with_env(checkpoint)
-    found = gates_of(agent)
-    names = ("routes", "gates", "gates-by-class", "weights")
-    files = [drawing.path(f"{drawing.group}-{name}") for name in names]
-    title = f"{LOOKED_INTO} ({drawing.records[0]['settings']})"
-    routes(agent, found, files[0], title)
-    maximal_images(agent, found, files[1], title)
-    class_gates(agent, found, files[2], title)
-    path_weight_histograms(agent, files[3], title)
-    return files
-
-
-def accuracy_and_parameters(records: Sequence[Record], path: Path, title: str, *, by_network: bool) -> None:
+def _accuracy_and_parameters(records: Runs, path: Path, title: str, *, by_network: bool) -> None:
     """Draw accuracy against parameters as in Fig. 7, the paper's above or below ours, a panel for each data set.
 
-    Args:
-        records: Each with its data set as `part`.
-        path: The picture.
-        title: Its title.
-        by_network: Whether these are the ResNets of Table 3, or else the networks of Table 2.
+    These are the ResNets of Table 3 if `by_network`, or else the networks of Table 2.
     """
-    parts = [data for data in DATA if any(record["part"] == data for record in records)]
-    figure = Figure(figsize=(7.5 * len(parts), 5.5), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    for axes, part in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
-        own = [{**record, "label": record["series"]} for record in records if record["part"] == part]
+    parts = [data for data in DATA if among(records, part=data)]
+    figure = titled(title, 7.5 * len(parts), 5.5)
+    for axes, part in zip(row_of(figure, len(parts)), parts, strict=True):
         labels: list[tuple[float, float, str, str]] = []
-        for label, runs in by_label(own).items():
+        for label, runs in by_label(_by_series(among(records, part=part))).items():
             color = COLORS[_kind(label)]
-            size = float(np.mean([run["parameters"] for run in runs])) / 1e6
-            accuracy = 100 * float(np.mean([run["test_accuracy"] for run in runs]))
-            printed = _error((RESNETS if by_network else CNNS)[label], part)
+            size, accuracy = mean_of(runs, "parameters") / 1e6, 100 * mean_of(runs, "test_accuracy")
+            printed = (RESNETS if by_network else CNNS)[label].error_on(part)
             if printed is not None:
                 axes.plot([size, size], [accuracy, 100 - printed], color="0.85", linewidth=0.8, zorder=0)
                 axes.plot(size, 100 - printed, "o", markerfacecolor="none", color=color)
             axes.plot(size, accuracy, "o", color=color)
             labels.append((size, accuracy, label, color))
         for label, others in QUOTED.items() if by_network else ():
-            if (error := _error(others, part)) is not None:
+            if (error := others.error_on(part)) is not None:
                 axes.plot(others.parameters, 100 - error, "o", markerfacecolor="none", color=COLORS[""])
                 labels.append((others.parameters, 100 - error, label, "0.55"))
         axes.margins(0.14, 0.08)
         axes.set(xlabel="parameters, M", ylabel="test accuracy, %", title=part)
         axes.grid(alpha=0.3)
         _write_beside(axes, labels)
-    handles = [Line2D([], [], marker="o", linestyle="", color=COLORS[kind], label=KINDS[kind]) for kind in COLORS]
-    for fill, name in (("0.4", "ours"), ("none", "printed")):
-        handles.append(Line2D([], [], marker="o", linestyle="", color="0.4", markerfacecolor=fill, label=name))
+    shown = [(COLORS[kind], COLORS[kind], name) for kind, name in KINDS.items()]
+    shown += [("0.4", "0.4", "ours"), ("0.4", "none", "printed")]
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=color, markerfacecolor=fill, label=name)
+        for color, fill, name in shown
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     save(figure, path)
-
-
-def _error(printed: Printed, part: str) -> float | None:
-    return printed.error if part == DATA[0] else printed.cifar100
 
 
 def _kind(label: str) -> str:
@@ -145,37 +105,23 @@ def _write_beside(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -
         axes.annotate(name, (x + indent, at), va="center", fontsize=7, color=color, annotation_clip=False)
 
 
-def live_paths(records: Sequence[Record], path: Path, title: str) -> None:
+def _live_paths(records: Runs, path: Path, title: str) -> None:
     """Draw how many paths an image runs on average behind every decision, a panel for each network.
 
-    Args:
-        records: With `live_paths`; the network is their `part`, or their label where tensors are shared out.
-        path: The picture.
-        title: Its title.
+    The network is the records' `part`, or their label where tensors are shared out.
     """
     hard = [record for record in records if record["part"] not in DATA]
-    networks = list(dict.fromkeys(record["part"] for record in hard)) or [records[0]["label"]]
-    figure = Figure(figsize=(4.2 * len(networks) + 2.2, 4.2), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    series = list(dict.fromkeys(record["series"] for record in hard))
-    panels = np.atleast_1d(figure.subplots(1, len(networks), sharey=True))
+    networks, series = distinct(hard, "part") or [records[0]["label"]], distinct(hard, "series")
+    figure = titled(title, 4.2 * len(networks) + 2.2, 4.2)
+    panels = row_of(figure, len(networks), sharey=True)
     for axes, network in zip(panels, networks, strict=True):
-        own = [record for record in hard if record["part"] == network]
+        own = among(hard, part=network)
         for number, name in enumerate(series):
-            runs = [record for record in own if record["series"] == name]
-            if runs:
+            if runs := among(own, series=name):
                 live = np.mean([run["live_paths"] for run in runs], 0)
-                # Lines that lie on each other stay visible.
-                dash = (number, (6, number % 3 * 2))
-                axes.plot(live, marker="o", markersize=4, linestyle=dash, color=f"C{number}")
-        shown = own or records
-        axes.set_xticks(
-            range(len(shown[0]["decisions"])),
-            [decision["name"] for decision in shown[0]["decisions"]],
-            rotation=30,
-            ha="right",
-            fontsize=8,
-        )
+                axes.plot(live, marker="o", markersize=4, linestyle=dashed(number), color=f"C{number}")
+        decisions = [decision["name"] for decision in (own or records)[0]["decisions"]]
+        axes.set_xticks(range(len(decisions)), decisions, rotation=30, ha="right", fontsize=8)
         axes.set_title(network, fontsize=10)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("paths an image runs, mean")

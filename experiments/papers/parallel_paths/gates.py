@@ -15,6 +15,7 @@ from routing_gym.envs import Asked, Context, Manner, Seen, take_turn
 from routing_gym.experiments.engine.logits import routed
 from routing_gym.networks.parallel_paths import ParallelPaths
 
+LOOKED_AT = 1000
 STEPS, STEP = 256, 0.15
 """Of gradient ascent; the size is that of the root mean square, in standard deviations of pixels."""
 DECAY = 0.01
@@ -41,21 +42,6 @@ class Crossing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gates:
-    """What an agent does with the R images of a split.
-
-    Attributes:
-        crossings: Decision by decision.
-        label: `(R,)` int64.
-        predicted: `(R,)` int64, the class the network says.
-    """
-
-    crossings: tuple[Crossing, ...]
-    label: Tensor
-    predicted: Tensor
-
-
-@dataclasses.dataclass(frozen=True)
 class Gate:
     """One gate: how much of a tensor goes to a path, all counted from 0."""
 
@@ -68,35 +54,37 @@ class Gate:
         return f"{network.decisions[self.decision].name}, $g_{{{self.tensor + 1}{self.path + 1}}}$"
 
 
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """What an agent does with R images: crossings, decision by decision, labels `(R,)`, and the classes it says."""
+
+    crossings: tuple[Crossing, ...]
+    label: Tensor
+    predicted: Tensor
+
+    def strength(self, gate: Gate) -> Tensor:
+        """Return how far a gate is open, `(R,)`."""
+        return self.crossings[gate.decision].gates[:, gate.tensor, gate.path]
+
+
 def network_of(agent: Agent) -> ParallelPaths:
-    """Return the network of an agent whose gates can be looked at.
-
-    Raises:
-        ValueError: Tensors are not cross-connected by data-dependent gates.
-    """
+    """Return the network of an agent; ValueError if its tensors are not cross-connected by data-dependent gates."""
     network = agent.env.network
-    if (
-        not isinstance(network, ParallelPaths)
-        or network.cross != "connections"
-        or not isinstance(agent, CrossConnection)
-    ):
-        raise ValueError(f"only data-dependent gates of cross-connections can be shown, not those of {agent.name!r}")
-    return network
+    if isinstance(network, ParallelPaths) and network.cross == "connections" and isinstance(agent, CrossConnection):
+        return network
+    raise ValueError(f"only data-dependent gates of cross-connections can be shown, not those of {agent.name!r}")
 
 
-def gates_of(agent: Agent, split: str = "test") -> Gates:
-    """Route a split and note all gates.
+def gates_of(agent: Agent) -> Gates:
+    """Route the test images and note all gates.
 
     A decision sees every tensor averaged over the image; what goes into a path is the sum of what is sent there, so
-    that its mean activation follows (section 7.1).
-
-    Raises:
-        ValueError: Tensors are not cross-connected by data-dependent gates.
+    that its mean activation follows (section 7.1). Raises what `network_of` does.
     """
     network = network_of(agent)
     columns: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.decisions]
     others = []
-    for batch, kept in routed(agent, split):
+    for batch, kept in routed(agent, "test"):
         for column, decision, step in zip(columns, network.decisions, batch.steps, strict=True):
             assert isinstance(step.action, Tensor)
             gates = step.action[kept].view(-1, network.num_tensors, network.num_choices)
@@ -114,10 +102,8 @@ def gates_of(agent: Agent, split: str = "test") -> Gates:
 
 def _shares(strength: Tensor) -> Tensor:
     """Return `(R, k)` as shares of their sums; a lone one is all there is."""
-    if strength.shape[1] == 1:
-        return torch.ones_like(strength)
     total = strength.sum(1, keepdim=True)
-    return torch.where(total == 0, 1 / strength.shape[1], strength / total)
+    return torch.where((total == 0) | (strength.shape[1] == 1), 1 / strength.shape[1], strength / total)
 
 
 def chosen_gates(network: ParallelPaths) -> list[Gate]:
@@ -133,19 +119,14 @@ def extremes(strength: Tensor, count: int = 10) -> tuple[Tensor, Tensor]:
     return order.flip(0)[:count], order[:count]
 
 
-def tell_apart(gates: Gates, among: int = 1000) -> tuple[int, int, int]:
-    """Look for three images as in Fig. 1: b is gated as c early in the network, and late as a, which is of its class.
+def tell_apart(gates: Gates) -> tuple[int, int, int]:
+    """Look among `LOOKED_AT` images for three as in Fig. 1: a, b of its class, and c of another.
 
-    Args:
-        gates: Of all images.
-        among: Looks at the first so many.
-
-    Returns:
-        a, b and c, of which c is of another class.
+    In the network, b is gated as c early, and late as a.
     """
-    early, *_, late = (crossing.gates[:among].flatten(1) for crossing in gates.crossings if crossing.gates.shape[1] > 1)
-    first, last = torch.cdist(early, early), torch.cdist(late, late)
-    label = gates.label[:among]
+    shared = [crossing.gates[:LOOKED_AT].flatten(1) for crossing in gates.crossings if crossing.gates.shape[1] > 1]
+    first, last = (torch.cdist(one, one) for one in (shared[0], shared[-1]))
+    label = gates.label[:LOOKED_AT]
     same = label.unsqueeze(1) == label
     itself = torch.eye(len(label), dtype=torch.bool)
     of_class = (first - last).masked_fill(~same | itself, -torch.inf)
@@ -155,13 +136,7 @@ def tell_apart(gates: Gates, among: int = 1000) -> tuple[int, int, int]:
 
 
 def score(agent: Agent, images: Tensor, gate: Gate) -> Tensor:
-    """Return the score of a gate before softmax, `(B,)`, with its graph.
-
-    Args:
-        agent: The agent; modes of it and its network are left as they are.
-        images: `(B, C, H, W)`, normalised.
-        gate: The gate.
-    """
+    """Return the score of a gate before softmax, `(B,)`, for normalised images, with its graph; modes stay."""
     network = network_of(agent)
     assert isinstance(agent, CrossConnection)
     state = network.start(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
@@ -178,11 +153,6 @@ def synthesised(agent: Agent, gate: Gate, seed: int = 0) -> tuple[Tensor, list[f
 
     The network is frozen and, like the agent, put in eval mode. At every step pixels are drawn a little towards the
     mean colour, and now and then they are blurred.
-
-    Args:
-        agent: The agent.
-        gate: The gate.
-        seed: Of the random pixels.
 
     Returns:
         `(C, H, W)` uint8, and the score before the first step and after every one.
@@ -219,12 +189,8 @@ def _blurred(image: Tensor) -> Tensor:
 
 def path_weights(network: ParallelPaths) -> dict[str, Tensor]:
     """Return the weights of all layers of paths side by side, `(P, ...)`, by their names: conv 1, conv 2, dense 1."""
-    weights: dict[str, Tensor] = {}
-    counts = {"conv": 0, "dense": 0}
-    for module in network.banks.modules():
-        if isinstance(module, PathConv2d | PathLinear):
-            kind = "conv" if isinstance(module, PathConv2d) else "dense"
-            counts[kind] += 1
-            weight = module.weight if isinstance(module, PathConv2d) else module.blocks.weight
-            weights[f"{kind} {counts[kind]}"] = weight.detach()
-    return weights
+    layers = list(network.banks.modules())
+    convolutions = [layer.weight for layer in layers if isinstance(layer, PathConv2d)]
+    dense = [layer.blocks.weight for layer in layers if isinstance(layer, PathLinear)]
+    named = {f"conv {number}": weight.detach() for number, weight in enumerate(convolutions, 1)}
+    return named | {f"dense {number}": weight.detach() for number, weight in enumerate(dense, 1)}

@@ -15,33 +15,11 @@ told part of the answer.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
-from routing_gym.experiments.papers.parallel_paths.claims import claims
-from routing_gym.experiments.papers.parallel_paths.figures import draw
-from routing_gym.experiments.papers.parallel_paths.labels import (
-    BASE,
-    CNNS,
-    CROSSES,
-    DATA,
-    DEEP,
-    DEEP_SQUEEZED,
-    OWN_PATHS,
-    PATHS,
-    RANDOM_ROUTES,
-    RESNET,
-    RESNETS,
-    SQUEEZED,
-    STITCHED,
-    TOLD,
-    UNROUTED,
-    WIDE,
-    hard,
-    on,
-    routed,
-)
-from routing_gym.experiments.papers.parallel_paths.tables import cnns, hard_routes, resnets
-from routing_gym.experiments.papers.reproduction import Reproduction, Row, Settings
+from routing_gym.experiments.papers.reproduction import Row, Settings
 
 CIFAR10 = "routing_gym/Cifar10ParallelPaths-v0"
 CIFAR100 = "routing_gym/Cifar100ParallelPaths-v0"
@@ -67,17 +45,96 @@ SHORT = Settings(
 )
 RESNET_EPOCHS, RESNET_BATCH = 350, 64
 
-CNN_AGENTS = {
-    BASE: "shared",
-    WIDE: "shared",
-    DEEP: "shared",
-    UNROUTED: "shared",
-    SQUEEZED: "shared",
-    DEEP_SQUEEZED: "shared",
-    STITCHED: "cross-stitch",
-    **{routed(paths, cross): agent for cross, agent in CROSSES.items() for paths in PATHS},
+BASE, WIDE, DEEP = "BaseCNN", "WideCNN", "DeepCNN"
+UNROUTED = "BaseCNN-3"
+SQUEEZED, DEEP_SQUEEZED = "SEBaseCNN", "SEDeepCNN"
+STITCHED = "Cr-Stitch2"
+BASE_ENSEMBLE, ALL_ENSEMBLE = "BaseCNN ensemble", "All ensemble"
+PATHS = (2, 3, 4)
+CROSSES = {"CP": "cross-prediction", "CC": "cross-connection"}
+"""How a network's name ends, and the agent that computes its gates."""
+RESNET = "ResNet20"
+DATA = ("CIFAR-10", "CIFAR-100")
+
+TOLD = "WPL, table, told the coarse class"
+OWN_PATHS, RANDOM_ROUTES = "every tensor on its own path", "random routes, fixed"
+
+
+def routed(paths: int, cross: str, layout: str = BASE) -> str:
+    """Name a network of several paths, as the paper does: BaseCNN-2-CC."""
+    return f"{layout}-{paths}-{cross}"
+
+
+def on(network: str, what: str) -> str:
+    """Name a row of Table 3 by its data, or a hard-routed network by its agent."""
+    return f"{network}, {what}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Printed:
+    """What the paper prints of a network.
+
+    Attributes:
+        parameters: In millions.
+        error: Test error on CIFAR-10 in %.
+        longer: Likewise after 350 epochs instead of 200.
+        cifar100: Test error on CIFAR-100 in %.
+    """
+
+    parameters: float
+    error: float | None = None
+    longer: float | None = None
+    cifar100: float | None = None
+
+    def error_on(self, data: str) -> float | None:
+        """Return the test error on one of `DATA` in %."""
+        return self.error if data == DATA[0] else self.cifar100
+
+
+CNNS = {
+    BASE: Printed(0.55, 9.26),
+    WIDE: Printed(1.67, 8.96),
+    DEEP: Printed(2.0, 8.49),
+    UNROUTED: Printed(1.5, 9.41),
+    BASE_ENSEMBLE: Printed(1.66, 7.87),
+    ALL_ENSEMBLE: Printed(4.27, 6.9),
+    SQUEEZED: Printed(0.58, 8.99),
+    DEEP_SQUEEZED: Printed(2.06, 8.15),
+    STITCHED: Printed(1.11, 7.89),
+    routed(2, "CP"): Printed(1.3, 7.24, 6.48),
+    routed(3, "CP"): Printed(2.23, 6.63, 6.04),
+    routed(4, "CP"): Printed(3.34, 6.45, 5.91),
+    routed(2, "CC"): Printed(1.11, 7.03, 6.53),
+    routed(3, "CC"): Printed(1.67, 6.51, 6.09),
+    routed(4, "CC"): Printed(2.22, 6.55, 6.26),
 }
-"""Who makes the choices in the networks of Table 2."""
+"""Table 2, but for what it quotes from others."""
+
+RESNETS = {
+    RESNET: Printed(0.27, 8.75),
+    routed(2, "CP", RESNET): Printed(0.59, 5.86, cifar100=27.7),
+    routed(3, "CP", RESNET): Printed(0.92, 4.99, cifar100=25.13),
+    routed(4, "CP", RESNET): Printed(1.29, 4.81, cifar100=23.82),
+    routed(2, "CC", RESNET): Printed(0.55, 5.5, cifar100=27.36),
+    routed(3, "CC", RESNET): Printed(0.82, 5.18, cifar100=25.76),
+    routed(4, "CC", RESNET): Printed(1.1, 4.96, cifar100=24.81),
+    routed(2, "CC", "ResNet32"): Printed(0.94, 5.14, cifar100=25.96),
+    routed(3, "CC", "ResNet32"): Printed(1.41, 4.96, cifar100=24.51),
+    routed(4, "CC", "ResNet32"): Printed(1.88, 4.59, cifar100=23.52),
+}
+"""Table 3; ResNet20 is quoted there from He et al."""
+
+QUOTED = {
+    "ResNet110": Printed(1.7, 6.61, cifar100=26.88),
+    "ResNet164": Printed(2.5, 5.93, cifar100=25.16),
+    "WRN-40-2": Printed(2.2, 5.33, cifar100=26.04),
+    "HyperWRN40-2": Printed(0.15, 7.23),
+    "SEResNet110": Printed(1.7, 5.21, cifar100=23.85),
+    "BlockDrop": Printed(1.7, 6.4, cifar100=26.3),
+    "ConvNet-AIG": Printed(1.78, 5.76),
+    "ConvNet-AIG all": Printed(1.78, 5.14),
+}
+"""What else Table 3 quotes from others."""
 
 HARD_NETWORKS = {routed(2, "CC"): (2, 4), routed(3, "CC"): (3, 4), routed(2, "CP"): (2, 3)}
 """Networks that are routed hard: their paths and decisions."""
@@ -92,50 +149,44 @@ HARD_AGENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "random": ("random", (), ()),
 }
 """Who routes them, by their names in tables: agent, its options, and the environment's."""
-SHOWN = (routed(2, "CC"), routed(3, "CC"), routed(2, "CP"), BASE)
-"""Networks of Table 2 that hard routes are compared with."""
 
 
-def _name(label: str) -> str:
-    """Return a network's name in `make_network`."""
-    return label.lower().replace("cr-stitch", "crstitch")
+def _row(
+    label: str, groups: tuple[str, ...], env: str, agent: str, network: str, *env_options: str, **more: Any
+) -> Row:
+    """Return a row on a network, by its name in `make_network` or the paper's."""
+    name = network.lower().replace("cr-stitch", "crstitch")
+    return Row(label, groups, env, agent, env_options=(f"network={name}", *env_options), **more)
+
+
+def _printed(error: float | None, epochs: int) -> dict[int, float]:
+    """Return a test error in % as the paper's accuracy."""
+    return {} if error is None else {epochs: 100 - error}
 
 
 def _cnn_rows() -> Iterator[Row]:
-    """Yield the lines of Table 2 that are trained."""
-    for label, agent in CNN_AGENTS.items():
-        error = CNNS[label].error
-        assert error is not None
-        yield Row(
-            label,
-            ("cnn", *(["hard"] if label in SHOWN else [])),
-            CIFAR10,
-            agent,
-            (),
-            (f"network={_name(label)}",),
-            paper={PAPER.epochs: 100 - error},
-            series=label,
-            part="CIFAR-10",
-            keep_logits=label in (BASE, WIDE, DEEP),
-        )
+    """Yield the lines of Table 2 that are trained; hard routes are compared with some of them."""
+    routed_ones = [routed(paths, cross) for cross in CROSSES for paths in PATHS]
+    for label in (BASE, WIDE, DEEP, UNROUTED, SQUEEZED, DEEP_SQUEEZED, STITCHED, *routed_ones):
+        groups = ("cnn", "hard") if label in (BASE, *HARD_NETWORKS) else ("cnn",)
+        agent = "cross-stitch" if label == STITCHED else CROSSES.get(label[-2:], "shared")
+        more = {"paper": _printed(CNNS[label].error, PAPER.epochs), "keep_logits": label in (BASE, WIDE, DEEP)}
+        yield _row(label, groups, CIFAR10, agent, label, series=label, part="CIFAR-10", **more)
 
 
 def _resnet_rows() -> Iterator[Row]:
     """Yield the lines of Table 3: ResNets with routing, and the one path of ResNet20."""
     for data, env in zip(DATA, (CIFAR10, CIFAR100), strict=True):
         for label, printed in RESNETS.items():
-            error = printed.error if data == "CIFAR-10" else printed.cifar100
-            single = label == RESNET
-            options = ("network=resnet20-2-cc", "paths=1") if single else (f"network={_name(label)}",)
-            yield Row(
+            network = ("resnet20-2-cc", "paths=1") if label == RESNET else (label,)
+            yield _row(
                 on(label, data),
                 ("resnet",),
                 env,
-                "shared" if single else CROSSES[label.rpartition("-")[2]],
-                (),
-                options,
+                CROSSES.get(label[-2:], "shared"),
+                *network,
                 tuned={"paper": ("schedule_epochs=(150, 250)",)},
-                paper={} if error is None else {RESNET_EPOCHS: 100 - error},
+                paper=_printed(printed.error_on(data), RESNET_EPOCHS),
                 series=label,
                 part=data,
                 trained={"paper": (RESNET_EPOCHS, RESNET_BATCH)},
@@ -148,34 +199,8 @@ def _hard_rows() -> Iterator[Row]:
         stay = [[list(range(paths))] * decisions]
         agents = {**HARD_AGENTS, OWN_PATHS: ("fixed-routes", (f"routes={stay}",), ())}
         for name, (agent, options, env_options) in agents.items():
-            yield Row(
-                hard(network, name),
-                ("hard",),
-                CIFAR10,
-                agent,
-                options,
-                (f"network={_name(network)}", *env_options),
-                series=name,
-                part=network,
-            )
+            more = {"agent_options": options, "series": name, "part": network}
+            yield _row(on(network, name), ("hard",), CIFAR10, agent, network, *env_options, **more)
 
 
-PARALLEL_PATHS = Reproduction(
-    name="parallel-paths",
-    title="End-to-End Data-Dependent Routing in Multi-Path Neural Networks (Tissera et al.)",
-    settings=(PAPER, SHORT),
-    rows=(*_cnn_rows(), *_hard_rows(), *_resnet_rows()),
-    groups={
-        "cnn": "Table 2: parallel paths against wider, deeper and other networks",
-        "hard": "Not in the paper: every tensor goes to one path",
-        "resnet": "Table 3 and Fig. 7: ResNets of parallel paths",
-    },
-    batch_size=128,
-    about="Test error in %, ± half of the 95 % interval over seeds; behind our figures in italics the paper's, of "
-    "which errors are those of the best of three trials. Parameters and multiply-accumulates are those of network and "
-    "gates together; gates', and agent's, is the agent's own share of the latter.",
-    table=cnns,
-    draw=draw,
-    judge=claims,
-    tables={"resnet": resnets, "hard": hard_routes},
-)
+ROWS = (*_cnn_rows(), *_hard_rows(), *_resnet_rows())

@@ -1,1 +1,37 @@
 """Routing Networks: Adaptive Selection of Non-Linear Functions for Multi-Task Learning (Rosenbaum et al.)."""
+
+from routing_gym.experiments.papers.reproduction import Measurement, Reproduction
+from routing_gym.experiments.papers.routing_networks import rows
+from routing_gym.experiments.papers.routing_networks.cost import cost_against_number_of_blocks
+from routing_gym.experiments.papers.routing_networks.figures import cost_against_blocks, draw
+from routing_gym.experiments.papers.routing_networks.tables import accuracy_by_epoch, cost_by_blocks
+
+ROUTING_NETWORKS = Reproduction(
+    name="routing-networks",
+    title="Routing Networks (Rosenbaum, Klinger, Riemer; ICLR 2018)",
+    settings=rows.SETTINGS,
+    rows=rows.ROWS,
+    groups={
+        "rl": "Fig. 4, CIFAR-MTL: algorithms",
+        "architectures": "Fig. 5, CIFAR-MTL: architectures",
+        "cifar": "Fig. 6, CIFAR-MTL: baselines",
+        "stages": "Not in the paper, CIFAR-MTL: the last convolutional stages routed too, at equal MACs",
+        "min": "Fig. 7, MIN-MTL",
+        "mnist": "Fig. 8, MNIST-MTL",
+        "rho": "Fig. 12, CIFAR-MTL: the collaboration reward",
+        "first-tasks": "Fig. 15, CIFAR-MTL: the first tasks",
+    },
+    batch_size=128,
+    about="Test accuracy in %, ± half of the 95 % interval over seeds.",
+    table=accuracy_by_epoch,
+    draw=draw,
+    measured={
+        "cost": Measurement(
+            title="Fig. 13: what a task's epoch costs",
+            env=rows.CIFAR,
+            measure=cost_against_number_of_blocks,
+            table=cost_by_blocks,
+            draw=cost_against_blocks,
+        )
+    },
+)

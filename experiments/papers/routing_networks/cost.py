@@ -53,31 +53,28 @@ def cost_against_number_of_blocks(base: TrainingSettings, path: Path) -> list[Re
         known = read_results(path)
         for key, value in setting.items():
             if known[0].get(key) != value:
-                raise UsageError(
-                    f"{path} was measured with {key}={known[0].get(key)!r}, now it is {value!r}: delete it, or take "
-                    "another folder"
-                )
+                was = f"{path} was measured with {key}={known[0].get(key)!r}, now it is {value!r}"
+                raise UsageError(f"{was}: delete it, or take another folder")
         return known
-    steps, sizes = {}, {}
-    for blocks in BLOCKS:
-        tasks = min(blocks, whole.dataset.num_tasks)
-        for name in AGENTS:
-            env = _with_blocks(whole, base.env, name, blocks, tasks)
-            agent = make_agent(name, env).train()
-            steps[f"{name} {blocks}"] = partial(train_batch, agent, env)
-            sizes[f"{name} {blocks}"] = (name, blocks, tasks, len(env.dataset) / env.num_envs)
-    times = in_turns(steps, ROUNDS, whole.device)
+    agents = {
+        (name, blocks): make_agent(name, _with_blocks(whole, base.env, name, blocks)).train()
+        for blocks in BLOCKS
+        for name in AGENTS
+    }
+    steps = {case: partial(train_batch, agent, agent.env) for case, agent in agents.items()}
     records = []
-    for key, (name, blocks, tasks, batches) in sizes.items():
-        seconds = statistics.median(times[key]) * batches
+    for (name, blocks), times in in_turns(steps, ROUNDS, whole.device).items():
+        env = agents[name, blocks].env
+        tasks, seconds = env.dataset.num_tasks, statistics.median(times) * len(env.dataset) / env.num_envs
         record = {"agent": name, "blocks": blocks, "tasks": tasks, "seconds_per_epoch": seconds}
         records.append({**record, "seconds_per_epoch_and_task": seconds / tasks, **setting})
     write_results(records, path)
     return records
 
 
-def _with_blocks(whole: RoutingVectorEnv, env_id: str, agent: str, blocks: int, tasks: int) -> RoutingVectorEnv:
-    """Return an environment of the first tasks only, with another number of blocks, in the form an agent needs."""
+def _with_blocks(whole: RoutingVectorEnv, env_id: str, agent: str, blocks: int) -> RoutingVectorEnv:
+    """Return an environment of as many tasks, if there are, as blocks per layer, in the form an agent needs."""
+    tasks = min(blocks, whole.dataset.num_tasks)
     data = {split: part.select_tasks(range(tasks)) for split, part in whole.datasets.items()}
     train = data[whole.config.split]
     network = make_network(

@@ -10,20 +10,12 @@ validation split of DIGITS-MTL.
 
 from __future__ import annotations
 
-from routing_gym.experiments.papers.reproduction import Measurement, Reproduction, Row, Settings
-from routing_gym.experiments.papers.routing_networks.cost import cost_against_number_of_blocks
-from routing_gym.experiments.papers.routing_networks.figures import cost_against_blocks, draw
-from routing_gym.experiments.papers.tables import accuracy_by_epoch, cost_by_blocks
+from typing import Any
+
+from routing_gym.experiments.papers.reproduction import Row, Settings
 
 EPOCHS = (1, 5, 10, 20, 50, 100)
 CIFAR, MIN, MNIST = "routing_gym/Cifar100MTL-v0", "routing_gym/MiniImagenetMTL-v0", "routing_gym/MnistMTL-v0"
-
-
-def _paper(*accuracies: float) -> dict[int, float]:
-    """Table 2's figures, in %, at its epochs; a single one is that at 100."""
-    epochs = EPOCHS if len(accuracies) > 1 else (100,)
-    return dict(zip(epochs, accuracies, strict=True))
-
 
 PAPER = Settings(
     name="paper",
@@ -40,162 +32,83 @@ TUNED = Settings(
     epochs_on={MNIST: 5},
 )
 
-WPL, CROSS_STITCH = ("policy_rate=0.1",), ("learning_rate=0.003",)
+SETTINGS = PAPER, TUNED
+
+
+def _row(
+    label: str, groups: str, agent: str, *options: str, paper: tuple[float, ...] = (), env: str = CIFAR, **more: Any
+) -> Row:
+    """Return a row; `paper` are Table 2's figures, in %, at its epochs, a single one that at 100."""
+    printed = dict(zip(EPOCHS[-len(paper) :], paper, strict=False))
+    return Row(label, tuple(groups.split()), env, agent, options, paper=printed, **more)
+
+
+WPL, CROSS_STITCH = "policy_rate=0.1", "learning_rate=0.003"
 REINFORCE_MLP = ("representation=mlp", "learning_rate=0.1")
+ROUTING, STITCHED = "routing-all-fc (WPL)", "cross-stitch"
+SPECIFIC, SPECIFIC_LAST = "task-specific-all-fc", "task-specific-1-fc"
 ROWS = (
-    Row(
-        "routing-all-fc (WPL)",
-        ("rl", "architectures", "cifar"),
-        CIFAR,
-        "wpl",
-        WPL,
-        paper=_paper(31, 53, 57, 58, 60, 60),
+    _row(ROUTING, "rl architectures cifar", "wpl", WPL, paper=(31, 53, 57, 58, 60, 60)),
+    _row("Q-learning, table", "rl", "q-learning", "learning_rate=0.03", paper=(20, 36, 47, 50, 55, 55)),
+    _row(
+        *("Q-learning, approximators", "rl", "q-learning", "representation=mlp", "learning_rate=0.003"),
+        paper=(20, 20, 20, 20, 24, 25),
     ),
-    Row(
-        "Q-learning, table", ("rl",), CIFAR, "q-learning", ("learning_rate=0.03",), paper=_paper(20, 36, 47, 50, 55, 55)
-    ),
-    Row(
-        "Q-learning, approximators",
-        ("rl",),
-        CIFAR,
-        "q-learning",
-        ("representation=mlp", "learning_rate=0.003"),
-        paper=_paper(20, 20, 20, 20, 24, 25),
-    ),
-    Row(
-        "REINFORCE, approximators",
-        ("rl",),
-        CIFAR,
-        "reinforce",
-        REINFORCE_MLP,
-        paper=_paper(20, 20, 20, 20, 20, 20),
-    ),
-    Row("REINFORCE, table", ("rl",), CIFAR, "reinforce", ("learning_rate=0.3",)),
-    Row("Q-learning, table, whole returns", ("rl",), CIFAR, "q-learning", ("td_lambda=1.0", "learning_rate=0.03")),
-    Row("SARSA, table", ("rl",), CIFAR, "sarsa", ("learning_rate=0.03",)),
-    Row("actor-critic, table", ("rl",), CIFAR, "actor-critic", ("learning_rate=0.3",)),
-    Row("actor-critic, approximators", ("rl",), CIFAR, "actor-critic", ("representation=mlp", "learning_rate=0.03")),
-    Row("WPL, approximators", ("rl",), CIFAR, "wpl", ("representation=mlp", "policy_rate=0.3")),
-    Row(
-        "routing-all-fc recurrent, PASS",
-        ("architectures",),
-        CIFAR,
-        "wpl",
-        WPL,
-        env_options=("recurrent=True",),
-        paper=_paper(46),
-    ),
-    Row(
-        "dispatched",
-        ("architectures",),
-        CIFAR,
-        "reinforce",
-        (*REINFORCE_MLP, "arrangement=dispatched"),
-        paper=_paper(41),
-    ),
-    Row(
-        "single agent",
-        ("architectures",),
-        CIFAR,
-        "reinforce",
-        (*REINFORCE_MLP, "arrangement=single"),
-        paper=_paper(44),
-    ),
-    Row("soft mixture", ("architectures",), CIFAR, "soft-mixture", ("learning_rate=0.003",), paper=_paper(35)),
-    Row(
-        "soft mixture, conditioned",
-        ("architectures",),
-        CIFAR,
-        "soft-mixture",
-        ("conditioned=True", "learning_rate=0.01"),
-    ),
-    Row("Gumbel, straight-through", ("architectures",), CIFAR, "gumbel", ("learning_rate=1.0",)),
-    Row("Gumbel, soft", ("architectures",), CIFAR, "gumbel", ("estimator=soft", "learning_rate=1.0")),
-    Row(
-        "cross-stitch",
-        ("cifar",),
-        CIFAR,
-        "cross-stitch",
-        CROSS_STITCH,
-        paper=_paper(26, 37, 42, 49, 52, 53),
-    ),
-    Row("task-specific-all-fc", ("cifar",), CIFAR, "task-specific-all", paper=_paper(22, 29, 33, 36, 42, 42)),
-    Row("task-specific-1-fc", ("cifar",), CIFAR, "task-specific-last", paper=_paper(27, 34, 39, 42, 48, 49)),
-    Row("shared, told the task", ("cifar",), CIFAR, "shared-with-task", tuned={"tuned": ("learning_rate=0.003",)}),
-    Row("random frozen paths", ("cifar",), CIFAR, "random-fixed"),
+    _row("REINFORCE, approximators", "rl", "reinforce", *REINFORCE_MLP, paper=(20, 20, 20, 20, 20, 20)),
+    _row("REINFORCE, table", "rl", "reinforce", "learning_rate=0.3"),
+    _row("Q-learning, table, whole returns", "rl", "q-learning", "td_lambda=1.0", "learning_rate=0.03"),
+    _row("SARSA, table", "rl", "sarsa", "learning_rate=0.03"),
+    _row("actor-critic, table", "rl", "actor-critic", "learning_rate=0.3"),
+    _row("actor-critic, approximators", "rl", "actor-critic", "representation=mlp", "learning_rate=0.03"),
+    _row("WPL, approximators", "rl", "wpl", "representation=mlp", "policy_rate=0.3"),
+    _row("routing-all-fc recurrent, PASS", "architectures", "wpl", WPL, env_options=("recurrent=True",), paper=(46,)),
+    _row("dispatched", "architectures", "reinforce", *REINFORCE_MLP, "arrangement=dispatched", paper=(41,)),
+    _row("single agent", "architectures", "reinforce", *REINFORCE_MLP, "arrangement=single", paper=(44,)),
+    _row("soft mixture", "architectures", "soft-mixture", "learning_rate=0.003", paper=(35,)),
+    _row("soft mixture, conditioned", "architectures", "soft-mixture", "conditioned=True", "learning_rate=0.01"),
+    _row("Gumbel, straight-through", "architectures", "gumbel", "learning_rate=1.0"),
+    _row("Gumbel, soft", "architectures", "gumbel", "estimator=soft", "learning_rate=1.0"),
+    _row(STITCHED, "cifar", "cross-stitch", CROSS_STITCH, paper=(26, 37, 42, 49, 52, 53)),
+    _row(SPECIFIC, "cifar", "task-specific-all", paper=(22, 29, 33, 36, 42, 42)),
+    _row(SPECIFIC_LAST, "cifar", "task-specific-last", paper=(27, 34, 39, 42, 48, 49)),
+    _row("shared, told the task", "cifar", "shared-with-task", tuned={"tuned": ("learning_rate=0.003",)}),
+    _row("random frozen paths", "cifar", "random-fixed"),
     *(
-        Row(
-            f"{label}, last {stages} stages too",
-            ("stages",),
-            CIFAR,
-            agent,
-            options,
-            env_options=(f"routed_stages={stages}",),
+        _row(
+            *(f"{label}, last {stages} stages too", "stages", agent, *options), env_options=(f"routed_stages={stages}",)
         )
         for label, agent, options, depths in (
-            ("routing (WPL)", "wpl", WPL, (2,)),
+            ("routing (WPL)", "wpl", (WPL,), (2,)),
             ("task-specific", "task-specific-all", (), (2, 1, 3, 4)),
             ("random frozen paths", "random-fixed", (), (2,)),
         )
         for stages in depths
     ),
-    Row("routing-all-fc (WPL)", ("min",), MIN, "wpl", paper=_paper(34, 54, 57, 55, 58, 57)),
-    Row("cross-stitch", ("min",), MIN, "cross-stitch", paper=_paper(29, 41, 48, 53, 56, 55)),
-    Row("task-specific-all-fc", ("min",), MIN, "task-specific-all", paper=_paper(22, 30, 37, 43, 47, 48)),
-    Row("task-specific-1-fc", ("min",), MIN, "task-specific-last", paper=_paper(29, 38, 43, 46, 51, 51)),
-    Row("shared, told the task", ("min",), MIN, "shared-with-task"),
-    Row("random frozen paths", ("min",), MIN, "random-fixed"),
-    Row(
-        "routing-all-fc (WPL)", ("mnist",), MNIST, "wpl", env_options=("rho=0.3",), paper=_paper(90, 90, 98, 99, 99, 99)
-    ),
-    Row("soft mixture", ("mnist",), MNIST, "soft-mixture", paper=_paper(90, 90, 90, 90, 90, 90)),
-    Row("cross-stitch", ("mnist",), MNIST, "cross-stitch", paper=_paper(90, 90, 90, 90, 90, 90)),
-    Row("task-specific-all-fc", ("mnist",), MNIST, "task-specific-all", paper=_paper(90, 91, 94, 95, 95, 96)),
-    Row("task-specific-1-fc", ("mnist",), MNIST, "task-specific-last", paper=_paper(90, 90, 91, 92, 93, 95)),
-    Row("shared, told the task", ("mnist",), MNIST, "shared-with-task"),
-    Row("random frozen paths", ("mnist",), MNIST, "random-fixed"),
+    _row(ROUTING, "min", "wpl", env=MIN, paper=(34, 54, 57, 55, 58, 57)),
+    _row(STITCHED, "min", "cross-stitch", env=MIN, paper=(29, 41, 48, 53, 56, 55)),
+    _row(SPECIFIC, "min", "task-specific-all", env=MIN, paper=(22, 30, 37, 43, 47, 48)),
+    _row(SPECIFIC_LAST, "min", "task-specific-last", env=MIN, paper=(29, 38, 43, 46, 51, 51)),
+    _row("shared, told the task", "min", "shared-with-task", env=MIN),
+    _row("random frozen paths", "min", "random-fixed", env=MIN),
+    _row(ROUTING, "mnist", "wpl", env=MNIST, env_options=("rho=0.3",), paper=(90, 90, 98, 99, 99, 99)),
+    _row("soft mixture", "mnist", "soft-mixture", env=MNIST, paper=(90, 90, 90, 90, 90, 90)),
+    _row(STITCHED, "mnist", "cross-stitch", env=MNIST, paper=(90, 90, 90, 90, 90, 90)),
+    _row(SPECIFIC, "mnist", "task-specific-all", env=MNIST, paper=(90, 91, 94, 95, 95, 96)),
+    _row(SPECIFIC_LAST, "mnist", "task-specific-last", env=MNIST, paper=(90, 90, 91, 92, 93, 95)),
+    _row("shared, told the task", "mnist", "shared-with-task", env=MNIST),
+    _row("random frozen paths", "mnist", "random-fixed", env=MNIST),
     *(
-        Row(f"WPL, ρ = {rho}", ("rho",), CIFAR, "wpl", WPL, env_options=(f"rho={rho}",), x=rho)
+        _row(f"WPL, ρ = {rho}", "rho", "wpl", WPL, env_options=(f"rho={rho}",), x=rho)
         for rho in (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
     ),
     *(
-        Row(f"{label}, {n} tasks", ("first-tasks",), CIFAR, agent, options, env_options=(f"num_tasks={n}",), x=n)
+        _row(f"{label}, {n} tasks", "first-tasks", agent, *options, env_options=(f"num_tasks={n}",), x=n)
         for n in (2, 3, 5, 10)
-        for label, agent, options in (
-            ("routing-all-fc (WPL)", "wpl", WPL),
-            ("cross-stitch", "cross-stitch", CROSS_STITCH),
-            ("task-specific-all-fc", "task-specific-all", ()),
-            ("task-specific-1-fc", "task-specific-last", ()),
+        for label, agent, *options in (
+            (ROUTING, "wpl", WPL),
+            (STITCHED, "cross-stitch", CROSS_STITCH),
+            (SPECIFIC, "task-specific-all"),
+            (SPECIFIC_LAST, "task-specific-last"),
         )
     ),
-)
-
-ROUTING_NETWORKS = Reproduction(
-    name="routing-networks",
-    title="Routing Networks (Rosenbaum, Klinger, Riemer; ICLR 2018)",
-    settings=(PAPER, TUNED),
-    rows=ROWS,
-    groups={
-        "rl": "Fig. 4, CIFAR-MTL: algorithms",
-        "architectures": "Fig. 5, CIFAR-MTL: architectures",
-        "cifar": "Fig. 6, CIFAR-MTL: baselines",
-        "stages": "Not in the paper, CIFAR-MTL: the last convolutional stages routed too, at equal MACs",
-        "min": "Fig. 7, MIN-MTL",
-        "mnist": "Fig. 8, MNIST-MTL",
-        "rho": "Fig. 12, CIFAR-MTL: the collaboration reward",
-        "first-tasks": "Fig. 15, CIFAR-MTL: the first tasks",
-    },
-    batch_size=128,
-    about="Test accuracy in %, ± half of the 95 % interval over seeds.",
-    table=accuracy_by_epoch,
-    draw=draw,
-    measured={
-        "cost": Measurement(
-            title="Fig. 13: what a task's epoch costs",
-            env=CIFAR,
-            measure=cost_against_number_of_blocks,
-            table=cost_by_blocks,
-            draw=cost_against_blocks,
-        )
-    },
 )

@@ -10,7 +10,7 @@ from toys import TREE, ExitTree, small_env, toy_env
 from routing_gym.agents import agent_class, make_agent, train_batch
 from routing_gym.agents.trained.classify import route_out
 from routing_gym.envs import RoutingVectorEnv, rollout
-from routing_gym.experiments.benchmarks.convnet import stand_in_images
+from routing_gym.experiments.benchmarks.steps import stand_in_images
 from routing_gym.networks import RoutedPyramid
 
 BATCH = 24

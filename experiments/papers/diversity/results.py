@@ -1,0 +1,191 @@
+"""The tables of Ramachandran and Le (2019), and what they say in words and by their order, judged by recorded runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from routing_gym.experiments.engine.metrics import ACCURACY
+from routing_gym.experiments.engine.records import Record, by_label
+from routing_gym.experiments.papers.diversity import rows
+from routing_gym.experiments.papers.judging import Judge, Judged, judged
+from routing_gym.experiments.papers.reproduction import Claim, Runs, among
+from routing_gym.experiments.papers.tables import (
+    MACS,
+    Column,
+    accuracy,
+    error,
+    heading,
+    judged_on,
+    line,
+    millions,
+    table,
+)
+
+SHUFFLES = 200
+
+
+def claims(records: Runs) -> list[Claim]:
+    """Judge all claims by records that were trained in one way; for `series` and `part` see `Row`."""
+    judge, of_omniglot = Judge(records), Judge(records, "series", part=rows.OMNIGLOT_EXPERTS)
+    order = (rows.DIVERSE, rows.CONVS, rows.CONV5, rows.CONV3)
+    said: dict[str, list[Judged]] = {
+        (
+            "Table 2: convolutions, pooling and identity err less than convolutions alone, these less than only 5x5, "
+            "and these less than only 3x3"
+        ): judge.in_order(*order),
+        "In few steps: the order of Table 2 with k = 2": judge.in_order(*map(rows.from_the_task, order)),
+        "Table 1: diverse routing errs less than single-task networks": [judge.less(rows.DIVERSE, rows.SINGLE_TASK)],
+        "k that falls over the layers errs less than a small fixed k": [of_omniglot.less(rows.ANNEALED, rows.FIXED_K)],
+        "Fig. 4: examples of a class tend to be routed through the same experts": [
+            _specialized([record for record in records if "mnist" in record["groups"]])
+        ],
+        "Table 4: 96 decisions are less accurate than 48": [
+            judge.less(rows.CELLS_6X32, rows.CELLS_12X32),
+            judge.less(rows.CELLS_6X64, rows.CELLS_12X32),
+        ],
+    }
+    return judged(said)
+
+
+def counts_of(record: Record) -> np.ndarray:
+    """Return `(C, A)`: how often the instances of each label took each choice at the first decision."""
+    return np.array(record["routes_by_label"])[:, 0]
+
+
+def _instances_of(record: Record) -> np.ndarray:
+    """Return `(C,)`: how many instances of each label a run was judged on."""
+    return np.array(record["exits"]).sum((0, 1, 3))
+
+
+def mutual_information(counts: np.ndarray, instances: np.ndarray) -> float:
+    """Return how many bits a choice tells of the label: Σ_i p(i) KL(p(label | i) ‖ p(label)), 0 where all choose alike.
+
+    Args:
+        counts: `(C, A)`: how often the instances of each label took each choice.
+        instances: `(C,)`: how many there are.
+    """
+    joint = counts / counts.sum()
+    by_chance = instances[:, None] / instances.sum() * joint.sum(0)
+    there = joint > 0
+    return float((joint[there] * np.log2(joint[there] / by_chance[there])).sum())
+
+
+def specialization(record: Record) -> float:
+    """Return the mutual information of label and choice at the first decision, in bits."""
+    return mutual_information(counts_of(record), _instances_of(record))
+
+
+def shuffled(record: Record) -> np.ndarray:
+    """Return what `specialization` comes to be if labels are dealt out to the instances anew, `(SHUFFLES,)`.
+
+    No instance takes a choice twice, so that the labels of those that took one are drawn without replacement. Each
+    choice is drawn for by itself, though instances take several: they add up, so that the mean is the same.
+    """
+    random, instances = np.random.default_rng(0), _instances_of(record)
+    drawn = [random.multivariate_hypergeometric(instances, n, size=SHUFFLES) for n in counts_of(record).sum(0)]
+    return np.array([mutual_information(table, instances) for table in np.stack(drawn, -1)])
+
+
+def _specialized(runs: Runs) -> Judged:
+    """Judge whether, in every run, an expert tells more of the label than it does of any shuffled ones."""
+    if not runs:
+        return "not enough", "Needs the network for MNIST."
+    found = [(specialization(run), shuffled(run).max()) for run in runs]
+    told, by_chance = np.mean(found, 0)
+    numbers = f"An expert tells {told:.3f} bits of the class, with labels shuffled {by_chance:.3f} at most."
+    return "holds" if all(bits > highest for bits, highest in found) else "does not hold", numbers
+
+
+PRINTED_PARAMETERS = {rows.CELLS_6X32: 2.5, rows.CELLS_6X64: 9.6, rows.CELLS_12X32: 7.8, rows.ALL_ON: 4.8}
+"""Table 4's millions of parameters per example."""
+
+
+def _validation(runs: Runs) -> str:
+    judged = [run["curve"] for run in runs if run["curve"]["judged_on"] == "validation"]
+    return ACCURACY.text([1 - curve["validation_accuracy"][-1] for curve in judged]) if judged else ""
+
+
+def _printed(form: str, of: Callable[[float], float]) -> Callable[[Runs], str]:
+    """Return what shows the paper's accuracy as `of` makes it."""
+    return lambda runs: "" if runs[0]["paper"] is None else f"*{100 * of(runs[0]['paper']):{form}}*"
+
+
+def _printed_parameters(runs: Runs) -> str:
+    printed = PRINTED_PARAMETERS.get(runs[0]["label"])
+    return "" if printed is None else f"*{printed}*"
+
+
+ERRORS: tuple[Column, ...] = (
+    ("test error %", error),
+    ("paper", _printed(".2f", lambda accuracy: 1 - accuracy)),
+    ("validation error %", _validation),
+    MACS,
+    ("parameters, M", millions("parameters")),
+)
+DEPTH: tuple[Column, ...] = (
+    ("accuracy %", accuracy),
+    ("paper", _printed(".1f", lambda accuracy: accuracy)),
+    ("parameters per example, M", millions("parameters_used")),
+    ("paper", _printed_parameters),
+    ("all parameters, M", millions("parameters")),
+    MACS,
+)
+
+
+def errors(records: Runs) -> list[str]:
+    """Show test and validation error beside the paper's test error."""
+    return [*table(ERRORS, by_label(records).values()), "", judged_on(records)]
+
+
+def depth(records: Runs) -> list[str]:
+    """Show accuracy and parameters per example beside the paper's."""
+    return [*table(DEPTH, by_label(records).values()), "", judged_on(records)]
+
+
+def classes_and_experts(records: Runs) -> list[str]:
+    """Show where the examples of every class go, in the first seed, and how much experts tell of classes, in all."""
+    lines = errors(records)
+    for label, runs in by_label(records).items():
+        counts = counts_of(runs[0])
+        share = 100 * counts / counts.sum(1, keepdims=True)
+        lines += ["", f"{label}, seed {runs[0]['seed']}: percent of every class's choices.", ""]
+        lines += heading(["class", *(f"expert {number}" for number in range(1, counts.shape[1] + 1))])
+        lines += [line([str(number), *(f"{value:.0f}" for value in row)]) for number, row in enumerate(share)]
+        told, by_chance = np.mean([(specialization(run), shuffled(run).mean()) for run in runs], 0)
+        lines += ["", f"An expert tells {told:.3f} bits of the class, with labels shuffled {by_chance:.3f}."]
+    return lines
+
+
+def across(
+    records: Runs, agents: Sequence[str], networks: Sequence[str], refused: Mapping[tuple[str, str], str]
+) -> list[str]:
+    """Show every agent on every network: accuracy, and what an instance costs.
+
+    Args:
+        records: Each with the name of its agent as `series` and of its network as `part`.
+        agents: The rows.
+        networks: The columns.
+        refused: Why a pair cannot be; a pair that is neither there nor refused was not run.
+    """
+
+    def cell(agent: str, network: str) -> str:
+        runs = among(records, series=agent, part=network)
+        if not runs:
+            return refused.get((agent, network), "not run")
+        more = f", {len(runs)} seeds" if len(runs) > 1 else ""
+        return f"{accuracy(runs)} at {millions('macs')(runs)}{more}"
+
+    lines = heading(["", *networks])
+    lines += [line([agent, *(cell(agent, network) for network in networks)]) for agent in agents]
+    how = "Test accuracy in % at how many million multiply-accumulates"
+    return [*lines, "", f"{how}; {_epochs_of(records)} epochs. {judged_on(records)}"]
+
+
+def _epochs_of(records: Runs) -> str:
+    """Say how many epochs there were, for each network if they differ."""
+    epochs = {(record["part"], record["epochs"]) for record in records}
+    if len({number for _, number in epochs}) == 1:
+        return str(records[0]["epochs"])
+    return " and ".join(f"{number} ({part})" for part, number in sorted(epochs))

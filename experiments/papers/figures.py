@@ -1,0 +1,52 @@
+"""What figures of reproduced papers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+
+def titled(title: str, width: float, height: float) -> Figure:
+    """Return an empty figure, in inches, with a title over all its panels."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def single(title: str, width: float, height: float, **names: Any) -> tuple[Figure, Axes]:
+    """Return a figure of one panel with a grid; `names` are of its axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(**names)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def row_of(figure: Figure, count: int, **shared: Any) -> Sequence[Axes]:
+    """Return panels side by side."""
+    return figure.subplots(1, count, squeeze=False, **shared)[0]
+
+
+def column_of(figure: Figure, count: int, **shared: Any) -> Sequence[Axes]:
+    """Return panels one below the other."""
+    return figure.subplots(count, 1, squeeze=False, **shared)[:, 0]
+
+
+def dashed(number: int) -> tuple[int, tuple[int, int]]:
+    """Return another dash for each line: lines that lie on each other stay visible."""
+    return number, (6, number % 3 * 2)
+
+
+def despined(axes: Axes) -> None:
+    """Leave out the frame above and to the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def patches(colors: dict[str, str]) -> list[Patch]:
+    """Return what a legend shows of colours."""
+    return [Patch(color=color, label=name) for name, color in colors.items()]
