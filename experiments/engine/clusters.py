@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,6 +21,8 @@ from routing_gym.experiments.engine.settings import writable_folder
 from routing_gym.files import write_atomically
 
 POLL_SECONDS = 0.5
+GONE_SECONDS = 20.0
+"""Seconds without an answer after which a cluster counts as gone."""
 TOKEN = ".shared-{}"
 """File by which a machine knows whether the folder it writes to is the one that is waited at."""
 
@@ -127,8 +130,13 @@ class Ray(Launcher):
                 options = {"num_cpus": cpus, "num_gpus": self.num_gpus, "max_retries": ATTEMPTS - 1, "name": run.title}
                 waiting[task.options(**options).remote(_absolute(run), tokens[run.folder].name)] = run
                 display.begin(run.title, run.training.epochs)
+            heard = time.monotonic()
             while waiting:
                 done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
+                if _answers(ray.get_runtime_context().gcs_address):
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > GONE_SECONDS:  # Ray would wait for a minute, then end this process
+                    raise ConnectionError(f"no answer for {GONE_SECONDS:g} s")
                 _show(list(waiting.values()), display)
                 for reference in done:
                     run = waiting.pop(reference)
@@ -138,9 +146,10 @@ class Ray(Launcher):
             for run in waiting.values():
                 yield Outcome(run, None, f"{run.title}: the cluster is gone ({one_line(error)}); {kept_in(run.folder)}")
         finally:
-            for reference in waiting:
-                with suppress(Exception):
-                    ray.cancel(reference)
+            if _answers(ray.get_runtime_context().gcs_address):
+                for reference in waiting:
+                    with suppress(Exception):
+                        ray.cancel(reference)
             for token in tokens.values():
                 token.unlink(missing_ok=True)
             if not was_there:
@@ -157,6 +166,16 @@ class Ray(Launcher):
         for name, content in files.items():
             write_atomically(run.folder / name, lambda out, content=content: out.write(content))  # type: ignore[misc]
         return dataclasses.replace(outcome, run=run)
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _absolute(run: Run) -> Run:

@@ -30,15 +30,13 @@ import json, os, signal, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.clusters import _perform_and_send
-from routing_gym.experiments.engine.run import Run
-from routing_gym.experiments.engine.settings import TrainingSettings
+from routing_gym.experiments.engine import clusters
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.records import read_progress
 
 arguments, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+clusters.GONE_SECONDS = 5.0
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 second = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
@@ -47,14 +45,19 @@ def strike():
     files = [out / "slow" / f"seed-{seed}" / PROGRESS for seed in (0, 1)]
     while not all(read_progress(file).get("epoch", 0) >= 1 for file in files):
         time.sleep(0.05)
-    cluster.remove_node(second, allow_graceful=False)
+    if sys.argv[3] == "node":
+        cluster.remove_node(second, allow_graceful=False)
+    else:
+        cluster.head_node.kill_all_processes(check_alive=False)
     (out / "struck").touch()
 
 threading.Thread(target=strike, daemon=True).start()
 status = main([*arguments, "--out", str(out), "--launcher", "ray"])
-ray.shutdown()
-cluster.shutdown()
-sys.exit(status)
+if sys.argv[3] == "node":
+    ray.shutdown()
+    cluster.shutdown()
+sys.stdout.flush()
+os._exit(status)
 """
 
 SLOW = """
@@ -78,10 +81,22 @@ def test_a_node_that_dies_costs_no_finished_run_and_no_figure(tmp_path):
     script = tmp_path / "two_nodes.py"
     script.write_text(TWO_NODES)
     del AGENTS["slow"]
-    python_in_namespace(script, json.dumps(arguments), tmp_path / "there")
+    python_in_namespace(script, json.dumps(arguments), tmp_path / "there", "node")
     assert (tmp_path / "there" / "struck").exists()
     here, there = (strict(tmp_path / name / "results.json") for name in ("here", "there"))
     assert [untimed(record) for record in here] == [untimed(record) for record in there]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
+def test_a_cluster_that_is_gone_fails_the_runs_that_were_under_way(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    script = tmp_path / "two_nodes.py"
+    script.write_text(TWO_NODES)
+    arguments = ["compare", *SMALL, "--plugin", str(tmp_path / "slow.py"), "--agents", "slow", "--seeds", "2"]
+    said = python_in_namespace(script, json.dumps(arguments), tmp_path / "out", "head", status=1)
+    assert (
+        said.count("the cluster is gone (ConnectionError: no answer for 5 s); the last good checkpoint, of epoch") >= 2
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs the extra submitit")
