@@ -239,9 +239,10 @@ class Sweep(Launching):
         options = parse_options("grid", setting)
         of_env = {name.removeprefix(OF_ENV): value for name, value in options.items() if name.startswith(OF_ENV)}
         of_agent = {name: value for name, value in options.items() if not name.startswith(OF_ENV)}
+        drawn = "" if self.search == "grid" else f" --trials {self.trials}"
         how = (
-            f"routing-gym sweep --search {self.search} --agent {self.agent} --env {self.training.env} --epochs "
-            f"{self.training.epochs} --seeds {self.seeds} --grid {' '.join(self.grid)}"
+            f"routing-gym sweep --env {self.training.env} --epochs {self.training.epochs} --agent {self.agent} "
+            f"--search {self.search}{drawn}{' --halving' * self.halving} --seeds {self.seeds} --grid {' '.join(self.grid)}"
         )
         return write_tuned(self.out / "tuned", self.training.env, self.agent, of_env, {**given, **of_agent}, how)
 
