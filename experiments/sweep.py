@@ -240,10 +240,9 @@ class Sweep(Launching):
         of_env = {name.removeprefix(OF_ENV): value for name, value in options.items() if name.startswith(OF_ENV)}
         of_agent = {name: value for name, value in options.items() if not name.startswith(OF_ENV)}
         drawn = "" if self.search == "grid" else f" --trials {self.trials}"
-        how = (
-            f"routing-gym sweep --env {self.training.env} --epochs {self.training.epochs} --agent {self.agent} "
-            f"--search {self.search}{drawn}{' --halving' * self.halving} --seeds {self.seeds} --grid {' '.join(self.grid)}"
-        )
+        how = f"{self.search}{drawn}{' --halving' * self.halving} --seeds {self.seeds} --grid {' '.join(self.grid)}"
+        what = f"--env {self.training.env} --epochs {self.training.epochs} --agent {self.agent}"
+        how = f"routing-gym sweep {what} --search {how}"
         return write_tuned(self.out / "tuned", self.training.env, self.agent, of_env, {**given, **of_agent}, how)
 
     def _run(self, setting: tuple[str, ...], seed: int) -> Run:

@@ -102,9 +102,8 @@ def test_the_best_setting_is_used_when_it_is_asked_for(tmp_path, capsys):
     assert run("sweep", *SMALL, *grid, "--seeds", 1, "--out", tmp_path / "sweep") == 0
     file = tmp_path / "sweep" / "tuned" / "SyntheticMTL-v0" / "wpl.toml"
     assert tomllib.loads(file.read_text()) == {"env_options": {"width": 8}, "agent_options": {"policy_rate": 0.05}}
-    assert file.read_text().startswith(
-        f"# routing-gym sweep --env {ENV} --epochs 1 --agent wpl --search grid --seeds 1 --grid"
-    )
+    command = f"# routing-gym sweep --env {ENV} --epochs 1 --agent wpl --search grid --seeds 1 --grid"
+    assert file.read_text().startswith(command)
     tuned = ["--tuned", "--tuned-dir", tmp_path / "sweep" / "tuned"]
     arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--seeds", 1]
     assert run(*arguments, *tuned, "--agent-options", "wpl.policy_rate=0.2", "--out", tmp_path / "out") == 0
