@@ -214,7 +214,10 @@ class Run:
     @property
     def configuration(self) -> dict[str, Any]:
         """What `config.toml` holds: the options of `routing-gym train`, all of them."""
-        training = {"callbacks": self.training.callbacks, "threads": self.training.threads}
+        settings = self.training
+        training: dict[str, Any] = {"callbacks": settings.callbacks, "threads": settings.threads}
+        training |= {"device": settings.device} if settings.device != "auto" else {}
+        training |= {"data_dir": settings.data_dir} if settings.data_dir is not None else {}
         plugins = {"plugin": [str(path.resolve()) for path in self.plugins]} if self.plugins else {}
         return {**training, **plugins, **self.asked}
 

@@ -11,9 +11,11 @@ import pytest
 from records import strict, untimed
 
 from routing_gym.agents import AGENTS
-from routing_gym.experiments.cli import main
+from routing_gym.experiments.cli import main, parsed
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.records import read_progress
+from routing_gym.experiments.engine.run import Run, finite
+from routing_gym.experiments.engine.settings import TrainingSettings, config_text
 
 pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.long]
 
@@ -141,11 +143,24 @@ def test_a_signal_ends_all_workers_and_says_what_is_kept(plugin, tmp_path):
 
 
 def test_printed_commands_perform_the_runs(tmp_path, capfd):
-    arguments = ["compare", *SMALL, "--agents", "wpl", "top-k", "--agent-options", "top-k.k=1", "--seeds", 1]
+    arguments = [
+        "compare",
+        *SMALL,
+        "--agents",
+        "wpl",
+        "top-k",
+        "--agent-options",
+        "top-k.k=1",
+        "--seeds",
+        1,
+        "--device",
+        "cpu",
+    ]
     assert run(*arguments, "--out", tmp_path / "here") == 0
     capfd.readouterr()
     out = tmp_path / "a folder"
     assert run(*arguments, "--out", out, "--launcher", "print") == 0
+    assert 'device = "cpu"' in (out / "wpl" / "seed-0" / "config.toml").read_text()
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 2 and not list(out.rglob("results.json"))
     for line in lines:
@@ -156,3 +171,13 @@ def test_printed_commands_perform_the_runs(tmp_path, capfd):
     assert run(*arguments, "--out", out, "--resume") == 0
     here, there = (strict(folder / "results.json") for folder in (tmp_path / "here", out))
     assert [untimed(record) for record in here] == [untimed(record) for record in there]
+
+
+def test_a_configuration_says_where_data_lies(tmp_path):
+    asked = Run(TrainingSettings("routing_gym/MnistMTL-v0", data_dir=str(tmp_path)), "wpl", 0, tmp_path / "run")
+    written = tmp_path / "config.toml"
+    written.write_text(config_text(asked.configuration))
+    command = parsed(["train", "--config", str(written)])
+    assert command.training.data_dir == str(tmp_path)
+    again = Run(command.training, command.agent, command.seed, tmp_path / "run", command.agent_options)
+    assert finite(again.asked) == finite(asked.asked)  # lists are tuples
