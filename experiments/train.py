@@ -79,7 +79,8 @@ class Train(Keeping, Pluggable, Tunable):
         def show(run: Run, record: Record) -> None:
             values = {**record, **{key: record[f"{self.split}_{key}"] for key in ("accuracy", "loss")}}
             console.print(evaluation_table(values, f"{self.agent} on {self.training.env}, split {self.split}"))
-            say(console, f"Written to {self.out}: checkpoint.pt, results.json, TensorBoard events")
+            events = ", TensorBoard events" if "tensorboard" in self.training.callbacks else ""
+            say(console, f"Written to {self.out}: checkpoint.pt, results.json{events}")
 
         with ExitStack() as stack:
             if self.out.is_dir():

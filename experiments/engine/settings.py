@@ -17,6 +17,7 @@ import torch
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent, needs
 from routing_gym.envs import RoutingVectorEnv, core_of
 from routing_gym.envs.make import default_options
+from routing_gym.experiments.engine.callbacks import check_callbacks
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.registration import ENV_IDS, env_ids
 
@@ -69,6 +70,13 @@ class TrainingSettings:
             raise UsageError(f"--threads must be at most {MOST_THREADS}, got {self.threads}")
         if twice := repeated(self.callbacks):
             raise UsageError(f"--callbacks names {twice!r} twice")
+        check_callbacks(self.callbacks)
+
+    def decided_by(self, agent: str) -> set[str]:
+        """Options of the environment that an agent decides: those it needs, unless they are given."""
+        needed = needs(agent)
+        names = {*needed, *(("replay_batch",) if needed["autoreset_mode"] == "same_step" else ())}
+        return names - parse_options("env_options", self.env_options).keys()
 
     def make_env(self, agent: str, seed: int) -> RoutingVectorEnv:
         """Make the environment an agent needs.
