@@ -285,12 +285,12 @@ def ranking(records: Sequence[Record], title: str) -> Table:
     accuracies = {name: [ACCURACY.value(run) for run in runs] for name, runs in groups.items()}
     for name in sorted(groups, key=lambda name: -float(np.mean(accuracies[name]))):
         runs = groups[name]
-        best = np.argmax(np.mean([ACCURACY.curve_of(run) for run in runs], 0))
+        best = np.argmax(np.nanmean(ACCURACY.curves(runs), 0))
         table.add_row(
             name,
             ACCURACY.text(accuracies[name]),
             f"{100 * min(accuracies[name]):.2f}",
-            str(runs[0]["curve"]["epoch"][best]),
+            str(best + 1),
             METRICS["seconds"].text([run["seconds"] for run in runs]),
         )
     return table

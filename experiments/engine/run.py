@@ -118,6 +118,11 @@ class Run:
                 f"{env.dataset.name} has no {self.split} split, only {', '.join(env.datasets)}; an option of the data "
                 f"holds some out (`routing-gym list {self.training.env}`)"
             )
+        if self.training.patience is not None and "validation" not in env.datasets:
+            raise UsageError(
+                f"--patience goes by the validation accuracy, {env.dataset.name} has only {', '.join(env.datasets)}: "
+                f"leave it out, or hold data out by an option of theirs (`routing-gym list {self.training.env}`)"
+            )
         return build_agent(self.agent, env, self.seed, self.agent_options)
 
     @property

@@ -58,6 +58,8 @@ def train(session: Session, callbacks: Sequence[Callback], patience: int | None 
     batches = -(-env.trainer.optimization.epoch // env.num_envs)
     policies = PolicyLog(agent, folder / "policies.npz", len(curve["epoch"]), every=-(-batches // SNAPSHOTS_PER_EPOCH))
     routes = RouteLog(folder / ROUTES, len(curve["epoch"]))
+    if curve["epoch"] and best_epoch(curve) == curve["epoch"][-1]:
+        _keep_best(folder)  # a kill may have come between the two files
     while len(curve["epoch"]) < session.epochs and not _exhausted(curve, patience):
         seen: list[dict[str, Tensor]] = []
         start = time.perf_counter()
