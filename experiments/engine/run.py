@@ -36,6 +36,7 @@ from routing_gym.experiments.engine.settings import (
     TrainingSettings,
     build_agent,
     config_text,
+    default_env_options,
     resolved_agent_options,
     resolved_env_options,
     writable_folder,
@@ -228,10 +229,12 @@ class Run:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What `config.toml` holds: the options of `routing-gym train`, all of them."""
+        """What `config.toml` holds: the options of `routing-gym train`, but those that the agent decides."""
         training = {"callbacks": self.training.callbacks, "threads": self.training.threads}
         plugins = {"plugin": [str(path.resolve()) for path in self.plugins]} if self.plugins else {}
-        return {**training, **plugins, **self.asked}
+        decided = self.training.decided_by(self.agent)
+        of_env = {name: value for name, value in self.asked["env_options"].items() if name not in decided}
+        return {**training, **plugins, **self.asked, "env_options": of_env}
 
     def _record(self, session: Session) -> Record:
         """Judge what has been trained, and say all there is to say of it."""
@@ -371,7 +374,8 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
             {"agent": fresh.name, "batch_size": env.num_envs},
         )
         of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))
-        of_env = (checkpoint["env_kwargs"], env.spec.kwargs)
+        given = (checkpoint["env_kwargs"], env.spec.kwargs)
+        of_env = tuple({**default_env_options(env.spec.id, kwargs), **kwargs} for kwargs in given)
         for saved, ours in (run, of_agent, of_env):  # one by one: agents and environments have options of one name
             for option in sorted((ours.keys() | saved.keys()) - WHEREABOUTS):
                 if finite(ours.get(option)) != finite(saved.get(option)):
