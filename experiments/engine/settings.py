@@ -216,15 +216,16 @@ def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> 
 
 
 def options_of_agents(agents: tuple[str, ...], given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Sort AGENT.NAME=VALUE by agent, as NAME=VALUE."""
+    """Sort AGENT.NAME=VALUE by agent, as NAME=VALUE; names of agents may have dots themselves."""
     options: dict[str, list[str]] = {name: [] for name in agents}
     for item in given:
-        name, dot, rest = item.partition(".")
-        if not dot or name not in options:
+        found = [name for name in agents if item.partition("=")[0].startswith(f"{name}.")]
+        if not found:
             raise UsageError(
                 f"--agent-options takes AGENT.NAME=VALUE, the agent one of {' '.join(agents)}, got {item!r}"
             )
-        options[name].append(rest)
+        name = max(found, key=len)
+        options[name].append(item.removeprefix(f"{name}."))
     each_once("agent_options", given)
     return {name: tuple(items) for name, items in options.items()}
 
