@@ -73,6 +73,7 @@ def test_a_written_configuration_performs_the_very_same_run(agent, options, tmp_
     assert texts[0] == texts[1]
 
 
+@pytest.mark.long
 def test_the_report_says_how_to_go_on_with_a_run_of_a_comparison(tmp_path, capsys):
     for out in ("whole", "part"):
         arguments = ["compare", *SMALL, "--agents", "actor", "--env-options", *EXITS, "--seeds", 1]
@@ -100,7 +101,7 @@ values = st.recursive(
 
 
 @given(values)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_values_of_options_come_back_as_they_were(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "options.toml"
     path.write_bytes(config_text({"env": ENV, "agent_options": {"a": value}}).encode())
