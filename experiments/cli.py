@@ -103,7 +103,7 @@ def parsed(arguments: list[str]) -> Command:
     """
     import tyro
 
-    from routing_gym.experiments.engine.arguments import gathered, with_config
+    from routing_gym.experiments.engine.arguments import filled_up_from, gathered, with_config
 
     name, *rest = arguments
     if "--out=" in rest or ("--out", "") in zip(rest, rest[1:], strict=False):
@@ -111,7 +111,8 @@ def parsed(arguments: list[str]) -> Command:
     command = command_class(name)
     configured, rest = with_config(command, rest)
     default = {} if configured is None else {"default": configured}
-    return tyro.cli(command, args=gathered(rest, command), prog=f"routing-gym {name}", **default)
+    asked = tyro.cli(command, args=gathered(rest, command), prog=f"routing-gym {name}", **default)
+    return asked if configured is None else filled_up_from(configured, asked)
 
 
 def ended(reason: str, status: int) -> int:

@@ -11,9 +11,17 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from routing_gym.experiments.engine.console import one_line, say
+from routing_gym.experiments.engine.console import one_line, say, show
 from routing_gym.experiments.engine.figures import learning_curves, routing_maps
-from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, keep_failures, locked, set_aside
+from routing_gym.experiments.engine.folders import (
+    FAILURES,
+    Keeping,
+    check_free,
+    drop_aside,
+    keep_failures,
+    locked,
+    set_aside,
+)
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.records import Record, comparison_table, read_runs, write_csv, write_results
 from routing_gym.experiments.engine.report import write_report
@@ -103,7 +111,7 @@ class Compare(Keeping, Launching, Tunable):
                 write_results(in_order(), writable_folder(self.out) / "results.json")
 
             failures += perform(left, launcher, keep, console, self.debug)
-            if records and launcher.here:
+            if launcher.here:
                 failures += self._show(in_order(), failures, console)
             if not failures:
                 drop_aside(self.out)
@@ -111,9 +119,16 @@ class Compare(Keeping, Launching, Tunable):
 
     def _show(self, records: Sequence[Record], failures: Sequence[str], console: Console) -> list[str]:
         """Print the table, write records, pictures and the report; return what could not be written."""
+        if not records:
+            try:
+                keep_failures(writable_folder(self.out), failures)
+            except Exception as error:
+                return [f"not everything could be written to {self.out}: {one_line(error)}"]
+            say(console, f"No run is finished; written to {self.out}: {FAILURES}")
+            return []
         seeds = len({record["seed"] for record in records})
         title = f"{self.training.env}, {seeds} seed{'s' * (seeds > 1)}, {self.training.epochs} epochs"
-        console.print(comparison_table(records, title))
+        show(console, comparison_table(records, title))
         try:
             write_results(records, writable_folder(self.out) / "results.json")
             write_csv(records, self.out / "results.csv")

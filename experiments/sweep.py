@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import say
+from routing_gym.experiments.engine.console import say, show
 from routing_gym.experiments.engine.folders import check_own, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
@@ -137,7 +137,7 @@ class Sweep(Launching):
         at_least_one("trials", self.trials)
         launcher = self.make_launcher(self.out)
         axes = self._axes()
-        records: dict[Setting, list[Record]] = {}
+        records: dict[str, list[Record]] = {}
         failures: list[str] = []
         with ExitStack() as stack:
             if self.out.is_dir():
@@ -148,14 +148,14 @@ class Sweep(Launching):
                 return [record for runs in records.values() for record in sorted(runs, key=lambda run: run["seed"])]
 
             def keep(run: Run, record: Record) -> None:
-                records[tuple(run.facts["setting"].split(" "))].append(record)
+                records[run.facts["setting"]].append(record)
                 write_results(in_order(), writable_folder(self.out) / "results.json")
 
             def run_all(settings: Sequence[Setting], seeds: Sequence[int]) -> None:
                 """Finish runs of settings, as far as they are not."""
                 left = []
                 for run in (self._run(setting, seed) for seed in seeds for setting in settings):
-                    of_setting = records.setdefault(tuple(run.facts["setting"].split(" ")), [])
+                    of_setting = records.setdefault(run.facts["setting"], [])
                     if record := run.finished():
                         of_setting.append(record)
                     else:
@@ -166,11 +166,13 @@ class Sweep(Launching):
 
             def score(setting: Setting) -> float:
                 """Mean accuracy of a setting so far; minus infinity where its runs failed."""
-                runs = records[setting]
+                runs = records[" ".join(setting)]
                 return float(np.mean([ACCURACY.value(run) for run in runs])) if runs else -math.inf
 
             seeds = range(FIRST_SEED, FIRST_SEED + self.seeds)
+            tried: dict[Setting, None] = {}
             for settings in self._proposed(axes, score):
+                tried |= dict.fromkeys(settings)
                 rounds = [[seed] for seed in seeds] if self.halving else [list(seeds)]
                 for of_round in rounds:
                     run_all(settings, of_round)
@@ -178,10 +180,10 @@ class Sweep(Launching):
                         settings = sorted(settings, key=score, reverse=True)[: -(-len(settings) // 2)]
                 if not launcher.here:
                     return say_failures(failures, console, self.out)
-            whole = {setting: runs for setting, runs in records.items() if len(runs) == self.seeds}
+            whole = [setting for setting in tried if len(records[" ".join(setting)]) == self.seeds]
             if done := in_order():
                 write_results(done, writable_folder(self.out) / "results.json")
-                console.print(ranking(done, f"{self.agent} on {self.training.env}, {self.training.epochs} epochs"))
+                show(console, ranking(done, f"{self.agent} on {self.training.env}, {self.training.epochs} epochs"))
             if whole:
                 say(console, f"The best setting is in {self._write_tuned(max(whole, key=score))}")
             keep_failures(self.out, failures)
@@ -256,7 +258,7 @@ class Sweep(Launching):
             training=dataclasses.replace(self.training, env_options=env_options),
             agent=self.agent,
             seed=seed,
-            folder=self.out / name.replace(" ", "_") / f"seed-{seed}",
+            folder=self.out / name.replace(" ", "_").replace("/", "%2F").replace("\\", "%5C") / f"seed-{seed}",
             agent_options=agent_options,
             split="validation",
             title=f"{name}, seed {seed}",
@@ -285,12 +287,12 @@ def ranking(records: Sequence[Record], title: str) -> Table:
     accuracies = {name: [ACCURACY.value(run) for run in runs] for name, runs in groups.items()}
     for name in sorted(groups, key=lambda name: -float(np.mean(accuracies[name]))):
         runs = groups[name]
-        best = np.argmax(np.mean([ACCURACY.curve_of(run) for run in runs], 0))
+        best = np.argmax(np.nanmean(ACCURACY.curves(runs), 0))
         table.add_row(
             name,
             ACCURACY.text(accuracies[name]),
             f"{100 * min(accuracies[name]):.2f}",
-            str(runs[0]["curve"]["epoch"][best]),
+            str(best + 1),
             METRICS["seconds"].text([run["seconds"] for run in runs]),
         )
     return table

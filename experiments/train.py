@@ -23,7 +23,7 @@ from routing_gym.experiments.engine.folders import Keeping, check_free, drop_asi
 from routing_gym.experiments.engine.instances import write_routes
 from routing_gym.experiments.engine.launchers import InProcess, perform, try_out
 from routing_gym.experiments.engine.plugins import Pluggable
-from routing_gym.experiments.engine.records import Record
+from routing_gym.experiments.engine.records import Record, read_run
 from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import (
     TrainingSettings,
@@ -79,12 +79,15 @@ class Train(Keeping, Pluggable, Tunable):
         def show(run: Run, record: Record) -> None:
             values = {**record, **{key: record[f"{self.split}_{key}"] for key in ("accuracy", "loss")}}
             console.print(evaluation_table(values, f"{self.agent} on {self.training.env}, split {self.split}"))
-            say(console, f"Written to {self.out}: checkpoint.pt, results.json, TensorBoard events")
+            events = ", TensorBoard events" if "tensorboard" in self.training.callbacks else ""
+            say(console, f"Written to {self.out}: checkpoint.pt, results.json{events}")
 
         with ExitStack() as stack:
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
             check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=True)
+            if self.resume and (path := self.out / "results.json").exists():
+                read_run(path)  # the run may be longer by now, but not one of another version
             runs, failures = try_out([run], lambda run: run.agent, console, self.debug, fresh=self.overwrite)
             if runs:
                 stack.enter_context(locked(writable_folder(self.out)))

@@ -1,6 +1,7 @@
 """Made-up records of runs and their folders: what a comparison could have written, without one."""
 
 import json
+import re
 
 import numpy as np
 
@@ -45,6 +46,12 @@ def routes(rng, epoch):
     """Counts `(T, N, A)`: mixed at first, most in one block later."""
     shares = rng.dirichlet([0.5 / (1 + epoch)] * CHOICES, size=(TASKS, DECISIONS))
     return np.rint(360 * shares).astype(np.int32)
+
+
+def block(path):
+    """The data of a report."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.S)
+    return json.loads(found[1])
 
 
 def write_runs(folder, records, *, with_routes=True, rng=None):

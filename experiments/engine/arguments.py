@@ -6,9 +6,12 @@ import dataclasses
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
 
 from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.settings import as_text, filled_up, from_toml
 from routing_gym.options import check_types
 
 
@@ -78,45 +81,79 @@ def with_config(command: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]
     if len(files) > 1 or not files[0]:
         raise UsageError("--config takes one file")
     options = _read_config(Path(files[0]))
-    made = _made(command, options, files[0])
+    known: list[str] = []
+    made = _made(command, options, files[0], known)
     if options:
-        raise UsageError(f"--config {files[0]}: this command has no option {sorted(options)[0]!r}")
+        has = f"it has {', '.join(sorted(known))}"
+        raise UsageError(f"--config {files[0]}: this command has no option {sorted(options)[0]!r}; {has}")
     return made, rest
 
 
+def filled_up_from(configured: Any, command: Any) -> Any:
+    """Return a command with options NAME=VALUE of the one it was configured by, those that are not named anew."""
+    changes = {}
+    for field in dataclasses.fields(command):
+        value, before = getattr(command, field.name), getattr(configured, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = filled_up_from(before, value)
+        elif field.name.endswith(TABLE):
+            changes[field.name] = filled_up(value, before)
+    return dataclasses.replace(command, **changes)
+
+
+TABLE = "_options"
+"""What the name of an option ends with that is a table in a file."""
+
+
 def _read_config(path: Path) -> dict[str, Any]:
-    """Options of a command by name, tables of options as NAME=VALUE texts.
+    """Options of a command by name, tables of options as texts NAME=VALUE.
 
     Raises:
         UsageError: The file cannot be read, or is no TOML.
     """
     try:
-        options = tomllib.loads(path.read_text(encoding="utf-8"))
+        options = from_toml(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     for name, value in options.items():
-        if isinstance(value, dict):
-            options[name] = [f"{option}={'none' if part is None else part}" for option, part in value.items()]
+        if isinstance(value, dict) and name.endswith(TABLE):
+            options[name] = [f"{option}={as_text(part)}" for option, part in value.items()]
     return options
 
 
-def _made(command: Any, options: dict[str, Any], file: str) -> Any:
-    """Make a dataclass of options, which are taken out."""
+def _made(command: Any, options: dict[str, Any], file: str, known: list[str]) -> Any:
+    """Make a dataclass of options, which are taken out, and say which it has."""
     hints, values = get_type_hints(command), {}
     for field in dataclasses.fields(command):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            values[field.name] = _made(hint, options, file)
-        elif field.name in options:
-            value = options.pop(field.name)
-            kinds = get_args(hint)
-            if get_origin(hint) is tuple:
-                value = tuple(kinds[0](part) for part in value) if isinstance(value, list) else value
-            elif Path in (hint, *kinds):
-                value = Path(value)
-            try:
-                check_types(f"--config {file}", {field.name: hint}, {field.name: value})
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-            values[field.name] = value
+            values[field.name] = _made(hint, options, file, known)
+            continue
+        known.append(field.name)
+        if field.name in options:
+            values[field.name] = _checked(f"--config {file}", field.name, hint, options.pop(field.name))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            values[field.name] = tyro.MISSING  # the command line has to say it
     return command(**values)
+
+
+def _checked(file: str, name: str, hint: Any, value: Any) -> Any:
+    """Value of an option as the command wants it.
+
+    Raises:
+        UsageError: It is of another type.
+    """
+    kinds = get_args(hint)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_checked(file, name, kinds[0], part) for part in value)
+    if get_origin(hint) is Literal and value not in kinds:
+        raise UsageError(f"{file}: {name} must be {' or '.join(map(repr, kinds))}, got {value!r}")
+    if Path in (hint, *kinds) and isinstance(value, str):
+        if not value:
+            raise UsageError(f"{file}: {name} is empty: name a folder or a file")
+        return Path(value)
+    try:
+        check_types(file, {name: hint}, {name: value})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return value

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import io
 import json
 import os
+import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from routing_gym.agents import Agent
 from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.console import one_line
 from routing_gym.experiments.engine.metrics import METRICS, Record
-from routing_gym.experiments.engine.records import Curve, write_text
+from routing_gym.experiments.engine.records import Curve, flat_options, write_text
 
 
 @dataclasses.dataclass
@@ -54,7 +58,12 @@ class Callback:
     """Five hooks, which do nothing unless they are overridden; what they raise ends the run.
 
     A run that was interrupted begins again at its last checkpoint, so that an epoch may come a second time.
+
+    Attributes:
+        library: What it imports, by the name that `pip install` takes; nothing by default.
     """
+
+    library: ClassVar[str] = ""
 
     def on_begin(self, session: Session) -> None:
         """Before the first batch; `session.curve` holds the epochs of a run that is gone on with."""
@@ -72,11 +81,30 @@ class Callback:
         """When the run is finished, with its record."""
 
     def on_failure(self, session: Session, error: BaseException) -> None:
-        """When it ends otherwise: an error, or a signal."""
+        """When it ends otherwise, by an error or a signal: also one in the callback's own `on_begin` or `on_end`."""
+
+
+class CallbackError(Exception):
+    """What a callback raised; the message names it and the hook."""
+
+
+def tell(callback: Callback, hook: str, session: Session, *what: Any) -> None:
+    """Call a hook.
+
+    Raises:
+        CallbackError: It raises something.
+    """
+    try:
+        getattr(callback, hook)(session, *what)
+    except (Exception, SystemExit) as error:
+        name = next((name for name, made in CALLBACKS.items() if made is type(callback)), type(callback).__name__)
+        raise CallbackError(f"callback {name}, {hook}: {one_line(error)}") from error
 
 
 class TensorBoard(Callback):
     """TensorBoard events in the run's folder."""
+
+    writer: Any = None
 
     def on_begin(self, session: Session) -> None:
         """Open the writer; what is there of later epochs is hidden."""
@@ -92,6 +120,7 @@ class TensorBoard(Callback):
         for metric in METRICS.values():
             if metric.curve and (key := metric.key("validation")) in session.last:
                 self.writer.add_scalar(f"{split}/{metric.name}_by_epoch", session.last[key], epoch)
+        self.writer.flush()  # a kill loses no epoch that has a checkpoint
 
     def on_end(self, session: Session, record: Record) -> None:
         """Write the numbers in the end."""
@@ -102,7 +131,12 @@ class TensorBoard(Callback):
 
     def on_failure(self, session: Session, error: BaseException) -> None:
         """Close the writer."""
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+TABLES = ("exits", "use")
+"""Columns of a curve that are no numbers."""
 
 
 class Csv(Callback):
@@ -110,7 +144,7 @@ class Csv(Callback):
 
     def on_epoch(self, session: Session, metrics: Mapping[str, float]) -> None:
         """Write the curve so far."""
-        columns = {name: values for name, values in session.curve.items() if name in session.last}
+        columns = {name: of for name, of in session.curve.items() if isinstance(of, list) and name not in TABLES}
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(columns)
@@ -121,11 +155,14 @@ class Csv(Callback):
 class WandB(Callback):
     """Weights & Biases (`pip install wandb`); its project, entity and mode are what `WANDB_*` variables say."""
 
+    library = "wandb"
+    run: Any = None
+
     def on_begin(self, session: Session) -> None:
-        """Open the run, or that of the same folder."""
+        """Open the run, or go on with that of the folder."""
         import wandb
 
-        where = {"dir": str(session.folder), "id": _identity(session), "resume": "allow"}
+        where = {"dir": str(session.folder), "id": _identity(session, self.library), "resume": "allow"}
         self.run = wandb.init(name=session.title, config=dict(session.config), **where)
 
     def on_epoch(self, session: Session, metrics: Mapping[str, float]) -> None:
@@ -139,17 +176,21 @@ class WandB(Callback):
 
     def on_failure(self, session: Session, error: BaseException) -> None:
         """Say that it failed."""
-        self.run.finish(exit_code=1)
+        if self.run is not None:
+            self.run.finish(exit_code=1)
 
 
 class Trackio(Callback):
     """Trackio (`pip install trackio`), in the project that `TRACKIO_PROJECT` names."""
 
+    library = "trackio"
+    run: Any = None
+
     def on_begin(self, session: Session) -> None:
-        """Open the run, or that of the same folder."""
+        """Open the run, or go on with that of the folder."""
         import trackio
 
-        name = f"{session.title} {_identity(session)}"
+        name = f"{session.title} {_identity(session, self.library)}"
         project = os.environ.get("TRACKIO_PROJECT", "routing-gym")
         self.run = trackio.init(project=project, name=name, config=dict(session.config), resume="allow")
 
@@ -159,24 +200,33 @@ class Trackio(Callback):
 
     def on_end(self, session: Session, record: Record) -> None:
         """Log the numbers in the end."""
-        self.run.log(_in_the_end(record))
+        self.run.log(_in_the_end(record), step=record["epochs"])
         self.run.finish()
 
     def on_failure(self, session: Session, error: BaseException) -> None:
         """Close the run."""
-        self.run.finish()
+        if self.run is not None:
+            self.run.finish()
 
 
 class MLflow(Callback):
     """MLflow (`pip install mlflow`), at the address and in the experiment that `MLFLOW_*` variables name."""
 
+    library = "mlflow"
+    mlflow: Any = None
+
     def on_begin(self, session: Session) -> None:
-        """Open the run."""
+        """Open the run, or go on with that of the folder, whose parameters stay as they were."""
         import mlflow
 
+        kept, tags = _kept(session, self.library), {"folder": str(session.folder)}
+        run = mlflow.start_run(run_id=kept) if kept else mlflow.start_run(run_name=session.title, tags=tags)
         self.mlflow = mlflow
-        mlflow.start_run(run_name=session.title, tags={"folder": str(session.folder)})
-        mlflow.log_params({name: str(value) for name, value in session.config.items()})
+        if not kept:
+            _keep(session, self.library, run.info.run_id)
+            texts = [(name, text[:LONGEST_PARAMETER]) for name, text in flat_options(dict(session.config)).items()]
+            for start in range(0, len(texts), MOST_PARAMETERS):
+                mlflow.log_params(dict(texts[start : start + MOST_PARAMETERS]))
 
     def on_epoch(self, session: Session, metrics: Mapping[str, float]) -> None:
         """Log the numbers of an epoch."""
@@ -184,19 +234,34 @@ class MLflow(Callback):
 
     def on_end(self, session: Session, record: Record) -> None:
         """Log the numbers in the end."""
-        self.mlflow.log_metrics(_in_the_end(record))
+        self.mlflow.log_metrics(_in_the_end(record), step=record["epochs"])
         self.mlflow.end_run()
 
     def on_failure(self, session: Session, error: BaseException) -> None:
         """Say that it failed."""
-        self.mlflow.end_run("FAILED")
+        if self.mlflow is not None:
+            self.mlflow.end_run("FAILED")
 
 
-def _identity(session: Session) -> str:
-    """Name of a run that is the same when it is gone on with."""
-    import hashlib
+MOST_PARAMETERS, LONGEST_PARAMETER = 100, 6000
+"""What MLflow takes in one call."""
 
-    return hashlib.sha256(str(session.folder.resolve()).encode()).hexdigest()[:16]
+
+def _kept(session: Session, library: str) -> str:
+    """Name under which a library knows a run that is gone on with; nothing where the run begins."""
+    path = session.folder / f".id-{library}"
+    return path.read_text(encoding="utf-8").strip() if session.curve["epoch"] and path.exists() else ""
+
+
+def _keep(session: Session, library: str, name: str) -> None:
+    write_text(session.folder / f".id-{library}", f"{name}\n")
+
+
+def _identity(session: Session, library: str) -> str:
+    """Name of a run that is the same when it is gone on with, and another when it is replaced."""
+    if not (name := _kept(session, library)):
+        _keep(session, library, name := uuid.uuid4().hex[:16])
+    return name
 
 
 def _numbers(session: Session, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -234,14 +299,23 @@ def register_callback(name: str, callback: Callable[[], Callback]) -> None:
     CALLBACKS[name] = callback
 
 
-def make_callbacks(names: tuple[str, ...]) -> list[Callback]:
-    """Callbacks by name.
+def check_callbacks(names: tuple[str, ...]) -> None:
+    """Refuse callbacks that are not there.
 
     Raises:
-        UsageError: An unknown name; or a library that is not installed, as soon as it is needed.
+        UsageError: An unknown name, or a library that is not installed.
     """
-    if unknown := [name for name in names if name not in CALLBACKS]:
-        raise UsageError(f"unknown callback {unknown[0]!r}; known are {', '.join(CALLBACKS)}")
+    for name in names:
+        if name not in CALLBACKS:
+            raise UsageError(f"unknown callback {name!r}; known are {', '.join(CALLBACKS)}")
+        library = getattr(CALLBACKS[name], "library", "")
+        if library and library not in sys.modules and importlib.util.find_spec(library) is None:
+            raise UsageError(f"--callbacks {name} needs a library that is not installed: pip install {library}")
+
+
+def make_callbacks(names: tuple[str, ...]) -> list[Callback]:
+    """Callbacks by name; errors as of `check_callbacks`."""
+    check_callbacks(names)
     return [CALLBACKS[name]() for name in names]
 
 
@@ -273,6 +347,10 @@ class Progress(Callback):
         self._write(session)
 
     def on_end(self, session: Session, record: Record) -> None:
+        """Take the file away."""
+        (session.folder / PROGRESS).unlink(missing_ok=True)
+
+    def on_failure(self, session: Session, error: BaseException) -> None:
         """Take the file away."""
         (session.folder / PROGRESS).unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 WIDTH_OF_A_FILE = 110
 
@@ -38,6 +39,13 @@ class Output(Console):
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print one line, however long."""
     console.print(text, style=style, soft_wrap=True)
+
+
+def show(console: Console, table: Table) -> None:
+    """Print a table; in a file as wide as it is, where nobody could make the window wider."""
+    wide = console.options.update(max_width=10_000)
+    width = None if console.is_terminal else max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table, width=width, crop=False)
 
 
 def one_line(error: BaseException) -> str:

@@ -34,14 +34,15 @@ def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
     axes = figure.add_subplot()
     lowest, highest = 1.0, 0.0
     for number, (agent, runs) in enumerate(runs_of.items()):
-        curves = 100 * np.array([ACCURACY.curve_of(run) for run in runs])
-        epochs = runs[0]["curve"]["epoch"]
-        lowest, highest = min(lowest, curves.min() / 100), max(highest, curves.max() / 100)
+        curves = 100 * ACCURACY.curves(runs)
+        epochs = range(1, curves.shape[1] + 1)
+        lowest, highest = min(lowest, np.nanmin(curves) / 100), max(highest, np.nanmax(curves) / 100)
         tests = ACCURACY.text([ACCURACY.value(run) for run in runs])
         # Another dash for each agent: curves that lie on each other stay visible.
         dash = (number, (6, number % 3 * 2))
-        (line,) = axes.plot(epochs, curves.mean(0), linestyle=dash, linewidth=1.8, label=f"{agent}\n{tests}")
-        axes.fill_between(epochs, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+        (line,) = axes.plot(epochs, np.nanmean(curves, 0), linestyle=dash, linewidth=1.8, label=f"{agent}\n{tests}")
+        span = np.nanmin(curves, 0), np.nanmax(curves, 0)
+        axes.fill_between(epochs, *span, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{records[0]['curve']['judged_on']} accuracy, %")
     axes.set_ylim(bottom=max(0.0, 100 * lowest - 1), top=min(100.3, 100 * highest + 1))

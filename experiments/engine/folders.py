@@ -24,6 +24,8 @@ BESIDE = (
     "routing_maps.png",
     "results.csv",
     "report.html",
+    "best.pt",
+    "curve.csv",
     FAILURES,
     "events.out.tfevents*",
 )

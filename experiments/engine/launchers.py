@@ -55,7 +55,8 @@ def attempt(run: Run, callbacks: Sequence[Callback] = ()) -> Outcome:
         if isinstance(error.__cause__, DataError):
             failure = f"not run: {error}"
         else:
-            failure = f"{run.title}: {one_line(error)}; {kept_in(run.folder)}"
+            what = "; ".join([one_line(error), *(" ".join(note.split()) for note in getattr(error, "__notes__", ()))])
+            failure = f"{run.title}: {what}; {kept_in(run.folder)}"
         return Outcome(run, None, failure, traceback.format_exc())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,9 +12,14 @@ from torch import nn
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Evaluation
+from routing_gym.experiments.engine.console import one_line
 from routing_gym.experiments.engine.statistics import mean_interval
 
 Record = dict[str, Any]
+
+
+class MetricError(ValueError):
+    """A metric that fails, or gives something else than a number; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +69,22 @@ class Metric:
     spread: bool = False
     better: Literal["more", "less"] | None = None
 
+    def measure(self, judged: Judged) -> float | None:
+        """Compute it.
+
+        Raises:
+            MetricError: It fails, or gives neither a number nor None.
+        """
+        try:
+            value: Any = self.of(judged)
+        except Exception as error:
+            raise MetricError(f"metric {self.name!r} failed: {one_line(error)}") from error
+        value = value.item() if isinstance(value, np.number) else value
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value)):
+            got = f"{value!r}" if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+            raise MetricError(f"metric {self.name!r} must give a number, or None where it means nothing, got {got}")
+        return value
+
     def key(self, split: str) -> str:
         """Key in the record of a run that was judged on a split."""
         return f"{split}_{self.name}" if self.of_split else self.name
@@ -72,8 +94,17 @@ class Metric:
         return record.get(self.key(record["asked"]["split"]))
 
     def curve_of(self, record: Record) -> list[Any]:
-        """Values after every epoch."""
-        return record["curve"][self.key("validation")]
+        """Values after every epoch, None where the run did not know the metric."""
+        curve = record["curve"]
+        return curve.get(self.key("validation"), [None] * len(curve["epoch"]))
+
+    def curves(self, records: Sequence[Record]) -> np.ndarray:
+        """Values of some runs after every epoch, `(R, E)`; NaN where there is none, or the run was over."""
+        columns = [self.curve_of(record) for record in records]
+        curves = np.full((len(columns), max(map(len, columns))), np.nan)
+        for row, column in zip(curves, columns, strict=True):
+            row[: len(column)] = column  # None becomes NaN
+        return curves
 
     def text(self, values: Sequence[float | None]) -> str:
         """Mean of some runs as it is shown: `99.51 ± 0.12`; a dash where it means nothing."""
@@ -178,3 +209,5 @@ for _metric in (
     register_metric(_metric)
 
 ACCURACY = METRICS["accuracy"]
+OURS = frozenset(METRICS)
+"""Names of the metrics that every record has; one that a plug-in registers may be younger than a record."""

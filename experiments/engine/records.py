@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, Record
+from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, OURS, Record
 from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, Best, best_and_alike
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
@@ -133,7 +133,9 @@ def check_run(record: Record) -> None:
     for name, axes in {"task_accuracy": 1, "task_macs": 1, "routes": 3, "routes_by_label": 3, "use": 2}.items():
         _check_numbers(record[name], axes, f"record.{name}")
     for metric in METRICS.values():
-        if record.get(key := metric.key(record["asked"]["split"])) is not None or metric.table:
+        if record.get(key := metric.key(record["asked"]["split"])) is not None or (
+            metric.table and metric.name in OURS
+        ):
             _check_numbers(record.get(key), 0, f"record.{key}")
     check_curve(record["curve"], "record.curve")
 
@@ -155,7 +157,8 @@ def check_curve(curve: Any, where: str) -> None:
     check_form(curve.get("judged_on"), str, f"{where}.judged_on")
     check_form(curve.get("epoch"), list, f"{where}.epoch")
     epochs = len(curve["epoch"])
-    numbers = (*OF_TRAINING, *(metric.key("validation") for metric in METRICS.values() if metric.curve))
+    of_metrics = {metric.key("validation"): metric.name in OURS for metric in METRICS.values() if metric.curve}
+    numbers = (*OF_TRAINING, *(key for key, ours in of_metrics.items() if ours or key in curve))
     form = {name: [NUMBER | None] * epochs for name in numbers} | dict.fromkeys(("exits", "use"), [list] * epochs)
     check_form({name: curve.get(name) for name in form}, form, where)
     for name in (*OF_TRAINING, "validation_accuracy", "seconds"):

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from routing_gym.agents import Agent, read
-from routing_gym.envs import evaluate, macs_of
-from routing_gym.experiments.engine.callbacks import Callback, Session, make_callbacks
+from routing_gym.envs import TrainingDivergedError, evaluate
+from routing_gym.experiments.engine.callbacks import Callback, CallbackError, Session, make_callbacks, tell
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.folders import locked
-from routing_gym.experiments.engine.logits import keep_logits, routed
+from routing_gym.experiments.engine.logits import keep_logits
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
 from routing_gym.experiments.engine.metrics import METRICS, Judged
 from routing_gym.experiments.engine.paths import judged_paths
@@ -36,6 +36,7 @@ from routing_gym.experiments.engine.settings import (
     TrainingSettings,
     build_agent,
     config_text,
+    default_env_options,
     resolved_agent_options,
     resolved_env_options,
     writable_folder,
@@ -46,6 +47,7 @@ from routing_gym.experiments.engine.training import (
     begun_curve,
     best_epoch,
     checked_policy,
+    few_of,
     judge,
     rounded_use,
     train,
@@ -117,6 +119,11 @@ class Run:
                 f"{env.dataset.name} has no {self.split} split, only {', '.join(env.datasets)}; an option of the data "
                 f"holds some out (`routing-gym list {self.training.env}`)"
             )
+        if self.training.patience is not None and "validation" not in env.datasets:
+            raise UsageError(
+                f"--patience goes by the validation accuracy, {env.dataset.name} has only {', '.join(env.datasets)}: "
+                f"leave it out, or hold data out by an option of theirs (`routing-gym list {self.training.env}`)"
+            )
         return build_agent(self.agent, env, self.seed, self.agent_options)
 
     @property
@@ -172,9 +179,12 @@ class Run:
                 agent, _ = resumed(checkpoint, agent, self.training.epochs)
             if batch:
                 agent.learn(agent.env, agent.env.num_envs)
-                next(routed(agent, self.split))
-                macs_of(agent, agent.env.network)
                 checked_policy(agent)
+                agent.env.datasets[self.split] = few_of(agent.env.datasets[self.split])
+                with suppress(TrainingDivergedError):  # which is the run's affair
+                    judged = judge(agent, self.split, 1.0, 1)
+                    for metric in METRICS.values():
+                        metric.measure(judged)
 
     def perform(self, callbacks: Sequence[Callback] = ()) -> Record:
         """Train and judge, going on from the folder's checkpoint where there is one.
@@ -196,30 +206,38 @@ class Run:
             write_text(folder / CONFIG, config_text(self.configuration))
             callbacks = [*make_callbacks(self.training.callbacks), *callbacks]
             session = Session(self.title, agent, folder, self.training.epochs, curve, asked)
-            for callback in callbacks:
-                callback.on_begin(session)
+            begun: list[Callback] = []
             try:
+                for callback in callbacks:
+                    begun.append(callback)
+                    tell(callback, "on_begin", session)
                 train(session, callbacks, self.training.patience)
                 record = self._record(session)
                 with unbroken():
                     write_results([record], folder / "results.json")
+                while begun:
+                    tell(begun[0], "on_end", session, record)
+                    del begun[0]
             except BaseException as error:
-                for callback in callbacks:
-                    callback.on_failure(session, error)
+                for callback in begun:
+                    try:
+                        tell(callback, "on_failure", session, error)
+                    except CallbackError as another:  # the first error counts, and the others are told all the same
+                        error.add_note(str(another))
                 raise
-            for callback in callbacks:
-                callback.on_end(session, record)
         return {**record, **self.facts}
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What `config.toml` holds: the options of `routing-gym train`, all of them."""
+        """What `config.toml` holds: the options of `routing-gym train`, but those that the agent decides."""
         settings = self.training
         training: dict[str, Any] = {"callbacks": settings.callbacks, "threads": settings.threads}
         training |= {"device": settings.device} if settings.device != "auto" else {}
         training |= {"data_dir": settings.data_dir} if settings.data_dir is not None else {}
         plugins = {"plugin": [str(path.resolve()) for path in self.plugins]} if self.plugins else {}
-        return {**training, **plugins, **self.asked}
+        decided = self.training.decided_by(self.agent)
+        of_env = {name: value for name, value in self.asked["env_options"].items() if name not in decided}
+        return {**training, **plugins, **self.asked, "env_options": of_env}
 
     def _record(self, session: Session) -> Record:
         """Judge what has been trained, and say all there is to say of it."""
@@ -251,7 +269,7 @@ def record_of(judged: Judged, run: Run, curve: Curve) -> Record:
         "agent": agent.name,
         "env": run.training.env,
         "seed": run.seed,
-        **{metric.key(final.split): metric.of(judged) for metric in METRICS.values()},
+        **{metric.key(final.split): metric.measure(judged) for metric in METRICS.values()},
         "task_accuracy": final.task_accuracy,
         "task_macs": final.task_macs,
         **live,
@@ -359,7 +377,8 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
             {"agent": fresh.name, "batch_size": env.num_envs},
         )
         of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))
-        of_env = (checkpoint["env_kwargs"], env.spec.kwargs)
+        given = (checkpoint["env_kwargs"], env.spec.kwargs)
+        of_env = tuple({**default_env_options(env.spec.id, kwargs), **kwargs} for kwargs in given)
         for saved, ours in (run, of_agent, of_env):  # one by one: agents and environments have options of one name
             for option in sorted((ours.keys() | saved.keys()) - WHEREABOUTS):
                 if finite(ours.get(option)) != finite(saved.get(option)):
@@ -375,6 +394,7 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
             raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
+        younger = {name: [None] * done for name, of in begun_curve(fresh).items() if isinstance(of, list)}
     except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared
         raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
-    return agent, checkpoint["extra"]["curve"]
+    return agent, {**younger, **checkpoint["extra"]["curve"]}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import collections
 import dataclasses
+import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent, needs
 from routing_gym.envs import RoutingVectorEnv, core_of
 from routing_gym.envs.make import default_options
+from routing_gym.experiments.engine.callbacks import check_callbacks
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.registration import ENV_IDS, env_ids
 
@@ -69,6 +71,13 @@ class TrainingSettings:
             raise UsageError(f"--threads must be at most {MOST_THREADS}, got {self.threads}")
         if twice := repeated(self.callbacks):
             raise UsageError(f"--callbacks names {twice!r} twice")
+        check_callbacks(self.callbacks)
+
+    def decided_by(self, agent: str) -> set[str]:
+        """Options of the environment that an agent decides: those it needs, unless they are given."""
+        needed = needs(agent)
+        names = {*needed, *(("replay_batch",) if needed["autoreset_mode"] == "same_step" else ())}
+        return names - parse_options("env_options", self.env_options).keys()
 
     def make_env(self, agent: str, seed: int) -> RoutingVectorEnv:
         """Make the environment an agent needs.
@@ -102,12 +111,15 @@ class TrainingSettings:
 def resolved_env_options(env: str, given: tuple[str, ...]) -> dict[str, Any]:
     """Every option of an environment that a command may set, by name: as given, else of the id, else the default."""
     options = {**ENV_IDS[env], **parse_options("env_options", given)}
-    defaults = {
-        name: default
-        for name, default in (*default_options(options["dataset"], options["network"]).items(),)
-        if name not in (*RESERVED, "data_dir")
-    }
+    defaults = default_env_options(env, options)
     return {**defaults, **{name: value for name, value in options.items() if name != "dataset"}}
+
+
+def default_env_options(env: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of the options of an environment that a command may set, some of which are given."""
+    network = options.get("network", ENV_IDS[env]["network"])
+    defaults = default_options(ENV_IDS[env]["dataset"], network if isinstance(network, str) else "")
+    return {name: default for name, default in defaults.items() if name not in (*RESERVED, "data_dir")}
 
 
 def resolved_agent_options(agent: str, given: tuple[str, ...]) -> dict[str, Any]:
@@ -117,17 +129,55 @@ def resolved_agent_options(agent: str, given: tuple[str, ...]) -> dict[str, Any]
 
 
 def config_text(configuration: dict[str, Any]) -> str:
-    """Configuration as TOML, in which None is "none"."""
+    """Configuration as TOML, in which None is "none", and what is called none itself stands in quotes."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: plain(part) for name, part in sorted(value.items())}
         if isinstance(value, list | tuple):
             return [plain(part) for part in value]
+        if isinstance(value, str) and value.strip("'") == "none":
+            return f"'{value}'"
         return "none" if value is None else value
 
     tables = {name: value for name, value in configuration.items() if isinstance(value, dict)}
     return tomli_w.dumps({name: plain(value) for name, value in {**configuration, **tables}.items()})
+
+
+def from_toml(value: Any) -> Any:
+    """Value of an option that `config_text` has written, or somebody by hand; lists in place of tuples."""
+    if isinstance(value, dict):
+        return {name: from_toml(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [from_toml(part) for part in value]
+    if value == "none":
+        return None
+    quoted = isinstance(value, str) and value.strip("'") == "none" and value[0] == value[-1] == "'"
+    return value[1:-1] if quoted else value
+
+
+def as_text(value: Any) -> str:
+    """Text that `parse_options` takes for a value."""
+    if isinstance(value, str) and _parsed(value) == value:
+        return value
+    return _literal(value)
+
+
+def _literal(value: Any) -> str:
+    """Python literal of a value; of infinity a number beyond all floats."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name!r}: {_literal(part)}' for name, part in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    infinite = isinstance(value, float) and math.isinf(value)
+    return f"{'-' * (value < 0)}1e999" if infinite else repr(value)
+
+
+def filled_up(given: tuple[str, ...], more: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
+    """Options as NAME=VALUE, with those of others that are not named; what is given counts more."""
+    names = {item.partition("=")[0] for item in given}
+    others = [f"{name}={as_text(of)}" for name, of in more.items()] if isinstance(more, Mapping) else more
+    return (*given, *(item for item in others if item.partition("=")[0] not in names))
 
 
 def at_least_one(option: str, value: int) -> None:
@@ -166,15 +216,16 @@ def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> 
 
 
 def options_of_agents(agents: tuple[str, ...], given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Sort AGENT.NAME=VALUE by agent, as NAME=VALUE."""
+    """Sort AGENT.NAME=VALUE by agent, as NAME=VALUE; names of agents may have dots themselves."""
     options: dict[str, list[str]] = {name: [] for name in agents}
     for item in given:
-        name, dot, rest = item.partition(".")
-        if not dot or name not in options:
+        found = [name for name in agents if item.partition("=")[0].startswith(f"{name}.")]
+        if not found:
             raise UsageError(
                 f"--agent-options takes AGENT.NAME=VALUE, the agent one of {' '.join(agents)}, got {item!r}"
             )
-        options[name].append(rest)
+        name = max(found, key=len)
+        options[name].append(item.removeprefix(f"{name}."))
     each_once("agent_options", given)
     return {name: tuple(items) for name, items in options.items()}
 
@@ -212,11 +263,18 @@ def parse_options(option: str, given: tuple[str, ...]) -> dict[str, Any]:
         name, equals, text = item.partition("=")
         if not equals or not name:
             raise UsageError(f"--{option.replace('_', '-')} takes NAME=VALUE, got {item!r}")
-        try:
-            parsed[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            parsed[name] = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        parsed[name] = _parsed(text)
     return parsed
+
+
+WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two of brackets in brackets
+        return WORDS.get(text.lower(), text)
 
 
 def writable_folder(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Evaluation, TrainingDivergedError, evaluate
-from routing_gym.experiments.engine.callbacks import Callback, Session
+from routing_gym.experiments.engine.callbacks import Callback, Session, tell
 from routing_gym.experiments.engine.machine import give_back_freed_memory
 from routing_gym.experiments.engine.metrics import METRICS, Judged
 from routing_gym.experiments.engine.records import OF_TRAINING, Curve, read_arrays, write_arrays
 from routing_gym.experiments.engine.stopping import stop_if_asked, unbroken
 from routing_gym.networks import ways_out
+from routing_gym.tasks import MultiTaskDataset
 
 CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
 ROUTES = "routes.npz"
@@ -56,6 +58,8 @@ def train(session: Session, callbacks: Sequence[Callback], patience: int | None 
     batches = -(-env.trainer.optimization.epoch // env.num_envs)
     policies = PolicyLog(agent, folder / "policies.npz", len(curve["epoch"]), every=-(-batches // SNAPSHOTS_PER_EPOCH))
     routes = RouteLog(folder / ROUTES, len(curve["epoch"]))
+    if curve["epoch"] and best_epoch(curve) == curve["epoch"][-1]:
+        _keep_best(folder)  # a kill may have come between the two files
     while len(curve["epoch"]) < session.epochs and not _exhausted(curve, patience):
         seen: list[dict[str, Tensor]] = []
         start = time.perf_counter()
@@ -64,7 +68,7 @@ def train(session: Session, callbacks: Sequence[Callback], patience: int | None 
             seen.append(metrics)
             policies.note()
             for callback in callbacks:
-                callback.on_batch(session, metrics)
+                tell(callback, "on_batch", session, metrics)
             stop_if_asked()
 
         with unbroken():
@@ -75,7 +79,7 @@ def train(session: Session, callbacks: Sequence[Callback], patience: int | None 
         judged = judge(agent, curve["judged_on"], seconds, len(curve["epoch"]) + 1)
         _add_epoch(curve, means, judged)
         for callback in callbacks:
-            callback.on_epoch(session, means)
+            tell(callback, "on_epoch", session, means)
         with unbroken():
             policies.write(curve["epoch"][-1])
             routes.write(curve["epoch"][-1], judged.evaluation.routes)
@@ -117,12 +121,13 @@ def _add_epoch(curve: Curve, means: dict[str, float], judged: Judged) -> None:
         "epoch": len(curve["epoch"]) + 1,
         "train_loss": means["loss"],
         "train_accuracy": means["accuracy"],
-        **{metric.key("validation"): metric.of(judged) for metric in METRICS.values() if metric.curve},
+        **{metric.key("validation"): metric.measure(judged) for metric in METRICS.values() if metric.curve},
         "exits": [int(evaluation.exits[way].sum()) for way in ways_out(judged.agent.env.network.decisions)],
         "use": rounded_use(evaluation),
     }
-    for name, value in row.items():
-        curve[name].append(value)
+    for name, column in curve.items():
+        if isinstance(column, list):
+            column.append(row.get(name))  # None of a metric that is no longer registered
 
 
 def rounded_use(evaluation: Evaluation) -> list[list[float]]:
@@ -141,6 +146,20 @@ def _keep_best(folder: Path) -> None:
         except OSError:
             part.write_bytes((folder / CHECKPOINT).read_bytes())
         part.replace(folder / BEST)
+
+
+FEW = 1000
+"""Instances on which a trial is judged, about."""
+
+
+def few_of(split: MultiTaskDataset) -> MultiTaskDataset:
+    """The first instances of every task of a split, about `FEW` together; images are shared, not copied."""
+    order = split.task.argsort(stable=True)
+    first = torch.bincount(split.task, minlength=split.num_tasks).cumsum(0).roll(1)
+    first[0] = 0
+    place = torch.arange(len(order), device=order.device) - first[split.task[order]]
+    rows = order[place < -(-FEW // split.num_tasks)].sort().values
+    return dataclasses.replace(split, image=split.image[rows], task=split.task[rows], label=split.label[rows])
 
 
 def wait_for(device: torch.device) -> None:

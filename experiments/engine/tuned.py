@@ -10,7 +10,7 @@ from typing import Any
 
 from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.experiments.engine.records import write_text
-from routing_gym.experiments.engine.settings import TrainingSettings, config_text, folder_name
+from routing_gym.experiments.engine.settings import TrainingSettings, config_text, filled_up, folder_name, from_toml
 
 SHIPPED = Path(__file__).parent.parent / "tuned"
 """Settings that come with the library."""
@@ -73,14 +73,9 @@ def with_tuned(
             raise ValueError("expected the tables env_options and agent_options")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    of_env, of_agent = tables
-    training = dataclasses.replace(training, env_options=_filled_up(training.env_options, of_env))
-    return training, _filled_up(agent_options, of_agent)
-
-
-def _filled_up(given: tuple[str, ...], tuned: Mapping[str, Any]) -> tuple[str, ...]:
-    names = {item.partition("=")[0] for item in given}
-    return (*given, *(f"{name}={value}" for name, value in tuned.items() if name not in names))
+    of_env, of_agent = map(from_toml, tables)
+    training = dataclasses.replace(training, env_options=filled_up(training.env_options, of_env))
+    return training, filled_up(agent_options, of_agent)
 
 
 def write_tuned(

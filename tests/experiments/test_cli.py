@@ -139,8 +139,8 @@ def trained(tmp_path_factory):
     [
         (["--seed", "7"], "was trained with seed=0, now it is 7"),
         (["--agent-options", "policy_rate=0.3"], "policy_rate=None, now it is 0.3"),
-        (["--env-options", "learning_rate=0.5"], "learning_rate=None, now it is 0.5"),
-        (["--env-options", "precision=bfloat16"], "precision=None, now it is 'bfloat16'"),
+        (["--env-options", "learning_rate=0.5"], "learning_rate=0.001, now it is 0.5"),
+        (["--env-options", "precision=bfloat16"], "precision='float32', now it is 'bfloat16'"),
         (["--batch-size", "32"], "batch_size=64, now it is 32"),
         (["--agent", "shared"], "agent='wpl', now it is 'shared'"),
         (["--epochs", "1"], "was trained for 2 epochs already, asked for are 1"),

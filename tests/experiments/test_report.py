@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 from browser import CHROMIUM, browser
-from made_up_runs import ENV, made_up_run, write_runs
+from made_up_runs import ENV, block, made_up_run, write_runs
 
 from routing_gym.agents import AGENTS, agent_class, register_agent
 from routing_gym.experiments.cli import main
@@ -32,12 +32,6 @@ def data_of(*folders):
     for folder in folders:
         contents.take(folder)
     return report_data(contents)
-
-
-def block(path):
-    """The data of a page."""
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.S)
-    return json.loads(found[1])
 
 
 def of(data, name):
@@ -317,8 +311,8 @@ def test_routes_of_single_instances(agent, options, choice, tmp_path, capsys):
     taken = np.zeros(np.shape(judged["routes"]), dtype=int)
     for row in rows:
         for number, name in enumerate(names):
-            for block in set(re.split("[+/]", row[name])) - {""}:
-                taken[int(row["task"]), number, int(block)] += 1
+            for took in set(re.split("[+/]", row[name])) - {""}:
+                taken[int(row["task"]), number, int(took)] += 1
     assert taken.tolist() == judged["routes"]
 
 

@@ -73,6 +73,17 @@ def test_ours_beside_the_papers(small_paper, tmp_path):
     assert height_and_colours(tmp_path / "cost.png")[0] > 150
 
 
+def test_records_of_another_version_are_refused(small_paper, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(type(small_paper), "pictures", lambda *_: [])
+    assert run(tmp_path, "--seeds", 1, "--groups", "rl") == 0
+    (path,) = tmp_path.rglob("seed-0/results.json")
+    path.write_text(json.dumps([{**record, "version": 1} for record in json.loads(path.read_text())]))
+    capsys.readouterr()
+    assert run(tmp_path, "--seeds", 1, "--groups", "rl") == 2
+    said = capsys.readouterr().err
+    assert f"{path} cannot be read back (it is of version 1 of the form of records" in said and said.count("\n") == 1
+
+
 def test_finished_runs_are_skipped_and_interrupted_ones_go_on(small_paper, tmp_path, monkeypatch):
     monkeypatch.setattr(type(small_paper), "pictures", lambda *_: [])  # others look at them
     assert run(tmp_path / "whole", "--seeds", 1, "--groups", "cifar") == 0

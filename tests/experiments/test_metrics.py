@@ -1,0 +1,163 @@
+"""Metrics: one entry is enough for it to be everywhere, and one that is wrong is named before anything is trained."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from records import strict
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_examples import nothing_stays  # noqa: F401
+
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.metrics import METRICS, Metric, register_metric
+
+pytestmark = pytest.mark.usefixtures("nothing_stays")
+
+SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256", "--seeds", "1"]
+DEPTH = """
+from routing_gym.experiments.engine.metrics import Metric, register_metric
+
+def exit_depth(judged):
+    left = judged.evaluation.exits.sum((1, 2, 3)).double()
+    return float((left * range_of(left)).sum() / left.sum())
+
+def range_of(left):
+    return 1 + left.new_tensor(range(len(left)))
+
+register_metric(Metric("exit_depth", "exit depth", exit_depth, digits=1, curve=True, better="less"))
+"""
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def table(capsys):
+    """Heads of the table that is printed, and its first row."""
+    heads, _, line = capsys.readouterr().out.partition("\n agent ")[2].splitlines()[:3]
+    return heads.strip(), line.strip()
+
+
+@pytest.fixture(autouse=True)
+def metrics():
+    kept = dict(METRICS)
+    yield
+    METRICS.clear()
+    METRICS.update(kept)
+
+
+@pytest.mark.long
+def test_a_registered_metric_is_everywhere(tmp_path, capsys):
+    (tmp_path / "depth.py").write_text(DEPTH)
+    arguments = [*SMALL, "--plugin", tmp_path / "depth.py"]
+    out = tmp_path / "out"
+    assert run("compare", *arguments, "--agents", "wpl", "--out", out) == 0
+    (record,) = strict(out / "results.json")
+    assert record["exit_depth"] == 3.0 and record["curve"]["exit_depth"] == [3.0, 3.0]
+    heads, line = table(capsys)
+    assert heads.endswith(" exit depth") and line.endswith(" 3.0")
+    with open(out / "results.csv", newline="") as file:
+        assert [row["exit_depth"] for row in csv.DictReader(file)] == ["3.0"]
+    events = EventAccumulator(str(out / "wpl" / "seed-0")).Reload()
+    assert [event.value for event in events.Scalars("validation/exit_depth_by_epoch")] == [3.0, 3.0]
+    assert [event.value for event in events.Scalars("test/exit_depth")] == [3.0]
+    page = (out / "report.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert data["agents"][0]["values"]["exit_depth"] == ["3.0", 3.0, None]
+    assert data["agents"][0]["curves"]["exit_depth"][0] == [3.0, 3.0]
+    assert [metric["heading"] for metric in data["metrics"]][-1] == "exit depth"
+    assert run("sweep", *arguments, "--grid", "gamma=0.9", "--out", tmp_path / "sweep") == 0
+    assert [record["exit_depth"] for record in strict(tmp_path / "sweep" / "results.json")] == [3.0]
+
+
+def wrong(judged):
+    raise ZeroDivisionError("by none of [/them]")
+
+
+WRONG = {
+    "nan": (lambda judged: float("nan"), "must give a number, or None where it means nothing, got nan"),
+    "tensor": (lambda judged: torch.tensor(1.0), "must give a number, or None where it means nothing, got a Tensor"),
+    "text": (lambda judged: "1.0", "must give a number, or None where it means nothing, got '1.0'"),
+    "bool": (lambda judged: True, "must give a number, or None where it means nothing, got True"),
+    "raises": (wrong, "failed: ZeroDivisionError: by none of [/them]"),
+}
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("curve", [False, True])
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_metric_is_named_in_the_trial(kind, curve, tmp_path, capsys):
+    of, message = WRONG[kind]
+    register_metric(Metric("mine", "mine", of, curve=curve))
+    assert run("compare", *SMALL, "--agents", "wpl", "--out", tmp_path) == 1
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == (
+        f"wpl fails in a trial on one batch, so that none of its runs starts: MetricError: metric 'mine' {message}"
+    )
+    assert not (tmp_path / "results.json").exists() and not (tmp_path / "wpl").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_metric_that_goes_wrong_later_damages_no_record(kind, tmp_path, capsys):
+    of, message = WRONG[kind]
+    calls: list = []
+
+    def later(judged):
+        calls.append(judged)
+        return of(judged) if len(calls) == 3 else 1.0  # after a trial and an epoch
+
+    register_metric(Metric("mine", "mine", later, curve=True))
+    arguments = ["compare", *SMALL, "--agents", "wpl", "--out", tmp_path]
+    assert run(*arguments) == 1
+    assert f"wpl, seed 0: MetricError: metric 'mine' {message}; the last good checkpoint, of epoch 1" in (
+        capsys.readouterr().out
+    )
+    assert not list(tmp_path.rglob("results.json"))
+    assert run(*arguments, "--resume") == 0
+    assert strict(tmp_path / "results.json")[0]["curve"]["mine"] == [1.0, 1.0]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_none_is_a_dash_and_numpys_numbers_are_numbers(tmp_path, capsys):
+    register_metric(Metric("nothing", "nothing", lambda judged: None, curve=True))
+    register_metric(Metric("numpys", "numpys", lambda judged: np.float32(0.5), digits=2, curve=True))
+    register_metric(Metric("endless", "endless", lambda judged: float("inf"), curve=True))
+    assert run("compare", *SMALL, "--agents", "wpl", "--out", tmp_path) == 0
+    (record,) = strict(tmp_path / "results.json")
+    assert (record["nothing"], record["numpys"], record["endless"]) == (None, 0.5, None)
+    assert record["curve"]["nothing"] == record["curve"]["endless"] == [None, None]
+    assert table(capsys)[1].split()[-3:] == ["–", "0.50", "–"]
+    assert run("compare", *SMALL, "--agents", "wpl", "--out", tmp_path, "--resume") == 0
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_metric_may_be_younger_than_a_run_or_gone(tmp_path, capsys):
+    arguments = ["compare", *SMALL, "--agents", "wpl", "--resume", "--out"]
+    old, out = tmp_path / "old", tmp_path / "out"
+    for folder in (old, out):
+        assert run(*arguments, folder, "--epochs", 1) == 0
+    for path in out.rglob("results.json"):
+        path.unlink()
+    register_metric(Metric("young", "young", lambda judged: 7.0, curve=True))
+    capsys.readouterr()
+    assert run(*arguments, old, "--epochs", 1) == 0  # a record from before it
+    heads, line = table(capsys)
+    assert heads.endswith("young") and line.endswith("–")
+    assert run(*arguments, out) == 0
+    (record,) = strict(out / "results.json")
+    assert record["young"] == 7.0 and record["curve"]["young"] == [None, 7.0]
+    del METRICS["young"]
+    for path in out.rglob("results.json"):
+        path.unlink()
+    assert run(*arguments, out, "--epochs", 3) == 0
+    assert strict(out / "results.json")[0]["curve"]["young"] == [None, 7.0, None]
+
+
+def test_a_name_belongs_to_one_metric():
+    with pytest.raises(ValueError, match="there is a metric 'macs' already: take another name"):
+        register_metric(Metric("macs", "mine", lambda judged: 1.0))
+    register_metric(METRICS["macs"])
