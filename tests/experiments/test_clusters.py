@@ -37,6 +37,7 @@ from routing_gym.experiments.engine.records import read_progress
 
 arguments, out = json.loads(sys.argv[1]), Path(sys.argv[2])
 clusters.GONE_SECONDS = 5.0
+os.environ["PACE"] = "2"
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 second = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
@@ -61,12 +62,12 @@ os._exit(status)
 """
 
 SLOW = """
-import time
+import os, time
 from routing_gym.agents import AGENTS, register_agent
 
 class Slow(AGENTS["wpl"]):
     def update(self, trajectory):
-        time.sleep(0.7)
+        time.sleep(float(os.environ.get("PACE", 0)))  # on the cluster: both nodes are to be seen at work
         return super().update(trajectory)
 
 register_agent("slow", Slow)
