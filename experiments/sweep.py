@@ -276,20 +276,21 @@ def _suggested(trial: Any, axis: Axis) -> str:
 
 
 def ranking(records: Sequence[Record], title: str) -> Table:
-    """Return one row per setting, the best first; accuracies in the end, on the validation split."""
+    """Return one row per setting, those with most seeds first, of them the best; accuracies on the validation split."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("setting")
-    for column in ("validation %", "worst seed", "best epoch", "time"):
+    for column in ("seeds", "validation %", "worst seed", "best epoch", "time"):
         table.add_column(column, justify="right")
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record["setting"], []).append(record)
     accuracies = {name: [ACCURACY.value(run) for run in runs] for name, runs in groups.items()}
-    for name in sorted(groups, key=lambda name: -float(np.mean(accuracies[name]))):
+    for name in sorted(groups, key=lambda name: (-len(groups[name]), -float(np.mean(accuracies[name])))):
         runs = groups[name]
         best = np.argmax(np.nanmean(ACCURACY.curves(runs), 0))
         table.add_row(
             name,
+            str(len(runs)),
             ACCURACY.text(accuracies[name]),
             f"{100 * min(accuracies[name]):.2f}",
             str(best + 1),

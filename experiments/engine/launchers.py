@@ -8,6 +8,7 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from routing_gym.agents import read
 from routing_gym.experiments.engine.callbacks import Callback, Progress, Session, said_of
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import Display, one_line, say
+from routing_gym.experiments.engine.console import Display, one_line, say, threads_in_one_line
 from routing_gym.experiments.engine.folders import what_is_aside
 from routing_gym.experiments.engine.plugins import Pluggable, load_plugin
 from routing_gym.experiments.engine.records import Record, write_text
@@ -108,12 +109,20 @@ class _Shown(Callback):
         self.display.epoch(session.title, said_of(session))
 
 
+_warm: set[str] = set()
+"""Agents that have trained on a batch in this process."""
+
+
 def perform_elsewhere(run: Run) -> Outcome:
     """Perform a run in a process of its own."""
     try:
-        with heeding_signals():
+        with heeding_signals(), threads_in_one_line():
             for path in run.plugins:
                 load_plugin(path)
+            if run.agent not in _warm:  # before its first run is timed, as trials do where runs run here
+                _warm.add(run.agent)
+                with suppress(Exception, SystemExit):  # the run will say it
+                    run.try_out(batch=True, fresh=True)
             return attempt(run, (Progress(),))
     except KeyboardInterrupt:
         return Outcome(run, None, f"{run.title}: stopped; {kept_in(run.folder)}")

@@ -155,12 +155,23 @@ METRICS: dict[str, Metric] = {}
 """Metrics by name, in the order of their columns; `register_metric` adds to them."""
 
 
+TAKEN = frozenset(
+    "agent asked batch_size best_epoch by_price commit compared_paths config curve dataset decisions device env "
+    "env_config epoch epochs exits experts label live_paths processor routes routes_by_label seed setting settings "
+    "task_accuracy task_macs threads torch train_accuracy train_loss use version ways_out".split()
+)
+"""Fields of records and curves that are no metrics."""
+
+
 def register_metric(metric: Metric) -> None:
     """Make a metric one of every record, curve, table and report from here on.
 
     Raises:
-        ValueError: There is another of this name.
+        ValueError: There is another of this name, or it is not one that a field can have beside those of a record.
     """
+    name = metric.name
+    if not (isinstance(name, str) and name.isidentifier()) or name in TAKEN or name.endswith(("_accuracy", "_loss")):
+        raise ValueError(f"a metric is named by a word that no field of a record has, got {name!r}: take another name")
     if METRICS.get(metric.name, metric) != metric:
         raise ValueError(f"there is a metric {metric.name!r} already: take another name")
     METRICS[metric.name] = metric

@@ -318,14 +318,15 @@ def _marks(groups: Sequence[Group]) -> tuple[dict[str, str], str]:
         best = statistics.best_and_alike({group.name: group.by_seed(ACCURACY) for group in groups})
     except ValueError:
         return {}, "Nobody is marked as the best: there is no seed that all agents were trained with."
+    fewest = statistics.FEWEST_SEEDS
+    if best.seeds < fewest:
+        return {}, f"Nobody is marked as the best: it takes {fewest} seeds common to all, got {best.seeds}."
     marks = {best.agent: "best", **dict.fromkeys(best.alike, "alike")}
     sentence = (
         "● is the agent with the highest mean accuracy over the seeds common to all "
         f"({best.seeds}), ○ marks all that cannot be told apart from it: paired t-tests, corrected for {len(groups)} "
         f"agents, so that at most {100 * statistics.MISTAKES:.0f} % of tables call an agent worse that is not."
     )
-    if best.seeds < statistics.FEWEST_SEEDS:
-        sentence += f" With fewer than {statistics.FEWEST_SEEDS} common seeds nobody is told apart."
     return marks, sentence
 
 

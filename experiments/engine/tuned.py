@@ -38,9 +38,13 @@ class Tunable(Command):
             UsageError: There is no such folder, or a file in it is damaged.
         """
         if not self.tuned:
+            if self.tuned_dir != SHIPPED:
+                raise UsageError(f"--tuned-dir {self.tuned_dir} is for --tuned: give both")
             return training, agent_options
         if not self.tuned_dir.is_dir():
             raise UsageError(f"--tuned-dir {self.tuned_dir} is no folder: a sweep writes one, OUT/tuned")
+        if not (of_env := tuned_path(self.tuned_dir, training.env, agent).parent).is_dir():
+            raise UsageError(f"--tuned: nothing was tuned for {training.env}, there is no {of_env}")
         return with_tuned(training, agent, agent_options, self.tuned_dir)
 
 

@@ -41,6 +41,11 @@ def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
         forms = {name: (split.num_tasks, split.input_shape) for name, split in given.items()}
         if len(set(forms.values())) > 1:
             raise ValueError(f"splits must have the same tasks and images of one shape, got {forms} (tasks, shape)")
+        names = {name: split.task_names for name, split in given.items() if split.task_names}
+        if len(set(names.values())) > 1:
+            raise ValueError(
+                f"splits must have the same tasks in the same order, got {names}: make the others like=train"
+            )
         return dict(given)
     kinds = {split: type(part).__name__ for split, part in given.items()} if isinstance(given, Mapping) else given
     got = kinds if isinstance(kinds, Mapping | str | int | float | None) else type(given).__name__

@@ -37,6 +37,8 @@ class MultiTaskDataset:
         std: `(C,)` float32, standard deviation likewise, positive.
         augmentation: Random transformation of training images, or None.
         drawings: The first so many of `images` are drawings or writing, which no augmentation mirrors.
+        task_names: Names of the tasks, in the order of their numbers, where they have some: splits of one problem have
+            the same.
         shades: `(drawings, 1, H, W)` uint8, the drawings before they were coloured, for an augmentation that colours
             them anew; else None.
 
@@ -57,6 +59,7 @@ class MultiTaskDataset:
     augmentation: Shift | None = None
     drawings: int = 0
     shades: Tensor | None = None
+    task_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"{self.name}, split {self.split!r}"
@@ -139,11 +142,17 @@ class MultiTaskDataset:
             ValueError: As `MultiTaskDataset`, or more or fewer rows than images where `image` does not say which.
         """
         where = f"{name}, split {split!r}"
+        wanted: tuple[str, ...] = ()
         pixels = image_tensor(f"{where}: images", images)
         if isinstance(labels, Mapping):
             if task is not None or image is not None:
                 raise ValueError(f"{where}: labels by task say which task and image a row has: leave these out")
-            rows, tasks, found = _rows_of_tasks(where, labels, len(pixels))
+            names = tuple(map(str, labels))
+            wanted = getattr(like, "task_names", ()) or names
+            if sorted(wanted) != sorted(names):
+                raise ValueError(f"{where}: labels must be of the tasks {wanted}, as those of like, got {names}")
+            by_name = dict(zip(names, labels.values(), strict=True))
+            rows, tasks, found = _rows_of_tasks(where, {known: by_name[known] for known in wanted}, len(pixels))
         else:
             found = integer_tensor(f"{where}: labels", labels)
             tasks = torch.zeros_like(found) if task is None else integer_tensor(f"{where}: task", task)
@@ -160,7 +169,8 @@ class MultiTaskDataset:
         mean, std = pixel_statistics(pixels) if like is None else (like.mean, like.std)
         num_tasks = int(tasks.max()) + 1 if like is None else like.num_tasks
         num_classes = max(1, int(found.max()) + 1) if like is None else like.num_classes
-        return cls(name, split, pixels, rows, tasks, found, num_tasks, num_classes, mean, std, augmentation)
+        own = cls(name, split, pixels, rows, tasks, found, num_tasks, num_classes, mean, std, augmentation)
+        return dataclasses.replace(own, task_names=wanted)
 
     def __len__(self) -> int:
         """Number of rows, that is of instances."""
@@ -199,8 +209,15 @@ class MultiTaskDataset:
         number[torch.tensor(tasks, device=self.device)] = torch.arange(len(tasks), device=self.device)
         kept = number[self.task] >= 0
         image, task, label = self.image[kept], number[self.task[kept]], self.label[kept]
+        names = tuple(self.task_names[task] for task in tasks) if self.task_names else ()
         return dataclasses.replace(
-            self, num_tasks=len(tasks), num_classes=int(label.max()) + 1, image=image, task=task, label=label
+            self,
+            task_names=names,
+            num_tasks=len(tasks),
+            num_classes=int(label.max()) + 1,
+            image=image,
+            task=task,
+            label=label,
         )
 
     def with_tasks(self, other: MultiTaskDataset) -> MultiTaskDataset:
@@ -224,6 +241,7 @@ class MultiTaskDataset:
             task=torch.cat([self.task, other.task + self.num_tasks]),
             label=torch.cat([self.label, other.label]),
             num_tasks=self.num_tasks + other.num_tasks,
+            task_names=(*self.task_names, *other.task_names) if self.task_names and other.task_names else (),
             num_classes=max(self.num_classes, other.num_classes),
         )
 
@@ -270,7 +288,8 @@ def _rows_of_tasks(where: str, labels: Mapping[Any, ArrayLike], images: int) -> 
     """Image, task and label of every row, `(R,)` each, from labels `(N,)` by task."""
     parts = []
     for number, (task, given) in enumerate(labels.items()):
-        label = integer_tensor(f"{where}: labels of {task!r}", given)
+        label = to_tensor(f"{where}: labels of {task!r}", given)
+        label = integer_tensor(f"{where}: labels of {task!r}", label.long() if label.dtype == torch.bool else label)
         if len(label) != images:
             raise ValueError(f"{where}: labels of {task!r} must be one for each of {images} images, got {len(label)}")
         rows = (label != -1).nonzero().flatten()

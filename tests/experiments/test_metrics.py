@@ -161,3 +161,10 @@ def test_a_name_belongs_to_one_metric():
     with pytest.raises(ValueError, match="there is a metric 'macs' already: take another name"):
         register_metric(Metric("macs", "mine", lambda judged: 1.0))
     register_metric(METRICS["macs"])
+
+
+@pytest.mark.parametrize("name", ["seed", "agent", "test_accuracy", "train_loss", "epoch", "", "a b", 5])
+def test_a_metric_takes_no_name_of_a_record(name):
+    with pytest.raises(ValueError, match="a metric is named by a word that no field of a record has"):
+        register_metric(Metric(name, "x", lambda judged: 1.0))
+    assert name not in METRICS

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -114,6 +115,19 @@ def test_labels_by_task_make_rows_of_their_own():
     ]
     assert list(zip(split.image.tolist(), split.task.tolist(), split.label.tolist(), strict=True)) == rows
     assert (split.num_tasks, split.num_classes, split.name, split.split) == (3, 3, "own data", "train")
+
+
+def test_tasks_of_splits_are_matched_by_their_names():
+    first, second = np.arange(12) % 2, np.arange(12) % 3 == 0
+    train = MultiTaskDataset.from_arrays(IMAGES, {"a": first, "b": second})
+    test = MultiTaskDataset.from_arrays(IMAGES, {"b": second, "a": first}, split="test", like=train)
+    assert test.task_names == train.task_names == ("a", "b") and torch.equal(test.label, train.label)
+    assert train.select_tasks([1]).task_names == ("b",) and test.with_tasks(train).task_names == ("a", "b", "a", "b")
+    with pytest.raises(ValueError, match=r"labels must be of the tasks \('a', 'b'\), as those of like, got \('c',\)"):
+        MultiTaskDataset.from_arrays(IMAGES, {"c": first}, like=train)
+    other = MultiTaskDataset.from_arrays(IMAGES, {"b": second, "a": first}, split="test")
+    with pytest.raises(ValueError, match="splits must have the same tasks in the same order"):
+        gymnasium.make_vec("routing_gym/DigitsMTL-v0", dataset={"train": train, "test": other})
 
 
 @pytest.mark.parametrize(
