@@ -10,7 +10,11 @@ from records import strict, untimed
 
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.run import Run
+from routing_gym.experiments.engine.settings import TrainingSettings
+from routing_gym.experiments.engine.tuned import SHIPPED, with_tuned
 from routing_gym.experiments.sweep import axis_of
+from routing_gym.registration import env_ids
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -115,3 +119,18 @@ def test_the_best_setting_is_used_when_it_is_asked_for(tmp_path, capsys):
     assert run(*arguments, *tuned, "--out", tmp_path / "other") == 2
     said = capsys.readouterr().err
     assert "is no folder" in said and "wpl.toml cannot be read" in said
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*/*.toml")), ids=lambda path: path.stem)
+def test_settings_that_come_along_are_taken(path, tmp_path):
+    (env,) = [env for env in env_ids() if env.endswith(f"/{path.parent.name}")]
+    training, options = with_tuned(TrainingSettings(env, 1, 64), path.stem, (), SHIPPED)
+    assert training.env_options or options
+    assert Run(training, path.stem, 0, tmp_path, options).make().name == path.stem
+
+
+def test_settings_that_are_not_there_are_missed(tmp_path, capsys):
+    arguments = ["compare", *SMALL, "--agents", "wpl", "--out", tmp_path / "out"]
+    assert run(*arguments, "--tuned") == 2 and run(*arguments, "--tuned-dir", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "nothing was tuned for routing_gym/SyntheticMTL-v0" in said and "is for --tuned: give both" in said
