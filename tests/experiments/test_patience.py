@@ -113,4 +113,4 @@ def test_runs_of_several_lengths_are_shown_together(tmp_path):
     learning_curves(records, tmp_path / "curves.png", "title")
     assert height_and_colours(tmp_path / "curves.png")[1] > 20
     table = ranking(records, "title")
-    assert list(table.columns[3].cells) == ["5"]  # where the mean of those that came so far is highest
+    assert list(table.columns[4].cells) == ["5"]  # where the mean of those that came so far is highest
