@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -102,7 +103,8 @@ class Reproduce(Launching):
             if not any(asks_for(text, run.facts["label"]) for run in runs):
                 named = f"is named {text[1:]!r}" if text.startswith("=") else f"has {text!r} in its name"
                 raise UsageError(f"--rows: no row of {', '.join(groups)} {named}")
-        with locked(writable_folder(folder)):
+        with locked(writable_folder(folder)), ExitStack() as stack:
+            stack.callback(launcher.end)
             check_own(folder, "settings")
             return self._reproduce(paper, settings, groups, runs, launcher, target, console)
 

@@ -29,6 +29,7 @@ from routing_gym.experiments.engine.settings import (
     check_agents,
     each_once,
     parse_options,
+    repeated,
     writable_folder,
 )
 from routing_gym.experiments.engine.tuned import write_tuned
@@ -86,6 +87,8 @@ def axis_of(item: str) -> Axis:
     if not (name and equals and values):
         raise UsageError(f"--grid takes NAME=VALUE,VALUE,... or NAME=LOW..HIGH, got {item!r}")
     if ".." not in values:
+        if twice := repeated(values.split(",")):
+            raise UsageError(f"--grid takes every value of {name} once, got {twice} twice")
         return Axis(name, tuple(values.split(",")))
     span, colon, scale = values.partition(":")
     low, _, high = span.partition("..")
@@ -140,6 +143,7 @@ class Sweep(Launching):
         records: dict[str, list[Record]] = {}
         failures: list[str] = []
         with ExitStack() as stack:
+            stack.callback(launcher.end)
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
             check_own(self.out, "setting")

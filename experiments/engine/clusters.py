@@ -107,14 +107,15 @@ class Ray(Launcher):
 
     def __post_init__(self) -> None:
         self.library = _library("ray")
+        self.connected = False
 
     def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
         """Perform runs; see `Launcher`."""
         ray = self.library
         if not runs:
             return
-        was_there = ray.is_initialized()
-        if not was_there:
+        if not ray.is_initialized():
+            self.connected = True
             try:
                 ray.init(address=self.address, log_to_driver=False, include_dashboard=False, logging_level="error")
             except (ConnectionError, ValueError, RuntimeError) as error:
@@ -152,8 +153,11 @@ class Ray(Launcher):
                         ray.cancel(reference)
             for token in tokens.values():
                 token.unlink(missing_ok=True)
-            if not was_there:
-                ray.shutdown()
+
+    def end(self) -> None:
+        """Leave the cluster, if it was joined here."""
+        if self.connected:
+            self.library.shutdown()
 
     def _fetched(self, reference: Any, run: Run) -> Outcome:
         """Outcome of a task that is done, its files written where they were not shared."""

@@ -68,17 +68,19 @@ class Launcher(ABC):
     def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
         """Perform runs, in this order as far as that means anything; yield what becomes of each when it is done.
 
+        May be called again, with other runs, until `end`.
+
         Args:
             runs: The runs.
             display: Told how far they are.
         """
 
     def begin(self, count: int) -> None:
-        """Get ready for so many runs, while they are tried out."""
+        """Get ready for so many runs while they are tried out; may be left out."""
         return None
 
     def end(self) -> None:
-        """Let go of what `begin` got ready."""
+        """Let go of processes and connections."""
         return None
 
     @property
@@ -130,9 +132,6 @@ def perform_elsewhere(run: Run) -> Outcome:
         return Outcome(run, None, f"{run.title}: {error}")
 
 
-COMMAND = ("routing-gym", "train")
-
-
 class Print(Launcher):
     """Prints a command for every run, a line each, for `xargs` or an array of batch jobs; runs nothing."""
 
@@ -140,7 +139,8 @@ class Print(Launcher):
         """Write the configuration of every run into its folder, and print the command that performs it."""
         for run in runs:
             write_text(writable_folder(run.folder) / CONFIG, config_text(run.configuration))
-            print(shlex.join([*COMMAND, "--config", str(run.folder / CONFIG), "--out", str(run.folder), "--resume"]))
+            command = ["routing-gym", "train"]
+            print(shlex.join([*command, "--config", str(run.folder / CONFIG), "--out", str(run.folder), "--resume"]))
         yield from ()
 
     @property

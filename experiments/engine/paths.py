@@ -45,11 +45,6 @@ class Paths:
         """`(R,)`: how many blocks an instance runs, where 0 is to skip and 1 to run."""
         return self.choices.sum(1)
 
-    @property
-    def expected_length(self) -> Tensor:
-        """`(R,)`: how many blocks it would run on average if it chose by its chances (Fig. 11)."""
-        return self.chances[..., 1].sum(1)
-
 
 def paths_of(agent: Agent, dataset: MultiTaskDataset) -> Paths:
     """Route a split by an agent's best choices, in eval mode.

@@ -140,8 +140,7 @@ def config_text(configuration: dict[str, Any]) -> str:
             return f"'{value}'"
         return "none" if value is None else value
 
-    tables = {name: value for name, value in configuration.items() if isinstance(value, dict)}
-    return tomli_w.dumps({name: plain(value) for name, value in {**configuration, **tables}.items()})
+    return tomli_w.dumps({name: plain(value) for name, value in configuration.items()})
 
 
 def from_toml(value: Any) -> Any:

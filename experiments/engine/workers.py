@@ -81,10 +81,11 @@ class Local(Launcher):
                             failure = f"{run.title}: {why}, {number} times; {kept_in(run.folder)}"
                             yield Outcome(run, None, failure)
         finally:
-            for slot in self.slots:
-                slot.stop()
-            wait(busy, timeout=GRACE)
-            self.end()
+            if busy:  # broken off: else the processes wait for what comes next, or for `end`
+                for slot in self.slots:
+                    slot.stop()
+                wait(busy, timeout=GRACE)
+                self.end()
 
     def begin(self, count: int) -> None:
         """Start the processes that so many runs will take."""
@@ -129,10 +130,14 @@ class _Slot:
         return self.pool
 
     def submit(self, run: Run) -> Future:
-        """Hand a run to the process, which is started if there is none."""
-        pool = self.start()
+        """Hand a run to the process, which is started if there is none, or none any more."""
+        try:
+            future = self.start().submit(perform_elsewhere, run)
+        except BrokenProcessPool:  # it died while it had nothing to do
+            self.close()
+            future = self.start().submit(perform_elsewhere, run)
         self.busy, self.hung, self.last = True, False, time.time()
-        return pool.submit(perform_elsewhere, run)
+        return future
 
     @property
     def started(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -81,7 +82,7 @@ class Optimization:
         importance = None
         for weights, index in ((self.class_weights, label), (self.task_weights, task)):
             if weights is not None:
-                factor = torch.tensor(weights, dtype=torch.get_default_dtype(), device=index.device)[index]
+                factor = _on_device(tuple(weights), torch.get_default_dtype(), index.device)[index]
                 importance = factor if importance is None else importance * factor
         terms = []
         for exit in exits:
@@ -94,6 +95,12 @@ class Optimization:
                 weight = weight * (importance if rows is None else importance.index_select(0, rows))
             terms.append(torch.dot(weight, loss))
         return sum(terms[1:], start=terms[0]) / (len(label) if importance is None else importance.sum())
+
+
+@functools.cache
+def _on_device(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weights as a tensor that is made once: a copy to a GPU in every batch would make it wait."""
+    return torch.tensor(weights, dtype=dtype, device=device)
 
 
 OF_OPTIMIZATION = tuple(field.name for field in dataclasses.fields(Optimization) if field.name != "epoch")

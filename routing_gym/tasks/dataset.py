@@ -83,6 +83,8 @@ class MultiTaskDataset:
             raise ValueError(
                 f"{where}: every one of the {self.num_tasks} tasks needs at least one row, got none for {empty}"
             )
+        if self.task_names and len(set(self.task_names)) != self.num_tasks:
+            raise ValueError(f"{where}: task_names must be {self.num_tasks} different names, got {self.task_names}")
         channels, mean, std, augmentation = self.images.shape[1], self.mean, self.std, self.augmentation
         finite = bool(mean.isfinite().all() & std.isfinite().all())
         if not mean.shape == std.shape == (channels,) or not finite or not bool((std > 0).all()):
@@ -152,6 +154,8 @@ class MultiTaskDataset:
             if sorted(wanted) != sorted(names):
                 raise ValueError(f"{where}: labels must be of the tasks {wanted}, as those of like, got {names}")
             by_name = dict(zip(names, labels.values(), strict=True))
+            if len(by_name) < len(names):
+                raise ValueError(f"{where}: tasks must have different names, got {names}")
             rows, tasks, found = _rows_of_tasks(where, {known: by_name[known] for known in wanted}, len(pixels))
         else:
             found = integer_tensor(f"{where}: labels", labels)
@@ -167,10 +171,10 @@ class MultiTaskDataset:
         if not len(found) or not len(tasks):
             raise ValueError(f"{where}: labels and task must have at least one row, got none")
         mean, std = pixel_statistics(pixels) if like is None else (like.mean, like.std)
-        num_tasks = int(tasks.max()) + 1 if like is None else like.num_tasks
+        num_tasks = (len(wanted) or int(tasks.max()) + 1) if like is None else like.num_tasks
         num_classes = max(1, int(found.max()) + 1) if like is None else like.num_classes
-        own = cls(name, split, pixels, rows, tasks, found, num_tasks, num_classes, mean, std, augmentation)
-        return dataclasses.replace(own, task_names=wanted)
+        columns = (name, split, pixels, rows, tasks, found, num_tasks, num_classes, mean, std, augmentation)
+        return cls(*columns, task_names=wanted)
 
     def __len__(self) -> int:
         """Number of rows, that is of instances."""
@@ -231,6 +235,7 @@ class MultiTaskDataset:
         if other.input_shape != self.input_shape:
             raise ValueError(f"{self.name} has images of shape {self.input_shape}, {other.name} {other.input_shape}")
         other = other.to(self.device)
+        names = (*self.task_names, *other.task_names)
         shared = other.images.data_ptr() == self.images.data_ptr() and len(other.images) == len(self.images)
         if other.drawings and not shared:
             raise ValueError(f"the drawings of {other.name} can only stand first: ask it for the tasks of {self.name}")
@@ -241,7 +246,7 @@ class MultiTaskDataset:
             task=torch.cat([self.task, other.task + self.num_tasks]),
             label=torch.cat([self.label, other.label]),
             num_tasks=self.num_tasks + other.num_tasks,
-            task_names=(*self.task_names, *other.task_names) if self.task_names and other.task_names else (),
+            task_names=names if self.task_names and other.task_names and len(set(names)) == len(names) else (),
             num_classes=max(self.num_classes, other.num_classes),
         )
 

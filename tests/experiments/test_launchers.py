@@ -1,5 +1,6 @@
 """Runs in processes beside this one: the same results, and what happens to a process costs one run at most."""
 
+import io
 import json
 import os
 import signal
@@ -9,13 +10,16 @@ import time
 
 import pytest
 from records import strict, untimed
+from rich.console import Console
 
 from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import main, parsed
 from routing_gym.experiments.engine.callbacks import PROGRESS
+from routing_gym.experiments.engine.console import Display
 from routing_gym.experiments.engine.records import read_progress
 from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import TrainingSettings, config_text
+from routing_gym.experiments.engine.workers import Local
 
 pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.long]
 
@@ -181,3 +185,23 @@ def test_a_configuration_says_where_data_lies(tmp_path):
     assert command.training.data_dir == str(tmp_path)
     again = Run(command.training, command.agent, command.seed, tmp_path / "run", command.agent_options)
     assert finite(again.asked) == finite(asked.asked)  # lists are tuples
+
+
+def test_a_worker_that_dies_while_it_waits_costs_nothing(tmp_path):
+    """Processes stay from one launch to the next; one that is gone by then is replaced."""
+    launcher = Local(1)
+
+    def launched(seed):
+        asked = Run(TrainingSettings("routing_gym/SyntheticMTL-v0", 1, 256), "shared", seed, tmp_path / str(seed))
+        display = Display(Console(file=io.StringIO()), 1)
+        (outcome,) = launcher.launch([asked], display)
+        assert outcome.record is not None, outcome.failure
+        return launcher.slots[0].pid
+
+    try:
+        first = launched(0)
+        assert launched(1) == first and alive(first)
+        os.kill(first, signal.SIGKILL)
+        assert ends([first]) and launched(2) != first
+    finally:
+        launcher.end()

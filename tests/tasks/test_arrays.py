@@ -122,7 +122,7 @@ def test_tasks_of_splits_are_matched_by_their_names():
     train = MultiTaskDataset.from_arrays(IMAGES, {"a": first, "b": second})
     test = MultiTaskDataset.from_arrays(IMAGES, {"b": second, "a": first}, split="test", like=train)
     assert test.task_names == train.task_names == ("a", "b") and torch.equal(test.label, train.label)
-    assert train.select_tasks([1]).task_names == ("b",) and test.with_tasks(train).task_names == ("a", "b", "a", "b")
+    assert train.select_tasks([1]).task_names == ("b",) and test.with_tasks(train).task_names == ()
     with pytest.raises(ValueError, match=r"labels must be of the tasks \('a', 'b'\), as those of like, got \('c',\)"):
         MultiTaskDataset.from_arrays(IMAGES, {"c": first}, like=train)
     other = MultiTaskDataset.from_arrays(IMAGES, {"b": second, "a": first}, split="test")
@@ -139,6 +139,8 @@ def test_tasks_of_splits_are_matched_by_their_names():
         ({"a": [0] * 12}, {"task": [0] * 12}, "say which task and image a row has: leave these out"),
         ({"a": [-1] * 12}, {}, "labels and task must have at least one row"),
         ({"a": [0] * 12, "b": [-1] * 12, "c": [1] * 12}, {}, r"needs at least one row, got none for \[1\]"),
+        ({"a": [0] * 12, "b": [-1] * 12}, {}, r"needs at least one row, got none for \[1\]"),
+        ({1: [0] * 12, "1": [1] * 12}, {}, "tasks must have different names"),
         ({"a": [-2] * 12}, {}, r"label must lie in \[0, 1\), got values from -2 to -2"),
     ],
 )
