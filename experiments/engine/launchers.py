@@ -158,7 +158,7 @@ class Launching(Pluggable):
             `xargs` or a cluster's array of jobs; `submitit` submits them to SLURM; `ray` hands them to a Ray cluster.
         workers: How many run at once on this machine, each in a process of its own; results do not depend on it.
         silence: Seconds without a finished batch after which a process counts as hung.
-        address: Of an existing Ray cluster, `auto` or `ray://HOST:PORT`; by default one is started on this machine.
+        address: Of an existing Ray cluster, `auto` or HOST:PORT; by default one is started on this machine.
         launcher_options: As NAME=VALUE: `num_cpus` and `num_gpus` of a run for `ray`; for `submitit` what its executor
             takes (`slurm_partition`, `timeout_min`, `cluster`, ...).
     """
@@ -193,6 +193,8 @@ class Launching(Pluggable):
         if self.launcher == "submitit":
             return clusters.Submitit(folder / ".submitit", options)
         if self.launcher == "ray":
+            if (self.address or "").startswith("ray://"):
+                raise UsageError(f"--address takes auto or HOST:PORT, on a machine of the cluster, got {self.address}")
             if unknown := sorted(options.keys() - {"num_cpus", "num_gpus"}):
                 raise UsageError(f"--launcher-options of ray are num_cpus and num_gpus, got {unknown[0]!r}")
             if wrong := [name for name, value in options.items() if not isinstance(value, int | float) or value < 0]:

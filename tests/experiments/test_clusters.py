@@ -116,6 +116,7 @@ def test_submitted_jobs_give_the_same_results(tmp_path):
         (["--launcher-options", "num_gpus=1"], "--launcher-options is for --launcher submitit or ray, got local"),
         (["--launcher", "print", "--workers", 2], "--workers is for --launcher local, got print"),
         (["--address", "auto"], "--address is for --launcher ray, got local"),
+        (["--launcher", "ray", "--address", "ray://head:10001"], "--address takes auto or HOST:PORT, on a machine of"),
         (["--workers", 0], "--workers must be at least 1, got 0"),
         (["--silence", 0], "--silence must be positive, got 0"),
         (["--launcher", "ray", "--launcher-options", "cpus=1"], "num_cpus and num_gpus, got 'cpus'"),
