@@ -1,90 +1,107 @@
-"""Judging what papers say in words by differences that may be mere noise."""
+"""Judging what papers say in words, by the one rule for all differences: a paired t-interval over common seeds."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from routing_gym.experiments.engine.records import Record
-from routing_gym.experiments.papers.reproduction import Claim, Runs, among
-
-Verdict = Literal["holds", "does not hold", "not enough"]
-Judged = tuple[Verdict, str]
-"""A verdict, and what it is based on."""
+from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, MISTAKES, Difference, paired_difference
+from routing_gym.experiments.papers.reproduction import Claim, Runs, Verdict, among
 
 
-def judged(claims: Mapping[str, Sequence[Judged]]) -> list[Claim]:
-    """Put claims together that hold if all their parts do: what each says, and the parts."""
-    order: tuple[Verdict, ...] = ("does not hold", "not enough", "holds")
-    found = []
-    for text, parts in claims.items():
-        verdict = min((verdict for verdict, _ in parts), key=order.index, default=order[1])
-        found.append(Claim(text, verdict, " ".join(dict.fromkeys(numbers for _, numbers in parts)) or "Needs runs."))
-    return found
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A part of a claim: a number that should be above 0, over the seeds that it is known for.
+
+    Attributes:
+        numbers: What it is, and what was found.
+        found: Its mean over seeds with its interval; None where no seed has all that it takes.
+    """
+
+    numbers: str
+    found: Difference | None = None
+
+
+def judged(said: Mapping[str, Sequence[Judged]]) -> list[Claim]:
+    """Judge claims by their parts.
+
+    A claim holds if the 95 % t-interval of each of its parts lies above 0, and does not hold if that of any lies below
+    0, at 95 % for all of its parts together (Bonferroni): many parts do not make a claim easier to refute. Anything
+    else, and fewer than 3 seeds, is "not enough", which decides nothing.
+
+    Args:
+        said: The parts of each claim by its text.
+    """
+    claims = []
+    for text, parts in said.items():
+        found = [part.found for part in parts]
+        verdict: Verdict = "not enough"
+        if found and all(one is not None and one.verdict == "better" for one in found):
+            verdict = "holds"
+        elif any(one is not None and one.verdict == "worse" and one.p * len(found) <= MISTAKES for one in found):
+            verdict = "does not hold"
+        claims.append(Claim(text, verdict, " ".join(dict.fromkeys(part.numbers for part in parts)) or "Needs runs."))
+    return claims
 
 
 class Judge:
-    """Judges what is said of rows by their runs.
+    """Judges what is said of rows by their runs, seed by seed.
 
     Args:
         records: All trained in one way.
-        by: What of a record is the name of its row.
+        by: What of a record is the name of its row; several rows of one name, as of a curve, are judged together.
         **facts: What is true of all runs that count.
     """
 
-    def __init__(self, records: Runs, by: str = "label", **facts: str) -> None:
-        self._records, self._by, self._facts = records, by, facts
+    def __init__(self, records: Runs, by: str = "label", **facts: Any) -> None:
+        self._by, self._records = by, among(records, **facts)
 
     def runs(self, name: str) -> list[Record]:
         """The runs of a row."""
-        return among(self._records, **{self._by: name}, **self._facts)
+        return among(self._records, **{self._by: name})
+
+    def positive(self, what: str, value: Callable[..., float | None], *names: str, unit: str = "") -> Judged:
+        """Judge whether a number is above 0.
+
+        Args:
+            what: What it is.
+            value: Computes it from the runs that each of the rows has of one seed; None where it means nothing.
+            names: The rows.
+            unit: Its unit, with a space before it.
+        """
+        seeds = sorted(set.intersection(*({run["seed"] for run in self.runs(name)} for name in names)))
+        known = {seed: value(*(among(self.runs(name), seed=seed) for name in names)) for seed in seeds}
+        values = {seed: number for seed, number in known.items() if number is not None}
+        if not values:
+            return Judged(f"Needs runs of one seed: {'; '.join(names)}.")
+        found = paired_difference(values, dict.fromkeys(values, 0.0))
+        interval = f" [{found.low:+.3g}, {found.high:+.3g}]" if np.isfinite(found.low) else ""
+        few = f", of {FEWEST_SEEDS} at least" if found.seeds < FEWEST_SEEDS else ""
+        seeds_text = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}{few}"
+        return Judged(f"{what}: {found.mean:+.3g}{unit}{interval} ({seeds_text}).", found)
+
+    def more(self, what: str, value: Callable[[Record], float], larger: str, smaller: str, unit: str = "") -> Judged:
+        """Judge whether something is larger in one row than in another."""
+
+        def difference(above: Runs, below: Runs) -> float:
+            return value(above[0]) - value(below[0])
+
+        return self.positive(f"{what}, {larger} less {smaller}", difference, larger, smaller, unit=unit)
 
     def less(self, better: str, worse: str) -> Judged:
-        """Judge whether the mean error of a row is below that of another.
-
-        The standard error is that of counting, or that of the means over seeds where it is larger.
-        """
-        runs, others = self.runs(better), self.runs(worse)
-        if not runs or not others:
-            return "not enough", f"Needs both: {better}; {worse}."
-        ours, theirs = ([1 - run["test_accuracy"] for run in several] for several in (runs, others))
-        instances = int(np.sum(runs[0]["exits"]))
-        noise = standard_error((np.mean(ours) + np.mean(theirs)) / 2, instances, min(len(runs), len(others)))
-        noise = max(noise, _spread_of_means(ours, theirs))
-        errors = f"{better} {100 * np.mean(ours):.2f} %, {worse} {100 * np.mean(theirs):.2f} %"
-        return sign_of(float(np.mean(theirs) - np.mean(ours)), noise), f"Error: {errors} (± {100 * noise:.2f})."
+        """Judge whether the test error of a row is below that of another."""
+        return self.more("error", error_of, worse, better, " points")
 
     def in_order(self, *names: str) -> list[Judged]:
         """Judge whether each of some rows errs less than the next."""
         return [self.less(better, worse) for better, worse in pairwise(names)]
 
-    def more(self, what: str, unit: str, value: Callable[[Record], float], first: str, second: str) -> Judged:
-        """Judge whether some quantity is larger in one row than in another: with several seeds, by more than noise."""
-        ours, theirs = self.runs(first), self.runs(second)
-        if not ours or not theirs:
-            return "not enough", f"Needs both: {first}; {second}."
-        above, below = ([value(run) for run in several] for several in (ours, theirs))
-        numbers = f"{what}: {first} {np.mean(above):.4g}{unit}, {second} {np.mean(below):.4g}{unit}."
-        return sign_of(float(np.mean(above) - np.mean(below)), _spread_of_means(above, below)), numbers
 
-
-def standard_error(error: float, instances: int, networks: int = 1) -> float:
-    """Return that of the difference of two errors, each the mean of several networks' on as many test instances."""
-    return float(np.sqrt(2 * error * (1 - error) / (instances * networks)))
-
-
-def _spread_of_means(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the standard error of the difference of two means over seeds; 0 where either is of one seed."""
-    if min(len(first), len(second)) < 2:
-        return 0.0
-    return float(np.sqrt(np.var(first, ddof=1) / len(first) + np.var(second, ddof=1) / len(second)))
-
-
-def sign_of(difference: float, noise: float) -> Verdict:
-    """Judge a difference that should be above 0: one as small as its standard error decides nothing."""
-    if abs(difference) <= noise:
-        return "not enough"
-    return "holds" if difference > 0 else "does not hold"
+def error_of(record: Record) -> float:
+    """Test error in %."""
+    return 100 * (1 - record["test_accuracy"])

@@ -14,6 +14,7 @@ from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings
 
 Runs = Sequence[Record]
+Verdict = Literal["holds", "does not hold", "not enough"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +112,12 @@ class Claim:
 
     Attributes:
         text: What it says.
-        verdict: Whether it holds; "not enough" where runs are missing or too much alike to tell.
+        verdict: Whether it holds; "not enough" where seeds are missing or too much alike to tell.
         numbers: What the verdict is based on.
     """
 
     text: str
-    verdict: Literal["holds", "does not hold", "not enough"]
+    verdict: Verdict
     numbers: str
 
 
