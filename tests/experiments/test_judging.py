@@ -45,7 +45,7 @@ def test_all_parts_must_hold_and_many_do_not_make_refuting_easier():
     assert verdict(holds, unclear) == "not enough"
     against = Judge(rows(a=(0.80, 0.81, 0.82), b=(0.84, 0.86, 0.91))).less("a", "b")
     assert against.found.verdict == "not enough"  # -6 points, p = 0.06
-    against = Judge(rows(a=(0.80, 0.81, 0.82), b=(0.86, 0.875, 0.91))).less("a", "b")
+    against = Judge(rows(a=(0.80, 0.81, 0.82), b=(0.85, 0.875, 0.91))).less("a", "b")
     assert 0.05 / 3 < against.found.p < 0.05
     assert verdict(against) == "does not hold" and verdict(against, holds, holds) == "not enough"
 
