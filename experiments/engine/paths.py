@@ -1,4 +1,4 @@
-"""Which paths the images of a split take, and whether they keep them when they are moved and mirrored (CoDiNet)."""
+"""Which paths the images of a split take, and whether they keep them when they are augmented (CoDiNet)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from routing_gym.networks import actions
 from routing_gym.tasks import MultiTaskDataset, Shift
 
 BATCH = 500
+DEGREES = 15.0
+"""How far images are rotated at most; Wang et al. give no angle."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Paths:
     def length(self) -> Tensor:
         """`(R,)`: how many blocks an instance runs, where 0 is to skip and 1 to run."""
         return self.choices.sum(1)
+
+    def kept(self, others: Paths) -> float:
+        """Share of instances whose path is the same among others."""
+        return float((self.choices == others.choices).all(1).double().mean())
 
 
 def paths_of(agent: Agent, dataset: MultiTaskDataset) -> Paths:
@@ -78,6 +84,35 @@ def augmented(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> Mult
     return dataclasses.replace(dataset, images=augmentation.apply(dataset.images, parameters.to(dataset.device)))
 
 
+def rotated(images: Tensor, degrees: Tensor) -> Tensor:
+    """Return images `(B, C, H, W)` uint8 rotated about their centres, bilinearly, with black corners.
+
+    Args:
+        images: The images.
+        degrees: `(B,)`, counterclockwise.
+    """
+    height, width = images.shape[-2:]
+    angle = degrees.to(images.device).deg2rad()
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    # Where a pixel comes from; coordinates are from -1 to 1 along both axes.
+    x, y = torch.stack([cos, -sin * height / width, zero], 1), torch.stack([sin * width / height, cos, zero], 1)
+    grid = functional.affine_grid(torch.stack([x, y], 1), list(images.shape), align_corners=False)
+    return functional.grid_sample(images.float(), grid, align_corners=False).round().to(torch.uint8)
+
+
+def cropped_flipped_rotated(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> MultiTaskDataset:
+    """Return a split whose images have been augmented once as in section 4.4.1 of Wang et al.
+
+    They are cropped as in training, mirrored in either direction with a probability of 0.5, and rotated by up to
+    `DEGREES` to either side.
+    """
+    moved = augmented(dataset, dataclasses.replace(augmentation, flip=True), seed)
+    upside_down, turn = torch.rand(2, len(moved.images), generator=torch.Generator().manual_seed(seed + 1))
+    flipped = (upside_down < 0.5).view(-1, 1, 1, 1).to(dataset.device)
+    images = torch.where(flipped, moved.images.flip(2), moved.images)
+    return dataclasses.replace(moved, images=rotated(images, DEGREES * (2 * turn - 1)))
+
+
 def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
     """Find out which paths the images of the split take that a run was judged on.
 
@@ -90,7 +125,7 @@ def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
         `paths`, how many there are; `length`, the mean number of blocks run; and, where training images are augmented,
         of what happens to images that are augmented in the same way: `kept`, the share whose path stays the same,
         and `kl`, the mean Kullback-Leibler divergence of the predicted classes, as they are from as they become
-        (Fig. 10), in nats.
+        (Fig. 10), in nats; and `kept_rotated`, the share that keeps its path under `cropped_flipped_rotated`.
     """
     agent, env = judged.agent, judged.agent.env
     split, augmentation = env.datasets[judged.evaluation.split], env.datasets["train"].augmentation
@@ -98,7 +133,8 @@ def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
     found = {"paths": plain.count, "length": float(plain.length.double().mean())}
     if augmentation is not None:
         moved = paths_of(agent, augmented(split, augmentation, seed))
-        found["kept"] = float((plain.choices == moved.choices).all(1).double().mean())
+        turned = paths_of(agent, cropped_flipped_rotated(split, augmentation, seed))
+        found |= {"kept": plain.kept(moved), "kept_rotated": plain.kept(turned)}
         before, after = plain.logits.double().log_softmax(1), moved.logits.double().log_softmax(1)
         found["kl"] = float(functional.kl_div(after, before, reduction="batchmean", log_target=True))
     write_arrays(
