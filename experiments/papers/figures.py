@@ -32,6 +32,12 @@ def row_of(figure: Figure, count: int, **shared: Any) -> Sequence[Axes]:
     return figure.subplots(1, count, squeeze=False, **shared)[0]
 
 
+def panels(title: str, count: int, width: float, height: float, **shared: Any) -> tuple[Figure, Sequence[Axes]]:
+    """Return a figure, in inches, of panels side by side."""
+    figure = titled(title, width, height)
+    return figure, row_of(figure, count, **shared)
+
+
 def column_of(figure: Figure, count: int, **shared: Any) -> Sequence[Axes]:
     """Return panels one below the other."""
     return figure.subplots(count, 1, squeeze=False, **shared)[:, 0]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from routing_gym.experiments.engine.metrics import ACCURACY
+from routing_gym.experiments.engine.records import by_label
 from routing_gym.experiments.papers.reproduction import Runs, distinct, mean_of
 
 Column = tuple[str, Callable[[Runs], str]]
@@ -33,6 +34,15 @@ def table(
         lines.append(line([text(runs) for _, text in columns]))
         lines += map(line, below(runs) if below else [])
     return lines
+
+
+def by_row(*columns: Column, note: str = "") -> Callable[[Runs], list[str]]:
+    """Return what shows a group as a table with a line for every row, and below it a note and what it was judged on."""
+
+    def show(records: Runs) -> list[str]:
+        return [*table(columns, by_label(records).values()), "", f"{note} {judged_on(records)}".strip()]
+
+    return show
 
 
 def heading(cells: Sequence[str]) -> list[str]:

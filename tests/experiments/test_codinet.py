@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from made_up_runs import over_seeds
 from matplotlib.image import imread
 from standins import write_cifar10
 from stepping import step
@@ -14,7 +16,14 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.paths import augmented, paths_of
+from routing_gym.experiments.engine.paths import (
+    Paths,
+    augmented,
+    cropped_flipped_rotated,
+    judged_paths,
+    paths_of,
+    rotated,
+)
 from routing_gym.experiments.engine.run import PATHS
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.codinet import CODINET
@@ -135,12 +144,80 @@ def test_images_are_augmented_once_and_otherwise_left_alone():
     assert not torch.equal(moved.images, split.images)
 
 
+def test_rotations_are_right_where_the_answer_is_known():
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    turned = rotated(images, torch.tensor([0.0, 90.0, -90.0, 180.0]))
+    for image, quarters, found in zip(images, (0, 1, -1, 2), turned, strict=True):
+        assert torch.equal(found, image.rot90(quarters, (1, 2)))
+    # A bar from the centre to the right is turned up by 30 degrees: where it ends in 40 by 60 pixels, corners black.
+    bar = torch.zeros(1, 1, 40, 60, dtype=torch.uint8)
+    bar[..., 19:21, 30:50] = 255
+    (up,) = rotated(bar, torch.tensor([30.0]))[0] / 255
+    down, right = torch.meshgrid(torch.arange(40) - 19.5, torch.arange(60) - 29.5, indexing="ij")
+    along, beside = right * np.cos(np.pi / 6) - down * 0.5, right * 0.5 + down * np.cos(np.pi / 6)
+    inside = ((beside.abs() < 1) & (along > 0) & (along < 20)).float()
+    assert float((up - inside).abs().max()) < 0.75 and float(up.sum()) == pytest.approx(40, rel=0.05)
+    assert float((up * along).sum() / up.sum()) == pytest.approx(10, abs=0.1)
+
+
+def test_augmented_as_in_the_paper(monkeypatch):
+    """Without rotation an image is moved and mirrored, both ways by halves; rotations go as far to either side."""
+    split = synthetic_mtl(num_tasks=1, num_classes=3, image_size=8, images_per_class=200)["test"]
+    turns = []
+    monkeypatch.setattr(
+        "routing_gym.experiments.engine.paths.rotated",
+        lambda images, degrees: turns.append(degrees) or images,
+    )
+    found = cropped_flipped_rotated(split, Shift(1), 3)
+    assert torch.equal(found.label, split.label) and torch.equal(found.image, split.image)
+    mirrored = {(vertical, horizontal): 0 for vertical in (False, True) for horizontal in (False, True)}
+    for image, ours in zip(split.images, found.images, strict=True):
+        for vertical, horizontal in mirrored:
+            flipped = image.flip([axis for axis, whether in ((1, vertical), (2, horizontal)) if whether])
+            padded = torch.nn.functional.pad(flipped, (1, 1, 1, 1))
+            crops = [padded[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
+            if any(torch.equal(ours, crop) for crop in crops):
+                mirrored[vertical, horizontal] += 1
+                break
+    count = len(split.images)
+    assert sum(mirrored.values()) == count, "every image is one of 36"
+    assert min(mirrored.values()) > count / 8
+    (degrees,) = turns
+    assert -15 <= float(degrees.min()) < -14 and 14 < float(degrees.max()) <= 15 and abs(float(degrees.mean())) < 2
+
+
+def test_shares_of_kept_paths_where_they_are_known(monkeypatch, tmp_path):
+    """Paths go by which half of an image is brighter: to move and mirror it changes nothing, to turn it over does."""
+    splits = synthetic_mtl(num_tasks=1, num_classes=3, image_size=16, images_per_class=200)
+    images = torch.zeros_like(splits["test"].images)
+    images[::2, :, 4:6] = 200  # every other one is black and stays as it is
+    splits = {
+        "train": dataclasses.replace(splits["train"], augmentation=Shift(2, flip=True)),
+        "test": dataclasses.replace(splits["test"], images=images),
+    }
+
+    def by_brighter_half(agent, split):
+        pixels = split.images[split.image].float().sum((1, 3))
+        brighter = (pixels[:, :8].sum(1) > pixels[:, 8:].sum(1)).long()[:, None]
+        return Paths(brighter, torch.nn.functional.one_hot(brighter, 2), torch.zeros(len(pixels), 3), split.label)
+
+    monkeypatch.setattr("routing_gym.experiments.engine.paths.paths_of", by_brighter_half)
+    judged = SimpleNamespace(
+        agent=SimpleNamespace(env=SimpleNamespace(datasets=splits)), evaluation=SimpleNamespace(split="test")
+    )
+    found = judged_paths(judged, 5, tmp_path / PATHS)
+    turned_over = torch.rand(2, len(images), generator=torch.Generator().manual_seed(6))[0] < 0.5
+    assert found["kept"] == 1 and found["kl"] == 0 and found["paths"] == 2 and found["length"] == pytest.approx(0.5)
+    assert found["kept_rotated"] == pytest.approx(1 - float(turned_over[::2].sum()) / len(images))
+    assert 0.6 < found["kept_rotated"] < 0.9
+    splits["train"] = dataclasses.replace(splits["train"], augmentation=None)
+    assert {"paths", "length"} == set(judged_paths(judged, 5, tmp_path / PATHS))
+
+
 # --------------------------------------------------------------------------------------------------------- records
 
 
-def record(label, accuracy, macs=1e8, *, paths=10, kept=0.5, kl=0.1, seed=0, **more):
-    exits = np.zeros((1, 1, 10, 2), int)
-    exits[..., 0] = 1000
+def record(label, accuracy, macs=1e8, *, paths=10.0, kept=0.5, kl=0.1, **more):
     return {
         "label": label,
         "groups": ["regularization"],
@@ -148,59 +225,72 @@ def record(label, accuracy, macs=1e8, *, paths=10, kept=0.5, kl=0.1, seed=0, **m
         "series": "",
         "part": "CIFAR-10",
         "agent": "codinet",
-        "seed": seed,
+        "seed": 0,
         "test_accuracy": accuracy,
         "macs": macs,
         "router_macs": 0.01 * macs,
         "paths": paths,
-        "compared_paths": {"paths": paths, "length": 7.5, "kept": kept, "kl": kl},
+        "compared_paths": {"paths": paths, "length": 7.5, "kept": 0.9, "kept_rotated": kept, "kl": kl},
         "parameters": 490_920,
         "epochs": 8,
         "seconds": 80.0,
-        "exits": exits.tolist(),
         "dataset": "CIFAR-10",
         **more,
     }
 
 
-def verdicts(*records):
+def without_rotation(run):
+    """A record as it was before images were rotated."""
+    return {**run, "compared_paths": {k: v for k, v in run["compared_paths"].items() if k != "kept_rotated"}}
+
+
+def verdicts(records):
     return {claim.text: claim.verdict for claim in claims(records)}
 
 
 def test_claims_follow_the_records():
-    good = verdicts(
-        record(VANILLA, 0.90, paths=100, kept=0.2, kl=0.3),
-        record(CONSISTENT, 0.88, paths=20, kl=0.1),
-        record(WITH_BOTH, 0.93, 1.5e8, paths=300, kept=0.6),
+    good = over_seeds(
+        record(VANILLA, 0.90, paths=100.0, kept=0.2, kl=0.3),
+        record(CONSISTENT, 0.88, paths=20.0, kl=0.1),
+        record(WITH_BOTH, 0.93, 1.5e8, paths=300.0, kept=0.6),
         *(record(with_gamma(gamma), 0.92, 1.4e8 - 1e9 * gamma) for gamma in GAMMAS[1:-1]),
         record(with_gamma(0.1), 0.85, 1e7),
-        *(record(with_margin(margin), 0.9, paths=int(600 * margin)) for margin in MARGINS if margin != 0.5),
+        *(record(with_margin(margin), 0.9, paths=600 * margin) for margin in MARGINS if margin != 0.5),
         record(with_depth(WITH_BOTH, 32, "CIFAR-10"), 0.93),
         record(with_depth(RESNET, 32, "CIFAR-10"), 0.91),
         *(record(name, 0.93 - 0.05 * i) for i, name in enumerate(RELAXATIONS.values())),
     )
-    assert set(good.values()) == {"holds"} and len(good) == 11
-    bad = verdicts(
-        record(VANILLA, 0.93, paths=10, kept=0.7, kl=0.1),
-        record(CONSISTENT, 0.95, paths=20, kl=0.3),
-        record(WITH_BOTH, 0.90, 1.5e8, paths=5, kept=0.6),
-        *(record(with_gamma(gamma), 0.95, 2e8) for gamma in GAMMAS[1:]),
-        *(record(with_margin(margin), 0.9, paths=1) for margin in MARGINS if margin != 0.5),
+    found = verdicts(good)
+    assert set(found.values()) == {"holds"} and len(found) == 11
+    assert set(verdicts([run for run in good if run["seed"] < 2]).values()) == {"not enough"}
+    bad = over_seeds(
+        record(VANILLA, 0.93, paths=10.0, kept=0.7, kl=0.1),
+        record(CONSISTENT, 0.95, paths=20.0, kl=0.3),
+        record(WITH_BOTH, 0.90, 1.5e8, paths=5.0, kept=0.6),
+        *(record(with_gamma(gamma), 0.95, 2e8 + 1e9 * gamma) for gamma in GAMMAS[1:]),
+        *(record(with_margin(margin), 0.9, paths=1 / margin) for margin in MARGINS if margin != 0.5),
         record(with_depth(WITH_BOTH, 32, "CIFAR-10"), 0.90),
         record(with_depth(RESNET, 32, "CIFAR-10"), 0.93),
         *(record(name, 0.80 + 0.05 * i) for i, name in enumerate(RELAXATIONS.values())),
     )
-    assert set(bad.values()) == {"does not hold"}
-    assert set(verdicts(record(VANILLA, 0.9)).values()) == {"not enough"}
+    assert set(verdicts(bad).values()) == {"does not hold"}
+
+
+def test_paths_are_kept_under_the_papers_augmentation_or_it_is_not_said():
+    runs = over_seeds(record(VANILLA, 0.9, kept=0.2), record(WITH_BOTH, 0.9, kept=0.6))
+    (text,) = [claim.text for claim in claims(runs) if claim.text.startswith("Section 4.4.1")]
+    assert verdicts(runs)[text] == "holds" and verdicts(map(without_rotation, runs))[text] == "not enough"
+    assert "| 20.0 *22.65* | 90.0 |" in paths_and_cost([record(VANILLA, 0.9, kept=0.2)])[2]
+    assert "| *22.65* | 90.0 |" in paths_and_cost([without_rotation(record(VANILLA, 0.9, kept=0.2))])[2]
 
 
 def test_the_table_has_ours_and_theirs():
-    lines = paths_and_cost([record(VANILLA, 0.9, seed=0), record(VANILLA, 0.92, seed=1), record("ours", 0.5)])
-    assert "**91.00 ± " in lines[2] and "*93.16*" in lines[2] and "0.2000" in lines[2] and "50.0 *22.7*" in lines[2]
+    lines = paths_and_cost([record(VANILLA, 0.9), record(VANILLA, 0.92, seed=1), record("ours", 0.5)])
+    assert "**91.00 ± " in lines[2] and "*93.16*" in lines[2] and "0.2000" in lines[2] and "50.0 *22.65*" in lines[2]
     assert lines[2].endswith("| 8 | 10 | 2 |") and "10 *113*" in lines[2] and "0.491" in lines[2]
     assert lines[3].startswith("| ours | **50.00** | 0.2000 |")
     plain = {key: value for key, value in record("plain", 0.9).items() if key != "compared_paths"}
-    assert "|  |  |  |  |" in paths_and_cost([plain])[2]
+    assert "|  |  |  |  |  |" in paths_and_cost([plain])[2]
 
 
 @pytest.mark.long
@@ -217,21 +307,14 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     found = json.loads((out / "results.json").read_text())
     assert {run["label"] for run in found} == {VANILLA, CONSISTENT, WITH_BOTH, "REINFORCE", "REINFORCE, table"}
     for run in found:
-        assert {"paths", "length", "kept", "kl"} == set(run["compared_paths"])
+        assert {"paths", "length", "kept", "kept_rotated", "kl"} == set(run["compared_paths"])
         with np.load(f"{run['folder']}/{PATHS}") as saved:
             assert saved["chances"].shape == saved["choices"].shape == (20, 3) and saved["label"].shape == (20,)
-            assert (
-                len({tuple(row) for row in saved["choices"].tolist()}) == run["paths"] == run["compared_paths"]["paths"]
-            )
+            paths = len({tuple(row) for row in saved["choices"].tolist()})
+        assert paths == run["paths"] == run["compared_paths"]["paths"]
     report = (out / "codinet.md").read_text()
     assert "Table 2: with both losses fewer are than with neither" in report
-    for name in (
-        "regularization",
-        "regularization-classes",
-        "regularization-lengths",
-        "regularization-paths",
-        "agents",
-    ):
+    for name in (*(f"regularization{end}" for end in ("", "-classes", "-lengths", "-paths")), "agents"):
         picture = imread(out / f"short-{name}.png")
         assert picture.std() > 0.01, name
     records = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/results.json")}

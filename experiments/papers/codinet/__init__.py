@@ -23,8 +23,9 @@ CODINET = Reproduction(
     batch_size=256,
     about="Test accuracy in %, ± half of the 95 % interval over seeds, the paper's in italics behind ours; GFLOPs are "
     "twice the multiply-accumulates, routers included; K is the mean number of blocks run; kept is the share of test "
-    "images whose path stays the same when they are moved and mirrored as in training, KL how far the predicted "
-    "classes then are from what they were, in nats.",
+    "images whose path stays the same when they are cropped, mirrored both ways and rotated, as in section 4.4.1 (it "
+    "gives no angle, here up to 15 degrees), or moved and mirrored as in training; KL is how far the predicted classes "
+    "then are from what they were, in nats.",
     table=paths_and_cost,
     draw=draw,
     judge=claims,

@@ -16,19 +16,21 @@ less the price of what they ran, as in BlockDrop (Wu et al. 2018).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from routing_gym.experiments.papers.reproduction import Row, Settings
 
 CIFAR10 = "routing_gym/Cifar10BlockSkip-v0"
-CIFAR100 = "routing_gym/Cifar100BlockSkip-v0"
-SVHN = "routing_gym/SvhnBlockSkip-v0"
-DATA = {"CIFAR-10": CIFAR10, "CIFAR-100": CIFAR100, "SVHN": SVHN}
+DATA = {
+    "CIFAR-10": CIFAR10,
+    "CIFAR-100": "routing_gym/Cifar100BlockSkip-v0",
+    "SVHN": "routing_gym/SvhnBlockSkip-v0",
+}
 
 SGD = ("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "weight_decay=1e-4")
 PARTIAL = ("allow_partial=True",)
+QUICK = ("precision=bfloat16", "schedule=cosine", "schedule_epochs={epochs}")
 PAPER = Settings(
     name="paper",
     about="as in section 4.1, ResNet-110, the rate divided by 10 at epochs 150 and 200 of 250",
@@ -42,152 +44,105 @@ SHORT = Settings(
     "training in bfloat16, and few epochs, in which the rate falls to 0 along a cosine: for small machines",
     epochs=4,
     batch_size=64,
-    env_options=(
-        *SGD,
-        "augmentations=2",
-        "precision=bfloat16",
-        "schedule=cosine",
-        "schedule_epochs={epochs}",
-        "network=resnet32-skip",
-    ),
+    env_options=(*SGD, "augmentations=2", *QUICK, "network=resnet32-skip"),
     more_options={CIFAR10: PARTIAL},
 )
 
 VANILLA, CONSISTENT, WITH_BOTH = "vanilla", "with consistency", "with both (CoDiNet)"
 RESNET = "ResNet, all blocks"
 
-GAMMAS = (0.0, 0.01, 0.02, 0.04, 0.1)
-MARGINS = (0.25, 0.5, 0.75, 1.0)
-DEPTHS = (32, 74, 110)
+_TABLE_5 = {0.0: (94.47, 25, 0.29), 0.01: (94.3, 22, 0.27), 0.02: (93.94, 19, 0.22), 0.04: (93.71, 17, 0.2),
+            0.1: (92.45, 10, 0.1)}  # fmt: skip
+_TABLE_8 = {0.25: (93.12, 196, 21), 0.5: (94.47, 276, 25), 0.75: (92.75, 396, 22), 1.0: (92.46, 800, 26)}
+GAMMAS, MARGINS, DEPTHS = tuple(_TABLE_5), tuple(_TABLE_8), (32, 74, 110)
 RELAXATIONS = {"gumbel": "Gumbel-softmax", "softmax": "softmax", "sampling": "sampling"}
-ROUTERS = {"linear": "linear routers", "rnn": "recurrent router", "cnn": "convolutional routers"}
 
-
-def with_gamma(gamma: float) -> str:
-    """Name a row of Table 5."""
-    return f"CoDiNet, gamma {gamma:g}"
-
-
-def with_margin(margin: float) -> str:
-    """Name a row of Table 8."""
-    return f"CoDiNet, margin of diversity {margin:g}"
-
-
-def with_depth(method: str, depth: int, data: str) -> str:
-    """Name a row of Table 6."""
-    return f"{method}, {depth} layers, {data}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Printed:
-    """What the paper prints of a row, for ResNet-110 where the row does not say otherwise.
-
-    Attributes:
-        accuracy: Test accuracy in %.
-        paths: Number of paths.
-        length: Mean number of blocks run, K.
-        gflops: Mean cost, two operations per multiply-accumulate.
-        kept: Share of images whose path stays the same when they are augmented.
-    """
-
-    accuracy: float | None = None
-    paths: int | None = None
-    length: float | None = None
-    gflops: float | None = None
-    kept: float | None = None
-
+with_gamma = "CoDiNet, gamma {:g}".format
+with_margin = "CoDiNet, margin of diversity {:g}".format
+with_depth = "{}, {} layers, {}".format
+"""Names of rows of Tables 5, 8 and 6, the last from method, depth and data."""
 
 _TABLE_6 = {
-    "CIFAR-10": {
-        RESNET: ((92.4, 15), (93.3, 36), (93.6, 54)),
-        VANILLA: ((91.55, 10), (93.17, 19), (93.66, 27)),
-        WITH_BOTH: ((92.48, 10), (93.61, 20), (94.47, 27)),
-    },
-    "CIFAR-100": {
-        RESNET: ((68.7, 15), (70.5, 36), (71.2, 54)),
-        VANILLA: ((66.4, 10), (69.7, 22), (70.3, 23)),
-        WITH_BOTH: ((69.2, 12), (70.9, 22), (72.9, 24)),
-    },
+    (RESNET, "CIFAR-10"): ((92.4, 15), (93.3, 36), (93.6, 54)),
+    (VANILLA, "CIFAR-10"): ((91.55, 10), (93.17, 19), (93.66, 27)),
+    (WITH_BOTH, "CIFAR-10"): ((92.48, 10), (93.61, 20), (94.47, 27)),
+    (RESNET, "CIFAR-100"): ((68.7, 15), (70.5, 36), (71.2, 54)),
+    (VANILLA, "CIFAR-100"): ((66.4, 10), (69.7, 22), (70.3, 23)),
+    (WITH_BOTH, "CIFAR-100"): ((69.2, 12), (70.9, 22), (72.9, 24)),
 }
-
-PRINTED = {
-    VANILLA: Printed(93.16, paths=113, kept=0.2265),
-    CONSISTENT: Printed(92.88, paths=20),
-    WITH_BOTH: Printed(94.47, paths=276, kept=0.5342),
-    with_gamma(0.0): Printed(94.47, length=25, gflops=0.29),
-    with_gamma(0.01): Printed(94.30, length=22, gflops=0.27),
-    with_gamma(0.02): Printed(93.94, length=19, gflops=0.22),
-    with_gamma(0.04): Printed(93.71, length=17, gflops=0.20),
-    with_gamma(0.1): Printed(92.45, length=10, gflops=0.10),
-    with_margin(0.25): Printed(93.12, paths=196, length=21),
-    with_margin(0.5): Printed(94.47, paths=276, length=25),
-    with_margin(0.75): Printed(92.75, paths=396, length=22),
-    with_margin(1.0): Printed(92.46, paths=800, length=26),
+PRINTED: dict[str, dict[str, float]] = {
+    VANILLA: {"accuracy": 93.16, "paths": 113, "kept": 22.65},
+    CONSISTENT: {"accuracy": 92.88, "paths": 20},
+    WITH_BOTH: {"accuracy": 94.47, "paths": 276, "kept": 53.42},
     **{
-        with_depth(method, depth, data): Printed(accuracy, length=length)
-        for data, methods in _TABLE_6.items()
-        for method, values in methods.items()
+        with_gamma(gamma): {"accuracy": best, "length": k, "gflops": cost}
+        for gamma, (best, k, cost) in _TABLE_5.items()
+    },
+    **{with_margin(margin): {"accuracy": best, "paths": n, "length": k} for margin, (best, n, k) in _TABLE_8.items()},
+    **{
+        with_depth(method, depth, data): {"accuracy": accuracy, "length": length}
+        for (method, data), values in _TABLE_6.items()
         for depth, (accuracy, length) in zip(DEPTHS, values, strict=True)
     },
-    with_depth(RESNET, 110, "SVHN"): Printed(94.19, gflops=0.50),
-    with_depth(VANILLA, 110, "SVHN"): Printed(93.15, gflops=0.38),
-    with_depth(WITH_BOTH, 110, "SVHN"): Printed(94.28, gflops=0.39),
-    RELAXATIONS["gumbel"]: Printed(93.66, gflops=0.26),
-    RELAXATIONS["softmax"]: Printed(93.1, gflops=0.27),
-    RELAXATIONS["sampling"]: Printed(87.8, gflops=0.26),
+    with_depth(RESNET, 110, "SVHN"): {"accuracy": 94.19, "gflops": 0.50},
+    with_depth(VANILLA, 110, "SVHN"): {"accuracy": 93.15, "gflops": 0.38},
+    with_depth(WITH_BOTH, 110, "SVHN"): {"accuracy": 94.28, "gflops": 0.39},
+    RELAXATIONS["gumbel"]: {"accuracy": 93.66, "gflops": 0.26},
+    RELAXATIONS["softmax"]: {"accuracy": 93.1, "gflops": 0.27},
+    RELAXATIONS["sampling"]: {"accuracy": 87.8, "gflops": 0.26},
 }
-"""Tables 2, 4, 5, 6, 8 and 9, and section 4.4.1."""
+"""Tables 2, 4, 5, 6, 8 and 9, and section 4.4.1, for ResNet-110 where the row does not say otherwise.
 
-SECOND_STAGE = ("freeze_after={seven_eighths}",)
+Accuracy and images that keep their path when they are augmented are in %, the cost in two operations per
+multiply-accumulate, the length is K, the mean number of blocks run.
+"""
+
 METHODS = {VANILLA: ("alpha=0.0", "beta=0.0"), CONSISTENT: ("beta=0.0",), WITH_BOTH: ()}
 
 
-def _row(
-    label: str, groups: tuple[str, ...], agent: str, options: tuple[str, ...], data: str = "CIFAR-10", **more: Any
-) -> Row:
+def _row(label: str, groups: tuple[str, ...], agent: str, *options: str, data: str = "CIFAR-10", **more: Any) -> Row:
     """Return a row on one of `DATA`, with what the paper prints of it."""
-    accuracy = PRINTED.get(label, Printed()).accuracy
-    paper = {} if accuracy is None else {PAPER.epochs: accuracy}
+    printed = PRINTED.get(label, {})
+    paper = {PAPER.epochs: printed["accuracy"]} if printed else {}
+    more = {"compare_paths": agent != "random", **more}
     return Row(label, groups, DATA[data], agent, options, paper=paper, part=data, **more)
 
 
-def _codinet(label: str, group: str | tuple[str, ...], *options: str, gamma: float = 0.0, **more: Any) -> Row:
-    """Return a run of the paper's own agent, at a weight of the cost."""
-    groups = (group,) if isinstance(group, str) else group
-    options = (*options, f"gamma={gamma}", *SECOND_STAGE)
-    return _row(label, groups, "codinet", options, compare_paths=True, **more)
+def _codinet(label: str, groups: tuple[str, ...], *options: str, gamma: float = 0.0, **more: Any) -> Row:
+    """Return a run of the paper's own agent, with its second stage, at a weight of the cost."""
+    return _row(label, groups, "codinet", *options, f"gamma={gamma}", "freeze_after={seven_eighths}", **more)
 
 
 def _by_depth(data: str, depths: tuple[int, ...], group: str) -> Iterator[Row]:
     """Yield the lines of Table 6, or 4: networks of given depths, all of whose blocks run, and of which some do."""
     for depth in depths:
         groups = (group, "cost") if (depth, data) == (32, "CIFAR-10") else (group,)
-        every_block = (f"routes={[[1] * ((depth - 2) // 2)]}",)
         of: dict[str, Any] = {"data": data, "env_options": (f"network=resnet{depth}-skip",)}
-        label = with_depth(RESNET, depth, data)
-        yield _row(label, groups, "fixed-routes", every_block, series=RESNET, compare_paths=True, **of)
+        every_block = f"routes={[[1] * ((depth - 2) // 2)]}"
+        yield _row(with_depth(RESNET, depth, data), groups, "fixed-routes", every_block, series=RESNET, **of)
         for method in (VANILLA, WITH_BOTH):
-            yield _codinet(with_depth(method, depth, data), group, *METHODS[method], series=method, **of)
+            yield _codinet(with_depth(method, depth, data), (group,), *METHODS[method], series=method, **of)
 
 
+_MLP = "representation=mlp"
 AGENTS = {
-    "REINFORCE": ("reinforce", ("representation=mlp",)),
-    "actor-critic": ("actor-critic", ("representation=mlp",)),
-    "Q-learning": ("q-learning", ("representation=mlp",)),
-    "REINFORCE, table": ("reinforce", ()),
-    "WPL, table": ("wpl", ()),
-    "Gumbel, straight-through": ("gumbel", ("representation=mlp",)),
-    "random": ("random", ()),
+    "REINFORCE": ("reinforce", _MLP),
+    "actor-critic": ("actor-critic", _MLP),
+    "Q-learning": ("q-learning", _MLP),
+    "REINFORCE, table": ("reinforce",),
+    "WPL, table": ("wpl",),
+    "Gumbel, straight-through": ("gumbel", _MLP),
+    "random": ("random",),
 }
-"""Other agents, by their names in tables."""
+"""Other agents, by their names in tables, with their options."""
 
 ROWS = (
-    _codinet(VANILLA, "regularization", *METHODS[VANILLA], series=VANILLA),
-    _codinet(CONSISTENT, "regularization", *METHODS[CONSISTENT], series=CONSISTENT),
+    _codinet(VANILLA, ("regularization",), *METHODS[VANILLA], series=VANILLA),
+    _codinet(CONSISTENT, ("regularization",), *METHODS[CONSISTENT], series=CONSISTENT),
     _codinet(WITH_BOTH, ("regularization", "cost", "margins"), series=WITH_BOTH),
-    *(_codinet(with_gamma(gamma), "cost", gamma=gamma, series=WITH_BOTH) for gamma in GAMMAS[1:]),
+    *(_codinet(with_gamma(gamma), ("cost",), gamma=gamma, series=WITH_BOTH) for gamma in GAMMAS[1:]),
     *(
-        _codinet(with_margin(margin), "margins", f"diversity_margin={margin}", series="margin")
+        _codinet(with_margin(margin), ("margins",), f"diversity_margin={margin}", series="margin")
         for margin in MARGINS
         if margin != 0.5
     ),
@@ -195,17 +150,11 @@ ROWS = (
     *_by_depth("CIFAR-100", DEPTHS, "depth"),
     *_by_depth("SVHN", DEPTHS[-1:], "svhn"),
     *(
-        _codinet(name, "relaxations", *METHODS[VANILLA], f"relaxation={relaxation}", gamma=0.01)
+        _codinet(name, ("relaxations",), *METHODS[VANILLA], f"relaxation={relaxation}", gamma=0.01)
         for relaxation, name in RELAXATIONS.items()
     ),
-    *(
-        _codinet(
-            *(name, "routers", f"router={router}"), env_options=("observes=map",) if router == "cnn" else (), gamma=0.01
-        )
-        for router, name in ROUTERS.items()
-    ),
-    *(
-        _row(name, ("agents",), agent, options, series=name, compare_paths=agent != "random")
-        for name, (agent, options) in AGENTS.items()
-    ),
+    _codinet("linear routers", ("routers",), "router=linear", gamma=0.01),
+    _codinet("recurrent router", ("routers",), "router=rnn", gamma=0.01),
+    _codinet("convolutional routers", ("routers",), "router=cnn", env_options=("observes=map",), gamma=0.01),
+    *(_row(name, ("agents",), *agent, series=name) for name, agent in AGENTS.items()),
 )
