@@ -64,7 +64,8 @@ def _plane(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path, title: 
     values = np.concatenate([images[by] for images in arranged.values()])
     shown = {"s": 4, "cmap": COLORS[by], "vmin": values.min(), "vmax": values.max()}
     for axes, (label, images) in zip(axes_of, arranged.items(), strict=True):
-        points = axes.scatter(*images["place"].T, c=images[by], **shown)
+        x, y = images["place"].T
+        points = axes.scatter(x, y, c=images[by], **shown)
         axes.set(xticks=[], yticks=[])
         axes.set_title(label, fontsize=10)
     figure.colorbar(points, ax=axes_of, label=by)

@@ -1,7 +1,5 @@
 """Diversity and Depth in Per-Example Routing Models (Ramachandran and Le)."""
 
-from functools import partial
-
 from routing_gym.experiments.papers.diversity import rows
 from routing_gym.experiments.papers.diversity.figures import draw
 from routing_gym.experiments.papers.diversity.results import across, claims, classes_and_experts, depth, errors
@@ -26,7 +24,7 @@ DIVERSITY = Reproduction(
     tables={
         "mnist": classes_and_experts,
         "depth": depth,
-        "agents": partial(across, agents=tuple(rows.COMPARED), networks=rows.NETWORKS, refused=rows.REFUSED),
+        "agents": across,
     },
     draw=draw,
     judge=claims,

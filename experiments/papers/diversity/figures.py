@@ -12,12 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from routing_gym.experiments.engine.figures import learning_curves, save
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.diversity.results import counts_of
-from routing_gym.experiments.papers.figures import column_of, despined, patches, row_of, titled
+from routing_gym.experiments.papers.figures import column_of, despined, panels, patches, titled
 from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
 
 COLORS = [f"C{number}" for number in range(10)]
-PANELS = 8
-"""Decisions shown over training."""
+PANELS, COLUMNS = 8, 4
+"""Decisions of a kind shown over training, and in a row."""
+NAMED = 8
+"""Decisions whose names fit below an axis."""
 
 
 def draw(drawing: Drawing) -> None:
@@ -35,10 +37,9 @@ def draw(drawing: Drawing) -> None:
 def _classes_and_experts(records: Runs, path: Path, title: str) -> None:
     """Draw both panels of Fig. 4, of a run of one decision: where every class goes, and who comes to every expert."""
     counts = counts_of(records[0])
-    classes, experts = ([f"{word} {i + first}" for i in range(n)] for word, first, n in zip(
-        ("class", "expert"), (0, 1), counts.shape, strict=True))  # fmt: skip
-    figure = titled(title, 10, 4.2)
-    left, right = row_of(figure, 2)
+    classes = [f"class {number}" for number in range(len(counts))]
+    experts = [f"expert {number + 1}" for number in range(counts.shape[1])]
+    figure, (left, right) = panels(title, 2, 10, 4.2)
     _stacked(left, counts, classes, experts, "share of experts per class")
     _stacked(right, counts.T, experts, classes, "share of classes per expert")
     save(figure, path)
@@ -47,15 +48,12 @@ def _classes_and_experts(records: Runs, path: Path, title: str) -> None:
 def _stacked(axes: Axes, counts: np.ndarray, names: Sequence[str], parts: Sequence[str], title: str) -> None:
     """Draw the shares of `(rows, parts)` counts as bars that lie on their side, the first row at the bottom."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    ends = shares.cumsum(1)
-    for part, name in enumerate(parts):
-        axes.barh(range(len(names)), shares[:, part], 0.8, ends[:, part] - shares[:, part], color=COLORS[part % 10],
-                  edgecolor="white", linewidth=0.5, label=name)  # fmt: skip
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("cumulative share", fontsize=8)
-    axes.tick_params(axis="x", labelsize=8)
+    starts = shares.cumsum(1) - shares
+    for color, part, share, start in zip(COLORS, parts, shares.T, starts.T, strict=False):
+        axes.barh(names, share, 0.8, start, color=color, edgecolor="white", linewidth=0.5, label=part)
+    axes.set(xlim=(0, 1), xlabel="cumulative share")
     axes.set_title(title, fontsize=9)
+    axes.tick_params(labelsize=8)
     axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     despined(axes)
 
@@ -65,29 +63,23 @@ def _use_over_depth(records: Runs, path: Path, title: str) -> None:
 
     Experts of one name have one colour, and a line between them.
     """
-    rows = [(record, kind) for record in records for kind in _kinds(record)]
-    figure = titled(title, 8.5, 0.7 + 1.75 * len(rows))
-    for axes, (record, kind) in zip(column_of(figure, len(rows)), rows, strict=True):
-        numbers = _kinds(record)[kind]
-        colors = _colors(records, kind)
-        used = set()
+    rows = [(record, kind, numbers) for record in records for kind, numbers in _kinds(record).items()]
+    figure, colors = titled(title, 8.5, 0.7 + 1.75 * len(rows)), _colors(records)
+    for axes, (record, kind, numbers) in zip(column_of(figure, len(rows)), rows, strict=True):
         for place, number in enumerate(numbers):
-            below = 0.0
-            for name, share in zip(_names(record, number), record["use"][number], strict=False):
-                axes.bar(place, share, 0.8, below, color=colors[name], edgecolor="white", linewidth=0.7)
-                below += share
-                used.add(name)
+            names = _names(record, number)
+            shares = np.array(record["use"][number][: len(names)])
+            starts, shown = shares.cumsum() - shares, [colors[name] for name in names]
+            axes.bar([place] * len(names), shares, 0.8, starts, color=shown, edgecolor="white", linewidth=0.7)
         axes.set_title(record["label"] + (f": {kind}" if kind else ""), fontsize=9, loc="left")
-        # All decisions are named, or every sixth or so where there are many.
-        names = [record["decisions"][number]["name"].partition(": ")[0] for number in numbers]
-        shown = range(0, len(names), -(-len(names) // 8))
-        axes.set_xticks(list(shown), [names[i] for i in shown], fontsize=7)
-        axes.set_xlim(-0.6, len(names) - 0.4)
-        axes.set_ylim(0, 1)
-        axes.tick_params(axis="y", labelsize=7)
-        axes.set_ylabel("share of weight", fontsize=8)
+        ticks = range(0, len(numbers), -(-len(numbers) // NAMED))
+        named = [record["decisions"][numbers[place]]["name"].partition(": ")[0] for place in ticks]
+        axes.set_xticks(list(ticks), named)
+        axes.set(xlim=(-0.6, len(numbers) - 0.4), ylim=(0, 1))
+        axes.tick_params(labelsize=7)
         despined(axes)
-        _legend(axes, {name: color for name, color in colors.items() if name in used})
+    figure.supylabel("share of weight", fontsize=8)
+    figure.legend(handles=patches(colors)[::-1], fontsize=7, frameon=False, loc="outside right upper")
     save(figure, path)
 
 
@@ -98,40 +90,35 @@ def _use_over_training(record: Record, path: Path, title: str) -> None:
     """
     if len({name for names in record["experts"] for name in names}) == 1:
         record = {**record, "experts": []}
-    known = [i for i, use in enumerate(record["curve"]["use"]) if use is not None]
-    epochs = np.array(record["curve"]["epoch"])[known]
-    use = np.array([record["curve"]["use"][i] for i in known])
-    rows = [(kind, _some(numbers, PANELS)) for kind, numbers in _kinds(record).items()]
-    columns = min(4, max(len(numbers) for _, numbers in rows))
-    heights = [-(-len(numbers) // columns) for _, numbers in rows]
-    figure = titled(title, max(6.5, 2.3 * columns + 1.6), 0.8 + 1.7 * sum(heights))
-    grid = figure.subplots(sum(heights), columns, squeeze=False, sharex=True, sharey=True)
-    for axes in grid.flat:
+    curve, colors = record["curve"], _colors([record])
+    known = [(epoch, use) for epoch, use in zip(curve["epoch"], curve["use"], strict=True) if use is not None]
+    epochs, use = [epoch for epoch, _ in known], np.array([use for _, use in known])
+    shown = [number for numbers in _kinds(record).values() for number in _some(numbers)]
+    height, width = -(-len(shown) // COLUMNS), min(COLUMNS, len(shown))
+    figure = titled(title, max(6.5, 2.3 * width + 1.6), 0.8 + 1.7 * height)
+    grid = figure.subplots(height, width, squeeze=False, sharex=True, sharey=True).flat
+    for axes in grid[len(shown) :]:
         axes.axis("off")
-    for first, (kind, numbers) in zip(np.cumsum([0, *heights]), rows, strict=False):
-        colors = _colors([record], kind)
-        for place, number in enumerate(numbers):
-            axes = grid[first + place // columns, place % columns]
-            axes.axis("on")
-            names = _names(record, number)
-            shown = {"colors": [colors[name] for name in names], "edgecolor": "white", "linewidth": 0.5}
-            axes.stackplot(epochs, use[:, number, : len(names)].T, **shown)
-            axes.set(xlim=(epochs[0], epochs[-1]), ylim=(0, 1))
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            axes.set_title(record["decisions"][number]["name"], fontsize=8)
-            axes.tick_params(labelsize=7)
-        _legend(grid[first, columns - 1], colors)
-    for axes in grid[-1]:
-        axes.set_xlabel("epoch", fontsize=8)
+    for axes, number in zip(grid, shown, strict=False):
+        names = _names(record, number)
+        filled = {"colors": [colors[name] for name in names], "edgecolor": "white", "linewidth": 0.5}
+        axes.stackplot(epochs, use[:, number, : len(names)].T, **filled)
+        axes.set(xlim=(epochs[0], epochs[-1]), ylim=(0, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_title(record["decisions"][number]["name"], fontsize=8)
+        axes.tick_params(labelsize=7)
+    figure.supxlabel("epoch", fontsize=8)
     figure.supylabel("share of weight", fontsize=8)
+    figure.legend(handles=patches(colors)[::-1], fontsize=7, frameon=False, loc="outside right upper")
     save(figure, path)
 
 
 def _accuracy_and_cost(records: Runs, path: Path, title: str) -> None:
     """Draw every agent's accuracy as a bar and write what an instance costs, a panel per network."""
     parts, agents = distinct(records, "part"), distinct(records, "series")
-    figure = titled(title, 2.6 + 3.9 * len(parts), 1.2 + 0.3 * len(agents))
-    for axes, part in zip(row_of(figure, len(parts), sharey=True), parts, strict=True):
+    size = 2.6 + 3.9 * len(parts), 1.2 + 0.3 * len(agents)
+    figure, axes_of = panels(title, len(parts), *size, sharey=True)
+    for axes, part in zip(axes_of, parts, strict=True):
         for place, agent in enumerate(agents):
             runs = among(records, series=agent, part=part)
             if not runs:
@@ -142,13 +129,11 @@ def _accuracy_and_cost(records: Runs, path: Path, title: str) -> None:
             axes.barh(place, mean, 0.7, color=COLORS[0] if runs[0]["agent"] == "top-k" else "0.72")
             axes.plot(accuracy, [place] * len(accuracy), ".", color="black", markersize=4)
             axes.text(mean + 1.5, place, f"{mean:.1f} %, {macs:.1f} M", va="center", fontsize=7.5)
-        axes.set_xlim(0, 135)
-        axes.set_xticks(range(0, 101, 20))
-        axes.tick_params(axis="x", labelsize=8)
+        axes.set(xlim=(0, 135), xticks=range(0, 101, 20), ylim=(len(agents) - 0.4, -0.6))
+        axes.set_yticks(range(len(agents)), agents)
+        axes.tick_params(labelsize=8)
         axes.set_xlabel("test accuracy, %; multiply-accumulates per instance", fontsize=8)
         axes.set_title(part, fontsize=9)
-        axes.set_yticks(range(len(agents)), agents, fontsize=8)
-        axes.set_ylim(len(agents) - 0.4, -0.6)
         despined(axes)
     save(figure, path)
 
@@ -168,20 +153,13 @@ def _names(record: Record, number: int) -> list[str]:
     return [f"expert {choice + 1}" for choice in range(len(record["decisions"][number]["next"]))]
 
 
-def _colors(records: Runs, kind: str) -> dict[str, str]:
-    """Return a colour for each name of the experts at one kind of decision."""
-    names = dict.fromkeys(n for r in records for number in _kinds(r).get(kind, ()) for n in _names(r, number))
-    return {name: COLORS[place % 10] for place, name in enumerate(names)}
+def _colors(records: Runs) -> dict[str, str]:
+    """Return a colour for each name of experts."""
+    names = dict.fromkeys(n for r in records for number in range(len(r["decisions"])) for n in _names(r, number))
+    return {name: COLORS[place % len(COLORS)] for place, name in enumerate(names)}
 
 
-def _some(numbers: Sequence[int], most: int) -> list[int]:
-    """Return at most so many, evenly, the first and the last among them."""
-    if len(numbers) <= most:
-        return list(numbers)
-    return [numbers[round(i * (len(numbers) - 1) / (most - 1))] for i in range(most)]
-
-
-def _legend(axes: Axes, colors: dict[str, str]) -> None:
-    """Name the colours to the right of a panel, the lowest bar's last."""
-    handles = patches(dict(reversed(colors.items())))
-    axes.legend(handles=handles, fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1.05))
+def _some(numbers: Sequence[int]) -> list[int]:
+    """Return at most `PANELS` of them, evenly, the first and the last among them."""
+    places = np.linspace(0, len(numbers) - 1, min(len(numbers), PANELS))
+    return [numbers[round(place)] for place in places]

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 
 from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.diversity import rows
 from routing_gym.experiments.papers.judging import Judge, Judged, judged
 from routing_gym.experiments.papers.reproduction import Claim, Runs, among
-from routing_gym.experiments.papers.tables import (
-    MACS,
-    Column,
-    accuracy,
-    error,
-    heading,
-    judged_on,
-    line,
-    millions,
-    table,
-)
+from routing_gym.experiments.papers.tables import MACS, accuracy, by_row, error, heading, judged_on, line, millions
 
 SHUFFLES = 200
 
@@ -39,7 +30,7 @@ def claims(records: Runs) -> list[Claim]:
         "Table 1: diverse routing errs less than single-task networks": [judge.less(rows.DIVERSE, rows.SINGLE_TASK)],
         "k that falls over the layers errs less than a small fixed k": [of_omniglot.less(rows.ANNEALED, rows.FIXED_K)],
         "Fig. 4: examples of a class tend to be routed through the same experts": [
-            _specialized([record for record in records if "mnist" in record["groups"]])
+            judge.positive("bits told of the class beyond chance", _more_than_by_chance, rows.SPECIALIZED)
         ],
         "Table 4: 96 decisions are less accurate than 48": [
             judge.less(rows.CELLS_6X32, rows.CELLS_12X32),
@@ -54,11 +45,6 @@ def counts_of(record: Record) -> np.ndarray:
     return np.array(record["routes_by_label"])[:, 0]
 
 
-def _instances_of(record: Record) -> np.ndarray:
-    """Return `(C,)`: how many instances of each label a run was judged on."""
-    return np.array(record["exits"]).sum((0, 1, 3))
-
-
 def mutual_information(counts: np.ndarray, instances: np.ndarray) -> float:
     """Return how many bits a choice tells of the label: Σ_i p(i) KL(p(label | i) ‖ p(label)), 0 where all choose alike.
 
@@ -68,38 +54,26 @@ def mutual_information(counts: np.ndarray, instances: np.ndarray) -> float:
     """
     joint = counts / counts.sum()
     by_chance = instances[:, None] / instances.sum() * joint.sum(0)
-    there = joint > 0
-    return float((joint[there] * np.log2(joint[there] / by_chance[there])).sum())
+    return float(scipy.special.rel_entr(joint, by_chance).sum() / np.log(2))
 
 
-def specialization(record: Record) -> float:
-    """Return the mutual information of label and choice at the first decision, in bits."""
-    return mutual_information(counts_of(record), _instances_of(record))
+def told_and_shuffled(record: Record) -> tuple[float, np.ndarray]:
+    """Return the mutual information of label and choice at the first decision, and what it comes to be by chance.
 
-
-def shuffled(record: Record) -> np.ndarray:
-    """Return what `specialization` comes to be if labels are dealt out to the instances anew, `(SHUFFLES,)`.
-
-    No instance takes a choice twice, so that the labels of those that took one are drawn without replacement. Each
-    choice is drawn for by itself, though instances take several: they add up, so that the mean is the same.
+    That is `(SHUFFLES,)`, with labels dealt out to the instances anew. No instance takes a choice twice, so that the
+    labels of those that took one are drawn without replacement. Each choice is drawn for by itself, though instances
+    take several: they add up, so that the mean is the same.
     """
-    random, instances = np.random.default_rng(0), _instances_of(record)
-    drawn = [random.multivariate_hypergeometric(instances, n, size=SHUFFLES) for n in counts_of(record).sum(0)]
-    return np.array([mutual_information(table, instances) for table in np.stack(drawn, -1)])
+    random, counts, instances = np.random.default_rng(0), counts_of(record), np.array(record["exits"]).sum((0, 1, 3))
+    drawn = [random.multivariate_hypergeometric(instances, n, size=SHUFFLES) for n in counts.sum(0)]
+    by_chance = [mutual_information(table, instances) for table in np.stack(drawn, -1)]
+    return mutual_information(counts, instances), np.array(by_chance)
 
 
-def _specialized(runs: Runs) -> Judged:
-    """Judge whether, in every run, an expert tells more of the label than it does of any shuffled ones."""
-    if not runs:
-        return "not enough", "Needs the network for MNIST."
-    found = [(specialization(run), shuffled(run).max()) for run in runs]
-    told, by_chance = np.mean(found, 0)
-    numbers = f"An expert tells {told:.3f} bits of the class, with labels shuffled {by_chance:.3f} at most."
-    return "holds" if all(bits > highest for bits, highest in found) else "does not hold", numbers
-
-
-PRINTED_PARAMETERS = {rows.CELLS_6X32: 2.5, rows.CELLS_6X64: 9.6, rows.CELLS_12X32: 7.8, rows.ALL_ON: 4.8}
-"""Table 4's millions of parameters per example."""
+def _more_than_by_chance(runs: Runs) -> float:
+    """Return by how much an expert tells more of the label, in bits, than it does of any shuffled ones."""
+    told, by_chance = told_and_shuffled(runs[0])
+    return told - by_chance.max()
 
 
 def _validation(runs: Runs) -> str:
@@ -113,18 +87,18 @@ def _printed(form: str, of: Callable[[float], float]) -> Callable[[Runs], str]:
 
 
 def _printed_parameters(runs: Runs) -> str:
-    printed = PRINTED_PARAMETERS.get(runs[0]["label"])
+    printed = rows.PRINTED_PARAMETERS.get(runs[0]["label"])
     return "" if printed is None else f"*{printed}*"
 
 
-ERRORS: tuple[Column, ...] = (
+errors = by_row(
     ("test error %", error),
     ("paper", _printed(".2f", lambda accuracy: 1 - accuracy)),
     ("validation error %", _validation),
     MACS,
     ("parameters, M", millions("parameters")),
 )
-DEPTH: tuple[Column, ...] = (
+depth = by_row(
     ("accuracy %", accuracy),
     ("paper", _printed(".1f", lambda accuracy: accuracy)),
     ("parameters per example, M", millions("parameters_used")),
@@ -132,16 +106,6 @@ DEPTH: tuple[Column, ...] = (
     ("all parameters, M", millions("parameters")),
     MACS,
 )
-
-
-def errors(records: Runs) -> list[str]:
-    """Show test and validation error beside the paper's test error."""
-    return [*table(ERRORS, by_label(records).values()), "", judged_on(records)]
-
-
-def depth(records: Runs) -> list[str]:
-    """Show accuracy and parameters per example beside the paper's."""
-    return [*table(DEPTH, by_label(records).values()), "", judged_on(records)]
 
 
 def classes_and_experts(records: Runs) -> list[str]:
@@ -153,39 +117,26 @@ def classes_and_experts(records: Runs) -> list[str]:
         lines += ["", f"{label}, seed {runs[0]['seed']}: percent of every class's choices.", ""]
         lines += heading(["class", *(f"expert {number}" for number in range(1, counts.shape[1] + 1))])
         lines += [line([str(number), *(f"{value:.0f}" for value in row)]) for number, row in enumerate(share)]
-        told, by_chance = np.mean([(specialization(run), shuffled(run).mean()) for run in runs], 0)
+        told, by_chance = (np.mean(values) for values in zip(*map(told_and_shuffled, runs), strict=True))
         lines += ["", f"An expert tells {told:.3f} bits of the class, with labels shuffled {by_chance:.3f}."]
     return lines
 
 
-def across(
-    records: Runs, agents: Sequence[str], networks: Sequence[str], refused: Mapping[tuple[str, str], str]
-) -> list[str]:
-    """Show every agent on every network: accuracy, and what an instance costs.
-
-    Args:
-        records: Each with the name of its agent as `series` and of its network as `part`.
-        agents: The rows.
-        networks: The columns.
-        refused: Why a pair cannot be; a pair that is neither there nor refused was not run.
-    """
+def across(records: Runs) -> list[str]:
+    """Show accuracy and cost of every agent, the records' `series`, on every network, their `part`; or why not."""
 
     def cell(agent: str, network: str) -> str:
         runs = among(records, series=agent, part=network)
         if not runs:
-            return refused.get((agent, network), "not run")
+            return rows.REFUSED.get((agent, network), "not run")
         more = f", {len(runs)} seeds" if len(runs) > 1 else ""
         return f"{accuracy(runs)} at {millions('macs')(runs)}{more}"
 
-    lines = heading(["", *networks])
-    lines += [line([agent, *(cell(agent, network) for network in networks)]) for agent in agents]
+    lines = heading(["", *rows.NETWORKS])
+    lines += [line([agent, *(cell(agent, network) for network in rows.NETWORKS)]) for agent in rows.COMPARED]
+    epochs = {record["part"]: record["epochs"] for record in records}
+    told = [str(number) for number in set(epochs.values())]
+    if len(told) > 1:
+        told = [f"{number} ({part})" for part, number in sorted(epochs.items())]
     how = "Test accuracy in % at how many million multiply-accumulates"
-    return [*lines, "", f"{how}; {_epochs_of(records)} epochs. {judged_on(records)}"]
-
-
-def _epochs_of(records: Runs) -> str:
-    """Say how many epochs there were, for each network if they differ."""
-    epochs = {(record["part"], record["epochs"]) for record in records}
-    if len({number for _, number in epochs}) == 1:
-        return str(records[0]["epochs"])
-    return " and ".join(f"{number} ({part})" for part, number in sorted(epochs))
+    return [*lines, "", f"{how}; {' and '.join(told)} epochs. {judged_on(records)}"]

@@ -19,7 +19,6 @@ CIFAR-MTL for batches of 128, or the defaults.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,14 +61,11 @@ SHORT = Settings(
 BALANCED = ("balance=0.1", "balance_epochs={epochs}")
 FALLING = ("k=7", "k_last=2", *BALANCED)
 TOLD = ("task_embedding=16",)
-AT_THE_BLOCKS_RATE = ("learning_rate=2e-4",)
-"""Of the gates on Omniglot: blocks and gates are one network for the paper's optimiser."""
-FROM_THE_TASK = ("k=2", "noise=False", *BALANCED, *TOLD, *AT_THE_BLOCKS_RATE, "embedding_scale=5.0")
+FROM_THE_TASK = ("top-k", "k=2", "noise=False", *BALANCED, *TOLD, "embedding_scale=5.0")
 """What learns in few steps: rows of a task take one way at first, through two experts a layer."""
-BY_TASK = ("k=2", "noise=False", *BALANCED, *TOLD, *AT_THE_BLOCKS_RATE, "task_only=True")
+BY_TASK = ("top-k", "k=2", "noise=False", *BALANCED, *TOLD, "task_only=True")
 THROUGH = ("differentiable=True",)
 """Gates are trained through the experts below them, as any layer is."""
-
 ALPHABETS = ("alphabets=liang-2018",)
 
 DIVERSE = "convolutions, pooling, identity"
@@ -77,19 +73,16 @@ CONVS = "only convolutions"
 CONV5 = "only 5x5"
 CONV3 = "only 3x3"
 SINGLE_TASK = "single task"
-DIVERSE_BY_TASK = f"{DIVERSE}, by task"
-"""The experts of Table 2, by gates that see the task alone."""
-
-
-def from_the_task(label: str) -> str:
-    """Name a line of Table 2 whose gates see example and task, the task stronger at first."""
-    return f"{label}, k = 2"
-
-
+from_the_task = "{}, k = 2".format
+"""Names of lines of Table 2 whose gates see example and task, the task stronger at first."""
+SPECIALIZED = "5 experts, k = 2"
 CELLS_6X32 = "routing, C = 6, F = 32"
 CELLS_6X64 = "routing, C = 6, F = 64"
 CELLS_12X32 = "routing, C = 12, F = 32"
 ALL_ON = "all on, C = 6, F = 32"
+
+PRINTED_PARAMETERS = {CELLS_6X32: 2.5, CELLS_6X64: 9.6, CELLS_12X32: 7.8, ALL_ON: 4.8}
+"""Table 4's millions of parameters per example."""
 
 NETWORKS = OMNIGLOT_EXPERTS, CIFAR_MTL = "Omniglot, unlike experts", "CIFAR-MTL, equal blocks"
 
@@ -105,47 +98,25 @@ TABLE_2 = {
 """Network and test error in % of every line."""
 
 
-def _omniglot(label: str, groups: tuple[str, ...], options: tuple[str, ...], network: str, error: float) -> Row:
-    """Return a line of Table 2 under gates; the paper's accuracy is after epochs that it does not give."""
-    env_options = (*ALPHABETS, *THROUGH, f"network={network}")
-    return Row(label, groups, OMNIGLOT, "top-k", options, env_options, paper={PAPER.epochs: 100 - error})
-
-
-def _table_2() -> Iterator[Row]:
-    """Yield the lines of Table 2, in the paper's own way of routing; the first is compared with other agents."""
-    for label, line in TABLE_2.items():
-        row = _omniglot(label, ("omniglot",), (*FALLING, *TOLD, *AT_THE_BLOCKS_RATE), *line)
-        more: dict[str, Any] = {"groups": ("omniglot", "agents"), "series": ANNEALED, "part": OMNIGLOT_EXPERTS}
-        yield dataclasses.replace(row, **more) if label == DIVERSE else row
-
-
-def _cells(label: str, network: str, accuracy: float, agent: str, *options: str) -> Row:
-    """Return a line of Table 4."""
-    gates = THROUGH if agent == "top-k" else ()
-    paper = {PAPER.epochs: accuracy}
-    return Row(label, ("depth",), CELLS, agent, options, (*gates, f"network={network}"), paper=paper)
-
-
-MLP = ("representation=mlp",)
-COMPARED: dict[str, tuple[str, tuple[str, ...]]] = {
-    ANNEALED: ("top-k", (*FALLING, *TOLD)),
-    FIXED_K: ("top-k", ("k=2", *BALANCED, *TOLD)),
-    "top-k, k = 1": ("top-k", ("k=1", *BALANCED, *TOLD)),
-    "WPL": ("wpl", ("policy_rate=0.1",)),
-    "REINFORCE, table": ("reinforce", ("learning_rate=0.3",)),
-    "REINFORCE, approximators": ("reinforce", (*MLP, "learning_rate=0.1")),
-    "Q-learning": ("q-learning", ("learning_rate=0.03",)),
-    "SARSA": ("sarsa", ("learning_rate=0.03",)),
-    "actor-critic, table": ("actor-critic", ("learning_rate=0.3",)),
-    "actor-critic, approximators": ("actor-critic", (*MLP, "learning_rate=0.03")),
-    "Gumbel": ("gumbel", ("learning_rate=1.0",)),
-    "soft mixture": ("soft-mixture", ("learning_rate=0.003",)),
-    "cross-stitch": ("cross-stitch", ("learning_rate=0.003",)),
-    "task-specific, all layers": ("task-specific-all", ()),
-    "task-specific, last layer": ("task-specific-last", ()),
-    "shared path": ("shared", ()),
-    "shared path, told the task": ("shared-with-task", ()),
-    "random fixed paths": ("random-fixed", ()),
+COMPARED: dict[str, tuple[str, ...]] = {
+    ANNEALED: ("top-k", *FALLING, *TOLD),
+    FIXED_K: ("top-k", "k=2", *BALANCED, *TOLD),
+    "top-k, k = 1": ("top-k", "k=1", *BALANCED, *TOLD),
+    "WPL": ("wpl", "policy_rate=0.1"),
+    "REINFORCE, table": ("reinforce", "learning_rate=0.3"),
+    "REINFORCE, approximators": ("reinforce", "representation=mlp", "learning_rate=0.1"),
+    "Q-learning": ("q-learning", "learning_rate=0.03"),
+    "SARSA": ("sarsa", "learning_rate=0.03"),
+    "actor-critic, table": ("actor-critic", "learning_rate=0.3"),
+    "actor-critic, approximators": ("actor-critic", "representation=mlp", "learning_rate=0.03"),
+    "Gumbel": ("gumbel", "learning_rate=1.0"),
+    "soft mixture": ("soft-mixture", "learning_rate=0.003"),
+    "cross-stitch": ("cross-stitch", "learning_rate=0.003"),
+    "task-specific, all layers": ("task-specific-all",),
+    "task-specific, last layer": ("task-specific-last",),
+    "shared path": ("shared",),
+    "shared path, told the task": ("shared-with-task",),
+    "random fixed paths": ("random-fixed",),
 }
 """Every agent by its name in tables, with its options."""
 
@@ -159,45 +130,56 @@ REFUSED = {
 """What environment or agent refuse to make, and why."""
 
 
-def _compared() -> Iterator[Row]:
-    """Yield every agent on both networks, but for what is refused and for the line that Table 2 has.
+def _row(
+    label: str, groups: tuple[str, ...], env: str, agent: tuple[str, ...], *options: str, accuracy: float | None = None,
+    **more: Any,
+) -> Row:  # fmt: skip
+    """Return a row of an agent with its options, and of an environment with its own.
 
-    Two of them stand beside Table 2 as well.
+    The paper's accuracy is after epochs that it does not give. On Omniglot gates learn at the blocks' rate: they are
+    one network for the paper's optimiser.
     """
-    for env, part, more in ((OMNIGLOT, OMNIGLOT_EXPERTS, ALPHABETS), (CIFAR, CIFAR_MTL, ())):
-        for series, (agent, options) in COMPARED.items():
-            if (series, part) in REFUSED or (series, part) == (ANNEALED, OMNIGLOT_EXPERTS):
-                continue
+    gates = agent[0] == "top-k"
+    own = (*agent[1:], *(OF_OMNIGLOT if gates and env == OMNIGLOT else ()))
+    where = (*(ALPHABETS if env == OMNIGLOT else ()), *(THROUGH if gates else ()), *options)
+    paper = {} if accuracy is None else {PAPER.epochs: accuracy}
+    return Row(label, groups, env, agent[0], own, where, paper=paper, **more)
+
+
+def _compared(env: str, part: str) -> Iterator[Row]:
+    """Yield every agent on a network but for those refused; two stand beside Table 2 as well, and one in it."""
+    for series, agent in COMPARED.items():
+        if (series, part) not in REFUSED and (series, part) != (ANNEALED, OMNIGLOT_EXPERTS):
             beside = env == OMNIGLOT and series in ("shared path", "random fixed paths")
-            yield Row(
-                f"{series}, {part}",
-                ("omniglot", "few-steps", "agents") if beside else ("agents",),
-                env,
-                agent,
-                (*options, *(AT_THE_BLOCKS_RATE if agent == "top-k" and env == OMNIGLOT else ())),
-                (*more, *(THROUGH if agent == "top-k" else ())),
-                series=series,
-                part=part,
-            )
+            groups = ("omniglot", "few-steps", "agents") if beside else ("agents",)
+            yield _row(f"{series}, {part}", groups, env, agent, series=series, part=part)
+
+
+def _table_2(label: str, groups: tuple[str, ...], agent: tuple[str, ...], of: str, **more: Any) -> Row:
+    """Return a line of Table 2 under gates."""
+    network, error = TABLE_2[of]
+    return _row(label, groups, OMNIGLOT, agent, f"network={network}", accuracy=100 - error, **more)
 
 
 ROWS = (
-    *_table_2(),
-    Row(
+    _table_2(DIVERSE, ("omniglot", "agents"), COMPARED[ANNEALED], DIVERSE, series=ANNEALED, part=OMNIGLOT_EXPERTS),
+    *(_table_2(label, ("omniglot",), COMPARED[ANNEALED], label) for label in (CONVS, CONV5, CONV3)),
+    _row(
         SINGLE_TASK,
         ("omniglot", "few-steps"),
         OMNIGLOT,
-        "task-specific-all",
-        (),
-        (*ALPHABETS, "network=omniglot-conv3", f"experts={['conv3'] * TASKS}"),
-        paper={PAPER.epochs: 100 - 39.19},
+        ("task-specific-all",),
+        "network=omniglot-conv3",
+        f"experts={['conv3'] * TASKS}",
+        accuracy=100 - 39.19,
     ),
-    *(_omniglot(from_the_task(label), ("few-steps",), FROM_THE_TASK, *line) for label, line in TABLE_2.items()),
-    _omniglot(DIVERSE_BY_TASK, ("few-steps",), BY_TASK, *TABLE_2[DIVERSE]),
-    Row("5 experts, k = 2", ("mnist",), MNIST, "top-k", ("k=2", *BALANCED), THROUGH),
-    _cells(CELLS_6X32, "cells-6x32", 95.1, "top-k", *FALLING),
-    _cells(CELLS_6X64, "cells-6x64", 95.5, "top-k", *FALLING),
-    _cells(CELLS_12X32, "cells-12x32", 94.7, "top-k", *FALLING),
-    _cells(ALL_ON, "cells-6x32", 95.6, "soft-mixture"),
-    *_compared(),
+    *(_table_2(from_the_task(label), ("few-steps",), FROM_THE_TASK, label) for label in TABLE_2),
+    _table_2(f"{DIVERSE}, by task", ("few-steps",), BY_TASK, DIVERSE),
+    _row(SPECIALIZED, ("mnist",), MNIST, ("top-k", "k=2", *BALANCED)),
+    _row(CELLS_6X32, ("depth",), CELLS, ("top-k", *FALLING), "network=cells-6x32", accuracy=95.1),
+    _row(CELLS_6X64, ("depth",), CELLS, ("top-k", *FALLING), "network=cells-6x64", accuracy=95.5),
+    _row(CELLS_12X32, ("depth",), CELLS, ("top-k", *FALLING), "network=cells-12x32", accuracy=94.7),
+    _row(ALL_ON, ("depth",), CELLS, ("soft-mixture",), "network=cells-6x32", accuracy=95.6),
+    *_compared(OMNIGLOT, OMNIGLOT_EXPERTS),
+    *_compared(CIFAR, CIFAR_MTL),
 )
