@@ -197,7 +197,7 @@ def test_specialization_is_more_than_shuffled_labels_give():
 def test_no_hole_in_the_table_of_agents_is_unexplained():
     runs = [run("a", 0.5 + 0.1 * s, series="WPL", part=CIFAR_MTL, macs=2e6, seed=s) for s in (0, 1)]
     head, _, *lines, _, below = across(runs)
-    assert head == f"|  | {OMNIGLOT_EXPERTS} | {CIFAR_MTL} |" and "; 8 epochs." in below
+    assert head == f"|  | {OMNIGLOT_EXPERTS} | {CIFAR_MTL} |" and f"; 8 ({CIFAR_MTL}) epochs." in below
     assert [line.split(" | ")[0] for line in lines] == [f"| {agent}" for agent in COMPARED]
     (wpl,) = [line for line in lines if line.startswith("| WPL ")]
     assert wpl.startswith("| WPL | not run | **55.00 ± ") and wpl.endswith(" at 2.00, 2 seeds |")

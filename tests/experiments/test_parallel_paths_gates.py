@@ -172,7 +172,6 @@ def test_pictures(agent, gates, tmp_path, monkeypatch):
     class_gates((agent, gates), files[2], "three paths", classes=(0, 1, 2))
     path_weight_histograms(agent, files[3], "three paths")
     assert all(imread(file).std() > 0.01 for file in files)
-    routes((agent, gates), files[0], "two images", images=[1, 2])
 
 
 @pytest.mark.parametrize(("network", "name"), [("basecnn-2-cp", "cross-prediction"), ("basecnn-2-cc", "random")])

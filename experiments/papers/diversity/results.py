@@ -135,8 +135,6 @@ def across(records: Runs) -> list[str]:
     lines = heading(["", *rows.NETWORKS])
     lines += [line([agent, *(cell(agent, network) for network in rows.NETWORKS)]) for agent in rows.COMPARED]
     epochs = {record["part"]: record["epochs"] for record in records}
-    told = [str(number) for number in set(epochs.values())]
-    if len(told) > 1:
-        told = [f"{number} ({part})" for part, number in sorted(epochs.items())]
+    told = " and ".join(f"{number} ({part})" for part, number in sorted(epochs.items()))
     how = "Test accuracy in % at how many million multiply-accumulates"
-    return [*lines, "", f"{how}; {' and '.join(told)} epochs. {judged_on(records)}"]
+    return [*lines, "", f"{how}; {told} epochs. {judged_on(records)}"]

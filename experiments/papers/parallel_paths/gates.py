@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +24,8 @@ BLUR_EVERY = 2
 """Steps from one blurring to the next."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Crossing:
-    """What happens to R images where m tensors are shared out among n paths.
+class Crossing(NamedTuple):
+    """What happens to R images where m tensors are shared out among n paths, at the decision of this name.
 
     Attributes:
         name: Of the decision.
@@ -41,8 +40,7 @@ class Crossing:
     leaving: Tensor
 
 
-@dataclasses.dataclass(frozen=True)
-class Gate:
+class Gate(NamedTuple):
     """One gate: how much of a tensor goes to a path, all counted from 0."""
 
     decision: int
@@ -54,8 +52,7 @@ class Gate:
         return f"{network.decisions[self.decision].name}, $g_{{{self.tensor + 1}{self.path + 1}}}$"
 
 
-@dataclasses.dataclass(frozen=True)
-class Gates:
+class Gates(NamedTuple):
     """What an agent does with R images: crossings, decision by decision, labels `(R,)`, and the classes it says."""
 
     crossings: tuple[Crossing, ...]
@@ -82,28 +79,27 @@ def gates_of(agent: Agent) -> Gates:
     that its mean activation follows (section 7.1). Raises what `network_of` does.
     """
     network = network_of(agent)
-    columns: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.decisions]
-    others = []
+    batches: list[list[Tensor]] = []
     for batch, kept in routed(agent, "test"):
-        for column, decision, step in zip(columns, network.decisions, batch.steps, strict=True):
+        seen = [batch.label, batch.exits[0].logits.argmax(1)]
+        for decision, step in zip(network.decisions, batch.steps, strict=True):
             assert isinstance(step.action, Tensor)
-            gates = step.action[kept].view(-1, network.num_tensors, network.num_choices)
-            seen = step.observation["activation"][kept, : decision.width].unflatten(1, (decision.m, -1))
-            column.append((gates[:, : decision.m, : decision.n].cpu(), seen.mean(2).cpu()))
-        others.append((batch.label[kept].cpu(), batch.exits[0].logits[kept].argmax(1).cpu()))
+            gates = step.action.view(-1, network.num_tensors, network.num_choices)[:, : decision.m, : decision.n]
+            tensors = step.observation["activation"][:, : decision.width].unflatten(1, (decision.m, -1))
+            seen += [gates, tensors.mean(2)]
+        batches.append([column[kept].cpu() for column in seen])
+    label, predicted, *columns = (torch.cat(column) for column in zip(*batches, strict=True))
     crossings = []
-    for decision, column in zip(network.decisions, columns, strict=True):
-        gates, arriving = (torch.cat(parts) for parts in zip(*column, strict=True))
+    for decision, gates, arriving in zip(network.decisions, columns[::2], columns[1::2], strict=True):
         leaving = torch.einsum("rmn,rm->rn", gates, arriving)
         crossings.append(Crossing(decision.name, gates, _shares(arriving), _shares(leaving)))
-    label, predicted = (torch.cat(parts) for parts in zip(*others, strict=True))
     return Gates(tuple(crossings), label, predicted)
 
 
 def _shares(strength: Tensor) -> Tensor:
-    """Return `(R, k)` as shares of their sums; a lone one is all there is."""
+    """Return `(R, k)` as shares of their sums, equal ones of 0."""
     total = strength.sum(1, keepdim=True)
-    return torch.where((total == 0) | (strength.shape[1] == 1), 1 / strength.shape[1], strength / total)
+    return torch.where(total == 0, 1 / strength.shape[1], strength / total)
 
 
 def chosen_gates(network: ParallelPaths) -> list[Gate]:
@@ -163,6 +159,8 @@ def synthesised(agent: Agent, gate: Gate, seed: int = 0) -> tuple[Tensor, list[f
     mean, std = dataset.mean.view(1, -1, 1, 1), dataset.std.view(1, -1, 1, 1)
     noise = torch.randn(1, *dataset.input_shape, generator=torch.Generator().manual_seed(seed))
     image = noise.to(dataset.device)
+    line = image.new_tensor([0.15, 0.7, 0.15])
+    kernel = torch.outer(line, line).expand(image.shape[1], 1, 3, 3)
     scores = []
     for step in range(1, STEPS + 1):
         image.requires_grad_()
@@ -172,19 +170,12 @@ def synthesised(agent: Agent, gate: Gate, seed: int = 0) -> tuple[Tensor, list[f
         image = image.detach() + STEP * slope / slope.square().mean().sqrt().clamp(min=1e-12)
         image = (1 - DECAY) * image
         if step % BLUR_EVERY == 0 and step < STEPS:
-            image = _blurred(image)
-        image = torch.maximum(torch.minimum(image, (255 - mean) / std), -mean / std)
+            padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
+            image = functional.conv2d(padded, kernel, groups=len(kernel))
+        image = image.clamp(-mean / std, (255 - mean) / std)
     with torch.no_grad():
         scores.append(float(score(agent, image, gate).sum()))
     return (image * std + mean).round().clamp(0, 255).to(torch.uint8)[0].cpu(), scores
-
-
-def _blurred(image: Tensor) -> Tensor:
-    """Return `(1, C, H, W)` with every pixel mixed with those around it."""
-    channels = image.shape[1]
-    line = image.new_tensor([0.15, 0.7, 0.15])
-    kernel = torch.outer(line, line).expand(channels, 1, 3, 3)
-    return functional.conv2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), kernel, groups=channels)
 
 
 def path_weights(network: ParallelPaths) -> dict[str, Tensor]:
@@ -192,5 +183,5 @@ def path_weights(network: ParallelPaths) -> dict[str, Tensor]:
     layers = list(network.banks.modules())
     convolutions = [layer.weight for layer in layers if isinstance(layer, PathConv2d)]
     dense = [layer.blocks.weight for layer in layers if isinstance(layer, PathLinear)]
-    named = {f"conv {number}": weight.detach() for number, weight in enumerate(convolutions, 1)}
-    return named | {f"dense {number}": weight.detach() for number, weight in enumerate(dense, 1)}
+    kinds = {"conv": convolutions, "dense": dense}
+    return {f"{kind} {n}": weight.detach() for kind, of in kinds.items() for n, weight in enumerate(of, 1)}

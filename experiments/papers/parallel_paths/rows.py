@@ -15,9 +15,8 @@ told part of the answer.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from routing_gym.experiments.papers.reproduction import Row, Settings
 
@@ -46,9 +45,8 @@ SHORT = Settings(
 RESNET_EPOCHS, RESNET_BATCH = 350, 64
 
 BASE, WIDE, DEEP = "BaseCNN", "WideCNN", "DeepCNN"
-UNROUTED = "BaseCNN-3"
+UNROUTED, STITCHED = "BaseCNN-3", "Cr-Stitch2"
 SQUEEZED, DEEP_SQUEEZED = "SEBaseCNN", "SEDeepCNN"
-STITCHED = "Cr-Stitch2"
 BASE_ENSEMBLE, ALL_ENSEMBLE = "BaseCNN ensemble", "All ensemble"
 PATHS = (2, 3, 4)
 CROSSES = {"CP": "cross-prediction", "CC": "cross-connection"}
@@ -57,7 +55,10 @@ RESNET = "ResNet20"
 DATA = ("CIFAR-10", "CIFAR-100")
 
 TOLD = "WPL, table, told the coarse class"
-OWN_PATHS, RANDOM_ROUTES = "every tensor on its own path", "random routes, fixed"
+OWN_PATHS = "every tensor on its own path"
+
+on = "{}, {}".format
+"""Name of a row of Table 3, from network and data, or of a hard-routed network, from network and agent."""
 
 
 def routed(paths: int, cross: str, layout: str = BASE) -> str:
@@ -65,21 +66,8 @@ def routed(paths: int, cross: str, layout: str = BASE) -> str:
     return f"{layout}-{paths}-{cross}"
 
 
-def on(network: str, what: str) -> str:
-    """Name a row of Table 3 by its data, or a hard-routed network by its agent."""
-    return f"{network}, {what}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Printed:
-    """What the paper prints of a network.
-
-    Attributes:
-        parameters: In millions.
-        error: Test error on CIFAR-10 in %.
-        longer: Likewise after 350 epochs instead of 200.
-        cifar100: Test error on CIFAR-100 in %.
-    """
+class Printed(NamedTuple):
+    """Millions of parameters, and test errors in %: on CIFAR-10, after 350 epochs instead of 200, on CIFAR-100."""
 
     parameters: float
     error: float | None = None
@@ -138,69 +126,62 @@ QUOTED = {
 
 HARD_NETWORKS = {routed(2, "CC"): (2, 4), routed(3, "CC"): (3, 4), routed(2, "CP"): (2, 3)}
 """Networks that are routed hard: their paths and decisions."""
-HARD_AGENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "REINFORCE": ("reinforce", ("representation=mlp", "arrangement=single"), ()),
-    "REINFORCE, entropy 0.1": ("reinforce", ("representation=mlp", "arrangement=single", "entropy=0.1"), ()),
-    "actor-critic": ("actor-critic", ("representation=mlp", "arrangement=single"), ()),
-    "Gumbel, straight-through": ("gumbel", ("representation=mlp", "arrangement=single"), ()),
-    "WPL, table": ("wpl", ("arrangement=single",), ()),
-    TOLD: ("wpl", ("arrangement=per_task",), ("task=coarse",)),
-    RANDOM_ROUTES: ("random-fixed", (), ()),
-    "random": ("random", (), ()),
+_MLP = ("representation=mlp", "arrangement=single")
+HARD_AGENTS: dict[str, tuple[str, ...]] = {
+    "REINFORCE": ("reinforce", *_MLP),
+    "REINFORCE, entropy 0.1": ("reinforce", *_MLP, "entropy=0.1"),
+    "actor-critic": ("actor-critic", *_MLP),
+    "Gumbel, straight-through": ("gumbel", *_MLP),
+    "WPL, table": ("wpl", "arrangement=single"),
+    TOLD: ("wpl", "arrangement=per_task"),
+    "random routes, fixed": ("random-fixed",),
+    "random": ("random",),
 }
-"""Who routes them, by their names in tables: agent, its options, and the environment's."""
+"""Who routes them, by their names in tables, with their options."""
 
 
-def _row(
-    label: str, groups: tuple[str, ...], env: str, agent: str, network: str, *env_options: str, **more: Any
-) -> Row:
-    """Return a row on a network, by its name in `make_network` or the paper's."""
+def _row(label: str, groups: tuple[str, ...], data: str, agent: str, network: str, *options: str, **more: Any) -> Row:
+    """Return a row on a network, by its name in `make_network` or the paper's, with options of the environment."""
     name = network.lower().replace("cr-stitch", "crstitch")
-    return Row(label, groups, env, agent, env_options=(f"network={name}", *env_options), **more)
+    env = dict(zip(DATA, (CIFAR10, CIFAR100), strict=True))[data]
+    return Row(label, groups, env, agent, env_options=(f"network={name}", *options), **{"part": data, **more})
 
 
-def _printed(error: float | None, epochs: int) -> dict[int, float]:
-    """Return a test error in % as the paper's accuracy."""
+def _accuracy(error: float | None, epochs: int) -> dict[int, float]:
     return {} if error is None else {epochs: 100 - error}
 
 
 def _cnn_rows() -> Iterator[Row]:
     """Yield the lines of Table 2 that are trained; hard routes are compared with some of them."""
-    routed_ones = [routed(paths, cross) for cross in CROSSES for paths in PATHS]
-    for label in (BASE, WIDE, DEEP, UNROUTED, SQUEEZED, DEEP_SQUEEZED, STITCHED, *routed_ones):
-        groups = ("cnn", "hard") if label in (BASE, *HARD_NETWORKS) else ("cnn",)
-        agent = "cross-stitch" if label == STITCHED else CROSSES.get(label[-2:], "shared")
-        more = {"paper": _printed(CNNS[label].error, PAPER.epochs), "keep_logits": label in (BASE, WIDE, DEEP)}
-        yield _row(label, groups, CIFAR10, agent, label, series=label, part="CIFAR-10", **more)
+    for label, printed in CNNS.items():
+        if label not in (BASE_ENSEMBLE, ALL_ENSEMBLE):
+            groups = ("cnn", "hard") if label in (BASE, *HARD_NETWORKS) else ("cnn",)
+            agent = "cross-stitch" if label == STITCHED else CROSSES.get(label[-2:], "shared")
+            more: dict[str, Any] = {"series": label, "keep_logits": label in (BASE, WIDE, DEEP)}
+            yield _row(label, groups, DATA[0], agent, label, paper=_accuracy(printed.error, PAPER.epochs), **more)
 
 
 def _resnet_rows() -> Iterator[Row]:
     """Yield the lines of Table 3: ResNets with routing, and the one path of ResNet20."""
-    for data, env in zip(DATA, (CIFAR10, CIFAR100), strict=True):
+    longer: dict[str, Any] = {
+        "tuned": {"paper": ("schedule_epochs=(150, 250)",)},
+        "trained": {"paper": (RESNET_EPOCHS, RESNET_BATCH)},
+    }
+    for data in DATA:
         for label, printed in RESNETS.items():
             network = ("resnet20-2-cc", "paths=1") if label == RESNET else (label,)
-            yield _row(
-                on(label, data),
-                ("resnet",),
-                env,
-                CROSSES.get(label[-2:], "shared"),
-                *network,
-                tuned={"paper": ("schedule_epochs=(150, 250)",)},
-                paper=_printed(printed.error_on(data), RESNET_EPOCHS),
-                series=label,
-                part=data,
-                trained={"paper": (RESNET_EPOCHS, RESNET_BATCH)},
-            )
+            more = {"series": label, "paper": _accuracy(printed.error_on(data), RESNET_EPOCHS), **longer}
+            yield _row(on(label, data), ("resnet",), data, CROSSES.get(label[-2:], "shared"), *network, **more)
 
 
 def _hard_rows() -> Iterator[Row]:
     """Yield networks in which every tensor goes to one path."""
     for network, (paths, decisions) in HARD_NETWORKS.items():
         stay = [[list(range(paths))] * decisions]
-        agents = {**HARD_AGENTS, OWN_PATHS: ("fixed-routes", (f"routes={stay}",), ())}
-        for name, (agent, options, env_options) in agents.items():
-            more = {"agent_options": options, "series": name, "part": network}
-            yield _row(on(network, name), ("hard",), CIFAR10, agent, network, *env_options, **more)
+        for name, (agent, *options) in {**HARD_AGENTS, OWN_PATHS: ("fixed-routes", f"routes={stay}")}.items():
+            more: dict[str, Any] = {"agent_options": tuple(options), "series": name, "part": network}
+            where = ("task=coarse",) if name == TOLD else ()
+            yield _row(on(network, name), ("hard",), DATA[0], agent, network, *where, **more)
 
 
 ROWS = (*_cnn_rows(), *_hard_rows(), *_resnet_rows())
