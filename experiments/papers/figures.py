@@ -32,10 +32,15 @@ def row_of(figure: Figure, count: int, **shared: Any) -> Sequence[Axes]:
     return figure.subplots(1, count, squeeze=False, **shared)[0]
 
 
-def panels(title: str, count: int, width: float, height: float, **shared: Any) -> tuple[Figure, Sequence[Axes]]:
-    """Return a figure, in inches, of panels side by side."""
+def panels(
+    title: str, names: Sequence[str], width: float, height: float, **shared: Any
+) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure, in inches, of panels side by side, and the panels by their names, which stand above them."""
     figure = titled(title, width, height)
-    return figure, row_of(figure, count, **shared)
+    named = dict(zip(names, row_of(figure, len(names), **shared), strict=True))
+    for name, axes in named.items():
+        axes.set_title(name, fontsize=10)
+    return figure, named
 
 
 def column_of(figure: Figure, count: int, **shared: Any) -> Sequence[Axes]:

@@ -60,37 +60,38 @@ def _arranged(path: Path) -> dict[str, np.ndarray]:
 
 def _plane(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path, title: str, by: str) -> None:
     """Draw relaxed paths, one panel per run, coloured by class (Figs. 6 and 9) or by expected length (Fig. 11)."""
-    figure, axes_of = panels(title, len(arranged), 4 * len(arranged), 4)
+    figure, axes_of = panels(title, list(arranged), 4 * len(arranged), 4)
     values = np.concatenate([images[by] for images in arranged.values()])
     shown = {"s": 4, "cmap": COLORS[by], "vmin": values.min(), "vmax": values.max()}
-    for axes, (label, images) in zip(axes_of, arranged.items(), strict=True):
-        x, y = images["place"].T
-        points = axes.scatter(x, y, c=images[by], **shown)
+    for label, axes in axes_of.items():
+        x, y = arranged[label]["place"].T
+        points = axes.scatter(x, y, c=arranged[label][by], **shown)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(label, fontsize=10)
-    figure.colorbar(points, ax=axes_of, label=by)
+    if by == "class":
+        axes.legend(*points.legend_elements(), title=by, fontsize=8)
+    else:
+        figure.colorbar(points, ax=list(axes_of.values()), label=by)
     save(figure, path)
 
 
 def _path_counts(records: Runs, path: Path, title: str) -> None:
     """Draw how many paths there are, what share of images keeps theirs, and how far predictions move (Fig. 10)."""
-    shown = {"paths": "different paths", AS_THE_PAPER: "images that keep their path", "kept": "as in training",
-             "kl": "KL of predictions, nats"}  # fmt: skip
-    figure, axes_of = panels(title, len(shown), 11, 3.2)
+    shown = {"different paths": "paths", "images that keep their path": AS_THE_PAPER, "as in training": "kept",
+             "KL of predictions, nats": "kl"}  # fmt: skip
+    figure, axes_of = panels(title, list(shown), 11, 3.2)
     places, labels = range(len(records)), [record["label"] for record in records]
-    for axes, (key, what) in zip(axes_of, shown.items(), strict=True):
-        values = [record["compared_paths"].get(key, np.nan) for record in records]
+    for what, axes in axes_of.items():
+        values = [record["compared_paths"].get(shown[what], np.nan) for record in records]
         axes.bar(places, values, color=[f"C{number}" for number in places])
         axes.set_xticks(places, labels, rotation=20, ha="right", fontsize=8)
-        axes.set_title(what, fontsize=10)
     save(figure, path)
 
 
 def _accuracy_and_cost(records: Runs, path: Path, title: str) -> None:
     """Draw accuracy against GFLOPs, a curve for each series (Fig. 7), a panel for each part."""
     parts = distinct(records, "part")
-    figure, axes_of = panels(title, len(parts), 5.5 * len(parts), 4)
-    for axes, part in zip(axes_of, parts, strict=True):
+    figure, axes_of = panels(title, parts, 5.5 * len(parts), 4)
+    for part, axes in axes_of.items():
         own = [{**record, "series": record["series"] or record["label"]} for record in among(records, part=part)]
         for series in distinct(own, "series"):
             points = sorted(
@@ -98,6 +99,6 @@ def _accuracy_and_cost(records: Runs, path: Path, title: str) -> None:
                 for runs in by_label(among(own, series=series)).values()
             )
             axes.plot(*zip(*points, strict=True), label=series, marker="o")
-        axes.set(xlabel="GFLOPs per image", ylabel="test accuracy, %", title=part)
+        axes.set(xlabel="GFLOPs per image", ylabel="test accuracy, %")
         axes.legend(fontsize=7)
     save(figure, path)

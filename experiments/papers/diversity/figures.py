@@ -39,20 +39,20 @@ def _classes_and_experts(records: Runs, path: Path, title: str) -> None:
     counts = counts_of(records[0])
     classes = [f"class {number}" for number in range(len(counts))]
     experts = [f"expert {number + 1}" for number in range(counts.shape[1])]
-    figure, (left, right) = panels(title, 2, 10, 4.2)
-    _stacked(left, counts, classes, experts, "share of experts per class")
-    _stacked(right, counts.T, experts, classes, "share of classes per expert")
+    figure, axes_of = panels(title, ("share of experts per class", "share of classes per expert"), 10, 4.2)
+    left, right = axes_of.values()
+    _stacked(left, counts, classes, experts)
+    _stacked(right, counts.T, experts, classes)
     save(figure, path)
 
 
-def _stacked(axes: Axes, counts: np.ndarray, names: Sequence[str], parts: Sequence[str], title: str) -> None:
+def _stacked(axes: Axes, counts: np.ndarray, names: Sequence[str], parts: Sequence[str]) -> None:
     """Draw the shares of `(rows, parts)` counts as bars that lie on their side, the first row at the bottom."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     starts = shares.cumsum(1) - shares
     for color, part, share, start in zip(COLORS, parts, shares.T, starts.T, strict=False):
         axes.barh(names, share, 0.8, start, color=color, edgecolor="white", linewidth=0.5, label=part)
     axes.set(xlim=(0, 1), xlabel="cumulative share")
-    axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     despined(axes)
@@ -117,8 +117,8 @@ def _accuracy_and_cost(records: Runs, path: Path, title: str) -> None:
     """Draw every agent's accuracy as a bar and write what an instance costs, a panel per network."""
     parts, agents = distinct(records, "part"), distinct(records, "series")
     size = 2.6 + 3.9 * len(parts), 1.2 + 0.3 * len(agents)
-    figure, axes_of = panels(title, len(parts), *size, sharey=True)
-    for axes, part in zip(axes_of, parts, strict=True):
+    figure, axes_of = panels(title, parts, *size, sharey=True)
+    for part, axes in axes_of.items():
         for place, agent in enumerate(agents):
             runs = among(records, series=agent, part=part)
             if not runs:
@@ -133,7 +133,6 @@ def _accuracy_and_cost(records: Runs, path: Path, title: str) -> None:
         axes.set_yticks(range(len(agents)), agents)
         axes.tick_params(labelsize=8)
         axes.set_xlabel("test accuracy, %; multiply-accumulates per instance", fontsize=8)
-        axes.set_title(part, fontsize=9)
         despined(axes)
     save(figure, path)
 

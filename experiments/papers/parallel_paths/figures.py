@@ -52,8 +52,8 @@ def _accuracy_and_parameters(records: Runs, path: Path, title: str, *, quoted: b
     With those that Table 3 quotes from others if `quoted`.
     """
     parts = [data for data in DATA if among(records, part=data)]
-    figure, axes_of = panels(title, len(parts), 7.5 * len(parts), 5.5)
-    for axes, part in zip(axes_of, parts, strict=True):
+    figure, axes_of = panels(title, parts, 7.5 * len(parts), 5.5)
+    for part, axes in axes_of.items():
         points: list[Point] = []
         for label, runs in by_label(by_series(among(records, part=part))).items():
             end = label.rpartition("-")[2]
@@ -69,7 +69,7 @@ def _accuracy_and_parameters(records: Runs, path: Path, title: str, *, quoted: b
                 axes.plot(others.parameters, 100 - error, "o", markerfacecolor="none", color=KINDS[""][0])
                 points.append((others.parameters, 100 - error, label, "0.55"))
         axes.margins(0.14, 0.08)
-        axes.set(xlabel="parameters, M", ylabel="test accuracy, %", title=part)
+        axes.set(xlabel="parameters, M", ylabel="test accuracy, %")
         axes.grid(alpha=0.3)
         _write_beside(axes, points)
     shown = [(color, color, name) for color, name in KINDS.values()]
@@ -95,9 +95,9 @@ def _write_beside(axes: Axes, points: list[Point]) -> None:
 def _live_paths(records: Runs, path: Path, title: str) -> None:
     """Draw how many paths an image runs on average behind every decision, a panel for each network."""
     networks, series = distinct(records, "part"), distinct(records, "series")
-    figure, axes_of = panels(title, len(networks), 4.2 * len(networks) + 2.2, 4.2, sharey=True)
+    figure, axes_of = panels(title, networks, 4.2 * len(networks) + 2.2, 4.2, sharey=True)
     lines: dict[str, Line2D] = {}
-    for axes, network in zip(axes_of, networks, strict=True):
+    for network, axes in axes_of.items():
         own = among(records, part=network)
         for number, name in enumerate(series):
             if runs := among(own, series=name):
@@ -106,9 +106,8 @@ def _live_paths(records: Runs, path: Path, title: str) -> None:
                 lines[name] = line
         decisions = [decision["name"] for decision in own[0]["decisions"]]
         axes.set_xticks(range(len(decisions)), decisions, rotation=30, ha="right", fontsize=8)
-        axes.set_title(network, fontsize=10)
         axes.grid(alpha=0.3)
-    axes_of[0].set_ylabel("paths an image runs, mean")
-    axes_of[0].set_ylim(bottom=0.9)
+        axes.set_ylim(bottom=0.9)
+    figure.supylabel("paths an image runs, mean")
     figure.legend(list(lines.values()), list(lines), loc="outside right upper", fontsize=8, frameon=False)
     save(figure, path)
