@@ -48,7 +48,8 @@ CRITIC = ("temperature=0.1", "temperature_epochs={eighth}", "regression=0.001", 
 TALR = ("talr=True",)
 
 
-def _named(series: str, part: str) -> str:
+def named(series: str, part: str) -> str:
+    """Name a curve of one of the data sets."""
     return series if part == "hybrid" else f"{series}, {part}"
 
 
@@ -68,7 +69,7 @@ def _priced(
     for price in PRICES:
         paid = price_text(price / cheaper)
         yield Row(
-            f"{_named(series, part)}, k_cpt {paid}",
+            f"{named(series, part)}, k_cpt {paid}",
             (*groups, *(at_medium_price if price == 4e-9 else ())),
             env,
             agent,
@@ -80,12 +81,16 @@ def _priced(
         )
 
 
+def static_labels(part: str) -> list[str]:
+    """Name the first 1 to 8 columns as networks of their own."""
+    return [f"{named('static', part)}, {columns} column{'s' if columns > 1 else ''}" for columns in range(1, 9)]
+
+
 def _static(
     groups: tuple[str, ...], env: str = HYBRID, part: str = "hybrid", env_options: tuple[str, ...] = ()
 ) -> Iterator[Row]:
     """Yield the first 1 to 8 columns as networks of their own."""
-    for columns in range(1, 9):
-        label = f"{_named('static', part)}, {columns} column{'s' if columns > 1 else ''}"
+    for columns, label in enumerate(static_labels(part), 1):
         options = (f"network=pyramid-static-{columns}", "weight_decay=2e-4", *env_options)
         yield Row(label, groups, env, "shared", env_options=options, series="static", part=part)
 
