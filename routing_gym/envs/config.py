@@ -66,6 +66,9 @@ class EnvConfig(Options):
         task_weights: Weight of every task, likewise.
         balance_tasks: Draw all tasks equally often, however many instances they have; a pass stays as long.
         talr: Scale every choice's gradient up by how little it is used, see `TALR`.
+        block_gradient: What a block's gradient is the mean over: the `"batch"`, or the `"rows"` that ran it, as if it
+            were trained on them alone, see `OwnRows`; before `max_grad_norm`, and not with `talr`. Optimisers that
+            divide by the size of the gradient, as Adam does, undo most of it.
         precision: Of the network's computations: `"float32"`; or `"bfloat16"`, while parameters, loss and all that an
             agent sees stay float32. `evaluate` judges in float32 all the same: with bfloat16's 8 bits the two best
             logits are equal now and then, and a tie counts as wrong.
@@ -104,6 +107,7 @@ class EnvConfig(Options):
     task_weights: tuple[float, ...] | None = None
     balance_tasks: bool = False
     talr: bool = False
+    block_gradient: Literal["batch", "rows"] = "batch"
     precision: Literal["float32", "bfloat16"] = "float32"
     validate: bool | None = None
     device: str = "auto"
@@ -140,6 +144,11 @@ class EnvConfig(Options):
             raise ValueError(f"k_cpt must be at least 0 and finite, or a tuple of such numbers, got {self.k_cpt!r}")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is for optimizer='sgd', got {self.optimizer!r}")
+        if self.talr and self.block_gradient == "rows":
+            raise ValueError(
+                "talr=True and block_gradient='rows' both make up for how little a block is used, together twice: take "
+                "one of them"
+            )
         outside = "replay=True" if self.replay else f"autoreset_mode={self.autoreset_mode!r}"
         if self.replays and self.differentiable:
             raise ValueError(f"differentiable=True needs autoreset_mode='disabled': {outside} acts without a graph")
