@@ -56,6 +56,8 @@ class EnvConfig(Options):
         learning_rate: Its step size.
         momentum: Of `"sgd"`, in [0, 1).
         weight_decay: L2 penalty on the blocks (decoupled with `"adamw"`).
+        decayed: What `weight_decay` is on: `"all"` parameters; or `"weights"`, not biases nor normalisations, as the
+            penalty of agents of multipath early exit is.
         schedule: Of the learning rate: `"constant"`; `"step"`, divided by 10 every `schedule_epochs`, or after each of
             several, `(150, 200)`; `"halving"`, halved every `schedule_epochs`, smoothly; or `"cosine"`, down to 0 over
             `schedule_epochs`.
@@ -99,6 +101,7 @@ class EnvConfig(Options):
     learning_rate: float = positive(1e-3)
     momentum: float = fraction(0.0)
     weight_decay: float = not_negative(0.0)
+    decayed: Literal["all", "weights"] = "all"
     schedule: Literal["constant", "step", "halving", "cosine"] = "constant"
     schedule_epochs: float | tuple[float, ...] = 20
     max_grad_norm: float | None = positive(None)
@@ -282,11 +285,13 @@ def restored(
         before = EnvConfig.of("the environment", dict(saved))
     except (ValueError, TypeError) as error:
         raise ValueError(f"blocks.optimization: {error}") from error
-    if before.optimizer != config.optimizer:
-        raise ValueError(
-            f"the blocks were trained with optimizer={before.optimizer!r}, here it is {config.optimizer!r}: make the "
-            f"environment with optimizer={before.optimizer!r}"
-        )
+    for option in ("optimizer", "decayed"):
+        there, here = getattr(before, option), getattr(config, option)
+        if there != here:
+            raise ValueError(
+                f"the blocks were trained with {option}={there!r}, here it is {here!r}: make the environment with "
+                f"{option}={there!r}"
+            )
     bound = {*given, "schedule_epochs"} if "schedule" in given else given
     taken, told = {}, []
     for option in OF_OPTIMIZATION:

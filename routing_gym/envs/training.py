@@ -51,6 +51,7 @@ class Optimization:
     learning_rate: float
     momentum: float
     weight_decay: float
+    decayed: str
     schedule: str
     schedule_epochs: float | tuple[float, ...]
     epoch: int
@@ -63,8 +64,10 @@ class Optimization:
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """A fresh optimiser of a network's parameters."""
-        momentum = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
-        return OPTIMIZERS[self.optimizer](network, lr=self.learning_rate, weight_decay=self.weight_decay, **momentum)
+        options: dict[str, Any] = {"weight_decay": self.weight_decay, "decayed": self.decayed}
+        if self.optimizer == "sgd":
+            options["momentum"] = self.momentum
+        return OPTIMIZERS[self.optimizer](network, lr=self.learning_rate, **options)
 
     def rate(self, instances: int) -> float:
         """Learning rate after so many instances trained on."""
@@ -251,8 +254,9 @@ class BlocksTrainer:
         self.instances = state["instances"]
         self.optimization, before = optimization, state["optimization"]
         new = {name for name in before if getattr(optimization, name) != before[name]}
-        for group in self.optimizer.param_groups:
-            group |= {name: getattr(optimization, name) for name in new & {"momentum", "weight_decay"}}
+        for number, group in enumerate(self.optimizer.param_groups):
+            spared = {"weight_decay"} if number and optimization.decayed == "weights" else set()
+            group |= {name: getattr(optimization, name) for name in (new & {"momentum", "weight_decay"}) - spared}
             if new & {"learning_rate", "schedule", "schedule_epochs"}:
                 group["lr"] = optimization.rate(self.instances)
         self.throughput = optimization.throughput(self.network)
