@@ -2,9 +2,13 @@
 
 from routing_gym.experiments.papers.reproduction import Measurement, Reproduction
 from routing_gym.experiments.papers.routing_networks import rows
-from routing_gym.experiments.papers.routing_networks.cost import cost_against_number_of_blocks
-from routing_gym.experiments.papers.routing_networks.figures import cost_against_blocks, draw
-from routing_gym.experiments.papers.routing_networks.tables import accuracy_by_epoch, cost_by_blocks
+from routing_gym.experiments.papers.routing_networks.cost import (
+    cost_against_blocks,
+    cost_against_number_of_blocks,
+    cost_by_blocks,
+)
+from routing_gym.experiments.papers.routing_networks.figures import draw
+from routing_gym.experiments.papers.routing_networks.results import accuracy_by_epoch, claims
 
 ROUTING_NETWORKS = Reproduction(
     name="routing-networks",
@@ -25,6 +29,7 @@ ROUTING_NETWORKS = Reproduction(
     about="Test accuracy in %, ± half of the 95 % interval over seeds.",
     table=accuracy_by_epoch,
     draw=draw,
+    judge=claims,
     measured={
         "cost": Measurement(
             title="Fig. 13: what a task's epoch costs",
