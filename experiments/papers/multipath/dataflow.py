@@ -41,8 +41,8 @@ def dataflow(records: Runs, path: Path, title: str) -> None:
     wide, high = (int(max(along)) + 1 for along in zip(*places.values(), strict=True))
     figure = titled(title, 2 * wide * INCH + 2.5, max(2.8, len(records) * (high + 0.3) * INCH + 1.0))  # or the legend's
     grid = figure.subplots(len(records), 2, squeeze=False, sharex=True)
-    exits = [np.array(record["exits"]) for record in records]
-    counts = [np.stack([table[way] for way in sorted(places)]) for table in exits]  # (W, C, wrong or right)
+    ways = sorted(places)
+    counts = [np.array(record["exits"])[tuple(zip(*ways, strict=True))] for record in records]  # (W, C, wrong or right)
     shares = [count.sum((1, 2)) / count.sum() for count in counts]
     largest = np.max(shares)
     num_classes = counts[0].shape[1]
@@ -52,7 +52,7 @@ def dataflow(records: Runs, path: Path, title: str) -> None:
             for edge in edges:
                 axes.plot(*zip(*(places[way] for way in edge), strict=True), color="0.75", linewidth=1, zorder=0)
             axes.plot(*zip(*places.values(), strict=True), ".", color="0.55", markersize=3, zorder=1)
-            for way, part, pieces in zip(sorted(places), share, divided, strict=True):
+            for way, part, pieces in zip(ways, share, divided, strict=True):
                 if part:
                     pie = {"center": places[way], "radius": RADIUS * np.sqrt(part / largest)}
                     axes.pie(pieces, colors=colors.values(), startangle=90, counterclock=False, frame=True, **pie)
@@ -60,7 +60,7 @@ def dataflow(records: Runs, path: Path, title: str) -> None:
             axes.set_xticks(range(wide), [str(column + 1) for column in range(wide)])
             axes.tick_params(length=0, labelsize=8)
             axes.spines[:].set_visible(False)
-        for (x, y), part in zip((places[way] for way in sorted(places)), share, strict=True):
+        for (x, y), part in zip((places[way] for way in ways), share, strict=True):
             if part >= 0.005:
                 below = y - max(RADIUS * np.sqrt(part / largest), 0.1) - 0.03
                 left.text(x, below, f"{100 * part:.0f}", ha="center", va="top", fontsize=6)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -83,18 +84,14 @@ def _gap(lower: Runs, upper: Runs) -> float | None:
     return float((theirs.at(places) - ours.at(places)).mean())
 
 
-def _lead(share: float) -> Value:
-    """Return what tells how far one curve's lowest error is below another's, at up to a share of its operations."""
-
-    def lead(better: Runs, worse: Runs) -> float | None:
-        ours, theirs = curve_of(better), curve_of(worse)
-        lowest = theirs.error.argmin()  # the cheaper one of equals
-        limit = min(share * theirs.macs[lowest], ours.macs[-1])
-        if limit < ours.macs[0]:
-            return None
-        return float(theirs.error[lowest] - min(ours.error[ours.macs <= limit].min(), ours.at(limit)))
-
-    return lead
+def _lead(share: float, better: Runs, worse: Runs) -> float | None:
+    """Return how far the lowest error at up to a share of the operations of another curve's lowest is below that."""
+    ours, theirs = curve_of(better), curve_of(worse)
+    lowest = theirs.error.argmin()  # the cheaper one of equals
+    limit = min(share * theirs.macs[lowest], ours.macs[-1])
+    if limit < ours.macs[0]:
+        return None
+    return float(theirs.error[lowest] - min(ours.error[ours.macs <= limit].min(), ours.at(limit)))
 
 
 def _comparable(one: Runs, several: Runs) -> float | None:
@@ -124,7 +121,9 @@ def claims(records: Runs) -> list[Claim]:
 
     def peak(better: str, worse: str, part: str = "hybrid", share: float = np.inf) -> Judged:
         within = "" if np.isinf(share) else f", with {share:g} of its operations at most"
-        return judge(f"lowest error, the first below the second{within}", _lead(share), better, worse, part=part)
+        return judge(
+            f"lowest error, the first below the second{within}", partial(_lead, share), better, worse, part=part
+        )
 
     actor, static, pragmatic, optimistic = "actor", "static", "pragmatic critic", "optimistic critic"
     dynamic, by_class = "actor, dynamic k_cpt", "pragmatic critic, classification error"

@@ -28,7 +28,7 @@ AGENTS = ("wpl", "task-specific-all", "cross-stitch")
 BLOCKS = (2, 3, 5, 10, 20, 40)
 ROUNDS = 15
 PARTS = {"the paper's network": None, "routed layers alone": "mlp"}
-"""What is trained, and the name of its network: behind four convolutions all agents share what costs most."""
+"""What is trained, and the name of its network; what routed layers cost hardly shows behind four convolutions."""
 PRINTED = "paper: 85 %, 5.6 instead of 38 hours, with 20 tasks"
 """Of CIFAR-MTL (section 4)."""
 
@@ -36,8 +36,8 @@ PRINTED = "paper: 85 %, 5.6 instead of 38 hours, with 20 tasks"
 def cost_against_number_of_blocks(base: TrainingSettings, path: Path) -> list[Record]:
     """Time training with 2 to 40 blocks per layer: a block is added per task, as in the paper, and beyond the last.
 
-    Batches of all agents, networks and numbers of blocks are taken in turns, so that changes in the machine's speed
-    meet all alike; an epoch is the median batch times the number of batches.
+    Batches of all agents and numbers of blocks are taken in turns, so that changes in the machine's speed meet all
+    alike; an epoch is the median batch times the number of batches.
 
     Args:
         base: Environment, batch size, device, threads and data folder.
@@ -65,17 +65,18 @@ def cost_against_number_of_blocks(base: TrainingSettings, path: Path) -> list[Re
                 was = f"{path} was measured with {key}={known[0].get(key)!r}, now it is {value!r}"
                 raise UsageError(f"{was}: delete it, or take another folder")
         return known
-    agents = {}
-    for part, name, blocks in product(PARTS, AGENTS, BLOCKS):
-        env = _with_blocks(whole, PARTS[part] or ENV_IDS[base.env]["network"], name, blocks)
-        agents[part, name, blocks] = make_agent(name, env).train()
-    steps = {case: partial(train_batch, agent, agent.env) for case, agent in agents.items()}
     records = []
-    for (network, name, blocks), times in in_turns(steps, ROUNDS, whole.device).items():
-        env = agents[network, name, blocks].env
-        tasks, seconds = env.dataset.num_tasks, statistics.median(times) * len(env.dataset) / env.num_envs
-        record = {"network": network, "agent": name, "blocks": blocks, "tasks": tasks, "seconds_per_epoch": seconds}
-        records.append({**record, "seconds_per_epoch_and_task": seconds / tasks, **setting})
+    for part, network in PARTS.items():
+        agents = {}
+        for blocks, name in product(BLOCKS, AGENTS):
+            env = _with_blocks(whole, network or ENV_IDS[base.env]["network"], name, blocks)
+            agents[name, blocks] = make_agent(name, env).train()
+        steps = {case: partial(train_batch, agent, agent.env) for case, agent in agents.items()}
+        for (name, blocks), times in in_turns(steps, ROUNDS, whole.device).items():
+            env = agents[name, blocks].env
+            tasks, seconds = env.dataset.num_tasks, statistics.median(times) * len(env.dataset) / env.num_envs
+            record = {"network": part, "agent": name, "blocks": blocks, "tasks": tasks, "seconds_per_epoch": seconds}
+            records.append({**record, "seconds_per_epoch_and_task": seconds / tasks, **setting})
     write_results(records, path)
     return records
 
