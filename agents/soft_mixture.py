@@ -8,25 +8,21 @@ from typing import Any
 from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.bases import Gate
+from routing_gym.agents.parts.bases import Gate, TrainedConfig
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
-from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation
-from routing_gym.options import positive
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftMixtureConfig(AgentConfig):
-    """Options of soft mixtures.
+class SoftMixtureConfig(TrainedConfig):
+    """Options of soft mixtures; Adam's step size is 0.01, and 0.001 for approximators.
 
     Attributes:
         conditioned: Let approximators of (activation, task), one per decision, give the weights (Table 4); by default
             each decision has weights of its own, the same for all instances (section 4).
-        learning_rate: Step size of Adam on the weights; None for 0.01, and 0.001 for approximators.
     """
 
     conditioned: bool = False
-    learning_rate: float | None = positive(None)
 
 
 class SoftMixture(Gate):
@@ -44,7 +40,7 @@ class SoftMixture(Gate):
         representation, rate = ("mlp", 0.001) if self.config.conditioned else ("table", 0.01)
         self.arrangement = Arrangement(self.env, "single", representation)
         self.scores = make_scores(self.arrangement, self.config.seed)
-        self.optimizer = Adam(self.scores, lr=self.config.learning_rate or rate)
+        self.train_by(self.scores, rate)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Weights `(B, A)`, the same in training and evaluation."""

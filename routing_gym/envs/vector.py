@@ -331,7 +331,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             raise RuntimeError("this batch has been trained on already: call reset()")
         if doubtful is not None:
             batch.doubts.append(doubtful)
-        loss = self.trainer.optimization.loss(batch.exits, batch.label, batch.state.task)
+        loss = self.trainer.loss(batch.exits, batch.label, batch.state.task)
         whole = loss if extra_loss is None else loss + extra_loss
         self.trainer.step(whole, self.num_envs, batch.statistics, before_step, batch.doubtful)
         batch.exits = []

@@ -63,7 +63,7 @@ def test_convergence_and_use_of_blocks():
         return verdict(claims([{**run, "seed": seed} for seed in range(3) for run in (ours(seed), theirs)]), text)[0]
 
     faster, uses = "Section 4, CIFAR-MTL: routing conv", "Section 4, CIFAR-MTL: an agent per task makes"
-    errs_less = "Fig. 6, CIFAR-MTL: routing errs less than cross-stitch"
+    errs_less = f"Fig. 6: {ROUTING} errs less than cross-stitch"
     stitched, single = row(STITCHED, 0.5, early=0.3), row("single agent", 0.4, blocks=3)
     assert verdict_of(faster, lambda seed: row(ROUTING, 0.48, early=0.4 + seed / 100), stitched) == "holds"
     assert verdict_of(errs_less, lambda seed: row(ROUTING, 0.48 + seed / 1000, early=0.4), stitched) == "does not hold"

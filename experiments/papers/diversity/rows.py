@@ -76,6 +76,8 @@ DIVERSE = "convolutions, pooling, identity"
 CONVS = "only convolutions"
 CONV5 = "only 5x5"
 CONV3 = "only 3x3"
+CONTROL = "only 3x3 and identity"
+"""Not in the paper: whether unlike experts help, or one that does nothing."""
 SINGLE_TASK = "single task"
 DIVERSE_BY_TASK = f"{DIVERSE}, by task"
 """The experts of Table 2, by gates that see the task alone."""
@@ -194,6 +196,14 @@ ROWS = (
     ),
     *(_omniglot(from_the_task(label), ("few-steps",), FROM_THE_TASK, *line) for label, line in TABLE_2.items()),
     _omniglot(DIVERSE_BY_TASK, ("few-steps",), BY_TASK, *TABLE_2[DIVERSE]),
+    Row(
+        from_the_task(CONTROL),
+        ("few-steps",),
+        OMNIGLOT,
+        "top-k",
+        FROM_THE_TASK,
+        (*ALPHABETS, *THROUGH, "network=omniglot-conv3", f"experts={['conv3'] * 7 + ['identity']}"),
+    ),
     Row("5 experts, k = 2", ("mnist",), MNIST, "top-k", ("k=2", *BALANCED), THROUGH),
     _cells(CELLS_6X32, "cells-6x32", 95.1, "top-k", *FALLING),
     _cells(CELLS_6X64, "cells-6x64", 95.5, "top-k", *FALLING),

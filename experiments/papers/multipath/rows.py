@@ -57,6 +57,16 @@ ONE_PRICE = [("k_cpt 4e-9", None, "k_cpt=4e-9")]
 COLUMNS = [(f"{n} column{'s' if n > 1 else ''}", None, f"network=pyramid-static-{n}") for n in range(1, 9)]
 
 
+def named(series: str, part: str) -> str:
+    """Name a curve of one of the data sets."""
+    return series if part == "hybrid" else f"{series}, {part}"
+
+
+def static_labels(part: str) -> list[str]:
+    """Name the first 1 to 8 columns as networks of their own."""
+    return [f"{named('static', part)}, {name}" for name, *_ in COLUMNS]
+
+
 def _curve(
     series: str,
     groups: str,
@@ -69,7 +79,7 @@ def _curve(
 ) -> Iterator[Row]:
     """Yield the networks of a curve, one for each point; the actor's at 4e-9 is among the other agents too."""
     for name, x, option in points:
-        label = f"{series}, {name}" if part == "hybrid" else f"{series}, {part}, {name}"
+        label = f"{named(series, part)}, {name}"
         in_groups = (*groups.split(), "agents") if label == "actor, k_cpt 4e-9" else tuple(groups.split())
         yield Row(label, in_groups, env, agent, options, (*env_options, option), x=x, series=series, part=part)
 

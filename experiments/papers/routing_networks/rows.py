@@ -119,13 +119,13 @@ PAIRS = (
     ("Fig. 5: an agent per task errs less than a single one", CIFAR, ROUTING, "single agent"),
     ("Fig. 5: hard routes err less than a soft mixture", CIFAR, ROUTING, "soft mixture"),
     *(
-        (f"{figure}: routing errs less than {other}", env, ROUTING, other)
+        (f"{figure}: {ROUTING} errs less than {other}", env, ROUTING, other)
         for figure, env, others in (
-            ("Fig. 6, CIFAR-MTL", CIFAR, BASELINES),
+            ("Fig. 6", CIFAR, BASELINES),
             ("Not in the paper, CIFAR-MTL", CIFAR, OURS),
-            ("Fig. 7, MIN-MTL", MIN, BASELINES),
+            ("Fig. 7", MIN, BASELINES),
             ("Not in the paper, MIN-MTL", MIN, OURS),
-            ("Fig. 8, MNIST-MTL", MNIST, (*BASELINES, "soft mixture")),
+            ("Fig. 8", MNIST, (*BASELINES, "soft mixture")),
             ("Not in the paper, MNIST-MTL", MNIST, OURS),
         )
         for other in others
