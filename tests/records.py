@@ -84,6 +84,27 @@ def curve(series, macs, error, **more):
     return [made_up(series, float(m), float(e), **more) for m, e in zip(macs, error, strict=True)]
 
 
+def over_seeds(records, count=3, spread=1e-3):
+    """Return the records of so many seeds: accuracies, and operations, differ a little, so that differences do."""
+    numbers = np.random.default_rng(0)
+
+    def moved(record, **more):
+        macs = {"macs": record["macs"] * (1 + spread * numbers.normal())} if "macs" in record else {}
+        return {**record, "test_accuracy": record["test_accuracy"] + spread * numbers.normal(), **macs, **more}
+
+    return [
+        moved(record, seed=seed, **({"by_price": list(map(moved, record["by_price"]))} if "by_price" in record else {}))
+        for seed in range(count)
+        for record in records
+    ]
+
+
+def verdict(claims, start):
+    """Return verdict and numbers of the one claim that begins so."""
+    (claim,) = [claim for claim in claims if claim.text.startswith(start)]
+    return claim.verdict, claim.numbers
+
+
 def strict(path):
     """The records of a file, which must be JSON as the standard has it."""
 
