@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -18,10 +18,13 @@ class SoftMixtureConfig(TrainedConfig):
     """Options of soft mixtures; Adam's step size is 0.01, and 0.001 for approximators.
 
     Attributes:
+        arrangement: `"single"`, the same weights for all tasks; or `"per_task"`, each its own: with a network made with
+            `recurrent=True`, whose blocks are offered at every depth, soft ordering (Meyerson and Miikkulainen 2018).
         conditioned: Let approximators of (activation, task), one per decision, give the weights (Table 4); by default
             each decision has weights of its own, the same for all instances (section 4).
     """
 
+    arrangement: Literal["single", "per_task"] = "single"
     conditioned: bool = False
 
 
@@ -38,7 +41,7 @@ class SoftMixture(Gate):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         representation, rate = ("mlp", 0.001) if self.config.conditioned else ("table", 0.01)
-        self.arrangement = Arrangement(self.env, "single", representation)
+        self.arrangement = Arrangement(self.env, self.config.arrangement, representation)
         self.scores = make_scores(self.arrangement, self.config.seed)
         self.train_by(self.scores, rate)
 

@@ -239,14 +239,18 @@ class LearningAgent(ScoringAgent):
         return ChainMap({"depth": row}, observation)  # type: ignore[arg-type]
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Put the dispatcher's choice, if there was one, before the others, and learn from detached observations."""
+        """Learn from detached observations, see `learn_from`."""
+        return self.learn_from(self.as_seen(trajectory, self.env.config.differentiable))
+
+    def as_seen(self, trajectory: Trajectory, detach: bool) -> Trajectory:
+        """Trajectory with the dispatcher's choice, if there was one, before the others, and perhaps without a graph."""
         steps = trajectory.steps
-        if self.env.config.differentiable:  # the blocks have used the graph up
+        if detach:  # the blocks have used the graph up
             seen = [{key: value.detach() for key, value in step.observation.items()} for step in steps]
             steps = [dataclasses.replace(step, observation=of) for step, of in zip(steps, seen, strict=True)]
         if self.arrangement.dispatch_row is not None:
             steps = [self._dispatch_step(trajectory.task, steps[0]), *steps]
-        return self.learn_from(dataclasses.replace(trajectory, steps=steps))
+        return dataclasses.replace(trajectory, steps=steps)
 
     def _dispatch_step(self, task: Tensor, first: Step) -> Step:
         seen, chosen = self._dispatching(first.observation), first.record["agent"]

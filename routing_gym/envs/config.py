@@ -37,7 +37,8 @@ class EnvConfig(Options):
         rewards: Further terms of the reward, by the names they were registered by: one, or several.
         rho: Weight of the collaboration reward, in [0, 1]: for taking a block that has been taken often.
         collaboration: Measure of "often": the running average `"probability"` of the block under the agents' policies,
-            which they record; or its running `"frequency"` over all tasks.
+            which they record; or its running `"frequency"` over all tasks, or in the task's own choices,
+            `"task-frequency"`.
         k_cpt: Cost of one multiply-accumulate: every action pays -k_cpt times its MACs. Several: every instance has one
             of them, drawn at random.
         price: Show every instance's own k_cpt, times ten million, as `observation["price"]`.
@@ -87,7 +88,7 @@ class EnvConfig(Options):
     final_reward: str = named("correctness", lambda: [name for name, term in REWARDS.items() if term.at == "exit"])
     rewards: str | tuple[str, ...] = ()
     rho: float = share(0.0)
-    collaboration: Literal["probability", "frequency"] = "probability"
+    collaboration: Literal["probability", "frequency", "task-frequency"] = "probability"
     k_cpt: float | tuple[float, ...] = 0.0
     price: bool = False
     augmentations: int = count(1)
@@ -165,7 +166,7 @@ class EnvConfig(Options):
                 f"the probabilities of an outside agent are not known: with rho > 0, {outside} needs "
                 "collaboration='frequency'"
             )
-        if self.action_type == "weights" and self.rho and self.collaboration == "frequency":
+        if self.action_type == "weights" and self.rho and self.collaboration != "probability":
             raise ValueError("the frequency form of the collaboration reward counts integer choices, not weights")
 
     @property

@@ -65,8 +65,8 @@ class TALR(Factors):
     """Wraps the step of an optimiser: the gradient of every layer is multiplied by 1 / √(mean over the batch of p²).
 
     p is the probability with which an instance is routed through the layer (McGill and Perona 2017, Eqs. 11-16), so
-    that a layer all pass for certain keeps its rate. The paper prints 1 / ‖p‖, for a batch of n instances; ours is √n
-    times that, √n / ‖p‖: their derivation is off by this factor, with which every rate would be divided by √n. However
+    that a layer all pass for certain keeps its rate. The paper prints 1 / ‖p‖; ours, for a batch of n instances, is
+    √n / ‖p‖: their derivation is off by this factor, and as printed such a layer's rate would be divided by √n. However
     little a layer is used, its updates then vary as much as if all instances passed it. The gradients are scaled and
     not the rates, as in the authors' code: with momentum that is not quite the same, and optimisers that divide by the
     size of the gradient, as Adam does, undo it. A parameter may belong to several layers; every passage through one of

@@ -1,18 +1,19 @@
 """Gradients of blocks as means over the rows that ran them, against loops over rows."""
 
 import copy
+import dataclasses
 
 import pytest
 import stepping
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import CLASSES, IMAGE, TREE, ExitTree, Gates, RunSkip, small_env
+from toys import CLASSES, IMAGE, TREE, ExitTree, Gates, RunSkip, small_env, small_network
 
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import EnvConfig, RoutingVectorEnv, rollout
-from routing_gym.envs.throughput import OwnRows
+from routing_gym.envs.throughput import OwnRows, Throughput
 from routing_gym.networks import ColumnsMLP, RoutedMLP
 from routing_gym.networks.experts import mnist_experts
 from routing_gym.tasks import synthetic_mtl
@@ -129,6 +130,41 @@ def test_the_gradient_is_that_of_the_mean_over_own_rows(family, seed, weigh, imp
             )
 
 
+@pytest.mark.parametrize(
+    "name", ["cells-6x32", "basecnn-2-cp", "basecnn-2-cc", "resnet32-skip", "pyramid-tree", "resnet50-diverse"]
+)
+def test_the_papers_networks(name):
+    """A batch of random choices: every block's gradient is the batch's, times the batch over the rows that ran it."""
+    splits = synthetic_mtl(num_tasks=1, num_classes=CLASSES, image_size=32, images_per_class=8)
+    colour = {"mean": torch.zeros(3), "std": torch.ones(3)}
+    data = {
+        split: dataclasses.replace(of, images=of.images.repeat(1, 3, 1, 1), **colour) for split, of in splits.items()
+    }
+    found = []
+    for block_gradient in ("batch", "rows"):
+        torch.manual_seed(0)
+        network = small_network(name)
+        options = {"optimizer": "sgd", "learning_rate": 1e-9, "autoreset_mode": "disabled"}
+        env = RoutingVectorEnv(network, data, ROWS, block_gradient=block_gradient, **options)
+        trajectory, *_ = train_batch(make_agent("random", env), env)
+        found.append(gradients(env.network))
+    ran = [set() for _ in range(ROWS)]
+    for step in trajectory.steps:
+        for row in step.active.nonzero().flatten().tolist():
+            took = zip(step.choosing[row].tolist(), step.action[row].flatten().tolist(), strict=True)
+            ran[row] |= {(int(step.decision[row]), choice) for chose, choice in took if chose}
+    places, factors = places_of(env.network), set()
+    for full_name, parameter in env.network.named_parameters():
+        for index in range(len(parameter)) if (id(parameter), 0) in places else [None]:
+            where, at = places.get((id(parameter), index)), ... if index is None else index
+            count = sum(where is None or where == 0 or bool(ran[row] & set(where)) for row in range(ROWS))
+            factor = ROWS / max(1, count)
+            if found[0][full_name] is not None:
+                torch.testing.assert_close(found[1][full_name][at], found[0][full_name][at] * factor, msg=full_name)
+                factors.add(factor)
+    assert 1.0 in factors and len(factors) > 2
+
+
 def ten_tasks(network, num_envs, **options):
     data = synthetic_mtl(num_tasks=10, num_classes=CLASSES, image_size=6, images_per_class=20)
     options = {"optimizer": "sgd", "learning_rate": 1e-2, "autoreset_mode": "disabled", **options}
@@ -216,6 +252,19 @@ def test_by_hand():
     rows.scale(ran, torch.tensor([1.0, 3.0, 0.0, 4.0]))  # a has 4 of 8, b 3 of 8, c 4 of 8
     assert [float(p.grad[0]) for p in (a, b, d)] == pytest.approx([4, 2 * 8 / 3, 1])
     assert float(c.grad[0]) == pytest.approx(8 / 3)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_value_is_asked_for(family, rows):
+    """On PyTorch's meta device there are no values: whoever reads one, as waiting for a GPU does, fails."""
+    network = FAMILIES[family]().to("meta")
+    throughput = Throughput(network, rows=rows)
+    throughput._passed = torch.zeros(ROWS, *throughput._form, device="meta")
+    throughput.weigh(torch.ones(ROWS, device="meta"), torch.zeros(ROWS, dtype=torch.int64, device="meta"))
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    throughput.scale()
 
 
 def test_what_does_not_go_together_is_refused():
