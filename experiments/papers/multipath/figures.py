@@ -57,6 +57,8 @@ def draw(drawing: Drawing) -> None:
         drawing.add(group, _variants, everything)
     elif group == "agents":
         drawing.add(group, _other_agents, own, static=among(everything, series="static"))
+    elif group == "cifar-2":
+        drawing.add(group, _strategies, own)
     else:
         drawing.add(group, _parts, own, apart=group == "width")
 
@@ -70,7 +72,7 @@ def _strategies(records: Runs, path: Path, title: str) -> None:
     """Draw a curve for each strategy (Fig. 5); static points tell their columns."""
     figure, axes = single(title, 8, 4.6)
     for series in distinct(records, "series"):
-        _curve(axes, records, series)
+        _curve(axes, records, series, records[0]["part"])
     for label, runs in by_label(among(records, series="static")).items():
         at = mean_of(runs, "macs") / 1e6, 100 * (1 - mean_of(runs, "test_accuracy"))
         columns = label.rpartition(", ")[2].partition(" ")[0]

@@ -89,12 +89,14 @@ def _parts() -> Iterator[Row]:
     for env, part, groups, options, cheaper in (
         (CIFAR10, "CIFAR-10", "classes width", (), 1),
         (CIFAR5, "CIFAR-5", "classes", (), 1),
-        (CIFAR2, "CIFAR-2", "classes", (), 1),
+        (CIFAR2, "CIFAR-2", "classes cifar-2", (), 1),
         (CIFAR10, "CIFAR-10, width 32", "width", ("width=32",), 4),
         (CIFAR10, "CIFAR-10, width 48", "width", ("width=48",), 9),
     ):
         prices = _prices(price / cheaper for price in PRICES)
         yield from _curve("actor", groups, "actor", ACTOR, (*TALR, *options), prices, part, env)
+        if "cifar-2" in groups:
+            yield from _curve("pragmatic critic", "cifar-2", "pragmatic-critic", CRITIC, TALR, prices, part, env)
         yield from _curve("static", groups, "shared", (), (*STATIC, *options), COLUMNS, part, env)
 
 
