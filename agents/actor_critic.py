@@ -12,7 +12,6 @@ from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import ScoredAgent, ScoredConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import generalized_advantages, policy_gradient_loss, squared_td_error
 from routing_gym.agents.parts.scores import make_scores
-from routing_gym.blocks import Adam
 from routing_gym.envs import Trajectory
 from routing_gym.options import not_negative, share
 
@@ -52,7 +51,7 @@ class ActorCritic(ScoredAgent):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         self.values = make_scores(self.arrangement, self.config.seed + 1, outputs=1)
-        self.optimizer = Adam(nn.ModuleList([self.scores, self.values]), lr=self.rate)
+        self.train_by(nn.ModuleList([self.scores, self.values]), self.rate)
 
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Take one step of actor and critic."""

@@ -9,22 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.bases import ScoringAgent
-from routing_gym.blocks import Adam
+from routing_gym.agents.parts.bases import ScoringAgent, TrainedConfig
 from routing_gym.envs import Context, Observation
-from routing_gym.options import positive, share
+from routing_gym.options import share
 
 
 @dataclasses.dataclass(frozen=True)
-class CrossStitchConfig(AgentConfig):
-    """Options of cross-stitch.
+class CrossStitchConfig(TrainedConfig):
+    """Options of cross-stitch; Adam's step size is 0.01.
 
     Attributes:
-        learning_rate: Step size of Adam on the weights.
         own: What a column takes of its own activation at first; the others share the rest.
     """
 
-    learning_rate: float = positive(0.01)
     own: float = share(0.9)
 
 
@@ -53,7 +50,7 @@ class CrossStitch(ScoringAgent):
         weight = torch.full((columns, columns), others).fill_diagonal_(own)
         # One row more, for rows that have left.
         self.weight = nn.Parameter(weight.repeat(self.num_decisions + 1, 1, 1))
-        self.optimizer = Adam(self, lr=self.config.learning_rate)
+        self.train_by(self, 0.01)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Weights `(B, M, M)`: how much of each column goes to each, the same in training and evaluation."""

@@ -48,6 +48,8 @@ class QLearningConfig(ScoredConfig):
         super().__post_init__()
         if self.representation == "table" and self.target_update:
             raise ValueError(f"{self.owner()}target_update is for representation='mlp', got {self.target_update}")
+        if self.representation == "table" and self.optimizer != "adam":
+            raise ValueError(f"{self.owner()}optimizer is for representation='mlp', got {self.optimizer!r}")
         if self.representation == "table" and self.learning_rate is not None and self.learning_rate > 1:
             raise ValueError(f"{self.owner()}learning_rate of a table must lie in (0, 1], got {self.learning_rate}")
 
@@ -56,7 +58,7 @@ class QLearning(ScoredAgent):
     """Q-learning: values move towards r + γ max Q(next); towards the final reward where the instance leaves.
 
     A table takes a visit's step for every visit of a batch, with the batch's mean target (Q moves by 1 − (1−α)^n of the
-    way after n visits), approximators a step of Adam on half the squared error, of all decisions, mean over instances.
+    way after n visits), approximators a step on half the squared error, of all decisions, mean over instances.
     """
 
     Config = QLearningConfig

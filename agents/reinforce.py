@@ -28,10 +28,18 @@ class ReinforceConfig(ScoredConfig):
     Attributes:
         baseline: Subtracted from returns: `"average"`, each agent's running mean at each decision, or `"none"`.
         entropy: Weight of the policy's entropy in the loss.
+        into_blocks: Let the gradient of approximators go on into the blocks that made what they see (end of section
+            3.1.2; the paper found no advantage). The environment must have been made with `differentiable=True`.
     """
 
     baseline: Literal["average", "none"] = "average"
     entropy: float = not_negative(0.0)
+    into_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.into_blocks and self.representation == "table":
+            raise ValueError(f"{self.owner()}into_blocks is for representation='mlp': a table sees no activation")
 
 
 class Reinforce(ScoredAgent):
@@ -52,17 +60,32 @@ class Reinforce(ScoredAgent):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         self.register_buffer("average", torch.zeros(self.arrangement.num_agents, self.arrangement.num_rows))
+        self.needs_gradients = self.config.into_blocks
+        if self.needs_gradients and not self.env.config.differentiable:
+            raise ValueError(f"agent {self.name!r}: into_blocks=True needs an environment with differentiable=True")
 
-    def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Take one step along the policy gradient of a batch."""
-        returns, cells = trajectory.returns(self.config.gamma), self.cells(trajectory)
-        average = self.average.flatten()
-        gains = returns - average[cells] if self.config.baseline == "average" else returns
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
+        """Loss of the policy gradient where it goes on into the blocks."""
+        return self._loss(self.as_seen(trajectory, detach=False))[0] if self.config.into_blocks else None
+
+    def _loss(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        """Loss, 0-dimensional, and mean entropy of the policy."""
+        gains = trajectory.returns(self.config.gamma)
+        if self.config.baseline == "average":
+            gains = gains - self.average.flatten()[self.cells(trajectory)]
         active = stacked(trajectory.steps, "active").to(gains.dtype)
         log_chosen, entropy = self.chosen(trajectory.steps)
-        self.descend(policy_gradient_loss(log_chosen, gains, entropy, active, self.config.entropy))
+        loss = policy_gradient_loss(log_chosen, gains, entropy, active, self.config.entropy)
+        return loss, mean_of_steps(entropy.detach(), active)
 
+    def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Take one step along the policy gradient of a batch, unless that has been taken with the blocks'."""
+        loss, entropy = self._loss(trajectory)
+        if not self.config.into_blocks:
+            self.descend(loss)
+
+        returns, cells, average = trajectory.returns(self.config.gamma), self.cells(trajectory), self.average.flatten()
         visits, mean = visits_and_means(cells, returns, average.numel())
         moved = torch.where(visits > 0, average + BASELINE_RATE * (mean - average), average)
         self.average.copy_(moved.view_as(self.average))
-        return {"policy_entropy": mean_of_steps(entropy.detach(), active)}
+        return {"policy_entropy": entropy}

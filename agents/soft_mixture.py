@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.bases import Gate
+from routing_gym.agents.parts.bases import Gate, TrainedConfig
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
-from routing_gym.blocks import Adam
 from routing_gym.envs import Context, Observation
-from routing_gym.options import positive
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftMixtureConfig(AgentConfig):
-    """Options of soft mixtures.
+class SoftMixtureConfig(TrainedConfig):
+    """Options of soft mixtures; Adam's step size is 0.01, and 0.001 for approximators.
 
     Attributes:
+        arrangement: `"single"`, the same weights for all tasks; or `"per_task"`, each its own: with a network made with
+            `recurrent=True`, whose blocks are offered at every depth, soft ordering (Meyerson and Miikkulainen 2018).
         conditioned: Let approximators of (activation, task), one per decision, give the weights (Table 4); by default
             each decision has weights of its own, the same for all instances (section 4).
-        learning_rate: Step size of Adam on the weights; None for 0.01, and 0.001 for approximators.
     """
 
+    arrangement: Literal["single", "per_task"] = "single"
     conditioned: bool = False
-    learning_rate: float | None = positive(None)
 
 
 class SoftMixture(Gate):
@@ -42,9 +41,9 @@ class SoftMixture(Gate):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         representation, rate = ("mlp", 0.001) if self.config.conditioned else ("table", 0.01)
-        self.arrangement = Arrangement(self.env, "single", representation)
+        self.arrangement = Arrangement(self.env, self.config.arrangement, representation)
         self.scores = make_scores(self.arrangement, self.config.seed)
-        self.optimizer = Adam(self.scores, lr=self.config.learning_rate or rate)
+        self.train_by(self.scores, rate)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Weights `(B, A)`, the same in training and evaluation."""

@@ -21,6 +21,7 @@ COMMANDS = {
     "sweep": ("sweep:Sweep", "Train one agent with every combination of some options, rank them on validation."),
     "report": ("report:Report", "Write one page of everything that is in folders of results."),
     "reproduce": ("reproduce:Reproduce", "Run what a paper reports and put our figures beside theirs."),
+    "queue": ("queue:Queue", "Show how far the papers' runs are, or work on them."),
     "evaluate": ("train:Evaluate", "Judge a checkpoint: accuracy and cost of the deterministic policy."),
     "prune": ("deploy:Prune", "Keep only the blocks that the tasks' routes take."),
     "extract": ("deploy:Extract", "Write the network of one task as a program, without agent and router."),

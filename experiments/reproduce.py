@@ -34,12 +34,15 @@ from routing_gym.experiments.papers.diversity import DIVERSITY
 from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.page import page_around, write_page
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
-from routing_gym.experiments.papers.reproduction import Reproduction, Settings, asks_for
+from routing_gym.experiments.papers.protocols import PROTOCOLS
+from routing_gym.experiments.papers.reproduction import Protocol, Reproduction, Row, Settings, asks_for, chosen_by
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
 from routing_gym.tasks import DataError
 
 REPRODUCTIONS = {
-    reproduction.name: reproduction
+    reproduction.name: dataclasses.replace(
+        reproduction, settings=(*reproduction.settings, *PROTOCOLS[reproduction.name])
+    )
     for reproduction in (ROUTING_NETWORKS, DIVERSITY, MULTIPATH, CODINET, PARALLEL_PATHS)
 }
 
@@ -53,12 +56,14 @@ class Reproduce(Launching):
 
     Attributes:
         name: The paper.
-        settings: Ways of training; all of them if left out.
+        settings: Ways of training, or protocols, which a small machine can follow to a verdict; all of the former if
+            left out.
         groups: Figures or tables; all of them if left out.
         rows: Only rows whose label contains one of these texts, or is one of them where `=` stands before it; all of
             them if left out.
         epochs: Passes over the training split, instead of each setting's own.
-        seeds: Number of seeds, from 0 on.
+        seeds: Number of seeds, from 0 on; 3 if left out, of a protocol as many as it says.
+        records: Folder of finished runs, as `routing-gym queue` keeps them: they are shown, and nothing is run.
         data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
         device: "auto" takes CUDA where present.
         threads: CPU threads of PyTorch.
@@ -72,7 +77,8 @@ class Reproduce(Launching):
     groups: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     epochs: int | None = None
-    seeds: int = 3
+    seeds: int | None = None
+    records: Path | None = None
     data_dir: str | None = None
     device: str = "auto"
     threads: int = 1
@@ -84,93 +90,134 @@ class Reproduce(Launching):
         if self.name not in REPRODUCTIONS:
             raise UsageError(f"unknown paper {self.name!r}; known are {', '.join(REPRODUCTIONS)}")
         paper = REPRODUCTIONS[self.name]
-        chosen = {setting.name: setting for setting in paper.settings}
-        settings = [chosen[name] for name in known_names("settings", self.settings, tuple(chosen))]
+        known = {setting.name: setting for setting in paper.settings}
+        usual = tuple(name for name, setting in known.items() if setting.protocol is None)
+        settings = [known[name] for name in known_names("settings", self.settings or usual, tuple(known))]
         groups = known_names("groups", self.groups, (*paper.groups, *paper.measured))
-        at_least_one("seeds", self.seeds)
-        folder = self.out
-        target = writable_file(self.report or folder / f"{self.name}.md", "--report")
+        at_least_one("seeds", 1 if self.seeds is None else self.seeds)
+        if self.records is not None and not self.records.is_dir():
+            raise UsageError(f"--records must name a folder of finished runs, there is no {self.records}")
+        target = writable_file(self.report or self.out / f"{self.name}.md", "--report")
         page_around(target)
-
         launcher = self.make_launcher(self.out)
-        runs: list[Run] = []
-        for setting in settings:
-            base = self._training(epochs=setting.epochs if self.epochs is None else self.epochs)
-            base.check()
-            chosen_rows = paper.runs(setting, groups, self.seeds, base, folder, self.epochs, self.rows)
-            runs += [run for _, run in chosen_rows]
+        work = _Work(self, paper, settings, groups, target, console)
         for text in self.rows:
-            if not any(asks_for(text, run.facts["label"]) for run in runs):
+            labels = {row.label for row in paper.rows if set(row.groups) & set(groups)}
+            if not any(asks_for(text, label) for label in labels):
                 named = f"is named {text[1:]!r}" if text.startswith("=") else f"has {text!r} in its name"
                 raise UsageError(f"--rows: no row of {', '.join(groups)} {named}")
-        with locked(writable_folder(folder)), ExitStack() as stack:
+        for setting in settings:
+            self.training(epochs=setting.epochs if self.epochs is None else self.epochs).check()
+        work.look()
+        with locked(writable_folder(self.out)), ExitStack() as stack:
             stack.callback(launcher.end)
-            check_own(folder, "settings")
-            return self._reproduce(paper, settings, groups, runs, launcher, target, console)
+            check_own(self.out, "settings")
+            return work.done(launcher)
 
     @property
     def going_on(self) -> str:
         """How to go on after it was stopped."""
         return "call it again, and it goes on"
 
-    def _reproduce(
+    def training(self, env: str = DEFAULT_ENV, epochs: int = 1, batch_size: int = 1) -> TrainingSettings:
+        """Return how something is trained on this machine."""
+        return TrainingSettings(env, epochs, batch_size, (), self.data_dir, self.device, self.threads)
+
+
+class _Work:
+    """What is run of a paper, and the report of it.
+
+    Args:
+        asked: The command.
+        paper: The paper.
+        settings: Its ways of training.
+        groups: Its figures and tables.
+        target: The page.
+        console: Where it is said how far it is.
+    """
+
+    def __init__(
         self,
+        asked: Reproduce,
         paper: Reproduction,
         settings: Sequence[Settings],
         groups: tuple[str, ...],
-        runs: Sequence[Run],
-        launcher: Launcher,
         target: Path,
         console: Console,
-    ) -> int:
-        folder = self.out
-        records = {run.folder: record for run in runs if (record := run.finished())}
-        failures: list[str] = []
-        measured: dict[str, list[Record]] = {}
-        pictures: list[Path] = []
+    ) -> None:
+        self.asked, self.paper, self.settings, self.groups = asked, paper, settings, groups
+        self.target, self.console = target, console
+        self.folder = asked.records or asked.out
+        self.runs: list[Run] = []
+        self.searched: list[tuple[Row, str, Run]] = []
+        self.records: dict[Path, Record] = {}
+        self.failures: list[str] = []
+        self.measured: dict[str, list[Record]] = {}
+        self.pictures: list[Path] = []
 
-        def in_order() -> list[Record]:
-            return [records[run.folder] for run in runs if run.folder in records]
+    def look(self) -> None:
+        """Find out what there is to run, and what of it is finished."""
+        asked, base = self.asked, self.asked.training()
+        self.searched, self.runs = [], []
+        for setting in self.settings:
+            found = list(self.paper.search(setting, base, self.folder))
+            self.searched += found
+            choices = chosen_by(found)
+            seeds = asked.seeds or (setting.protocol.seeds if setting.protocol else 3)
+            of_rows = self.paper.runs(setting, self.groups, seeds, base, self.folder, asked.epochs, asked.rows, choices)
+            self.runs += [run for _, run in of_rows]
+        self.records = {run.folder: record for run in self.runs if (record := run.finished())}
 
-        def report() -> None:
-            write_page(
-                target, paper.title, report_of(paper, settings, groups, in_order(), measured, failures, pictures)
-            )
+    def done(self, launcher: Launcher) -> int:
+        """Measure, run and report; return the exit status."""
+        self._measure()
+        if self.asked.records is None:
+            searching = [run for _, _, run in self.searched if run.finished() is None]
+            self.failures += perform(searching, launcher, lambda *_: None, self.console, self.asked.debug)
+            if searching:
+                self.look()
+            left = [run for run in self.runs if run.folder not in self.records]
+            self.failures += perform(left, launcher, self._keep, self.console, self.asked.debug)
+        out = self.asked.out
+        try:
+            write_results(self._in_order(), writable_folder(out) / "results.json")
+            self.pictures[:0] = self.paper.pictures(self.groups, self._in_order(), out)
+            self._report()
+            what = "results.json, pictures, a folder per run"
+            say(self.console, f"Written to {out}: {what}; the report is {self.target}")
+        except Exception as error:
+            self.failures.append(f"not everything could be written: {one_line(error)}")
+        return say_failures(list(dict.fromkeys(self.failures)), self.console, out)
 
-        for name, measurement in paper.measured.items():
-            if name in groups:
-                base = self._training(measurement.env, 1, paper.batch_size)
+    def _measure(self) -> None:
+        for name, measurement in self.paper.measured.items():
+            if name in self.groups and self.asked.records is None:
+                base = self.asked.training(measurement.env, 1, self.paper.batch_size)
                 try:
-                    measured[name] = measurement.measure(base, folder / f"{name}.json")
-                    pictures.append(folder / f"{name}.png")
-                    measurement.draw(measured[name], pictures[-1], measurement.title)
+                    self.measured[name] = measurement.measure(base, self.asked.out / f"{name}.json")
+                    self.pictures.append(self.asked.out / f"{name}.png")
+                    measurement.draw(self.measured[name], self.pictures[-1], measurement.title)
                 except UsageError as error:
                     if not isinstance(error.__cause__, DataError):
                         raise
-                    failures.append(f"not run: {error}")
+                    self.failures.append(f"not run: {error}")
                 except Exception as error:
-                    failures.append(f"{measurement.title}: {one_line(error)}")
-                report()
+                    self.failures.append(f"{measurement.title}: {one_line(error)}")
+                self._report()
 
-        def keep(run: Run, record: Record) -> None:
-            records[run.folder] = record
-            write_results(in_order(), writable_folder(folder) / "results.json")
-            report()
+    def _keep(self, run: Run, record: Record) -> None:
+        self.records[run.folder] = record
+        write_results(self._in_order(), writable_folder(self.asked.out) / "results.json")
+        self._report()
 
-        left = [run for run in runs if run.folder not in records]
-        failures += perform(left, launcher, keep, console, self.debug)
-        try:
-            write_results(in_order(), writable_folder(folder) / "results.json")
-            pictures[:0] = paper.pictures(groups, in_order(), folder)
-            report()
-            say(console, f"Written to {folder}: results.json, pictures, a folder per run; the report is {target}")
-        except Exception as error:
-            failures.append(f"not everything could be written: {one_line(error)}")
-        return say_failures(list(dict.fromkeys(failures)), console, folder)
+    def _in_order(self) -> list[Record]:
+        return [self.records[run.folder] for run in self.runs if run.folder in self.records]
 
-    def _training(self, env: str = DEFAULT_ENV, epochs: int = 1, batch_size: int = 1) -> TrainingSettings:
-        """Return how something is trained on this machine."""
-        return TrainingSettings(env, epochs, batch_size, (), self.data_dir, self.device, self.threads)
+    def _report(self) -> None:
+        text = report_of(
+            self.paper, self.settings, self.groups, self._in_order(), self.measured, self.failures, self.pictures
+        )
+        write_page(self.target, self.paper.title, text)
 
 
 def report_of(
@@ -191,6 +238,8 @@ def report_of(
     ]
     for setting in settings:
         lines += [f"## Settings `{setting.name}`", "", setting.about[0].upper() + setting.about[1:] + ".", ""]
+        if setting.protocol is not None:
+            lines += [*about_protocol(setting.protocol), ""]
         of_setting = [record for record in records if record["settings"] == setting.name]
         for group in (group for group in groups if group in paper.groups):
             own = [record for record in of_setting if group in record["groups"]]
@@ -207,3 +256,18 @@ def report_of(
     if pictures:
         lines += ["## Pictures in the output folder", "", *(f"- {picture.name}" for picture in pictures), ""]
     return "\n".join(lines)
+
+
+def about_protocol(protocol: Protocol) -> list[str]:
+    """Return what a protocol fixes before it runs, as Markdown."""
+    lines = [
+        f"- Keeps: {protocol.keeps}.",
+        f"- Makes smaller: {protocol.shrinks}.",
+        f"- Decides, over {protocol.seeds} seeds: {protocol.decides}.",
+    ]
+    if search := protocol.search:
+        tried = {**search.env, **search.agent}
+        rows = "; ".join(f"{label}: {', '.join(choices)}" for label, choices in tried.items())
+        seeds = ", ".join(map(str, search.seeds))
+        lines.append(f"- Chooses on validation, {search.epochs} epochs, seed {seeds}: {rows}.")
+    return lines

@@ -48,18 +48,6 @@ def routes(rng, epoch):
     return np.rint(360 * shares).astype(np.int32)
 
 
-def over_seeds(*records, seeds=3, spread=1e-3):
-    """Records of several seeds around each: fractions scatter by a share of `spread`, whole numbers are as they are."""
-    random = np.random.default_rng(0)
-
-    def scattered(value):
-        if isinstance(value, dict):
-            return {key: scattered(of) for key, of in value.items()}
-        return value * (1 + spread * random.normal()) if isinstance(value, float) else value
-
-    return [{**scattered(record), "seed": seed} for record in records for seed in range(seeds)]
-
-
 def block(path):
     """The data of a report."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.S)

@@ -7,6 +7,8 @@ import numpy as np
 COSTS = np.array([1.36, 5.27, 7.56, 11.39, 13.46, 17.0, 18.19, 20.55]) * 1e6
 """Multiply-accumulates of leaving by each way out of the chain."""
 
+SCATTERED = {"test_accuracy", "macs", "paths", "kept_rotated", "kl"}
+"""What differs between the seeds of made-up records."""
 CLASSES = 10
 PRICES = (0.0, 1e-9, 2e-9, 4e-9, 8e-9, 1.6e-8, 3.2e-8, 6.4e-8)
 
@@ -82,6 +84,27 @@ def made_up(series, macs, error, *, part="hybrid", label=None, price=None, exits
 def curve(series, macs, error, **more):
     """Return a record for each point."""
     return [made_up(series, float(m), float(e), **more) for m, e in zip(macs, error, strict=True)]
+
+
+def over_seeds(records, count=3, spread=1e-3):
+    """Return the records of so many seeds: what claims go by differs by a share of about `spread`."""
+    numbers = np.random.default_rng(0)
+
+    def moved(value, key=""):
+        if isinstance(value, dict):
+            return {name: moved(of, name) for name, of in value.items()}
+        if key == "by_price":
+            return list(map(moved, value))
+        scattered = key in SCATTERED and isinstance(value, int | float)
+        return value * (1 + spread * numbers.normal()) if scattered else value
+
+    return [{**moved(record), "seed": seed} for seed in range(count) for record in records]
+
+
+def verdict(claims, start):
+    """Return verdict and numbers of the one claim that begins so."""
+    (claim,) = [claim for claim in claims if claim.text.startswith(start)]
+    return claim.verdict, claim.numbers
 
 
 def strict(path):

@@ -69,7 +69,7 @@ class Agent(nn.Module, ABC):
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     action_type: ClassVar[str] = "discrete"
-    needs_gradients: ClassVar[bool] = False
+    needs_gradients: bool = False
     max_tensors: ClassVar[int | None] = 1
     env_kwargs: ClassVar[Mapping[str, Any]] = {}
 

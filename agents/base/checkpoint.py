@@ -20,7 +20,7 @@ from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
 
 FORMAT = "routing_gym checkpoint"
-VERSION = 4
+VERSION = 5
 DIGEST = 64
 """Characters of a digest."""
 

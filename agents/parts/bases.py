@@ -9,18 +9,38 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.parts.losses import joint_choice
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, Scores, TableScores, make_scores, sample
-from routing_gym.blocks import Adam
+from routing_gym.blocks import SGD, Adam
 from routing_gym.envs import Context, Known, Observation, Step, Trajectory
 from routing_gym.options import count, positive, share
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainedConfig(AgentConfig):
+    """Options of every agent with an optimiser of its own.
+
+    Attributes:
+        optimizer: Of the agent's parameters: `"adam"`; or `"sgd"`, without momentum, as in Rosenbaum et al. (2018).
+        learning_rate: Its step size; None for the agent's own with Adam, and with `"sgd"` for that of the blocks,
+            schedule included.
+    """
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float | None = positive(None)
+
+
 class ScoringAgent(Agent):
-    """An agent that decides by its `scores`; where they are None, without looking at the instance."""
+    """An agent that decides by its `scores`; where they are None, without looking at the instance.
+
+    Attributes:
+        follows_blocks: Whether its optimiser has the learning rate of the blocks', schedule included.
+    """
+
+    follows_blocks = False
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -34,6 +54,26 @@ class ScoringAgent(Agent):
     def sees_price(self) -> bool:
         """Whether the scores depend on the price."""
         return self.scores is not None and self.scores.sees_price
+
+    def train_by(self, module: nn.Module, rate: float) -> None:
+        """Make the optimiser of a module, the one of `TrainedConfig`; the rate is Adam's if the options say none."""
+        assert isinstance(self.config, TrainedConfig)
+        asked = self.config.learning_rate
+        if self.config.optimizer == "adam":
+            self.optimizer = Adam(module, lr=asked or rate)
+        else:
+            self.optimizer, self.follows_blocks = SGD(module, lr=asked or self.env.trainer.rate), asked is None
+
+    def before_step(self, trajectory: Trajectory) -> None:
+        """See `follow_blocks`."""
+        self.follow_blocks()
+
+    def follow_blocks(self) -> None:
+        """Follow the blocks' learning rate where that is asked for."""
+        if self.follows_blocks:
+            assert self.optimizer is not None
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.env.trainer.rate
 
 
 class Gate(ScoringAgent):
@@ -75,14 +115,7 @@ class RouterAgent(ScoringAgent):
         optimization = self.env.trainer.optimization
         if self.config.learning_rate is not None:
             optimization = dataclasses.replace(optimization, learning_rate=self.config.learning_rate)
-        self.optimizer = optimization.build(self.scores)
-
-    def before_step(self, trajectory: Trajectory) -> None:
-        """Follow the blocks' learning rate."""
-        assert self.optimizer is not None
-        if self.config.learning_rate is None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.env.trainer.rate
+        self.optimizer, self.follows_blocks = optimization.build(self.scores), self.config.learning_rate is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,14 +239,18 @@ class LearningAgent(ScoringAgent):
         return ChainMap({"depth": row}, observation)  # type: ignore[arg-type]
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Put the dispatcher's choice, if there was one, before the others, and learn from detached observations."""
+        """Learn from detached observations, see `learn_from`."""
+        return self.learn_from(self.as_seen(trajectory, self.env.config.differentiable))
+
+    def as_seen(self, trajectory: Trajectory, detach: bool) -> Trajectory:
+        """Trajectory with the dispatcher's choice, if there was one, before the others, and perhaps without a graph."""
         steps = trajectory.steps
-        if self.env.config.differentiable:  # the blocks have used the graph up
+        if detach:  # the blocks have used the graph up
             seen = [{key: value.detach() for key, value in step.observation.items()} for step in steps]
             steps = [dataclasses.replace(step, observation=of) for step, of in zip(steps, seen, strict=True)]
         if self.arrangement.dispatch_row is not None:
             steps = [self._dispatch_step(trajectory.task, steps[0]), *steps]
-        return self.learn_from(dataclasses.replace(trajectory, steps=steps))
+        return dataclasses.replace(trajectory, steps=steps)
 
     def _dispatch_step(self, task: Tensor, first: Step) -> Step:
         seen, chosen = self._dispatching(first.observation), first.record["agent"]
@@ -247,19 +284,16 @@ class LearningAgent(ScoringAgent):
         assert self.optimizer is not None
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.follow_blocks()
         self.optimizer.step()
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoredConfig(LearningConfig):
+class ScoredConfig(TrainedConfig, LearningConfig):
     """Options of every agent that prefers by scores alone.
 
-    Attributes:
-        learning_rate: Step size of Adam on the scores' parameters; None for the representation's in `DEFAULT_RATES`,
-            best on DIGITS-MTL's validation split.
+    Adam's step sizes, `DEFAULT_RATES`, are best on DIGITS-MTL's validation split.
     """
-
-    learning_rate: float | None = positive(None)
 
 
 class ScoredAgent(LearningAgent):
@@ -274,7 +308,7 @@ class ScoredAgent(LearningAgent):
         super().__init__(env, config)
         self.rate = self.config.learning_rate or self.DEFAULT_RATES[self.config.representation]
         self.scores = make_scores(self.arrangement, self.config.seed)
-        self.optimizer = Adam(self.scores, lr=self.rate)
+        self.train_by(self.scores, self.rate)
 
     def chosen(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
         """Log-probability of what was chosen and entropy of the policy, `(S, B)` each, recomputed with graph."""

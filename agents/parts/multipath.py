@@ -93,7 +93,7 @@ class Multipath(RouterAgent):
     def before_step(self, trajectory: Trajectory) -> None:
         """Follow the blocks' learning rate, adjusted to the throughput of decisions where that is asked for."""
         super().before_step(trajectory)
-        if (throughput := self.env.trainer.throughput) is not None:
+        if (throughput := self.env.trainer.throughput) is not None and throughput.probable:
             self._talr.scale(throughput.of_decisions())
 
     def weight_penalty(self, trajectory: Trajectory, through_policy: bool = False) -> Tensor:

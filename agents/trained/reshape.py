@@ -172,7 +172,7 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
     known = agent.state_dict()
     state = {key: _extended(known[key], fresh) if key in known else fresh for key, fresh in grown.state_dict().items()}
     grown.load_state_dict(state)
-    env.rewards.share.total = old.rewards.share.total.clone()
+    env.rewards.share.total = _extended(old.rewards.share.total, env.rewards.share.total)
     return grown
 
 

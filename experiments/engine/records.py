@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +52,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_results(records: Sequence[Record], path: Path) -> None:
-    """Write records as JSON, whole or not at all."""
-    write_text(path, json.dumps(list(records), indent=1))
+    """Write records as JSON, whole or not at all; compressed if the name ends in .gz, equal records to equal bytes."""
+    if path.suffix == ".gz":
+        packed = gzip.compress(json.dumps(list(records), separators=(",", ":")).encode(), mtime=0)
+        write_atomically(path, lambda out: out.write(packed))
+    else:
+        write_text(path, json.dumps(list(records), indent=1))
 
 
 def write_csv(records: Sequence[Record], path: Path) -> None:
@@ -86,10 +92,11 @@ def read_results(path: Path) -> list[Record]:
         UsageError: The file cannot be read, is no JSON or is no list of records: names it, and what to do.
     """
     try:
-        records = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        records = json.loads(gzip.decompress(text) if path.suffix == ".gz" else text)
         if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
             raise ValueError("it is not a list of records")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     return records
 

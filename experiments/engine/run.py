@@ -37,6 +37,7 @@ from routing_gym.experiments.engine.settings import (
     build_agent,
     config_text,
     default_env_options,
+    parse_options,
     resolved_agent_options,
     resolved_env_options,
     writable_folder,
@@ -60,6 +61,9 @@ PATHS = "paths.npz"
 
 LOGITS = "logits.npz"
 """The file in a run's folder that holds what is said of all images."""
+
+RESULTS, KEPT = "results.json", "results.json.gz"
+"""The file in a run's folder that holds its record, and the one that stands for it where it is kept for long."""
 
 CONFIG = "config.toml"
 """The file in a run's folder that holds all it was made with; `routing-gym train --config` takes it."""
@@ -148,14 +152,20 @@ class Run:
     def finished(self) -> Record | None:
         """Record of this very run, if it is finished.
 
+        Options that are younger than the record count as if it had had their default.
+
         Raises:
             UsageError: The folder holds the results of another run, or damaged ones.
         """
-        path = self.folder / "results.json"
-        if not path.exists():
+        path = next((path for name in (RESULTS, KEPT) if (path := self.folder / name).exists()), None)
+        if path is None:
             return None
         record = read_run(path)
-        check_same(path, record["asked"], self.asked)
+        asked = record["asked"]
+        of_env = default_env_options(self.training.env, parse_options("env_options", self.training.env_options))
+        defaults = {"env_options": of_env, "agent_options": resolved_agent_options(self.agent, ())}
+        saved = {**asked, **{kind: {**of, **asked.get(kind, {})} for kind, of in defaults.items()}}
+        check_same(path, saved, self.asked)
         return {**record, **self.facts}
 
     def try_out(self, *, batch: bool, fresh: bool) -> None:
@@ -214,7 +224,7 @@ class Run:
                 train(session, callbacks, self.training.patience)
                 record = self._record(session)
                 with unbroken():
-                    write_results([record], folder / "results.json")
+                    write_results([record], folder / RESULTS)
                 while begun:
                     tell(begun[0], "on_end", session, record)
                     del begun[0]

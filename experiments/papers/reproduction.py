@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings
+from routing_gym.experiments.papers.pinning import pinned
 
 Runs = Sequence[Record]
 Verdict = Literal["holds", "does not hold", "not enough"]
@@ -64,6 +65,52 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class Search:
+    """The same small search for every row of a protocol, on the validation split, with seeds of its own.
+
+    Attributes:
+        epochs: Passes over the training split.
+        env: Options of the environment to choose from, as NAME=VALUE, by label of the row.
+        agent: Options of the agent to choose from, likewise; a row has one of both, or nothing to choose.
+        seeds: The seeds, none of which the protocol has.
+    """
+
+    epochs: int
+    env: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    agent: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = (100,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What a small machine can decide of a paper: everything is fixed before it runs.
+
+    Options that neither it nor a row names are those of `pinned.toml`, so that a changed default changes nothing.
+
+    Attributes:
+        keeps: What it keeps of the paper.
+        shrinks: What it makes smaller.
+        decides: The claim it is to decide, in the words it is judged by.
+        rows: Labels of the rows it is of.
+        groups: Groups of the rows it is of; all of the paper's if left out.
+        env: Further options of the environment of single rows, by label.
+        agent: Further options of the agent of single rows, by label.
+        seeds: Number of seeds, from 0 on.
+        search: How rates are chosen; None where all are given.
+    """
+
+    keeps: str
+    shrinks: str
+    decides: str
+    rows: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    env: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    agent: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    seeds: int = 3
+    search: Search | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """How every row is trained.
 
@@ -76,6 +123,7 @@ class Settings:
         more_options: Further ones of single environments, by id.
         epochs_on: Other numbers of passes for single environments, by id.
         batch_size: Instances per batch; None for what the reproduction says.
+        protocol: What makes them decide something on a small machine; None for settings of all rows.
     """
 
     name: str
@@ -85,6 +133,7 @@ class Settings:
     more_options: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     epochs_on: dict[str, int] = dataclasses.field(default_factory=dict)
     batch_size: int | None = None
+    protocol: Protocol | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +256,7 @@ class Reproduction:
         out: Path,
         epochs: int | None = None,
         only: tuple[str, ...] = (),
+        chosen: Mapping[str, str] | None = None,
     ) -> Iterator[tuple[Row, Run]]:
         """Yield the runs of some groups: seed by seed, so that a run that stops early has seen every row.
 
@@ -218,35 +268,94 @@ class Reproduction:
             out: Folder for everything.
             epochs: Passes over the training split, instead of the settings' own.
             only: Leave out rows that none of these texts asks for, see `asks_for`; none given, all stay.
+            chosen: What the search of a protocol has chosen, see `chosen_by`; rows that lack a choice are left out.
         """
-        asked = [row for row in self.rows if any(asks_for(text, row.label) for text in only or ("",))]
+        search = settings.protocol.search if settings.protocol else None
+        searched = {**search.env, **search.agent} if search else {}
         for seed in range(seeds):
-            for row in (row for row in asked if set(row.groups) & set(groups)):
-                options = (*settings.env_options, *settings.more_options.get(row.env, ()), *row.env_options)
-                usual = settings.epochs_on.get(row.env, settings.epochs), settings.batch_size or self.batch_size
-                passes, batch_size = row.trained.get(settings.name, usual)
-                passes = epochs or passes
-                training = dataclasses.replace(
-                    base,
-                    env=row.env,
-                    epochs=passes,
-                    batch_size=batch_size,
-                    env_options=_filled((*options, *row.tuned.get(settings.name, ())), passes),
-                )
+            for row in self._rows(settings, groups, only):
+                choice = (chosen or {}).get(row.label)
+                if row.label in searched and choice is None:
+                    continue
                 folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
-                run = Run(
-                    training,
-                    row.agent,
-                    seed,
-                    folder,
-                    _filled(row.agent_options, passes),
-                    judge_at=row.judge_at,
-                    compare_paths=row.compare_paths,
-                    keep_logits=row.keep_logits,
-                    title=f"{settings.name}, {row.label}, seed {seed}",
-                    facts={"settings": settings.name, **row.facts, "folder": str(folder)},
-                )
-                yield row, run
+                yield row, self._run(settings, row, seed, base, folder, epochs, choice)
+
+    def search(self, settings: Settings, base: TrainingSettings, out: Path) -> Iterator[tuple[Row, str, Run]]:
+        """Yield the runs by which a protocol chooses rates: a row, what is tried of it, and the run."""
+        search = settings.protocol.search if settings.protocol else None
+        for row in self._rows(settings, tuple(self.groups), ()) if search else ():
+            for choice in (*search.env.get(row.label, ()), *search.agent.get(row.label, ())):
+                for seed in search.seeds:
+                    folder = out / settings.name / "search" / _plain(row.label) / _plain(choice) / f"seed-{seed}"
+                    run = self._run(settings, row, seed, base, folder, search.epochs, choice)
+                    title = f"{settings.name}, {row.label}, {choice}, seed {seed}"
+                    more: dict[str, Any] = {"compare_paths": False, "keep_logits": False, "judge_at": ()}
+                    yield row, choice, dataclasses.replace(run, split="validation", title=title, **more)
+
+    def _rows(self, settings: Settings, groups: tuple[str, ...], only: tuple[str, ...]) -> list[Row]:
+        """The rows that are asked for, those of a protocol in its order."""
+        rows = [row for row in self.rows if any(asks_for(text, row.label) for text in only or ("",))]
+        rows = [row for row in rows if set(row.groups) & set(groups)]
+        if settings.protocol is not None:
+            order, own = settings.protocol.rows, settings.protocol.groups or tuple(self.groups)
+            rows = [row for row in rows if set(row.groups) & set(own)]
+            rows = sorted((row for row in rows if row.label in order), key=lambda row: order.index(row.label))
+        return rows
+
+    def _run(
+        self,
+        settings: Settings,
+        row: Row,
+        seed: int,
+        base: TrainingSettings,
+        folder: Path,
+        epochs: int | None,
+        choice: str | None,
+    ) -> Run:
+        """Make the run of a row."""
+        usual = settings.epochs_on.get(row.env, settings.epochs), settings.batch_size or self.batch_size
+        passes, batch_size = row.trained.get(settings.name, usual)
+        passes = epochs or passes
+        env_options = (*settings.env_options, *settings.more_options.get(row.env, ()), *row.env_options)
+        env_options += row.tuned.get(settings.name, ())
+        agent_options, protocol = row.agent_options, settings.protocol
+        if protocol is not None:
+            of_agent = protocol.search is not None and row.label in protocol.search.agent
+            choices = (choice,) if choice else ()
+            env_options += (*protocol.env.get(row.label, ()), *(choices if not of_agent else ()))
+            agent_options += (*protocol.agent.get(row.label, ()), *(choices if of_agent else ()))
+        env_options, agent_options = _filled(env_options, passes), _filled(agent_options, passes)
+        if protocol is not None:
+            env_options, agent_options = pinned(row.env, env_options, row.agent, agent_options)
+        training = dataclasses.replace(base, env=row.env, epochs=passes, batch_size=batch_size, env_options=env_options)
+        return Run(
+            training,
+            row.agent,
+            seed,
+            folder,
+            agent_options,
+            judge_at=row.judge_at,
+            compare_paths=row.compare_paths,
+            keep_logits=row.keep_logits,
+            title=f"{settings.name}, {row.label}, seed {seed}",
+            facts={"settings": settings.name, **row.facts, "folder": str(folder)},
+        )
+
+
+def chosen_by(searched: Sequence[tuple[Row, str, Run]]) -> dict[str, str]:
+    """Return what a search chooses for each row: the highest mean validation accuracy, of equals the first.
+
+    Rows of which a run is not finished have no choice.
+    """
+    found: dict[str, dict[str, list[Record | None]]] = {}
+    for row, choice, run in searched:
+        found.setdefault(row.label, {}).setdefault(choice, []).append(run.finished())
+    best = {}
+    for label, choices in found.items():
+        if all(record is not None for records in choices.values() for record in records):
+            means = {choice: mean_of(records, "validation_accuracy") for choice, records in choices.items()}
+            best[label] = max(means, key=means.__getitem__)
+    return best
 
 
 def asks_for(text: str, label: str) -> bool:

@@ -81,7 +81,8 @@ class SqueezeExcite(nn.Module):
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with 16 channels per group, as Wu and He (2018) have it.
 
-    The paper does not say how many. Where 16 do not divide the channels the groups are the smallest ones above.
+    The paper does not say how many. Where 16 do not divide the channels the groups are the smallest ones above: 48
+    channels are three groups, 24 are one.
     """
     groups = [n for n in range(1, channels + 1) if channels % n == 0 and channels // n >= CHANNELS_PER_GROUP]
     return nn.GroupNorm(max(groups, default=1), channels)

@@ -84,16 +84,25 @@ Columns = list[list[Tensor]]
 
 
 class UsedOnly(torch.optim.Optimizer):
-    """An optimiser of a module's parameters that moves only what `PartlyUsed` modules in it have noted as used."""
+    """An optimiser of a module's parameters that moves only what `PartlyUsed` modules in it have noted as used.
+
+    With `decayed="weights"` the decay of weights spares biases and normalisations, a second group of parameters: all
+    that have one axis, of stacks beside that of the slices.
+    """
 
     counts: ClassVar[bool]
     """Whether it counts the steps of every parameter."""
 
-    def __init__(self, module: nn.Module, **defaults: Any) -> None:
-        # PyTorch keeps the counts of what it calls fused beside the parameters.
-        super().__init__(list(module.parameters()), {**defaults, "fused": True})
+    def __init__(self, module: nn.Module, decayed: str = "all", **defaults: Any) -> None:
         self._owners = [part for part in module.modules() if isinstance(part, PartlyUsed)]
         self._wholes, self._slices = _by_part(self._owners)
+        groups: list[Options] = [{"params": list(module.parameters())}]
+        if decayed == "weights":
+            spared = [p.ndim - (p in self._slices) < 2 for p in groups[0]["params"]]
+            parts = [[p for p, of in zip(groups[0]["params"], spared, strict=True) if of == kind] for kind in (0, 1)]
+            groups = [{"params": parts[0]}, {"params": parts[1], "weight_decay": 0.0}]
+        # PyTorch keeps the counts of what it calls fused beside the parameters.
+        super().__init__(groups, {**defaults, "fused": True})
 
     @staticmethod
     @abstractmethod
@@ -208,8 +217,9 @@ class Adam(UsedOnly):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        decayed: str = "all",
     ) -> None:
-        super().__init__(module, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+        super().__init__(module, decayed, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
 
     @staticmethod
     def moments(group: Options) -> tuple[str, ...]:
@@ -256,8 +266,15 @@ class SGD(UsedOnly):
 
     counts = False
 
-    def __init__(self, module: nn.Module, lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.0) -> None:
-        super().__init__(module, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        decayed: str = "all",
+    ) -> None:
+        super().__init__(module, decayed, lr=lr, weight_decay=weight_decay, momentum=momentum)
 
     @staticmethod
     def moments(group: Options) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vecto
 from routing_gym.envs.rewards import REWARDS, register_reward
 from routing_gym.envs.routes import CELL, GAP, routing_map
 from routing_gym.envs.single import RoutingEnv
-from routing_gym.envs.training import TALR, TrainingDivergedError, finite_gradients
+from routing_gym.envs.throughput import TALR
+from routing_gym.envs.training import TrainingDivergedError, finite_gradients
 from routing_gym.envs.turns import (
     PRICED_MACS,
     Asked,

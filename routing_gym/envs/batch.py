@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.envs.rewards import Rewards
-from routing_gym.envs.training import Throughput
+from routing_gym.envs.throughput import Throughput
 from routing_gym.envs.turns import Asked, Decide, Manner, Observation, Router, Seen, Turn, along, drive, take_turn
 from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState, accept_plan
 from routing_gym.networks.actions import of_one_tensor
@@ -144,7 +144,7 @@ class Batch:
         state: Where the instances stand.
         label: `(B,)` int64.
         augmentation: `(B, P)` on the CPU, parameters drawn for each, or None.
-        throughput: Of every choice, if learning rates are adjusted to it.
+        throughput: Of every choice, if gradients are scaled by it.
         statistics: Running statistics as they were at the beginning, if the network trains.
         exits: Where the instances left.
         keeps_exits: Whether `exits` are kept; without a graph episodes that never end together would pile them up.

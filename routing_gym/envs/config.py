@@ -37,7 +37,8 @@ class EnvConfig(Options):
         rewards: Further terms of the reward, by the names they were registered by: one, or several.
         rho: Weight of the collaboration reward, in [0, 1]: for taking a block that has been taken often.
         collaboration: Measure of "often": the running average `"probability"` of the block under the agents' policies,
-            which they record; or its running `"frequency"` over all tasks.
+            which they record; or its running `"frequency"` over all tasks, or in the task's own choices,
+            `"task-frequency"`.
         k_cpt: Cost of one multiply-accumulate: every action pays -k_cpt times its MACs. Several: every instance has one
             of them, drawn at random.
         price: Show every instance's own k_cpt, times ten million, as `observation["price"]`.
@@ -56,6 +57,8 @@ class EnvConfig(Options):
         learning_rate: Its step size.
         momentum: Of `"sgd"`, in [0, 1).
         weight_decay: L2 penalty on the blocks (decoupled with `"adamw"`).
+        decayed: What `weight_decay` is on: `"all"` parameters; or `"weights"`, not biases nor normalisations, as the
+            penalty of agents of multipath early exit is.
         schedule: Of the learning rate: `"constant"`; `"step"`, divided by 10 every `schedule_epochs`, or after each of
             several, `(150, 200)`; `"halving"`, halved every `schedule_epochs`, smoothly; or `"cosine"`, down to 0 over
             `schedule_epochs`.
@@ -66,6 +69,9 @@ class EnvConfig(Options):
         task_weights: Weight of every task, likewise.
         balance_tasks: Draw all tasks equally often, however many instances they have; a pass stays as long.
         talr: Scale every choice's gradient up by how little it is used, see `TALR`.
+        block_gradient: What a block's gradient is the mean over: the `"batch"`, or the `"rows"` that ran it, as if it
+            were trained on them alone, see `OwnRows`; before `max_grad_norm`, and not with `talr`. Optimisers that
+            divide by the size of the gradient, as Adam does, undo most of it.
         precision: Of the network's computations: `"float32"`; or `"bfloat16"`, while parameters, loss and all that an
             agent sees stay float32. `evaluate` judges in float32 all the same: with bfloat16's 8 bits the two best
             logits are equal now and then, and a tie counts as wrong.
@@ -82,7 +88,7 @@ class EnvConfig(Options):
     final_reward: str = named("correctness", lambda: [name for name, term in REWARDS.items() if term.at == "exit"])
     rewards: str | tuple[str, ...] = ()
     rho: float = share(0.0)
-    collaboration: Literal["probability", "frequency"] = "probability"
+    collaboration: Literal["probability", "frequency", "task-frequency"] = "probability"
     k_cpt: float | tuple[float, ...] = 0.0
     price: bool = False
     augmentations: int = count(1)
@@ -96,6 +102,7 @@ class EnvConfig(Options):
     learning_rate: float = positive(1e-3)
     momentum: float = fraction(0.0)
     weight_decay: float = not_negative(0.0)
+    decayed: Literal["all", "weights"] = "all"
     schedule: Literal["constant", "step", "halving", "cosine"] = "constant"
     schedule_epochs: float | tuple[float, ...] = 20
     max_grad_norm: float | None = positive(None)
@@ -104,6 +111,7 @@ class EnvConfig(Options):
     task_weights: tuple[float, ...] | None = None
     balance_tasks: bool = False
     talr: bool = False
+    block_gradient: Literal["batch", "rows"] = "batch"
     precision: Literal["float32", "bfloat16"] = "float32"
     validate: bool | None = None
     device: str = "auto"
@@ -140,6 +148,11 @@ class EnvConfig(Options):
             raise ValueError(f"k_cpt must be at least 0 and finite, or a tuple of such numbers, got {self.k_cpt!r}")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is for optimizer='sgd', got {self.optimizer!r}")
+        if self.talr and self.block_gradient == "rows":
+            raise ValueError(
+                "talr=True and block_gradient='rows' both make up for how little a block is used, together twice: take "
+                "one of them"
+            )
         outside = "replay=True" if self.replay else f"autoreset_mode={self.autoreset_mode!r}"
         if self.replays and self.differentiable:
             raise ValueError(f"differentiable=True needs autoreset_mode='disabled': {outside} acts without a graph")
@@ -153,7 +166,7 @@ class EnvConfig(Options):
                 f"the probabilities of an outside agent are not known: with rho > 0, {outside} needs "
                 "collaboration='frequency'"
             )
-        if self.action_type == "weights" and self.rho and self.collaboration == "frequency":
+        if self.action_type == "weights" and self.rho and self.collaboration != "probability":
             raise ValueError("the frequency form of the collaboration reward counts integer choices, not weights")
 
     @property
@@ -273,11 +286,13 @@ def restored(
         before = EnvConfig.of("the environment", dict(saved))
     except (ValueError, TypeError) as error:
         raise ValueError(f"blocks.optimization: {error}") from error
-    if before.optimizer != config.optimizer:
-        raise ValueError(
-            f"the blocks were trained with optimizer={before.optimizer!r}, here it is {config.optimizer!r}: make the "
-            f"environment with optimizer={before.optimizer!r}"
-        )
+    for option in ("optimizer", "decayed"):
+        there, here = getattr(before, option), getattr(config, option)
+        if there != here:
+            raise ValueError(
+                f"the blocks were trained with {option}={there!r}, here it is {here!r}: make the environment with "
+                f"{option}={there!r}"
+            )
     bound = {*given, "schedule_epochs"} if "schedule" in given else given
     taken, told = {}, []
     for option in OF_OPTIMIZATION:

@@ -122,11 +122,10 @@ def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exi
 
 
 class RunningShare:
-    """Share of each choice in all choices, or probabilities, at its decision so far; those of M tensors together."""
+    """Share of each choice in all choices, or probabilities, of a row, a decision say; those of M tensors together."""
 
-    def __init__(self, num_decisions: int, num_choices: int, device: torch.device) -> None:
-        # One row more, for instances that have left: it stays empty.
-        self.total = torch.zeros(num_decisions + 1, num_choices, dtype=torch.float64, device=device)
+    def __init__(self, rows: int, num_choices: int, device: torch.device) -> None:
+        self.total = torch.zeros(rows, num_choices, dtype=torch.float64, device=device)
 
     def of(self, decision: Tensor, choice: Tensor, choosing: Tensor) -> Tensor:
         """Share `(B,)` of choices `(B, M)` at decisions `(B,)`, the mean over the tensors that chose, `(B, M)` bool."""
@@ -161,7 +160,8 @@ class Rewards:
         self.at_exit = [term for term in terms if term.at == "exit"]
         self._at_action = [term for term in terms if term.at == "action"]
         self.priced, self._rho, self.share = any(config.prices), config.rho, share
-        self._frequency = bool(config.rho) and config.collaboration == "frequency"
+        self._frequency = bool(config.rho) and config.collaboration != "probability"
+        self._by_task = config.collaboration == "task-frequency"
         self.of_probabilities = bool(config.rho) and config.collaboration == "probability"
         self.of_actions = self.priced or self._frequency or bool(self._at_action)
 
@@ -175,9 +175,9 @@ class Rewards:
         rewards = {"price": -seen.cost * turn.macs} if self.priced else {}
         if self._frequency:
             assert isinstance(turn.action, Tensor)
-            where = seen.decision, turn.action, seen.choosing
-            rewards["collaboration"] = self._rho * self.share.of(*where)
-            self.share.count(seen.decision, dense(turn.action, self.share.total.shape[1]), seen.choosing)
+            row = seen.decision + (len(seen.network.decisions) + 1) * seen.task if self._by_task else seen.decision
+            rewards["collaboration"] = self._rho * self.share.of(row, turn.action, seen.choosing)
+            self.share.count(row, dense(turn.action, self.share.total.shape[1]), seen.choosing)
         return rewards | own
 
     def give_for_probabilities(self, steps: Sequence[Step]) -> None:

@@ -140,7 +140,7 @@ class Replayer:
                     if self.trainer.throughput is not None:
                         self.trainer.throughput.note(turn)
                     exits += turn.exits
-                self.trainer.step(self.trainer.optimization.loss(exits, label, task), len(routes), noted)
+                self.trainer.step(self.trainer.loss(exits, label, task), len(routes), noted)
         finally:
             self.network.eval()
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import SGD, Adam, AdamW, OwnedParameter, PartlyUsed, UsedOnly
-from routing_gym.envs.turns import Turn
+from routing_gym.blocks import SGD, Adam, AdamW, PartlyUsed, UsedOnly
+from routing_gym.envs.throughput import Throughput
 from routing_gym.forms import check_form, check_optimizer
-from routing_gym.networks import RoutedNetwork, actions
+from routing_gym.networks import RoutedNetwork
 from routing_gym.networks.state import Exit
 
 OPTIMIZERS: dict[str, Callable[..., UsedOnly]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
@@ -51,10 +51,12 @@ class Optimization:
     learning_rate: float
     momentum: float
     weight_decay: float
+    decayed: str
     schedule: str
     schedule_epochs: float | tuple[float, ...]
     epoch: int
     talr: bool
+    block_gradient: str
     max_grad_norm: float | None
     label_smoothing: float
     class_weights: tuple[float, ...] | None
@@ -62,29 +64,40 @@ class Optimization:
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """A fresh optimiser of a network's parameters."""
-        momentum = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
-        return OPTIMIZERS[self.optimizer](network, lr=self.learning_rate, weight_decay=self.weight_decay, **momentum)
+        options: dict[str, Any] = {"weight_decay": self.weight_decay, "decayed": self.decayed}
+        if self.optimizer == "sgd":
+            options["momentum"] = self.momentum
+        return OPTIMIZERS[self.optimizer](network, lr=self.learning_rate, **options)
 
     def rate(self, instances: int) -> float:
         """Learning rate after so many instances trained on."""
         return self.learning_rate * SCHEDULES[self.schedule](instances / self.epoch, self.schedule_epochs)
 
+    def throughput(self, network: RoutedNetwork) -> Throughput | None:
+        """What scales the gradients of blocks by how they are used; None where nothing does."""
+        rows = self.block_gradient == "rows"
+        return Throughput(network, rows=rows) if rows or self.talr else None
+
+    def importance(self, label: Tensor, task: Tensor) -> Tensor | None:
+        """Weight `(B,)` of every instance, `class_weights[label] * task_weights[task]`; None where all weigh alike."""
+        importance = None
+        for weights, index in ((self.class_weights, label), (self.task_weights, task)):
+            if weights is not None:
+                factor = _on_device(tuple(weights), torch.get_default_dtype(), index.device)[index]
+                importance = factor if importance is None else importance * factor
+        return importance
+
     def loss(self, exits: Iterable[Exit], label: Tensor, task: Tensor) -> Tensor:
         """Loss of the blocks, 0-dimensional: mean over a batch of each instance's cross-entropy, weighted over exits.
 
-        Every instance weighs `class_weights[label] * task_weights[task]`; the mean is over these weights.
+        The mean is over the instances' `importance`.
 
         Args:
             exits: Where instances left; a `SettledExit` brings its cross-entropy along.
             label: `(B,)` int64.
             task: `(B,)` int64.
         """
-        importance = None
-        for weights, index in ((self.class_weights, label), (self.task_weights, task)):
-            if weights is not None:
-                factor = _on_device(tuple(weights), torch.get_default_dtype(), index.device)[index]
-                importance = factor if importance is None else importance * factor
-        terms = []
+        importance, terms = self.importance(label, task), []
         for exit in exits:
             loss, weight, rows = getattr(exit, "loss", None), exit.weight, exit.rows
             if loss is None or self.label_smoothing:
@@ -107,99 +120,18 @@ OF_OPTIMIZATION = tuple(field.name for field in dataclasses.fields(Optimization)
 """Fields that are options of the environment."""
 
 
-class TALR:
-    """Wraps the step of an optimiser: the gradient of every layer is multiplied by 1 / √(mean over the batch of p²).
-
-    p is the probability with which an instance is routed through the layer (Eqs. 11-16, divided by the batch's size: a
-    layer that all pass for certain keeps its rate). However little a layer is used, its updates then vary as much as if
-    all instances passed it. The gradients are scaled and not the rates, as in the authors' code: with momentum that is
-    not quite the same, and optimisers that divide by the size of the gradient, as Adam does, undo it. A parameter may
-    belong to several layers; every passage through one of them counts then.
-    """
-
-    def __init__(self, layers: Sequence[Sequence[OwnedParameter]]) -> None:
-        places: dict[tuple[int, int | None], tuple[OwnedParameter, list[int]]] = {}
-        for number, layer in enumerate(layers):
-            for owned in layer:
-                places.setdefault((id(owned.parameter), owned.index), (owned, []))[1].append(number)
-        self._layers = len(layers)
-        # Parameters of the same layers are scaled by the same number.
-        together: dict[tuple[int, ...], list[OwnedParameter]] = {}
-        for owned, numbers in places.values():
-            together.setdefault(tuple(numbers), []).append(owned)
-        self._groups = list(together.items())
-
-    @torch.no_grad()
-    def scale(self, throughput: Tensor) -> None:
-        """Scale the gradients, between backward pass and step, by a throughput `(layers,)`: means of p².
-
-        Where it is 0 no instance passed, and there is no gradient to scale.
-        """
-        if throughput.shape != (self._layers,):
-            raise ValueError(f"expected the throughput of {self._layers} layers, got {tuple(throughput.shape)}")
-        for numbers, owned in self._groups:
-            passed = throughput[list(numbers)].sum()
-            factor = torch.where(passed > 0, passed, torch.ones_like(passed)).rsqrt()
-            for parameter in owned:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-
-
-class Throughput:
-    """Notes with what probability every instance of a batch takes every choice, and scales their gradients by it."""
-
-    def __init__(self, network: RoutedNetwork) -> None:
-        choices = [(d, c) for d, decision in enumerate(network.decisions) for c in range(decision.n)]
-        self._talr = TALR([network.parameters_of(*choice) for choice in choices])
-        self._decision, self._choice = map(list, zip(*choices, strict=True))
-        self._form = (len(network.decisions) + 1, network.num_choices)
-        self._passed: Tensor | None = None
-
-    def begin(self, rows: Tensor | None = None) -> None:
-        """Forget the batch, or some rows of it, which begin anew."""
-        if rows is None or self._passed is None:
-            self._passed = None
-        else:
-            self._passed.index_fill_(0, rows, 0)
-
-    @torch.no_grad()
-    def note(self, turn: Turn) -> None:
-        """Add a decision of every row: weights are probabilities; of M tensors any may take a choice."""
-        seen = turn.seen
-        if self._passed is None:
-            self._passed = seen.reach.new_zeros(len(seen.reach), *self._form)
-        weights = actions.dense(turn.action, self._form[1]).detach().abs()
-        if weights.ndim == 3 and weights.shape[1] == 1:
-            weights = weights[:, 0]
-        elif weights.ndim == 3:
-            weights = 1 - (1 - (weights * seen.choosing.unsqueeze(-1)).clamp(max=1)).prod(1)
-        rows = torch.arange(len(weights), device=weights.device)
-        passed = seen.reach.unsqueeze(1) * weights.to(seen.reach.dtype)
-        self._passed.index_put_((rows, seen.decision), passed, accumulate=True)
-
-    def of_decisions(self) -> Tensor:
-        """Mean over the batch of p², `(N,)`, p the probability with which an instance is at a decision."""
-        assert self._passed is not None
-        return self._passed[:, :-1].sum(-1).square().mean(0)
-
-    def scale(self) -> None:
-        """Scale the gradients of the network by this batch's throughput."""
-        assert self._passed is not None
-        self._talr.scale(self._passed.square().mean(0)[self._decision, self._choice])
-
-
 class BlocksTrainer:
     """Owns the optimiser of a network's parameters.
 
     Attributes:
         instances: Number of instances trained on, once for each time.
-        throughput: Of every choice, where learning rates are adjusted to it.
+        throughput: Of every choice, where gradients are scaled by it.
     """
 
     def __init__(self, network: RoutedNetwork, optimization: Optimization) -> None:
         self.network, self.optimization = network, optimization
         self.instances = 0
-        self.throughput = Throughput(network) if optimization.talr else None
+        self.throughput = optimization.throughput(network)
         # The running statistics of batch norm: all that a forward pass changes.
         saved = network.state_dict(keep_vars=True)
         self._statistics = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
@@ -209,6 +141,12 @@ class BlocksTrainer:
     def optimizer(self) -> torch.optim.Optimizer:
         """Optimiser of the blocks, made when first needed; any over the network's parameters may take its place."""
         return self.optimization.build(self.network)
+
+    def loss(self, exits: Iterable[Exit], label: Tensor, task: Tensor) -> Tensor:
+        """Loss of a whole batch that is to be stepped on, see `Optimization.loss`."""
+        if self.throughput is not None:
+            self.throughput.weigh(self.optimization.importance(label, task), task)
+        return self.optimization.loss(exits, label, task)
 
     def step(
         self,
@@ -316,12 +254,12 @@ class BlocksTrainer:
         self.instances = state["instances"]
         self.optimization, before = optimization, state["optimization"]
         new = {name for name in before if getattr(optimization, name) != before[name]}
-        for group in self.optimizer.param_groups:
-            group |= {name: getattr(optimization, name) for name in new & {"momentum", "weight_decay"}}
+        for number, group in enumerate(self.optimizer.param_groups):
+            spared = {"weight_decay"} if number and optimization.decayed == "weights" else set()
+            group |= {name: getattr(optimization, name) for name in (new & {"momentum", "weight_decay"}) - spared}
             if new & {"learning_rate", "schedule", "schedule_epochs"}:
                 group["lr"] = optimization.rate(self.instances)
-        if (self.throughput is None) == optimization.talr:
-            self.throughput = Throughput(self.network) if optimization.talr else None
+        self.throughput = optimization.throughput(self.network)
 
 
 def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Tensor:

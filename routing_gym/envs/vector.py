@@ -68,9 +68,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     `task`; `depth`, the number of the decision, N for a row that has left; `(1,)` `price`, where `EnvConfig` says so.
 
     ## Rewards
-    Each action: -k_cpt x MACs, plus rho x the running frequency of the chosen block over all tasks
-    (`collaboration="frequency"`). At the exit: +1 for a correct class and -1 otherwise, or minus the cross-entropy.
-    And terms of one's own (`register_reward`).
+    Each action: -k_cpt x MACs, plus rho x the running frequency of the chosen block over all tasks, or in the choices
+    of the row's own (`collaboration="frequency"`, `"task-frequency"`). At the exit: +1 for a correct class and -1
+    otherwise, or minus the cross-entropy. And terms of one's own (`register_reward`).
 
     ## Starting State
     Instances of `split`, without repetition until all have been drawn, then in a new order.
@@ -117,7 +117,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         allow_small_groups(subsample_first(self.network))
         self.stream = config.stream(self.dataset, num_envs)
         self.trainer = BlocksTrainer(self.network, config.optimization(self.dataset, num_envs))
-        self.rewards = Rewards(config, RunningShare(len(network.decisions), network.num_choices, self.device))
+        rows = len(network.decisions) + 1  # one for instances that have left: it stays empty
+        rows *= self.dataset.num_tasks if config.collaboration == "task-frequency" else 1
+        self.rewards = Rewards(config, RunningShare(rows, network.num_choices, self.device))
         self._prices = torch.tensor(config.prices, dtype=torch.get_default_dtype(), device=self.device)
         self.single_observation_space, self.single_action_space = spaces_of(network, self.dataset.num_tasks, config)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -331,7 +333,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             raise RuntimeError("this batch has been trained on already: call reset()")
         if doubtful is not None:
             batch.doubts.append(doubtful)
-        loss = self.trainer.optimization.loss(batch.exits, batch.label, batch.state.task)
+        loss = self.trainer.loss(batch.exits, batch.label, batch.state.task)
         whole = loss if extra_loss is None else loss + extra_loss
         self.trainer.step(whole, self.num_envs, batch.statistics, before_step, batch.doubtful)
         batch.exits = []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from routing_gym.blocks import (
     LinearBlocks,
     ModuleBlocks,
+    OwnedParameter,
     SkippableBlock,
     allow_small_groups,
     count_macs,
@@ -147,6 +148,10 @@ class RoutedExperts(Deployable):
         """Logits `(r, num_classes)`: what each row's own task makes of the features."""
         self.readouts.note_use(task)
         return self.readouts(plain(activation[0]), task)
+
+    def readouts_by_task(self) -> Sequence[Sequence[OwnedParameter]]:
+        """Parameters of each task's readout."""
+        return self.readouts.parts()
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
         """Observation `(r, width)`: a layer's input, images averaged over space or flattened."""

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import FunctionBlocks, LinearBlocks, Link, ModuleBlocks, WithPass, run_chain, static_copy
+from routing_gym.blocks import (
+    FunctionBlocks,
+    LinearBlocks,
+    Link,
+    ModuleBlocks,
+    OwnedParameter,
+    WithPass,
+    run_chain,
+    static_copy,
+)
 from routing_gym.networks.actions import Action
 from routing_gym.networks.banked import (
     Deployable,
@@ -182,6 +191,10 @@ class ColumnsMLP(RoutedPaths):
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Logits `(r, num_classes)` of each row's column: its task's own."""
         return tensors_of(activation)[0][torch.arange(len(task), device=task.device), task]
+
+    def readouts_by_task(self) -> Sequence[Sequence[OwnedParameter]]:
+        """Parameters of the last layer: all columns run it, and a task's own gives its logits."""
+        return self.bank(-1).parts()
 
 
 def fully_connected(

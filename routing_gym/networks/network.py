@@ -106,6 +106,10 @@ class RoutedNetwork(PartlyUsed, ABC):
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Parameters that run only by this choice at this decision."""
 
+    def readouts_by_task(self) -> Sequence[Sequence[OwnedParameter]]:
+        """Parameters that only the logits of one task come from, whatever runs them, by task; by default none."""
+        return ()
+
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
         """Activation of r rows of tasks `(r,)` behind a decision that mixes activations.
 

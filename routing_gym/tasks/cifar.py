@@ -34,6 +34,9 @@ NUM_COARSE, NUM_FINE, FINE_PER_COARSE = 20, 100, 5
 ROWS = {"train": 50_000, "test": 10_000}
 """Images of CIFAR-100."""
 
+SIZES = (32, 16, 8)
+"""Heights and widths that the images of CIFAR-10 may be given; the first is theirs."""
+
 
 def cifar10(
     *,
@@ -44,6 +47,7 @@ def cifar10(
     flip: bool = True,
     fill: Fill = "mean",
     allow_partial: bool = False,
+    size: int = SIZES[0],
 ) -> dict[str, MultiTaskDataset]:
     """Build CIFAR-10: 10 classes, 50 000 training and 10 000 test images of 32x32 pixels.
 
@@ -64,9 +68,11 @@ def cifar10(
         fill: What moves in: `"mean"`, the image's mean colour after gamma decoding, or `"black"`.
         allow_partial: Take what there is where files or rows of the official ones are missing. The name of the data
             then says how much there was.
+        size: Height and width: 32, 16 or 8; below 32, each pixel is the mean of the area it covers, and the name of the
+            data says so.
     """
     augmentation, by_coarse = shift_or_none(shift, flip, fill), _are_coarse("CIFAR-10", task)
-    return _of_classes("CIFAR-10", NAMES, data_dir, held_out, augmentation, allow_partial, by_coarse)
+    return _of_classes("CIFAR-10", NAMES, data_dir, held_out, augmentation, allow_partial, size, by_coarse)
 
 
 def cifar5(
@@ -77,6 +83,7 @@ def cifar5(
     flip: bool = True,
     fill: Fill = "mean",
     allow_partial: bool = False,
+    size: int = SIZES[0],
 ) -> dict[str, MultiTaskDataset]:
     """Build CIFAR-5: all images of CIFAR-10 as cat (0), dog (1), deer (2), horse (3) or other (4, 60 %).
 
@@ -87,9 +94,10 @@ def cifar5(
         flip: Mirror every other training image.
         fill: What moves in: `"mean"` or `"black"`, as of `cifar10`.
         allow_partial: Take what there is where files or rows of the official ones are missing.
+        size: Height and width, 32, 16 or 8, as of `cifar10`.
     """
     names = ("cat", "dog", "deer", "horse")
-    return _of_classes("CIFAR-5", names, data_dir, held_out, shift_or_none(shift, flip, fill), allow_partial)
+    return _of_classes("CIFAR-5", names, data_dir, held_out, shift_or_none(shift, flip, fill), allow_partial, size)
 
 
 def cifar2(
@@ -100,6 +108,7 @@ def cifar2(
     flip: bool = True,
     fill: Fill = "mean",
     allow_partial: bool = False,
+    size: int = SIZES[0],
 ) -> dict[str, MultiTaskDataset]:
     """Build CIFAR-2: all images of CIFAR-10 as horse (0) or other (1, 90 %).
 
@@ -110,8 +119,9 @@ def cifar2(
         flip: Mirror every other training image.
         fill: What moves in: `"mean"` or `"black"`, as of `cifar10`.
         allow_partial: Take what there is where files or rows of the official ones are missing.
+        size: Height and width, 32, 16 or 8, as of `cifar10`.
     """
-    return _of_classes("CIFAR-2", ("horse",), data_dir, held_out, shift_or_none(shift, flip, fill), allow_partial)
+    return _of_classes("CIFAR-2", ("horse",), data_dir, held_out, shift_or_none(shift, flip, fill), allow_partial, size)
 
 
 def _of_classes(
@@ -121,10 +131,16 @@ def _of_classes(
     held_out: int,
     augmentation: Shift | None,
     allow_partial: bool,
+    size: int,
     by_coarse: bool = False,
 ) -> dict[str, MultiTaskDataset]:
     """Build CIFAR-10 with the classes of these names first, in this order; all others become one more."""
+    if size not in SIZES:
+        raise ValueError(f"{name}: size must be one of {', '.join(map(str, SIZES))}, got {size!r}")
     images, kinds, note = read_cifar10(data_dir, allow_partial)
+    if size < SIZES[0]:
+        images = {part: _shrunk(own, SIZES[0] // size) for part, own in images.items()}
+        note = f" at {size}x{size}{note}"
     label_of = torch.full((len(NAMES),), len(names))
     label_of[[NAMES.index(kind) for kind in names]] = torch.arange(len(names))
     coarse_of = torch.tensor([next(i for i, group in enumerate(COARSE) if kind in group) for kind in NAMES])
@@ -136,6 +152,12 @@ def _of_classes(
         tasks={part: coarse_of[kind] for part, kind in kinds.items()} if by_coarse else None,
         augmentation=augmentation,
     )
+
+
+def _shrunk(images: Tensor, side: int) -> Tensor:
+    """Images `(N, C, H / side, W / side)` uint8: each pixel the rounded mean of a square of `side` pixels."""
+    squares = images.unflatten(2, (-1, side)).unflatten(4, (-1, side))
+    return squares.sum((3, 5), dtype=torch.int32).add_(side * side // 2).div_(side * side, rounding_mode="floor").byte()
 
 
 def read_cifar10(data_dir: str | None, allow_partial: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:

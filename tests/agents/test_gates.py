@@ -120,3 +120,27 @@ def test_what_gates_need_is_said():
         ColumnsMLP((1, 2, 3), 3, 2, num_tasks=3)
     with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
         make_agent("gumbel", weights_env(), temperature=0.0)
+
+
+def test_soft_ordering():
+    """Three tasks, a recurrent network: weights of each task's own at every depth mix the same blocks, by hand."""
+    torch.manual_seed(0)
+    network = RoutedMLP((1, 2, 3), 3, [1, 3, 1], width=4, layers=4, recurrent=True)
+    env = weights_env(network)
+    agent = make_agent("soft-mixture", env, arrangement="per_task")
+    assert agent.scores.table.shape[:2] == (3, len(network.decisions) + 1)
+    with torch.no_grad():
+        agent.scores.table.add_(torch.randn(agent.scores.table.shape))
+    trajectory = rollout(agent, env)
+    first, bank, last = network.banks
+    assert network.bank_of == [0, 1, 1, 2]
+    for row in range(12):
+        task = int(trajectory.task[row])
+        h = env.dataset.pixels(trajectory.instance[row : row + 1]).flatten(1)
+        h = torch.relu(h @ first.weight[0] + first.bias[0])
+        for depth in (1, 2):
+            weights = agent.scores.table[task, depth].softmax(-1)  # of three blocks and PASS
+            blocks = [torch.relu(h @ bank.blocks.weight[k] + bank.blocks.bias[k]) for k in range(3)]
+            h = sum(w * y for w, y in zip(weights, [*blocks, h], strict=True))
+        logits = h @ last.weight[0] + last.bias[0]
+        torch.testing.assert_close(trajectory.exits[0].logits[row], logits[0])

@@ -1,14 +1,17 @@
 """REINFORCE against the formula, one visit at a time."""
 
+import copy
+
 import gymnasium
 import pytest
+import stepping
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import ExitTree, learned_from, of_family, policies_of, small_env, who_decides
 
 import routing_gym
-from routing_gym.agents import make_agent, needs
+from routing_gym.agents import make_agent, needs, train_batch
 from routing_gym.envs import rollout
 
 
@@ -97,3 +100,55 @@ def test_blocks_of_a_resnet_are_dropped_where_they_are_dear(representation):
         assert judged.accuracy > 0.6  # by chance 0.33; what the stem gives will do
         ran.append(judged.macs - judged.router_macs - env.unwrapped.network.stem_macs)
     assert ran[1] == 0 < ran[0]
+
+
+@pytest.mark.parametrize(("family", "arrangement"), [("mlp", "per_task"), ("mlp", "dispatched"), ("tree", "single")])
+def test_gradients_of_choices_go_on_into_the_blocks(family, arrangement):
+    """Blocks get the gradient of cross-entropy − Σ (R − b) log π: a loop over rows, each run again by itself."""
+    env = small_env(of_family(family), k_cpt=0.01, differentiable=True, optimizer="sgd")
+    options = {"representation": "mlp", "arrangement": arrangement, "entropy": 0.1, "into_blocks": True}
+    agent = make_agent("reinforce", env, **options)
+    for _ in range(2):  # at first the average is 0
+        before = copy.deepcopy(env.network), copy.deepcopy(agent.scores), agent.average.clone()
+        trajectory, *_ = train_batch(agent, env)
+    network, scores, average = before
+    losses = []
+    for row in range(12):
+        task, instance = trajectory.task[row : row + 1], trajectory.instance[row : row + 1]
+        state, value = network.start(env.dataset.pixels(instance), task), float(trajectory.final_reward[row])
+        rewards = [float(step.reward[row]) if step.active[row] else 0.0 for step in trajectory.steps]
+
+        def of_choice(state, depth, who, chosen, to_come, value=value, task=task):
+            seen = {"activation": network.observe(state), "task": task, "depth": torch.tensor([depth])}
+            raw = scores(seen, torch.tensor([who])).flatten()
+            legal = raw.isfinite().nonzero().flatten()
+            log_policy = raw[legal].log_softmax(-1)
+            entropy = -(log_policy.exp() * log_policy).sum()
+            log_chosen = log_policy[legal.tolist().index(chosen)]
+            return -(value + to_come - float(average[who, depth])) * log_chosen - 0.1 * entropy
+
+        who = int(trajectory.task[row]) if arrangement == "per_task" else 0
+        if arrangement == "dispatched":
+            who = int(trajectory.steps[0].record["agent"][row])
+            losses.append(of_choice(state, len(network.decisions) + 1, 0, who, sum(rewards)))
+        for number, step in enumerate(trajectory.steps):
+            if step.active[row]:
+                action = step.action[row].flatten()
+                losses.append(of_choice(state, int(step.decision[row]), who, int(action), sum(rewards[number:])))
+                state = stepping.step(network, state, action.view(1, 1))
+        label = trajectory.label[row : row + 1]
+        losses += [torch.nn.functional.cross_entropy(left.logits, label) for left in state.exits]
+    (sum(losses) / 12).backward()
+    for ours, theirs in ((env.network, network), (agent.scores, scores)):
+        for (name, parameter), twin in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            grad = torch.zeros_like(twin) if twin.grad is None else twin.grad
+            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(found, grad, rtol=1e-4, atol=1e-6, msg=name)
+    assert not torch.equal(agent.average, average)
+
+
+def test_gradients_into_blocks_need_a_graph_and_approximators():
+    with pytest.raises(ValueError, match="into_blocks is for representation='mlp'"):
+        make_agent("reinforce", small_env(), into_blocks=True)
+    with pytest.raises(ValueError, match="into_blocks=True needs an environment with differentiable=True"):
+        make_agent("reinforce", small_env(), into_blocks=True, representation="mlp")

@@ -264,6 +264,26 @@ def test_frequency_collaboration_reward():
     assert rewards == [[0.0] * 4, [0.375, 0.125, 0.0, 0.0]]
 
 
+def test_frequency_within_a_task():
+    """Three batches of four rows, by hand: what a task took before counts for its own rows alone."""
+    network = RoutedMLP((1, 2, 3), 3, 3, width=4, layers=2)
+    env = toy_env(network, 4, autoreset_mode="disabled", rho=0.5, collaboration="task-frequency")
+    assert env.dataset.num_tasks > 1
+    taken, rows = {}, [(env.dataset.task == task).nonzero().flatten()[:2] for task in (0, 1)]
+    for action in ([0, 0, 0, 1], [0, 1, 2, 0], [1, 1, 0, 0]):
+        env.reset(options={"instances": torch.cat(rows).tolist()})
+        for decision in range(2):
+            chosen = [(task, decision, choice) for task, choice in zip([0, 0, 1, 1], action, strict=True)]
+            totals = [sum(taken.get((task, decision, c), 0) for c in range(3)) for task, *_ in chosen]
+            expected = [0.5 * taken.get(it, 0) / max(1, total) for it, total in zip(chosen, totals, strict=True)]
+            _, _, _, _, infos = env.step(torch.tensor(action))
+            assert infos["action_reward"].tolist() == pytest.approx(expected)
+            for it in chosen:
+                taken[it] = taken.get(it, 0) + 1
+    with pytest.raises(ValueError, match="counts integer choices, not weights"):
+        toy_env(network, 4, action_type="weights", rho=0.5, collaboration="task-frequency")
+
+
 def test_train_blocks_takes_the_step_of_a_plain_network():
     """All rows through block 0: the same update as the static network with the same weights."""
     network = RoutedMLP((1, 2, 3), 3, 2, width=4)

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_up_runs import over_seeds
 from matplotlib.image import imread
+from records import over_seeds
 from standins import write_cifar10, write_cifar100
 
 from routing_gym.envs import evaluate
@@ -286,7 +286,7 @@ def table(folder, base, wide, deep, unrouted, squeezed, stitched, routed_ones, r
                 name = routed(paths, cross, RESNET)
                 records.append(record(on(name, data), accuracy, part=data, series=name, group="resnet"))
     records += [record(on(RESNET, data), resnets[0], part=data, series=RESNET, group="resnet") for data in DATA]
-    return [*members, *over_seeds(*records, spread=1e-4)]
+    return [*members, *over_seeds(records, spread=1e-4)]
 
 
 def test_claims_follow_the_records(tmp_path):
@@ -307,7 +307,7 @@ def test_claims_follow_the_records(tmp_path):
     )
     found = verdicts(bad)
     assert set(found.values()) == {"does not hold"}, found
-    assert set(verdicts(over_seeds(record(BASE, 0.9))).values()) == {"not enough"}
+    assert set(verdicts(over_seeds([record(BASE, 0.9)])).values()) == {"not enough"}
 
 
 def test_as_good_means_fewer_parameters_too():
@@ -316,7 +316,7 @@ def test_as_good_means_fewer_parameters_too():
     def verdict(cc, cp, size):
         runs = [record(routed(n, "CC"), cc, parameters=size) for n in PATHS]
         runs += [record(routed(n, "CP"), cp, parameters=2_000_000) for n in PATHS]
-        return verdicts(over_seeds(*runs, spread=1e-4))[text]
+        return verdicts(over_seeds(runs, spread=1e-4))[text]
 
     assert verdict(0.95, 0.93, 1_000_000) == "holds" and verdict(0.95, 0.93, 3_000_000) == "does not hold"
     assert verdict(0.928, 0.93, 1_000_000) == "holds", "0.2 points more are about as many"

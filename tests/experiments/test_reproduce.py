@@ -66,7 +66,10 @@ def test_ours_beside_the_papers(small_paper, tmp_path):
     assert report.count("points above") == 1  # rows along an axis are a picture
     assert "as quick as can be" in report.lower() and "commit" in report
     cost_lines = [line for line in report.splitlines() if "s per epoch and task" in line]
-    assert [line.split(",")[0] for line in cost_lines] == ["| wpl", "| task-specific-all", "| cross-stitch"]
+    agents = ["| wpl", "| task-specific-all", "| cross-stitch"]
+    assert [line.split(", ")[:2] for line in cost_lines] == [[agent, part] for part in cost.PARTS for agent in agents]
+    assert "with a block for each of 4 tasks: the paper's network" in report
+    assert "### What the paper says" in report and "Needs runs of one seed" in report
     for picture in ("cifar", "rl", "cifar-routing_maps", "cifar-policies", "cifar-block_7", "rho", "first-tasks"):
         height, colours = height_and_colours(tmp_path / f"quick-{picture}.png")
         assert height > 150 and colours > 20, picture
@@ -151,9 +154,13 @@ def test_other_runs_in_the_folder_are_not_taken_for_these(small_paper, tmp_path,
     assert "holds another run: its env_options schedule_epochs is 2, asked for is 3" in capsys.readouterr().err
     assert run(tmp_path, "--seeds", 1, "--groups", "cost", "rl", "--threads", 1) == 0
     kept = (tmp_path / "cost.json").read_text()
-    (tmp_path / "cost.json").write_text(kept.replace('"batch_size": 128', '"batch_size": 64'))
-    assert run(tmp_path, "--seeds", 1, "--groups", "cost") == 2
-    assert "was measured with batch_size=64, now it is 128" in capsys.readouterr().err
+    for now, then, said in (
+        ('"batch_size": 128', '"batch_size": 64', "was measured with batch_size=64, now it is 128"),
+        ('"network"', '"of before"', 'was measured with network=None, now it is "the paper\'s network"'),
+    ):
+        (tmp_path / "cost.json").write_text(kept.replace(now, then))
+        assert run(tmp_path, "--seeds", 1, "--groups", "cost") == 2
+        assert said in " ".join(capsys.readouterr().err.split())
     assert main(["reproduce", "no-paper"]) == 2
     assert "unknown paper 'no-paper'; known are routing-networks" in capsys.readouterr().err
 

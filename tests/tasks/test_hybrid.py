@@ -323,3 +323,16 @@ def test_a_gpu_gives_the_same_images():
     train = hybrid_mnist_cifar(recolor_each_time=True)["train"]
     rows, drawn = torch.arange(0, 200, 3), train.draw_augmentation(67, generator())
     torch.testing.assert_close(train.to("cuda").pixels(rows.cuda(), drawn).cpu(), train.pixels(rows, drawn))
+
+
+@pytest.mark.parametrize("size", [16, 8])
+def test_cifar_is_shrunk_by_means_of_squares(size):
+    whole, small = (cifar10(size=pixels) for pixels in (32, size))
+    side = 32 // size
+    for split, shrunk in small.items():
+        images = whole[split].images.double()
+        means = torch.stack([images[:, :, i::side, j::side] for i in range(side) for j in range(side)]).mean(0)
+        assert shrunk.images.shape[2:] == (size, size) and bool(((shrunk.images - means).abs() <= 0.5).all())
+        assert shrunk.name == f"CIFAR-10 at {size}x{size}" and torch.equal(shrunk.label, whole[split].label)
+    with pytest.raises(ValueError, match="CIFAR-10: size must be one of 32, 16, 8, got 12"):
+        cifar10(size=12)

@@ -72,6 +72,8 @@ DIVERSE = "convolutions, pooling, identity"
 CONVS = "only convolutions"
 CONV5 = "only 5x5"
 CONV3 = "only 3x3"
+CONTROL = "only 3x3 and identity"
+"""Not in the paper: whether unlike experts help, or one that does nothing."""
 SINGLE_TASK = "single task"
 from_the_task = "{}, k = 2".format
 """Names of lines of Table 2 whose gates see example and task, the task stronger at first."""
@@ -175,6 +177,14 @@ ROWS = (
     ),
     *(_table_2(from_the_task(label), ("few-steps",), FROM_THE_TASK, label) for label in TABLE_2),
     _table_2(f"{DIVERSE}, by task", ("few-steps",), BY_TASK, DIVERSE),
+    _row(
+        from_the_task(CONTROL),
+        ("few-steps",),
+        OMNIGLOT,
+        FROM_THE_TASK,
+        "network=omniglot-conv3",
+        f"experts={['conv3'] * 7 + ['identity']}",
+    ),
     _row(SPECIALIZED, ("mnist",), MNIST, ("top-k", "k=2", *BALANCED)),
     _row(CELLS_6X32, ("depth",), CELLS, ("top-k", *FALLING), "network=cells-6x32", accuracy=95.1),
     _row(CELLS_6X64, ("depth",), CELLS, ("top-k", *FALLING), "network=cells-6x64", accuracy=95.5),

@@ -14,6 +14,7 @@ MULTIPATH = Reproduction(
         "fig5": "Fig. 5, hybrid data: strategies",
         "variants": "Fig. 5, hybrid data: variants",
         "classes": "Fig. 9: difficulty of the decisions",
+        "cifar-2": "Not in the paper, CIFAR-2: actors and critics",
         "width": "Fig. 10, CIFAR-10: capacity",
         "agents": "Not in the paper, hybrid data: other agents at the price 4e-9",
     },

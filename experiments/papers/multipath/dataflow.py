@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.patches import Circle, Patch, Wedge
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.experiments.engine.figures import save
@@ -23,10 +21,11 @@ RADIUS = 0.46
 INCH = 0.72
 """From one to the next."""
 
-RIGHT, WRONG = "#4c9f70", "#d1495b"
-DIGITS = ("#08306b", "#2171b5", "#6baed6", "#41ae9c", "#005a50")
-PHOTOGRAPHS = ("#7f2704", "#d94801", "#fd8d3c", "#e7298a", "#fdbe3c")
-HYBRID_CLASSES = ("0", "1", "2", "3", "4", "airplane", "automobile", "deer", "horse", "frog")
+RIGHT_WRONG = {"right": "#4c9f70", "wrong": "#d1495b"}
+DIGITS = dict(zip("01234", ("#08306b", "#2171b5", "#6baed6", "#41ae9c", "#005a50"), strict=True))
+PHOTOGRAPHS = {"airplane": "#7f2704", "automobile": "#d94801", "deer": "#fd8d3c", "horse": "#e7298a", "frog": "#fdbe3c"}
+HYBRID = DIGITS | PHOTOGRAPHS
+"""Cold colours for the digits of the hybrid data, warm ones for its photographs."""
 
 Way = tuple[int, int]
 
@@ -39,30 +38,38 @@ def dataflow(records: Runs, path: Path, title: str) -> None:
     one structure, and have `exits`, `ways_out`, `decisions` and the price `x`.
     """
     places, edges = layout(records[0])
-    wide = max(x for x, _ in places.values()) + 1
-    high = max(y for _, y in places.values()) + 1
-    rows = len(records)
-    height = max(2.8, rows * (high + 0.3) * INCH + 1.0)  # as high as the legend at least
-    figure = titled(title, 2 * wide * INCH + 2.5, height)
-    grid = figure.subplots(rows, 2, squeeze=False)
-    counts = [_counts(record) for record in records]
+    wide, high = (int(max(along)) + 1 for along in zip(*places.values(), strict=True))
+    figure = titled(title, 2 * wide * INCH + 2.5, max(2.8, len(records) * (high + 0.3) * INCH + 1.0))  # or the legend's
+    grid = figure.subplots(len(records), 2, squeeze=False, sharex=True)
+    ways = sorted(places)
+    counts = [np.array(record["exits"])[tuple(zip(*ways, strict=True))] for record in records]  # (W, C, wrong or right)
     shares = [count.sum((1, 2)) / count.sum() for count in counts]
-    largest = max(float(share.max()) for share in shares)
+    largest = np.max(shares)
     num_classes = counts[0].shape[1]
-    hybrid = num_classes == len(HYBRID_CLASSES)
-    # Cold colours for the digits of the hybrid data, warm ones for its photographs.
-    colors = DIGITS + PHOTOGRAPHS if hybrid else tuple(f"C{number % 10}" for number in range(num_classes))
-    for row, (record, count, share) in enumerate(zip(records, counts, shares, strict=True)):
-        for column, (divided, palette) in enumerate(((count.sum(1)[:, ::-1], (RIGHT, WRONG)), (count.sum(2), colors))):
-            axes = grid[row, column]
-            _nodes(axes, places, edges, share, divided, palette, largest, tell_share=column == 0)
-            _frame(axes, wide, high, last=row == rows - 1)
-        grid[row, 0].set_ylabel(f"k_cpt = {price_text(record['x'])}", rotation=0, ha="right", va="center", fontsize=9)
-    grid[0, 0].set_title("right or wrong; share of all examples, %", fontsize=9)
-    grid[0, 1].set_title("by class", fontsize=9)
-    names = HYBRID_CLASSES if hybrid else tuple(map(str, range(num_classes)))
-    handles = [*patches({"right": RIGHT, "wrong": WRONG}), Patch(alpha=0, label="")]
-    handles += patches(dict(zip(names, colors, strict=True)))
+    classes = HYBRID if num_classes == len(HYBRID) else {str(i): f"C{i % 10}" for i in range(num_classes)}
+    for (left, right), record, count, share in zip(grid, records, counts, shares, strict=True):
+        for axes, divided, colors in ((left, count.sum(1)[:, ::-1], RIGHT_WRONG), (right, count.sum(2), classes)):
+            for edge in edges:
+                axes.plot(*zip(*(places[way] for way in edge), strict=True), color="0.75", linewidth=1, zorder=0)
+            axes.plot(*zip(*places.values(), strict=True), ".", color="0.55", markersize=3, zorder=1)
+            for way, part, pieces in zip(ways, share, divided, strict=True):
+                if part:
+                    pie = {"center": places[way], "radius": RADIUS * np.sqrt(part / largest)}
+                    axes.pie(pieces, colors=colors.values(), startangle=90, counterclock=False, frame=True, **pie)
+            axes.set(xlim=(-0.6, wide - 0.4), ylim=(-0.72, high - 0.45), aspect="equal", yticks=[])
+            axes.set_xticks(range(wide), [str(column + 1) for column in range(wide)])
+            axes.tick_params(length=0, labelsize=8)
+            axes.spines[:].set_visible(False)
+        for (x, y), part in zip((places[way] for way in ways), share, strict=True):
+            if part >= 0.005:
+                below = y - max(RADIUS * np.sqrt(part / largest), 0.1) - 0.03
+                left.text(x, below, f"{100 * part:.0f}", ha="center", va="top", fontsize=6)
+        left.set_ylabel(f"k_cpt = {price_text(record['x'])}", rotation=0, ha="right", va="center", fontsize=9)
+    for axes, what in zip(grid[0], ("right or wrong; share of all examples, %", "by class"), strict=True):
+        axes.set_title(what, fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel("columns run", fontsize=8)
+    handles = [*patches(RIGHT_WRONG), Patch(alpha=0, label=""), *patches(classes)]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
     save(figure, path)
 
@@ -71,12 +78,11 @@ def layout(record: Record) -> tuple[dict[Way, tuple[float, float]], list[tuple[W
     """Place the ways out of a network of early exits: depth to the right, branches one above the other.
 
     Args:
-        record: With `ways_out`, and the `next` of its `decisions`, whose choice 0 classifies.
+        record: With the `next` of its `decisions`, whose choice 0 classifies.
 
     Returns:
         Where each way out is, `(x, y)`, the first branch uppermost, and which follows which.
     """
-    decisions = record["decisions"]
     places: dict[Way, tuple[float, float]] = {}
     edges: list[tuple[Way, Way]] = []
     rows = 0
@@ -84,66 +90,18 @@ def layout(record: Record) -> tuple[dict[Way, tuple[float, float]], list[tuple[W
     def place(way: Way, depth: int) -> float:
         nonlocal rows
         number, choice = way
-        heights = []
-        for onward, target in enumerate(decisions[number]["next"]):
-            if choice == 0 and onward > 0:
-                following = (number, onward) if target == EXIT else (target, 0)
-                edges.append((way, following))
-                heights.append(place(following, depth + 1))
-        if not heights:
-            heights.append(float(-rows))
-            rows += 1
-        places[way] = (float(depth), sum(heights) / len(heights))
-        return places[way][1]
+        onward = enumerate(record["decisions"][number]["next"]) if choice == 0 else ()
+        following = [(number, turn) if target == EXIT else (target, 0) for turn, target in onward if turn > 0]
+        edges.extend((way, after) for after in following)
+        if following:
+            height = float(np.mean([place(after, depth + 1) for after in following]))
+        else:
+            height, rows = float(-rows), rows + 1
+        places[way] = float(depth), height
+        return height
 
     place((0, 0), 0)
     return {way: (x, y + rows - 1) for way, (x, y) in places.items()}, edges
-
-
-def _counts(record: Record) -> np.ndarray:
-    """Return `(W, C, 2)`: examples by way out, class, and wrong or right."""
-    exits = np.array(record["exits"])
-    return np.stack([exits[decision, choice] for decision, choice in record["ways_out"]])
-
-
-def _nodes(
-    axes: Axes,
-    places: dict[Way, tuple[float, float]],
-    edges: Sequence[tuple[Way, Way]],
-    share: np.ndarray,
-    divided: np.ndarray,
-    palette: Sequence[str],
-    largest: float,
-    *,
-    tell_share: bool,
-) -> None:
-    """Draw the ways out as circles that are divided among some colours, and lines from each to what follows."""
-    for start, end in edges:
-        axes.plot(*zip(places[start], places[end], strict=True), color="0.75", linewidth=1, zorder=0)
-    for way, part, pieces in zip(sorted(places), share, divided, strict=True):
-        x, y = places[way]
-        axes.add_patch(Circle((x, y), 0.03, color="0.55", zorder=1))
-        if not part:
-            continue
-        radius = RADIUS * float(np.sqrt(part / largest))
-        turns = 90 - 360 * np.concatenate([[0.0], pieces.cumsum() / pieces.sum()])
-        for color, start_at, end_at in zip(palette, turns[:-1], turns[1:], strict=True):
-            if end_at < start_at:
-                axes.add_patch(Wedge((x, y), radius, end_at, start_at, facecolor=color, edgecolor="none", zorder=2))
-        if tell_share and part >= 0.005:
-            axes.text(x, y - max(radius, 0.1) - 0.03, f"{100 * part:.0f}", ha="center", va="top", fontsize=6)
-
-
-def _frame(axes: Axes, wide: float, high: float, *, last: bool) -> None:
-    axes.set_xlim(-0.6, wide - 0.4)
-    axes.set_ylim(-0.72, high - 0.45)
-    axes.set_aspect("equal")
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelsize=8)
-    axes.set_xticks(range(int(wide)), [str(i + 1) for i in range(int(wide))] if last else [])
-    if last:
-        axes.set_xlabel("columns run", fontsize=8)
 
 
 def exits_over_training(records: Runs, path: Path, title: str) -> None:
@@ -152,14 +110,13 @@ def exits_over_training(records: Runs, path: Path, title: str) -> None:
     All are of one structure, and have `exits` in their curves.
     """
     ways = len(records[0]["ways_out"])
-    figure = titled(title, 7.2, 1.05 * len(records) + 1.1)
     shares = []
     for record in records:
-        exits = record["curve"]["exits"]
-        counts = np.array([[np.nan] * ways if epoch is None else epoch for epoch in exits], dtype=float)
+        counts = np.array([epoch or [np.nan] * ways for epoch in record["curve"]["exits"]], dtype=float)
         shares.append(counts / counts.sum(1, keepdims=True))
-    largest = max(float(np.nanmax(share)) for share in shares)
+    figure = titled(title, 7.2, 1.05 * len(records) + 1.1)
     strips = column_of(figure, len(records), sharex=True)
+    largest = max(np.nanmax(share) for share in shares)
     for axes, record, share in zip(strips, records, shares, strict=True):
         edges = np.arange(len(share) + 1) + 0.5
         mesh = axes.pcolormesh(edges, np.arange(ways + 1) + 0.5, share.T, cmap="viridis", vmin=0, vmax=largest)
@@ -167,8 +124,8 @@ def exits_over_training(records: Runs, path: Path, title: str) -> None:
         axes.set_ylabel("way out", fontsize=8)
         axes.set_title(f"k_cpt = {price_text(record['x'])}", fontsize=9, loc="left", pad=3)
         axes.tick_params(labelsize=8)
-    strips[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    strips[-1].set_xlabel("epoch", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch", fontsize=9)
     bar = figure.colorbar(mesh, ax=list(strips), aspect=30, pad=0.02)
     bar.set_label(f"share of {records[0]['curve']['judged_on']} examples", fontsize=8)
     bar.ax.tick_params(labelsize=8)

@@ -11,7 +11,7 @@ Half of CIFAR-10 will do where there is no more of it; the record then says so i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from routing_gym.experiments.papers.reproduction import Row, Settings
 from routing_gym.experiments.papers.tables import price_text
@@ -21,11 +21,7 @@ CIFAR10, CIFAR5, CIFAR2 = (f"routing_gym/Cifar{classes}EarlyExit-v0" for classes
 PRICES = (0.0, 1e-9, 2e-9, 4e-9, 8e-9, 1.6e-8, 3.2e-8, 6.4e-8)
 
 TRAINING = (
-    "optimizer=sgd",
-    "learning_rate=0.1",
-    "momentum=0.9",
-    "schedule=halving",
-    "schedule_epochs={eighth}",
+    *("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "schedule=halving", "schedule_epochs={eighth}"),
     "allow_partial=True",
 )
 PAPER = Settings(
@@ -44,108 +40,92 @@ SHORT = Settings(
 )
 
 ACTOR = ("temperature=1.0", "temperature_epochs={eighth}", "decisiveness=0.01", "weight_decay=1e-4")
+NO_K_DEC = (*ACTOR[:2], "decisiveness=0.0", ACTOR[3])
 CRITIC = ("temperature=0.1", "temperature_epochs={eighth}", "regression=0.001", "weight_decay=1e-4")
-TALR = ("talr=True",)
+TALR, STATIC, MLP = ("talr=True",), ("weight_decay=2e-4",), ("representation=mlp",)
+
+Point = tuple[str, float | None, str]
+"""Of a curve: its name, where it stands, and what makes it, an option of the environment."""
 
 
-def _named(series: str, part: str) -> str:
+def _prices(prices: Iterable[float]) -> list[Point]:
+    return [(f"k_cpt {price_text(price)}", price, f"k_cpt={price_text(price)}") for price in prices]
+
+
+PRICED = _prices(PRICES)
+ONE_PRICE = [("k_cpt 4e-9", None, "k_cpt=4e-9")]
+COLUMNS = [(f"{n} column{'s' if n > 1 else ''}", None, f"network=pyramid-static-{n}") for n in range(1, 9)]
+
+
+def named(series: str, part: str) -> str:
+    """Name a curve of one of the data sets."""
     return series if part == "hybrid" else f"{series}, {part}"
 
 
-def _priced(
+def static_labels(part: str) -> list[str]:
+    """Name the first 1 to 8 columns as networks of their own."""
+    return [f"{named('static', part)}, {name}" for name, *_ in COLUMNS]
+
+
+def _curve(
     series: str,
-    group: str | tuple[str, ...],
+    groups: str,
     agent: str,
-    options: tuple[str, ...],
+    options: tuple[str, ...] = (),
     env_options: tuple[str, ...] = TALR,
-    env: str = HYBRID,
+    points: Iterable[Point] = PRICED,
     part: str = "hybrid",
-    at_medium_price: tuple[str, ...] = (),
-    cheaper: int = 1,
+    env: str = HYBRID,
 ) -> Iterator[Row]:
-    """Yield the networks of a curve, one for each price, divided by `cheaper`; that of 4e-9 has further groups."""
-    groups = (group,) if isinstance(group, str) else group
-    for price in PRICES:
-        paid = price_text(price / cheaper)
-        yield Row(
-            f"{_named(series, part)}, k_cpt {paid}",
-            (*groups, *(at_medium_price if price == 4e-9 else ())),
-            env,
-            agent,
-            options,
-            (*env_options, f"k_cpt={paid}"),
-            x=price / cheaper,
-            series=series,
-            part=part,
-        )
+    """Yield the networks of a curve, one for each point; the actor's at 4e-9 is among the other agents too."""
+    for name, x, option in points:
+        label = f"{named(series, part)}, {name}"
+        in_groups = (*groups.split(), "agents") if label == "actor, k_cpt 4e-9" else tuple(groups.split())
+        yield Row(label, in_groups, env, agent, options, (*env_options, option), x=x, series=series, part=part)
 
 
-def _static(
-    groups: tuple[str, ...], env: str = HYBRID, part: str = "hybrid", env_options: tuple[str, ...] = ()
-) -> Iterator[Row]:
-    """Yield the first 1 to 8 columns as networks of their own."""
-    for columns in range(1, 9):
-        label = f"{_named('static', part)}, {columns} column{'s' if columns > 1 else ''}"
-        options = (f"network=pyramid-static-{columns}", "weight_decay=2e-4", *env_options)
-        yield Row(label, groups, env, "shared", env_options=options, series="static", part=part)
+def _parts() -> Iterator[Row]:
+    """Yield actor and static networks of the other data and widths, whose prices are divided by their operations'."""
+    for env, part, groups, options, cheaper in (
+        (CIFAR10, "CIFAR-10", "classes width", (), 1),
+        (CIFAR5, "CIFAR-5", "classes", (), 1),
+        (CIFAR2, "CIFAR-2", "classes cifar-2", (), 1),
+        (CIFAR10, "CIFAR-10, width 32", "width", ("width=32",), 4),
+        (CIFAR10, "CIFAR-10, width 48", "width", ("width=48",), 9),
+    ):
+        prices = _prices(price / cheaper for price in PRICES)
+        yield from _curve("actor", groups, "actor", ACTOR, (*TALR, *options), prices, part, env)
+        if "cifar-2" in groups:
+            yield from _curve("pragmatic critic", "cifar-2", "pragmatic-critic", CRITIC, TALR, prices, part, env)
+        yield from _curve("static", groups, "shared", (), (*STATIC, *options), COLUMNS, part, env)
 
 
-def _at_medium_price(series: str, agent: str, options: tuple[str, ...], env_options: tuple[str, ...] = ()) -> Row:
-    """Return one of the agents that are compared at one price."""
-    env_options = (*env_options, "k_cpt=4e-9")
-    label = f"{series}, k_cpt 4e-9"
-    return Row(label, ("agents",), HYBRID, agent, options, env_options, series=series, part="hybrid")
-
-
-MLP = "representation=mlp"
-NO_K_DEC = (*(option for option in ACTOR if not option.startswith("decisiveness=")), "decisiveness=0.0")
 ROWS = (
-    *_priced("actor", "fig5", "actor", ACTOR, at_medium_price=("agents",)),
-    *_priced("pragmatic critic", "fig5", "pragmatic-critic", CRITIC),
-    *_priced("optimistic critic", "fig5", "optimistic-critic", CRITIC),
-    *_static(("fig5",)),
-    *_priced("actor, no TALR", "variants", "actor", ACTOR, ()),
-    *_priced("actor, k_dec = 0", "variants", "actor", NO_K_DEC),
-    *_priced("actor, regularised policy", "variants", "actor", (*ACTOR, "regularized_policy=True")),
-    *_priced("actor, branching", "variants", "actor", ACTOR, (*TALR, "network=pyramid-tree")),
+    *_curve("actor", "fig5", "actor", ACTOR),
+    *_curve("pragmatic critic", "fig5", "pragmatic-critic", CRITIC),
+    *_curve("optimistic critic", "fig5", "optimistic-critic", CRITIC),
+    *_curve("static", "fig5", "shared", (), STATIC, COLUMNS),
+    *_curve("actor, no TALR", "variants", "actor", ACTOR, ()),
+    *_curve("actor, k_dec = 0", "variants", "actor", NO_K_DEC),
+    *_curve("actor, regularised policy", "variants", "actor", (*ACTOR, "regularized_policy=True")),
+    *_curve("actor, branching", "variants", "actor", ACTOR, (*TALR, "network=pyramid-tree")),
     Row(
-        "actor, dynamic k_cpt",
-        ("variants",),
-        HYBRID,
-        "actor",
-        ACTOR,
+        *("actor, dynamic k_cpt", ("variants",), HYBRID, "actor", ACTOR),
         (*TALR, "price=True", f"k_cpt=({', '.join(map(price_text, PRICES))})"),
         series="actor, dynamic k_cpt",
         part="hybrid",
         judge_at=PRICES,
     ),
-    *_priced("pragmatic critic, no TALR", "variants", "pragmatic-critic", CRITIC, ()),
-    *_priced(
+    *_curve("pragmatic critic, no TALR", "variants", "pragmatic-critic", CRITIC, ()),
+    *_curve(
         *("pragmatic critic, classification error", "variants", "pragmatic-critic", (*CRITIC, "error=classification"))
     ),
-    *(
-        row
-        for env, part, groups in (
-            (CIFAR10, "CIFAR-10", ("classes", "width")),
-            (CIFAR5, "CIFAR-5", ("classes",)),
-            (CIFAR2, "CIFAR-2", ("classes",)),
-        )
-        for row in (*_priced("actor", groups, "actor", ACTOR, TALR, env, part), *_static(groups, env, part))
-    ),
-    *(
-        row
-        for width, cheaper in (("width=32", 4), ("width=48", 9))
-        for part in (f"CIFAR-10, {width.replace('=', ' ')}",)
-        for row in (
-            *_priced("actor", "width", "actor", ACTOR, (*TALR, width), CIFAR10, part, cheaper=cheaper),
-            *_static(("width",), CIFAR10, part, (width,)),
-        )
-    ),
-    _at_medium_price("pragmatic critic, sampled", "pragmatic-critic-sampled", CRITIC, TALR),
-    _at_medium_price("optimistic critic, sampled", "optimistic-critic-sampled", CRITIC, TALR),
-    _at_medium_price("WPL", "wpl", (MLP,)),
-    _at_medium_price("REINFORCE", "reinforce", (MLP,)),
-    _at_medium_price("REINFORCE, entropy 0.1", "reinforce", (MLP, "entropy=0.1")),
-    _at_medium_price("actor-critic", "actor-critic", (MLP,)),
-    _at_medium_price("PPO", "sb3:PPO", (MLP,)),
+    *_parts(),
+    *_curve("pragmatic critic, sampled", "agents", "pragmatic-critic-sampled", CRITIC, TALR, ONE_PRICE),
+    *_curve("optimistic critic, sampled", "agents", "optimistic-critic-sampled", CRITIC, TALR, ONE_PRICE),
+    *_curve("WPL", "agents", "wpl", MLP, (), ONE_PRICE),
+    *_curve("REINFORCE", "agents", "reinforce", MLP, (), ONE_PRICE),
+    *_curve("REINFORCE, entropy 0.1", "agents", "reinforce", (*MLP, "entropy=0.1"), (), ONE_PRICE),
+    *_curve("actor-critic", "agents", "actor-critic", MLP, (), ONE_PRICE),
+    *_curve("PPO", "agents", "sb3:PPO", MLP, (), ONE_PRICE),
 )

@@ -1,10 +1,7 @@
 """Routing Networks: Adaptive Selection of Non-Linear Functions for Multi-Task Learning (Rosenbaum et al.)."""
 
 from routing_gym.experiments.papers.reproduction import Measurement, Reproduction
-from routing_gym.experiments.papers.routing_networks import rows
-from routing_gym.experiments.papers.routing_networks.cost import cost_against_number_of_blocks
-from routing_gym.experiments.papers.routing_networks.figures import cost_against_blocks, draw
-from routing_gym.experiments.papers.routing_networks.tables import accuracy_by_epoch, cost_by_blocks
+from routing_gym.experiments.papers.routing_networks import cost, figures, results, rows
 
 ROUTING_NETWORKS = Reproduction(
     name="routing-networks",
@@ -23,15 +20,16 @@ ROUTING_NETWORKS = Reproduction(
     },
     batch_size=128,
     about="Test accuracy in %, ± half of the 95 % interval over seeds.",
-    table=accuracy_by_epoch,
-    draw=draw,
+    table=results.accuracy_by_epoch,
+    draw=figures.draw,
+    judge=results.claims,
     measured={
         "cost": Measurement(
             title="Fig. 13: what a task's epoch costs",
             env=rows.CIFAR,
-            measure=cost_against_number_of_blocks,
-            table=cost_by_blocks,
-            draw=cost_against_blocks,
+            measure=cost.cost_against_number_of_blocks,
+            table=cost.cost_by_blocks,
+            draw=cost.cost_against_blocks,
         )
     },
 )

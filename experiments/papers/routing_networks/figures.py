@@ -18,9 +18,9 @@ BLOCK = 7
 def draw(drawing: Drawing) -> None:
     """Draw the figures of a group."""
     group, own = drawing.group, drawing.records
-    curves = {"rho": _against_rho, "first-tasks": _first_tasks}.get(group, learning_curves)
-    drawing.add(group, curves, own)
-    if curves is learning_curves:
+    along_an_axis = {"rho": _against_rho, "first-tasks": _first_tasks}
+    drawing.add(group, along_an_axis.get(group, learning_curves), own)
+    if group not in along_an_axis:
         drawing.add(f"{group}-routing_maps", routing_maps, own, f"{drawing.title}: who takes which block")
     for record in among(own, agent="wpl", seed=0) if group in ("cifar", "mnist") else ():
         policies, label = Path(record["folder"]) / "policies.npz", record["label"]
@@ -86,15 +86,4 @@ def _first_tasks(records: Runs, out: Path, title: str) -> None:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    save(figure, out)
-
-
-def cost_against_blocks(records: Runs, out: Path, title: str) -> None:
-    """Draw seconds per epoch and task against the number of blocks (Fig. 13), see `cost_against_number_of_blocks`."""
-    figure, axes = single(title, 5.5, 3.6, xlabel="blocks per layer", ylabel="seconds per epoch and task")
-    for agent, runs in by_label(records).items():
-        costs = [run["seconds_per_epoch_and_task"] for run in runs]
-        axes.plot([run["blocks"] for run in runs], costs, marker="o", label=agent)
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
     save(figure, out)

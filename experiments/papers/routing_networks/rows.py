@@ -15,6 +15,8 @@ from typing import Any
 from routing_gym.experiments.papers.reproduction import Row, Settings
 
 EPOCHS = (1, 5, 10, 20, 50, 100)
+TASKS = (2, 3, 5, 10)
+"""How many of CIFAR-MTL's Fig. 15 is on."""
 CIFAR, MIN, MNIST = "routing_gym/Cifar100MTL-v0", "routing_gym/MiniImagenetMTL-v0", "routing_gym/MnistMTL-v0"
 
 PAPER = Settings(
@@ -43,27 +45,24 @@ def _row(
     return Row(label, tuple(groups.split()), env, agent, options, paper=printed, **more)
 
 
-WPL, CROSS_STITCH = "policy_rate=0.1", "learning_rate=0.003"
-REINFORCE_MLP = ("representation=mlp", "learning_rate=0.1")
+WPL, CROSS_STITCH, MLP = "policy_rate=0.1", "learning_rate=0.003", "representation=mlp"
 ROUTING, STITCHED = "routing-all-fc (WPL)", "cross-stitch"
 SPECIFIC, SPECIFIC_LAST = "task-specific-all-fc", "task-specific-1-fc"
+BASELINES, OURS = (STITCHED, SPECIFIC, SPECIFIC_LAST), ("shared, told the task", "random frozen paths")
 ROWS = (
     _row(ROUTING, "rl architectures cifar", "wpl", WPL, paper=(31, 53, 57, 58, 60, 60)),
     _row("Q-learning, table", "rl", "q-learning", "learning_rate=0.03", paper=(20, 36, 47, 50, 55, 55)),
-    _row(
-        *("Q-learning, approximators", "rl", "q-learning", "representation=mlp", "learning_rate=0.003"),
-        paper=(20, 20, 20, 20, 24, 25),
-    ),
-    _row("REINFORCE, approximators", "rl", "reinforce", *REINFORCE_MLP, paper=(20, 20, 20, 20, 20, 20)),
+    _row("Q-learning, approximators", "rl", "q-learning", MLP, "learning_rate=0.003", paper=(20, 20, 20, 20, 24, 25)),
+    _row("REINFORCE, approximators", "rl", "reinforce", MLP, "learning_rate=0.1", paper=(20, 20, 20, 20, 20, 20)),
     _row("REINFORCE, table", "rl", "reinforce", "learning_rate=0.3"),
     _row("Q-learning, table, whole returns", "rl", "q-learning", "td_lambda=1.0", "learning_rate=0.03"),
     _row("SARSA, table", "rl", "sarsa", "learning_rate=0.03"),
     _row("actor-critic, table", "rl", "actor-critic", "learning_rate=0.3"),
-    _row("actor-critic, approximators", "rl", "actor-critic", "representation=mlp", "learning_rate=0.03"),
-    _row("WPL, approximators", "rl", "wpl", "representation=mlp", "policy_rate=0.3"),
+    _row("actor-critic, approximators", "rl", "actor-critic", MLP, "learning_rate=0.03"),
+    _row("WPL, approximators", "rl", "wpl", MLP, "policy_rate=0.3"),
     _row("routing-all-fc recurrent, PASS", "architectures", "wpl", WPL, env_options=("recurrent=True",), paper=(46,)),
-    _row("dispatched", "architectures", "reinforce", *REINFORCE_MLP, "arrangement=dispatched", paper=(41,)),
-    _row("single agent", "architectures", "reinforce", *REINFORCE_MLP, "arrangement=single", paper=(44,)),
+    _row("dispatched", "architectures", "reinforce", MLP, "learning_rate=0.1", "arrangement=dispatched", paper=(41,)),
+    _row("single agent", "architectures", "reinforce", MLP, "learning_rate=0.1", "arrangement=single", paper=(44,)),
     _row("soft mixture", "architectures", "soft-mixture", "learning_rate=0.003", paper=(35,)),
     _row("soft mixture, conditioned", "architectures", "soft-mixture", "conditioned=True", "learning_rate=0.01"),
     _row("Gumbel, straight-through", "architectures", "gumbel", "learning_rate=1.0"),
@@ -74,15 +73,13 @@ ROWS = (
     _row("shared, told the task", "cifar", "shared-with-task", tuned={"tuned": ("learning_rate=0.003",)}),
     _row("random frozen paths", "cifar", "random-fixed"),
     *(
-        _row(
-            *(f"{label}, last {stages} stages too", "stages", agent, *options), env_options=(f"routed_stages={stages}",)
+        _row(f"{label}, last {n} stages too", "stages", agent, *options, env_options=(f"routed_stages={n}",))
+        for label, agent, depths, *options in (
+            ("routing (WPL)", "wpl", (2,), WPL),
+            ("task-specific", "task-specific-all", (2, 1, 3, 4)),
+            ("random frozen paths", "random-fixed", (2,)),
         )
-        for label, agent, options, depths in (
-            ("routing (WPL)", "wpl", (WPL,), (2,)),
-            ("task-specific", "task-specific-all", (), (2, 1, 3, 4)),
-            ("random frozen paths", "random-fixed", (), (2,)),
-        )
-        for stages in depths
+        for n in depths
     ),
     _row(ROUTING, "min", "wpl", env=MIN, paper=(34, 54, 57, 55, 58, 57)),
     _row(STITCHED, "min", "cross-stitch", env=MIN, paper=(29, 41, 48, 53, 56, 55)),
@@ -103,7 +100,7 @@ ROWS = (
     ),
     *(
         _row(f"{label}, {n} tasks", "first-tasks", agent, *options, env_options=(f"num_tasks={n}",), x=n)
-        for n in (2, 3, 5, 10)
+        for n in TASKS
         for label, agent, *options in (
             (ROUTING, "wpl", WPL),
             (STITCHED, "cross-stitch", CROSS_STITCH),
@@ -112,3 +109,27 @@ ROWS = (
         )
     ),
 )
+
+PAIRS = (
+    ("Fig. 4: WPL errs less than the next best algorithm, Q-learning on tables", CIFAR, ROUTING, "Q-learning, table"),
+    ("Fig. 4: tables err less than approximators", CIFAR, "Q-learning, table", "Q-learning, approximators"),
+    ("Fig. 4: WPL errs less than a vanilla policy gradient", CIFAR, ROUTING, "REINFORCE, approximators"),
+    ("Fig. 5: layered routes err less than recurrent ones", CIFAR, ROUTING, "routing-all-fc recurrent, PASS"),
+    ("Fig. 5: an agent per task errs less than dispatched ones", CIFAR, ROUTING, "dispatched"),
+    ("Fig. 5: an agent per task errs less than a single one", CIFAR, ROUTING, "single agent"),
+    ("Fig. 5: hard routes err less than a soft mixture", CIFAR, ROUTING, "soft mixture"),
+    *(
+        (f"{figure}: {ROUTING} errs less than {other}", env, ROUTING, other)
+        for figure, env, others in (
+            ("Fig. 6", CIFAR, BASELINES),
+            ("Not in the paper, CIFAR-MTL", CIFAR, OURS),
+            ("Fig. 7", MIN, BASELINES),
+            ("Not in the paper, MIN-MTL", MIN, OURS),
+            ("Fig. 8", MNIST, (*BASELINES, "soft mixture")),
+            ("Not in the paper, MNIST-MTL", MNIST, OURS),
+        )
+        for other in others
+    ),
+    ("Fig. 12, CIFAR-MTL: no collaboration reward errs less than the largest", CIFAR, "WPL, ρ = 0.0", "WPL, ρ = 1.0"),
+)
+"""What the paper says of two rows, the first of which errs less: text, environment, rows."""

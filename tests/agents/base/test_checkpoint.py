@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(saved, env, tmp_path_f
         (("agent_optimizer",), of_another_type(None), "agent_optimizer: expected a dictionary, got NoneType"),
         (("torch_generator",), of_another_form(torch.zeros_like), "Invalid mt19937 state"),
         (("num_envs",), drop, "checkpoint: 'num_envs' is missing"),
-        (("version",), of_another_type(3), "has format version 3, this release reads 4"),
+        (("version",), of_another_type(4), "has format version 4, this release reads 5"),
         (("format",), of_another_type("other"), "is not a checkpoint of routing_gym"),
     ],
 )

@@ -1,0 +1,226 @@
+"""The queue of the papers' runs: what is done and what is left, and one worker that takes them in its order."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from routing_gym.experiments.engine.command import Command, UsageError
+from routing_gym.experiments.engine.console import say, show
+from routing_gym.experiments.engine.folders import locked
+from routing_gym.experiments.engine.launchers import InProcess, perform, say_failures
+from routing_gym.experiments.engine.records import Record, write_results
+from routing_gym.experiments.engine.run import KEPT, LOGITS, Run
+from routing_gym.experiments.engine.settings import TrainingSettings, known_names, writable_folder
+from routing_gym.experiments.papers.pinning import pin
+from routing_gym.experiments.papers.reproduction import Reproduction, Settings, chosen_by
+from routing_gym.experiments.reproduce import REPRODUCTIONS
+
+QUEUE = Path(__file__).parent / "papers" / "queue.toml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A protocol in the queue.
+
+    Attributes:
+        paper: The paper.
+        settings: The protocol.
+        hours: Core-hours it was expected to take when it was written; what its runs take counts more.
+    """
+
+    paper: Reproduction
+    settings: Settings
+    hours: float
+
+    @property
+    def name(self) -> str:
+        """Paper and protocol."""
+        return f"{self.paper.name} {self.settings.name}"
+
+
+@dataclasses.dataclass
+class Stand:
+    """How far an entry is.
+
+    Attributes:
+        finished: Records of its finished runs.
+        left: Its runs that can begin.
+        waiting: How many more wait for a search to end.
+    """
+
+    finished: list[Record]
+    left: list[Run]
+    waiting: int
+
+    def seconds_left(self, entry: Entry) -> float:
+        """Seconds that the rest takes, as long as the finished runs of a row took; where there are none, as expected.
+
+        A row of which nothing is finished takes as long as the mean run does, per epoch.
+        """
+        count = len(self.finished) + len(self.left) + self.waiting
+        pace: dict[str, list[float]] = {}
+        for record in self.finished:
+            pace.setdefault(record["label"], []).append(record["seconds"] / record["epochs"])
+        if not pace:
+            return 3600 * entry.hours * (len(self.left) + self.waiting) / max(1, count)
+        usual = float(np.mean([np.mean(of_row) for of_row in pace.values()]))
+        known = (float(np.mean(pace.get(run.facts["label"], [usual]))) * run.training.epochs for run in self.left)
+        return sum(known) + self.waiting * usual * entry.settings.epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class Queue(Command):
+    """Show what is done of the papers' runs, what is next and how long is left; or start to work on them.
+
+    One worker takes the runs in their order, at the lowest priority of the system. It may be stopped at any time, also
+    by a kill: what is finished is finished, and what was begun goes on from its checkpoint at the next start.
+
+    Attributes:
+        what: `status`; `start`; or `pin`, which writes down the defaults of what a new protocol leaves open.
+        records: Folder in which finished records are kept, in small files, to be committed.
+        out: Folder of checkpoints and everything else, not to be committed.
+        data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
+        only: Entries to work on, as `PAPER SETTINGS`; all if left out.
+    """
+
+    what: Annotated[Literal["status", "start", "pin"], tyro.conf.Positional] = "status"
+    records: Path = Path("docs/results/records")
+    out: Path = Path("results/queue")
+    data_dir: str | None = None
+    only: tuple[str, ...] = ()
+
+    def execute(self, console: Console) -> int:
+        """Run it; return the exit status."""
+        known = {entry.name: entry for entry in entries()}
+        asked = [known[name] for name in known_names("only", self.only, tuple(known))]
+        if not self.records.is_dir():
+            raise UsageError(
+                f"there is no folder {self.records}: call it where the repository is checked out, or name another by "
+                "--records"
+            )
+        if self.what == "pin":
+            added = pin(run for entry in asked for run in self._runs(entry, every_choice=True))
+            say(console, f"{added} options pinned")
+            return 0
+        if self.what == "start":
+            return self._start(asked, console)
+        self._show(asked, console)
+        return 0
+
+    @property
+    def going_on(self) -> str:
+        """How to go on after it was stopped."""
+        return "start it again, and it goes on" if self.what == "start" else ""
+
+    def stand(self, entry: Entry) -> Stand:
+        """How far an entry is.
+
+        Raises:
+            UsageError: A kept record is damaged, or of a run that the protocol no longer asks for.
+        """
+        runs = list(self._runs(entry))
+        finished = {run.folder: record for run in runs if (record := run.finished())}
+        rows = entry.settings.protocol.rows if entry.settings.protocol else ()
+        searches = sum(run.split == "validation" for run in runs)
+        whole = searches + len(rows) * (entry.settings.protocol.seeds if entry.settings.protocol else 0)
+        return Stand(list(finished.values()), [run for run in runs if run.folder not in finished], whole - len(runs))
+
+    def _runs(self, entry: Entry, *, every_choice: bool = False) -> Iterator[Run]:
+        """Yield the runs of an entry that can begin, the search first; their folders are those of kept records."""
+        paper, settings, folder = entry.paper, entry.settings, self.records / entry.paper.name
+        base = TrainingSettings(data_dir=self.data_dir, device="cpu")
+        searched = list(paper.search(settings, base, folder))
+        yield from (run for _, _, run in searched)
+        choices = {row.label: choice for row, choice, _ in searched} if every_choice else chosen_by(searched)
+        seeds = settings.protocol.seeds if settings.protocol else 0
+        groups = tuple(paper.groups)
+        yield from (run for _, run in paper.runs(settings, groups, seeds, base, folder, chosen=choices))
+
+    def _start(self, asked: list[Entry], console: Console) -> int:
+        """Work until nothing is left but what failed."""
+        os.nice(19)
+        failures: dict[Path, str] = {}
+        with locked(writable_folder(self.out)):
+            while True:
+                left = (run for entry in asked for run in self.stand(entry).left)
+                run = next((run for run in left if run.folder not in failures), None)
+                if run is None:
+                    return say_failures(list(failures.values()), console, self.out)
+                kept = run.folder
+                begun = dataclasses.replace(run, folder=self.out / kept.relative_to(self.records))
+                found = begun.finished()  # killed before it was kept
+                failed = []
+                if found is not None:
+                    keep(begun, kept, found)
+                else:
+                    failed = perform(
+                        [begun],
+                        InProcess(),
+                        lambda run, record, kept=kept: keep(run, kept, record),
+                        console,
+                        self.debug,
+                    )
+                if failed:
+                    failures[kept] = failed[0]
+
+    def _show(self, asked: list[Entry], console: Console) -> None:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("protocol")
+        for heading in ("finished", "of", "core-hours so far", "left"):
+            table.add_column(heading, justify="right")
+        table.add_column("next")
+        whole = 0.0
+        for entry in asked:
+            stand = self.stand(entry)
+            left = stand.seconds_left(entry)
+            whole += left
+            spent = sum(record["seconds"] for record in stand.finished)
+            count = len(stand.finished) + len(stand.left) + stand.waiting
+            then = stand.left[0].title if stand.left else ""
+            hours = [f"{seconds / 3600:.1f}" for seconds in (spent, left)]
+            table.add_row(entry.name, str(len(stand.finished)), str(count), *hours, then)
+        show(console, table)
+        say(console, f"{whole / 3600:.1f} core-hours are left, at the pace of the runs so far")
+
+
+def entries() -> list[Entry]:
+    """The queue, in its order: that of value per core-hour.
+
+    Raises:
+        UsageError: An entry names no protocol.
+    """
+    found = []
+    for entry in tomllib.loads(QUEUE.read_text(encoding="utf-8"))["protocol"]:
+        paper = REPRODUCTIONS[entry["paper"]]
+        (settings,) = (setting for setting in paper.settings if setting.name == entry["settings"])
+        if settings.protocol is None:
+            raise UsageError(f"{QUEUE}: {entry['settings']} of {entry['paper']} is no protocol")
+        found.append(Entry(paper, settings, entry["hours"]))
+    return found
+
+
+def keep(run: Run, folder: Path, record: Record) -> None:
+    """Keep what is finished, in small files: the record, and what is said of every image where a table needs it.
+
+    Args:
+        run: The run, in the folder where it was run.
+        folder: Where its record is kept.
+        record: Its record.
+    """
+    writable_folder(folder)
+    if run.keep_logits:
+        shutil.copyfile(run.folder / LOGITS, folder / LOGITS)
+    record = {name: value for name, value in record.items() if name not in run.facts}
+    write_results([record], folder / KEPT)

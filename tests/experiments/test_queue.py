@@ -1,0 +1,204 @@
+"""The queue of papers' runs and their protocols: kept records, searches, pins, kills."""
+
+import dataclasses
+import gzip
+import json
+
+import pytest
+
+from routing_gym.agents import Agent
+from routing_gym.experiments import queue, reproduce
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.settings import TrainingSettings, parse_options
+from routing_gym.experiments.papers import pinning
+from routing_gym.experiments.papers.reproduction import Claim, Protocol, Row, Search, Settings
+
+SYNTHETIC = "routing_gym/SyntheticMTL-v0"
+ROWS = (
+    Row("routed", ("main",), SYNTHETIC, "wpl"),
+    Row("frozen", ("main", "other"), SYNTHETIC, "random-fixed"),
+    Row("left out", ("main",), SYNTHETIC, "shared"),
+)
+RATES = ("policy_rate=0.001", "policy_rate=0.05")
+SMALL = Settings(
+    "small",
+    "small",
+    2,
+    ("schedule_epochs={epochs}",),
+    protocol=Protocol(
+        "the data",
+        "all else",
+        "routed errs less than frozen",
+        ("frozen", "routed"),
+        env={"frozen": ("learning_rate=0.01",)},
+        seeds=2,
+        search=Search(1, agent={"routed": RATES}, seeds=(100, 101)),
+    ),
+)
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    """A paper of two rows, its queue, and folders `kept` and `work`."""
+    paper = dataclasses.replace(
+        reproduce.REPRODUCTIONS["codinet"],
+        rows=ROWS,
+        settings=(SMALL,),
+        groups={"main": "Main", "other": "Other"},
+        judge=lambda records: [Claim("routed errs less than frozen", "not enough", f"{len(records)} runs.")],
+        draw=lambda drawing: None,
+        table=lambda records: [f"- {record['label']}, seed {record['seed']}" for record in records],
+    )
+    monkeypatch.setitem(reproduce.REPRODUCTIONS, "codinet", paper)
+    (tmp_path / "queue.toml").write_text('[[protocol]]\npaper = "codinet"\nsettings = "small"\nhours = 1.0\n')
+    monkeypatch.setattr(queue, "QUEUE", tmp_path / "queue.toml")
+    monkeypatch.setattr(pinning, "PINNED", tmp_path / "pinned.toml")
+    monkeypatch.setattr(queue.os, "nice", lambda more: more)
+    (tmp_path / "kept").mkdir()
+    pinning.known.cache_clear()
+    yield paper
+    pinning.known.cache_clear()
+
+
+def call(tmp_path, *arguments):
+    return main(["queue", *arguments, "--records", str(tmp_path / "kept"), "--out", str(tmp_path / "work")])
+
+
+def kept(tmp_path):
+    """Records by the folder they are kept in."""
+    folder = tmp_path / "kept"
+    files = sorted(folder.rglob("results.json.gz"))
+    return {str(file.parent.relative_to(folder)): json.loads(gzip.decompress(file.read_bytes()))[0] for file in files}
+
+
+@pytest.mark.long
+def test_a_search_then_its_choice_and_nothing_twice(toy, tmp_path, monkeypatch, capsys):
+    assert call(tmp_path) == 0
+    assert "0    8                 0.0    1.0" in capsys.readouterr().out  # 2 rates x 2 seeds, 2 rows x 2 seeds
+    assert call(tmp_path, "start") == 0
+    records = kept(tmp_path)
+    searched = {name: record for name, record in records.items() if "/search/" in name}
+    runs = {
+        name.removeprefix("codinet/small/main/"): record for name, record in records.items() if name not in searched
+    }
+    assert len(searched) == 4 and all(record["asked"]["split"] == "validation" for record in searched.values())
+    assert sorted(runs) == [f"{row}/seed-{seed}" for row in ("frozen", "routed") for seed in (0, 1)]
+    mean = {rate: sum(record["validation_accuracy"] for record in searched.values()
+                      if record["config"]["policy_rate"] == float(rate[12:])) for rate in RATES}  # fmt: skip
+    best = max(RATES, key=mean.__getitem__)
+    assert {record["config"]["policy_rate"] for record in runs.values() if record["agent"] == "wpl"} == {
+        float(best[12:])
+    }
+    assert {record["env_config"]["learning_rate"] for record in runs.values() if record["agent"] != "wpl"} == {0.01}
+    assert all(record["epochs"] == 2 and record["env_config"]["schedule_epochs"] == 2 for record in runs.values())
+    assert not {"label", "folder", "settings"} & set.union(*map(set, runs.values()))  # the rows know that
+
+    monkeypatch.setattr(queue, "perform", lambda *_: pytest.fail("all is finished"))
+    assert call(tmp_path, "start") == 0 and call(tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "8    8" in shown and "0.0 core-hours are left" in shown
+    page = tmp_path / "page.md"
+    arguments = ["--settings", "small", "--records", str(tmp_path / "kept" / "codinet"), "--report", str(page)]
+    assert main(["reproduce", "codinet", *arguments, "--out", str(tmp_path / "out")]) == 0
+    text = page.read_text()
+    assert "- frozen, seed 1\n" in text and "- Keeps: the data." in text and "**not enough**. 4 runs." in text
+    assert "- Chooses on validation, 1 epochs, seed 100, 101: routed: policy_rate=0.001, policy_rate=0.05." in text
+
+
+@pytest.mark.long
+def test_a_kill_loses_nothing_that_is_finished_and_changes_no_result(toy, tmp_path, monkeypatch, capsys):
+    assert call(tmp_path, "start") == 0
+    whole = kept(tmp_path)
+    for folder in ("kept", "work"):
+        (tmp_path / folder).rename(tmp_path / f"whole-{folder}")
+    (tmp_path / "kept").mkdir()
+    save, count = Agent.save, 0
+
+    def killed(*arguments, **options):
+        nonlocal count
+        count += 1
+        if count == 6:  # four runs of the search, one epoch of the next run, and then
+            raise KeyboardInterrupt
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(Agent, "save", killed)
+    assert call(tmp_path, "start") == 130
+    assert "start it again, and it goes on" in capsys.readouterr().err and len(kept(tmp_path)) == 4
+    monkeypatch.setattr(Agent, "save", save)
+    assert call(tmp_path, "start") == 0
+    halves = kept(tmp_path)
+    assert halves.keys() == whole.keys()
+    for name, record in halves.items():
+        assert record["test_accuracy" if "/search/" not in name else "validation_accuracy"] is not None
+        assert record["curve"]["train_loss"] == whole[name]["curve"]["train_loss"]
+
+
+@pytest.mark.long
+def test_records_are_known_by_what_was_asked(toy, tmp_path, capsys):
+    assert call(tmp_path, "start") == 0
+    file = tmp_path / "kept/codinet/small/main/frozen/seed-0/results.json.gz"
+    (record,) = json.loads(gzip.decompress(file.read_bytes()))
+
+    def write(**changes):
+        options = {name: value for name, value in record["asked"]["env_options"].items() if name != "label_smoothing"}
+        changed = {**record, "asked": {**record["asked"], "env_options": {**options, **changes}}}
+        file.write_bytes(gzip.compress(json.dumps([changed]).encode()))
+
+    capsys.readouterr()
+    write()  # of a time that did not know the option: its default is what was done then
+    assert call(tmp_path) == 0 and "8    8" in capsys.readouterr().out
+    write(label_smoothing=0.1)
+    assert call(tmp_path) == 2
+    assert "its env_options label_smoothing is 0.1, asked for is 0.0" in capsys.readouterr().err
+    file.write_bytes(file.read_bytes()[:-9])
+    assert call(tmp_path) == 2 and "cannot be read back" in capsys.readouterr().err
+
+
+def test_a_changed_default_changes_no_run(toy, tmp_path, monkeypatch, capsys):
+    base = TrainingSettings(device="cpu")
+
+    def asked():
+        pinning.known.cache_clear()
+        return [run.asked for _, _, run in toy.search(SMALL, base, tmp_path)]
+
+    assert call(tmp_path, "pin") == 0 and "options pinned" in capsys.readouterr().out
+    before = asked()
+    assert call(tmp_path, "pin") == 0 and "0 options pinned" in capsys.readouterr().out
+    pins = (tmp_path / "pinned.toml").read_text()
+    assert "action_type" not in pins and "autoreset_mode" not in pins  # which agents decide
+    (tmp_path / "pinned.toml").write_text(pins.replace("rho = 0.0", "rho = 0.5"))
+    changed = asked()
+    assert [one["env_options"]["rho"] for one in changed] == [0.5] * 4 and changed != before
+
+
+def test_protocols_pin_every_option_and_decide_a_claim_of_their_paper():
+    base = TrainingSettings(device="cpu")
+    for entry in queue.entries():
+        paper, settings = entry.paper, entry.settings
+        searched = list(paper.search(settings, base, queue.QUEUE))
+        choices = {row.label: choice for row, choice, _ in searched}
+        runs = [run for _, run in paper.runs(settings, tuple(paper.groups), 1, base, queue.QUEUE, chosen=choices)]
+        assert len(runs) == len(settings.protocol.rows), entry.name
+        for run in [*runs, *(run for _, _, run in searched)]:
+            given = parse_options("env_options", run.training.env_options).keys() | run.training.decided_by(run.agent)
+            assert run.asked["env_options"].keys() <= given, entry.name
+            assert run.asked["agent_options"].keys() == parse_options("agent_options", run.agent_options).keys()
+        assert settings.protocol.seeds >= 3
+        assert settings.protocol.decides in [claim.text for claim in paper.judge([])], entry.name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(["--records", "nowhere"], "there is no folder nowhere"), (["--only", "codinet large"], "--only knows")],
+)
+def test_wrong_options_are_refused(toy, text, message, tmp_path, capsys):
+    (tmp_path / "here").mkdir()
+    assert main(["queue", "--records", str(tmp_path / "here"), *text]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_way_of_training_is_no_protocol(toy, tmp_path):
+    queue.QUEUE.write_text('[[protocol]]\npaper = "multipath"\nsettings = "short"\nhours = 1.0\n')
+    with pytest.raises(UsageError, match="short of multipath is no protocol"):
+        queue.entries()
