@@ -7,6 +7,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -84,7 +85,8 @@ class Stand:
 class Queue(Command):
     """Show what is done of the papers' runs, what is next and how long is left; or start to work on them.
 
-    One worker takes the runs in their order, at the lowest priority of the system. It may be stopped at any time, also
+    One worker takes the runs in their order, at the lowest priority of the system: searches and first seeds of all
+    protocols, then all second seeds, and so on, so that every protocol shows early what it is worth. It may be stopped at any time, also
     by a kill: what is finished is finished, and what was begun goes on from its checkpoint at the next start.
 
     Attributes:
@@ -154,24 +156,16 @@ class Queue(Command):
         failures: dict[Path, str] = {}
         with locked(writable_folder(self.out)):
             while True:
-                left = (run for entry in asked for run in self.stand(entry).left)
-                run = next((run for run in left if run.folder not in failures), None)
+                left = [run for entry in asked for run in self.stand(entry).left if run.folder not in failures]
+                run = min(left, key=lambda run: 0 if run.split == "validation" else run.seed, default=None)
                 if run is None:
                     return say_failures(list(failures.values()), console, self.out)
                 kept = run.folder
                 begun = dataclasses.replace(run, folder=self.out / kept.relative_to(self.records))
-                found = begun.finished()  # killed before it was kept
-                failed = []
-                if found is not None:
-                    keep(begun, kept, found)
-                else:
-                    failed = perform(
-                        [begun],
-                        InProcess(),
-                        lambda run, record, kept=kept: keep(run, kept, record),
-                        console,
-                        self.debug,
-                    )
+                if record := begun.finished():  # killed before it was kept
+                    keep(kept, begun, record)
+                    continue
+                failed = perform([begun], InProcess(), partial(keep, kept), console, self.debug)
                 if failed:
                     failures[kept] = failed[0]
 
@@ -211,12 +205,12 @@ def entries() -> list[Entry]:
     return found
 
 
-def keep(run: Run, folder: Path, record: Record) -> None:
+def keep(folder: Path, run: Run, record: Record) -> None:
     """Keep what is finished, in small files: the record, and what is said of every image where a table needs it.
 
     Args:
-        run: The run, in the folder where it was run.
         folder: Where its record is kept.
+        run: The run, in the folder where it was run.
         record: Its record.
     """
     writable_folder(folder)

@@ -76,8 +76,8 @@ class Search:
     """
 
     epochs: int
-    env: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    agent: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    env: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    agent: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (100,)
 
 
@@ -104,8 +104,8 @@ class Protocol:
     decides: str
     rows: tuple[str, ...]
     groups: tuple[str, ...] = ()
-    env: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    agent: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    env: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    agent: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     seeds: int = 3
     search: Search | None = None
 
@@ -283,7 +283,9 @@ class Reproduction:
     def search(self, settings: Settings, base: TrainingSettings, out: Path) -> Iterator[tuple[Row, str, Run]]:
         """Yield the runs by which a protocol chooses rates: a row, what is tried of it, and the run."""
         search = settings.protocol.search if settings.protocol else None
-        for row in self._rows(settings, tuple(self.groups), ()) if search else ():
+        if search is None:
+            return
+        for row in self._rows(settings, tuple(self.groups), ()):
             for choice in (*search.env.get(row.label, ()), *search.agent.get(row.label, ())):
                 for seed in search.seeds:
                     folder = out / settings.name / "search" / _plain(row.label) / _plain(choice) / f"seed-{seed}"
@@ -347,15 +349,19 @@ def chosen_by(searched: Sequence[tuple[Row, str, Run]]) -> dict[str, str]:
 
     Rows of which a run is not finished have no choice.
     """
-    found: dict[str, dict[str, list[Record | None]]] = {}
+    found: dict[str, dict[str, list[Record]]] = {}
+    unfinished = set()
     for row, choice, run in searched:
-        found.setdefault(row.label, {}).setdefault(choice, []).append(run.finished())
-    best = {}
-    for label, choices in found.items():
-        if all(record is not None for records in choices.values() for record in records):
-            means = {choice: mean_of(records, "validation_accuracy") for choice, records in choices.items()}
-            best[label] = max(means, key=means.__getitem__)
-    return best
+        if record := run.finished():
+            found.setdefault(row.label, {}).setdefault(choice, []).append(record)
+        else:
+            unfinished.add(row.label)
+    means = {
+        label: {choice: mean_of(records, "validation_accuracy") for choice, records in choices.items()}
+        for label, choices in found.items()
+        if label not in unfinished
+    }
+    return {label: max(of_row, key=of_row.__getitem__) for label, of_row in means.items()}
 
 
 def asks_for(text: str, label: str) -> bool:
