@@ -86,8 +86,9 @@ class Queue(Command):
     """Show what is done of the papers' runs, what is next and how long is left; or start to work on them.
 
     One worker takes the runs in their order, at the lowest priority of the system: searches and first seeds of all
-    protocols, then all second seeds, and so on, so that every protocol shows early what it is worth. It may be stopped at any time, also
-    by a kill: what is finished is finished, and what was begun goes on from its checkpoint at the next start.
+    protocols, then all second seeds, and so on, so that every protocol shows early what it is worth. It may be stopped
+    at any time, also by a kill: what is finished is finished, and what was begun goes on from its checkpoint at the
+    next start.
 
     Attributes:
         what: `status`; `start`; or `pin`, which writes down the defaults of what a new protocol leaves open.
