@@ -30,7 +30,7 @@ def test_the_rows_are_the_papers_networks(tmp_path):
     rows = {row.label: (row, cell) for row, cell in cells(paper, out=tmp_path)}
     assert len(rows) == len(MULTIPATH.rows) == len({cell.folder for _, cell in rows.values()})
     count = {group: sum(group in row.groups for row in MULTIPATH.rows) for group in MULTIPATH.groups}
-    assert count == {"fig5": 32, "variants": 6 * 8 + 1, "classes": 48, "width": 48, "agents": 8}
+    assert count == {"fig5": 32, "variants": 6 * 8 + 1, "classes": 48, "cifar-2": 24, "width": 48, "agents": 8}
     row, cell = rows["actor, k_cpt 4e-9"]
     assert row.x == 4e-9 and row.groups == ("fig5", "agents") and row.env == HYBRID
     assert "k_cpt=4e-9" in cell.training.env_options and "schedule_epochs=23.0" in cell.training.env_options
