@@ -32,7 +32,7 @@ from routing_gym.experiments.engine.settings import (
 from routing_gym.experiments.papers.codinet import CODINET
 from routing_gym.experiments.papers.diversity import DIVERSITY
 from routing_gym.experiments.papers.multipath import MULTIPATH
-from routing_gym.experiments.papers.page import page_around, write_page
+from routing_gym.experiments.papers.page import check_page, write_page
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.protocols import PROTOCOLS
 from routing_gym.experiments.papers.reproduction import Protocol, Reproduction, Row, Settings, asks_for, chosen_by
@@ -68,8 +68,7 @@ class Reproduce(Launching):
         device: "auto" takes CUDA where present.
         threads: CPU threads of PyTorch.
         out: Folder for everything that is written: results.json, pictures, a folder per run.
-        report: The report; OUT/NAME.md if left out. Of a page that is there only what stands between the marks of what
-            is generated is replaced.
+        report: The report; OUT/NAME.md if left out. What stands in a file beside it, NAME.text.md, becomes part of it.
     """
 
     name: Annotated[str, tyro.conf.Positional]
@@ -98,7 +97,7 @@ class Reproduce(Launching):
         if self.records is not None and not self.records.is_dir():
             raise UsageError(f"--records must name a folder of finished runs, there is no {self.records}")
         target = writable_file(self.report or self.out / f"{self.name}.md", "--report")
-        page_around(target)
+        check_page(target)
         launcher = self.make_launcher(self.out)
         work = _Work(self, paper, settings, groups, target, console)
         for text in self.rows:
@@ -180,10 +179,11 @@ class _Work:
             self.failures += perform(left, launcher, self._keep, self.console, self.asked.debug)
         out = self.asked.out
         try:
-            write_results(self._in_order(), writable_folder(out) / "results.json")
+            if self.asked.records is None:
+                write_results(self._in_order(), writable_folder(out) / "results.json")
             self.pictures[:0] = self.paper.pictures(self.groups, self._in_order(), out)
             self._report()
-            what = "results.json, pictures, a folder per run"
+            what = "pictures" if self.asked.records else "results.json, pictures, a folder per run"
             say(self.console, f"Written to {out}: {what}; the report is {self.target}")
         except Exception as error:
             self.failures.append(f"not everything could be written: {one_line(error)}")
@@ -214,10 +214,8 @@ class _Work:
         return [self.records[run.folder] for run in self.runs if run.folder in self.records]
 
     def _report(self) -> None:
-        text = report_of(
-            self.paper, self.settings, self.groups, self._in_order(), self.measured, self.failures, self.pictures
-        )
-        write_page(self.target, self.paper.title, text)
+        text = report_of(self.paper, self.settings, self.groups, self._in_order(), self.measured, self.failures)
+        write_page(self.target, self.paper.title, text, self.pictures)
 
 
 def report_of(
@@ -227,7 +225,6 @@ def report_of(
     records: Sequence[Record],
     measured: Mapping[str, Sequence[Record]],
     failures: Sequence[str],
-    pictures: Sequence[Path],
 ) -> str:
     """Return what is generated of the report, as Markdown."""
     lines = [
@@ -253,8 +250,6 @@ def report_of(
         lines += [f"## {paper.measured[name].title}", "", *paper.measured[name].table(found), ""]
     if failures:
         lines += ["## Not there", "", *(f"- {failure}" for failure in failures), ""]
-    if pictures:
-        lines += ["## Pictures in the output folder", "", *(f"- {picture.name}" for picture in pictures), ""]
     return "\n".join(lines)
 
 
