@@ -21,7 +21,7 @@ ROUTED_AND_BASELINES = (
     "shared, told the task",
     "random frozen paths",
 )
-AS_PRINTED = ("optimizer=sgd", "learning_rate=0.01", "schedule=step", "schedule_epochs=20", "block_gradient=rows")
+AS_PRINTED = routing.PAPER.env_options
 OWN_RATES = {
     routing.ROUTING: ("policy_rate=0.03", "policy_rate=0.1", "policy_rate=0.3"),
     routing.STITCHED: ("learning_rate=0.01", "learning_rate=0.1", "learning_rate=1.0"),
