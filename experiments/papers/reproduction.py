@@ -121,6 +121,7 @@ class Settings:
         env_options: Options of all environments, as NAME=VALUE; `{epochs}` stands for the number of epochs, `{eighth}`
             for an eighth of it, `{seven_eighths}` for the others.
         more_options: Further ones of single environments, by id.
+        agents: Further options of single agents, by name.
         epochs_on: Other numbers of passes for single environments, by id.
         batch_size: Instances per batch; None for what the reproduction says.
         protocol: What makes them decide something on a small machine; None for settings of all rows.
@@ -131,6 +132,7 @@ class Settings:
     epochs: int
     env_options: tuple[str, ...] = ()
     more_options: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    agents: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     epochs_on: dict[str, int] = dataclasses.field(default_factory=dict)
     batch_size: int | None = None
     protocol: Protocol | None = None
@@ -320,7 +322,8 @@ class Reproduction:
         passes = epochs or passes
         env_options = (*settings.env_options, *settings.more_options.get(row.env, ()), *row.env_options)
         env_options += row.tuned.get(settings.name, ())
-        agent_options, protocol = row.agent_options, settings.protocol
+        agent_options = (*row.agent_options, *settings.agents.get(row.agent, ()))
+        protocol = settings.protocol
         if protocol is not None:
             of_agent = protocol.search is not None and row.label in protocol.search.agent
             choices = (choice,) if choice else ()

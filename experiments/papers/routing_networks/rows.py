@@ -20,19 +20,25 @@ TASKS = (2, 3, 5, 10)
 CIFAR, MIN, MNIST = "routing_gym/Cifar100MTL-v0", "routing_gym/MiniImagenetMTL-v0", "routing_gym/MnistMTL-v0"
 
 PRINTED = ("optimizer=sgd", "learning_rate=0.01", "schedule=step", "schedule_epochs=20")
+SGD_TOO = dict.fromkeys(
+    ("cross-stitch", "soft-mixture", "gumbel", "reinforce", "actor-critic"), ("optimizer=sgd", "learning_rate=none")
+)
+"""What these agents train by gradients follows the blocks' rate."""
 PAPER = Settings(
     name="paper",
-    about="as printed: SGD, 1e-2 divided by 10 every 20 epochs; no augmentation; the paper steps once per sample, so that "
-    "a block learns from the mean over the rows that ran it",
+    about="as printed: SGD, also of gates and scores, 1e-2 divided by 10 every 20 epochs; no augmentation; the paper "
+    "steps once per sample, so that a block learns from the mean over the rows that ran it",
     epochs=100,
     env_options=(*PRINTED, "block_gradient=rows"),
+    agents=SGD_TOO,
 )
 PAPER_IN_BATCHES = Settings(
     name="paper-batches",
-    about="as the others, but a block's gradient is that of the mean loss of a mixed batch, in which a block that one of "
+    about="as `paper`, but a block's gradient is that of the mean loss of a mixed batch, in which a block that one of "
     "20 tasks uses has a twentieth of a shared block's",
     epochs=100,
     env_options=PRINTED,
+    agents=SGD_TOO,
 )
 TUNED = Settings(
     name="tuned",
