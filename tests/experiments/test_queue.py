@@ -107,6 +107,22 @@ def test_a_search_then_its_choice_and_nothing_twice(toy, tmp_path, monkeypatch, 
 
 
 @pytest.mark.long
+def test_a_protocol_can_be_followed_without_the_queue(toy, tmp_path):
+    command = ["reproduce", "codinet", "--settings", "small", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    records = json.loads((tmp_path / "out/results.json").read_text())
+    assert [(record["label"], record["seed"]) for record in records] == [
+        (label, seed) for seed in (0, 1) for label in ("frozen", "routed")
+    ]
+    searched = list((tmp_path / "out/small/search").rglob("results.json"))
+    assert len(searched) == 4
+    written = [path.stat().st_mtime_ns for path in searched]
+    assert main([*command, "--rows", "=routed"]) == 0
+    assert [path.stat().st_mtime_ns for path in searched] == written
+    assert [record["label"] for record in json.loads((tmp_path / "out/results.json").read_text())] == ["routed"] * 2
+
+
+@pytest.mark.long
 def test_a_kill_loses_nothing_that_is_finished_and_changes_no_result(toy, tmp_path, monkeypatch, capsys):
     assert call(tmp_path, "start") == 0
     whole = kept(tmp_path)
