@@ -1,20 +1,173 @@
-"""A split instance by instance: what was predicted, what it cost, and which way each took."""
+"""A split instance by instance: what is predicted, what it costs, which path each takes, and whether it keeps it."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Step, Trajectory, macs_of, route_split
 from routing_gym.envs.evaluation import EVALUATION_BATCH
-from routing_gym.experiments.engine.records import write_text
+from routing_gym.experiments.engine.metrics import Judged
+from routing_gym.experiments.engine.records import read_arrays, write_arrays, write_rows
 from routing_gym.networks import actions
+from routing_gym.tasks import MultiTaskDataset, Shift
+
+BATCH = 500
+
+
+def routed(agent: Agent, data: str | MultiTaskDataset, **options: Any) -> Iterator[tuple[Trajectory, slice]]:
+    """Route every instance of a split, or of data like one, by an agent's best choices; see `route_split`.
+
+    In eval mode and float32; the agent, its environment, modes and random numbers stay as they are.
+
+    Args:
+        agent: The agent.
+        data: Name of a split of its environment, or other data.
+        options: Of the environment, those that are another than the agent's; `num_envs` too.
+    """
+    core = agent.env
+    split, dataset = (data, core.datasets[data]) if isinstance(data, str) else (data.split, data)
+    fixed = {"train": False, "augmentations": 1, "autoreset_mode": "disabled", "render_mode": None, "split": split}
+    rows = min(options.pop("num_envs", BATCH), len(dataset))
+    config = {**dataclasses.asdict(core.config), **fixed, "precision": "float32", **options}
+    return route_split(agent, type(core)(core.network, {split: dataset}, rows, **config))
+
+
+def columns_of(
+    agent: Agent, data: str | MultiTaskDataset, columns: Callable[[Trajectory], Iterable[Tensor]]
+) -> list[Tensor]:
+    """Columns with a row per instance, of what is read off batches that were `routed`."""
+    parts = [[column[kept].cpu() for column in columns(batch)] for batch, kept in routed(agent, data)]
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------------------- logits
+
+
+def keep_logits(agent: Agent, split: str, file: Path) -> None:
+    """Write `logits` `(R, C)` float32 of every instance of a split, where all leave by one exit, and `label` `(R,)`."""
+    logits, label = columns_of(agent, split, lambda batch: (_logits(batch), batch.label))
+    write_arrays(file, logits=logits.numpy(), label=label.numpy())
+
+
+def _logits(batch: Trajectory) -> Tensor:
+    """Logits `(B, C)` of the one exit, in the order of the batch."""
+    (exit,) = batch.exits
+    return exit.logits if exit.rows is None else torch.empty_like(exit.logits).index_copy(0, exit.rows, exit.logits)
+
+
+def accuracy_together(files: Sequence[Path]) -> float:
+    """Accuracy of several networks whose class probabilities are averaged.
+
+    Args:
+        files: Written by `keep_logits`, of the same instances.
+
+    Raises:
+        ValueError: There is none, or they are of different instances.
+        UsageError: One is not there or damaged.
+    """
+    if not files:
+        raise ValueError("an ensemble has at least one member")
+    saved = {file: read_arrays(file, logits=2, label=1) for file in files}
+    label = saved[files[0]]["label"]
+    if other := [file for file, arrays in saved.items() if not np.array_equal(label, arrays["label"])]:
+        raise ValueError(f"{other[0]} is of other instances than {files[0]}")
+    chances = (torch.from_numpy(arrays["logits"]).double().softmax(1) for arrays in saved.values())
+    return float((sum(chances, torch.zeros(())).argmax(1).numpy() == label).mean())
+
+
+# ------------------------------------------------------------------------------------------------------ paths, CoDiNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """The paths of R instances through a network in which all pass all of N decisions.
+
+    Attributes:
+        choices: `(R, N)` int64, what was chosen.
+        chances: `(R, N, A)`, how likely every choice was where the agent says so; else 1 for what was chosen.
+        logits: `(R, C)`.
+        label: `(R,)` int64.
+    """
+
+    choices: Tensor
+    chances: Tensor
+    logits: Tensor
+    label: Tensor
+
+    @property
+    def count(self) -> int:
+        """How many different paths there are."""
+        return len(self.choices.unique(dim=0))
+
+    @property
+    def length(self) -> Tensor:
+        """`(R,)`: how many blocks an instance runs, where 0 is to skip and 1 to run."""
+        return self.choices.sum(1)
+
+
+def paths_of(agent: Agent, dataset: MultiTaskDataset) -> Paths:
+    """Paths of a split by an agent's best choices.
+
+    Raises:
+        ValueError: A network that not all instances pass as a whole.
+    """
+    network = agent.env.network
+    if not network.in_order:
+        raise ValueError("paths are compared in networks of which all instances pass all decisions, in order")
+
+    def columns(batch: Trajectory) -> tuple[Tensor, ...]:
+        taken = [actions.dense(step.action, network.num_choices).view(len(batch), -1) for step in batch.steps]
+        said = [step.record.get("probabilities", weights) for step, weights in zip(batch.steps, taken, strict=True)]
+        chances = torch.stack([chance.view(len(batch), -1) for chance in said], 1)
+        return torch.stack(taken, 1).argmax(-1), chances, batch.exits[0].logits, batch.label
+
+    return Paths(*columns_of(agent, dataset, columns))
+
+
+def augmented(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> MultiTaskDataset:
+    """A split whose images have been augmented once."""
+    parameters = augmentation.draw(len(dataset.images), torch.Generator().manual_seed(seed))
+    return dataclasses.replace(dataset, images=augmentation.apply(dataset.images, parameters.to(dataset.device)))
+
+
+def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
+    """Find out which paths the images of the split take that a run was judged on, and whether they keep them.
+
+    Args:
+        judged: The run in the end.
+        seed: Of the augmentation.
+        file: Receives the chances of running each block, `(R, N)` float16, the choices `(R, N)` uint8 and the labels.
+
+    Returns:
+        `paths`, how many there are; `length`, the mean number of blocks run; and, where training images are augmented,
+        of what happens to images that are augmented in the same way: `kept`, the share whose path stays the same,
+        and `kl`, the mean Kullback-Leibler divergence of the predicted classes, as they are from as they become
+        (Fig. 10), in nats.
+    """
+    agent, env = judged.agent, judged.agent.env
+    split, augmentation = env.datasets[judged.evaluation.split], env.datasets["train"].augmentation
+    plain = paths_of(agent, split)
+    found = {"paths": plain.count, "length": float(plain.length.double().mean())}
+    if augmentation is not None:
+        moved = paths_of(agent, augmented(split, augmentation, seed))
+        found["kept"] = float((plain.choices == moved.choices).all(1).double().mean())
+        before, after = plain.logits.double().log_softmax(1), moved.logits.double().log_softmax(1)
+        found["kl"] = float(functional.kl_div(after, before, reduction="batchmean", log_target=True))
+    chances, choices = plain.chances[..., 1].to(torch.float16), plain.choices.to(torch.uint8)
+    write_arrays(file, chances=chances.numpy(), choices=choices.numpy(), label=plain.label.numpy())
+    return found
+
+
+# -------------------------------------------------------------------------------------------------- a row per instance
 
 
 def write_routes(agent: Agent, split: str, path: Path) -> None:
@@ -30,27 +183,19 @@ def write_routes(agent: Agent, split: str, path: Path) -> None:
         split: Name of the split.
         path: The file, written whole or not at all.
     """
-    core = agent.env
-    names = [decision.name for decision in core.network.decisions]
+    core, network = agent.env, agent.env.network
+    names = [decision.name for decision in network.decisions]
     if len(set(names)) < len(names):
         names = [f"{number + 1} {name}" for number, name in enumerate(names)]
-    options = {"train": False, "autoreset_mode": "disabled", "precision": "float32", "render_mode": None, "seed": 0}
-    options |= {"k_cpt": core.config.k_cpt if core.config.price else 0.0, "rho": 0.0, "split": split}
-    env = core.sibling(min(EVALUATION_BATCH, len(core.datasets[split])), **options)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["index", "task", "label", "predicted", "right", "macs", *names])
-    spent = torch.tensor([*macs_of(agent, core.network), 0.0], device=env.device, dtype=torch.float64)
-    rows = (
-        row
-        for batch, kept in route_split(agent, env)
-        for row in list(_rows(batch, spent, len(names), core.network.num_choices))[kept]
-    )
-    table.writerows([number, *row] for number, row in enumerate(rows))
-    write_text(path, text.getvalue())
+    options = {"k_cpt": core.config.k_cpt if core.config.price else 0.0, "rho": 0.0, "seed": 0}
+    spent = torch.tensor([*macs_of(agent, network), 0.0], device=core.device, dtype=torch.float64)
+    batches = routed(agent, split, num_envs=EVALUATION_BATCH, **options)
+    rows = [row for batch, kept in batches for row in list(_rows(batch, spent, len(names), network.num_choices))[kept]]
+    heads = ["index", "task", "label", "predicted", "right", "macs", *names]
+    write_rows([heads, *([number, *row] for number, row in enumerate(rows))], path)
 
 
-def _rows(batch: Trajectory, spent: torch.Tensor, num_decisions: int, num_choices: int) -> Iterator[list[Any]]:
+def _rows(batch: Trajectory, spent: Tensor, num_decisions: int, num_choices: int) -> Iterator[list[Any]]:
     """Rows of a batch but for their index; `spent (N + 1,)` is what the router spends on each decision."""
     predicted, most = torch.zeros_like(batch.label), torch.full_like(batch.macs, -1.0)
     for exit in batch.exits:
@@ -73,12 +218,11 @@ def _choices(step: Step, num_choices: int) -> list[str]:
     """Choices of every row at a step."""
     weights = actions.dense(step.action, num_choices)
     weights = weights.view(len(weights), -1, num_choices)
+    choosing = step.choosing.expand(-1, weights.shape[1])
     taken = [
-        ["/".join(str(choice) for choice, weight in enumerate(tensor) if weight) for tensor in row]
-        for row in weights.tolist()
+        ["/".join(str(c) for c, weight in enumerate(tensor) if weight) for tensor in row] for row in weights.tolist()
     ]
-    choosing = step.choosing.expand(-1, weights.shape[1]).tolist()
     return [
         "+".join(choice * chose for choice, chose in zip(*row, strict=True))
-        for row in zip(taken, choosing, strict=True)
+        for row in zip(taken, choosing.tolist(), strict=True)
     ]

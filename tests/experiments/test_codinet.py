@@ -14,7 +14,7 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.paths import augmented, paths_of
+from routing_gym.experiments.engine.instances import augmented, paths_of
 from routing_gym.experiments.engine.run import PATHS
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.codinet import CODINET
