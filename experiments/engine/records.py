@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +55,22 @@ def write_results(records: Sequence[Record], path: Path) -> None:
     write_text(path, json.dumps(list(records), indent=1))
 
 
+def write_rows(rows: Iterable[Iterable[Any]], path: Path) -> None:
+    """Write rows as CSV, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def write_csv(records: Sequence[Record], path: Path) -> None:
-    """Write records as CSV, whole or not at all: a row per run, its metrics and options; empty where it has none."""
+    """Write records as CSV: a row per run, its metrics and options; empty where it has none."""
     rows = []
     for record in records:
         row = {name: record[name] for name in ("agent", "env", "seed", "epochs")}
         row |= {metric.key(record["asked"]["split"]): metric.value(record) for metric in METRICS.values()}
-        rows.append({**row, **{name: text for name, text in flat_options(record["asked"]).items() if name not in row}})
+        rows.append(row | flat_options(record["asked"]) | row)  # a metric counts more than an option of its name
     columns = dict.fromkeys(name for row in rows for name in row)
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(path, text.getvalue())
+    write_rows([columns, *([row.get(name) for name in columns] for row in rows)], path)
 
 
 def flat_options(asked: dict[str, Any]) -> dict[str, str]:
@@ -79,42 +83,35 @@ def flat_options(asked: dict[str, Any]) -> dict[str, str]:
     return flat
 
 
-def read_results(path: Path) -> list[Record]:
+def read_results(path: Path, check: Callable[[Record], None] = lambda record: None) -> list[Record]:
     """Read records that `write_results` has written.
 
     Raises:
-        UsageError: The file cannot be read, is no JSON or is no list of records: names it, and what to do.
+        UsageError: The file cannot be read, is no JSON or holds what is no record, or not what `check` lets through:
+            names it, and what to do.
     """
     try:
         records = json.loads(path.read_bytes())
         if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
             raise ValueError("it is not a list of records")
+        for record in records:
+            check(record)
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     return records
 
 
-def read_run(path: Path) -> Record:
-    """Read the record of one run.
+def read_runs(path: Path) -> list[Record]:
+    """Read the records of runs; errors as of `read_results`."""
+    return read_results(path, check_run)
 
-    Raises:
-        UsageError: The file cannot be read, or lacks something that a run says of itself: names it, and what to do.
-    """
+
+def read_run(path: Path) -> Record:
+    """Read the record of one run; errors as of `read_results`."""
     records = read_runs(path)
     if len(records) != 1:
         raise damaged(path, ValueError(f"it holds {len(records)} records, expected one"))
     return records[0]
-
-
-def read_runs(path: Path) -> list[Record]:
-    """Read the records of runs; errors as of `read_run`."""
-    records = read_results(path)
-    try:
-        for record in records:
-            check_run(record)
-    except ValueError as error:
-        raise damaged(path, error) from error
-    return records
 
 
 def check_run(record: Record) -> None:
@@ -214,24 +211,19 @@ def by_label(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def judged_best(records: Sequence[Record]) -> Best | None:
-    """Agent with the highest accuracy, and who cannot be told apart from it; None without a seed common to all."""
-    values = {agent: {run["seed"]: ACCURACY.value(run) for run in runs} for agent, runs in by_label(records).items()}
-    try:
-        return best_and_alike(values)
-    except ValueError:
-        return None
-
-
 def comparison_table(records: Sequence[Record], title: str) -> Table:
     """Table with a row per agent: means over seeds; the best is marked, and what cannot be told apart from it."""
-    best = judged_best(records)
+    groups, best = by_label(records), None
+    with suppress(ValueError):  # no seed is common to all
+        best = best_and_alike(
+            {name: {run["seed"]: ACCURACY.value(run) for run in runs} for name, runs in groups.items()}
+        )
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=said_of(best))
     table.add_column("agent", no_wrap=True)
     columns = [metric for metric in METRICS.values() if metric.table]
     for metric in columns:
         table.add_column(metric.heading, justify="right", no_wrap=True)
-    for agent, runs in by_label(records).items():
+    for agent, runs in groups.items():
         texts = [metric.text([metric.value(run) for run in runs]) for metric in columns]
         mark = " *" if best is not None and agent in (best.agent, *best.alike) else ""
         table.add_row(agent, texts[0] + mark, *texts[1:])
