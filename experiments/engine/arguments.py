@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import tomllib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.settings import as_text, filled_up, from_toml
+from routing_gym.experiments.engine.settings import TABLE, filled_up, read_config
 from routing_gym.options import check_types
+
+
+def options_of(command: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
+    """Yield the options of a command's dataclass, and of those in it, with their types."""
+    hints = get_type_hints(command)
+    for field in dataclasses.fields(command):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from options_of(hints[field.name])
+        else:
+            yield field, hints[field.name]
 
 
 def gathered(arguments: Sequence[str], command: Any) -> list[str]:
@@ -22,37 +33,20 @@ def gathered(arguments: Sequence[str], command: Any) -> list[str]:
         arguments: What stands behind the name of the command.
         command: Its dataclass.
     """
-    several = flags_of_many(command)
-    of_flag: dict[str, list[str]] = {}
-    here: list[str] = []
-    parts = [here]
+    several = {f"--{field.name.replace('_', '-')}" for field, hint in options_of(command) if get_origin(hint) is tuple}
+    parts: dict[str, list[str]] = {"": []}
+    here = parts[""]
     for argument in arguments:
         name, equals, value = argument.partition("=")
         flag = name.replace("_", "-")
         if flag in several:
-            if flag not in of_flag:
-                of_flag[flag] = [flag]
-                parts.append(of_flag[flag])
-            here = of_flag[flag]
+            here = parts.setdefault(flag, [flag])
             here += [value] if equals else []
         elif argument.startswith("--"):
-            here = [argument]
-            parts.append(here)
+            here = parts[f"part {len(parts)}"] = [argument]
         else:
             here.append(argument)
-    return [argument for part in parts for argument in part]
-
-
-def flags_of_many(command: Any) -> set[str]:
-    """Return the flags of a command that take several values."""
-    hints = get_type_hints(command)
-    flags = set()
-    for field in dataclasses.fields(command):
-        if dataclasses.is_dataclass(hints[field.name]):
-            flags |= flags_of_many(hints[field.name])
-        elif get_origin(hints[field.name]) is tuple:
-            flags.add(f"--{field.name.replace('_', '-')}")
-    return flags
+    return [*itertools.chain(*parts.values())]
 
 
 def with_config(command: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
@@ -68,25 +62,23 @@ def with_config(command: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]
     Raises:
         UsageError: The file cannot be read, or holds what the command does not take.
     """
-    rest, files = list(arguments), []
-    for number, argument in reversed(list(enumerate(rest))):
-        if argument == "--config":
-            files += rest[number + 1 : number + 2] or [""]
-            del rest[number : number + 2]
-        elif argument.startswith("--config="):
-            files.append(argument.removeprefix("--config="))
-            del rest[number]
-    if not files:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", nargs="?", const="", default=[])
+    named, rest = parser.parse_known_args(arguments)
+    if not named.config:
         return None, rest
-    if len(files) > 1 or not files[0]:
+    if len(named.config) > 1 or not named.config[0]:
         raise UsageError("--config takes one file")
-    options = _read_config(Path(files[0]))
-    known: list[str] = []
-    made = _made(command, options, files[0], known)
-    if options:
+    file = f"--config {named.config[0]}"
+    try:
+        options = read_config(Path(named.config[0]))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    known = {field.name: hint for field, hint in options_of(command)}
+    if unknown := sorted(options.keys() - known.keys()):
         has = f"it has {', '.join(sorted(known))}"
-        raise UsageError(f"--config {files[0]}: this command has no option {sorted(options)[0]!r}; {has}")
-    return made, rest
+        raise UsageError(f"{file}: this command has no option {unknown[0]!r}; {has}")
+    return _made(command, {name: _checked(file, name, known[name], value) for name, value in options.items()}), rest
 
 
 def filled_up_from(configured: Any, command: Any) -> Any:
@@ -101,39 +93,16 @@ def filled_up_from(configured: Any, command: Any) -> Any:
     return dataclasses.replace(command, **changes)
 
 
-TABLE = "_options"
-"""What the name of an option ends with that is a table in a file."""
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Options of a command by name, tables of options as texts NAME=VALUE.
-
-    Raises:
-        UsageError: The file cannot be read, or is no TOML.
-    """
-    try:
-        options = from_toml(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    for name, value in options.items():
-        if isinstance(value, dict) and name.endswith(TABLE):
-            options[name] = [f"{option}={as_text(part)}" for option, part in value.items()]
-    return options
-
-
-def _made(command: Any, options: dict[str, Any], file: str, known: list[str]) -> Any:
-    """Make a dataclass of options, which are taken out, and say which it has."""
+def _made(command: Any, options: dict[str, Any]) -> Any:
+    """Make a command, and the dataclasses in it, of options; the command line has to say what has no default."""
     hints, values = get_type_hints(command), {}
     for field in dataclasses.fields(command):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            values[field.name] = _made(hint, options, file, known)
-            continue
-        known.append(field.name)
-        if field.name in options:
-            values[field.name] = _checked(f"--config {file}", field.name, hint, options.pop(field.name))
+        if dataclasses.is_dataclass(hints[field.name]):
+            values[field.name] = _made(hints[field.name], options)
+        elif field.name in options:
+            values[field.name] = options[field.name]
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            values[field.name] = tyro.MISSING  # the command line has to say it
+            values[field.name] = tyro.MISSING
     return command(**values)
 
 

@@ -7,7 +7,8 @@ import collections
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,7 @@ class TrainingSettings:
         each_once("env_options", self.env_options)
         if self.threads > MOST_THREADS:
             raise UsageError(f"--threads must be at most {MOST_THREADS}, got {self.threads}")
-        if twice := repeated(self.callbacks):
-            raise UsageError(f"--callbacks names {twice!r} twice")
+        each_once("callbacks", self.callbacks)
         check_callbacks(self.callbacks)
 
     def decided_by(self, agent: str) -> set[str]:
@@ -111,8 +111,7 @@ class TrainingSettings:
 def resolved_env_options(env: str, given: tuple[str, ...]) -> dict[str, Any]:
     """Every option of an environment that a command may set, by name: as given, else of the id, else the default."""
     options = {**ENV_IDS[env], **parse_options("env_options", given)}
-    defaults = default_env_options(env, options)
-    return {**defaults, **{name: value for name, value in options.items() if name != "dataset"}}
+    return default_env_options(env, options) | {name: of for name, of in options.items() if name != "dataset"}
 
 
 def default_env_options(env: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,107 +125,6 @@ def resolved_agent_options(agent: str, given: tuple[str, ...]) -> dict[str, Any]
     """Every option of an agent but its seed, by name: as given, else the default."""
     defaults = dataclasses.asdict(agent_class(agent).Config())
     return {name: value for name, value in defaults.items() if name != "seed"} | parse_options("agent_options", given)
-
-
-def config_text(configuration: dict[str, Any]) -> str:
-    """Configuration as TOML, in which None is "none", and what is called none itself stands in quotes."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(part) for name, part in sorted(value.items())}
-        if isinstance(value, list | tuple):
-            return [plain(part) for part in value]
-        if isinstance(value, str) and value.strip("'") == "none":
-            return f"'{value}'"
-        return "none" if value is None else value
-
-    return tomli_w.dumps({name: plain(value) for name, value in configuration.items()})
-
-
-def from_toml(value: Any) -> Any:
-    """Value of an option that `config_text` has written, or somebody by hand; lists in place of tuples."""
-    if isinstance(value, dict):
-        return {name: from_toml(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [from_toml(part) for part in value]
-    if value == "none":
-        return None
-    quoted = isinstance(value, str) and value.strip("'") == "none" and value[0] == value[-1] == "'"
-    return value[1:-1] if quoted else value
-
-
-def as_text(value: Any) -> str:
-    """Text that `parse_options` takes for a value."""
-    if isinstance(value, str) and _parsed(value) == value:
-        return value
-    return _literal(value)
-
-
-def _literal(value: Any) -> str:
-    """Python literal of a value; of infinity a number beyond all floats."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{name!r}: {_literal(part)}' for name, part in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_literal, value))}]"
-    infinite = isinstance(value, float) and math.isinf(value)
-    return f"{'-' * (value < 0)}1e999" if infinite else repr(value)
-
-
-def filled_up(given: tuple[str, ...], more: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
-    """Options as NAME=VALUE, with those of others that are not named; what is given counts more."""
-    names = {item.partition("=")[0] for item in given}
-    others = [f"{name}={as_text(of)}" for name, of in more.items()] if isinstance(more, Mapping) else more
-    return (*given, *(item for item in others if item.partition("=")[0] not in names))
-
-
-def at_least_one(option: str, value: int) -> None:
-    """Refuse a count below 1."""
-    if value < 1:
-        raise UsageError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
-
-
-def check_agents(names: tuple[str, ...]) -> None:
-    """Refuse unknown, missing and repeated agents."""
-    if not names:
-        raise UsageError(f"--agents needs at least one of {', '.join(sorted(AGENTS))}")
-    for name in names:
-        if name not in AGENTS:
-            raise UsageError(f"unknown agent {name!r}; known are {', '.join(sorted(AGENTS))}")
-    for name in names:
-        if twin := [other for other in names if other != name and folder_name(other) == folder_name(name)]:
-            raise UsageError(f"agents {name!r} and {twin[0]!r} would share a folder: compare them one by one")
-    if twice := repeated(names):
-        raise UsageError(f"--agents names an agent twice: {twice}")
-
-
-def folder_name(agent: str) -> str:
-    """Return the name of an agent's folder: `sb3-PPO` for `sb3:PPO`, because not every file system takes a colon."""
-    return agent.replace(":", "-")
-
-
-def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what was given, everything if nothing was; refuse the unknown."""
-    for name in given:
-        if name not in known:
-            raise UsageError(f"--{option} knows {', '.join(known)}, got {name!r}")
-    if twice := repeated(given):
-        raise UsageError(f"--{option} names {twice!r} twice")
-    return given or known
-
-
-def options_of_agents(agents: tuple[str, ...], given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Sort AGENT.NAME=VALUE by agent, as NAME=VALUE; names of agents may have dots themselves."""
-    options: dict[str, list[str]] = {name: [] for name in agents}
-    for item in given:
-        found = [name for name in agents if item.partition("=")[0].startswith(f"{name}.")]
-        if not found:
-            raise UsageError(
-                f"--agent-options takes AGENT.NAME=VALUE, the agent one of {' '.join(agents)}, got {item!r}"
-            )
-        name = max(found, key=len)
-        options[name].append(item.removeprefix(f"{name}."))
-    each_once("agent_options", given)
-    return {name: tuple(items) for name, items in options.items()}
 
 
 def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str, ...]) -> Agent:
@@ -244,15 +142,57 @@ def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str,
         raise UsageError(str(error)) from error
 
 
+# -------------------------------------------------------------------------------------------------- names and numbers
+
+
+def at_least_one(option: str, value: int) -> None:
+    """Refuse a count below 1."""
+    if value < 1:
+        raise UsageError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
+
+
+def check_agents(names: tuple[str, ...]) -> None:
+    """Refuse unknown, missing and repeated agents."""
+    if not names:
+        raise UsageError(f"--agents needs at least one of {', '.join(sorted(AGENTS))}")
+    folders = {folder_name(name): name for name in names}
+    for name in names:
+        if name not in AGENTS:
+            raise UsageError(f"unknown agent {name!r}; known are {', '.join(sorted(AGENTS))}")
+        if (twin := folders[folder_name(name)]) != name:
+            raise UsageError(f"agents {name!r} and {twin!r} would share a folder: compare them one by one")
+    each_once("agents", names)
+
+
+def folder_name(agent: str) -> str:
+    """Name of an agent's folder: `sb3-PPO` for `sb3:PPO`, because not every file system takes a colon."""
+    return agent.replace(":", "-")
+
+
+def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what was given, everything if nothing was; refuse the unknown."""
+    for name in given:
+        if name not in known:
+            raise UsageError(f"--{option} knows {', '.join(known)}, got {name!r}")
+    each_once(option, given)
+    return given or known
+
+
 def repeated(names: Iterable[str]) -> str | None:
-    """Return the first name that is there twice."""
+    """The first name that is there twice."""
     return next((name for name, count in collections.Counter(names).items() if count > 1), None)
 
 
-def each_once(option: str, given: tuple[str, ...]) -> None:
-    """Refuse NAME=VALUE twice for one name: which of them should count?"""
+def each_once(option: str, given: Iterable[str]) -> None:
+    """Refuse a name, or NAME=VALUE, twice for one name: which of them should count?"""
     if twice := repeated(item.partition("=")[0] for item in given):
         raise UsageError(f"--{option.replace('_', '-')} names {twice!r} twice")
+
+
+# ------------------------------------------------------------------------------------ NAME=VALUE, and values in files
+
+
+WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 
 
 def parse_options(option: str, given: tuple[str, ...]) -> dict[str, Any]:
@@ -266,14 +206,97 @@ def parse_options(option: str, given: tuple[str, ...]) -> dict[str, Any]:
     return parsed
 
 
-WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
-
-
 def _parsed(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two of brackets in brackets
         return WORDS.get(text.lower(), text)
+
+
+def options_of_agents(agents: tuple[str, ...], given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Sort AGENT.NAME=VALUE by agent, as NAME=VALUE; names of agents may have dots themselves."""
+    options: dict[str, tuple[str, ...]] = dict.fromkeys(agents, ())
+    for item in given:
+        found = [name for name in agents if item.partition("=")[0].startswith(f"{name}.")]
+        if not found:
+            raise UsageError(
+                f"--agent-options takes AGENT.NAME=VALUE, the agent one of {' '.join(agents)}, got {item!r}"
+            )
+        name = max(found, key=len)
+        options[name] += (item.removeprefix(f"{name}."),)
+    each_once("agent_options", given)
+    return options
+
+
+def filled_up(given: tuple[str, ...], more: Iterable[str]) -> tuple[str, ...]:
+    """Options as NAME=VALUE, with those of others that are not named; what is given counts more."""
+    names = {item.partition("=")[0] for item in given}
+    return (*given, *(item for item in more if item.partition("=")[0] not in names))
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A plain value with every number, text and None in it changed, and lists in place of tuples."""
+    if isinstance(value, dict):
+        return {key: mapped(part, change) for key, part in value.items()}
+    return [mapped(part, change) for part in value] if isinstance(value, list | tuple) else change(value)
+
+
+def finite(value: Any) -> Any:
+    """A plain value with None in place of every number in it that is not finite, and lists in place of tuples."""
+    return mapped(value, lambda part: None if isinstance(part, float) and not math.isfinite(part) else part)
+
+
+def config_text(configuration: dict[str, Any]) -> str:
+    """Configuration as TOML, in which None is "none", and what is called none itself stands in quotes."""
+
+    def said(value: Any) -> Any:
+        if isinstance(value, str) and value.strip("'") == "none":
+            return f"'{value}'"
+        return "none" if value is None else value
+
+    tables = {name: dict(sorted(of.items())) if isinstance(of, dict) else of for name, of in configuration.items()}
+    return tomli_w.dumps(mapped(tables, said))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Options that `config_text` has written, or somebody by hand; tables `..._options` as texts NAME=VALUE.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no TOML.
+    """
+
+    def meant(value: Any) -> Any:
+        quoted = isinstance(value, str) and value.strip("'") == "none" and value[0] == value[-1]
+        return None if value == "none" else value[1:-1] if quoted else value
+
+    options = mapped(tomllib.loads(path.read_text(encoding="utf-8")), meant)
+    for name, table in options.items():
+        if isinstance(table, dict) and name.endswith(TABLE):
+            options[name] = [f"{option}={_text(value)}" for option, value in table.items()]
+    return options
+
+
+TABLE = "_options"
+"""What the name of an option ends with that is a table in a file."""
+
+
+def _text(value: Any) -> str:
+    """Text that `parse_options` takes for a value."""
+    return value if isinstance(value, str) and _parsed(value) == value else _literal(value)
+
+
+def _literal(value: Any) -> str:
+    """Python literal of a value; of infinity a number beyond all floats."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name!r}: {_literal(part)}' for name, part in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    infinite = isinstance(value, float) and math.isinf(value)
+    return f"{'-' * (value < 0)}1e999" if infinite else repr(value)
+
+
+# ---------------------------------------------------------------------------------------------------------- out files
 
 
 def writable_folder(path: Path) -> Path:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.experiments.engine.records import write_text
-from routing_gym.experiments.engine.settings import TrainingSettings, config_text, filled_up, folder_name, from_toml
+from routing_gym.experiments.engine.settings import TrainingSettings, config_text, filled_up, folder_name, read_config
 
 SHIPPED = Path(__file__).parent.parent / "tuned"
 """Settings that come with the library."""
@@ -43,9 +42,18 @@ class Tunable(Command):
             return training, agent_options
         if not self.tuned_dir.is_dir():
             raise UsageError(f"--tuned-dir {self.tuned_dir} is no folder: a sweep writes one, OUT/tuned")
-        if not (of_env := tuned_path(self.tuned_dir, training.env, agent).parent).is_dir():
-            raise UsageError(f"--tuned: nothing was tuned for {training.env}, there is no {of_env}")
-        return with_tuned(training, agent, agent_options, self.tuned_dir)
+        path = tuned_path(self.tuned_dir, training.env, agent)
+        if not path.parent.is_dir():
+            raise UsageError(f"--tuned: nothing was tuned for {training.env}, there is no {path.parent}")
+        try:
+            found = read_config(path) if path.exists() else {}
+            of_env, of_agent = (found.get(name, []) for name in ("env_options", "agent_options"))
+            if not (isinstance(of_env, list) and isinstance(of_agent, list)):
+                raise ValueError("expected the tables env_options and agent_options")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be read: {error}") from error
+        training = dataclasses.replace(training, env_options=filled_up(training.env_options, of_env))
+        return training, filled_up(agent_options, of_agent)
 
 
 def tuned_path(folder: Path, env: str, agent: str) -> Path:
@@ -53,48 +61,10 @@ def tuned_path(folder: Path, env: str, agent: str) -> Path:
     return folder / env.rpartition("/")[2] / f"{folder_name(agent)}.toml"
 
 
-def with_tuned(
-    training: TrainingSettings, agent: str, agent_options: tuple[str, ...], folder: Path
-) -> tuple[TrainingSettings, tuple[str, ...]]:
-    """Settings and options of an agent with what was tuned; what is given counts more.
-
-    Args:
-        training: As given.
-        agent: The agent.
-        agent_options: As given.
-        folder: Where tuned settings are.
-
-    Raises:
-        UsageError: The file is damaged.
-    """
-    path = tuned_path(folder, training.env, agent)
-    if not path.exists():
-        return training, agent_options
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-        tables = [found.get(name, {}) for name in ("env_options", "agent_options")]
-        if not all(isinstance(table, dict) for table in tables):
-            raise ValueError("expected the tables env_options and agent_options")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    of_env, of_agent = map(from_toml, tables)
-    training = dataclasses.replace(training, env_options=filled_up(training.env_options, of_env))
-    return training, filled_up(agent_options, of_agent)
-
-
 def write_tuned(
     folder: Path, env: str, agent: str, of_env: Mapping[str, Any], of_agent: Mapping[str, Any], how: str
 ) -> Path:
-    """Write the settings of an agent on an environment; return the file.
-
-    Args:
-        folder: Where tuned settings are.
-        env: Id of the environment.
-        agent: The agent.
-        of_env: Options of the environment by name.
-        of_agent: Options of the agent.
-        how: How they were found, a line.
-    """
+    """Write the options of an environment and of an agent on it, and in a line how they were found; return the file."""
     path = tuned_path(folder, env, agent)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, f"# {how}\n" + config_text({"env_options": dict(of_env), "agent_options": dict(of_agent)}))

@@ -214,7 +214,7 @@ def test_list_names_everything(capsys):
             ["compare", "--agents", "wlp"],
             "unknown agent 'wlp'; known are actor, actor-critic, codinet, cross-",
         ),
-        (["compare", "--agents", "wpl", "wpl"], "names an agent twice"),
+        (["compare", "--agents", "wpl", "wpl"], "--agents names 'wpl' twice"),
         (["compare", "--agents"], "--agents needs at least one of"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["compare", "--epochs", "0"], "--epochs must be at least 1, got 0"),
