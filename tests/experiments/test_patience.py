@@ -71,7 +71,7 @@ def test_a_killed_run_stops_where_a_whole_one_does(epoch, tmp_path, monkeypatch)
     (whole,) = strict(tmp_path / "whole" / "results.json")
     assert whole["epochs"] == 3
     places = {
-        "before the routes": (training.RouteLog, "write"),
+        "before the policies and the routes": (training.EpochLog, "write"),
         "before the checkpoint": (Agent, "save"),
         "before the best": (training, "_keep_best"),
         "after the epoch": (training, "give_back_freed_memory"),
