@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,12 +26,8 @@ BATCH = 500
 def routed(agent: Agent, data: str | MultiTaskDataset, **options: Any) -> Iterator[tuple[Trajectory, slice]]:
     """Route every instance of a split, or of data like one, by an agent's best choices; see `route_split`.
 
-    In eval mode and float32; the agent, its environment, modes and random numbers stay as they are.
-
-    Args:
-        agent: The agent.
-        data: Name of a split of its environment, or other data.
-        options: Of the environment, those that are another than the agent's; `num_envs` too.
+    In eval mode and float32; the agent, its environment, modes and random numbers stay as they are. `options` are those
+    of the environment that are to be others than the agent's, `num_envs` too.
     """
     core = agent.env
     split, dataset = (data, core.datasets[data]) if isinstance(data, str) else (data.split, data)
@@ -49,9 +45,6 @@ def columns_of(
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
-# ------------------------------------------------------------------------------------------------------------- logits
-
-
 def keep_logits(agent: Agent, split: str, file: Path) -> None:
     """Write `logits` `(R, C)` float32 of every instance of a split, where all leave by one exit, and `label` `(R,)`."""
     logits, label = columns_of(agent, split, lambda batch: (_logits(batch), batch.label))
@@ -65,10 +58,7 @@ def _logits(batch: Trajectory) -> Tensor:
 
 
 def accuracy_together(files: Sequence[Path]) -> float:
-    """Accuracy of several networks whose class probabilities are averaged.
-
-    Args:
-        files: Written by `keep_logits`, of the same instances.
+    """Accuracy of several networks whose class probabilities are averaged, of files written by `keep_logits`.
 
     Raises:
         ValueError: There is none, or they are of different instances.
@@ -84,18 +74,10 @@ def accuracy_together(files: Sequence[Path]) -> float:
     return float((sum(chances, torch.zeros(())).argmax(1).numpy() == label).mean())
 
 
-# ------------------------------------------------------------------------------------------------------ paths, CoDiNet
+class Paths(NamedTuple):
+    """Paths of R instances: `choices` `(R, N)` int64, `chances` `(R, N, A)`, `logits` `(R, C)`, `label` `(R,)` int64.
 
-
-@dataclasses.dataclass(frozen=True)
-class Paths:
-    """The paths of R instances through a network in which all pass all of N decisions.
-
-    Attributes:
-        choices: `(R, N)` int64, what was chosen.
-        chances: `(R, N, A)`, how likely every choice was where the agent says so; else 1 for what was chosen.
-        logits: `(R, C)`.
-        label: `(R,)` int64.
+    Chances are how likely every choice was where the agent says so; else 1 for what was chosen.
     """
 
     choices: Tensor
@@ -103,23 +85,9 @@ class Paths:
     logits: Tensor
     label: Tensor
 
-    @property
-    def count(self) -> int:
-        """How many different paths there are."""
-        return len(self.choices.unique(dim=0))
-
-    @property
-    def length(self) -> Tensor:
-        """`(R,)`: how many blocks an instance runs, where 0 is to skip and 1 to run."""
-        return self.choices.sum(1)
-
 
 def paths_of(agent: Agent, dataset: MultiTaskDataset) -> Paths:
-    """Paths of a split by an agent's best choices.
-
-    Raises:
-        ValueError: A network that not all instances pass as a whole.
-    """
+    """Paths of a split by an agent's best choices, through a network in which all pass all decisions, in order."""
     network = agent.env.network
     if not network.in_order:
         raise ValueError("paths are compared in networks of which all instances pass all decisions, in order")
@@ -156,7 +124,8 @@ def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
     agent, env = judged.agent, judged.agent.env
     split, augmentation = env.datasets[judged.evaluation.split], env.datasets["train"].augmentation
     plain = paths_of(agent, split)
-    found = {"paths": plain.count, "length": float(plain.length.double().mean())}
+    # Where 0 is to skip and 1 to run, choices add up to the blocks an instance runs.
+    found = {"paths": len(plain.choices.unique(dim=0)), "length": float(plain.choices.sum(1).double().mean())}
     if augmentation is not None:
         moved = paths_of(agent, augmented(split, augmentation, seed))
         found["kept"] = float((plain.choices == moved.choices).all(1).double().mean())
@@ -167,9 +136,6 @@ def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
     return found
 
 
-# -------------------------------------------------------------------------------------------------- a row per instance
-
-
 def write_routes(agent: Agent, split: str, path: Path) -> None:
     """Write a row per instance of a split as CSV, routed as `evaluate` does it.
 
@@ -177,11 +143,6 @@ def write_routes(agent: Agent, split: str, path: Path) -> None:
     the instance left; `right`, 1 or 0, or a share where it left at several exits; `macs`, the router's own included;
     and for each decision the choice taken, empty where the instance did not come there. Choices of several tensors are
     joined by `+`, nothing standing for a tensor that does not choose; several choices of one tensor by `/`.
-
-    Args:
-        agent: The agent.
-        split: Name of the split.
-        path: The file, written whole or not at all.
     """
     core, network = agent.env, agent.env.network
     names = [decision.name for decision in network.decisions]
@@ -215,7 +176,6 @@ def _rows(batch: Trajectory, spent: Tensor, num_decisions: int, num_choices: int
 
 
 def _choices(step: Step, num_choices: int) -> list[str]:
-    """Choices of every row at a step."""
     weights = actions.dense(step.action, num_choices)
     weights = weights.view(len(weights), -1, num_choices)
     choosing = step.choosing.expand(-1, weights.shape[1])

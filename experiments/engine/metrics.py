@@ -25,14 +25,7 @@ class MetricError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """What metrics are computed from.
-
-    Attributes:
-        agent: The agent; its environment holds the blocks.
-        evaluation: How agent and blocks do on a split.
-        seconds: Training time so far.
-        samples_per_second: Instances trained on per second of training time.
-    """
+    """What metrics are computed from: an agent, how it and the blocks do on a split, and how training went so far."""
 
     agent: Agent
     evaluation: Evaluation
@@ -71,11 +64,7 @@ class Metric:
     better: Literal["more", "less"] | None = None
 
     def measure(self, judged: Judged) -> float | None:
-        """Compute it.
-
-        Raises:
-            MetricError: It fails, or gives neither a number nor None.
-        """
+        """Compute it; a `MetricError` if it fails, or gives neither a number nor None."""
         try:
             value: Any = self.of(judged)
         except Exception as error:

@@ -20,10 +20,8 @@ from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, Best, best_a
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
 
-VERSION = 2
-"""Of the form of records."""
-
-NUMBER = int | float
+VERSION = 2  # of the form of records
+OF_TRAINING = ("train_loss", "train_accuracy")
 OF_A_RUN: dict[str, Any] = {
     **dict.fromkeys(("agent", "env", "dataset", "device", "processor", "torch", "commit"), str),
     **dict.fromkeys(("version", "seed", "epochs", "batch_size", "threads"), int),
@@ -41,8 +39,6 @@ metrics that have a curve, of the deterministic policy after the epoch (`validat
 `exits`, how many instances left by each way out (`ways_out`); and `use`, the `(N, A)` share of each choice in the
 weight at its decision (`Evaluation.use`), to four digits.
 """
-
-OF_TRAINING = ("train_loss", "train_accuracy")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -115,25 +111,19 @@ def read_run(path: Path) -> Record:
 
 
 def check_run(record: Record) -> None:
-    """Refuse what is not the record of a run.
-
-    Raises:
-        ValueError: Names what is missing, or is not finite.
-    """
+    """Refuse what is not the record of a run, by a `ValueError` that names what is missing, or is not finite."""
     if "asked" in record and record.get("version") != VERSION:
-        raise ValueError(
-            f"it is of version {record.get('version', 1)} of the form of records, this routing_gym reads {VERSION}"
-        )
+        version = record.get("version", 1)
+        raise ValueError(f"it is of version {version} of the form of records, this routing_gym reads {VERSION}")
     check_form({name: record.get(name) for name in OF_A_RUN}, OF_A_RUN, "record")
     check_form(record["asked"].get("split"), str, "record.asked.split")
     # Along so many axes; the first is of tasks, decisions or labels.
     for name, axes in {"task_accuracy": 1, "task_macs": 1, "routes": 3, "routes_by_label": 3, "use": 2}.items():
         _check_numbers(record[name], axes, f"record.{name}")
     for metric in METRICS.values():
-        if record.get(key := metric.key(record["asked"]["split"])) is not None or (
-            metric.table and metric.name in OURS
-        ):
-            _check_numbers(record.get(key), 0, f"record.{key}")
+        value = record.get(key := metric.key(record["asked"]["split"]))
+        if value is not None or (metric.table and metric.name in OURS):
+            _check_numbers(value, 0, f"record.{key}")
     check_curve(record["curve"], "record.curve")
 
 
@@ -145,18 +135,14 @@ def _check_numbers(value: Any, axes: int, where: str) -> None:
 
 
 def check_curve(curve: Any, where: str) -> None:
-    """Refuse what is not the curve of a run.
-
-    Raises:
-        ValueError: Names what is wrong.
-    """
+    """Refuse what is not the curve of a run, by a `ValueError` that names what is wrong."""
     check_form(curve, dict, where)
     check_form(curve.get("judged_on"), str, f"{where}.judged_on")
     check_form(curve.get("epoch"), list, f"{where}.epoch")
     epochs = len(curve["epoch"])
     of_metrics = {metric.key("validation"): metric.name in OURS for metric in METRICS.values() if metric.curve}
     numbers = (*OF_TRAINING, *(key for key, ours in of_metrics.items() if ours or key in curve))
-    form = {name: [NUMBER | None] * epochs for name in numbers} | dict.fromkeys(("exits", "use"), [list] * epochs)
+    form = {name: [int | float | None] * epochs for name in numbers} | dict.fromkeys(("exits", "use"), [list] * epochs)
     check_form({name: curve.get(name) for name in form}, form, where)
     for name in (*OF_TRAINING, "validation_accuracy", "seconds"):
         _check_numbers(curve[name], 1, f"{where}.{name}")
@@ -173,7 +159,7 @@ def read_progress(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, error: Exception) -> UsageError:
-    """Return what to say of a file that cannot be read back."""
+    """What to say of a file that cannot be read back."""
     why = " ".join(str(error).split()) or type(error).__name__
     return UsageError(f"{path} cannot be read back ({why}): put back a copy, or delete it, then it is made anew")
 
@@ -184,11 +170,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_arrays(path: Path, **axes: int) -> dict[str, np.ndarray]:
-    """Read arrays that `write_arrays` has written.
-
-    Args:
-        path: The file.
-        axes: The names of the arrays, and how many axes each has; the first is as long in all.
+    """Read arrays that `write_arrays` has written: their names and how many axes each has; the first is as long in all.
 
     Raises:
         UsageError: The file is not there or damaged, or holds other arrays: names it, and what to do.
@@ -237,7 +219,5 @@ def said_of(best: Best | None) -> str:
         return f"{spread}; no seed is common to all agents, so that none is called the best"
     if best.seeds < FEWEST_SEEDS:
         return f"{spread}; * all: fewer than {FEWEST_SEEDS} common seeds tell nothing apart"
-    compared = len(best.alike) + len(best.worse) + 1
-    return (
-        f"{spread}; * the best of {compared}, or not told apart from it (paired t over {best.seeds} seeds, Holm, 5 %)"
-    )
+    compared, how = len(best.alike) + len(best.worse) + 1, f"paired t over {best.seeds} seeds, Holm, 5 %"
+    return f"{spread}; * the best of {compared}, or not told apart from it ({how})"

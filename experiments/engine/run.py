@@ -14,43 +14,16 @@ import torch
 
 from routing_gym.agents import Agent, read
 from routing_gym.envs import TrainingDivergedError, evaluate
+from routing_gym.experiments.engine import records, settings, training
 from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, CallbackError, Session, tell
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.folders import locked
 from routing_gym.experiments.engine.instances import judged_paths, keep_logits
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
-from routing_gym.experiments.engine.metrics import METRICS, Judged
-from routing_gym.experiments.engine.records import (
-    VERSION,
-    Curve,
-    Record,
-    check_curve,
-    check_run,
-    read_run,
-    write_results,
-    write_text,
-)
-from routing_gym.experiments.engine.settings import (
-    TrainingSettings,
-    build_agent,
-    config_text,
-    default_env_options,
-    finite,
-    resolved_agent_options,
-    resolved_env_options,
-    writable_folder,
-)
+from routing_gym.experiments.engine.metrics import METRICS, Judged, Record
+from routing_gym.experiments.engine.settings import finite
 from routing_gym.experiments.engine.stopping import unbroken
-from routing_gym.experiments.engine.training import (
-    CHECKPOINT,
-    begun_curve,
-    best_epoch,
-    checked_policy,
-    few_of,
-    judge,
-    rounded_use,
-    train,
-)
+from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.files import clear_orphans
 from routing_gym.networks import ways_out
 
@@ -82,7 +55,7 @@ class Run:
         plugins: Files that register what it needs, for other processes.
     """
 
-    training: TrainingSettings
+    training: settings.TrainingSettings
     agent: str
     seed: int
     folder: Path
@@ -99,11 +72,7 @@ class Run:
         object.__setattr__(self, "title", self.title or f"{self.agent}, seed {self.seed}")
 
     def make(self) -> Agent:
-        """Make agent and environment.
-
-        Raises:
-            UsageError: An option one of them refuses.
-        """
+        """Make agent and environment; a `UsageError` says which option one of them refuses."""
         env = self.training.make_env(self.agent, self.seed)
         data, splits, listed = env.dataset.name, ", ".join(env.datasets), f"(`routing-gym list {self.training.env}`)"
         if self.split not in env.datasets:
@@ -112,30 +81,30 @@ class Run:
         if self.training.patience is not None and "validation" not in env.datasets:
             mend = f"leave it out, or hold data out by an option of theirs {listed}"
             raise UsageError(f"--patience goes by the validation accuracy, {data} has only {splits}: {mend}")
-        return build_agent(self.agent, env, self.seed, self.agent_options)
+        return settings.build_agent(self.agent, env, self.seed, self.agent_options)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What the run is known by: every option, whether given or left at its default."""
-        training = self.training
-        asked = {"env": training.env, "agent": self.agent, "seed": self.seed, "epochs": training.epochs}
-        asked |= {"batch_size": training.batch_size, "split": self.split}
-        besides = {"patience": training.patience, "judge_at": list(self.judge_at)}
+        given = self.training
+        asked = {"env": given.env, "agent": self.agent, "seed": self.seed, "epochs": given.epochs}
+        asked |= {"batch_size": given.batch_size, "split": self.split}
+        besides = {"patience": given.patience, "judge_at": list(self.judge_at)}
         besides |= {"compare_paths": self.compare_paths, "keep_logits": self.keep_logits}
         asked |= {name: value for name, value in besides.items() if value}
-        of_env = resolved_env_options(training.env, training.env_options)
-        of_agent = resolved_agent_options(self.agent, self.agent_options)
+        of_env = settings.resolved_env_options(given.env, given.env_options)
+        of_agent = settings.resolved_agent_options(self.agent, self.agent_options)
         return {**asked, "env_options": of_env, "agent_options": of_agent}
 
     @property
     def configuration(self) -> dict[str, Any]:
         """What `config.toml` holds: the options of `routing-gym train`, but those that the agent decides."""
-        training, asked = self.training, self.asked
-        options: dict[str, Any] = {"callbacks": training.callbacks, "threads": training.threads}
-        options |= {"device": training.device} if training.device != "auto" else {}
-        options |= {"data_dir": training.data_dir} if training.data_dir is not None else {}
+        given, asked = self.training, self.asked
+        options: dict[str, Any] = {"callbacks": given.callbacks, "threads": given.threads}
+        options |= {"device": given.device} if given.device != "auto" else {}
+        options |= {"data_dir": given.data_dir} if given.data_dir is not None else {}
         options |= {"plugin": [str(path.resolve()) for path in self.plugins]} if self.plugins else {}
-        decided = training.decided_by(self.agent)
+        decided = given.decided_by(self.agent)
         of_env = {name: value for name, value in asked["env_options"].items() if name not in decided}
         return {**options, **asked, "env_options": of_env}
 
@@ -148,7 +117,7 @@ class Run:
         path = self.folder / "results.json"
         if not path.exists():
             return None
-        record = read_run(path)
+        record = records.read_run(path)
         check_same(path, record["asked"], self.asked)
         return {**record, **self.facts}
 
@@ -172,10 +141,10 @@ class Run:
                 agent, _ = resumed(self.folder / CHECKPOINT, agent, self.training.epochs)
             if batch:
                 agent.learn(agent.env, agent.env.num_envs)
-                checked_policy(agent)
-                agent.env.datasets[self.split] = few_of(agent.env.datasets[self.split])
+                training.checked_policy(agent)
+                agent.env.datasets[self.split] = training.few_of(agent.env.datasets[self.split])
                 with suppress(TrainingDivergedError):  # which is the run's affair
-                    judged = judge(agent, self.split, 1.0, 1)
+                    judged = training.judge(agent, self.split, 1.0, 1)
                     for metric in METRICS.values():
                         metric.measure(judged)
 
@@ -190,24 +159,23 @@ class Run:
             TrainingDivergedError: The loss is no longer a number.
         """
         agent, folder = self.make(), self.folder
-        curve = begun_curve(agent)
-        with locked(writable_folder(folder)):
+        curve = training.begun_curve(agent)
+        with locked(settings.writable_folder(folder)):
             clear_orphans(folder)
-            asked = self.asked
             if (folder / CHECKPOINT).exists():
                 agent, curve = resumed(folder / CHECKPOINT, agent, self.training.epochs)
-            write_text(folder / CONFIG, config_text(self.configuration))
+            records.write_text(folder / CONFIG, settings.config_text(self.configuration))
             callbacks = [*(CALLBACKS[name]() for name in self.training.callbacks), *callbacks]
-            session = Session(self.title, agent, folder, self.training.epochs, curve, asked)
+            session = Session(self.title, agent, folder, self.training.epochs, curve, self.asked)
             begun: list[Callback] = []
             try:
                 for callback in callbacks:
                     begun.append(callback)
                     tell(callback, "on_begin", session)
-                train(session, callbacks, self.training.patience)
+                training.train(session, callbacks, self.training.patience)
                 record = self._record(session)
                 with unbroken():
-                    write_results([record], folder / "results.json")
+                    records.write_results([record], folder / "results.json")
                 while begun:
                     tell(begun[0], "on_end", session, record)
                     del begun[0]
@@ -223,7 +191,7 @@ class Run:
     def _record(self, session: Session) -> Record:
         """Judge what has been trained, and say all there is to say of it."""
         agent, curve, folder = session.agent, session.curve, self.folder
-        judged = judge(agent, self.split, curve["seconds"][-1], len(curve["epoch"]))
+        judged = training.judge(agent, self.split, curve["seconds"][-1], len(curve["epoch"]))
         record = record_of(judged, self, curve)
         if self.judge_at:
             record["by_price"] = [_at_price(judged, price) for price in self.judge_at]
@@ -231,26 +199,26 @@ class Run:
             record["compared_paths"] = judged_paths(judged, self.seed, folder / PATHS)
         if self.keep_logits:
             keep_logits(agent, self.split, folder / LOGITS)
-        check_run(record)
+        records.check_run(record)
         return record
 
 
-def record_of(judged: Judged, run: Run, curve: Curve) -> Record:
+def record_of(judged: Judged, run: Run, curve: records.Curve) -> Record:
     """A run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1.
 
     Infinite numbers, of an option say, are None: JSON has no word for them.
     """
     agent, env, final = judged.agent, judged.agent.env, judged.evaluation
     network = env.network
-    record: Record = {"version": VERSION, "agent": agent.name, "env": run.training.env, "seed": run.seed}
+    record: Record = {"version": records.VERSION, "agent": agent.name, "env": run.training.env, "seed": run.seed}
     record |= {metric.key(final.split): metric.measure(judged) for metric in METRICS.values()}
     record |= {"task_accuracy": final.task_accuracy, "task_macs": final.task_macs}
     record |= {"live_paths": final.live_paths.tolist()} if network.num_tensors > 1 else {}  # else a choice is a path
-    record |= {"epochs": len(curve["epoch"]), "best_epoch": best_epoch(curve), "batch_size": env.num_envs}
+    record |= {"epochs": len(curve["epoch"]), "best_epoch": training.best_epoch(curve), "batch_size": env.num_envs}
     record |= {"asked": run.asked, "config": dataclasses.asdict(agent.config)}
     record |= {"env_config": dataclasses.asdict(env.config), "curve": curve}
     record |= {name: getattr(final, name).tolist() for name in ("routes", "routes_by_label", "exits")}
-    record |= {"use": rounded_use(final), "ways_out": ways_out(network.decisions)}
+    record |= {"use": training.rounded_use(final), "ways_out": ways_out(network.decisions)}
     record |= {"decisions": [{"name": decision.name, "next": decision.next} for decision in network.decisions]}
     record |= {"experts": getattr(network, "experts", ()), "dataset": env.datasets[final.split].name}
     record |= {"device": device_name(env.device), "processor": processor_name(), "torch": torch.__version__}
@@ -264,27 +232,21 @@ def _at_price(judged: Judged, price: float) -> dict[str, float]:
     return {"k_cpt": price, **accuracy, "macs": at.macs, "loss": at.loss, "cost": at.cost(price)}
 
 
-def differences(saved: dict[str, Any], asked: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the options in which runs differ: name, what it was, what it is; in tables as `env_options num_blocks`."""
-    for key in sorted(saved.keys() | asked.keys()):
-        was, now = saved.get(key), asked.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            yield from differences(was, now, f"{within}{key} ")
-        elif finite(was) != finite(now):
-            yield f"{within}{key}", was, now
+def differences(was: dict[str, Any], now: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the options that differ: name (`env_options num_blocks` in a table), what it was, what it is now."""
+    for key in sorted(was.keys() | now.keys()):
+        before, after = was.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from differences(before, after, f"{within}{key} ")
+        elif finite(before) != finite(after):
+            yield f"{within}{key}", before, after
 
 
 def check_same(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Refuse what a file holds if it was asked for with other options.
-
-    Raises:
-        UsageError: Names file and option.
-    """
+    """Refuse, by a `UsageError`, what a file holds if it was asked for with other options."""
     for option, was, now in differences(finite(saved), finite(asked)):
-        raise UsageError(
-            f"{path} holds another run: its {option} is {was!r}, asked for is {now!r}; take another folder, or delete "
-            "this one"
-        )
+        other = f"its {option} is {was!r}, asked for is {now!r}"
+        raise UsageError(f"{path} holds another run: {other}; take another folder, or delete this one")
 
 
 @contextmanager
@@ -300,7 +262,7 @@ def _no_trace() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
+def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, records.Curve]:
     """Load a checkpoint to go on with, if it was trained with the very options given now.
 
     Args:
@@ -312,32 +274,29 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
         UsageError: Not a checkpoint, not one of `train`, or one of other options: names the first.
     """
     try:
-        checkpoint = read(path)
-        env = fresh.env
+        checkpoint, env = read(path), fresh.env
         assert env.spec is not None
-        given = (checkpoint["env_kwargs"], env.spec.kwargs)
+        of_env = [
+            settings.default_env_options(env.spec.id, given) | dict(given)
+            for given in (checkpoint["env_kwargs"], env.spec.kwargs)
+        ]
         was = {"agent": checkpoint["agent"], "batch_size": checkpoint["num_envs"]}
-        for pair in (  # one by one: agents and environments have options of one name
-            (was, {"agent": fresh.name, "batch_size": env.num_envs}),
-            (checkpoint["config"], dataclasses.asdict(fresh.config)),
-            [{**default_env_options(env.spec.id, kwargs), **kwargs} for kwargs in given],
-        ):
+        of_run = (was, {"agent": fresh.name, "batch_size": env.num_envs})
+        of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))
+        for pair in (of_run, of_agent, of_env):  # one by one: agents and environments have options of one name
             for option, before, now in differences(*pair):
                 if option not in WHEREABOUTS:
-                    raise UsageError(
-                        f"{path} was trained with {option}={before!r}, now it is {now!r}: resume with the same "
-                        "options, or train into another folder"
-                    )
+                    mend = "resume with the same options, or train into another folder"
+                    raise UsageError(f"{path} was trained with {option}={before!r}, now it is {now!r}: {mend}")
         if "curve" not in checkpoint["extra"]:
             raise UsageError(f"{path} was not written by `routing-gym train`")
         curve = checkpoint["extra"]["curve"]
-        check_curve(curve, f"{path}: curve")
-        done = len(curve["epoch"])
-        if done > epochs:
+        records.check_curve(curve, f"{path}: curve")
+        if (done := len(curve["epoch"])) > epochs:
             raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
-        younger = {name: [None] * done for name, of in begun_curve(fresh).items() if isinstance(of, list)}
+        younger = {name: [None] * done for name, of in training.begun_curve(fresh).items() if isinstance(of, list)}
     except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared
         raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
     return agent, {**younger, **curve}

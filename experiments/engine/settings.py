@@ -24,9 +24,8 @@ from routing_gym.experiments.engine.command import UsageError
 from routing_gym.registration import ENV_IDS, env_ids
 
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
-RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
-
 MOST_THREADS = 1024
+RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +56,7 @@ class TrainingSettings:
     callbacks: tuple[str, ...] = ("tensorboard",)
 
     def check(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            UsageError: Names the option and what it takes.
-        """
+        """Refuse what cannot be run, by a `UsageError` that names the option and what it takes."""
         if self.env not in env_ids():
             raise UsageError(f"unknown environment {self.env!r}; known are {', '.join(env_ids())}")
         for option in ("epochs", "batch_size", "threads", "patience"):
@@ -73,27 +68,21 @@ class TrainingSettings:
         each_once("callbacks", self.callbacks)
         check_callbacks(self.callbacks)
 
-    def decided_by(self, agent: str) -> set[str]:
-        """Options of the environment that an agent decides: those it needs, unless they are given."""
-        needed = needs(agent)
-        names = {*needed, *(("replay_batch",) if needed["autoreset_mode"] == "same_step" else ())}
-        return names - parse_options("env_options", self.env_options).keys()
+    def decided_by(self, agent: str) -> dict[str, Any]:
+        """Options of the environment that an agent decides, by name: those it needs, unless they are given."""
+        options, given = needs(agent), parse_options("env_options", self.env_options)
+        if options["autoreset_mode"] == "same_step":
+            # The blocks take a step on as many instances as with agents that are given whole batches.
+            options["replay_batch"] = self.batch_size
+        return {name: value for name, value in options.items() if name not in given}
 
     def make_env(self, agent: str, seed: int) -> RoutingVectorEnv:
-        """Make the environment an agent needs.
-
-        Raises:
-            UsageError: An option the environment refuses.
-        """
+        """Make the environment an agent needs; a `UsageError` says which option is refused."""
         given = parse_options("env_options", self.env_options)
         if taken := sorted(RESERVED & set(given)):
             raise UsageError(f"--env-options cannot set {taken[0]!r}: the command decides that, so that agents compare")
-        options = {**needs(agent), "device": self.device, "seed": seed, **given}
-        if options["autoreset_mode"] == "same_step":
-            # The blocks take a step on as many instances as with agents that are given whole batches.
-            options.setdefault("replay_batch", self.batch_size)
-        if self.data_dir is not None:
-            options["data_dir"] = self.data_dir
+        options = {**self.decided_by(agent), "device": self.device, "seed": seed, **given}
+        options |= {"data_dir": self.data_dir} if self.data_dir is not None else {}
         torch.set_num_threads(self.threads)
         torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout
         try:
@@ -101,10 +90,9 @@ class TrainingSettings:
         except (ValueError, TypeError) as error:
             for option, value in agent_class(agent).env_kwargs.items():
                 if f"unexpected keyword argument {option!r}" in str(error):
-                    raise UsageError(
-                        f"agent {agent!r} needs an environment made with {option}={value!r}, an option that {self.env} "
-                        "does not have: leave the agent out"
-                    ) from error
+                    lacks = f"an option that {self.env} does not have: leave the agent out"
+                    needed = f"agent {agent!r} needs an environment made with {option}={value!r}"
+                    raise UsageError(f"{needed}, {lacks}") from error
             raise UsageError(str(error)) from error
 
 
@@ -128,11 +116,7 @@ def resolved_agent_options(agent: str, given: tuple[str, ...]) -> dict[str, Any]
 
 
 def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str, ...]) -> Agent:
-    """Make an agent with options given as NAME=VALUE.
-
-    Raises:
-        UsageError: An option the agent does not take, or an environment it cannot route.
-    """
+    """Make an agent with options given as NAME=VALUE; a `UsageError` says what is refused."""
     given = parse_options("agent_options", options)
     if "seed" in given:
         raise UsageError("--agent-options cannot set 'seed': the command decides that")
@@ -140,9 +124,6 @@ def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str,
         return make_agent(name, env, seed=seed, **given)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-
-
-# -------------------------------------------------------------------------------------------------- names and numbers
 
 
 def at_least_one(option: str, value: int) -> None:
@@ -189,9 +170,6 @@ def each_once(option: str, given: Iterable[str]) -> None:
         raise UsageError(f"--{option.replace('_', '-')} names {twice!r} twice")
 
 
-# ------------------------------------------------------------------------------------ NAME=VALUE, and values in files
-
-
 WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -219,9 +197,8 @@ def options_of_agents(agents: tuple[str, ...], given: tuple[str, ...]) -> dict[s
     for item in given:
         found = [name for name in agents if item.partition("=")[0].startswith(f"{name}.")]
         if not found:
-            raise UsageError(
-                f"--agent-options takes AGENT.NAME=VALUE, the agent one of {' '.join(agents)}, got {item!r}"
-            )
+            known = " ".join(agents)
+            raise UsageError(f"--agent-options takes AGENT.NAME=VALUE, the agent one of {known}, got {item!r}")
         name = max(found, key=len)
         options[name] += (item.removeprefix(f"{name}."),)
     each_once("agent_options", given)
@@ -261,9 +238,7 @@ def config_text(configuration: dict[str, Any]) -> str:
 def read_config(path: Path) -> dict[str, Any]:
     """Options that `config_text` has written, or somebody by hand; tables `..._options` as texts NAME=VALUE.
 
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is no TOML.
+    Raises an `OSError` where the file cannot be read, a `ValueError` where it is no TOML.
     """
 
     def meant(value: Any) -> Any:
@@ -296,15 +271,8 @@ def _literal(value: Any) -> str:
     return f"{'-' * (value < 0)}1e999" if infinite else repr(value)
 
 
-# ---------------------------------------------------------------------------------------------------------- out files
-
-
 def writable_folder(path: Path) -> Path:
-    """Make a folder and make sure that files can be written there.
-
-    Raises:
-        UsageError: It cannot be made or written to.
-    """
+    """Make a folder, make sure that files can be written there, and return it."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"the output folder {path} cannot be written to: it is a file; name a folder")
     try:
@@ -317,11 +285,7 @@ def writable_folder(path: Path) -> Path:
 
 
 def writable_file(path: Path, option: str = "--out") -> Path:
-    """Make sure that a file can be written, in a folder that is made where it is missing.
-
-    Raises:
-        UsageError: It is a folder, or its folder cannot be written to.
-    """
+    """Make sure that a file can be written, in a folder that is made where it is missing, and return it."""
     if path.is_dir():
         raise UsageError(f"{option} must name a file, {path} is a folder")
     writable_folder(path.parent)

@@ -8,15 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class Stopped(KeyboardInterrupt):
-    """A signal asks the command to end.
-
-    Attributes:
-        status: The exit status that says so, 128 and the signal's number.
-    """
+    """A signal asks the command to end; `status` is the exit status that says so, 128 and the signal's number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -35,11 +29,11 @@ def heeding_signals() -> Iterator[None]:
     signals; in others nothing changes.
     """
     global _asked
-    _asked = None
-    own = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    if threading.current_thread() is not threading.main_thread():
-        own = []
-    before = {number: signal.signal(number, _heed) for number in own}
+    _asked, before = None, {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, _heed)
     try:
         yield
     finally:

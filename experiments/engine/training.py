@@ -27,8 +27,7 @@ from routing_gym.networks import ways_out
 from routing_gym.tasks import MultiTaskDataset
 
 CHECKPOINT, BEST, ROUTES, POLICIES = "checkpoint.pt", "best.pt", "routes.npz", "policies.npz"
-SNAPSHOTS_PER_EPOCH = 20
-"""How often the policy of an agent is written down."""
+SNAPSHOTS_PER_EPOCH = 20  # of an agent's policy
 FEW = 1000
 """Instances on which a trial is judged, about."""
 
@@ -107,11 +106,7 @@ def best_epoch(curve: Curve) -> int:
 
 
 def judge(agent: Agent, split: str, seconds: float, epochs: int) -> Judged:
-    """Judge an agent on a split, after so many epochs and seconds of training.
-
-    Raises:
-        TrainingDivergedError: What the network says is no longer numbers.
-    """
+    """Judge an agent on a split after so much training; a `TrainingDivergedError` where the loss is no number."""
     evaluation = evaluate(agent, agent.env, split=split)
     if math.isnan(evaluation.loss):
         raise TrainingDivergedError(f"agent {agent.name!r}, after epoch {epochs}: the loss on the {split} split is NaN")
@@ -161,11 +156,7 @@ def few_of(split: MultiTaskDataset) -> MultiTaskDataset:
 
 
 def checked_policy(agent: Agent) -> Tensor | None:
-    """Return an agent's policy, `(T, N, A)`, or None.
-
-    Raises:
-        ValueError: It gives something else.
-    """
+    """An agent's policy, `(T, N, A)`, or None; a `ValueError` if it gives something else."""
     policy, wanted = agent.policy(), (agent.num_tasks, agent.num_decisions, agent.num_choices)
     if policy is None or (isinstance(policy, Tensor) and tuple(policy.shape) == wanted):
         return policy

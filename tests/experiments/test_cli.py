@@ -169,7 +169,7 @@ def test_what_is_overwritten_is_kept_until_the_new_is_whole(tmp_path, monkeypatc
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("routing_gym.experiments.engine.run.train", killed)
+    monkeypatch.setattr("routing_gym.experiments.engine.training.train", killed)
     assert run(*arguments, "--epochs", 3, "--overwrite") == 130
     monkeypatch.undo()
     assert not (tmp_path / "wpl" / "seed-0" / "results.json").exists()

@@ -33,10 +33,12 @@ def scripted(monkeypatch):
 
     def as_scripted(agent, split, seconds, epochs):
         judged = judge(agent, split, seconds, epochs)
+        if split != "validation":
+            return judged
         evaluation = dataclasses.replace(judged.evaluation, accuracy=ACCURACIES[epochs - 1])
         return dataclasses.replace(judged, evaluation=evaluation)
 
-    monkeypatch.setattr(training, "judge", as_scripted)  # what judges in the end is another module's
+    monkeypatch.setattr(training, "judge", as_scripted)
 
 
 def epoch_of(checkpoint):
