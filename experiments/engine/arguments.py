@@ -1,19 +1,64 @@
-"""What the parser does not do: flags given several times, and options from a file."""
+"""What the parser does not do: flags given several times, options from a file, settings that a sweep has tuned."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.settings import TABLE, filled_up, read_config
+from routing_gym.experiments.engine import settings
+from routing_gym.experiments.engine.command import Command, UsageError
+from routing_gym.experiments.engine.records import write_text
 from routing_gym.options import check_types
+
+TABLE = "_options"
+"""What the name of an option ends with that is a table in a file."""
+
+
+def parse(command: Any, arguments: Sequence[str], prog: str) -> Any:
+    """Make a command of its dataclass and what stands behind its name; `--config FILE` says what is not given there.
+
+    Raises:
+        UsageError: The file cannot be read, or holds what the command does not take.
+        SystemExit: What the parser does not know, or a call for help.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", nargs="?", const="", default=[])
+    named, rest = parser.parse_known_args(arguments)
+    given, default = gathered(rest, command), {}
+    if named.config:
+        if len(named.config) > 1 or not named.config[0]:
+            raise UsageError("--config takes one file")
+        options = _configured(command, Path(named.config[0]))
+        for name in [name for name in options if name.endswith(TABLE)]:
+            here = given.setdefault(settings.flag_of(name), [settings.flag_of(name)])
+            here[1:] = filled_up(here[1:], options.pop(name))
+        default = {"default": _made(command, options)}
+    return tyro.cli(command, args=[*itertools.chain(*given.values())], prog=prog, **default)
+
+
+def gathered(arguments: Sequence[str], command: Any) -> dict[str, list[str]]:
+    """Arguments by flag, one that takes several values with all of them: of `--flag A --flag B` `--flag A B`."""
+    several = {settings.flag_of(field.name) for field, hint in options_of(command) if get_origin(hint) is tuple}
+    here: list[str] = []
+    parts = {"": here}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if (flag := name.replace("_", "-")) in several:
+            here = parts.setdefault(flag, [flag])
+            here += [value] if equals else []
+        elif argument.startswith("--"):
+            here = parts[f"part {len(parts)}"] = [argument]
+        else:
+            here.append(argument)
+    return parts
 
 
 def options_of(command: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
@@ -26,71 +71,71 @@ def options_of(command: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
             yield field, hints[field.name]
 
 
-def gathered(arguments: Sequence[str], command: Any) -> list[str]:
-    """Return arguments in which a flag that takes several values stands once: `--flag A --flag B` as `--flag A B`.
+def filled_up(given: Sequence[str], more: Iterable[str]) -> tuple[str, ...]:
+    """Options NAME=VALUE, with those of others that are not named; what is given counts more."""
+    names = {item.partition("=")[0] for item in given}
+    return (*given, *(item for item in more if item.partition("=")[0] not in names))
 
-    Args:
-        arguments: What stands behind the name of the command.
-        command: Its dataclass.
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Options that `config_text` has written, or somebody by hand; tables `..._options` as texts NAME=VALUE.
+
+    Raises an `OSError` where the file cannot be read, a `ValueError` where it is no TOML.
     """
-    several = {f"--{field.name.replace('_', '-')}" for field, hint in options_of(command) if get_origin(hint) is tuple}
-    parts: dict[str, list[str]] = {"": []}
-    here = parts[""]
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        flag = name.replace("_", "-")
-        if flag in several:
-            here = parts.setdefault(flag, [flag])
-            here += [value] if equals else []
-        elif argument.startswith("--"):
-            here = parts[f"part {len(parts)}"] = [argument]
-        else:
-            here.append(argument)
-    return [*itertools.chain(*parts.values())]
+
+    def meant(value: Any) -> Any:
+        quoted = isinstance(value, str) and value.strip("'") == "none" and value[0] == value[-1]
+        return None if value == "none" else value[1:-1] if quoted else value
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) and settings.parsed_value(value) == value else _literal(value)
+
+    options = settings.mapped(tomllib.loads(path.read_text(encoding="utf-8")), meant)
+    for name, table in options.items():
+        if isinstance(table, dict) and name.endswith(TABLE):
+            options[name] = [f"{option}={text(value)}" for option, value in table.items()]
+    return options
 
 
-def with_config(command: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
-    """Take `--config FILE` out of arguments.
+def _literal(value: Any) -> str:
+    """Python literal of a value; of infinity a number beyond all floats."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name!r}: {_literal(part)}' for name, part in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    infinite = isinstance(value, float) and math.isinf(value)
+    return f"{'-' * (value < 0)}1e999" if infinite else repr(value)
 
-    Args:
-        command: The command's dataclass.
-        arguments: What stands behind the name of the command.
 
-    Returns:
-        The command with the options of the file, None where none is named; and the other arguments, which count more.
-
-    Raises:
-        UsageError: The file cannot be read, or holds what the command does not take.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", action="append", nargs="?", const="", default=[])
-    named, rest = parser.parse_known_args(arguments)
-    if not named.config:
-        return None, rest
-    if len(named.config) > 1 or not named.config[0]:
-        raise UsageError("--config takes one file")
-    file = f"--config {named.config[0]}"
+def _configured(command: Any, path: Path) -> dict[str, Any]:
+    """Options of a command that a file holds, by name, as the command wants them."""
+    file, known = f"--config {path}", {field.name: hint for field, hint in options_of(command)}
     try:
-        options = read_config(Path(named.config[0]))
+        options = read_config(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    known = {field.name: hint for field, hint in options_of(command)}
     if unknown := sorted(options.keys() - known.keys()):
         has = f"it has {', '.join(sorted(known))}"
         raise UsageError(f"{file}: this command has no option {unknown[0]!r}; {has}")
-    return _made(command, {name: _checked(file, name, known[name], value) for name, value in options.items()}), rest
+    try:
+        return {name: _checked(file, name, known[name], value) for name, value in options.items()}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
-def filled_up_from(configured: Any, command: Any) -> Any:
-    """Return a command with options NAME=VALUE of the one it was configured by, those that are not named anew."""
-    changes = {}
-    for field in dataclasses.fields(command):
-        value, before = getattr(command, field.name), getattr(configured, field.name)
-        if dataclasses.is_dataclass(value):
-            changes[field.name] = filled_up_from(before, value)
-        elif field.name.endswith(TABLE):
-            changes[field.name] = filled_up(value, before)
-    return dataclasses.replace(command, **changes)
+def _checked(file: str, name: str, hint: Any, value: Any) -> Any:
+    """Value of an option as the command wants it, or a `ValueError`."""
+    kinds = get_args(hint)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_checked(file, name, kinds[0], part) for part in value)
+    if get_origin(hint) is Literal and value not in kinds:
+        raise ValueError(f"{file}: {name} must be {' or '.join(map(repr, kinds))}, got {value!r}")
+    if Path in (hint, *kinds) and isinstance(value, str):
+        if not value:
+            raise ValueError(f"{file}: {name} is empty: name a folder or a file")
+        return Path(value)
+    check_types(file, {name: hint}, {name: value})
+    return value
 
 
 def _made(command: Any, options: dict[str, Any]) -> Any:
@@ -106,23 +151,63 @@ def _made(command: Any, options: dict[str, Any]) -> Any:
     return command(**values)
 
 
-def _checked(file: str, name: str, hint: Any, value: Any) -> Any:
-    """Value of an option as the command wants it.
+SHIPPED = Path(__file__).parent.parent / "tuned"
+"""Tuned settings that come with the library."""
 
-    Raises:
-        UsageError: It is of another type.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tunable(Command):
+    """A command that can use tuned settings: options of an agent on an environment, in a file each.
+
+    Attributes:
+        tuned: Use tuned settings of every agent on the environment, where there are some; options that are given count
+            more.
+        tuned_dir: Where they are; by default those that come with the library.
     """
-    kinds = get_args(hint)
-    if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_checked(file, name, kinds[0], part) for part in value)
-    if get_origin(hint) is Literal and value not in kinds:
-        raise UsageError(f"{file}: {name} must be {' or '.join(map(repr, kinds))}, got {value!r}")
-    if Path in (hint, *kinds) and isinstance(value, str):
-        if not value:
-            raise UsageError(f"{file}: {name} is empty: name a folder or a file")
-        return Path(value)
-    try:
-        check_types(file, {name: hint}, {name: value})
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return value
+
+    tuned: bool = False
+    tuned_dir: Path = SHIPPED
+
+    def settings_of(
+        self, training: settings.TrainingSettings, agent: str, agent_options: tuple[str, ...]
+    ) -> tuple[settings.TrainingSettings, tuple[str, ...]]:
+        """Settings and options of an agent, with what was tuned if it is asked for.
+
+        Raises:
+            UsageError: There is no such folder, or a file in it is damaged.
+        """
+        if not self.tuned:
+            if self.tuned_dir != SHIPPED:
+                raise UsageError(f"--tuned-dir {self.tuned_dir} is for --tuned: give both")
+            return training, agent_options
+        if not self.tuned_dir.is_dir():
+            raise UsageError(f"--tuned-dir {self.tuned_dir} is no folder: a sweep writes one, OUT/tuned")
+        path = tuned_path(self.tuned_dir, training.env, agent)
+        if not path.parent.is_dir():
+            raise UsageError(f"--tuned: nothing was tuned for {training.env}, there is no {path.parent}")
+        try:
+            found = read_config(path) if path.exists() else {}
+            of_env, of_agent = (found.get(name, []) for name in ("env_options", "agent_options"))
+            if not (isinstance(of_env, list) and isinstance(of_agent, list)):
+                raise ValueError("expected the tables env_options and agent_options")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be read: {error}") from error
+        training = dataclasses.replace(training, env_options=filled_up(training.env_options, of_env))
+        return training, filled_up(agent_options, of_agent)
+
+
+def tuned_path(folder: Path, env: str, agent: str) -> Path:
+    """File of an agent's settings on an environment."""
+    return folder / env.rpartition("/")[2] / f"{settings.folder_name(agent)}.toml"
+
+
+def write_tuned(
+    folder: Path, env: str, agent: str, of_env: Mapping[str, Any], of_agent: Mapping[str, Any], how: str
+) -> Path:
+    """Write the options of an environment and of an agent on it, and in a line how they were found."""
+    path = tuned_path(folder, env, agent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(
+        path, f"# {how}\n" + settings.config_text({"env_options": dict(of_env), "agent_options": dict(of_agent)})
+    )
+    return path

@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import math
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,10 +125,15 @@ def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str,
         raise UsageError(str(error)) from error
 
 
+def flag_of(option: str) -> str:
+    """Flag of an option."""
+    return f"--{option.replace('_', '-')}"
+
+
 def at_least_one(option: str, value: int) -> None:
     """Refuse a count below 1."""
     if value < 1:
-        raise UsageError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
+        raise UsageError(f"{flag_of(option)} must be at least 1, got {value}")
 
 
 def check_agents(names: tuple[str, ...]) -> None:
@@ -167,7 +171,7 @@ def repeated(names: Iterable[str]) -> str | None:
 def each_once(option: str, given: Iterable[str]) -> None:
     """Refuse a name, or NAME=VALUE, twice for one name: which of them should count?"""
     if twice := repeated(item.partition("=")[0] for item in given):
-        raise UsageError(f"--{option.replace('_', '-')} names {twice!r} twice")
+        raise UsageError(f"{flag_of(option)} names {twice!r} twice")
 
 
 WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
@@ -179,12 +183,13 @@ def parse_options(option: str, given: tuple[str, ...]) -> dict[str, Any]:
     for item in given:
         name, equals, text = item.partition("=")
         if not equals or not name:
-            raise UsageError(f"--{option.replace('_', '-')} takes NAME=VALUE, got {item!r}")
-        parsed[name] = _parsed(text)
+            raise UsageError(f"{flag_of(option)} takes NAME=VALUE, got {item!r}")
+        parsed[name] = parsed_value(text)
     return parsed
 
 
-def _parsed(text: str) -> Any:
+def parsed_value(text: str) -> Any:
+    """Value of NAME=VALUE: a Python literal, a word for one, else the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two of brackets in brackets
@@ -203,12 +208,6 @@ def options_of_agents(agents: tuple[str, ...], given: tuple[str, ...]) -> dict[s
         options[name] += (item.removeprefix(f"{name}."),)
     each_once("agent_options", given)
     return options
-
-
-def filled_up(given: tuple[str, ...], more: Iterable[str]) -> tuple[str, ...]:
-    """Options as NAME=VALUE, with those of others that are not named; what is given counts more."""
-    names = {item.partition("=")[0] for item in given}
-    return (*given, *(item for item in more if item.partition("=")[0] not in names))
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -233,42 +232,6 @@ def config_text(configuration: dict[str, Any]) -> str:
 
     tables = {name: dict(sorted(of.items())) if isinstance(of, dict) else of for name, of in configuration.items()}
     return tomli_w.dumps(mapped(tables, said))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Options that `config_text` has written, or somebody by hand; tables `..._options` as texts NAME=VALUE.
-
-    Raises an `OSError` where the file cannot be read, a `ValueError` where it is no TOML.
-    """
-
-    def meant(value: Any) -> Any:
-        quoted = isinstance(value, str) and value.strip("'") == "none" and value[0] == value[-1]
-        return None if value == "none" else value[1:-1] if quoted else value
-
-    options = mapped(tomllib.loads(path.read_text(encoding="utf-8")), meant)
-    for name, table in options.items():
-        if isinstance(table, dict) and name.endswith(TABLE):
-            options[name] = [f"{option}={_text(value)}" for option, value in table.items()]
-    return options
-
-
-TABLE = "_options"
-"""What the name of an option ends with that is a table in a file."""
-
-
-def _text(value: Any) -> str:
-    """Text that `parse_options` takes for a value."""
-    return value if isinstance(value, str) and _parsed(value) == value else _literal(value)
-
-
-def _literal(value: Any) -> str:
-    """Python literal of a value; of infinity a number beyond all floats."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{name!r}: {_literal(part)}' for name, part in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_literal, value))}]"
-    infinite = isinstance(value, float) and math.isinf(value)
-    return f"{'-' * (value < 0)}1e999" if infinite else repr(value)
 
 
 def writable_folder(path: Path) -> Path:

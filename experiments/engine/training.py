@@ -19,10 +19,10 @@ from torch import Tensor
 from routing_gym.agents import Agent
 from routing_gym.envs import Evaluation, TrainingDivergedError, evaluate
 from routing_gym.experiments.engine.callbacks import Callback, Session, tell
+from routing_gym.experiments.engine.command import stop_if_asked, unbroken
 from routing_gym.experiments.engine.machine import give_back_freed_memory
 from routing_gym.experiments.engine.metrics import METRICS, Judged
 from routing_gym.experiments.engine.records import OF_TRAINING, Curve, read_arrays, write_arrays
-from routing_gym.experiments.engine.stopping import stop_if_asked, unbroken
 from routing_gym.networks import ways_out
 from routing_gym.tasks import MultiTaskDataset
 

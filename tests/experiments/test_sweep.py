@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from records import strict, untimed
 
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.arguments import SHIPPED
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings
-from routing_gym.experiments.engine.tuned import SHIPPED
 from routing_gym.experiments.sweep import axis_of
 from routing_gym.experiments.train import Train
 from routing_gym.registration import env_ids
