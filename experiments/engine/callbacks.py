@@ -20,6 +20,7 @@ from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line
 from routing_gym.experiments.engine.metrics import METRICS, Record
 from routing_gym.experiments.engine.records import Curve, flat_options, write_rows, write_text
+from routing_gym.networks import claim
 
 
 @dataclasses.dataclass
@@ -32,7 +33,7 @@ class Session:
         folder: The run's own.
         epochs: How many epochs there should be in the end.
         curve: The epochs so far, see `Curve`.
-        config: Resolved configuration, plain values by name.
+        config: Every option, plain values by name.
     """
 
     title: str
@@ -67,10 +68,7 @@ class Callback:
         """Before the first batch; `session.curve` holds the epochs of a run that is gone on with."""
 
     def on_batch(self, session: Session, metrics: Mapping[str, Tensor]) -> None:
-        """After every batch, with its `loss`, `accuracy`, `reward`, `macs` and the agent's own, 0-dimensional tensors.
-
-        To read one waits for a GPU.
-        """
+        """After every batch, with its `loss`, `accuracy`, `reward`, `macs` and the agent's own, as tensors `()`."""
 
     def on_epoch(self, session: Session, metrics: Mapping[str, float]) -> None:
         """After every epoch, before its checkpoint: means of what batches reported, and `session.curve`."""
@@ -96,13 +94,9 @@ def tell(callback: Callback, hook: str, session: Session, *what: Any) -> None:
 
 
 class Tracker(Callback):
-    """A library that is told the numbers of every epoch and those in the end; `on_begin` says how.
+    """A library that takes numbers by name: `log`, those of an epoch; `conclude`, those in the end.
 
-    Attributes:
-        log: Takes numbers by name, and the epoch.
-        conclude: Takes those in the end.
-        close: Called in the end with whether the run failed; there once something is open.
-        in_the_end: Names of the numbers in the end.
+    `on_begin` sets them, and what to `close` with whether the run failed.
     """
 
     log: Callable[[dict[str, float], int], Any]
@@ -206,6 +200,9 @@ class Trackio(Tracker):
         self.close = lambda failed: run.finish()
 
 
+MOST_PARAMETERS, LONGEST_PARAMETER = 100, 6000  # that MLflow takes in one call
+
+
 class MLflow(Tracker):
     """MLflow (`pip install mlflow`), at the address and in the experiment that `MLFLOW_*` variables name."""
 
@@ -226,10 +223,6 @@ class MLflow(Tracker):
                 mlflow.log_params(dict(texts[start : start + MOST_PARAMETERS]))
 
 
-MOST_PARAMETERS, LONGEST_PARAMETER = 100, 6000
-"""What MLflow takes in one call."""
-
-
 CALLBACKS: dict[str, Callable[[], Callback]] = {
     "tensorboard": TensorBoard,
     "csv": Csv,
@@ -241,14 +234,8 @@ CALLBACKS: dict[str, Callable[[], Callback]] = {
 
 
 def register_callback(name: str, callback: Callable[[], Callback]) -> None:
-    """Make a callback known to `--callbacks`, by its class or by a function that makes one for a run.
-
-    Raises:
-        ValueError: The name belongs to another.
-    """
-    if CALLBACKS.get(name, callback) is not callback:
-        raise ValueError(f"there is a callback {name!r} already: take another name")
-    CALLBACKS[name] = callback
+    """Make a callback known to `--callbacks`, by its class or a function that makes one; a name is taken once."""
+    claim(CALLBACKS, "callback", name, callback)
 
 
 def check_callbacks(names: tuple[str, ...]) -> None:
@@ -266,11 +253,7 @@ PROGRESS = ".progress.json"
 
 
 class Progress(Callback):
-    """How far a run is, in a file: for whoever waits for it in another process, and as a sign of life.
-
-    Args:
-        every: Seconds from one sign of life to the next, at least.
-    """
+    """How far a run is, in a file: for whoever waits for it in another process, and as a sign of life."""
 
     def __init__(self, every: float = 1.0) -> None:
         self.every, self.next = every, 0.0

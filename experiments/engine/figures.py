@@ -17,8 +17,7 @@ from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.files import write_atomically
 
 DPI = 120
-TITLE_INCHES = 0.09
-"""Width of a letter of a title, rounded up."""
+TITLE_INCHES = 0.09  # width of a letter of a title, rounded up
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -40,11 +39,9 @@ def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
         (line,) = axes.plot(epochs, np.nanmean(curves, 0), linestyle=dash, linewidth=1.8, label=label)
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     found = 100 * ACCURACY.curves(records)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"{records[0]['curve']['judged_on']} accuracy, %")
-    axes.set_ylim(bottom=max(0.0, np.nanmin(found) - 1), top=min(100.3, np.nanmax(found) + 1))
+    axes.set(title=title, xlabel="epoch", ylabel=f"{records[0]['curve']['judged_on']} accuracy, %")
+    axes.set_ylim(max(0.0, np.nanmin(found) - 1), min(100.3, np.nanmax(found) + 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(title)
     axes.grid(alpha=0.3)
     look = {"fontsize": 8, "title_fontsize": 8, "frameon": False, "handlelength": 3}
     figure.legend(title="test accuracy, %", loc="outside right upper", **look)

@@ -44,8 +44,7 @@ class Keeping(Command):
 def locked(folder: Path) -> Iterator[None]:
     """Keep other commands out of a folder; the system lets them in again when this process ends, however it does.
 
-    Raises:
-        UsageError: Another command is at work in it, or it cannot be written to.
+    A `UsageError` says that another is at work there, or that it cannot be written to.
     """
     try:
         held = FileLock(folder / LOCK, is_singleton=True).acquire(blocking=False)  # within one process also twice
@@ -64,16 +63,9 @@ def results_in(folder: Path) -> list[Path]:
 
 
 def check_free(folder: Path, *, resume: bool, overwrite: bool, one_run: bool) -> None:
-    """Refuse a folder that holds results, unless it is said what shall become of them.
+    """Refuse a folder that holds results, by a `UsageError`, unless they are to be gone on with or replaced.
 
-    Args:
-        folder: The folder.
-        resume: Go on with them.
-        overwrite: Replace them.
-        one_run: Whether what comes is a single run, so that it cannot go on with several, or the other way round.
-
-    Raises:
-        UsageError: Names the folder and what can be done.
+    A single run (`one_run`) cannot go on with several, nor the other way round.
     """
     if resume and overwrite:
         raise UsageError("--resume goes on with what is there, --overwrite replaces it: give one of them")

@@ -66,12 +66,13 @@ def accuracy_together(files: Sequence[Path]) -> float:
     """
     if not files:
         raise ValueError("an ensemble has at least one member")
-    saved = {file: read_arrays(file, logits=2, label=1) for file in files}
-    label = saved[files[0]]["label"]
-    if other := [file for file, arrays in saved.items() if not np.array_equal(label, arrays["label"])]:
-        raise ValueError(f"{other[0]} is of other instances than {files[0]}")
-    chances = (torch.from_numpy(arrays["logits"]).double().softmax(1) for arrays in saved.values())
-    return float((sum(chances, torch.zeros(())).argmax(1).numpy() == label).mean())
+    saved = [read_arrays(file, logits=2, label=1) for file in files]
+    label, total = saved[0]["label"], torch.zeros(())
+    for file, arrays in zip(files, saved, strict=True):
+        if not np.array_equal(label, arrays["label"]):
+            raise ValueError(f"{file} is of other instances than {files[0]}")
+        total = total + torch.from_numpy(arrays["logits"]).double().softmax(1)
+    return float((total.argmax(1).numpy() == label).mean())
 
 
 class Paths(NamedTuple):

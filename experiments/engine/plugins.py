@@ -57,15 +57,14 @@ def load_plugin(path: Path) -> None:
     sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-        if _registered() == before:
-            raise UsageError(f"the plug-in {path} registers nothing: call register_agent(name, cls) or one of its like")
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        if isinstance(error, UsageError):
-            raise
         line = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{line.filename}, line {line.lineno}"
         raise UsageError(f"the plug-in {path} failed: {type(error).__name__}: {error} ({where})") from error
+    if _registered() == before:
+        del sys.modules[name]
+        raise UsageError(f"the plug-in {path} registers nothing: call register_agent(name, cls) or one of its like")
 
 
 def _registered() -> list[dict[str, int]]:

@@ -83,8 +83,7 @@ def read_results(path: Path, check: Callable[[Record], None] = lambda record: No
     """Read records that `write_results` has written.
 
     Raises:
-        UsageError: The file cannot be read, is no JSON or holds what is no record, or not what `check` lets through:
-            names it, and what to do.
+        UsageError: The file cannot be read, or holds what is no record, or none that `check` lets through.
     """
     try:
         records = json.loads(path.read_bytes())

@@ -37,18 +37,10 @@ class Run:
     """What is run: known by what it asks for, interrupted at any time, gone on with where it stopped.
 
     Its folder holds `config.toml`, `checkpoint.pt` (agent, blocks, optimisers, random states; written whole after every
-    epoch) and, when it is finished, `results.json`.
+    epoch) and, when it is finished, `results.json`. Its fields are options of `routing-gym train`, but these:
 
     Attributes:
-        training: How agent and blocks are trained.
-        agent: The agent.
-        seed: First weights, order of instances and the agent's choices.
         folder: Where everything is written.
-        agent_options: Options of the agent as NAME=VALUE.
-        split: What it is judged on in the end.
-        judge_at: Prices of computation it is judged at in the end, one by one, besides.
-        compare_paths: Find out in the end which paths images take, and whether they keep them when they are augmented.
-        keep_logits: Keep in the end what the agent's network says of every image of the split.
         title: What it is called; agent and seed by default.
         facts: What its record should hold besides.
         plugins: Files that register what it needs, for other processes.
@@ -108,11 +100,7 @@ class Run:
         return {**options, **asked, "env_options": of_env}
 
     def finished(self) -> Record | None:
-        """Record of this very run, if it is finished.
-
-        Raises:
-            UsageError: The folder holds the results of another run, or damaged ones.
-        """
+        """Record of this very run, if it is finished; a `UsageError` if there is another's, or a damaged one."""
         path = self.folder / "results.json"
         if not path.exists():
             return None
@@ -124,8 +112,7 @@ class Run:
         """Find out what would go wrong, on a throwaway copy: no random number and no file is touched.
 
         Args:
-            batch: Route one batch, train on it and judge one; else see only whether the checkpoint, where there is
-                one, is one to go on with.
+            batch: Route one batch, train on it and judge one; else see only if a checkpoint is one to go on with.
             fresh: The checkpoint is about to be replaced.
 
         Raises:
@@ -262,15 +249,10 @@ def _no_trace() -> Iterator[None]:
 
 
 def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, records.Curve]:
-    """Load a checkpoint to go on with, if it was trained with the very options given now.
-
-    Args:
-        path: The checkpoint.
-        fresh: An agent made with the options given now.
-        epochs: How many epochs there should be in the end.
+    """Load a checkpoint to go on with, if it was trained with the very options a fresh agent was made with now.
 
     Raises:
-        UsageError: Not a checkpoint, not one of `train`, or one of other options: names the first.
+        UsageError: Not a checkpoint, not one of `train`, of more epochs, or of other options: names the first.
     """
     try:
         checkpoint, env = read(path), fresh.env
@@ -295,7 +277,6 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, records.Curve
             raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
-        younger = {name: [None] * done for name, of in training.begun_curve(fresh).items() if isinstance(of, list)}
     except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared
         raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
-    return agent, {**younger, **curve}
+    return agent, curve

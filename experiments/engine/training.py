@@ -22,7 +22,7 @@ from routing_gym.experiments.engine.callbacks import Callback, Session, tell
 from routing_gym.experiments.engine.command import stop_if_asked, unbroken
 from routing_gym.experiments.engine.machine import give_back_freed_memory
 from routing_gym.experiments.engine.metrics import METRICS, Judged
-from routing_gym.experiments.engine.records import OF_TRAINING, Curve, read_arrays, write_arrays
+from routing_gym.experiments.engine.records import Curve, read_arrays, write_arrays
 from routing_gym.networks import ways_out
 from routing_gym.tasks import MultiTaskDataset
 
@@ -34,9 +34,7 @@ FEW = 1000
 
 def begun_curve(agent: Agent) -> Curve:
     """Curve without epochs, judged on the validation split, or on the test split where nothing is held out."""
-    names = ("epoch", *OF_TRAINING, *(metric.key("validation") for metric in METRICS.values() if metric.curve))
-    split = "validation" if "validation" in agent.env.datasets else "test"
-    return {"judged_on": split, **{name: [] for name in (*names, "exits", "use")}}
+    return {"judged_on": "validation" if "validation" in agent.env.datasets else "test", "epoch": []}
 
 
 def train(session: Session, callbacks: Sequence[Callback], patience: int | None = None) -> None:
@@ -115,18 +113,15 @@ def judge(agent: Agent, split: str, seconds: float, epochs: int) -> Judged:
 
 
 def _add_epoch(curve: Curve, means: dict[str, float], judged: Judged) -> None:
-    evaluation = judged.evaluation
-    row: dict[str, Any] = {
-        "epoch": len(curve["epoch"]) + 1,
-        "train_loss": means["loss"],
-        "train_accuracy": means["accuracy"],
-        **{metric.key("validation"): metric.measure(judged) for metric in METRICS.values() if metric.curve},
-        "exits": [int(evaluation.exits[way].sum()) for way in ways_out(judged.agent.env.network.decisions)],
-        "use": rounded_use(evaluation),
-    }
-    for name, column in curve.items():
-        if isinstance(column, list):
-            column.append(row.get(name))  # None of a metric that is no longer registered
+    """Append an epoch to a curve; None stands for metrics that were not registered then, or are no longer."""
+    done, ways = len(curve["epoch"]), ways_out(judged.agent.env.network.decisions)
+    row: dict[str, Any] = {"epoch": done + 1, "train_loss": means["loss"], "train_accuracy": means["accuracy"]}
+    row |= {metric.key("validation"): metric.measure(judged) for metric in METRICS.values() if metric.curve}
+    row["exits"] = [int(judged.evaluation.exits[way].sum()) for way in ways]
+    row["use"] = rounded_use(judged.evaluation)
+    for name in dict.fromkeys([*curve, *row]):
+        if name != "judged_on":
+            curve.setdefault(name, [None] * done).append(row.get(name))
 
 
 def rounded_use(evaluation: Evaluation) -> list[list[float]]:
