@@ -18,8 +18,7 @@ from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.experiments.engine.records import write_text
 from routing_gym.options import check_types
 
-TABLE = "_options"
-"""What the name of an option ends with that is a table in a file."""
+TABLE = "_options"  # what the name of an option ends with that is a table in a file
 
 
 def parse(command: Any, arguments: Sequence[str], prog: str) -> Any:
@@ -124,7 +123,6 @@ def _configured(command: Any, path: Path) -> dict[str, Any]:
 
 
 def _checked(file: str, name: str, hint: Any, value: Any) -> Any:
-    """Value of an option as the command wants it, or a `ValueError`."""
     kinds = get_args(hint)
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(_checked(file, name, kinds[0], part) for part in value)
@@ -171,11 +169,7 @@ class Tunable(Command):
     def settings_of(
         self, training: settings.TrainingSettings, agent: str, agent_options: tuple[str, ...]
     ) -> tuple[settings.TrainingSettings, tuple[str, ...]]:
-        """Settings and options of an agent, with what was tuned if it is asked for.
-
-        Raises:
-            UsageError: There is no such folder, or a file in it is damaged.
-        """
+        """Settings and options of an agent, with what was tuned if it is asked for, or a `UsageError`."""
         if not self.tuned:
             if self.tuned_dir != SHIPPED:
                 raise UsageError(f"--tuned-dir {self.tuned_dir} is for --tuned: give both")
@@ -201,9 +195,7 @@ def tuned_path(folder: Path, env: str, agent: str) -> Path:
     return folder / env.rpartition("/")[2] / f"{settings.folder_name(agent)}.toml"
 
 
-def write_tuned(
-    folder: Path, env: str, agent: str, of_env: Mapping[str, Any], of_agent: Mapping[str, Any], how: str
-) -> Path:
+def write_tuned(folder: Path, env: str, agent: str, of_env: Mapping, of_agent: Mapping, how: str) -> Path:
     """Write the options of an environment and of an agent on it, and in a line how they were found."""
     path = tuned_path(folder, env, agent)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -56,10 +56,8 @@ class Session:
 class Callback:
     """Five hooks, which do nothing unless they are overridden; what they raise ends the run.
 
-    A run that was interrupted begins again at its last checkpoint, so that an epoch may come a second time.
-
-    Attributes:
-        library: What it imports, by the name that `pip install` takes; nothing by default.
+    A run that was interrupted begins again at its last checkpoint, so that an epoch may come a second time. `library`
+    is what it imports, by the name that `pip install` takes; nothing by default.
     """
 
     library: ClassVar[str] = ""
@@ -94,10 +92,7 @@ def tell(callback: Callback, hook: str, session: Session, *what: Any) -> None:
 
 
 class Tracker(Callback):
-    """A library that takes numbers by name: `log`, those of an epoch; `conclude`, those in the end.
-
-    `on_begin` sets them, and what to `close` with whether the run failed.
-    """
+    """A library that takes numbers by name; `on_begin` sets how to `log` an epoch, `conclude` in the end, `close`."""
 
     log: Callable[[dict[str, float], int], Any]
     conclude: Callable[[dict[str, float], int], Any]

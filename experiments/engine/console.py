@@ -67,13 +67,7 @@ def threads_in_one_line() -> Iterator[None]:
 
 
 class Display(Progress):
-    """How far a command is: bars in a terminal; elsewhere a line for every epoch, or for every part without epochs.
-
-    Args:
-        console: Where it is shown.
-        total: How many runs or parts there are.
-        name: What they are called.
-    """
+    """How far a command is, of so many runs or parts: bars in a terminal, elsewhere a line for every epoch or part."""
 
     def __init__(self, console: Console, total: int, name: str = "all runs") -> None:
         columns = (TextColumn("{task.description:<20}", markup=False), BarColumn(), MofNCompleteColumn())

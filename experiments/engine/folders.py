@@ -89,10 +89,7 @@ def check_own(folder: Path, key: str) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Move results into a hidden folder, where they stay until `drop_aside`; the records go last.
-
-    A kill in between leaves records and runs to go on with.
-    """
+    """Move results into a hidden folder until `drop_aside`; records last, so that a kill leaves what to go on with."""
     if found := results_in(folder):
         beside = [path for pattern in BESIDE for path in folder.glob(pattern)]
         aside = next(path for number in itertools.count(1) if not (path := folder / f"{ASIDE}{number}").exists())

@@ -26,8 +26,7 @@ BATCH = 500
 def routed(agent: Agent, data: str | MultiTaskDataset, **options: Any) -> Iterator[tuple[Trajectory, slice]]:
     """Route every instance of a split, or of data like one, by an agent's best choices; see `route_split`.
 
-    In eval mode and float32; the agent, its environment, modes and random numbers stay as they are. `options` are those
-    of the environment that are to be others than the agent's, `num_envs` too.
+    In float32; `options` are those of the environment that are to be others than the agent's, `num_envs` too.
     """
     core = agent.env
     split, dataset = (data, core.datasets[data]) if isinstance(data, str) else (data.split, data)
@@ -114,13 +113,12 @@ def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
     Args:
         judged: The run in the end.
         seed: Of the augmentation.
-        file: Receives the chances of running each block, `(R, N)` float16, the choices `(R, N)` uint8 and the labels.
+        file: Receives `chances` of running each block, `(R, N)` float16, `choices` `(R, N)` uint8 and `label`.
 
     Returns:
-        `paths`, how many there are; `length`, the mean number of blocks run; and, where training images are augmented,
-        of what happens to images that are augmented in the same way: `kept`, the share whose path stays the same,
-        and `kl`, the mean Kullback-Leibler divergence of the predicted classes, as they are from as they become
-        (Fig. 10), in nats.
+        `paths`, how many there are; `length`, the mean number of blocks run; and of images that are augmented as in
+        training, if they are: `kept`, the share whose path stays the same, and `kl`, the mean Kullback-Leibler
+        divergence of the predicted classes, as they are from as they become (Fig. 10), in nats.
     """
     agent, env = judged.agent, judged.agent.env
     split, augmentation = env.datasets[judged.evaluation.split], env.datasets["train"].augmentation

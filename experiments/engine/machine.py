@@ -13,9 +13,8 @@ import torch
 
 import routing_gym
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX, NEVER = -1, -4, 2**31 - 1
 """Numbers of glibc's options, from its malloc.h."""
-NEVER = 2**31 - 1
 
 
 def device_name(device: torch.device) -> str:
@@ -45,9 +44,8 @@ def commit() -> str:
 def keep_freed_memory() -> None:
     """Let the process keep the memory it frees for what it asks for next, until `give_back_freed_memory`.
 
-    Every training step asks for the same memory again. Large pieces glibc gives back to the system when they are freed,
-    and each page that comes anew has to be zeroed: a third to half of a step of SimpleConvNet on a CPU, see
-    docs/performance.md. Nothing happens where there is no glibc, or where variables MALLOC_... say what it shall do.
+    Pages that come anew at every step have to be zeroed, a third to half of its time (docs/performance.md). Nothing
+    happens where there is no glibc, or where variables MALLOC_... say what it shall do.
     """
     if (libc := _glibc()) is not None:
         libc.mallopt(M_MMAP_MAX, 0)

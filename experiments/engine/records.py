@@ -127,7 +127,6 @@ def check_run(record: Record) -> None:
 
 
 def _check_numbers(value: Any, axes: int, where: str) -> None:
-    """Refuse what is not a finite number, or a list of as many for each."""
     array = np.array(value)  # ValueError for lists that are not of one length
     if array.ndim != axes or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         raise ValueError(f"{where}: expected finite numbers along {axes} axes")

@@ -135,10 +135,7 @@ class Run:
                         metric.measure(judged)
 
     def perform(self, callbacks: Sequence[Callback] = ()) -> Record:
-        """Train and judge, going on from the folder's checkpoint where there is one.
-
-        Args:
-            callbacks: Told of batches and epochs, besides those the settings name.
+        """Train and judge, going on from the folder's checkpoint; `callbacks` are told besides those the settings name.
 
         Raises:
             UsageError: The checkpoint is of other options, or another command is at work in the folder.
@@ -190,10 +187,7 @@ class Run:
 
 
 def record_of(judged: Judged, run: Run, curve: records.Curve) -> Record:
-    """A run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1.
-
-    Infinite numbers, of an option say, are None: JSON has no word for them.
-    """
+    """A run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1, infinity is None."""
     agent, env, final = judged.agent, judged.agent.env, judged.evaluation
     network = env.network
     record: Record = {"version": records.VERSION, "agent": agent.name, "env": run.training.env, "seed": run.seed}

@@ -28,8 +28,7 @@ from routing_gym.tasks import MultiTaskDataset
 
 CHECKPOINT, BEST, ROUTES, POLICIES = "checkpoint.pt", "best.pt", "routes.npz", "policies.npz"
 SNAPSHOTS_PER_EPOCH = 20  # of an agent's policy
-FEW = 1000
-"""Instances on which a trial is judged, about."""
+FEW = 1000  # instances on which a trial is judged, about
 
 
 def begun_curve(agent: Agent) -> Curve:
@@ -160,12 +159,9 @@ def checked_policy(agent: Agent) -> Tensor | None:
 
 
 class EpochLog:
-    """Rows of arrays in a file, with the `epoch` each was written in.
+    """Rows of arrays, named with how many axes each has, in a file with the `epoch` each was written in.
 
-    Args:
-        path: The file.
-        done: Epochs that are behind the run; what the file holds of later ones is dropped.
-        axes: The names of the arrays, and how many axes each has.
+    Epochs up to `done` are behind the run; what the file holds of later ones is dropped.
     """
 
     def __init__(self, path: Path, done: int, **axes: int) -> None:
