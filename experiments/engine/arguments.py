@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -38,7 +37,7 @@ def parse(command: Any, arguments: Sequence[str], prog: str) -> Any:
         options = _configured(command, Path(named.config[0]))
         for name in [name for name in options if name.endswith(TABLE)]:
             here = given.setdefault(settings.flag_of(name), [settings.flag_of(name)])
-            here[1:] = filled_up(here[1:], options.pop(name))
+            here[1:] = settings.filled_up(here[1:], options.pop(name))
         default = {"default": _made(command, options)}
     return tyro.cli(command, args=[*itertools.chain(*given.values())], prog=prog, **default)
 
@@ -70,47 +69,19 @@ def options_of(command: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
             yield field, hints[field.name]
 
 
-def filled_up(given: Sequence[str], more: Iterable[str]) -> tuple[str, ...]:
-    """Options NAME=VALUE, with those of others that are not named; what is given counts more."""
-    names = {item.partition("=")[0] for item in given}
-    return (*given, *(item for item in more if item.partition("=")[0] not in names))
-
-
 def read_config(path: Path) -> dict[str, Any]:
-    """Options that `config_text` has written, or somebody by hand; tables `..._options` as texts NAME=VALUE.
-
-    Raises an `OSError` where the file cannot be read, a `ValueError` where it is no TOML.
-    """
-
-    def meant(value: Any) -> Any:
-        quoted = isinstance(value, str) and value.strip("'") == "none" and value[0] == value[-1]
-        return None if value == "none" else value[1:-1] if quoted else value
-
-    def text(value: Any) -> str:
-        return value if isinstance(value, str) and settings.parsed_value(value) == value else _literal(value)
-
-    options = settings.mapped(tomllib.loads(path.read_text(encoding="utf-8")), meant)
-    for name, table in options.items():
-        if isinstance(table, dict) and name.endswith(TABLE):
-            options[name] = [f"{option}={text(value)}" for option, value in table.items()]
-    return options
-
-
-def _literal(value: Any) -> str:
-    """Python literal of a value; of infinity a number beyond all floats."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{name!r}: {_literal(part)}' for name, part in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_literal, value))}]"
-    infinite = isinstance(value, float) and math.isinf(value)
-    return f"{'-' * (value < 0)}1e999" if infinite else repr(value)
+    """Options that `config_text` has written, or somebody by hand; an `OSError` or a `ValueError` where that fails."""
+    return settings.from_toml(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 def _configured(command: Any, path: Path) -> dict[str, Any]:
-    """Options of a command that a file holds, by name, as the command wants them."""
+    """Options of a command that a file holds, by name, as the command wants them; tables as NAME=VALUE."""
     file, known = f"--config {path}", {field.name: hint for field, hint in options_of(command)}
     try:
         options = read_config(path)
+        for name, table in options.items():
+            if isinstance(table, dict) and name.endswith(TABLE):
+                options[name] = [*settings.filled_up((), table)]
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if unknown := sorted(options.keys() - known.keys()):
@@ -181,13 +152,13 @@ class Tunable(Command):
             raise UsageError(f"--tuned: nothing was tuned for {training.env}, there is no {path.parent}")
         try:
             found = read_config(path) if path.exists() else {}
-            of_env, of_agent = (found.get(name, []) for name in ("env_options", "agent_options"))
-            if not (isinstance(of_env, list) and isinstance(of_agent, list)):
+            of_env, of_agent = (found.get(name, {}) for name in ("env_options", "agent_options"))
+            if not (isinstance(of_env, dict) and isinstance(of_agent, dict)):
                 raise ValueError("expected the tables env_options and agent_options")
         except (OSError, ValueError) as error:
             raise UsageError(f"{path} cannot be read: {error}") from error
-        training = dataclasses.replace(training, env_options=filled_up(training.env_options, of_env))
-        return training, filled_up(agent_options, of_agent)
+        training = dataclasses.replace(training, env_options=settings.filled_up(training.env_options, of_env))
+        return training, settings.filled_up(agent_options, of_agent)
 
 
 def tuned_path(folder: Path, env: str, agent: str) -> Path:

@@ -1,24 +1,22 @@
-"""A split instance by instance: what is predicted, what it costs, which path each takes, and whether it keeps it."""
+"""A split instance by instance: what was predicted, what it cost, and which way each took."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Step, Trajectory, macs_of, route_split
 from routing_gym.envs.evaluation import EVALUATION_BATCH
-from routing_gym.experiments.engine.metrics import Judged
 from routing_gym.experiments.engine.records import read_arrays, write_arrays, write_rows
 from routing_gym.networks import actions
-from routing_gym.tasks import MultiTaskDataset, Shift
+from routing_gym.tasks import MultiTaskDataset
 
 BATCH = 500
 
@@ -72,67 +70,6 @@ def accuracy_together(files: Sequence[Path]) -> float:
             raise ValueError(f"{file} is of other instances than {files[0]}")
         total = total + torch.from_numpy(arrays["logits"]).double().softmax(1)
     return float((total.argmax(1).numpy() == label).mean())
-
-
-class Paths(NamedTuple):
-    """Paths of R instances: `choices` `(R, N)` int64, `chances` `(R, N, A)`, `logits` `(R, C)`, `label` `(R,)` int64.
-
-    Chances are how likely every choice was where the agent says so; else 1 for what was chosen.
-    """
-
-    choices: Tensor
-    chances: Tensor
-    logits: Tensor
-    label: Tensor
-
-
-def paths_of(agent: Agent, dataset: MultiTaskDataset) -> Paths:
-    """Paths of a split by an agent's best choices, through a network in which all pass all decisions, in order."""
-    network = agent.env.network
-    if not network.in_order:
-        raise ValueError("paths are compared in networks of which all instances pass all decisions, in order")
-
-    def columns(batch: Trajectory) -> tuple[Tensor, ...]:
-        taken = [actions.dense(step.action, network.num_choices).view(len(batch), -1) for step in batch.steps]
-        said = [step.record.get("probabilities", weights) for step, weights in zip(batch.steps, taken, strict=True)]
-        chances = torch.stack([chance.view(len(batch), -1) for chance in said], 1)
-        return torch.stack(taken, 1).argmax(-1), chances, batch.exits[0].logits, batch.label
-
-    return Paths(*columns_of(agent, dataset, columns))
-
-
-def augmented(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> MultiTaskDataset:
-    """A split whose images have been augmented once."""
-    parameters = augmentation.draw(len(dataset.images), torch.Generator().manual_seed(seed))
-    return dataclasses.replace(dataset, images=augmentation.apply(dataset.images, parameters.to(dataset.device)))
-
-
-def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
-    """Find out which paths the images of the split take that a run was judged on, and whether they keep them.
-
-    Args:
-        judged: The run in the end.
-        seed: Of the augmentation.
-        file: Receives `chances` of running each block, `(R, N)` float16, `choices` `(R, N)` uint8 and `label`.
-
-    Returns:
-        `paths`, how many there are; `length`, the mean number of blocks run; and of images that are augmented as in
-        training, if they are: `kept`, the share whose path stays the same, and `kl`, the mean Kullback-Leibler
-        divergence of the predicted classes, as they are from as they become (Fig. 10), in nats.
-    """
-    agent, env = judged.agent, judged.agent.env
-    split, augmentation = env.datasets[judged.evaluation.split], env.datasets["train"].augmentation
-    plain = paths_of(agent, split)
-    # Where 0 is to skip and 1 to run, choices add up to the blocks an instance runs.
-    found = {"paths": len(plain.choices.unique(dim=0)), "length": float(plain.choices.sum(1).double().mean())}
-    if augmentation is not None:
-        moved = paths_of(agent, augmented(split, augmentation, seed))
-        found["kept"] = float((plain.choices == moved.choices).all(1).double().mean())
-        before, after = plain.logits.double().log_softmax(1), moved.logits.double().log_softmax(1)
-        found["kl"] = float(functional.kl_div(after, before, reduction="batchmean", log_target=True))
-    chances, choices = plain.chances[..., 1].to(torch.float16), plain.choices.to(torch.uint8)
-    write_arrays(file, chances=chances.numpy(), choices=choices.numpy(), label=plain.label.numpy())
-    return found
 
 
 def write_routes(agent: Agent, split: str, path: Path) -> None:

@@ -18,9 +18,10 @@ from routing_gym.experiments.engine import records, settings, training
 from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, CallbackError, Session, tell
 from routing_gym.experiments.engine.command import UsageError, unbroken
 from routing_gym.experiments.engine.folders import locked
-from routing_gym.experiments.engine.instances import judged_paths, keep_logits
+from routing_gym.experiments.engine.instances import keep_logits
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
 from routing_gym.experiments.engine.metrics import METRICS, Judged, Record
+from routing_gym.experiments.engine.paths import judged_paths
 from routing_gym.experiments.engine.settings import finite
 from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.files import clear_orphans

@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,38 @@ def config_text(configuration: dict[str, Any]) -> str:
 
     tables = {name: dict(sorted(of.items())) if isinstance(of, dict) else of for name, of in configuration.items()}
     return tomli_w.dumps(mapped(tables, said))
+
+
+def from_toml(value: Any) -> Any:
+    """What `config_text` has written, or somebody by hand; lists in place of tuples."""
+
+    def meant(value: Any) -> Any:
+        quoted = isinstance(value, str) and value.strip("'") == "none" and value[0] == value[-1]
+        return None if value == "none" else value[1:-1] if quoted else value
+
+    return mapped(value, meant)
+
+
+def filled_up(given: Sequence[str], more: Mapping[str, Any] | Iterable[str]) -> tuple[str, ...]:
+    """Options as NAME=VALUE, with those of others that are not named; what is given counts more."""
+    names = {item.partition("=")[0] for item in given}
+    others = [f"{name}={as_text(of)}" for name, of in more.items()] if isinstance(more, Mapping) else more
+    return (*given, *(item for item in others if item.partition("=")[0] not in names))
+
+
+def as_text(value: Any) -> str:
+    """Text that `parse_options` takes for a value."""
+    return value if isinstance(value, str) and parsed_value(value) == value else _literal(value)
+
+
+def _literal(value: Any) -> str:
+    """Python literal of a value; of infinity a number beyond all floats."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name!r}: {_literal(part)}' for name, part in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    infinite = isinstance(value, float) and math.isinf(value)
+    return f"{'-' * (value < 0)}1e999" if infinite else repr(value)
 
 
 def writable_folder(path: Path) -> Path:

@@ -13,7 +13,13 @@ from routing_gym.agents import AGENTS, AgentConfig, register_agent
 from routing_gym.experiments.cli import main, parsed
 from routing_gym.experiments.engine.arguments import read_config
 from routing_gym.experiments.engine.report import Contents
-from routing_gym.experiments.engine.settings import TrainingSettings, config_text, parse_options, resolved_agent_options
+from routing_gym.experiments.engine.settings import (
+    TrainingSettings,
+    config_text,
+    filled_up,
+    parse_options,
+    resolved_agent_options,
+)
 
 pytestmark = pytest.mark.usefixtures("no_pictures", "nothing_stays")
 
@@ -105,7 +111,7 @@ def test_values_of_options_come_back_as_they_were(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "options.toml"
     path.write_bytes(config_text({"env": ENV, "agent_options": {"a": value}}).encode())
     options = read_config(path)
-    found = parse_options("agent_options", options["agent_options"])["a"]
+    found = parse_options("agent_options", filled_up((), options["agent_options"]))["a"]
     assert found == value and repr(found) == repr(value)  # repr tells 1 from True and 1.0
     assert options["env"] == ENV
 

@@ -1,0 +1,93 @@
+"""Which paths the images of a split take, and whether they keep them when they are moved and mirrored (CoDiNet)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from routing_gym.agents import Agent
+from routing_gym.envs import Trajectory
+from routing_gym.experiments.engine.instances import columns_of
+from routing_gym.experiments.engine.metrics import Judged
+from routing_gym.experiments.engine.records import write_arrays
+from routing_gym.networks import actions
+from routing_gym.tasks import MultiTaskDataset, Shift
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """The paths of R instances through a network in which all pass all of N decisions.
+
+    Attributes:
+        choices: `(R, N)` int64, what was chosen.
+        chances: `(R, N, A)`, how likely every choice was where the agent says so; else 1 for what was chosen.
+        logits: `(R, C)`.
+        label: `(R,)` int64.
+    """
+
+    choices: Tensor
+    chances: Tensor
+    logits: Tensor
+    label: Tensor
+
+    @property
+    def count(self) -> int:
+        """How many different paths there are."""
+        return len(self.choices.unique(dim=0))
+
+    @property
+    def length(self) -> Tensor:
+        """`(R,)`: how many blocks an instance runs, where 0 is to skip and 1 to run."""
+        return self.choices.sum(1)
+
+
+def paths_of(agent: Agent, dataset: MultiTaskDataset) -> Paths:
+    """Paths of a split by an agent's best choices, through a network in which all pass all decisions, in order."""
+    network = agent.env.network
+    if not network.in_order:
+        raise ValueError("paths are compared in networks of which all instances pass all decisions, in order")
+
+    def columns(batch: Trajectory) -> tuple[Tensor, ...]:
+        taken = [actions.dense(step.action, network.num_choices).view(len(batch), -1) for step in batch.steps]
+        said = [step.record.get("probabilities", weights) for step, weights in zip(batch.steps, taken, strict=True)]
+        chances = torch.stack([chance.view(len(batch), -1) for chance in said], 1)
+        return torch.stack(taken, 1).argmax(-1), chances, batch.exits[0].logits, batch.label
+
+    return Paths(*columns_of(agent, dataset, columns))
+
+
+def augmented(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> MultiTaskDataset:
+    """A split whose images have been augmented once."""
+    parameters = augmentation.draw(len(dataset.images), torch.Generator().manual_seed(seed))
+    return dataclasses.replace(dataset, images=augmentation.apply(dataset.images, parameters.to(dataset.device)))
+
+
+def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
+    """Find out which paths the images of the split take that a run was judged on, and whether they keep them.
+
+    Args:
+        judged: The run in the end.
+        seed: Of the augmentation.
+        file: Receives `chances` of running each block, `(R, N)` float16, `choices` `(R, N)` uint8 and `label`.
+
+    Returns:
+        `paths`, how many there are; `length`, the mean number of blocks run; and of images that are augmented as in
+        training, if they are: `kept`, the share whose path stays the same, and `kl`, the mean Kullback-Leibler
+        divergence of the predicted classes, as they are from as they become (Fig. 10), in nats.
+    """
+    agent, env = judged.agent, judged.agent.env
+    split, augmentation = env.datasets[judged.evaluation.split], env.datasets["train"].augmentation
+    plain = paths_of(agent, split)
+    found = {"paths": plain.count, "length": float(plain.length.double().mean())}
+    if augmentation is not None:
+        moved = paths_of(agent, augmented(split, augmentation, seed))
+        found["kept"] = float((plain.choices == moved.choices).all(1).double().mean())
+        before, after = plain.logits.double().log_softmax(1), moved.logits.double().log_softmax(1)
+        found["kl"] = float(functional.kl_div(after, before, reduction="batchmean", log_target=True))
+    chances, choices = plain.chances[..., 1].to(torch.float16), plain.choices.to(torch.uint8)
+    write_arrays(file, chances=chances.numpy(), choices=choices.numpy(), label=plain.label.numpy())
+    return found
