@@ -10,9 +10,8 @@ from contextlib import nullcontext
 from typing import Any
 
 from routing_gym import __version__
-from routing_gym.experiments.engine.command import Command, RunFailedError, UsageError
+from routing_gym.experiments.engine.command import Command, RunFailedError, UsageError, heeding_signals
 from routing_gym.experiments.engine.console import Output, one_line, threads_in_one_line
-from routing_gym.experiments.engine.stopping import heeding_signals
 from routing_gym.files import WriteError
 
 COMMANDS = {
@@ -102,18 +101,12 @@ def parsed(arguments: list[str]) -> Command:
     Raises:
         SystemExit: What the parser does not know, or a call for help.
     """
-    import tyro
-
-    from routing_gym.experiments.engine.arguments import filled_up_from, gathered, with_config
+    from routing_gym.experiments.engine.arguments import parse
 
     name, *rest = arguments
     if "--out=" in rest or ("--out", "") in zip(rest, rest[1:], strict=False):
         raise UsageError("--out is empty: name a folder or a file")
-    command = command_class(name)
-    configured, rest = with_config(command, rest)
-    default = {} if configured is None else {"default": configured}
-    asked = tyro.cli(command, args=gathered(rest, command), prog=f"routing-gym {name}", **default)
-    return asked if configured is None else filled_up_from(configured, asked)
+    return parse(command_class(name), rest, f"routing-gym {name}")
 
 
 def ended(reason: str, status: int) -> int:

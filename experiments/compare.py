@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from routing_gym.experiments.engine.arguments import Tunable
 from routing_gym.experiments.engine.console import one_line, say, show
 from routing_gym.experiments.engine.figures import learning_curves, routing_maps
 from routing_gym.experiments.engine.folders import (
@@ -34,7 +35,6 @@ from routing_gym.experiments.engine.settings import (
     options_of_agents,
     writable_folder,
 )
-from routing_gym.experiments.engine.tuned import Tunable
 
 DEFAULT_AGENTS = (
     "wpl",

@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from routing_gym.experiments.engine.arguments import write_tuned
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import say, show
 from routing_gym.experiments.engine.folders import check_own, keep_failures, locked
@@ -32,7 +33,6 @@ from routing_gym.experiments.engine.settings import (
     repeated,
     writable_folder,
 )
-from routing_gym.experiments.engine.tuned import write_tuned
 
 OF_ENV = "env."
 FIRST_SEED = 100

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from routing_gym.agents import Agent, read
 from routing_gym.envs import core_of, evaluate
+from routing_gym.experiments.engine.arguments import Tunable
 from routing_gym.experiments.engine.command import RunFailedError, UsageError
 from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, locked, set_aside, what_is_aside
@@ -33,7 +34,6 @@ from routing_gym.experiments.engine.settings import (
     writable_file,
     writable_folder,
 )
-from routing_gym.experiments.engine.tuned import Tunable
 from routing_gym.registration import env_ids
 
 

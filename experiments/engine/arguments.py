@@ -1,159 +1,176 @@
-"""What the parser does not do: flags given several times, and options from a file."""
+"""What the parser does not do: flags given several times, options from a file, settings that a sweep has tuned."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import itertools
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.settings import as_text, filled_up, from_toml
+from routing_gym.experiments.engine import settings
+from routing_gym.experiments.engine.command import Command, UsageError
+from routing_gym.experiments.engine.records import write_text
 from routing_gym.options import check_types
 
-
-def gathered(arguments: Sequence[str], command: Any) -> list[str]:
-    """Return arguments in which a flag that takes several values stands once: `--flag A --flag B` as `--flag A B`.
-
-    Args:
-        arguments: What stands behind the name of the command.
-        command: Its dataclass.
-    """
-    several = flags_of_many(command)
-    of_flag: dict[str, list[str]] = {}
-    here: list[str] = []
-    parts = [here]
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        flag = name.replace("_", "-")
-        if flag in several:
-            if flag not in of_flag:
-                of_flag[flag] = [flag]
-                parts.append(of_flag[flag])
-            here = of_flag[flag]
-            here += [value] if equals else []
-        elif argument.startswith("--"):
-            here = [argument]
-            parts.append(here)
-        else:
-            here.append(argument)
-    return [argument for part in parts for argument in part]
+TABLE = "_options"  # what the name of an option ends with that is a table in a file
 
 
-def flags_of_many(command: Any) -> set[str]:
-    """Return the flags of a command that take several values."""
-    hints = get_type_hints(command)
-    flags = set()
-    for field in dataclasses.fields(command):
-        if dataclasses.is_dataclass(hints[field.name]):
-            flags |= flags_of_many(hints[field.name])
-        elif get_origin(hints[field.name]) is tuple:
-            flags.add(f"--{field.name.replace('_', '-')}")
-    return flags
-
-
-def with_config(command: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
-    """Take `--config FILE` out of arguments.
-
-    Args:
-        command: The command's dataclass.
-        arguments: What stands behind the name of the command.
-
-    Returns:
-        The command with the options of the file, None where none is named; and the other arguments, which count more.
+def parse(command: Any, arguments: Sequence[str], prog: str) -> Any:
+    """Make a command of its dataclass and what stands behind its name; `--config FILE` says what is not given there.
 
     Raises:
         UsageError: The file cannot be read, or holds what the command does not take.
+        SystemExit: What the parser does not know, or a call for help.
     """
-    rest, files = list(arguments), []
-    for number, argument in reversed(list(enumerate(rest))):
-        if argument == "--config":
-            files += rest[number + 1 : number + 2] or [""]
-            del rest[number : number + 2]
-        elif argument.startswith("--config="):
-            files.append(argument.removeprefix("--config="))
-            del rest[number]
-    if not files:
-        return None, rest
-    if len(files) > 1 or not files[0]:
-        raise UsageError("--config takes one file")
-    options = _read_config(Path(files[0]))
-    known: list[str] = []
-    made = _made(command, options, files[0], known)
-    if options:
-        has = f"it has {', '.join(sorted(known))}"
-        raise UsageError(f"--config {files[0]}: this command has no option {sorted(options)[0]!r}; {has}")
-    return made, rest
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", nargs="?", const="", default=[])
+    named, rest = parser.parse_known_args(arguments)
+    given, default = gathered(rest, command), {}
+    if named.config:
+        if len(named.config) > 1 or not named.config[0]:
+            raise UsageError("--config takes one file")
+        options = _configured(command, Path(named.config[0]))
+        for name in [name for name in options if name.endswith(TABLE)]:
+            here = given.setdefault(settings.flag_of(name), [settings.flag_of(name)])
+            here[1:] = settings.filled_up(here[1:], options.pop(name))
+        default = {"default": _made(command, options)}
+    return tyro.cli(command, args=[*itertools.chain(*given.values())], prog=prog, **default)
 
 
-def filled_up_from(configured: Any, command: Any) -> Any:
-    """Return a command with options NAME=VALUE of the one it was configured by, those that are not named anew."""
-    changes = {}
+def gathered(arguments: Sequence[str], command: Any) -> dict[str, list[str]]:
+    """Arguments by flag, one that takes several values with all of them: of `--flag A --flag B` `--flag A B`."""
+    several = {settings.flag_of(field.name) for field, hint in options_of(command) if get_origin(hint) is tuple}
+    here: list[str] = []
+    parts = {"": here}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if (flag := name.replace("_", "-")) in several:
+            here = parts.setdefault(flag, [flag])
+            here += [value] if equals else []
+        elif argument.startswith("--"):
+            here = parts[f"part {len(parts)}"] = [argument]
+        else:
+            here.append(argument)
+    return parts
+
+
+def options_of(command: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
+    """Yield the options of a command's dataclass, and of those in it, with their types."""
+    hints = get_type_hints(command)
     for field in dataclasses.fields(command):
-        value, before = getattr(command, field.name), getattr(configured, field.name)
-        if dataclasses.is_dataclass(value):
-            changes[field.name] = filled_up_from(before, value)
-        elif field.name.endswith(TABLE):
-            changes[field.name] = filled_up(value, before)
-    return dataclasses.replace(command, **changes)
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from options_of(hints[field.name])
+        else:
+            yield field, hints[field.name]
 
 
-TABLE = "_options"
-"""What the name of an option ends with that is a table in a file."""
+def read_config(path: Path) -> dict[str, Any]:
+    """Options that `config_text` has written, or somebody by hand; an `OSError` or a `ValueError` where that fails."""
+    return settings.from_toml(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Options of a command by name, tables of options as texts NAME=VALUE.
-
-    Raises:
-        UsageError: The file cannot be read, or is no TOML.
-    """
+def _configured(command: Any, path: Path) -> dict[str, Any]:
+    """Options of a command that a file holds, by name, as the command wants them; tables as NAME=VALUE."""
+    file, known = f"--config {path}", {field.name: hint for field, hint in options_of(command)}
     try:
-        options = from_toml(tomllib.loads(path.read_text(encoding="utf-8")))
+        options = read_config(path)
+        for name, table in options.items():
+            if isinstance(table, dict) and name.endswith(TABLE):
+                options[name] = [*settings.filled_up((), table)]
     except (OSError, ValueError) as error:
-        raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    for name, value in options.items():
-        if isinstance(value, dict) and name.endswith(TABLE):
-            options[name] = [f"{option}={as_text(part)}" for option, part in value.items()]
-    return options
-
-
-def _made(command: Any, options: dict[str, Any], file: str, known: list[str]) -> Any:
-    """Make a dataclass of options, which are taken out, and say which it has."""
-    hints, values = get_type_hints(command), {}
-    for field in dataclasses.fields(command):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            values[field.name] = _made(hint, options, file, known)
-            continue
-        known.append(field.name)
-        if field.name in options:
-            values[field.name] = _checked(f"--config {file}", field.name, hint, options.pop(field.name))
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            values[field.name] = tyro.MISSING  # the command line has to say it
-    return command(**values)
+        raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if unknown := sorted(options.keys() - known.keys()):
+        has = f"it has {', '.join(sorted(known))}"
+        raise UsageError(f"{file}: this command has no option {unknown[0]!r}; {has}")
+    try:
+        return {name: _checked(file, name, known[name], value) for name, value in options.items()}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _checked(file: str, name: str, hint: Any, value: Any) -> Any:
-    """Value of an option as the command wants it.
-
-    Raises:
-        UsageError: It is of another type.
-    """
     kinds = get_args(hint)
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(_checked(file, name, kinds[0], part) for part in value)
     if get_origin(hint) is Literal and value not in kinds:
-        raise UsageError(f"{file}: {name} must be {' or '.join(map(repr, kinds))}, got {value!r}")
+        raise ValueError(f"{file}: {name} must be {' or '.join(map(repr, kinds))}, got {value!r}")
     if Path in (hint, *kinds) and isinstance(value, str):
         if not value:
-            raise UsageError(f"{file}: {name} is empty: name a folder or a file")
+            raise ValueError(f"{file}: {name} is empty: name a folder or a file")
         return Path(value)
-    try:
-        check_types(file, {name: hint}, {name: value})
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    check_types(file, {name: hint}, {name: value})
     return value
+
+
+def _made(command: Any, options: dict[str, Any]) -> Any:
+    """Make a command, and the dataclasses in it, of options; the command line has to say what has no default."""
+    hints, values = get_type_hints(command), {}
+    for field in dataclasses.fields(command):
+        if dataclasses.is_dataclass(hints[field.name]):
+            values[field.name] = _made(hints[field.name], options)
+        elif field.name in options:
+            values[field.name] = options[field.name]
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            values[field.name] = tyro.MISSING
+    return command(**values)
+
+
+SHIPPED = Path(__file__).parent.parent / "tuned"
+"""Tuned settings that come with the library."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tunable(Command):
+    """A command that can use tuned settings: options of an agent on an environment, in a file each.
+
+    Attributes:
+        tuned: Use tuned settings of every agent on the environment, where there are some; options that are given count
+            more.
+        tuned_dir: Where they are; by default those that come with the library.
+    """
+
+    tuned: bool = False
+    tuned_dir: Path = SHIPPED
+
+    def settings_of(
+        self, training: settings.TrainingSettings, agent: str, agent_options: tuple[str, ...]
+    ) -> tuple[settings.TrainingSettings, tuple[str, ...]]:
+        """Settings and options of an agent, with what was tuned if it is asked for, or a `UsageError`."""
+        if not self.tuned:
+            if self.tuned_dir != SHIPPED:
+                raise UsageError(f"--tuned-dir {self.tuned_dir} is for --tuned: give both")
+            return training, agent_options
+        if not self.tuned_dir.is_dir():
+            raise UsageError(f"--tuned-dir {self.tuned_dir} is no folder: a sweep writes one, OUT/tuned")
+        path = tuned_path(self.tuned_dir, training.env, agent)
+        if not path.parent.is_dir():
+            raise UsageError(f"--tuned: nothing was tuned for {training.env}, there is no {path.parent}")
+        try:
+            found = read_config(path) if path.exists() else {}
+            of_env, of_agent = (found.get(name, {}) for name in ("env_options", "agent_options"))
+            if not (isinstance(of_env, dict) and isinstance(of_agent, dict)):
+                raise ValueError("expected the tables env_options and agent_options")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be read: {error}") from error
+        training = dataclasses.replace(training, env_options=settings.filled_up(training.env_options, of_env))
+        return training, settings.filled_up(agent_options, of_agent)
+
+
+def tuned_path(folder: Path, env: str, agent: str) -> Path:
+    """File of an agent's settings on an environment."""
+    return folder / env.rpartition("/")[2] / f"{settings.folder_name(agent)}.toml"
+
+
+def write_tuned(folder: Path, env: str, agent: str, of_env: Mapping, of_agent: Mapping, how: str) -> Path:
+    """Write the options of an environment and of an agent on it, and in a line how they were found."""
+    path = tuned_path(folder, env, agent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(
+        path, f"# {how}\n" + settings.config_text({"env_options": dict(of_env), "agent_options": dict(of_agent)})
+    )
+    return path

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -26,9 +25,8 @@ class Output(Console):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         terminal = sys.stdout.isatty()
-        super().__init__(
-            force_terminal=terminal, width=None if terminal else WIDTH_OF_A_FILE, markup=False, emoji=False
-        )
+        width = None if terminal else WIDTH_OF_A_FILE
+        super().__init__(force_terminal=terminal, width=width, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> None:
         """Go on without a word when nobody reads any more: a run is worth more than its log."""
@@ -49,7 +47,7 @@ def show(console: Console, table: Table) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return class and message of an error in one line."""
+    """Class and message of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
@@ -68,41 +66,25 @@ def threads_in_one_line() -> Iterator[None]:
         threading.excepthook = before
 
 
-class Display:
-    """How far a command is: bars in a terminal; elsewhere a line for every epoch, or for every part without epochs.
-
-    Args:
-        console: Where it is shown.
-        total: How many runs or parts there are.
-        name: What they are called.
-    """
+class Display(Progress):
+    """How far a command is, of so many runs or parts: bars in a terminal, elsewhere a line for every epoch or part."""
 
     def __init__(self, console: Console, total: int, name: str = "all runs") -> None:
-        self.console, self.total, self.done = console, total, 0
         columns = (TextColumn("{task.description:<20}", markup=False), BarColumn(), MofNCompleteColumn())
-        self.bars = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
-        self.whole = self.bars.add_task(name, total=total)
+        super().__init__(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+        self.total, self.done, self.whole = total, 0, self.add_task(name, total=total)
         self.parts: dict[str, tuple[TaskID, int]] = {}
         self.shown: dict[str, int] = {}
 
-    def __enter__(self) -> Display:
-        self.bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bars.stop()
-
     def begin(self, title: str, epochs: int = 0) -> None:
         """Say what is under way from now on, and how many epochs it has."""
-        self.parts[title] = self.bars.add_task(title[:40], total=max(epochs, 1)), epochs
+        self.parts[title] = self.add_task(title[:40], total=max(epochs, 1)), epochs
 
     def epoch(self, title: str, progress: Mapping[str, Any]) -> None:
         """Show the last epoch that is done: `epoch`, `train_loss`, `judged_on`, `validation_accuracy`, `seconds`."""
         part, epochs = self.parts[title]
         done = progress["epoch"]
-        self.bars.update(part, completed=done)
+        self.update(part, completed=done)
         if done > self.shown.get(title, 0):
             self.shown[title] = done
             self._line(
@@ -113,9 +95,9 @@ class Display:
     def end(self, title: str) -> None:
         """Count what is done."""
         part, epochs = self.parts.pop(title)
-        self.bars.remove_task(part)
+        self.remove_task(part)
         self.done += 1
-        self.bars.advance(self.whole)
+        self.advance(self.whole)
         if not epochs:
             self._line(f"{title}: {self.done} of {self.total}")
 

@@ -17,8 +17,7 @@ from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.files import write_atomically
 
 DPI = 120
-TITLE_INCHES = 0.09
-"""Width of a letter of a title, rounded up."""
+TITLE_INCHES = 0.09  # width of a letter of a title, rounded up
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -28,30 +27,24 @@ def save(figure: Figure, path: Path) -> None:
 
 def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
     """Draw accuracy against epochs, on the split it was judged on: the mean over seeds of each agent, and the range."""
-    runs_of = by_label(records)
-    height = max(4.0, 0.4 + 0.34 * len(runs_of))  # as high as the legend at least
-    figure = Figure(figsize=(8, height), layout="constrained")
+    groups = by_label(records)
+    figure = Figure(figsize=(8, max(4.0, 0.4 + 0.34 * len(groups))), layout="constrained")  # as high as the legend
     axes = figure.add_subplot()
-    lowest, highest = 1.0, 0.0
-    for number, (agent, runs) in enumerate(runs_of.items()):
+    for number, (agent, runs) in enumerate(groups.items()):
         curves = 100 * ACCURACY.curves(runs)
-        epochs = range(1, curves.shape[1] + 1)
-        lowest, highest = min(lowest, np.nanmin(curves) / 100), max(highest, np.nanmax(curves) / 100)
-        tests = ACCURACY.text([ACCURACY.value(run) for run in runs])
+        epochs, low, high = range(1, curves.shape[1] + 1), np.nanmin(curves, 0), np.nanmax(curves, 0)
+        label = f"{agent}\n{ACCURACY.text([ACCURACY.value(run) for run in runs])}"
         # Another dash for each agent: curves that lie on each other stay visible.
         dash = (number, (6, number % 3 * 2))
-        (line,) = axes.plot(epochs, np.nanmean(curves, 0), linestyle=dash, linewidth=1.8, label=f"{agent}\n{tests}")
-        span = np.nanmin(curves, 0), np.nanmax(curves, 0)
-        axes.fill_between(epochs, *span, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"{records[0]['curve']['judged_on']} accuracy, %")
-    axes.set_ylim(bottom=max(0.0, 100 * lowest - 1), top=min(100.3, 100 * highest + 1))
+        (line,) = axes.plot(epochs, np.nanmean(curves, 0), linestyle=dash, linewidth=1.8, label=label)
+        axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    found = 100 * ACCURACY.curves(records)
+    axes.set(title=title, xlabel="epoch", ylabel=f"{records[0]['curve']['judged_on']} accuracy, %")
+    axes.set_ylim(max(0.0, np.nanmin(found) - 1), min(100.3, np.nanmax(found) + 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(title)
     axes.grid(alpha=0.3)
-    figure.legend(
-        title="test accuracy, %", fontsize=8, title_fontsize=8, loc="outside right upper", frameon=False, handlelength=3
-    )
+    look = {"fontsize": 8, "title_fontsize": 8, "frameon": False, "handlelength": 3}
+    figure.legend(title="test accuracy, %", loc="outside right upper", **look)
     save(figure, path)
 
 
@@ -64,7 +57,7 @@ def routing_maps(records: Sequence[Record], path: Path, title: str) -> None:
     firsts = {agent: runs[0] for agent, runs in by_label(records).items()}
     columns = min(2, len(firsts))
     rows = -(-len(firsts) // columns)
-    num_tasks, num_decisions, _ = np.array(next(iter(firsts.values()))["routes"]).shape
+    num_tasks, num_decisions, _ = np.shape(records[0]["routes"])
     size = (columns * (0.42 * num_tasks + 1.3), rows * (0.38 * num_decisions + 0.75) + 0.3)
     # With a single task the maps are narrower than their title.
     figure = Figure(figsize=(max(size[0], 4.0, TITLE_INCHES * len(title)), size[1]), layout="constrained")
@@ -85,12 +78,8 @@ def _routing_map(axes: Axes, routes: np.ndarray) -> None:
     edge = 0.5 * GAP / (CELL + GAP)
     extent = (-0.5 - edge, num_tasks - 0.5 + edge, num_decisions - 0.5 + edge, -0.5 - edge)
     axes.imshow(picture, aspect="equal", extent=extent, interpolation="nearest")
-    total, most = routes.sum(-1), routes.max(-1)
-    for task in range(num_tasks):
-        for decision in range(num_decisions):
-            if 2 * most[task, decision] > total[task, decision]:
-                block = routes[task, decision].argmax()
-                axes.text(task, decision, str(block), ha="center", va="center", fontsize=7)
+    for task, decision in np.argwhere(2 * routes.max(-1) > routes.sum(-1)):
+        axes.text(task, decision, str(routes[task, decision].argmax()), ha="center", va="center", fontsize=7)
     axes.set_xticks(range(num_tasks), [str(task) for task in range(num_tasks)], fontsize=7)
     axes.set_yticks(range(num_decisions), [f"decision {i + 1}" for i in range(num_decisions)], fontsize=7)
     axes.set_xlabel("task", fontsize=8)

@@ -14,20 +14,11 @@ from filelock import FileLock, Timeout
 from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.experiments.engine.records import read_results, write_text
 
-LOCK = ".lock"
-ASIDE = ".old-"
+LOCK, ASIDE, FAILURES = ".lock", ".old-", "failures.txt"
 RESULTS = ("checkpoint.pt", "results.json")
-FAILURES = "failures.txt"
 BESIDE = (
-    "*.npz",
-    "learning_curves.png",
-    "routing_maps.png",
-    "results.csv",
-    "report.html",
-    "best.pt",
-    "curve.csv",
-    FAILURES,
-    "events.out.tfevents*",
+    *("*.npz", "learning_curves.png", "routing_maps.png", "results.csv", "report.html"),
+    *("best.pt", "curve.csv", FAILURES, "events.out.tfevents*"),
 )
 
 
@@ -53,39 +44,28 @@ class Keeping(Command):
 def locked(folder: Path) -> Iterator[None]:
     """Keep other commands out of a folder; the system lets them in again when this process ends, however it does.
 
-    Raises:
-        UsageError: Another command is at work in it, or it cannot be written to.
+    A `UsageError` says that another is at work there, or that it cannot be written to.
     """
-    lock = FileLock(folder / LOCK, is_singleton=True)  # within one process it can be taken twice
     try:
-        lock.acquire(blocking=False)
+        held = FileLock(folder / LOCK, is_singleton=True).acquire(blocking=False)  # within one process also twice
     except Timeout as error:
         raise UsageError(f"another command is at work in {folder}: wait for it, or take another folder") from error
     except OSError as error:
         raise UsageError(f"the output folder {folder} cannot be written to: {error.strerror or error}") from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def results_in(folder: Path) -> list[Path]:
-    """Return the folders of runs, checkpoint and records that commands have written into a folder."""
+    """The folders of runs, checkpoint and records that commands have written into a folder."""
     of_runs = {path.parent for path in folder.glob("[!.]*/seed-*") if path.is_dir()}
     return [*sorted(of_runs), *(folder / name for name in RESULTS if (folder / name).exists())]
 
 
 def check_free(folder: Path, *, resume: bool, overwrite: bool, one_run: bool) -> None:
-    """Refuse a folder that holds results, unless it is said what shall become of them.
+    """Refuse a folder that holds results, by a `UsageError`, unless they are to be gone on with or replaced.
 
-    Args:
-        folder: The folder.
-        resume: Go on with them.
-        overwrite: Replace them.
-        one_run: Whether what comes is a single run, so that it cannot go on with several, or the other way round.
-
-    Raises:
-        UsageError: Names the folder and what can be done.
+    A single run (`one_run`) cannot go on with several, nor the other way round.
     """
     if resume and overwrite:
         raise UsageError("--resume goes on with what is there, --overwrite replaces it: give one of them")
@@ -93,10 +73,8 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool, one_run: bool) ->
     if not found or overwrite:
         return
     if not resume:
-        raise UsageError(
-            f"{folder} holds results already: go on with them by --resume, replace them by --overwrite, or take "
-            "another folder"
-        )
+        mend = "go on with them by --resume, replace them by --overwrite, or take another folder"
+        raise UsageError(f"{folder} holds results already: {mend}")
     if one_run and found[0].name not in RESULTS:
         raise UsageError(f"{folder} holds several runs, such as {found[0].name}: resume one of them, or take another")
     if not one_run and (folder / "checkpoint.pt").exists():
@@ -104,25 +82,14 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool, one_run: bool) ->
 
 
 def check_own(folder: Path, key: str) -> None:
-    """Refuse a folder that holds the records of another command.
-
-    Args:
-        folder: The folder.
-        key: What all records have that come from this command, and no others.
-
-    Raises:
-        UsageError: Names the file.
-    """
+    """Refuse a folder with the records of another command, which lack what all of this command's have."""
     path = folder / "results.json"
     if path.exists() and any(key not in record for record in read_results(path)):
         raise UsageError(f"{path} holds runs of another command: take another folder")
 
 
 def set_aside(folder: Path) -> None:
-    """Move results into a hidden folder, where they stay until `drop_aside`; the records go last.
-
-    A kill in between leaves records and runs to go on with.
-    """
+    """Move results into a hidden folder until `drop_aside`; records last, so that a kill leaves what to go on with."""
     if found := results_in(folder):
         beside = [path for pattern in BESIDE for path in folder.glob(pattern)]
         aside = next(path for number in itertools.count(1) if not (path := folder / f"{ASIDE}{number}").exists())

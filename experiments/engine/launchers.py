@@ -16,14 +16,13 @@ from rich.console import Console
 
 from routing_gym.agents import read
 from routing_gym.experiments.engine.callbacks import Callback, Progress, Session, said_of
-from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.command import UsageError, heeding_signals, unbroken
 from routing_gym.experiments.engine.console import Display, one_line, say, threads_in_one_line
 from routing_gym.experiments.engine.folders import what_is_aside
 from routing_gym.experiments.engine.plugins import Pluggable, load_plugin
 from routing_gym.experiments.engine.records import Record, write_text
 from routing_gym.experiments.engine.run import CONFIG, Run
 from routing_gym.experiments.engine.settings import at_least_one, config_text, each_once, parse_options, writable_folder
-from routing_gym.experiments.engine.stopping import heeding_signals, unbroken
 from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.tasks import DataError
 

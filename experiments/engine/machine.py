@@ -13,36 +13,30 @@ import torch
 
 import routing_gym
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX, NEVER = -1, -4, 2**31 - 1
 """Numbers of glibc's options, from its malloc.h."""
-NEVER = 2**31 - 1
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a GPU, `cpu` for the CPU."""
+    """Name of a GPU, `cpu` for the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @functools.cache
 def processor_name() -> str:
-    """Return the name of the CPU, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    """Name of the CPU, as far as the system tells."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
 
 
 @functools.cache
 def commit() -> str:
-    """Return the commit of the source tree, or what is known instead."""
+    """Commit of the source tree, or what is known instead."""
+    place, command = Path(routing_gym.__file__).parent, ["git", "describe", "--always", "--dirty"]
     try:
-        place = Path(routing_gym.__file__).parent
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=place, capture_output=True, text=True, check=True
-        )
-        return found.stdout.strip()
+        return subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -50,9 +44,8 @@ def commit() -> str:
 def keep_freed_memory() -> None:
     """Let the process keep the memory it frees for what it asks for next, until `give_back_freed_memory`.
 
-    Every training step asks for the same memory again. Large pieces glibc gives back to the system when they are freed,
-    and each page that comes anew has to be zeroed: a third to half of a step of SimpleConvNet on a CPU, see
-    docs/performance.md. Nothing happens where there is no glibc, or where variables MALLOC_... say what it shall do.
+    Pages that come anew at every step have to be zeroed, a third to half of its time (docs/performance.md). Nothing
+    happens where there is no glibc, or where variables MALLOC_... say what it shall do.
     """
     if (libc := _glibc()) is not None:
         libc.mallopt(M_MMAP_MAX, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -24,14 +25,7 @@ class MetricError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """What metrics are computed from.
-
-    Attributes:
-        agent: The agent; its environment holds the blocks.
-        evaluation: How agent and blocks do on a split.
-        seconds: Training time so far.
-        samples_per_second: Instances trained on per second of training time.
-    """
+    """What metrics are computed from: an agent, how it and the blocks do on a split, and how training went so far."""
 
     agent: Agent
     evaluation: Evaluation
@@ -70,11 +64,7 @@ class Metric:
     better: Literal["more", "less"] | None = None
 
     def measure(self, judged: Judged) -> float | None:
-        """Compute it.
-
-        Raises:
-            MetricError: It fails, or gives neither a number nor None.
-        """
+        """Compute it; a `MetricError` if it fails, or gives neither a number nor None."""
         try:
             value: Any = self.of(judged)
         except Exception as error:
@@ -101,10 +91,8 @@ class Metric:
     def curves(self, records: Sequence[Record]) -> np.ndarray:
         """Values of some runs after every epoch, `(R, E)`; NaN where there is none, or the run was over."""
         columns = [self.curve_of(record) for record in records]
-        curves = np.full((len(columns), max(map(len, columns))), np.nan)
-        for row, column in zip(curves, columns, strict=True):
-            row[: len(column)] = column  # None becomes NaN
-        return curves
+        longest = max(map(len, columns))
+        return np.array([[*column, *[None] * (longest - len(column))] for column in columns], dtype=float)
 
     def text(self, values: Sequence[float | None]) -> str:
         """Mean of some runs as it is shown: `99.51 ± 0.12`; a dash where it means nothing."""
@@ -154,7 +142,6 @@ def _cost(judged: Judged) -> float | None:
 METRICS: dict[str, Metric] = {}
 """Metrics by name, in the order of their columns; `register_metric` adds to them."""
 
-
 TAKEN = frozenset(
     "agent asked batch_size best_epoch by_price commit compared_paths config curve dataset decisions device env "
     "env_config epoch epochs exits experts label live_paths processor routes routes_by_label seed setting settings "
@@ -172,50 +159,26 @@ def register_metric(metric: Metric) -> None:
     name = metric.name
     if not (isinstance(name, str) and name.isidentifier()) or name in TAKEN or name.endswith(("_accuracy", "_loss")):
         raise ValueError(f"a metric is named by a word that no field of a record has, got {name!r}: take another name")
-    if METRICS.get(metric.name, metric) != metric:
-        raise ValueError(f"there is a metric {metric.name!r} already: take another name")
-    METRICS[metric.name] = metric
+    if METRICS.get(name, metric) != metric:
+        raise ValueError(f"there is a metric {name!r} already: take another name")
+    METRICS[name] = metric
 
 
+_percent: dict[str, Any] = {"scale": 100, "better": "more"}
+_judged: dict[str, Any] = {"of_split": True, "curve": True}
 for _metric in (
-    Metric(
-        "accuracy",
-        "accuracy %",
-        lambda judged: judged.evaluation.accuracy,
-        scale=100,
-        digits=2,
-        of_split=True,
-        curve=True,
-        spread=True,
-        better="more",
-    ),
-    Metric(
-        "worst_task",
-        "worst task %",
-        lambda judged: min(judged.evaluation.task_accuracy),
-        scale=100,
-        digits=1,
-        better="more",
-    ),
-    Metric(
-        "loss",
-        "loss",
-        lambda judged: judged.evaluation.loss,
-        digits=4,
-        of_split=True,
-        table=False,
-        curve=True,
-        better="less",
-    ),
-    Metric("macs", "MACs", lambda judged: judged.evaluation.macs, curve=True, better="less"),
-    Metric("router_macs", "router MACs", lambda judged: judged.evaluation.router_macs, table=False, better="less"),
+    Metric("accuracy", "accuracy %", attrgetter("evaluation.accuracy"), digits=2, spread=True, **_judged, **_percent),
+    Metric("worst_task", "worst task %", lambda judged: min(judged.evaluation.task_accuracy), digits=1, **_percent),
+    Metric("loss", "loss", attrgetter("evaluation.loss"), digits=4, table=False, better="less", **_judged),
+    Metric("macs", "MACs", attrgetter("evaluation.macs"), curve=True, better="less"),
+    Metric("router_macs", "router MACs", attrgetter("evaluation.router_macs"), table=False, better="less"),
     Metric("cost", "cost", _cost, digits=4, table=False, better="less"),
-    Metric("blocks_used", "blocks", lambda judged: judged.evaluation.blocks_used, digits=1),
-    Metric("paths", "paths", lambda judged: judged.evaluation.paths, digits=1),
+    Metric("blocks_used", "blocks", attrgetter("evaluation.blocks_used"), digits=1),
+    Metric("paths", "paths", attrgetter("evaluation.paths"), digits=1),
     Metric("parameters", "parameters", lambda judged: count_parameters(judged.agent), table=False),
     Metric("parameters_used", "parameters passed", mean_parameters, table=False),
-    Metric("samples_per_second", "samples/s", lambda judged: judged.samples_per_second, better="more"),
-    Metric("seconds", "time", lambda judged: judged.seconds, digits=1, unit=" s", curve=True, better="less"),
+    Metric("samples_per_second", "samples/s", attrgetter("samples_per_second"), better="more"),
+    Metric("seconds", "time", attrgetter("seconds"), digits=1, unit=" s", curve=True, better="less"),
 ):
     register_metric(_metric)
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.agents import Agent
-from routing_gym.envs import route_split
+from routing_gym.envs import Trajectory
+from routing_gym.experiments.engine.instances import columns_of
 from routing_gym.experiments.engine.metrics import Judged
 from routing_gym.experiments.engine.records import write_arrays
 from routing_gym.networks import actions
 from routing_gym.tasks import MultiTaskDataset, Shift
 
-BATCH = 500
 DEGREES = 15.0
 """How far images are rotated at most; Wang et al. give no angle."""
 
@@ -53,33 +53,22 @@ class Paths:
 
 
 def paths_of(agent: Agent, dataset: MultiTaskDataset) -> Paths:
-    """Route a split by an agent's best choices, in eval mode.
-
-    Args:
-        agent: The agent; its environment, modes and random numbers stay as they are.
-        dataset: The split.
-
-    Raises:
-        ValueError: A network that not all instances pass as a whole.
-    """
-    core = agent.env
-    if not core.network.in_order:
+    """Paths of a split by an agent's best choices, through a network in which all pass all decisions, in order."""
+    network = agent.env.network
+    if not network.in_order:
         raise ValueError("paths are compared in networks of which all instances pass all decisions, in order")
-    options = {"augmentations": 1, "train": False, "autoreset_mode": "disabled", "precision": "float32"}
-    options |= {"render_mode": None, "split": dataset.split}
-    env = type(core)(core.network, dataset, min(BATCH, len(dataset)), **{**dataclasses.asdict(core.config), **options})
-    parts: list[tuple[Tensor, ...]] = []
-    for batch, kept in route_split(agent, env):
-        taken = [actions.dense(step.action, core.network.num_choices).view(len(batch), -1) for step in batch.steps]
-        chances = [step.record.get("probabilities", weights) for step, weights in zip(batch.steps, taken, strict=True)]
-        chances = [chance.view(len(batch), -1) for chance in chances]
-        columns = (torch.stack(taken, 1).argmax(-1), torch.stack(chances, 1), batch.exits[0].logits, batch.label)
-        parts.append(tuple(column[kept].cpu() for column in columns))
-    return Paths(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def columns(batch: Trajectory) -> tuple[Tensor, ...]:
+        taken = [actions.dense(step.action, network.num_choices).view(len(batch), -1) for step in batch.steps]
+        said = [step.record.get("probabilities", weights) for step, weights in zip(batch.steps, taken, strict=True)]
+        chances = torch.stack([chance.view(len(batch), -1) for chance in said], 1)
+        return torch.stack(taken, 1).argmax(-1), chances, batch.exits[0].logits, batch.label
+
+    return Paths(*columns_of(agent, dataset, columns))
 
 
 def augmented(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> MultiTaskDataset:
-    """Return a split whose images have been augmented once."""
+    """A split whose images have been augmented once."""
     parameters = augmentation.draw(len(dataset.images), torch.Generator().manual_seed(seed))
     return dataclasses.replace(dataset, images=augmentation.apply(dataset.images, parameters.to(dataset.device)))
 
@@ -114,18 +103,18 @@ def cropped_flipped_rotated(dataset: MultiTaskDataset, augmentation: Shift, seed
 
 
 def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
-    """Find out which paths the images of the split take that a run was judged on.
+    """Find out which paths the images of the split take that a run was judged on, and whether they keep them.
 
     Args:
         judged: The run in the end.
         seed: Of the augmentation.
-        file: Receives the chances of running each block, `(R, N)` float16, the choices `(R, N)` uint8 and the labels.
+        file: Receives `chances` of running each block, `(R, N)` float16, `choices` `(R, N)` uint8 and `label`.
 
     Returns:
-        `paths`, how many there are; `length`, the mean number of blocks run; and, where training images are augmented,
-        of what happens to images that are augmented in the same way: `kept`, the share whose path stays the same,
-        and `kl`, the mean Kullback-Leibler divergence of the predicted classes, as they are from as they become
-        (Fig. 10), in nats; and `kept_rotated`, the share that keeps its path under `cropped_flipped_rotated`.
+        `paths`, how many there are; `length`, the mean number of blocks run; and of images that are augmented, if those
+        of training are: `kept`, the share whose path stays the same where they are augmented as in training, and `kl`,
+        the mean Kullback-Leibler divergence of the predicted classes, as they are from as they become (Fig. 10), in
+        nats; and `kept_rotated`, the share that keeps its path under `cropped_flipped_rotated`.
     """
     agent, env = judged.agent, judged.agent.env
     split, augmentation = env.datasets[judged.evaluation.split], env.datasets["train"].augmentation
@@ -137,10 +126,6 @@ def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
         found |= {"kept": plain.kept(moved), "kept_rotated": plain.kept(turned)}
         before, after = plain.logits.double().log_softmax(1), moved.logits.double().log_softmax(1)
         found["kl"] = float(functional.kl_div(after, before, reduction="batchmean", log_target=True))
-    write_arrays(
-        file,
-        chances=plain.chances[..., 1].to(torch.float16).numpy(),
-        choices=plain.choices.to(torch.uint8).numpy(),
-        label=plain.label.numpy(),
-    )
+    chances, choices = plain.chances[..., 1].to(torch.float16), plain.choices.to(torch.uint8)
+    write_arrays(file, chances=chances.numpy(), choices=choices.numpy(), label=plain.label.numpy())
     return found

@@ -6,9 +6,7 @@ import dataclasses
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from routing_gym.agents import AGENTS, load_installed_agents
 from routing_gym.envs import DATASETS, REWARDS
@@ -32,11 +30,7 @@ class Pluggable(Command):
     plugin: tuple[Path, ...] = ()
 
     def prepare(self) -> None:
-        """Run the files, and register the agents that installed packages offer.
-
-        Raises:
-            UsageError: A file is missing, fails, or registers nothing.
-        """
+        """Run the files, and register the agents that installed packages offer; errors as of `load_plugin`."""
         super().prepare()
         load_installed_agents()
         for path in self.plugin:
@@ -49,34 +43,31 @@ def load_plugin(path: Path) -> None:
     Raises:
         UsageError: It is missing, fails, or registers nothing.
     """
-    name = f"routing_gym_plugin_{path.stem}"
     if path.is_dir():
         raise UsageError(f"a plug-in is a Python file, {path} is a folder: name the files in it")
     if not path.exists():
         raise UsageError(f"no such plug-in: {path}")
-    module = sys.modules.get(name)
-    if module is not None and module.__file__ == str(path.resolve()):
+    name = f"routing_gym_plugin_{path.stem}"
+    if getattr(sys.modules.get(name), "__file__", None) == str(path.resolve()):
         return
-    before = _registered()
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    before = _registered()
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         line = traceback.extract_tb(error.__traceback__)[-1]
-        raise UsageError(
-            f"the plug-in {path} failed: {type(error).__name__}: {error} ({line.filename}, line {line.lineno})"
-        ) from error
+        where = f"{line.filename}, line {line.lineno}"
+        raise UsageError(f"the plug-in {path} failed: {type(error).__name__}: {error} ({where})") from error
     if _registered() == before:
         del sys.modules[name]
         raise UsageError(f"the plug-in {path} registers nothing: call register_agent(name, cls) or one of its like")
 
 
-def _registered() -> dict[tuple[int, str], int]:
-    """Return what is registered now, in a form that can be compared."""
-    registries: tuple[Mapping[str, Any], ...] = (AGENTS, NETWORKS, DATASETS, REWARDS, ENV_IDS, METRICS, CALLBACKS)
-    return {(number, name): id(part) for number, parts in enumerate(registries) for name, part in parts.items()}
+def _registered() -> list[dict[str, int]]:
+    """What is registered now, in a form that can be compared."""
+    registries = (AGENTS, NETWORKS, DATASETS, REWARDS, ENV_IDS, METRICS, CALLBACKS)
+    return [{name: id(part) for name, part in registry.items()} for registry in registries]

@@ -7,7 +7,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,8 @@ from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, Best, best_a
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
 
-VERSION = 2
-"""Of the form of records."""
-
-NUMBER = int | float
+VERSION = 2  # of the form of records
+OF_TRAINING = ("train_loss", "train_accuracy")
 OF_A_RUN: dict[str, Any] = {
     **dict.fromkeys(("agent", "env", "dataset", "device", "processor", "torch", "commit"), str),
     **dict.fromkeys(("version", "seed", "epochs", "batch_size", "threads"), int),
@@ -43,8 +42,6 @@ metrics that have a curve, of the deterministic policy after the epoch (`validat
 weight at its decision (`Evaluation.use`), to four digits.
 """
 
-OF_TRAINING = ("train_loss", "train_accuracy")
-
 
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, whole or not at all."""
@@ -60,19 +57,22 @@ def write_results(records: Sequence[Record], path: Path) -> None:
         write_text(path, json.dumps(list(records), indent=1))
 
 
+def write_rows(rows: Iterable[Iterable[Any]], path: Path) -> None:
+    """Write rows as CSV, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def write_csv(records: Sequence[Record], path: Path) -> None:
-    """Write records as CSV, whole or not at all: a row per run, its metrics and options; empty where it has none."""
+    """Write records as CSV: a row per run, its metrics and options; empty where it has none."""
     rows = []
     for record in records:
         row = {name: record[name] for name in ("agent", "env", "seed", "epochs")}
         row |= {metric.key(record["asked"]["split"]): metric.value(record) for metric in METRICS.values()}
-        rows.append({**row, **{name: text for name, text in flat_options(record["asked"]).items() if name not in row}})
+        rows.append(row | flat_options(record["asked"]) | row)  # a metric counts more than an option of its name
     columns = dict.fromkeys(name for row in rows for name in row)
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(path, text.getvalue())
+    write_rows([columns, *([row.get(name) for name in columns] for row in rows)], path)
 
 
 def flat_options(asked: dict[str, Any]) -> dict[str, str]:
@@ -85,88 +85,69 @@ def flat_options(asked: dict[str, Any]) -> dict[str, str]:
     return flat
 
 
-def read_results(path: Path) -> list[Record]:
+def read_results(path: Path, check: Callable[[Record], None] = lambda record: None) -> list[Record]:
     """Read records that `write_results` has written.
 
     Raises:
-        UsageError: The file cannot be read, is no JSON or is no list of records: names it, and what to do.
+        UsageError: The file cannot be read, or holds what is no record, or none that `check` lets through.
     """
     try:
         text = path.read_bytes()
         records = json.loads(gzip.decompress(text) if path.suffix == ".gz" else text)
         if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
             raise ValueError("it is not a list of records")
+        for record in records:
+            check(record)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     return records
 
 
-def read_run(path: Path) -> Record:
-    """Read the record of one run.
+def read_runs(path: Path) -> list[Record]:
+    """Read the records of runs; errors as of `read_results`."""
+    return read_results(path, check_run)
 
-    Raises:
-        UsageError: The file cannot be read, or lacks something that a run says of itself: names it, and what to do.
-    """
+
+def read_run(path: Path) -> Record:
+    """Read the record of one run; errors as of `read_results`."""
     records = read_runs(path)
     if len(records) != 1:
         raise damaged(path, ValueError(f"it holds {len(records)} records, expected one"))
     return records[0]
 
 
-def read_runs(path: Path) -> list[Record]:
-    """Read the records of runs; errors as of `read_run`."""
-    records = read_results(path)
-    try:
-        for record in records:
-            check_run(record)
-    except ValueError as error:
-        raise damaged(path, error) from error
-    return records
-
-
 def check_run(record: Record) -> None:
-    """Refuse what is not the record of a run.
-
-    Raises:
-        ValueError: Names what is missing, or is not finite.
-    """
+    """Refuse what is not the record of a run, by a `ValueError` that names what is missing, or is not finite."""
     if "asked" in record and record.get("version") != VERSION:
-        raise ValueError(
-            f"it is of version {record.get('version', 1)} of the form of records, this routing_gym reads {VERSION}"
-        )
+        version = record.get("version", 1)
+        raise ValueError(f"it is of version {version} of the form of records, this routing_gym reads {VERSION}")
     check_form({name: record.get(name) for name in OF_A_RUN}, OF_A_RUN, "record")
     check_form(record["asked"].get("split"), str, "record.asked.split")
     # Along so many axes; the first is of tasks, decisions or labels.
     for name, axes in {"task_accuracy": 1, "task_macs": 1, "routes": 3, "routes_by_label": 3, "use": 2}.items():
         _check_numbers(record[name], axes, f"record.{name}")
     for metric in METRICS.values():
-        if record.get(key := metric.key(record["asked"]["split"])) is not None or (
-            metric.table and metric.name in OURS
-        ):
-            _check_numbers(record.get(key), 0, f"record.{key}")
+        value = record.get(key := metric.key(record["asked"]["split"]))
+        if value is not None or (metric.table and metric.name in OURS):
+            _check_numbers(value, 0, f"record.{key}")
     check_curve(record["curve"], "record.curve")
 
 
 def _check_numbers(value: Any, axes: int, where: str) -> None:
-    """Refuse what is not a finite number, or a list of as many for each."""
     array = np.array(value)  # ValueError for lists that are not of one length
     if array.ndim != axes or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         raise ValueError(f"{where}: expected finite numbers along {axes} axes")
 
 
 def check_curve(curve: Any, where: str) -> None:
-    """Refuse what is not the curve of a run.
-
-    Raises:
-        ValueError: Names what is wrong.
-    """
+    """Refuse what is not the curve of a run, by a `ValueError` that names what is wrong."""
     check_form(curve, dict, where)
     check_form(curve.get("judged_on"), str, f"{where}.judged_on")
     check_form(curve.get("epoch"), list, f"{where}.epoch")
     epochs = len(curve["epoch"])
     of_metrics = {metric.key("validation"): metric.name in OURS for metric in METRICS.values() if metric.curve}
     numbers = (*OF_TRAINING, *(key for key, ours in of_metrics.items() if ours or key in curve))
-    form = {name: [NUMBER | None] * epochs for name in numbers} | dict.fromkeys(("exits", "use"), [list] * epochs)
+    form = {name: [int | float | None] * epochs for name in numbers} | dict.fromkeys(("exits", "use"), [list] * epochs)
     check_form({name: curve.get(name) for name in form}, form, where)
     for name in (*OF_TRAINING, "validation_accuracy", "seconds"):
         _check_numbers(curve[name], 1, f"{where}.{name}")
@@ -183,7 +164,7 @@ def read_progress(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, error: Exception) -> UsageError:
-    """Return what to say of a file that cannot be read back."""
+    """What to say of a file that cannot be read back."""
     why = " ".join(str(error).split()) or type(error).__name__
     return UsageError(f"{path} cannot be read back ({why}): put back a copy, or delete it, then it is made anew")
 
@@ -194,11 +175,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_arrays(path: Path, **axes: int) -> dict[str, np.ndarray]:
-    """Read arrays that `write_arrays` has written.
-
-    Args:
-        path: The file.
-        axes: The names of the arrays, and how many axes each has; the first is as long in all.
+    """Read arrays that `write_arrays` has written: their names and how many axes each has; the first is as long in all.
 
     Raises:
         UsageError: The file is not there or damaged, or holds other arrays: names it, and what to do.
@@ -221,24 +198,19 @@ def by_label(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def judged_best(records: Sequence[Record]) -> Best | None:
-    """Agent with the highest accuracy, and who cannot be told apart from it; None without a seed common to all."""
-    values = {agent: {run["seed"]: ACCURACY.value(run) for run in runs} for agent, runs in by_label(records).items()}
-    try:
-        return best_and_alike(values)
-    except ValueError:
-        return None
-
-
 def comparison_table(records: Sequence[Record], title: str) -> Table:
     """Table with a row per agent: means over seeds; the best is marked, and what cannot be told apart from it."""
-    best = judged_best(records)
+    groups, best = by_label(records), None
+    with suppress(ValueError):  # no seed is common to all
+        best = best_and_alike(
+            {name: {run["seed"]: ACCURACY.value(run) for run in runs} for name, runs in groups.items()}
+        )
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=said_of(best))
     table.add_column("agent", no_wrap=True)
     columns = [metric for metric in METRICS.values() if metric.table]
     for metric in columns:
         table.add_column(metric.heading, justify="right", no_wrap=True)
-    for agent, runs in by_label(records).items():
+    for agent, runs in groups.items():
         texts = [metric.text([metric.value(run) for run in runs]) for metric in columns]
         mark = " *" if best is not None and agent in (best.agent, *best.alike) else ""
         table.add_row(agent, texts[0] + mark, *texts[1:])
@@ -252,7 +224,5 @@ def said_of(best: Best | None) -> str:
         return f"{spread}; no seed is common to all agents, so that none is called the best"
     if best.seeds < FEWEST_SEEDS:
         return f"{spread}; * all: fewer than {FEWEST_SEEDS} common seeds tell nothing apart"
-    compared = len(best.alike) + len(best.worse) + 1
-    return (
-        f"{spread}; * the best of {compared}, or not told apart from it (paired t over {best.seeds} seeds, Holm, 5 %)"
-    )
+    compared, how = len(best.alike) + len(best.worse) + 1, f"paired t over {best.seeds} seeds, Holm, 5 %"
+    return f"{spread}; * the best of {compared}, or not told apart from it ({how})"

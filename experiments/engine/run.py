@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,58 +14,24 @@ import torch
 
 from routing_gym.agents import Agent, read
 from routing_gym.envs import TrainingDivergedError, evaluate
-from routing_gym.experiments.engine.callbacks import Callback, CallbackError, Session, make_callbacks, tell
-from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine import records, settings, training
+from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, CallbackError, Session, tell
+from routing_gym.experiments.engine.command import UsageError, unbroken
 from routing_gym.experiments.engine.folders import locked
-from routing_gym.experiments.engine.logits import keep_logits
+from routing_gym.experiments.engine.instances import keep_logits
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
-from routing_gym.experiments.engine.metrics import METRICS, Judged
+from routing_gym.experiments.engine.metrics import METRICS, Judged, Record
 from routing_gym.experiments.engine.paths import judged_paths
-from routing_gym.experiments.engine.records import (
-    VERSION,
-    Curve,
-    Record,
-    check_curve,
-    check_run,
-    read_run,
-    write_results,
-    write_text,
-)
-from routing_gym.experiments.engine.settings import (
-    TrainingSettings,
-    build_agent,
-    config_text,
-    default_env_options,
-    parse_options,
-    resolved_agent_options,
-    resolved_env_options,
-    writable_folder,
-)
-from routing_gym.experiments.engine.stopping import unbroken
-from routing_gym.experiments.engine.training import (
-    CHECKPOINT,
-    begun_curve,
-    best_epoch,
-    checked_policy,
-    few_of,
-    judge,
-    rounded_use,
-    train,
-)
+from routing_gym.experiments.engine.settings import finite
+from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.files import clear_orphans
 from routing_gym.networks import ways_out
 
-PATHS = "paths.npz"
-"""The file in a run's folder that holds the paths of all images."""
-
-LOGITS = "logits.npz"
-"""The file in a run's folder that holds what is said of all images."""
+PATHS, LOGITS, CONFIG = "paths.npz", "logits.npz", "config.toml"
+"""Files in a run's folder: paths of all images, what is said of them, and options for `routing-gym train --config`."""
 
 RESULTS, KEPT = "results.json", "results.json.gz"
 """The file in a run's folder that holds its record, and the one that stands for it where it is kept for long."""
-
-CONFIG = "config.toml"
-"""The file in a run's folder that holds all it was made with; `routing-gym train --config` takes it."""
 
 WHEREABOUTS = {"data_dir", "device"}
 """Options that say where something lies, not what is computed."""
@@ -77,24 +42,16 @@ class Run:
     """What is run: known by what it asks for, interrupted at any time, gone on with where it stopped.
 
     Its folder holds `config.toml`, `checkpoint.pt` (agent, blocks, optimisers, random states; written whole after every
-    epoch) and, when it is finished, `results.json`.
+    epoch) and, when it is finished, `results.json`. Its fields are options of `routing-gym train`, but these:
 
     Attributes:
-        training: How agent and blocks are trained.
-        agent: The agent.
-        seed: First weights, order of instances and the agent's choices.
         folder: Where everything is written.
-        agent_options: Options of the agent as NAME=VALUE.
-        split: What it is judged on in the end.
-        judge_at: Prices of computation it is judged at in the end, one by one, besides.
-        compare_paths: Find out in the end which paths images take, and whether they keep them when they are augmented.
-        keep_logits: Keep in the end what the agent's network says of every image of the split.
         title: What it is called; agent and seed by default.
         facts: What its record should hold besides.
         plugins: Files that register what it needs, for other processes.
     """
 
-    training: TrainingSettings
+    training: settings.TrainingSettings
     agent: str
     seed: int
     folder: Path
@@ -108,123 +65,114 @@ class Run:
     plugins: tuple[Path, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        if not self.title:
-            object.__setattr__(self, "title", f"{self.agent}, seed {self.seed}")
+        object.__setattr__(self, "title", self.title or f"{self.agent}, seed {self.seed}")
 
     def make(self) -> Agent:
-        """Make agent and environment.
-
-        Raises:
-            UsageError: An option one of them refuses.
-        """
+        """Make agent and environment; a `UsageError` says which option one of them refuses."""
         env = self.training.make_env(self.agent, self.seed)
+        data, splits, listed = env.dataset.name, ", ".join(env.datasets), f"(`routing-gym list {self.training.env}`)"
         if self.split not in env.datasets:
-            raise UsageError(
-                f"{env.dataset.name} has no {self.split} split, only {', '.join(env.datasets)}; an option of the data "
-                f"holds some out (`routing-gym list {self.training.env}`)"
-            )
+            mend = f"an option of the data holds some out {listed}"
+            raise UsageError(f"{data} has no {self.split} split, only {splits}; {mend}")
         if self.training.patience is not None and "validation" not in env.datasets:
-            raise UsageError(
-                f"--patience goes by the validation accuracy, {env.dataset.name} has only {', '.join(env.datasets)}: "
-                f"leave it out, or hold data out by an option of theirs (`routing-gym list {self.training.env}`)"
-            )
-        return build_agent(self.agent, env, self.seed, self.agent_options)
+            mend = f"leave it out, or hold data out by an option of theirs {listed}"
+            raise UsageError(f"--patience goes by the validation accuracy, {data} has only {splits}: {mend}")
+        return settings.build_agent(self.agent, env, self.seed, self.agent_options)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What the run is known by: every option, whether given or left at its default."""
-        patience = self.training.patience
-        return {
-            "env": self.training.env,
-            "agent": self.agent,
-            "seed": self.seed,
-            "epochs": self.training.epochs,
-            "batch_size": self.training.batch_size,
-            "split": self.split,
-            **({"patience": patience} if patience is not None else {}),
-            **({"judge_at": list(self.judge_at)} if self.judge_at else {}),
-            **({"compare_paths": True} if self.compare_paths else {}),
-            **({"keep_logits": True} if self.keep_logits else {}),
-            "env_options": resolved_env_options(self.training.env, self.training.env_options),
-            "agent_options": resolved_agent_options(self.agent, self.agent_options),
-        }
+        given = self.training
+        asked = {"env": given.env, "agent": self.agent, "seed": self.seed, "epochs": given.epochs}
+        asked |= {"batch_size": given.batch_size, "split": self.split}
+        besides = {"patience": given.patience, "judge_at": list(self.judge_at)}
+        besides |= {"compare_paths": self.compare_paths, "keep_logits": self.keep_logits}
+        asked |= {name: value for name, value in besides.items() if value}
+        of_env = settings.resolved_env_options(given.env, given.env_options)
+        of_agent = settings.resolved_agent_options(self.agent, self.agent_options)
+        return {**asked, "env_options": of_env, "agent_options": of_agent}
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What `config.toml` holds: the options of `routing-gym train`, but those that the agent decides."""
+        given, asked = self.training, self.asked
+        options: dict[str, Any] = {"callbacks": given.callbacks, "threads": given.threads}
+        options |= {"device": given.device} if given.device != "auto" else {}
+        options |= {"data_dir": given.data_dir} if given.data_dir is not None else {}
+        options |= {"plugin": [str(path.resolve()) for path in self.plugins]} if self.plugins else {}
+        decided = given.decided_by(self.agent)
+        of_env = {name: value for name, value in asked["env_options"].items() if name not in decided}
+        return {**options, **asked, "env_options": of_env}
 
     def finished(self) -> Record | None:
-        """Record of this very run, if it is finished.
+        """Record of this very run, if it is finished; a `UsageError` if there is another's, or a damaged one.
 
         Options that are younger than the record count as if it had had their default.
-
-        Raises:
-            UsageError: The folder holds the results of another run, or damaged ones.
         """
         path = next((path for name in (RESULTS, KEPT) if (path := self.folder / name).exists()), None)
         if path is None:
             return None
-        record = read_run(path)
+        record = records.read_run(path)
+        given = settings.parse_options("env_options", self.training.env_options)
+        defaults = {
+            "env_options": settings.default_env_options(self.training.env, given),
+            "agent_options": settings.resolved_agent_options(self.agent, ()),
+        }
         asked = record["asked"]
-        of_env = default_env_options(self.training.env, parse_options("env_options", self.training.env_options))
-        defaults = {"env_options": of_env, "agent_options": resolved_agent_options(self.agent, ())}
-        saved = {**asked, **{kind: {**of, **asked.get(kind, {})} for kind, of in defaults.items()}}
-        check_same(path, saved, self.asked)
+        check_same(path, asked | {kind: {**of, **asked.get(kind, {})} for kind, of in defaults.items()}, self.asked)
         return {**record, **self.facts}
 
     def try_out(self, *, batch: bool, fresh: bool) -> None:
         """Find out what would go wrong, on a throwaway copy: no random number and no file is touched.
 
         Args:
-            batch: Route one batch, train on it and judge one; else see only whether the checkpoint, where there is
-                one, is one to go on with.
+            batch: Route one batch, train on it and judge one; else see only if a checkpoint is one to go on with.
             fresh: The checkpoint is about to be replaced.
 
         Raises:
             UsageError: A wrong option, or a checkpoint of other options.
         """
-        checkpoint = self.folder / CHECKPOINT
-        goes_on = not fresh and checkpoint.exists()
+        goes_on = not fresh and (self.folder / CHECKPOINT).exists()
         if not (batch or goes_on):
             return
         with _no_trace():
             agent = self.make()
             if goes_on:
-                agent, _ = resumed(checkpoint, agent, self.training.epochs)
+                agent, _ = resumed(self.folder / CHECKPOINT, agent, self.training.epochs)
             if batch:
                 agent.learn(agent.env, agent.env.num_envs)
-                checked_policy(agent)
-                agent.env.datasets[self.split] = few_of(agent.env.datasets[self.split])
+                training.checked_policy(agent)
+                agent.env.datasets[self.split] = training.few_of(agent.env.datasets[self.split])
                 with suppress(TrainingDivergedError):  # which is the run's affair
-                    judged = judge(agent, self.split, 1.0, 1)
+                    judged = training.judge(agent, self.split, 1.0, 1)
                     for metric in METRICS.values():
                         metric.measure(judged)
 
     def perform(self, callbacks: Sequence[Callback] = ()) -> Record:
-        """Train and judge, going on from the folder's checkpoint where there is one.
-
-        Args:
-            callbacks: Told of batches and epochs, besides those the settings name.
+        """Train and judge, going on from the folder's checkpoint; `callbacks` are told besides those the settings name.
 
         Raises:
             UsageError: The checkpoint is of other options, or another command is at work in the folder.
             TrainingDivergedError: The loss is no longer a number.
         """
         agent, folder = self.make(), self.folder
-        curve = begun_curve(agent)
-        with locked(writable_folder(folder)):
+        curve = training.begun_curve(agent)
+        with locked(settings.writable_folder(folder)):
             clear_orphans(folder)
-            asked = self.asked
             if (folder / CHECKPOINT).exists():
                 agent, curve = resumed(folder / CHECKPOINT, agent, self.training.epochs)
-            write_text(folder / CONFIG, config_text(self.configuration))
-            callbacks = [*make_callbacks(self.training.callbacks), *callbacks]
-            session = Session(self.title, agent, folder, self.training.epochs, curve, asked)
+            records.write_text(folder / CONFIG, settings.config_text(self.configuration))
+            callbacks = [*(CALLBACKS[name]() for name in self.training.callbacks), *callbacks]
+            session = Session(self.title, agent, folder, self.training.epochs, curve, self.asked)
             begun: list[Callback] = []
             try:
                 for callback in callbacks:
                     begun.append(callback)
                     tell(callback, "on_begin", session)
-                train(session, callbacks, self.training.patience)
+                training.train(session, callbacks, self.training.patience)
                 record = self._record(session)
                 with unbroken():
-                    write_results([record], folder / RESULTS)
+                    records.write_results([record], folder / RESULTS)
                 while begun:
                     tell(begun[0], "on_end", session, record)
                     del begun[0]
@@ -237,121 +185,62 @@ class Run:
                 raise
         return {**record, **self.facts}
 
-    @property
-    def configuration(self) -> dict[str, Any]:
-        """What `config.toml` holds: the options of `routing-gym train`, but those that the agent decides."""
-        settings = self.training
-        training: dict[str, Any] = {"callbacks": settings.callbacks, "threads": settings.threads}
-        training |= {"device": settings.device} if settings.device != "auto" else {}
-        training |= {"data_dir": settings.data_dir} if settings.data_dir is not None else {}
-        plugins = {"plugin": [str(path.resolve()) for path in self.plugins]} if self.plugins else {}
-        decided = self.training.decided_by(self.agent)
-        of_env = {name: value for name, value in self.asked["env_options"].items() if name not in decided}
-        return {**training, **plugins, **self.asked, "env_options": of_env}
-
     def _record(self, session: Session) -> Record:
         """Judge what has been trained, and say all there is to say of it."""
         agent, curve, folder = session.agent, session.curve, self.folder
-        seconds = curve["seconds"][-1]
-        judged = judge(agent, self.split, seconds, len(curve["epoch"]))
-        more: dict[str, Any] = {}
+        judged = training.judge(agent, self.split, curve["seconds"][-1], len(curve["epoch"]))
+        record = record_of(judged, self, curve)
         if self.judge_at:
-            more["by_price"] = judged_by_price(judged, self.judge_at)
+            record["by_price"] = [_at_price(judged, price) for price in self.judge_at]
         if self.compare_paths:
-            more["compared_paths"] = judged_paths(judged, self.seed, folder / PATHS)
+            record["compared_paths"] = judged_paths(judged, self.seed, folder / PATHS)
         if self.keep_logits:
             keep_logits(agent, self.split, folder / LOGITS)
-        record = record_of(judged, self, curve) | more
-        check_run(record)
+        records.check_run(record)
         return record
 
 
-def record_of(judged: Judged, run: Run, curve: Curve) -> Record:
-    """A run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1.
-
-    Infinite numbers, of an option say, are None: JSON has no word for them.
-    """
-    agent, final = judged.agent, judged.evaluation
-    network = agent.env.network
-    live = {"live_paths": final.live_paths.tolist()} if network.num_tensors > 1 else {}  # else a choice is a path
-    record = {
-        "version": VERSION,
-        "agent": agent.name,
-        "env": run.training.env,
-        "seed": run.seed,
-        **{metric.key(final.split): metric.measure(judged) for metric in METRICS.values()},
-        "task_accuracy": final.task_accuracy,
-        "task_macs": final.task_macs,
-        **live,
-        "epochs": len(curve["epoch"]),
-        "best_epoch": best_epoch(curve),
-        "batch_size": agent.env.num_envs,
-        "asked": run.asked,
-        "config": dataclasses.asdict(agent.config),
-        "env_config": dataclasses.asdict(agent.env.config),
-        "curve": curve,
-        "routes": final.routes.tolist(),
-        "routes_by_label": final.routes_by_label.tolist(),
-        "use": rounded_use(final),
-        "exits": final.exits.tolist(),
-        "ways_out": [list(way) for way in ways_out(network.decisions)],
-        "decisions": [{"name": decision.name, "next": list(decision.next)} for decision in network.decisions],
-        "experts": [list(names) for names in getattr(network, "experts", ())],
-        "dataset": agent.env.datasets[final.split].name,
-        "device": device_name(agent.env.device),
-        "processor": processor_name(),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "threads": torch.get_num_threads(),
-    }
-    return {key: finite(value) for key, value in record.items()}
+def record_of(judged: Judged, run: Run, curve: records.Curve) -> Record:
+    """A run as plain values, the form of `results.json`; MACs are per instance, accuracies 0 to 1, infinity is None."""
+    agent, env, final = judged.agent, judged.agent.env, judged.evaluation
+    network = env.network
+    record: Record = {"version": records.VERSION, "agent": agent.name, "env": run.training.env, "seed": run.seed}
+    record |= {metric.key(final.split): metric.measure(judged) for metric in METRICS.values()}
+    record |= {"task_accuracy": final.task_accuracy, "task_macs": final.task_macs}
+    record |= {"live_paths": final.live_paths.tolist()} if network.num_tensors > 1 else {}  # else a choice is a path
+    record |= {"epochs": len(curve["epoch"]), "best_epoch": training.best_epoch(curve), "batch_size": env.num_envs}
+    record |= {"asked": run.asked, "config": dataclasses.asdict(agent.config)}
+    record |= {"env_config": dataclasses.asdict(env.config), "curve": curve}
+    record |= {name: getattr(final, name).tolist() for name in ("routes", "routes_by_label", "exits")}
+    record |= {"use": training.rounded_use(final), "ways_out": ways_out(network.decisions)}
+    record |= {"decisions": [{"name": decision.name, "next": decision.next} for decision in network.decisions]}
+    record |= {"experts": getattr(network, "experts", ()), "dataset": env.datasets[final.split].name}
+    record |= {"device": device_name(env.device), "processor": processor_name(), "torch": torch.__version__}
+    return finite(record | {"commit": commit(), "threads": torch.get_num_threads()})
 
 
-def finite(value: Any) -> Any:
-    """A plain value with None in place of every number in it that is not finite, and lists in place of tuples."""
-    if isinstance(value, dict):
-        return {key: finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _at_price(judged: Judged, price: float) -> dict[str, float]:
+    """How an agent that knows the price of computation does at one, `k_cpt`."""
+    at = evaluate(judged.agent, judged.agent.env, split=judged.evaluation.split, k_cpt=price)
+    accuracy = {f"{at.split}_accuracy": at.accuracy}
+    return {"k_cpt": price, **accuracy, "macs": at.macs, "loss": at.loss, "cost": at.cost(price)}
 
 
-def judged_by_price(judged: Judged, prices: Sequence[float]) -> list[dict[str, float]]:
-    """Judge one agent that knows the price of computation at several prices.
-
-    Returns:
-        For each price `k_cpt`, the accuracy, `macs`, `loss` and `cost` at it, as in `record_of`.
-    """
-    points = []
-    for price in prices:
-        at = evaluate(judged.agent, judged.agent.env, split=judged.evaluation.split, k_cpt=price)
-        accuracy = {f"{at.split}_accuracy": at.accuracy}
-        points.append({"k_cpt": price, **accuracy, "macs": at.macs, "loss": at.loss, "cost": at.cost(price)})
-    return points
+def differences(was: dict[str, Any], now: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the options that differ: name (`env_options num_blocks` in a table), what it was, what it is now."""
+    for key in sorted(was.keys() | now.keys()):
+        before, after = was.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from differences(before, after, f"{within}{key} ")
+        elif finite(before) != finite(after):
+            yield f"{within}{key}", before, after
 
 
-def check_same(path: Path, saved: dict[str, Any], asked: dict[str, Any], within: str = "") -> None:
-    """Refuse the record of a run that another is not to be taken for.
-
-    Args:
-        path: Where it stands.
-        saved: What it was asked for.
-        asked: What is asked for now.
-        within: Name of the table of options they are, `env_options ` say.
-
-    Raises:
-        UsageError: Names file and option.
-    """
-    saved, asked = finite(saved), finite(asked)
-    for key in sorted(saved.keys() | asked.keys()):
-        ours, theirs = asked.get(key), saved.get(key)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            check_same(path, theirs, ours, f"{key} ")
-        elif ours != theirs:
-            raise UsageError(
-                f"{path} holds another run: its {within}{key} is {theirs!r}, asked for is {ours!r}; take "
-                "another folder, or delete this one"
-            )
+def check_same(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse, by a `UsageError`, what a file holds if it was asked for with other options."""
+    for option, was, now in differences(finite(saved), finite(asked)):
+        other = f"its {option} is {was!r}, asked for is {now!r}"
+        raise UsageError(f"{path} holds another run: {other}; take another folder, or delete this one")
 
 
 @contextmanager
@@ -367,44 +256,35 @@ def _no_trace() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, Curve]:
-    """Load a checkpoint to go on with, if it was trained with the very options given now.
-
-    Args:
-        path: The checkpoint.
-        fresh: An agent made with the options given now.
-        epochs: How many epochs there should be in the end.
+def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, records.Curve]:
+    """Load a checkpoint to go on with, if it was trained with the very options a fresh agent was made with now.
 
     Raises:
-        UsageError: Not a checkpoint, not one of `train`, or one of other options: names the first.
+        UsageError: Not a checkpoint, not one of `train`, of more epochs, or of other options: names the first.
     """
     try:
-        checkpoint = read(path)
-        env = fresh.env
+        checkpoint, env = read(path), fresh.env
         assert env.spec is not None
-        run = (
-            {"agent": checkpoint["agent"], "batch_size": checkpoint["num_envs"]},
-            {"agent": fresh.name, "batch_size": env.num_envs},
-        )
+        of_env = [
+            settings.default_env_options(env.spec.id, given) | dict(given)
+            for given in (checkpoint["env_kwargs"], env.spec.kwargs)
+        ]
+        was = {"agent": checkpoint["agent"], "batch_size": checkpoint["num_envs"]}
+        of_run = (was, {"agent": fresh.name, "batch_size": env.num_envs})
         of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))
-        given = (checkpoint["env_kwargs"], env.spec.kwargs)
-        of_env = tuple({**default_env_options(env.spec.id, kwargs), **kwargs} for kwargs in given)
-        for saved, ours in (run, of_agent, of_env):  # one by one: agents and environments have options of one name
-            for option in sorted((ours.keys() | saved.keys()) - WHEREABOUTS):
-                if finite(ours.get(option)) != finite(saved.get(option)):
-                    raise UsageError(
-                        f"{path} was trained with {option}={saved.get(option)!r}, now it is {ours.get(option)!r}: "
-                        "resume with the same options, or train into another folder"
-                    )
+        for pair in (of_run, of_agent, of_env):  # one by one: agents and environments have options of one name
+            for option, before, now in differences(*pair):
+                if option not in WHEREABOUTS:
+                    mend = "resume with the same options, or train into another folder"
+                    raise UsageError(f"{path} was trained with {option}={before!r}, now it is {now!r}: {mend}")
         if "curve" not in checkpoint["extra"]:
             raise UsageError(f"{path} was not written by `routing-gym train`")
-        check_curve(checkpoint["extra"]["curve"], f"{path}: curve")
-        done = len(checkpoint["extra"]["curve"]["epoch"])
-        if done > epochs:
+        curve = checkpoint["extra"]["curve"]
+        records.check_curve(curve, f"{path}: curve")
+        if (done := len(curve["epoch"])) > epochs:
             raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
-        younger = {name: [None] * done for name, of in begun_curve(fresh).items() if isinstance(of, list)}
     except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared
         raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
-    return agent, {**younger, **checkpoint["extra"]["curve"]}
+    return agent, curve

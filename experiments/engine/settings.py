@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ from routing_gym.experiments.engine.command import UsageError
 from routing_gym.registration import ENV_IDS, env_ids
 
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
-RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
-
 MOST_THREADS = 1024
+RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +55,7 @@ class TrainingSettings:
     callbacks: tuple[str, ...] = ("tensorboard",)
 
     def check(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            UsageError: Names the option and what it takes.
-        """
+        """Refuse what cannot be run, by a `UsageError` that names the option and what it takes."""
         if self.env not in env_ids():
             raise UsageError(f"unknown environment {self.env!r}; known are {', '.join(env_ids())}")
         for option in ("epochs", "batch_size", "threads", "patience"):
@@ -69,31 +64,24 @@ class TrainingSettings:
         each_once("env_options", self.env_options)
         if self.threads > MOST_THREADS:
             raise UsageError(f"--threads must be at most {MOST_THREADS}, got {self.threads}")
-        if twice := repeated(self.callbacks):
-            raise UsageError(f"--callbacks names {twice!r} twice")
+        each_once("callbacks", self.callbacks)
         check_callbacks(self.callbacks)
 
-    def decided_by(self, agent: str) -> set[str]:
-        """Options of the environment that an agent decides: those it needs, unless they are given."""
-        needed = needs(agent)
-        names = {*needed, *(("replay_batch",) if needed["autoreset_mode"] == "same_step" else ())}
-        return names - parse_options("env_options", self.env_options).keys()
+    def decided_by(self, agent: str) -> dict[str, Any]:
+        """Options of the environment that an agent decides, by name: those it needs, unless they are given."""
+        options, given = needs(agent), parse_options("env_options", self.env_options)
+        if options["autoreset_mode"] == "same_step":
+            # The blocks take a step on as many instances as with agents that are given whole batches.
+            options["replay_batch"] = self.batch_size
+        return {name: value for name, value in options.items() if name not in given}
 
     def make_env(self, agent: str, seed: int) -> RoutingVectorEnv:
-        """Make the environment an agent needs.
-
-        Raises:
-            UsageError: An option the environment refuses.
-        """
+        """Make the environment an agent needs; a `UsageError` says which option is refused."""
         given = parse_options("env_options", self.env_options)
         if taken := sorted(RESERVED & set(given)):
             raise UsageError(f"--env-options cannot set {taken[0]!r}: the command decides that, so that agents compare")
-        options = {**needs(agent), "device": self.device, "seed": seed, **given}
-        if options["autoreset_mode"] == "same_step":
-            # The blocks take a step on as many instances as with agents that are given whole batches.
-            options.setdefault("replay_batch", self.batch_size)
-        if self.data_dir is not None:
-            options["data_dir"] = self.data_dir
+        options = {**self.decided_by(agent), "device": self.device, "seed": seed, **given}
+        options |= {"data_dir": self.data_dir} if self.data_dir is not None else {}
         torch.set_num_threads(self.threads)
         torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout
         try:
@@ -101,18 +89,16 @@ class TrainingSettings:
         except (ValueError, TypeError) as error:
             for option, value in agent_class(agent).env_kwargs.items():
                 if f"unexpected keyword argument {option!r}" in str(error):
-                    raise UsageError(
-                        f"agent {agent!r} needs an environment made with {option}={value!r}, an option that {self.env} "
-                        "does not have: leave the agent out"
-                    ) from error
+                    lacks = f"an option that {self.env} does not have: leave the agent out"
+                    needed = f"agent {agent!r} needs an environment made with {option}={value!r}"
+                    raise UsageError(f"{needed}, {lacks}") from error
             raise UsageError(str(error)) from error
 
 
 def resolved_env_options(env: str, given: tuple[str, ...]) -> dict[str, Any]:
     """Every option of an environment that a command may set, by name: as given, else of the id, else the default."""
     options = {**ENV_IDS[env], **parse_options("env_options", given)}
-    defaults = default_env_options(env, options)
-    return {**defaults, **{name: value for name, value in options.items() if name != "dataset"}}
+    return default_env_options(env, options) | {name: of for name, of in options.items() if name != "dataset"}
 
 
 def default_env_options(env: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,38 +114,146 @@ def resolved_agent_options(agent: str, given: tuple[str, ...]) -> dict[str, Any]
     return {name: value for name, value in defaults.items() if name != "seed"} | parse_options("agent_options", given)
 
 
+def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str, ...]) -> Agent:
+    """Make an agent with options given as NAME=VALUE; a `UsageError` says what is refused."""
+    given = parse_options("agent_options", options)
+    if "seed" in given:
+        raise UsageError("--agent-options cannot set 'seed': the command decides that")
+    try:
+        return make_agent(name, env, seed=seed, **given)
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+def flag_of(option: str) -> str:
+    """Flag of an option."""
+    return f"--{option.replace('_', '-')}"
+
+
+def at_least_one(option: str, value: int) -> None:
+    """Refuse a count below 1."""
+    if value < 1:
+        raise UsageError(f"{flag_of(option)} must be at least 1, got {value}")
+
+
+def check_agents(names: tuple[str, ...]) -> None:
+    """Refuse unknown, missing and repeated agents."""
+    if not names:
+        raise UsageError(f"--agents needs at least one of {', '.join(sorted(AGENTS))}")
+    folders = {folder_name(name): name for name in names}
+    for name in names:
+        if name not in AGENTS:
+            raise UsageError(f"unknown agent {name!r}; known are {', '.join(sorted(AGENTS))}")
+        if (twin := folders[folder_name(name)]) != name:
+            raise UsageError(f"agents {name!r} and {twin!r} would share a folder: compare them one by one")
+    each_once("agents", names)
+
+
+def folder_name(agent: str) -> str:
+    """Name of an agent's folder: `sb3-PPO` for `sb3:PPO`, because not every file system takes a colon."""
+    return agent.replace(":", "-")
+
+
+def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what was given, everything if nothing was; refuse the unknown."""
+    for name in given:
+        if name not in known:
+            raise UsageError(f"--{option} knows {', '.join(known)}, got {name!r}")
+    each_once(option, given)
+    return given or known
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that is there twice."""
+    return next((name for name, count in collections.Counter(names).items() if count > 1), None)
+
+
+def each_once(option: str, given: Iterable[str]) -> None:
+    """Refuse a name, or NAME=VALUE, twice for one name: which of them should count?"""
+    if twice := repeated(item.partition("=")[0] for item in given):
+        raise UsageError(f"{flag_of(option)} names {twice!r} twice")
+
+
+WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
+
+
+def parse_options(option: str, given: tuple[str, ...]) -> dict[str, Any]:
+    """Turn `("rho=0.3", "network=mlp")` into a dictionary; values are Python literals, else text."""
+    parsed: dict[str, Any] = {}
+    for item in given:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{flag_of(option)} takes NAME=VALUE, got {item!r}")
+        parsed[name] = parsed_value(text)
+    return parsed
+
+
+def parsed_value(text: str) -> Any:
+    """Value of NAME=VALUE: a Python literal, a word for one, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two of brackets in brackets
+        return WORDS.get(text.lower(), text)
+
+
+def options_of_agents(agents: tuple[str, ...], given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Sort AGENT.NAME=VALUE by agent, as NAME=VALUE; names of agents may have dots themselves."""
+    options: dict[str, tuple[str, ...]] = dict.fromkeys(agents, ())
+    for item in given:
+        found = [name for name in agents if item.partition("=")[0].startswith(f"{name}.")]
+        if not found:
+            known = " ".join(agents)
+            raise UsageError(f"--agent-options takes AGENT.NAME=VALUE, the agent one of {known}, got {item!r}")
+        name = max(found, key=len)
+        options[name] += (item.removeprefix(f"{name}."),)
+    each_once("agent_options", given)
+    return options
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A plain value with every number, text and None in it changed, and lists in place of tuples."""
+    if isinstance(value, dict):
+        return {key: mapped(part, change) for key, part in value.items()}
+    return [mapped(part, change) for part in value] if isinstance(value, list | tuple) else change(value)
+
+
+def finite(value: Any) -> Any:
+    """A plain value with None in place of every number in it that is not finite, and lists in place of tuples."""
+    return mapped(value, lambda part: None if isinstance(part, float) and not math.isfinite(part) else part)
+
+
 def config_text(configuration: dict[str, Any]) -> str:
     """Configuration as TOML, in which None is "none", and what is called none itself stands in quotes."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(part) for name, part in sorted(value.items())}
-        if isinstance(value, list | tuple):
-            return [plain(part) for part in value]
+    def said(value: Any) -> Any:
         if isinstance(value, str) and value.strip("'") == "none":
             return f"'{value}'"
         return "none" if value is None else value
 
-    return tomli_w.dumps({name: plain(value) for name, value in configuration.items()})
+    tables = {name: dict(sorted(of.items())) if isinstance(of, dict) else of for name, of in configuration.items()}
+    return tomli_w.dumps(mapped(tables, said))
 
 
 def from_toml(value: Any) -> Any:
-    """Value of an option that `config_text` has written, or somebody by hand; lists in place of tuples."""
-    if isinstance(value, dict):
-        return {name: from_toml(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [from_toml(part) for part in value]
-    if value == "none":
-        return None
-    quoted = isinstance(value, str) and value.strip("'") == "none" and value[0] == value[-1] == "'"
-    return value[1:-1] if quoted else value
+    """What `config_text` has written, or somebody by hand; lists in place of tuples."""
+
+    def meant(value: Any) -> Any:
+        quoted = isinstance(value, str) and value.strip("'") == "none" and value[0] == value[-1]
+        return None if value == "none" else value[1:-1] if quoted else value
+
+    return mapped(value, meant)
+
+
+def filled_up(given: Sequence[str], more: Mapping[str, Any] | Iterable[str]) -> tuple[str, ...]:
+    """Options as NAME=VALUE, with those of others that are not named; what is given counts more."""
+    names = {item.partition("=")[0] for item in given}
+    others = [f"{name}={as_text(of)}" for name, of in more.items()] if isinstance(more, Mapping) else more
+    return (*given, *(item for item in others if item.partition("=")[0] not in names))
 
 
 def as_text(value: Any) -> str:
     """Text that `parse_options` takes for a value."""
-    if isinstance(value, str) and _parsed(value) == value:
-        return value
-    return _literal(value)
+    return value if isinstance(value, str) and parsed_value(value) == value else _literal(value)
 
 
 def _literal(value: Any) -> str:
@@ -172,116 +266,8 @@ def _literal(value: Any) -> str:
     return f"{'-' * (value < 0)}1e999" if infinite else repr(value)
 
 
-def filled_up(given: tuple[str, ...], more: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
-    """Options as NAME=VALUE, with those of others that are not named; what is given counts more."""
-    names = {item.partition("=")[0] for item in given}
-    others = [f"{name}={as_text(of)}" for name, of in more.items()] if isinstance(more, Mapping) else more
-    return (*given, *(item for item in others if item.partition("=")[0] not in names))
-
-
-def at_least_one(option: str, value: int) -> None:
-    """Refuse a count below 1."""
-    if value < 1:
-        raise UsageError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
-
-
-def check_agents(names: tuple[str, ...]) -> None:
-    """Refuse unknown, missing and repeated agents."""
-    if not names:
-        raise UsageError(f"--agents needs at least one of {', '.join(sorted(AGENTS))}")
-    for name in names:
-        if name not in AGENTS:
-            raise UsageError(f"unknown agent {name!r}; known are {', '.join(sorted(AGENTS))}")
-    for name in names:
-        if twin := [other for other in names if other != name and folder_name(other) == folder_name(name)]:
-            raise UsageError(f"agents {name!r} and {twin[0]!r} would share a folder: compare them one by one")
-    if twice := repeated(names):
-        raise UsageError(f"--agents names an agent twice: {twice}")
-
-
-def folder_name(agent: str) -> str:
-    """Return the name of an agent's folder: `sb3-PPO` for `sb3:PPO`, because not every file system takes a colon."""
-    return agent.replace(":", "-")
-
-
-def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what was given, everything if nothing was; refuse the unknown."""
-    for name in given:
-        if name not in known:
-            raise UsageError(f"--{option} knows {', '.join(known)}, got {name!r}")
-    if twice := repeated(given):
-        raise UsageError(f"--{option} names {twice!r} twice")
-    return given or known
-
-
-def options_of_agents(agents: tuple[str, ...], given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Sort AGENT.NAME=VALUE by agent, as NAME=VALUE; names of agents may have dots themselves."""
-    options: dict[str, list[str]] = {name: [] for name in agents}
-    for item in given:
-        found = [name for name in agents if item.partition("=")[0].startswith(f"{name}.")]
-        if not found:
-            raise UsageError(
-                f"--agent-options takes AGENT.NAME=VALUE, the agent one of {' '.join(agents)}, got {item!r}"
-            )
-        name = max(found, key=len)
-        options[name].append(item.removeprefix(f"{name}."))
-    each_once("agent_options", given)
-    return {name: tuple(items) for name, items in options.items()}
-
-
-def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str, ...]) -> Agent:
-    """Make an agent with options given as NAME=VALUE.
-
-    Raises:
-        UsageError: An option the agent does not take, or an environment it cannot route.
-    """
-    given = parse_options("agent_options", options)
-    if "seed" in given:
-        raise UsageError("--agent-options cannot set 'seed': the command decides that")
-    try:
-        return make_agent(name, env, seed=seed, **given)
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
-
-
-def repeated(names: Iterable[str]) -> str | None:
-    """Return the first name that is there twice."""
-    return next((name for name, count in collections.Counter(names).items() if count > 1), None)
-
-
-def each_once(option: str, given: tuple[str, ...]) -> None:
-    """Refuse NAME=VALUE twice for one name: which of them should count?"""
-    if twice := repeated(item.partition("=")[0] for item in given):
-        raise UsageError(f"--{option.replace('_', '-')} names {twice!r} twice")
-
-
-def parse_options(option: str, given: tuple[str, ...]) -> dict[str, Any]:
-    """Turn `("rho=0.3", "network=mlp")` into a dictionary; values are Python literals, else text."""
-    parsed: dict[str, Any] = {}
-    for item in given:
-        name, equals, text = item.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--{option.replace('_', '-')} takes NAME=VALUE, got {item!r}")
-        parsed[name] = _parsed(text)
-    return parsed
-
-
-WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two of brackets in brackets
-        return WORDS.get(text.lower(), text)
-
-
 def writable_folder(path: Path) -> Path:
-    """Make a folder and make sure that files can be written there.
-
-    Raises:
-        UsageError: It cannot be made or written to.
-    """
+    """Make a folder, make sure that files can be written there, and return it."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"the output folder {path} cannot be written to: it is a file; name a folder")
     try:
@@ -294,11 +280,7 @@ def writable_folder(path: Path) -> Path:
 
 
 def writable_file(path: Path, option: str = "--out") -> Path:
-    """Make sure that a file can be written, in a folder that is made where it is missing.
-
-    Raises:
-        UsageError: It is a folder, or its folder cannot be written to.
-    """
+    """Make sure that a file can be written, in a folder that is made where it is missing, and return it."""
     if path.is_dir():
         raise UsageError(f"{option} must name a file, {path} is a folder")
     writable_folder(path.parent)

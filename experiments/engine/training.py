@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import time
@@ -18,31 +19,30 @@ from torch import Tensor
 from routing_gym.agents import Agent
 from routing_gym.envs import Evaluation, TrainingDivergedError, evaluate
 from routing_gym.experiments.engine.callbacks import Callback, Session, tell
+from routing_gym.experiments.engine.command import stop_if_asked, unbroken
 from routing_gym.experiments.engine.machine import give_back_freed_memory
 from routing_gym.experiments.engine.metrics import METRICS, Judged
-from routing_gym.experiments.engine.records import OF_TRAINING, Curve, read_arrays, write_arrays
-from routing_gym.experiments.engine.stopping import stop_if_asked, unbroken
+from routing_gym.experiments.engine.records import Curve, read_arrays, write_arrays
 from routing_gym.networks import ways_out
 from routing_gym.tasks import MultiTaskDataset
 
-CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
-ROUTES = "routes.npz"
-"""The file in a run's folder that holds its routes after every epoch."""
+CHECKPOINT, BEST, ROUTES, POLICIES = "checkpoint.pt", "best.pt", "routes.npz", "policies.npz"
+SNAPSHOTS_PER_EPOCH = 20  # of an agent's policy
+FEW = 1000  # instances on which a trial is judged, about
 
 
 def begun_curve(agent: Agent) -> Curve:
     """Curve without epochs, judged on the validation split, or on the test split where nothing is held out."""
-    names = ("epoch", *OF_TRAINING, *(metric.key("validation") for metric in METRICS.values() if metric.curve))
-    split = "validation" if "validation" in agent.env.datasets else "test"
-    return {"judged_on": split, **{name: [] for name in (*names, "exits", "use")}}
+    return {"judged_on": "validation" if "validation" in agent.env.datasets else "test", "epoch": []}
 
 
 def train(session: Session, callbacks: Sequence[Callback], patience: int | None = None) -> None:
     """Train until there are as many epochs as there should be; judge after every epoch.
 
-    `checkpoint.pt` is written after every epoch, so that a run that stops keeps its last good one, and `best.pt`, of
-    the epoch with the highest validation accuracy; `routes.npz` holds the routes after every epoch; `policies.npz` says
-    how the agent's policy developed, where it is in a table.
+    After every epoch these are written: `checkpoint.pt`, so that a run that stops keeps its last good one; `best.pt`,
+    of the epoch with the highest validation accuracy; `routes.npz`, `routes` `(E, T, N, A)` int32 as in `Evaluation`;
+    and, of an agent that has a policy in a table, `policies.npz`, `policies` `(S, T, N, A)` float16 and `episodes`
+    `(S,)`, for Figs. 9 and 10 of Rosenbaum et al. (2018).
 
     Args:
         session: The run; its curve grows.
@@ -53,41 +53,46 @@ def train(session: Session, callbacks: Sequence[Callback], patience: int | None 
         TrainingDivergedError: The loss is no longer a number; names agent and step, or epoch.
         Stopped: A signal came; nothing was broken off but the epoch.
     """
-    agent, curve, folder = session.agent, session.curve, session.folder
+    agent, curve, folder, done = session.agent, session.curve, session.folder, session.curve["epoch"]
     env = agent.env
     batches = -(-env.trainer.optimization.epoch // env.num_envs)
-    policies = PolicyLog(agent, folder / "policies.npz", len(curve["epoch"]), every=-(-batches // SNAPSHOTS_PER_EPOCH))
-    routes = RouteLog(folder / ROUTES, len(curve["epoch"]))
-    if curve["epoch"] and best_epoch(curve) == curve["epoch"][-1]:
+    every = 0 if checked_policy(agent) is None else -(-batches // SNAPSHOTS_PER_EPOCH)
+    number = itertools.count(agent.episodes // env.num_envs)
+    policies = EpochLog(folder / POLICIES, len(done), episodes=1, policies=4)
+    routes = EpochLog(folder / ROUTES, len(done), routes=4)
+    if done and best_epoch(curve) == done[-1]:
         _keep_best(folder)  # a kill may have come between the two files
-    while len(curve["epoch"]) < session.epochs and not _exhausted(curve, patience):
+    while len(done) < session.epochs and not (patience and done and done[-1] - best_epoch(curve) >= patience):
         seen: list[dict[str, Tensor]] = []
+        snapshots: list[tuple[int, np.ndarray]] = []
         start = time.perf_counter()
 
-        def note(metrics: dict[str, Tensor], seen: list[dict[str, Tensor]] = seen) -> None:
+        def note(metrics: dict[str, Tensor], seen: list[Any] = seen, snapshots: list[Any] = snapshots) -> None:
             seen.append(metrics)
-            policies.note()
+            if every and next(number) % every == 0 and (policy := agent.policy()) is not None:
+                snapshots.append((agent.episodes, policy.to(torch.float16).cpu().numpy()))
             for callback in callbacks:
                 tell(callback, "on_batch", session, metrics)
             stop_if_asked()
 
         with unbroken():
             agent.learn(env, batches * env.num_envs, note)
-        wait_for(env.device)
-        seconds = (curve["seconds"][-1] if curve["seconds"] else 0.0) + time.perf_counter() - start
+        if env.device.type == "cuda":
+            torch.cuda.synchronize(env.device)  # what it was given counts as training time
+        seconds = (curve["seconds"][-1] if done else 0.0) + time.perf_counter() - start
         means = {key: torch.stack([batch[key] for batch in seen]).mean().item() for key in seen[0]}
-        judged = judge(agent, curve["judged_on"], seconds, len(curve["epoch"]) + 1)
+        judged = judge(agent, curve["judged_on"], seconds, len(done) + 1)
         _add_epoch(curve, means, judged)
         for callback in callbacks:
             tell(callback, "on_epoch", session, means)
         with unbroken():
-            policies.write(curve["epoch"][-1])
-            routes.write(curve["epoch"][-1], judged.evaluation.routes)
+            policies.write(done[-1], *snapshots)
+            routes.write(done[-1], (judged.evaluation.routes.to(torch.int32).numpy(),))
             agent.save(folder / CHECKPOINT, curve=curve)
-            if best_epoch(curve) == curve["epoch"][-1]:
+            if best_epoch(curve) == done[-1]:
                 _keep_best(folder)
         give_back_freed_memory()
-    if patience is not None and best_epoch(curve) < curve["epoch"][-1]:
+    if patience is not None and best_epoch(curve) < done[-1]:
         session.agent = Agent.load(folder / BEST, env)
 
 
@@ -97,16 +102,8 @@ def best_epoch(curve: Curve) -> int:
     return curve["epoch"][accuracies.index(max(accuracies))]
 
 
-def _exhausted(curve: Curve, patience: int | None) -> bool:
-    return patience is not None and bool(curve["epoch"]) and curve["epoch"][-1] - best_epoch(curve) >= patience
-
-
 def judge(agent: Agent, split: str, seconds: float, epochs: int) -> Judged:
-    """Judge an agent on a split, after so many epochs and seconds of training.
-
-    Raises:
-        TrainingDivergedError: What the network says is no longer numbers.
-    """
+    """Judge an agent on a split after so much training; a `TrainingDivergedError` where the loss is no number."""
     evaluation = evaluate(agent, agent.env, split=split)
     if math.isnan(evaluation.loss):
         raise TrainingDivergedError(f"agent {agent.name!r}, after epoch {epochs}: the loss on the {split} split is NaN")
@@ -115,19 +112,15 @@ def judge(agent: Agent, split: str, seconds: float, epochs: int) -> Judged:
 
 
 def _add_epoch(curve: Curve, means: dict[str, float], judged: Judged) -> None:
-    """Append an epoch to a curve."""
-    evaluation = judged.evaluation
-    row: dict[str, Any] = {
-        "epoch": len(curve["epoch"]) + 1,
-        "train_loss": means["loss"],
-        "train_accuracy": means["accuracy"],
-        **{metric.key("validation"): metric.measure(judged) for metric in METRICS.values() if metric.curve},
-        "exits": [int(evaluation.exits[way].sum()) for way in ways_out(judged.agent.env.network.decisions)],
-        "use": rounded_use(evaluation),
-    }
-    for name, column in curve.items():
-        if isinstance(column, list):
-            column.append(row.get(name))  # None of a metric that is no longer registered
+    """Append an epoch to a curve; None stands for metrics that were not registered then, or are no longer."""
+    done, ways = len(curve["epoch"]), ways_out(judged.agent.env.network.decisions)
+    row: dict[str, Any] = {"epoch": done + 1, "train_loss": means["loss"], "train_accuracy": means["accuracy"]}
+    row |= {metric.key("validation"): metric.measure(judged) for metric in METRICS.values() if metric.curve}
+    row["exits"] = [int(judged.evaluation.exits[way].sum()) for way in ways]
+    row["use"] = rounded_use(judged.evaluation)
+    for name in dict.fromkeys([*curve, *row]):
+        if name != "judged_on":
+            curve.setdefault(name, [None] * done).append(row.get(name))
 
 
 def rounded_use(evaluation: Evaluation) -> list[list[float]]:
@@ -148,35 +141,16 @@ def _keep_best(folder: Path) -> None:
         part.replace(folder / BEST)
 
 
-FEW = 1000
-"""Instances on which a trial is judged, about."""
-
-
 def few_of(split: MultiTaskDataset) -> MultiTaskDataset:
     """The first instances of every task of a split, about `FEW` together; images are shared, not copied."""
-    order = split.task.argsort(stable=True)
-    first = torch.bincount(split.task, minlength=split.num_tasks).cumsum(0).roll(1)
-    first[0] = 0
-    place = torch.arange(len(order), device=order.device) - first[split.task[order]]
-    rows = order[place < -(-FEW // split.num_tasks)].sort().values
-    return dataclasses.replace(split, image=split.image[rows], task=split.task[rows], label=split.label[rows])
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given, so that it counts as training time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-SNAPSHOTS_PER_EPOCH = 20
+    each = -(-FEW // split.num_tasks)
+    rows = [(split.task == task).nonzero().flatten()[:each] for task in range(split.num_tasks)]
+    order = torch.cat(rows).sort().values
+    return dataclasses.replace(split, image=split.image[order], task=split.task[order], label=split.label[order])
 
 
 def checked_policy(agent: Agent) -> Tensor | None:
-    """Return an agent's policy, `(T, N, A)`, or None.
-
-    Raises:
-        ValueError: It gives something else.
-    """
+    """An agent's policy, `(T, N, A)`, or None; a `ValueError` if it gives something else."""
     policy, wanted = agent.policy(), (agent.num_tasks, agent.num_decisions, agent.num_choices)
     if policy is None or (isinstance(policy, Tensor) and tuple(policy.shape) == wanted):
         return policy
@@ -184,64 +158,22 @@ def checked_policy(agent: Agent) -> Tensor | None:
     raise ValueError(f"agent {agent.name!r}: policy() must give a tensor of shape {wanted}, or None, got {got}")
 
 
-class PolicyLog:
-    """Writes down how the policy of an agent develops, for Figs. 9 and 10 of Rosenbaum et al. (2018).
+class EpochLog:
+    """Rows of arrays, named with how many axes each has, in a file with the `epoch` each was written in.
 
-    Args:
-        agent: The agent; nothing is written if it has no `policy()`.
-        path: The file: `policies` `(S, T, N, A)` float16, `episodes` `(S,)`, and `epoch` `(S,)`, the epoch each
-            snapshot was taken in.
-        done: Epochs that are behind the agent; what the file holds of later ones is dropped.
-        every: Batches from one snapshot to the next.
+    Epochs up to `done` are behind the run; what the file holds of later ones is dropped.
     """
 
-    def __init__(self, agent: Agent, path: Path, done: int, every: int) -> None:
-        self.agent, self.path, self.every = agent, path, every
-        self.batches = agent.episodes // agent.env.num_envs
-        self.rows: list[tuple[int, int, np.ndarray]] = []
-        self.fresh: list[tuple[int, np.ndarray]] = []
-        if checked_policy(agent) is None:
-            self.every = 0
-        elif done and path.exists():
-            known = zip(*read_arrays(path, epoch=1, episodes=1, policies=4).values(), strict=True)
-            self.rows = [(int(epoch), int(at), policy) for epoch, at, policy in known if epoch <= done]
-
-    def note(self) -> None:
-        """Take a snapshot, when it is time."""
-        self.batches += 1
-        if self.every and (self.batches - 1) % self.every == 0:
-            policy = self.agent.policy()
-            assert policy is not None
-            self.fresh.append((self.agent.episodes, policy.to(torch.float16).cpu().numpy()))
-
-    def write(self, epoch: int) -> None:
-        """Add the snapshots of an epoch to the file, whole or not at all."""
-        self.rows += [(epoch, at, policy) for at, policy in self.fresh]
-        self.fresh = []
-        if self.rows:
-            epochs, episodes, policies = zip(*self.rows, strict=True)
-            whole = {"epoch": np.array(epochs), "episodes": np.array(episodes), "policies": np.stack(policies)}
-            write_arrays(self.path, **whole)
-
-
-class RouteLog:
-    """Writes down which ways instances take after every epoch, for the report.
-
-    Args:
-        path: The file: `routes` `(E, T, N, A)` int32, as `Evaluation.routes` of the split that epochs are judged on,
-            and `epoch` `(E,)`.
-        done: Epochs that are behind the agent; what the file holds of later ones is dropped.
-    """
-
-    def __init__(self, path: Path, done: int) -> None:
-        self.path = path
-        self.rows: list[tuple[int, np.ndarray]] = []
+    def __init__(self, path: Path, done: int, **axes: int) -> None:
+        self.path, self.names = path, ("epoch", *axes)
+        self.rows: list[tuple[Any, ...]] = []
         if done and path.exists():
-            known = zip(*read_arrays(path, epoch=1, routes=4).values(), strict=True)
-            self.rows = [(int(epoch), routes) for epoch, routes in known if epoch <= done]
+            known = zip(*read_arrays(path, epoch=1, **axes).values(), strict=True)
+            self.rows = [row for row in known if row[0] <= done]
 
-    def write(self, epoch: int, routes: Tensor) -> None:
-        """Add the routes `(T, N, A)` of an epoch to the file, whole or not at all."""
-        self.rows.append((epoch, routes.to(torch.int32).numpy()))
-        epochs, counts = zip(*self.rows, strict=True)
-        write_arrays(self.path, epoch=np.array(epochs), routes=np.stack(counts))
+    def write(self, epoch: int, *rows: tuple[Any, ...]) -> None:
+        """Add the rows of an epoch to the file, whole or not at all."""
+        self.rows += [(epoch, *row) for row in rows]
+        if self.rows:
+            columns = map(np.stack, zip(*self.rows, strict=True))
+            write_arrays(self.path, **dict(zip(self.names, columns, strict=True)))

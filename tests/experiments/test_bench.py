@@ -364,7 +364,7 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
         (["--parts", "faces", "--dtype", "float16"], "--dtype knows float32, bfloat16, got 'float16'"),
         (["--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (["--agents", "wlp"], "unknown agent 'wlp'; known are"),
-        (["--agents", "wpl", "wpl"], "--agents names an agent twice"),
+        (["--agents", "wpl", "wpl"], "--agents names 'wpl' twice"),
         (["--agents", "wpl", "sb3:PPO"], "agent 'sb3:PPO' is trained by a loop of its own"),
         (["--agents", "cross-stitch"], "agent 'cross-stitch' needs an environment made with form='columns'"),
         (["--agents", "top-k", "--blocks", "10", "1"], "'top-k' mixes k=2 blocks, no decision of this network offers"),

@@ -169,7 +169,7 @@ def test_what_is_overwritten_is_kept_until_the_new_is_whole(tmp_path, monkeypatc
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("routing_gym.experiments.engine.run.train", killed)
+    monkeypatch.setattr("routing_gym.experiments.engine.training.train", killed)
     assert run(*arguments, "--epochs", 3, "--overwrite") == 130
     monkeypatch.undo()
     assert not (tmp_path / "wpl" / "seed-0" / "results.json").exists()
@@ -214,7 +214,7 @@ def test_list_names_everything(capsys):
             ["compare", "--agents", "wlp"],
             "unknown agent 'wlp'; known are actor, actor-critic, codinet, cross-",
         ),
-        (["compare", "--agents", "wpl", "wpl"], "names an agent twice"),
+        (["compare", "--agents", "wpl", "wpl"], "--agents names 'wpl' twice"),
         (["compare", "--agents"], "--agents needs at least one of"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["compare", "--epochs", "0"], "--epochs must be at least 1, got 0"),

@@ -11,10 +11,15 @@ from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import AGENTS, AgentConfig, register_agent
 from routing_gym.experiments.cli import main, parsed
-from routing_gym.experiments.engine.arguments import with_config
+from routing_gym.experiments.engine.arguments import read_config
 from routing_gym.experiments.engine.report import Contents
-from routing_gym.experiments.engine.settings import config_text, parse_options, resolved_agent_options
-from routing_gym.experiments.train import Train
+from routing_gym.experiments.engine.settings import (
+    TrainingSettings,
+    config_text,
+    filled_up,
+    parse_options,
+    resolved_agent_options,
+)
 
 pytestmark = pytest.mark.usefixtures("no_pictures", "nothing_stays")
 
@@ -105,18 +110,19 @@ values = st.recursive(
 def test_values_of_options_come_back_as_they_were(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "options.toml"
     path.write_bytes(config_text({"env": ENV, "agent_options": {"a": value}}).encode())
-    made, rest = with_config(Train, ["--config", str(path), "--seed", "3"])
-    found = parse_options("agent_options", made.agent_options)["a"]
+    options = read_config(path)
+    found = parse_options("agent_options", filled_up((), options["agent_options"]))["a"]
     assert found == value and repr(found) == repr(value)  # repr tells 1 from True and 1.0
-    assert made.training.env == ENV and rest == ["--seed", "3"]
+    assert options["env"] == ENV
 
 
 def test_tuples_become_lists_and_defaults_come_back(tmp_path):
     register_agent("odd", Odd)
     options = resolved_agent_options("odd", ())
     (tmp_path / "odd.toml").write_text(config_text({"agent_options": options}))
-    made, _ = with_config(Train, [f"--config={tmp_path / 'odd.toml'}"])
+    made = parsed(["train", f"--config={tmp_path / 'odd.toml'}", "--seed", "3"])
     found = parse_options("agent_options", made.agent_options)
+    assert made.seed == 3 and made.training == TrainingSettings()
     assert found == {**options, "several": list(options["several"])} and found["text"] == STRANGE
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.compare import joined
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.logits import accuracy_together
+from routing_gym.experiments.engine.instances import accuracy_together
 from routing_gym.experiments.engine.records import comparison_table, read_arrays, read_results, write_arrays, write_text
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings
-from routing_gym.experiments.engine.training import PolicyLog
+from routing_gym.experiments.engine.training import EpochLog
 from routing_gym.files import PART
 
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"
@@ -112,14 +112,14 @@ def test_flipped_bytes_of_arrays_are_harmless_or_named(finished, folder):
     assert refused > 30
 
 
-def test_every_reader_of_arrays_names_the_damaged_file(finished, folder, tmp_path):
+def test_every_reader_of_arrays_names_the_damaged_file(folder, tmp_path):
     path = folder / "policies.npz"
     path.write_bytes(path.read_bytes()[:100])
     with named(path):
-        PolicyLog(finished[0].make(), path, 1, 1)
+        EpochLog(path, 1, episodes=1, policies=4)
     write_arrays(path, epoch=np.array([1]), episodes=np.array([1, 2]), policies=np.zeros((1, 1, 1, 1)))
     with named(path):
-        PolicyLog(finished[0].make(), path, 1, 1)
+        EpochLog(path, 1, episodes=1, policies=4)
     np.savez(tmp_path / "logits.npz", logits=np.array([print], dtype=object), label=np.array([0]))
     with named(tmp_path / "logits.npz"):
         accuracy_together([tmp_path / "logits.npz"])

@@ -13,7 +13,7 @@ from standins import write_cifar10, write_cifar100
 from routing_gym.envs import evaluate
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.logits import accuracy_together, keep_logits
+from routing_gym.experiments.engine.instances import accuracy_together, keep_logits
 from routing_gym.experiments.engine.metrics import count_parameters
 from routing_gym.experiments.engine.run import LOGITS
 from routing_gym.experiments.engine.settings import TrainingSettings

@@ -17,7 +17,7 @@ from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.metrics import METRICS, Metric, register_metric
 from routing_gym.experiments.engine.records import read_arrays, write_arrays, write_csv
 from routing_gym.experiments.engine.report import Contents, cells, report_data, write_report
-from routing_gym.experiments.engine.training import RouteLog
+from routing_gym.experiments.engine.training import EpochLog
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256"]
 EVIL = "</script><script>window.evil = 1</script><b>&amp; $data"
@@ -259,18 +259,18 @@ def test_routes_after_a_stop_are_those_of_a_whole_run(tmp_path, monkeypatch):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     arguments = ["train", *SMALL, "--epochs", 3, "--agent", "wpl", "--out"]
     assert run(*arguments, whole) == 0
-    write = RouteLog.write
+    write = EpochLog.write
 
-    def stopped(self, epoch, routes):
-        write(self, epoch, routes)
-        if epoch == 2:
+    def stopped(self, epoch, *rows):
+        write(self, epoch, *rows)
+        if epoch == 2 and self.path.name == "routes.npz":
             signal.raise_signal(signal.SIGTERM)
             raise KeyboardInterrupt  # between the routes and the checkpoint
 
-    monkeypatch.setattr(RouteLog, "write", stopped)
+    monkeypatch.setattr(EpochLog, "write", stopped)
     assert run(*arguments, halves) > 128
     assert list(read_arrays(halves / "routes.npz", epoch=1, routes=4)["epoch"]) == [1, 2]
-    monkeypatch.setattr(RouteLog, "write", write)
+    monkeypatch.setattr(EpochLog, "write", write)
     assert run(*arguments, halves, "--resume") == 0
     found, expected = (read_arrays(folder / "routes.npz", epoch=1, routes=4) for folder in (halves, whole))
     assert expected["routes"].dtype == np.int32 and list(expected["epoch"]) == [1, 2, 3]
@@ -279,7 +279,7 @@ def test_routes_after_a_stop_are_those_of_a_whole_run(tmp_path, monkeypatch):
     assert expected["routes"].shape[1:] == np.shape(record["routes"])
     write_arrays(whole / "routes.npz", epoch=np.array([1, 2]), routes=np.zeros((1, 2, 3, 4)))
     with pytest.raises(UsageError, match=r"routes\.npz cannot be read back"):
-        RouteLog(whole / "routes.npz", 1)
+        EpochLog(whole / "routes.npz", 1, routes=4)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from records import strict, untimed
 
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.arguments import SHIPPED
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings
-from routing_gym.experiments.engine.tuned import SHIPPED, with_tuned
 from routing_gym.experiments.sweep import axis_of
+from routing_gym.experiments.train import Train
 from routing_gym.registration import env_ids
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -124,7 +125,7 @@ def test_the_best_setting_is_used_when_it_is_asked_for(tmp_path, capsys):
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*/*.toml")), ids=lambda path: path.stem)
 def test_settings_that_come_along_are_taken(path, tmp_path):
     (env,) = [env for env in env_ids() if env.endswith(f"/{path.parent.name}")]
-    training, options = with_tuned(TrainingSettings(env, 1, 64), path.stem, (), SHIPPED)
+    training, options = Train(tuned=True).settings_of(TrainingSettings(env, 1, 64), path.stem, ())
     assert training.env_options or options
     assert Run(training, path.stem, 0, tmp_path, options).make().name == path.stem
 

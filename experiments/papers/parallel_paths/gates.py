@@ -12,7 +12,7 @@ from routing_gym.agents import Agent
 from routing_gym.agents.crossing import CrossConnection
 from routing_gym.blocks import PathConv2d, PathLinear
 from routing_gym.envs import Asked, Context, Manner, Seen, take_turn
-from routing_gym.experiments.engine.logits import routed
+from routing_gym.experiments.engine.instances import routed
 from routing_gym.networks.parallel_paths import ParallelPaths
 
 LOOKED_AT = 1000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from routing_gym.experiments.engine.logits import accuracy_together
+from routing_gym.experiments.engine.instances import accuracy_together
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.engine.run import LOGITS
 from routing_gym.experiments.papers.judging import Judge, Judged, error_of, judged
