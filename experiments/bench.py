@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from routing_gym.envs import EnvConfig
-from routing_gym.experiments.benchmarks.block_skip import NETWORKS, measure_block_skip
-from routing_gym.experiments.benchmarks.early_exit import Routed, check_pyramid, measure_early_exit, prescribed, trained
-from routing_gym.experiments.benchmarks.experts import measure_experts
+from routing_gym.experiments.benchmarks import inference, parallel_paths, steps
 from routing_gym.experiments.benchmarks.faces import measure_faces
-from routing_gym.experiments.benchmarks.parallel_paths import NETWORKS as PARALLEL
-from routing_gym.experiments.benchmarks.parallel_paths import measure_parallel_paths
-from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
-from routing_gym.experiments.benchmarks.skipping import measure_skipping
-from routing_gym.experiments.benchmarks.steps import check, convnet, measure_agents, measure_convnet, mlp
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import Display, say
+from routing_gym.experiments.engine.console import Display, say, show
+from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
 from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.engine.records import Record, write_results
@@ -33,17 +33,33 @@ from routing_gym.experiments.engine.settings import (
     options_of_agents,
     writable_file,
 )
-from routing_gym.experiments.train import load_with_env
 
 PARTS = ("steps", "faces", "experts", "convnet", "early-exit", "block-skip", "parallel-paths")
+TITLES = {
+    "live_paths": "Parallel paths, hard choices; what is left of soft gates, which run all paths",
+    "macs_saved": "Rows that skip; ratios: routed / static, and what is saved against nobody skipping",
+    "steps": "Three layers, 128 wide; ratios: routed / static",
+    "faces": "Core and faces, random actions",
+    "experts": "Unlike convolution blocks; ratios: routed / static",
+    "convnet": "SimpleConvNet; ratios: routed / static",
+    "early-exit": "Early exit, inference; ratios to the whole network, and how much of the saving arrives",
+    "block-skip": "Blocks that are skipped, inference; ratios to the whole network, how much of the saving arrives",
+    "parallel-paths": "Parallel paths, soft gates; ratios to the single network, and to a loop over the paths",
+}
+"""Title of the table of each part; two parts have a second kind of records, with something else in them."""
+HIDDEN = re.compile(
+    "part|device|dtype|torch|commit|processor|accelerator|agent_options|k_cpt|checkpoint|leaving|"
+    "static_.*|router_.*|inference_samples.*|.*_bytes"
+)
+"""What tables do not show of a record."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench(Pluggable):
     """Measure what routing costs, against static networks of the same shape, in turns in one process.
 
-    steps: the full training step and inference. Three layers, 128 wide throughout (inputs, hidden layers and logits),
-    SGD. Routed: draw a batch, route, forward, backward, SGD, the agent's update. Static: a torch.nn.Sequential; draw a
+    steps: the full training step and inference of three layers, 128 wide throughout (inputs, hidden layers and logits).
+    Routed: draw a batch, route, forward, backward, SGD, the agent's update. Static: a torch.nn.Sequential; draw a
     batch, forward, backward, SGD. Also transitions per second of the environment alone.
 
     faces: transitions per second of the core and of every face over it, on the CPU.
@@ -56,8 +72,7 @@ class Bench(Pluggable):
     early-exit: inference of the pyramid chain, routers included, against the whole network, for images that leave
     where they are told to; or of checkpoints, on their test split.
 
-    block-skip: inference of ResNets of 32 and 110 layers, routers included, against the whole network, for images of
-    which a share runs each block.
+    block-skip: the same of ResNets of 32 and 110 layers, for images of which a share runs each block.
 
     parallel-paths: 2 to 4 paths of BaseCNN under soft gates, as grouped convolutions, against a loop over the paths and
     against the single network; and what is left of it where tensors have merged, so that fewer paths run.
@@ -65,8 +80,7 @@ class Bench(Pluggable):
     Writes records, and a picture of the ratios against blocks beside them.
 
     Attributes:
-        parts: What to measure: steps, faces, experts, convnet, early-exit, block-skip, parallel-paths; all if none
-            is named.
+        parts: What to measure, of the above; all if none is named.
         blocks: Numbers of blocks per layer of the part steps, with as many tasks.
         batch: Batch sizes of the parts steps, early-exit, block-skip and parallel-paths.
         checkpoints: Trained agents on a pyramid, which the part early-exit then measures and nothing else.
@@ -108,60 +122,53 @@ class Bench(Pluggable):
         except ValueError as error:
             raise UsageError(str(error)) from error
         jobs = [(part, job) for part in parts for job in self._jobs(part, device, precisions)]
-        out = writable_file(self.out)
+        out, before = writable_file(self.out), torch.get_num_threads()
 
         records: list[Record] = []
         with Display(console, len(jobs) * len(self.threads), "bench") as display:
-            for threads in self.threads:
-                with torch_threads(threads):
-                    for part, job in jobs:
-                        display.begin(part)
-                        place = made_with(torch.device("cpu") if part == "faces" else device)
-                        records += [{"part": part, **place, **record} for record in job()]
-                        write_results(records, out)
-                        display.end(part)
+            try:
+                for threads, (part, job) in product(self.threads, jobs):
+                    torch.set_num_threads(threads)
+                    display.begin(part)
+                    place = made_with(torch.device("cpu") if part == "faces" else device)
+                    records += [{"part": part, **place, **record} for record in job()]
+                    write_results(records, out)
+                    display.end(part)
+            finally:
+                torch.set_num_threads(before)
         for table in tables(records):
-            console.print(table)
+            show(console, table)
         written = [out]
-        if any(record["part"] == "steps" for record in records):
+        if of_steps := [record for record in records if record["part"] == "steps"]:
             written.append(out.with_suffix(".png"))
-            ratios_against_blocks([record for record in records if record["part"] == "steps"], written[-1])
+            ratios_against_blocks(of_steps, written[-1])
         say(console, f"Written to {', '.join(map(str, written))}")
         return 0
 
     def _jobs(self, part: str, device: torch.device, precisions: Sequence[str]) -> list[Callable[[], list[Record]]]:
         """Return what is measured one after the other; refuse what cannot be before anything is."""
-        rounds, agents = self.rounds, options_of_agents(self.agents, self.agent_options)
         if part == "faces":
-            return [partial(measure_faces, train, rounds) for train in (False, True)]
+            return [partial(measure_faces, train, self.rounds) for train in (False, True)]
         if part == "experts":
-            return [partial(measure, rounds, device) for measure in (measure_experts, measure_skipping)]
-        if part == "early-exit":
-            return [
-                partial(measure_early_exit, partial(make, batch), batch, rounds)
-                for make in self._early_exits(device)
-                for batch in self.batch
-            ]
-        if part in ("block-skip", "parallel-paths"):
-            skip = part == "block-skip"
-            measure, names = (measure_block_skip, NETWORKS) if skip else (measure_parallel_paths, PARALLEL)
-            return [partial(measure, name, batch, rounds, device) for name in names for batch in self.batch]
-        made = [convnet(device)] if part == "convnet" else [mlp(blocks, device) for blocks in self.blocks]
+            return [partial(of, self.rounds, device) for of in (steps.measure_experts, steps.measure_skipping)]
+        if part == "parallel-paths":
+            cases = product(parallel_paths.NETWORKS, self.batch)
+            return [partial(parallel_paths.measure_parallel_paths, *case, self.rounds, device) for case in cases]
+        if part in ("early-exit", "block-skip"):
+            names = inference.EXITS if part == "early-exit" else inference.SKIPS
+            makers: list[Callable] = [partial(inference.prescribed, name, device) for name in names]
+            if part == "early-exit" and self.checkpoints:
+                makers = [inference.trained(path, device) for path in self.checkpoints]
+            timed = product(makers, self.batch)
+            return [partial(inference.measure_inference, make, batch, self.rounds) for make, batch in timed]
+        agents = options_of_agents(self.agents, self.agent_options)
+        made = [steps.convnet(device)] if part == "convnet" else [steps.mlp(blocks, device) for blocks in self.blocks]
         subjects = [dataclasses.replace(subject, precision=precision) for subject in made for precision in precisions]
         for subject in subjects:
-            check(subject, agents)
+            steps.check(subject, agents)
         if part == "convnet":
-            return [partial(measure_convnet, subject, agents, rounds) for subject in subjects]
-        return [partial(measure_agents, one, batch, agents, rounds) for one in subjects for batch in self.batch]
-
-    def _early_exits(self, device: torch.device) -> list[Callable[[int], list[Routed]]]:
-        """Return what makes, for a batch size, the agents whose inference is timed in turns."""
-        if not self.checkpoints:
-            return [partial(prescribed, device)]
-        agents = {str(path): load_with_env(path, (f"device={str(device)!r}",)) for path in self.checkpoints}
-        for path, agent in agents.items():
-            check_pyramid(path, agent)
-        return [partial(trained, path, agent) for path, agent in agents.items()]
+            return [partial(steps.measure_convnet, subject, agents, self.rounds) for subject in subjects]
+        return [partial(steps.measure_agents, *case, agents, self.rounds) for case in product(subjects, self.batch)]
 
 
 def made_with(device: torch.device) -> Record:
@@ -177,12 +184,59 @@ def made_with(device: torch.device) -> Record:
     }
 
 
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let PyTorch have so many CPU threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def name_of(record: Record) -> str:
+    """Return an agent's name with the options it was given, and with the precision where that is not float32."""
+    precision = [] if record["dtype"] == "float32" else [record["dtype"]]
+    return " ".join([record["agent"], *record.get("agent_options", ()), *precision])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
+    return "-" if value is None else str(value)
+
+
+def tables(records: Sequence[Record]) -> list[Table]:
+    """Return a table of every part that was measured."""
+    made: dict[str, Table] = {}
+    for record in records:
+        title = next(title for kind, title in TITLES.items() if kind in (record["part"], *record))
+        named = {**record, "agent": name_of(record)} if "agent" in record else record
+        hidden = ("agent", "network") if "case" in record else ()  # the case tells them
+        columns = [(key, value) for key, value in named.items() if not HIDDEN.fullmatch(key) and key not in hidden]
+        columns.sort(key=lambda column: not isinstance(column[1], str))  # names first
+        if title not in made:
+            made[title] = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+            for key, value in columns:
+                how: Any = {} if isinstance(value, str) else {"justify": "right", "no_wrap": True}
+                made[title].add_column(key.replace("_", "\n"), **how)
+        made[title].add_row(*(_text(value) for _, value in columns))
+    return list(made.values())
+
+
+def ratios_against_blocks(records: Sequence[Record], path: Path) -> None:
+    """Draw routed / static samples per second of the part steps against blocks: a panel per batch, a line per agent."""
+    batches, blocks, threads = (sorted({record[key] for record in records}) for key in ("batch", "blocks", "threads"))
+    figure = Figure(figsize=(3.2 * len(batches) + 2.4, 5.6), layout="constrained")
+    where = records[0]["accelerator"] or records[0]["processor"]
+    figure.suptitle(f"Routed / static samples per second\n{where}, PyTorch {records[0]['torch']}", fontsize=10)
+    grid = figure.subplots(2, len(batches), sharex=True, sharey="row", squeeze=False)
+    for (row, batch), axes in zip(product(("train", "inference"), batches), grid.flat, strict=True):
+        for number, name in enumerate(dict.fromkeys(map(name_of, records))):
+            for dash, count in enumerate(threads):
+                own = [r for r in records if (r["batch"], r["threads"], name_of(r)) == (batch, count, name)]
+                label = name if len(threads) == 1 else f"{name}, {count} thread{'s' * (count > 1)}"
+                line = {"linestyle": ("-", "--", ":", "-.")[dash % 4], "color": f"C{number}", "label": label}
+                axes.plot(
+                    [r["blocks"] for r in own], [r[f"{row}_ratio"] for r in own], marker="o", markersize=4, **line
+                )
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(blocks)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.3)
+        axes.set(title=f"batch {batch}", xlabel="blocks per layer", ylabel=row, ylim=(0, None))
+        axes.label_outer()
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    save(figure, path)

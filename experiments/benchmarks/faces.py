@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
+from statistics import fmean
 from typing import Any
 
 import gymnasium
@@ -17,9 +17,6 @@ from routing_gym.experiments.benchmarks.timing import Step, in_turns
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.settings import DEFAULT_ENV
 
-Numbers = Callable[[Any, Any], Callable[[], Any]]
-"""Draws legal choices of an environment, so many at once."""
-
 CALLS = 12
 """Calls per turn, so that each face runs from a warm cache as it would alone."""
 
@@ -27,21 +24,21 @@ CALLS = 12
 def measure_faces(train: bool, rounds: int, rows: int = 256) -> list[Record]:
     """Time the core and all faces that are installed, on the CPU, with random actions, in turns.
 
-    A step is one decision of one instance. Every face is compared with the core of 256 rows, and with a core of as many
-    rows as its own. With training, the blocks learn from finished routes meanwhile. Means are taken, not medians,
-    because only some calls train the blocks.
+    A step is one decision of one instance. With training, the blocks learn from finished routes meanwhile. Means are
+    taken, not medians, because only some calls train the blocks.
 
     Returns:
-        A record for each: `face`, `batch`, `blocks`, `train`, `transitions_per_second`, `share_of_core` and
-        `share_of_core_of_as_many_rows`.
+        A record for each: `face`, `batch`, `blocks`, `train`, `transitions_per_second`; `share_of_core`, of the core of
+        256 rows, and `share_of_core_of_as_many_rows`.
     """
-    there = [(name, size, make) for name, size, make in _faces(train, rows) if make is not None]
-    for size in sorted({size for _, size, _ in there} - {rows}):
-        there.append((f"core, {size} rows", size, partial(_core_step, train, size)))
-    steps = {name: partial(_several, make()) for name, _, make in there}
-    times = in_turns(steps, rounds)
-    speeds = {name: CALLS * size / statistics.fmean(times[name]) for name, size, _ in there}
-    blocks = _choices(_core(train, 1))
+    core = partial(gymnasium.make_vec, DEFAULT_ENV, train=train, device="cpu")
+    blocks = core_of(core(num_envs=1)).network.num_choices
+    faces = {name: (size, step) for name, size, step in _faces(train, rows, blocks)}
+    for size in sorted({size for size, _ in faces.values()}):
+        draw = partial(torch.randint, blocks, (size,), generator=torch.Generator().manual_seed(0))
+        faces[f"core, {size} rows"] = size, _step(core(num_envs=size), draw)
+    times = in_turns({name: partial(_several, step) for name, (_, step) in faces.items()}, rounds)
+    speeds = {name: CALLS * size / fmean(times[name]) for name, (size, _) in faces.items()}
     return [
         {
             "face": name,
@@ -52,7 +49,7 @@ def measure_faces(train: bool, rounds: int, rows: int = 256) -> list[Record]:
             "share_of_core": speeds[name] / speeds[f"core, {rows} rows"],
             "share_of_core_of_as_many_rows": speeds[name] / speeds[f"core, {size} rows"],
         }
-        for name, size, _ in there
+        for name, (size, _) in faces.items()
     ]
 
 
@@ -61,38 +58,9 @@ def _several(step: Step) -> None:
         step()
 
 
-def _faces(train: bool, rows: int) -> list[tuple[str, int, Callable[[], Step] | None]]:
-    """Return name, rows and how to make a step of every face; None where its library is not installed."""
-    tasks = core_of(_core(train, 1)).dataset.num_tasks
-    each = rows // tasks
-    zoo, torchrl = (importlib.util.find_spec(library) is not None for library in ("pettingzoo", "torchrl"))
-    core = partial(_core_step, train, rows)
-    return [
-        (f"core, {rows} rows", rows, core),
-        ("core, disabled with replay", rows, lambda: _disabled(train, rows)),
-        ("RecordEpisodeStatistics", rows, lambda: core(RecordEpisodeStatistics)),
-        ("RecordRoutes", rows, lambda: core(RecordRoutes)),
-        ("ToNumpy", rows, lambda: core(ToNumpy, _numpy_numbers)),
-        ("Stable-Baselines3 RoutingVecEnv", rows, lambda: _sb3(train, rows)),
-        ("TorchRL GymWrapper, disabled", rows, (lambda: _torchrl(train, rows)) if torchrl else None),
-        ("PettingZoo parallel, batched", each * tasks, (lambda: _parallel(train, each)) if zoo else None),
-        ("PettingZoo parallel", tasks, (lambda: _parallel(train, None)) if zoo else None),
-        ("PettingZoo dispatched", 1, (lambda: _dispatched(train)) if zoo else None),
-        ("Gymnasium single", 1, lambda: _single(train)),
-    ]
-
-
-def _core(train: bool, rows: int, **options: Any) -> Any:
-    return gymnasium.make_vec(DEFAULT_ENV, num_envs=rows, train=train, device="cpu", **options)
-
-
-def _choices(env: Any) -> int:
-    return core_of(env).network.num_choices
-
-
-def _step(env: Any, draw: Callable[[], Any], ended: Callable[[Any], bool] = lambda told: False, **seed: int) -> Step:
+def _step(env: Any, draw: Callable[[], Any], ended: Callable[[Any], bool] = lambda told: False) -> Step:
     """Return a step with random actions, after which an environment whose episodes have ended is reset."""
-    env.reset(**seed)
+    env.reset()
 
     def step() -> None:
         if ended(env.step(draw())):
@@ -101,40 +69,41 @@ def _step(env: Any, draw: Callable[[], Any], ended: Callable[[Any], bool] = lamb
     return step
 
 
-def _torch_numbers(env: Any, rows: int) -> Callable[[], torch.Tensor]:
-    return partial(torch.randint, _choices(env), (rows,), generator=torch.Generator().manual_seed(0))
-
-
-def _numpy_numbers(env: Any, size: int | tuple[()] | None) -> Callable[[], Any]:
-    return partial(np.random.default_rng(0).integers, 0, _choices(env), size)
-
-
-def _core_step(
-    train: bool, rows: int, wrapper: Callable[[Any], Any] = lambda core: core, numbers: Numbers = _torch_numbers
-) -> Step:
-    env = wrapper(_core(train, rows))
-    return _step(env, numbers(env, rows), seed=0)
-
-
-def _disabled(train: bool, rows: int) -> Step:
-    env = _core(train, rows, autoreset_mode="disabled", replay=True)
-    return _step(env, _torch_numbers(env, rows), lambda told: bool(told[2].all()), seed=0)
-
-
-def _sb3(train: bool, rows: int) -> Step:
+def _faces(train: bool, rows: int, blocks: int) -> Iterator[tuple[str, int, Step]]:
+    """Yield name, rows and a step of every face whose library is installed."""
     from routing_gym.envs.sb3 import RoutingVecEnv
 
-    env = RoutingVecEnv(_core(train, rows))
-    return _step(env, _numpy_numbers(env.core, rows))
+    options: dict[str, Any] = {"train": train, "device": "cpu"}
+    core = partial(gymnasium.make_vec, DEFAULT_ENV, num_envs=rows, **options)
+    disabled = partial(core, autoreset_mode="disabled", replay=True)
+    tensors = partial(torch.randint, blocks, (rows,), generator=torch.Generator().manual_seed(0))
+    arrays = partial(np.random.default_rng(0).integers, 0, blocks)
+    yield "core, disabled with replay", rows, _step(disabled(), tensors, lambda told: bool(told[2].all()))
+    yield "RecordEpisodeStatistics", rows, _step(RecordEpisodeStatistics(core()), tensors)
+    yield "RecordRoutes", rows, _step(RecordRoutes(core()), tensors)
+    yield "ToNumpy", rows, _step(ToNumpy(core()), partial(arrays, rows))
+    yield "Stable-Baselines3 RoutingVecEnv", rows, _step(RoutingVecEnv(core()), partial(arrays, rows))
+    if find_spec("torchrl"):
+        yield "TorchRL GymWrapper, disabled", rows, _torchrl(disabled(), tensors)
+    if find_spec("pettingzoo"):
+        import pettingzoo
+
+        for name, each in (("PettingZoo parallel, batched", rows // 10), ("PettingZoo parallel", None)):
+            env = pettingzoo.make("parallel", DEFAULT_ENV, instances_per_agent=each, **options)
+            draw = partial(lambda env, size: {agent: arrays(size) for agent in env.agents}, env, each or ())
+            step = _step(env, draw, partial(lambda env, told: not env.agents, env))
+            yield name, len(env.possible_agents) * (each or 1), step
+        yield "PettingZoo dispatched", 1, _dispatched(pettingzoo.make("aec", DEFAULT_ENV, **options), arrays)
+    single = gymnasium.make(DEFAULT_ENV, **options)
+    yield "Gymnasium single", 1, _step(single, lambda: int(arrays()), lambda told: told[2])
 
 
-def _torchrl(train: bool, rows: int) -> Step:
+def _torchrl(core: Any, draw: Callable[[], Any]) -> Step:
     from torchrl.envs import GymWrapper
 
-    core = _core(train, rows, autoreset_mode="disabled", replay=True)
     env = GymWrapper(core, categorical_action_encoding=True, convert_actions_to_numpy=False)
     env.auto_register_info_dict()
-    state, draw = env.reset(), _torch_numbers(core, rows)
+    state = env.reset()
 
     def step() -> None:
         nonlocal state
@@ -144,29 +113,10 @@ def _torchrl(train: bool, rows: int) -> Step:
     return step
 
 
-def _parallel(train: bool, each: int | None) -> Step:
-    import pettingzoo
-
-    env = pettingzoo.make("parallel", DEFAULT_ENV, train=train, instances_per_agent=each, device="cpu")
-    draw = _numpy_numbers(env, () if each is None else each)
-    return _step(env, lambda: {agent: draw() for agent in env.agents}, lambda told: not env.agents, seed=0)
-
-
-def _dispatched(train: bool) -> Step:
-    import pettingzoo
-
-    env = pettingzoo.make("aec", DEFAULT_ENV, train=train, device="cpu")
-    draw, numbers = _numpy_numbers(env, None), np.random.default_rng(0)
-
+def _dispatched(env: Any, draw: Callable[..., Any]) -> Step:
     def act() -> int:
         if env.agent_selection == "dispatcher":  # its move is no step of the core
-            env.step(int(numbers.integers(len(env.possible_agents) - 1)))
+            env.step(int(draw()) % (len(env.possible_agents) - 1))
         return int(draw())
 
-    return _step(env, act, lambda told: all(env.terminations.values()), seed=0)
-
-
-def _single(train: bool) -> Step:
-    env = gymnasium.make(DEFAULT_ENV, train=train, device="cpu")
-    draw = _numpy_numbers(env, None)
-    return _step(env, lambda: int(draw()), lambda told: told[2], seed=0)
+    return _step(env, act, lambda told: all(env.terminations.values()))

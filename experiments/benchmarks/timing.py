@@ -1,14 +1,14 @@
-"""Timing steps in turns, and the most memory one of them holds."""
+"""Timing steps in turns, the most memory one of them holds, and what a record says of both."""
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import os
-import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+from itertools import accumulate
+from statistics import fmean, median
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,39 +17,37 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from routing_gym.experiments.engine.records import Record
 
 Step = Callable[[], object]
-Case = TypeVar("Case", bound=Hashable)
+Name = TypeVar("Name", bound=Hashable)
 
 WARM_UP = 5
 """Rounds that are not counted."""
-
 MEASURED = "measured step"
 
 
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """What is measured of one network.
-
-    Attributes:
-        train: A whole training step: draw a batch, forward, backward, the optimisers, what the agent learns.
-        infer: The same batch without training.
-    """
+class Steps(NamedTuple):
+    """What is timed: `train`, all that a training step takes; `inference`, the same batch without training."""
 
     train: Step
-    infer: Step
+    inference: Step
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What has been measured of one network.
+class Case(NamedTuple):
+    """Work that is measured in turns with other work: routed, or the same without routing.
 
-    Attributes:
-        train: Seconds of a training step, one per round.
-        infer: Seconds of an inference step, one per round.
-        peak_memory: Bytes at most held in a training step, see `peak_memory`.
+    `make` builds a network, with optimiser and whatever else it needs; `macs` are its multiply-accumulates per instance
+    in inference, `record` is what a record says of it beside what is measured; a reference has none.
     """
 
-    train: list[float]
-    infer: list[float]
+    make: Callable[[], Steps]
+    macs: float
+    record: Record = {}
+
+
+class Measured(NamedTuple):
+    """A case, the seconds of its steps in each round, by the names in `Steps`, and its `peak_memory` in training."""
+
+    case: Case
+    seconds: dict[str, list[float]]
     peak_memory: float
 
 
@@ -60,18 +58,10 @@ def steps_of(
     optimizer: torch.optim.Optimizer | None = None,
     leaves: Sequence[Tensor] = (),
 ) -> Steps:
-    """Return the steps of a module.
-
-    Args:
-        module: It is put in training or eval mode where it is not, not in every step.
-        forward: Runs it.
-        backward: Runs it, and goes back.
-        optimizer: Moves its parameters; None leaves them.
-        leaves: What else has gradients.
-    """
+    """Return the steps of a module that `forward` runs, and `backward` forth and back; `leaves` have gradients too."""
 
     def train() -> None:
-        if not module.training:
+        if not module.training:  # looking for all its parts takes time
             module.train()
         (optimizer or module).zero_grad()
         for leaf in leaves:
@@ -81,80 +71,64 @@ def steps_of(
             optimizer.step()
 
     @torch.no_grad()
-    def infer() -> None:
+    def inference() -> None:
         if module.training:
             module.eval()
         forward()
 
-    return Steps(train, infer)
+    return Steps(train, inference)
 
 
-def measure(
-    makers: Mapping[Case, Callable[[], Steps]], rounds: int, device: torch.device | None = None
-) -> dict[Case, Measured]:
-    """Measure several networks: first memory, one after the other, then time, in turns.
-
-    Args:
-        makers: Build a network, with optimiser and whatever else it needs, and return its steps.
-        rounds: Steps timed of each.
-        device: Where they run.
-    """
-    peaks = {case: peak_memory(lambda make=make: make().train, device) for case, make in makers.items()}  # type: ignore
-    steps = {case: make() for case, make in makers.items()}
-    train = in_turns({case: own.train for case, own in steps.items()}, rounds, device)
-    infer = in_turns({case: own.infer for case, own in steps.items()}, rounds, device)
-    return {case: Measured(train[case], infer[case], peaks[case]) for case in makers}
+def measure(cases: Mapping[Name, Case], rounds: int, device: torch.device | None = None) -> dict[Name, Measured]:
+    """Measure cases: first memory, one after the other, then time, `rounds` steps of each, in turns."""
+    peaks = {name: peak_memory(lambda case=case: case.make().train, device) for name, case in cases.items()}  # type: ignore
+    made = {name: case.make() for name, case in cases.items()}
+    seconds: dict[Name, dict[str, list[float]]] = {name: {} for name in cases}
+    for phase in Steps._fields:
+        for name, times in in_turns({name: getattr(own, phase) for name, own in made.items()}, rounds, device).items():
+            seconds[name][phase] = times
+    return {name: Measured(case, seconds[name], peaks[name]) for name, case in cases.items()}
 
 
 def against(routed: Measured, static: Measured, batch: int) -> Record:
-    """Return what a record says of a routed network and of a static one measured in the same run.
+    """Return the record of a routed network, given a static one measured in the same run.
 
-    Ratios are of samples per second, routed over static: the median over rounds of static time / routed time.
+    Ratios are routed over static: of samples per second the median over rounds of static time / routed time, of
+    multiply-accumulates per instance, and of bytes at most held in training.
     """
-    return {
-        "train_ratio": median_ratio(static.train, routed.train),
-        "inference_ratio": median_ratio(static.infer, routed.infer),
-        "train_samples_per_second": batch / statistics.median(routed.train),
-        "inference_samples_per_second": batch / statistics.median(routed.infer),
-        "static_train_samples_per_second": batch / statistics.median(static.train),
-        "static_inference_samples_per_second": batch / statistics.median(static.infer),
+    record = {
+        **routed.case.record,
+        "batch": batch,
+        "macs_ratio": routed.case.macs / static.case.macs,
+        "memory_ratio": routed.peak_memory / static.peak_memory,
         "peak_memory_bytes": routed.peak_memory,
         "static_peak_memory_bytes": static.peak_memory,
     }
+    for phase, seconds in routed.seconds.items():
+        record[f"{phase}_ratio"] = speed_ratio(routed, static, phase)
+        record[f"{phase}_samples_per_second"] = batch / median(seconds)
+        record[f"static_{phase}_samples_per_second"] = batch / median(static.seconds[phase])
+    return record
 
 
-def in_turns(steps: Mapping[Case, Step], rounds: int, device: torch.device | None = None) -> dict[Case, list[float]]:
-    """Time every step once per round, so that a change in the machine's speed meets all alike.
-
-    Args:
-        steps: What to time.
-        rounds: How often; as many rounds again, at most 5, come first and are not counted.
-        device: Where the steps run; a GPU is waited for before and after each.
-
-    Returns:
-        Seconds of each step, one per round.
-    """
-    times: dict[Case, list[float]] = {case: [] for case in steps}
-    warm_up = min(WARM_UP, rounds)
-    for number in range(warm_up + rounds):
-        for case, step in steps.items():
-            _wait_for(device)
-            start = time.perf_counter()
-            step()
-            _wait_for(device)
-            if number >= warm_up:
-                times[case].append(time.perf_counter() - start)
-    return times
-
-
-def _wait_for(device: torch.device | None) -> None:
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def median_ratio(static: list[float], routed: list[float]) -> float:
+def speed_ratio(routed: Measured, static: Measured, phase: str) -> float:
     """Return the median over rounds of static time / routed time: routed samples per second over static ones."""
-    return statistics.median(a / b for a, b in zip(static, routed, strict=True))
+    pairs = zip(static.seconds[phase], routed.seconds[phase], strict=True)
+    return median(theirs / ours for theirs, ours in pairs)
+
+
+def mean_of(several: Sequence[Measured]) -> Measured:
+    """Return the mean of several, round by round."""
+    rounds = {phase: zip(*(own.seconds[phase] for own in several), strict=True) for phase in Steps._fields}
+    seconds = {phase: list(map(fmean, times)) for phase, times in rounds.items()}
+    case = Case(several[0].case.make, fmean(own.case.macs for own in several))
+    return Measured(case, seconds, fmean(own.peak_memory for own in several))
+
+
+def left_of(whole: Measured, part: Measured) -> dict[str, float]:
+    """Return what `part` costs of what `whole` does: `macs`, `train_time`, `inference_time`."""
+    times = {f"{phase}_time": speed_ratio(whole, part, phase) for phase in Steps._fields}
+    return {"macs": part.case.macs / whole.case.macs, **times}
 
 
 def arrived(time_ratio: float, cost_ratio: float) -> float | None:
@@ -162,18 +136,35 @@ def arrived(time_ratio: float, cost_ratio: float) -> float | None:
     return (1 - time_ratio) / (1 - cost_ratio) if cost_ratio < 0.98 else None
 
 
+def in_turns(steps: Mapping[Name, Step], rounds: int, device: torch.device | None = None) -> dict[Name, list[float]]:
+    """Return seconds of each step, one per round: changes in the machine's speed meet all alike.
+
+    As many rounds again, at most 5, come first and are not counted. A GPU is waited for before and after each step.
+    """
+    times: dict[Name, list[float]] = {name: [] for name in steps}
+    for _ in range(min(WARM_UP, rounds) + rounds):
+        for name, step in steps.items():
+            _wait_for(device)
+            start = time.perf_counter()
+            step()
+            _wait_for(device)
+            times[name].append(time.perf_counter() - start)
+    return {name: own[-rounds:] for name, own in times.items()}
+
+
+def _wait_for(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def peak_memory(make: Callable[[], Step], device: torch.device | None = None) -> int:
-    """Return the most bytes of tensors that are alive at once during a step.
+    """Return the most bytes of tensors that are alive at once during the step that `make` builds.
 
     Counted is all that has been allocated since `make` was called and is still there: parameters and buffers, their
     gradients, the optimisers' state, what is left of the step before, and everything the step itself allocates on its
     way, inside of operations too. Not counted are tensors that were there before (the data), and what PyTorch does not
     allocate: numpy's arrays, buffers of the libraries beneath. The third step is measured, when gradients and states of
     optimisers are there. On a CPU sizes are those asked for, on a GPU each is rounded up to 512 bytes.
-
-    Args:
-        make: Builds everything and returns the step.
-        device: Where the step runs.
     """
     if device is not None and device.type == "cuda":
         make()()  # what the libraries allocate once and keep is not charged to whoever comes first
@@ -197,9 +188,5 @@ def peak_memory(make: Callable[[], Step], device: torch.device | None = None) ->
     events = profiled.profiler.kineto_results.events()
     start = next(event.start_ns() for event in events if event.name() == MEASURED)
     memory = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())
-    alive = peak = sum(event.nbytes() for event in memory if event.start_ns() < start)
-    for event in memory:
-        if event.start_ns() >= start:
-            alive += event.nbytes()  # negative where something is freed
-            peak = max(peak, alive)
-    return peak
+    alive = list(accumulate((event.nbytes() for event in memory), initial=0))  # negative where something is freed
+    return max(alive[sum(event.start_ns() < start for event in memory) :])

@@ -41,9 +41,12 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 
 def show(console: Console, table: Table) -> None:
     """Print a table; in a file as wide as it is, where nobody could make the window wider."""
-    wide = console.options.update(max_width=10_000)
-    width = None if console.is_terminal else max(console.width, console.measure(table, options=wide).maximum)
-    console.print(table, width=width, crop=False)
+    width = console.width
+    if not console.is_terminal:
+        wide = console.options.update(max_width=10_000)
+        console.width = max(width, console.measure(table, options=wide).maximum)
+    console.print(table, crop=False)
+    console.width = width
 
 
 def one_line(error: BaseException) -> str:

@@ -9,15 +9,15 @@ import torch
 from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
 from routing_gym.experiments import bench
-from routing_gym.experiments.benchmarks import experts, skipping, steps, timing
-from routing_gym.experiments.benchmarks.report import ratios_against_blocks, tables
+from routing_gym.experiments.bench import ratios_against_blocks, tables
+from routing_gym.experiments.benchmarks import inference, parallel_paths, steps, timing
 from routing_gym.experiments.cli import main
 
 CPU = torch.device("cpu")
 RATIOS = {
     "train_ratio", "inference_ratio", "train_samples_per_second", "inference_samples_per_second",
     "static_train_samples_per_second", "static_inference_samples_per_second", "peak_memory_bytes",
-    "static_peak_memory_bytes", "macs_ratio",
+    "static_peak_memory_bytes", "memory_ratio", "macs_ratio",
 }  # fmt: skip
 PLACE = {"part", "blocks", "batch", "threads", "device", "dtype", "torch", "commit", "processor", "accelerator"}
 
@@ -98,8 +98,8 @@ def test_the_static_network_does_what_one_route_does():
     for _ in range(4):
         static.train()
         routed.train()
-    static.infer()
-    routed.infer()
+    static.inference()
+    routed.inference()
     linear = [layer for layer in built[0] if isinstance(layer, torch.nn.Linear)]
     assert [tuple(layer.weight.shape) for layer in linear] == [(128, 128)] * 3
     for layer, bank in zip(linear, env.network.banks, strict=True):
@@ -200,9 +200,13 @@ def test_steps_are_timed_in_turns():
 
 
 def test_ratios_are_medians_of_pairs():
-    routed = timing.Measured([2.0, 4.0, 100.0], [1.0, 1.0, 2.0], 300)
-    static = timing.Measured([1.0, 1.0, 10.0], [1.0, 2.0, 6.0], 100)
+    case = timing.Case(lambda: None, 9.0, {"agent": "some"})
+    routed = timing.Measured(case, {"train": [2.0, 4.0, 100.0], "inference": [1.0, 1.0, 2.0]}, 300)
+    case = timing.Case(lambda: None, 2.0)
+    static = timing.Measured(case, {"train": [1.0, 1.0, 10.0], "inference": [1.0, 2.0, 6.0]}, 100)
     assert timing.against(routed, static, 8) == {
+        "agent": "some",
+        "batch": 8,
         "train_ratio": 0.25,
         "inference_ratio": 2.0,
         "train_samples_per_second": 2.0,
@@ -211,11 +215,13 @@ def test_ratios_are_medians_of_pairs():
         "static_inference_samples_per_second": 4.0,
         "peak_memory_bytes": 300,
         "static_peak_memory_bytes": 100,
+        "memory_ratio": 3,
+        "macs_ratio": 4.5,
     }
 
 
 def test_unlike_blocks_are_recorded():
-    records = experts.measure_experts(1, CPU, batch=9, channels=2, size=7)
+    records = steps.measure_experts(1, CPU, batch=9, channels=2, size=7)
     assert [(r["case"], r["against"]) for r in records] == [
         ("seven unlike blocks", "conv 3x3"), ("seven unlike blocks", "mean"),
     ]  # fmt: skip
@@ -223,12 +229,12 @@ def test_unlike_blocks_are_recorded():
     assert [r["macs_ratio"] for r in records] == [pytest.approx((9 + 25 + 49 + 14) / 7 / 9), 1]
     assert all(set(r) == RATIOS | {"case", "against", "blocks", "batch"} for r in records)
     x = torch.randn(2, 3, 26, 26)
-    assert all(module(x).shape == x.shape for module in experts.experts(3).values())
+    assert all(module(x).shape == x.shape for module in steps.experts(3).values())
 
 
 @pytest.mark.long
 def test_skipping_is_recorded():
-    records = skipping.measure_skipping(1, CPU, batch=4)
+    records = steps.measure_skipping(1, CPU, batch=4)
     assert [(r["case"], r["share"]) for r in records] == [
         (case, share) for case in ("PASS", "early exit") for share in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
@@ -244,15 +250,15 @@ def test_skipping_is_recorded():
     assert [r["train_time_saved"] for r in records if r["share"] == 0] == [0, 0]
 
 
-@pytest.mark.parametrize("network", [skipping.with_pass, skipping.early_exit])
+@pytest.mark.parametrize("network", [steps.with_pass, steps.early_exit])
 def test_rows_skip_as_often_as_they_should(network):
     subject, never, always = network(CPU)
     for share in (0.0, 0.3, 1.0):
         chances = (1 - share) * never + share * always
-        env = subject.make_env(400)
+        env = subject.make_env(400, "random")
         agent = make_agent("random", env)
         agent.table[0, :-1, 0] = chances
-        macs, expected = rollout(agent, env).macs, skipping.expected_macs(env.network, chances)
+        macs, expected = rollout(agent, env).macs, steps.expected_macs(env.network, chances)
         env.train_blocks()
         if share in (0, 1):
             assert macs.tolist() == [pytest.approx(expected)] * 400
@@ -299,21 +305,22 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
     step = {"agent": "shared", "agent_options": [], "blocks": 10, "batch": 8, "transitions_per_second": 1.0, **ratios}
     case = {"case": "some", "against": "others", "blocks": 7, "batch": 8, **ratios}
     skip = {**case, "share": 0.5, "macs_saved": 0.5, "train_time_saved": 0.4, "inference_time_saved": 0.3}
-    monkeypatch.setattr(bench, "measure_agents", stand_in(step))
-    monkeypatch.setattr(bench, "measure_experts", stand_in(case))
-    monkeypatch.setattr(bench, "measure_skipping", stand_in(skip))
+    monkeypatch.setattr(steps, "measure_agents", stand_in(step))
+    monkeypatch.setattr(steps, "measure_experts", stand_in(case))
+    monkeypatch.setattr(steps, "measure_skipping", stand_in(skip))
     convnet_record = {**step, "seconds_per_50000": 2.0, "static_seconds_per_50000": 1.0}
-    monkeypatch.setattr(bench, "measure_convnet", stand_in(convnet_record))
+    monkeypatch.setattr(steps, "measure_convnet", stand_in(convnet_record))
     face = {"face": "core", "batch": 1, "blocks": 10, "train": True, "transitions_per_second": 1.0,
             "share_of_core": 1.0, "share_of_core_of_as_many_rows": 1.0}  # fmt: skip
     monkeypatch.setattr(bench, "measure_faces", stand_in(face))
     exits = {"case": "some", "batch": 8, "macs_ratio": 0.5, "time_ratio": 0.6, "floor_ratio": None, "microseconds": 1.0,
              "static_microseconds": 2.0, "saving_arrived": 0.8, "possible_saving_arrived": None}  # fmt: skip
-    monkeypatch.setattr(bench, "measure_early_exit", stand_in(exits))
-    monkeypatch.setattr(bench, "measure_block_skip", stand_in({**exits, "of_routed": None}))
-    names = ("loop_train_ratio", "loop_inference_ratio", "loop_peak_memory_bytes", "channels_first_loop_train_ratio",
+    monkeypatch.setattr(inference, "measure_inference", stand_in({**exits, "of_routed": None}))
+    names = ("loop_train_ratio", "loop_inference_ratio", "loop_memory_ratio", "channels_first_loop_train_ratio",
              "channels_first_loop_inference_ratio")  # fmt: skip
-    monkeypatch.setattr(bench, "measure_parallel_paths", stand_in({**case, "network": "n", **dict.fromkeys(names, 1)}))
+    monkeypatch.setattr(
+        parallel_paths, "measure_parallel_paths", stand_in({**case, "network": "n", **dict.fromkeys(names, 1)})
+    )
     out = tmp_path / "bench.json"
     arguments = ("--agents", "shared", "--batch", 8, "--threads", 1, 2, "--rounds", 7, "--out", out)
     assert run("bench", "--parts", *arguments) == 0

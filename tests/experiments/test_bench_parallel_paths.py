@@ -1,14 +1,15 @@
 """What the part parallel-paths of `bench` measures; how fast anything is, is left to those who look."""
 
+import copy
 import json
 
 import pytest
 import torch
 from stepping import step
 
+from routing_gym.experiments.bench import tables
 from routing_gym.experiments.benchmarks import parallel_paths, timing
 from routing_gym.experiments.benchmarks.parallel_paths import LoopOverPaths, logits_of
-from routing_gym.experiments.benchmarks.report import tables
 from routing_gym.experiments.cli import main
 from routing_gym.networks import make_network
 
@@ -36,8 +37,8 @@ def drawn(name):
         for weight in network.parameters():
             weight -= 1
     images = torch.randn(7, 3, 8, 8, generator=numbers, dtype=torch.float64)
-    gates = [torch.randn(7, d.m, d.n, generator=numbers, dtype=torch.float64).softmax(2) for d in network.decisions]
-    return network, images, gates
+    form = 7, len(network.decisions), network.paths, network.paths
+    return network, images, torch.randn(form, generator=numbers, dtype=torch.float64).softmax(3)
 
 
 @pytest.mark.parametrize("name", parallel_paths.NETWORKS)
@@ -45,7 +46,7 @@ def drawn(name):
 def test_loop_and_network_agree(name, training):
     network, images, gates = drawn(name)
     loop = LoopOverPaths(network)
-    own, other = ([gate.clone().requires_grad_() for gate in gates] for _ in range(2))
+    own, other = (gates.clone().requires_grad_() for _ in range(2))
     network.train(training)
     loop.train(training)
     logits, looped = logits_of(network, images, own), loop(images, other)
@@ -53,8 +54,12 @@ def test_loop_and_network_agree(name, training):
     assert not torch.allclose(logits[0], logits[1])
     for result in (logits, looped):
         result.square().sum().backward()
-    found = [*parallel_paths.gradients(network, loop), *((a.grad, b.grad) for a, b in zip(own, other, strict=True))]
-    assert len(found) == sum(1 for _ in loop.parameters()) + len(gates)
+    of_network = copy.deepcopy(network)
+    for parameter, like in zip(of_network.parameters(), network.parameters(), strict=True):
+        parameter.data = like.grad
+    found = [(own.grad, other.grad)]
+    for a, b in zip(LoopOverPaths(of_network).parameters(), loop.parameters(), strict=True):
+        found.append((a.detach(), b.grad))
     for a, b in found:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
     assert sum(bool(b.abs().max() > 1e-6) for _, b in found) > len(found) / 2
@@ -65,8 +70,7 @@ def test_loop_and_network_agree(name, training):
 
 def test_networks_that_differ_are_not_timed(monkeypatch):
     network, images, gates = drawn("basecnn-3-cc")
-    network, images = network.float(), images.float()
-    gates = [gate.float() for gate in gates]
+    network, images, gates = network.float(), images.float(), gates.float()
     parallel_paths.check_agreement(network, images, gates)
     forward = LoopOverPaths.forward
 
@@ -74,7 +78,7 @@ def test_networks_that_differ_are_not_timed(monkeypatch):
         return 1.1 * forward(loop, images, gates)
 
     def steeper(loop, images, gates):
-        return forward(loop, images, [2 * gate - gate.detach() for gate in gates])
+        return forward(loop, images, 2 * gates - gates.detach())
 
     for wrong, message in ((scaled, "logits of network"), (steeper, "gradients of the gates of network")):
         monkeypatch.setattr(LoopOverPaths, "forward", wrong)
@@ -87,7 +91,7 @@ def test_tensors_that_have_met_stay_together_on_paths_used_alike(together, live)
     network = tiny("basecnn-4-cc", num_tasks=1, num_classes=4, input_shape=(3, 8, 8)).eval()
     choices = parallel_paths.merging(network, 8, together, CPU)
     state, runs = network.start(torch.randn(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)), []
-    for action in choices:
+    for action in choices.unbind(1):
         (waiting,) = state.waiting.values()
         alive = waiting.activation[1]
         runs.append(torch.nn.functional.one_hot(action, 4).mul(alive.unsqueeze(2)).any(1))
@@ -127,7 +131,7 @@ def test_records_add_up(small, name, monkeypatch):
 
 @pytest.mark.long
 def test_the_command_writes_what_it_measured(small, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("routing_gym.experiments.bench.PARALLEL", ("basecnn-2-cc",))
+    monkeypatch.setattr(parallel_paths, "NETWORKS", ("basecnn-2-cc",))
     out = tmp_path / "paths.json"
     assert main(["bench", "--parts", "parallel-paths", "--batch", "10", "20", "--rounds", "1", "--out", str(out)]) == 0
     records = json.loads(out.read_text())

@@ -1,17 +1,17 @@
-"""What the part early-exit of `bench` measures; how fast anything is, is left to those who look."""
+"""What the parts early-exit and block-skip of `bench` measure; how fast anything is, is left to those who look."""
 
 import json
+from functools import partial
 
 import gymnasium
 import pytest
 import torch
 
 from routing_gym.agents import make_agent
-from routing_gym.agents.trained.classify import classify, route_out
-from routing_gym.experiments.benchmarks import early_exit
-from routing_gym.experiments.benchmarks.report import tables
+from routing_gym.experiments.bench import tables
+from routing_gym.experiments.benchmarks import inference
 from routing_gym.experiments.cli import main
-from routing_gym.networks import RoutedPyramid, make_network, ways_out
+from routing_gym.networks import RoutedPyramid, make_network
 
 CPU = torch.device("cpu")
 CUMULATIVE = [1.364, 5.272, 7.560, 11.394, 13.463, 17.002, 18.192, 20.551]
@@ -23,9 +23,13 @@ HYBRID = "routing_gym/HybridEarlyExit-v0"
 
 @pytest.fixture
 def small(monkeypatch):
-    """The same chain, 2 wide, and few images."""
-    monkeypatch.setattr(early_exit, "LEAST", 8)
-    monkeypatch.setattr(early_exit, "make_network", lambda name, **options: make_network(name, width=2, **options))
+    """The same networks, 2 wide, ResNets of three blocks, and few images."""
+
+    def make(name, **options):
+        return make_network(name, width=2, **({"stages": [1, 1, 1]} if "skip" in name else {}), **options)
+
+    monkeypatch.setattr(inference, "LEAST", 8)
+    monkeypatch.setattr(inference, "make_network", make)
 
 
 def run(*arguments):
@@ -35,18 +39,18 @@ def run(*arguments):
 @pytest.mark.long
 def test_prescribed_exits_are_taken(monkeypatch):
     """At the paper's width, where the costs are known; 30 % of 40, of 28, of 20, ... leave."""
-    monkeypatch.setattr(early_exit, "LEAST", 20)
-    routed = {one.case: one for one in early_exit.prescribed(CPU, 4)}
+    monkeypatch.setattr(inference, "LEAST", 20)
+    routed = {record["case"]: agent for agent, record in inference.prescribed("pyramid-chain", CPU, 4)}
     assert list(routed) == [
         "nobody leaves early",
         *(f"all leave after column {number}" for number in range(1, 8)),
         "30 % leave at every exit",
     ]
-    for number, one in enumerate(routed.values()):
-        assert one.images.shape == (40, 3, 32, 32) and one.agent.name == "actor" and not one.agent.training
-        assert [one.agent.macs(decision) for decision in range(7)] == ROUTERS
-        states = [route_out(one.agent, part) for part in one.images.split(10)]
-        macs, own, shares = early_exit._costs(one, states, 40)
+    for number, agent in enumerate(routed.values()):
+        rows, images = inference.images_of(agent.env, 4)
+        assert images.shape == (40, 3, 32, 32) and agent.name == "actor" and not agent.training
+        assert [agent.macs(decision) for decision in range(7)] == ROUTERS
+        macs, own, *shares = inference.means_of(agent, inference.routes_of(agent, rows.split(10), None)).tolist()
         if number == 8:
             left = [12, 8, 6, 4, 3, 2, 2]
             assert shares == [count / 40 for count in [*left, 40 - sum(left)]]
@@ -57,18 +61,26 @@ def test_prescribed_exits_are_taken(monkeypatch):
         assert own == pytest.approx(sum(s * c for s, c in zip(still, ROUTERS, strict=True)))
 
 
-def test_the_floor_is_the_plain_network_of_each_way_out(small):
-    one = early_exit.prescribed(CPU, 8)[-1]
-    batches = one.images.split(8)
-    states = [route_out(one.agent, part) for part in batches]
-    ways = early_exit._ways(states)
-    assert [sorted(torch.cat([rows for _, rows in own]).tolist()) for own in ways] == [list(range(8))] * 2
-    plain = {way: one.network.static_prefix(*way).eval() for way in ways_out(one.network.decisions)}
-    assert sum(map(len, ways)) > 4
-    for part, own in zip(batches, ways, strict=True):
-        logits = classify(one.agent, part)
-        for way, rows in own:
-            torch.testing.assert_close(plain[way](part[rows]), logits[rows], rtol=1e-4, atol=1e-5)
+def test_the_floor_is_the_plain_network_of_each_way_out(small, monkeypatch):
+    """Every image that a batch is timed on goes, in turn, through what the routed network computes for it."""
+    timed = {}
+    monkeypatch.setattr(inference, "in_turns", lambda steps, *_: timed.update(steps) or dict.fromkeys(steps, [1.0]))
+    make = lambda batch: inference.prescribed("pyramid-chain", CPU, batch)[-1:]  # noqa: E731
+    inference.measure_inference(make, 8, 1)
+    case, whole = "30 % leave at every exit", "the whole network"
+    assert list(timed) == [(what, place) for place in range(2) for what in (whole, case, f"floor of {case}")]
+    for place in range(2):
+        ((classify, images, task),) = timed[case, place].args[0]
+        logits, calls = classify(images, task), timed[f"floor of {case}", place].args[0]
+        assert len(calls) > 2
+        with torch.no_grad():
+            left = [(plain(own), own) for plain, own in calls]
+        row_of = {tuple(image.flatten()[:9].tolist()): row for row, image in enumerate(images)}
+        rows = [row_of[tuple(image.flatten()[:9].tolist())] for _, own in left for image in own]
+        assert sorted(rows) == list(range(8))
+        torch.testing.assert_close(torch.cat([own for own, _ in left]), logits[rows], rtol=1e-4, atol=1e-5)
+        ((plain, own),) = timed[whole, place].args[0]
+        assert own is images and len(plain.columns) == 8
 
 
 @pytest.mark.long
@@ -125,7 +137,8 @@ def test_the_tree_too(small):
     )
     agent = make_agent("random-fixed", env)
     assert isinstance(agent.env.network, RoutedPyramid)
-    (record,) = early_exit.measure_early_exit(lambda: early_exit.trained("a tree", agent, 4), 4, 1)
+    case = {"case": "a tree", "k_cpt": None}
+    (record,) = inference.measure_inference(lambda batch: [(agent.eval(), case)], 4, 1)
     assert record["case"] == "a tree" and sum(record["leaving"]) == 1 and len(record["leaving"]) == 5
 
 
@@ -140,3 +153,43 @@ def test_checkpoints_that_cannot_be_measured_are_refused_before_anything_is(name
     out = tmp_path / "new" / "bench.json"
     assert run("bench", "--parts", "early-exit", "--checkpoints", path, "--out", out) == 2
     assert message in " ".join(capsys.readouterr().err.split()) and not out.exists()
+
+
+def test_as_many_images_run_each_block_as_shall(small, monkeypatch):
+    monkeypatch.setattr(inference, "SHARES", (1.0, 0.75, 0.25, 0.0))
+    for agent, record in inference.prescribed("resnet32-skip", CPU, 20):
+        network, (rows, images) = agent.env.network, inference.images_of(agent.env, 20)
+        assert images.shape == (20, 3, 32, 32)
+        macs, *_, leaving = inference.means_of(agent, inference.routes_of(agent, [rows], None)).tolist()
+        behind = sum(decision.macs[1] for decision in network.decisions)
+        assert macs - network.stem_macs == pytest.approx(record["share"] * behind) and leaving == 1
+
+
+def test_records_of_skipped_blocks_add_up(small):
+    make = partial(inference.prescribed, "resnet32-skip", CPU)
+    first, *others = records = inference.measure_inference(make, 20, 1)
+    assert [record["share"] for record in records] == list(inference.SHARES)
+    for record in records:
+        assert record["batch"] == 20 and record["microseconds"] > 0 and record["static_microseconds"] > 0
+        assert record["time_ratio"] == pytest.approx(record["microseconds"] / record["static_microseconds"])
+    assert first["macs_ratio"] == pytest.approx(1 + first["router_macs_ratio"]) and first["macs_ratio"] > 1
+    assert first["saving_arrived"] is first["of_routed"] is None
+    for record in others:
+        expected = (1 - record["time_ratio"]) / (1 - record["macs_ratio"])
+        assert record["saving_arrived"] == pytest.approx(expected)
+        assert record["macs_ratio"] < first["macs_ratio"]
+        against = (1 - record["time_ratio"] / first["time_ratio"]) / (1 - record["macs_ratio"] / first["macs_ratio"])
+        assert record["of_routed"] == pytest.approx(against)
+
+
+def test_the_command_writes_what_it_measured_of_skipped_blocks(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(inference, "SKIPS", ("resnet32-skip",))
+    out = tmp_path / "skip.json"
+    assert run("bench", "--parts", "block-skip", "--batch", 10, 20, "--rounds", 1, "--out", out) == 0
+    records = json.loads(out.read_text())
+    assert [(record["batch"], record["share"]) for record in records] == [
+        (batch, share) for batch in (10, 20) for share in inference.SHARES
+    ]
+    assert {record["part"] for record in records} == {"block-skip"}
+    (table,) = tables(records)
+    assert "Blocks that are skipped" in str(table.title)
