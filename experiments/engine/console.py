@@ -100,7 +100,7 @@ class Display(Progress):
         part, epochs = self.parts.pop(title)
         self.remove_task(part)
         self.done += 1
-        self.advance(self.whole)
+        self.update(self.whole, advance=1)
         if not epochs:
             self._line(f"{title}: {self.done} of {self.total}")
 

@@ -364,7 +364,7 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
         *("hard-curves-basecnn-2-cc", "hard-live-paths"),
         *("resnet-curves-cifar-10", "resnet-curves-cifar-100", "resnet-parameters"),
     ):
-        assert f"- short-{name}.png" in report
+        assert f"(short-{name}.png)" in report
         assert imread(out / f"short-{name}.png").std() > 0.01, name
 
     records = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/results.json")}
