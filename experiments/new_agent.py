@@ -90,12 +90,10 @@ class NewAgent(Command):
             raise UsageError(f"a name has lower-case letters, digits and single dashes, got {self.name!r}")
         if self.name in AGENTS:
             raise UsageError(f"the name {self.name!r} belongs to an agent already; choose another")
-        path = self.out or Path(f"{self.name.replace('-', '_')}.py")
-        writable_file(path)
+        path = writable_file(self.out or Path(f"{self.name.replace('-', '_')}.py"))
         if path.exists():
             raise UsageError(f"{path} exists already; choose another file with --out")
         cls = "".join(part.capitalize() for part in self.name.split("-"))
-        text = TEMPLATE.format(name=self.name, cls=cls, file=path)
-        write_text(path, text)
+        write_text(path, TEMPLATE.format(name=self.name, cls=cls, file=path))
         say(console, f"Written to {path}. Run it: routing-gym compare --plugin {path} --agents {self.name} wpl")
         return 0
