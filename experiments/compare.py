@@ -31,15 +31,7 @@ from routing_gym.experiments.engine.settings import (
 )
 from routing_gym.experiments.engine.tuned import Tunable
 
-DEFAULT_AGENTS = (
-    "wpl",
-    "task-specific-all",
-    "task-specific-last",
-    "shared",
-    "shared-with-task",
-    "random-fixed",
-    "random",
-)
+BASELINES = ("task-specific-all", "task-specific-last", "shared", "shared-with-task", "random-fixed", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +50,7 @@ class Compare(Keeping, Launching, Tunable):
     """
 
     training: Annotated[TrainingSettings, tyro.conf.arg(name="")] = TrainingSettings()
-    agents: tuple[str, ...] = DEFAULT_AGENTS
+    agents: tuple[str, ...] = ("wpl", *BASELINES)
     seeds: int = 5
     agent_options: tuple[str, ...] = ()
     out: Path = Path("results/compare")
@@ -83,7 +75,7 @@ class Compare(Keeping, Launching, Tunable):
             folders.check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=False)
             records = joined(self.out, runs) if self.resume else {}
             left = [run for run in runs if (run.agent, run.seed) not in records]
-            left, failures = try_out(left, lambda run: run.agent, console, self.debug, fresh=self.overwrite)
+            left, failures = try_out(left, console, self.debug, fresh=self.overwrite)
             stack.enter_context(locked(writable_folder(self.out)))
             if self.overwrite:
                 folders.set_aside(self.out)
@@ -95,8 +87,10 @@ class Compare(Keeping, Launching, Tunable):
             def keep(run: Run, record: Record) -> None:
                 records[run.agent, run.seed] = record
                 write_results(in_order(), writable_folder(self.out) / "results.json")
+                if sum((run.agent, run.seed) not in records for run in left) == 1:  # which goes on elsewhere, maybe
+                    import_what_draws()
 
-            failures += perform(left, launcher, keep, console, self.debug, at_last=import_what_draws)
+            failures += perform(left, launcher, keep, console, self.debug)
             if launcher.here:
                 failures += self._show(in_order(), failures, console)
             if not failures:
@@ -128,7 +122,7 @@ class Compare(Keeping, Launching, Tunable):
 
 
 def import_what_draws() -> None:
-    """Import what pictures and the report need, which takes a while: best done while the last run goes on elsewhere."""
+    """Import what pictures and the report need, which takes a while."""
     with suppress(Exception):  # it is said when they are drawn
         import routing_gym.experiments.engine.figures  # noqa: F401
 
@@ -136,27 +130,22 @@ def import_what_draws() -> None:
 
 
 def joined(folder: Path, runs: Sequence[Run]) -> dict[tuple[str, int], Record]:
-    """Return the finished runs of a comparison, by agent and seed, which others are to join.
+    """Finished runs of the comparison in a folder, by agent and seed, which others are to join.
 
     The folders of runs say what is finished; of agents that do not run now, the records of the comparison do, too.
-
-    Args:
-        folder: The comparison's.
-        runs: What is asked for now.
 
     Raises:
         UsageError: Runs of an agent with other options, or in another environment, or of other length.
     """
-    options = {run.agent: run.asked["agent_options"] for run in runs}
-    first = runs[0].asked
+    asked = {run.agent: run.asked for run in runs}
     records = {}
     for path in (folder / "results.json", *sorted(folder.glob("[!.]*/seed-*/results.json"))):
         for record in read_runs(path) if path.exists() else []:
             agent, seed, saved = record["agent"], record["seed"], record["asked"]
-            if path.parent == folder and agent in options:
+            if path.parent == folder and agent in asked:
                 continue
-            mine = {"agent": agent, "seed": seed, "agent_options": options.get(agent, saved.get("agent_options"))}
-            check_same(path, saved, {**first, **mine})
+            mine = asked.get(agent, {**runs[0].asked, "agent": agent, "agent_options": saved.get("agent_options")})
+            check_same(path, saved, {**mine, "seed": seed})
             records[agent, seed] = record
     return records
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -164,7 +164,7 @@ class Sweep(Launching):
                         of_setting.append(record)
                     else:
                         left.append(run)
-                left, failed = try_out(left, lambda run: run.facts["setting"], console, self.debug)
+                left, failed = try_out(left, console, self.debug)
                 stack.enter_context(locked(writable_folder(self.out)))
                 failures.extend([*failed, *perform(left, launcher, keep, console, self.debug)])
 
@@ -175,7 +175,8 @@ class Sweep(Launching):
 
             seeds = range(FIRST_SEED, FIRST_SEED + self.seeds)
             tried: dict[Setting, None] = {}
-            for settings in self._proposed(axes, score):
+            for proposed in self._proposed(axes, score):
+                settings = list(dict.fromkeys(proposed))
                 tried |= dict.fromkeys(settings)
                 for of_round in [[seed] for seed in seeds] if self.halving else [seeds]:
                     run_all(settings, of_round)
@@ -213,7 +214,7 @@ class Sweep(Launching):
             yield [*itertools.product(*([f"{axis.name}={value}" for value in axis.values] for axis in axes))]
         elif self.search == "random":
             shares = np.random.default_rng(FIRST_SEED).random((self.trials, len(axes)))
-            yield _once(tuple(axis.text(share) for axis, share in zip(axes, row, strict=True)) for row in shares)
+            yield [tuple(axis.text(share) for axis, share in zip(axes, row, strict=True)) for row in shares]
         else:  # a tree-structured Parzen estimator (Bergstra et al. 2011)
             try:
                 import optuna
@@ -224,7 +225,7 @@ class Sweep(Launching):
             for asked in range(0, self.trials, ASKED_AT_ONCE):
                 trials = [study.ask() for _ in range(min(ASKED_AT_ONCE, self.trials - asked))]
                 settings = [tuple(axis.suggested(trial) for axis in axes) for trial in trials]
-                yield _once(settings)
+                yield settings
                 for trial, found in zip(trials, map(score, settings), strict=True):
                     failed = None if math.isfinite(found) else optuna.trial.TrialState.FAIL
                     study.tell(trial, found if failed is None else None, state=failed)
@@ -257,10 +258,6 @@ class Sweep(Launching):
             f"--grid {' '.join(self.grid)}"
         )
         return write_tuned(self.out / "tuned", self.training.env, self.agent, *options, how)
-
-
-def _once(settings: Iterable[Setting]) -> list[Setting]:
-    return list(dict.fromkeys(settings))
 
 
 def _options(setting: Setting) -> tuple[Setting, Setting]:

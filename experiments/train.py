@@ -89,7 +89,7 @@ class Train(Keeping, Pluggable, Tunable):
             folders.check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=True)
             if self.resume and (path := self.out / "results.json").exists():
                 read_run(path)  # the run may be longer by now, but not one of another version
-            runs, failures = try_out([run], lambda run: run.agent, console, self.debug, fresh=self.overwrite)
+            runs, failures = try_out([run], console, self.debug, fresh=self.overwrite)
             if runs:
                 stack.enter_context(locked(writable_folder(self.out)))
                 if self.overwrite:

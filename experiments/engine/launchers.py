@@ -85,10 +85,6 @@ class Launcher(ABC):
         """Perform runs, in this order as far as that means anything; yield what becomes of each when it is done.
 
         May be called again, with other runs, until `end`.
-
-        Args:
-            runs: The runs.
-            display: Told how far they are.
         """
 
     def end(self) -> None:
@@ -154,14 +150,10 @@ def perform_elsewhere(run: Run) -> Outcome:
 
 
 class Local(Launcher):
-    """So many runs at once, each in a process beside this one.
+    """So many runs at once, each in a process beside this one, which runs one after the other.
 
-    A process runs one run after the other. When it is killed, for want of memory say, or gives no sign of life, the run
-    it was at is tried once more from its last checkpoint; the other processes do not notice.
-
-    Args:
-        count: How many processes.
-        silence: Seconds without a finished batch or epoch after which a process counts as hung.
+    When a process is killed, for want of memory say, or gives no sign of life for `silence` seconds, the run it was at
+    is tried once more from its last checkpoint; the other processes do not notice.
     """
 
     def __init__(self, count: int, silence: float = 1800.0) -> None:
@@ -237,6 +229,10 @@ class Local(Launcher):
         self.workers = []
 
 
+TAKEN_BY = {"workers": ("local",), "address": ("ray",), "launcher_options": ("submitit", "ray")}
+"""Launchers that an option of `Launching` is for."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Launching(Pluggable):
     """A command that performs runs.
@@ -258,10 +254,7 @@ class Launching(Pluggable):
     launcher_options: tuple[str, ...] = ()
 
     def make_launcher(self, folder: Path) -> Launcher:
-        """Make what is asked for.
-
-        Args:
-            folder: Folder of results, in which a launcher may keep files of its own.
+        """Make what is asked for; it may keep files of its own in the folder of results.
 
         Raises:
             UsageError: A number of workers or an option that is none, or an extra that is not installed.
@@ -271,13 +264,10 @@ class Launching(Pluggable):
         options = parse_options("launcher_options", self.launcher_options)
         each_once("launcher_options", self.launcher_options)
         at_least_one("workers", self.workers)
-        for given, option, launchers in (
-            (bool(options), "--launcher-options", ("submitit", "ray")),
-            (self.address is not None, "--address", ("ray",)),
-            (self.workers > 1, "--workers", ("local",)),
-        ):
-            if given and self.launcher not in launchers:
-                raise UsageError(f"{option} is for --launcher {' or '.join(launchers)}, got {self.launcher}")
+        for option, launchers in TAKEN_BY.items():
+            if getattr(self, option) != getattr(Launching, option) and self.launcher not in launchers:
+                name = f"--{option.replace('_', '-')}"
+                raise UsageError(f"{name} is for --launcher {' or '.join(launchers)}, got {self.launcher}")
         if self.launcher == "submitit":
             return clusters.Submitit(folder / ".submitit", options)
         if self.launcher == "ray":
@@ -289,28 +279,24 @@ class Launching(Pluggable):
         return InProcess() if self.workers == 1 else Local(self.workers, self.silence)
 
 
-def try_out(
-    runs: Sequence[Run], group: Callable[[Run], str], console: Console, debug: bool, *, fresh: bool = False
-) -> tuple[list[Run], list[str]]:
-    """Let every agent route, train on and be judged on one batch, before the first minute is spent.
+def try_out(runs: Sequence[Run], console: Console, debug: bool, *, fresh: bool = False) -> tuple[list[Run], list[str]]:
+    """Let every agent, or setting of a sweep, route, train on and be judged on one batch, before a minute is spent.
+
+    Returns the runs of those that can do it, and what is wrong with the others, which is said at once.
 
     Args:
         runs: The runs.
-        group: Name of what differs by the seed alone; the first of each is tried.
-        console: Where it is said at once what fails.
+        console: Where it is said.
         debug: Show tracebacks.
         fresh: Their checkpoints are about to be replaced, so that they need not fit.
-
-    Returns:
-        The runs of the groups that can do it, and what is wrong with the others.
 
     Raises:
         UsageError: A wrong option, or a checkpoint of other options than those given now.
     """
+    names = [run.facts.get("setting", run.agent) for run in runs]
     failures: dict[str, str] = {}
-    tried = set()
-    for run in runs:
-        name = group(run)
+    tried: set[str] = set()
+    for run, name in zip(runs, names, strict=True):
         if name in failures:
             continue
         try:
@@ -321,17 +307,12 @@ def try_out(
         except (Exception, SystemExit) as error:
             failures[name] = f"{name} fails in a trial on one batch, so that none of its runs starts: {one_line(error)}"
             _say_failure(console, failures[name], traceback.format_exc() if debug else "")
-    return [run for run in runs if group(run) not in failures], list(failures.values())
+    left = [run for run, name in zip(runs, names, strict=True) if name not in failures]
+    return left, list(failures.values())
 
 
 def perform(
-    runs: Sequence[Run],
-    launcher: Launcher,
-    keep: Callable[[Run, Record], None],
-    console: Console,
-    debug: bool,
-    *,
-    at_last: Callable[[], object] = lambda: None,
+    runs: Sequence[Run], launcher: Launcher, keep: Callable[[Run, Record], None], console: Console, debug: bool
 ) -> list[str]:
     """Perform runs wherever a launcher puts them, on whichever checkpoints there are.
 
@@ -341,32 +322,26 @@ def perform(
         keep: Called with each that is done, and its record.
         console: Where it is shown how far they are.
         debug: Show tracebacks.
-        at_last: Called when all are done but one, which may be under way elsewhere meanwhile.
 
     Returns:
-        Of each run that failed its title, the reason and what is kept, in a line.
-
-    Raises:
-        Stopped: A signal came; a note says what is kept.
+        Of each run that failed its title, the reason and what is kept, in a line; a note of `Stopped` says it, too.
     """
     failures: dict[str, None] = {}
     kept = 0
     with Display(console, len(runs)) as display:
         try:
-            for number, outcome in enumerate(launcher.launch(runs, display), 1):
+            for outcome in launcher.launch(runs, display):
                 if outcome.record is not None:
                     try:
                         with unbroken():
                             keep(outcome.run, outcome.record)
                         kept += 1
+                        continue
                     except (Exception, SystemExit) as error:
                         outcome = failed(outcome.run, one_line(error), traceback.format_exc())
-                if outcome.record is None:
-                    if outcome.failure not in failures:
-                        _say_failure(console, outcome.failure, outcome.trace if debug else "")
-                    failures[outcome.failure] = None
-                if number == len(runs) - 1:
-                    at_last()
+                if outcome.failure not in failures:
+                    _say_failure(console, outcome.failure, outcome.trace if debug else "")
+                failures[outcome.failure] = None
         except KeyboardInterrupt as stop:
             if len(runs) > 1:
                 stop.add_note(f"{kept} of {len(runs)} runs are finished")

@@ -3,7 +3,7 @@
 import gc
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the command, which stops them
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word while it imports, later the command does
 gc.disable()  # nothing here is garbage, and looking for it takes a quarter of the time
 
 import sklearn.model_selection  # noqa: E402, F401
