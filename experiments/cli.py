@@ -33,17 +33,15 @@ COMMANDS = {
 }
 """Class of every command, in its module, and what it does."""
 
-USAGE = "\n".join(
-    [
-        "usage: routing-gym [-h] [--version] COMMAND ...",
-        "",
-        "Route instances through neural networks: train agents jointly with the blocks, and compare them.",
-        "",
-        *(f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items()),
-        "",
-        "`routing-gym COMMAND --help` lists the options of a command.",
-    ]
-)
+USAGE = """\
+usage: routing-gym [-h] [--version] COMMAND ...
+
+Route instances through neural networks: train agents jointly with the blocks, and compare them.
+
+{}
+
+`routing-gym COMMAND --help` lists the options of a command.\
+""".format("\n".join(f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items()))
 
 
 def main(arguments: list[str] | None = None) -> int:

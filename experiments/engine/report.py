@@ -71,19 +71,12 @@ class Finished:
 
 @dataclasses.dataclass
 class Contents:
-    """What there is to report.
-
-    Attributes:
-        finished: Finished runs by what they were asked for.
-        unfinished: Of each unfinished run its folder, epochs done and asked for, and how to go on.
-        failures: What failed, or could not be read, in a line each.
-        twice: How many runs were left out because they are there already.
-    """
+    """What there is to report: finished runs by what they were asked for, unfinished ones, and what failed."""
 
     finished: dict[str, Finished] = dataclasses.field(default_factory=dict)
     unfinished: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
-    twice: int = 0
+    twice: int = 0  # runs that were left out because they are there already
 
     def take(self, origin: Path) -> None:
         """Take what is in a folder of `train`, `compare` or `sweep`."""
@@ -164,13 +157,9 @@ def groups_of(runs: Iterable[Finished]) -> list[Group]:
 
 
 def write_report(folders: Sequence[Path], path: Path) -> None:
-    """Write the report of the runs in some folders, whole or not at all.
+    """Write the report of the runs in folders of `compare`, `train` or `sweep`, whole or not at all.
 
     The page holds its text, style, script, data and plotly.js, which it unpacks itself.
-
-    Args:
-        folders: Folders of `compare`, `train` or `sweep`, finished or not.
-        path: The page.
 
     Raises:
         UsageError: A folder is not there, or there is no run in any.
@@ -260,11 +249,10 @@ def report_data(contents: Contents) -> dict[str, Any]:
     }
 
 
-def _shown(value: float | None, digits: int) -> float | int | None:
-    """Number as it is shown; None where it is none."""
-    if value is None or not math.isfinite(value):
-        return None
-    return round(value, digits) + 0.0 if digits > 0 else round(value)
+def _shown(metric: Metric, *values: float | None) -> list[float | int | None]:
+    """Numbers as they are shown, integers where there are no digits; None where there is none."""
+    digits = metric.digits or None
+    return [round(value, digits) + 0 if value is not None and math.isfinite(value) else None for value in values]
 
 
 def _summary(group: Group, metric: Metric) -> list[Any]:
@@ -272,8 +260,7 @@ def _summary(group: Group, metric: Metric) -> list[Any]:
     values = list(group.by_seed(metric).values())
     bounds = statistics.mean_interval(values)
     mean, half = float(np.mean(values)) if values else None, bounds and (bounds[1] - bounds[0]) / 2
-    text = metric.text([value / metric.scale for value in values])
-    return [text, _shown(mean, metric.digits), _shown(half, metric.digits)]
+    return [metric.text([value / metric.scale for value in values]), *_shown(metric, mean, half)]
 
 
 def _curve(group: Group, metric: Metric) -> list[list[Any]]:
@@ -282,7 +269,7 @@ def _curve(group: Group, metric: Metric) -> list[list[Any]]:
     for values in itertools.zip_longest(*(metric.curve_of(run.record) for run in group.runs)):
         known = [metric.scale * value for value in values if finite(value) is not None]
         numbers = (float(np.mean(known)), min(known), max(known)) if known else (None, None, None)
-        columns.append([*(_shown(number, metric.digits) for number in numbers), len(known)])
+        columns.append([*_shown(metric, *numbers), len(known)])
     return [list(column) for column in zip(*columns, strict=True)]
 
 
@@ -313,8 +300,7 @@ def _pair(a: Group, b: Group, metric: Metric) -> list[Any] | None:
         return [0]
     found = statistics.paired_difference(ours, theirs)
     verdict = {"better": 1, "worse": -1, "not enough": 0}[found.verdict] * (-1 if metric.better == "less" else 1)
-    numbers = (_shown(number, metric.digits) for number in (found.mean, found.low, found.high))
-    return [found.seeds, *numbers, float(f"{found.p:.2g}"), verdict]
+    return [found.seeds, *_shown(metric, found.mean, found.low, found.high), float(f"{found.p:.2g}"), verdict]
 
 
 def _warnings(groups: Sequence[Group], twice: int) -> list[str]:

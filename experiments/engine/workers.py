@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import multiprocessing
 import os
@@ -42,6 +43,7 @@ class Worker:
         self.process = CONTEXT.Process(target=_work, args=(theirs, dict(os.environ)))
         self.process.start()
         theirs.close()  # what is read ends with the process
+        atexit.register(self.kill)  # else Python would wait for it
         self.heard, self.hung = time.time(), False
 
     def call(self, function: Callable[[Any], Any], argument: Any) -> None:
