@@ -40,8 +40,11 @@ class Worker:
 
     def __init__(self) -> None:
         self.pipe, theirs = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=_work, args=(theirs, dict(os.environ)))
-        self.process.start()
+        try:
+            self.process = _started(theirs)
+        except (EOFError, OSError):  # the server was killed, and is not quite dead: another takes its place
+            time.sleep(1.0)
+            self.process = _started(theirs)
         theirs.close()  # what is read ends with the process
         atexit.register(self.kill)  # else Python would wait for it
         self.heard, self.hung = time.time(), False
@@ -70,6 +73,12 @@ def finished(workers: Sequence[Worker], seconds: float) -> list[Worker]:
     """Workers that have a result, or have died; waits for the first, so long at most."""
     of = {thing: worker for worker in workers for thing in (worker.pipe, worker.process.sentinel)}
     return list(dict.fromkeys(of[thing] for thing in connection.wait(list(of), seconds)))
+
+
+def _started(pipe: connection.Connection) -> Any:
+    process = CONTEXT.Process(target=_work, args=(pipe, dict(os.environ)))
+    process.start()
+    return process
 
 
 def _work(pipe: connection.Connection, environment: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 
 import pytest
 from records import strict, untimed
@@ -20,6 +21,7 @@ from routing_gym.experiments.engine.launchers import Local
 from routing_gym.experiments.engine.records import read_progress
 from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import TrainingSettings, config_text
+from routing_gym.experiments.engine.workers import FORKED
 
 pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.long]
 
@@ -202,6 +204,10 @@ def test_a_worker_that_dies_while_it_waits_costs_nothing(tmp_path):
         first = launched(0)
         assert launched(1) == first and alive(first)
         os.kill(first, signal.SIGKILL)
-        assert ends([first]) and launched(2) != first
+        assert ends([first]) and (second := launched(2)) != first
+        if FORKED:  # the server may be killed, too
+            server = forkserver._forkserver._forkserver_pid
+            os.kill(server, signal.SIGKILL)
+            assert ends([server]) and launched(3) != second and ends([second])
     finally:
         launcher.end()
