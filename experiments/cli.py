@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import signal
 import sys
@@ -18,7 +20,7 @@ COMMANDS = {
     "compare": ("compare:Compare", "Train several agents on one environment over several seeds and compare them."),
     "train": ("train:Train", "Train one agent and the blocks."),
     "sweep": ("sweep:Sweep", "Train one agent with every combination of some options, rank them on validation."),
-    "report": ("report:Report", "Write one page of everything that is in folders of results."),
+    "report": ("compare:Report", "Write one page of everything that is in folders of results."),
     "reproduce": ("reproduce:Reproduce", "Run what a paper reports and put our figures beside theirs."),
     "queue": ("queue:Queue", "Show how far the papers' runs are, or work on them."),
     "evaluate": ("train:Evaluate", "Judge a checkpoint: accuracy and cost of the deterministic policy."),
@@ -27,60 +29,66 @@ COMMANDS = {
     "list": ("listing:List", "Print the environments, agents and networks there are, or the options of one."),
     "new-agent": ("new_agent:NewAgent", "Write a file with an agent to start from."),
     "bench": ("bench:Bench", "Measure speed and memory beside the same work without routing."),
-    "download": ("download:Download", "Fetch a data set, checked against its published md5 sums."),
+    "download": ("listing:Download", "Fetch a data set, checked against its published md5 sums."),
 }
 """Class of every command, in its module, and what it does."""
+
+USAGE = """\
+usage: routing-gym [-h] [--version] COMMAND ...
+
+Route instances through neural networks: train agents jointly with the blocks, and compare them.
+
+{}
+
+`routing-gym COMMAND --help` lists the options of a command.\
+""".format("\n".join(f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items()))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the command, return the exit status.
 
+    Args:
+        arguments: By default those of the process, which is the command's alone then.
+
     Returns:
         2 for a wrong option, 1 where something failed, 128 and its number after a signal.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if alone := arguments is None:
+        arguments = sys.argv[1:]
     if arguments == ["--version"]:
         print(f"routing-gym {__version__}")
         return 0
     console = Output()
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage(), file=sys.stdout if arguments else sys.stderr)
+        print(USAGE, file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     command: Command | None = None
     try:
         with heeding_signals():
+            if alone:
+                gc.disable()  # what is imported is no garbage: to look for it takes a quarter of the time
             command = parsed(arguments)
+            if alone:
+                gc.freeze()
+                gc.enable()
+                atexit.register(gc.freeze)
             with nullcontext() if command.debug else threads_in_one_line():
                 command.prepare()
                 return command.execute(console)
     except KeyboardInterrupt as stop:
         status = getattr(stop, "status", 128 + signal.SIGINT)
-        name = signal.Signals(status - 128).name
         notes = [*getattr(stop, "__notes__", []), *filter(None, [command and command.going_on])]
-        return ended("; ".join([f"stopped by {name}", *notes]), status)
-    except (UsageError, RunFailedError, WriteError) as error:
-        if command is not None and command.debug:
-            traceback.print_exc()
-        return ended(" ".join(str(error).split()), 2 if isinstance(error, UsageError) else 1)
+        reason = "; ".join([f"stopped by {signal.Signals(status - 128).name}", *notes])
     except Exception as error:
+        foreseen = isinstance(error, UsageError | RunFailedError | WriteError)
+        status = 2 if isinstance(error, UsageError) else 1
+        reason = " ".join(str(error).split()) if foreseen else one_line(error)
         if command is not None and command.debug:
             traceback.print_exc()
-            return ended(one_line(error), 1)
-        return ended(f"{one_line(error)}; --debug shows where", 1)
-
-
-def usage() -> str:
-    """Help of the whole: every command in a line."""
-    lines = [
-        "usage: routing-gym [-h] [--version] COMMAND ...",
-        "",
-        "Route instances through neural networks: train agents jointly with the blocks, and compare them.",
-        "",
-        *(f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items()),
-        "",
-        "`routing-gym COMMAND --help` lists the options of a command.",
-    ]
-    return "\n".join(lines)
+        elif not foreseen:
+            reason += "; --debug shows where"
+    print(f"routing-gym: {reason}", file=sys.stderr)
+    return status
 
 
 def command_class(name: str) -> Any:
@@ -101,18 +109,17 @@ def parsed(arguments: list[str]) -> Command:
     Raises:
         SystemExit: What the parser does not know, or a call for help.
     """
+    name, *rest = arguments
+    pairs = list(zip(rest, rest[1:], strict=False))
+    if "--out=" in rest or ("--out", "") in pairs:
+        raise UsageError("--out is empty: name a folder or a file")
+    if any(flag == "--workers" and number != "1" for flag, number in pairs):
+        from routing_gym.experiments.engine.workers import begin_server
+
+        begin_server()  # before anything that takes long is imported here
     from routing_gym.experiments.engine.arguments import parse
 
-    name, *rest = arguments
-    if "--out=" in rest or ("--out", "") in zip(rest, rest[1:], strict=False):
-        raise UsageError("--out is empty: name a folder or a file")
     return parse(command_class(name), rest, f"routing-gym {name}")
-
-
-def ended(reason: str, status: int) -> int:
-    """Say in a line why a command ended; return the exit status."""
-    print(f"routing-gym: {reason}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

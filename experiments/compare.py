@@ -1,31 +1,25 @@
-"""Agents side by side: same data, same blocks, same budget."""
+"""Agents side by side: same data, same blocks, same budget; and the report of what such commands have left."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
+from routing_gym.experiments.engine import folders
 from routing_gym.experiments.engine.arguments import Tunable
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line, say, show
-from routing_gym.experiments.engine.figures import learning_curves, routing_maps
-from routing_gym.experiments.engine.folders import (
-    FAILURES,
-    Keeping,
-    check_free,
-    drop_aside,
-    keep_failures,
-    locked,
-    set_aside,
-)
+from routing_gym.experiments.engine.folders import FAILURES, Keeping, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
+from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.engine.records import Record, comparison_table, read_runs, write_csv, write_results
-from routing_gym.experiments.engine.report import write_report
+from routing_gym.experiments.engine.report import packed_plotly, write_report
 from routing_gym.experiments.engine.run import Run, check_same
 from routing_gym.experiments.engine.settings import (
     TrainingSettings,
@@ -33,18 +27,11 @@ from routing_gym.experiments.engine.settings import (
     check_agents,
     folder_name,
     options_of_agents,
+    writable_file,
     writable_folder,
 )
 
-DEFAULT_AGENTS = (
-    "wpl",
-    "task-specific-all",
-    "task-specific-last",
-    "shared",
-    "shared-with-task",
-    "random-fixed",
-    "random",
-)
+BASELINES = ("task-specific-all", "task-specific-last", "shared", "shared-with-task", "random-fixed", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +50,7 @@ class Compare(Keeping, Launching, Tunable):
     """
 
     training: Annotated[TrainingSettings, tyro.conf.arg(name="")] = TrainingSettings()
-    agents: tuple[str, ...] = DEFAULT_AGENTS
+    agents: tuple[str, ...] = ("wpl", *BASELINES)
     seeds: int = 5
     agent_options: tuple[str, ...] = ()
     out: Path = Path("results/compare")
@@ -76,32 +63,23 @@ class Compare(Keeping, Launching, Tunable):
         launcher = self.make_launcher(self.out)
         options = options_of_agents(self.agents, self.agent_options)
         settings = {name: self.settings_of(self.training, name, options[name]) for name in self.agents}
-        runs = [  # seed by seed, so that every agent has something early
-            Run(
-                training,
-                name,
-                seed,
-                self.out / folder_name(name) / f"seed-{seed}",
-                of_agent,
-                plugins=self.plugin,
-            )
-            for seed in range(self.seeds)
-            for name, (training, of_agent) in settings.items()
+        runs = [
+            Run(training, name, seed, self.out / folder_name(name) / f"seed-{seed}", given, plugins=self.plugin)
+            for seed in range(self.seeds)  # seed by seed, so that every agent has something early
+            for name, (training, given) in settings.items()
         ]
         with ExitStack() as stack:
+            stack.callback(launcher.end)
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
-            check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=False)
+            folders.check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=False)
             records = joined(self.out, runs) if self.resume else {}
             left = [run for run in runs if (run.agent, run.seed) not in records]
-            launcher.begin(len(left))
-            stack.callback(launcher.end)
-            left, failures = try_out(left, lambda run: run.agent, console, self.debug, fresh=self.overwrite)
+            left, failures = try_out(left, console, self.debug, fresh=self.overwrite)
             stack.enter_context(locked(writable_folder(self.out)))
             if self.overwrite:
-                set_aside(self.out)
-            others = [agent for agent, _ in records if agent not in self.agents]
-            order = list(dict.fromkeys([*others, *self.agents]))
+                folders.set_aside(self.out)
+            order = [*(agent for agent, _ in records if agent not in self.agents), *self.agents]
 
             def in_order() -> list[Record]:
                 return [records[key] for key in sorted(records, key=lambda key: (order.index(key[0]), key[1]))]
@@ -109,32 +87,33 @@ class Compare(Keeping, Launching, Tunable):
             def keep(run: Run, record: Record) -> None:
                 records[run.agent, run.seed] = record
                 write_results(in_order(), writable_folder(self.out) / "results.json")
+                if sum((run.agent, run.seed) not in records for run in left) == 1:  # which goes on elsewhere, maybe
+                    import_what_draws()
 
             failures += perform(left, launcher, keep, console, self.debug)
             if launcher.here:
                 failures += self._show(in_order(), failures, console)
             if not failures:
-                drop_aside(self.out)
+                folders.drop_aside(self.out)
             return say_failures(failures, console, self.out)
 
     def _show(self, records: Sequence[Record], failures: Sequence[str], console: Console) -> list[str]:
         """Print the table, write records, pictures and the report; return what could not be written."""
-        if not records:
-            try:
-                keep_failures(writable_folder(self.out), failures)
-            except Exception as error:
-                return [f"not everything could be written to {self.out}: {one_line(error)}"]
-            say(console, f"No run is finished; written to {self.out}: {FAILURES}")
-            return []
         seeds = len({record["seed"] for record in records})
         title = f"{self.training.env}, {seeds} seed{'s' * (seeds > 1)}, {self.training.epochs} epochs"
-        show(console, comparison_table(records, title))
+        if records:
+            show(console, comparison_table(records, title))
         try:
-            write_results(records, writable_folder(self.out) / "results.json")
+            keep_failures(writable_folder(self.out), failures)
+            if not records:
+                say(console, f"No run is finished; written to {self.out}: {FAILURES}")
+                return []
+            from routing_gym.experiments.engine import figures
+
+            write_results(records, self.out / "results.json")
             write_csv(records, self.out / "results.csv")
-            keep_failures(self.out, failures)
-            learning_curves(records, self.out / "learning_curves.png", title)
-            routing_maps(records, self.out / "routing_maps.png", f"Who takes which block: {self.training.env}")
+            figures.learning_curves(records, self.out / "learning_curves.png", title)
+            figures.routing_maps(records, self.out / "routing_maps.png", f"Who takes which block: {self.training.env}")
             write_report([self.out], self.out / "report.html")
         except Exception as error:
             return [f"not everything could be written to {self.out}: {one_line(error)}"]
@@ -142,27 +121,52 @@ class Compare(Keeping, Launching, Tunable):
         return []
 
 
+def import_what_draws() -> None:
+    """Import what pictures and the report need, which takes a while."""
+    with suppress(Exception):  # it is said when they are drawn
+        import routing_gym.experiments.engine.figures  # noqa: F401
+
+        packed_plotly()
+
+
 def joined(folder: Path, runs: Sequence[Run]) -> dict[tuple[str, int], Record]:
-    """Return the finished runs of a comparison, by agent and seed, which others are to join.
+    """Finished runs of the comparison in a folder, by agent and seed, which others are to join.
 
     The folders of runs say what is finished; of agents that do not run now, the records of the comparison do, too.
-
-    Args:
-        folder: The comparison's.
-        runs: What is asked for now.
 
     Raises:
         UsageError: Runs of an agent with other options, or in another environment, or of other length.
     """
-    options = {run.agent: run.asked["agent_options"] for run in runs}
-    first = runs[0].asked
+    asked = {run.agent: run.asked for run in runs}
     records = {}
     for path in (folder / "results.json", *sorted(folder.glob("[!.]*/seed-*/results.json"))):
         for record in read_runs(path) if path.exists() else []:
             agent, seed, saved = record["agent"], record["seed"], record["asked"]
-            if path.parent == folder and agent in options:
+            if path.parent == folder and agent in asked:
                 continue
-            mine = {"agent": agent, "seed": seed, "agent_options": options.get(agent, saved.get("agent_options"))}
-            check_same(path, saved, {**first, **mine})
+            mine = asked.get(agent, {**runs[0].asked, "agent": agent, "agent_options": saved.get("agent_options")})
+            check_same(path, saved, {**mine, "seed": seed})
             records[agent, seed] = record
     return records
+
+
+@dataclasses.dataclass(frozen=True)
+class Report(Pluggable):
+    """Write one page, complete in itself, on the runs in some folders: tables, curves, differences, routing maps.
+
+    Attributes:
+        folders: Folders that compare, train or sweep have written, finished or not.
+        out: The page; by default report.html in the folder, in the current one where there are several.
+    """
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    out: Path | None = None
+
+    def execute(self, console: Console) -> int:
+        """Run it; return the exit status."""
+        if not self.folders:
+            raise UsageError("name at least one folder that compare, train or sweep have written")
+        out = self.out or (self.folders[0] / "report.html" if len(self.folders) == 1 else Path("report.html"))
+        write_report(self.folders, writable_file(out) if self.folders[0].is_dir() else out)
+        say(console, f"Written to {out}")
+        return 0

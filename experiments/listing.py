@@ -1,12 +1,13 @@
-"""`routing-gym list`: what there is, and every option of it."""
+"""What there is, and every option of it (`routing-gym list`); data sets that have to be fetched (`download`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import types
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -16,10 +17,12 @@ from rich.table import Table
 from routing_gym.agents import AGENTS
 from routing_gym.envs import DATASETS, REWARDS, EnvConfig, make_routing_vector_env
 from routing_gym.envs.training import OPTIMIZERS
-from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.command import Command, UsageError
+from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.networks import NETWORKS, NetworkSpec
 from routing_gym.registration import ENV_IDS, env_ids
+from routing_gym.tasks import SOURCES, DataError, download
 
 WIDTH_OF_A_FILE = 160
 """Columns of the tables where there is no terminal."""
@@ -30,6 +33,9 @@ REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
     "optimizer": lambda: OPTIMIZERS,
 }
 """Options that take names out of a registry."""
+
+Option = namedtuple("Option", "name default type description")
+"""What is told of an option, texts; what can be chosen from stands for its type."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,47 +57,32 @@ class List(Pluggable):
         return 0
 
 
-class Option(NamedTuple):
-    """What is told of an option; what can be chosen from stands for its type."""
-
-    name: str
-    default: str
-    type: str
-    description: str
-
-
 def everything() -> list[Table]:
-    """Return tables of all environments, agents and networks."""
-    environments = _table("environments", "id", "data set", "network", "options")
+    """Tables of all environments, agents and networks."""
+    environments = []
     for env_id, options in ENV_IDS.items():
         more = ", ".join(f"{name}={value!r}" for name, value in options.items() if name not in ("dataset", "network"))
-        environments.add_row(env_id, options["dataset"], options["network"], more)
-    agents, networks = _table("agents", "name", "what it is"), _table("networks", "name", "what it is")
-    for name, cls in AGENTS.items():
-        agents.add_row(name, _docstring(cls).short_description or "")
-    for name, spec in NETWORKS.items():
-        networks.add_row(name, _in_a_line(spec))
-    return [environments, agents, networks]
+        environments.append((env_id, options["dataset"], options["network"], more))
+    agents, networks = ([(name, _in_a_line(of)) for name, of in parts.items()] for parts in (AGENTS, NETWORKS))
+    return [
+        _table("environments", ("id", "data set", "network", "options"), environments),
+        _table("agents", ("name", "what it is"), agents),
+        _table("networks", ("name", "what it is"), networks),
+    ]
 
 
 def options_tables(name: str) -> list[Table]:
-    """Return tables of the options of an id, an agent or a network.
+    """Tables of the options of an id, an agent or a network."""
+    headings, chosen = ("option", "default", "type", "what it is"), ENV_IDS.get(name, {})
+    return [_table(_in_a_line(owner), headings, options_of(owner, chosen)) for owner in owners_of(name)]
+
+
+def owners_of(name: str) -> list[Any]:
+    """Builders and configuration classes that say what can be given to an id, an agent or a network.
 
     Raises:
         UsageError: There is nothing of this name.
     """
-    tables = []
-    for owner in owners_of(name):
-        spec = isinstance(owner, NetworkSpec)
-        title = _in_a_line(owner) if spec else _docstring(owner).short_description or owner.__name__
-        tables.append(_table(title, "option", "default", "type", "what it is"))
-        for option in options_of(owner, ENV_IDS.get(name, {})):
-            tables[-1].add_row(*option)
-    return tables
-
-
-def owners_of(name: str) -> list[Any]:
-    """Return the builders and configuration classes that say what can be given to an id, an agent or a network."""
     if name in ENV_IDS:
         data, network = ENV_IDS[name]["dataset"], ENV_IDS[name]["network"]
         return [make_routing_vector_env, DATASETS[data], NETWORKS[network], EnvConfig]
@@ -103,10 +94,10 @@ def owners_of(name: str) -> list[Any]:
 
 
 def options_of(owner: Any, chosen: Mapping[str, Any]) -> list[Option]:
-    """Return the options of a configuration class, of a builder of data or of a network.
+    """Options of a configuration class, of a builder of data or of a `NetworkSpec`.
 
     Args:
-        owner: The class, builder or `NetworkSpec`; what a class has from others, they describe.
+        owner: What has them; what a class has from others, they describe.
         chosen: Defaults of an id, which stand before those of the owner.
     """
     if isinstance(owner, NetworkSpec):
@@ -132,7 +123,7 @@ def options_of(owner: Any, chosen: Mapping[str, Any]) -> list[Option]:
 
 
 def _in_words(hint: Any) -> str:
-    """Return a type as a reader would say it: `float or None`, `list of int`; literals as the values they are."""
+    """Type as a reader would say it: `float or None`, `list of int`; literals as the values they are."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return " or ".join(map(repr, parts))
@@ -143,20 +134,45 @@ def _in_words(hint: Any) -> str:
     return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
-def _table(title: str, first: str, *others: str) -> Table:
-    """Return an empty table in whose first column, the one that is copied from, nothing is left out."""
+def _table(title: str, headings: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
+    """Table in whose first column, the one that is copied from, nothing is left out."""
     table = Table(title=title)
-    table.add_column(first, no_wrap=True, overflow="fold")
-    for heading in others:
-        table.add_column(heading, overflow="fold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=number == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def _in_a_line(spec: NetworkSpec) -> str:
-    """Return what a network is, and where it is from."""
-    return f"{spec.description} {spec.source and f'({spec.source})'}".strip()
+def _in_a_line(owner: Any) -> str:
+    """What a network is, and where it is from; what anything else is, its name where it does not say."""
+    if isinstance(owner, NetworkSpec):
+        return f"{owner.description} {owner.source and f'({owner.source})'}".strip()
+    return _docstring(owner).short_description or owner.__name__
 
 
 def _docstring(owner: Any) -> docstring_parser.Docstring:
-    """Return the parsed docstring of a class or function."""
     return docstring_parser.parse(owner.__doc__ or "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Download(Command):
+    """Fetch a data set, checked against its published md5 sums.
+
+    Attributes:
+        name: Which data set.
+        data_dir: Where to put it; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    data_dir: str | None = None
+
+    def execute(self, console: Console) -> int:
+        """Run it; return the exit status."""
+        if self.name not in SOURCES:
+            raise UsageError(f"unknown data set {self.name!r}; known are {', '.join(SOURCES)}")
+        try:
+            say(console, f"{self.name} is in {download(SOURCES[self.name], self.data_dir)}")
+        except (DataError, OSError) as error:
+            raise UsageError(str(error)) from error
+        return 0

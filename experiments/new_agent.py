@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import string
 from pathlib import Path
 from typing import Annotated
 
@@ -15,61 +16,6 @@ from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.records import write_text
 from routing_gym.experiments.engine.settings import writable_file
-
-TEMPLATE = '''\
-"""The agent {name!r}: remembers what each choice was worth, and takes the best.
-
-Run it beside others:  routing-gym compare --plugin {file} --agents {name} wpl random-fixed
-"""
-
-import dataclasses
-
-import torch
-
-from routing_gym.agents import Agent, AgentConfig, register_agent
-
-
-@dataclasses.dataclass(frozen=True)
-class {cls}Config(AgentConfig):
-    """Options, set by --agent-options {name}.rate=0.2.
-
-    Attributes:
-        rate: How far a value moves towards what was just earned.
-        noise: Random numbers up to this are added to values while learning, so that all choices are tried.
-    """
-
-    rate: float = 0.1
-    noise: float = 0.03
-
-
-class {cls}(Agent):
-    """Remembers what each choice was worth, for every task at every decision."""
-
-    Config = {cls}Config
-
-    def __init__(self, env, config=None):
-        super().__init__(env, config)
-        # Buffers and parameters are saved with the agent. The last row is for instances that have left.
-        self.register_buffer("value", torch.zeros(self.num_tasks, self.num_decisions + 1, self.num_choices))
-
-    def act(self, observation, context):
-        """Choose for a whole batch: observation["task"], ["depth"] are (B,), ["activation"] is (B, D)."""
-        value = self.value[observation["task"], observation["depth"]]
-        if not context.deterministic:
-            noise = torch.rand(value.shape, generator=self.generator, device=value.device)
-            value = value + self.config.noise * noise
-        return value.masked_fill(~context.mask, -torch.inf).argmax(-1)
-
-    def update(self, trajectory):
-        """Learn from a batch of whole episodes; what is returned is logged."""
-        for step in trajectory.steps:
-            cell = trajectory.task, step.decision, step.action
-            self.value[cell] += self.config.rate * (trajectory.final_reward - self.value[cell])
-        return {{"value": self.value.mean()}}
-
-
-register_agent("{name}", {cls})
-'''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +36,11 @@ class NewAgent(Command):
             raise UsageError(f"a name has lower-case letters, digits and single dashes, got {self.name!r}")
         if self.name in AGENTS:
             raise UsageError(f"the name {self.name!r} belongs to an agent already; choose another")
-        path = self.out or Path(f"{self.name.replace('-', '_')}.py")
-        writable_file(path)
+        path = writable_file(self.out or Path(f"{self.name.replace('-', '_')}.py"))
         if path.exists():
             raise UsageError(f"{path} exists already; choose another file with --out")
         cls = "".join(part.capitalize() for part in self.name.split("-"))
-        text = TEMPLATE.format(name=self.name, cls=cls, file=path)
-        write_text(path, text)
+        template = string.Template(Path(__file__).with_suffix(".txt").read_text("utf-8"))
+        write_text(path, template.substitute(name=self.name, cls=cls, file=path))
         say(console, f"Written to {path}. Run it: routing-gym compare --plugin {path} --agents {self.name} wpl")
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,15 +45,7 @@ Setting = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """Values of an option that are tried.
-
-    Attributes:
-        name: The option.
-        values: As texts; empty where there is a range.
-        low: Lower end of a range.
-        high: Upper end.
-        log: Whether it is drawn evenly on a logarithmic scale.
-    """
+    """Values of an option that are tried: texts, or else a range, on a logarithmic scale maybe."""
 
     name: str
     values: tuple[str, ...] = ()
@@ -76,6 +68,14 @@ class Axis:
         value = low + share * (high - low)
         return f"{self.name}={math.exp(value) if self.log else value:.4g}"
 
+    def suggested(self, trial: Any) -> str:
+        """Value that Optuna proposes, as NAME=VALUE."""
+        if self.values:
+            return f"{self.name}={trial.suggest_categorical(self.name, self.values)}"
+        if self.whole:
+            return f"{self.name}={trial.suggest_int(self.name, self.low, self.high, log=self.log)}"
+        return f"{self.name}={trial.suggest_float(self.name, self.low, self.high, log=self.log):.4g}"
+
 
 def axis_of(item: str) -> Axis:
     """Axis from NAME=VALUE,VALUE,... or NAME=LOW..HIGH, with `:log` behind it for a logarithmic scale.
@@ -83,8 +83,8 @@ def axis_of(item: str) -> Axis:
     Raises:
         UsageError: Something else.
     """
-    name, equals, values = item.partition("=")
-    if not (name and equals and values):
+    name, _, values = item.partition("=")
+    if not (name and values):
         raise UsageError(f"--grid takes NAME=VALUE,VALUE,... or NAME=LOW..HIGH, got {item!r}")
     if ".." not in values:
         if twice := repeated(values.split(",")):
@@ -164,7 +164,7 @@ class Sweep(Launching):
                         of_setting.append(record)
                     else:
                         left.append(run)
-                left, failed = try_out(left, lambda run: run.facts["setting"], console, self.debug)
+                left, failed = try_out(left, console, self.debug)
                 stack.enter_context(locked(writable_folder(self.out)))
                 failures.extend([*failed, *perform(left, launcher, keep, console, self.debug)])
 
@@ -175,20 +175,19 @@ class Sweep(Launching):
 
             seeds = range(FIRST_SEED, FIRST_SEED + self.seeds)
             tried: dict[Setting, None] = {}
-            for settings in self._proposed(axes, score):
+            for proposed in self._proposed(axes, score):
+                settings = list(dict.fromkeys(proposed))
                 tried |= dict.fromkeys(settings)
-                rounds = [[seed] for seed in seeds] if self.halving else [list(seeds)]
-                for of_round in rounds:
+                for of_round in [[seed] for seed in seeds] if self.halving else [seeds]:
                     run_all(settings, of_round)
-                    if len(rounds) > 1 and launcher.here:
+                    if self.halving and launcher.here:
                         settings = sorted(settings, key=score, reverse=True)[: -(-len(settings) // 2)]
                 if not launcher.here:
                     return say_failures(failures, console, self.out)
-            whole = [setting for setting in tried if len(records[" ".join(setting)]) == self.seeds]
             if done := in_order():
                 write_results(done, writable_folder(self.out) / "results.json")
                 show(console, ranking(done, f"{self.agent} on {self.training.env}, {self.training.epochs} epochs"))
-            if whole:
+            if whole := [setting for setting in tried if len(records[" ".join(setting)]) == self.seeds]:
                 say(console, f"The best setting is in {self._write_tuned(max(whole, key=score))}")
             keep_failures(self.out, failures)
             return say_failures(failures, console, self.out)
@@ -209,78 +208,66 @@ class Sweep(Launching):
             raise UsageError("--search tpe waits for what came of its settings, --launcher print does not run them")
         return axes
 
-    def _proposed(self, axes: Sequence[Axis], score: Any) -> Iterator[list[Setting]]:
-        """Yield settings to try, all at once or in portions; `score` tells what came of those before."""
+    def _proposed(self, axes: Sequence[Axis], score: Callable[[Setting], float]) -> Iterator[list[Setting]]:
+        """Settings to try, all at once or in portions; `score` tells what came of those before."""
         if self.search == "grid":
             yield [*itertools.product(*([f"{axis.name}={value}" for value in axis.values] for axis in axes))]
         elif self.search == "random":
             shares = np.random.default_rng(FIRST_SEED).random((self.trials, len(axes)))
-            drawn = [tuple(axis.text(share) for axis, share in zip(axes, row, strict=True)) for row in shares]
-            yield list(dict.fromkeys(drawn))
-        else:
-            yield from self._by_tpe(axes, score)
+            yield [tuple(axis.text(share) for axis, share in zip(axes, row, strict=True)) for row in shares]
+        else:  # a tree-structured Parzen estimator (Bergstra et al. 2011)
+            try:
+                import optuna
+            except ImportError as error:
+                raise UsageError("--search tpe needs its extra: pip install 'routing-gym[optuna]'") from error
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=FIRST_SEED))
+            for asked in range(0, self.trials, ASKED_AT_ONCE):
+                trials = [study.ask() for _ in range(min(ASKED_AT_ONCE, self.trials - asked))]
+                settings = [tuple(axis.suggested(trial) for axis in axes) for trial in trials]
+                yield settings
+                for trial, found in zip(trials, map(score, settings), strict=True):
+                    failed = None if math.isfinite(found) else optuna.trial.TrialState.FAIL
+                    study.tell(trial, found if failed is None else None, state=failed)
 
-    def _by_tpe(self, axes: Sequence[Axis], score: Any) -> Iterator[list[Setting]]:
-        """Settings proposed by a tree-structured Parzen estimator (Bergstra et al. 2011)."""
-        try:
-            import optuna
-        except ImportError as error:
-            raise UsageError("--search tpe needs its extra: pip install 'routing-gym[optuna]'") from error
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(seed=FIRST_SEED)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        asked = 0
-        while asked < self.trials:
-            trials = [study.ask() for _ in range(min(ASKED_AT_ONCE, self.trials - asked))]
-            asked += len(trials)
-            settings = [tuple(_suggested(trial, axis) for axis in axes) for trial in trials]
-            yield list(dict.fromkeys(settings))
-            for trial, setting in zip(trials, settings, strict=True):
-                found = score(setting)
-                failed = None if math.isfinite(found) else optuna.trial.TrialState.FAIL
-                study.tell(trial, found if failed is None else None, state=failed)
-
-    def _write_tuned(self, setting: Setting) -> Path:
-        given = parse_options("agent_options", self.agent_options)
-        options = parse_options("grid", setting)
-        of_env = {name.removeprefix(OF_ENV): value for name, value in options.items() if name.startswith(OF_ENV)}
-        of_agent = {name: value for name, value in options.items() if not name.startswith(OF_ENV)}
-        drawn = "" if self.search == "grid" else f" --trials {self.trials}"
-        how = f"{self.search}{drawn}{' --halving' * self.halving} --seeds {self.seeds} --grid {' '.join(self.grid)}"
-        what = f"--env {self.training.env} --epochs {self.training.epochs} --agent {self.agent}"
-        how = f"routing-gym sweep {what} --search {how}"
-        return write_tuned(self.out / "tuned", self.training.env, self.agent, of_env, {**given, **of_agent}, how)
-
-    def _run(self, setting: tuple[str, ...], seed: int) -> Run:
-        of_env = tuple(item.removeprefix(OF_ENV) for item in setting if item.startswith(OF_ENV))
-        of_agent = tuple(item for item in setting if not item.startswith(OF_ENV))
+    def _run(self, setting: Setting, seed: int) -> Run:
+        of_env, of_agent = _options(setting)
         env_options, agent_options = (*self.training.env_options, *of_env), (*self.agent_options, *of_agent)
         each_once("env_options", env_options)
         each_once("agent_options", agent_options)
         name = " ".join(setting)
         return Run(
-            training=dataclasses.replace(self.training, env_options=env_options),
-            agent=self.agent,
-            seed=seed,
-            folder=self.out / name.replace(" ", "_").replace("/", "%2F").replace("\\", "%5C") / f"seed-{seed}",
-            agent_options=agent_options,
+            dataclasses.replace(self.training, env_options=env_options),
+            self.agent,
+            seed,
+            self.out / name.replace(" ", "_").replace("/", "%2F").replace("\\", "%5C") / f"seed-{seed}",
+            agent_options,
             split="validation",
             title=f"{name}, seed {seed}",
             facts={"setting": name},
             plugins=self.plugin,
         )
 
+    def _write_tuned(self, setting: Setting) -> Path:
+        of_env, of_agent = _options(setting)
+        options = parse_options("grid", of_env), parse_options("agent_options", (*self.agent_options, *of_agent))
+        drawn = "" if self.search == "grid" else f" --trials {self.trials}"
+        how = (
+            f"routing-gym sweep --env {self.training.env} --epochs {self.training.epochs} --agent {self.agent} "
+            f"--search {self.search}{drawn}{' --halving' * self.halving} --seeds {self.seeds} "
+            f"--grid {' '.join(self.grid)}"
+        )
+        return write_tuned(self.out / "tuned", self.training.env, self.agent, *options, how)
 
-def _suggested(trial: Any, axis: Axis) -> str:
-    if axis.values:
-        return f"{axis.name}={trial.suggest_categorical(axis.name, axis.values)}"
-    if axis.whole:
-        return f"{axis.name}={trial.suggest_int(axis.name, axis.low, axis.high, log=axis.log)}"
-    return f"{axis.name}={trial.suggest_float(axis.name, axis.low, axis.high, log=axis.log):.4g}"
+
+def _options(setting: Setting) -> tuple[Setting, Setting]:
+    """Options of the environment and of the agent, NAME=VALUE."""
+    of_env = tuple(item for item in setting if item.startswith(OF_ENV))
+    return tuple(item.removeprefix(OF_ENV) for item in of_env), tuple(item for item in setting if item not in of_env)
 
 
 def ranking(records: Sequence[Record], title: str) -> Table:
-    """Return one row per setting, those with most seeds first, of them the best; accuracies on the validation split."""
+    """Table with a row per setting, those with most seeds first, of them the best; accuracies on validation."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("setting")
     for column in ("seeds", "validation %", "worst seed", "best epoch", "time"):
@@ -290,14 +277,8 @@ def ranking(records: Sequence[Record], title: str) -> Table:
         groups.setdefault(record["setting"], []).append(record)
     accuracies = {name: [ACCURACY.value(run) for run in runs] for name, runs in groups.items()}
     for name in sorted(groups, key=lambda name: (-len(groups[name]), -float(np.mean(accuracies[name])))):
-        runs = groups[name]
-        best = np.argmax(np.nanmean(ACCURACY.curves(runs), 0))
-        table.add_row(
-            name,
-            str(len(runs)),
-            ACCURACY.text(accuracies[name]),
-            f"{100 * min(accuracies[name]):.2f}",
-            str(best + 1),
-            METRICS["seconds"].text([run["seconds"] for run in runs]),
-        )
+        best = np.argmax(np.nanmean(ACCURACY.curves(groups[name]), 0))
+        time = METRICS["seconds"].text([run["seconds"] for run in groups[name]])
+        worst = f"{100 * min(accuracies[name]):.2f}"
+        table.add_row(name, str(len(groups[name])), ACCURACY.text(accuracies[name]), worst, str(best + 1), time)
     return table

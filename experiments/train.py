@@ -17,10 +17,11 @@ from torch import Tensor
 
 from routing_gym.agents import Agent, read
 from routing_gym.envs import core_of, evaluate
+from routing_gym.experiments.engine import folders
 from routing_gym.experiments.engine.arguments import Tunable
 from routing_gym.experiments.engine.command import RunFailedError, UsageError
 from routing_gym.experiments.engine.console import say
-from routing_gym.experiments.engine.folders import Keeping, check_free, drop_aside, locked, set_aside, what_is_aside
+from routing_gym.experiments.engine.folders import Keeping, locked
 from routing_gym.experiments.engine.instances import write_routes
 from routing_gym.experiments.engine.launchers import InProcess, perform, try_out
 from routing_gym.experiments.engine.plugins import Pluggable
@@ -72,8 +73,8 @@ class Train(Keeping, Pluggable, Tunable):
         self.training.check()
         check_agents((self.agent,))
         each_once("agent_options", self.agent_options)
-        also = (self.split, self.judge_at, self.compare_paths, self.keep_logits)
         training, of_agent = self.settings_of(self.training, self.agent, self.agent_options)
+        also = (self.split, self.judge_at, self.compare_paths, self.keep_logits)
         run = Run(training, self.agent, self.seed, self.out, of_agent, *also, plugins=self.plugin)
 
         def show(run: Run, record: Record) -> None:
@@ -85,37 +86,46 @@ class Train(Keeping, Pluggable, Tunable):
         with ExitStack() as stack:
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
-            check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=True)
+            folders.check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=True)
             if self.resume and (path := self.out / "results.json").exists():
                 read_run(path)  # the run may be longer by now, but not one of another version
-            runs, failures = try_out([run], lambda run: run.agent, console, self.debug, fresh=self.overwrite)
+            runs, failures = try_out([run], console, self.debug, fresh=self.overwrite)
             if runs:
                 stack.enter_context(locked(writable_folder(self.out)))
                 if self.overwrite:
-                    set_aside(self.out)
+                    folders.set_aside(self.out)
                 failures = perform(runs, InProcess(), show, console, self.debug)
             if failures:
-                raise RunFailedError("; ".join(filter(None, (*failures, what_is_aside(self.out)))))
-            drop_aside(self.out)
+                raise RunFailedError("; ".join(filter(None, (*failures, folders.what_is_aside(self.out)))))
+            folders.drop_aside(self.out)
         return 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluate(Pluggable):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfCheckpoint(Pluggable):
+    """A command on a checkpoint.
+
+    Attributes:
+        checkpoint: A file written by `train`, `compare`, `prune` or `agent.save`.
+        env_options: Options of the environment to change, as NAME=VALUE.
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    env_options: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(OfCheckpoint):
     """Judge a checkpoint: accuracy and cost of the deterministic policy on a whole split.
 
     Attributes:
-        checkpoint: A file written by `train`, `compare` or `agent.save`.
         split: The split to judge on.
-        env_options: Options of the environment to change, as NAME=VALUE.
         json: Print one JSON object instead of a table.
         routes: A CSV file to write besides, a row per instance: index, task, label, predicted, right, macs, and the
             choice at each decision (several tensors joined by +).
     """
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
     split: Literal["train", "validation", "test"] = "test"
-    env_options: tuple[str, ...] = ()
     json: bool = False
     routes: Path | None = None
 
@@ -124,16 +134,14 @@ class Evaluate(Pluggable):
         agent = load_with_env(self.checkpoint, self.env_options)
         if self.routes is not None:
             writable_file(self.routes, "--routes")
-        result = evaluate(agent, agent.env, split=self.split)
+        values = dataclasses.asdict(evaluate(agent, agent.env, split=self.split))
         if self.routes is not None:
             write_routes(agent, self.split, self.routes)
         if self.json:
-            values = dataclasses.asdict(result)
             plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
             console.print_json(json.dumps(finite({"agent": agent.name, **plain})), ensure_ascii=True)
         else:
-            values = dataclasses.asdict(result)
-            console.print(evaluation_table(values, f"{agent.name}, {self.checkpoint}, split {result.split}"))
+            console.print(evaluation_table(values, f"{agent.name}, {self.checkpoint}, split {self.split}"))
         return 0
 
 
@@ -167,17 +175,28 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
         raise UsageError(str(error)) from error
 
 
-def evaluation_table(values: Mapping[str, Any], title: str) -> Table:
-    """Return accuracy and cost, whole and per task, from the fields of an `Evaluation`."""
+def table_of(title: str, *columns: str) -> Table:
+    """Empty table of numbers."""
     table = Table(title=title)
-    for column in ("task", "accuracy %", "MACs per instance"):
+    for column in columns:
         table.add_column(column, justify="right")
+    return table
+
+
+def evaluation_table(values: Mapping[str, Any], title: str) -> Table:
+    """Accuracy and cost, whole and per task, from the fields of an `Evaluation`."""
+    table = table_of(title, "task", "accuracy %", "MACs per instance")
     for task, (accuracy, macs) in enumerate(zip(values["task_accuracy"], values["task_macs"], strict=True)):
-        table.add_row(str(task), f"{100 * accuracy:.2f}", f"{macs:,.0f}")
+        table.add_row(str(task), *accuracy_and_macs(accuracy, macs))
     table.add_section()
-    table.add_row("all", f"{100 * values['accuracy']:.2f}", f"{values['macs']:,.0f}")
+    table.add_row("all", *accuracy_and_macs(values["accuracy"], values["macs"]))
     table.caption = (
         f"loss {values['loss']:.4f}, router's own MACs {values['router_macs']:,.0f}, "
         f"blocks used {values['blocks_used']}, paths {values['paths']}"
     )
     return table
+
+
+def accuracy_and_macs(accuracy: float, macs: float) -> tuple[str, str]:
+    """Cells of a table."""
+    return f"{100 * accuracy:.2f}", f"{macs:,.0f}"

@@ -1,7 +1,6 @@
 """One thread per test process (the tests are many and small), and stand-ins for data that has to be downloaded."""
 
 import gc
-import importlib
 import shutil
 
 import hypothesis
@@ -93,9 +92,10 @@ def pictures_packed_loosely():
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Let `compare` draw none: they take longer than small runs, and are tested in tests/experiments/test_cli.py."""
-    compare = importlib.import_module("routing_gym.experiments.compare")
-    for name in ("learning_curves", "routing_maps", "write_report"):
-        monkeypatch.setattr(compare, name, lambda *arguments: None)
+    drawing = {"compare": ("import_what_draws", "write_report"), "engine.figures": ("learning_curves", "routing_maps")}
+    for module, names in drawing.items():
+        for name in names:
+            monkeypatch.setattr(f"routing_gym.experiments.{module}.{name}", lambda *arguments: None)
 
 
 @pytest.fixture(autouse=True)

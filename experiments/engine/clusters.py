@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import Display, one_line
-from routing_gym.experiments.engine.launchers import ATTEMPTS, Launcher, Outcome, kept_in, perform_elsewhere
+from routing_gym.experiments.engine.launchers import ATTEMPTS, Launcher, Outcome, failed, perform_elsewhere
 from routing_gym.experiments.engine.records import read_progress, write_text
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import writable_folder
@@ -33,30 +34,43 @@ def _library(name: str) -> Any:
     Raises:
         UsageError: It is not installed.
     """
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(f"--launcher {name} needs its extra: pip install 'routing-gym[{name}]' ({error})") from error
 
 
-@dataclasses.dataclass
+def _outcomes(
+    waiting: dict[Any, Run],
+    done: Callable[[list[Any]], list[Any]],
+    outcome: Callable[[Any, Run], Outcome],
+    display: Display,
+) -> Iterator[Outcome]:
+    """Outcomes of runs by their jobs, which are taken away as they are done."""
+    for run in waiting.values():
+        display.begin(run.title, run.training.epochs)
+    while waiting:
+        for job in done(list(waiting)):
+            found = outcome(job, waiting[job])
+            display.end(waiting.pop(job).title)
+            yield found
+        for run in waiting.values():  # whose folders are shared
+            if progress := read_progress(run.folder / PROGRESS):
+                display.epoch(run.title, progress)
+
+
 class Submitit(Launcher):
     """A SLURM job per run, submitted as one array; without SLURM, a process per run on this machine.
 
     Runs write into a folder that all machines share. A job that is preempted or lost fails; `--resume` goes on with it.
 
-    Attributes:
+    Args:
         folder: For job files and their logs.
         options: Of the executor: `cluster`, and what `update_parameters` takes (`slurm_partition`, `timeout_min`, ...).
     """
 
-    folder: Path
-    options: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        self.library = _library("submitit")
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+        self.library, self.folder, self.options = _library("submitit"), folder, options
 
     def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
         """Perform runs; see `Launcher`."""
@@ -69,49 +83,48 @@ class Submitit(Launcher):
                 submitted = [executor.submit(perform_elsewhere, run) for run in runs]
         except (TypeError, ValueError, NameError, RuntimeError) as error:
             raise UsageError(f"--launcher-options: {one_line(error)}") from error
+
+        def done(jobs: list[Any]) -> list[Any]:
+            time.sleep(POLL_SECONDS)
+            return [job for job in jobs if job.done()]
+
+        def outcome(job: Any, run: Run) -> Outcome:
+            error = job.exception()
+            return job.result() if error is None else failed(run, one_line(error))
+
         waiting = dict(zip(submitted, runs, strict=True))
         try:
-            for run in runs:
-                display.begin(run.title, run.training.epochs)
-            while waiting:
-                for job in [job for job in waiting if job.done()]:
-                    run = waiting.pop(job)
-                    display.end(run.title)
-                    if (failed := job.exception()) is None:
-                        yield job.result()
-                    else:
-                        yield Outcome(run, None, f"{run.title}: {one_line(failed)}; {kept_in(run.folder)}")
-                _show(list(waiting.values()), display)
-                time.sleep(POLL_SECONDS)
+            yield from _outcomes(waiting, done, outcome, display)
         finally:
             for job in waiting:
                 job.cancel()
 
 
-@dataclasses.dataclass
 class Ray(Launcher):
     """A Ray task per run.
 
     Where the machines share the folder, runs go on from their checkpoints when a machine is lost; where they do not,
     runs begin anew elsewhere and their files are fetched when they are finished.
 
-    Attributes:
+    Args:
         address: Of an existing cluster; None starts one on this machine.
-        num_cpus: Processors a run takes; as many as it has threads by default.
-        num_gpus: GPUs a run takes, parts of one too.
+        options: `num_cpus`, processors a run takes, as many as it has threads by default; `num_gpus`, parts of one too.
     """
 
-    address: str | None = None
-    num_cpus: float | None = None
-    num_gpus: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.library = _library("ray")
-        self.connected = False
+    def __init__(self, address: str | None, options: dict[str, Any]) -> None:
+        if (address or "").startswith("ray://"):
+            raise UsageError(f"--address takes auto or HOST:PORT, on a machine of the cluster, got {address}")
+        for name, value in options.items():
+            if name not in ("num_cpus", "num_gpus"):
+                raise UsageError(f"--launcher-options of ray are num_cpus and num_gpus, got {name!r}")
+            if not isinstance(value, int | float) or value < 0:
+                raise UsageError(f"--launcher-options {name} must be a number of at least 0, got {value!r}")
+        self.library, self.address, self.options = _library("ray"), address, options
+        self.connected, self.heard = False, 0.0
 
     def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
         """Perform runs; see `Launcher`."""
-        ray = self.library
+        ray, lost = self.library, (ConnectionError, self.library.exceptions.RaySystemError)
         if not runs:
             return
         if not ray.is_initialized():
@@ -120,72 +133,60 @@ class Ray(Launcher):
                 ray.init(address=self.address, log_to_driver=False, include_dashboard=False, logging_level="error")
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UsageError(f"--address {self.address}: no cluster answers there ({one_line(error)})") from error
-        task = ray.remote(_perform_and_send)
-        tokens = {}
+        task, token = ray.remote(_perform_and_send), TOKEN.format(secrets.token_hex(8))
         waiting: dict[Any, Run] = {}
         try:
             for run in runs:
-                tokens[run.folder] = writable_folder(run.folder) / TOKEN.format(secrets.token_hex(8))
-                write_text(tokens[run.folder], "")
-                cpus = run.training.threads if self.num_cpus is None else self.num_cpus
-                options = {"num_cpus": cpus, "num_gpus": self.num_gpus, "max_retries": ATTEMPTS - 1, "name": run.title}
-                waiting[task.options(**options).remote(_absolute(run), tokens[run.folder].name)] = run
-                display.begin(run.title, run.training.epochs)
-            heard = time.monotonic()
-            while waiting:
-                done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
-                if _answers(ray.get_runtime_context().gcs_address):
-                    heard = time.monotonic()
-                elif time.monotonic() - heard > GONE_SECONDS:  # Ray would wait for a minute, then end this process
-                    raise ConnectionError(f"no answer for {GONE_SECONDS:g} s")
-                _show(list(waiting.values()), display)
-                for reference in done:
-                    run = waiting.pop(reference)
-                    display.end(run.title)
-                    yield self._fetched(reference, run)
-        except (ConnectionError, ray.exceptions.RaySystemError) as error:
+                write_text(writable_folder(run.folder) / token, "")
+                options = {"num_cpus": run.training.threads, "name": run.title, **self.options}
+                plugins = tuple(path.resolve() for path in run.plugins)  # as other working directories know them
+                away = dataclasses.replace(run, folder=run.folder.resolve(), plugins=plugins)
+                waiting[task.options(max_retries=ATTEMPTS - 1, **options).remote(away, token)] = run
+            self.heard = time.monotonic()
+            yield from _outcomes(waiting, self._done, self._outcome, display)
+        except lost as error:
             for run in waiting.values():
-                yield Outcome(run, None, f"{run.title}: the cluster is gone ({one_line(error)}); {kept_in(run.folder)}")
+                yield failed(run, f"the cluster is gone ({one_line(error)})")
         finally:
-            if _answers(ray.get_runtime_context().gcs_address):
-                for reference in waiting:
+            if self._answers():
+                for job in waiting:
                     with suppress(Exception):
-                        ray.cancel(reference)
-            for token in tokens.values():
-                token.unlink(missing_ok=True)
+                        ray.cancel(job)
+            for run in runs:
+                (run.folder / token).unlink(missing_ok=True)
+
+    def _done(self, jobs: list[Any]) -> list[Any]:
+        done, _ = self.library.wait(jobs, timeout=POLL_SECONDS)
+        if self._answers():
+            self.heard = time.monotonic()
+        elif time.monotonic() - self.heard > GONE_SECONDS:  # Ray would wait for a minute, then end this process
+            raise ConnectionError(f"no answer for {GONE_SECONDS:g} s")
+        return done
+
+    def _outcome(self, job: Any, run: Run) -> Outcome:
+        try:
+            outcome, files = self.library.get(job)
+        except self.library.exceptions.RaySystemError:
+            raise
+        except self.library.exceptions.RayError as error:
+            return failed(run, one_line(error))
+        for name, content in files.items():  # those of a folder that is not shared
+            write_atomically(run.folder / name, lambda out, content=content: out.write(content))  # type: ignore[misc]
+        return dataclasses.replace(outcome, run=run)
+
+    def _answers(self) -> bool:
+        """Whether somebody listens where the cluster should."""
+        host, _, port = self.library.get_runtime_context().gcs_address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+        except OSError:
+            return False
+        return True
 
     def end(self) -> None:
         """Leave the cluster, if it was joined here."""
         if self.connected:
             self.library.shutdown()
-
-    def _fetched(self, reference: Any, run: Run) -> Outcome:
-        """Outcome of a task that is done, its files written where they were not shared."""
-        try:
-            outcome, files = self.library.get(reference)
-        except self.library.exceptions.RayError as error:
-            if isinstance(error, self.library.exceptions.RaySystemError):
-                raise
-            return Outcome(run, None, f"{run.title}: {one_line(error)}; {kept_in(run.folder)}")
-        for name, content in files.items():
-            write_atomically(run.folder / name, lambda out, content=content: out.write(content))  # type: ignore[misc]
-        return dataclasses.replace(outcome, run=run)
-
-
-def _answers(address: str) -> bool:
-    """Whether somebody listens at HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-    except OSError:
-        return False
-    return True
-
-
-def _absolute(run: Run) -> Run:
-    """A run as it is known from other working directories."""
-    plugins = tuple(path.resolve() for path in run.plugins)
-    return dataclasses.replace(run, folder=run.folder.resolve(), plugins=plugins)
 
 
 def _perform_and_send(run: Run, token: str) -> tuple[Outcome, dict[str, bytes]]:
@@ -194,10 +195,3 @@ def _perform_and_send(run: Run, token: str) -> tuple[Outcome, dict[str, bytes]]:
     outcome = perform_elsewhere(run)
     files = [] if shared or not run.folder.is_dir() else [path for path in run.folder.iterdir() if path.is_file()]
     return outcome, {path.name: path.read_bytes() for path in files if path.name != ".lock"}
-
-
-def _show(runs: Sequence[Run], display: Display) -> None:
-    """Show how far runs are whose folders are shared."""
-    for run in runs:
-        if progress := read_progress(run.folder / PROGRESS):
-            display.epoch(run.title, progress)

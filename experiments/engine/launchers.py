@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import shlex
 import sys
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,36 +17,46 @@ from typing import Literal
 from rich.console import Console
 
 from routing_gym.agents import read
-from routing_gym.experiments.engine.callbacks import Callback, Progress, Session, said_of
+from routing_gym.experiments.engine.callbacks import PROGRESS, Callback, Progress, Session, said_of
 from routing_gym.experiments.engine.command import UsageError, heeding_signals, unbroken
 from routing_gym.experiments.engine.console import Display, one_line, say, threads_in_one_line
 from routing_gym.experiments.engine.folders import what_is_aside
 from routing_gym.experiments.engine.plugins import Pluggable, load_plugin
-from routing_gym.experiments.engine.records import Record, write_text
+from routing_gym.experiments.engine.records import Record, read_progress, write_text
 from routing_gym.experiments.engine.run import CONFIG, Run
 from routing_gym.experiments.engine.settings import at_least_one, config_text, each_once, parse_options, writable_folder
 from routing_gym.experiments.engine.training import CHECKPOINT
+from routing_gym.experiments.engine.workers import Worker, begin_server, finished
 from routing_gym.tasks import DataError
 
 ATTEMPTS = 2
 """How often a run is tried whose process dies or hangs; what it had finished of its epochs is kept."""
+GRACE = 20.0
+"""Seconds a process has to finish its batch when the command ends; what is killed then has its last checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
-
-    Attributes:
-        run: The run.
-        record: Its record; None where it failed.
-        failure: Why it failed, in a line, and what is kept.
-        trace: Where in the code.
-    """
+    """What became of a run: its record; or None, why it failed, in a line, what is kept, and where in the code."""
 
     run: Run
     record: Record | None
     failure: str = ""
     trace: str = ""
+
+
+def failed(run: Run, why: str, trace: str = "") -> Outcome:
+    """Outcome of a run that failed, with what it has left in its folder."""
+    return Outcome(run, None, f"{run.title}: {why}; {kept_in(run.folder)}", trace)
+
+
+def kept_in(folder: Path) -> str:
+    """Say what a run that ended early has left in its folder."""
+    try:
+        epochs = len(read(folder / CHECKPOINT)["extra"]["curve"]["epoch"])
+    except (OSError, ValueError, KeyError):
+        return f"nothing of it is kept in {folder}" if folder.is_dir() else f"its folder {folder} is no longer there"
+    return f"the last good checkpoint, of epoch {epochs}, is in {folder}"
 
 
 def attempt(run: Run, callbacks: Sequence[Callback] = ()) -> Outcome:
@@ -53,39 +65,30 @@ def attempt(run: Run, callbacks: Sequence[Callback] = ()) -> Outcome:
         return Outcome(run, run.perform(callbacks))
     except (Exception, SystemExit) as error:
         if isinstance(error.__cause__, DataError):
-            failure = f"not run: {error}"
-        else:
-            what = "; ".join([one_line(error), *(" ".join(note.split()) for note in getattr(error, "__notes__", ()))])
-            failure = f"{run.title}: {what}; {kept_in(run.folder)}"
-        return Outcome(run, None, failure, traceback.format_exc())
+            return Outcome(run, None, f"not run: {error}", traceback.format_exc())
+        notes = (" ".join(note.split()) for note in getattr(error, "__notes__", ()))
+        return failed(run, "; ".join([one_line(error), *notes]), traceback.format_exc())
 
 
 class Launcher(ABC):
-    """Where runs run."""
+    """Where runs run.
+
+    Attributes:
+        here: Whether the runs are done when `launch` is.
+    """
+
+    here = True
 
     @abstractmethod
     def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
         """Perform runs, in this order as far as that means anything; yield what becomes of each when it is done.
 
         May be called again, with other runs, until `end`.
-
-        Args:
-            runs: The runs.
-            display: Told how far they are.
         """
-
-    def begin(self, count: int) -> None:
-        """Get ready for so many runs while they are tried out; may be left out."""
-        return None
 
     def end(self) -> None:
         """Let go of processes and connections."""
         return None
-
-    @property
-    def here(self) -> bool:
-        """Whether the runs are done when `launch` is."""
-        return True
 
 
 class InProcess(Launcher):
@@ -110,6 +113,20 @@ class _Shown(Callback):
         self.display.epoch(session.title, said_of(session))
 
 
+class Print(Launcher):
+    """Prints a command for every run, a line each, for `xargs` or an array of batch jobs; runs nothing."""
+
+    here = False
+
+    def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
+        """Write the configuration of every run into its folder, and print the command that performs it."""
+        for run in runs:
+            path = writable_folder(run.folder) / CONFIG
+            write_text(path, config_text(run.configuration))
+            print(shlex.join(["routing-gym", "train", "--config", str(path), "--out", str(run.folder), "--resume"]))
+        yield from ()
+
+
 _warm: set[str] = set()
 """Agents that have trained on a batch in this process."""
 
@@ -126,26 +143,93 @@ def perform_elsewhere(run: Run) -> Outcome:
                     run.try_out(batch=True, fresh=True)
             return attempt(run, (Progress(),))
     except KeyboardInterrupt:
-        return Outcome(run, None, f"{run.title}: stopped; {kept_in(run.folder)}")
+        return failed(run, "stopped")
     except UsageError as error:
         return Outcome(run, None, f"{run.title}: {error}")
 
 
-class Print(Launcher):
-    """Prints a command for every run, a line each, for `xargs` or an array of batch jobs; runs nothing."""
+class Local(Launcher):
+    """So many runs at once, each in a process beside this one, which runs one after the other.
+
+    When a process is killed, for want of memory say, or gives no sign of life for `silence` seconds, the run it was at
+    is tried once more from its last checkpoint; the other processes do not notice.
+    """
+
+    def __init__(self, count: int, silence: float = 1800.0) -> None:
+        self.count, self.silence = count, silence
+        self.workers: list[Worker] = []
+        begin_server()
 
     def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
-        """Write the configuration of every run into its folder, and print the command that performs it."""
-        for run in runs:
-            write_text(writable_folder(run.folder) / CONFIG, config_text(run.configuration))
-            command = ["routing-gym", "train"]
-            print(shlex.join([*command, "--config", str(run.folder / CONFIG), "--out", str(run.folder), "--resume"]))
-        yield from ()
+        """Perform runs; see `Launcher`."""
+        waiting = collections.deque((run, 1) for run in runs)
+        busy: dict[Worker, tuple[Run, int]] = {}
 
-    @property
-    def here(self) -> bool:
-        """Whether the runs are done when `launch` is."""
-        return False
+        def keep_busy() -> None:
+            while waiting and len(busy) < self.count:
+                run, number = waiting.popleft()
+                worker = self._idle(busy)
+                busy[worker] = run, number
+                worker.call(perform_elsewhere, run)
+                display.begin(run.title, run.training.epochs)
+
+        try:
+            while waiting or busy:
+                keep_busy()
+                done = finished(list(busy), 0.2)
+                for worker, (run, _) in busy.items():
+                    self._look_after(worker, run, display)
+                for worker in done:
+                    run, number = busy.pop(worker)
+                    display.end(run.title)
+                    outcome = worker.result()
+                    if outcome is None:
+                        silent = f"gave no sign of life for {self.silence:g} s"
+                        why = f"its process {silent if worker.hung else 'was killed (out of memory?)'}"
+                        if number < ATTEMPTS:
+                            display.note(f"{run.title}: {why}; it is tried once more")
+                            waiting.appendleft((run, number + 1))
+                            continue
+                        outcome = failed(run, f"{why}, {number} times")
+                    keep_busy()  # before what is done with the outcome
+                    yield outcome
+        finally:
+            if busy:  # broken off: else the processes wait for what comes next, or for `end`
+                for worker in busy:
+                    worker.process.terminate()  # at their next safe point
+                over = time.monotonic() + GRACE
+                for worker in busy:
+                    finished([worker], max(0.0, over - time.monotonic()))
+                self.end()
+
+    def _idle(self, busy: Mapping[Worker, object]) -> Worker:
+        """A process that has nothing to do, a new one where there is none; those that have died meanwhile go."""
+        idle = [worker for worker in self.workers if worker not in busy]
+        for worker in finished(idle, 0):
+            worker.kill()
+            idle.remove(worker)
+        self.workers = [*busy, *(idle or [Worker()])]
+        return self.workers[len(busy)]
+
+    def _look_after(self, worker: Worker, run: Run, display: Display) -> None:
+        """Show how far a run is, and kill its process if it has been silent for too long."""
+        progress = read_progress(run.folder / PROGRESS)
+        if progress and progress["pid"] == worker.process.pid:
+            display.epoch(run.title, progress)
+            worker.heard = max(worker.heard, progress["time"])
+        if time.time() - worker.heard > self.silence:
+            worker.hung = True
+            worker.process.kill()
+
+    def end(self) -> None:
+        """End the processes."""
+        for worker in self.workers:
+            worker.kill()
+        self.workers = []
+
+
+TAKEN_BY = {"workers": ("local",), "address": ("ray",), "launcher_options": ("submitit", "ray")}
+"""Launchers that an option of `Launching` is for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,68 +253,50 @@ class Launching(Pluggable):
     launcher_options: tuple[str, ...] = ()
 
     def make_launcher(self, folder: Path) -> Launcher:
-        """Make what is asked for.
-
-        Args:
-            folder: Folder of results, in which a launcher may keep files of its own.
+        """Make what is asked for; it may keep files of its own in the folder of results.
 
         Raises:
             UsageError: A number of workers or an option that is none, or an extra that is not installed.
         """
-        from routing_gym.experiments.engine import clusters, workers  # which build on this module
+        from routing_gym.experiments.engine import clusters  # which builds on this module
 
         options = parse_options("launcher_options", self.launcher_options)
         each_once("launcher_options", self.launcher_options)
         at_least_one("workers", self.workers)
-        for given, option, launchers in (
-            (bool(options), "--launcher-options", ("submitit", "ray")),
-            (self.address is not None, "--address", ("ray",)),
-            (self.workers > 1, "--workers", ("local",)),
-        ):
-            if given and self.launcher not in launchers:
-                raise UsageError(f"{option} is for --launcher {' or '.join(launchers)}, got {self.launcher}")
+        for option, launchers in TAKEN_BY.items():
+            if getattr(self, option) != getattr(Launching, option) and self.launcher not in launchers:
+                name = f"--{option.replace('_', '-')}"
+                raise UsageError(f"{name} is for --launcher {' or '.join(launchers)}, got {self.launcher}")
         if self.launcher == "submitit":
             return clusters.Submitit(folder / ".submitit", options)
         if self.launcher == "ray":
-            if (self.address or "").startswith("ray://"):
-                raise UsageError(f"--address takes auto or HOST:PORT, on a machine of the cluster, got {self.address}")
-            if unknown := sorted(options.keys() - {"num_cpus", "num_gpus"}):
-                raise UsageError(f"--launcher-options of ray are num_cpus and num_gpus, got {unknown[0]!r}")
-            if wrong := [name for name, value in options.items() if not isinstance(value, int | float) or value < 0]:
-                raise UsageError(
-                    f"--launcher-options {wrong[0]} must be a number of at least 0, got {options[wrong[0]]!r}"
-                )
-            return clusters.Ray(self.address, **options)
+            return clusters.Ray(self.address, options)
         if not self.silence > 0:
             raise UsageError(f"--silence must be positive, got {self.silence}")
         if self.launcher == "print":
             return Print()
-        return InProcess() if self.workers == 1 else workers.Local(self.workers, self.silence)
+        return InProcess() if self.workers == 1 else Local(self.workers, self.silence)
 
 
-def try_out(
-    runs: Sequence[Run], group: Callable[[Run], str], console: Console, debug: bool, *, fresh: bool = False
-) -> tuple[list[Run], list[str]]:
-    """Let every agent route, train on and be judged on one batch, before the first minute is spent.
+def try_out(runs: Sequence[Run], console: Console, debug: bool, *, fresh: bool = False) -> tuple[list[Run], list[str]]:
+    """Let every agent, or setting of a sweep, route, train on and be judged on one batch, before a minute is spent.
+
+    Returns the runs of those that can do it, and what is wrong with the others, which is said at once.
 
     Args:
         runs: The runs.
-        group: Name of what differs by the seed alone; the first of each is tried.
-        console: Where it is said at once what fails.
+        console: Where it is said.
         debug: Show tracebacks.
         fresh: Their checkpoints are about to be replaced, so that they need not fit.
-
-    Returns:
-        The runs of the groups that can do it, and what is wrong with the others.
 
     Raises:
         UsageError: A wrong option, or a checkpoint of other options than those given now.
     """
-    failed: dict[str, str] = {}
-    tried = set()
-    for run in runs:
-        name = group(run)
-        if name in failed:
+    names = [run.facts.get("setting", run.agent) for run in runs]
+    failures: dict[str, str] = {}
+    tried: set[str] = set()
+    for run, name in zip(runs, names, strict=True):
+        if name in failures:
             continue
         try:
             run.try_out(batch=name not in tried, fresh=fresh)
@@ -238,9 +304,10 @@ def try_out(
         except UsageError:
             raise
         except (Exception, SystemExit) as error:
-            failed[name] = f"{name} fails in a trial on one batch, so that none of its runs starts: {one_line(error)}"
-            _say_failure(console, failed[name], traceback.format_exc() if debug else "")
-    return [run for run in runs if group(run) not in failed], list(failed.values())
+            failures[name] = f"{name} fails in a trial on one batch, so that none of its runs starts: {one_line(error)}"
+            _say_failure(console, failures[name], traceback.format_exc() if debug else "")
+    left = [run for run, name in zip(runs, names, strict=True) if name not in failures]
+    return left, list(failures.values())
 
 
 def perform(
@@ -256,13 +323,10 @@ def perform(
         debug: Show tracebacks.
 
     Returns:
-        Of each run that failed its title, the reason and what is kept, in a line.
-
-    Raises:
-        Stopped: A signal came; a note says what is kept.
+        Of each run that failed its title, the reason and what is kept, in a line; a note of `Stopped` says it, too.
     """
     failures: dict[str, None] = {}
-    done = 0
+    kept = 0
     with Display(console, len(runs)) as display:
         try:
             for outcome in launcher.launch(runs, display):
@@ -270,17 +334,16 @@ def perform(
                     try:
                         with unbroken():
                             keep(outcome.run, outcome.record)
-                        done += 1
+                        kept += 1
                         continue
                     except (Exception, SystemExit) as error:
-                        failure = f"{outcome.run.title}: {one_line(error)}; {kept_in(outcome.run.folder)}"
-                        outcome = Outcome(outcome.run, None, failure, traceback.format_exc())
+                        outcome = failed(outcome.run, one_line(error), traceback.format_exc())
                 if outcome.failure not in failures:
                     _say_failure(console, outcome.failure, outcome.trace if debug else "")
                 failures[outcome.failure] = None
         except KeyboardInterrupt as stop:
             if len(runs) > 1:
-                stop.add_note(f"{done} of {len(runs)} runs are finished")
+                stop.add_note(f"{kept} of {len(runs)} runs are finished")
             for run in runs:
                 if run.title in display.parts:
                     stop.add_note(f"{run.title}: {kept_in(run.folder)}")
@@ -295,15 +358,6 @@ def say_failures(failures: Sequence[str], console: Console, folder: Path) -> int
     if failures and (aside := what_is_aside(folder)):
         say(console, aside)
     return 1 if failures else 0
-
-
-def kept_in(folder: Path) -> str:
-    """Say what a run that ended early has left in its folder."""
-    try:
-        epochs = len(read(folder / CHECKPOINT)["extra"]["curve"]["epoch"])
-    except (OSError, ValueError, KeyError):
-        return f"nothing of it is kept in {folder}" if folder.is_dir() else f"its folder {folder} is no longer there"
-    return f"the last good checkpoint, of epoch {epochs}, is in {folder}"
 
 
 def _say_failure(console: Console, text: str, trace: str) -> None:

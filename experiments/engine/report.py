@@ -56,14 +56,7 @@ FACTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A finished run.
-
-    Attributes:
-        record: Its record.
-        folder: Its own, or the folder of all where it has none.
-        origin: The folder that the report was asked for.
-        label: What its agent is called.
-    """
+    """A finished run: its record, its folder (or that of all), the folder that was asked for, its agent's name."""
 
     record: Record
     folder: Path
@@ -78,19 +71,12 @@ class Finished:
 
 @dataclasses.dataclass
 class Contents:
-    """What there is to report.
-
-    Attributes:
-        finished: Finished runs by what they were asked for.
-        unfinished: Of each unfinished run its folder, epochs done and asked for, and how to go on.
-        failures: What failed, or could not be read, in a line each.
-        twice: How many runs were left out because they are there already.
-    """
+    """What there is to report: finished runs by what they were asked for, unfinished ones, and what failed."""
 
     finished: dict[str, Finished] = dataclasses.field(default_factory=dict)
     unfinished: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
-    twice: int = 0
+    twice: int = 0  # runs that were left out because they are there already
 
     def take(self, origin: Path) -> None:
         """Take what is in a folder of `train`, `compare` or `sweep`."""
@@ -99,28 +85,22 @@ class Contents:
         for folder in (origin, *sorted(origin.glob("[!.]*/seed-*"))):
             if (path := folder / "results.json").exists():
                 try:
-                    records = read_runs(path)
+                    for record in read_runs(path):
+                        key = json.dumps(record["asked"], sort_keys=True)
+                        if key in here:  # the records of all hold more, such as the setting of a sweep
+                            record = {**here[key].record, **record}
+                        # What the agent is called: of a sweep its setting, which at worst the folder tells.
+                        of_sweep = folder != origin and folder.parent.name != folder_name(record["agent"])
+                        label = folder.parent.name if of_sweep else record["agent"]
+                        label = str(record.get("label") or record.get("setting") or label)
+                        here[key] = Finished(record, folder, origin, label)
                 except UsageError as error:
                     self.failures.append(str(error))
-                    continue
-                for record in records:
-                    key = json.dumps(record["asked"], sort_keys=True)
-                    if key in here:  # the records of all hold more, such as the setting of a sweep
-                        record = {**here[key].record, **record}
-                    here[key] = Finished(record, folder, origin, _label(record, folder, origin))
             elif (folder / CHECKPOINT).exists() or (folder / CONFIG).exists():
                 self.unfinished.append(_unfinished(folder))
         self.twice += len(here.keys() & self.finished.keys())
         for key, run in here.items():
             self.finished.setdefault(key, run)
-
-
-def _label(record: Record, folder: Path, origin: Path) -> str:
-    """What the agent of a run is called: of a sweep its setting, which at worst the folder tells."""
-    if given := record.get("label") or record.get("setting"):
-        return str(given)
-    of_sweep = folder != origin and folder.parent.name != folder_name(record["agent"])
-    return folder.parent.name if of_sweep else record["agent"]
 
 
 def _unfinished(folder: Path) -> dict[str, Any]:
@@ -147,12 +127,7 @@ def _command(folder: Path, *more: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ by the seed alone: an agent of the report.
-
-    Attributes:
-        name: Its name, no other's.
-        runs: Its runs, by seed.
-    """
+    """Runs that differ by the seed alone, in its order, under a name of their own: an agent of the report."""
 
     name: str
     runs: list[Finished]
@@ -162,15 +137,9 @@ class Group:
         values = {run.record["seed"]: metric.value(run.record) for run in self.runs}
         return {seed: metric.scale * value for seed, value in values.items() if finite(value) is not None}
 
-    @property
-    def options(self) -> dict[str, str]:
-        """Options of all its runs as text, by name."""
-        options = flat_options(self.runs[0].record["asked"])
-        return {name: value for name, value in options.items() if name not in ("agent", "seed")}
-
 
 def groups_of(runs: Iterable[Finished]) -> list[Group]:
-    """Group runs that differ by the seed alone, in order of first appearance, under names of their own."""
+    """Group runs that differ by the seed alone, in order of first appearance."""
     groups: dict[str, list[Finished]] = {}
     for run in runs:
         options = {name: value for name, value in run.record["asked"].items() if name != "seed"}
@@ -188,11 +157,9 @@ def groups_of(runs: Iterable[Finished]) -> list[Group]:
 
 
 def write_report(folders: Sequence[Path], path: Path) -> None:
-    """Write the report of the runs in some folders, whole or not at all.
+    """Write the report of the runs in folders of `compare`, `train` or `sweep`, whole or not at all.
 
-    Args:
-        folders: Folders of `compare`, `train` or `sweep`, finished or not.
-        path: The page.
+    The page holds its text, style, script, data and plotly.js, which it unpacks itself.
 
     Raises:
         UsageError: A folder is not there, or there is no run in any.
@@ -205,21 +172,16 @@ def write_report(folders: Sequence[Path], path: Path) -> None:
     if not (contents.finished or contents.unfinished):
         why = "; ".join(contents.failures) or "name folders that compare, train or sweep have written"
         raise UsageError(f"there are no runs in {', '.join(map(str, folders))}: {why}")
-    write_text(path, page(contents))
-
-
-def page(contents: Contents) -> str:
-    """Page that shows everything: its text, style, script, data and plotly.js, which it unpacks itself."""
     data = report_data(contents)
     part = {kind: Path(__file__).with_name(f"report_page.{kind}").read_text("utf-8") for kind in ("html", "css", "js")}
     # Where a script ends is decided before its content is looked at.
     block = json.dumps(finite(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {"title": html.escape(data["title"]), "css": part["css"], "js": part["js"], "data": block}
-    return string.Template(part["html"]).substitute(parts, plotly=_packed_plotly())
+    write_text(path, string.Template(part["html"]).substitute(parts, plotly=packed_plotly()))
 
 
 @functools.cache
-def _packed_plotly() -> str:
+def packed_plotly() -> str:
     """Base64 of plotly.js, compressed."""
     from plotly.offline import get_plotlyjs  # takes a while to import
 
@@ -233,16 +195,27 @@ def report_data(contents: Contents) -> dict[str, Any]:
     facts = {name: {run.record[name]: None for run in runs} for name in FACTS}
     varying = [name for name, values in facts.items() if len(values) > 1]
     marks, mark = _marks(groups)
-    options = [group.options for group in groups]
+    options = [flat_options(group.runs[0].record["asked"]) for group in groups]
+    for of in options:
+        del of["agent"], of["seed"]
     differing = {name for of in options for name in of if len({other.get(name) for other in options}) > 1}
     routes = _routes(runs, contents.failures)
-    compared = [metric for metric in METRICS.values() if metric.table and metric.better]
+    splits = dict.fromkeys(run.record["asked"]["split"] for run in runs)
+    judged = dict.fromkeys(run.record["curve"]["judged_on"] for run in runs)
+    described = ("name", "heading", "digits", "unit", "table", "curve", "better", "of_split")
     return {
         "title": " and ".join(dict.fromkeys(run.record["env"] for run in runs)) or "Unfinished runs",
         "warnings": _warnings(groups, contents.twice),
         "failures": contents.failures,
         "unfinished": contents.unfinished,
-        "metrics": [_described(metric, runs) for metric in METRICS.values()],
+        "metrics": [
+            {
+                **{name: getattr(metric, name) for name in described},
+                "split": "/".join(splits),
+                "judged": "/".join(judged),
+            }
+            for metric in METRICS.values()
+        ],
         "mark": mark,
         "accuracy": ACCURACY.name,
         "agents": [
@@ -258,7 +231,8 @@ def report_data(contents: Contents) -> dict[str, Any]:
         ],
         "pairs": {
             metric.name: [[_pair(a, b, metric) for b in groups[i + 1 :]] for i, a in enumerate(groups)]
-            for metric in compared
+            for metric in METRICS.values()
+            if metric.table and metric.better
         },
         "differing": sorted(differing),
         "common": {FACTS[name]: value for name, values in facts.items() if name not in varying for value in values},
@@ -275,19 +249,10 @@ def report_data(contents: Contents) -> dict[str, Any]:
     }
 
 
-def _described(metric: Metric, runs: Sequence[Finished]) -> dict[str, Any]:
-    """What the page has to know of a metric, and the splits it was measured on."""
-    names = ("name", "heading", "digits", "unit", "table", "curve", "better", "of_split")
-    splits = dict.fromkeys(run.record["asked"]["split"] for run in runs)
-    judged = dict.fromkeys(run.record["curve"]["judged_on"] for run in runs)
-    return {**{name: getattr(metric, name) for name in names}, "split": "/".join(splits), "judged": "/".join(judged)}
-
-
-def shown(value: float | None, digits: int) -> float | int | None:
-    """Number as it is shown; None where it is none."""
-    if value is None or not math.isfinite(value):
-        return None
-    return round(value, digits) + 0.0 if digits > 0 else round(value)
+def _shown(metric: Metric, *values: float | None) -> list[float | int | None]:
+    """Numbers as they are shown, integers where there are no digits; None where there is none."""
+    digits = metric.digits or None
+    return [round(value, digits) + 0 if value is not None and math.isfinite(value) else None for value in values]
 
 
 def _summary(group: Group, metric: Metric) -> list[Any]:
@@ -295,39 +260,35 @@ def _summary(group: Group, metric: Metric) -> list[Any]:
     values = list(group.by_seed(metric).values())
     bounds = statistics.mean_interval(values)
     mean, half = float(np.mean(values)) if values else None, bounds and (bounds[1] - bounds[0]) / 2
-    text = metric.text([value / metric.scale for value in values])
-    return [text, shown(mean, metric.digits), shown(half, metric.digits)]
+    return [metric.text([value / metric.scale for value in values]), *_shown(metric, mean, half)]
 
 
 def _curve(group: Group, metric: Metric) -> list[list[Any]]:
     """Mean, lowest and highest of the seeds that have an epoch, by epoch, and how many these are."""
-    curves = [metric.curve_of(run.record) for run in group.runs]
     columns = []
-    for values in itertools.zip_longest(*curves):
+    for values in itertools.zip_longest(*(metric.curve_of(run.record) for run in group.runs)):
         known = [metric.scale * value for value in values if finite(value) is not None]
         numbers = (float(np.mean(known)), min(known), max(known)) if known else (None, None, None)
-        columns.append([*(shown(number, metric.digits) for number in numbers), len(known)])
+        columns.append([*_shown(metric, *numbers), len(known)])
     return [list(column) for column in zip(*columns, strict=True)]
 
 
 def _marks(groups: Sequence[Group]) -> tuple[dict[str, str], str]:
     """Mark of every agent, by accuracy, and what marks mean, in a sentence."""
+    nobody = "Nobody is marked as the best: "
     if len({run.judged_on for group in groups for run in group.runs}) > 1:
-        return {}, "Nobody is marked as the best: the runs are of different environments, data or splits."
+        return {}, f"{nobody}the runs are of different environments, data or splits."
     try:
         best = statistics.best_and_alike({group.name: group.by_seed(ACCURACY) for group in groups})
     except ValueError:
-        return {}, "Nobody is marked as the best: there is no seed that all agents were trained with."
-    fewest = statistics.FEWEST_SEEDS
-    if best.seeds < fewest:
-        return {}, f"Nobody is marked as the best: it takes {fewest} seeds common to all, got {best.seeds}."
-    marks = {best.agent: "best", **dict.fromkeys(best.alike, "alike")}
-    sentence = (
+        return {}, f"{nobody}there is no seed that all agents were trained with."
+    if best.seeds < statistics.FEWEST_SEEDS:
+        return {}, f"{nobody}it takes {statistics.FEWEST_SEEDS} seeds common to all, got {best.seeds}."
+    return {best.agent: "best", **dict.fromkeys(best.alike, "alike")}, (
         "● is the agent with the highest mean accuracy over the seeds common to all "
         f"({best.seeds}), ○ marks all that cannot be told apart from it: paired t-tests, corrected for {len(groups)} "
         f"agents, so that at most {100 * statistics.MISTAKES:.0f} % of tables call an agent worse that is not."
     )
-    return marks, sentence
 
 
 def _pair(a: Group, b: Group, metric: Metric) -> list[Any] | None:
@@ -339,8 +300,7 @@ def _pair(a: Group, b: Group, metric: Metric) -> list[Any] | None:
         return [0]
     found = statistics.paired_difference(ours, theirs)
     verdict = {"better": 1, "worse": -1, "not enough": 0}[found.verdict] * (-1 if metric.better == "less" else 1)
-    numbers = (shown(number, metric.digits) for number in (found.mean, found.low, found.high))
-    return [found.seeds, *numbers, float(f"{found.p:.2g}"), verdict]
+    return [found.seeds, *_shown(metric, found.mean, found.low, found.high), float(f"{found.p:.2g}"), verdict]
 
 
 def _warnings(groups: Sequence[Group], twice: int) -> list[str]:
@@ -352,10 +312,9 @@ def _warnings(groups: Sequence[Group], twice: int) -> list[str]:
             for run in group.runs:
                 by_value.setdefault(str(of(run.record)), {}).setdefault(group.name, []).append(str(run.record["seed"]))
         if len(by_value) > 1:
-            parts = []
+            all_of, parts = {group.name: len(group.runs) for group in groups}, []
             for value, seeds in by_value.items():
-                some = {group.name: len(seeds.get(group.name, ())) < len(group.runs) for group in groups}
-                names = [f"{name}, seeds {' '.join(seeds[name])}" if some[name] else name for name in seeds]
+                names = [name + f", seeds {' '.join(own)}" * (len(own) < all_of[name]) for name, own in seeds.items()]
                 more = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
                 parts.append(f"{value} ({', '.join(names[:MOST_NAMES])}{more})")
             found.append(f"Runs are of different {what}: {'; '.join(parts)}.")

@@ -1,12 +1,13 @@
 """Statistics over seeds and over problems: intervals, verdicts and aggregates, on plain numbers.
 
-Two levels. Of one pair of agents on one problem, Student's t over seeds that both were trained with. Of aggregates over
-several problems, the definitions of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice" (rliable), whose intervals are bootstrapped.
+Of one pair of agents on one problem, Student's t over seeds that both were trained with. Of aggregates over several
+problems, the definitions of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice"
+(rliable), whose intervals are bootstrapped. docs/statistics.md says why these, and how often they err.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -71,19 +72,9 @@ def paired_difference(a: BySeed, b: BySeed) -> Difference:
     """Paired difference `a - b` over common seeds, with Student's t-interval and t-test.
 
     It holds for one pair that was named before the runs were looked at; for the best of a table see `best_and_alike`.
-    It does not hold where single runs fail: with one run in ten at 10 standard deviations below the others, intervals
-    of 3 to 10 seeds cover 82 to 92 % instead of 95, since most samples hold no failure, or too few.
-
-    Differences that are all equal have no spread to divide by, and a t-interval of width 0 would call any of them
-    certain. Where accuracies take few values they are equal by chance: an agent that solves a problem or fails, by
-    halves, beside one that is always in between, would be called better or worse by 3 seeds in 25 % of cases. What is
-    left are the signs: all n are equal with probability 2^(1-n) at most if both signs are equally likely, and n of them
-    bound the median with 95 % confidence from n = 6 on (sign test). Below that the interval is the whole line, and the
-    verdict "not enough". Differences that are all 0 are "not enough" however many there are.
-
-    Args:
-        a: Values of one agent by seed.
-        b: Values of the other.
+    Differences that are all equal have no spread to divide by. What is left are their signs: all n are equal with
+    probability 2^(1-n) at most if both are equally likely, and bound the median with 95 % confidence from n = 6 on
+    (sign test). Below that the interval is the whole line. Differences that are all 0 have p = 1.
 
     Raises:
         ValueError: No seed is common, or a value is not finite.
@@ -123,24 +114,10 @@ class Best:
 def best_and_alike(values: Mapping[str, BySeed]) -> Best:
     """Best agent of a table by its mean over common seeds, and who is worse, wrongly in at most 5 % of tables.
 
-    A table is wrong if it calls any agent worse than its best that is truly as good or better. Whoever is best was
-    picked by looking, which t-tests against it do not know: with 10 equal agents, Holm's procedure over the 9 pairs
-    with the best errs in up to 14 % of tables. Holm's procedure is therefore run at 5 % divided by the number of
-    agents: for any agent fixed beforehand it would err, one-sided, in at most 1/k of 5 % of tables, so that it errs in
-    at most 5 % whichever of the k is picked (Bonferroni over the picks; Holm 1979, "A Simple Sequentially Rejective
-    Multiple Test Procedure"). Of k agents the j-th surest, j = 0, 1, ..., is worse if its two-sided p-value is below
-    2 * 0.05 / (k * (k - 1 - j)) and all before it are: below 0.05 for two agents, as in `paired_difference`; the first
-    of ten has to pass the level of all 45 pairs.
-
-    Nothing is assumed about variances or correlations between agents, each pair has its own t-test. In simulations (3,
-    5 and 10 seeds, 2 to 10 agents) it held the level throughout, as did Bonferroni and max-t over all pairs, which find
-    less. Procedures that pool the variance do not: with unequal variances, Tukey's range over agents and seeds errs in
-    up to 25 % of tables. Hsu's multiple comparisons with the best promise less, that one given best agent is kept,
-    and drop one of several equally good ones in up to 41 %.
-
-    Where single runs fail it errs more often, as `paired_difference` does: with one run in ten of every other agent 10
-    standard deviations below, in 3 to 25 % of tables, more with more seeds. And few seeds tell little apart: with 3 of
-    them and 10 agents the first t has to pass 30.
+    A table is wrong if it calls any agent worse than its best that is truly as good or better. Holm's procedure (1979,
+    "A Simple Sequentially Rejective Multiple Test Procedure") over the pairs with the best, at 5 % divided by the
+    number of agents, since any of them may be picked as the best (Bonferroni): of k agents the j-th surest, j = 0, 1,
+    ..., is worse if its two-sided p-value is below 2 * 0.05 / (k * (k - 1 - j)) and all before it are.
 
     Args:
         values: Values of each agent by seed. One agent is the best of its table.
@@ -172,9 +149,8 @@ def _common_seeds(values: Mapping[str, BySeed]) -> list[int]:
                 raise ValueError(f"{agent}, seed {seed}: expected a finite value, got {value}")
     common = set.intersection(*(set(by_seed) for by_seed in values.values()))
     if not common:
-        got = "; ".join(
-            f"{agent} has {', '.join(map(str, sorted(seeds))) or 'none'}" for agent, seeds in values.items()
-        )
+        seeds = {agent: ", ".join(map(str, sorted(by_seed))) or "none" for agent, by_seed in values.items()}
+        got = "; ".join(f"{agent} has {of}" for agent, of in seeds.items())
         raise ValueError(f"expected seeds in common, got none ({got}): train all with the same seeds")
     return sorted(common)
 
@@ -200,8 +176,7 @@ def _checked_scores(scores: ArrayLike) -> np.ndarray:
         raise ValueError(f"scores: expected as many problems in every run, one number each ({error})") from error
     if array.ndim != 2 or not array.size:
         raise ValueError(f"scores: expected shape (runs, problems), at least 1 of each, got {array.shape}")
-    if not np.isfinite(array).all():
-        run, problem = np.argwhere(~np.isfinite(array))[0]
+    for run, problem in np.argwhere(~np.isfinite(array)):
         raise ValueError(f"scores[{run}, {problem}]: expected a finite number, got {array[run, problem]}")
     return array
 
@@ -223,9 +198,6 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
     Args:
         x: Scores `(n, problems)` of the one agent.
         y: Scores `(m, problems)` of the other on the same problems.
-
-    Raises:
-        ValueError: They are not of as many problems.
     """
     ours, theirs = _checked_scores(x), _checked_scores(y)
     if ours.shape[1] != theirs.shape[1]:
@@ -236,11 +208,7 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
     """Performance profile `(thresholds,)`: the share of runs whose score is above each, mean over problems.
 
-    The score distribution of Agarwal et al. 2021, section 4.2: strictly above.
-
-    Args:
-        scores: Scores `(runs, problems)`.
-        thresholds: Thresholds `(thresholds,)`.
+    The score distribution of Agarwal et al. 2021, section 4.2, of scores `(runs, problems)`: strictly above.
     """
     return np.mean(_checked_scores(scores) > np.asarray(thresholds, dtype=np.float64)[:, None, None], axis=(1, 2))
 
@@ -251,31 +219,22 @@ def bootstrap_interval(
     """Confidence interval (95 %) of an aggregate over problems, by the stratified percentile bootstrap.
 
     Every repetition draws, for each problem of each agent by itself, as many runs with replacement as there are;
-    problems are not drawn, they are those that the claim is about (Agarwal et al. 2021, section 4.1).
-    With few runs it is too narrow, as bootstraps are: of the mean or the interquartile mean of 10 problems with normal
-    scores it covers 86 % with 3 runs, 90 % with 5 and 92 % with 10. It shows an uncertainty and decides nothing; of one
-    problem see `mean_interval` and `paired_difference`.
+    problems are not drawn, they are those that the claim is about (Agarwal et al. 2021, section 4.1). It shows an
+    uncertainty and decides nothing; of one problem see `mean_interval` and `paired_difference`.
 
     Args:
-        function: Aggregate, called with arrays of the shapes of `scores`; may return an array.
+        function: Aggregate, called with arrays of the shapes of `scores`; may return an array, as both ends are then.
         scores: Scores `(runs, problems)`, at least 2 runs; of two agents for `probability_of_improvement`.
         repetitions: Number of bootstrap samples.
         seed: Seed of the draws.
-
-    Returns:
-        The lower and the upper end, each of the shape that the function returns.
-
-    Raises:
-        ValueError: There are fewer than 2 runs, or scores that aggregates refuse.
     """
     arrays = [_checked_scores(of) for of in scores]
     if not arrays or min(map(len, arrays)) < 2:
         raise ValueError(f"scores: expected at least 2 runs to draw from, got {[len(array) for array in arrays]}")
-    ends = np.cumsum([array.shape[1] for array in arrays])[:-1]
+    ends = [0, *np.cumsum([array.shape[1] for array in arrays])]
 
     def of_columns(*columns: np.ndarray) -> float | np.ndarray:
-        parts = [columns[start:end] for start, end in zip([0, *ends], [*ends, len(columns)], strict=True)]
-        return function(*(np.stack(part, axis=1) for part in parts))
+        return function(*(np.stack(columns[start:end], axis=1) for start, end in itertools.pairwise(ends)))
 
     columns = [column for array in arrays for column in array.T]
     rng = np.random.default_rng(seed)

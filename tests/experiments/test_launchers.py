@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 
 import pytest
 from records import strict, untimed
@@ -16,10 +17,11 @@ from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import main, parsed
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.console import Display
+from routing_gym.experiments.engine.launchers import Local
 from routing_gym.experiments.engine.records import read_progress
 from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import TrainingSettings, config_text
-from routing_gym.experiments.engine.workers import Local
+from routing_gym.experiments.engine.workers import FORKED
 
 pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.long]
 
@@ -196,12 +198,16 @@ def test_a_worker_that_dies_while_it_waits_costs_nothing(tmp_path):
         display = Display(Console(file=io.StringIO()), 1)
         (outcome,) = launcher.launch([asked], display)
         assert outcome.record is not None, outcome.failure
-        return launcher.slots[0].pid
+        return launcher.workers[0].process.pid
 
     try:
         first = launched(0)
         assert launched(1) == first and alive(first)
         os.kill(first, signal.SIGKILL)
-        assert ends([first]) and launched(2) != first
+        assert ends([first]) and (second := launched(2)) != first
+        if FORKED:  # the server may be killed, too
+            server = forkserver._forkserver._forkserver_pid
+            os.kill(server, signal.SIGKILL)
+            assert ends([server]) and launched(3) != second and ends([second])
     finally:
         launcher.end()

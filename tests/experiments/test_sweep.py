@@ -115,6 +115,8 @@ def test_the_best_setting_is_used_when_it_is_asked_for(tmp_path, capsys):
     wpl, shared = json.loads((tmp_path / "out" / "results.json").read_text())
     assert wpl["config"]["policy_rate"] == 0.2  # what is given counts more
     assert (wpl["asked"]["env_options"]["width"], shared["asked"]["env_options"]["width"]) == (8, 48)
+    again = ["--agent-options", "wpl.policy_rate=0.2", "--out", tmp_path / "out", "--resume"]
+    assert run(*arguments, *tuned, *again) == 0  # agents differ in options of the environment
     assert run(*arguments, "--tuned", "--tuned-dir", tmp_path / "none", "--out", tmp_path / "other") == 2
     file.write_text("env_options = 3")
     assert run(*arguments, *tuned, "--out", tmp_path / "other") == 2
