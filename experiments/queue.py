@@ -25,7 +25,8 @@ from routing_gym.experiments.engine.records import Record, write_results
 from routing_gym.experiments.engine.run import KEPT, LOGITS, Run
 from routing_gym.experiments.engine.settings import TrainingSettings, known_names, writable_folder
 from routing_gym.experiments.papers.pinning import pin
-from routing_gym.experiments.papers.reproduction import Reproduction, Settings, chosen_by
+from routing_gym.experiments.papers.reproduction import Reproduction, chosen_by
+from routing_gym.experiments.papers.rows import Settings
 from routing_gym.experiments.reproduce import REPRODUCTIONS
 
 QUEUE = Path(__file__).parent / "papers" / "queue.toml"

@@ -35,8 +35,9 @@ from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.page import check_page, write_page
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.protocols import PROTOCOLS
-from routing_gym.experiments.papers.reproduction import Protocol, Reproduction, Row, Settings, asks_for, chosen_by
+from routing_gym.experiments.papers.reproduction import Reproduction, asks_for, chosen_by
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
+from routing_gym.experiments.papers.rows import Change, Protocol, Row, Settings
 from routing_gym.tasks import DataError
 
 REPRODUCTIONS = {
@@ -148,7 +149,7 @@ class _Work:
         self.target, self.console = target, console
         self.folder = asked.records or asked.out
         self.runs: list[Run] = []
-        self.searched: list[tuple[Row, str, Run]] = []
+        self.searched: list[tuple[Row, Change, Run]] = []
         self.records: dict[Path, Record] = {}
         self.failures: list[str] = []
         self.measured: dict[str, list[Record]] = {}
@@ -261,7 +262,7 @@ def about_protocol(protocol: Protocol) -> list[str]:
         f"- Decides, over {protocol.seeds} seeds: {protocol.decides}.",
     ]
     if search := protocol.search:
-        tried = {**search.env, **search.agent}
+        tried = {label: [choice.text for choice in choices] for label, choices in search.choices.items()}
         rows = "; ".join(f"{label}: {', '.join(choices)}" for label, choices in tried.items())
         seeds = ", ".join(map(str, search.seeds))
         lines.append(f"- Chooses on validation, {search.epochs} epochs, seed {seeds}: {rows}.")

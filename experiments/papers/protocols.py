@@ -10,8 +10,8 @@ from routing_gym.experiments.papers.codinet import rows as codinet
 from routing_gym.experiments.papers.diversity import rows as diversity
 from routing_gym.experiments.papers.multipath import rows as multipath
 from routing_gym.experiments.papers.parallel_paths import rows as parallel
-from routing_gym.experiments.papers.reproduction import Protocol, Search, Settings
 from routing_gym.experiments.papers.routing_networks import rows as routing
+from routing_gym.experiments.papers.rows import Change, Protocol, Search, Settings
 
 ROUTED_AND_BASELINES = (
     routing.ROUTING,
@@ -23,9 +23,10 @@ ROUTED_AND_BASELINES = (
 )
 AS_PRINTED = routing.PAPER.env_options
 OWN_RATES = {
-    routing.ROUTING: ("policy_rate=0.03", "policy_rate=0.1", "policy_rate=0.3"),
-    routing.STITCHED: ("learning_rate=0.01", "learning_rate=0.1", "learning_rate=1.0"),
+    routing.ROUTING: tuple(Change(agent=(f"policy_rate={rate}",)) for rate in (0.03, 0.1, 0.3)),
+    routing.STITCHED: tuple(Change(agent=(f"learning_rate={rate}",)) for rate in (0.01, 0.1, 1.0)),
 }
+STITCHED_BY_SGD = {routing.STITCHED: Change(agent=("optimizer=sgd",))}
 ROUTING_NETWORKS = (
     Settings(
         name="two-cores-cifar",
@@ -33,6 +34,7 @@ ROUTING_NETWORKS = (
         "the mean over the rows that ran it",
         epochs=50,
         env_options=(*AS_PRINTED, "held_out=50"),
+        changes=STITCHED_BY_SGD,
         protocol=Protocol(
             keeps="data, network, optimiser, rate and its schedule, batches of one image in what a block learns from",
             shrinks="epochs from 100 to 50, after which the rate is 1e-4; 50 of each class's 500 training images are "
@@ -40,8 +42,7 @@ ROUTING_NETWORKS = (
             decides=f"Fig. 6: {routing.ROUTING} errs less than {routing.SPECIFIC}",
             rows=ROUTED_AND_BASELINES,
             groups=("cifar",),
-            agent={routing.STITCHED: ("optimizer=sgd",)},
-            search=Search(epochs=10, agent=OWN_RATES),
+            search=Search(epochs=10, choices=OWN_RATES),
         ),
     ),
     Settings(
@@ -49,15 +50,15 @@ ROUTING_NETWORKS = (
         about="Fig. 8 as printed, likewise",
         epochs=10,
         env_options=AS_PRINTED,
+        changes=STITCHED_BY_SGD,
         protocol=Protocol(
             keeps="data, network, optimiser, rate, batches of one image in what a block learns from",
             shrinks="epochs from 100 to 10, in which all curves flatten; 5 seeds",
             decides=f"Fig. 8: {routing.ROUTING} errs less than {routing.SPECIFIC}",
             rows=ROUTED_AND_BASELINES,
             groups=("mnist",),
-            agent={routing.STITCHED: ("optimizer=sgd",)},
             seeds=5,
-            search=Search(epochs=3, agent=OWN_RATES),
+            search=Search(epochs=3, choices=OWN_RATES),
         ),
     ),
 )
@@ -133,7 +134,7 @@ CODINET = (
 
 PATHS_2 = tuple(parallel.routed(2, cross) for cross in parallel.CROSSES)
 OF_TABLE_2 = (parallel.BASE, parallel.WIDE, parallel.DEEP, parallel.UNROUTED, *PATHS_2, parallel.routed(3, "CC"))
-RATES = ("learning_rate=0.01", "learning_rate=0.03", "learning_rate=0.1")
+RATES = tuple(Change(env=(f"learning_rate={rate}",)) for rate in (0.01, 0.03, 0.1))
 PARALLEL_PATHS = (
     Settings(
         name="two-cores",
@@ -144,14 +145,14 @@ PARALLEL_PATHS = (
             *("schedule=cosine", "schedule_epochs={epochs}", "width=16", "size=16", "shift=2"),
             *("allow_partial=True", "held_out=250"),
         ),
+        changes={parallel.WIDE: Change(env=("width=32",))},
         protocol=Protocol(
             keeps="layouts, gates, the proportions of the networks' parameters, momentum, batches",
             shrinks="32 to 16 channels, images to 16x16, half of the training images, of which 2 500 are the "
             "validation split, 200 epochs to 40; rates chosen per row from 0.01, 0.03, 0.1, where 0.1 is printed",
             decides="Table 2: two routed paths err less than one of twice the width",
             rows=OF_TABLE_2,
-            env={parallel.WIDE: ("width=32",)},
-            search=Search(epochs=10, env=dict.fromkeys(OF_TABLE_2, RATES)),
+            search=Search(epochs=10, choices=dict.fromkeys(OF_TABLE_2, RATES)),
         ),
     ),
 )

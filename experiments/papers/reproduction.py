@@ -1,4 +1,4 @@
-"""What a paper reports, as runs of ours: rows, settings, the runs they make, and how results are shown and judged."""
+"""What a paper reports, as runs of ours: the runs that rows and settings make, how they are shown and judged."""
 
 from __future__ import annotations
 
@@ -13,129 +13,10 @@ from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.pinning import pinned
+from routing_gym.experiments.papers.rows import Change, Row, Settings
 
 Runs = Sequence[Record]
 Verdict = Literal["holds", "does not hold", "not enough"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of a paper's table, or one of ours beside it.
-
-    Attributes:
-        label: What it is called in tables and pictures.
-        groups: The figures or tables it belongs to.
-        env: Id of the environment.
-        agent: The agent.
-        agent_options: Its options as NAME=VALUE; `{epochs}` and the like are filled in, see `Settings`.
-        env_options: Options of the environment as NAME=VALUE, likewise.
-        tuned: Further ones in single settings, by their name.
-        paper: The paper's test accuracy in % by epoch; empty where it has none.
-        x: Where it stands on a figure's axis.
-        series: The curve of a figure it is a point of; empty where it is a line of a table.
-        part: Which of several such figures.
-        judge_at: Prices of computation (`k_cpt`) to judge the one trained agent at, each of which makes a point.
-        compare_paths: Whether to find out which paths images take, see `Run`.
-        keep_logits: Whether to keep what is said of every test image, see `Run`.
-        trained: Numbers of passes and of instances per batch in single settings, by their name, where they are others.
-    """
-
-    label: str
-    groups: tuple[str, ...]
-    env: str
-    agent: str
-    agent_options: tuple[str, ...] = ()
-    env_options: tuple[str, ...] = ()
-    tuned: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    paper: dict[int, float] = dataclasses.field(default_factory=dict)
-    x: float | None = None
-    series: str = ""
-    part: str = ""
-    judge_at: tuple[float, ...] = ()
-    compare_paths: bool = False
-    keep_logits: bool = False
-    trained: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a record says of the row it belongs to, besides what the run itself says."""
-        last = self.paper[max(self.paper)] / 100 if self.paper else None
-        facts = {name: getattr(self, name) for name in ("label", "series", "part", "x")}
-        return {**facts, "groups": list(self.groups), "paper": last, "paper_by_epoch": self.paper}
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """The same small search for every row of a protocol, on the validation split, with seeds of its own.
-
-    Attributes:
-        epochs: Passes over the training split.
-        env: Options of the environment to choose from, as NAME=VALUE, by label of the row.
-        agent: Options of the agent to choose from, likewise; a row has one of both, or nothing to choose.
-        seeds: The seeds, none of which the protocol has.
-    """
-
-    epochs: int
-    env: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    agent: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    seeds: tuple[int, ...] = (100,)
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """What a small machine can decide of a paper: everything is fixed before it runs.
-
-    Options that neither it nor a row names are those of `pinned.toml`, so that a changed default changes nothing.
-
-    Attributes:
-        keeps: What it keeps of the paper.
-        shrinks: What it makes smaller.
-        decides: The claim it is to decide, in the words it is judged by.
-        rows: Labels of the rows it is of.
-        groups: Groups of the rows it is of; all of the paper's if left out.
-        env: Further options of the environment of single rows, by label.
-        agent: Further options of the agent of single rows, by label.
-        seeds: Number of seeds, from 0 on.
-        search: How rates are chosen; None where all are given.
-    """
-
-    keeps: str
-    shrinks: str
-    decides: str
-    rows: tuple[str, ...]
-    groups: tuple[str, ...] = ()
-    env: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    agent: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    seeds: int = 3
-    search: Search | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How every row is trained.
-
-    Attributes:
-        name: What they are called.
-        about: What they are, in a line.
-        epochs: Passes over the training split.
-        env_options: Options of all environments, as NAME=VALUE; `{epochs}` stands for the number of epochs, `{eighth}`
-            for an eighth of it, `{seven_eighths}` for the others.
-        more_options: Further ones of single environments, by id.
-        agents: Further options of single agents, by name.
-        epochs_on: Other numbers of passes for single environments, by id.
-        batch_size: Instances per batch; None for what the reproduction says.
-        protocol: What makes them decide something on a small machine; None for settings of all rows.
-    """
-
-    name: str
-    about: str
-    epochs: int
-    env_options: tuple[str, ...] = ()
-    more_options: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    agents: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    epochs_on: dict[str, int] = dataclasses.field(default_factory=dict)
-    batch_size: int | None = None
-    protocol: Protocol | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +139,7 @@ class Reproduction:
         out: Path,
         epochs: int | None = None,
         only: tuple[str, ...] = (),
-        chosen: Mapping[str, str] | None = None,
+        chosen: Mapping[str, Change] | None = None,
     ) -> Iterator[tuple[Row, Run]]:
         """Yield the runs of some groups: seed by seed, so that a run that stops early has seen every row.
 
@@ -273,26 +154,25 @@ class Reproduction:
             chosen: What the search of a protocol has chosen, see `chosen_by`; rows that lack a choice are left out.
         """
         search = settings.protocol.search if settings.protocol else None
-        searched = {**search.env, **search.agent} if search else {}
         for seed in range(seeds):
             for row in self._rows(settings, groups, only):
                 choice = (chosen or {}).get(row.label)
-                if row.label in searched and choice is None:
+                if search is not None and row.label in search.choices and choice is None:
                     continue
                 folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
                 yield row, self._run(settings, row, seed, base, folder, epochs, choice)
 
-    def search(self, settings: Settings, base: TrainingSettings, out: Path) -> Iterator[tuple[Row, str, Run]]:
+    def search(self, settings: Settings, base: TrainingSettings, out: Path) -> Iterator[tuple[Row, Change, Run]]:
         """Yield the runs by which a protocol chooses rates: a row, what is tried of it, and the run."""
         search = settings.protocol.search if settings.protocol else None
         if search is None:
             return
         for row in self._rows(settings, tuple(self.groups), ()):
-            for choice in (*search.env.get(row.label, ()), *search.agent.get(row.label, ())):
+            for choice in search.choices.get(row.label, ()):
                 for seed in search.seeds:
-                    folder = out / settings.name / "search" / _plain(row.label) / _plain(choice) / f"seed-{seed}"
+                    folder = out / settings.name / "search" / _plain(row.label) / _plain(choice.text) / f"seed-{seed}"
                     run = self._run(settings, row, seed, base, folder, search.epochs, choice)
-                    title = f"{settings.name}, {row.label}, {choice}, seed {seed}"
+                    title = f"{settings.name}, {row.label}, {choice.text}, seed {seed}"
                     more: dict[str, Any] = {"compare_paths": False, "keep_logits": False, "judge_at": ()}
                     yield row, choice, dataclasses.replace(run, split="validation", title=title, **more)
 
@@ -314,23 +194,20 @@ class Reproduction:
         base: TrainingSettings,
         folder: Path,
         epochs: int | None,
-        choice: str | None,
+        choice: Change | None,
     ) -> Run:
         """Make the run of a row."""
-        usual = settings.epochs_on.get(row.env, settings.epochs), settings.batch_size or self.batch_size
-        passes, batch_size = row.trained.get(settings.name, usual)
-        passes = epochs or passes
-        env_options = (*settings.env_options, *settings.more_options.get(row.env, ()), *row.env_options)
-        env_options += row.tuned.get(settings.name, ())
-        agent_options = (*row.agent_options, *settings.agents.get(row.agent, ()))
-        protocol = settings.protocol
-        if protocol is not None:
-            of_agent = protocol.search is not None and row.label in protocol.search.agent
-            choices = (choice,) if choice else ()
-            env_options += (*protocol.env.get(row.label, ()), *(choices if not of_agent else ()))
-            agent_options += (*protocol.agent.get(row.label, ()), *(choices if of_agent else ()))
-        env_options, agent_options = _filled(env_options, passes), _filled(agent_options, passes)
-        if protocol is not None:
+        of_env = settings.changes.get(row.env, Change())
+        own = Change(row.env_options, row.agent_options)
+        names = (row.agent, *row.groups, row.label, *(f"{group}: {row.label}" for group in row.groups))
+        named = (settings.changes.get(name, Change()) for name in names)
+        changes = (of_env, own, *named, choice or Change())
+        passes = epochs or [settings.epochs, *(change.epochs for change in changes if change.epochs)][-1]
+        usual = settings.batch_size or self.batch_size
+        batch_size = [usual, *(change.batch_size for change in changes if change.batch_size)][-1]
+        env_options = _filled((*settings.env_options, *(option for change in changes for option in change.env)), passes)
+        agent_options = _filled([option for change in changes for option in change.agent], passes)
+        if settings.protocol is not None:
             env_options, agent_options = pinned(row.env, env_options, row.agent, agent_options)
         training = dataclasses.replace(base, env=row.env, epochs=passes, batch_size=batch_size, env_options=env_options)
         return Run(
@@ -347,12 +224,12 @@ class Reproduction:
         )
 
 
-def chosen_by(searched: Sequence[tuple[Row, str, Run]]) -> dict[str, str]:
+def chosen_by(searched: Sequence[tuple[Row, Change, Run]]) -> dict[str, Change]:
     """Return what a search chooses for each row: the highest mean validation accuracy, of equals the first.
 
     Rows of which a run is not finished have no choice.
     """
-    found: dict[str, dict[str, list[Record]]] = {}
+    found: dict[str, dict[Change, list[Record]]] = {}
     unfinished = set()
     for row, choice, run in searched:
         if record := run.finished():

@@ -42,7 +42,7 @@ from routing_gym.experiments.papers.diversity.rows import (
     SPECIALIZED,
     from_the_task,
 )
-from routing_gym.experiments.papers.reproduction import Settings
+from routing_gym.experiments.papers.rows import Change, Settings
 
 LITTLE = ("layers=3", "width=4", "expert_mid=2")
 
@@ -213,7 +213,7 @@ QUICK = Settings(
     "as quick as can be",
     2,
     ("optimizer=adam", "learning_rate=0.003"),
-    {OMNIGLOT: ("size=16", *LITTLE)},
+    {OMNIGLOT: Change(env=("size=16", *LITTLE))},
 )
 
 

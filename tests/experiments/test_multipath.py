@@ -15,7 +15,7 @@ from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.multipath.dataflow import layout
 from routing_gym.experiments.papers.multipath.results import claims, curve_of
 from routing_gym.experiments.papers.multipath.rows import CIFAR2, CIFAR5, CIFAR10, HYBRID, PRICES
-from routing_gym.experiments.papers.reproduction import Row, Settings
+from routing_gym.experiments.papers.rows import Row, Settings
 
 PLAIN = ("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "allow_partial=True")
 

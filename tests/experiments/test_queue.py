@@ -12,7 +12,8 @@ from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.settings import TrainingSettings, parse_options
 from routing_gym.experiments.papers import pinning
-from routing_gym.experiments.papers.reproduction import Claim, Protocol, Row, Search, Settings
+from routing_gym.experiments.papers.reproduction import Claim
+from routing_gym.experiments.papers.rows import Change, Protocol, Row, Search, Settings
 
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"
 ROWS = (
@@ -26,14 +27,14 @@ SMALL = Settings(
     "small",
     2,
     ("schedule_epochs={epochs}",),
+    changes={"frozen": Change(env=("learning_rate=0.01",))},
     protocol=Protocol(
         "the data",
         "all else",
         "routed errs less than frozen",
         ("frozen", "routed"),
-        env={"frozen": ("learning_rate=0.01",)},
         seeds=2,
-        search=Search(1, agent={"routed": RATES}, seeds=(100, 101)),
+        search=Search(1, {"routed": tuple(Change(agent=(rate,)) for rate in RATES)}, seeds=(100, 101)),
     ),
 )
 

@@ -10,9 +10,9 @@ from pictures import height_and_colours
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.settings import TrainingSettings
-from routing_gym.experiments.papers.reproduction import Row, Settings
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS, cost
 from routing_gym.experiments.papers.routing_networks.rows import CIFAR, MIN, MNIST
+from routing_gym.experiments.papers.rows import Row, Settings
 from routing_gym.tasks import files
 
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from routing_gym.experiments.papers.reproduction import Row, Settings
+from routing_gym.experiments.papers.rows import Change, Row, Settings
 
 CIFAR10 = "routing_gym/Cifar10BlockSkip-v0"
 DATA = {
@@ -36,7 +36,7 @@ PAPER = Settings(
     about="as in section 4.1, ResNet-110, the rate divided by 10 at epochs 150 and 200 of 250",
     epochs=250,
     env_options=(*SGD, "augmentations=4", "schedule=step", "schedule_epochs=(150, 200)"),
-    more_options={CIFAR10: PARTIAL},
+    changes={CIFAR10: Change(env=PARTIAL)},
 )
 SHORT = Settings(
     name="short",
@@ -45,7 +45,7 @@ SHORT = Settings(
     epochs=4,
     batch_size=64,
     env_options=(*SGD, "augmentations=2", *QUICK, "network=resnet32-skip"),
-    more_options={CIFAR10: PARTIAL},
+    changes={CIFAR10: Change(env=PARTIAL)},
 )
 
 VANILLA, CONSISTENT, WITH_BOTH = "vanilla", "with consistency", "with both (CoDiNet)"

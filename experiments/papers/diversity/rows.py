@@ -22,17 +22,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from routing_gym.experiments.papers.reproduction import Row, Settings
+from routing_gym.experiments.papers.rows import Change, Row, Settings
 
 OMNIGLOT, MNIST = "routing_gym/OmniglotDiverse-v0", "routing_gym/MnistExperts-v0"
 CIFAR, CELLS = "routing_gym/Cifar100MTL-v0", "routing_gym/Cifar10Cells-v0"
 TASKS = 20
 
 ADAM = ("optimizer=adam", "learning_rate=0.001", "schedule=cosine", "schedule_epochs={epochs}")
-OF_CIFAR = {
-    CIFAR: ("shift=4", "flip=True"),
-    CELLS: ("optimizer=sgd", "momentum=0.9", "learning_rate=0.025", "weight_decay=3e-4", "allow_partial=True"),
-}
+MOVED = ("shift=4", "flip=True")
+OF_CELLS = ("optimizer=sgd", "momentum=0.9", "learning_rate=0.025", "weight_decay=3e-4", "allow_partial=True")
 OF_OMNIGLOT = ("learning_rate=2e-4",)
 PAPER = Settings(
     name="paper",
@@ -41,8 +39,12 @@ PAPER = Settings(
     "with momentum 0.9 and images shifted and mirrored, and the numbers of epochs",
     epochs=100,
     env_options=ADAM,
-    more_options={**OF_CIFAR, OMNIGLOT: OF_OMNIGLOT},
-    epochs_on={MNIST: 10, CIFAR: 20, CELLS: 200},
+    changes={
+        OMNIGLOT: Change(env=OF_OMNIGLOT),
+        MNIST: Change(epochs=10),
+        CIFAR: Change(env=MOVED, epochs=20),
+        CELLS: Change(env=OF_CELLS, epochs=200),
+    },
 )
 SHORT = Settings(
     name="short",
@@ -51,11 +53,12 @@ SHORT = Settings(
     "bfloat16: for small machines",
     epochs=16,
     env_options=ADAM,
-    more_options={
-        **OF_CIFAR,
-        OMNIGLOT: (*OF_OMNIGLOT, "size=32", "expert_mid=24", "readout=flat", "precision=bfloat16"),
+    changes={
+        OMNIGLOT: Change(env=(*OF_OMNIGLOT, "size=32", "expert_mid=24", "readout=flat", "precision=bfloat16")),
+        MNIST: Change(epochs=3),
+        CIFAR: Change(env=MOVED, epochs=3),
+        CELLS: Change(env=OF_CELLS, epochs=8),
     },
-    epochs_on={MNIST: 3, CIFAR: 3, CELLS: 8},
 )
 
 BALANCED = ("balance=0.1", "balance_epochs={epochs}")

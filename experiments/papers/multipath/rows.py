@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from routing_gym.experiments.papers.reproduction import Row, Settings
+from routing_gym.experiments.papers.rows import Change, Row, Settings
 from routing_gym.experiments.papers.tables import price_text
 
 HYBRID = "routing_gym/HybridEarlyExit-v0"
@@ -29,7 +29,7 @@ PAPER = Settings(
     about="as in section 4.7: SGD 0.1, momentum 0.9, rate and temperature halved every 10 000 of 80 000 steps; the "
     "epochs are so many steps on the whole data",
     epochs=184,  # of 435 steps
-    epochs_on=dict.fromkeys((CIFAR10, CIFAR5, CIFAR2), 205),  # of 391 steps
+    changes=dict.fromkeys((CIFAR10, CIFAR5, CIFAR2), Change(epochs=205)),  # of 391 steps
     env_options=TRAINING,
 )
 SHORT = Settings(

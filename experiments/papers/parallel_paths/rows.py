@@ -18,20 +18,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from routing_gym.experiments.papers.reproduction import Row, Settings
+from routing_gym.experiments.papers.rows import Change, Row, Settings
 
 CIFAR10 = "routing_gym/Cifar10ParallelPaths-v0"
 CIFAR100 = "routing_gym/Cifar100ParallelPaths-v0"
 
 SGD = ("optimizer=sgd", "momentum=0.9")
-PARTIAL: dict[str, tuple[str, ...]] = {CIFAR10: ("allow_partial=True",)}
+PARTIAL = {CIFAR10: Change(env=("allow_partial=True",))}
+RESNET_EPOCHS = 350
 PAPER = Settings(
     name="paper",
     about="as in section 6: batches of 128, the rate divided by 10 at epochs 80 and 150 of 200; ResNets batches of 64, "
     "at 150 and 250 of 350",
     epochs=200,
     env_options=(*SGD, "learning_rate=0.1", "schedule=step", "schedule_epochs=(80, 150)"),
-    more_options=PARTIAL,
+    changes={**PARTIAL, "resnet": Change(env=("schedule_epochs=(150, 250)",), epochs=RESNET_EPOCHS, batch_size=64)},
 )
 SHORT = Settings(
     name="short",
@@ -40,9 +41,8 @@ SHORT = Settings(
     epochs=6,
     # At a rate of 0.1 wide networks have hardly begun to learn by then: their dense layers are not normalised.
     env_options=(*SGD, "learning_rate=0.03", "precision=bfloat16", "schedule=cosine", "schedule_epochs={epochs}"),
-    more_options=PARTIAL,
+    changes=PARTIAL,
 )
-RESNET_EPOCHS, RESNET_BATCH = 350, 64
 
 BASE, WIDE, DEEP = "BaseCNN", "WideCNN", "DeepCNN"
 UNROUTED, STITCHED = "BaseCNN-3", "Cr-Stitch2"
@@ -163,15 +163,12 @@ def _cnn_rows() -> Iterator[Row]:
 
 def _resnet_rows() -> Iterator[Row]:
     """Yield the lines of Table 3: ResNets with routing, and the one path of ResNet20."""
-    longer: dict[str, Any] = {
-        "tuned": {"paper": ("schedule_epochs=(150, 250)",)},
-        "trained": {"paper": (RESNET_EPOCHS, RESNET_BATCH)},
-    }
     for data in DATA:
         for label, printed in RESNETS.items():
             network = ("resnet20-2-cc", "paths=1") if label == RESNET else (label,)
-            more = {"series": label, "paper": _accuracy(printed.error_on(data), RESNET_EPOCHS), **longer}
-            yield _row(on(label, data), ("resnet",), data, CROSSES.get(label[-2:], "shared"), *network, **more)
+            paper = _accuracy(printed.error_on(data), RESNET_EPOCHS)
+            agent = CROSSES.get(label[-2:], "shared")
+            yield _row(on(label, data), ("resnet",), data, agent, *network, series=label, paper=paper)
 
 
 def _hard_rows() -> Iterator[Row]:

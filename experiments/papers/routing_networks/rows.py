@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from routing_gym.experiments.papers.reproduction import Row, Settings
+from routing_gym.experiments.papers.rows import Change, Row, Settings
 
 EPOCHS = (1, 5, 10, 20, 50, 100)
 TASKS = (2, 3, 5, 10)
@@ -21,7 +21,8 @@ CIFAR, MIN, MNIST = "routing_gym/Cifar100MTL-v0", "routing_gym/MiniImagenetMTL-v
 
 PRINTED = ("optimizer=sgd", "learning_rate=0.01", "schedule=step", "schedule_epochs=20")
 SGD_TOO = dict.fromkeys(
-    ("cross-stitch", "soft-mixture", "gumbel", "reinforce", "actor-critic"), ("optimizer=sgd", "learning_rate=none")
+    ("cross-stitch", "soft-mixture", "gumbel", "reinforce", "actor-critic"),
+    Change(agent=("optimizer=sgd", "learning_rate=none")),
 )
 """What these agents train by gradients follows the blocks' rate."""
 PAPER = Settings(
@@ -30,7 +31,7 @@ PAPER = Settings(
     "steps once per sample, so that a block learns from the mean over the rows that ran it",
     epochs=100,
     env_options=(*PRINTED, "block_gradient=rows"),
-    agents=SGD_TOO,
+    changes=SGD_TOO,
 )
 PAPER_IN_BATCHES = Settings(
     name="paper-batches",
@@ -38,15 +39,18 @@ PAPER_IN_BATCHES = Settings(
     "20 tasks uses has a twentieth of a shared block's",
     epochs=100,
     env_options=PRINTED,
-    agents=SGD_TOO,
+    changes=SGD_TOO,
 )
 TUNED = Settings(
     name="tuned",
     about="Adam 1e-3, cosine to 0 over all epochs; images shifted by up to 4 pixels and mirrored (MNIST: neither)",
     epochs=20,
     env_options=("optimizer=adam", "learning_rate=0.001", "schedule=cosine", "schedule_epochs={epochs}"),
-    more_options={CIFAR: ("shift=4", "flip=True"), MIN: ("shift=4", "flip=True")},
-    epochs_on={MNIST: 5},
+    changes={
+        **dict.fromkeys((CIFAR, MIN), Change(env=("shift=4", "flip=True"))),
+        MNIST: Change(epochs=5),
+        "cifar: shared, told the task": Change(env=("learning_rate=0.003",)),
+    },
 )
 
 SETTINGS = PAPER, PAPER_IN_BATCHES, TUNED
@@ -85,7 +89,7 @@ ROWS = (
     _row(STITCHED, "cifar", "cross-stitch", CROSS_STITCH, paper=(26, 37, 42, 49, 52, 53)),
     _row(SPECIFIC, "cifar", "task-specific-all", paper=(22, 29, 33, 36, 42, 42)),
     _row(SPECIFIC_LAST, "cifar", "task-specific-last", paper=(27, 34, 39, 42, 48, 49)),
-    _row("shared, told the task", "cifar", "shared-with-task", tuned={"tuned": ("learning_rate=0.003",)}),
+    _row("shared, told the task", "cifar", "shared-with-task"),
     _row("random frozen paths", "cifar", "random-fixed"),
     *(
         _row(f"{label}, last {n} stages too", "stages", agent, *options, env_options=(f"routed_stages={n}",))
