@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from torch import Tensor
 
 
 def titled(title: str, width: float, height: float) -> Figure:
@@ -61,3 +63,11 @@ def despined(axes: Axes) -> None:
 def patches(colors: dict[str, str]) -> list[Patch]:
     """Return what a legend shows of colours."""
     return [Patch(color=color, label=name) for name, color in colors.items()]
+
+
+def show(axes: Axes, images: Tensor, columns: int = 1) -> None:
+    """Show images `(N, C, H, W)` uint8 on a sheet of so many columns, with white between them."""
+    framed = torch.nn.functional.pad(images.cpu().expand(-1, 3, -1, -1), (1, 1, 1, 1), value=255)
+    rows = [torch.cat(list(row), -1) for row in framed.split(columns)]
+    axes.imshow(torch.cat(rows, -2).movedim(0, 2).numpy(), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])

@@ -315,7 +315,7 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
         assert paths == run["paths"] == run["compared_paths"]["paths"]
     report = (out / "codinet.md").read_text()
     assert "Table 2: with both losses fewer are than with neither" in report
-    for name in (*(f"regularization{end}" for end in ("", "-classes", "-lengths", "-paths")), "agents"):
+    for name in (*(f"regularization{end}" for end in ("", "-classes", "-images", "-lengths", "-paths")), "agents"):
         picture = imread(out / f"short-{name}.png")
         assert picture.std() > 0.01, name
     records = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/results.json")}

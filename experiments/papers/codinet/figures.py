@@ -6,20 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.colors import ListedColormap
 
 from routing_gym.experiments.engine.figures import learning_curves, save
-from routing_gym.experiments.engine.records import by_label, read_arrays
+from routing_gym.experiments.engine.records import Record, by_label, read_arrays
 from routing_gym.experiments.engine.run import PATHS
+from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.experiments.papers.codinet.results import AS_THE_PAPER, gflops_of
 from routing_gym.experiments.papers.codinet.rows import CONSISTENT, MARGINS, VANILLA, WITH_BOTH, with_margin
-from routing_gym.experiments.papers.figures import panels
+from routing_gym.experiments.papers.figures import panels, show
 from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
+from routing_gym.experiments.train import load_with_env
 
 CLASSES = 5
 """Figs. 6 and 9 show the first five classes: airplane, automobile, bird, cat and deer of CIFAR-10."""
-SHOWN = 1500
-"""Images that t-SNE arranges."""
+SHOWN, IMAGES = 1500, 8
+"""Images that t-SNE arranges, and that are shown of a class."""
 LOOKED_INTO = {
     "regularization": (VANILLA, CONSISTENT, WITH_BOTH),
     "margins": (WITH_BOTH, *map(with_margin, MARGINS)),
@@ -44,6 +47,8 @@ def draw(drawing: Drawing) -> None:
         length = "blocks expected to run"
         drawing.add(f"{group}-lengths", _plane, arranged, "Paths by expected length (t-SNE)", by=length)
         drawing.add(f"{group}-paths", _path_counts, shown)
+    for record in among(shown, label=WITH_BOTH) if group == "regularization" else ():
+        drawing.add(f"{group}-images", _few_and_many, record, f"{record['label']}: images by the blocks they run")
 
 
 def _arranged(path: Path) -> dict[str, np.ndarray]:
@@ -84,6 +89,22 @@ def _path_counts(records: Runs, path: Path, title: str) -> None:
         values = [record["compared_paths"].get(shown[what], np.nan) for record in records]
         axes.bar(places, values, color=[f"C{number}" for number in places])
         axes.set_xticks(places, labels, rotation=20, ha="right", fontsize=8)
+    save(figure, path)
+
+
+def _few_and_many(record: Record, path: Path, title: str) -> None:
+    """Draw the images of some classes that run the fewest blocks and those that run the most (section 4.4.3)."""
+    folder = Path(record["folder"])
+    paths = read_arrays(folder / PATHS, chances=2, choices=2, label=1)
+    data = load_with_env(folder / CHECKPOINT).env.datasets["test"]
+    length = paths["chances"].astype(np.float32).sum(1)
+    columns = min(IMAGES, *np.bincount(paths["label"])[:CLASSES].tolist())
+    figure, axes_of = panels(title, ["fewest", "most"], 9, 4.5)
+    for (what, axes), order in zip(axes_of.items(), (length, -length), strict=True):
+        ranked = order.argsort(kind="stable")
+        rows = np.concatenate([ranked[paths["label"][ranked] == label][:columns] for label in range(CLASSES)])
+        show(axes, data.images[data.image[torch.from_numpy(rows)]], columns)
+        axes.set_xlabel(f"{what}: {length[rows].mean():.2f} blocks expected to run, a class in each row", fontsize=8)
     save(figure, path)
 
 

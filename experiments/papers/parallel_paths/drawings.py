@@ -10,11 +10,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from torch import Tensor
 
 from routing_gym.agents import Agent
 from routing_gym.experiments.engine.figures import save
-from routing_gym.experiments.papers.figures import titled
+from routing_gym.experiments.papers.figures import show, titled
 from routing_gym.experiments.papers.parallel_paths.gates import (
     Gates,
     chosen_gates,
@@ -72,7 +71,7 @@ def routes(looked_into: LookedInto, path: Path, title: str) -> None:
     figure = titled(f"{title}: routes of single images; {sought}", *size)
     grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(1.5, wide))
     for row, ((left, right), number) in enumerate(zip(grid, shown, strict=True)):
-        _show(left, _picture(dataset.images[dataset.image[number]]))
+        show(left, dataset.images[dataset.image[number]][None])
         true, said = (_class_name(int(of[number]), dataset.num_classes) for of in (gates.label, gates.predicted))
         left.set_title(f"{'abc'[row]}: {true}", fontsize=9)
         if said != true:
@@ -128,27 +127,12 @@ def maximal_images(looked_into: LookedInto, path: Path, title: str) -> None:
         panel.suptitle(gate.name(network), fontsize=10)
         axes = panel.subplot_mosaic([["highest", "made"], ["lowest", "made"]], width_ratios=(5, 4))
         for name, rows in zip(("highest", "lowest"), extremes(strength), strict=True):
-            # Two rows of five, with white between them.
-            framed = [
-                np.pad(_picture(dataset.images[dataset.image[row]]), ((1, 1), (1, 1), (0, 0)), constant_values=255)
-                for row in rows.tolist()
-            ]
-            _show(axes[name], np.vstack([np.hstack(framed[:5]), np.hstack(framed[5:])]))
+            show(axes[name], dataset.images[dataset.image[rows]], columns=5)
             first, last = float(strength[rows[0]]), float(strength[rows[-1]])
             axes[name].set_title(f"{name}: {first:.2f} to {last:.2f}", fontsize=8)
-        _show(axes["made"], _picture(made))
+        show(axes["made"], made[None])
         axes["made"].set_title(f"made: score {scores[0]:.1f} to {scores[-1]:.1f}", fontsize=8)
     save(figure, path)
-
-
-def _picture(image: Tensor) -> np.ndarray:
-    """Return `(C, H, W)` uint8 as `(H, W, 3)`."""
-    return image.cpu().expand(3, -1, -1).permute(1, 2, 0).numpy()
-
-
-def _show(axes: Axes, picture: np.ndarray) -> None:
-    axes.imshow(picture, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
 
 
 def class_gates(looked_into: LookedInto, path: Path, title: str, classes: Sequence[int] = CLASSES) -> None:
