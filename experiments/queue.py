@@ -21,8 +21,9 @@ from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.experiments.engine.console import say, show
 from routing_gym.experiments.engine.folders import locked
 from routing_gym.experiments.engine.launchers import InProcess, perform, say_failures
+from routing_gym.experiments.engine.machine import commit
 from routing_gym.experiments.engine.records import Record, write_results
-from routing_gym.experiments.engine.run import KEPT, LOGITS, Run
+from routing_gym.experiments.engine.run import DIVERGED, KEPT, LOGITS, Run
 from routing_gym.experiments.engine.settings import TrainingSettings, known_names, writable_folder
 from routing_gym.experiments.papers.pinning import pin
 from routing_gym.experiments.papers.reproduction import Reproduction, chosen_by
@@ -139,13 +140,14 @@ class Queue(Command):
         rows = entry.settings.protocol.rows if entry.settings.protocol else ()
         searches = sum(run.split == "validation" for run in runs)
         whole = searches + len(rows) * (entry.settings.protocol.seeds if entry.settings.protocol else 0)
-        return Stand(list(finished.values()), [run for run in runs if run.folder not in finished], whole - len(runs))
+        over = {*finished, *(run.folder for run in runs if (run.folder / DIVERGED).exists())}
+        return Stand(list(finished.values()), [run for run in runs if run.folder not in over], whole - len(runs))
 
     def _runs(self, entry: Entry, *, every_choice: bool = False) -> Iterator[Run]:
         """Yield the runs of an entry that can begin, the search first; their folders are those of kept records."""
         paper, settings, folder = entry.paper, entry.settings, self.records / entry.paper.name
         base = TrainingSettings(data_dir=self.data_dir, device="cpu")
-        searched = list(paper.search(settings, base, folder))
+        searched = list(paper.search(settings, tuple(paper.groups), base, folder))
         yield from (run for _, _, run in searched)
         choices = {row.label: choice for row, choice, _ in searched} if every_choice else chosen_by(searched)
         seeds = settings.protocol.seeds if settings.protocol else 0
@@ -154,7 +156,9 @@ class Queue(Command):
 
     def _start(self, asked: list[Entry], console: Console) -> int:
         """Work until nothing is left but what failed."""
-        os.nice(19)
+        if hasattr(os, "nice"):  # not on Windows
+            os.nice(19)
+        commit()  # that of the code that is imported now, whatever is committed while it runs
         failures: dict[Path, str] = {}
         with locked(writable_folder(self.out)):
             while True:
@@ -170,11 +174,13 @@ class Queue(Command):
                 failed = perform([begun], InProcess(), partial(keep, kept), console, self.debug)
                 if failed:
                     failures[kept] = failed[0]
+                if (diverged := begun.folder / DIVERGED).exists():  # which the search has to know
+                    shutil.copyfile(diverged, writable_folder(kept) / DIVERGED)
 
     def _show(self, asked: list[Entry], console: Console) -> None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("protocol")
-        for heading in ("finished", "of", "core-hours so far", "left"):
+        for heading in ("finished", "of", "hours so far", "left"):
             table.add_column(heading, justify="right")
         table.add_column("next")
         whole = 0.0
@@ -188,7 +194,7 @@ class Queue(Command):
             hours = [f"{seconds / 3600:.1f}" for seconds in (spent, left)]
             table.add_row(entry.name, str(len(stand.finished)), str(count), *hours, then)
         show(console, table)
-        say(console, f"{whole / 3600:.1f} core-hours are left, at the pace of the runs so far")
+        say(console, f"{whole / 3600:.1f} hours of one core are left, at the pace of the runs so far")
 
 
 def entries() -> list[Entry]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from rich.console import Console
 
@@ -18,7 +16,6 @@ from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line, say
 from routing_gym.experiments.engine.folders import check_own, locked
 from routing_gym.experiments.engine.launchers import Launcher, Launching, perform, say_failures
-from routing_gym.experiments.engine.machine import commit
 from routing_gym.experiments.engine.records import Record, write_results
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
@@ -35,7 +32,7 @@ from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.page import check_page, write_page
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.protocols import PROTOCOLS
-from routing_gym.experiments.papers.reproduction import Reproduction, asks_for, chosen_by
+from routing_gym.experiments.papers.reproduction import Reproduction, asks_for, chosen_by, distinct
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
 from routing_gym.experiments.papers.rows import Change, Protocol, Row, Settings
 from routing_gym.tasks import DataError
@@ -101,8 +98,8 @@ class Reproduce(Launching):
         check_page(target)
         launcher = self.make_launcher(self.out)
         work = _Work(self, paper, settings, groups, target, console)
+        labels = {row.label for setting in settings for row in paper.rows_of(setting, groups)}
         for text in self.rows:
-            labels = {row.label for row in paper.rows if set(row.groups) & set(groups)}
             if not any(asks_for(text, label) for label in labels):
                 named = f"is named {text[1:]!r}" if text.startswith("=") else f"has {text!r} in its name"
                 raise UsageError(f"--rows: no row of {', '.join(groups)} {named}")
@@ -151,6 +148,7 @@ class _Work:
         self.runs: list[Run] = []
         self.searched: list[tuple[Row, Change, Run]] = []
         self.records: dict[Path, Record] = {}
+        self.choices: dict[str, Change] = {}
         self.failures: list[str] = []
         self.measured: dict[str, list[Record]] = {}
         self.pictures: list[Path] = []
@@ -160,9 +158,10 @@ class _Work:
         asked, base = self.asked, self.asked.training()
         self.searched, self.runs = [], []
         for setting in self.settings:
-            found = list(self.paper.search(setting, base, self.folder))
+            found = list(self.paper.search(setting, self.groups, base, self.folder, asked.epochs, asked.rows))
             self.searched += found
             choices = chosen_by(found)
+            self.choices |= choices
             seeds = asked.seeds or (setting.protocol.seeds if setting.protocol else 3)
             of_rows = self.paper.runs(setting, self.groups, seeds, base, self.folder, asked.epochs, asked.rows, choices)
             self.runs += [run for _, run in of_rows]
@@ -176,6 +175,11 @@ class _Work:
             self.failures += perform(searching, launcher, lambda *_: None, self.console, self.asked.debug)
             if searching:
                 self.look()
+                if not launcher.here:
+                    say(
+                        self.console,
+                        "These runs are a search: what it chooses can be run when they are finished",
+                    )
             left = [run for run in self.runs if run.folder not in self.records]
             self.failures += perform(left, launcher, self._keep, self.console, self.asked.debug)
         out = self.asked.out
@@ -192,7 +196,8 @@ class _Work:
 
     def _measure(self) -> None:
         for name, measurement in self.paper.measured.items():
-            if name in self.groups and self.asked.records is None:
+            wanted = name in self.asked.groups or any(setting.protocol is None for setting in self.settings)
+            if name in self.groups and wanted and self.asked.records is None:
                 base = self.asked.training(measurement.env, 1, self.paper.batch_size)
                 try:
                     self.measured[name] = measurement.measure(base, self.asked.out / f"{name}.json")
@@ -215,7 +220,9 @@ class _Work:
         return [self.records[run.folder] for run in self.runs if run.folder in self.records]
 
     def _report(self) -> None:
-        text = report_of(self.paper, self.settings, self.groups, self._in_order(), self.measured, self.failures)
+        text = report_of(
+            self.paper, self.settings, self.groups, self._in_order(), self.measured, self.failures, self.choices
+        )
         write_page(self.target, self.paper.title, text, self.pictures)
 
 
@@ -226,26 +233,28 @@ def report_of(
     records: Sequence[Record],
     measured: Mapping[str, Sequence[Record]],
     failures: Sequence[str],
+    choices: Mapping[str, Change],
 ) -> str:
     """Return what is generated of the report, as Markdown."""
-    lines = [
-        f"{paper.about} `routing-gym reproduce {paper.name}`, "
-        f"routing_gym {routing_gym.__version__} at commit {commit()}, PyTorch {torch.__version__}, "
-        f"{platform.machine()}, Python {platform.python_version()}.",
-        "",
-    ]
+    lines = [f"{paper.about} `routing-gym reproduce {paper.name}`, routing_gym {routing_gym.__version__}.", ""]
+    if records:
+        made = (("commit", "commit"), ("PyTorch", "torch"), ("on", "processor"))
+        what = (f"{word} {', '.join(sorted(distinct(records, key)))}" for word, key in made)
+        lines += [f"Runs were made at {'; '.join(what)}.", ""]
     for setting in settings:
         lines += [f"## Settings `{setting.name}`", "", setting.about[0].upper() + setting.about[1:] + ".", ""]
         if setting.protocol is not None:
-            lines += [*about_protocol(setting.protocol), ""]
+            lines += [*about_protocol(setting.protocol, choices), ""]
         of_setting = [record for record in records if record["settings"] == setting.name]
-        for group in (group for group in groups if group in paper.groups):
+        shown = (setting.protocol and setting.protocol.groups) or tuple(paper.groups)
+        for group in (group for group in groups if group in shown):
             own = [record for record in of_setting if group in record["groups"]]
             if own:
                 lines += [f"### {paper.groups[group]}", "", *paper.tables.get(group, paper.table)(own), ""]
         if paper.judge is not None and of_setting:
+            judged = whole_seeds(setting.protocol, of_setting) if setting.protocol else of_setting
             lines += ["### What the paper says", ""]
-            lines += [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in paper.judge(of_setting)]
+            lines += [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in paper.judge(judged)]
             lines += [""]
     for name, found in measured.items():
         lines += [f"## {paper.measured[name].title}", "", *paper.measured[name].table(found), ""]
@@ -254,16 +263,25 @@ def report_of(
     return "\n".join(lines)
 
 
-def about_protocol(protocol: Protocol) -> list[str]:
-    """Return what a protocol fixes before it runs, as Markdown."""
+def whole_seeds(protocol: Protocol, records: Sequence[Record]) -> list[Record]:
+    """Records of the seeds of which all rows of a protocol are there: others are not judged."""
+    there: dict[int, set[str]] = {}
+    for record in records:
+        there.setdefault(record["seed"], set()).add(record["label"])
+    return [record for record in records if there[record["seed"]] >= set(protocol.rows)]
+
+
+def about_protocol(protocol: Protocol, choices: Mapping[str, Change]) -> list[str]:
+    """Return what a protocol fixes before it runs, as Markdown, and what its search has chosen."""
     lines = [
         f"- Keeps: {protocol.keeps}.",
         f"- Makes smaller: {protocol.shrinks}.",
-        f"- Decides, over {protocol.seeds} seeds: {protocol.decides}.",
+        f"- Decides, over {protocol.seeds} seeds: {protocol.decides}. The effect: {protocol.effect}.",
     ]
     if search := protocol.search:
-        tried = {label: [choice.text for choice in choices] for label, choices in search.choices.items()}
-        rows = "; ".join(f"{label}: {', '.join(choices)}" for label, choices in tried.items())
         seeds = ", ".join(map(str, search.seeds))
-        lines.append(f"- Chooses on validation, {search.epochs} epochs, seed {seeds}: {rows}.")
+        lines.append(f"- Chooses on validation, {search.epochs} epochs, seed {seeds} (chosen in bold):")
+        for label, tried in search.choices.items():
+            texts = [f"**{choice.text}**" if choice == choices.get(label) else choice.text for choice in tried]
+            lines.append(f"  - {label}: {', '.join(texts)}.")
     return lines

@@ -176,7 +176,7 @@ class Sweep(Launching):
             seeds = range(FIRST_SEED, FIRST_SEED + self.seeds)
             tried: dict[Setting, None] = {}
             for proposed in self._proposed(axes, score):
-                settings = list(dict.fromkeys(proposed))
+                settings = [setting for setting in dict.fromkeys(proposed) if setting not in tried]
                 tried |= dict.fromkeys(settings)
                 for of_round in [[seed] for seed in seeds] if self.halving else [seeds]:
                     run_all(settings, of_round)

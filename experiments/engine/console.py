@@ -41,12 +41,10 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 
 def show(console: Console, table: Table) -> None:
     """Print a table; in a file as wide as it is, where nobody could make the window wider."""
-    width = console.width
     if not console.is_terminal:
         wide = console.options.update(max_width=10_000)
-        console.width = max(width, console.measure(table, options=wide).maximum)
+        console.width = max(console.width, console.measure(table, options=wide).maximum)
     console.print(table, crop=False)
-    console.width = width
 
 
 def one_line(error: BaseException) -> str:

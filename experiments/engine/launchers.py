@@ -325,6 +325,8 @@ def perform(
     Returns:
         Of each run that failed its title, the reason and what is kept, in a line; a note of `Stopped` says it, too.
     """
+    if not runs:
+        return []
     failures: dict[str, None] = {}
     kept = 0
     with Display(console, len(runs)) as display:

@@ -30,8 +30,8 @@ from routing_gym.networks import ways_out
 PATHS, LOGITS, CONFIG = "paths.npz", "logits.npz", "config.toml"
 """Files in a run's folder: paths of all images, what is said of them, and options for `routing-gym train --config`."""
 
-RESULTS, KEPT = "results.json", "results.json.gz"
-"""The file in a run's folder that holds its record, and the one that stands for it where it is kept for long."""
+RESULTS, KEPT, DIVERGED = "results.json", "results.json.gz", "diverged.txt"
+"""Files in a run's folder: its record, what stands for that where it is kept for long, and why it came to nothing."""
 
 WHEREABOUTS = {"data_dir", "device"}
 """Options that say where something lies, not what is computed."""
@@ -105,21 +105,12 @@ class Run:
         return {**options, **asked, "env_options": of_env}
 
     def finished(self) -> Record | None:
-        """Record of this very run, if it is finished; a `UsageError` if there is another's, or a damaged one.
-
-        Options that are younger than the record count as if it had had their default.
-        """
+        """Record of this very run, if it is finished; a `UsageError` if there is another's, or a damaged one."""
         path = next((path for name in (RESULTS, KEPT) if (path := self.folder / name).exists()), None)
         if path is None:
             return None
         record = records.read_run(path)
-        given = settings.parse_options("env_options", self.training.env_options)
-        defaults = {
-            "env_options": settings.default_env_options(self.training.env, given),
-            "agent_options": settings.resolved_agent_options(self.agent, ()),
-        }
-        asked = record["asked"]
-        check_same(path, asked | {kind: {**of, **asked.get(kind, {})} for kind, of in defaults.items()}, self.asked)
+        check_same(path, record["asked"], self.asked)
         return {**record, **self.facts}
 
     def try_out(self, *, batch: bool, fresh: bool) -> None:
@@ -177,6 +168,8 @@ class Run:
                     tell(begun[0], "on_end", session, record)
                     del begun[0]
             except BaseException as error:
+                if isinstance(error, TrainingDivergedError):
+                    records.write_text(folder / DIVERGED, f"{error}\n")
                 for callback in begun:
                     try:
                         tell(callback, "on_failure", session, error)
@@ -237,7 +230,16 @@ def differences(was: dict[str, Any], now: dict[str, Any], within: str = "") -> I
 
 
 def check_same(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Refuse, by a `UsageError`, what a file holds if it was asked for with other options."""
+    """Refuse, by a `UsageError`, what a file holds if it was asked for with other options.
+
+    Options that are younger than the file count as if it had had their default.
+    """
+    for kind in ("env_options", "agent_options"):
+        if younger := asked.get(kind, {}).keys() - saved.get(kind, {}).keys():
+            of_env = kind == "env_options"
+            defaults = settings.default_env_options(asked["env"], asked[kind]) if of_env else {}
+            defaults = defaults or settings.resolved_agent_options(asked["agent"], ())
+            saved = {**saved, kind: {**{name: defaults.get(name) for name in younger}, **saved.get(kind, {})}}
     for option, was, now in differences(finite(saved), finite(asked)):
         other = f"its {option} is {was!r}, asked for is {now!r}"
         raise UsageError(f"{path} holds another run: {other}; take another folder, or delete this one")

@@ -70,11 +70,12 @@ class Judge:
 
         Args:
             what: What it is.
-            value: Computes it from the runs that each of the rows has of one seed; None where it means nothing.
+            value: Computes it from the runs that each of the rows has of one seed; None where it means nothing. Where
+                several rows have one name, seeds count that have all of them.
             names: The rows.
             unit: Its unit, with a space before it.
         """
-        seeds = sorted(set.intersection(*({run["seed"] for run in self.runs(name)} for name in names)))
+        seeds = sorted(set.intersection(*map(self._whole_seeds, names)))
         known = {seed: value(*(among(self.runs(name), seed=seed) for name in names)) for seed in seeds}
         values = {seed: number for seed, number in known.items() if number is not None}
         if not values:
@@ -84,6 +85,13 @@ class Judge:
         few = f", of {FEWEST_SEEDS} at least" if found.seeds < FEWEST_SEEDS else ""
         seeds_text = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}{few}"
         return Judged(f"{what}: {found.mean:+.3g}{unit}{interval} ({seeds_text}).", found)
+
+    def _whole_seeds(self, name: str) -> set[int]:
+        """Seeds of which there are all the rows of a name that any seed has."""
+        labels: dict[int, set[str]] = {}
+        for run in self.runs(name):
+            labels.setdefault(run["seed"], set()).add(run["label"])
+        return {seed for seed, own in labels.items() if own == set().union(*labels.values())}
 
     def more(self, what: str, value: Callable[[Record], float], larger: str, smaller: str, unit: str = "") -> Judged:
         """Judge whether something is larger in one row than in another."""

@@ -52,6 +52,13 @@ def write_page(page: Path, title: str, generated: str, pictures: Sequence[Path] 
     """
     check_page(page)
     text = text_of(page).read_text(encoding="utf-8") if text_of(page).exists() else ""
-    shown = [f"![{picture.stem}]({os.path.relpath(picture, page.parent)})" for picture in pictures]
+    shown = [f"![{picture.stem}]({_seen_from(page.parent, picture)})" for picture in pictures]
     parts = [f"{MARK}{text_of(page).name}. -->", f"# {title}", text.strip(), BEHIND, generated.strip(), *shown]
     write_text(page, "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _seen_from(folder: Path, picture: Path) -> str:
+    try:
+        return Path(os.path.relpath(picture, folder)).as_posix()
+    except ValueError:  # on another drive
+        return picture.resolve().as_uri()

@@ -25,7 +25,7 @@ PINNED = Path(__file__).with_name("pinned.toml")
 @functools.cache
 def known() -> dict[str, Any]:
     """Options by environment and network, and by agent."""
-    return from_toml(tomllib.loads(PINNED.read_text(encoding="utf-8"))) if PINNED.exists() else {}
+    return from_toml(tomllib.loads(PINNED.read_text(encoding="utf-8")))
 
 
 def pinned(
@@ -41,7 +41,7 @@ def pinned(
 
 def pin(runs: Iterable[Run]) -> int:
     """Pin what runs leave to defaults and is not pinned yet; return how many options that were."""
-    tables: dict[str, dict[str, dict[str, Any]]] = {"env": {}, "agent": {}, **known()}
+    tables: dict[str, dict[str, dict[str, Any]]] = known()
     added = 0
     for run in runs:
         training, asked = run.training, run.asked

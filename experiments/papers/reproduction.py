@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from routing_gym.experiments.engine.records import Record
-from routing_gym.experiments.engine.run import Run
+from routing_gym.experiments.engine.run import DIVERGED, Run
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.pinning import pinned
 from routing_gym.experiments.papers.rows import Change, Row, Settings
@@ -155,28 +155,36 @@ class Reproduction:
         """
         search = settings.protocol.search if settings.protocol else None
         for seed in range(seeds):
-            for row in self._rows(settings, groups, only):
+            for row in self.rows_of(settings, groups, only):
                 choice = (chosen or {}).get(row.label)
                 if search is not None and row.label in search.choices and choice is None:
                     continue
                 folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
                 yield row, self._run(settings, row, seed, base, folder, epochs, choice)
 
-    def search(self, settings: Settings, base: TrainingSettings, out: Path) -> Iterator[tuple[Row, Change, Run]]:
-        """Yield the runs by which a protocol chooses rates: a row, what is tried of it, and the run."""
+    def search(
+        self,
+        settings: Settings,
+        groups: tuple[str, ...],
+        base: TrainingSettings,
+        out: Path,
+        epochs: int | None = None,
+        only: tuple[str, ...] = (),
+    ) -> Iterator[tuple[Row, Change, Run]]:
+        """Yield the runs by which a protocol chooses rates: a row, what is tried of it, and the run; see `runs`."""
         search = settings.protocol.search if settings.protocol else None
         if search is None:
             return
-        for row in self._rows(settings, tuple(self.groups), ()):
+        for row in self.rows_of(settings, groups, only):
             for choice in search.choices.get(row.label, ()):
                 for seed in search.seeds:
                     folder = out / settings.name / "search" / _plain(row.label) / _plain(choice.text) / f"seed-{seed}"
-                    run = self._run(settings, row, seed, base, folder, search.epochs, choice)
+                    run = self._run(settings, row, seed, base, folder, epochs or search.epochs, choice)
                     title = f"{settings.name}, {row.label}, {choice.text}, seed {seed}"
                     more: dict[str, Any] = {"compare_paths": False, "keep_logits": False, "judge_at": ()}
                     yield row, choice, dataclasses.replace(run, split="validation", title=title, **more)
 
-    def _rows(self, settings: Settings, groups: tuple[str, ...], only: tuple[str, ...]) -> list[Row]:
+    def rows_of(self, settings: Settings, groups: tuple[str, ...], only: tuple[str, ...] = ()) -> list[Row]:
         """The rows that are asked for, those of a protocol in its order."""
         rows = [row for row in self.rows if any(asks_for(text, row.label) for text in only or ("",))]
         rows = [row for row in rows if set(row.groups) & set(groups)]
@@ -227,17 +235,20 @@ class Reproduction:
 def chosen_by(searched: Sequence[tuple[Row, Change, Run]]) -> dict[str, Change]:
     """Return what a search chooses for each row: the highest mean validation accuracy, of equals the first.
 
-    Rows of which a run is not finished have no choice.
+    Rows of which a run is not finished have no choice; what has diverged is as bad as can be.
     """
-    found: dict[str, dict[Change, list[Record]]] = {}
+    found: dict[str, dict[Change, list[float]]] = {}
     unfinished = set()
     for row, choice, run in searched:
+        accuracies = found.setdefault(row.label, {}).setdefault(choice, [])
         if record := run.finished():
-            found.setdefault(row.label, {}).setdefault(choice, []).append(record)
+            accuracies.append(record["validation_accuracy"])
+        elif (run.folder / DIVERGED).exists():
+            accuracies.append(0.0)
         else:
             unfinished.add(row.label)
     means = {
-        label: {choice: mean_of(records, "validation_accuracy") for choice, records in choices.items()}
+        label: {choice: float(np.mean(accuracies)) for choice, accuracies in choices.items()}
         for label, choices in found.items()
         if label not in unfinished
     }

@@ -96,6 +96,7 @@ class Protocol:
         keeps: What it keeps of the paper.
         shrinks: What it makes smaller.
         decides: The claim it is to decide, in the words it is judged by.
+        effect: How large the effect is in the paper, or has to be to be worth anything.
         rows: Labels of the rows it is of.
         groups: Groups of the rows it is of; all of the paper's if left out.
         seeds: Number of seeds, from 0 on.
@@ -105,6 +106,7 @@ class Protocol:
     keeps: str
     shrinks: str
     decides: str
+    effect: str
     rows: tuple[str, ...]
     groups: tuple[str, ...] = ()
     seeds: int = 3

@@ -64,7 +64,7 @@ def test_the_rows_are_the_papers_and_all_agents(tmp_path):
     (short,) = [cell for row, cell in cells(SHORT, tmp_path) if row.label == DIVERSE]
     assert "size=32" in short.training.env_options and "balance_epochs=16" in short.agent_options
     few = {row.label: cell for row, cell in cells(SHORT, tmp_path) if "few-steps" in row.groups}
-    assert len(few) == 4 + 1 + 3 + 1, "Table 2, one by the task alone, what they are compared with, and the control"
+    assert len(few) == 4 + 2 + 3 + 1, "Table 2, k falling, by the task alone, what they are compared with, the control"
     assert {"k=2", "embedding_scale=5.0", "noise=False"} <= set(few[from_the_task(CONV5)].agent_options)
     assert "network=omniglot-conv5" in few[from_the_task(CONV5)].training.env_options
     assert rows[SPECIALIZED][1].training.epochs == 10

@@ -57,3 +57,11 @@ def test_a_number_of_several_rows_and_of_rows_of_one_name():
     peak = judge.positive("spread", lambda runs: runs[1]["test_accuracy"] - runs[0]["test_accuracy"], "one", unit=" s")
     assert peak.found.mean == pytest.approx(0.11) and peak.found.seeds == 3 and "+0.11 s [" in peak.numbers
     assert judge.positive("nothing", lambda runs: None, "one").found is None
+
+
+def test_a_seed_that_lacks_a_row_of_a_curve_does_not_count():
+    records = [run(f"{series} {n}", seed, 0.5 + 0.1 * n * (seed + 1), series=series)
+               for series in ("one", "other") for n in (1, 2) for seed in range(3)]  # fmt: skip
+    whole = Judge(records, by="series").positive("peak", lambda *of: len(of[0]), "one", "other")
+    short = Judge(records[:-1], by="series").positive("peak", lambda *of: len(of[0]), "one", "other")
+    assert whole.found.seeds == 3 and short.found.seeds == 2

@@ -130,10 +130,12 @@ def test_half_of_the_operations_at_equal_error():
     assert verdict_of([1e6, 3e6, 6e6], [0.2, 0.08, 0.07]) == ["holds"]
     assert verdict_of([1e6, 6e6, 9e6], [0.2, 0.08, 0.07]) == ["does not hold"]  # better, but not cheap
     assert verdict_of([1e6, 3e6, 6e6], [0.2, 0.15, 0.14]) == ["does not hold"]  # cheap, but worse
-    assert verdict_of([1e6, 5e6], [0.2, 0.0666]) == ["not enough"]  # on the line between, at 4 M: 10 %
-    assert verdict_of([5e6, 6e6], [0.08, 0.07]) == judged(static, text) == ["not enough"]
+    assert verdict_of([1e6, 5e6], [0.2, 0.0666]) == ["holds"]  # on the line between, at 4 M: 10 %
+    assert verdict_of([1e6, 5e6], [0.2, 0.0733]) == ["not enough"]  # 10.5 %: a twentieth more is no loss
+    assert verdict_of([5e6, 6e6], [0.08, 0.07]) == ["does not hold"]  # none is so cheap
+    assert judged(static, text) == ["not enough"]
     numbers = verdict(claims([*static, *curve("actor", [1e6, 5e6], [0.2, 0.08])]), text)[1]
-    assert "with 0.5 of its operations at most (actor, static): -1 points" in numbers  # 11 % at 4 M
+    assert "errs more with half of its operations (actor, static): -0.5 points" in numbers  # 11 % at 4 M
 
 
 def test_peak_at_a_third_of_the_cost():

@@ -13,7 +13,7 @@ from routing_gym.experiments.queue import Queue, entries
 PAGES = Path(__file__).parents[2] / "docs" / "results"
 RECORDS = PAGES / "records"
 GENERATED = sorted(path for path in PAGES.glob("*.md") if BEHIND in path.read_text(encoding="utf-8"))
-FIGURE = re.compile(r"(?:(?<=[\s(±])|^)[+-]?\d+(?:\.\d+)?(?=[ )\],;:]|[.](?:\s|$)|$)", re.MULTILINE)
+FIGURE = re.compile(r"(?:(?<=[\s(±])|^)[+-]?\d+(?:\.\d+)?(?=[ %)\],;:]|[.](?:\s|$)|$)", re.MULTILINE)
 """A number in a text: of steps or seeds too, all of which its tables must show."""
 
 

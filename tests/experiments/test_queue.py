@@ -32,6 +32,7 @@ SMALL = Settings(
         "the data",
         "all else",
         "routed errs less than frozen",
+        "a point",
         ("frozen", "routed"),
         seeds=2,
         search=Search(1, {"routed": tuple(Change(agent=(rate,)) for rate in RATES)}, seeds=(100, 101)),
@@ -56,6 +57,7 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setattr(queue, "QUEUE", tmp_path / "queue.toml")
     monkeypatch.setattr(pinning, "PINNED", tmp_path / "pinned.toml")
     monkeypatch.setattr(queue.os, "nice", lambda more: more)
+    (tmp_path / "pinned.toml").write_text("[env]\n[agent]\n")
     (tmp_path / "kept").mkdir()
     pinning.known.cache_clear()
     yield paper
@@ -76,7 +78,8 @@ def kept(tmp_path):
 @pytest.mark.long
 def test_a_search_then_its_choice_and_nothing_twice(toy, tmp_path, monkeypatch, capsys):
     assert call(tmp_path) == 0
-    assert "0    8                 0.0    1.0" in capsys.readouterr().out  # 2 rates x 2 seeds, 2 rows x 2 seeds
+    (line,) = [line.split() for line in capsys.readouterr().out.splitlines() if "codinet small" in line]
+    assert line[2:6] == ["0", "8", "0.0", "1.0"]  # 2 rates x 2 seeds, 2 rows x 2 seeds
     assert call(tmp_path, "start") == 0
     records = kept(tmp_path)
     searched = {name: record for name, record in records.items() if "/search/" in name}
@@ -98,13 +101,15 @@ def test_a_search_then_its_choice_and_nothing_twice(toy, tmp_path, monkeypatch, 
     monkeypatch.setattr(queue, "perform", lambda *_: pytest.fail("all is finished"))
     assert call(tmp_path, "start") == 0 and call(tmp_path) == 0
     shown = capsys.readouterr().out
-    assert "8    8" in shown and "0.0 core-hours are left" in shown
+    assert "8    8" in shown and "0.0 hours of one core are left" in shown
     page = tmp_path / "page.md"
     arguments = ["--settings", "small", "--records", str(tmp_path / "kept" / "codinet"), "--report", str(page)]
     assert main(["reproduce", "codinet", *arguments, "--out", str(tmp_path / "out")]) == 0
     text = page.read_text()
     assert "- frozen, seed 1\n" in text and "- Keeps: the data." in text and "**not enough**. 4 runs." in text
-    assert "- Chooses on validation, 1 epochs, seed 100, 101: routed: policy_rate=0.001, policy_rate=0.05." in text
+    assert "- Chooses on validation, 1 epochs, seed 100, 101 (chosen in bold):\n" in text
+    rates = ", ".join(f"**{rate}**" if rate == best else rate for rate in RATES)
+    assert f"  - routed: {rates}.\n" in text
 
 
 @pytest.mark.long
@@ -152,6 +157,19 @@ def test_a_kill_loses_nothing_that_is_finished_and_changes_no_result(toy, tmp_pa
 
 
 @pytest.mark.long
+def test_what_diverges_is_not_chosen_and_not_tried_again(toy, tmp_path, monkeypatch, capsys):
+    away = Change(env=("optimizer=sgd", "learning_rate=1e20"))
+    search = Search(1, {"routed": (away, Change(agent=RATES[1:]))})
+    settings = dataclasses.replace(SMALL, protocol=dataclasses.replace(SMALL.protocol, seeds=1, search=search))
+    monkeypatch.setitem(reproduce.REPRODUCTIONS, "codinet", dataclasses.replace(toy, settings=(settings,)))
+    assert call(tmp_path, "start") == 1 and "the loss is nan" in capsys.readouterr().out
+    (routed,) = [record for record in kept(tmp_path).values() if record["seed"] == 0 and record["agent"] == "wpl"]
+    assert routed["env_config"]["learning_rate"] == 0.001
+    monkeypatch.setattr(queue, "perform", lambda *_: pytest.fail("all is finished"))
+    assert call(tmp_path, "start") == 0
+
+
+@pytest.mark.long
 def test_records_are_known_by_what_was_asked(toy, tmp_path, capsys):
     assert call(tmp_path, "start") == 0
     file = tmp_path / "kept/codinet/small/main/frozen/seed-0/results.json.gz"
@@ -177,7 +195,7 @@ def test_a_changed_default_changes_no_run(toy, tmp_path, monkeypatch, capsys):
 
     def asked():
         pinning.known.cache_clear()
-        return [run.asked for _, _, run in toy.search(SMALL, base, tmp_path)]
+        return [run.asked for _, _, run in toy.search(SMALL, ("main",), base, tmp_path)]
 
     assert call(tmp_path, "pin") == 0 and "options pinned" in capsys.readouterr().out
     before = asked()
@@ -193,7 +211,7 @@ def test_protocols_pin_every_option_and_decide_a_claim_of_their_paper():
     base = TrainingSettings(device="cpu")
     for entry in queue.entries():
         paper, settings = entry.paper, entry.settings
-        searched = list(paper.search(settings, base, queue.QUEUE))
+        searched = list(paper.search(settings, tuple(paper.groups), base, queue.QUEUE))
         choices = {row.label: choice for row, choice, _ in searched}
         runs = [run for _, run in paper.runs(settings, tuple(paper.groups), 1, base, queue.QUEUE, chosen=choices)]
         assert len(runs) == len(settings.protocol.rows), entry.name
@@ -203,6 +221,41 @@ def test_protocols_pin_every_option_and_decide_a_claim_of_their_paper():
             assert run.asked["agent_options"].keys() == parse_options("agent_options", run.agent_options).keys()
         assert settings.protocol.seeds >= 3
         assert settings.protocol.decides in [claim.text for claim in paper.judge([])], entry.name
+
+
+STATIC = ("shared", "shared-with-task", "random-fixed", "task-specific-all", "task-specific-last")
+
+
+@pytest.mark.parametrize("entry", queue.entries(), ids=lambda entry: entry.name)
+def test_what_a_protocol_decides_can_come_out_either_way(entry):
+    """By made-up errors of its own rows alone: as the paper says, against it, and all alike."""
+    paper, settings, base = entry.paper, entry.settings, TrainingSettings(device="cpu")
+    groups = tuple(paper.groups)
+    choices = {row.label: choice for row, choice, _ in paper.search(settings, groups, base, queue.QUEUE)}
+    runs = [run for _, run in paper.runs(settings, groups, 3, base, queue.QUEUE, chosen=choices)]
+    labels = [row.label for row in paper.rows_of(settings, groups)]
+    best = {"codinet": "with both", "diversity": "convolutions, pooling, identity, k = 2"}.get(paper.name)
+
+    def verdict(good, bad):
+        records = []
+        for run in runs:
+            place, routed = labels.index(run.facts["label"]), run.agent not in STATIC
+            error = good if (run.facts["label"].startswith(best) if best else routed) else bad
+            error += 0.001 * run.seed * (1 + 0.1 * place)  # paired differences differ a little
+            of_all = {
+                "parameters": 10,
+                "blocks_used": 1.0,
+                "paths": 1.0,
+                "compared_paths": {"kl": place, "kept_rotated": place},
+                "exits": [[[[1]]]],
+            }
+            records.append({**run.facts, **of_all, "seed": run.seed, "agent": run.agent, "env": run.training.env,
+                            "test_accuracy": 1 - error, "macs": 1e6 * (1 if routed else 10) * (1 + 0.1 * place),
+                            "curve": {"validation_accuracy": [1 - error]}})  # fmt: skip
+        (claim,) = [claim for claim in paper.judge(records) if claim.text == settings.protocol.decides]
+        return claim.verdict
+
+    assert [verdict(0.1, 0.3), verdict(0.3, 0.1), verdict(0.2, 0.2)] == ["holds", "does not hold", "not enough"]
 
 
 @pytest.mark.parametrize(

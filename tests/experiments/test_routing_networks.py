@@ -64,11 +64,12 @@ def test_convergence_and_use_of_blocks():
 
     faster, uses = "Section 4, CIFAR-MTL: routing conv", "Section 4, CIFAR-MTL: an agent per task makes"
     errs_less = f"Fig. 6: {ROUTING} errs less than cross-stitch"
-    stitched, single = row(STITCHED, 0.5, early=0.3), row("single agent", 0.4, blocks=3)
-    assert verdict_of(faster, lambda seed: row(ROUTING, 0.48, early=0.4 + seed / 100), stitched) == "holds"
+    stitched, soft = row(STITCHED, 0.5, early=0.3), row("soft mixture", 0.5, early=0.3)
+    single = row("single agent", 0.4, blocks=3)
+    assert verdict_of(faster, lambda seed: row(ROUTING, 0.48, early=0.4 + seed / 100), soft) == "holds"
     assert verdict_of(errs_less, lambda seed: row(ROUTING, 0.48 + seed / 1000, early=0.4), stitched) == "does not hold"
-    assert verdict_of(faster, lambda seed: row(ROUTING, 0.52, early=0.1 + seed / 100), stitched) == "does not hold"
-    assert verdict_of(faster, lambda seed: row(ROUTING, 0.5, early=0.29 + seed / 100), stitched) == "not enough"
+    assert verdict_of(faster, lambda seed: row(ROUTING, 0.52, early=0.1 + seed / 100), soft) == "does not hold"
+    assert verdict_of(faster, lambda seed: row(ROUTING, 0.5, early=0.29 + seed / 100), soft) == "not enough"
     assert verdict_of(uses, lambda seed: row(ROUTING, 0.4, blocks=38 + seed), single) == "holds"
     assert verdict_of(uses, lambda seed: row(ROUTING, 0.4, blocks=1 + seed / 2), single) == "does not hold"
 

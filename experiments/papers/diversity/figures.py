@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.experiments.engine.figures import learning_curves, save
@@ -155,7 +157,8 @@ def _names(record: Record, number: int) -> list[str]:
 def _colors(records: Runs) -> dict[str, str]:
     """Return a colour for each name of experts."""
     names = dict.fromkeys(n for r in records for number in range(len(r["decisions"])) for n in _names(r, number))
-    return {name: COLORS[place % len(COLORS)] for place, name in enumerate(names)}
+    shades = COLORS if len(names) <= len(COLORS) else [f"{to_hex(colormaps['tab20'](place))}" for place in range(20)]
+    return {name: shades[place % len(shades)] for place, name in enumerate(names)}
 
 
 def _some(numbers: Sequence[int]) -> list[int]:

@@ -27,6 +27,13 @@ def claims(records: Runs) -> list[Claim]:
             "and these less than only 3x3"
         ): judge.in_order(*order),
         "In few steps: the order of Table 2 with k = 2": judge.in_order(*map(rows.from_the_task, order)),
+        "In few steps: unlike experts err less than 3x3 alone, and than 3x3 and identity": [
+            judge.less(rows.from_the_task(rows.DIVERSE), rows.from_the_task(other))
+            for other in (rows.CONV3, rows.CONTROL)
+        ],
+        "In few steps: k that falls over the layers errs less than k = 2": [
+            judge.less(rows.FALLING_FROM_THE_TASK, rows.from_the_task(rows.DIVERSE))
+        ],
         "Table 1: diverse routing errs less than single-task networks": [judge.less(rows.DIVERSE, rows.SINGLE_TASK)],
         "k that falls over the layers errs less than a small fixed k": [of_omniglot.less(rows.ANNEALED, rows.FIXED_K)],
         "Fig. 4: examples of a class tend to be routed through the same experts": [

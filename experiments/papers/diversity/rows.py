@@ -75,6 +75,7 @@ DIVERSE = "convolutions, pooling, identity"
 CONVS = "only convolutions"
 CONV5 = "only 5x5"
 CONV3 = "only 3x3"
+FALLING_FROM_THE_TASK = f"{DIVERSE}, k from 7 to 2, from the task"
 CONTROL = "only 3x3 and identity"
 """Not in the paper: whether unlike experts help, or one that does nothing."""
 SINGLE_TASK = "single task"
@@ -179,6 +180,7 @@ ROWS = (
         accuracy=100 - 39.19,
     ),
     *(_table_2(from_the_task(label), ("few-steps",), FROM_THE_TASK, label) for label in TABLE_2),
+    _table_2(FALLING_FROM_THE_TASK, ("few-steps",), (*FROM_THE_TASK, "k=7", "k_last=2"), DIVERSE),
     _table_2(f"{DIVERSE}, by task", ("few-steps",), BY_TASK, DIVERSE),
     _row(
         from_the_task(CONTROL),

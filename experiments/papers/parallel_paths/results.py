@@ -174,6 +174,6 @@ def _second_less_third(*networks: Runs) -> float:
 
 
 def _to_spare(smaller: Runs, larger: Runs) -> float:
-    """Return how many points more the smaller network might err; it must not at all if it is no smaller."""
-    allowed = SIMILAR if smaller[0]["parameters"] < larger[0]["parameters"] else -100.0
-    return allowed - (error_of(smaller[0]) - error_of(larger[0]))
+    """Return how many points more the smaller network might err; less than none if it is no smaller."""
+    spare = SIMILAR - (error_of(smaller[0]) - error_of(larger[0]))
+    return spare if smaller[0]["parameters"] < larger[0]["parameters"] else -SIMILAR - abs(spare)

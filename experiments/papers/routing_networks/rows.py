@@ -21,14 +21,14 @@ CIFAR, MIN, MNIST = "routing_gym/Cifar100MTL-v0", "routing_gym/MiniImagenetMTL-v
 
 PRINTED = ("optimizer=sgd", "learning_rate=0.01", "schedule=step", "schedule_epochs=20")
 SGD_TOO = dict.fromkeys(
-    ("cross-stitch", "soft-mixture", "gumbel", "reinforce", "actor-critic"),
+    ("Q-learning, approximators", "cross-stitch", "soft-mixture", "gumbel", "reinforce", "actor-critic"),
     Change(agent=("optimizer=sgd", "learning_rate=none")),
 )
 """What these agents train by gradients follows the blocks' rate."""
 PAPER = Settings(
     name="paper",
-    about="as printed: SGD, also of gates and scores, 1e-2 divided by 10 every 20 epochs; no augmentation; the paper "
-    "steps once per sample, so that a block learns from the mean over the rows that ran it",
+    about="as printed: SGD, also of gates, scores and values, 1e-2 divided by 10 every 20 epochs; no augmentation; the "
+    "paper steps once per sample, so that a block learns from the mean over the rows that ran it",
     epochs=100,
     env_options=(*PRINTED, "block_gradient=rows"),
     changes=SGD_TOO,
