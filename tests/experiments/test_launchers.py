@@ -16,8 +16,8 @@ from rich.console import Console
 from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import main, parsed
 from routing_gym.experiments.engine.callbacks import PROGRESS
-from routing_gym.experiments.engine.console import Display
-from routing_gym.experiments.engine.launchers import Local
+from routing_gym.experiments.engine.console import Display, Output
+from routing_gym.experiments.engine.launchers import Launcher, Local, perform
 from routing_gym.experiments.engine.records import read_progress
 from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import TrainingSettings, config_text
@@ -211,3 +211,11 @@ def test_a_worker_that_dies_while_it_waits_costs_nothing(tmp_path):
             assert ends([server]) and launched(3) != second and ends([second])
     finally:
         launcher.end()
+
+
+def test_where_nothing_is_left_to_run_no_launcher_is_asked():
+    class Never(Launcher):
+        def launch(self, runs, display):
+            raise AssertionError("asked to run nothing")
+
+    assert perform([], Never(), lambda *_: None, Output(), debug=True) == []

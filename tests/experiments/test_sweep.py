@@ -88,6 +88,16 @@ def test_a_search_is_the_same_again_and_goes_on(search, tmp_path, capsys):
 
 
 @pytest.mark.long
+def test_a_setting_that_is_proposed_again_counts_once(tmp_path):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    arguments = ["sweep", *SMALL, "--grid", "policy_rate=0.01,0.1", "--search", "tpe", "--trials", 8, "--seeds", 1]
+    assert run(*arguments, "--out", tmp_path) == 0
+    records = strict(tmp_path / "results.json")
+    assert len({record["setting"] for record in records}) == len(records) <= 2
+    assert (tmp_path / "tuned" / "SyntheticMTL-v0" / "wpl.toml").exists()
+
+
+@pytest.mark.long
 def test_halving_drops_the_worse_half_after_every_seed(tmp_path):
     grid = ["--grid", "env.learning_rate=1e-6,3e-6,3e-3,1e-2"]
     arguments = ["sweep", *SMALL, "--epochs", 3, *grid, "--agent", "task-specific-all", "--seeds", 3, "--halving"]
