@@ -16,7 +16,7 @@ from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line, say
 from routing_gym.experiments.engine.folders import check_own, locked
 from routing_gym.experiments.engine.launchers import Launcher, Launching, perform, say_failures
-from routing_gym.experiments.engine.records import Record, write_results
+from routing_gym.experiments.engine.records import Record, read_results, write_results
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
     DEFAULT_ENV,
@@ -197,10 +197,12 @@ class _Work:
     def _measure(self) -> None:
         for name, measurement in self.paper.measured.items():
             wanted = name in self.asked.groups or any(setting.protocol is None for setting in self.settings)
-            if name in self.groups and wanted and self.asked.records is None:
+            kept = self.folder / f"{name}.json"
+            if name in self.groups and (wanted if self.asked.records is None else kept.exists()):
                 base = self.asked.training(measurement.env, 1, self.paper.batch_size)
                 try:
-                    self.measured[name] = measurement.measure(base, self.asked.out / f"{name}.json")
+                    known = self.asked.records is not None
+                    self.measured[name] = read_results(kept) if known else measurement.measure(base, kept)
                     self.pictures.append(self.asked.out / f"{name}.png")
                     measurement.draw(self.measured[name], self.pictures[-1], measurement.title)
                 except UsageError as error:
