@@ -76,7 +76,10 @@ class Submitit(Launcher):
         """Perform runs; see `Launcher`."""
         options = dict(self.options)
         try:
-            executor = self.library.AutoExecutor(writable_folder(self.folder), cluster=options.pop("cluster", None))
+            cluster = options.pop("cluster", None)
+            executor = self.library.AutoExecutor(writable_folder(self.folder), cluster=cluster)
+            if cluster is None and executor.cluster != "slurm":
+                display.note("There is no SLURM here: the runs are made on this machine, all at once")
             threads = max(run.training.threads for run in runs)
             executor.update_parameters(**{"cpus_per_task": threads, "name": "routing-gym", **options})
             with executor.batch():

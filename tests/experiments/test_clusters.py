@@ -101,13 +101,17 @@ def test_a_cluster_that_is_gone_fails_the_runs_that_were_under_way(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs the extra submitit")
-def test_submitted_jobs_give_the_same_results(tmp_path):
+def test_submitted_jobs_give_the_same_results(tmp_path, monkeypatch, capsys):
     arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--seeds", 1]
     assert run(*arguments, "--out", tmp_path / "here") == 0
     submitted = ["--launcher", "submitit", "--launcher-options", "cluster=local"]
     assert run(*arguments, "--out", tmp_path / "there", *submitted) == 0
     here, there = (strict(tmp_path / name / "results.json") for name in ("here", "there"))
     assert [untimed(record) for record in here] == [untimed(record) for record in there]
+    assert "no SLURM" not in capsys.readouterr().out
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no srun
+    assert run(*arguments, "--out", tmp_path / "anyway", "--launcher", "submitit") == 0
+    assert "There is no SLURM here: the runs are made on this machine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
