@@ -37,8 +37,9 @@ ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/Cifar10ParallelPaths-v0": {"dataset": "cifar-10", "fill": "black", "network": "basecnn-2-cc"},
     "routing_gym/Cifar100ParallelPaths-v0": {"dataset": "cifar-100-fine", "network": "basecnn-2-cc"},
     "routing_gym/HiddenGroups-v0": {"dataset": "hidden-groups", **PLANTED, "layers": 2},
-    "routing_gym/Compositions-v0": {"dataset": "compositions", **PLANTED},
-    "routing_gym/Clusters-v0": {"dataset": "clusters", **PLANTED, "layers": 2},
+    "routing_gym/Compositions-v0": {"dataset": "compositions", **PLANTED, "width": 16},
+    "routing_gym/Clusters-v0": {"dataset": "clusters", **PLANTED, "width": 12, "layers": 2},
+    "routing_gym/Credit-v0": {"dataset": "credit", "network": "lock", "learning_rate": 3e-3},
 }
 """Data, network and options that `make` may override, by id: plain values, so that `spec.to_json()` works."""
 

@@ -38,6 +38,7 @@ DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "hidden-groups": tasks.hidden_groups,
     "compositions": tasks.compositions,
     "clusters": tasks.clusters,
+    "credit": tasks.credit,
 }
 
 

@@ -23,6 +23,7 @@ KINDS = 10
 """Kinds of images: digits, or ten of CIFAR-100's superclasses."""
 CLASSES = 5
 """Labels; two kinds each."""
+LOCK_CLASSES = 32
 DRAWS = 64
 """Label maps that are drawn for a group, see `label_maps`."""
 
@@ -96,9 +97,9 @@ def compositions(
     *,
     recurrence: float = 0.5,
     length: int = 2,
-    num_tasks: int = 16,
-    num_operators: int = 4,
-    images_per_task: int = 12,
+    num_tasks: int = 18,
+    num_operators: int = 3,
+    images_per_task: int = 24,
     data_seed: int = 0,
 ) -> dict[str, MultiTaskDataset]:
     """Build tasks that are words: digits are changed by one operator after the other, of an alphabet for each depth.
@@ -150,8 +151,8 @@ def compositions(
 def clusters(
     *,
     separation: float = 6.0,
-    num_clusters: int = 4,
-    images_per_cluster: int = 60,
+    num_clusters: int = 6,
+    images_per_cluster: int = 150,
     told: bool = False,
     data_seed: int = 0,
 ) -> dict[str, MultiTaskDataset]:
@@ -196,6 +197,63 @@ def clusters(
         rows[split] = count + torch.arange(len(image)), cluster if told else torch.zeros_like(cluster)
         count += len(image)
     return _splits(name, torch.cat(images), rows, label, planted, num_clusters if told else 1)
+
+
+def credit(
+    *,
+    depth: int = 4,
+    num_tasks: int = 8,
+    num_operators: int = 3,
+    images_per_task: int = 50,
+    data_seed: int = 0,
+) -> dict[str, MultiTaskDataset]:
+    """Build tasks of a combination lock (the network `lock`): only the right block at every depth gives the right class.
+
+    An image is one of `LOCK_CLASSES` unit vectors with a little noise, its label where the task's permutations carry the
+    one. Any other route gives chance, 3 %, and blocks are given, so that nothing but the route is to be learned. Planted
+    are the right blocks, at every depth each for as many tasks as any other, as far as that goes.
+
+    Args:
+        depth: Depths, 1 to 8: the knob; the right one of `num_operators ** depth` routes is to be found.
+        num_tasks: Number of tasks, at least one for each block.
+        num_operators: Blocks at each depth, at least 2.
+        images_per_task: Training images of a task.
+        data_seed: Seed of everything that is drawn.
+
+    Raises:
+        ValueError: A value out of range, or more blocks than tasks.
+    """
+    name = "credit"
+    counts = dict(depth=depth, num_tasks=num_tasks, num_operators=num_operators, images_per_task=images_per_task)
+    generator = _seeded(name, data_seed, **counts)
+    _in_range(f"{name}: depth", depth, 1, 8)
+    if not 2 <= num_operators <= num_tasks:
+        raise ValueError(
+            f"{name}: num_operators must lie in [2, num_tasks], each is right for a task, got {num_operators} of "
+            f"{num_tasks} tasks"
+        )
+    words = torch.stack([_spread(num_operators, num_tasks, generator) for _ in range(depth)], 1)
+    # Where the number at every place goes: block `letter` takes it from `order`, so to the inverse.
+    goes = torch.stack(
+        [torch.stack([lock_order(at, b, LOCK_CLASSES).argsort() for b in range(num_operators)]) for at in range(depth)]
+    )
+    members = torch.arange(images_per_task * num_tasks + 300).split([images_per_task * num_tasks, 100, 200])
+    kind = torch.randint(LOCK_CLASSES, (images_per_task * num_tasks + 300,), generator=generator)
+    images = torch.eye(LOCK_CLASSES)[kind] + 0.1 * torch.randn(len(kind), LOCK_CLASSES, generator=generator)
+    rows, label, planted = {}, {}, {}
+    for split, image in zip(("train", "validation", "test"), members, strict=True):
+        each = images_per_task if split == "train" else len(image)
+        task = torch.arange(num_tasks).repeat_interleave(each)
+        rows[split] = image if split == "train" else image.repeat(num_tasks), task
+        label[split], planted[split] = kind[rows[split][0]], words[task]
+        for at in range(depth):
+            label[split] = goes[at, words[task, at], label[split]]
+    return _splits(name, images.view(-1, 1, 1, LOCK_CLASSES), rows, label, planted, num_tasks, LOCK_CLASSES)
+
+
+def lock_order(depth: int, block: int, classes: int) -> Tensor:
+    """Order `(classes,)` in which a block of the network `lock` puts its input: the same for ever."""
+    return torch.randperm(classes, generator=torch.Generator().manual_seed(1000 * depth + block))
 
 
 def material_of(name: str, source: SourceOf, data_dir: str | None, generator: torch.Generator) -> Material:
@@ -254,7 +312,12 @@ def _seeded(name: str, data_seed: int, **counts: int) -> torch.Generator:
 
 def _in_range(option: str, value: float, low: float, high: float, below: bool = False) -> None:
     """Refuse all but numbers from `low` to `high`, which itself is refused where values lie `below` it."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high or below * value == high:
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not low <= value <= high
+        or below * value == high
+    ):
         raise ValueError(f"{option} must lie in [{low}, {high}{')' if below else ']'}, got {value!r}")
 
 
