@@ -39,6 +39,7 @@ DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "compositions": tasks.compositions,
     "clusters": tasks.clusters,
     "credit": tasks.credit,
+    "budget": tasks.budget,
 }
 
 

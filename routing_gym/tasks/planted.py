@@ -174,8 +174,7 @@ def clusters(
     name = "clusters"
     generator = _seeded(name, data_seed, num_clusters=num_clusters, images_per_cluster=images_per_cluster)
     _in_range(f"{name}: separation", separation, 0, math.inf, below=True)
-    if not isinstance(told, bool):
-        raise ValueError(f"{name}: told must be True or False, got {told!r}")
+    _is_bool(f"{name}: told", told)
     _enough_images(name, "images_per_cluster", images_per_cluster)
     material = material_of(name, "digits", None, generator)
     side = material.images.shape[-1]
@@ -251,6 +250,48 @@ def credit(
     return _splits(name, images.view(-1, 1, 1, LOCK_CLASSES), rows, label, planted, num_tasks, LOCK_CLASSES)
 
 
+def budget(
+    *, hard_share: float = 0.5, images: int = 1000, told: bool = False, data_seed: int = 0
+) -> dict[str, MultiTaskDataset]:
+    """Build instances of two difficulties, all of one task, for networks that can be left early.
+
+    An easy instance is the mean digit of its class with a little noise, which the first exit tells apart; a hard one is
+    a digit under much noise (deviations of 5 and 40 in 255). Which is which only the image says. Planted is 0 for easy
+    instances, which should be classified at once, and 1 for hard ones, which should go on, as choices are numbered where
+    one can leave. That this is best at prices between what going on saves the one and the other was found by trying all
+    exits; the environment's `k_cpt` is the knob.
+
+    Args:
+        hard_share: Share of hard instances, in (0, 1).
+        images: Training images.
+        told: The difficulty is the task.
+        data_seed: Seed of everything that is drawn.
+
+    Raises:
+        ValueError: A value out of range, or more images than there are.
+    """
+    name = "budget"
+    generator = _seeded(name, data_seed, images=images)
+    _in_range(f"{name}: hard_share", hard_share, 0, 1)
+    _is_bool(f"{name}: told", told)
+    material = material_of(name, "digits", None, generator)
+    rows = _rows(name, "images", material, torch.tensor([images]), generator)
+    train = rows["train"][0]
+    means = torch.stack([material.images[train[material.kind[train] == kind]].float().mean(0) for kind in range(KINDS)])
+    shown, count, label, planted = [], 0, {}, {}
+    for split, (image, _) in rows.items():
+        hard = torch.zeros(len(image), dtype=torch.int64)
+        hard[torch.randperm(len(image), generator=generator)[: round(hard_share * len(image))]] = 1
+        label[split], planted[split] = material.kind[image], hard.unsqueeze(1)
+        noise = torch.randn(len(image), *means.shape[1:], generator=generator)
+        is_hard = hard.view(-1, 1, 1, 1) == 1
+        pixels = torch.where(is_hard, material.images[image] + 40 * noise, means[label[split]] + 5 * noise)
+        shown.append(pixels.clamp(0, 255).to(torch.uint8))
+        rows[split] = count + torch.arange(len(image)), hard if told else torch.zeros_like(hard)
+        count += len(image)
+    return _splits(name, torch.cat(shown), rows, label, planted, 2 if told else 1, KINDS)
+
+
 def lock_order(depth: int, block: int, classes: int) -> Tensor:
     """Order `(classes,)` in which a block of the network `lock` puts its input: the same for ever."""
     return torch.randperm(classes, generator=torch.Generator().manual_seed(1000 * depth + block))
@@ -324,6 +365,11 @@ def _in_range(option: str, value: float, low: float, high: float, below: bool = 
 def _enough_images(name: str, option: str, images: int) -> None:
     if images < CLASSES:
         raise ValueError(f"{name}: there are {CLASSES} classes, {option} must be at least as many, got {images}")
+
+
+def _is_bool(option: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{option} must be True or False, got {value!r}")
 
 
 def _spread(values: int, tasks: int, generator: torch.Generator) -> Tensor:
