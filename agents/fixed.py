@@ -139,7 +139,7 @@ class FixedRoutes(FixedAgent):
 
 
 class Oracle(FixedAgent):
-    """The best routing, where it is known: at depth d the block that is planted for the task, the last one further on."""
+    """The best routing, where it is known: at each of L depths the block that is planted for the task, then the L-th."""
 
     def choose(self, masks: Tensor) -> Tensor:
         """Choices planted in the data.

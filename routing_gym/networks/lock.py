@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from routing_gym.blocks import ModuleBlocks
 from routing_gym.networks.banked import Deployable, blocks_per_bank, check_counts, features_of, one_after_the_other
 from routing_gym.networks.state import Activation
-from routing_gym.tasks.planted import lock_order
+from routing_gym.tasks.planted.parts import lock_order
 
 
 class Permutation(nn.Module):
