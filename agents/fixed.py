@@ -139,7 +139,7 @@ class FixedRoutes(FixedAgent):
 
 
 class Oracle(FixedAgent):
-    """The best routing, where it is known: at each of L depths the block that is planted for the task, then the L-th."""
+    """The best routing, where it is known: at each of L depths the task's planted block, then the L-th."""
 
     def choose(self, masks: Tensor) -> Tensor:
         """Choices planted in the data.
