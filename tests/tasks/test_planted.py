@@ -8,6 +8,7 @@ import torch
 
 import routing_gym
 from routing_gym.agents import make_agent
+from routing_gym.experiments.engine.training import few_of
 from routing_gym.tasks import budget, clusters, compositions, credit, hidden_groups
 from routing_gym.tasks.planted.parts import LOCK_CLASSES, label_maps, lock_order
 
@@ -242,6 +243,12 @@ def test_what_is_planted_is_checked_and_carried_along():
     for wrong in (split.planted[:-1], split.planted.flatten(), split.planted.float(), split.planted - 1):
         with pytest.raises(ValueError, match=r"planted must be integers of at least 0, of shape \(72, L\)"):
             routing_gym.MultiTaskDataset(**columns, planted=wrong)
+
+
+def test_a_trial_on_some_rows_knows_what_is_planted():
+    test = hidden_groups(num_tasks=6)["test"]
+    some = few_of(test)
+    assert len(some) < len(test) and torch.equal(group_of_task(some), group_of_task(test))
 
 
 def test_there_is_a_block_for_everything_planted_and_a_layer_for_every_depth():
