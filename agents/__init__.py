@@ -22,6 +22,7 @@ from routing_gym.agents.fixed import (
     FixedAgent,
     FixedRoutes,
     FixedRoutesConfig,
+    Oracle,
     RandomAgent,
     RandomFixed,
     Shared,
@@ -63,6 +64,7 @@ register_agent("shared-with-task", SharedWithTask)
 register_agent("random-fixed", RandomFixed)
 register_agent("random", RandomAgent)
 register_agent("fixed-routes", FixedRoutes)
+register_agent("oracle", Oracle)
 register_agent("sb3:PPO", SB3PPO)
 register_agent("sb3:A2C", SB3A2C)
 register_agent("sb3:DQN", SB3DQN)
@@ -72,8 +74,8 @@ __all__ = [
     "AGENTS", "Actor", "ActorConfig", "ActorCritic", "ActorCriticConfig", "Agent", "AgentConfig", "CoDiNet",
     "CoDiNetConfig", "CriticConfig", "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig",
     "CrossingConfig", "DQNConfig", "FixedAgent", "FixedRoutes", "FixedRoutesConfig", "Gumbel", "GumbelConfig",
-    "OnPolicyConfig", "OptimisticCritic", "PPOConfig", "PragmaticCritic", "PragmaticCriticConfig", "QLearning",
-    "QLearningConfig", "RandomAgent", "RandomFixed", "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent",
+    "OnPolicyConfig", "OptimisticCritic", "Oracle", "PPOConfig", "PragmaticCritic", "PragmaticCriticConfig",
+    "QLearning", "QLearningConfig", "RandomAgent", "RandomFixed", "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent",
     "SB3Config", "SB3DQN", "SB3MaskablePPO", "SB3PPO", "SampledCriticConfig", "SampledOptimisticCritic",
     "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask", "SoftMixture", "SoftMixtureConfig",
     "TaskSpecificAll", "TaskSpecificLast", "TopK", "TopKConfig", "WPL", "WPLConfig", "add_task", "agent_class",

@@ -138,6 +138,43 @@ class FixedRoutes(FixedAgent):
         return routes
 
 
+class Oracle(FixedAgent):
+    """The best routing, where it is known: at each of L depths the task's planted block, then the L-th."""
+
+    def choose(self, masks: Tensor) -> Tensor:
+        """Choices planted in the data.
+
+        Raises:
+            ValueError: Data without anything planted, or in which it depends on more than the task; or a decision
+                that offers no such block.
+        """
+        data = self.env.dataset
+        if data.planted is None:
+            raise ValueError(
+                f"agent {self.name!r} needs data whose best routing is known (MultiTaskDataset.planted), {data.name} "
+                "has none"
+            )
+        planted = data.planted.new_zeros(data.num_tasks, data.planted.shape[1])
+        planted[data.task] = data.planted
+        if not torch.equal(planted[data.task], data.planted):
+            raise ValueError(
+                f"agent {self.name!r} routes by the task, but what is planted in {data.name} differs within one: make "
+                "the environment with told=True where it has that option, by which it is the task"
+            )
+        depths = torch.arange(self.num_decisions, device=planted.device).clamp(max=planted.shape[1] - 1)
+        routes = planted[:, depths].unsqueeze(2).expand(-1, -1, self.num_tensors)
+        legal = masks.gather(2, routes.permute(1, 2, 0).clamp(max=self.num_choices - 1))
+        wrong = ~legal.permute(2, 0, 1) | (routes >= self.num_choices)
+        if bool(wrong.any()):
+            task, number, tensor = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"agent {self.name!r} needs {int(routes.max()) + 1} blocks, one for each computation that is planted, "
+                f"decision {number} ({self.env.network.decisions[number].name!r}) has no block "
+                f"{int(routes[task, number, tensor])}"
+            )
+        return routes.contiguous()
+
+
 class RandomAgent(Agent):
     """A random legal choice for every instance at every decision, in evaluation too."""
 

@@ -15,6 +15,11 @@ EARLY_EXIT: dict[str, Any] = {"network": "pyramid-chain", "final_reward": "negat
 # (gamma = 0.01). Images are moved by up to 4 pixels over black and mirrored.
 BLOCK_SKIP: dict[str, Any] = {"network": "resnet110-skip", "k_cpt": 2e-9}
 
+# Problems with a known best routing: blocks just large enough for one computation.
+PLANTED: dict[str, Any] = {"network": "mlp", "width": 32, "learning_rate": 3e-3}
+# At this price hard instances should pass every column, easy ones the first alone.
+BUDGET: dict[str, Any] = {"columns": 3, "width": 8, "k_cpt": 1e-6, "learning_rate": 3e-3}
+
 ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/DigitsMTL-v0": {"dataset": "digits", "network": "mlp"},
     "routing_gym/MnistMTL-v0": {"dataset": "mnist", "network": "simple-convnet"},
@@ -33,6 +38,11 @@ ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/SvhnBlockSkip-v0": {"dataset": "svhn", **BLOCK_SKIP},
     "routing_gym/Cifar10ParallelPaths-v0": {"dataset": "cifar-10", "fill": "black", "network": "basecnn-2-cc"},
     "routing_gym/Cifar100ParallelPaths-v0": {"dataset": "cifar-100-fine", "network": "basecnn-2-cc"},
+    "routing_gym/HiddenGroups-v0": {"dataset": "hidden-groups", **PLANTED, "layers": 2},
+    "routing_gym/Compositions-v0": {"dataset": "compositions", **PLANTED, "width": 16},
+    "routing_gym/Clusters-v0": {"dataset": "clusters", **PLANTED, "width": 12, "layers": 2},
+    "routing_gym/Credit-v0": {"dataset": "credit", "network": "lock", "learning_rate": 3e-3},
+    "routing_gym/Budget-v0": {"dataset": "budget", **EARLY_EXIT, **BUDGET},
 }
 """Data, network and options that `make` may override, by id: plain values, so that `spec.to_json()` works."""
 

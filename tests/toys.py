@@ -31,8 +31,8 @@ SKIP_BLOCKS = {"codinet"}
 """Agents for networks whose blocks are skipped or run; no other network takes them."""
 CROSS_PATHS = {"cross-connection", "cross-prediction"}
 """Agents for parallel paths; no other network takes them."""
-OF_OTHER_NETWORKS = SHARE_OUTCOMES | SKIP_BLOCKS | CROSS_PATHS
-"""Agents that networks of layers do not take."""
+OF_OTHER_NETWORKS = SHARE_OUTCOMES | SKIP_BLOCKS | CROSS_PATHS | {"oracle"}
+"""Agents that networks of layers do not take, or data without a known best routing."""
 SMALLEST = {
     "columns": 2,
     "junctions": 1,

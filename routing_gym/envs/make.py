@@ -35,6 +35,11 @@ DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
     "omniglot": tasks.omniglot_mtl,
     "svhn": tasks.svhn,
     "synthetic": tasks.synthetic_mtl,
+    "hidden-groups": tasks.hidden_groups,
+    "compositions": tasks.compositions,
+    "clusters": tasks.clusters,
+    "credit": tasks.credit,
+    "budget": tasks.budget,
 }
 
 
@@ -85,7 +90,8 @@ def make_routing_vector_env(
         dataset: One of `DATASETS`, or data of your own: splits by name, or one split.
         network: A name (`routing-gym list` prints them), or a network of your own, which is used as it is.
         num_envs: Instances routed together.
-        num_blocks: Blocks per decision, or a number for each layer; one per task by default.
+        num_blocks: Blocks per decision, or a number for each layer; by default one for every computation that the data
+            has planted, else one per task. Where more than one is planted in a row, `layers` is as many by default.
         num_tasks: Keep the first tasks only; all by default.
         seed: Seed of the blocks' first weights and of the order of instances.
         options: Options of the data set, of the network and of the environment (`EnvConfig`).
@@ -119,10 +125,15 @@ def make_routing_vector_env(
         data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
     else:
         data = accept_splits(dataset)
-    if num_tasks is not None:
+    if num_tasks is not None and "num_tasks" not in of_data:
         data = {split: part.select_tasks(range(num_tasks)) for split, part in data.items()}
     first = next(iter(data.values()))
     if isinstance(network, str):
+        if first.planted is not None:
+            if num_blocks is None and NETWORKS[network].takes_num_blocks:
+                num_blocks = int(first.planted.max()) + 1
+            if "layers" in of_network and first.planted.shape[1] > 1:
+                options.setdefault("layers", first.planted.shape[1])
         # The seed decides the first weights, and nothing outside is disturbed.
         with first_weights(seed):
             network = make_network(

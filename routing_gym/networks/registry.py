@@ -12,6 +12,7 @@ from routing_gym.networks import parallel_nets as nets
 from routing_gym.networks.cells import RoutedCells
 from routing_gym.networks.experts import CONVS, DIVERSE, mnist_experts, omniglot_experts
 from routing_gym.networks.fully_connected import fully_connected, simple_convnet
+from routing_gym.networks.lock import lock
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
 from routing_gym.networks.resnets import DIVERSE_3X3, resnet50_experts, resnet_skip
@@ -66,6 +67,7 @@ class NetworkSpec:
 
 
 ROSENBAUM, RAMACHANDRAN = "Rosenbaum et al. 2018", "Ramachandran and Le 2019"
+OURS = "the problem routing_gym/Credit-v0"
 MCGILL, WANG, TISSERA = "McGill and Perona 2017", "Wang et al., CoDiNet", "Tissera et al."
 SMALL, LARGE, OMNIGLOT = (3, 32, 32), (3, 224, 224), (1, 105, 105)
 
@@ -99,6 +101,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "simple-convnet": NetworkSpec(
         simple_convnet, "Four shared convolutional stages, then routed fully connected layers", ROSENBAUM, SMALL
     ),
+    "lock": NetworkSpec(lock, "A combination lock of permutations: all to be learned is the route", OURS, (1, 1, 32)),
     "pyramid-chain": _pyramid(pyramid_chain, ": columns in a chain, each of which may classify"),
     "pyramid-tree": _pyramid(pyramid_tree, " whose early columns are followed by a left and a right one"),
     "omniglot-diverse": _experts(omniglot_experts, DIVERSE, "A shared convolution", OMNIGLOT),

@@ -13,11 +13,13 @@ from routing_gym.tasks.files import SOURCES, DataError, download
 from routing_gym.tasks.hybrid import hybrid_mnist_cifar
 from routing_gym.tasks.mini_imagenet import mini_imagenet_mtl
 from routing_gym.tasks.omniglot import omniglot_mtl
+from routing_gym.tasks.planted.problems import budget, clusters, compositions, credit, hidden_groups
 from routing_gym.tasks.sampling import BalancedStream, ShuffledStream
 from routing_gym.tasks.synthetic import synthetic_mtl
 
 __all__ = [
-    "SOURCES", "BalancedStream", "DataError", "MultiTaskDataset", "Shift", "ShuffledStream", "cifar2", "cifar5",
-    "cifar10", "cifar100", "cifar100_mtl", "digits_mtl", "download", "hybrid_mnist_cifar", "mini_imagenet_mtl",
-    "mnist_digits", "mnist_mtl", "omniglot_mtl", "pixel_statistics", "svhn", "synthetic_mtl",
+    "SOURCES", "BalancedStream", "DataError", "MultiTaskDataset", "Shift", "ShuffledStream", "budget", "cifar10",
+    "cifar100", "cifar100_mtl", "cifar2", "cifar5", "clusters", "compositions", "credit", "digits_mtl", "download",
+    "hidden_groups", "hybrid_mnist_cifar", "mini_imagenet_mtl", "mnist_digits", "mnist_mtl", "omniglot_mtl",
+    "pixel_statistics", "svhn", "synthetic_mtl",
 ]  # fmt: skip

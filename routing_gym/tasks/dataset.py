@@ -41,6 +41,8 @@ class MultiTaskDataset:
             the same.
         shades: `(drawings, 1, H, W)` uint8, the drawings before they were coloured, for an augmentation that colours
             them anew; else None.
+        planted: `(R, L)` int64, the computation planted for each row at each of L depths (its group, an operator, the
+            right block), where the best routing is known; else None.
 
     Raises:
         ValueError: A tensor of the wrong shape or type, an index out of range, or a task without rows.
@@ -60,6 +62,7 @@ class MultiTaskDataset:
     drawings: int = 0
     shades: Tensor | None = None
     task_names: tuple[str, ...] = ()
+    planted: Tensor | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.name}, split {self.split!r}"
@@ -83,6 +86,17 @@ class MultiTaskDataset:
             raise ValueError(
                 f"{where}: every one of the {self.num_tasks} tasks needs at least one row, got none for {empty}"
             )
+        if self.planted is not None:
+            planted = to_tensor(f"{where}: planted", self.planted)
+            whole = not (planted.is_floating_point() or planted.is_complex() or planted.dtype == torch.bool)
+            form = planted.ndim == 2 and len(planted) == len(self.image) and planted.shape[1] > 0
+            if not (whole and form) or int(planted.min()) < 0:
+                raise ValueError(
+                    f"{where}: planted must be integers of at least 0, of shape ({len(self.image)}, L), got "
+                    f"{planted.dtype} of shape {tuple(planted.shape)}"
+                    + (f", the least of them {int(planted.min())}" if whole and form else "")
+                )
+            self._set(planted=planted.long())
         if self.task_names and len(set(self.task_names)) != self.num_tasks:
             raise ValueError(f"{where}: task_names must be {self.num_tasks} different names, got {self.task_names}")
         channels, mean, std, augmentation = self.images.shape[1], self.mean, self.std, self.augmentation
@@ -222,10 +236,13 @@ class MultiTaskDataset:
             image=image,
             task=task,
             label=label,
+            planted=None if self.planted is None else self.planted[kept],
         )
 
     def with_tasks(self, other: MultiTaskDataset) -> MultiTaskDataset:
         """This split with the tasks of another one after its own; normalised and augmented as this one is.
+
+        What is planted stays known where both say it, at as many depths.
 
         Raises:
             ValueError: Images of another shape, or drawings, which can only stand first.
@@ -239,6 +256,8 @@ class MultiTaskDataset:
         shared = other.images.data_ptr() == self.images.data_ptr() and len(other.images) == len(self.images)
         if other.drawings and not shared:
             raise ValueError(f"the drawings of {other.name} can only stand first: ask it for the tasks of {self.name}")
+        here, there = self.planted, other.planted
+        known = here is not None and there is not None and here.shape[1] == there.shape[1]
         return dataclasses.replace(
             self,
             images=self.images if shared else torch.cat([self.images, other.images]),
@@ -248,6 +267,7 @@ class MultiTaskDataset:
             num_tasks=self.num_tasks + other.num_tasks,
             task_names=names if self.task_names and other.task_names and len(set(names)) == len(names) else (),
             num_classes=max(self.num_classes, other.num_classes),
+            planted=torch.cat([here, there]) if known and here is not None and there is not None else None,
         )
 
     def draw_augmentation(self, count: int, generator: torch.Generator) -> Tensor | None:

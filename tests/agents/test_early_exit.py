@@ -173,7 +173,7 @@ def test_what_cannot_route_it_is_refused_by_name():
         make_agent("top-k", early_exit("top-k"), k=3)
     with pytest.raises(ValueError, match=r"at decision 1 \('column 2'\) task 0 may choose from \[0, 1\], got 2"):
         make_agent("fixed-routes", early_exit("fixed-routes"), routes=[[1, 2]])
-    left_out = {"cross-stitch", "shared-with-task"} | SKIP_BLOCKS | CROSS_PATHS
+    left_out = {"cross-stitch", "shared-with-task", "oracle"} | SKIP_BLOCKS | CROSS_PATHS
     assert set(AGENTS) - {name for name, _ in AGENTS_AND_OPTIONS} == left_out
 
 

@@ -14,7 +14,7 @@ from toys import small_network, to_the_end
 from routing_gym.blocks import conv2d
 from routing_gym.networks import NETWORKS, route
 
-CONVOLUTIONAL = sorted(name for name in NETWORKS if name != "mlp")
+CONVOLUTIONAL = sorted(name for name in NETWORKS if name not in ("mlp", "lock"))
 
 
 class Own(nn.Conv2d):

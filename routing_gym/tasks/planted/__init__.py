@@ -1,0 +1,1 @@
+"""Problems with a known best routing, and what they are made of."""
