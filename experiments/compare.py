@@ -22,6 +22,7 @@ from routing_gym.experiments.engine.records import Record, comparison_table, rea
 from routing_gym.experiments.engine.report import packed_plotly, write_report
 from routing_gym.experiments.engine.run import Run, check_same
 from routing_gym.experiments.engine.settings import (
+    MOST_SEEDS,
     TrainingSettings,
     at_least_one,
     check_agents,
@@ -59,7 +60,7 @@ class Compare(Keeping, Launching, Tunable):
         """Run it; return the exit status, 1 where some run failed."""
         self.training.check()
         check_agents(self.agents)
-        at_least_one("seeds", self.seeds)
+        at_least_one("seeds", self.seeds, MOST_SEEDS)
         launcher = self.make_launcher(self.out)
         options = options_of_agents(self.agents, self.agent_options)
         settings = {name: self.settings_of(self.training, name, options[name]) for name in self.agents}

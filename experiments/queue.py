@@ -160,7 +160,7 @@ class Queue(Command):
             os.nice(19)
         commit()  # that of the code that is imported now, whatever is committed while it runs
         failures: dict[Path, str] = {}
-        with locked(writable_folder(self.out)):
+        with locked(self.records), locked(writable_folder(self.out)):
             while True:
                 left = [run for entry in asked for run in self.stand(entry).left if run.folder not in failures]
                 run = min(left, key=lambda run: 0 if run.split == "validation" else run.seed, default=None)
@@ -194,7 +194,8 @@ class Queue(Command):
             hours = [f"{seconds / 3600:.1f}" for seconds in (spent, left)]
             table.add_row(entry.name, str(len(stand.finished)), str(count), *hours, then)
         show(console, table)
-        say(console, f"{whole / 3600:.1f} hours of one core are left, at the pace of the runs so far")
+        pace = "at the pace of finished runs, or as was expected where there are none"
+        say(console, f"{whole / 3600:.1f} hours of one core are left, {pace}")
 
 
 def entries() -> list[Entry]:

@@ -20,6 +20,7 @@ from routing_gym.experiments.engine.records import Record, read_results, write_r
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
     DEFAULT_ENV,
+    MOST_SEEDS,
     TrainingSettings,
     at_least_one,
     known_names,
@@ -91,7 +92,7 @@ class Reproduce(Launching):
         usual = tuple(name for name, setting in known.items() if setting.protocol is None)
         settings = [known[name] for name in known_names("settings", self.settings or usual, tuple(known))]
         groups = known_names("groups", self.groups, (*paper.groups, *paper.measured))
-        at_least_one("seeds", 1 if self.seeds is None else self.seeds)
+        at_least_one("seeds", 1 if self.seeds is None else self.seeds, MOST_SEEDS)
         if self.records is not None and not self.records.is_dir():
             raise UsageError(f"--records must name a folder of finished runs, there is no {self.records}")
         target = writable_file(self.report or self.out / f"{self.name}.md", "--report")
@@ -175,11 +176,6 @@ class _Work:
             self.failures += perform(searching, launcher, lambda *_: None, self.console, self.asked.debug)
             if searching:
                 self.look()
-                if not launcher.here:
-                    say(
-                        self.console,
-                        "These runs are a search: what it chooses can be run when they are finished",
-                    )
             left = [run for run in self.runs if run.folder not in self.records]
             self.failures += perform(left, launcher, self._keep, self.console, self.asked.debug)
         out = self.asked.out
@@ -189,7 +185,8 @@ class _Work:
             self.pictures[:0] = self.paper.pictures(self.groups, self._in_order(), out)
             self._report()
             what = "pictures" if self.asked.records else "results.json, pictures, a folder per run"
-            say(self.console, f"Written to {out}: {what}; the report is {self.target}")
+            if launcher.here:
+                say(self.console, f"Written to {out}: {what}; the report is {self.target}")
         except Exception as error:
             self.failures.append(f"not everything could be written: {one_line(error)}")
         return say_failures(list(dict.fromkeys(self.failures)), self.console, out)

@@ -25,6 +25,7 @@ from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
 from routing_gym.experiments.engine.records import Record, write_results
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
+    MOST_SEEDS,
     TrainingSettings,
     at_least_one,
     check_agents,
@@ -136,7 +137,7 @@ class Sweep(Launching):
         """Run it; return the exit status, 1 where some run failed."""
         self.training.check()
         check_agents((self.agent,))
-        at_least_one("seeds", self.seeds)
+        at_least_one("seeds", self.seeds, MOST_SEEDS)
         at_least_one("trials", self.trials)
         launcher = self.make_launcher(self.out)
         axes = self._axes()

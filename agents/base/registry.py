@@ -64,6 +64,9 @@ def make_agent(name: str, env: Any, **config: Any) -> Agent:
     if unknown := sorted(set(config) - known):
         raise ValueError(f"agent {name!r} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}")
     check_types(f"agent {name!r}", type_hints(cls.Config), config)
+    abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
+    if abstract:
+        raise ValueError(f"agent {name!r} ({cls.__module__}.{cls.__qualname__}) lacks {', '.join(sorted(abstract))}")
     agent = cls(env, cls.Config(**config))
     agent.name = name
     return agent.to(agent.env.device)

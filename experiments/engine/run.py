@@ -98,7 +98,7 @@ class Run:
         given, asked = self.training, self.asked
         options: dict[str, Any] = {"callbacks": given.callbacks, "threads": given.threads}
         options |= {"device": given.device} if given.device != "auto" else {}
-        options |= {"data_dir": given.data_dir} if given.data_dir is not None else {}
+        options |= {"data_dir": str(Path(given.data_dir).absolute())} if given.data_dir is not None else {}
         options |= {"plugin": [str(path.resolve()) for path in self.plugins]} if self.plugins else {}
         decided = given.decided_by(self.agent)
         of_env = {name: value for name, value in asked["env_options"].items() if name not in decided}

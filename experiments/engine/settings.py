@@ -24,6 +24,7 @@ from routing_gym.registration import ENV_IDS, env_ids
 
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
 MOST_THREADS = 1024
+MOST_SEEDS = 10_000
 RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
 
 
@@ -60,10 +61,8 @@ class TrainingSettings:
             raise UsageError(f"unknown environment {self.env!r}; known are {', '.join(env_ids())}")
         for option in ("epochs", "batch_size", "threads", "patience"):
             if (value := getattr(self, option)) is not None:
-                at_least_one(option, value)
+                at_least_one(option, value, MOST_THREADS if option == "threads" else None)
         each_once("env_options", self.env_options)
-        if self.threads > MOST_THREADS:
-            raise UsageError(f"--threads must be at most {MOST_THREADS}, got {self.threads}")
         each_once("callbacks", self.callbacks)
         check_callbacks(self.callbacks)
 
@@ -81,7 +80,7 @@ class TrainingSettings:
         if taken := sorted(RESERVED & set(given)):
             raise UsageError(f"--env-options cannot set {taken[0]!r}: the command decides that, so that agents compare")
         options = {**self.decided_by(agent), "device": self.device, "seed": seed, **given}
-        options |= {"data_dir": self.data_dir} if self.data_dir is not None else {}
+        options |= {"data_dir": str(Path(self.data_dir).absolute())} if self.data_dir is not None else {}
         torch.set_num_threads(self.threads)
         torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout
         try:
@@ -130,10 +129,12 @@ def flag_of(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def at_least_one(option: str, value: int) -> None:
-    """Refuse a count below 1."""
+def at_least_one(option: str, value: int, most: int | None = None) -> None:
+    """Refuse a count below 1, or beyond what makes sense."""
     if value < 1:
         raise UsageError(f"{flag_of(option)} must be at least 1, got {value}")
+    if most is not None and value > most:
+        raise UsageError(f"{flag_of(option)} must be at most {most}, got {value}")
 
 
 def check_agents(names: tuple[str, ...]) -> None:

@@ -12,6 +12,8 @@ from scipy import stats
 from routing_gym.agents import AGENTS, register_agent
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.metrics import ACCURACY
+from routing_gym.experiments.engine.run import Run
+from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.engine.statistics import mean_interval
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "64"]
@@ -294,3 +296,15 @@ def test_intervals_are_students_t():
     assert (low, high) == (pytest.approx(np.mean(values) - half), pytest.approx(np.mean(values) + half))
     assert mean_interval([0.5]) is None and mean_interval([0.9, 0.9]) == (0.9, 0.9)
     assert ACCURACY.text([0.5]) == "50.00" and ACCURACY.text([0.9, 0.9]) == "90.00 ± 0.00"
+
+
+def test_more_seeds_than_anybody_waits_for_are_refused_at_once(capsys):
+    assert main(["compare", "--seeds", "99999999999999999999", "--agents", "shared"]) == 2
+    assert "--seeds must be at most 10000, got 99999999999999999999" in capsys.readouterr().err
+
+
+def test_where_data_lies_is_written_as_it_is_seen_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = TrainingSettings("routing_gym/SyntheticMTL-v0", data_dir="data")
+    run = Run(settings, "shared", 0, tmp_path / "run")
+    assert run.configuration["data_dir"] == str(tmp_path / "data")

@@ -577,3 +577,15 @@ def test_what_an_agent_does_wrong_is_said_with_its_name(registered):
         make_agent("wild", env).learn(env, 32)
     with pytest.raises(TypeError, match="abstract method"):
         Agent(env)
+
+
+def test_an_agent_that_lacks_a_method_is_named():
+    class Halfway(Agent):
+        pass
+
+    register_agent("halfway", Halfway)
+    try:
+        with pytest.raises(ValueError, match="agent 'halfway' .*Halfway.* lacks act"):
+            make_agent("halfway", gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=2))
+    finally:
+        del AGENTS["halfway"]
