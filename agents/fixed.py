@@ -126,16 +126,21 @@ class FixedRoutes(FixedAgent):
         if not fits:
             raise ValueError(f"agent {self.name!r}: routes must be lists of integers of shape {shape}, got {given!r}")
         routes = routes.view(*shape[:2], -1)
-        choices = torch.arange(self.num_choices, device=masks.device)
-        wrong = ~((routes.unsqueeze(-1) == choices) & masks).any(-1)
-        if bool(wrong.any()):
-            task, number, tensor = wrong.nonzero()[0].tolist()
+        if (wrong := first_illegal(routes, masks)) is not None:
+            task, number, tensor = wrong
             raise ValueError(
                 f"agent {self.name!r}: at decision {number} ({self.env.network.decisions[number].name!r}) task {task} "
                 f"may choose from {masks[number, tensor].nonzero().flatten().tolist()}, got "
                 f"{int(routes[task, number, tensor])}"
             )
         return routes
+
+
+def first_illegal(routes: Tensor, masks: Tensor) -> tuple[int, int, int] | None:
+    """Task, decision and tensor of the first choice in routes `(T, N, M)` that masks `(N, M, A)` do not offer."""
+    choices = torch.arange(masks.shape[-1], device=masks.device)
+    illegal = (~((routes.unsqueeze(-1) == choices) & masks).any(-1)).nonzero()
+    return tuple(illegal[0].tolist()) if len(illegal) else None
 
 
 class Oracle(FixedAgent):
@@ -163,10 +168,8 @@ class Oracle(FixedAgent):
             )
         depths = torch.arange(self.num_decisions, device=planted.device).clamp(max=planted.shape[1] - 1)
         routes = planted[:, depths].unsqueeze(2).expand(-1, -1, self.num_tensors)
-        legal = masks.gather(2, routes.permute(1, 2, 0).clamp(max=self.num_choices - 1))
-        wrong = ~legal.permute(2, 0, 1) | (routes >= self.num_choices)
-        if bool(wrong.any()):
-            task, number, tensor = wrong.nonzero()[0].tolist()
+        if (wrong := first_illegal(routes, masks)) is not None:
+            task, number, tensor = wrong
             raise ValueError(
                 f"agent {self.name!r} needs {int(routes.max()) + 1} blocks, one for each computation that is planted, "
                 f"decision {number} ({self.env.network.decisions[number].name!r}) has no block "

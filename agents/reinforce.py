@@ -66,13 +66,14 @@ class Reinforce(ScoredAgent):
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
         """Loss of the policy gradient where it goes on into the blocks."""
-        return self._loss(self.as_seen(trajectory, detach=False))[0] if self.config.into_blocks else None
+        if not self.config.into_blocks:
+            return None
+        seen = self.as_seen(trajectory, detach=False)
+        return self._loss(seen, seen.returns(self.config.gamma), self.cells(seen))[0]
 
-    def _loss(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+    def _loss(self, trajectory: Trajectory, returns: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Loss, 0-dimensional, and mean entropy of the policy."""
-        gains = trajectory.returns(self.config.gamma)
-        if self.config.baseline == "average":
-            gains = gains - self.average.flatten()[self.cells(trajectory)]
+        gains = returns - self.average.flatten()[cells] if self.config.baseline == "average" else returns
         active = stacked(trajectory.steps, "active").to(gains.dtype)
         log_chosen, entropy = self.chosen(trajectory.steps)
         loss = policy_gradient_loss(log_chosen, gains, entropy, active, self.config.entropy)
@@ -80,11 +81,10 @@ class Reinforce(ScoredAgent):
 
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Take one step along the policy gradient of a batch, unless that has been taken with the blocks'."""
-        loss, entropy = self._loss(trajectory)
+        returns, cells, average = trajectory.returns(self.config.gamma), self.cells(trajectory), self.average.flatten()
+        loss, entropy = self._loss(trajectory, returns, cells)
         if not self.config.into_blocks:
             self.descend(loss)
-
-        returns, cells, average = trajectory.returns(self.config.gamma), self.cells(trajectory), self.average.flatten()
         visits, mean = visits_and_means(cells, returns, average.numel())
         moved = torch.where(visits > 0, average + BASELINE_RATE * (mean - average), average)
         self.average.copy_(moved.view_as(self.average))

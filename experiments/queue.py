@@ -52,6 +52,12 @@ class Entry:
         """Paper and protocol."""
         return f"{self.paper.name} {self.settings.name}"
 
+    @property
+    def runs(self) -> int:
+        """How many runs it has, but for those of the search."""
+        assert self.settings.protocol is not None
+        return len(self.settings.protocol.rows) * self.settings.protocol.seeds
+
 
 @dataclasses.dataclass
 class Stand:
@@ -137,9 +143,7 @@ class Queue(Command):
         """
         runs = list(self._runs(entry))
         finished = {run.folder: record for run in runs if (record := run.finished())}
-        rows = entry.settings.protocol.rows if entry.settings.protocol else ()
-        searches = sum(run.split == "validation" for run in runs)
-        whole = searches + len(rows) * (entry.settings.protocol.seeds if entry.settings.protocol else 0)
+        whole = entry.runs + sum(run.split == "validation" for run in runs)
         over = {*finished, *(run.folder for run in runs if (run.folder / DIVERGED).exists())}
         return Stand(list(finished.values()), [run for run in runs if run.folder not in over], whole - len(runs))
 
@@ -150,9 +154,9 @@ class Queue(Command):
         searched = list(paper.search(settings, tuple(paper.groups), base, folder))
         yield from (run for _, _, run in searched)
         choices = {row.label: choice for row, choice, _ in searched} if every_choice else chosen_by(searched)
-        seeds = settings.protocol.seeds if settings.protocol else 0
-        groups = tuple(paper.groups)
-        yield from (run for _, run in paper.runs(settings, groups, seeds, base, folder, chosen=choices))
+        assert settings.protocol is not None
+        of_rows = paper.runs(settings, tuple(paper.groups), settings.protocol.seeds, base, folder, chosen=choices)
+        yield from (run for _, run in of_rows)
 
     def _start(self, asked: list[Entry], console: Console) -> int:
         """Work until nothing is left but what failed."""
