@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": ("compare:Compare", "Train several agents on one environment over several seeds and compare them."),
     "train": ("train:Train", "Train one agent and the blocks."),
     "sweep": ("sweep:Sweep", "Train one agent with every combination of some options, rank them on validation."),
+    "suite": ("suite.suite:Suite", "Score agents on problems whose best routing is known."),
     "report": ("compare:Report", "Write one page of everything that is in folders of results."),
     "reproduce": ("reproduce:Reproduce", "Run what a paper reports and put our figures beside theirs."),
     "queue": ("queue:Queue", "Show how far the papers' runs are, or work on them."),

@@ -16,6 +16,7 @@ from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line, say
 from routing_gym.experiments.engine.folders import check_own, locked
 from routing_gym.experiments.engine.launchers import Launcher, Launching, perform, say_failures
+from routing_gym.experiments.engine.page import check_page, write_page
 from routing_gym.experiments.engine.records import Record, read_results, write_results
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
@@ -30,7 +31,6 @@ from routing_gym.experiments.engine.settings import (
 from routing_gym.experiments.papers.codinet import CODINET
 from routing_gym.experiments.papers.diversity import DIVERSITY
 from routing_gym.experiments.papers.multipath import MULTIPATH
-from routing_gym.experiments.papers.page import check_page, write_page
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.protocols import PROTOCOLS
 from routing_gym.experiments.papers.reproduction import Reproduction, asks_for, chosen_by, distinct

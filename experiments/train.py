@@ -134,7 +134,9 @@ class Evaluate(OfCheckpoint):
         agent = load_with_env(self.checkpoint, self.env_options)
         if self.routes is not None:
             writable_file(self.routes, "--routes")
-        values = dataclasses.asdict(evaluate(agent, agent.env, split=self.split))
+        found = evaluate(agent, agent.env, split=self.split)
+        values = {**dataclasses.asdict(found), "paths": found.paths}
+        del values["route"], values["taken"]  # as long as the split
         if self.routes is not None:
             write_routes(agent, self.split, self.routes)
         if self.json:

@@ -138,18 +138,22 @@ class Tunable(Command):
     tuned_dir: Path = SHIPPED
 
     def settings_of(
-        self, training: settings.TrainingSettings, agent: str, agent_options: tuple[str, ...]
+        self, training: settings.TrainingSettings, agent: str, agent_options: tuple[str, ...], of: str = ""
     ) -> tuple[settings.TrainingSettings, tuple[str, ...]]:
-        """Settings and options of an agent, with what was tuned if it is asked for, or a `UsageError`."""
+        """Settings and options of an agent, with what was tuned if it is asked for, or a `UsageError`.
+
+        That is what was tuned for the environment, or for what is named.
+        """
+        of = of or training.env
         if not self.tuned:
             if self.tuned_dir != SHIPPED:
                 raise UsageError(f"--tuned-dir {self.tuned_dir} is for --tuned: give both")
             return training, agent_options
         if not self.tuned_dir.is_dir():
             raise UsageError(f"--tuned-dir {self.tuned_dir} is no folder: a sweep writes one, OUT/tuned")
-        path = tuned_path(self.tuned_dir, training.env, agent)
+        path = tuned_path(self.tuned_dir, of, agent)
         if not path.parent.is_dir():
-            raise UsageError(f"--tuned: nothing was tuned for {training.env}, there is no {path.parent}")
+            raise UsageError(f"--tuned: nothing was tuned for {of}, there is no {path.parent}")
         try:
             found = read_config(path) if path.exists() else {}
             of_env, of_agent = (found.get(name, {}) for name in ("env_options", "agent_options"))

@@ -68,11 +68,19 @@ def threads_in_one_line() -> Iterator[None]:
 
 
 class Display(Progress):
-    """How far a command is, of so many runs or parts: bars in a terminal, elsewhere a line for every epoch or part."""
+    """How far a command is, of so many runs or parts: bars in a terminal, elsewhere a line for every epoch or part.
 
-    def __init__(self, console: Console, total: int, name: str = "all runs") -> None:
+    Args:
+        console: Where it is shown.
+        total: How many there are.
+        name: What they are.
+        every_epoch: Elsewhere than in a terminal, a line for every epoch, not only for every run.
+    """
+
+    def __init__(self, console: Console, total: int, name: str = "all runs", every_epoch: bool = True) -> None:
         columns = (TextColumn("{task.description:<20}", markup=False), BarColumn(), MofNCompleteColumn())
         super().__init__(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+        self.every_epoch = every_epoch
         self.total, self.done, self.whole = total, 0, self.add_task(name, total=total)
         self.parts: dict[str, tuple[TaskID, int]] = {}
         self.shown: dict[str, int] = {}
@@ -86,7 +94,7 @@ class Display(Progress):
         part, epochs = self.parts[title]
         done = progress["epoch"]
         self.update(part, completed=done)
-        if done > self.shown.get(title, 0):
+        if self.every_epoch and done > self.shown.get(title, 0):
             self.shown[title] = done
             self._line(
                 f"{title}: epoch {done}/{epochs}, train loss {progress['train_loss']:.4f}, {progress['judged_on']} "
@@ -99,7 +107,7 @@ class Display(Progress):
         self.remove_task(part)
         self.done += 1
         self.update(self.whole, advance=1)
-        if not epochs:
+        if not (epochs and self.every_epoch):
             self._line(f"{title}: {self.done} of {self.total}")
 
     def note(self, text: str) -> None:

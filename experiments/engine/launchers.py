@@ -311,7 +311,12 @@ def try_out(runs: Sequence[Run], console: Console, debug: bool, *, fresh: bool =
 
 
 def perform(
-    runs: Sequence[Run], launcher: Launcher, keep: Callable[[Run, Record], None], console: Console, debug: bool
+    runs: Sequence[Run],
+    launcher: Launcher,
+    keep: Callable[[Run, Record], None],
+    console: Console,
+    debug: bool,
+    every_epoch: bool = True,
 ) -> list[str]:
     """Perform runs wherever a launcher puts them, on whichever checkpoints there are.
 
@@ -321,6 +326,7 @@ def perform(
         keep: Called with each that is done, and its record.
         console: Where it is shown how far they are.
         debug: Show tracebacks.
+        every_epoch: Say more than that a run is done.
 
     Returns:
         Of each run that failed its title, the reason and what is kept, in a line; a note of `Stopped` says it, too.
@@ -329,7 +335,7 @@ def perform(
         return []
     failures: dict[str, None] = {}
     kept = 0
-    with Display(console, len(runs)) as display:
+    with Display(console, len(runs), every_epoch=every_epoch) as display:
         try:
             for outcome in launcher.launch(runs, display):
                 if outcome.record is not None:

@@ -9,7 +9,8 @@ from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Evaluation
@@ -139,13 +140,55 @@ def _cost(judged: Judged) -> float | None:
     return judged.evaluation.cost(k_cpt) if isinstance(k_cpt, int | float) else None
 
 
+def alignment(judged: Judged) -> float | None:
+    """Adjusted Rand index of routes and of what is planted in the data, over the rows of a split (Hubert, Arabie 1985).
+
+    1 where rows share a route just where they share all that is planted, whatever the blocks are called; 0 is chance.
+    None for data in which nothing is planted.
+    """
+    planted = judged.agent.env.datasets[judged.evaluation.split].planted
+    return None if planted is None else _rand_index(planted, judged.evaluation.route)
+
+
+def alignments(judged: Judged) -> list[float] | None:
+    """The same by decision, `(N,)`: of the choices taken there and of what is planted at its depth, or at the last."""
+    evaluation = judged.evaluation
+    planted = judged.agent.env.datasets[evaluation.split].planted
+    if planted is None:
+        return None
+    taken = evaluation.taken[evaluation.route]
+    depths = range(taken.shape[1])
+    return [_rand_index(planted[:, min(at, planted.shape[1] - 1)], taken[:, at]) for at in depths]
+
+
+def _rand_index(*columns: Tensor) -> float:
+    """Adjusted Rand index of two ways to sort rows; each is `(R,)`, or `(R, ...)`, whose equal rows belong together."""
+    from sklearn.metrics import adjusted_rand_score  # takes a while to import
+
+    sorts = [
+        column.flatten(1).unique(dim=0, return_inverse=True)[1] if column.ndim > 1 else column for column in columns
+    ]
+    return float(adjusted_rand_score(*(sort.cpu().numpy() for sort in sorts)))
+
+
+def effective_blocks(use: ArrayLike) -> float:
+    """Effective number of choices at a decision, mean over decisions: the exponential of the entropy of their `use`.
+
+    As many as share all instances evenly; 1 where one takes them all.
+    """
+    shares = np.asarray(use, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.where(shares > 0, shares * np.log(shares), 0.0).sum(-1)
+    return float(np.exp(entropy).mean())
+
+
 METRICS: dict[str, Metric] = {}
 """Metrics by name, in the order of their columns; `register_metric` adds to them."""
 
 TAKEN = frozenset(
-    "agent asked batch_size best_epoch by_price commit compared_paths config curve dataset decisions device env "
-    "env_config epoch epochs exits experts label live_paths processor routes routes_by_label seed setting settings "
-    "task_accuracy task_macs threads torch train_accuracy train_loss use version ways_out".split()
+    "agent alignments asked batch_size best_epoch by_price commit compared_paths config curve dataset decisions device "
+    "env env_config epoch epochs exits experts label live_paths processor routes routes_by_label seed setting settings "
+    "settled task_accuracy task_macs threads torch train_accuracy train_loss use version ways_out".split()
 )
 """Fields of records and curves that are no metrics."""
 
@@ -175,6 +218,14 @@ for _metric in (
     Metric("cost", "cost", _cost, digits=4, table=False, better="less"),
     Metric("blocks_used", "blocks", attrgetter("evaluation.blocks_used"), digits=1),
     Metric("paths", "paths", attrgetter("evaluation.paths"), digits=1),
+    Metric(
+        "effective_blocks",
+        "effective blocks",
+        lambda judged: effective_blocks(judged.evaluation.use),
+        digits=1,
+        table=False,
+    ),
+    Metric("alignment", "alignment", alignment, digits=2, table=False, better="more"),
     Metric("parameters", "parameters", lambda judged: count_parameters(judged.agent), table=False),
     Metric("parameters_used", "parameters passed", mean_parameters, table=False),
     Metric("samples_per_second", "samples/s", attrgetter("samples_per_second"), better="more"),

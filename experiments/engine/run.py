@@ -20,10 +20,10 @@ from routing_gym.experiments.engine.command import UsageError, unbroken
 from routing_gym.experiments.engine.folders import locked
 from routing_gym.experiments.engine.instances import keep_logits
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
-from routing_gym.experiments.engine.metrics import METRICS, Judged, Record
+from routing_gym.experiments.engine.metrics import METRICS, Judged, Record, alignments
 from routing_gym.experiments.engine.paths import judged_paths
 from routing_gym.experiments.engine.settings import finite
-from routing_gym.experiments.engine.training import CHECKPOINT
+from routing_gym.experiments.engine.training import CHECKPOINT, ROUTES
 from routing_gym.files import clear_orphans
 from routing_gym.networks import ways_out
 
@@ -87,6 +87,7 @@ class Run:
         asked |= {"batch_size": given.batch_size, "split": self.split}
         besides = {"patience": given.patience, "judge_at": list(self.judge_at)}
         besides |= {"compare_paths": self.compare_paths, "keep_logits": self.keep_logits}
+        besides |= {"epoch_passes": given.epoch_passes} if given.epoch_passes > 1 else {}
         asked |= {name: value for name, value in besides.items() if value}
         of_env = settings.resolved_env_options(given.env, given.env_options)
         of_agent = settings.resolved_agent_options(self.agent, self.agent_options)
@@ -160,7 +161,7 @@ class Run:
                 for callback in callbacks:
                     begun.append(callback)
                     tell(callback, "on_begin", session)
-                training.train(session, callbacks, self.training.patience)
+                training.train(session, callbacks, self.training)
                 record = self._record(session)
                 with unbroken():
                     records.write_results([record], folder / RESULTS)
@@ -183,6 +184,7 @@ class Run:
         agent, curve, folder = session.agent, session.curve, self.folder
         judged = training.judge(agent, self.split, curve["seconds"][-1], len(curve["epoch"]))
         record = record_of(judged, self, curve)
+        record["settled"] = training.settled(records.read_arrays(folder / ROUTES, epoch=1, routes=4)["routes"])
         if self.judge_at:
             record["by_price"] = [_at_price(judged, price) for price in self.judge_at]
         if self.compare_paths:
@@ -200,6 +202,7 @@ def record_of(judged: Judged, run: Run, curve: records.Curve) -> Record:
     record: Record = {"version": records.VERSION, "agent": agent.name, "env": run.training.env, "seed": run.seed}
     record |= {metric.key(final.split): metric.measure(judged) for metric in METRICS.values()}
     record |= {"task_accuracy": final.task_accuracy, "task_macs": final.task_macs}
+    record |= {} if (by_decision := alignments(judged)) is None else {"alignments": by_decision}
     record |= {"live_paths": final.live_paths.tolist()} if network.num_tensors > 1 else {}  # else a choice is a path
     record |= {"epochs": len(curve["epoch"]), "best_epoch": training.best_epoch(curve), "batch_size": env.num_envs}
     record |= {"asked": run.asked, "config": dataclasses.asdict(agent.config)}

@@ -34,7 +34,7 @@ class TrainingSettings:
 
     Attributes:
         env: Id of the environment; `routing-gym list` prints them.
-        epochs: Passes over the training split, each rounded up to whole batches.
+        epochs: Passes over the training split, each rounded up to whole batches; after each it is judged and saved.
         batch_size: Instances routed and trained on together.
         env_options: Options of the environment as NAME=VALUE, e.g. num_blocks=5 rho=0.3 learning_rate=0.002.
         data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
@@ -43,6 +43,7 @@ class TrainingSettings:
         patience: Stop after so many epochs without a higher validation accuracy, and judge the best epoch.
         callbacks: What is told of every epoch: tensorboard, csv, wandb, trackio, mlflow, or one that a plug-in
             registers (`register_callback`).
+        epoch_passes: Passes that make an epoch: of small data many, so that judging does not take longer than training.
     """
 
     env: str = DEFAULT_ENV
@@ -54,12 +55,13 @@ class TrainingSettings:
     threads: int = 1
     patience: int | None = None
     callbacks: tuple[str, ...] = ("tensorboard",)
+    epoch_passes: int = 1
 
     def check(self) -> None:
         """Refuse what cannot be run, by a `UsageError` that names the option and what it takes."""
         if self.env not in env_ids():
             raise UsageError(f"unknown environment {self.env!r}; known are {', '.join(env_ids())}")
-        for option in ("epochs", "batch_size", "threads", "patience"):
+        for option in ("epochs", "batch_size", "threads", "patience", "epoch_passes"):
             if (value := getattr(self, option)) is not None:
                 at_least_one(option, value, MOST_THREADS if option == "threads" else None)
         each_once("env_options", self.env_options)

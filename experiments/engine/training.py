@@ -23,11 +23,13 @@ from routing_gym.experiments.engine.command import stop_if_asked, unbroken
 from routing_gym.experiments.engine.machine import give_back_freed_memory
 from routing_gym.experiments.engine.metrics import METRICS, Judged
 from routing_gym.experiments.engine.records import Curve, read_arrays, write_arrays
+from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.networks import ways_out
 from routing_gym.tasks import MultiTaskDataset
 
 CHECKPOINT, BEST, ROUTES, POLICIES = "checkpoint.pt", "best.pt", "routes.npz", "policies.npz"
 SNAPSHOTS_PER_EPOCH = 20  # of an agent's policy
+UNSETTLED = 0.05
 FEW = 1000  # instances on which a trial is judged, about
 
 
@@ -36,7 +38,7 @@ def begun_curve(agent: Agent) -> Curve:
     return {"judged_on": "validation" if "validation" in agent.env.datasets else "test", "epoch": []}
 
 
-def train(session: Session, callbacks: Sequence[Callback], patience: int | None = None) -> None:
+def train(session: Session, callbacks: Sequence[Callback], settings: TrainingSettings) -> None:
     """Train until there are as many epochs as there should be; judge after every epoch.
 
     After every epoch these are written: `checkpoint.pt`, so that a run that stops keeps its last good one; `best.pt`,
@@ -47,15 +49,16 @@ def train(session: Session, callbacks: Sequence[Callback], patience: int | None 
     Args:
         session: The run; its curve grows.
         callbacks: Told of batches and epochs.
-        patience: Stop after so many epochs without a higher validation accuracy, and go back to the best checkpoint.
+        settings: How many passes make an epoch; and after how many without a higher validation accuracy it stops, and
+            goes back to the best checkpoint.
 
     Raises:
         TrainingDivergedError: The loss is no longer a number; names agent and step, or epoch.
         Stopped: A signal came; nothing was broken off but the epoch.
     """
     agent, curve, folder, done = session.agent, session.curve, session.folder, session.curve["epoch"]
-    env = agent.env
-    batches = -(-env.trainer.optimization.epoch // env.num_envs)
+    env, patience = agent.env, settings.patience
+    batches = -(-settings.epoch_passes * env.trainer.optimization.epoch // env.num_envs)
     every = 0 if checked_policy(agent) is None else -(-batches // SNAPSHOTS_PER_EPOCH)
     number = itertools.count(agent.episodes // env.num_envs)
     policies = EpochLog(folder / POLICIES, len(done), episodes=1, policies=4)
@@ -96,6 +99,17 @@ def train(session: Session, callbacks: Sequence[Callback], patience: int | None 
         session.agent = Agent.load(folder / BEST, env)
 
 
+def settled(routes: np.ndarray) -> int:
+    """Epoch after which routes stayed what they are in the end: all but `UNSETTLED` of the choices, mean over tasks.
+
+    Args:
+        routes: Counts of choices after each epoch, `(E, T, N, A)`, as in `Evaluation`.
+    """
+    shares = routes / np.maximum(routes.sum(-1, keepdims=True), 1)
+    moved = 0.5 * np.abs(shares - shares[-1:]).sum(-1).mean((1, 2))  # total variation
+    return int((moved > UNSETTLED).nonzero()[0].max(initial=-1)) + 2
+
+
 def best_epoch(curve: Curve) -> int:
     """First epoch with the highest validation accuracy."""
     accuracies = curve["validation_accuracy"]
@@ -107,8 +121,7 @@ def judge(agent: Agent, split: str, seconds: float, epochs: int) -> Judged:
     evaluation = evaluate(agent, agent.env, split=split)
     if math.isnan(evaluation.loss):
         raise TrainingDivergedError(f"agent {agent.name!r}, after epoch {epochs}: the loss on the {split} split is NaN")
-    instances = epochs * agent.env.trainer.optimization.epoch
-    return Judged(agent, evaluation, seconds, instances / seconds if seconds else 0.0)
+    return Judged(agent, evaluation, seconds, agent.episodes / seconds if seconds else 0.0)
 
 
 def _add_epoch(curve: Curve, means: dict[str, float], judged: Judged) -> None:

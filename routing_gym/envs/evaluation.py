@@ -33,7 +33,8 @@ class Evaluation:
         router_macs: The router's own share of `macs`.
         task_macs: `macs` for each task.
         blocks_used: Number of (decision, choice) pairs that any instance took.
-        paths: Number of different routes.
+        route: `(R,)` int64: the number of the route that each row of the split took.
+        taken: `(P, N, A)` bool: the choices of each route at each decision; none where it did not come.
         live_paths: `(N,)` float64: mean number of different choices that an instance took at each decision, of those
             that came there; 0 where nobody did. Under hard routing 1, or where M tensors choose up to M, less where
             some choose the same; of weights those that are not 0 count.
@@ -55,12 +56,18 @@ class Evaluation:
     router_macs: float
     task_macs: list[float]
     blocks_used: int
-    paths: int
+    route: Tensor
+    taken: Tensor
     live_paths: Tensor
     routes: Tensor
     routes_by_label: Tensor
     weights: Tensor
     exits: Tensor
+
+    @property
+    def paths(self) -> int:
+        """Number of different routes."""
+        return len(self.taken)
 
     @property
     def use(self) -> Tensor:
@@ -127,8 +134,8 @@ def evaluate(
     weights = torch.zeros(num_tasks, *places, dtype=torch.float64, device=device)
     arrived = torch.zeros(places[0], dtype=torch.int64, device=device)
     exits = torch.zeros(places[0] - 1, num_choices, num_classes, 2, dtype=torch.int64, device=device)
-    paths: set[tuple] = set()
-    columns = []
+    known: dict[tuple, int] = {}  # routes by their choices
+    route, columns = [], []
     for batch, kept in route_split(router, judged, deterministic):
         spent = torch.stack([router_macs[step.decision] for step in batch.steps]).sum(0)
         columns.append(torch.stack([batch.correct, batch.loss, batch.macs, spent])[:, kept])
@@ -145,7 +152,9 @@ def evaluate(
         weights.index_put_((task,), weighed[kept], accumulate=True)
         left, right = (column[kept] for column in _departures(batch, num_choices))
         exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
-        paths.update(map(tuple, used[kept, :-1].flatten(1).unique(dim=0).tolist()))
+        different, which = used[kept, :-1].flatten(1).unique(dim=0, return_inverse=True)
+        numbers = [known.setdefault(tuple(choices), len(known)) for choices in different.tolist()]
+        route.append(torch.tensor(numbers)[which.cpu()])
     correct, loss, macs, spent = torch.cat(columns, 1).double()
     count = torch.bincount(dataset.task, minlength=num_tasks)
 
@@ -162,7 +171,8 @@ def evaluate(
         router_macs=float(spent.mean()),
         task_macs=per_task(macs),
         blocks_used=int((routes.sum((0, 1))[:-1] > 0).sum()),
-        paths=len(paths),
+        route=torch.cat(route),
+        taken=torch.tensor(list(known)).unflatten(1, (places[0] - 1, num_choices)),
         live_paths=(routes.sum((0, 1, 3)).double() / arrived.clamp(min=1))[:-1].cpu(),
         routes=routes.sum(1)[:, :-1].cpu(),
         routes_by_label=routes.sum(0)[:, :-1].cpu(),

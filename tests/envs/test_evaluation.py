@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import gymnasium
 import pytest
 import torch
 from toys import TREE, ExitTree, Gates, RunSkip, small_env, toy_env
 
 import routing_gym
 from routing_gym.agents import make_agent
-from routing_gym.envs import EnvConfig, rollout
+from routing_gym.envs import EnvConfig, core_of, rollout
 from routing_gym.networks import ColumnsMLP, ways_out
 
 
@@ -142,6 +143,16 @@ def test_live_paths_are_those_of_every_single_row(columns):
     result = routing_gym.evaluate(Marked(), env, batch_size=7)
     assert torch.allclose(result.live_paths, live_paths_by_hand(Marked(), env, network))
     assert bool(((result.live_paths > 1) & (result.live_paths < 3)).all())
+
+
+def test_the_route_of_every_row_is_known():
+    env = core_of(gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=8))
+    result = routing_gym.evaluate(make_agent("random-fixed", env), env, batch_size=77)
+    split, routes = env.datasets["test"], make_agent("random-fixed", env).routes
+    assert result.route.shape == split.task.shape and len(result.taken) == result.paths == len(routes.unique(dim=0))
+    taken = result.taken[result.route]
+    assert torch.equal(taken.sum(-1), torch.ones_like(taken[..., 0], dtype=torch.int64))  # one choice everywhere
+    assert torch.equal(taken.long().argmax(-1), routes[split.task])
 
 
 def test_one_tensor_is_one_live_path_where_anybody_arrives():

@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,19 @@ from records import strict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_examples import nothing_stays  # noqa: F401
 
+from routing_gym.agents import make_agent
+from routing_gym.envs import core_of
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.metrics import METRICS, Metric, register_metric
+from routing_gym.experiments.engine.metrics import (
+    METRICS,
+    Judged,
+    Metric,
+    alignment,
+    alignments,
+    effective_blocks,
+    register_metric,
+)
+from routing_gym.experiments.engine.training import judge, settled
 
 pytestmark = pytest.mark.usefixtures("nothing_stays")
 
@@ -168,3 +181,55 @@ def test_a_metric_takes_no_name_of_a_record(name):
     with pytest.raises(ValueError, match="a metric is named by a word that no field of a record has"):
         register_metric(Metric(name, "x", lambda judged: 1.0))
     assert name not in METRICS
+
+
+def test_alignment_compares_routes_with_what_is_planted_whatever_blocks_are_called():
+    """Four rows of each of two groups; by hand where two rows of one group go with the other."""
+    planted = torch.tensor([[0]] * 4 + [[1]] * 4)
+
+    def aligned(route, taken=((1, 0), (0, 1))):
+        evaluation = SimpleNamespace(
+            split="test", route=torch.tensor(route), taken=torch.tensor(taken, dtype=torch.bool).unsqueeze(1)
+        )
+        env = SimpleNamespace(datasets={"test": SimpleNamespace(planted=planted)})
+        judged = Judged(SimpleNamespace(env=env), evaluation, 1.0, 1.0)
+        return alignment(judged), alignments(judged)
+
+    assert aligned([0] * 4 + [1] * 4) == aligned([1] * 4 + [0] * 4) == (1.0, [1.0])
+    assert aligned([0] * 8)[0] == 0
+    # Pairs together in both: 3 + 2 * 1 ... by the table [[4, 0], [2, 2]]: (6 + 1 + 1 - e) / (m - e).
+    together, by_group, by_route, pairs = 6 + 1 + 1, 6 + 6, 15 + 1, 28
+    expected = by_group * by_route / pairs
+    assert aligned([0] * 6 + [1] * 2)[0] == pytest.approx(
+        (together - expected) / ((by_group + by_route) / 2 - expected)
+    )
+
+
+def test_alignment_of_an_oracle_is_1_and_none_where_nothing_is_planted():
+    env = core_of(gymnasium.make_vec("routing_gym/Compositions-v0", num_envs=64))
+    judged = judge(make_agent("oracle", env), "validation", 1.0, 1)
+    assert alignment(judged) == 1.0 and alignments(judged) == [1.0, 1.0]
+    shared = judge(make_agent("shared", env), "validation", 1.0, 1)
+    assert alignment(shared) == 0 and effective_blocks(shared.evaluation.use) == 1
+    plain = core_of(gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=64))
+    judged = judge(make_agent("shared", plain), "validation", 1.0, 1)
+    assert alignment(judged) is None and alignments(judged) is None
+
+
+def test_effective_blocks_are_the_exponential_of_the_entropy():
+    assert effective_blocks([[0.5, 0.5, 0], [1, 0, 0]]) == pytest.approx(1.5)
+    assert effective_blocks([[0.25] * 4]) == pytest.approx(4)
+
+
+def test_routes_are_settled_after_the_last_epoch_that_differs_from_the_end():
+    first, then, last = ([[[10, 0]]], [[[5, 5]]], [[[0, 10]]])
+    assert settled(np.array([first, first, first])) == 1
+    assert settled(np.array([first, then, last, last])) == 3
+    assert settled(np.array([last, first, last])) == 3
+    # 19 of 20 tasks and decisions stay: that is settled.
+    routes = np.zeros((2, 20, 1, 2), dtype=int)
+    routes[..., 0] = 7
+    routes[0, 3] = [[0, 7]]
+    assert settled(routes) == 1
+    routes[0, 4] = [[0, 7]]
+    assert settled(routes) == 2

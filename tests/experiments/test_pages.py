@@ -7,7 +7,7 @@ import pytest
 
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.papers.page import BEHIND, check_page, text_of, write_page
+from routing_gym.experiments.engine.page import BEHIND, check_page, text_of, write_page
 from routing_gym.experiments.queue import Queue, entries
 
 PAGES = Path(__file__).parents[2] / "docs" / "results"

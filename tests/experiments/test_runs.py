@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from routing_gym.experiments import compare
 from routing_gym.experiments.cli import COMMANDS, command_class, main, parsed
 from routing_gym.experiments.engine.arguments import gathered
 from routing_gym.experiments.engine.run import Run, finite
+from routing_gym.experiments.engine.settings import TrainingSettings
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -576,3 +578,20 @@ def test_sequences_of_commands_lose_nothing(tmp_path):
         whole = {(r["agent"], r["seed"]): untimed(r) for r in strict(tmp_path / "whole" / "results.json")}
         quick = settings(max_examples=6, stateful_step_count=5, deadline=None, suppress_health_check=list(HealthCheck))
         run_state_machine_as_test(Sequences, settings=quick)
+
+
+def test_several_passes_make_an_epoch_that_is_judged_once(tmp_path):
+    """Two epochs of three passes train as six epochs do, and are known by another name."""
+    runs = {}
+    for name, epochs, passes in (("six", 6, 1), ("two", 2, 3)):
+        training = TrainingSettings("routing_gym/SyntheticMTL-v0", epochs, 64, epoch_passes=passes, callbacks=())
+        runs[name] = Run(training, "reinforce", 0, tmp_path / name)
+        assert runs[name].perform()["epochs"] == epochs
+    six, two = (Agent.load(run.folder / "checkpoint.pt", run.make().env) for run in runs.values())
+    assert runs["two"].asked["epoch_passes"] == 3 and "epoch_passes" not in runs["six"].asked
+    assert six.episodes == two.episodes
+    for ours, theirs in zip(six.env.network.parameters(), two.env.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    again = main(["train", "--config", str(tmp_path / "two" / "config.toml"), "--out", str(tmp_path / "again")])
+    records = [json.loads((tmp_path / name / "results.json").read_text())[0] for name in ("two", "again")]
+    assert again == 0 and len({record["test_accuracy"] for record in records}) == 1

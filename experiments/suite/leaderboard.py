@@ -1,0 +1,273 @@
+"""The leaderboard of the suite: tables and pictures from scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from routing_gym.experiments.engine.figures import save
+from routing_gym.experiments.engine.page import write_page
+from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, best_and_alike, mean_interval, performance_profile
+from routing_gym.experiments.suite.problems import DIFFICULTIES, PROBLEMS
+from routing_gym.experiments.suite.scoring import Scale, Score, Standing, beaten, improvement, standings
+
+MOST_SHOWN = 8
+"""Agents in a picture: those that stand best."""
+TITLE = "The suite: problems on which routing agents can be told apart"
+
+
+def main_difficulty(scores: Sequence[Score]) -> str:
+    """Difficulty that the leaderboard is of: the default one, or the first that was run."""
+    there = {score["difficulty"] for score in scores}
+    return "default" if "default" in there else next(name for name in DIFFICULTIES if name in there)
+
+
+def problems_of(scores: Sequence[Score]) -> list[str]:
+    """Problems that were run, in the order of the suite."""
+    there = {score["problem"] for score in scores}
+    return [*(name for name in PROBLEMS if name in there), *sorted(there - PROBLEMS.keys())]
+
+
+def stands(scores: Sequence[Score]) -> list[Standing]:
+    """Standings at the difficulty that the leaderboard is of."""
+    main = main_difficulty(scores)
+    return standings(score for score in scores if score["difficulty"] == main)
+
+
+def cell(standing: Standing, problem: str, half: bool = False) -> str:
+    """Mean score of an agent on a problem, perhaps with half of its 95 % interval; a dash where it cannot run it."""
+    values = list(standing.scores.get(problem, {}).values())
+    bounds = mean_interval(values) if half else None
+    return (f"{float(np.mean(values)):.2f}" if values else "–") + (
+        f" ± {(bounds[1] - bounds[0]) / 2:.2f}" if bounds else ""
+    )
+
+
+def best_of(found: Sequence[Standing], problem: str) -> set[str]:
+    """The best agent on a problem and all that cannot be told apart from it; nobody where seeds are too few."""
+    by_agent = {of.agent: of.scores[problem] for of in found if problem in of.scores}
+    with suppress(ValueError):  # no seed is common
+        if (best := best_and_alike(by_agent)).seeds >= FEWEST_SEEDS:
+            return {best.agent, *best.alike}
+    return set()
+
+
+def told_iqm(standing: Standing) -> str:
+    """Interquartile mean of an agent, with its interval."""
+    value, bounds = standing.iqm
+    return f"{value:.2f}" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "")
+
+
+def table(scores: Sequence[Score]) -> Table:
+    """Leaderboard: a row per agent, its interquartile mean, its rank, and its mean score on every problem."""
+    found, seeds = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)), len({s["seed"] for s in scores})
+    found.title = f"Score, {main_difficulty(scores)} difficulty, {seeds} seed{'s' * (seeds > 1)}"
+    found.caption = "0: random frozen paths, 1: the oracle; IQM: interquartile mean over runs and problems"
+    problems = problems_of(scores)
+    found.add_column("agent", no_wrap=True)
+    for heading in ("IQM", "rank", *problems):
+        found.add_column(heading, justify="right", no_wrap=heading in ("IQM", "rank"))
+    for standing in stands(scores):
+        own = [cell(standing, problem) for problem in problems]
+        found.add_row(standing.agent, told_iqm(standing), f"{standing.rank:.1f}", *own)
+    return found
+
+
+def write(scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Mapping[str, str]], folder: Path) -> None:
+    """Write leaderboard.md and its pictures into a folder."""
+    found, problems = stands(scores), problems_of(scores)
+    pictures = [profile(found, problems, folder / "profiles.png")]
+    if len(problems) > 2:
+        pictures.insert(0, radar(found, problems, folder / "abilities.png"))
+    if len({score["difficulty"] for score in scores}) > 1:
+        pictures.append(along_knobs(scores, [standing.agent for standing in found], folder / "knobs.png"))
+    write_page(folder / "leaderboard.md", TITLE, page(scales, scores, holes), pictures)
+
+
+def rows_of(*rows: Sequence[str]) -> list[str]:
+    """Table in Markdown: its head and its rows."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return [lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:], ""]
+
+
+def page(scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Mapping[str, str]]) -> str:
+    """What is generated of the leaderboard's page, as Markdown."""
+    found, problems, main = stands(scores), problems_of(scores), main_difficulty(scores)
+    seeds = sorted({score["seed"] for score in scores})
+    made = (("commit", "commit"), ("PyTorch", "torch"), ("on", "processor"))
+    lines = [
+        f"Score: 0 for random frozen paths (mean of draws on the same data), 1 for the oracle; {len(seeds)} seeds, "
+        f"from {seeds[0]} on, each with data of its own; {main} difficulty. IQM: interquartile mean over runs and "
+        "problems, with the 95 % interval of the stratified bootstrap. Rank: mean over problems, 1 for the best. ±: "
+        "half of the 95 % t-interval over seeds. Bold: the best of a problem and all that cannot be told apart from it "
+        "(paired t, Holm, 5 %). † spends more multiply-accumulates than the oracle somewhere, and may beat it there.",
+        "",
+        f"Made at {'; '.join(f'{word} ' + ', '.join(sorted({of[key] for of in scores})) for word, key in made)}.",
+        *["", "## Leaderboard", "", *_leaders(found, scores, problems, main)],
+        *["## Problems", "", *_problems(scales)],
+    ]
+    wrong = beaten(scales, scores)
+    lines += [*(f"- **{line}**" for line in wrong), ""] if wrong else ["No agent beats an oracle at its own cost.", ""]
+    lines += ["## How they get there", "", *_ways(found, scores, main)]
+    lines += ["## Probability of improvement", "", "That a run of the row's agent beats one of the column's.", ""]
+    chances = ([*(improvement(a, b) for b in found)] for a in found)
+    texts = (["–" if chance is None else f"{chance:.2f}" for chance in row] for row in chances)
+    lines += rows_of(
+        ["", *(of.agent for of in found)], *([of.agent, *row] for of, row in zip(found, texts, strict=True))
+    )
+    if len({score["difficulty"] for score in scores}) > 1:
+        lines += ["## Along the knobs", "", *_along(found, scores, problems)]
+    if holes:
+        told = {f"- {hole['agent']} on {hole['problem']} ({hole['difficulty']}): {hole['reason']}" for hole in holes}
+        lines += ["## Holes", "", *sorted(told)]
+    return "\n".join(lines)
+
+
+def _leaders(found: Sequence[Standing], scores: Sequence[Score], problems: Sequence[str], main: str) -> list[str]:
+    more = {score["agent"] for score in scores if score["more_macs"] and score["difficulty"] == main}
+    best = {problem: best_of(found, problem) for problem in problems}
+    rows = []
+    for of in found:
+        cells = [f"**{cell(of, p, half=True)}**" if of.agent in best[p] else cell(of, p, half=True) for p in problems]
+        name = f"{of.agent}{' †' * (of.agent in more)}"
+        rows.append([name, told_iqm(of), f"{of.rank:.1f}", *cells, f"{of.seconds:.0f} s"])
+    return rows_of(["agent", "IQM", "rank", *problems, "training a seed"], *rows)
+
+
+def _problems(scales: Sequence[Scale]) -> list[str]:
+    rows = []
+    for scale in scales:
+        (zero, one), bounds = scale.ends, mean_interval(list(scale.random.values()))
+        half = f" ± {(bounds[1] - bounds[0]) / 2:.3f}" if bounds else ""
+        apart = {"better": "yes", "worse": "no"}.get(scale.separated.verdict, "not enough")
+        known = PROBLEMS.get(scale.problem)
+        options = f"`{scale.env.rpartition('/')[2]}`, {knob(scale.problem, scale.difficulty)}" if known else scale.env
+        about = known.ability if known else ""
+        rows.append(
+            [scale.problem, scale.difficulty, about, options, scale.scored, f"{zero:.3f}{half}", f"{one:.3f}", apart]
+        )
+    heads = (
+        "problem",
+        "difficulty",
+        "ability",
+        "environment",
+        "scored",
+        "random frozen paths",
+        "oracle",
+        "oracle ahead",
+    )
+    return rows_of(heads, *rows)
+
+
+def _ways(found: Sequence[Standing], scores: Sequence[Score], main: str) -> list[str]:
+    rows = []
+    for standing in found:
+        own = [score for score in scores if score["agent"] == standing.agent and score["difficulty"] == main]
+        columns = (
+            [of[name] for of in own if of[name] is not None] for name in ("alignment", "effective_blocks", "settled")
+        )
+        rows.append([standing.agent, *(f"{np.mean(column):.2f}" if column else "–" for column in columns)])
+    return [
+        "Means over problems and seeds: adjusted Rand index of whole routes and what is planted; effective number of "
+        "blocks at a decision; share of training after which routes no longer change.",
+        "",
+        *rows_of(["agent", "alignment", "effective blocks", "settled"], *rows),
+    ]
+
+
+def means_along(scores: Sequence[Score], agent: str, problem: str) -> list[float]:
+    """Mean scores of an agent on a problem by difficulty, NaN where it was not run."""
+    own = [score for score in scores if score["agent"] == agent and score["problem"] == problem]
+    values = ([score["score"] for score in own if score["difficulty"] == difficulty] for difficulty in DIFFICULTIES)
+    return [float(np.mean(of)) if of else np.nan for of in values]
+
+
+def _along(found: Sequence[Standing], scores: Sequence[Score], problems: Sequence[str]) -> list[str]:
+    rows = []
+    for problem in problems:
+        columns = [means_along(scores, of.agent, problem) for of in found]
+        for difficulty, values in zip(DIFFICULTIES, zip(*columns, strict=True), strict=True):
+            texts = ("–" if np.isnan(value) else f"{value:.2f}" for value in values)
+            rows.append([problem, difficulty, knob(problem, difficulty), *texts])
+    return rows_of(["problem", "difficulty", "knob", *(of.agent for of in found)], *rows)
+
+
+def knob(problem: str, difficulty: str) -> str:
+    """Values of a problem's knobs at a difficulty."""
+    if problem not in PROBLEMS:
+        return ""
+    at = DIFFICULTIES.index(difficulty)
+    return ", ".join(f"`{name}={values[at]}`" for name, values in PROBLEMS[problem].knobs.items())
+
+
+def radar(found: Sequence[Standing], problems: Sequence[str], path: Path) -> Path:
+    """Draw a radar chart: an axis for each problem's ability, from 0 to 1, a line for each agent."""
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    angles = np.linspace(0, 2 * np.pi, len(problems), endpoint=False)
+    for number, standing in enumerate(found[:MOST_SHOWN]):
+        means = [
+            float(np.mean(list(standing.scores[p].values()))) if p in standing.scores else np.nan for p in problems
+        ]
+        shown = np.clip(means, 0, 1.1)
+        axes.plot(
+            [*angles, angles[0]], [*shown, shown[0]], marker=".", linestyle=LINES[number % 4], label=standing.agent
+        )
+    axes.set_xticks(angles, problems, fontsize=9)
+    axes.set_ylim(0, 1.1)
+    axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "0.5", "", "1"], fontsize=7)
+    axes.set_title("Mean score by ability: 0 random frozen paths, 1 the oracle", fontsize=10)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    save(figure, path)
+    return path
+
+
+LINES = ("-", "--", "-.", ":")
+
+
+def profile(found: Sequence[Standing], problems: Sequence[str], path: Path) -> Path:
+    """Draw performance profiles: the share of runs whose score is above each value; of agents without holes."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes, thresholds = figure.add_subplot(), np.linspace(-0.2, 1.1, 131)
+    whole = [standing for standing in found if len(standing.scores) == len(problems)]
+    for number, standing in enumerate(whole[:MOST_SHOWN]):
+        shares = performance_profile(standing.matrix(problems), thresholds)
+        axes.plot(thresholds, shares, linestyle=LINES[number % 4], label=standing.agent)
+    axes.set(xlabel="score", ylabel="share of runs above it", title="Performance profiles", ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    save(figure, path)
+    return path
+
+
+def along_knobs(scores: Sequence[Score], agents: Sequence[str], path: Path) -> Path:
+    """Draw the mean score of agents against the knob of each problem, from easy to hard."""
+    problems = problems_of(scores)
+    columns = min(5, len(problems))
+    rows = -(-len(problems) // columns)
+    figure = Figure(figsize=(2.6 * columns + 1.6, 2.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(problems) :]:
+        axes.axis("off")
+    for axes, problem in zip(grid.flat, problems, strict=False):
+        for number, agent in enumerate(agents[:MOST_SHOWN]):
+            means = means_along(scores, agent, problem)
+            label = agent if problem == problems[0] else None
+            axes.plot(range(len(means)), means, marker=".", linestyle=LINES[number % 4], label=label)
+        ticks = [
+            knob(problem, difficulty).partition("`,")[0].strip("`").partition("=")[2] for difficulty in DIFFICULTIES
+        ]
+        axes.set_xticks(range(len(ticks)), ticks, fontsize=7)
+        name = next(iter(PROBLEMS[problem].knobs), "") if problem in PROBLEMS else ""
+        axes.set_title(f"{problem}\n{name}", fontsize=8)
+        axes.set_ylim(-0.25, 1.15)
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    save(figure, path)
+    return path

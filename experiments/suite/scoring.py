@@ -1,0 +1,188 @@
+"""Scores of agents on the suite: 0 for random frozen paths, 1 for the oracle; and what they add up to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from routing_gym.experiments.engine import statistics
+from routing_gym.experiments.engine.metrics import METRICS, Record
+from routing_gym.experiments.engine.statistics import MISTAKES, Difference, paired_difference
+from routing_gym.experiments.suite.problems import Problem
+
+EQUAL_MACS = 1.02
+"""An agent that spends more than this times the oracle's multiply-accumulates may beat it: it is marked."""
+
+Score = dict[str, Any]
+"""What a run scored, an entry of `scores.json`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The scale of a problem at a difficulty.
+
+    Attributes:
+        problem: Its name.
+        difficulty: Its difficulty.
+        scored: Name of the metric that is scored; more of it is better, or less.
+        oracle: What the oracle reached, by seed.
+        random: What random frozen paths reached, by draw.
+        macs: Multiply-accumulates of the oracle, per instance.
+        env: Id of the environment.
+        env_options: Its options, those of random frozen paths.
+    """
+
+    problem: str
+    difficulty: str
+    scored: str
+    oracle: Mapping[int, float]
+    random: Mapping[int, float]
+    macs: float
+    env: str
+    env_options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, written: Mapping[str, Any]) -> Scale:
+        """Scale that `dataclasses.asdict` has taken apart and JSON has changed."""
+        by_number = {
+            name: {int(seed): float(value) for seed, value in written[name].items()} for name in ("oracle", "random")
+        }
+        return cls(**{**written, **by_number})
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """What 0 and 1 stand for: the means of random frozen paths and of the oracle."""
+        return float(np.mean(list(self.random.values()))), float(np.mean(list(self.oracle.values())))
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is."""
+        return -1 if METRICS[self.scored].better == "less" else 1
+
+    @property
+    def separated(self) -> Difference:
+        """How much the oracle is better than random frozen paths, over common data."""
+        return self.ahead(self.oracle, self.random)
+
+    def ahead(self, a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
+        """How much better one is than another, in the units of the metric, over common seeds."""
+        return paired_difference(*({seed: self.sign * value for seed, value in of.items()} for of in (a, b)))
+
+    def score(self, value: float) -> float:
+        """Score of a value of the metric."""
+        zero, one = self.ends
+        return (value - zero) / (one - zero)
+
+
+def scale_of(name: str, difficulty: str, problem: Problem, oracle: Sequence[Record], random: Sequence[Record]) -> Scale:
+    """Scale of a problem, from records of the oracle and of random frozen paths; seeds are those of the data."""
+    metric = METRICS[problem.scored]
+    best, drawn = (
+        {record["asked"]["env_options"]["data_seed"]: metric.value(record) for record in records}
+        for records in (oracle, random)
+    )
+    macs = float(np.mean([record["macs"] for record in oracle]))
+    options = {name: value for name, value in random[0]["asked"]["env_options"].items() if name != "data_seed"}
+    return Scale(name, difficulty, problem.scored, best, drawn, macs, problem.env, options)
+
+
+def score_of(record: Record, scale: Scale) -> Score:
+    """What a run scored, with what it is known by."""
+    value, (zero, one), asked = METRICS[scale.scored].value(record), scale.ends, record["asked"]
+    more_macs = record["macs"] - record["router_macs"] > EQUAL_MACS * scale.macs
+    return {
+        **{"agent": record["label"], "problem": scale.problem, "difficulty": scale.difficulty, "seed": record["seed"]},
+        **{"scored": scale.scored, "value": value, "accuracy": METRICS["accuracy"].value(record)},
+        **{"oracle": one, "random": zero, "score": scale.score(value), "more_macs": more_macs},
+        **{name: record[name] for name in ("alignment", "alignments", "effective_blocks", "macs", "parameters")},
+        **{"settled": record["settled"] / record["epochs"], "epochs": record["epochs"], "seconds": record["seconds"]},
+        **{"env": record["env"], "agent_options": asked["agent_options"]},
+        **{name: record[name] for name in ("commit", "processor", "torch")},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How an agent stands in the suite.
+
+    Attributes:
+        agent: The agent.
+        scores: Its scores by problem and seed.
+        iqm: Interquartile mean over all runs on all problems it was able to run; and its 95 % interval, None where a
+            problem has fewer than two runs.
+        rank: Mean over those problems of its rank by mean score among the agents there, 1 for the best.
+        seconds: Training time of one seed on all of them.
+    """
+
+    agent: str
+    scores: Mapping[str, Mapping[int, float]]
+    iqm: tuple[float, tuple[float, float] | None]
+    rank: float
+    seconds: float
+
+    def matrix(self, problems: Sequence[str]) -> np.ndarray:
+        """Scores `(seeds, problems)`, of the seeds that all these problems have."""
+        seeds = sorted(set.intersection(*(set(self.scores[problem]) for problem in problems)))
+        return np.array([[self.scores[problem][seed] for problem in problems] for seed in seeds])
+
+
+def standings(scores: Iterable[Score]) -> list[Standing]:
+    """How agents stand, the best first; those with holes in the order of what they were able to run."""
+    by_agent: dict[str, dict[str, dict[int, Score]]] = {}
+    for score in scores:
+        by_agent.setdefault(score["agent"], {}).setdefault(score["problem"], {})[score["seed"]] = score
+    means = {
+        agent: {problem: float(np.mean([run["score"] for run in runs.values()])) for problem, runs in problems.items()}
+        for agent, problems in by_agent.items()
+    }
+    found = []
+    for agent, problems in by_agent.items():
+        values = {
+            problem: {seed: run["score"] for seed, run in sorted(runs.items())} for problem, runs in problems.items()
+        }
+        ranks = [
+            1 + sum(other[problem] > mean for other in means.values() if problem in other)
+            for problem, mean in means[agent].items()
+        ]
+        seconds = sum(float(np.mean([run["seconds"] for run in runs.values()])) for runs in problems.values())
+        standing = Standing(agent, values, (0.0, None), float(np.mean(ranks)), seconds)
+        matrix, bounds = standing.matrix(list(values)), None
+        if len(matrix) > 1:
+            low, high = statistics.bootstrap_interval(statistics.iqm, matrix)
+            bounds = float(low), float(high)
+        found.append(dataclasses.replace(standing, iqm=(statistics.iqm(matrix), bounds)))
+    return sorted(found, key=lambda standing: (-len(standing.scores), -standing.iqm[0]))
+
+
+def improvement(a: Standing, b: Standing) -> float | None:
+    """Probability that a run of `a` is better than one of `b`, on a problem both were able to run; None without one."""
+    common = [problem for problem in a.scores if problem in b.scores]
+    return statistics.probability_of_improvement(a.matrix(common), b.matrix(common)) if common else None
+
+
+def beaten(scales: Iterable[Scale], scores: Iterable[Score]) -> list[str]:
+    """Who beat the oracle at its own multiply-accumulates, a line each: a bug of the problem, not a feat.
+
+    By paired differences over seeds, at 5 % divided by the number of pairs that are looked at (Bonferroni).
+    """
+    runs: dict[tuple[str, str, str], dict[int, float]] = {}
+    for score in scores:
+        if not score["more_macs"] and score["agent"] != "oracle":
+            key = score["agent"], score["problem"], score["difficulty"]
+            runs.setdefault(key, {})[score["seed"]] = score["value"]
+    by_problem = {(scale.problem, scale.difficulty): scale for scale in scales}
+    lines = []
+    for (agent, problem, difficulty), values in runs.items():
+        scale = by_problem[problem, difficulty]
+        if not values.keys() & scale.oracle.keys():
+            continue
+        found = scale.ahead(values, scale.oracle)
+        if found.verdict == "better" and found.p < MISTAKES / len(runs):
+            lines.append(
+                f"{agent} beats the oracle of {problem} ({difficulty}) by {abs(found.mean):.3g} in {scale.scored} over "
+                f"{found.seeds} seeds, at no more multiply-accumulates: what is planted there is not the best routing"
+            )
+    return lines

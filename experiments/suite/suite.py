@@ -1,0 +1,275 @@
+"""The command that runs the suite: every agent on every problem, scored between random frozen paths and the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from routing_gym.agents import AGENTS
+from routing_gym.experiments.engine.arguments import Tunable
+from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.console import one_line, say, show
+from routing_gym.experiments.engine.folders import keep_failures, locked
+from routing_gym.experiments.engine.launchers import Launching, perform, say_failures
+from routing_gym.experiments.engine.records import Record, damaged, read_results, write_results
+from routing_gym.experiments.engine.run import Run
+from routing_gym.experiments.engine.settings import (
+    MOST_SEEDS,
+    TrainingSettings,
+    as_text,
+    at_least_one,
+    each_once,
+    filled_up,
+    folder_name,
+    known_names,
+    options_of_agents,
+    writable_folder,
+)
+from routing_gym.experiments.suite.problems import DIFFICULTIES, PROBLEMS, Difficulty
+from routing_gym.experiments.suite.scoring import Scale, Score, beaten, scale_of, score_of
+
+DRAWS = 10
+"""Draws of random frozen paths whose mean is the zero of a scale."""
+FIRST_DRAW = 1000
+"""Seed of the first of them: no seed of an agent that is scored, `random-fixed` itself included."""
+ORACLE, RANDOM = "oracle", "random-fixed"
+USUAL = ("wpl", "reinforce", "q-learning", "gumbel", "top-k", "shared", "shared-with-task", "random-fixed")
+FILES = SCORES, SCALES, HOLES = "scores.json", "scales.json", "holes.json"
+
+Place = tuple[str, str]
+"""A problem at a difficulty."""
+Hole = dict[str, str]
+"""An agent, a problem and difficulty it cannot run, and the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entrant:
+    """Who takes part: an agent with options, under a name of its own."""
+
+    label: str
+    agent: str
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, text: str) -> Entrant:
+        """Entrant from AGENT, or AGENT(NAME=VALUE,...), which is its name, too; a `UsageError` if it is neither."""
+        agent, bracket, inside = text.partition("(")
+        if agent not in AGENTS or (bracket and not (inside.endswith(")") and inside[:-1])):
+            known = ", ".join(sorted(AGENTS))
+            raise UsageError(f"--agents takes AGENT or 'AGENT(NAME=VALUE,...)', got {text!r}; agents are {known}")
+        return cls(text, agent, tuple(re.split(r",(?=\w+=)", inside[:-1])) if bracket else ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite(Launching, Tunable):
+    """Score agents on problems whose best routing is known: 0 for random frozen paths, 1 for the oracle.
+
+    Every seed draws data, first weights and choices anew. Prints the leaderboard and writes it (leaderboard.md, with
+    pictures), scores.json, scales.json (what 0 and 1 are), holes.json (who cannot run what, and why), a folder per run.
+    Called again it goes on, also with more agents, seeds or problems.
+
+    Attributes:
+        agents: Agents, also with options, 'reinforce(entropy=0.2)'; `routing-gym list` prints them.
+        seeds: Number of seeds.
+        problems: Problems; the ten that need no download if left out.
+        difficulty: How hard they are: easy, default, hard, or several of these for a curve along each knob.
+        agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. wpl.policy_rate=0.02.
+        first_seed: The first seed; options should be tuned on others than are reported.
+        passes: Passes over the training split, instead of each problem's own; each is judged.
+        scores: Folder with scores.json and its company: they are shown anew, and nothing is run.
+        data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
+        device: "auto" takes CUDA where present.
+        threads: CPU threads of a run, whatever runs beside it.
+        out: Folder for everything that is written.
+    """
+
+    agents: tuple[str, ...] = USUAL
+    seeds: int = 5
+    problems: tuple[str, ...] = ()
+    difficulty: tuple[Difficulty, ...] = ("default",)
+    agent_options: tuple[str, ...] = ()
+    first_seed: int = 0
+    passes: int | None = None
+    scores: Path | None = None
+    data_dir: str | None = None
+    device: str = "auto"
+    threads: int = 1
+    out: Path = Path("results/suite")
+
+    @property
+    def going_on(self) -> str:
+        """How to go on after it was stopped."""
+        return "call it again, and it goes on"
+
+    def execute(self, console: Console) -> int:
+        """Run it; return the exit status, 1 where some run failed."""
+        if self.scores is not None:
+            return show_all(*read_all(self.scores), writable_folder(self.out), console)
+        places, entrants = self._places(), self._entrants()
+        launcher = self.make_launcher(self.out)
+        floors = {place: self._floors(place) for place in places}
+        runs = {
+            (place, entrant.label): [self._run(place, entrant, seed) for seed in self._seeds]
+            for place in places
+            for entrant in entrants
+        }
+        with ExitStack() as stack:
+            stack.callback(launcher.end)
+            stack.enter_context(locked(writable_folder(self.out)))
+            order = [run for pair in floors.values() for of_end in pair for run in of_end]
+            order += [run for of_seed in zip(*runs.values(), strict=True) for run in of_seed]  # everyone early
+            there = {run.folder: run for run in order}  # of the oracle both, if it takes part
+            records = {folder: record for folder, run in there.items() if (record := run.finished())}
+            holes = self._tried(runs, records, console)
+            absent = {
+                run.folder for hole in holes for run in runs[(hole["problem"], hole["difficulty"]), hole["agent"]]
+            }
+            left = [run for folder, run in there.items() if folder not in records and folder not in absent]
+
+            def keep(run: Run, record: Record) -> None:
+                records[run.folder] = record
+
+            def known(wanted: Sequence[Run]) -> list[Record]:
+                return [records[run.folder] for run in wanted if run.folder in records]
+
+            scales: list[Scale] = []
+            scores: list[Score] = []
+            try:
+                failures = perform(left, launcher, keep, console, self.debug, every_epoch=False)
+            finally:
+                for place, pair in floors.items():
+                    ends = [known(of_end) for of_end in pair]
+                    if all(ends):
+                        scales.append(scale_of(*place, PROBLEMS[place[0]], *ends))
+                        of_place = [run for key, of_key in runs.items() if key[0] == place for run in of_key]
+                        scores += [score_of(record, scales[-1]) for record in known(of_place)]
+                write_all(self.out, scales, scores, holes)
+            if not launcher.here:
+                return say_failures(failures, console, self.out)
+            keep_failures(self.out, failures)
+            return max(show_all(scales, scores, holes, self.out, console), say_failures(failures, console, self.out))
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def _places(self) -> list[Place]:
+        """Problems and difficulties that are asked for; a `UsageError` says what is no problem."""
+        at_least_one("seeds", self.seeds, FIRST_DRAW)
+        at_least_one("passes", 1 if self.passes is None else self.passes)
+        if not 0 <= self.first_seed <= MOST_SEEDS:
+            raise UsageError(f"--first-seed must lie in [0, {MOST_SEEDS}], got {self.first_seed}")
+        usual = tuple(name for name, problem in PROBLEMS.items() if not problem.download)
+        problems = known_names("problems", self.problems, tuple(PROBLEMS)) if self.problems else usual
+        difficulties = known_names("difficulty", self.difficulty, DIFFICULTIES)
+        return [(name, difficulty) for difficulty in difficulties for name in problems]
+
+    def _entrants(self) -> list[Entrant]:
+        """Who takes part, with all options; a `UsageError` says who is nobody."""
+        if not self.agents:
+            raise UsageError(f"--agents needs at least one of {', '.join(sorted(AGENTS))}")
+        entrants = [Entrant.of(text) for text in self.agents]
+        each_once("agents", (entrant.label.replace("=", ":") for entrant in entrants))
+        given = options_of_agents(tuple(dict.fromkeys(of.agent for of in entrants)), self.agent_options)
+        return [dataclasses.replace(of, options=filled_up(of.options, given[of.agent])) for of in entrants]
+
+    def _run(self, place: Place, entrant: Entrant, seed: int, data_seed: int | None = None) -> Run:
+        """Run of an entrant on a problem; its data are those of its seed, unless another is given."""
+        name, difficulty = place
+        problem = PROBLEMS[name]
+        options = {**problem.options_at(difficulty), "data_seed": seed if data_seed is None else data_seed}
+        if entrant.agent == ORACLE:
+            options |= problem.oracle_options
+        if self.passes is not None and "passes" in options:
+            options["passes"] = self.passes
+        training = TrainingSettings(
+            problem.env,
+            problem.judgements if self.passes is None else self.passes,
+            problem.batch_size,
+            tuple(f"{option}={as_text(value)}" for option, value in options.items()),
+            self.data_dir,
+            self.device,
+            self.threads,
+            callbacks=(),
+            epoch_passes=problem.passes // problem.judgements if self.passes is None else 1,
+        )
+        training, of_agent = self.settings_of(training, entrant.agent, entrant.options, of="suite")
+        folder = self.out / name / difficulty / folder_name(entrant.label).replace("/", "%2F") / f"seed-{seed}"
+        title = f"{name}{'' if difficulty == 'default' else f' ({difficulty})'}, {entrant.label}, seed {seed}"
+        facts = {"label": entrant.label, "problem": name, "difficulty": difficulty}
+        return Run(training, entrant.agent, seed, folder, of_agent, title=title, facts=facts, plugins=self.plugin)
+
+    def _floors(self, place: Place) -> tuple[list[Run], list[Run]]:
+        """Runs of the oracle, one for each seed, and of random frozen paths, which are drawn so often in any case."""
+        oracle, random = Entrant(ORACLE, ORACLE), Entrant(RANDOM, RANDOM)
+        return [self._run(place, oracle, seed) for seed in self._seeds], [
+            self._run(place, random, FIRST_DRAW + draw, self.first_seed + draw) for draw in range(DRAWS)
+        ]
+
+    def _tried(
+        self, runs: Mapping[tuple[Place, str], Sequence[Run]], records: Mapping[Path, Record], console: Console
+    ) -> list[Hole]:
+        """Who cannot run what, and why: found out on one batch each, before a minute is spent.
+
+        Raises:
+            UsageError: Somebody can run nothing.
+        """
+        holes: list[Hole] = []
+        for ((name, difficulty), label), of_key in runs.items():
+            left = [run for run in of_key if run.folder not in records]
+            try:
+                if left:
+                    left[0].try_out(batch=True, fresh=False)
+            except (Exception, SystemExit) as error:
+                reason = str(error) if isinstance(error, UsageError) else one_line(error)
+                holes.append({"agent": label, "problem": name, "difficulty": difficulty, "reason": reason})
+        for label in dict.fromkeys(label for _, label in runs):
+            own = [hole for hole in holes if hole["agent"] == label]
+            if len(own) == sum(of == label for _, of in runs):
+                raise UsageError(f"{label} can run none of these problems: {own[0]['reason']}")
+        for hole in holes:
+            say(console, f"{hole['agent']} cannot run {hole['problem']}: {hole['reason']}", style="yellow")
+        return holes
+
+
+def write_all(folder: Path, scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Hole]) -> None:
+    """Write scores, the scales they are on, and holes."""
+    write_results(scores, folder / SCORES)
+    write_results([dataclasses.asdict(scale) for scale in scales], folder / SCALES)
+    write_results(holes, folder / HOLES)
+
+
+def read_all(folder: Path) -> tuple[list[Scale], list[Score], list[Hole]]:
+    """Read what `write_all` has written, compressed or not; a `UsageError` if it is not there, or damaged."""
+    paths = [
+        next((path for end in ("", ".gz") if (path := folder / f"{name}{end}").exists()), folder / name)
+        for name in FILES
+    ]
+    scores, scales, holes = map(read_results, paths)
+    try:
+        return [Scale.of(scale) for scale in scales], scores, holes
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise damaged(paths[1], error) from error
+
+
+def show_all(
+    scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Hole], folder: Path, console: Console
+) -> int:
+    """Print the leaderboard, and write it with its pictures; return the exit status, 1 where a problem is broken."""
+    if not scores:
+        say(console, f"No run is finished; written to {folder}: {', '.join(FILES)}")
+        return 0
+    from routing_gym.experiments.suite import leaderboard
+
+    show(console, leaderboard.table(scores))
+    wrong = beaten(scales, scores)
+    for line in wrong:
+        say(console, line, style="red")
+    leaderboard.write(scales, scores, holes, folder)
+    say(console, f"Written to {folder}: leaderboard.md and its pictures")
+    return 1 if wrong else 0

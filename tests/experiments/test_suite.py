@@ -1,0 +1,235 @@
+"""The suite: scores, standings, the oracle that may not be beaten, holes, and the command from end to end."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.statistics import iqm
+from routing_gym.experiments.suite import leaderboard, suite
+from routing_gym.experiments.suite.problems import PROBLEMS, Problem
+from routing_gym.experiments.suite.scoring import Scale, beaten, improvement, scale_of, score_of, standings
+from routing_gym.experiments.suite.suite import Entrant, read_all, write_all
+
+
+def scale(problem="credit", difficulty="default", scored="accuracy", oracle=(0.9, 0.9), random=(0.5, 0.7), macs=100.0):
+    return Scale(
+        problem, difficulty, scored, dict(enumerate(oracle)), dict(enumerate(random)), macs, "routing_gym/Credit-v0", {}
+    )
+
+
+def scored(agent, value, seed=0, problem="credit", difficulty="default", more_macs=False, **more):
+    score = (value - 0.6) / 0.3
+    of_run = {"alignment": 0.5, "alignments": [0.5], "effective_blocks": 2.0, "settled": 0.5, "macs": 100.0}
+    of_run |= {"epochs": 3, "seconds": 1.5, "parameters": 10, "commit": "abc", "torch": "2", "processor": "a processor"}
+    return {
+        **{"agent": agent, "problem": problem, "difficulty": difficulty, "seed": seed, "scored": "accuracy"},
+        **{"value": value, "accuracy": value, "oracle": 0.9, "random": 0.6, "score": score, "more_macs": more_macs},
+        **{"env": "routing_gym/Credit-v0", "agent_options": {}, **of_run, **more},
+    }
+
+
+def record(value, seed=0, data_seed=0, macs=100.0, router_macs=0.0):
+    return {
+        **{"label": "wpl", "seed": seed, "env": "routing_gym/Credit-v0", "epochs": 4, "seconds": 2.0, "settled": 2},
+        **{"test_accuracy": value, "cost": -value, "macs": macs, "router_macs": router_macs, "alignment": 1.0},
+        **{"alignments": [1.0], "effective_blocks": 1.0, "parameters": 5},
+        **{"commit": "abc", "torch": "2", "processor": "a processor"},
+        "asked": {
+            "split": "test",
+            "env_options": {"data_seed": data_seed, "depth": 4},
+            "agent_options": {"gamma": 1.0},
+        },
+    }
+
+
+def test_a_score_is_0_at_random_frozen_paths_and_1_at_the_oracle():
+    problem = Problem("routing_gym/Credit-v0", "credit", {"depth": (2, 4, 8)}, 10)
+    oracle = [record(value, seed, seed) for seed, value in enumerate((0.8, 1.0))]
+    random = [record(value, 1000 + seed, seed) for seed, value in enumerate((0.4, 0.2))]
+    found = scale_of("credit", "default", problem, oracle, random)
+    assert found.ends == pytest.approx((0.3, 0.9)) and found.env_options == {"depth": 4}
+    assert (found.oracle, found.random, found.macs) == ({0: 0.8, 1: 1.0}, {0: 0.4, 1: 0.2}, 100.0)
+    score = score_of(record(0.75), found)
+    assert score["score"] == pytest.approx(0.75) and score["accuracy"] == score["value"] == 0.75
+    assert (score["random"], score["oracle"]) == pytest.approx((0.3, 0.9))
+    assert score["settled"] == 0.5 and not score["more_macs"]
+    assert score_of(record(0.3), found)["score"] == pytest.approx(0) and score_of(record(0.9), found)["score"] == 1
+
+
+def test_less_is_better_of_costs():
+    problem = Problem("routing_gym/Budget-v0", "budget", {"k_cpt": (1, 2, 3)}, 10, scored="cost")
+    found = scale_of("budget", "default", problem, [record(0.9)], [record(0.5)])
+    assert score_of(record(0.7), found)["score"] == pytest.approx(0.5)
+    assert found.ahead({0: -0.9}, {0: -0.5}).mean == pytest.approx(0.4)
+
+
+def test_who_spends_more_than_the_oracle_is_marked_and_a_router_does_not_count():
+    found = scale(macs=100.0)
+    assert score_of(record(0.9, macs=103.0), found)["more_macs"]
+    assert not score_of(record(0.9, macs=130.0, router_macs=30.0), found)["more_macs"]
+
+
+def test_standings_by_hand():
+    scores = [scored("a", value, seed) for seed, value in enumerate((0.9, 0.9, 0.6, 0.9))]
+    scores += [scored("b", value, seed) for seed, value in enumerate((0.6, 0.9, 0.6, 0.6))]
+    scores += [scored(agent, 0.75, seed, "clusters") for agent in "ab" for seed in range(4)]
+    a, b = standings(scores)
+    assert (a.agent, b.agent) == ("a", "b")
+    assert a.iqm[0] == pytest.approx(iqm([[1, 0.5], [1, 0.5], [0, 0.5], [1, 0.5]]))
+    assert (a.rank, b.rank) == (1.0, 1.5)  # equal on one of two problems
+    assert a.seconds == 3.0
+    # Of 4 x 4 pairs of runs: 9 better, 1 better as (1, 1) is equal ...; counted by hand below.
+    pairs = [np.sign(x - y) for x in (1, 1, 0, 1) for y in (0, 1, 0, 0)]
+    assert improvement(a, b) == pytest.approx((np.mean([(sign + 1) / 2 for sign in pairs]) + 0.5) / 2)
+
+
+def test_a_hole_is_no_zero():
+    scores = [scored(agent, 0.8, seed) for agent in ("whole", "part") for seed in range(3)]
+    scores += [scored("whole", 0.5, seed, "clusters") for seed in range(3)]
+    whole, part = standings(scores)
+    assert (whole.agent, part.agent) == ("whole", "part") and "clusters" not in part.scores
+    assert part.iqm[0] == pytest.approx(2 / 3) and leaderboard.cell(part, "clusters") == "–"
+    assert improvement(part, whole) == pytest.approx(0.5)
+    page = leaderboard.page(
+        [scale(), scale("clusters")],
+        scores,
+        [{"agent": "part", "problem": "clusters", "difficulty": "default", "reason": "no"}],
+    )
+    assert "- part on clusters (default): no" in page
+
+
+def test_an_oracle_that_is_beaten_is_a_bug_of_the_problem():
+    rng = np.random.default_rng(0)
+    best = dict(enumerate(0.8 + 0.01 * rng.normal(size=10)))
+    of = scale(oracle=list(best.values()))
+    better = [scored("wpl", value + 0.05 + 0.005 * rng.normal(), seed) for seed, value in best.items()]
+    noise = [scored("wpl", value + 0.01 * rng.normal(), seed) for seed, value in best.items()]
+    (line,) = beaten([of], better)
+    assert "wpl beats the oracle of credit (default) by 0.0" in line and "10 seeds" in line
+    assert beaten([of], noise) == []
+    assert beaten([of], [{**score, "more_macs": True} for score in better]) == []
+    assert beaten([of], [{**score, "agent": "oracle"} for score in better]) == []
+    assert line in leaderboard.page([of], better, [])
+
+
+def test_files_are_read_back_compressed_or_not(tmp_path):
+    import gzip
+
+    scales, scores, holes = (
+        [scale()],
+        [scored("a", 0.7)],
+        [{"agent": "b", "problem": "p", "difficulty": "d", "reason": ""}],
+    )
+    write_all(tmp_path, scales, scores, holes)
+    assert read_all(tmp_path) == (scales, scores, holes)
+    for path in [*tmp_path.glob("*.json")]:
+        path.with_suffix(".json.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert read_all(tmp_path) == (scales, scores, holes)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few draws and small problems."""
+    monkeypatch.setattr(suite, "DRAWS", 2)
+
+
+def run(tmp_path, *more, agents=("reinforce(entropy=0.2)", "shared"), seeds=2):
+    command = ["suite", "--agents", *agents, "--problems", "credit", "--seeds", str(seeds), "--passes", "2"]
+    return main([*command, "--out", str(tmp_path), *more])
+
+
+def test_the_command_from_end_to_end(tmp_path, quick, capsys):
+    assert run(tmp_path) == 0
+    said = capsys.readouterr()
+    assert "reinforce(entropy=0.2)" in said.out and "credit, shared, seed 1: 8 of 8" in said.err + said.out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [(of["agent"], of["problem"], of["seed"]) for of in scores] == [
+        (agent, "credit", seed) for agent in ("reinforce(entropy=0.2)", "shared") for seed in (0, 1)
+    ]
+    for of in scores:
+        assert of["score"] == pytest.approx((of["accuracy"] - of["random"]) / (of["oracle"] - of["random"]))
+        assert -1 <= of["alignment"] <= 1 and len(of["alignments"]) == 4
+    assert scores[0]["agent_options"]["entropy"] == 0.2 and scores[2]["alignment"] == 0
+    (found,) = json.loads((tmp_path / "scales.json").read_text())
+    assert (
+        found["oracle"].keys() == {"0", "1"} == found["random"].keys() and np.mean(list(found["oracle"].values())) == 1
+    )
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert "| reinforce(entropy=0.2) |" in page and (tmp_path / "profiles.png").exists()
+
+    # Called again it goes on: what is there is not run again, another agent and seed join.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("credit/*/*/seed-*/results.json")}
+    assert len(before) == 8
+    assert run(tmp_path, agents=("reinforce(entropy=0.2)", "shared", "random-fixed"), seeds=3) == 0
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.glob("credit/*/*/seed-*/results.json")}.items()
+    again = json.loads((tmp_path / "scores.json").read_text())
+    assert len(again) == 9 and {of["agent"] for of in again} > {of["agent"] for of in scores}
+
+    # Shown from its files alone.
+    shown = tmp_path / "shown"
+    assert main(["suite", "--scores", str(tmp_path), "--out", str(shown)]) == 0
+    assert (shown / "leaderboard.md").read_text() == (tmp_path / "leaderboard.md").read_text()
+
+
+def test_every_seed_has_data_of_its_own_and_the_zero_draws_of_its_own(tmp_path):
+    command = suite.Suite(agents=("shared",), problems=("credit",), seeds=3, first_seed=5, out=tmp_path)
+    oracle, random = command._floors(("credit", "default"))
+
+    def data_seed(run):
+        return run.asked["env_options"]["data_seed"]
+
+    assert [(run.seed, data_seed(run)) for run in oracle] == [(5, 5), (6, 6), (7, 7)]
+    assert [(run.seed, data_seed(run)) for run in random] == [(1000 + k, 5 + k) for k in range(10)]
+    assert data_seed(command._run(("credit", "default"), Entrant.of("shared"), 6)) == 6
+
+
+def test_what_cannot_run_is_a_hole_with_its_reason(tmp_path, quick, capsys):
+    command = ["suite", "--agents", "shared", "shared-with-task", "--seeds", "1", "--passes", "1"]
+    command += ["--problems", "credit", "hidden-groups", "--out", str(tmp_path)]
+    assert main(command) == 0
+    holes = json.loads((tmp_path / "holes.json").read_text())
+    for hole in holes:
+        assert (hole["agent"], hole["problem"]) == ("shared-with-task", "credit") and "task_input" in hole["reason"]
+    assert holes and {of["agent"] for of in json.loads((tmp_path / "scores.json").read_text())} >= {"shared"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--agents", "nobody"], "--agents takes AGENT or 'AGENT(NAME=VALUE,...)', got 'nobody'"),
+        (["--agents", "reinforce(entropy=0.2"], "got 'reinforce(entropy=0.2'"),
+        (["--agents", "reinforce(entropi=0.2)"], "entropi"),
+        (["--agents", "shared", "shared"], "--agents names 'shared' twice"),
+        (["--problems", "nothing"], "--problems knows"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--passes", "0"], "--passes must be at least 1"),
+        (["--first-seed", "-1"], "--first-seed must lie in"),
+        (["--agent-options", "wpl.gamma=1"], "--agent-options takes AGENT.NAME=VALUE"),
+        (["--scores", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    default = {"--agents": "shared", "--problems": "credit", "--out": "out"}
+    others = [text for flag, value in default.items() if flag not in arguments for text in (flag, value)]
+    assert main(["suite", *others, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(Path("out").glob("**/results.json"))
+
+
+def test_options_of_an_entrant_may_hold_lists():
+    entrant = Entrant.of("fixed-routes(routes=[[0,0],[1,1]],seed_=2)")
+    assert entrant == Entrant(
+        "fixed-routes(routes=[[0,0],[1,1]],seed_=2)", "fixed-routes", ("routes=[[0,0],[1,1]]", "seed_=2")
+    )
+
+
+def test_problems_are_in_order_from_easy_to_hard():
+    for problem in PROBLEMS.values():
+        assert problem.passes % problem.judgements == 0
+        for values in problem.knobs.values():
+            assert len(values) == 3
