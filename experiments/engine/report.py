@@ -26,11 +26,21 @@ from routing_gym.experiments.engine import statistics
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.folders import failures_in
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, Metric
-from routing_gym.experiments.engine.records import Record, flat_options, read_arrays, read_runs, write_text
+from routing_gym.experiments.engine.records import (
+    Record,
+    flat_options,
+    read_arrays,
+    read_results,
+    read_runs,
+    write_text,
+)
 from routing_gym.experiments.engine.run import CONFIG, finite
 from routing_gym.experiments.engine.settings import folder_name
 from routing_gym.experiments.engine.training import CHECKPOINT, ROUTES
+from routing_gym.forms import check_form
 
+TABLES = "tables.json"
+"""Tables for the report that a command leaves in its folder: `heading`, `note`, `heads` and `rows` of text each."""
 MOST_NAMES = 6
 """Agents that a warning names."""
 MOST_CELLS = 2_000_000
@@ -71,16 +81,23 @@ class Finished:
 
 @dataclasses.dataclass
 class Contents:
-    """What there is to report: finished runs by what they were asked for, unfinished ones, and what failed."""
+    """What there is to report: finished runs by what they were asked for, unfinished ones, what failed, and tables."""
 
     finished: dict[str, Finished] = dataclasses.field(default_factory=dict)
     unfinished: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
+    tables: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     twice: int = 0  # runs that were left out because they are there already
 
     def take(self, origin: Path) -> None:
-        """Take what is in a folder of `train`, `compare` or `sweep`."""
+        """Take what is in a folder of `train`, `compare` or `sweep`, or the tables of `suite`."""
         here: dict[str, Finished] = {}
+        if (path := origin / TABLES).exists():
+            form = {"heading": str, "note": str, "heads": list, "rows": list}
+            try:
+                self.tables += read_results(path, lambda table: check_form(table, form, "table"))
+            except UsageError as error:
+                self.failures.append(str(error))
         self.failures += failures_in(origin)
         for folder in (origin, *sorted(origin.glob("[!.]*/seed-*"))):
             if (path := folder / "results.json").exists():
@@ -169,7 +186,7 @@ def write_report(folders: Sequence[Path], path: Path) -> None:
         if not folder.is_dir():
             raise UsageError(f"there is no folder {folder}: name folders of compare, train or sweep")
         contents.take(folder)
-    if not (contents.finished or contents.unfinished):
+    if not (contents.finished or contents.unfinished or contents.tables):
         why = "; ".join(contents.failures) or "name folders that compare, train or sweep have written"
         raise UsageError(f"there are no runs in {', '.join(map(str, folders))}: {why}")
     data = report_data(contents)
@@ -204,10 +221,12 @@ def report_data(contents: Contents) -> dict[str, Any]:
     judged = dict.fromkeys(run.record["curve"]["judged_on"] for run in runs)
     described = ("name", "heading", "digits", "unit", "table", "curve", "better", "of_split")
     return {
-        "title": " and ".join(dict.fromkeys(run.record["env"] for run in runs)) or "Unfinished runs",
+        "title": " and ".join(dict.fromkeys(run.record["env"] for run in runs))
+        or next((table["heading"] for table in contents.tables), "Unfinished runs"),
         "warnings": _warnings(groups, contents.twice),
         "failures": contents.failures,
         "unfinished": contents.unfinished,
+        "tables": contents.tables,
         "metrics": [
             {
                 **{name: getattr(metric, name) for name in described},

@@ -437,6 +437,15 @@ function unfinished() {
   if (made.length) section("unfinished", "Failures and unfinished runs", ...made);
 }
 
+function tables() {
+  data.tables.forEach(({ heading, note, heads, rows }, number) => {
+    const texts = (cells) => cells.map((text, i) => [text, i ? "" : "text"]);
+    const body = rows.map((cells) => row(texts(cells)));
+    section(`table-${number}`, heading, el("p", { class: "note" }, note),
+      el("div", { class: "scroll" }, el("table", {}, el("thead", {}, row(texts(heads), "th")), el("tbody", {}, ...body))));
+  });
+}
+
 async function unpacked(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -446,10 +455,11 @@ async function show() {
   document.querySelector("h1").textContent = data.title;
   const [agents, count] = [data.agents.length, data.runs.length];
   document.getElementById("subtitle").textContent = [
-    count ? `${many(agents, "agent")}, ${many(count, "finished run")}` : "no finished run",
+    count ? `${many(agents, "agent")}, ${many(count, "finished run")}` : data.tables.length ? "" : "no finished run",
     data.unfinished.length ? `${data.unfinished.length} not finished` : "",
   ].filter(Boolean).join(", ");
   if (data.warnings.length) main.append(el("div", { class: "warning", role: "note" }, ...data.warnings.map((text) => el("p", {}, text))));
+  tables();
   if (count) {
     summary();
     curves();

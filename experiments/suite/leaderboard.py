@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from rich.table import Table
 
 from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.page import write_page
+from routing_gym.experiments.engine.records import write_results
+from routing_gym.experiments.engine.report import TABLES, write_report
 from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, best_and_alike, mean_interval, performance_profile
 from routing_gym.experiments.suite.problems import DIFFICULTIES, PROBLEMS
 from routing_gym.experiments.suite.scoring import Scale, Score, Standing, beaten, improvement, standings
@@ -80,105 +83,132 @@ def table(scores: Sequence[Score]) -> Table:
 
 
 def write(scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Mapping[str, str]], folder: Path) -> None:
-    """Write leaderboard.md and its pictures into a folder."""
+    """Write leaderboard.md, its pictures and the report into a folder."""
     found, problems = stands(scores), problems_of(scores)
     pictures = [profile(found, problems, folder / "profiles.png")]
     if len(problems) > 2:
         pictures.insert(0, radar(found, problems, folder / "abilities.png"))
     if len({score["difficulty"] for score in scores}) > 1:
         pictures.append(along_knobs(scores, [standing.agent for standing in found], folder / "knobs.png"))
-    write_page(folder / "leaderboard.md", TITLE, page(scales, scores, holes), pictures)
+    parts = parts_of(scales, scores, holes)
+    write_page(folder / "leaderboard.md", TITLE, "\n\n".join(part.markdown() for part in parts), pictures)
+    write_results([dataclasses.asdict(part) for part in parts], folder / TABLES)
+    write_report([folder], folder / "report.html")
 
 
-def rows_of(*rows: Sequence[str]) -> list[str]:
-    """Table in Markdown: its head and its rows."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return [lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:], ""]
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A table of the page and of the report: what stands above it, its head and its rows, all text."""
+
+    heading: str
+    note: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """The part in Markdown."""
+        lines = [f"| {' | '.join(row)} |" for row in (self.heads, *self.rows)]
+        table = "\n".join([lines[0], f"|{' --- |' * len(self.heads)}", *lines[1:]]) if self.rows else ""
+        return "\n\n".join(filter(None, [f"## {self.heading}", self.note, table]))
 
 
-def page(scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Mapping[str, str]]) -> str:
-    """What is generated of the leaderboard's page, as Markdown."""
-    found, problems, main = stands(scores), problems_of(scores), main_difficulty(scores)
-    seeds = sorted({score["seed"] for score in scores})
+def parts_of(scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Mapping[str, str]]) -> list[Part]:
+    """All that is said of scores."""
+    found, problems = stands(scores), problems_of(scores)
+    parts = [_leaders(found, scores, problems), _problems(scales, scores), _ways(found, scores), _chances(found)]
+    if len({score["difficulty"] for score in scores}) > 1:
+        parts.append(_along(found, scores, problems))
+    if holes:
+        rows = sorted([hole[name] for name in ("agent", "problem", "difficulty", "reason")] for hole in holes)
+        parts.append(Part("Holes", "Who cannot run what, and why.", ["agent", "problem", "difficulty", "reason"], rows))
+    return parts
+
+
+def _leaders(found: Sequence[Standing], scores: Sequence[Score], problems: Sequence[str]) -> Part:
+    main, seeds = main_difficulty(scores), sorted({score["seed"] for score in scores})
     made = (("commit", "commit"), ("PyTorch", "torch"), ("on", "processor"))
-    lines = [
+    note = (
         f"Score: 0 for random frozen paths (mean of draws on the same data), 1 for the oracle; {len(seeds)} seeds, "
         f"from {seeds[0]} on, each with data of its own; {main} difficulty. IQM: interquartile mean over runs and "
         "problems, with the 95 % interval of the stratified bootstrap. Rank: mean over problems, 1 for the best. ±: "
-        "half of the 95 % t-interval over seeds. Bold: the best of a problem and all that cannot be told apart from it "
-        "(paired t, Holm, 5 %). † spends more multiply-accumulates than the oracle somewhere, and may beat it there.",
-        "",
-        f"Made at {'; '.join(f'{word} ' + ', '.join(sorted({of[key] for of in scores})) for word, key in made)}.",
-        *["", "## Leaderboard", "", *_leaders(found, scores, problems, main)],
-        *["## Problems", "", *_problems(scales)],
-    ]
-    wrong = beaten(scales, scores)
-    lines += [*(f"- **{line}**" for line in wrong), ""] if wrong else ["No agent beats an oracle at its own cost.", ""]
-    lines += ["## How they get there", "", *_ways(found, scores, main)]
-    lines += ["## Probability of improvement", "", "That a run of the row's agent beats one of the column's.", ""]
-    chances = ([*(improvement(a, b) for b in found)] for a in found)
-    texts = (["–" if chance is None else f"{chance:.2f}" for chance in row] for row in chances)
-    lines += rows_of(
-        ["", *(of.agent for of in found)], *([of.agent, *row] for of, row in zip(found, texts, strict=True))
+        "half of the 95 % t-interval over seeds. ●: the best of a problem and all that cannot be told apart from it "
+        "(paired t, Holm, 5 %). † spends more multiply-accumulates than the oracle somewhere, and may beat it there. "
+        f"Made at {'; '.join(f'{word} ' + ', '.join(sorted({of[key] for of in scores})) for word, key in made)}."
     )
-    if len({score["difficulty"] for score in scores}) > 1:
-        lines += ["## Along the knobs", "", *_along(found, scores, problems)]
-    if holes:
-        told = {f"- {hole['agent']} on {hole['problem']} ({hole['difficulty']}): {hole['reason']}" for hole in holes}
-        lines += ["## Holes", "", *sorted(told)]
-    return "\n".join(lines)
-
-
-def _leaders(found: Sequence[Standing], scores: Sequence[Score], problems: Sequence[str], main: str) -> list[str]:
     more = {score["agent"] for score in scores if score["more_macs"] and score["difficulty"] == main}
     best = {problem: best_of(found, problem) for problem in problems}
     rows = []
     for of in found:
-        cells = [f"**{cell(of, p, half=True)}**" if of.agent in best[p] else cell(of, p, half=True) for p in problems]
+        cells = [f"{cell(of, p, half=True)}{' ●' * (of.agent in best[p])}" for p in problems]
         name = f"{of.agent}{' †' * (of.agent in more)}"
         rows.append([name, told_iqm(of), f"{of.rank:.1f}", *cells, f"{of.seconds:.0f} s"])
-    return rows_of(["agent", "IQM", "rank", *problems, "training a seed"], *rows)
+    return Part("Leaderboard", note, ["agent", "IQM", "rank", *problems, "training a seed"], rows)
 
 
-def _problems(scales: Sequence[Scale]) -> list[str]:
+def _problems(scales: Sequence[Scale], scores: Sequence[Score]) -> Part:
     rows = []
     for scale in scales:
         (zero, one), bounds = scale.ends, mean_interval(list(scale.random.values()))
         half = f" ± {(bounds[1] - bounds[0]) / 2:.3f}" if bounds else ""
         apart = {"better": "yes", "worse": "no"}.get(scale.separated.verdict, "not enough")
         known = PROBLEMS.get(scale.problem)
-        options = f"`{scale.env.rpartition('/')[2]}`, {knob(scale.problem, scale.difficulty)}" if known else scale.env
-        about = known.ability if known else ""
+        asked = [known.ability, knob(scale.problem, scale.difficulty)] if known else ["", ""]
+        env = scale.env.rpartition("/")[2]
         rows.append(
-            [scale.problem, scale.difficulty, about, options, scale.scored, f"{zero:.3f}{half}", f"{one:.3f}", apart]
+            [
+                scale.problem,
+                scale.difficulty,
+                asked[0],
+                env,
+                asked[1],
+                scale.scored,
+                f"{zero:.3f}{half}",
+                f"{one:.3f}",
+                apart,
+            ]
         )
-    heads = (
+    heads = [
         "problem",
         "difficulty",
         "ability",
         "environment",
+        "knob",
         "scored",
         "random frozen paths",
         "oracle",
         "oracle ahead",
+    ]
+    wrong = beaten(scales, scores)
+    return Part(
+        "Problems",
+        " ".join(f"**{line}.**" for line in wrong) or "No agent beats an oracle at its own cost.",
+        heads,
+        rows,
     )
-    return rows_of(heads, *rows)
 
 
-def _ways(found: Sequence[Standing], scores: Sequence[Score], main: str) -> list[str]:
-    rows = []
+def _ways(found: Sequence[Standing], scores: Sequence[Score]) -> Part:
+    main, rows = main_difficulty(scores), []
     for standing in found:
         own = [score for score in scores if score["agent"] == standing.agent and score["difficulty"] == main]
         columns = (
             [of[name] for of in own if of[name] is not None] for name in ("alignment", "effective_blocks", "settled")
         )
         rows.append([standing.agent, *(f"{np.mean(column):.2f}" if column else "–" for column in columns)])
-    return [
+    note = (
         "Means over problems and seeds: adjusted Rand index of whole routes and what is planted; effective number of "
-        "blocks at a decision; share of training after which routes no longer change.",
-        "",
-        *rows_of(["agent", "alignment", "effective blocks", "settled"], *rows),
-    ]
+        "blocks at a decision; share of training after which routes no longer change."
+    )
+    return Part("How they get there", note, ["agent", "alignment", "effective blocks", "settled"], rows)
+
+
+def _chances(found: Sequence[Standing]) -> Part:
+    rows = []
+    for a in found:
+        chances = (None if a is b else improvement(a, b) for b in found)
+        rows.append([a.agent, *("–" if chance is None else f"{chance:.2f}" for chance in chances)])
+    note = "That a run of the row's agent beats one of the column's, on a problem that both were able to run."
+    return Part("Probability of improvement", note, ["", *(of.agent for of in found)], rows)
 
 
 def means_along(scores: Sequence[Score], agent: str, problem: str) -> list[float]:
@@ -188,14 +218,15 @@ def means_along(scores: Sequence[Score], agent: str, problem: str) -> list[float
     return [float(np.mean(of)) if of else np.nan for of in values]
 
 
-def _along(found: Sequence[Standing], scores: Sequence[Score], problems: Sequence[str]) -> list[str]:
+def _along(found: Sequence[Standing], scores: Sequence[Score], problems: Sequence[str]) -> Part:
     rows = []
     for problem in problems:
         columns = [means_along(scores, of.agent, problem) for of in found]
         for difficulty, values in zip(DIFFICULTIES, zip(*columns, strict=True), strict=True):
             texts = ("–" if np.isnan(value) else f"{value:.2f}" for value in values)
             rows.append([problem, difficulty, knob(problem, difficulty), *texts])
-    return rows_of(["problem", "difficulty", "knob", *(of.agent for of in found)], *rows)
+    note = "Mean scores from easy to hard."
+    return Part("Along the knobs", note, ["problem", "difficulty", "knob", *(of.agent for of in found)], rows)
 
 
 def knob(problem: str, difficulty: str) -> str:
@@ -203,7 +234,7 @@ def knob(problem: str, difficulty: str) -> str:
     if problem not in PROBLEMS:
         return ""
     at = DIFFICULTIES.index(difficulty)
-    return ", ".join(f"`{name}={values[at]}`" for name, values in PROBLEMS[problem].knobs.items())
+    return ", ".join(f"{name}={values[at]}" for name, values in PROBLEMS[problem].knobs.items())
 
 
 def radar(found: Sequence[Standing], problems: Sequence[str], path: Path) -> Path:
@@ -260,9 +291,7 @@ def along_knobs(scores: Sequence[Score], agents: Sequence[str], path: Path) -> P
             means = means_along(scores, agent, problem)
             label = agent if problem == problems[0] else None
             axes.plot(range(len(means)), means, marker=".", linestyle=LINES[number % 4], label=label)
-        ticks = [
-            knob(problem, difficulty).partition("`,")[0].strip("`").partition("=")[2] for difficulty in DIFFICULTIES
-        ]
+        ticks = [knob(problem, difficulty).partition(", ")[0].partition("=")[2] for difficulty in DIFFICULTIES]
         axes.set_xticks(range(len(ticks)), ticks, fontsize=7)
         name = next(iter(PROBLEMS[problem].knobs), "") if problem in PROBLEMS else ""
         axes.set_title(f"{problem}\n{name}", fontsize=8)

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from routing_gym.agents import AGENTS
-from routing_gym.experiments.engine.arguments import Tunable
+from routing_gym.experiments.engine.arguments import Tunable, write_tuned
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line, say, show
 from routing_gym.experiments.engine.folders import keep_failures, locked
@@ -28,10 +28,11 @@ from routing_gym.experiments.engine.settings import (
     folder_name,
     known_names,
     options_of_agents,
+    parse_options,
     writable_folder,
 )
 from routing_gym.experiments.suite.problems import DIFFICULTIES, PROBLEMS, Difficulty
-from routing_gym.experiments.suite.scoring import Scale, Score, beaten, scale_of, score_of
+from routing_gym.experiments.suite.scoring import Scale, Score, beaten, scale_of, score_of, standings
 
 DRAWS = 10
 """Draws of random frozen paths whose mean is the zero of a scale."""
@@ -40,6 +41,9 @@ FIRST_DRAW = 1000
 ORACLE, RANDOM = "oracle", "random-fixed"
 USUAL = ("wpl", "reinforce", "q-learning", "gumbel", "top-k", "shared", "shared-with-task", "random-fixed")
 FILES = SCORES, SCALES, HOLES = "scores.json", "scales.json", "holes.json"
+
+TUNED = "suite"
+"""What options are tuned for: one setting of an agent for all problems."""
 
 Place = tuple[str, str]
 """A problem at a difficulty."""
@@ -70,8 +74,9 @@ class Suite(Launching, Tunable):
     """Score agents on problems whose best routing is known: 0 for random frozen paths, 1 for the oracle.
 
     Every seed draws data, first weights and choices anew. Prints the leaderboard and writes it (leaderboard.md, with
-    pictures), scores.json, scales.json (what 0 and 1 are), holes.json (who cannot run what, and why), a folder per run.
-    Called again it goes on, also with more agents, seeds or problems.
+    pictures, and report.html), scores.json, scales.json (what 0 and 1 are), holes.json (who cannot run what, and why),
+    a folder per run. Called again it goes on, also with more agents, seeds or problems. Of an agent that takes part
+    with several settings the best is written to OUT/tuned, which `--tuned --tuned-dir OUT/tuned` uses.
 
     Attributes:
         agents: Agents, also with options, 'reinforce(entropy=0.2)'; `routing-gym list` prints them.
@@ -152,6 +157,7 @@ class Suite(Launching, Tunable):
             if not launcher.here:
                 return say_failures(failures, console, self.out)
             keep_failures(self.out, failures)
+            self._write_tuned(entrants, scores)
             return max(show_all(scales, scores, holes, self.out, console), say_failures(failures, console, self.out))
 
     @property
@@ -198,7 +204,7 @@ class Suite(Launching, Tunable):
             callbacks=(),
             epoch_passes=problem.passes // problem.judgements if self.passes is None else 1,
         )
-        training, of_agent = self.settings_of(training, entrant.agent, entrant.options, of="suite")
+        training, of_agent = self.settings_of(training, entrant.agent, entrant.options, of=TUNED)
         folder = self.out / name / difficulty / folder_name(entrant.label).replace("/", "%2F") / f"seed-{seed}"
         title = f"{name}{'' if difficulty == 'default' else f' ({difficulty})'}, {entrant.label}, seed {seed}"
         facts = {"label": entrant.label, "problem": name, "difficulty": difficulty}
@@ -210,6 +216,18 @@ class Suite(Launching, Tunable):
         return [self._run(place, oracle, seed) for seed in self._seeds], [
             self._run(place, random, FIRST_DRAW + draw, self.first_seed + draw) for draw in range(DRAWS)
         ]
+
+    def _write_tuned(self, entrants: Sequence[Entrant], scores: Sequence[Score]) -> None:
+        """Write the best setting, by interquartile mean, of every agent that takes part with several."""
+        order = [standing.agent for standing in standings(scores)]
+        problems = " ".join(dict.fromkeys(score["problem"] for score in scores))
+        seeds = f"seeds {self._seeds[0]} to {self._seeds[-1]}"
+        for agent in {of.agent: None for of in entrants}:
+            settings = [of for of in entrants if of.agent == agent and of.label in order]
+            if len(settings) > 1:
+                best = min(settings, key=lambda of: order.index(of.label))
+                how = f"the best of {len(settings)} settings in routing-gym suite, {seeds}: {problems}"
+                write_tuned(self.out / "tuned", TUNED, agent, {}, parse_options("agent_options", best.options), how)
 
     def _tried(
         self, runs: Mapping[tuple[Place, str], Sequence[Run]], records: Mapping[Path, Record], console: Console
@@ -271,5 +289,5 @@ def show_all(
     for line in wrong:
         say(console, line, style="red")
     leaderboard.write(scales, scores, holes, folder)
-    say(console, f"Written to {folder}: leaderboard.md and its pictures")
+    say(console, f"Written to {folder}: leaderboard.md, its pictures, report.html")
     return 1 if wrong else 0

@@ -93,12 +93,12 @@ def test_a_hole_is_no_zero():
     assert (whole.agent, part.agent) == ("whole", "part") and "clusters" not in part.scores
     assert part.iqm[0] == pytest.approx(2 / 3) and leaderboard.cell(part, "clusters") == "–"
     assert improvement(part, whole) == pytest.approx(0.5)
-    page = leaderboard.page(
+    *_, holes = leaderboard.parts_of(
         [scale(), scale("clusters")],
         scores,
         [{"agent": "part", "problem": "clusters", "difficulty": "default", "reason": "no"}],
     )
-    assert "- part on clusters (default): no" in page
+    assert "| part | clusters | default | no |" in holes.markdown()
 
 
 def test_an_oracle_that_is_beaten_is_a_bug_of_the_problem():
@@ -112,7 +112,7 @@ def test_an_oracle_that_is_beaten_is_a_bug_of_the_problem():
     assert beaten([of], noise) == []
     assert beaten([of], [{**score, "more_macs": True} for score in better]) == []
     assert beaten([of], [{**score, "agent": "oracle"} for score in better]) == []
-    assert line in leaderboard.page([of], better, [])
+    assert line in leaderboard.parts_of([of], better, [])[1].note
 
 
 def test_files_are_read_back_compressed_or_not(tmp_path):
@@ -173,6 +173,19 @@ def test_the_command_from_end_to_end(tmp_path, quick, capsys):
     shown = tmp_path / "shown"
     assert main(["suite", "--scores", str(tmp_path), "--out", str(shown)]) == 0
     assert (shown / "leaderboard.md").read_text() == (tmp_path / "leaderboard.md").read_text()
+
+
+def test_the_best_setting_is_written_down_and_used(tmp_path, quick):
+    settings = ("reinforce(learning_rate=1e-9)", "reinforce(learning_rate=0.3,entropy=0.1)")
+    assert run(tmp_path / "tune", "--passes", "8", "--first-seed", "100", agents=(*settings, "shared")) == 0
+    (path,) = (tmp_path / "tune" / "tuned").glob("*/*.toml")
+    text = path.read_text()
+    assert path.parts[-2:] == ("suite", "reinforce.toml") and "seeds 100 to 101: credit" in text
+    assert "learning_rate = 0.3\n" in text and "entropy = 0.1\n" in text
+    tuned = ("--tuned", "--tuned-dir", str(tmp_path / "tune" / "tuned"))
+    assert run(tmp_path / "then", *tuned, agents=("reinforce", "shared"), seeds=1) == 0
+    first, _ = json.loads((tmp_path / "then" / "scores.json").read_text())
+    assert (first["agent_options"]["learning_rate"], first["agent_options"]["entropy"]) == (0.3, 0.1)
 
 
 def test_every_seed_has_data_of_its_own_and_the_zero_draws_of_its_own(tmp_path):
