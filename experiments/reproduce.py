@@ -34,9 +34,9 @@ from routing_gym.experiments.papers.page import check_page, write_page
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.pilots import outlook
 from routing_gym.experiments.papers.protocols import PROTOCOLS
-from routing_gym.experiments.papers.reproduction import Reproduction, asks_for, chosen_by, distinct
+from routing_gym.experiments.papers.reproduction import Reproduction, Searched, asks_for, chosen_by, distinct
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
-from routing_gym.experiments.papers.rows import Change, Protocol, Row, Settings
+from routing_gym.experiments.papers.rows import Change, Protocol, Settings
 from routing_gym.tasks import DataError
 
 REPRODUCTIONS = {
@@ -148,9 +148,8 @@ class _Work:
         self.target, self.console = target, console
         self.folder = asked.records or asked.out
         self.runs: list[Run] = []
-        self.searched: list[tuple[Row, Change, Run]] = []
+        self.searched: dict[str, Searched] = {}
         self.records: dict[Path, Record] = {}
-        self.choices: dict[str, dict[str, Change]] = {}
         self.failures: list[str] = []
         self.measured: dict[str, list[Record]] = {}
         self.pictures: list[Path] = []
@@ -158,12 +157,10 @@ class _Work:
     def look(self) -> None:
         """Find out what there is to run, and what of it is finished."""
         asked, base = self.asked, self.asked.training()
-        self.searched, self.runs = [], []
+        self.searched, self.runs = {}, []
         for setting in self.settings:
             found = list(self.paper.search(setting, self.groups, base, self.folder, asked.epochs, asked.rows))
-            self.searched += found
-            choices = chosen_by(found)
-            self.choices[setting.name] = choices
+            self.searched[setting.name], choices = found, chosen_by(found)
             seeds = asked.seeds or (setting.protocol.seeds if setting.protocol else 3)
             of_rows = self.paper.runs(setting, self.groups, seeds, base, self.folder, asked.epochs, asked.rows, choices)
             self.runs += [run for _, run in of_rows]
@@ -173,7 +170,8 @@ class _Work:
         """Measure, run and report; return the exit status."""
         self._measure()
         if self.asked.records is None:
-            searching = [run for run in _once(run for _, _, run in self.searched) if run.finished() is None]
+            searched = _once(run for found in self.searched.values() for _, _, run in found)
+            searching = [run for run in searched if run.finished() is None]
             self.failures += perform(searching, launcher, lambda *_: None, self.console, self.asked.debug)
             if searching:
                 self.look()
@@ -234,7 +232,7 @@ class _Work:
 
     def _report(self) -> None:
         text = report_of(
-            self.paper, self.settings, self.groups, self._in_order(), self.measured, self.failures, self.choices
+            self.paper, self.settings, self.groups, self._in_order(), self.measured, self.failures, self.searched
         )
         write_page(self.target, self.paper.title, text, self.pictures)
 
@@ -246,7 +244,7 @@ def report_of(
     records: Sequence[Record],
     measured: Mapping[str, Sequence[Record]],
     failures: Sequence[str],
-    choices: Mapping[str, Mapping[str, Change]],
+    searched: Mapping[str, Searched],
 ) -> str:
     """Return what is generated of the report, as Markdown."""
     lines = [f"{paper.about} `routing-gym reproduce {paper.name}`, routing_gym {routing_gym.__version__}.", ""]
@@ -257,7 +255,7 @@ def report_of(
     for setting in settings:
         lines += [f"## Settings `{setting.name}`", "", setting.about[0].upper() + setting.about[1:] + ".", ""]
         if setting.protocol is not None:
-            lines += [*about_protocol(setting.protocol, choices[setting.name]), ""]
+            lines += [*about_protocol(setting.protocol, chosen_by(searched[setting.name])), ""]
         of_setting = [record for record in records if record["settings"] == setting.name]
         for group in setting.shown(groups):
             own = [record for record in of_setting if group in record["groups"]]
@@ -272,9 +270,9 @@ def report_of(
                 claims = [one for one in claims if one.text == decides or any(part.found for part in one.parts)]
             lines += [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in claims]
             lines += [""]
-            if setting.protocol is not None:
-                told = outlook(setting.protocol, of_setting, paper.judge(of_setting))
-                lines += ["### What it will be able to decide", "", *told, ""]
+        if setting.protocol is not None and paper.judge is not None:
+            told = outlook(setting, of_setting, paper.judge(of_setting), searched[setting.name])
+            lines += ["### What it will be able to decide", "", *told, ""] if told else []
     for name, found in measured.items():
         lines += [f"## {paper.measured[name].title}", "", *paper.measured[name].table(found), ""]
     if failures:

@@ -11,27 +11,38 @@ import scipy  # its parts are imported when they are used
 from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import by_label
 from routing_gym.experiments.engine.statistics import CONFIDENCE
-from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs, mean_of
-from routing_gym.experiments.papers.rows import Protocol
+from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs, Searched, mean_of
+from routing_gym.experiments.papers.rows import Settings
 from routing_gym.experiments.papers.tables import heading, line
 
 SEEDS = (3, 5)
 
 
-def outlook(protocol: Protocol, records: Runs, claims: Sequence[Claim]) -> list[str]:
-    """Show what a protocol will be able to decide, as Markdown.
+def outlook(settings: Settings, records: Runs, claims: Sequence[Claim], searched: Searched = ()) -> list[str]:
+    """Show what a protocol will be able to decide, as Markdown; nothing where none of its runs is finished.
 
     Args:
-        protocol: The protocol.
+        settings: The protocol.
         records: Its finished runs.
         claims: What is claimed, judged by all of them, also by those of seeds that lack a row.
+        searched: Its search, by whose pace runs of the other rows take as long as they are said to.
     """
-    (decisive,) = (claim for claim in claims if claim.text == protocol.decides)
-    split = ", ".join(sorted({record["curve"]["judged_on"] for record in records}))
-    lines = heading(["", "seeds", "minutes per run", f"gain in the last fifth of the epochs, {split} split, points"])
-    for label, runs in by_label(records).items():
-        cells = [label, str(len(runs)), f"{mean_of(runs, 'seconds') / 60:.1f}", f"{late_gain(runs):+.2f}"]
-        lines.append(line(cells))
+    of_row, lines = by_label(records), []
+    for label, runs in of_row.items():
+        seconds = mean_of(runs, "seconds")
+        lines.append(line([label, str(len(runs)), f"{seconds / 60:.1f}", f"{late_gain(runs):+.2f}"]))
+    pace: dict[str, list[float]] = {}
+    for row, _, run in searched:
+        if row.label not in of_row and (record := run.finished()):
+            pace.setdefault(row.label, []).append(record["seconds"] / record["epochs"])
+    lines += [line([label, "0", f"{np.mean(of) * settings.epochs / 60:.1f}", ""]) for label, of in pace.items()]
+    if not lines:
+        return []
+    assert settings.protocol is not None
+    (decisive,) = (claim for claim in claims if claim.text == settings.protocol.decides)
+    split = "".join(f", {split} split" for split in sorted({record["curve"]["judged_on"] for record in records}))
+    gain = f"gain in the last fifth of the epochs{split}, points"
+    lines[:0] = heading(["", "seeds", "minutes per run", gain])
     known = [part for part in decisive.parts if part.spread is not None]
     if not known:
         return [*lines, "", "Of what it decides no seed has all rows yet."]

@@ -17,6 +17,8 @@ from routing_gym.experiments.papers.pinning import pinned
 from routing_gym.experiments.papers.rows import Change, Row, Settings
 
 Runs = Sequence[Record]
+Searched = Sequence[tuple[Row, Change, Run]]
+"""Rows, what is tried of each, and the runs."""
 Verdict = Literal["holds", "does not hold", "not enough"]
 
 
@@ -259,7 +261,7 @@ class Reproduction:
         )
 
 
-def chosen_by(searched: Sequence[tuple[Row, Change, Run]]) -> dict[str, Change]:
+def chosen_by(searched: Searched) -> dict[str, Change]:
     """Return what a search chooses for each row: the highest mean validation accuracy, of equals the first.
 
     Rows of which a run is not finished have no choice; what has diverged is as bad as can be.

@@ -1,6 +1,7 @@
 """What the first runs of a protocol tell of it: flat curves, errors to expect, runs that two protocols share."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,9 +9,10 @@ from routing_gym.experiments import reproduce
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.judging import Judge, judged
 from routing_gym.experiments.papers.pilots import late_gain, outlook
-from routing_gym.experiments.papers.rows import Protocol
+from routing_gym.experiments.papers.rows import Change, Protocol, Row, Settings
 
-PROTOCOL = Protocol("all", "nothing", "good errs less than bad", "a point", ("good", "bad"))
+DECIDES = "good errs less than bad"
+SETTINGS = Settings("s", "s", 20, protocol=Protocol("all", "nothing", DECIDES, "a point", ("good", "bad")))
 
 
 def run(label, seed, accuracies, images=1000):
@@ -21,9 +23,8 @@ def run(label, seed, accuracies, images=1000):
             }  # fmt: skip
 
 
-def shown(records):
-    judge = Judge(records)
-    return outlook(PROTOCOL, records, judged({PROTOCOL.decides: [judge.less("good", "bad")]}))
+def shown(records, searched=()):
+    return outlook(SETTINGS, records, judged({DECIDES: [Judge(records).less("good", "bad")]}), searched)
 
 
 def test_gain_in_the_last_fifth():
@@ -52,6 +53,16 @@ def test_more_seeds_are_known_by_their_spread():
 
 def test_nothing_is_said_of_rows_that_are_missing():
     assert shown([run("good", 0, [0.9])])[-1] == "Of what it decides no seed has all rows yet."
+    assert shown([]) == []
+
+
+def test_rows_without_a_run_take_as_long_as_their_search_says():
+    def tried(label, seconds):
+        record = seconds and {"seconds": seconds, "epochs": 4}
+        return Row(label, (), "", ""), Change(), SimpleNamespace(finished=lambda: record)
+
+    lines = shown([run("good", 0, [0.9])], [tried("good", 40), tried("bad", 40), tried("bad", 80), tried("bad", None)])
+    assert lines[2:4] == ["| good | 1 | 1.5 | +0.00 |", "| bad | 0 | 5.0 |  |"]  # 15 s an epoch, 20 epochs
 
 
 def test_settings_that_train_alike_share_runs(tmp_path):
