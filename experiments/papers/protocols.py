@@ -333,8 +333,8 @@ CODINET += (
         folder="two-cores",
         protocol=Protocol(
             keeps="as `two-cores`, whose row of the margin 0.5 it shares",
-            shrinks="likewise; with 9 blocks 512 paths are possible, of which pilots of 6 epochs take 2 and 12 at the margins 0.25 "
-            "and 1",
+            shrinks="likewise; with 9 blocks 512 paths are possible, of which pilots of 6 epochs take 2 and 12 at the "
+            "margins 0.25 and 1",
             decides="Table 8: the larger the margin of diversity, the more paths",
             effect="a path: from 196 to 800 over the margins in the paper",
             rows=(
