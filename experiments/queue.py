@@ -41,11 +41,13 @@ class Entry:
         paper: The paper.
         settings: The protocol.
         hours: Core-hours it was expected to take when it was written; what its runs take counts more.
+        later: Whether all seeds of those that are not `later` come first.
     """
 
     paper: Reproduction
     settings: Settings
     hours: float
+    later: bool = False
 
     @property
     def name(self) -> str:
@@ -94,7 +96,8 @@ class Queue(Command):
     """Show what is done of the papers' runs, what is next and how long is left; or start to work on them.
 
     One worker takes the runs in their order, at the lowest priority of the system: searches and first seeds of all
-    protocols, then all second seeds, and so on, so that every protocol shows early what it is worth. It may be stopped
+    protocols, then all second seeds, and so on, so that every protocol shows early what it is worth; those that stand
+    under `later` begin when all others are done. It may be stopped
     at any time, also by a kill: what is finished is finished, and what was begun goes on from its checkpoint at the
     next start.
 
@@ -166,10 +169,11 @@ class Queue(Command):
         failures: dict[Path, str] = {}
         with locked(self.records), locked(writable_folder(self.out)):
             while True:
-                left = [run for entry in asked for run in self.stand(entry).left if run.folder not in failures]
-                run = min(left, key=lambda run: 0 if run.split == "validation" else run.seed, default=None)
-                if run is None:
+                left = [(entry.later, 0 if run.split == "validation" else run.seed, run)
+                        for entry in asked for run in self.stand(entry).left if run.folder not in failures]  # fmt: skip
+                if not left:
                     return say_failures(list(failures.values()), console, self.out)
+                *_, run = min(left, key=lambda one: one[:2])
                 kept = run.folder
                 begun = dataclasses.replace(run, folder=self.out / kept.relative_to(self.records))
                 if record := begun.finished():  # killed before it was kept
@@ -209,12 +213,14 @@ def entries() -> list[Entry]:
         UsageError: An entry names no protocol.
     """
     found = []
-    for entry in tomllib.loads(QUEUE.read_text(encoding="utf-8"))["protocol"]:
+    there = tomllib.loads(QUEUE.read_text(encoding="utf-8"))
+    stages = ((entry, later) for later, name in enumerate(("protocol", "later")) for entry in there.get(name, ()))
+    for entry, later in stages:
         paper = REPRODUCTIONS[entry["paper"]]
         (settings,) = (setting for setting in paper.settings if setting.name == entry["settings"])
         if settings.protocol is None:
             raise UsageError(f"{QUEUE}: {entry['settings']} of {entry['paper']} is no protocol")
-        found.append(Entry(paper, settings, entry["hours"]))
+        found.append(Entry(paper, settings, entry["hours"], bool(later)))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -32,10 +32,11 @@ from routing_gym.experiments.papers.codinet import CODINET
 from routing_gym.experiments.papers.diversity import DIVERSITY
 from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
+from routing_gym.experiments.papers.pilots import outlook
 from routing_gym.experiments.papers.protocols import PROTOCOLS
-from routing_gym.experiments.papers.reproduction import Reproduction, asks_for, chosen_by, distinct
+from routing_gym.experiments.papers.reproduction import Reproduction, Searched, asks_for, chosen_by, distinct
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
-from routing_gym.experiments.papers.rows import Change, Protocol, Row, Settings
+from routing_gym.experiments.papers.rows import Change, Protocol, Settings
 from routing_gym.tasks import DataError
 
 REPRODUCTIONS = {
@@ -147,9 +148,8 @@ class _Work:
         self.target, self.console = target, console
         self.folder = asked.records or asked.out
         self.runs: list[Run] = []
-        self.searched: list[tuple[Row, Change, Run]] = []
+        self.searched: dict[str, Searched] = {}
         self.records: dict[Path, Record] = {}
-        self.choices: dict[str, Change] = {}
         self.failures: list[str] = []
         self.measured: dict[str, list[Record]] = {}
         self.pictures: list[Path] = []
@@ -157,12 +157,10 @@ class _Work:
     def look(self) -> None:
         """Find out what there is to run, and what of it is finished."""
         asked, base = self.asked, self.asked.training()
-        self.searched, self.runs = [], []
+        self.searched, self.runs = {}, []
         for setting in self.settings:
             found = list(self.paper.search(setting, self.groups, base, self.folder, asked.epochs, asked.rows))
-            self.searched += found
-            choices = chosen_by(found)
-            self.choices |= choices
+            self.searched[setting.name], choices = found, chosen_by(found)
             seeds = asked.seeds or (setting.protocol.seeds if setting.protocol else 3)
             of_rows = self.paper.runs(setting, self.groups, seeds, base, self.folder, asked.epochs, asked.rows, choices)
             self.runs += [run for _, run in of_rows]
@@ -172,17 +170,18 @@ class _Work:
         """Measure, run and report; return the exit status."""
         self._measure()
         if self.asked.records is None:
-            searching = [run for _, _, run in self.searched if run.finished() is None]
+            searched = _once(run for found in self.searched.values() for _, _, run in found)
+            searching = [run for run in searched if run.finished() is None]
             self.failures += perform(searching, launcher, lambda *_: None, self.console, self.asked.debug)
             if searching:
                 self.look()
-            left = [run for run in self.runs if run.folder not in self.records]
+            left = [run for run in _once(self.runs) if run.folder not in self.records]
             self.failures += perform(left, launcher, self._keep, self.console, self.asked.debug)
         out = self.asked.out
         try:
             if self.asked.records is None:
                 write_results(self._in_order(), writable_folder(out) / "results.json")
-            self.pictures[:0] = self.paper.pictures(self.groups, self._in_order(), out)
+            self.pictures[:0] = self.paper.pictures(self.groups, self._in_order(), out, self._beside())
             self._report()
             what = "pictures" if self.asked.records else "results.json, pictures, a folder per run"
             if launcher.here:
@@ -216,11 +215,24 @@ class _Work:
         self._report()
 
     def _in_order(self) -> list[Record]:
-        return [self.records[run.folder] for run in self.runs if run.folder in self.records]
+        return [{**self.records[run.folder], **run.facts} for run in self.runs if run.folder in self.records]
+
+    def _beside(self) -> list[Record]:
+        """Finished runs of another paper's protocols that are kept beside this one's."""
+        found: dict[Path, Record] = {}
+        if self.paper.beside:
+            paper, folder = REPRODUCTIONS[self.paper.beside], self.folder.parent / self.paper.beside
+            base, groups = self.asked.training(), tuple(paper.groups)
+            for setting in PROTOCOLS[paper.name]:
+                assert setting.protocol is not None
+                for _, run in paper.runs(setting, groups, setting.protocol.seeds, base, folder):
+                    if record := run.finished():
+                        found[run.folder] = record
+        return list(found.values())
 
     def _report(self) -> None:
         text = report_of(
-            self.paper, self.settings, self.groups, self._in_order(), self.measured, self.failures, self.choices
+            self.paper, self.settings, self.groups, self._in_order(), self.measured, self.failures, self.searched
         )
         write_page(self.target, self.paper.title, text, self.pictures)
 
@@ -232,7 +244,7 @@ def report_of(
     records: Sequence[Record],
     measured: Mapping[str, Sequence[Record]],
     failures: Sequence[str],
-    choices: Mapping[str, Change],
+    searched: Mapping[str, Searched],
 ) -> str:
     """Return what is generated of the report, as Markdown."""
     lines = [f"{paper.about} `routing-gym reproduce {paper.name}`, routing_gym {routing_gym.__version__}.", ""]
@@ -243,23 +255,34 @@ def report_of(
     for setting in settings:
         lines += [f"## Settings `{setting.name}`", "", setting.about[0].upper() + setting.about[1:] + ".", ""]
         if setting.protocol is not None:
-            lines += [*about_protocol(setting.protocol, choices), ""]
+            lines += [*about_protocol(setting.protocol, chosen_by(searched[setting.name])), ""]
         of_setting = [record for record in records if record["settings"] == setting.name]
-        shown = (setting.protocol and setting.protocol.groups) or tuple(paper.groups)
-        for group in (group for group in groups if group in shown):
+        for group in setting.shown(groups):
             own = [record for record in of_setting if group in record["groups"]]
             if own:
                 lines += [f"### {paper.groups[group]}", "", *paper.tables.get(group, paper.table)(own), ""]
         if paper.judge is not None and of_setting:
             judged = whole_seeds(setting.protocol, of_setting) if setting.protocol else of_setting
             lines += ["### What the paper says", ""]
-            lines += [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in paper.judge(judged)]
+            claims = paper.judge(judged)
+            if setting.protocol is not None:  # others are for other rows
+                decides = setting.protocol.decides
+                claims = [one for one in claims if one.text == decides or any(part.found for part in one.parts)]
+            lines += [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in claims]
             lines += [""]
+        if setting.protocol is not None and paper.judge is not None:
+            told = outlook(setting, of_setting, paper.judge(of_setting), searched[setting.name])
+            lines += ["### What it will be able to decide", "", *told, ""] if told else []
     for name, found in measured.items():
         lines += [f"## {paper.measured[name].title}", "", *paper.measured[name].table(found), ""]
     if failures:
         lines += ["## Not there", "", *(f"- {failure}" for failure in failures), ""]
     return "\n".join(lines)
+
+
+def _once(runs: Iterable[Run]) -> list[Run]:
+    """Runs, each once: settings that share a folder ask for some of them again."""
+    return list({run.folder: run for run in runs}.values())
 
 
 def whole_seeds(protocol: Protocol, records: Sequence[Record]) -> list[Record]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,21 +9,8 @@ from typing import Any
 import numpy as np
 
 from routing_gym.experiments.engine.records import Record
-from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, MISTAKES, Difference, paired_difference
-from routing_gym.experiments.papers.reproduction import Claim, Runs, Verdict, among
-
-
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """A part of a claim: a number that should be above 0, over the seeds that it is known for.
-
-    Attributes:
-        numbers: What it is, and what was found.
-        found: Its mean over seeds with its interval; None where no seed has all that it takes.
-    """
-
-    numbers: str
-    found: Difference | None = None
+from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, MISTAKES, paired_difference
+from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs, Verdict, among
 
 
 def judged(said: Mapping[str, Sequence[Judged]]) -> list[Claim]:
@@ -45,8 +31,14 @@ def judged(said: Mapping[str, Sequence[Judged]]) -> list[Claim]:
             verdict = "holds"
         elif any(one is not None and one.verdict == "worse" and one.p * len(found) <= MISTAKES for one in found):
             verdict = "does not hold"
-        claims.append(Claim(text, verdict, " ".join(dict.fromkeys(part.numbers for part in parts)) or "Needs runs."))
+        claims.append(
+            Claim(text, verdict, " ".join(dict.fromkeys(part.numbers for part in parts)) or "Needs runs.", parts)
+        )
     return claims
+
+
+POINTS = " points"
+"""Unit of differences of errors."""
 
 
 class Judge:
@@ -84,7 +76,10 @@ class Judge:
         interval = f" [{found.low:+.3g}, {found.high:+.3g}]" if np.isfinite(found.low) else ""
         few = f", of {FEWEST_SEEDS} at least" if found.seeds < FEWEST_SEEDS else ""
         seeds_text = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}{few}"
-        return Judged(f"{what}: {found.mean:+.3g}{unit}{interval} ({seeds_text}).", found)
+        known_by = list(values.values())
+        own = [among(self.runs(name), seed=seeds[0]) for name in names]
+        spread = float(np.std(known_by, ddof=1)) if len(known_by) > 1 else _counting(own, unit)
+        return Judged(f"{what}: {found.mean:+.3g}{unit}{interval} ({seeds_text}).", found, spread, unit)
 
     def _whole_seeds(self, name: str) -> set[int]:
         """Seeds of which there are all the rows of a name that any seed has."""
@@ -103,11 +98,23 @@ class Judge:
 
     def less(self, better: str, worse: str) -> Judged:
         """Judge whether the test error of a row is below that of another."""
-        return self.more("error", error_of, worse, better, " points")
+        return self.more("error", error_of, worse, better, POINTS)
 
     def in_order(self, *names: str) -> list[Judged]:
         """Judge whether each of some rows errs less than the next."""
         return [self.less(better, worse) for better, worse in pairwise(names)]
+
+
+def _counting(rows: Sequence[Runs], unit: str) -> float | None:
+    """Standard deviation, in points, that counting test images gives a difference of two errors; None of others.
+
+    Binomial, the two taken as independent; of a curve it is that of its lowest error.
+    """
+    lowest = [min(runs, key=error_of) for runs in rows]
+    if unit != POINTS or len(rows) != 2 or any("exits" not in run for run in lowest):
+        return None
+    errors = np.array([error_of(run) for run in lowest])
+    return float(np.sqrt(sum(errors * (100 - errors) / [np.sum(run["exits"]) for run in lowest])))
 
 
 def error_of(record: Record) -> float:

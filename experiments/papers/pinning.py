@@ -33,10 +33,12 @@ def pinned(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Options of environment and agent as NAME=VALUE, those that are not given as they were pinned."""
     decided = TrainingSettings(env, env_options=_last(env_options)).decided_by(agent)
-    of_env = known().get("env", {}).get(_place(env, env_options), {})
-    of_env = {name: value for name, value in of_env.items() if name not in decided}
     of_agent = known().get("agent", {}).get(agent, {})
-    return filled_up(_last(env_options), of_env), filled_up(_last(agent_options), of_agent)
+    env_options = _last(env_options)
+    for _ in range(2):  # the second time under the name of the network, where the first has pinned that
+        of_env = known().get("env", {}).get(_place(env, env_options), {})
+        env_options = filled_up(env_options, {name: value for name, value in of_env.items() if name not in decided})
+    return env_options, filled_up(_last(agent_options), of_agent)
 
 
 def pin(runs: Iterable[Run]) -> int:

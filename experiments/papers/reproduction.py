@@ -12,10 +12,13 @@ import numpy as np
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.run import DIVERGED, Run
 from routing_gym.experiments.engine.settings import TrainingSettings
+from routing_gym.experiments.engine.statistics import Difference
 from routing_gym.experiments.papers.pinning import pinned
 from routing_gym.experiments.papers.rows import Change, Row, Settings
 
 Runs = Sequence[Record]
+Searched = Sequence[tuple[Row, Change, Run]]
+"""Rows, what is tried of each, and the runs."""
 Verdict = Literal["holds", "does not hold", "not enough"]
 
 
@@ -39,6 +42,23 @@ class Measurement:
 
 
 @dataclasses.dataclass(frozen=True)
+class Judged:
+    """A part of a claim: a number that should be above 0, over the seeds that it is known for.
+
+    Attributes:
+        numbers: What it is, and what was found.
+        found: Its mean over seeds with its interval; None where no seed has all that it takes.
+        spread: What seeds are expected to differ by in it (standard deviation); None where nothing tells.
+        unit: Its unit, with a space before it.
+    """
+
+    numbers: str
+    found: Difference | None = None
+    spread: float | None = None
+    unit: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Claim:
     """What a paper says in words, judged by our records.
 
@@ -46,11 +66,13 @@ class Claim:
         text: What it says.
         verdict: Whether it holds; "not enough" where seeds are missing or too much alike to tell.
         numbers: What the verdict is based on.
+        parts: Its parts.
     """
 
     text: str
     verdict: Verdict
     numbers: str
+    parts: Sequence[Judged] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +86,7 @@ class Drawing:
         all_records: Those of all groups that were trained in this way.
         folder: Where pictures go.
         files: The pictures.
+        beside: Records of other papers, see `Reproduction.beside`.
     """
 
     group: str
@@ -72,6 +95,7 @@ class Drawing:
     all_records: list[Record]
     folder: Path
     files: list[Path] = dataclasses.field(default_factory=list)
+    beside: Runs = ()
 
     @property
     def settings(self) -> str:
@@ -102,6 +126,7 @@ class Reproduction:
             stands in its tables.
         measured: Further groups, which are measured.
         tables: Other ways than `table` to show single groups, by their name.
+        beside: Another paper whose protocols' runs its pictures show as well, where they are kept beside its own.
     """
 
     name: str
@@ -116,16 +141,19 @@ class Reproduction:
     judge: Callable[[Runs], list[Claim]] | None = None
     measured: dict[str, Measurement] = dataclasses.field(default_factory=dict)
     tables: dict[str, Callable[[Runs], list[str]]] = dataclasses.field(default_factory=dict)
+    beside: str = ""
 
-    def pictures(self, groups: Sequence[str], records: Runs, folder: Path) -> list[Path]:
+    def pictures(self, groups: Sequence[str], records: Runs, folder: Path, beside: Runs = ()) -> list[Path]:
         """Draw all groups that there are records for; return the files."""
         drawn = []
-        for setting in distinct(records, "settings"):
-            of_setting = among(records, settings=setting)
-            for group, title in self.groups.items():
+        known = {setting.name: setting for setting in self.settings}
+        for name in distinct(records, "settings"):
+            of_setting = among(records, settings=name)
+            for group in known[name].shown(self.groups) if name in known else self.groups:
                 own = [record for record in of_setting if group in record["groups"]]
                 if group in groups and own:
-                    drawing = Drawing(group, f"{title} ({setting})", own, of_setting, folder)
+                    title = f"{self.groups[group]} ({name})"
+                    drawing = Drawing(group, title, own, of_setting, folder, beside=beside)
                     self.draw(drawing)
                     drawn += drawing.files
         return drawn
@@ -159,7 +187,7 @@ class Reproduction:
                 choice = (chosen or {}).get(row.label)
                 if search is not None and row.label in search.choices and choice is None:
                     continue
-                folder = out / settings.name / row.groups[0] / _plain(row.label) / f"seed-{seed}"
+                folder = out / (settings.folder or settings.name) / row.groups[0] / _plain(row.label) / f"seed-{seed}"
                 yield row, self._run(settings, row, seed, base, folder, epochs, choice)
 
     def search(
@@ -175,10 +203,11 @@ class Reproduction:
         search = settings.protocol.search if settings.protocol else None
         if search is None:
             return
+        place = out / (settings.folder or settings.name) / "search"
         for row in self.rows_of(settings, groups, only):
             for choice in search.choices.get(row.label, ()):
                 for seed in search.seeds:
-                    folder = out / settings.name / "search" / _plain(row.label) / _plain(choice.text) / f"seed-{seed}"
+                    folder = place / _plain(row.label) / _plain(choice.text) / f"seed-{seed}"
                     run = self._run(settings, row, seed, base, folder, epochs or search.epochs, choice)
                     title = f"{settings.name}, {row.label}, {choice.text}, seed {seed}"
                     more: dict[str, Any] = {"compare_paths": False, "keep_logits": False, "judge_at": ()}
@@ -189,7 +218,7 @@ class Reproduction:
         rows = [row for row in self.rows if any(asks_for(text, row.label) for text in only or ("",))]
         rows = [row for row in rows if set(row.groups) & set(groups)]
         if settings.protocol is not None:
-            order, own = settings.protocol.rows, settings.protocol.groups or tuple(self.groups)
+            order, own = settings.protocol.rows, settings.shown(self.groups)
             rows = [row for row in rows if set(row.groups) & set(own)]
             rows = sorted((row for row in rows if row.label in order), key=lambda row: order.index(row.label))
         return rows
@@ -232,7 +261,7 @@ class Reproduction:
         )
 
 
-def chosen_by(searched: Sequence[tuple[Row, Change, Run]]) -> dict[str, Change]:
+def chosen_by(searched: Searched) -> dict[str, Change]:
     """Return what a search chooses for each row: the highest mean validation accuracy, of equals the first.
 
     Rows of which a run is not finished have no choice; what has diverged is as bad as can be.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -127,6 +127,7 @@ class Settings:
             single agents, groups, rows, and rows of one group (`GROUP: LABEL`), by their names.
         batch_size: Instances per batch; None for what the reproduction says.
         protocol: What makes them decide something on a small machine; None for settings of all rows.
+        folder: Name of settings that train alike, in whose folder the runs are, so that rows of both are run once.
     """
 
     name: str
@@ -136,3 +137,9 @@ class Settings:
     changes: Mapping[str, Change] = dataclasses.field(default_factory=dict)
     batch_size: int | None = None
     protocol: Protocol | None = None
+    folder: str = ""
+
+    def shown(self, groups: Iterable[str]) -> tuple[str, ...]:
+        """Those of a paper's groups that it is of, in their order."""
+        own = self.protocol.groups if self.protocol else ()
+        return tuple(group for group in groups if group in own or not own)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +32,15 @@ def test_the_rows_are_the_papers_networks(tmp_path):
     rows = {row.label: (row, cell) for row, cell in cells(paper, out=tmp_path)}
     assert len(rows) == len(MULTIPATH.rows) == len({cell.folder for _, cell in rows.values()})
     count = {group: sum(group in row.groups for row in MULTIPATH.rows) for group in MULTIPATH.groups}
-    assert count == {"fig5": 32, "variants": 6 * 8 + 1, "classes": 48, "cifar-2": 24, "width": 48, "agents": 8}
+    assert count == {
+        "fig5": 32,
+        "variants": 6 * 8 + 1,
+        "classes": 48,
+        "cifar-2": 24,
+        "skipping": 16,
+        "width": 48,
+        "agents": 8,
+    }
     row, cell = rows["actor, k_cpt 4e-9"]
     assert row.x == 4e-9 and row.groups == ("fig5", "agents") and row.env == HYBRID
     assert "k_cpt=4e-9" in cell.training.env_options and "schedule_epochs=23.0" in cell.training.env_options
@@ -285,14 +295,46 @@ def test_all_pictures_can_be_drawn(tmp_path):
         made_up("actor, dynamic k_cpt", 3e6, 0.2, by_price=by_price, groups=["variants"]),
         *networks("static"),
         *networks("actor", "CIFAR-2", ("classes",)),
-        *networks("actor", "CIFAR-10", ("classes", "width")),
-        *networks("static", "CIFAR-10", ("classes", "width")),
+        *networks("actor", "CIFAR-10", ("classes", "width", "skipping")),
+        *networks("static", "CIFAR-10", ("classes", "width", "skipping")),
     ]
     drawn = MULTIPATH.pictures(tuple(MULTIPATH.groups), records, tmp_path)
-    names = ("dataflow", "exits", "fig5", "branching", "variants", "classes", "width", "agents")
+    names = ("dataflow", "exits", "fig5", "branching", "variants", "classes", "skipping", "width", "agents")
     assert sorted(path.name for path in drawn) == sorted(f"short-{name}.png" for name in names)
     for path in drawn:
         assert height_and_colours(path)[1] > 20, path.name
+
+
+def test_early_exit_is_drawn_beside_skipping_of_the_same_images(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("routing_gym.experiments.papers.multipath.figures.save", lambda figure, _: drawn.append(figure))
+    groups, part = ["skipping"], "CIFAR-10"
+    records = [*curve("actor", [1e6, 2e6], [0.3, 0.2], groups=groups, part=part),
+               *curve("static", [1e6, 3e6], [0.4, 0.2], groups=groups, part=part)]  # fmt: skip
+    skipping = curve("with both", [2e6, 4e6], [0.3, 0.25], groups=["cost"], part=part)
+    others = [{**run, "dataset": "CIFAR-100"} for run in skipping]
+    in_text = curve("margin", [2e6], [0.1], groups=["margins"], part=part)
+    for beside in ([*skipping, *others, *in_text], others, ()):
+        MULTIPATH.pictures(("skipping",), records, tmp_path, beside)
+    of_figures = [figure.axes[0].lines for figure in drawn]
+    lines = [{line.get_label(): line.get_xydata().tolist() for line in lines} for lines in of_figures]
+    lines = [{name: points for name, points in of.items() if not name.startswith("_")} for of in lines]
+    assert lines[0]["CoDiNet, one network for each gamma"] == [[2, pytest.approx(30)], [4, pytest.approx(25)]]
+    assert lines[1].keys() == lines[2].keys() == {"actor", "static, first columns"}
+    assert "CIFAR-10 data" in drawn[0].axes[0].get_title()
+
+
+def test_records_of_the_other_paper_are_found_beside_ones_own(tmp_path, monkeypatch):
+    kept = Path(__file__).parents[2] / "docs/results/records/codinet"
+    shutil.copytree(kept, tmp_path / "codinet")
+    (tmp_path / "multipath").mkdir()
+    seen = []
+    monkeypatch.setattr(
+        "routing_gym.experiments.papers.reproduction.Reproduction.pictures", lambda *given: seen.extend(given[-1]) or []
+    )
+    records = ("--settings", "two-cores-skipping", "--records", tmp_path / "multipath")
+    assert main(["reproduce", "multipath", *map(str, records), "--out", str(tmp_path / "out")]) == 0
+    assert len(seen) == len(list(kept.rglob("*.json.gz"))) and {run["agent"] for run in seen} == {"codinet"}
 
 
 def test_a_tree_is_laid_out_by_depth_and_branch():

@@ -10,8 +10,8 @@ import numpy as np
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.papers.codinet import rows
 from routing_gym.experiments.papers.codinet.rows import CONSISTENT, RESNET, VANILLA, WITH_BOTH, with_depth
-from routing_gym.experiments.papers.judging import Judge, Judged, judged
-from routing_gym.experiments.papers.reproduction import Claim, Runs
+from routing_gym.experiments.papers.judging import Judge, judged
+from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs
 from routing_gym.experiments.papers.tables import Column, accuracy, beside, by_row, millions, router_share
 
 AS_THE_PAPER = "kept_rotated"

@@ -10,8 +10,8 @@ import scipy  # its parts are imported when they are used
 from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.papers.diversity import rows
-from routing_gym.experiments.papers.judging import Judge, Judged, judged
-from routing_gym.experiments.papers.reproduction import Claim, Runs, among
+from routing_gym.experiments.papers.judging import Judge, judged
+from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs, among
 from routing_gym.experiments.papers.tables import MACS, accuracy, by_row, error, heading, judged_on, line, millions
 
 SHUFFLES = 200

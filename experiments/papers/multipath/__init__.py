@@ -15,6 +15,7 @@ MULTIPATH = Reproduction(
         "variants": "Fig. 5, hybrid data: variants",
         "classes": "Fig. 9: difficulty of the decisions",
         "cifar-2": "Not in the paper, CIFAR-2: actors and critics",
+        "skipping": "Not in the paper, CIFAR-10: leaving early beside skipping blocks (CoDiNet)",
         "width": "Fig. 10, CIFAR-10: capacity",
         "agents": "Not in the paper, hybrid data: other agents at the price 4e-9",
     },
@@ -24,4 +25,5 @@ MULTIPATH = Reproduction(
     table=error_and_operations,
     draw=draw,
     judge=claims,
+    beside="codinet",
 )

@@ -59,6 +59,8 @@ def draw(drawing: Drawing) -> None:
         drawing.add(group, _other_agents, own, static=among(everything, series="static"))
     elif group == "cifar-2":
         drawing.add(group, _strategies, own)
+    elif group == "skipping":
+        drawing.add(group, _beside_skipping, own, skipping=drawing.beside)
     else:
         drawing.add(group, _parts, own, apart=group == "width")
 
@@ -78,6 +80,24 @@ def _strategies(records: Runs, path: Path, title: str) -> None:
         columns = label.rpartition(", ")[2].partition(" ")[0]
         axes.annotate(columns, at, xytext=(4, 5), textcoords="offset points", fontsize=8)
     _finish(axes, title)
+    save(figure, path)
+
+
+def _beside_skipping(records: Runs, path: Path, title: str, *, skipping: Runs) -> None:
+    """Draw early exit over static networks, and CoDiNet at several weights of the cost, judged on the same images.
+
+    They are other networks, trained in other ways: it compares whole systems.
+    """
+    figure, axes = single(title, 8, 4.6)
+    for series in ("static", "actor"):
+        _curve(axes, records, series, "CIFAR-10", label=f"{series}, first columns" if series == "static" else series)
+    same = [run for run in skipping if "cost" in run["groups"] and run["dataset"] == records[0]["dataset"]]
+    if same:
+        curve = curve_of(same)
+        axes.plot(curve.macs, curve.error, "P-", color="tab:green", label="CoDiNet, one network for each gamma")
+        for run in same:
+            axes.plot(run["macs"] / 1e6, error_of(run), ".", color="tab:green", markersize=4, alpha=0.5)
+    _finish(axes, f"{title}\n{records[0]['dataset']}")
     save(figure, path)
 
 

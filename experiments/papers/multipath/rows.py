@@ -87,7 +87,7 @@ def _curve(
 def _parts() -> Iterator[Row]:
     """Yield actor and static networks of the other data and widths, whose prices are divided by their operations'."""
     for env, part, groups, options, cheaper in (
-        (CIFAR10, "CIFAR-10", "classes width", (), 1),
+        (CIFAR10, "CIFAR-10", "classes width skipping", (), 1),
         (CIFAR5, "CIFAR-5", "classes", (), 1),
         (CIFAR2, "CIFAR-2", "classes cifar-2", (), 1),
         (CIFAR10, "CIFAR-10, width 32", "width", ("width=32",), 4),

@@ -10,10 +10,10 @@ import numpy as np
 from routing_gym.experiments.engine.instances import accuracy_together
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.experiments.engine.run import LOGITS
-from routing_gym.experiments.papers.judging import Judge, Judged, error_of, judged
+from routing_gym.experiments.papers.judging import Judge, error_of, judged
 from routing_gym.experiments.papers.parallel_paths import rows
 from routing_gym.experiments.papers.parallel_paths.rows import BASE, CROSSES, DATA, PATHS, RESNET, on, routed
-from routing_gym.experiments.papers.reproduction import Claim, Runs, among, distinct, mean_of
+from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs, among, distinct, mean_of
 from routing_gym.experiments.papers.tables import (
     MACS,
     Column,

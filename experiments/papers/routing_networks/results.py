@@ -6,8 +6,8 @@ import numpy as np
 
 from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import Record, by_label
-from routing_gym.experiments.papers.judging import Judge, Judged, error_of, judged
-from routing_gym.experiments.papers.reproduction import Claim, Runs, mean_of
+from routing_gym.experiments.papers.judging import Judge, error_of, judged
+from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs, mean_of
 from routing_gym.experiments.papers.routing_networks import rows
 from routing_gym.experiments.papers.tables import EFFORT, Column, accuracy, table
 
