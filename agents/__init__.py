@@ -36,6 +36,7 @@ from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
 from routing_gym.agents.soft_mixture import SoftMixture, SoftMixtureConfig
+from routing_gym.agents.task_clustering import TaskClustering, TaskClusteringConfig
 from routing_gym.agents.top_k import TopK, TopKConfig
 from routing_gym.agents.trained.reshape import add_task, extract, prune
 from routing_gym.agents.wpl import WPL, WPLConfig
@@ -45,6 +46,7 @@ register_agent("reinforce", Reinforce)
 register_agent("q-learning", QLearning)
 register_agent("sarsa", Sarsa)
 register_agent("actor-critic", ActorCritic)
+register_agent("task-clustering", TaskClustering)
 register_agent("gumbel", Gumbel)
 register_agent("soft-mixture", SoftMixture)
 register_agent("cross-stitch", CrossStitch)
@@ -78,7 +80,7 @@ __all__ = [
     "QLearning", "QLearningConfig", "RandomAgent", "RandomFixed", "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent",
     "SB3Config", "SB3DQN", "SB3MaskablePPO", "SB3PPO", "SampledCriticConfig", "SampledOptimisticCritic",
     "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask", "SoftMixture", "SoftMixtureConfig",
-    "TaskSpecificAll", "TaskSpecificLast", "TopK", "TopKConfig", "WPL", "WPLConfig", "add_task", "agent_class",
+    "TaskClustering", "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast", "TopK", "TopKConfig", "WPL", "WPLConfig", "add_task", "agent_class",
     "extract", "learn", "load_installed_agents", "make_agent", "needs", "prune", "read", "register_agent",
     "train_batch",
 ]  # fmt: skip
