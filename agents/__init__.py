@@ -80,7 +80,7 @@ __all__ = [
     "QLearning", "QLearningConfig", "RandomAgent", "RandomFixed", "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent",
     "SB3Config", "SB3DQN", "SB3MaskablePPO", "SB3PPO", "SampledCriticConfig", "SampledOptimisticCritic",
     "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask", "SoftMixture", "SoftMixtureConfig",
-    "TaskClustering", "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast", "TopK", "TopKConfig", "WPL", "WPLConfig", "add_task", "agent_class",
-    "extract", "learn", "load_installed_agents", "make_agent", "needs", "prune", "read", "register_agent",
-    "train_batch",
+    "TaskClustering", "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast", "TopK", "TopKConfig", "WPL",
+    "WPLConfig", "add_task", "agent_class", "extract", "learn", "load_installed_agents", "make_agent", "needs",
+    "prune", "read", "register_agent", "train_batch",
 ]  # fmt: skip

@@ -65,6 +65,10 @@ class TaskClustering(Reinforce):
     Config = TaskClusteringConfig
     config: TaskClusteringConfig
     found: Tensor
+    _labelled: Tensor
+    _seen: Tensor
+    _rows: Tensor
+    _total: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -76,7 +80,6 @@ class TaskClustering(Reinforce):
         self.register_buffer("_total", torch.zeros(inputs))
         # Choices `(T, N)` of tasks that are in clusters, -1 where REINFORCE decides.
         self.register_buffer("found", torch.full((tasks, self.num_decisions + 1), -1))
-        self.register_buffer("sorted_at", torch.zeros((), dtype=torch.int64))
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, ...)`: those of the clusters, else drawn."""
@@ -126,8 +129,8 @@ class TaskClustering(Reinforce):
 
     def _sort(self) -> None:
         """Find clusters for every decision, under the numbers they had."""
-        halves = [sums.unflatten(0, (-1, 2)).transpose(0, 1).cpu() for sums in (self._labelled, self._seen, self._rows)]
-        by_label, by_input, rows = halves
+        sums = (self._labelled, self._seen, self._rows)
+        by_label, by_input, rows = (of.unflatten(0, (-1, 2)).transpose(0, 1).cpu() for of in sums)
         means = by_input / rows.clamp(min=1)
         views = [by_label, means - means.mean(1, keepdim=True)]
         known: dict[tuple[int, int], Tensor | None] = {}
@@ -169,8 +172,11 @@ class TaskClustering(Reinforce):
 
 
 def likeness(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How alike halves of tasks are, by signatures `(T, F)` of either: mean cosine of the halves of a task, its
-    standard error, and cosines `(T, T)` of all pairs."""
+    """How alike halves of tasks are, by signatures `(T, F)` of either.
+
+    Returns:
+        Mean cosine of the two halves of a task, its standard error, and cosines `(T, T)` of all pairs.
+    """
     similar = functional.normalize(one, dim=1) @ functional.normalize(other, dim=1).T
     own = similar.diagonal()
     return own.mean(), own.std() / math.sqrt(len(own)), similar
