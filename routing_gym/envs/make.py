@@ -59,7 +59,7 @@ OF_ENV = {field.name for field in dataclasses.fields(EnvConfig)}
 
 def known_options(dataset: str | Splits, network: str | RoutedNetwork) -> set[str]:
     """Names of all options that an environment of this data and network takes."""
-    own = {"network", "num_envs", "num_blocks", "num_tasks"}
+    own = {"network", "num_envs", "num_blocks", "num_tasks", "block_per_task"}
     return {*_options(dataset, DATASETS), *_options(network, NETWORKS), *OF_ENV, *own}
 
 
@@ -81,6 +81,7 @@ def make_routing_vector_env(
     num_envs: int = 1,
     num_blocks: int | Sequence[int] | None = None,
     num_tasks: int | None = None,
+    block_per_task: bool = False,
     seed: int = 0,
     **options: Any,
 ) -> RoutingVectorEnv:
@@ -93,6 +94,8 @@ def make_routing_vector_env(
         num_blocks: Blocks per decision, or a number for each layer; by default one for every computation that the data
             has planted, else one per task. Where more than one is planted in a row, `layers` is as many by default.
         num_tasks: Keep the first tasks only; all by default.
+        block_per_task: Raise `num_blocks` to the number of tasks where it is smaller: for agents that need a block of
+            its own for every task.
         seed: Seed of the blocks' first weights and of the order of instances.
         options: Options of the data set, of the network and of the environment (`EnvConfig`).
 
@@ -114,7 +117,9 @@ def make_routing_vector_env(
     if unknown := sorted(set(options) - known):
         raise unexpected("this environment", unknown[0], known)
     check_types("this environment", of_data, options)
-    check_types("this environment", of_network, options)
+    check_types(
+        "this environment", {**of_network, "block_per_task": bool}, {**options, "block_per_task": block_per_task}
+    )
     of_core = {"seed": seed, **{name: value for name, value in options.items() if name in OF_ENV}}
     if num_tasks is not None:
         num_tasks = whole_number("num_tasks", num_tasks)
@@ -134,6 +139,8 @@ def make_routing_vector_env(
                 num_blocks = int(first.planted.max()) + 1
             if "layers" in of_network and first.planted.shape[1] > 1:
                 options.setdefault("layers", first.planted.shape[1])
+        if block_per_task and num_blocks is not None:
+            num_blocks = _at_least(first.num_tasks, num_blocks)
         # The seed decides the first weights, and nothing outside is disturbed.
         with first_weights(seed):
             network = make_network(
@@ -167,6 +174,13 @@ def _without_options_of_others(
                 "it out, or build the like before"
             )
     return {option: value for option, value in options.items() if option not in others}
+
+
+def _at_least(least: int, num_blocks: Any) -> Any:
+    """Numbers of blocks, raised where they are smaller; what is no number is refused by the network."""
+    if isinstance(num_blocks, list | tuple):
+        return [_at_least(least, number) for number in num_blocks]
+    return max(least, num_blocks) if type(num_blocks) is int else num_blocks
 
 
 def _plain(value: Any) -> Any:
