@@ -106,5 +106,5 @@ class BestRandom(RandomFixed):
         """Go on where the search stood."""
         known = torch.load(io.BytesIO(state), map_location=self.env.device, weights_only=True)
         if any(held is not None and held["routes"].shape != self._routes[:, :-1].shape for held in known[:3]):
-            raise ValueError(f"agent {self.name!r} is still searching: it takes new tasks when all draws were tried")
+            raise ValueError(f"agent {self.name!r} is still searching: tasks can be added when all draws were tried")
         self.first, self.best, self.trial, self.draw, self.trained = known
