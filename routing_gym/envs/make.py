@@ -94,8 +94,8 @@ def make_routing_vector_env(
         num_blocks: Blocks per decision, or a number for each layer; by default one for every computation that the data
             has planted, else one per task. Where more than one is planted in a row, `layers` is as many by default.
         num_tasks: Keep the first tasks only; all by default.
-        block_per_task: Raise `num_blocks` to the number of tasks where it is smaller: for agents that need a block of
-            its own for every task.
+        block_per_task: Raise `num_blocks` to the number of tasks where it is one smaller number: for agents that need a
+            block of its own for every task. A number for each layer stays.
         seed: Seed of the blocks' first weights and of the order of instances.
         options: Options of the data set, of the network and of the environment (`EnvConfig`).
 
@@ -139,8 +139,8 @@ def make_routing_vector_env(
                 num_blocks = int(first.planted.max()) + 1
             if "layers" in of_network and first.planted.shape[1] > 1:
                 options.setdefault("layers", first.planted.shape[1])
-        if block_per_task and num_blocks is not None:
-            num_blocks = _at_least(first.num_tasks, num_blocks)
+        if block_per_task and type(num_blocks) is int:
+            num_blocks = max(num_blocks, first.num_tasks)
         # The seed decides the first weights, and nothing outside is disturbed.
         with first_weights(seed):
             network = make_network(
@@ -174,13 +174,6 @@ def _without_options_of_others(
                 "it out, or build the like before"
             )
     return {option: value for option, value in options.items() if option not in others}
-
-
-def _at_least(least: int, num_blocks: Any) -> Any:
-    """Numbers of blocks, raised where they are smaller; what is no number is refused by the network."""
-    if isinstance(num_blocks, list | tuple):
-        return [_at_least(least, number) for number in num_blocks]
-    return max(least, num_blocks) if type(num_blocks) is int else num_blocks
 
 
 def _plain(value: Any) -> Any:

@@ -83,10 +83,11 @@ def test_a_trunk_per_task_costs_an_instance_nothing():
 
 def test_agents_that_need_a_block_per_task_are_given_them():
     for agent in ("single-task", "task-specific-all", "task-specific-last"):
-        for given, got in ((2, (3, 3, 3)), (5, (5, 5, 5)), ([1, 2, 4], (3, 3, 4)), (None, (3, 3, 3))):
+        for given, got in ((2, (3, 3, 3)), (5, (5, 5, 5)), ([3, 4, 3], (3, 4, 3)), (None, (3, 3, 3))):
             env = env_of("mlp", agent, num_blocks=given)
             assert env.unwrapped.network.block_counts == got
             assert len(make_agent(agent, env).routes.unique(dim=0)) == TASKS
+    assert env_of("mlp", "task-specific-last", num_blocks=[1, 1, 3]).unwrapped.network.block_counts == (1, 1, 3)
     assert env_of("mlp", "shared", num_blocks=2).unwrapped.network.block_counts == (2, 2, 2)
     assert env_of("mlp", "shared", num_blocks=2, block_per_task=True).unwrapped.network.block_counts == (3, 3, 3)
 
