@@ -7,7 +7,6 @@ import io
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.base.learning import Report
@@ -71,13 +70,13 @@ class BestRandom(RandomFixed):
                 self.trial = self._held()
                 self._take(self.best)
 
-    def update(self, trajectory: Trajectory) -> dict[str, Tensor] | None:
+    def update(self, trajectory: Trajectory) -> None:
         """Judge a draw that has had its passes, and go over to the next one, or in the end to the best."""
         if self.first is None or self.trial is not None:
-            return None
+            return
         self.trained += len(trajectory)
         if self.trained < self.config.passes * self.env.trainer.optimization.epoch:
-            return None
+            return
         accuracy = evaluate(self, self.env, split="validation").accuracy
         if self.best is None or accuracy > self.best["accuracy"]:
             self.best = self._held(accuracy)
@@ -87,7 +86,6 @@ class BestRandom(RandomFixed):
         else:
             self._take(self.best)
             self.first = self.best = None
-        return {"validation_accuracy": torch.tensor(accuracy)}
 
     def _held(self, accuracy: float = 0.0) -> Held:
         return {"routes": self._routes[:, :-1].clone(), "blocks": self.env.trainer.state_dict(), "accuracy": accuracy}

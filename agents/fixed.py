@@ -99,32 +99,29 @@ class TaskSpecificLast(TaskSpecific):
 class SingleTask(TaskSpecificAll):
     """A network entirely of its own for every task: the yardstick of multi-task learning."""
 
-    env_kwargs = {**TaskSpecific.env_kwargs, "trunk_per_task": True}
+    env_kwargs = {"network_per_task": True}
 
     def choose(self, masks: Tensor) -> Tensor:
-        """Choices of the tasks; refuses a network in which some parameter would be of several tasks."""
-        routes, network = super().choose(masks), self.env.network
+        """Choices of the tasks; refuses a network in which tasks would have a parameter in common."""
         if self.num_tensors > 1:
             raise ValueError(f"agent {self.name!r} routes one tensor: columns hand each other their activations")
-        of_task: dict[tuple[int, int | None], int] = {}
-        owned = [
-            (task, network.parameters_of(number, choice))
-            for task, route in enumerate(routes.squeeze(2).tolist())
-            for number, choice in enumerate(route)
+        routes, network = super().choose(masks), self.env.network
+        readouts, owner = network.readouts_by_task(), dict[tuple[int, int | None], int]()
+        own = [
+            (t, network.parameters_of(*at))
+            for t, route in enumerate(routes[..., 0].tolist())
+            for at in enumerate(route)
         ]
-        for task, parameters in [*owned, *enumerate(network.readouts_by_task())]:
+        for task, parameters in (*own, *enumerate(readouts)):
             for of in parameters:
-                if of_task.setdefault((id(of.parameter), of.index), task) != task:
-                    raise ValueError(
-                        f"agent {self.name!r}: tasks {of_task[id(of.parameter), of.index]} and {task} "
-                        "would share a block"
-                    )
-        known = {number for number, _ in of_task}
-        banks = {id(of.parameter) for part in network.parts() for of in part}
-        if shared := [name for name, p in network.named_parameters() if id(p) not in known | banks]:
+                if (other := owner.setdefault((id(of.parameter), of.index), task)) != task:
+                    raise ValueError(f"agent {self.name!r}: tasks {other} and {task} would share a block")
+        owned = {id(of.parameter) for part in (*network.parts(), *readouts) for of in part}
+        if shared := [name for name, parameter in network.named_parameters() if id(parameter) not in owned]:
             raise ValueError(
-                f"agent {self.name!r}: tasks share what belongs to no block ({shared[0]} and {len(shared) - 1} more): "
-                "make the environment with trunk_per_task=True, or route these layers, too"
+                f"agent {self.name!r}: tasks would share what belongs to no block ({shared[0]} and {len(shared) - 1} "
+                "more): make the environment with network_per_task=True, which simple-convnet can do, or route these "
+                "layers too"
             )
         return routes
 

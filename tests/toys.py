@@ -362,7 +362,7 @@ def toy_env(network=None, num_envs=6, num_tasks=3, **options):
     return RoutingVectorEnv(ExitTree(TREE) if network is None else network, toy_data(num_tasks), num_envs, **options)
 
 
-def small_env(network=None, num_envs=12, block_per_task=True, trunk_per_task=True, **options):
+def small_env(network=None, num_envs=12, block_per_task=True, network_per_task=True, **options):
     """A batch environment of two routed layers for agents to learn in, with as many blocks as tasks and no trunk."""
     torch.manual_seed(0)
     network = RoutedMLP((1, 2, 3), 3, 3, width=4, layers=2) if network is None else network

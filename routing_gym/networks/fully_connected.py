@@ -207,7 +207,6 @@ def fully_connected(
     recurrent: bool = False,
     task_input: bool = False,
     form: Literal["paths", "columns"] = "paths",
-    trunk_per_task: bool = False,
     num_tasks: int = 1,
     trunk: nn.Module | None = None,
 ) -> RoutedMLP | ColumnsMLP:
@@ -223,17 +222,13 @@ def fully_connected(
         task_input: Join a one-hot task to the input of the first routed layer.
         form: `"paths"`: every instance takes one block per layer; or `"columns"`: all blocks stand side by side and
             hand each other their activations, as cross-stitch wants it.
-        trunk_per_task: Share nothing before the first routed layer; changes nothing, since nothing is there.
         num_tasks: Number of tasks.
         trunk: Runs on the images first, shared by all; None for nothing.
 
     Raises:
-        ValueError: Columns that are recurrent or told the task, a trunk that is not to be shared, or what the network
-            itself refuses.
+        ValueError: Columns that are recurrent or told the task, or what the network itself refuses.
     """
     check_choice("form", form, "paths", "columns")
-    if trunk_per_task and trunk is not None:
-        raise ValueError("trunk_per_task=True: this trunk is shared; route its layers, too (routing_gym.route)")
     common: dict[str, Any] = {"width": width, "layers": layers, "trunk": trunk, "num_tasks": num_tasks}
     if form == "paths":
         return RoutedMLP(input_shape, num_classes, num_blocks, recurrent=recurrent, task_input=task_input, **common)
@@ -293,7 +288,7 @@ def simple_convnet(
         options |= {"form": form, "num_tasks": num_tasks, "trunk": trunk}
         return fully_connected(input_shape, num_classes, num_blocks, **options)
     if recurrent or task_input or form != "paths":
-        option = "trunk_per_task" if trunk_per_task else "routed_stages"
+        option = "a trunk per task" if trunk_per_task else "routed_stages"
         raise ValueError(f"{option} goes with neither recurrent=True nor task_input=True nor form='columns'")
     widths = [features_of(trunk, input_shape)[0], *[width] * (layers - 1), num_classes]
     parts: dict[str, nn.Module] = {f"stage {number + 1}": stage for number, stage in enumerate(trunk)}

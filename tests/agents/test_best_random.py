@@ -53,10 +53,8 @@ def test_it_does_what_a_loop_does_by_hand(options):
     agent = make_agent("best-random", env, **OPTIONS)
     routes, accuracies, best, before, after = by_hand(3, **options)
     assert len({tuple(of.flatten().tolist()) for of in routes}) == DRAWS and len(set(accuracies)) > 1
-    epoch, told = agent.env.trainer.optimization.epoch, []
-    agent.learn(env, DRAWS * PASSES * epoch, told.append)
-    judged = [metrics["validation_accuracy"].item() for metrics in told if "validation_accuracy" in metrics]
-    assert judged == pytest.approx(accuracies) and len(told) == DRAWS * PASSES * epoch // BATCH
+    epoch = agent.env.trainer.optimization.epoch
+    agent.learn(env, DRAWS * PASSES * epoch)
     assert torch.equal(agent.routes, routes[best]) and same(blocks(env), before)
     agent.learn(env, 3 * epoch)
     assert torch.equal(agent.routes, routes[best]) and same(blocks(env), after)

@@ -93,16 +93,19 @@ def test_agents_that_need_a_block_per_task_are_given_them():
 
 
 def test_what_tasks_would_share_is_refused():
-    shared = r"tasks share what belongs to no block \(trunk.0.0.weight and 15 more\): .*trunk_per_task=True"
+    shared = r"tasks would share what belongs to no block \(trunk.0.0.weight and 15 more\): .*network_per_task=True"
     with pytest.raises(ValueError, match=shared):
         make_agent("single-task", env_of("simple-convnet", "task-specific-all"))
     with pytest.raises(ValueError, match="needs a block for each of the 3 tasks, .* offers 2: .*block_per_task=True"):
         make_agent("single-task", env_of("mlp", "shared", num_blocks=2))
     with pytest.raises(ValueError, match="'single-task' routes one tensor: columns hand each other"):
         make_agent("single-task", env_of("mlp", form="columns"))
-    with pytest.raises(ValueError, match="block_per_task must be of type bool, got 3"):
-        env_of("mlp", "shared", block_per_task=3)
-    with pytest.raises(ValueError, match="trunk_per_task goes with neither recurrent=True"):
+    for option in ("block_per_task", "network_per_task"):
+        with pytest.raises(ValueError, match=f"{option} must be of type bool, got 3"):
+            env_of("mlp", "shared", **{option: 3})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'trunk_per_task'"):
+        env_of("simple-convnet", "shared", trunk_per_task=True)
+    with pytest.raises(ValueError, match="a trunk per task goes with neither recurrent=True"):
         env_of("simple-convnet", recurrent=True)
     # A task's own blocks at several depths are nobody else's.
     assert len(make_agent("single-task", env_of("mlp", recurrent=True)).routes.unique(dim=0)) == TASKS
@@ -112,4 +115,4 @@ def test_a_command_says_where_it_cannot_be(capsys, tmp_path):
     arguments = ["compare", "--env", "routing_gym/Budget-v0", "--agents", "single-task", "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "'single-task' needs an environment made with trunk_per_task=True, an option that" in said
+    assert "'single-task': tasks would share what belongs to no block" in said
