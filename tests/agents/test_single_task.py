@@ -81,6 +81,25 @@ def test_a_trunk_per_task_costs_an_instance_nothing():
     assert few.block_counts == (4, 4, 4, 4, 1, 2, 3)
 
 
+@pytest.mark.parametrize("name", ["DigitsMTL", "MnistMTL", "Cifar100MTL", "HiddenGroups", "Compositions", "Clusters"])
+def test_a_batch_of_one_task_moves_its_own_network_alone(name):
+    env = gymnasium.make_vec(
+        f"routing_gym/{name}-v0", num_envs=8, num_blocks=2, draw_tasks=(0,), **needs("single-task")
+    )
+    agent, network = make_agent("single-task", env), env.unwrapped.network
+    before = {key: value.clone() for key, value in network.named_parameters()}
+    agent.learn(env, 16)
+    moved = {
+        key: (value != before[key]).flatten(1).any(1) for key, value in network.named_parameters() if value.ndim > 1
+    }
+    for key, rows in moved.items():
+        if ".blocks." in key:  # of modules: banks.DECISION.blocks.TASK
+            assert bool(rows.any()) == (key.split(".")[3] == "0"), key
+        else:
+            assert rows.tolist() == [True] + [False] * (len(rows) - 1), key
+    assert agent.num_tasks == env.unwrapped.dataset.num_tasks
+
+
 def test_agents_that_need_a_block_per_task_are_given_them():
     for agent in ("single-task", "task-specific-all", "task-specific-last"):
         for given, got in ((2, (3, 3, 3)), (5, (5, 5, 5)), ([3, 4, 3], (3, 4, 3)), (None, (3, 3, 3))):
