@@ -6,6 +6,7 @@ from routing_gym.agents.base.agent import AGENTS, Agent, AgentConfig
 from routing_gym.agents.base.checkpoint import read
 from routing_gym.agents.base.learning import learn, train_batch
 from routing_gym.agents.base.registry import agent_class, load_installed_agents, make_agent, needs, register_agent
+from routing_gym.agents.best_random import BestRandom, BestRandomConfig
 from routing_gym.agents.codinet import CoDiNet, CoDiNetConfig
 from routing_gym.agents.critics import (
     CriticConfig,
@@ -27,6 +28,7 @@ from routing_gym.agents.fixed import (
     RandomFixed,
     Shared,
     SharedWithTask,
+    SingleTask,
     TaskSpecificAll,
     TaskSpecificLast,
 )
@@ -61,9 +63,11 @@ register_agent("pragmatic-critic-sampled", SampledPragmaticCritic)
 register_agent("optimistic-critic-sampled", SampledOptimisticCritic)
 register_agent("task-specific-all", TaskSpecificAll)
 register_agent("task-specific-last", TaskSpecificLast)
+register_agent("single-task", SingleTask)
 register_agent("shared", Shared)
 register_agent("shared-with-task", SharedWithTask)
 register_agent("random-fixed", RandomFixed)
+register_agent("best-random", BestRandom)
 register_agent("random", RandomAgent)
 register_agent("fixed-routes", FixedRoutes)
 register_agent("oracle", Oracle)
@@ -73,14 +77,14 @@ register_agent("sb3:DQN", SB3DQN)
 register_agent("sb3:MaskablePPO", SB3MaskablePPO)
 
 __all__ = [
-    "AGENTS", "Actor", "ActorConfig", "ActorCritic", "ActorCriticConfig", "Agent", "AgentConfig", "CoDiNet",
-    "CoDiNetConfig", "CriticConfig", "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig",
-    "CrossingConfig", "DQNConfig", "FixedAgent", "FixedRoutes", "FixedRoutesConfig", "Gumbel", "GumbelConfig",
-    "OnPolicyConfig", "OptimisticCritic", "Oracle", "PPOConfig", "PragmaticCritic", "PragmaticCriticConfig",
-    "QLearning", "QLearningConfig", "RandomAgent", "RandomFixed", "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent",
-    "SB3Config", "SB3DQN", "SB3MaskablePPO", "SB3PPO", "SampledCriticConfig", "SampledOptimisticCritic",
-    "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask", "SoftMixture", "SoftMixtureConfig",
-    "TaskClustering", "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast", "TopK", "TopKConfig", "WPL",
-    "WPLConfig", "add_task", "agent_class", "extract", "learn", "load_installed_agents", "make_agent", "needs",
-    "prune", "read", "register_agent", "train_batch",
+    "AGENTS", "Actor", "ActorConfig", "ActorCritic", "ActorCriticConfig", "Agent", "AgentConfig", "BestRandom",
+    "BestRandomConfig", "CoDiNet", "CoDiNetConfig", "CriticConfig", "CrossConnection", "CrossPrediction",
+    "CrossStitch", "CrossStitchConfig", "CrossingConfig", "DQNConfig", "FixedAgent", "FixedRoutes",
+    "FixedRoutesConfig", "Gumbel", "GumbelConfig", "OnPolicyConfig", "OptimisticCritic", "Oracle", "PPOConfig",
+    "PragmaticCritic", "PragmaticCriticConfig", "QLearning", "QLearningConfig", "RandomAgent", "RandomFixed",
+    "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN", "SB3MaskablePPO", "SB3PPO",
+    "SampledCriticConfig", "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask",
+    "SingleTask", "SoftMixture", "SoftMixtureConfig", "TaskClustering", "TaskClusteringConfig", "TaskSpecificAll",
+    "TaskSpecificLast", "TopK", "TopKConfig", "WPL", "WPLConfig", "add_task", "agent_class", "extract", "learn",
+    "load_installed_agents", "make_agent", "needs", "prune", "read", "register_agent", "train_batch",
 ]  # fmt: skip

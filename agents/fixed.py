@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -43,7 +43,8 @@ class FixedAgent(Agent):
             if (least := int(masks[number].sum(-1).min())) < self.num_tasks:
                 raise ValueError(
                     f"agent {self.name!r} needs a block for each of the {self.num_tasks} tasks, decision {number} "
-                    f"({self.env.network.decisions[number].name!r}) offers {least}"
+                    f"({self.env.network.decisions[number].name!r}) offers {least}: make the environment with "
+                    "block_per_task=True"
                 )
         # The t-th legal choice, from 0, is where the running count of legal choices first passes t.
         return (masks.cumsum(-1) <= wanted).sum(-1)
@@ -73,16 +74,56 @@ class SharedWithTask(FixedAgent):
     env_kwargs = {"task_input": True}
 
 
-class TaskSpecificAll(FixedAgent):
+class TaskSpecific(FixedAgent):
+    """A fixed agent that needs a block for each task at some decision; environments are made with as many."""
+
+    env_kwargs: ClassVar[Mapping[str, Any]] = {"block_per_task": True}
+
+    def fits(self, option: str, value: Any) -> bool:
+        """Whether an option may have a value: any, since the network itself is looked at."""
+        return True
+
+
+class TaskSpecificAll(TaskSpecific):
     """A path of its own for every task: task t takes the t-th choice everywhere (task-specific-all-fc)."""
 
     own = slice(None)
 
 
-class TaskSpecificLast(FixedAgent):
+class TaskSpecificLast(TaskSpecific):
     """A shared path, and at the last decision a block of its own for every task (task-specific-1-fc)."""
 
     own = slice(-1, None)
+
+
+class SingleTask(TaskSpecificAll):
+    """A network entirely of its own for every task: the yardstick of multi-task learning."""
+
+    env_kwargs = {"network_per_task": True}
+
+    def choose(self, masks: Tensor) -> Tensor:
+        """Choices of the tasks; refuses a network in which tasks would have a parameter in common."""
+        if self.num_tensors > 1:
+            raise ValueError(f"agent {self.name!r} routes one tensor: columns hand each other their activations")
+        routes, network = super().choose(masks), self.env.network
+        readouts, owner = network.readouts_by_task(), dict[tuple[int, int | None], int]()
+        own = [
+            (t, network.parameters_of(*at))
+            for t, route in enumerate(routes[..., 0].tolist())
+            for at in enumerate(route)
+        ]
+        for task, parameters in (*own, *enumerate(readouts)):
+            for of in parameters:
+                if (other := owner.setdefault((id(of.parameter), of.index), task)) != task:
+                    raise ValueError(f"agent {self.name!r}: tasks {other} and {task} would share a block")
+        owned = {id(of.parameter) for part in (*network.parts(), *readouts) for of in part}
+        if shared := [name for name, parameter in network.named_parameters() if id(parameter) not in owned]:
+            raise ValueError(
+                f"agent {self.name!r}: tasks would share what belongs to no block ({shared[0]} and {len(shared) - 1} "
+                "more): make the environment with network_per_task=True, which simple-convnet can do, or route these "
+                "layers too"
+            )
+        return routes
 
 
 class RandomFixed(FixedAgent):

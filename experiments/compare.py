@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -15,6 +15,7 @@ from routing_gym.experiments.engine import folders
 from routing_gym.experiments.engine.arguments import Tunable
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line, say, show
+from routing_gym.experiments.engine.equal import at_equal
 from routing_gym.experiments.engine.folders import FAILURES, Keeping, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.plugins import Pluggable
@@ -47,6 +48,8 @@ class Compare(Keeping, Launching, Tunable):
         agents: Agents to compare; `routing-gym list` prints them.
         seeds: Number of seeds, 0 to N - 1: first weights, order of instances and the agent's choices.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. wpl.policy_rate=0.02.
+        equal: Give the network of every static agent the blocks it uses, and the width at which it has as many
+            parameters, or multiply-accumulates per instance, as that of the first agent that learns.
         out: Folder for everything that is written.
     """
 
@@ -54,6 +57,7 @@ class Compare(Keeping, Launching, Tunable):
     agents: tuple[str, ...] = ("wpl", *BASELINES)
     seeds: int = 5
     agent_options: tuple[str, ...] = ()
+    equal: Literal["parameters", "macs"] | None = None
     out: Path = Path("results/compare")
 
     def execute(self, console: Console) -> int:
@@ -64,6 +68,8 @@ class Compare(Keeping, Launching, Tunable):
         launcher = self.make_launcher(self.out)
         options = options_of_agents(self.agents, self.agent_options)
         settings = {name: self.settings_of(self.training, name, options[name]) for name in self.agents}
+        if self.equal is not None:
+            settings = at_equal(self.equal, settings, console)
         runs = [
             Run(training, name, seed, self.out / folder_name(name) / f"seed-{seed}", given, plugins=self.plugin)
             for seed in range(self.seeds)  # seed by seed, so that every agent has something early

@@ -31,8 +31,8 @@ SKIP_BLOCKS = {"codinet"}
 """Agents for networks whose blocks are skipped or run; no other network takes them."""
 CROSS_PATHS = {"cross-connection", "cross-prediction"}
 """Agents for parallel paths; no other network takes them."""
-OF_OTHER_NETWORKS = SHARE_OUTCOMES | SKIP_BLOCKS | CROSS_PATHS | {"oracle"}
-"""Agents that networks of layers do not take, or data without a known best routing."""
+OF_OTHER_NETWORKS = SHARE_OUTCOMES | SKIP_BLOCKS | CROSS_PATHS | {"oracle", "best-random"}
+"""Agents that networks of layers do not take, or data without a known best routing or without a validation split."""
 SMALLEST = {
     "columns": 2,
     "junctions": 1,
@@ -362,8 +362,8 @@ def toy_env(network=None, num_envs=6, num_tasks=3, **options):
     return RoutingVectorEnv(ExitTree(TREE) if network is None else network, toy_data(num_tasks), num_envs, **options)
 
 
-def small_env(network=None, num_envs=12, **options):
-    """A batch environment of two routed layers for agents to learn in."""
+def small_env(network=None, num_envs=12, block_per_task=True, network_per_task=True, **options):
+    """A batch environment of two routed layers for agents to learn in, with as many blocks as tasks and no trunk."""
     torch.manual_seed(0)
     network = RoutedMLP((1, 2, 3), 3, 3, width=4, layers=2) if network is None else network
     return toy_env(network, num_envs, **{"autoreset_mode": "disabled", **options})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -17,7 +18,7 @@ from rich import box
 from rich.table import Table
 
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, OURS, Record
+from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, OURS, Metric, Record
 from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, Best, best_and_alike
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
@@ -64,12 +65,48 @@ def write_rows(rows: Iterable[Iterable[Any]], path: Path) -> None:
     write_text(path, text.getvalue())
 
 
+SINGLE = "single-task"
+"""The agent that others are compared with task by task: a network of its own for every task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaM(Metric):
+    """Δm, the mean relative gain over networks of single tasks, of runs with the same data and seed.
+
+    The mean over tasks of (accuracy - single) / single (Maninis et al. 2019, "Attentive Single-Tasking of Multiple
+    Tasks"). It means nothing where there is no such run, or that one gets nothing right in some task.
+
+    Attributes:
+        singles: Accuracies by task of the agent `SINGLE`, by what `_judged_on` says of its run.
+    """
+
+    singles: dict[tuple[Any, ...], list[float]] = dataclasses.field(default_factory=dict)
+
+    def value(self, record: Record) -> float | None:
+        """Gain of a run, 0.05 for 5 %, or None."""
+        ours, singles = record["task_accuracy"], self.singles.get(_judged_on(record), [])
+        if len(ours) != len(singles) or not all(singles):
+            return None
+        return float(np.mean([(our - single) / single for our, single in zip(ours, singles, strict=True)]))
+
+
+def _judged_on(record: Record) -> tuple[Any, ...]:
+    return record["env"], record["dataset"], record["asked"]["split"], record["seed"]
+
+
+def metrics_of(records: Iterable[Record]) -> list[Metric]:
+    """Metrics of records that are shown together, in the order of their columns; Δm where it means something."""
+    singles = {_judged_on(record): record["task_accuracy"] for record in records if record["agent"] == SINGLE}
+    delta = DeltaM("delta_m", "Δm %", lambda judged: None, 100, 1, spread=True, better="more", singles=singles)
+    return [*METRICS.values(), *([delta] if singles else [])]
+
+
 def write_csv(records: Sequence[Record], path: Path) -> None:
     """Write records as CSV: a row per run, its metrics and options; empty where it has none."""
-    rows = []
+    rows, metrics = [], metrics_of(records)
     for record in records:
         row = {name: record[name] for name in ("agent", "env", "seed", "epochs")}
-        row |= {metric.key(record["asked"]["split"]): metric.value(record) for metric in METRICS.values()}
+        row |= {metric.key(record["asked"]["split"]): metric.value(record) for metric in metrics}
         rows.append(row | flat_options(record["asked"]) | row)  # a metric counts more than an option of its name
     columns = dict.fromkeys(name for row in rows for name in row)
     write_rows([columns, *([row.get(name) for name in columns] for row in rows)], path)
@@ -207,7 +244,7 @@ def comparison_table(records: Sequence[Record], title: str) -> Table:
         )
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=said_of(best))
     table.add_column("agent", no_wrap=True)
-    columns = [metric for metric in METRICS.values() if metric.table]
+    columns = [metric for metric in metrics_of(records) if metric.table]
     for metric in columns:
         table.add_column(metric.heading, justify="right", no_wrap=True)
     for agent, runs in groups.items():

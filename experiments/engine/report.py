@@ -25,10 +25,11 @@ from routing_gym.agents import read
 from routing_gym.experiments.engine import statistics
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.folders import failures_in
-from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, Metric
+from routing_gym.experiments.engine.metrics import ACCURACY, Metric
 from routing_gym.experiments.engine.records import (
     Record,
     flat_options,
+    metrics_of,
     read_arrays,
     read_results,
     read_runs,
@@ -209,6 +210,7 @@ def report_data(contents: Contents) -> dict[str, Any]:
     """Everything the page shows, as plain values, rounded to what is shown."""
     groups = groups_of(contents.finished.values())
     runs = [run for group in groups for run in group.runs]
+    metrics = metrics_of(run.record for run in runs)
     facts = {name: {run.record[name]: None for run in runs} for name in FACTS}
     varying = [name for name, values in facts.items() if len(values) > 1]
     marks, mark = _marks(groups)
@@ -233,7 +235,7 @@ def report_data(contents: Contents) -> dict[str, Any]:
                 "split": "/".join(splits),
                 "judged": "/".join(judged),
             }
-            for metric in METRICS.values()
+            for metric in metrics
         ],
         "mark": mark,
         "accuracy": ACCURACY.name,
@@ -242,15 +244,15 @@ def report_data(contents: Contents) -> dict[str, Any]:
                 "name": group.name,
                 "mark": marks.get(group.name, ""),
                 "seeds": [run.record["seed"] for run in group.runs],
-                "values": {metric.name: _summary(group, metric) for metric in METRICS.values()},
-                "curves": {metric.name: _curve(group, metric) for metric in METRICS.values() if metric.curve},
+                "values": {metric.name: _summary(group, metric) for metric in metrics},
+                "curves": {metric.name: _curve(group, metric) for metric in metrics if metric.curve},
                 "options": of,
             }
             for group, of in zip(groups, options, strict=True)
         ],
         "pairs": {
             metric.name: [[_pair(a, b, metric) for b in groups[i + 1 :]] for i, a in enumerate(groups)]
-            for metric in METRICS.values()
+            for metric in metrics
             if metric.table and metric.better
         },
         "differing": sorted(differing),

@@ -59,7 +59,7 @@ OF_ENV = {field.name for field in dataclasses.fields(EnvConfig)}
 
 def known_options(dataset: str | Splits, network: str | RoutedNetwork) -> set[str]:
     """Names of all options that an environment of this data and network takes."""
-    own = {"network", "num_envs", "num_blocks", "num_tasks"}
+    own = {"network", "num_envs", "num_blocks", "num_tasks", "block_per_task", "network_per_task"}
     return {*_options(dataset, DATASETS), *_options(network, NETWORKS), *OF_ENV, *own}
 
 
@@ -81,6 +81,8 @@ def make_routing_vector_env(
     num_envs: int = 1,
     num_blocks: int | Sequence[int] | None = None,
     num_tasks: int | None = None,
+    block_per_task: bool = False,
+    network_per_task: bool = False,
     seed: int = 0,
     **options: Any,
 ) -> RoutingVectorEnv:
@@ -93,6 +95,10 @@ def make_routing_vector_env(
         num_blocks: Blocks per decision, or a number for each layer; by default one for every computation that the data
             has planted, else one per task. Where more than one is planted in a row, `layers` is as many by default.
         num_tasks: Keep the first tasks only; all by default.
+        block_per_task: Raise `num_blocks` to the number of tasks where it is one smaller number: for agents that need a
+            block of its own for every task. A number for each layer stays.
+        network_per_task: Raise it and, where the network can, give every task a trunk of its own: for agents whose
+            tasks are to share nothing.
         seed: Seed of the blocks' first weights and of the order of instances.
         options: Options of the data set, of the network and of the environment (`EnvConfig`).
 
@@ -113,8 +119,10 @@ def make_routing_vector_env(
             options = _without_options_of_others(kind, builders, options, known)
     if unknown := sorted(set(options) - known):
         raise unexpected("this environment", unknown[0], known)
+    per_task = {"block_per_task": block_per_task, "network_per_task": network_per_task}
     check_types("this environment", of_data, options)
     check_types("this environment", of_network, options)
+    check_types("this environment", dict.fromkeys(per_task, bool), per_task)
     of_core = {"seed": seed, **{name: value for name, value in options.items() if name in OF_ENV}}
     if num_tasks is not None:
         num_tasks = whole_number("num_tasks", num_tasks)
@@ -134,6 +142,9 @@ def make_routing_vector_env(
                 num_blocks = int(first.planted.max()) + 1
             if "layers" in of_network and first.planted.shape[1] > 1:
                 options.setdefault("layers", first.planted.shape[1])
+        if any(per_task.values()) and type(num_blocks) is int:
+            num_blocks = max(num_blocks, first.num_tasks)
+        trunks = {"trunk_per_task": network_per_task} if "trunk_per_task" in NETWORKS[network].parameters else {}
         # The seed decides the first weights, and nothing outside is disturbed.
         with first_weights(seed):
             network = make_network(
@@ -143,6 +154,7 @@ def make_routing_vector_env(
                 input_shape=first.input_shape,
                 num_blocks=num_blocks,
                 **{name: value for name, value in options.items() if name in of_network.keys() - of_data},
+                **trunks,
             )
     elif num_blocks is not None:
         raise ValueError("num_blocks is for networks given by name; a network of your own has its blocks already")

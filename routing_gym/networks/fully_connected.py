@@ -250,6 +250,7 @@ def simple_convnet(
     task_input: bool = False,
     form: Literal["paths", "columns"] = "paths",
     routed_stages: int = 0,
+    trunk_per_task: bool = False,
     num_tasks: int = 1,
 ) -> RoutedMLP | ColumnsMLP | RoutedModule:
     """Build SimpleConvNet: four convolutional stages, then routed fully connected layers.
@@ -268,6 +269,8 @@ def simple_convnet(
         form: `"paths"` or `"columns"`, see `fully_connected`.
         routed_stages: How many of the last convolutional stages are routed too, each with its batch norm, 0 to 4: k
             times the parameters where features are made, for the same multiply-accumulates per instance.
+        trunk_per_task: Route all four stages, with a block of each for every task, so that tasks need share nothing;
+            `num_blocks` says how many blocks the layers behind them have.
         num_tasks: Number of tasks.
 
     Raises:
@@ -275,6 +278,8 @@ def simple_convnet(
     """
     check_image(input_shape, 2**STAGES)
     check_range("routed_stages", routed_stages, 0, STAGES)
+    if trunk_per_task:
+        routed_stages, num_blocks = STAGES, [num_tasks] * STAGES + blocks_per_bank(num_blocks, [1] * layers)
     # Channels last: pooling and batch norm run over neighbouring numbers, 1.6 times as fast on a CPU.
     trunk = nn.Sequential(*(_stage(FILTERS if stage else input_shape[0]) for stage in range(STAGES)))
     trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -283,7 +288,8 @@ def simple_convnet(
         options |= {"form": form, "num_tasks": num_tasks, "trunk": trunk}
         return fully_connected(input_shape, num_classes, num_blocks, **options)
     if recurrent or task_input or form != "paths":
-        raise ValueError("routed_stages goes with neither recurrent=True nor task_input=True nor form='columns'")
+        option = "a trunk per task" if trunk_per_task else "routed_stages"
+        raise ValueError(f"{option} goes with neither recurrent=True nor task_input=True nor form='columns'")
     widths = [features_of(trunk, input_shape)[0], *[width] * (layers - 1), num_classes]
     parts: dict[str, nn.Module] = {f"stage {number + 1}": stage for number, stage in enumerate(trunk)}
     routed = [*list(parts)[STAGES - routed_stages :], *(f"layer {i + 1}" for i in range(layers))]

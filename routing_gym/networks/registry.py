@@ -27,7 +27,8 @@ class NetworkSpec:
 
     Attributes:
         builder: Called as `builder(input_shape, num_classes, **options)`; with `num_blocks` if it takes a third
-            positional argument, and with `num_tasks=...` if it has that. Its other keyword-only parameters are options.
+            positional argument, and with `num_tasks=...` if it has that; if it has `trunk_per_task`, with True where
+            tasks are to share nothing. Its other keyword-only parameters are options.
         description: One line.
         source: Paper.
         input_shape: `(C, H, W)` of the images it was made for; None for no shape in particular.
@@ -55,8 +56,8 @@ class NetworkSpec:
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """The network's own options by name, without what the data decides or no text can say."""
-        others = ("num_tasks", "trunk")
+        """The network's own options by name, without what the data or the agent decides or no text can say."""
+        others = ("num_tasks", "trunk", "trunk_per_task")
         return {name: p for name, p in self.parameters.items() if p.kind is p.KEYWORD_ONLY and name not in others}
 
     @property

@@ -165,6 +165,8 @@ def test_what_cannot_route_it_is_refused_by_name():
     for name, reason in (
         ("cross-stitch", "'cross-stitch' needs an environment made with form='columns', got None"),
         ("shared-with-task", "'shared-with-task' needs an environment made with task_input=True, got None"),
+        ("single-task", "'single-task': tasks would share what belongs to no block"),
+        ("best-random", "'best-random' judges its draws on a validation split"),
     ):
         env = early_exit("wpl", action_type=agent_class(name).action_type)
         with pytest.raises(ValueError, match=reason):
@@ -173,7 +175,7 @@ def test_what_cannot_route_it_is_refused_by_name():
         make_agent("top-k", early_exit("top-k"), k=3)
     with pytest.raises(ValueError, match=r"at decision 1 \('column 2'\) task 0 may choose from \[0, 1\], got 2"):
         make_agent("fixed-routes", early_exit("fixed-routes"), routes=[[1, 2]])
-    left_out = {"cross-stitch", "shared-with-task", "oracle"} | SKIP_BLOCKS | CROSS_PATHS
+    left_out = {"cross-stitch", "shared-with-task", "oracle", "single-task", "best-random"} | SKIP_BLOCKS | CROSS_PATHS
     assert set(AGENTS) - {name for name, _ in AGENTS_AND_OPTIONS} == left_out
 
 

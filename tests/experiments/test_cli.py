@@ -214,7 +214,7 @@ def test_list_names_everything(capsys):
         ),
         (
             ["compare", "--agents", "wlp"],
-            "unknown agent 'wlp'; known are actor, actor-critic, codinet, cross-",
+            "unknown agent 'wlp'; known are actor, actor-critic, best-random, codinet, cross-",
         ),
         (["compare", "--agents", "wpl", "wpl"], "--agents names 'wpl' twice"),
         (["compare", "--agents"], "--agents needs at least one of"),
@@ -227,7 +227,7 @@ def test_list_names_everything(capsys):
         (["compare", "--agent-options", "policy_rate=1"], "AGENT.NAME=VALUE"),
         (["compare", "--agent-options", "wpl.rate=1"], "agent 'wpl' has no option 'rate'; it takes"),
         (["compare", "--agent-options", "wpl.gamma=2"], r"gamma must lie in \[0, 1\], got 2"),
-        (["compare", "--env-options", "num_blocks=3"], "needs a block for each of the 10 tasks"),
+        (["compare", "--env-options", "num_blocks=[3,3,3]"], "needs a block for each of the 10 tasks"),
         (["train", "--agent", "none"], "unknown agent 'none'"),
         (["evaluate", "/nonexistent/checkpoint.pt"], "no such checkpoint: /nonexistent/checkpoint.pt"),
         (["compare", "--env-options", "seed=3"], "--env-options cannot set 'seed'"),

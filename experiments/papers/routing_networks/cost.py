@@ -21,7 +21,7 @@ from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.figures import row_of, titled
 from routing_gym.experiments.papers.reproduction import Runs, among, distinct
 from routing_gym.experiments.papers.tables import heading, line
-from routing_gym.networks import make_network
+from routing_gym.networks import NETWORKS, make_network
 from routing_gym.registration import ENV_IDS
 
 AGENTS = ("wpl", "task-specific-all", "cross-stitch")
@@ -86,7 +86,8 @@ def _with_blocks(whole: RoutingVectorEnv, network: str, agent: str, blocks: int)
     tasks = min(blocks, whole.dataset.num_tasks)
     data = {split: part.select_tasks(range(tasks)) for split, part in whole.datasets.items()}
     train, kind = data[whole.config.split], agent_class(agent)
-    options = {"num_tasks": tasks, "num_classes": train.num_classes, "num_blocks": blocks, **kind.env_kwargs}
+    form = {name: value for name, value in kind.env_kwargs.items() if name in NETWORKS[network].options}
+    options = {"num_tasks": tasks, "num_classes": train.num_classes, "num_blocks": blocks, **form}
     routed = make_network(network, input_shape=train.input_shape, **options)
     settings = {**dataclasses.asdict(whole.config), "action_type": kind.action_type}
     return RoutingVectorEnv(routed, data, whole.num_envs, **settings)
