@@ -128,6 +128,15 @@ def spread(values: int, tasks: int, generator: torch.Generator) -> Tensor:
     return (torch.arange(tasks) % values)[torch.randperm(tasks, generator=generator)]
 
 
+def moved_groups(group: Tensor, groups: int, generator: torch.Generator) -> Tensor:
+    """Groups `(tasks,)` after every task has moved to another: those of a group part, as equally as can be."""
+    order = (group + torch.rand(len(group), generator=generator)).argsort()
+    sizes, place = torch.bincount(group), torch.empty_like(group)
+    place[order] = torch.arange(len(group)) - (sizes.cumsum(0) - sizes)[group[order]]
+    # The first of every group takes the next group, so that none is left empty.
+    return (group + 1 + place % (groups - 1)) % groups
+
+
 def sizes_of(tasks: int, mean: int, ratio: float) -> Tensor:
     """Images `(tasks,)` of each task, `mean * tasks` in all, evenly spread on a logarithmic scale; at least one."""
     share = torch.logspace(0, math.log10(ratio), tasks, dtype=torch.float64)
