@@ -20,6 +20,8 @@ KINDS = 10
 CLASSES = 5
 """Labels; two kinds each."""
 LOCK_CLASSES = 32
+HELD_OUT = {"validation": 1200, "test": 24_000}
+"""About how many instances of all tasks are judged on: after every epoch, and in the end."""
 DRAWS = 500
 """Label maps that are drawn for a group, see `label_maps`."""
 
@@ -158,9 +160,11 @@ def deal(
         used[taken] += 1
         dealt.append(train[taken])
     rows = {"train": (torch.cat(dealt), torch.arange(tasks).repeat_interleave(sizes))}
-    for split in ("validation", "test"):
+    for split, most in HELD_OUT.items():
         image = material.members[split]
-        rows[split] = image.repeat(tasks), torch.arange(tasks).repeat_interleave(len(image))
+        each = min(len(image), -(-most // tasks))
+        shown = image[torch.arange(each * tasks) % len(image)]  # by one task after the other, in a circle
+        rows[split] = shown, torch.arange(tasks).repeat_interleave(each)
     return rows
 
 

@@ -1,7 +1,8 @@
 """Problems with a known best routing: each asks for one ability of whoever routes, and has a knob from easy to hard.
 
 What is planted in a row (its group, its operators, its cluster) stands in `MultiTaskDataset.planted`. Numbers of tasks
-carry no information; training, validation and test never share an image, the last two show theirs in every task.
+carry no information; training, validation and test never share an image, the last two show theirs in every task, where
+there are very many tasks some of theirs (`HELD_OUT`).
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ def hidden_groups(
         kept, change = len(before), torch.full_like(begin, drift_at * passes)
         begin, end = torch.cat([begin[:kept], change]), torch.cat([change[:kept], end])
         of["train"] = torch.cat([before, of["train"]])
-        rows["train"] = tuple(torch.cat([column[:kept], column]) for column in rows["train"])
+        image, task = rows["train"]
+        rows["train"] = torch.cat([image[:kept], image]), torch.cat([task[:kept], task])
     label = {split: maps[of[split], material.kind[image]] for split, (image, _) in rows.items()}
     label["train"] = flipped(label["train"], label_noise, generator)
     planted = {split: groups.unsqueeze(1) for split, groups in of.items()}
