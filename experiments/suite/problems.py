@@ -39,3 +39,104 @@ class Problem:
         """Options of the environment at a difficulty."""
         at = DIFFICULTIES.index(difficulty)
         return {**self.options, **{knob: values[at] for knob, values in self.knobs.items()}}
+
+
+_GROUPS = "routing_gym/HiddenGroups-v0"
+_RATE = {"learning_rate": 4e-3}
+
+PROBLEMS: dict[str, Problem] = {
+    # Eight tasks of each of three groups: a task alone has too few images, and paths drawn at random mix the groups.
+    "hidden-groups": Problem(
+        env=_GROUPS,
+        ability="finding relatives",
+        knobs={"images_per_task": (16, 9, 5)},
+        epochs=300,
+        options=_RATE,
+        batch_size=144,
+    ),
+    # Where words do not recur a task has no twin: only the block of each letter can be shared.
+    "compositions": Problem(
+        env="routing_gym/Compositions-v0",
+        ability="reusing parts at each depth",
+        knobs={"recurrence": (1.0, 0.5, 0.0), "images_per_task": (24, 16, 12)},
+        epochs=200,
+        options={**_RATE, "num_tasks": 27, "width": 10},
+        batch_size=192,
+    ),
+    # One task, so that tables of policies by task have nothing to go by; the oracle is told the cluster.
+    "clusters": Problem(
+        env="routing_gym/Clusters-v0",
+        ability="routing by the instance",
+        knobs={"separation": (16.0, 8.0, 3.0)},
+        epochs=100,
+        options={**_RATE, "num_clusters": 8, "width": 8},
+        oracle_options={"told": True},
+        batch_size=240,
+    ),
+    # Blocks are given, every route but one is at chance: a reward is for all decisions or for none.
+    "credit": Problem(
+        env="routing_gym/Credit-v0",
+        ability="credit over depth",
+        knobs={"depth": (2, 4, 6)},
+        epochs=50,
+        batch_size=100,
+    ),
+    # Hidden groups, with ever more tasks and blocks to choose from.
+    "crowd": Problem(
+        env=_GROUPS,
+        ability="scale",
+        knobs={"num_tasks": (12, 100, 300), "num_groups": (4, 16, 64)},
+        epochs=100,
+        options={**_RATE, "images_per_task": 24},
+        batch_size=240,
+    ),
+    # Rewards are for wrong labels, too: a policy must not settle on what a few instances say.
+    "noise": Problem(
+        env=_GROUPS,
+        ability="patience",
+        knobs={"label_noise": (0.1, 0.3, 0.5)},
+        epochs=100,
+        options={**_RATE, "images_per_task": 36},
+        batch_size=216,
+    ),
+    # What groups ask for stays, who is in which does not: a policy that has settled is wrong from then on.
+    "drift": Problem(
+        env=_GROUPS,
+        ability="changing one's mind",
+        knobs={"drift_at": (0.1, 0.5, 0.9)},
+        epochs=150,
+        options={**_RATE, "images_per_task": 24, "passes": 150},
+        batch_size=144,
+    ),
+    # Easy instances do as well at the first exit, hard ones are worth the price; the oracle is told which is which.
+    "budget": Problem(
+        env="routing_gym/Budget-v0",
+        ability="paying only what is needed",
+        knobs={"k_cpt": (2e-6, 4e-6, 6e-6)},
+        epochs=10,
+        oracle_options={"told": True},
+        scored="cost",
+        batch_size=150,
+    ),
+    # By itself the late task can learn little from its images; the blocks of its relatives are there.
+    "late-task": Problem(
+        env=_GROUPS,
+        ability="transfer",
+        knobs={"late_images": (24, 12, 6), "late_at": (0.3, 0.6, 0.9)},
+        epochs=200,
+        options={**_RATE, "passes": 200},
+        scored="late_task",
+        batch_size=144,
+    ),
+    # Tasks of few images are seldom seen, and a mean over instances says little about them.
+    "imbalance": Problem(
+        env=_GROUPS,
+        ability="fairness",
+        knobs={"imbalance": (2.0, 8.0, 32.0)},
+        epochs=200,
+        options=_RATE,
+        scored="worst_task",
+        batch_size=144,
+    ),
+}
+"""Problems by name."""

@@ -293,42 +293,48 @@ def credit(
 
 
 def budget(
-    *, hard_share: float = 0.5, images: int = 1000, told: bool = False, data_seed: int = 0
+    *, hard_share: float = 0.5, images: int = 3000, noise: float = 20.0, told: bool = False, data_seed: int = 0
 ) -> dict[str, MultiTaskDataset]:
     """Build instances of two difficulties, all of one task, for networks that can be left early.
 
-    An easy instance is the mean digit of its class with a little noise, which the first exit tells apart; a hard one is
-    a digit under much noise (deviations of 5 and 40 in 255). Which is which only the image says. Planted is 0 for easy
-    instances, which should be classified at once, and 1 for hard ones, which should go on to the end: the numbers of
-    these choices. That is best at the price of `Budget-v0`, of the ways to treat each alike, as trying them has shown;
-    where the knob, the environment's `k_cpt`, is far from it, the best exits are others.
+    An easy instance is the mean digit of its class with a little noise (a deviation of 5 in 255), which the first exit
+    tells apart; a hard one is a digit under more noise, black on white or white on black. Which is which only the image
+    says. Planted is 0 for easy instances, which should be classified at once, and 1 for hard ones, which should go on to
+    the end: the numbers of these choices. That is best at the price of `Budget-v0`, of the ways to treat each alike, as
+    trying them has shown; where the knob, the environment's `k_cpt`, is far from it, the best exits are others.
 
     Args:
         hard_share: Share of hard instances, in [0, 1).
-        images: Training images.
+        images: Training images; where there are fewer digits, some of the same under new noise.
+        noise: Deviation of the noise of hard instances, in 255.
         told: The difficulty is the task.
         data_seed: Seed of everything that is drawn.
 
     Raises:
-        ValueError: A value out of range, or more images than there are.
+        ValueError: A value out of range.
     """
     name = "budget"
     generator = seeded(name, data_seed, images=images)
     check_number(f"{name}: hard_share", hard_share, 0, 1, below=True)
+    check_number(f"{name}: noise", noise, 0, 255)
     check_images(name, "images", images, KINDS)
     check_bool(f"{name}: told", told)
     material = material_of(name, "digits", None, generator)
-    rows = deal(name, "images", material, torch.tensor([images]), generator)
     train = material.members["train"]
+    times = -(-images // len(train))
+    sizes = (torch.arange(images) % times).bincount()
+    rows = deal(name, "images", material, sizes, generator)
     means = torch.stack([material.images[train[material.kind[train] == kind]].float().mean(0) for kind in range(KINDS)])
     shown, count, label, planted = [], 0, {}, {}
     for split, (image, _) in rows.items():
         hard = torch.zeros(len(image), dtype=torch.int64)
         hard[torch.randperm(len(image), generator=generator)[: round(hard_share * len(image))]] = 1
         label[split], planted[split] = material.kind[image], hard.unsqueeze(1)
-        noise = torch.randn(len(image), *means.shape[1:], generator=generator)
-        is_hard = hard.view(-1, 1, 1, 1) == 1
-        pixels = torch.where(is_hard, material.images[image] + 40 * noise, means[label[split]] + 5 * noise)
+        drawn = torch.randn(len(image), *means.shape[1:], generator=generator)
+        inverted, is_hard = torch.rand(len(image), generator=generator) < 0.5, hard == 1
+        digit = material.images[image].float()
+        digit[inverted] = 255 - digit[inverted]
+        pixels = torch.where(is_hard.view(-1, 1, 1, 1), digit + noise * drawn, means[label[split]] + 5 * drawn)
         shown.append(pixels.clamp(0, 255).to(torch.uint8))
         rows[split] = count + torch.arange(len(image)), hard if told else torch.zeros_like(hard)
         count += len(image)
