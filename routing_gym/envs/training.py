@@ -214,7 +214,7 @@ class BlocksTrainer:
 
     @property
     def passes(self) -> float:
-        """Passes over the split that the blocks have been trained for: the time that `MultiTaskDataset.during` means."""
+        """Passes over the split of the blocks' training: the time that `MultiTaskDataset.during` means."""
         return self.instances / self.optimization.epoch
 
     @property
