@@ -49,19 +49,19 @@ PROBLEMS: dict[str, Problem] = {
     "hidden-groups": Problem(
         env=_GROUPS,
         ability="finding relatives",
-        knobs={"images_per_task": (16, 9, 5)},
+        knobs={"images_per_task": (15, 10, 5)},
         epochs=300,
         options=_RATE,
-        batch_size=144,
+        batch_size=120,
     ),
     # Where words do not recur a task has no twin: only the block of each letter can be shared.
     "compositions": Problem(
         env="routing_gym/Compositions-v0",
         ability="reusing parts at each depth",
-        knobs={"recurrence": (1.0, 0.5, 0.0), "images_per_task": (24, 16, 12)},
+        knobs={"recurrence": (1.0, 0.5, 0.0), "images_per_task": (24, 16, 8)},
         epochs=200,
         options={**_RATE, "num_tasks": 27, "width": 10},
-        batch_size=192,
+        batch_size=216,
     ),
     # One task, so that tables of policies by task have nothing to go by; the oracle is told the cluster.
     "clusters": Problem(
@@ -88,7 +88,7 @@ PROBLEMS: dict[str, Problem] = {
         knobs={"num_tasks": (12, 100, 300), "num_groups": (4, 16, 64)},
         epochs=100,
         options={**_RATE, "images_per_task": 24},
-        batch_size=240,
+        batch_size=288,
     ),
     # Rewards are for wrong labels, too: a policy must not settle on what a few instances say.
     "noise": Problem(
@@ -126,7 +126,7 @@ PROBLEMS: dict[str, Problem] = {
         epochs=200,
         options={**_RATE, "passes": 200},
         scored="late_task",
-        batch_size=144,
+        batch_size=150,
     ),
     # Tasks of few images are seldom seen, and a mean over instances says little about them.
     "imbalance": Problem(

@@ -1,4 +1,4 @@
-"""Rows that may be drawn during a part of training only: which are drawn when, and going on exactly where one stopped."""
+"""Rows that may be drawn during a part of training only: which are drawn when, and going on exactly after a stop."""
 
 import dataclasses
 import itertools

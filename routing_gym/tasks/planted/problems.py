@@ -300,8 +300,9 @@ def budget(
     An easy instance is the mean digit of its class with a little noise (a deviation of 5 in 255), which the first exit
     tells apart; a hard one is a digit under more noise, black on white or white on black. Only the image says which
     is which. Planted is 0 for easy instances, which should be classified at once, and 1 for hard ones, which should go
-    on to the end: the numbers of these choices. That is best at the price of `Budget-v0`, of the ways to treat each alike, as
-    trying them has shown; where the knob, the environment's `k_cpt`, is far from it, the best exits are others.
+    on to the end: the numbers of these choices. That is best at the price of `Budget-v0`, of the ways to treat each
+    alike, as trying them has shown; where the knob, the environment's `k_cpt`, is far from it, the best exits are
+    others.
 
     Args:
         hard_share: Share of hard instances, in [0, 1).
