@@ -293,7 +293,7 @@ def credit(
 
 
 def budget(
-    *, hard_share: float = 0.5, images: int = 3000, noise: float = 20.0, told: bool = False, data_seed: int = 0
+    *, hard_share: float = 0.5, images: int = 3000, noise: float = 10.0, told: bool = False, data_seed: int = 0
 ) -> dict[str, MultiTaskDataset]:
     """Build instances of two difficulties, all of one task, for networks that can be left early.
 
