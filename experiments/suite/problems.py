@@ -85,19 +85,19 @@ PROBLEMS: dict[str, Problem] = {
     "crowd": Problem(
         env=_GROUPS,
         ability="scale",
-        knobs={"num_tasks": (12, 100, 300), "num_groups": (4, 16, 64)},
+        knobs={"num_tasks": (24, 100, 300), "num_groups": (4, 16, 64)},
         epochs=100,
         options={**_RATE, "images_per_task": 24},
-        batch_size=288,
+        batch_size=144,
     ),
     # Rewards are for wrong labels, too: a policy must not settle on what a few instances say.
     "noise": Problem(
         env=_GROUPS,
         ability="patience",
-        knobs={"label_noise": (0.1, 0.4, 0.55)},
-        epochs=100,
-        options={**_RATE, "images_per_task": 36},
-        batch_size=216,
+        knobs={"label_noise": (0.1, 0.35, 0.5)},
+        epochs=150,
+        options={**_RATE, "images_per_task": 24},
+        batch_size=144,
     ),
     # What groups ask for stays, who is in which does not: a policy that has settled is wrong from then on.
     "drift": Problem(
