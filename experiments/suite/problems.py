@@ -119,15 +119,15 @@ PROBLEMS: dict[str, Problem] = {
         scored="cost",
         batch_size=150,
     ),
-    # By itself the late task can learn little from its images; the blocks of its relatives are there.
+    # By itself the late task can learn little from its images; its relatives, which find one another, have the block.
     "late-task": Problem(
         env=_GROUPS,
         ability="transfer",
-        knobs={"late_images": (24, 12, 6), "late_at": (0.3, 0.6, 0.9)},
-        epochs=200,
-        options={**_RATE, "passes": 200},
+        knobs={"late_images": (24, 8, 5), "late_at": (0.5, 0.95, 0.98)},
+        epochs=150,
+        options={**_RATE, "images_per_task": 24, "passes": 150},
         scored="late_task",
-        batch_size=150,
+        batch_size=144,
     ),
     # Tasks of few images are seldom seen, and a mean over instances says little about them.
     "imbalance": Problem(
