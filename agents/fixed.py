@@ -11,7 +11,7 @@ from torch import Tensor
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.parts.scores import legal_rows, look_up, sample, uniform_policy
-from routing_gym.envs import Context, Observation
+from routing_gym.envs import Context, Observation, Trajectory
 
 
 class FixedAgent(Agent):
@@ -185,7 +185,11 @@ def first_illegal(routes: Tensor, masks: Tensor) -> tuple[int, int, int] | None:
 
 
 class Oracle(FixedAgent):
-    """The best routing, where it is known: at each of L depths the task's planted block, then the L-th."""
+    """The best routing, where it is known: at each of L depths the task's planted block, then the L-th.
+
+    Where what is planted changes during training, it is what is planted in the rows that may be drawn at the time. So a
+    block is never trained on instances of two computations, which costs it more than routes that change.
+    """
 
     def choose(self, masks: Tensor) -> Tensor:
         """Choices planted in the data.
@@ -201,8 +205,10 @@ class Oracle(FixedAgent):
                 "has none"
             )
         planted = data.planted.new_zeros(data.num_tasks, data.planted.shape[1])
-        planted[data.task] = data.planted
-        if not torch.equal(planted[data.task], data.planted):
+        planted[data.task] = data.planted  # of tasks, too, that come later
+        now = data.rows_at(self.env.trainer.passes).to(data.device)
+        planted[data.task[now]] = data.planted[now]
+        if not torch.equal(planted[data.task[now]], data.planted[now]):
             raise ValueError(
                 f"agent {self.name!r} routes by the task, but what is planted in {data.name} differs within one: make "
                 "the environment with told=True where it has that option, by which it is the task"
@@ -217,6 +223,12 @@ class Oracle(FixedAgent):
                 f"{int(routes[task, number, tensor])}"
             )
         return routes.contiguous()
+
+    def receive(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Follow what is planted, where it changes during training: no `update`, nothing is learned."""
+        if len(self.env.dataset.phases) > 1:
+            self._routes[:, :-1] = self.choose(self.env.network.masks)
+        return super().receive(trajectory)
 
 
 class RandomAgent(Agent):

@@ -182,6 +182,11 @@ def effective_blocks(use: ArrayLike) -> float:
     return float(np.exp(entropy).mean())
 
 
+def _late_task(judged: Judged) -> float | None:
+    late = judged.agent.env.datasets[judged.evaluation.split].late_task
+    return None if late is None else judged.evaluation.task_accuracy[late]
+
+
 METRICS: dict[str, Metric] = {}
 """Metrics by name, in the order of their columns; `register_metric` adds to them."""
 
@@ -212,6 +217,7 @@ _judged: dict[str, Any] = {"of_split": True, "curve": True}
 for _metric in (
     Metric("accuracy", "accuracy %", attrgetter("evaluation.accuracy"), digits=2, spread=True, **_judged, **_percent),
     Metric("worst_task", "worst task %", lambda judged: min(judged.evaluation.task_accuracy), digits=1, **_percent),
+    Metric("late_task", "late task %", _late_task, digits=1, table=False, **_percent),
     Metric("loss", "loss", attrgetter("evaluation.loss"), digits=4, table=False, better="less", **_judged),
     Metric("macs", "MACs", attrgetter("evaluation.macs"), curve=True, better="less"),
     Metric("router_macs", "router MACs", attrgetter("evaluation.router_macs"), table=False, better="less"),

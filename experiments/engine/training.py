@@ -159,9 +159,9 @@ def few_of(split: MultiTaskDataset) -> MultiTaskDataset:
     each = -(-FEW // split.num_tasks)
     rows = [(split.task == task).nonzero().flatten()[:each] for task in range(split.num_tasks)]
     order = torch.cat(rows).sort().values
-    planted = None if split.planted is None else split.planted[order]
-    image, task, label = split.image[order], split.task[order], split.label[order]
-    return dataclasses.replace(split, image=image, task=task, label=label, planted=planted)
+    columns = ("image", "task", "label", "planted", "during")
+    kept: dict[str, Any] = {name: None if (of := getattr(split, name)) is None else of[order] for name in columns}
+    return dataclasses.replace(split, **kept)
 
 
 def checked_policy(agent: Agent) -> Tensor | None:

@@ -31,7 +31,7 @@ class Problem:
     ability: str
     knobs: Mapping[str, tuple[Any, Any, Any]]
     passes: int
-    judgements: int = 30
+    judgements: int = 25
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     oracle_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scored: str = "accuracy"
@@ -48,9 +48,124 @@ class Problem:
         return self.options.get("source", "digits") != "digits"
 
 
+_GROUPS = "routing_gym/HiddenGroups-v0"
+_RATE = {"learning_rate": 4e-3}
+
 PROBLEMS: dict[str, Problem] = {
+    # Eight tasks of each of three groups: a task alone has too few images, and paths drawn at random mix the groups.
     "hidden-groups": Problem(
-        "routing_gym/HiddenGroups-v0", "finding relatives", {"images_per_task": (40, 12, 5)}, passes=150
+        env=_GROUPS,
+        ability="finding relatives",
+        knobs={"images_per_task": (30, 10, 5)},
+        passes=300,
+        options=_RATE,
+        batch_size=120,
     ),
-    "credit": Problem("routing_gym/Credit-v0", "credit over depth", {"depth": (2, 4, 8)}, passes=20, judgements=10),
+    # Where words do not recur a task has no twin: only the block of each letter can be shared.
+    "compositions": Problem(
+        env="routing_gym/Compositions-v0",
+        ability="reusing parts at each depth",
+        knobs={"recurrence": (1.0, 0.5, 0.0), "images_per_task": (24, 16, 8)},
+        passes=200,
+        options={**_RATE, "num_tasks": 27, "width": 10},
+        batch_size=216,
+    ),
+    # One task, so that tables of policies by task have nothing to go by; the oracle is told the cluster.
+    "clusters": Problem(
+        env="routing_gym/Clusters-v0",
+        ability="routing by the instance",
+        knobs={"separation": (16.0, 8.0, 3.0)},
+        passes=100,
+        options={**_RATE, "num_clusters": 8, "width": 8},
+        oracle_options={"told": True},
+        batch_size=240,
+    ),
+    # Blocks are given, every route but one is at chance: a reward is for all decisions or for none.
+    "credit": Problem(
+        env="routing_gym/Credit-v0",
+        ability="credit over depth",
+        knobs={"depth": (2, 4, 6)},
+        passes=50,
+        batch_size=100,
+    ),
+    # Hidden groups, with ever more tasks and blocks to choose from.
+    "crowd": Problem(
+        env=_GROUPS,
+        ability="scale",
+        knobs={"num_tasks": (24, 100, 300), "num_groups": (4, 16, 64)},
+        passes=100,
+        options={**_RATE, "images_per_task": 24},
+        batch_size=144,
+    ),
+    # Rewards are for wrong labels, too: a policy must not settle on what a few instances say.
+    "noise": Problem(
+        env=_GROUPS,
+        ability="patience",
+        knobs={"label_noise": (0.1, 0.35, 0.5)},
+        passes=150,
+        options={**_RATE, "images_per_task": 24},
+        batch_size=144,
+    ),
+    # What groups ask for stays, who is in which does not: a policy that has settled is wrong from then on.
+    "drift": Problem(
+        env=_GROUPS,
+        ability="changing one's mind",
+        knobs={"drift_at": (0.1, 0.5, 0.9)},
+        passes=150,
+        options={**_RATE, "images_per_task": 24, "passes": 150},
+        batch_size=144,
+    ),
+    # Easy instances do as well at the first exit, hard ones are worth the price; the oracle is told which is which.
+    "budget": Problem(
+        env="routing_gym/Budget-v0",
+        ability="paying only what is needed",
+        knobs={"k_cpt": (2e-6, 4e-6, 6e-6)},
+        passes=12,
+        judgements=12,
+        options={"learning_rate": 1e-2, "schedule": "cosine", "schedule_epochs": 12},
+        oracle_options={"told": True},
+        scored="cost",
+        batch_size=150,
+    ),
+    # By itself the late task can learn little from its images; its relatives, which find one another, have the block.
+    "late-task": Problem(
+        env=_GROUPS,
+        ability="transfer",
+        knobs={"late_images": (24, 8, 5), "late_at": (0.5, 0.95, 0.98)},
+        passes=150,
+        options={**_RATE, "images_per_task": 24, "passes": 150},
+        scored="late_task",
+        batch_size=144,
+    ),
+    # Tasks of few images are seldom seen, and a mean over instances says little about them.
+    "imbalance": Problem(
+        env=_GROUPS,
+        ability="fairness",
+        knobs={"imbalance": (2.0, 8.0, 32.0)},
+        passes=200,
+        options=_RATE,
+        scored="worst_task",
+        batch_size=144,
+    ),
+    # The same with images that have to be downloaded; there is less to see in them.
+    "hidden-groups-mnist": Problem(
+        env=_GROUPS,
+        ability="finding relatives",
+        knobs={"images_per_task": (50, 12, 5)},
+        passes=300,
+        options={"source": "mnist"},
+        batch_size=144,
+    ),
+    "hidden-groups-cifar-100": Problem(
+        env=_GROUPS,
+        ability="finding relatives",
+        knobs={"images_per_task": (160, 80, 40)},
+        passes=50,
+        options={
+            **{"source": "cifar-100", "network": "simple-convnet", "layers": 3, "width": 48},
+            "learning_rate": 1e-3,
+        },
+        batch_size=240,
+    ),
 }
+"""Problems by name: the suite, and those beside it whose data have to be downloaded."""

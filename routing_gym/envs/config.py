@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from gymnasium.vector import AutoresetMode
+from torch import Tensor
 
 from routing_gym.envs.rewards import REWARDS
 from routing_gym.envs.training import OF_OPTIMIZATION, OPTIMIZERS, Optimization
@@ -17,6 +18,7 @@ from routing_gym.envs.turns import Manner
 from routing_gym.forms import check_form
 from routing_gym.options import Options, count, fraction, named, not_negative, positive, share
 from routing_gym.tasks import BalancedStream, MultiTaskDataset, ShuffledStream
+from routing_gym.tasks.sampling import PhasedStream, Stream
 
 if TYPE_CHECKING:
     from routing_gym.envs.vector import RoutingVectorEnv
@@ -205,7 +207,7 @@ class EnvConfig(Options):
             raise ValueError(f"device={self.device!r}: this machine has no CUDA device; 'auto' takes what there is")
         return device
 
-    def stream(self, dataset: MultiTaskDataset, num_envs: int) -> ShuffledStream | BalancedStream:
+    def stream(self, dataset: MultiTaskDataset, num_envs: int) -> Stream:
         """The order in which instances of a split are drawn; `draw_tasks` and `augmentations` must go with it."""
         if self.augmentations > 1 and self.train and dataset.augmentation is None:
             raise ValueError(
@@ -220,14 +222,19 @@ class EnvConfig(Options):
         for task in self.draw_tasks or ():
             if not 0 <= task < dataset.num_tasks:
                 raise ValueError(f"draw_tasks names task {task}, {dataset.name} has {dataset.num_tasks} tasks")
+        task_of = dataset.task.cpu()
+        phases = [(begin, self._stream_of(task_of, rows)) for begin, rows in dataset.phases]
+        return PhasedStream(phases, self.seed) if len(phases) > 1 else phases[0][1]
+
+    def _stream_of(self, task: Tensor, rows: Tensor) -> ShuffledStream | BalancedStream:
+        """The order in which rows are drawn, those of `draw_tasks` among some, by the task `(R,)` of every row."""
+        if self.draw_tasks is not None:
+            rows = rows[torch.isin(task[rows], torch.tensor(self.draw_tasks))]
+        if not len(rows):
+            raise ValueError(f"draw_tasks={self.draw_tasks!r}: during a part of training they have no instances")
         if self.balance_tasks:
-            tasks = range(dataset.num_tasks) if self.draw_tasks is None else sorted(set(self.draw_tasks))
-            task_of = dataset.task.cpu()
-            return BalancedStream([(task_of == task).nonzero().flatten() for task in tasks], self.seed)
-        if self.draw_tasks is None:
-            return ShuffledStream(len(dataset), self.seed)
-        wanted = torch.isin(dataset.task.cpu(), torch.tensor(self.draw_tasks))
-        return ShuffledStream(wanted.nonzero().flatten(), self.seed)
+            return BalancedStream([rows[task[rows] == own] for own in task[rows].unique()], self.seed)
+        return ShuffledStream(rows, self.seed)
 
     def optimization(self, dataset: MultiTaskDataset, num_envs: int) -> Optimization:
         """How blocks are trained on a split; whole batches make an epoch in mode "disabled".
@@ -239,7 +246,7 @@ class EnvConfig(Options):
             weights = getattr(self, option)
             if weights is not None and len(weights) != wanted:
                 raise ValueError(f"{option} must hold {wanted} numbers for {dataset.name}, got {len(weights)}")
-        rows = len(dataset) * self.augmentations
+        rows = dataset.rows_per_pass * self.augmentations
         epoch = rows if self.autoreset_mode != "disabled" else -(-rows // num_envs) * num_envs
         return Optimization(epoch=epoch, **{option: getattr(self, option) for option in OF_OPTIMIZATION})
 
@@ -268,9 +275,7 @@ def is_price(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
-def restored(
-    env: RoutingVectorEnv, state: Any, given: Collection[str]
-) -> tuple[EnvConfig, ShuffledStream | BalancedStream]:
+def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple[EnvConfig, Stream]:
     """Put the saved blocks, their optimiser and running shares back into an environment.
 
     Options of the optimisation that were `given` when it was made stay (with a `schedule` its `schedule_epochs`), the

@@ -124,7 +124,8 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
         core: The vector environment: one row per instance, those of the first agent first.
 
     Raises:
-        ValueError: An environment whose actions are weights, or `instances_per_agent` below 1.
+        ValueError: An environment whose actions are weights, `instances_per_agent` below 1, or data of which some may
+            be drawn during a part of training only.
     """
 
     metadata: dict[str, Any] = {**RoutingVectorEnv.metadata, "name": "routing_gym_parallel_v0"}
@@ -136,6 +137,8 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
         config, dataset = core_of(env).config, core_of(env).dataset
         tasks = range(dataset.num_tasks) if config.draw_tasks is None else sorted(set(config.draw_tasks))
         self._take(env, len(tasks) * (instances_per_agent or 1), [f"task_{task}" for task in tasks])
+        if dataset.during is not None:
+            raise ValueError(f"instances of {dataset.name} come and go, here every task always has one of its own")
         task_of = dataset.task.cpu()
         self._streams = [ShuffledStream((task_of == task).nonzero().flatten()) for task in tasks]
         self._seed(config.seed)

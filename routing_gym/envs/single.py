@@ -64,7 +64,8 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Draw an instance from `np_random`; `options={"instances": [row]}` takes a given one."""
         super().reset(seed=seed)
-        instance = [int(self.np_random.integers(len(self.core.dataset)))]
+        rows = self.core.dataset.rows_at(self.core.trainer.passes)
+        instance = [int(rows[self.np_random.integers(len(rows))])]
         core_seed = int(self.np_random.integers(2**31))  # for the augmentation
         observation, info = self.core.reset(seed=core_seed, options={"instances": instance, **(options or {})})
         self._ended = False

@@ -213,6 +213,11 @@ class BlocksTrainer:
                     self._statistics[buffer].copy_(noted[buffer])
 
     @property
+    def passes(self) -> float:
+        """Passes over the split of the blocks' training: the time that `MultiTaskDataset.during` means."""
+        return self.instances / self.optimization.epoch
+
+    @property
     def rate(self) -> float:
         """The learning rate of the next step; a constant one is the optimiser's, which a checkpoint brings."""
         if self.optimization.schedule == "constant":

@@ -210,8 +210,9 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self.network.train(manner.graph)
         statistics = self.trainer.begin() if manner.graph and count == self.num_envs else {}
         times = self.config.augmentations
-        drawn = self.stream.draw(count // times).repeat_interleave(times) if instances is None else instances
-        drawn = drawn.to(self.device)
+        if instances is None:
+            instances = self.stream.draw(count // times, self.trainer.passes).repeat_interleave(times)
+        drawn = instances.to(self.device)
         augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
         pixels, task = self.dataset.pixels(drawn, augmentation), self.dataset.task.index_select(0, drawn)
         prices = self._prices

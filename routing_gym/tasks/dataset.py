@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,9 +45,11 @@ class MultiTaskDataset:
             them anew; else None.
         planted: `(R, L)` int64, the computation planted for each row at each of L depths (its group, an operator, the
             right block), where the best routing is known; else None.
+        during: `(R, 2)` float64, the passes of training `[begin, end)` in which each row may be drawn; None: in all.
+        late_task: The task that has no rows at first, where there is one.
 
     Raises:
-        ValueError: A tensor of the wrong shape or type, an index out of range, or a task without rows.
+        ValueError: A tensor of the wrong shape or type, an index out of range, a task without rows, or a time without.
     """
 
     name: str
@@ -63,6 +67,8 @@ class MultiTaskDataset:
     shades: Tensor | None = None
     task_names: tuple[str, ...] = ()
     planted: Tensor | None = None
+    during: Tensor | None = None
+    late_task: int | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.name}, split {self.split!r}"
@@ -97,6 +103,20 @@ class MultiTaskDataset:
                     + (f", the least of them {int(planted.min())}" if whole and form else "")
                 )
             self._set(planted=planted.long())
+        if self.during is not None:
+            during = to_tensor(f"{where}: during", self.during).double()
+            form = during.shape == (len(self.image), 2)
+            if not form or not bool(((during[:, 0] >= 0) & (during[:, 0] < during[:, 1])).all()):
+                raise ValueError(
+                    f"{where}: during must be passes [begin, end) of each row, 0 <= begin < end, of shape "
+                    f"({len(self.image)}, 2), got shape {tuple(during.shape)}"
+                    + (f" and values from {float(during.min())} to {float(during.max())}" if form else "")
+                )
+            self._set(during=during)
+            if gaps := [begin for begin, rows in self.phases if not len(rows)]:
+                raise ValueError(f"{where}: during leaves no row that may be drawn from pass {gaps[0]:g} on")
+        if self.late_task is not None and self.late_task not in range(self.num_tasks):
+            raise ValueError(f"{where}: late_task must be a task, 0 to {self.num_tasks - 1}, got {self.late_task!r}")
         if self.task_names and len(set(self.task_names)) != self.num_tasks:
             raise ValueError(f"{where}: task_names must be {self.num_tasks} different names, got {self.task_names}")
         channels, mean, std, augmentation = self.images.shape[1], self.mean, self.std, self.augmentation
@@ -194,6 +214,24 @@ class MultiTaskDataset:
         """Number of rows, that is of instances."""
         return len(self.image)
 
+    @cached_property
+    def phases(self) -> list[tuple[float, Tensor]]:
+        """Passes of training, from 0 on, at which it changes which rows may be drawn, and those rows, on the CPU."""
+        if self.during is None:
+            return [(0.0, torch.arange(len(self)))]
+        begin, end = self.during.cpu().T
+        times = sorted({0.0, *begin.tolist(), *end.tolist()} - {math.inf})
+        return [(time, ((begin <= time) & (time < end)).nonzero().flatten()) for time in times]
+
+    def rows_at(self, passes: float) -> Tensor:
+        """Rows that may be drawn after so many passes of training, on the CPU."""
+        return next(rows for begin, rows in reversed(self.phases) if begin <= passes)
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Number of rows that make a pass: as many as may be drawn at one time, at most."""
+        return max(len(rows) for _, rows in self.phases)
+
     @property
     def device(self) -> torch.device:
         """Where images and rows live."""
@@ -237,6 +275,8 @@ class MultiTaskDataset:
             task=task,
             label=label,
             planted=None if self.planted is None else self.planted[kept],
+            during=None if self.during is None else self.during[kept],
+            late_task=tasks.index(self.late_task) if self.late_task in tasks else None,
         )
 
     def with_tasks(self, other: MultiTaskDataset) -> MultiTaskDataset:
@@ -256,6 +296,8 @@ class MultiTaskDataset:
         shared = other.images.data_ptr() == self.images.data_ptr() and len(other.images) == len(self.images)
         if other.drawings and not shared:
             raise ValueError(f"the drawings of {other.name} can only stand first: ask it for the tasks of {self.name}")
+        always = torch.tensor([0.0, math.inf], dtype=torch.float64, device=self.device)
+        times = [always.expand(len(split), 2) if split.during is None else split.during for split in (self, other)]
         here, there = self.planted, other.planted
         known = here is not None and there is not None and here.shape[1] == there.shape[1]
         return dataclasses.replace(
@@ -268,6 +310,7 @@ class MultiTaskDataset:
             task_names=names if self.task_names and other.task_names and len(set(names)) == len(names) else (),
             num_classes=max(self.num_classes, other.num_classes),
             planted=torch.cat([here, there]) if known and here is not None and there is not None else None,
+            during=None if self.during is None and other.during is None else torch.cat(times),
         )
 
     def draw_augmentation(self, count: int, generator: torch.Generator) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -35,8 +36,8 @@ class ShuffledStream:
         self.generator.manual_seed(whole_number("seed", seed, least=None))
         self._pass = torch.empty(0, dtype=torch.int64)
 
-    def draw(self, count: int) -> Tensor:
-        """The next numbers of the stream, `(count,)` int64 on the CPU."""
+    def draw(self, count: int, passes: float = 0.0) -> Tensor:
+        """The next numbers of the stream, `(count,)` int64 on the CPU; the same whenever they are drawn."""
         pieces, missing = [], count
         while missing > 0:
             if not len(self._pass):
@@ -97,8 +98,8 @@ class BalancedStream:
         for number, group in enumerate(self._groups, 1):
             group.seed(seed * (len(self._groups) + 1) + number)
 
-    def draw(self, count: int) -> Tensor:
-        """The next numbers of the stream, `(count,)` int64 on the CPU."""
+    def draw(self, count: int, passes: float = 0.0) -> Tensor:
+        """The next numbers of the stream, `(count,)` int64 on the CPU; the same whenever they are drawn."""
         order = self._order.draw(count)
         drawn = torch.empty(count, dtype=torch.int64)
         for number, group in enumerate(self._groups):
@@ -122,3 +123,49 @@ class BalancedStream:
         for group, saved in zip(groups, state["groups"], strict=True):
             group.load_state_dict(saved)
         self._order, self._groups = order, groups
+
+
+class PhasedStream:
+    """Streams that take turns as training goes on, by the pass in which each begins.
+
+    Args:
+        phases: The passes, from 0 on, and the stream that is drawn from then until the next one begins.
+        seed: Seed of the generators.
+    """
+
+    def __init__(self, phases: Sequence[tuple[float, ShuffledStream | BalancedStream]], seed: int = 0) -> None:
+        self._begins, self._streams = [begin for begin, _ in phases], [stream for _, stream in phases]
+        self.seed(seed)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Generator for what else is random about instances."""
+        return self._streams[0].generator
+
+    def seed(self, seed: int) -> None:
+        """Start over from a seed; what time it is does not change."""
+        for number, stream in enumerate(self._streams):
+            stream.seed(seed * len(self._streams) + number)
+
+    def draw(self, count: int, passes: float = 0.0) -> Tensor:
+        """The next numbers, `(count,)` int64 on the CPU, of the stream whose turn it is after so many passes."""
+        return self._streams[bisect.bisect_right(self._begins, passes) - 1].draw(count)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State from which `load_state_dict` goes on; the time is not in it."""
+        return {"phases": [stream.state_dict() for stream in self._streams]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place in every stream.
+
+        Raises:
+            ValueError: They were other streams, or none that take turns. Nothing has changed then.
+        """
+        check_form(state, {"phases": [dict] * len(self._streams)}, "stream")
+        streams = copy.deepcopy(self._streams)
+        for stream, saved in zip(streams, state["phases"], strict=True):
+            stream.load_state_dict(saved)
+        self._streams = streams
+
+
+Stream = ShuffledStream | BalancedStream | PhasedStream

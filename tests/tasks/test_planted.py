@@ -184,6 +184,17 @@ def test_only_the_right_block_at_every_depth_of_a_lock_gives_the_class():
         assert (right[planted] == 1).all() and (right[~planted] < 0.25).all()
 
 
+def test_hard_instances_are_inverted_half_the_time_and_as_many_as_wanted():
+    splits = budget(noise=0.0, images=2500)
+    train = splits["train"]
+    assert len(train) == 2500 and len(train.image.unique()) == 2500
+    assert [len(splits[name]) for name in ("validation", "test")] == [600, 1200]
+    means = train.images[train.image].float().mean((1, 2, 3))[train.planted[:, 0] == 1]
+    # Digits are dark: without noise a mean of 70 to 85 in 255, or of what is missing to 255.
+    assert 0.45 < (means > 127).float().mean() < 0.55 and (abs(means - 127.5) > 20).all()
+    assert len(budget(images=700)["train"]) == 700
+
+
 def test_difficulty_is_in_the_image_alone():
     told, untold = budget(told=True), budget()
     for name, split in told.items():
@@ -218,6 +229,7 @@ WRONG = [
     (credit, {"num_operators": 9}, r"num_operators must lie in \[2, num_tasks\]"),
     (budget, {"hard_share": 1.0}, r"hard_share must lie in \[0, 1\)"),
     (budget, {"images": 5}, "10 classes, images must be at least as many, got 5"),
+    (budget, {"noise": -1.0}, r"noise must lie in \[0, 255\]"),
     (budget, {"told": "yes"}, "told must be True or False"),
 ]
 

@@ -20,6 +20,8 @@ KINDS = 10
 CLASSES = 5
 """Labels; two kinds each."""
 LOCK_CLASSES = 32
+HELD_OUT = {"validation": 1200, "test": 24_000}
+"""About how many instances of all tasks are judged on: after every epoch, and in the end."""
 DRAWS = 500
 """Label maps that are drawn for a group, see `label_maps`."""
 
@@ -128,6 +130,15 @@ def spread(values: int, tasks: int, generator: torch.Generator) -> Tensor:
     return (torch.arange(tasks) % values)[torch.randperm(tasks, generator=generator)]
 
 
+def moved_groups(group: Tensor, groups: int, generator: torch.Generator) -> Tensor:
+    """Groups `(tasks,)` after every task has moved to another: those of a group part, as equally as can be."""
+    order = (group + torch.rand(len(group), generator=generator)).argsort()
+    sizes, place = torch.bincount(group), torch.empty_like(group)
+    place[order] = torch.arange(len(group)) - (sizes.cumsum(0) - sizes)[group[order]]
+    # The first of every group takes the next group, so that none is left empty.
+    return (group + 1 + place % (groups - 1)) % groups
+
+
 def sizes_of(tasks: int, mean: int, ratio: float) -> Tensor:
     """Images `(tasks,)` of each task, `mean * tasks` in all, evenly spread on a logarithmic scale; at least one."""
     share = torch.logspace(0, math.log10(ratio), tasks, dtype=torch.float64)
@@ -149,9 +160,11 @@ def deal(
         used[taken] += 1
         dealt.append(train[taken])
     rows = {"train": (torch.cat(dealt), torch.arange(tasks).repeat_interleave(sizes))}
-    for split in ("validation", "test"):
+    for split, most in HELD_OUT.items():
         image = material.members[split]
-        rows[split] = image.repeat(tasks), torch.arange(tasks).repeat_interleave(len(image))
+        each = min(len(image), -(-most // tasks))
+        shown = image[torch.arange(each * tasks) % len(image)]  # by one task after the other, in a circle
+        rows[split] = shown, torch.arange(tasks).repeat_interleave(each)
     return rows
 
 

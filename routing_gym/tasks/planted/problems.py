@@ -1,15 +1,18 @@
 """Problems with a known best routing: each asks for one ability of whoever routes, and has a knob from easy to hard.
 
 What is planted in a row (its group, its operators, its cluster) stands in `MultiTaskDataset.planted`. Numbers of tasks
-carry no information; training, validation and test never share an image, the last two show theirs in every task.
+carry no information; training, validation and test never share an image, the last two show theirs in every task, where
+there are very many tasks some of theirs (`HELD_OUT`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 
+from routing_gym.tasks.checking import whole_number
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.planted.parts import (
     CLASSES,
@@ -25,6 +28,7 @@ from routing_gym.tasks.planted.parts import (
     label_maps,
     lock_order,
     material_of,
+    moved_groups,
     planted_splits,
     seeded,
     sizes_of,
@@ -40,6 +44,10 @@ def hidden_groups(
     source: SourceOf = "digits",
     label_noise: float = 0.0,
     imbalance: float = 1.0,
+    drift_at: float | None = None,
+    late_images: int | None = None,
+    late_at: float = 0.5,
+    passes: int = 100,
     data_seed: int = 0,
     data_dir: str | None = None,
 ) -> dict[str, MultiTaskDataset]:
@@ -49,6 +57,11 @@ def hidden_groups(
     would have it (`label_maps`). A task's training images are its own as long as there are enough of them; then all are
     used equally often. Planted is the group.
 
+    With `drift_at` the groups are dealt anew at that point of training: every task moves to another one, while what
+    groups ask for stays. Validation and test are as it is afterwards. With `late_images` one task, drawn among those
+    that have a relative, has no training instances before `late_at`, and so many of its own images from then on
+    (`MultiTaskDataset.during`, `late_task`).
+
     Args:
         images_per_task: Training images of a task, on average, at least as many as labels: the knob.
         num_tasks: Number of tasks, at least one for each group.
@@ -57,29 +70,69 @@ def hidden_groups(
         label_noise: Share of the training labels that are wrong, in [0, 1); other labels are right.
         imbalance: Images of the largest task divided by those of the smallest; the others are in between, evenly on
             a logarithmic scale.
+        drift_at: Share of training after which tasks change groups, in [0, 1]; None, or 1: they never do.
+        late_images: Training images of the late task, at least as many as labels; None: there is no such task.
+        late_at: Share of training after which it comes, in [0, 1).
+        passes: Length of training, in passes over the training split, of which these are shares.
         data_seed: Seed of everything that is drawn.
         data_dir: The data folder of MNIST or CIFAR-100; see `routing_gym.tasks.files.data_folder`.
 
     Raises:
-        ValueError: A value out of range, more groups than tasks, or more images of a task than there are.
+        ValueError: A value out of range, more groups than tasks, more images of a task than there are, one group where
+            tasks are to move, no relative of a late task, or both drift and a late task.
     """
     name = "hidden groups"
-    counts = dict(images_per_task=images_per_task, num_tasks=num_tasks, num_groups=num_groups)
+    counts = dict(images_per_task=images_per_task, num_tasks=num_tasks, num_groups=num_groups, passes=passes)
     generator = seeded(name, data_seed, **counts)
     check_number(f"{name}: label_noise", label_noise, 0, 1, below=True)
     check_number(f"{name}: imbalance", imbalance, 1, math.inf, below=True)
     if num_groups > num_tasks:
         raise ValueError(f"{name}: each of {num_groups} groups needs a task, num_tasks={num_tasks} are too few")
     check_images(name, "images_per_task", images_per_task)
+    if drift_at is not None:
+        check_number(f"{name}: drift_at", drift_at, 0, 1)
+        if num_groups == 1:
+            raise ValueError(f"{name}: with drift_at={drift_at!r} tasks move to another group, num_groups=1 has none")
+    check_number(f"{name}: late_at", late_at, 0, 1, below=True)
+    if late_images is not None:
+        check_images(name, "late_images", whole_number(f"{name}: late_images", late_images))
+        if num_groups == num_tasks or drift_at is not None:
+            raise ValueError(
+                f"{name}: the late task needs a relative, which stays one: more tasks than groups, and no drift_at, "
+                f"got num_tasks={num_tasks}, num_groups={num_groups}, drift_at={drift_at!r}"
+            )
     material = material_of(name, source, data_dir, generator)
     maps = label_maps(num_groups, KINDS, generator)
     group = spread(num_groups, num_tasks, generator)
     sizes = sizes_of(num_tasks, images_per_task, imbalance)[torch.randperm(num_tasks, generator=generator)]
+    late = None
+    if late_images is not None:
+        related = (torch.bincount(group)[group] > 1).nonzero().flatten()
+        late = int(related[torch.randint(len(related), (), generator=generator)])
+        sizes[late] = late_images
     rows = deal(name, "images_per_task", material, sizes, generator)
-    label = {split: maps[group[task], material.kind[image]] for split, (image, task) in rows.items()}
+    of = {split: group[task] for split, (_, task) in rows.items()}
+    begin = torch.zeros(len(of["train"]), dtype=torch.float64)
+    end = torch.full_like(begin, math.inf)
+    if late is not None:
+        begin[rows["train"][1] == late] = late_at * passes
+    elif drift_at is not None and drift_at < 1:
+        moved = moved_groups(group, num_groups, generator)
+        before = of["train"] if drift_at else of["train"][:0]
+        of = {split: moved[task] for split, (_, task) in rows.items()}
+        # Every row twice, of the old group until the drift and of the new one from then on.
+        kept, change = len(before), torch.full_like(begin, drift_at * passes)
+        begin, end = torch.cat([begin[:kept], change]), torch.cat([change[:kept], end])
+        of["train"] = torch.cat([before, of["train"]])
+        image, task = rows["train"]
+        rows["train"] = torch.cat([image[:kept], image]), torch.cat([task[:kept], task])
+    label = {split: maps[of[split], material.kind[image]] for split, (image, _) in rows.items()}
     label["train"] = flipped(label["train"], label_noise, generator)
-    planted = {split: group[task].unsqueeze(1) for split, (_, task) in rows.items()}
-    return planted_splits(name, material.images, rows, label, planted, num_tasks)
+    planted = {split: groups.unsqueeze(1) for split, groups in of.items()}
+    splits = planted_splits(name, material.images, rows, label, planted, num_tasks)
+    if begin.any():
+        splits["train"] = dataclasses.replace(splits["train"], during=torch.stack([begin, end], 1))
+    return {split: dataclasses.replace(data, late_task=late) for split, data in splits.items()}
 
 
 def compositions(
@@ -240,42 +293,49 @@ def credit(
 
 
 def budget(
-    *, hard_share: float = 0.5, images: int = 1000, told: bool = False, data_seed: int = 0
+    *, hard_share: float = 0.5, images: int = 3000, noise: float = 10.0, told: bool = False, data_seed: int = 0
 ) -> dict[str, MultiTaskDataset]:
     """Build instances of two difficulties, all of one task, for networks that can be left early.
 
-    An easy instance is the mean digit of its class with a little noise, which the first exit tells apart; a hard one is
-    a digit under much noise (deviations of 5 and 40 in 255). Which is which only the image says. Planted is 0 for easy
-    instances, which should be classified at once, and 1 for hard ones, which should go on to the end: the numbers of
-    these choices. That is best at the price of `Budget-v0`, of the ways to treat each alike, as trying them has shown;
-    where the knob, the environment's `k_cpt`, is far from it, the best exits are others.
+    An easy instance is the mean digit of its class with a little noise (a deviation of 5 in 255), which the first exit
+    tells apart; a hard one is a digit under more noise, black on white or white on black. Only the image says which
+    is which. Planted is 0 for easy instances, which should be classified at once, and 1 for hard ones, which should go
+    on to the end: the numbers of these choices. That is best at the price of `Budget-v0`, of the ways to treat each
+    alike, as trying them has shown; where the knob, the environment's `k_cpt`, is far from it, the best exits are
+    others.
 
     Args:
         hard_share: Share of hard instances, in [0, 1).
-        images: Training images.
+        images: Training images; where there are fewer digits, some of the same under new noise.
+        noise: Deviation of the noise of hard instances, in 255.
         told: The difficulty is the task.
         data_seed: Seed of everything that is drawn.
 
     Raises:
-        ValueError: A value out of range, or more images than there are.
+        ValueError: A value out of range.
     """
     name = "budget"
     generator = seeded(name, data_seed, images=images)
     check_number(f"{name}: hard_share", hard_share, 0, 1, below=True)
+    check_number(f"{name}: noise", noise, 0, 255)
     check_images(name, "images", images, KINDS)
     check_bool(f"{name}: told", told)
     material = material_of(name, "digits", None, generator)
-    rows = deal(name, "images", material, torch.tensor([images]), generator)
     train = material.members["train"]
+    times = -(-images // len(train))
+    sizes = (torch.arange(images) % times).bincount()
+    rows = deal(name, "images", material, sizes, generator)
     means = torch.stack([material.images[train[material.kind[train] == kind]].float().mean(0) for kind in range(KINDS)])
     shown, count, label, planted = [], 0, {}, {}
     for split, (image, _) in rows.items():
         hard = torch.zeros(len(image), dtype=torch.int64)
         hard[torch.randperm(len(image), generator=generator)[: round(hard_share * len(image))]] = 1
         label[split], planted[split] = material.kind[image], hard.unsqueeze(1)
-        noise = torch.randn(len(image), *means.shape[1:], generator=generator)
-        is_hard = hard.view(-1, 1, 1, 1) == 1
-        pixels = torch.where(is_hard, material.images[image] + 40 * noise, means[label[split]] + 5 * noise)
+        drawn = torch.randn(len(image), *means.shape[1:], generator=generator)
+        inverted, is_hard = torch.rand(len(image), generator=generator) < 0.5, hard == 1
+        digit = material.images[image].float()
+        digit[inverted] = 255 - digit[inverted]
+        pixels = torch.where(is_hard.view(-1, 1, 1, 1), digit + noise * drawn, means[label[split]] + 5 * drawn)
         shown.append(pixels.clamp(0, 255).to(torch.uint8))
         rows[split] = count + torch.arange(len(image)), hard if told else torch.zeros_like(hard)
         count += len(image)
