@@ -38,14 +38,14 @@ def at_equal(cost: str, rows: Rows, console: Console) -> Rows:
     learned = next((name for name, kind in kinds.items() if not issubclass(kind, FixedAgent | RandomAgent)), None)
     if learned is None:
         raise UsageError("--equal compares with the first of --agents that learns, and none of them does")
-    most, found = _cost(cost, learned, *rows[learned]), dict(rows)
+    most, found = cost_of(cost, learned, *rows[learned]), dict(rows)
     for name, kind in kinds.items():
         if not issubclass(kind, FixedAgent) or issubclass(kind, FixedRoutes | Oracle):
             continue
         training, options = rows[name]
-        found[name] = (training := _equal(cost, most, name, kind, training, options)), options
+        found[name] = (training := equal_width(cost, most, name, training, options)), options
         form = " ".join(option for option in training.env_options if option.startswith(("width=", "num_blocks=")))
-        say(console, f"{name} with {form} has {_cost(cost, name, *found[name]):,.0f} {cost}, {learned} {most:,.0f}")
+        say(console, f"{name} with {form} has {cost_of(cost, name, *found[name]):,.0f} {cost}, {learned} {most:,.0f}")
     return found
 
 
@@ -62,7 +62,8 @@ def widest(cost: Callable[[int], float], most: float, width: int, name: str) -> 
     return max(low, 1)
 
 
-def _cost(cost: str, name: str, training: TrainingSettings, options: tuple[str, ...]) -> float:
+def cost_of(cost: str, name: str, training: TrainingSettings, options: tuple[str, ...] = ()) -> float:
+    """Parameters or multiply-accumulates of an agent and its network, before training."""
     agent = build_agent(name, training.make_env(name, 0), 0, options)
     if cost == "parameters":
         return count_parameters(agent)
@@ -70,10 +71,16 @@ def _cost(cost: str, name: str, training: TrainingSettings, options: tuple[str, 
     return evaluate(agent, agent.env).macs
 
 
-def _equal(
-    cost: str, most: float, name: str, kind: type[FixedAgent], training: TrainingSettings, options: tuple[str, ...]
+def equal_width(
+    cost: str, most: float, name: str, training: TrainingSettings, options: tuple[str, ...] = ()
 ) -> TrainingSettings:
-    asked, blocks = resolved_env_options(training.env, training.env_options), []
+    """How a fixed agent is trained in the widest network that does not cost more than `most`.
+
+    Raises:
+        UsageError: A network without such a width, or a cost that does not depend on it.
+    """
+    asked, kind, blocks = resolved_env_options(training.env, training.env_options), agent_class(name), []
+    assert issubclass(kind, FixedAgent)
     if asked["network"] not in NETWORKS:
         raise UsageError(f"--equal searches the width of {' or '.join(NETWORKS)}, the network is {asked['network']}")
     if not issubclass(kind, RandomFixed):
@@ -86,4 +93,4 @@ def _equal(
     def wide(width: int) -> TrainingSettings:
         return dataclasses.replace(training, env_options=filled_up((f"width={width}", *blocks), training.env_options))
 
-    return wide(widest(lambda width: _cost(cost, name, wide(width), options), most, asked["width"], name))
+    return wide(widest(lambda width: cost_of(cost, name, wide(width), options), most, asked["width"], name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -10,10 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from routing_gym.agents import AGENTS
+from routing_gym.agents import AGENTS, FixedAgent
 from routing_gym.experiments.engine.arguments import Tunable, write_tuned
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line, say, show
+from routing_gym.experiments.engine.equal import cost_of, equal_width
 from routing_gym.experiments.engine.folders import keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures
 from routing_gym.experiments.engine.records import Record, damaged, read_results, write_results
@@ -40,6 +42,8 @@ FIRST_DRAW = 1000
 """Seed of the first of them: no seed of an agent that is scored, `random-fixed` itself included."""
 ORACLE, RANDOM = "oracle", "random-fixed"
 USUAL = ("wpl", "reinforce", "q-learning", "gumbel", "top-k", "shared", "shared-with-task", "random-fixed")
+EQUAL = "equal="
+COSTS = (f"{EQUAL}parameters", f"{EQUAL}macs")
 FILES = SCORES, SCALES, HOLES = "scores.json", "scales.json", "holes.json"
 
 TUNED = "suite"
@@ -53,11 +57,19 @@ Hole = dict[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Entrant:
-    """Who takes part: an agent with options, under a name of its own."""
+    """Who takes part, under a name of its own.
+
+    Attributes:
+        label: The name.
+        agent: The agent.
+        options: Its options, as NAME=VALUE.
+        equal: What a fixed agent's network is to cost no more of than the others': parameters, macs or nothing.
+    """
 
     label: str
     agent: str
     options: tuple[str, ...] = ()
+    equal: str = ""
 
     @classmethod
     def of(cls, text: str) -> Entrant:
@@ -66,7 +78,11 @@ class Entrant:
         if agent not in AGENTS or (bracket and not (inside.endswith(")") and inside[:-1])):
             known = ", ".join(sorted(AGENTS))
             raise UsageError(f"--agents takes AGENT or 'AGENT(NAME=VALUE,...)', got {text!r}; agents are {known}")
-        return cls(text, agent, tuple(re.split(r",(?=\w+=)", inside[:-1])) if bracket else ())
+        options = re.split(r",(?=\w+=)", inside[:-1]) if bracket else []
+        equal = next((option for option in options if option.startswith(EQUAL)), "")
+        if equal and not (equal in COSTS and issubclass(AGENTS[agent], FixedAgent)):
+            raise UsageError(f"--agents takes {' or '.join(COSTS)} for agents with fixed routes, got {text!r}")
+        return cls(text, agent, tuple(option for option in options if option != equal), equal.removeprefix(EQUAL))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +95,8 @@ class Suite(Launching, Tunable):
     with several settings the best is written to OUT/tuned, which `--tuned --tuned-dir OUT/tuned` uses.
 
     Attributes:
-        agents: Agents, also with options, 'reinforce(entropy=0.2)'; `routing-gym list` prints them.
+        agents: Agents, also with options, 'reinforce(entropy=0.2)'; `routing-gym list` prints them. Fixed ones also in
+            networks no dearer than the others', 'task-specific-last(equal=parameters)' or (equal=macs).
         seeds: Number of seeds.
         problems: Problems; the ten that need no download if left out.
         difficulty: How hard they are: easy, default, hard, or several of these for a curve along each knob.
@@ -118,11 +135,13 @@ class Suite(Launching, Tunable):
         places, entrants = self._places(), self._entrants()
         launcher = self.make_launcher(self.out)
         floors = {place: self._floors(place) for place in places}
-        runs = {
-            (place, entrant.label): [self._run(place, entrant, seed) for seed in self._seeds]
-            for place in places
-            for entrant in entrants
-        }
+        runs: dict[tuple[Place, str], list[Run]] = {}
+        holes: list[Hole] = []
+        for place, entrant in itertools.product(places, entrants):
+            try:
+                runs[place, entrant.label] = self._runs(place, entrant)
+            except UsageError as error:
+                holes.append(hole_of(place, entrant.label, error))
         with ExitStack() as stack:
             stack.callback(launcher.end)
             stack.enter_context(locked(writable_folder(self.out)))
@@ -130,10 +149,10 @@ class Suite(Launching, Tunable):
             order += [run for of_seed in zip(*runs.values(), strict=True) for run in of_seed]  # everyone early
             there = {run.folder: run for run in order}  # of the oracle both, if it takes part
             records = {folder: record for folder, run in there.items() if (record := run.finished())}
-            holes = self._tried(runs, records, console)
-            absent = {
-                run.folder for hole in holes for run in runs[(hole["problem"], hole["difficulty"]), hole["agent"]]
-            }
+            holes += self._tried(runs, records)
+            say_holes(holes, entrants, places, console)
+            cannot = [((hole["problem"], hole["difficulty"]), hole["agent"]) for hole in holes]
+            absent = {run.folder for key in cannot for run in runs.get(key, [])}
             left = [run for folder, run in there.items() if folder not in records and folder not in absent]
 
             def keep(run: Run, record: Record) -> None:
@@ -210,6 +229,19 @@ class Suite(Launching, Tunable):
         facts = {"label": entrant.label, "problem": name, "difficulty": difficulty}
         return Run(training, entrant.agent, seed, folder, of_agent, title=title, facts=facts, plugins=self.plugin)
 
+    def _runs(self, place: Place, entrant: Entrant) -> list[Run]:
+        """Runs of an entrant on a problem, one for each seed; a `UsageError` where its cost cannot be made equal."""
+        runs = [self._run(place, entrant, seed) for seed in self._seeds]
+        if not entrant.equal:
+            return runs
+        random = self._run(place, Entrant(RANDOM, RANDOM), self.first_seed).training
+        most = cost_of(entrant.equal, RANDOM, random)
+        wide = equal_width(entrant.equal, most, entrant.agent, runs[0].training, entrant.options)
+        found = [option for option in wide.env_options if option.startswith(("width=", "num_blocks="))]
+        options = [filled_up(found, run.training.env_options) for run in runs]
+        trained = [dataclasses.replace(runs[0].training, env_options=of) for of in options]
+        return [dataclasses.replace(run, training=training) for run, training in zip(runs, trained, strict=True)]
+
     def _floors(self, place: Place) -> tuple[list[Run], list[Run]]:
         """Runs of the oracle, one for each seed, and of random frozen paths, which are drawn so often in any case."""
         oracle, random = Entrant(ORACLE, ORACLE), Entrant(RANDOM, RANDOM)
@@ -229,30 +261,33 @@ class Suite(Launching, Tunable):
                 how = f"the best of {len(settings)} settings in routing-gym suite, {seeds}: {problems}"
                 write_tuned(self.out / "tuned", TUNED, agent, {}, parse_options("agent_options", best.options), how)
 
-    def _tried(
-        self, runs: Mapping[tuple[Place, str], Sequence[Run]], records: Mapping[Path, Record], console: Console
-    ) -> list[Hole]:
-        """Who cannot run what, and why: found out on one batch each, before a minute is spent.
-
-        Raises:
-            UsageError: Somebody can run nothing.
-        """
-        holes: list[Hole] = []
-        for ((name, difficulty), label), of_key in runs.items():
+    def _tried(self, runs: Mapping[tuple[Place, str], Sequence[Run]], records: Mapping[Path, Record]) -> list[Hole]:
+        """Who cannot run what, and why: found out on one batch each, before a minute is spent."""
+        holes = []
+        for (place, label), of_key in runs.items():
             left = [run for run in of_key if run.folder not in records]
             try:
                 if left:
                     left[0].try_out(batch=True, fresh=False)
             except (Exception, SystemExit) as error:
-                reason = str(error) if isinstance(error, UsageError) else one_line(error)
-                holes.append({"agent": label, "problem": name, "difficulty": difficulty, "reason": reason})
-        for label in dict.fromkeys(label for _, label in runs):
-            own = [hole for hole in holes if hole["agent"] == label]
-            if len(own) == sum(of == label for _, of in runs):
-                raise UsageError(f"{label} can run none of these problems: {own[0]['reason']}")
-        for hole in holes:
-            say(console, f"{hole['agent']} cannot run {hole['problem']}: {hole['reason']}", style="yellow")
+                holes.append(hole_of(place, label, error))
         return holes
+
+
+def hole_of(place: Place, label: str, error: BaseException) -> Hole:
+    """Why somebody cannot run something."""
+    reason = str(error) if isinstance(error, UsageError) else one_line(error)
+    return {"agent": label, "problem": place[0], "difficulty": place[1], "reason": reason}
+
+
+def say_holes(holes: Sequence[Hole], entrants: Sequence[Entrant], places: Sequence[Place], console: Console) -> None:
+    """Say who cannot run what; a `UsageError` if somebody can run nothing."""
+    for entrant in entrants:
+        own = [hole for hole in holes if hole["agent"] == entrant.label]
+        if len(own) == len(places):
+            raise UsageError(f"{entrant.label} can run none of these problems: {own[0]['reason']}")
+    for hole in holes:
+        say(console, f"{hole['agent']} cannot run {hole['problem']}: {hole['reason']}", style="yellow")
 
 
 def write_all(folder: Path, scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Hole]) -> None:

@@ -217,6 +217,9 @@ def test_what_cannot_run_is_a_hole_with_its_reason(tmp_path, quick, capsys):
         (["--agents", "reinforce(entropy=0.2"], "got 'reinforce(entropy=0.2'"),
         (["--agents", "reinforce(entropi=0.2)"], "entropi"),
         (["--agents", "shared", "shared"], "--agents names 'shared' twice"),
+        (["--agents", "reinforce(equal=macs)"], "for agents with fixed routes, got 'reinforce(equal=macs)'"),
+        (["--agents", "shared(equal=time)"], "equal=parameters or equal=macs"),
+        (["--agents", "shared(equal=macs)"], "shared(equal=macs) can run none of these problems: --equal searches"),
         (["--problems", "nothing"], "--problems knows"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--passes", "0"], "--passes must be at least 1"),
@@ -232,6 +235,19 @@ def test_what_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
     assert main(["suite", *others, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(Path("out").glob("**/results.json"))
+
+
+def test_fixed_agents_at_equal_cost(tmp_path, quick):
+    """A block per task in a narrow network costs no more parameters than few blocks in a wide one."""
+    label = "task-specific-last(equal=parameters)"
+    command = suite.Suite(problems=("hidden-groups",), seeds=2, out=tmp_path)
+    runs = command._runs(("hidden-groups", "default"), Entrant.of(label))
+    cost = [sum(p.numel() for p in run.make().env.network.parameters()) for run in runs]
+    plain = command._run(("hidden-groups", "default"), Entrant.of("random-fixed"), 0).make()
+    most = sum(p.numel() for p in plain.env.network.parameters())
+    assert cost[0] == cost[1] <= most and cost[0] > 0.9 * most
+    assert {run.asked["env_options"]["num_blocks"] == [1, 24] for run in runs} == {True}
+    assert [run.asked["env_options"]["data_seed"] for run in runs] == [0, 1]
 
 
 def test_options_of_an_entrant_may_hold_lists():
