@@ -20,6 +20,7 @@ from routing_gym.envs.training import OPTIMIZERS
 from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.plugins import Pluggable
+from routing_gym.experiments.suite.problems import PROBLEMS
 from routing_gym.networks import NETWORKS, NetworkSpec
 from routing_gym.registration import ENV_IDS, env_ids
 from routing_gym.tasks import SOURCES, DataError, download
@@ -40,7 +41,7 @@ Option = namedtuple("Option", "name default type description")
 
 @dataclasses.dataclass(frozen=True)
 class List(Pluggable):
-    """Print the environments, agents and networks there are, or every option of one of them.
+    """Print the environments, agents, networks and problems there are, or every option of one of them.
 
     Attributes:
         name: An id, an agent or a network; everything, without options, if left out.
@@ -58,16 +59,21 @@ class List(Pluggable):
 
 
 def everything() -> list[Table]:
-    """Tables of all environments, agents and networks."""
+    """Tables of all environments, agents, networks and problems of the suite."""
     environments = []
     for env_id, options in ENV_IDS.items():
         more = ", ".join(f"{name}={value!r}" for name, value in options.items() if name not in ("dataset", "network"))
         environments.append((env_id, options["dataset"], options["network"], more))
+    problems = [
+        (name, of.ability, of.env, "; ".join(f"{knob}={', '.join(map(str, at))}" for knob, at in of.knobs.items()))
+        for name, of in PROBLEMS.items()
+    ]
     agents, networks = ([(name, _in_a_line(of)) for name, of in parts.items()] for parts in (AGENTS, NETWORKS))
     return [
         _table("environments", ("id", "data set", "network", "options"), environments),
         _table("agents", ("name", "what it is"), agents),
         _table("networks", ("name", "what it is"), networks),
+        _table("problems of the suite", ("name", "ability", "id", "easy, default, hard"), problems),
     ]
 
 
