@@ -161,9 +161,13 @@ class WPL(LearningAgent):
         if self.baseline == "policy":
             average = (policy.detach() * averages[cells // self.arrangement.num_choices]).sum(-1)
         delta = wpl_delta(values - average, chosen.detach(), self.config.scaling)
-        entropy = torch.special.entr(policy).sum(-1)
-        self.descend((choosing * (delta * chosen + self.config.entropy * entropy)).sum().div(-len(trajectory)))
-        return {"policy_entropy": mean_of_steps(entropy.detach(), choosing)}
+        gain = delta * chosen
+        if self.config.entropy:  # illegal choices have probability 0, where the entropy has no gradient
+            tiny = torch.finfo(policy.dtype).tiny
+            gain = gain - self.config.entropy * (policy * policy.clamp(min=tiny).log()).sum(-1)
+        self.descend((choosing * gain).sum().div(-len(trajectory)))
+        entropy = torch.special.entr(policy.detach()).sum(-1)
+        return {"policy_entropy": mean_of_steps(entropy, choosing)}
 
     def _visits(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """Flat cell number of every choice, and its return, `(S, B, M)` each."""
