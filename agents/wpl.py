@@ -39,7 +39,9 @@ class WPLConfig(LearningConfig):
             with it and in half of them without.
         entropy: Weight of the policy's entropy H: every visit of a table's row moves it up the gradient of H in the
             scores of a softmax as well, −π(log π + H); approximators add H to what they go up. Above 0 a lead that a
-            choice has by chance fades again, until rewards say more than that.
+            choice has by chance fades again, until rewards say more than that. Where blocks are scarce
+            (HiddenGroups-v0, 3 blocks) 0.4 with the baseline of the policy and a rate of 0.01 gives 77 instead of 64 %;
+            0.3 is too much for DIGITS-MTL.
         min_probability: Floor of every legal choice's probability, in [0, 1); of tables.
     """
 

@@ -82,11 +82,16 @@ def test_an_e_step_adds_up_the_cross_entropy_of_every_choice():
     torch.testing.assert_close(agent.weight, weight)
 
 
-def test_the_penalty_is_that_of_the_blocks_and_ends_with_the_annealing():
+@pytest.mark.parametrize("towards", ["zero", "start"])
+def test_the_penalty_is_that_of_the_blocks_and_ends_with_the_annealing(towards):
     env = small_env()
-    agent = make_agent("annealed-em", env, annealing=4, weight_decay=0.2)
+    agent = make_agent("annealed-em", env, annealing=4, weight_decay=0.2, towards=towards)
+    start = [
+        parameter.detach().clone() if towards == "start" else torch.zeros(()) for parameter in env.network.parameters()
+    ]
     for left in (1.0, 0.75, 0.5, 0.25):
-        size = sum(float(parameter.detach().square().sum()) for parameter in env.network.parameters())
+        moved = zip(env.network.parameters(), start, strict=True)
+        size = sum(float((parameter.detach() - first).square().sum()) for parameter, first in moved)
         assert agent.auxiliary_loss(None).item() == pytest.approx(0.1 * left * size, rel=1e-4)
         train_batch(agent, env)
     assert agent.auxiliary_loss(None) is None
@@ -107,15 +112,16 @@ def test_tasks_that_label_alike_find_each_other():
     assert routing_gym.evaluate(agent, env).accuracy > 0.75
 
 
-def test_learning_goes_on_where_it_stopped(tmp_path):
+@pytest.mark.parametrize("towards", ["zero", "start"])
+def test_learning_goes_on_where_it_stopped(towards, tmp_path):
     def batches(agent, env, count):
         for _ in range(count):
             train_batch(agent, env)
 
     whole, first, second = small_env(), small_env(), small_env()
-    agent = make_agent("annealed-em", whole, annealing=8)
+    agent = make_agent("annealed-em", whole, annealing=8, towards=towards)
     batches(agent, whole, 6)
-    half = make_agent("annealed-em", first, annealing=8)
+    half = make_agent("annealed-em", first, annealing=8, towards=towards)
     batches(half, first, 3)
     half.save(tmp_path / "half.pt")
     again = type(half).load(tmp_path / "half.pt", second)
