@@ -2,6 +2,7 @@
 
 from routing_gym.agents.actor import Actor, ActorConfig
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
+from routing_gym.agents.annealed_em import AnnealedEM, AnnealedEMConfig
 from routing_gym.agents.base.agent import AGENTS, Agent, AgentConfig
 from routing_gym.agents.base.checkpoint import read
 from routing_gym.agents.base.learning import learn, train_batch
@@ -49,6 +50,7 @@ register_agent("q-learning", QLearning)
 register_agent("sarsa", Sarsa)
 register_agent("actor-critic", ActorCritic)
 register_agent("task-clustering", TaskClustering)
+register_agent("annealed-em", AnnealedEM)
 register_agent("gumbel", Gumbel)
 register_agent("soft-mixture", SoftMixture)
 register_agent("cross-stitch", CrossStitch)
@@ -77,14 +79,15 @@ register_agent("sb3:DQN", SB3DQN)
 register_agent("sb3:MaskablePPO", SB3MaskablePPO)
 
 __all__ = [
-    "AGENTS", "Actor", "ActorConfig", "ActorCritic", "ActorCriticConfig", "Agent", "AgentConfig", "BestRandom",
-    "BestRandomConfig", "CoDiNet", "CoDiNetConfig", "CriticConfig", "CrossConnection", "CrossPrediction",
-    "CrossStitch", "CrossStitchConfig", "CrossingConfig", "DQNConfig", "FixedAgent", "FixedRoutes",
-    "FixedRoutesConfig", "Gumbel", "GumbelConfig", "OnPolicyConfig", "OptimisticCritic", "Oracle", "PPOConfig",
-    "PragmaticCritic", "PragmaticCriticConfig", "QLearning", "QLearningConfig", "RandomAgent", "RandomFixed",
-    "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN", "SB3MaskablePPO", "SB3PPO",
-    "SampledCriticConfig", "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask",
-    "SingleTask", "SoftMixture", "SoftMixtureConfig", "TaskClustering", "TaskClusteringConfig", "TaskSpecificAll",
-    "TaskSpecificLast", "TopK", "TopKConfig", "WPL", "WPLConfig", "add_task", "agent_class", "extract", "learn",
-    "load_installed_agents", "make_agent", "needs", "prune", "read", "register_agent", "train_batch",
+    "AGENTS", "Actor", "ActorConfig", "ActorCritic", "ActorCriticConfig", "Agent", "AgentConfig", "AnnealedEM",
+    "AnnealedEMConfig", "BestRandom", "BestRandomConfig", "CoDiNet", "CoDiNetConfig", "CriticConfig",
+    "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig", "CrossingConfig", "DQNConfig",
+    "FixedAgent", "FixedRoutes", "FixedRoutesConfig", "Gumbel", "GumbelConfig", "OnPolicyConfig", "OptimisticCritic",
+    "Oracle", "PPOConfig", "PragmaticCritic", "PragmaticCriticConfig", "QLearning", "QLearningConfig", "RandomAgent",
+    "RandomFixed", "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN", "SB3MaskablePPO",
+    "SB3PPO", "SampledCriticConfig", "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa", "Shared",
+    "SharedWithTask", "SingleTask", "SoftMixture", "SoftMixtureConfig", "TaskClustering", "TaskClusteringConfig",
+    "TaskSpecificAll", "TaskSpecificLast", "TopK", "TopKConfig", "WPL", "WPLConfig", "add_task", "agent_class",
+    "extract", "learn", "load_installed_agents", "make_agent", "needs", "prune", "read", "register_agent",
+    "train_batch",
 ]  # fmt: skip

@@ -27,7 +27,8 @@ class ReinforceConfig(ScoredConfig):
 
     Attributes:
         baseline: Subtracted from returns: `"average"`, each agent's running mean at each decision, or `"none"`.
-        entropy: Weight of the policy's entropy in the loss.
+        entropy: Weight of the policy's entropy in the loss. 0.2 is worth 10 to 15 points where blocks are scarce
+            (HiddenGroups-v0), but on DIGITS-MTL nothing is learned with it in 20 epochs (90.0 instead of 99.4 %).
         into_blocks: Let the gradient of approximators go on into the blocks that made what they see (end of section
             3.1.2; the paper found no advantage). The environment must have been made with `differentiable=True`.
     """

@@ -114,6 +114,33 @@ def project(moved: Tensor, old: Tensor, legal: Tensor, floor: float) -> Tensor:
     return projected
 
 
+def annealed_posterior(cost: Tensor, legal: Tensor, share: float) -> Tensor:
+    """Probabilities q ∝ exp(−cost / τ) of legal choices, `(..., A)`, at the temperature that leaves a share of entropy.
+
+    The one τ of deterministic annealing (Ueda and Nakano 1998) is that at which the mean over rows of H(q) / log(number
+    of legal choices) is `share`, in [0, 1]; it is found by ever finer grids. Equal costs, and share 1, give uniform
+    probabilities; share 0 the cheapest choice.
+    """
+    legal = legal.expand(cost.shape)
+    if share <= 0:
+        best = cost.masked_fill(~legal, torch.inf).argmin(-1, keepdim=True)
+        return torch.zeros_like(cost).scatter_(-1, best, 1.0)
+    above = (cost - cost.masked_fill(~legal, torch.inf).amin(-1, keepdim=True)).where(legal, 0.0)
+    most = legal.sum(-1).to(cost.dtype).log()
+    open_, scale = (most > 0).to(cost.dtype), above.mean().clamp(min=torch.finfo(cost.dtype).tiny)
+    gains = (-above / scale).masked_fill(~legal, -torch.inf)
+    low, width, grid = cost.new_tensor(-16.0), 32.0, torch.linspace(0, 1, 17, dtype=cost.dtype, device=cost.device)
+    for _ in range(4):
+        logs = low + width * grid
+        q = (gains / logs.exp().view(-1, *[1] * gains.ndim)).softmax(-1)
+        left = torch.special.entr(q).sum(-1) / most.clamp(min=1e-12) * open_
+        left = left.flatten(1).sum(1) / open_.sum().clamp(min=1)
+        # The entropy grows with the temperature: the last one at which there is too little of it.
+        low = logs[(left < share).sum().sub(1).clamp(0, len(grid) - 2)]
+        width /= len(grid) - 1
+    return (gains / low.exp()).softmax(-1)
+
+
 def cv_squared(use: Tensor, legal: Tensor) -> Tensor:
     """Squared coefficient of variation `(...)` of the legal experts' use, `(..., A)` (Shazeer et al. 2017)."""
     count = legal.sum(-1).clamp(min=1)

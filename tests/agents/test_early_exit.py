@@ -27,6 +27,7 @@ AGENTS_AND_OPTIONS = [
     ("gumbel", {"representation": "mlp"}),
     ("soft-mixture", {}),
     ("soft-mixture", {"conditioned": True}),
+    ("annealed-em", {}),
     ("top-k", {"k": 1}),
     ("top-k", {"k": 2}),
     *((name, {}) for name in ("task-specific-all", "task-specific-last", "shared", "random-fixed", "random")),

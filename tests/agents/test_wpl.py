@@ -132,6 +132,32 @@ def test_approximators_go_the_way_of_the_table(arrangement, scaling, baseline, f
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_the_entropy_pulls_every_visited_row_towards_uniform():
+    env = small_env()
+    plain, pulled = (make_agent("wpl", env, entropy=entropy, policy_rate=0.02) for entropy in (0.0, 0.5))
+    start = torch.rand(plain._table.shape, generator=torch.Generator().manual_seed(0)) * plain.arrangement.legal
+    start /= start.sum(-1, keepdim=True)
+    plain._table.copy_(start)
+    trajectory = rollout(plain, env)
+    expected = start.clone()
+    visits = visits_of(plain, trajectory)
+    _, average = algorithm_3(plain, trajectory)
+    for (who, decision, _, choice), made in visits.items():
+        old = start[who, decision, 0]
+        softmax = old.log().requires_grad_()
+        policy = softmax.softmax(-1)
+        (pull,) = torch.autograd.grad(torch.special.entr(policy).sum(), softmax)
+        own = average[who, decision, 0]
+        for value, _, _ in made:
+            moved = scaled(plain, value, float(old[choice]), float(own[choice]), own.tolist(), old.tolist())
+            expected[who, decision, 0, choice] += 0.02 * moved
+            expected[who, decision, 0] += 0.02 * 0.5 * pull
+    expected = project(expected, start, plain.arrangement.legal, 0.0)
+    pulled._table.copy_(start)
+    pulled.receive(trajectory)
+    torch.testing.assert_close(pulled._table[:, :2], expected[:, :2], rtol=1e-4, atol=1e-5)
+
+
 def test_two_visits_by_hand():
     """One task, two blocks at 0.5; block 0 earned +1, block 1 earned -1; rate 0.1."""
     env = small_env(RoutedMLP((1, 2, 3), 3, 2, width=4, layers=1), 2)

@@ -1,0 +1,151 @@
+"""Deterministic annealing EM over the tasks' routes (Ueda and Nakano 1998; over routes: Kirsch et al. 2018)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.parts.losses import annealed_posterior
+from routing_gym.agents.parts.scores import legal_rows, look_up, sample, uniform_policy
+from routing_gym.envs import Batch, Context, Observation, Trajectory, along
+from routing_gym.options import count, not_negative, positive
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnealedEMConfig(AgentConfig):
+    """Options of annealed EM.
+
+    Attributes:
+        annealing: Batches until every task has settled on one route; the posterior's entropy falls to 0 in a line. It
+            should end well before training does.
+        memory: Half-life of what is known of a choice's cost, in passes over the split.
+        decisions: How many decisions an E-step looks at, in turn; None for all.
+        weight_decay: L2 penalty on the blocks while routes are open, times the share of the entropy that is left: what
+            keeps blocks from learning by heart whatever is sent to them, which any block could do. With Adam it is
+            part of the gradient that Adam scales. Where blocks need long to say more than which label is common
+            (DIGITS-MTL) 0.1 holds them at that; 0.01 does not.
+        towards: What the penalty pulls weights to: `"zero"`, or `"start"`, what they were when the agent was made
+            (Kumar et al. 2023), from which no unit dies; it separates groups a little less well.
+    """
+
+    annealing: int = count(400)
+    memory: float = positive(1.0)
+    decisions: int | None = count(None)
+    weight_decay: float = not_negative(0.1)
+    towards: Literal["zero", "start"] = "zero"
+
+
+class AnnealedEM(Agent):
+    """A posterior over each task's choices, sharpened from uniform to certain while the blocks learn.
+
+    The route z of a task is a latent variable, its posterior q a product over decisions. M-step: instances take routes
+    drawn from q, and the blocks take their step. E-step, decision by decision: the batch goes through the network once
+    more for each choice there, without a gradient, the other choices drawn from q; the mean
+    cost of a task's instances, C(task, decision, choice), cross-entropy less what actions earn, is averaged over time.
+    Then q(choice) ∝ exp(−n C / τ) for a task of n instances. Deterministic annealing lowers the temperature τ; here it
+    is the one at which the mean entropy of q is the share of its maximum that the schedule asks for, so that no scale
+    has to be known. At share 0 every task keeps its best choice for good, and E-steps cease.
+    """
+
+    Config = AnnealedEMConfig
+    config: AnnealedEMConfig
+    sees_price = False
+    legal: Tensor
+    instances: Tensor
+    q: Tensor
+    cost: Tensor
+    weight: Tensor
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        legal = legal_rows(self.env.network.masks, single=True)
+        self.register_buffer("legal", legal, persistent=False)
+        self.register_buffer("q", uniform_policy(legal, self.num_tasks))
+        # Sums over instances, of cost and of 1, in which what is older weighs less.
+        self.register_buffer("cost", torch.zeros_like(self.q))
+        self.register_buffer("weight", torch.zeros_like(self.q))
+        instances = torch.bincount(self.env.dataset.task, minlength=self.num_tasks)
+        self.register_buffer("instances", instances.to(self.q.dtype), persistent=False)
+        owned = {id(part.parameter): part.parameter for parts in self.env.network.parts() for part in parts}
+        self._penalised: list[Tensor] = [parameter for parameter in owned.values() if parameter.requires_grad]
+        for number, parameter in enumerate(self._penalised if self.config.towards == "start" else []):
+            self.register_buffer(f"start_{number}", parameter.detach().clone())
+        self._judge = self.env.sibling(self.env.num_envs, train=False, autoreset_mode="disabled", render_mode=None)
+
+    @property
+    def open(self) -> float:
+        """Share of the posterior's largest entropy that the schedule asks for now."""
+        return max(0.0, 1 - self.episodes / self.env.num_envs / self.config.annealing)
+
+    def plan(self, task: Tensor, deterministic: bool) -> Tensor:
+        """Routes `(B, N)`, drawn from the posterior of each instance's task; the likeliest when deterministic."""
+        q = self.q[:, :-1]
+        if deterministic:
+            return q.argmax(-1).index_select(0, task)
+        return sample(q.cumsum(-1).index_select(0, task), self.generator)
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Choices `(B,)`, as `plan` has them."""
+        q = look_up(self.q, observation["task"], observation["depth"])
+        return q.argmax(-1) if context.deterministic else sample(q.cumsum(-1), self.generator)
+
+    def policy(self) -> Tensor:
+        """The posterior, `(T, N, A)`."""
+        return self.q[:, :-1]
+
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
+        """Penalty on the blocks, 0-dimensional."""
+        factor = self.config.weight_decay * self.open / 2
+        if not factor or not self._penalised:
+            return None
+        moved = self._penalised
+        if self.config.towards == "start":
+            moved = [parameter - self.get_buffer(f"start_{number}") for number, parameter in enumerate(moved)]
+        return factor * torch.stack([weights.square().sum() for weights in moved]).sum()
+
+    @torch.no_grad()
+    def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """Take the E-step."""
+        if self.open:
+            self._fade(len(trajectory))
+            at_once = min(self.config.decisions or self.num_decisions, self.num_decisions)
+            first = self.episodes // self.env.num_envs * at_once
+            for number in range(first, first + at_once):
+                self._observe(trajectory.task, trajectory.instance, number % self.num_decisions)
+            # The schedule counts this batch as done: the last one settles everything.
+            share = max(0.0, self.open - 1 / self.config.annealing)
+            mean = self.cost / self.weight.clamp(min=torch.finfo(self.cost.dtype).tiny)
+            evidence = (mean * self.instances.view(-1, 1, 1))[:, :-1]
+            # A decision that has not been looked at yet stays as it is.
+            known = self.weight[:, :-1].sum(-1, keepdim=True) > 0
+            self.q[:, :-1] = annealed_posterior(evidence, self.legal[:-1], share).where(known, self.q[:, :-1])
+        q = self.q[:, :-1]
+        return {"policy_entropy": torch.special.entr(q).sum(-1).mean()}
+
+    def _fade(self, instances: int) -> None:
+        """Let what is known weigh less, as more instances come."""
+        kept = 0.5 ** (instances / self.env.trainer.optimization.epoch / self.config.memory)
+        self.cost *= kept
+        self.weight *= kept
+
+    def _observe(self, task: Tensor, instance: Tensor, number: int) -> None:
+        """Send instances `(B,)` of tasks `(B,)` by every choice of a decision, and add up what that costs."""
+        batch = self._judge.begin(instance)
+        batch.keeps_exits = False
+        routes = self.plan(task, deterministic=False)
+        for choice in self.legal[number].nonzero().flatten().tolist():
+            routes[:, number] = choice
+            cell = task, torch.full_like(task, number), routes[:, number]
+            self.cost.index_put_(cell, self._cost(copy.copy(batch), routes), accumulate=True)
+            self.weight.index_put_(cell, self.cost.new_ones(()), accumulate=True)
+
+    def _cost(self, batch: Batch, routes: Tensor) -> Tensor:
+        """Cross-entropy less rewards of actions, `(B,)`, of a batch that has just begun, along routes `(B, N)`."""
+        turns = batch.follow(routes) if self.env.network.in_order else None
+        turns = turns or list(batch.drive(along(routes.unsqueeze(2))))
+        return batch.loss - sum((reward for _, rewards in turns for reward in rewards.values()), start=0.0)

@@ -1,0 +1,133 @@
+"""Annealed EM against its equations, one instance at a time."""
+
+import gymnasium
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+from toys import small_env
+
+import routing_gym
+from routing_gym.agents import make_agent, needs, train_batch
+from routing_gym.agents.parts.losses import annealed_posterior
+
+
+def share_of(q, legal):
+    """Mean entropy of the rows that have a choice, each divided by its largest."""
+    counts = legal.sum(-1)
+    rows = [
+        sum(-p * torch.log(p) for p in row[own] if p > 0) / torch.log(number.to(q.dtype))
+        for row, own, number in zip(q, legal, counts, strict=True)
+        if number > 1
+    ]
+    return float(sum(rows) / len(rows))
+
+
+@settings(max_examples=40, deadline=None)
+@given(share=st.floats(0.1, 0.98), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 10**4))
+def test_the_posterior_has_the_entropy_asked_for_at_one_temperature(share, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    cost = scale * torch.rand(6, 4, generator=generator)
+    legal = torch.rand(6, 4, generator=generator) < 0.7
+    legal[:, 0] = True
+    legal[0] = True
+    q = annealed_posterior(cost, legal, share)
+    assert (q[~legal] == 0).all()
+    torch.testing.assert_close(q.sum(-1), torch.ones(6))
+    assert share_of(q, legal) == pytest.approx(share, abs=0.02)
+    # log q(a) - log q(b) = (cost(b) - cost(a)) / tau, with the same tau in every row
+    row = q.topk(2).values[:, 1].argmax()  # where the second is not too unlikely
+    a, b = q[row].topk(2).indices
+    temperature = (cost[row, b] - cost[row, a]) / (q[row, a] / q[row, b]).log()
+    expected = (-cost / temperature).masked_fill(~legal, -torch.inf).softmax(-1)
+    torch.testing.assert_close(q, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_the_ends_of_annealing_are_uniform_and_certain():
+    cost = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 5.0]])
+    legal = torch.tensor([[True, True, True], [False, True, True]])
+    uniform = annealed_posterior(cost, legal, 1.0)
+    torch.testing.assert_close(uniform, torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0, 0.5, 0.5]]), atol=2e-3, rtol=0)
+    assert annealed_posterior(cost, legal, 0.0).tolist() == [[0, 1, 0], [0, 1, 0]]
+    equal = annealed_posterior(torch.zeros(2, 3), legal, 0.3)
+    torch.testing.assert_close(equal, torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0, 0.5, 0.5]]))
+
+
+def test_an_e_step_adds_up_the_cross_entropy_of_every_choice():
+    env = small_env(k_cpt=1e-4)
+    agent = make_agent("annealed-em", env, memory=0.5)
+    trajectory, _, _ = train_batch(agent, env)
+    # The blocks have taken their step; what follows is what the next E-step would see.
+    drawn, cost, weight = agent.generator.get_state(), agent.cost.clone(), agent.weight.clone()
+    routes = agent.plan(trajectory.task, deterministic=False)
+    agent.generator.set_state(drawn)
+    number = 1
+    agent._fade(len(trajectory))
+    agent._observe(trajectory.task, trajectory.instance, number)
+    kept = 0.5 ** (len(trajectory) / env.trainer.optimization.epoch / 0.5)
+    cost, weight = kept * cost, kept * weight
+    env.network.eval()
+    for row in range(len(trajectory)):
+        task, label = int(trajectory.task[row]), trajectory.label[row : row + 1]
+        for choice in agent.legal[number].nonzero().flatten().tolist():
+            state = env.network.start(
+                env.dataset.pixels(trajectory.instance[row : row + 1]), trajectory.task[row : row + 1]
+            )
+            for at in range(agent.num_decisions):
+                state = env.network.advance(state, torch.tensor([[choice if at == number else int(routes[row, at])]]))
+            loss = functional.cross_entropy(state.exits[0].logits, label)
+            cost[task, number, choice] += float(loss.detach()) + 1e-4 * float(state.macs - env.network.stem_macs)
+            weight[task, number, choice] += 1
+    torch.testing.assert_close(agent.cost, cost)
+    torch.testing.assert_close(agent.weight, weight)
+
+
+@pytest.mark.parametrize("towards", ["zero", "start"])
+def test_the_penalty_is_that_of_the_blocks_and_ends_with_the_annealing(towards):
+    env = small_env()
+    agent = make_agent("annealed-em", env, annealing=4, weight_decay=0.2, towards=towards)
+    start = [
+        parameter.detach().clone() if towards == "start" else torch.zeros(()) for parameter in env.network.parameters()
+    ]
+    for left in (1.0, 0.75, 0.5, 0.25):
+        moved = zip(env.network.parameters(), start, strict=True)
+        size = sum(float((parameter.detach() - first).square().sum()) for parameter, first in moved)
+        assert agent.auxiliary_loss(None).item() == pytest.approx(0.1 * left * size, rel=1e-4)
+        train_batch(agent, env)
+    assert agent.auxiliary_loss(None) is None
+    q = agent.policy().clone()
+    assert ((q == 0) | (q == 1)).all()
+    train_batch(agent, env)
+    assert torch.equal(agent.policy(), q)
+
+
+def test_tasks_that_label_alike_find_each_other():
+    options = {"num_blocks": 2, "num_groups": 2, "num_tasks": 8, "images_per_task": 20, "learning_rate": 3e-3}
+    env = gymnasium.make_vec("routing_gym/HiddenGroups-v0", num_envs=160, **options, **needs("annealed-em"))
+    agent = make_agent("annealed-em", env, annealing=120).learn(env, 160 * 150)
+    group = torch.zeros(8, dtype=torch.int64)
+    group[env.unwrapped.dataset.task] = env.unwrapped.dataset.planted[:, 0]
+    routes = [tuple(route) for route in agent.policy().argmax(-1).tolist()]
+    assert len({(route, int(own)) for route, own in zip(routes, group, strict=True)}) == len(set(routes))
+    assert routing_gym.evaluate(agent, env).accuracy > 0.75
+
+
+@pytest.mark.parametrize("towards", ["zero", "start"])
+def test_learning_goes_on_where_it_stopped(towards, tmp_path):
+    def batches(agent, env, count):
+        for _ in range(count):
+            train_batch(agent, env)
+
+    whole, first, second = small_env(), small_env(), small_env()
+    agent = make_agent("annealed-em", whole, annealing=8, towards=towards)
+    batches(agent, whole, 6)
+    half = make_agent("annealed-em", first, annealing=8, towards=towards)
+    batches(half, first, 3)
+    half.save(tmp_path / "half.pt")
+    again = type(half).load(tmp_path / "half.pt", second)
+    batches(again, second, 3)
+    for name, value in agent.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[name]), name
