@@ -38,10 +38,8 @@ class TaskClusteringConfig(ReinforceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.arrangement != "per_task" or self.representation != "table":
-            raise ValueError(
-                f"{self.owner()}clusters are of tasks: leave arrangement='per_task', representation='table'"
-            )
+        if self.arrangement != "per_task":
+            raise ValueError(f"{self.owner()}clusters are of tasks: leave arrangement='per_task'")
 
 
 class TaskClustering(Reinforce):

@@ -87,6 +87,16 @@ def test_what_has_to_be_right_for_more_than_one_reason_is_left_to_rewards():
     assert bool((make_agent("task-clustering", lock).learn(lock, 3 * 400).found == -1).all())
 
 
+def test_approximators_decide_by_the_instance_where_there_are_no_clusters():
+    env = groups_env("routing_gym/Clusters-v0", num_envs=150)
+    agent = make_agent("task-clustering", env, representation="mlp").learn(env, 15 * len(env.dataset))
+    routes = routing_gym.evaluate(agent, env).routes[0]
+    assert int((routes > 0).sum(-1).min()) > 1  # instances of the one task part
+    groups = groups_env()
+    agent = make_agent("task-clustering", groups, representation="mlp").learn(groups, 2 * 288)
+    assert torch.equal(routing_gym.evaluate(agent, groups).routes.argmax(-1), agent.found[:, :-1])
+
+
 def test_a_task_each_where_there_are_blocks_enough_and_nothing_for_one_task():
     env = groups_env("routing_gym/DigitsMTL-v0")
     agent = make_agent("task-clustering", env).learn(env, 3 * len(env.dataset))
