@@ -140,8 +140,8 @@ def test_likeness_of_halves():
 
 @pytest.mark.parametrize(
     "options",
-    [{"arrangement": "single"}, {"representation": "mlp"}, {"passes": 0}, {"memory": 0.0}, {"relatedness": 1.5}],
+    [{"arrangement": "single"}, {"passes": 0}, {"memory": 0.0}, {"relatedness": 1.5}],
 )
 def test_what_is_refused(options):
-    with pytest.raises(ValueError, match="task-clustering|TaskClustering|passes|memory|relatedness|clusters"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}"):
         make_agent("task-clustering", groups_env(), **options)
