@@ -82,7 +82,11 @@ class AnnealedEM(Agent):
         """Share of the posterior's largest entropy that the schedule asks for now."""
         return max(0.0, 1 - self.episodes / self.env.num_envs / self.config.annealing)
 
-    def plan(self, task: Tensor, deterministic: bool) -> Tensor:
+    def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
+        """Routes `(B, N)` of tasks, unless the collaboration reward needs the probabilities on the way."""
+        return None if self.shares_wanted else self._routes(task, deterministic)
+
+    def _routes(self, task: Tensor, deterministic: bool) -> Tensor:
         """Routes `(B, N)`, drawn from the posterior of each instance's task; the likeliest when deterministic."""
         q = self.q[:, :-1]
         if deterministic:
@@ -92,6 +96,8 @@ class AnnealedEM(Agent):
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B,)`, as `plan` has them."""
         q = look_up(self.q, observation["task"], observation["depth"])
+        if self.shares_wanted:
+            context.record["probabilities"] = q
         return q.argmax(-1) if context.deterministic else sample(q.cumsum(-1), self.generator)
 
     def policy(self) -> Tensor:
@@ -137,7 +143,7 @@ class AnnealedEM(Agent):
         """Send instances `(B,)` of tasks `(B,)` by every choice of a decision, and add up what that costs."""
         batch = self._judge.begin(instance)
         batch.keeps_exits = False
-        routes = self.plan(task, deterministic=False)
+        routes = self._routes(task, deterministic=False)
         for choice in self.legal[number].nonzero().flatten().tolist():
             routes[:, number] = choice
             cell = task, torch.full_like(task, number), routes[:, number]

@@ -28,6 +28,7 @@ AGENTS_AND_OPTIONS = [
     ("soft-mixture", {}),
     ("soft-mixture", {"conditioned": True}),
     ("annealed-em", {}),
+    ("task-clustering", {}),
     ("top-k", {"k": 1}),
     ("top-k", {"k": 2}),
     *((name, {}) for name in ("task-specific-all", "task-specific-last", "shared", "random-fixed", "random")),

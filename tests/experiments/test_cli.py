@@ -214,7 +214,7 @@ def test_list_names_everything(capsys):
         ),
         (
             ["compare", "--agents", "wlp"],
-            "unknown agent 'wlp'; known are actor, actor-critic, best-random, codinet, cross-",
+            "unknown agent 'wlp'; known are actor, actor-critic, annealed-em, best-random, codinet, cross-",
         ),
         (["compare", "--agents", "wpl", "wpl"], "--agents names 'wpl' twice"),
         (["compare", "--agents"], "--agents needs at least one of"),

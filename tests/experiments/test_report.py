@@ -345,7 +345,7 @@ def test_the_page_works_without_a_network(page, margin, tmp_path):
     records = [
         made_up_run(agent, seed, rng=rng, options={"text": EVIL}) for agent in ("wpl", "shared") for seed in (0, 1, 2)
     ]
-    records += [made_up_run(EVIL, seed, rng=rng, label=EVIL, commit="<u>") for seed in (0, 1, 2)]
+    records += [made_up_run(EVIL, seed, level=0.7, rng=rng, label=EVIL, commit="<u>") for seed in (0, 1, 2)]
     for record in records:
         record["cost"] = None
     for record in records[3:6]:  # coincides with the first
