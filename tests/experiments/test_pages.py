@@ -9,10 +9,12 @@ from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.page import BEHIND, check_page, text_of, write_page
 from routing_gym.experiments.queue import Queue, entries
+from routing_gym.experiments.suite import leaderboard
 
 PAGES = Path(__file__).parents[2] / "docs" / "results"
 RECORDS = PAGES / "records"
 GENERATED = sorted(path for path in PAGES.glob("*.md") if BEHIND in path.read_text(encoding="utf-8"))
+SUITE = sorted(PAGES.glob("suite/**/leaderboard.md"))
 FIGURE = re.compile(r"(?:(?<=[\s(±])|^)[+-]?\d+(?:\.\d+)?(?=[ %)\],;:]|[.](?:\s|$)|$)", re.MULTILINE)
 """A number in a text: of steps or seeds too, all of which its tables must show."""
 
@@ -53,7 +55,7 @@ def test_figures_of_a_text_are_found():
     assert figures_not_in("CIFAR-10, 16x16, conv3 and Fig. 5a have none; -0.4 is one.", "0.4") == []
 
 
-@pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*GENERATED, *SUITE], ids=lambda page: page.parent.name + page.stem)
 def test_every_figure_of_a_text_occurs_in_what_was_made_of_the_records(page):
     text, _, tables = page.read_text(encoding="utf-8").partition(BEHIND)
     assert text_of(page).read_text(encoding="utf-8").strip() in text
@@ -74,6 +76,16 @@ def test_pages_are_made_of_the_records_there_are(page, tmp_path, monkeypatch):
         return re.sub(r"\n*!\[.*", "", re.sub(r"routing_gym \S+ at commit .*", "", made)).strip()
 
     assert tables(again) == tables(page)
+
+
+@pytest.mark.parametrize("page", SUITE, ids=lambda page: page.parent.name)
+def test_leaderboards_are_made_of_the_scores_there_are(page, tmp_path, monkeypatch):
+    for drawn in ("radar", "profile", "along_knobs"):
+        monkeypatch.setattr(leaderboard, drawn, lambda *given: given[-1])
+    monkeypatch.setattr(leaderboard, "write_report", lambda *given: None)
+    (tmp_path / "leaderboard.text.md").write_text(text_of(page).read_text(encoding="utf-8"), encoding="utf-8")
+    assert main(["suite", "--scores", str(page.parent), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "leaderboard.md").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
 
 
 def test_every_kept_record_answers_to_a_run_of_its_protocol():
