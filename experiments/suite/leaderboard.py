@@ -13,15 +13,24 @@ from rich import box
 from rich.table import Table
 
 from routing_gym.experiments.engine.figures import save
+from routing_gym.experiments.engine.metrics import METRICS
 from routing_gym.experiments.engine.page import write_page
 from routing_gym.experiments.engine.records import write_results
 from routing_gym.experiments.engine.report import TABLES, write_report
-from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, best_and_alike, mean_interval, performance_profile
+from routing_gym.experiments.engine.statistics import (
+    FEWEST_SEEDS,
+    best_and_alike,
+    mean_interval,
+    paired_difference,
+    performance_profile,
+)
 from routing_gym.experiments.suite.problems import DIFFICULTIES, PROBLEMS
 from routing_gym.experiments.suite.scoring import Scale, Score, Standing, beaten, improvement, standings
 
 MOST_SHOWN = 8
 """Agents in a picture: those that stand best."""
+YARDSTICK = "task-specific-last(equal=parameters)"
+"""Static row that all are compared with: in pilots, before any of these runs, the best of its size."""
 TITLE = "The suite: problems on which routing agents can be told apart"
 
 
@@ -116,6 +125,8 @@ def parts_of(scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[M
     """All that is said of scores."""
     found, problems = stands(scores), problems_of(scores)
     parts = [_leaders(found, scores, problems), _problems(scales, scores), _ways(found, scores), _chances(found)]
+    if any(standing.agent == YARDSTICK for standing in found):
+        parts.insert(1, _ahead(found, scores, problems))
     if len({score["difficulty"] for score in scores}) > 1:
         parts.append(_along(found, scores, problems))
     if holes:
@@ -132,17 +143,41 @@ def _leaders(found: Sequence[Standing], scores: Sequence[Score], problems: Seque
         f"from {seeds[0]} on, each with data of its own; {main} difficulty. IQM: interquartile mean over runs and "
         "problems, with the 95 % interval of the stratified bootstrap. Rank: mean over problems, 1 for the best. ±: "
         "half of the 95 % t-interval over seeds. ●: the best of a problem and all that cannot be told apart from it "
-        "(paired t, Holm, 5 %). † spends more multiply-accumulates than the oracle somewhere, and may beat it there. "
+        "(paired t, Holm, 5 %). †: spends more multiply-accumulates than the oracle, and may beat it. "
         f"Made at {'; '.join(f'{word} ' + ', '.join(sorted({of[key] for of in scores})) for word, key in made)}."
     )
-    more = {score["agent"] for score in scores if score["more_macs"] and score["difficulty"] == main}
+    more = {(of["agent"], of["problem"]) for of in scores if of["more_macs"] and of["difficulty"] == main}
     best = {problem: best_of(found, problem) for problem in problems}
     rows = []
     for of in found:
-        cells = [f"{cell(of, p, half=True)}{' ●' * (of.agent in best[p])}" for p in problems]
-        name = f"{of.agent}{' †' * (of.agent in more)}"
-        rows.append([name, told_iqm(of), f"{of.rank:.1f}", *cells, f"{of.seconds:.0f} s"])
+        marks = [" ●" * (of.agent in best[p]) + " †" * ((of.agent, p) in more) for p in problems]
+        cells = [cell(of, problem, half=True) + mark for problem, mark in zip(problems, marks, strict=True)]
+        rows.append([of.agent, told_iqm(of), f"{of.rank:.1f}", *cells, f"{of.seconds:.0f} s"])
     return Part("Leaderboard", note, ["agent", "IQM", "rank", *problems, "training a seed"], rows)
+
+
+def _ahead(found: Sequence[Standing], scores: Sequence[Score], problems: Sequence[str]) -> Part:
+    main = main_difficulty(scores)
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for of in scores:
+        if of["difficulty"] == main:
+            sign = -1 if METRICS[of["scored"]].better == "less" else 1
+            scale = sign * METRICS[of["scored"]].scale
+            values.setdefault((of["agent"], of["problem"]), {})[of["seed"]] = scale * of["value"]
+    shown = [problem for problem in problems if (YARDSTICK, problem) in values]
+
+    def ahead(agent: str, problem: str) -> str:
+        with suppress(ValueError):  # no seed is common
+            found = paired_difference(values.get((agent, problem), {}), values[YARDSTICK, problem])
+            return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+        return "–"
+
+    rows = [[of.agent, *(ahead(of.agent, problem) for problem in shown)] for of in found if of.agent != YARDSTICK]
+    note = (
+        f"How much better agents are than `{YARDSTICK}`, a shared network with last layers of their own for tasks, no "
+        "larger than theirs: paired differences in what is scored, points of per cent, with 95 % t-intervals over seeds."
+    )
+    return Part(f"Ahead of {YARDSTICK}", note, ["agent", *shown], rows)
 
 
 def _problems(scales: Sequence[Scale], scores: Sequence[Score]) -> Part:
@@ -251,6 +286,7 @@ def radar(found: Sequence[Standing], problems: Sequence[str], path: Path) -> Pat
             [*angles, angles[0]], [*shown, shown[0]], marker=".", linestyle=LINES[number % 4], label=standing.agent
         )
     axes.set_xticks(angles, problems, fontsize=9)
+    axes.tick_params(axis="x", pad=12)
     axes.set_ylim(0, 1.1)
     axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "0.5", "", "1"], fontsize=7)
     axes.set_title("Mean score by ability: 0 random frozen paths, 1 the oracle", fontsize=10)
