@@ -78,7 +78,7 @@ def test_the_tables_name_everything():
     for name in [*env_ids(), *AGENTS]:
         assert f"`{name}`" in README, name
     linked = re.findall(r"\]\((docs/.*?)\)", README)
-    assert len(linked) == 4
+    assert len(linked) == 6
     # In a clean checkout: what git leaves out is not there.
     for path in [*linked, *re.findall(r"`(docs/[^`]*)`", README)]:
         assert (Path(__file__).parent.parent / path).exists(), path

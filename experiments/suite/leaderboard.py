@@ -175,7 +175,7 @@ def _ahead(found: Sequence[Standing], scores: Sequence[Score], problems: Sequenc
     rows = [[of.agent, *(ahead(of.agent, problem) for problem in shown)] for of in found if of.agent != YARDSTICK]
     note = (
         f"How much better agents are than `{YARDSTICK}`, a shared network with last layers of their own for tasks, no "
-        "larger than theirs: paired differences in what is scored, points of per cent, with 95 % t-intervals over seeds."
+        "larger than theirs: paired differences in what is scored, points of per cent, 95 % t-intervals over seeds."
     )
     return Part(f"Ahead of {YARDSTICK}", note, ["agent", *shown], rows)
 
