@@ -130,7 +130,7 @@ class Run:
         with _no_trace():
             agent = self.make()
             if goes_on:
-                agent, _ = resumed(self.folder / CHECKPOINT, agent, self.training.epochs)
+                agent, _ = resumed(self.folder / CHECKPOINT, agent, self.training)
             if batch:
                 agent.learn(agent.env, agent.env.num_envs)
                 training.checked_policy(agent)
@@ -152,7 +152,7 @@ class Run:
         with locked(settings.writable_folder(folder)):
             clear_orphans(folder)
             if (folder / CHECKPOINT).exists():
-                agent, curve = resumed(folder / CHECKPOINT, agent, self.training.epochs)
+                agent, curve = resumed(folder / CHECKPOINT, agent, self.training)
             records.write_text(folder / CONFIG, settings.config_text(self.configuration))
             callbacks = [*(CALLBACKS[name]() for name in self.training.callbacks), *callbacks]
             session = Session(self.title, agent, folder, self.training.epochs, curve, self.asked)
@@ -261,7 +261,7 @@ def _no_trace() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, records.Curve]:
+def resumed(path: Path, fresh: Agent, training: settings.TrainingSettings) -> tuple[Agent, records.Curve]:
     """Load a checkpoint to go on with, if it was trained with the very options a fresh agent was made with now.
 
     Raises:
@@ -275,7 +275,9 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, records.Curve
             for given in (checkpoint["env_kwargs"], env.spec.kwargs)
         ]
         was = {"agent": checkpoint["agent"], "batch_size": checkpoint["num_envs"]}
-        of_run = (was, {"agent": fresh.name, "batch_size": env.num_envs})
+        was["epoch_passes"] = checkpoint["extra"].get("epoch_passes", 1)
+        now = {"agent": fresh.name, "batch_size": env.num_envs, "epoch_passes": training.epoch_passes}
+        of_run = (was, now)
         of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))
         for pair in (of_run, of_agent, of_env):  # one by one: agents and environments have options of one name
             for option, before, now in differences(*pair):
@@ -286,8 +288,8 @@ def resumed(path: Path, fresh: Agent, epochs: int) -> tuple[Agent, records.Curve
             raise UsageError(f"{path} was not written by `routing-gym train`")
         curve = checkpoint["extra"]["curve"]
         records.check_curve(curve, f"{path}: curve")
-        if (done := len(curve["epoch"])) > epochs:
-            raise UsageError(f"{path} was trained for {done} epochs already, asked for are {epochs}")
+        if (done := len(curve["epoch"])) > training.epochs:
+            raise UsageError(f"{path} was trained for {done} epochs already, asked for are {training.epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
     except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared

@@ -139,11 +139,12 @@ def _leaders(found: Sequence[Standing], scores: Sequence[Score], problems: Seque
     main, seeds = main_difficulty(scores), sorted({score["seed"] for score in scores})
     made = (("commit", "commit"), ("PyTorch", "torch"), ("on", "processor"))
     note = (
-        f"Score: 0 for random frozen paths (mean of draws on the same data), 1 for the oracle; {len(seeds)} seeds, "
-        f"from {seeds[0]} on, each with data of its own; {main} difficulty. IQM: interquartile mean over runs and "
-        "problems, with the 95 % interval of the stratified bootstrap. Rank: mean over problems, 1 for the best. ±: "
-        "half of the 95 % t-interval over seeds. ●: the best of a problem and all that cannot be told apart from it "
-        "(paired t, Holm, 5 %). †: spends more multiply-accumulates than the oracle, and may beat it. "
+        "Score: 0 for random frozen paths (mean of draws on the same data), 1 for the oracle; "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, from {seeds[0]} on, each with data of its own; {main} difficulty. "
+        "IQM: interquartile mean over runs and problems, with the 95 % interval of the stratified bootstrap. Rank: "
+        "mean over problems, 1 for the best. ±: half of the 95 % t-interval over seeds. ●: the best of a problem and "
+        "all that cannot be told apart from it (paired t, Holm, 5 %). †: spends more multiply-accumulates than the "
+        "oracle, and may beat it. "
         f"Made at {'; '.join(f'{word} ' + ', '.join(sorted({of[key] for of in scores})) for word, key in made)}."
     )
     more = {(of["agent"], of["problem"]) for of in scores if of["more_macs"] and of["difficulty"] == main}
@@ -289,7 +290,7 @@ def radar(found: Sequence[Standing], problems: Sequence[str], path: Path) -> Pat
     axes.tick_params(axis="x", pad=12)
     axes.set_ylim(0, 1.1)
     axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "0.5", "", "1"], fontsize=7)
-    axes.set_title("Mean score by ability: 0 random frozen paths, 1 the oracle", fontsize=10)
+    axes.set_title("Mean score by ability: 0 random frozen paths (or below), 1 the oracle, 1.1 or above", fontsize=10)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     save(figure, path)
     return path
@@ -306,7 +307,8 @@ def profile(found: Sequence[Standing], problems: Sequence[str], path: Path) -> P
     for number, standing in enumerate(whole[:MOST_SHOWN]):
         shares = performance_profile(standing.matrix(problems), thresholds)
         axes.plot(thresholds, shares, linestyle=LINES[number % 4], label=standing.agent)
-    axes.set(xlabel="score", ylabel="share of runs above it", title="Performance profiles", ylim=(-0.02, 1.02))
+    title = "Performance profiles" + ", of agents that can run all" * (len(whole) < len(found))
+    axes.set(xlabel="score", ylabel="share of runs above it", title=title, ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     save(figure, path)
@@ -319,20 +321,22 @@ def along_knobs(scores: Sequence[Score], agents: Sequence[str], path: Path) -> P
     columns = min(5, len(problems))
     rows = -(-len(problems) // columns)
     figure = Figure(figsize=(2.6 * columns + 1.6, 2.4 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    grid, lowest = figure.subplots(rows, columns, squeeze=False, sharey=True), 0.0
     for axes in grid.flat[len(problems) :]:
         axes.axis("off")
     for axes, problem in zip(grid.flat, problems, strict=False):
         for number, agent in enumerate(agents[:MOST_SHOWN]):
             means = means_along(scores, agent, problem)
             label = agent if problem == problems[0] else None
-            axes.plot(range(len(means)), means, marker=".", linestyle=LINES[number % 4], label=label)
+            known = [at for at, mean in enumerate(means) if not np.isnan(mean)]
+            lowest = min([lowest, *(means[at] for at in known)])
+            axes.plot(known, [means[at] for at in known], marker=".", linestyle=LINES[number % 4], label=label)
         ticks = [knob(problem, difficulty).partition(", ")[0].partition("=")[2] for difficulty in DIFFICULTIES]
         axes.set_xticks(range(len(ticks)), ticks, fontsize=7)
         name = next(iter(PROBLEMS[problem].knobs), "") if problem in PROBLEMS else ""
         axes.set_title(f"{problem}\n{name}", fontsize=8)
-        axes.set_ylim(-0.25, 1.15)
         axes.grid(alpha=0.3)
+    grid.flat[0].set_ylim(lowest - 0.1, 1.15)  # of all, which share it
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     save(figure, path)
     return path

@@ -18,6 +18,12 @@ EQUAL_MACS = 1.02
 
 Score = dict[str, Any]
 """What a run scored, an entry of `scores.json`."""
+FORM: dict[str, Any] = {
+    **dict.fromkeys(("agent", "problem", "difficulty", "scored", "commit", "processor", "torch"), str),
+    **dict.fromkeys(("value", "accuracy", "oracle", "random", "score", "seconds"), int | float),
+    **{"seed": int, "more_macs": bool},
+}
+"""What an entry of `scores.json` holds at least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +104,11 @@ def score_of(record: Record, scale: Scale) -> Score:
         **{"scored": scale.scored, "value": value, "accuracy": METRICS["accuracy"].value(record)},
         **{"oracle": one, "random": zero, "score": scale.score(value), "more_macs": more_macs},
         **{name: record[name] for name in ("alignment", "alignments", "effective_blocks", "macs", "parameters")},
-        **{"settled": record["settled"] / record["epochs"], "epochs": record["epochs"], "seconds": record["seconds"]},
+        **{
+            "settled": (record["settled"] - 1) / record["epochs"],
+            "epochs": record["epochs"],
+            "seconds": record["seconds"],
+        },
         **{"env": record["env"], "agent_options": asked["agent_options"]},
         **{name: record[name] for name in ("commit", "processor", "torch")},
     }

@@ -21,7 +21,6 @@ from routing_gym.experiments.engine.launchers import Launching, perform, say_fai
 from routing_gym.experiments.engine.records import Record, damaged, read_results, write_results
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
-    MOST_SEEDS,
     TrainingSettings,
     as_text,
     at_least_one,
@@ -34,7 +33,8 @@ from routing_gym.experiments.engine.settings import (
     writable_folder,
 )
 from routing_gym.experiments.suite.problems import DIFFICULTIES, PROBLEMS, Difficulty
-from routing_gym.experiments.suite.scoring import Scale, Score, beaten, scale_of, score_of, standings
+from routing_gym.experiments.suite.scoring import FORM, Scale, Score, beaten, scale_of, score_of, standings
+from routing_gym.forms import check_form
 
 DRAWS = 10
 """Draws of random frozen paths whose mean is the zero of a scale."""
@@ -78,7 +78,10 @@ class Entrant:
         if agent not in AGENTS or (bracket and not (inside.endswith(")") and inside[:-1])):
             known = ", ".join(sorted(AGENTS))
             raise UsageError(f"--agents takes AGENT or 'AGENT(NAME=VALUE,...)', got {text!r}; agents are {known}")
-        options = re.split(r",(?=\w+=)", inside[:-1]) if bracket else []
+        options = [re.sub(r"^\s*(\w+)\s*=\s*", r"\1=", item) for item in re.split(r",(?=\s*\w+\s*=)", inside[:-1])]
+        options = [item.strip() for item in options] if bracket else []
+        parse_options("agents", tuple(options))
+        each_once("agents", options)
         equal = next((option for option in options if option.startswith(EQUAL)), "")
         if equal and not (equal in COSTS and issubclass(AGENTS[agent], FixedAgent)):
             raise UsageError(f"--agents takes {' or '.join(COSTS)} for agents with fixed routes, got {text!r}")
@@ -101,7 +104,8 @@ class Suite(Launching, Tunable):
         problems: Problems; the ten that need no download if left out.
         difficulty: How hard they are: easy, default, hard, or several of these for a curve along each knob.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. wpl.policy_rate=0.02.
-        first_seed: The first seed; options should be tuned on others than are reported.
+        first_seed: The first seed; options should be tuned on others than are reported. Random frozen paths are drawn
+            for data from this seed on, so that each first seed wants a folder of its own.
         passes: Passes over the training split, instead of each problem's own; each is judged.
         scores: Folder with scores.json and its company: they are shown anew, and nothing is run.
         data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
@@ -176,6 +180,7 @@ class Suite(Launching, Tunable):
             if not launcher.here:
                 return say_failures(failures, console, self.out)
             keep_failures(self.out, failures)
+            self._say_others(entrants, console)
             self._write_tuned(entrants, scores)
             return max(show_all(scales, scores, holes, self.out, console), say_failures(failures, console, self.out))
 
@@ -187,8 +192,9 @@ class Suite(Launching, Tunable):
         """Problems and difficulties that are asked for; a `UsageError` says what is no problem."""
         at_least_one("seeds", self.seeds, FIRST_DRAW)
         at_least_one("passes", 1 if self.passes is None else self.passes)
-        if not 0 <= self.first_seed <= MOST_SEEDS:
-            raise UsageError(f"--first-seed must lie in [0, {MOST_SEEDS}], got {self.first_seed}")
+        if not 0 <= self.first_seed <= FIRST_DRAW - self.seeds:
+            why = f"since random frozen paths have seeds from {FIRST_DRAW} on"
+            raise UsageError(f"--first-seed must lie in [0, {FIRST_DRAW - self.seeds}], {why}; got {self.first_seed}")
         usual = tuple(name for name, problem in PROBLEMS.items() if not problem.download)
         problems = known_names("problems", self.problems, tuple(PROBLEMS)) if self.problems else usual
         difficulties = known_names("difficulty", self.difficulty, DIFFICULTIES)
@@ -249,10 +255,20 @@ class Suite(Launching, Tunable):
             self._run(place, random, FIRST_DRAW + draw, self.first_seed + draw) for draw in range(DRAWS)
         ]
 
+    def _say_others(self, entrants: Sequence[Entrant], console: Console) -> None:
+        """Say whose runs are in the folder, but not shown."""
+        shown = {folder_name(of.label).replace("/", "%2F") for of in entrants} | {ORACLE, RANDOM}
+        others = {path.parent.name for path in self.out.glob("[!.]*/*/*/seed-*")} - shown
+        if others:
+            say(console, f"Not shown, since they were not asked for, are runs of {', '.join(sorted(others))}")
+
     def _write_tuned(self, entrants: Sequence[Entrant], scores: Sequence[Score]) -> None:
         """Write the best setting, by interquartile mean, of every agent that takes part with several."""
-        order = [standing.agent for standing in standings(scores)]
+        # All difficulties count.
+        places = ({**score, "problem": f"{score['problem']}, {score['difficulty']}"} for score in scores)
+        order = [standing.agent for standing in standings(places)]
         problems = " ".join(dict.fromkeys(score["problem"] for score in scores))
+        problems += f" ({', '.join(dict.fromkeys(score['difficulty'] for score in scores))})"
         seeds = f"seeds {self._seeds[0]} to {self._seeds[-1]}"
         for agent in {of.agent: None for of in entrants}:
             settings = [of for of in entrants if of.agent == agent and of.label in order]
@@ -303,8 +319,12 @@ def read_all(folder: Path) -> tuple[list[Scale], list[Score], list[Hole]]:
         next((path for end in ("", ".gz") if (path := folder / f"{name}{end}").exists()), folder / name)
         for name in FILES
     ]
-    scores, scales, holes = map(read_results, paths)
+    scores = read_results(paths[0], lambda score: check_form({name: score.get(name) for name in FORM}, FORM, "score"))
+    scales, holes = map(read_results, paths[1:])
     try:
+        places = {(scale["problem"], scale["difficulty"]) for scale in scales}
+        if lost := next((of for of in scores if (of["problem"], of["difficulty"]) not in places), None):
+            raise ValueError(f"it has no scale for {lost['problem']}, {lost['difficulty']}")
         return [Scale.of(scale) for scale in scales], scores, holes
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise damaged(paths[1], error) from error

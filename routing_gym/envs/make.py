@@ -43,6 +43,10 @@ DATASETS: dict[str, Callable[..., dict[str, MultiTaskDataset]]] = {
 }
 
 
+PLANTED_DEPTH = {"compositions": "length", "credit": "depth"}
+"""Data that plant as many computations in a row as an option says: networks have as many `layers` by default."""
+
+
 def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDataset]]) -> None:
     """Make data known under a name, for `register_env` and `make_routing_vector_env(dataset=name)`.
 

@@ -580,7 +580,7 @@ def test_sequences_of_commands_lose_nothing(tmp_path):
         run_state_machine_as_test(Sequences, settings=quick)
 
 
-def test_several_passes_make_an_epoch_that_is_judged_once(tmp_path):
+def test_several_passes_make_an_epoch_that_is_judged_once(tmp_path, capsys):
     """Two epochs of three passes train as six epochs do, and are known by another name."""
     runs = {}
     for name, epochs, passes in (("six", 6, 1), ("two", 2, 3)):
@@ -595,3 +595,6 @@ def test_several_passes_make_an_epoch_that_is_judged_once(tmp_path):
     again = main(["train", "--config", str(tmp_path / "two" / "config.toml"), "--out", str(tmp_path / "again")])
     records = [json.loads((tmp_path / name / "results.json").read_text())[0] for name in ("two", "again")]
     assert again == 0 and len({record["test_accuracy"] for record in records}) == 1
+    resumed = ["--epochs", "3", "--epoch-passes", "2", "--resume", "--out", str(tmp_path / "again")]
+    assert main(["train", "--config", str(tmp_path / "two" / "config.toml"), *resumed]) == 2
+    assert "was trained with epoch_passes=3, now it is 2" in capsys.readouterr().err

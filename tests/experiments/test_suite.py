@@ -55,7 +55,7 @@ def test_a_score_is_0_at_random_frozen_paths_and_1_at_the_oracle():
     score = score_of(record(0.75), found)
     assert score["score"] == pytest.approx(0.75) and score["accuracy"] == score["value"] == 0.75
     assert (score["random"], score["oracle"]) == pytest.approx((0.3, 0.9))
-    assert score["settled"] == 0.5 and not score["more_macs"]
+    assert score["settled"] == 0.25 and not score["more_macs"]
     assert score_of(record(0.3), found)["score"] == pytest.approx(0) and score_of(record(0.9), found)["score"] == 1
 
 
@@ -224,6 +224,9 @@ def test_what_cannot_run_is_a_hole_with_its_reason(tmp_path, quick, capsys):
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--passes", "0"], "--passes must be at least 1"),
         (["--first-seed", "-1"], "--first-seed must lie in"),
+        (["--first-seed", "998"], "--first-seed must lie in [0, 995], since random frozen paths have seeds from 1000"),
+        (["--agents", "reinforce(entropy=0.2,entropy=0.3)"], "--agents names 'entropy' twice"),
+        (["--agents", "reinforce(entropy)"], "--agents takes NAME=VALUE, got 'entropy'"),
         (["--agent-options", "wpl.gamma=1"], "--agent-options takes AGENT.NAME=VALUE"),
         (["--scores", "nowhere"], "nowhere"),
     ],
@@ -248,6 +251,43 @@ def test_fixed_agents_at_equal_cost(tmp_path, quick):
     assert cost[0] == cost[1] <= most and cost[0] > 0.9 * most
     assert {run.asked["env_options"]["num_blocks"] == [1, 24] for run in runs} == {True}
     assert [run.asked["env_options"]["data_seed"] for run in runs] == [0, 1]
+
+
+def test_spaces_between_options_do_not_matter():
+    assert Entrant.of("reinforce( entropy = 0.2, gamma=0.9 )").options == ("entropy=0.2", "gamma=0.9")
+
+
+def test_data_that_need_no_download_do_not_ask_where_it_lies(tmp_path, quick):
+    assert run(tmp_path, "--data-dir", str(tmp_path / "nowhere"), agents=("shared",), seeds=1) == 0
+
+
+def test_who_is_not_asked_for_is_told(tmp_path, quick, capsys):
+    assert run(tmp_path, agents=("shared",), seeds=1) == 0
+    assert "Not shown" not in capsys.readouterr().out
+    assert run(tmp_path, agents=("random",), seeds=1) == 0
+    assert "Not shown, since they were not asked for, are runs of shared" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("broken", ['[{"a": 1}]', "[]", "{", '[{"problem": "other"}]'])
+@pytest.mark.parametrize("name", ["scores.json", "scales.json"])
+def test_damaged_scores_are_named(name, broken, tmp_path, capsys):
+    write_all(tmp_path, [scale()], [scored("a", 0.7)], [])
+    (tmp_path / name).write_text(broken)
+    status = main(["suite", "--scores", str(tmp_path), "--out", str(tmp_path / "out")])
+    if (name, broken) == ("scores.json", "[]"):
+        assert status == 0  # nobody has scored yet
+    else:
+        assert status == 2 and f"{name} cannot be read back" in capsys.readouterr().err
+
+
+def test_a_run_is_repeated_by_its_configuration_where_data_decide_the_depth(tmp_path):
+    for env in ("routing_gym/Credit-v0", "routing_gym/Compositions-v0"):
+        first, again = tmp_path / env[-8:] / "first", tmp_path / env[-8:] / "again"
+        assert main(["train", "--env", env, "--agent", "oracle", "--epochs", "1", "--out", str(first)]) == 0
+        assert main(["train", "--config", str(first / "config.toml"), "--out", str(again)]) == 0
+        one, two = (json.loads((folder / "results.json").read_text())[0] for folder in (first, again))
+        assert (one["test_accuracy"], one["macs"]) == (two["test_accuracy"], two["macs"])
+        assert one["asked"]["env_options"]["layers"] == len(one["decisions"])
 
 
 def test_options_of_an_entrant_may_hold_lists():
