@@ -321,10 +321,11 @@ def along_knobs(scores: Sequence[Score], agents: Sequence[str], path: Path) -> P
     columns = min(5, len(problems))
     rows = -(-len(problems) // columns)
     figure = Figure(figsize=(2.6 * columns + 1.6, 2.4 * rows), layout="constrained")
-    grid, lowest = figure.subplots(rows, columns, squeeze=False, sharey=True), 0.0
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(problems) :]:
         axes.axis("off")
     for axes, problem in zip(grid.flat, problems, strict=False):
+        lowest = 0.0
         for number, agent in enumerate(agents[:MOST_SHOWN]):
             means = means_along(scores, agent, problem)
             label = agent if problem == problems[0] else None
@@ -335,8 +336,9 @@ def along_knobs(scores: Sequence[Score], agents: Sequence[str], path: Path) -> P
         axes.set_xticks(range(len(ticks)), ticks, fontsize=7)
         name = next(iter(PROBLEMS[problem].knobs), "") if problem in PROBLEMS else ""
         axes.set_title(f"{problem}\n{name}", fontsize=8)
+        axes.set_ylim(lowest - 0.1, 1.15)
+        axes.tick_params(axis="y", labelsize=7)
         axes.grid(alpha=0.3)
-    grid.flat[0].set_ylim(lowest - 0.1, 1.15)  # of all, which share it
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     save(figure, path)
     return path
