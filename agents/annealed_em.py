@@ -12,6 +12,7 @@ from torch import Tensor
 from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.parts.losses import annealed_posterior
 from routing_gym.agents.parts.scores import legal_rows, look_up, sample, uniform_policy
+from routing_gym.blocks import eval_mode
 from routing_gym.envs import Batch, Context, Observation, Trajectory, along
 from routing_gym.options import count, not_negative, positive
 
@@ -24,7 +25,6 @@ class AnnealedEMConfig(AgentConfig):
         annealing: Batches until every task has settled on one route; the posterior's entropy falls to 0 in a line. It
             should end well before training does.
         memory: Half-life of what is known of a choice's cost, in passes over the split.
-        decisions: How many decisions an E-step looks at, in turn; None for all.
         weight_decay: L2 penalty on the blocks while routes are open, times the share of the entropy that is left: what
             keeps blocks from learning by heart whatever is sent to them, which any block could do. With Adam it is
             part of the gradient that Adam scales. Where blocks need long to say more than which label is common
@@ -35,7 +35,6 @@ class AnnealedEMConfig(AgentConfig):
 
     annealing: int = count(400)
     memory: float = positive(1.0)
-    decisions: int | None = count(None)
     weight_decay: float = not_negative(0.1)
     towards: Literal["zero", "start"] = "zero"
 
@@ -119,15 +118,16 @@ class AnnealedEM(Agent):
         """Take the E-step."""
         if self.open:
             self._fade(len(trajectory))
-            at_once = min(self.config.decisions or self.num_decisions, self.num_decisions)
-            first = self.episodes // self.env.num_envs * at_once
-            for number in range(first, first + at_once):
-                self._observe(trajectory.task, trajectory.instance, number % self.num_decisions)
+            with eval_mode(self.env.network):  # running averages of batch norms do not take in what is only tried
+                batch = self._judge.begin(trajectory.instance)
+                batch.keeps_exits = False
+                for number in range(self.num_decisions):
+                    self._observe(batch, trajectory.task, number)
             # The schedule counts this batch as done: the last one settles everything.
             share = max(0.0, self.open - 1 / self.config.annealing)
             mean = self.cost / self.weight.clamp(min=torch.finfo(self.cost.dtype).tiny)
             evidence = (mean * self.instances.view(-1, 1, 1))[:, :-1]
-            # A decision that has not been looked at yet stays as it is.
+            # A task that has not come yet stays as it is.
             known = self.weight[:, :-1].sum(-1, keepdim=True) > 0
             self.q[:, :-1] = annealed_posterior(evidence, self.legal[:-1], share).where(known, self.q[:, :-1])
         q = self.q[:, :-1]
@@ -139,10 +139,8 @@ class AnnealedEM(Agent):
         self.cost *= kept
         self.weight *= kept
 
-    def _observe(self, task: Tensor, instance: Tensor, number: int) -> None:
-        """Send instances `(B,)` of tasks `(B,)` by every choice of a decision, and add up what that costs."""
-        batch = self._judge.begin(instance)
-        batch.keeps_exits = False
+    def _observe(self, batch: Batch, task: Tensor, number: int) -> None:
+        """Send a batch that has just begun, of tasks `(B,)`, by every choice of a decision; add up what that costs."""
         routes = self._routes(task, deterministic=False)
         for choice in self.legal[number].nonzero().flatten().tolist():
             routes[:, number] = choice

@@ -11,6 +11,7 @@ from toys import small_env
 import routing_gym
 from routing_gym.agents import make_agent, needs, train_batch
 from routing_gym.agents.parts.losses import annealed_posterior
+from routing_gym.envs import rollout
 
 
 def share_of(q, legal):
@@ -64,7 +65,9 @@ def test_an_e_step_adds_up_the_cross_entropy_of_every_choice():
     agent.generator.set_state(drawn)
     number = 1
     agent._fade(len(trajectory))
-    agent._observe(trajectory.task, trajectory.instance, number)
+    batch = agent._judge.begin(trajectory.instance)
+    batch.keeps_exits = False
+    agent._observe(batch, trajectory.task, number)
     kept = 0.5 ** (len(trajectory) / env.trainer.optimization.epoch / 0.5)
     cost, weight = kept * cost, kept * weight
     env.network.eval()
@@ -81,6 +84,20 @@ def test_an_e_step_adds_up_the_cross_entropy_of_every_choice():
             weight[task, number, choice] += 1
     torch.testing.assert_close(agent.cost, cost)
     torch.testing.assert_close(agent.weight, weight)
+
+
+def test_an_e_step_leaves_batch_norms_alone():
+    env = gymnasium.make_vec(
+        "routing_gym/SyntheticMTL-v0", num_envs=12, image_size=16, network="simple-convnet", routed_stages=1,
+        **needs("annealed-em"),
+    ).unwrapped  # fmt: skip
+    agent, network = make_agent("annealed-em", env), env.network
+    trajectory = rollout(agent, env)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    agent.receive(trajectory)
+    assert float(agent.weight.sum()) > 0 and network.training
+    for name, value in network.named_buffers():
+        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("towards", ["zero", "start"])
