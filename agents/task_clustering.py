@@ -20,6 +20,9 @@ CLEAR = 3.0
 STARTS = 20
 """Random starts of k-means."""
 
+Likeness = tuple[Tensor, Tensor, Tensor]
+"""Mean cosine of the two halves of a task, its standard error, and cosines `(T, T)` of all pairs of halves."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskClusteringConfig(ReinforceConfig):
@@ -81,8 +84,8 @@ class TaskClustering(Reinforce):
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, ...)`: those of the clusters, else drawn."""
-        if context.carry is None:  # the first decision, whose activation is wanted
-            context.carry = observation["activation"][:, :0]
+        if not context.deterministic:  # what `learn_from` wants of the first decision: seen is what is looked at
+            observation["activation"]
         drawn = super().act(observation, context)
         return self._of_clusters(self.found[observation["task"], observation["depth"]], drawn)
 
@@ -131,14 +134,18 @@ class TaskClustering(Reinforce):
         by_label, by_input, rows = (of.unflatten(0, (-1, 2)).transpose(0, 1).cpu() for of in sums)
         means = by_input / rows.clamp(min=1)
         views = [by_label, means - means.mean(1, keepdim=True)]
+        alike = [likeness(*view) for view in views]
+        clearest = sorted(range(len(views)), key=lambda view: -float(alike[view][0]))
         known: dict[tuple[int, int], Tensor | None] = {}
-        for number, mask in enumerate(self.env.network.masks[:, 0].cpu()):
+        network = self.env.network
+        legal_of = (network.masks | ~network.exists[:-1].unsqueeze(-1)).all(1).cpu()  # for all tensors that there are
+        for number, mask in enumerate(legal_of):
             legal = mask.nonzero().flatten()
             was, column = self.found[:, number].cpu(), None
-            for view in sorted(range(2 if number == 0 else 1), key=lambda view: -float(likeness(*views[view])[0])):
+            for view in clearest if number == 0 else [0]:
                 key = view, len(legal)
                 if key not in known:
-                    known[key] = self._clusters(views[view], len(legal))
+                    known[key] = self._clusters(views[view], alike[view], len(legal))
                 if (column := known[key]) is not None:
                     break
             if column is None:
@@ -149,14 +156,14 @@ class TaskClustering(Reinforce):
             names = matched(column, torch.where(was >= 0, place[was], was), len(legal))
             self.found[:, number] = legal[names[column]].to(self.found.device)
 
-    def _clusters(self, halves: Tensor, clusters: int) -> Tensor | None:
+    def _clusters(self, halves: Tensor, likeness: Likeness, clusters: int) -> Tensor | None:
         """Clusters `(T,)` of tasks by signatures of halves of their images, `(2, T, F)`; None if they are not real."""
         if len(halves[0]) <= clusters:
             return torch.arange(len(halves[0]))
         if clusters == 1:
             return torch.zeros(len(halves[0]), dtype=torch.int64)
-        alike, error, similar = likeness(*halves)
-        if alike <= CLEAR * error:
+        alike, error, similar = likeness
+        if not clusters or alike <= CLEAR * error:
             return None
         from sklearn.cluster import KMeans  # takes a while to import
 
@@ -169,12 +176,8 @@ class TaskClustering(Reinforce):
         return column
 
 
-def likeness(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How alike halves of tasks are, by signatures `(T, F)` of either.
-
-    Returns:
-        Mean cosine of the two halves of a task, its standard error, and cosines `(T, T)` of all pairs.
-    """
+def likeness(one: Tensor, other: Tensor) -> Likeness:
+    """How alike halves of tasks are, by signatures `(T, F)` of either."""
     similar = functional.normalize(one, dim=1) @ functional.normalize(other, dim=1).T
     own = similar.diagonal()
     return own.mean(), own.std() / math.sqrt(len(own)), similar
