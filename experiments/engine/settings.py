@@ -17,7 +17,7 @@ import torch
 
 from routing_gym.agents import AGENTS, Agent, agent_class, make_agent, needs
 from routing_gym.envs import RoutingVectorEnv, core_of
-from routing_gym.envs.make import PLANTED_DEPTH, default_options, known_options
+from routing_gym.envs.make import default_options, planted_depth
 from routing_gym.experiments.engine.callbacks import check_callbacks
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.registration import ENV_IDS, env_ids
@@ -82,7 +82,7 @@ class TrainingSettings:
         if taken := sorted(RESERVED & set(given)):
             raise UsageError(f"--env-options cannot set {taken[0]!r}: the command decides that, so that agents compare")
         options = {**self.decided_by(agent), "device": self.device, "seed": seed, **given}
-        if self.data_dir is not None and "data_dir" in known_options(ENV_IDS[self.env]["dataset"], "mlp"):
+        if self.data_dir is not None and "data_dir" in default_options(ENV_IDS[self.env]["dataset"], ""):
             options["data_dir"] = str(Path(self.data_dir).absolute())
         torch.set_num_threads(self.threads)
         torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout
@@ -108,8 +108,8 @@ def default_env_options(env: str, options: Mapping[str, Any]) -> dict[str, Any]:
     network = options.get("network", ENV_IDS[env]["network"])
     dataset = ENV_IDS[env]["dataset"]
     defaults = default_options(dataset, network if isinstance(network, str) else "")
-    if (depth := PLANTED_DEPTH.get(dataset)) and "layers" in defaults:
-        defaults["layers"] = options.get(depth, defaults[depth])
+    if "layers" in defaults and (depth := planted_depth(dataset, options)) is not None:
+        defaults["layers"] = depth
     return {name: default for name, default in defaults.items() if name not in (*RESERVED, "data_dir")}
 
 

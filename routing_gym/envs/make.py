@@ -47,6 +47,14 @@ PLANTED_DEPTH = {"compositions": "length", "credit": "depth"}
 """Data that plant as many computations in a row as an option says: networks have as many `layers` by default."""
 
 
+def planted_depth(dataset: str, options: Mapping[str, Any]) -> int | None:
+    """Number of `layers` by default, where data that are made with some options say so (`PLANTED_DEPTH`)."""
+    option = PLANTED_DEPTH.get(dataset)
+    return (
+        None if option is None else options.get(option, inspect.signature(DATASETS[dataset]).parameters[option].default)
+    )
+
+
 def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDataset]]) -> None:
     """Make data known under a name, for `register_env` and `make_routing_vector_env(dataset=name)`.
 
@@ -144,8 +152,10 @@ def make_routing_vector_env(
         if first.planted is not None:
             if num_blocks is None and NETWORKS[network].takes_num_blocks:
                 num_blocks = int(first.planted.max()) + 1
-            if "layers" in of_network and first.planted.shape[1] > 1:
-                options.setdefault("layers", first.planted.shape[1])
+            deep = first.planted.shape[1]
+            depth = planted_depth(dataset, options) if isinstance(dataset, str) else deep if deep > 1 else None
+            if "layers" in of_network and depth is not None:
+                options.setdefault("layers", depth)
         if any(per_task.values()) and type(num_blocks) is int:
             num_blocks = max(num_blocks, first.num_tasks)
         trunks = {"trunk_per_task": network_per_task} if "trunk_per_task" in NETWORKS[network].parameters else {}
