@@ -23,7 +23,7 @@ from routing_gym.experiments.engine.machine import commit, device_name, processo
 from routing_gym.experiments.engine.metrics import METRICS, Judged, Record, alignments
 from routing_gym.experiments.engine.paths import judged_paths
 from routing_gym.experiments.engine.settings import finite
-from routing_gym.experiments.engine.training import CHECKPOINT, ROUTES
+from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.files import clear_orphans
 from routing_gym.networks import ways_out
 
@@ -161,8 +161,8 @@ class Run:
                 for callback in callbacks:
                     begun.append(callback)
                     tell(callback, "on_begin", session)
-                training.train(session, callbacks, self.training)
-                record = self._record(session)
+                settled = training.train(session, callbacks, self.training)
+                record = {**self._record(session), "settled": settled}
                 with unbroken():
                     records.write_results([record], folder / RESULTS)
                 while begun:
@@ -184,7 +184,6 @@ class Run:
         agent, curve, folder = session.agent, session.curve, self.folder
         judged = training.judge(agent, self.split, curve["seconds"][-1], len(curve["epoch"]))
         record = record_of(judged, self, curve)
-        record["settled"] = training.settled(records.read_arrays(folder / ROUTES, epoch=1, routes=4)["routes"])
         if self.judge_at:
             record["by_price"] = [_at_price(judged, price) for price in self.judge_at]
         if self.compare_paths:

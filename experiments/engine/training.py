@@ -38,7 +38,7 @@ def begun_curve(agent: Agent) -> Curve:
     return {"judged_on": "validation" if "validation" in agent.env.datasets else "test", "epoch": []}
 
 
-def train(session: Session, callbacks: Sequence[Callback], settings: TrainingSettings) -> None:
+def train(session: Session, callbacks: Sequence[Callback], settings: TrainingSettings) -> int | None:
     """Train until there are as many epochs as there should be; judge after every epoch.
 
     After every epoch these are written: `checkpoint.pt`, so that a run that stops keeps its last good one; `best.pt`,
@@ -51,6 +51,9 @@ def train(session: Session, callbacks: Sequence[Callback], settings: TrainingSet
         callbacks: Told of batches and epochs.
         settings: How many passes make an epoch; and after how many without a higher validation accuracy it stops, and
             goes back to the best checkpoint.
+
+    Returns:
+        The epoch after which routes stayed, see `settled`; None where their file has been taken away.
 
     Raises:
         TrainingDivergedError: The loss is no longer a number; names agent and step, or epoch.
@@ -97,10 +100,11 @@ def train(session: Session, callbacks: Sequence[Callback], settings: TrainingSet
         give_back_freed_memory()
     if patience is not None and best_epoch(curve) < done[-1]:
         session.agent = Agent.load(folder / BEST, env)
+    return settled(np.stack([of for _, of in routes.rows])) if len(routes.rows) == len(done) > 0 else None
 
 
 def settled(routes: np.ndarray) -> int:
-    """Epoch after which routes stayed what they are in the end: all but `UNSETTLED` of the choices, mean over tasks.
+    """Epoch from which on routes are what they are in the end: all but `UNSETTLED` of the choices, mean over tasks.
 
     Args:
         routes: Counts of choices after each epoch, `(E, T, N, A)`, as in `Evaluation`.
