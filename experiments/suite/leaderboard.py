@@ -25,12 +25,16 @@ from routing_gym.experiments.engine.statistics import (
     performance_profile,
 )
 from routing_gym.experiments.suite.problems import DIFFICULTIES, PROBLEMS
-from routing_gym.experiments.suite.scoring import Scale, Score, Standing, beaten, improvement, standings
+from routing_gym.experiments.suite.scoring import Scale, Score, Standing, broken, improvement, standings
 
 MOST_SHOWN = 8
 """Agents in a picture: those that stand best."""
 YARDSTICK = "task-specific-last(equal=parameters)"
 """Static row that all are compared with: in pilots, before any of these runs, the best of its size."""
+OF_PROBLEMS = tuple(
+    "problem,difficulty,ability,environment,knob,scored,random frozen paths,oracle,oracle ahead".split(",")
+)
+LINES = ("-", "--", "-.", ":")
 TITLE = "The suite: problems on which routing agents can be told apart"
 
 
@@ -162,8 +166,8 @@ def _ahead(found: Sequence[Standing], scores: Sequence[Score], problems: Sequenc
     values: dict[tuple[str, str], dict[int, float]] = {}
     for of in scores:
         if of["difficulty"] == main:
-            sign = -1 if METRICS[of["scored"]].better == "less" else 1
-            scale = sign * METRICS[of["scored"]].scale
+            metric = METRICS[of["scored"]]
+            scale = metric.scale * (-1 if metric.better == "less" else 1)
             values.setdefault((of["agent"], of["problem"]), {})[of["seed"]] = scale * of["value"]
     shown = [problem for problem in problems if (YARDSTICK, problem) in values]
 
@@ -189,38 +193,10 @@ def _problems(scales: Sequence[Scale], scores: Sequence[Score]) -> Part:
         apart = {"better": "yes", "worse": "no"}.get(scale.separated.verdict, "not enough")
         known = PROBLEMS.get(scale.problem)
         asked = [known.ability, knob(scale.problem, scale.difficulty)] if known else ["", ""]
-        env = scale.env.rpartition("/")[2]
-        rows.append(
-            [
-                scale.problem,
-                scale.difficulty,
-                asked[0],
-                env,
-                asked[1],
-                scale.scored,
-                f"{zero:.3f}{half}",
-                f"{one:.3f}",
-                apart,
-            ]
-        )
-    heads = [
-        "problem",
-        "difficulty",
-        "ability",
-        "environment",
-        "knob",
-        "scored",
-        "random frozen paths",
-        "oracle",
-        "oracle ahead",
-    ]
-    wrong = beaten(scales, scores)
-    return Part(
-        "Problems",
-        " ".join(f"**{line}.**" for line in wrong) or "No agent beats an oracle at its own cost.",
-        heads,
-        rows,
-    )
+        place = [scale.problem, scale.difficulty, asked[0], scale.env.rpartition("/")[2], asked[1]]
+        rows.append([*place, scale.scored, f"{zero:.3f}{half}", f"{one:.3f}", apart])
+    wrong = " ".join(f"**{line}.**" for line in broken(scales, scores))
+    return Part("Problems", wrong or "No agent beats an oracle at its own cost.", OF_PROBLEMS, rows)
 
 
 def _ways(found: Sequence[Standing], scores: Sequence[Score]) -> Part:
@@ -294,9 +270,6 @@ def radar(found: Sequence[Standing], problems: Sequence[str], path: Path) -> Pat
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     save(figure, path)
     return path
-
-
-LINES = ("-", "--", "-.", ":")
 
 
 def profile(found: Sequence[Standing], problems: Sequence[str], path: Path) -> Path:

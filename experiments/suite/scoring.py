@@ -77,8 +77,14 @@ class Scale:
         """How much better one is than another, in the units of the metric, over common seeds."""
         return paired_difference(*({seed: self.sign * value for seed, value in of.items()} for of in (a, b)))
 
+    @property
+    def upright(self) -> bool:
+        """Whether the oracle is better than random frozen paths at all: else there is nothing to score by."""
+        zero, one = self.ends
+        return self.sign * (one - zero) > 0
+
     def score(self, value: float) -> float:
-        """Score of a value of the metric."""
+        """Score of a value of the metric, on a scale that is `upright`."""
         zero, one = self.ends
         return (value - zero) / (one - zero)
 
@@ -104,11 +110,8 @@ def score_of(record: Record, scale: Scale) -> Score:
         **{"scored": scale.scored, "value": value, "accuracy": METRICS["accuracy"].value(record)},
         **{"oracle": one, "random": zero, "score": scale.score(value), "more_macs": more_macs},
         **{name: record[name] for name in ("alignment", "alignments", "effective_blocks", "macs", "parameters")},
-        **{
-            "settled": (record["settled"] - 1) / record["epochs"],
-            "epochs": record["epochs"],
-            "seconds": record["seconds"],
-        },
+        "settled": None if record["settled"] is None else (record["settled"] - 1) / record["epochs"],
+        **{name: record[name] for name in ("epochs", "seconds")},
         **{"env": record["env"], "agent_options": asked["agent_options"]},
         **{name: record[name] for name in ("commit", "processor", "torch")},
     }
@@ -173,10 +176,11 @@ def improvement(a: Standing, b: Standing) -> float | None:
     return statistics.probability_of_improvement(a.matrix(common), b.matrix(common)) if common else None
 
 
-def beaten(scales: Iterable[Scale], scores: Iterable[Score]) -> list[str]:
-    """Who beat the oracle at its own multiply-accumulates, a line each: a bug of the problem, not a feat.
+def broken(scales: Iterable[Scale], scores: Iterable[Score]) -> list[str]:
+    """What is wrong with problems, a line each: an oracle below random frozen paths, or one that is beaten.
 
-    By paired differences over seeds, at 5 % divided by the number of pairs that are looked at (Bonferroni).
+    Who beats it at its own multiply-accumulates has found a bug of the problem. That is judged by paired differences
+    over seeds, at 5 % divided by the number of pairs that are looked at (Bonferroni).
     """
     runs: dict[tuple[str, str, str], dict[int, float]] = {}
     for score in scores:
@@ -184,7 +188,12 @@ def beaten(scales: Iterable[Scale], scores: Iterable[Score]) -> list[str]:
             key = score["agent"], score["problem"], score["difficulty"]
             runs.setdefault(key, {})[score["seed"]] = score["value"]
     by_problem = {(scale.problem, scale.difficulty): scale for scale in scales}
-    lines = []
+    lines = [
+        f"the oracle of {scale.problem} ({scale.difficulty}) is not above random frozen paths in {scale.scored}, so "
+        "that nobody has a score there: train for longer, or mend the problem"
+        for scale in by_problem.values()
+        if not scale.upright
+    ]
     for (agent, problem, difficulty), values in runs.items():
         scale = by_problem[problem, difficulty]
         if not values.keys() & scale.oracle.keys():

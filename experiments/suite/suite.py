@@ -30,10 +30,11 @@ from routing_gym.experiments.engine.settings import (
     known_names,
     options_of_agents,
     parse_options,
+    repeated,
     writable_folder,
 )
 from routing_gym.experiments.suite.problems import DIFFICULTIES, PROBLEMS, Difficulty
-from routing_gym.experiments.suite.scoring import FORM, Scale, Score, beaten, scale_of, score_of, standings
+from routing_gym.experiments.suite.scoring import FORM, Scale, Score, broken, scale_of, score_of, standings
 from routing_gym.forms import check_form
 
 DRAWS = 10
@@ -41,7 +42,7 @@ DRAWS = 10
 FIRST_DRAW = 1000
 """Seed of the first of them: no seed of an agent that is scored, `random-fixed` itself included."""
 ORACLE, RANDOM = "oracle", "random-fixed"
-USUAL = ("wpl", "reinforce", "q-learning", "gumbel", "top-k", "shared", "shared-with-task", "random-fixed")
+USUAL = ("task-clustering", "annealed-em", "reinforce", "wpl", "gumbel", "top-k", "task-specific-last", "random-fixed")
 EQUAL = "equal="
 COSTS = (f"{EQUAL}parameters", f"{EQUAL}macs")
 FILES = SCORES, SCALES, HOLES = "scores.json", "scales.json", "holes.json"
@@ -175,7 +176,8 @@ class Suite(Launching, Tunable):
                     if all(ends):
                         scales.append(scale_of(*place, PROBLEMS[place[0]], *ends))
                         of_place = [run for key, of_key in runs.items() if key[0] == place for run in of_key]
-                        scores += [score_of(record, scales[-1]) for record in known(of_place)]
+                        if scales[-1].upright:
+                            scores += [score_of(record, scales[-1]) for record in known(of_place)]
                 write_all(self.out, scales, scores, holes)
             if not launcher.here:
                 return say_failures(failures, console, self.out)
@@ -205,7 +207,8 @@ class Suite(Launching, Tunable):
         if not self.agents:
             raise UsageError(f"--agents needs at least one of {', '.join(sorted(AGENTS))}")
         entrants = [Entrant.of(text) for text in self.agents]
-        each_once("agents", (entrant.label.replace("=", ":") for entrant in entrants))
+        if twice := repeated(entrant.label for entrant in entrants):
+            raise UsageError(f"--agents names {twice!r} twice")
         given = options_of_agents(tuple(dict.fromkeys(of.agent for of in entrants)), self.agent_options)
         return [dataclasses.replace(of, options=filled_up(of.options, given[of.agent])) for of in entrants]
 
@@ -334,15 +337,15 @@ def show_all(
     scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Hole], folder: Path, console: Console
 ) -> int:
     """Print the leaderboard, and write it with its pictures; return the exit status, 1 where a problem is broken."""
+    wrong = broken(scales, scores)
+    for line in wrong:
+        say(console, line, style="red")
     if not scores:
-        say(console, f"No run is finished; written to {folder}: {', '.join(FILES)}")
-        return 0
+        say(console, f"Nobody has a score; written to {folder}: {', '.join(FILES)}")
+        return 1 if wrong else 0
     from routing_gym.experiments.suite import leaderboard
 
     show(console, leaderboard.table(scores))
-    wrong = beaten(scales, scores)
-    for line in wrong:
-        say(console, line, style="red")
     leaderboard.write(scales, scores, holes, folder)
     say(console, f"Written to {folder}: leaderboard.md, its pictures, report.html")
     return 1 if wrong else 0

@@ -10,7 +10,7 @@ from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.statistics import iqm
 from routing_gym.experiments.suite import leaderboard, suite
 from routing_gym.experiments.suite.problems import Problem
-from routing_gym.experiments.suite.scoring import Scale, beaten, improvement, scale_of, score_of, standings
+from routing_gym.experiments.suite.scoring import Scale, broken, improvement, scale_of, score_of, standings
 from routing_gym.experiments.suite.suite import Entrant, read_all, write_all
 
 
@@ -107,12 +107,23 @@ def test_an_oracle_that_is_beaten_is_a_bug_of_the_problem():
     of = scale(oracle=list(best.values()))
     better = [scored("wpl", value + 0.05 + 0.005 * rng.normal(), seed) for seed, value in best.items()]
     noise = [scored("wpl", value + 0.01 * rng.normal(), seed) for seed, value in best.items()]
-    (line,) = beaten([of], better)
+    (line,) = broken([of], better)
     assert "wpl beats the oracle of credit (default) by 0.0" in line and "10 seeds" in line
-    assert beaten([of], noise) == []
-    assert beaten([of], [{**score, "more_macs": True} for score in better]) == []
-    assert beaten([of], [{**score, "agent": "oracle"} for score in better]) == []
+    assert broken([of], noise) == []
+    assert broken([of], [{**score, "more_macs": True} for score in better]) == []
+    assert broken([of], [{**score, "agent": "oracle"} for score in better]) == []
     assert line in leaderboard.parts_of([of], better, [])[1].note
+
+
+@pytest.mark.parametrize(("oracle", "random"), [((0.5,), (0.6,)), ((0.6,), (0.6,))])
+def test_an_oracle_below_random_frozen_paths_scores_nobody(oracle, random, tmp_path, capsys):
+    fallen = scale(oracle=oracle, random=random)
+    assert not fallen.upright and scale().upright
+    (line,) = broken([fallen], [])
+    assert "the oracle of credit (default) is not above random frozen paths" in line
+    write_all(tmp_path, [fallen], [], [])
+    assert main(["suite", "--scores", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert "nobody has a score there" in " ".join(capsys.readouterr().out.split())
 
 
 def test_files_are_read_back_compressed_or_not(tmp_path):
