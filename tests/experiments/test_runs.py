@@ -598,3 +598,11 @@ def test_several_passes_make_an_epoch_that_is_judged_once(tmp_path, capsys):
     resumed = ["--epochs", "3", "--epoch-passes", "2", "--resume", "--out", str(tmp_path / "again")]
     assert main(["train", "--config", str(tmp_path / "two" / "config.toml"), *resumed]) == 2
     assert "was trained with epoch_passes=3, now it is 2" in capsys.readouterr().err
+
+
+def test_a_run_whose_routes_are_taken_away_is_finished_all_the_same(tmp_path):
+    run_of = Run(TrainingSettings("routing_gym/SyntheticMTL-v0", 2, 64, callbacks=()), "shared", 0, tmp_path / "run")
+    assert run_of.perform()["settled"] == 1
+    for name in ("routes.npz", "results.json"):
+        (tmp_path / "run" / name).unlink()
+    assert run_of.perform()["settled"] is None
