@@ -18,7 +18,7 @@ BLOCK_SKIP: dict[str, Any] = {"network": "resnet110-skip", "k_cpt": 2e-9}
 # Problems with a known best routing: blocks just large enough for one computation.
 PLANTED: dict[str, Any] = {"network": "mlp", "width": 32, "learning_rate": 3e-3}
 # At this price hard instances should pass every column, easy ones the first alone.
-BUDGET: dict[str, Any] = {"columns": 3, "width": 6, "k_cpt": 4e-6, "learning_rate": 5e-3}
+BUDGET: dict[str, Any] = {"columns": 3, "width": 4, "k_cpt": 1.2e-5, "learning_rate": 5e-3}
 
 ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/DigitsMTL-v0": {"dataset": "digits", "network": "mlp"},

@@ -119,7 +119,7 @@ PROBLEMS: dict[str, Problem] = {
     "budget": Problem(
         env="routing_gym/Budget-v0",
         ability="paying only what is needed",
-        knobs={"k_cpt": (2e-6, 4e-6, 6e-6)},
+        knobs={"k_cpt": (4e-6, 1.2e-5, 2e-5)},
         passes=12,
         judgements=12,
         options={"learning_rate": 1e-2, "schedule": "cosine", "schedule_epochs": 12},

@@ -1,8 +1,11 @@
 """The table of the suite's problems: every one can be made at every difficulty, and says nothing that is unknown."""
 
+import itertools
+
 import gymnasium
 import pytest
 
+from routing_gym import evaluate
 from routing_gym.agents import make_agent, needs
 from routing_gym.envs.make import known_options
 from routing_gym.experiments.engine.metrics import METRICS
@@ -48,3 +51,23 @@ def test_it_can_be_made_and_its_oracle_routes_it(name, difficulty):
     assert ours == theirs
     # Batches are whole, or nearly: an epoch is no longer than a pass by more than a fifth.
     assert env.unwrapped.trainer.optimization.epoch <= 1.2 * env.unwrapped.dataset.rows_per_pass
+
+
+@pytest.mark.slow
+def test_of_all_pairs_of_exits_that_of_the_oracle_of_budget_costs_least():
+    problem, exits = PROBLEMS["budget"], ([0, 0], [1, 0], [1, 1])
+    cost = {}
+    for easy, hard in itertools.product(range(3), repeat=2):
+        for seed in range(3):
+            options = {**problem.options_at("default"), **problem.oracle_options, "data_seed": seed}
+            env = gymnasium.make_vec(problem.env, num_envs=problem.batch_size, seed=seed, **options)
+            agent = make_agent("fixed-routes", env, routes=[exits[easy], exits[hard]])
+            agent.learn(env, env.unwrapped.trainer.optimization.epoch * problem.passes)
+            found = evaluate(agent, env)
+            for price in problem.knobs["k_cpt"]:  # the blocks do not know it
+                cost[price, seed, easy, hard] = found.cost(price)
+    for price in problem.knobs["k_cpt"]:
+        mean = {
+            (e, h): sum(cost[price, seed, e, h] for seed in range(3)) for e, h in itertools.product(range(3), repeat=2)
+        }
+        assert min(mean, key=mean.__getitem__) == (0, 2)

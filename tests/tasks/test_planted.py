@@ -200,9 +200,25 @@ def test_difficulty_is_in_the_image_alone():
     for name, split in told.items():
         assert torch.equal(split.images, untold[name].images) and not untold[name].task.any()
         assert torch.equal(split.task, split.planted[:, 0]) and int(split.task.sum()) == len(split) // 2
-        for label in range(10):
-            own = split.images[split.image[(split.label == label) & (split.task == 0)]].float()
+        easy = split.task == 0
+        assert split.label[easy].unique().tolist() == [0, 1, 2] and len(split.label[~easy].unique()) == 10
+        for label in range(3):
+            own = split.images[split.image[(split.label == label) & easy]].float()
             assert own.std(0).mean() < 6  # a mean digit with noise of deviation 5, cut off at 0
+
+
+def test_the_class_of_a_hard_instance_is_another_where_it_is_black_on_white():
+    train = budget(noise=0.0)["train"]
+    hard = train.planted[:, 0] == 1
+    image, label = train.images[train.image].float()[hard].flatten(1), train.label[hard]
+    inverted = image.mean(1) > 127
+    digit = torch.where(inverted.unsqueeze(1), 255 - image, image)
+    of = {
+        (kind, turned): digit[(label == kind) & (inverted == turned)].mean(0) for kind in range(10) for turned in (0, 1)
+    }
+    for kind in range(10):
+        nearest = min(range(10), key=lambda other: (of[other, 1] - of[kind, 0]).norm())
+        assert nearest == (kind + 5) % 10
 
 
 WRONG = [

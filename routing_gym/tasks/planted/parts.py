@@ -19,6 +19,8 @@ KINDS = 10
 """Kinds of images: digits, or ten of CIFAR-100's superclasses."""
 CLASSES = 5
 """Labels; two kinds each."""
+EASY_KINDS = 3
+"""Classes of the easy instances of `budget`: few, so that a first exit tells them apart by few features."""
 LOCK_CLASSES = 32
 HELD_OUT = {"validation": 1200, "test": 24_000}
 """About how many instances of all tasks are judged on: after every epoch, and in the end."""
