@@ -15,6 +15,7 @@ from routing_gym import __version__
 from routing_gym.experiments.engine.command import Command, RunFailedError, UsageError, heeding_signals
 from routing_gym.experiments.engine.console import Output, one_line, threads_in_one_line
 from routing_gym.files import WriteError
+from routing_gym.options import unknown_name
 
 COMMANDS = {
     "compare": ("compare:Compare", "Train several agents on one environment over several seeds and compare them."),
@@ -99,7 +100,7 @@ def command_class(name: str) -> Any:
         UsageError: There is no such command.
     """
     if name not in COMMANDS:
-        raise UsageError(f"unknown command {name!r}; known are {', '.join(COMMANDS)}")
+        raise UsageError(unknown_name("command", name, COMMANDS))
     module, _, cls = COMMANDS[name][0].partition(":")
     return getattr(importlib.import_module(f"routing_gym.experiments.{module}"), cls)
 

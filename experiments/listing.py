@@ -22,6 +22,7 @@ from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.suite.problems import PROBLEMS
 from routing_gym.networks import NETWORKS, NetworkSpec
+from routing_gym.options import unknown_name
 from routing_gym.registration import ENV_IDS, env_ids
 from routing_gym.tasks import SOURCES, DataError, download
 
@@ -96,7 +97,7 @@ def owners_of(name: str) -> list[Any]:
         return [AGENTS[name].Config]
     if name in NETWORKS:
         return [NETWORKS[name]]
-    raise UsageError(f"unknown name {name!r}; known are {', '.join([*env_ids(), *AGENTS, *NETWORKS])}")
+    raise UsageError(unknown_name("name", name, [*env_ids(), *AGENTS, *NETWORKS]))
 
 
 def options_of(owner: Any, chosen: Mapping[str, Any]) -> list[Option]:
@@ -176,7 +177,7 @@ class Download(Command):
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
         if self.name not in SOURCES:
-            raise UsageError(f"unknown data set {self.name!r}; known are {', '.join(SOURCES)}")
+            raise UsageError(unknown_name("data set", self.name, SOURCES))
         try:
             say(console, f"{self.name} is in {download(SOURCES[self.name], self.data_dir)}")
         except (DataError, OSError) as error:

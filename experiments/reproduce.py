@@ -37,6 +37,7 @@ from routing_gym.experiments.papers.protocols import PROTOCOLS
 from routing_gym.experiments.papers.reproduction import Reproduction, Searched, asks_for, chosen_by, distinct
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
 from routing_gym.experiments.papers.rows import Change, Protocol, Settings
+from routing_gym.options import unknown_name
 from routing_gym.tasks import DataError
 
 REPRODUCTIONS = {
@@ -87,7 +88,7 @@ class Reproduce(Launching):
     def execute(self, console: Console) -> int:
         """Run it; return the exit status, 1 where some run failed."""
         if self.name not in REPRODUCTIONS:
-            raise UsageError(f"unknown paper {self.name!r}; known are {', '.join(REPRODUCTIONS)}")
+            raise UsageError(unknown_name("paper", self.name, REPRODUCTIONS))
         paper = REPRODUCTIONS[self.name]
         known = {setting.name: setting for setting in paper.settings}
         usual = tuple(name for name, setting in known.items() if setting.protocol is None)

@@ -114,4 +114,21 @@ def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> N
 
 def unexpected(owner: str, option: str, known: Iterable[str]) -> TypeError:
     """Error for an option that nobody takes, in the words of Python, by which TorchRL knows it."""
-    return TypeError(f"{owner} got an unexpected keyword argument {option!r}; it takes {', '.join(sorted(known))}")
+    known = sorted(known)
+    return TypeError(
+        f"{owner} got an unexpected keyword argument {option!r}{nearest(option, known)}; it takes {', '.join(known)}"
+    )
+
+
+def unknown_name(kind: str, name: Any, known: Iterable[str]) -> str:
+    """What to say of a name that nothing of a kind has, with the one it is nearest to."""
+    known = list(known)
+    return f"unknown {kind} {name!r}{nearest(name, known)}; known are {', '.join(known)}"
+
+
+def nearest(name: Any, known: Sequence[str]) -> str:
+    """What to add to a message about a name: which of those known it is like, if any."""
+    import difflib  # seldom needed
+
+    near = difflib.get_close_matches(str(name), known, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -23,6 +23,7 @@ from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
 from routing_gym.networks.actions import of_one_tensor
 from routing_gym.options import Options, check_types, type_hints
+from routing_gym.tasks.checking import seed_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Agent(nn.Module, ABC):
         self.num_tasks = self.env.dataset.num_tasks
         self.num_decisions = len(network.decisions)
         self.num_choices, self.num_tensors = network.num_choices, network.num_tensors
-        self.generator = torch.Generator(self.env.device).manual_seed(self.config.seed)
+        self.generator = torch.Generator(self.env.device).manual_seed(seed_number("seed", self.config.seed))
         self.optimizer: torch.optim.Optimizer | None = None
         self.episodes = self.carried = 0
         # Whether the collaboration reward needs the probabilities that only this agent knows.

@@ -67,6 +67,9 @@ def read(path: str | Path) -> dict[str, Any]:
         content = Path(path).read_bytes()
     except FileNotFoundError:
         raise
+    except IsADirectoryError:
+        there = next(iter(sorted(Path(path).rglob("*.pt"))), "none here")
+        raise ValueError(f"{path} is a folder: name a checkpoint in it ({there})") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     if hashlib.sha256(content[:-DIGEST]).hexdigest().encode() != content[-DIGEST:]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from routing_gym.agents.base.agent import AGENTS, Agent, AgentConfig
 from routing_gym.networks import claim
-from routing_gym.options import check_types, type_hints
+from routing_gym.options import check_types, type_hints, nearest, unknown_name
 
 
 def register_agent(name: str, cls: type[Agent]) -> None:
@@ -43,7 +43,7 @@ def agent_class(name: str) -> type[Agent]:
     if name not in AGENTS:
         load_installed_agents()
     if name not in AGENTS:
-        raise ValueError(f"unknown agent {name!r}; known are {', '.join(sorted(AGENTS))}")
+        raise ValueError(unknown_name("agent", name, sorted(AGENTS)))
     return AGENTS[name]
 
 
@@ -61,8 +61,9 @@ def make_agent(name: str, env: Any, **config: Any) -> Agent:
     """
     cls = agent_class(name)
     known = {field.name for field in dataclasses.fields(cls.Config)}
-    if unknown := sorted(set(config) - known):
-        raise ValueError(f"agent {name!r} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+    for option in sorted(set(config) - known):
+        near, takes = nearest(option, sorted(known)), ", ".join(sorted(known))
+        raise ValueError(f"agent {name!r} has no option {option!r}{near}; it takes {takes}")
     check_types(f"agent {name!r}", type_hints(cls.Config), config)
     abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     if abstract:

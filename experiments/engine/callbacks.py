@@ -21,6 +21,7 @@ from routing_gym.experiments.engine.console import one_line
 from routing_gym.experiments.engine.metrics import METRICS, Record
 from routing_gym.experiments.engine.records import Curve, flat_options, write_rows, write_text
 from routing_gym.networks import claim
+from routing_gym.options import unknown_name
 
 
 @dataclasses.dataclass
@@ -237,7 +238,7 @@ def check_callbacks(names: tuple[str, ...]) -> None:
     """Refuse callbacks that are unknown, or whose library is not installed."""
     for name in names:
         if name not in CALLBACKS:
-            raise UsageError(f"unknown callback {name!r}; known are {', '.join(CALLBACKS)}")
+            raise UsageError(unknown_name("callback", name, CALLBACKS))
         library = getattr(CALLBACKS[name], "library", "")
         if library and library not in sys.modules and importlib.util.find_spec(library) is None:
             raise UsageError(f"--callbacks {name} needs a library that is not installed: pip install {library}")

@@ -20,6 +20,7 @@ from routing_gym.envs import RoutingVectorEnv, core_of
 from routing_gym.envs.make import default_options, planted_depth
 from routing_gym.experiments.engine.callbacks import check_callbacks
 from routing_gym.experiments.engine.command import UsageError
+from routing_gym.options import unknown_name
 from routing_gym.registration import ENV_IDS, env_ids
 
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
@@ -60,7 +61,7 @@ class TrainingSettings:
     def check(self) -> None:
         """Refuse what cannot be run, by a `UsageError` that names the option and what it takes."""
         if self.env not in env_ids():
-            raise UsageError(f"unknown environment {self.env!r}; known are {', '.join(env_ids())}")
+            raise UsageError(unknown_name("environment", self.env, env_ids()))
         for option in ("epochs", "batch_size", "threads", "patience", "epoch_passes"):
             if (value := getattr(self, option)) is not None:
                 at_least_one(option, value, MOST_THREADS if option == "threads" else None)
@@ -150,7 +151,7 @@ def check_agents(names: tuple[str, ...]) -> None:
     folders = {folder_name(name): name for name in names}
     for name in names:
         if name not in AGENTS:
-            raise UsageError(f"unknown agent {name!r}; known are {', '.join(sorted(AGENTS))}")
+            raise UsageError(unknown_name("agent", name, sorted(AGENTS)))
         if (twin := folders[folder_name(name)]) != name:
             raise UsageError(f"agents {name!r} and {twin!r} would share a folder: compare them one by one")
     each_once("agents", names)
@@ -165,7 +166,7 @@ def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> 
     """Return what was given, everything if nothing was; refuse the unknown."""
     for name in given:
         if name not in known:
-            raise UsageError(f"--{option} knows {', '.join(known)}, got {name!r}")
+            raise UsageError(f"--{option}: {unknown_name('name', name, known)}")
     each_once(option, given)
     return given or known
 

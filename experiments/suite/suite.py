@@ -36,6 +36,7 @@ from routing_gym.experiments.engine.settings import (
 from routing_gym.experiments.suite.problems import DIFFICULTIES, PROBLEMS, Difficulty
 from routing_gym.experiments.suite.scoring import FORM, Scale, Score, broken, scale_of, score_of, standings
 from routing_gym.forms import check_form
+from routing_gym.options import unknown_name
 
 DRAWS = 10
 """Draws of random frozen paths whose mean is the zero of a scale."""
@@ -76,9 +77,10 @@ class Entrant:
     def of(cls, text: str) -> Entrant:
         """Entrant from AGENT, or AGENT(NAME=VALUE,...), which is its name, too; a `UsageError` if it is neither."""
         agent, bracket, inside = text.partition("(")
-        if agent not in AGENTS or (bracket and not (inside.endswith(")") and inside[:-1])):
-            known = ", ".join(sorted(AGENTS))
-            raise UsageError(f"--agents takes AGENT or 'AGENT(NAME=VALUE,...)', got {text!r}; agents are {known}")
+        if agent not in AGENTS:
+            raise UsageError(f"--agents: {unknown_name('agent', agent, sorted(AGENTS))}")
+        if bracket and not (inside.endswith(")") and inside[:-1]):
+            raise UsageError(f"--agents takes AGENT or 'AGENT(NAME=VALUE,...)', got {text!r}")
         options = [re.sub(r"^\s*(\w+)\s*=\s*", r"\1=", item) for item in re.split(r",(?=\s*\w+\s*=)", inside[:-1])]
         options = [item.strip() for item in options] if bracket else []
         parse_options("agents", tuple(options))

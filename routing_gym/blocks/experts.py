@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks.modules import ModuleBlocks
+from routing_gym.options import unknown_name
 
 SQUARE = {"conv3": (3, 3), "conv5": (5, 5), "conv7": (7, 7)}
 """Kernels of the experts that have a square one."""
@@ -104,5 +105,5 @@ def _without_parameters(name: str, others: Sequence[str]) -> nn.Module:
         "identity": nn.Identity(),
     }
     if name not in known:
-        raise ValueError(f"unknown expert {name!r}; known are {', '.join((*others, *known))}")
+        raise ValueError(unknown_name("expert", name, (*others, *known)))
     return known[name]

@@ -17,7 +17,7 @@ from routing_gym.envs.config import EnvConfig
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, NetworkSpec, RoutedNetwork, claim, make_network
-from routing_gym.options import check_types, type_hints, unexpected
+from routing_gym.options import check_types, type_hints, unexpected, unknown_name
 from routing_gym.tasks import MultiTaskDataset
 from routing_gym.tasks.checking import whole_number
 
@@ -122,7 +122,7 @@ def make_routing_vector_env(
     num_blocks, num_tasks, seed = _plain(num_blocks), _plain(num_tasks), _plain(seed)
     for kind, name, there in (("data set", dataset, DATASETS), ("network", network, NETWORKS)):
         if isinstance(name, str) and name not in there:
-            raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(sorted(there))}")
+            raise ValueError(unknown_name(kind, name, sorted(there)))
     network = network if isinstance(network, str) else accept_network(network)
     of_data, of_network = _options(dataset, DATASETS), _options(network, NETWORKS)
     known = known_options(dataset, network)

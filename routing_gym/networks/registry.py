@@ -16,6 +16,7 @@ from routing_gym.networks.lock import lock
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
 from routing_gym.networks.resnets import DIVERSE_3X3, resnet50_experts, resnet_skip
+from routing_gym.options import unknown_name
 from routing_gym.tasks.checking import image_shape, whole_number
 
 Builder = Callable[..., RoutedNetwork]
@@ -199,7 +200,7 @@ def make_network(
         ValueError: An unknown name or option, or a value the network refuses.
     """
     if not isinstance(name, str) or name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known are {', '.join(sorted(NETWORKS))}")
+        raise ValueError(unknown_name("network", name, sorted(NETWORKS)))
     spec = NETWORKS[name]
     shape = spec.input_shape if input_shape is None else image_shape(input_shape)
     if shape is None:

@@ -68,6 +68,14 @@ def whole_number(option: str, given: Any, least: int | None = 1) -> int:
     return value
 
 
+def seed_number(option: str, given: Any) -> int:
+    """A seed as a plain integer: any that PyTorch's generators take, all else is refused."""
+    seed = whole_number(option, given, least=None)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"{option} must lie in [-2**63, 2**64), got {given!r}")
+    return seed
+
+
 def shape_of_row(option: str, given: Sequence[int]) -> tuple[int, ...]:
     """Shape of one row's numbers as plain integers; what is not integers of at least 1 is refused."""
     try:

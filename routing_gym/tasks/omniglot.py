@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from routing_gym.options import unknown_name
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import OMNIGLOT, DataError, cached_pixels, data_folder, find, how_to_replace
 from routing_gym.tasks.splits import build_splits
@@ -137,7 +138,7 @@ def _choose(alphabets: int | str | Sequence[str]) -> list[str]:
         )
     names = list(alphabets)
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"Omniglot: unknown alphabet {unknown[0]!r}; known are {', '.join(known)}")
+        raise ValueError(f"Omniglot: {unknown_name('alphabet', unknown[0], known)}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Omniglot: alphabets must name at least one, and none twice, got {alphabets!r}")
     return names

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.forms import check_form
-from routing_gym.tasks.checking import whole_number
+from routing_gym.tasks.checking import seed_number, whole_number
 
 
 class ShuffledStream:
@@ -33,7 +33,7 @@ class ShuffledStream:
 
     def seed(self, seed: int) -> None:
         """Start over from a seed."""
-        self.generator.manual_seed(whole_number("seed", seed, least=None))
+        self.generator.manual_seed(seed_number("seed", seed))
         self._pass = torch.empty(0, dtype=torch.int64)
 
     def draw(self, count: int, passes: float = 0.0) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from routing_gym.tasks.augmentation import shift_or_none
-from routing_gym.tasks.checking import whole_number
+from routing_gym.tasks.checking import seed_number, whole_number
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.splits import build_splits
 
@@ -41,7 +41,7 @@ def synthetic_mtl(
         whole_number(f"SYNTHETIC-MTL: {option}", value)
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
         raise ValueError(f"SYNTHETIC-MTL: noise must be at least 0 and finite, got {noise!r}")
-    generator = torch.Generator().manual_seed(whole_number("SYNTHETIC-MTL: data_seed", data_seed, least=None))
+    generator = torch.Generator().manual_seed(seed_number("SYNTHETIC-MTL: data_seed", data_seed))
     prototypes = torch.rand(num_classes, 1, image_size, image_size, generator=generator) * 255
     held_out = max(1, images_per_class // 3)
     images, labels = {}, {}

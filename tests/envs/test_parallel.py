@@ -175,7 +175,9 @@ def test_what_does_not_fit_is_refused():
         RoutingParallelEnv(toy_env(), 0)
     with pytest.raises(ValueError, match="replay=True needs collaboration='frequency'"):
         RoutingParallelEnv(toy_env(rho=0.1, autoreset_mode="disabled"))
-    with pytest.raises(TypeError, match="unexpected keyword argument 'num_block'; it takes .*num_blocks"):
+    with pytest.raises(
+        TypeError, match="unexpected keyword argument 'num_block' .did you mean 'num_blocks'.*; it takes .*num_blocks"
+    ):
         pettingzoo.make("parallel", "routing_gym/SyntheticMTL-v0", num_block=3)
     assert RoutingParallelEnv(toy_env(draw_tasks=(2, 0))).possible_agents == ["task_0", "task_2"]
 

@@ -366,11 +366,14 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
         (["--threads", "1", "0"], "--threads must be at least 1, got 0"),
         (
             ["--parts", "steps", "face"],
-            "--parts knows steps, faces, experts, convnet, early-exit, block-skip, parallel-paths, got 'face'",
+            "--parts: unknown name 'face' (did you mean 'faces'?); known are steps, faces",
         ),
-        (["--parts", "faces", "--dtype", "float16"], "--dtype knows float32, bfloat16, got 'float16'"),
+        (
+            ["--parts", "faces", "--dtype", "float16"],
+            "--dtype: unknown name 'float16' (did you mean 'bfloat16'?); known are float32, bfloat16",
+        ),
         (["--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
-        (["--agents", "wlp"], "unknown agent 'wlp'; known are"),
+        (["--agents", "wlp"], "unknown agent 'wlp' (did you mean 'wpl'?); known are"),
         (["--agents", "wpl", "wpl"], "--agents names 'wpl' twice"),
         (["--agents", "wpl", "sb3:PPO"], "agent 'sb3:PPO' is trained by a loop of its own"),
         (["--agents", "cross-stitch"], "agent 'cross-stitch' needs an environment made with form='columns'"),

@@ -224,14 +224,14 @@ def test_what_cannot_run_is_a_hole_with_its_reason(tmp_path, quick, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--agents", "nobody"], "--agents takes AGENT or 'AGENT(NAME=VALUE,...)', got 'nobody'"),
+        (["--agents", "nobody"], "--agents: unknown agent 'nobody'; known are actor"),
         (["--agents", "reinforce(entropy=0.2"], "got 'reinforce(entropy=0.2'"),
         (["--agents", "reinforce(entropi=0.2)"], "entropi"),
         (["--agents", "shared", "shared"], "--agents names 'shared' twice"),
         (["--agents", "reinforce(equal=macs)"], "for agents with fixed routes, got 'reinforce(equal=macs)'"),
         (["--agents", "shared(equal=time)"], "equal=parameters or equal=macs"),
         (["--agents", "shared(equal=macs)"], "shared(equal=macs) can run none of these problems: --equal searches"),
-        (["--problems", "nothing"], "--problems knows"),
+        (["--problems", "nothing"], "--problems: unknown name 'nothing'; known are hidden-groups"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--passes", "0"], "--passes must be at least 1"),
         (["--first-seed", "-1"], "--first-seed must lie in"),

@@ -111,7 +111,7 @@ def test_what_cannot_be_routed_is_refused():
 def test_networks_by_name():
     network = make_network("mlp", num_tasks=4, num_classes=3)
     assert network.num_choices == 4 and network.num_classes == 3
-    with pytest.raises(ValueError, match="unknown network 'mpl'; known are .*mlp"):
+    with pytest.raises(ValueError, match=r"unknown network 'mpl' \(did you mean 'mlp'\?\); known are .*mlp"):
         make_network("mpl", num_tasks=4, num_classes=3)
     with pytest.raises(ValueError, match="unexpected keyword argument 'hight'"):
         make_network("mlp", num_tasks=4, num_classes=3, hight=3)

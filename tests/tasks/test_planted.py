@@ -231,6 +231,7 @@ WRONG = [
     (hidden_groups, {"imbalance": 0.5}, r"imbalance must lie in \[1, inf\)"),
     (hidden_groups, {"source": "svhn"}, "source must be one of digits, mnist, cifar-100, got 'svhn'"),
     (hidden_groups, {"data_seed": 0.5}, "data_seed must be an integer"),
+    (hidden_groups, {"data_seed": 2**64}, "data_seed must lie in"),
     (compositions, {"recurrence": 1.5}, r"recurrence must lie in \[0, 1\]"),
     (compositions, {"length": 1}, "at least 2 letters"),
     (compositions, {"num_operators": 5, "num_tasks": 4}, "no more than there are tasks"),

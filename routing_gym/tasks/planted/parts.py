@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from routing_gym.tasks.checking import whole_number
+from routing_gym.tasks.checking import seed_number, whole_number
 from routing_gym.tasks.cifar import read_cifar100
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.digits import read_mnist
@@ -101,7 +101,7 @@ def seeded(name: str, data_seed: int, **counts: int) -> torch.Generator:
     """Generator of a problem, whose counts must be integers of at least 1."""
     for option, value in counts.items():
         whole_number(f"{name}: {option}", value)
-    return torch.Generator().manual_seed(whole_number(f"{name}: data_seed", data_seed, least=None))
+    return torch.Generator().manual_seed(seed_number(f"{name}: data_seed", data_seed))
 
 
 def check_number(option: str, value: float, low: float, high: float, below: bool = False) -> None:

@@ -212,7 +212,7 @@ def test_what_cannot_be_learned_is_refused():
     still = small_env(8, train=False)
     with pytest.raises(ValueError, match="train=False"):
         make_agent("wpl", still).learn(still, 10)
-    with pytest.raises(ValueError, match="unknown agent 'wlp'; known are"):
+    with pytest.raises(ValueError, match=r"unknown agent 'wlp' \(did you mean 'wpl'\?\); known are"):
         make_agent("wlp", env)
     with pytest.raises(ValueError, match="agent 'wpl' acts by discrete"):
         make_agent("wpl", small_env(8, action_type="weights"))

@@ -165,7 +165,7 @@ def test_code_and_files_of_before_are_not_read(tmp_path):
     path.write_bytes(sealed({"format": "routing_gym checkpoint", "version": 3, "env": print}))
     with pytest.raises(ValueError, match=r"other\.pt .*holds more than tensors and values$"):
         read(path)
-    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+    with pytest.raises(ValueError, match="is a folder: name a checkpoint in it"):
         read(tmp_path)
 
 
