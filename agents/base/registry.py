@@ -9,7 +9,7 @@ from typing import Any
 
 from routing_gym.agents.base.agent import AGENTS, Agent, AgentConfig
 from routing_gym.networks import claim
-from routing_gym.options import check_types, type_hints, nearest, unknown_name
+from routing_gym.options import check_types, nearest, type_hints, unknown_name
 
 
 def register_agent(name: str, cls: type[Agent]) -> None:

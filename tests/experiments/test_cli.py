@@ -210,11 +210,11 @@ def test_list_names_everything(capsys):
     [
         (
             ["compare", "--env", "routing_gym/Digits"],
-            "unknown environment 'routing_gym/Digits' (did you mean 'routing_gym/",
+            r"unknown environment 'routing_gym/Digits' \(did you mean 'routing_gym/",
         ),
         (
             ["compare", "--agents", "wlp"],
-            "unknown agent 'wlp' (did you mean 'wpl'?); known are actor, actor-critic, annealed-em, best-random, c",
+            r"unknown agent 'wlp' \(did you mean 'wpl'\?\); known are actor, actor-critic, annealed-em, best-random, c",
         ),
         (["compare", "--agents", "wpl", "wpl"], "--agents names 'wpl' twice"),
         (["compare", "--agents"], "--agents needs at least one of"),
@@ -224,7 +224,7 @@ def test_list_names_everything(capsys):
         (["compare", "--env-options", "num_blocks=0"], "num_blocks must be an integer of at least 1, got 0"),
         (
             ["compare", "--env-options", "blocks=3"],
-            "got an unexpected keyword argument 'blocks' (did you mean 'num_blocks'?); it takes",
+            r"got an unexpected keyword argument 'blocks' \(did you mean 'num_blocks'\?\); it takes",
         ),
         (["compare", "--env-options", "rho"], "--env-options takes NAME=VALUE, got 'rho'"),
         (["compare", "--agent-options", "policy_rate=1"], "AGENT.NAME=VALUE"),
