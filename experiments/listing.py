@@ -69,7 +69,7 @@ def everything() -> list[Table]:
         (name, of.ability, of.env, "; ".join(f"{knob}={', '.join(map(str, at))}" for knob, at in of.knobs.items()))
         for name, of in PROBLEMS.items()
     ]
-    agents, networks = ([(name, _in_a_line(of)) for name, of in parts.items()] for parts in (AGENTS, NETWORKS))
+    agents, networks = ([(name, in_a_line(of)) for name, of in parts.items()] for parts in (AGENTS, NETWORKS))
     return [
         _table("environments", ("id", "data set", "network", "options"), environments),
         _table("agents", ("name", "what it is"), agents),
@@ -81,7 +81,7 @@ def everything() -> list[Table]:
 def options_tables(name: str) -> list[Table]:
     """Tables of the options of an id, an agent or a network."""
     headings, chosen = ("option", "default", "type", "what it is"), ENV_IDS.get(name, {})
-    return [_table(_in_a_line(owner), headings, options_of(owner, chosen)) for owner in owners_of(name)]
+    return [_table(in_a_line(owner), headings, options_of(owner, chosen)) for owner in owners_of(name)]
 
 
 def owners_of(name: str) -> list[Any]:
@@ -151,7 +151,7 @@ def _table(title: str, headings: Iterable[str], rows: Iterable[tuple[str, ...]])
     return table
 
 
-def _in_a_line(owner: Any) -> str:
+def in_a_line(owner: Any) -> str:
     """What a network is, and where it is from; what anything else is, its name where it does not say."""
     if isinstance(owner, NetworkSpec):
         return f"{owner.description} {owner.source and f'({owner.source})'}".strip()

@@ -1,0 +1,37 @@
+"""The site: `sphinx-build -W docs OUT` writes it, without a connection."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from routing_gym import __version__
+
+project = "routing_gym"
+author = "The routing_gym maintainers"
+copyright = f"2026, {author}"
+release = version = __version__
+html_title = f"routing_gym {version}"
+html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb", "site_pages"]
+exclude_patterns = ["**/*.text.md", "examples", "results/earlier", "results/records", "build"]
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!routing_gym).*")]  # what other libraries document is not looked up
+
+myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_heading_anchors = 3
+# Tutorials are run while the site is built, so that what they print is what the library does.
+nb_execution_mode = "force"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+
+default_role = "code"  # of docstrings, which are written in Markdown's way
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_use_rtype = False
+html_math_renderer = "mathml"
