@@ -19,7 +19,10 @@ html_css_files = ["site.css"]
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb", "site_pages"]
 exclude_patterns = ["**/*.text.md", "examples", "results/earlier", "results/records", "build"]
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!routing_gym).*")]  # what other libraries document is not looked up
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!routing_gym).*"),  # what other libraries document is not looked up
+    ("py:class", r"routing_gym\.options\..*|routing_gym\.\w+\.\w+\..*"),  # bases and types without a page of their own
+]
 
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
@@ -34,4 +37,5 @@ autodoc_typehints = "description"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 html_math_renderer = "mathml"

@@ -119,7 +119,7 @@ def demands(name: str, cls: type[Agent]) -> str:
 
 def options_table(options: Iterable[Option]) -> str:
     """Table of options with types and defaults."""
-    rows = [(f"`{of.name}`", f"`{of.default}`", of.type, of.description) for of in options]
+    rows = [(f"`{of.name}`", f"`{of.default}`", f"`{of.type}`", of.description) for of in options]
     return table(("option", "default", "type or choices", "what it is"), rows) if rows else "None."
 
 
