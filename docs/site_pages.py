@@ -1,7 +1,7 @@
 """Pages that are written while the site is built: of every agent and id, and formulas as MathML.
 
-What an agent is and what can be given to it is read off its class, how it does off the suite's records; when it works, and
-its equation, stand in `agents/NAME.text.md`, without which the build fails.
+What an agent is and what can be given to it is read off its class, how it does off the records of the suite; when it
+works, and its equation, stand in `agents/NAME.text.md`, without which the build fails.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def id_pages() -> dict[str, str]:
         name = env_id.partition("/")[2]
         call, data, network, config = owners_of(env_id)
         own = [f"`{key}={value!r}`" for key, value in chosen.items() if key not in ("dataset", "network")]
-        parts = [f"# {name}", f"```python\nenv = gymnasium.make_vec(\"{env_id}\", num_envs=256)\n```"]
+        parts = [f"# {name}", f'```python\nenv = gymnasium.make_vec("{env_id}", num_envs=256)\n```']
         parts += [f"## Data: {chosen['dataset']}", prose(data), f"## Network: {chosen['network']}", in_a_line(network)]
         parts += [f"Set by the id: {', '.join(own)}."] if own else []
         asked = [(key, of) for key, of in PROBLEMS.items() if of.env == env_id]

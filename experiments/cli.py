@@ -30,6 +30,7 @@ COMMANDS = {
     "extract": ("deploy:Extract", "Write the network of one task as a program, without agent and router."),
     "list": ("listing:List", "Print the environments, agents and networks there are, or the options of one."),
     "new-agent": ("new_agent:NewAgent", "Write a file with an agent to start from."),
+    "animate": ("animate:Animate", "Draw how routes settle while training, as a GIF."),
     "bench": ("bench:Bench", "Measure speed and memory beside the same work without routing."),
     "download": ("listing:Download", "Fetch a data set, checked against its published md5 sums."),
 }

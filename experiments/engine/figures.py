@@ -66,12 +66,12 @@ def routing_maps(records: Sequence[Record], path: Path, title: str) -> None:
     for axes in grid.flat[len(firsts) :]:
         axes.axis("off")
     for axes, (agent, record) in zip(grid.flat, firsts.items(), strict=False):
-        _routing_map(axes, np.array(record["routes"]))
+        routing_map_on(axes, np.array(record["routes"]))
         axes.set_title(f"{agent} (seed {record['seed']})", fontsize=9)
     save(figure, path)
 
 
-def _routing_map(axes: Axes, routes: np.ndarray) -> None:
+def routing_map_on(axes: Axes, routes: np.ndarray) -> None:
     """Draw `(T, N, A)` counts."""
     num_tasks, num_decisions, _ = routes.shape
     picture = routing_map(torch.from_numpy(routes))
