@@ -157,7 +157,7 @@ class Suite(Launching, Tunable):
             there = {run.folder: run for run in order}  # of the oracle both, if it takes part
             records = {folder: record for folder, run in there.items() if (record := run.finished())}
             holes += self._tried(runs, records)
-            say_holes(holes, entrants, places, console)
+            say_holes(holes, len(places) * len(entrants), console)
             cannot = [((hole["problem"], hole["difficulty"]), hole["agent"]) for hole in holes]
             absent = {run.folder for key in cannot for run in runs.get(key, [])}
             left = [run for folder, run in there.items() if folder not in records and folder not in absent]
@@ -301,14 +301,13 @@ def hole_of(place: Place, label: str, error: BaseException) -> Hole:
     return {"agent": label, "problem": place[0], "difficulty": place[1], "reason": reason}
 
 
-def say_holes(holes: Sequence[Hole], entrants: Sequence[Entrant], places: Sequence[Place], console: Console) -> None:
-    """Say who cannot run what; a `UsageError` if somebody can run nothing."""
-    for entrant in entrants:
-        own = [hole for hole in holes if hole["agent"] == entrant.label]
-        if len(own) == len(places):
-            raise UsageError(f"{entrant.label} can run none of these problems: {own[0]['reason']}")
-    for hole in holes:
-        say(console, f"{hole['agent']} cannot run {hole['problem']}: {hole['reason']}", style="yellow")
+def say_holes(holes: Sequence[Hole], asked: int, console: Console) -> None:
+    """Say who cannot run what, a line for each reason; a `UsageError` if nobody can run anything."""
+    if len(holes) == asked:
+        raise UsageError(f"{holes[0]['agent']} can run none of these problems: {holes[0]['reason']}")
+    for agent, reason in dict.fromkeys((hole["agent"], hole["reason"]) for hole in holes):
+        where = dict.fromkeys(hole["problem"] for hole in holes if (hole["agent"], hole["reason"]) == (agent, reason))
+        say(console, f"{agent} cannot run {', '.join(where)}: {reason}", style="yellow")
 
 
 def write_all(folder: Path, scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Hole]) -> None:

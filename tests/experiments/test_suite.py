@@ -306,3 +306,14 @@ def test_options_of_an_entrant_may_hold_lists():
     assert entrant == Entrant(
         "fixed-routes(routes=[[0,0],[1,1]],seed_=2)", "fixed-routes", ("routes=[[0,0],[1,1]]", "seed_=2")
     )
+
+
+def test_who_can_run_nothing_keeps_nobody_from_running(tmp_path, quick, capsys):
+    agents, out = ["shared", "cross-stitch", "actor"], tmp_path / "out"
+    short = ["--seeds", "1", "--passes", "1", "--problems", "credit", "hidden-groups"]
+    assert main(["suite", *short, "--agents", *agents, "--out", str(out)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("actor cannot run") == said.count("actor cannot run credit, hidden-groups: ") == 1
+    holes = {(hole["agent"], hole["problem"]) for hole in json.loads((out / "holes.json").read_text())}
+    assert holes == {(agent, problem) for agent in agents[1:] for problem in ("credit", "hidden-groups")}
+    assert {score["agent"] for score in json.loads((out / "scores.json").read_text())} == {"shared"}
