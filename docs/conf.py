@@ -30,6 +30,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # warnings of other libraries
 
 default_role = "code"  # of docstrings, which are written in Markdown's way
 autodoc_member_order = "bysource"

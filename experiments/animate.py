@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -52,7 +52,13 @@ class Animate(Command):
         last = max(len(routes) for _, routes in runs)
         pictures = [_picture(runs, at) for at in range(last)]
         stay = [round(1000 / self.fps)] * (last - 1) + [round(1000 * LAST_SECONDS)]
-        options = {"format": "GIF", "save_all": True, "append_images": pictures[1:], "duration": stay, "loop": 0}
+        options: dict[str, Any] = {
+            "format": "GIF",
+            "save_all": True,
+            "append_images": pictures[1:],
+            "duration": stay,
+            "loop": 0,
+        }
         write_atomically(self.out, lambda out: pictures[0].save(out, **options))
         say(console, f"Written to {self.out}: {last} epochs")
         return 0

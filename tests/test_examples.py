@@ -55,5 +55,5 @@ def test_there_is_an_example_of_everything_that_plugs_in():
     for what in ("register_agent(", "register_network(", "register_dataset(", "register_reward(", "register_env(",
                  "FunctionBlocks)"):  # fmt: skip
         assert what in text
-    readme = (ROOT / "README.md").read_text()
-    assert all(path.name in readme for path in EXAMPLES)
+    guides = "".join(path.read_text() for path in (ROOT / "docs/howto").glob("*.md"))
+    assert all(path.name in guides for path in EXAMPLES)

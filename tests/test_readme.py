@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, and prints what stands beside it."""
+"""Python in the README and in the guides runs as it stands there, and prints what stands beside it."""
 
 import re
 from itertools import takewhile
@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 
 from routing_gym.agents import AGENTS
-from routing_gym.registration import env_ids
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "docs/start.md", ROOT / "docs/concepts.md", *sorted(ROOT.glob("docs/howto/*.md"))]
+SNIPPETS = {
+    f"{path.stem} {number}": code
+    for path in PAGES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.S))
+}
 TOKEN = re.compile(r"~?\d+(?:\.\d+)?(?:e[+-]?\d+)?|[^\s\d~]+")
 
 
@@ -57,28 +62,33 @@ def test_figures_are_meant_as_precisely_as_they_are_written(expected, printed, a
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
+@pytest.mark.parametrize("code", SNIPPETS.values(), ids=SNIPPETS)
 def test_snippets_print_what_they_say(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     known = dict(AGENTS)
     try:
-        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(code, "page", "exec"), {"__name__": "page"})
     finally:
         AGENTS.clear()
         AGENTS.update(known)
     printed, expected = capsys.readouterr().out.splitlines(), list(expected_of(code))
     assert expected and len(printed) == len(expected)
     for one, other in zip(expected, printed, strict=True):
-        assert agrees(one, other), f"the README says {one!r}, printed is {other!r}"
+        assert agrees(one, other), f"the page says {one!r}, printed is {other!r}"
     if "agent.save" in code:
-        assert (tmp_path / "value-table.pt").exists()
+        assert list(tmp_path.glob("*.pt"))
 
 
-def test_the_tables_name_everything():
-    for name in [*env_ids(), *AGENTS]:
-        assert f"`{name}`" in README, name
-    linked = re.findall(r"\]\((docs/.*?)\)", README)
-    assert len(linked) == 6
-    # In a clean checkout: what git leaves out is not there.
-    for path in [*linked, *re.findall(r"`(docs/[^`]*)`", README)]:
-        assert (Path(__file__).parent.parent / path).exists(), path
+def test_the_readme_is_short_and_every_link_of_it_is_there():
+    prose = re.sub(r"```.*?```|\]\(.*?\)|[|#`*-]+", " ", README, flags=re.S)
+    assert len(README.splitlines()) <= 150 and len(prose.split()) <= 900
+    linked = [path for path in re.findall(r"\]\((.*?)\)", README) if not path.startswith("http")]
+    assert len(linked) >= 10
+    for path in linked:  # in a clean checkout: what git leaves out is not there
+        assert (ROOT / path).exists(), path
+
+
+def test_every_agent_has_a_text_with_its_equation_and_when_it_works():
+    for name in AGENTS:
+        text = (ROOT / f"docs/agents/{name.replace(':', '-')}.text.md").read_text()
+        assert "$" in text and "## When it works, and when not" in text, name

@@ -214,11 +214,11 @@ ray.shutdown()
 
 
 @pytest.mark.long
-def test_rllib_trains_by_the_recipe_of_the_readme(tmp_path):
+def test_rllib_trains_by_the_recipe_of_the_guide(tmp_path):
     """A round of PPO over the flattened observations."""
     pytest.importorskip("ray.rllib", reason="RLlib is not installed", exc_type=ImportError)
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (recipe,) = [code for code in re.findall(r"```py\n(.*?)```", readme, flags=re.S) if "rllib" in code]
+    guide = (Path(__file__).parents[2] / "docs/howto/other-libraries.md").read_text()
+    (recipe,) = [code for code in re.findall(r"```py\n(.*?)```", guide, flags=re.S) if "rllib" in code]
     script = tmp_path / "recipe.py"
     script.write_text(recipe.replace("config.build_algo().train()", RLLIB))
     python_in_namespace(script)
