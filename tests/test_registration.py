@@ -73,7 +73,7 @@ def test_ids_of_ones_own_take_options(nothing_stays):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widht": 3}, "unexpected keyword argument 'widht'; it takes .*width"),
+        ({"widht": 3}, "unexpected keyword argument 'widht' .did you mean 'width'.*it takes .*width"),
         ({"num_envs": 3}, "unexpected keyword argument 'num_envs'"),
         ({"width": {3}}, r"width must be a plain value, .*, got \{3\}"),
         ({"k_cpt": -1.0}, "k_cpt must be at least 0 and finite, or a tuple of such numbers, got -1.0"),

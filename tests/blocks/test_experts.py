@@ -92,9 +92,9 @@ def test_groups_hold_sixteen_channels_or_the_next_number_that_fits(channels, gro
 
 
 def test_unknown_experts_are_refused():
-    with pytest.raises(ValueError, match="unknown expert 'conv4'; known are conv3, conv5, conv7, conv1x7, max-pool"):
+    with pytest.raises(ValueError, match="unknown expert 'conv4' .*known are conv3, conv5, conv7, conv1x7, max-pool"):
         double_expert("conv4", 4, 4)
-    with pytest.raises(ValueError, match="unknown expert 'conv'; known are .*squeeze-excite, max-pool"):
+    with pytest.raises(ValueError, match="unknown expert 'conv'.*known are .*squeeze-excite, max-pool"):
         single_expert("conv", 4)
 
 

@@ -278,7 +278,10 @@ def test_what_a_protocol_decides_can_come_out_either_way(entry):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(["--records", "nowhere"], "there is no folder nowhere"), (["--only", "codinet large"], "--only knows")],
+    [
+        (["--records", "nowhere"], "there is no folder nowhere"),
+        (["--only", "codinet large"], "--only: unknown name 'codinet large'"),
+    ],
 )
 def test_wrong_options_are_refused(toy, text, message, tmp_path, capsys):
     (tmp_path / "here").mkdir()

@@ -134,8 +134,8 @@ def test_data_that_is_not_there_is_said_and_the_rest_is_run(small_paper, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--groups", "figure-4"], "--groups knows rl, architectures, .*, cost, got 'figure-4'"),
-        (["--settings", "best"], "--settings knows quick, got 'best'"),
+        (["--groups", "figure-4"], "--groups: unknown name 'figure-4'; known are rl, architectures, .*, cost"),
+        (["--settings", "best"], "--settings: unknown name 'best'; known are quick"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--epochs", "0"], "--epochs must be at least 1"),
     ],
