@@ -28,6 +28,7 @@ myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 # Tutorials are run while the site is built, so that what they print is what the library does.
 nb_execution_mode = "force"
+nb_execution_in_temp = True  # what they write is not left among the pages
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"  # warnings of other libraries
