@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from routing_gym.tasks.checking import whole_number
+from routing_gym.tasks.checking import seed_number, whole_number
 
 Sparse = tuple[Tensor, Tensor]
 """`(indices, weights)`, both `(B, K)`: the K blocks each row uses (int64) and their weights (floating point)."""
@@ -49,7 +49,7 @@ def first_weights(seed: int) -> Iterator[None]:
     weights are replaced.
     """
     with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed_number("seed", seed))
         yield
 
 

@@ -16,7 +16,7 @@ from routing_gym.envs.make import make_routing_vector_env
 from routing_gym.envs.single import to_numpy
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
 from routing_gym.tasks import ShuffledStream
-from routing_gym.tasks.checking import whole_number
+from routing_gym.tasks.checking import seed_number, whole_number
 
 try:
     from pettingzoo import AECEnv, ParallelEnv
@@ -151,7 +151,7 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
 
     def _seed(self, seed: int) -> None:
         """Give every task an order of its own: with equal ones, the same images would always meet."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed_number("seed", seed))
         for stream in self._streams:
             stream.seed(int(torch.randint(2**31, (), generator=generator)))
 

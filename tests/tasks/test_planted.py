@@ -308,3 +308,11 @@ def test_the_oracle_opens_every_lock():
     env = gymnasium.make_vec("routing_gym/Credit-v0", num_envs=16, autoreset_mode="disabled", depth=5)
     assert routing_gym.evaluate(make_agent("oracle", env), env).accuracy == 1
     assert routing_gym.evaluate(make_agent("random-fixed", env), env).accuracy < 0.3
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_seeds_that_no_generator_takes_are_refused_by_name(seed):
+    with pytest.raises(ValueError, match="seed must lie in"):
+        gymnasium.make_vec("routing_gym/Credit-v0", num_envs=2, seed=seed)
+    with pytest.raises(ValueError, match="seed must lie in"):
+        make_agent("random", gymnasium.make_vec("routing_gym/Credit-v0", num_envs=2), seed=seed)
