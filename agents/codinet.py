@@ -73,7 +73,8 @@ class CoDiNet(RouterAgent):
     is that of the score function. Its baseline is the mean over the other instances of the batch: with an instance's
     own part in it, the gradient would be too small by one part in the size of the batch.
 
-    Needs an environment made with `augmentations`: how many versions of an image come together, M, 4 in the paper.
+    Needs an environment made with `augmentations`: how many versions of an image come together, M, 4 in the paper and
+    by `needs`; at least 2 unless α is 0.
 
     Raises:
         ValueError: A network whose decisions are not to skip (0) or run (1); α > 0 with one augmentation; a router

@@ -57,7 +57,8 @@ class CrossConnection(RouterAgent):
     """Data-dependent gates between cross-connected paths: every tensor computes how it is shared out.
 
     G_i = softmax(A_i), see `CrossingGate`, of each tensor averaged over the image (Algorithm 2). The gates are trained
-    with the blocks, as one network. Nothing is drawn: training and evaluation are alike, and all paths run.
+    with the blocks, as one network. Nothing is drawn: training and evaluation are alike, and all paths run. `needs`
+    gives the network gates and this agent's kind of crossing, whatever its name ends in.
     """
 
     Config = CrossingConfig

@@ -44,7 +44,7 @@ class FixedAgent(Agent):
                 raise ValueError(
                     f"agent {self.name!r} needs a block for each of the {self.num_tasks} tasks, decision {number} "
                     f"({self.env.network.decisions[number].name!r}) offers {least}: make the environment with "
-                    "block_per_task=True"
+                    "block_per_task=True, or hand over a network that has them"
                 )
         # The t-th legal choice, from 0, is where the running count of legal choices first passes t.
         return (masks.cumsum(-1) <= wanted).sum(-1)

@@ -116,7 +116,7 @@ class QLearning(ScoredAgent):
 
 
 class Sarsa(QLearning):
-    """SARSA: as Q-learning, but a decision is worth what was chosen there, exploration included."""
+    """SARSA: as Q-learning, but a decision is worth what was chosen there, exploration included; one at td_lambda=1."""
 
     def next_value(self, scores: Tensor, action: Tensor) -> Tensor:
         """Value of what was chosen."""

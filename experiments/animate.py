@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from routing_gym.experiments.engine.command import Command, UsageError
-from routing_gym.experiments.engine.console import say
+from routing_gym.experiments.engine.console import counted, say
 from routing_gym.experiments.engine.figures import routing_map_on
 from routing_gym.experiments.engine.records import Record, read_arrays, read_run
 from routing_gym.experiments.engine.settings import writable_file
@@ -60,7 +60,7 @@ class Animate(Command):
             "loop": 0,
         }
         write_atomically(self.out, lambda out: pictures[0].save(out, **options))
-        say(console, f"Written to {self.out}: {last} epochs")
+        say(console, f"Written to {self.out}: {counted(last, 'epoch')}")
         return 0
 
 

@@ -21,7 +21,7 @@ from routing_gym.envs import EnvConfig
 from routing_gym.experiments.benchmarks import inference, parallel_paths, steps
 from routing_gym.experiments.benchmarks.faces import measure_faces
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import Display, say, show
+from routing_gym.experiments.engine.console import Display, counted, say, show
 from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
 from routing_gym.experiments.engine.plugins import Pluggable
@@ -225,7 +225,7 @@ def ratios_against_blocks(records: Sequence[Record], path: Path) -> None:
         for number, name in enumerate(dict.fromkeys(map(name_of, records))):
             for dash, count in enumerate(threads):
                 own = [r for r in records if (r["batch"], r["threads"], name_of(r)) == (batch, count, name)]
-                label = name if len(threads) == 1 else f"{name}, {count} thread{'s' * (count > 1)}"
+                label = name if len(threads) == 1 else f"{name}, {counted(count, 'thread')}"
                 line = {"linestyle": ("-", "--", ":", "-.")[dash % 4], "color": f"C{number}", "label": label}
                 axes.plot(
                     [r["blocks"] for r in own], [r[f"{row}_ratio"] for r in own], marker="o", markersize=4, **line

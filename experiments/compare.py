@@ -14,7 +14,7 @@ from rich.console import Console
 from routing_gym.experiments.engine import folders
 from routing_gym.experiments.engine.arguments import Tunable
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import one_line, say, show
+from routing_gym.experiments.engine.console import counted, one_line, say, show
 from routing_gym.experiments.engine.equal import at_equal
 from routing_gym.experiments.engine.folders import FAILURES, Keeping, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
@@ -107,7 +107,7 @@ class Compare(Keeping, Launching, Tunable):
     def _show(self, records: Sequence[Record], failures: Sequence[str], console: Console) -> list[str]:
         """Print the table, write records, pictures and the report; return what could not be written."""
         seeds = len({record["seed"] for record in records})
-        title = f"{self.training.env}, {seeds} seed{'s' * (seeds > 1)}, {self.training.epochs} epochs"
+        title = f"{self.training.env}, {counted(seeds, 'seed')}, {counted(self.training.epochs, 'epoch')}"
         if records:
             show(console, comparison_table(records, title))
         try:

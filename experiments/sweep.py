@@ -18,7 +18,7 @@ from rich.table import Table
 
 from routing_gym.experiments.engine.arguments import write_tuned
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import say, show
+from routing_gym.experiments.engine.console import counted, say, show
 from routing_gym.experiments.engine.folders import check_own, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
@@ -187,7 +187,8 @@ class Sweep(Launching):
                     return say_failures(failures, console, self.out)
             if done := in_order():
                 write_results(done, writable_folder(self.out) / "results.json")
-                show(console, ranking(done, f"{self.agent} on {self.training.env}, {self.training.epochs} epochs"))
+                title = f"{self.agent} on {self.training.env}, {counted(self.training.epochs, 'epoch')}"
+                show(console, ranking(done, title))
             if whole := [setting for setting in tried if len(records[" ".join(setting)]) == self.seeds]:
                 say(console, f"The best setting is in {self._write_tuned(max(whole, key=score))}")
             keep_failures(self.out, failures)

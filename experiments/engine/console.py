@@ -47,6 +47,11 @@ def show(console: Console, table: Table) -> None:
     console.print(table, crop=False)
 
 
+def counted(number: int, noun: str) -> str:
+    """The number and its noun, `"1 seed"` or `"3 seeds"`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def one_line(error: BaseException) -> str:
     """Class and message of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from routing_gym.experiments.engine.console import counted
 from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.metrics import METRICS
 from routing_gym.experiments.engine.page import write_page
@@ -83,7 +84,7 @@ def told_iqm(standing: Standing) -> str:
 def table(scores: Sequence[Score]) -> Table:
     """Leaderboard: a row per agent, its interquartile mean, its rank, and its mean score on every problem."""
     found, seeds = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)), len({s["seed"] for s in scores})
-    found.title = f"Score, {main_difficulty(scores)} difficulty, {seeds} seed{'s' * (seeds > 1)}"
+    found.title = f"Score, {main_difficulty(scores)} difficulty, {counted(seeds, 'seed')}"
     found.caption = "0: random frozen paths, 1: the oracle; IQM: interquartile mean over runs and problems"
     problems = problems_of(scores)
     found.add_column("agent", no_wrap=True)
@@ -144,7 +145,7 @@ def _leaders(found: Sequence[Standing], scores: Sequence[Score], problems: Seque
     made = (("commit", "commit"), ("PyTorch", "torch"), ("on", "processor"))
     note = (
         "Score: 0 for random frozen paths (mean of draws on the same data), 1 for the oracle; "
-        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, from {seeds[0]} on, each with data of its own; {main} difficulty. "
+        f"{counted(len(seeds), 'seed')}, from {seeds[0]} on, each with data of its own; {main} difficulty. "
         "IQM: interquartile mean over runs and problems, with the 95 % interval of the stratified bootstrap. Rank: "
         "mean over problems, 1 for the best. ±: half of the 95 % t-interval over seeds. ●: the best of a problem and "
         "all that cannot be told apart from it (paired t, Holm, 5 %). †: spends more multiply-accumulates than the "

@@ -88,7 +88,7 @@ class RoutingVecEnv(VecEnv):
         """Legal choices, bool, `(num_envs, A)`, `(num_envs, M * A)` where M tensors choose."""
         return self.core.action_mask().reshape(self.num_envs, -1).cpu().numpy()
 
-    def eval_env(self, num_envs: int | None = None, split: str = "test") -> VecMonitor:
+    def eval_env(self, split: str = "test", num_envs: int | None = None) -> VecMonitor:
         """An environment over the same network for `evaluate_policy` and `EvalCallback`, which trains no blocks.
 
         Every reset begins the split in the same order, so that `n_eval_episodes=len(eval_env.core.dataset)` judges each
