@@ -1,6 +1,7 @@
 """The floors of the building: who may import whom, what is installed, how long a file may be."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -92,7 +93,14 @@ def test_every_folder_is_installed():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {name if path.name == "__init__.py" else name.rpartition(".")[0] for name, path in modules()}
     assert set(config["tool"]["setuptools"]["packages"]) == packages
-    assert config["project"]["version"] == routing_gym.__version__
+
+
+def test_a_release_is_the_same_everywhere():
+    citation = (ROOT / "CITATION.cff").read_text()
+    version, date = (re.search(rf"^{key}: (\S+)$", citation, flags=re.M)[1] for key in ("version", "date-released"))
+    assert version == routing_gym.__version__
+    releases = re.findall(r"^## (\S+)(?: \((\S+)\))?$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert releases[:2] == [("Unreleased", ""), (version, date)]
 
 
 def test_no_file_is_about_too_much():
