@@ -88,6 +88,22 @@ def test_the_readme_is_short_and_every_link_of_it_is_there():
         assert (ROOT / path).exists(), path
 
 
+def test_the_suite_in_the_readme_is_the_leaderboard():
+    def rows_of(table):
+        head, _, *rows = [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in table.splitlines()]
+        return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+
+    shown, board = (
+        rows_of(re.search(r"^\| agent \|.*?\n\n", text, flags=re.S | re.M)[0].strip())
+        for text in (README, (ROOT / "docs/results/suite/leaderboard.md").read_text())
+    )
+    assert len(shown) >= 5
+    for agent, row in shown.items():
+        for column, figure in list(row.items())[1:]:
+            known = "IQM" if "IQM" in column else column.replace(" ", "-")
+            assert board[agent][known].split()[0] == figure, (agent, column)
+
+
 def test_every_agent_has_a_text_with_its_equation_and_when_it_works():
     for name in AGENTS:
         text = (ROOT / f"docs/agents/{name.replace(':', '-')}.text.md").read_text()
