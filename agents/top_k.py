@@ -124,7 +124,7 @@ class TopK(Gate):
                 f"agent {self.name!r} mixes k={most} blocks, no decision of this network offers more than "
                 f"{self.num_choices}"
             )
-        if options.softmax == "all" and bool(self.env.network.is_outcome.any()):
+        if options.softmax == "all" and self.env.network.shares_outcomes:
             raise ValueError(
                 f"agent {self.name!r}: this network shares outcomes out by weights that sum to 1, softmax='all' gives "
                 "others: leave it at softmax='chosen'"
@@ -140,6 +140,7 @@ class TopK(Gate):
         annealed = torch.linspace(options.k, options.k_last or options.k, self.num_decisions, dtype=torch.float64)
         k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64)]).to(legal.device)
         self.register_buffer("_k", k.minimum(legal.sum(-1)), persistent=False)
+        self._counts = self._k.tolist()
         inputs = options.task_embedding + (0 if options.task_only else self.env.network.observation_size)
         self.scores = make_scores(self.arrangement, options.seed, inputs=inputs)
         self.spread = None
@@ -164,7 +165,7 @@ class TopK(Gate):
     def act(self, observation: Observation, context: Context) -> Action:
         """Pair `(indices (B, K), weights (B, K))`, the best first, or weights `(B, A)` where experts choose.
 
-        K is the largest k; what a decision does not take weighs 0, as what is not legal.
+        K is the decision's k, or where rows wait at several the largest; what a decision does not take weighs 0 then.
         """
         agent, depth = self.arrangement.agent_of(observation["task"]), observation["depth"]
         seen = self._seen(observation)
@@ -173,7 +174,7 @@ class TopK(Gate):
         if self.spread is not None and not context.deterministic:
             noise = torch.empty_like(clean, requires_grad=False).normal_(generator=self.generator)
             spread = functional.softplus(self.spread(seen, agent))
-            scores = clean + noise * spread
+            scores = torch.addcmul(clean, noise, spread)
             if self.balance:
                 legal = self.arrangement.legal.index_select(0, depth)
                 context.record["load"] = chance_of_being_picked(clean, scores, spread, k, legal)
@@ -182,12 +183,12 @@ class TopK(Gate):
             context.record["probabilities"] = weights.detach()
             return weights
         wanted = scores + self.bias.index_select(0, depth) if self.config.bias_rate else scores
-        indices = wanted.topk(int(self._k.max()), -1).indices
-        kept = torch.arange(indices.shape[1], device=k.device) < k.unsqueeze(-1)
-        if self.config.softmax == "all":
-            weights = scores.softmax(-1).gather(1, indices).masked_fill(~kept, 0.0)
-        else:
-            weights = scores.gather(1, indices).masked_fill(~kept, -torch.inf).softmax(-1)
+        indices = wanted.topk(max(self._counts) if context.sole is None else self._counts[context.sole], -1).indices
+        weights = (scores.softmax(-1) if self.config.softmax == "all" else scores).gather(1, indices)
+        if context.sole is None:
+            left_out = torch.arange(indices.shape[1], device=k.device) >= k.unsqueeze(-1)
+            weights = weights.masked_fill(left_out, 0.0 if self.config.softmax == "all" else -torch.inf)
+        weights = weights if self.config.softmax == "all" else weights.softmax(-1)
         if self.shares_wanted:
             context.record["probabilities"] = torch.zeros_like(scores).scatter(1, indices, weights).detach()
         return indices, weights

@@ -191,8 +191,10 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     def _used(self, rows: Tensor, choice: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs that have to run."""
-        used = slice(None) if self._runs_every_block else weights.detach().nonzero().flatten()
-        return rows[used], choice[used], weights[used]
+        if self._runs_every_block or bool(weights.detach().all()):
+            return rows, choice, weights
+        used = weights.detach().nonzero().flatten()
+        return rows.index_select(0, used), choice.index_select(0, used), weights.index_select(0, used)
 
     @property
     def num_parts(self) -> int:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, weighed
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
 from routing_gym.blocks.fast.chain import Link, plain, run_chain
+from routing_gym.blocks.fast.mixture import mix_rows
 from routing_gym.tasks.checking import whole_number
 
 
@@ -57,10 +58,7 @@ class LinearBlocks(FunctionBlocks):
         """See `FunctionBlocks.mix`; outputs are added up wherever they stand."""
         if type(self).run is not LinearBlocks.run:
             return super().mix(x, rows, choice, weights)
-        rows, choice, weights = self._used(rows, choice, weights)
-        sums = run_chain([self.link()], x.index_select(0, rows), choice.unsqueeze(1))
-        y = weighed(sums.rows, weights.index_select(0, sums.back))
-        return y.new_zeros(len(x), self.out_features).index_add(0, rows.index_select(0, sums.back), y)
+        return mix_rows(self.link(), x, *self._used(rows, choice, weights))
 
     def mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix_all`."""

@@ -80,7 +80,9 @@ def accept(
     tolerant = first_legal and weights is None
     bad = _bad_choices(network, action, mask, tolerant)
     if weights is not None:
-        bad = bad | ~weights.detach().isfinite().all() | _off_simplex(network, state, weights).any()
+        bad = bad | ~weights.detach().isfinite().all()
+        if network.shares_outcomes:
+            bad = bad | _off_simplex(network, state, weights).any()
     if validate and bool(bad):
         raise _bad_values_error(network, state, action, mask())
     if validate and not tolerant:

@@ -41,6 +41,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         num_tensors: M, the largest number of tensors that arrive at a decision.
         exists: `(N + 1, M)` bool, the tensors there are at each decision, none behind the last.
         is_outcome: `(N + 1,)` bool, the decisions that mix outcomes.
+        shares_outcomes: Whether there is such a decision.
         nothing_masked: Whether every choice is legal everywhere.
         rejoining: Whether ways on meet again: then outcomes cannot be shared out.
         dense_backward: Whether every choice runs while training, so that unchosen weights have a gradient.
@@ -76,6 +77,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         self.register_buffer("costs", torch.tensor(costs, dtype=torch.get_default_dtype()), persistent=False)
         self.register_buffer("exists", torch.arange(self.num_tensors) < tensors.unsqueeze(1), persistent=False)
         self.register_buffer("is_outcome", outcome, persistent=False)
+        self.shares_outcomes = any(decision.mixing == "outcome" for decision in self.decisions)
         self.in_order = all(
             decision.mixing == "activation" and decision.m == 1 and decision.next[0] == target
             for decision, target in zip(self.decisions, [*range(1, len(self.decisions)), EXIT], strict=True)

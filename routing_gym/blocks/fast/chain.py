@@ -144,7 +144,7 @@ def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> So
 
     `plan` has the choices `(B, L)` int64 of each row in each of L links, each as wide as the outputs of the one before.
     """
-    links, x = _autocast(links, x)
+    links, x = autocast(links, x)
     layers = group_plan(plan, [len(link.weight) + link.passes for link in links])
     rows, place, back = (x.rows, x.place, x.back) if isinstance(x, SortedRows) else (x, None, None)
     steps = []
@@ -156,14 +156,14 @@ def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> So
             move = None
         else:
             move = (place.index_select(0, groups.order), groups.inverse.index_select(0, back))
-        steps.append(_Step(groups, move, link.relu, link.passes))
+        steps.append(Step(groups, move, link.relu, link.passes))
         place, back = groups.inverse, groups.order
     y = _Chain.apply(rows, steps, *(tensor for link in links for tensor in (link.weight, link.bias)))
     assert isinstance(y, Tensor)
     return SortedRows(y, layers[-1].inverse, layers[-1].order)
 
 
-def _autocast(links: Sequence[Link], x: Tensor | SortedRows) -> tuple[Sequence[Link], Tensor | SortedRows]:
+def autocast(links: Sequence[Link], x: Tensor | SortedRows) -> tuple[Sequence[Link], Tensor | SortedRows]:
     """Blocks and rows in the type that autocast, where it is on, gives to PyTorch's own products."""
     device, dtype = links[0].weight.device.type, links[0].weight.dtype
     if not torch.is_autocast_enabled(device) or dtype not in GROUPED_DTYPES:
@@ -174,7 +174,7 @@ def _autocast(links: Sequence[Link], x: Tensor | SortedRows) -> tuple[Sequence[L
     return links, SortedRows(x.rows.to(dtype), x.place, x.back) if isinstance(x, SortedRows) else x.to(dtype)
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """One link of a chain without its tensors, its groups, and the move of the rows before it, see `run_chain`."""
 
     groups: Groups
@@ -192,12 +192,12 @@ class _Chain(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, steps: list[_Step], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, steps: list[Step], *parameters: Tensor) -> Tensor:
         inputs, outputs = [], []
         for number, step in enumerate(steps):
             x = x if step.move is None else x.index_select(0, step.move[0])
             inputs.append(x)
-            x = _apply(x, parameters[2 * number], parameters[2 * number + 1], step)
+            x = apply_link(x, parameters[2 * number], parameters[2 * number + 1], step)
             # What is rectified is the next layer's input too, gathered; rows that passed have to be told apart.
             last = number + 1 == len(steps)
             outputs.append(x if step.relu and (last or step.passes) else None)
@@ -218,7 +218,7 @@ class _Chain(torch.autograd.Function):
             own, step = slice(2 * number, 2 * number + 2), steps[number]
             further = ctx.needs_input_grad[0] or any(wanted[: own.start])
             kept = inputs[number], outputs[number], weights[number]
-            to_parameters[own], to_input = _go_back(grad, *kept, step, wanted[own], further)
+            to_parameters[own], to_input = go_back(grad, *kept, step, wanted[own], further)
             del grad  # one tensor less at the peak
             if to_input is None:
                 return None, None, *to_parameters
@@ -230,32 +230,32 @@ class _Chain(torch.autograd.Function):
         return grad, None, *to_parameters
 
 
-def _apply(x: Tensor, weight: Tensor, bias: Tensor, step: _Step) -> Tensor:
+def apply_link(x: Tensor, weight: Tensor, bias: Tensor, step: Step) -> Tensor:
     """Outputs of one layer for rows sorted by their choice."""
     if not step.passes:
         y = _affine(x, weight, bias, step.groups)
         return y.relu_() if step.relu else y
     if _on_host(x):
         running, step = _running(step, len(weight))
-        return torch.cat([_apply(x[:running], weight, bias, step), x[running:]])
+        return torch.cat([apply_link(x[:running], weight, bias, step), x[running:]])
     # Without knowing how many rows pass: they meet a block of zeros, and are put back.
     y = _affine(x, functional.pad(weight, ZERO_BLOCK), functional.pad(bias, (0, 0, 0, 1)), step.groups)
     return torch.where(_runs_a_block(step.groups, weight), y.relu_() if step.relu else y, x)
 
 
-def _go_back(
-    grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, step: _Step, wanted: Sequence[bool], further: bool
+def go_back(
+    grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, step: Step, wanted: Sequence[bool], further: bool
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Gradients of weight and bias, where they are wanted, and of the input, where it goes further."""
     if step.passes and _on_host(x):
         running, step = _running(step, len(weight))
         y = None if y is None else y[:running]
-        own, to_input = _go_back(grad[:running], x[:running], y, weight, step, wanted, further)
+        own, to_input = go_back(grad[:running], x[:running], y, weight, step, wanted, further)
         return own, None if to_input is None else torch.cat([to_input, grad[running:]])
     if step.passes:
         runs, step = _runs_a_block(step.groups, weight), step._replace(passes=False)
         to_blocks = torch.where(runs, grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0), 0)
-        own, to_input = _go_back(to_blocks, x, None, functional.pad(weight, ZERO_BLOCK), step, wanted, further)
+        own, to_input = go_back(to_blocks, x, None, functional.pad(weight, ZERO_BLOCK), step, wanted, further)
         own = [None if part is None else part[:-1] for part in own]
         return own, None if to_input is None else torch.where(runs, to_input, grad)
     grad, ends = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0), step.groups.ends
@@ -278,7 +278,7 @@ def _on_host(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _running(step: _Step, num_blocks: int) -> tuple[int, _Step]:
+def _running(step: Step, num_blocks: int) -> tuple[int, Step]:
     """Number of rows, the first ones, that run a block instead of passing, and a step of these; read on the host."""
     running, groups = int(step.groups.ends[num_blocks - 1]), step.groups
     groups = groups._replace(block=groups.block[:running], ends=groups.ends[:num_blocks])
