@@ -151,7 +151,8 @@ def joined(folder: Path, runs: Sequence[Run]) -> dict[tuple[str, int], Record]:
             agent, seed, saved = record["agent"], record["seed"], record["asked"]
             if path.parent == folder and agent in asked:
                 continue
-            mine = asked.get(agent, {**runs[0].asked, "agent": agent, "agent_options": saved.get("agent_options")})
+            own = {name: saved.get(name) for name in ("agent", "agent_options", "plugins")}
+            mine = asked.get(agent, {**runs[0].asked, **own})
             check_same(path, saved, {**mine, "seed": seed})
             records[agent, seed] = record
     return records

@@ -65,24 +65,27 @@ class Extract(OfCheckpoint):
     """Write one task's route as a plain network from uint8 pixels to logits, for `torch.export.load`.
 
     Attributes:
-        task: The task.
+        task: The task, its number or its name.
         out: The file to write, ending in .pt2.
     """
 
-    task: int
+    task: str
     out: Path
 
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
         agent = load_with_env(self.checkpoint, self.env_options)
         num_tasks, test = agent.env.dataset.num_tasks, agent.env.datasets["test"]
-        if not 0 <= self.task < num_tasks:
-            raise UsageError(f"--task must lie in [0, {num_tasks}), got {self.task}")
+        known = [str(number) for number in range(num_tasks)], list(agent.env.dataset.task_names)
+        task = next((names.index(self.task) for names in known if self.task in names), None)
+        if task is None:
+            named = f" or be one of {known[1]}" if known[1] else ""
+            raise UsageError(f"--task must lie in [0, {num_tasks}){named}, got {self.task}")
         if self.out.suffix != EXPORTED:
             raise UsageError(f"--out must end in {EXPORTED}, which is what torch.export.load reads, got {self.out}")
         writable_file(self.out)
         try:
-            static = extract(agent, self.task).cpu()
+            static = extract(agent, task).cpu()
         except ValueError as error:
             raise UsageError(str(error)) from error
         # Of two rows, because torch would make a constant of one.
@@ -95,8 +98,8 @@ class Extract(OfCheckpoint):
             torch.export.save(program, file)
         write_atomically(self.out, lambda out: out.write(file.getvalue()))
         routed, parameters = evaluate(agent, agent.env), sum(p.numel() for p in static.parameters())
-        before = accuracy_and_macs(routed.task_accuracy[self.task], routed.task_macs[self.task])
-        after = accuracy_and_macs(task_accuracy(program.module(), test, self.task), count_macs(static, images[:1]))
+        before = accuracy_and_macs(routed.task_accuracy[task], routed.task_macs[task])
+        after = accuracy_and_macs(task_accuracy(program.module(), test, task), count_macs(static, images[:1]))
         table = table_of(f"{agent.name}, {self.checkpoint}, task {self.task}, split test", "", *COLUMNS)
         table.add_row("routed", f"{count_parameters(agent):,}", *before)
         table.add_row("extracted", f"{parameters:,}", *after)

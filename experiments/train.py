@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -79,7 +79,8 @@ class Train(Keeping, Pluggable, Tunable):
 
         def show(run: Run, record: Record) -> None:
             values = {**record, **{key: record[f"{self.split}_{key}"] for key in ("accuracy", "loss")}}
-            console.print(evaluation_table(values, f"{self.agent} on {self.training.env}, split {self.split}"))
+            title = f"{self.agent} on {self.training.env}, split {self.split}"
+            console.print(evaluation_table(values, title, values.get("task_names", ())))
             events = ", TensorBoard events" if "tensorboard" in self.training.callbacks else ""
             say(console, f"Written to {self.out}: checkpoint.pt, results.json{events}")
 
@@ -143,7 +144,8 @@ class Evaluate(OfCheckpoint):
             plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
             console.print_json(json.dumps(finite({"agent": agent.name, **plain})), ensure_ascii=True)
         else:
-            console.print(evaluation_table(values, f"{agent.name}, {self.checkpoint}, split {self.split}"))
+            title = f"{agent.name}, {self.checkpoint}, split {self.split}"
+            console.print(evaluation_table(values, title, agent.env.dataset.task_names))
         return 0
 
 
@@ -185,11 +187,11 @@ def table_of(title: str, *columns: str) -> Table:
     return table
 
 
-def evaluation_table(values: Mapping[str, Any], title: str) -> Table:
-    """Accuracy and cost, whole and per task, from the fields of an `Evaluation`."""
+def evaluation_table(values: Mapping[str, Any], title: str, names: Sequence[str] = ()) -> Table:
+    """Accuracy and cost, whole and per task, from the fields of an `Evaluation`; tasks by their names, if any."""
     table = table_of(title, "task", "accuracy %", "MACs per instance")
     for task, (accuracy, macs) in enumerate(zip(values["task_accuracy"], values["task_macs"], strict=True)):
-        table.add_row(str(task), *accuracy_and_macs(accuracy, macs))
+        table.add_row(" ".join([str(task), *names[task : task + 1]]), *accuracy_and_macs(accuracy, macs))
     table.add_section()
     table.add_row("all", *accuracy_and_macs(values["accuracy"], values["macs"]))
     table.caption = (

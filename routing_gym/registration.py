@@ -6,8 +6,6 @@ import json
 import sys
 from typing import Any
 
-import gymnasium
-
 # McGill and Perona 2017: -k_cpt MACs for every action, minus the cross-entropy at the end; a price between theirs.
 EARLY_EXIT: dict[str, Any] = {"network": "pyramid-chain", "final_reward": "negative-loss", "k_cpt": 4e-9}
 
@@ -49,6 +47,8 @@ ENV_IDS: dict[str, dict[str, Any]] = {
 
 def register_with_gymnasium() -> None:
     """Make every id known to Gymnasium; called when it is imported."""
+    import gymnasium  # which calls this when it is imported first
+
     one, many = (f"routing_gym.envs.make:make_routing_{kind}" for kind in ("env", "vector_env"))
     for env_id, kwargs in ENV_IDS.items():
         if env_id not in gymnasium.registry:
@@ -81,6 +81,8 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
         ValueError: An unknown name, a value that is refused or is no plain value, or an id that is taken.
     """
     # Not above: to make ids known, and to list them, takes none of these.
+    import gymnasium
+
     from routing_gym.envs import DATASETS, EnvConfig
     from routing_gym.envs.make import OF_ENV, known_options
     from routing_gym.networks import NETWORKS

@@ -37,6 +37,11 @@ def test_ids_are_known_in_either_order(first):
     python(f"{first}; {MADE}")
 
 
+@pytest.mark.parametrize("first", ["env_ids", "register_env", "make_network", "MultiTaskDataset", "testing"])
+def test_whatever_is_used_first_ids_are_known(first):
+    python(f"import routing_gym; routing_gym.{first}; import gymnasium; {MADE}")
+
+
 @pytest.mark.parametrize("first", ["import routing_gym, pettingzoo", "import pettingzoo, routing_gym"])
 def test_games_are_known_in_either_order(first):
     pytest.importorskip("pettingzoo")

@@ -25,6 +25,8 @@ from routing_gym.networks.actions import of_one_tensor
 from routing_gym.options import Options, check_types, type_hints
 from routing_gym.tasks.checking import seed_number
 
+ASK_NEEDS = "make_vec(id, num_envs=..., **needs({!r})) gives an agent all it needs"
+
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig(Options):
@@ -98,7 +100,7 @@ class Agent(nn.Module, ABC):
         if config.action_type != self.action_type:
             raise ValueError(
                 f"agent {name!r} acts by {self.action_type}; make the environment with action_type="
-                f"{self.action_type!r}, got {config.action_type!r}"
+                f"{self.action_type!r}, got {config.action_type!r}: {ASK_NEEDS.format(name)}"
             )
         if self.max_tensors is not None and network.num_tensors > self.max_tensors:
             raise ValueError(
@@ -109,7 +111,8 @@ class Agent(nn.Module, ABC):
         for option, value in self.env_kwargs.items():
             got = made.get(option, getattr(network, option, None))
             if not self.fits(option, got):
-                raise ValueError(f"agent {name!r} needs an environment made with {option}={value!r}, got {got!r}")
+                wanted = f"agent {name!r} needs an environment made with {option}={value!r}, got {got!r}"
+                raise ValueError(f"{wanted}: {ASK_NEEDS.format(name)}")
 
     def fits(self, option: str, value: Any) -> bool:
         """Whether an option of `env_kwargs` may have a value; by default only the one that is named there."""
@@ -163,7 +166,8 @@ class Agent(nn.Module, ABC):
                 f"agent {self.name!r} records no context.record['probabilities'], which the collaboration reward "
                 "needs: make the environment with collaboration='frequency', or with rho=0"
             )
-        return self.update(trajectory) or {}
+        reported = self.update(trajectory)
+        return {} if reported is None else reported
 
     def learn(self, env: Any, episodes: int, callback: Report | None = None) -> Self:
         """Train agent and blocks together; see `routing_gym.agents.base.learning.learn`."""
@@ -242,6 +246,10 @@ class Agent(nn.Module, ABC):
         """Price that this agent is to act by, checked; None where it sees none."""
         if k_cpt is None and not self.sees_price:
             return None
+        if k_cpt is None:
+            raise ValueError(
+                f"agent {self.name!r} decides by the price: say what a multiply-accumulate costs, k_cpt=..."
+            )
         if not self.env.config.price:
             raise ValueError(
                 f"agent {self.name!r} was made for an environment without price=True, so k_cpt={k_cpt!r} means nothing "

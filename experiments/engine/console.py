@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 from rich.console import Console
@@ -52,9 +53,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+DIGEST = "__digest__"
+"""Name, in the module of a plug-in, of its file's digest."""
+
+
 def one_line(error: BaseException) -> str:
-    """Class and message of an error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    """Class and message of an error in one line, and where in a plug-in it came from."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    places = [(of.f_code.co_filename, line) for of, line in walk_tb(error.__traceback__) if DIGEST in of.f_globals]
+    return f"{said} ({places[-1][0]}, line {places[-1][1]})" if places else said
 
 
 @contextmanager

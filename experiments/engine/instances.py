@@ -78,7 +78,8 @@ def write_routes(agent: Agent, split: str, path: Path) -> None:
     Its columns: `index`, the row in the split; `task`; `label`; `predicted`, by the logits at the exit where most of
     the instance left; `right`, 1 or 0, or a share where it left at several exits; `macs`, the router's own included;
     and for each decision the choice taken, empty where the instance did not come there. Choices of several tensors are
-    joined by `+`, nothing standing for a tensor that does not choose; several choices of one tensor by `/`.
+    joined by `+`, nothing standing for a tensor that does not choose; several choices of one tensor by `/`. Behind them
+    `task_name`, where tasks have names.
     """
     core, network = agent.env, agent.env.network
     names = [decision.name for decision in network.decisions]
@@ -89,6 +90,8 @@ def write_routes(agent: Agent, split: str, path: Path) -> None:
     batches = routed(agent, split, num_envs=EVALUATION_BATCH, **options)
     rows = [row for batch, kept in batches for row in list(_rows(batch, spent, len(names), network.num_choices))[kept]]
     heads = ["index", "task", "label", "predicted", "right", "macs", *names]
+    if tasks := core.dataset.task_names:
+        heads, rows = [*heads, "task_name"], [[*row, tasks[row[0]]] for row in rows]
     write_rows([heads, *([number, *row] for number, row in enumerate(rows))], path)
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from routing_gym.agents import AGENTS, load_installed_agents
 from routing_gym.envs import DATASETS, REWARDS
 from routing_gym.experiments.engine.callbacks import CALLBACKS
 from routing_gym.experiments.engine.command import Command, UsageError
+from routing_gym.experiments.engine.console import DIGEST
 from routing_gym.experiments.engine.metrics import METRICS
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS
+
+NAME = "routing_gym_plugin_{}"
+"""Name of a plug-in's module."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +53,9 @@ def load_plugin(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"a plug-in is a Python file, {path} is a folder: name the files in it")
     if not path.exists():
-        raise UsageError(f"no such plug-in: {path}")
-    name = f"routing_gym_plugin_{path.stem}"
+        last = "" if path.suffix else ": --plugin takes all that follows it, so that it has to come behind other names"
+        raise UsageError(f"no such plug-in: {path}{last}")
+    name = NAME.format(path.stem)
     if getattr(sys.modules.get(name), "__file__", None) == str(path.resolve()):
         return
     spec = importlib.util.spec_from_file_location(name, path.resolve())
@@ -56,6 +64,7 @@ def load_plugin(path: Path) -> None:
     before = _registered()
     sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     try:
+        vars(module)[DIGEST] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
@@ -65,6 +74,12 @@ def load_plugin(path: Path) -> None:
     if _registered() == before:
         del sys.modules[name]
         raise UsageError(f"the plug-in {path} registers nothing: call register_agent(name, cls) or one of its like")
+
+
+def digests(parts: Iterable[Any]) -> dict[str, str]:
+    """Digests of the plug-ins that classes or functions come from, by file name; helpers they import are not seen."""
+    modules = [sys.modules.get(getattr(part, "__module__", "")) for part in parts]
+    return {Path(str(of.__file__)).name: vars(of)[DIGEST] for of in modules if of is not None and DIGEST in vars(of)}
 
 
 def _registered() -> list[dict[str, int]]:

@@ -357,6 +357,7 @@ def _routes(runs: Sequence[Finished], failures: list[str]) -> dict[int, dict[str
         final, labels = (np.array(run.record[name]) for name in ("routes", "routes_by_label"))
         names = [decision.get("name", "") for decision in run.record["decisions"]]
         maps[id(run)] = {"decisions": names, "choices": final.shape[-1], "final": cells(final)}
+        maps[id(run)]["tasks"] = run.record.get("task_names", [])
         if len(runs) * labels.size <= MOST_CELLS or run.record["seed"] == runs[0].record["seed"]:
             maps[id(run)]["labels"] = cells(labels)
         if log := logs.get(id(run)):

@@ -336,7 +336,7 @@ function mapOf(rows, run, what) {
       const code = rows[t][n];
       const shares = code === null ? [] : typeof code === "number" ? [[code, 100]] : code.flatMap((v, i) => (i % 2 ? [] : [[v, code[i + 1]]]));
       const said = shares.length ? shares.slice().sort((a, b) => b[1] - a[1]).map(([block, share]) => `block ${block}: ${share} %`).join("\n") : "nobody came here";
-      const cell = svg("g", { "data-tip": `${what} ${t}, ${run.decisions[n] || "decision " + (n + 1)}\n${said}` });
+      const cell = svg("g", { "data-tip": `${what} ${t}${what === "task" && run.tasks[t] ? ` (${run.tasks[t]})` : ""}, ${run.decisions[n] || "decision " + (n + 1)}\n${said}` });
       const total = shares.reduce((sum, [, share]) => sum + share, 0);
       cell.append(svg("rect", { x: left + t * wide + 0.5, y: n * high + 0.5, width: wide - 1, height: high - 1, fill: "transparent" }));
       let x = left + t * wide + 0.5;

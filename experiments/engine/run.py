@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from routing_gym.agents import Agent, read
-from routing_gym.envs import TrainingDivergedError, evaluate
+from routing_gym.agents import Agent, agent_class, read
+from routing_gym.envs import DATASETS, REWARDS, TrainingDivergedError, evaluate
 from routing_gym.experiments.engine import records, settings, training
 from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, CallbackError, Session, tell
 from routing_gym.experiments.engine.command import UsageError, unbroken
@@ -22,16 +22,20 @@ from routing_gym.experiments.engine.instances import keep_logits
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
 from routing_gym.experiments.engine.metrics import METRICS, Judged, Record, alignments
 from routing_gym.experiments.engine.paths import judged_paths
+from routing_gym.experiments.engine.plugins import digests
 from routing_gym.experiments.engine.settings import finite
 from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.files import clear_orphans
-from routing_gym.networks import ways_out
+from routing_gym.networks import NETWORKS, ways_out
+from routing_gym.registration import ENV_IDS
 
 PATHS, LOGITS, CONFIG = "paths.npz", "logits.npz", "config.toml"
 """Files in a run's folder: paths of all images, what is said of them, and options for `routing-gym train --config`."""
 
 RESULTS, KEPT, DIVERGED = "results.json", "results.json.gz", "diverged.txt"
 """Files in a run's folder: its record, what stands for that where it is kept for long, and why it came to nothing."""
+
+CHANGED = "another version of a plug-in ({})"
 
 WHEREABOUTS = {"data_dir", "device"}
 """Options that say where something lies, not what is computed."""
@@ -91,6 +95,12 @@ class Run:
         asked |= {name: value for name, value in besides.items() if value}
         of_env = settings.resolved_env_options(given.env, given.env_options)
         of_agent = settings.resolved_agent_options(self.agent, self.agent_options)
+        rewards = of_env.get("rewards", ())
+        terms = [of_env.get("final_reward"), *([rewards] if isinstance(rewards, str) else rewards)]
+        parts = [*agent_class(self.agent).__mro__, DATASETS[ENV_IDS[given.env]["dataset"]]]
+        parts += [NETWORKS[name].builder for name in [of_env.get("network")] if name in NETWORKS]
+        parts += [REWARDS[name].function for name in terms if name in REWARDS]
+        asked |= {"plugins": found} if (found := digests(parts)) else {}
         return {**asked, "env_options": of_env, "agent_options": of_agent}
 
     @property
@@ -103,6 +113,7 @@ class Run:
         options |= {"plugin": [str(path.resolve()) for path in self.plugins]} if self.plugins else {}
         decided = given.decided_by(self.agent)
         of_env = {name: value for name, value in asked["env_options"].items() if name not in decided}
+        asked.pop("plugins", None)  # are named by their paths
         return {**options, **asked, "env_options": of_env}
 
     def finished(self) -> Record | None:
@@ -130,7 +141,7 @@ class Run:
         with _no_trace():
             agent = self.make()
             if goes_on:
-                agent, _ = resumed(self.folder / CHECKPOINT, agent, self.training)
+                agent, _ = resumed(self.folder / CHECKPOINT, agent, self)
             if batch:
                 agent.learn(agent.env, agent.env.num_envs)
                 training.checked_policy(agent)
@@ -152,7 +163,7 @@ class Run:
         with locked(settings.writable_folder(folder)):
             clear_orphans(folder)
             if (folder / CHECKPOINT).exists():
-                agent, curve = resumed(folder / CHECKPOINT, agent, self.training)
+                agent, curve = resumed(folder / CHECKPOINT, agent, self)
             records.write_text(folder / CONFIG, settings.config_text(self.configuration))
             callbacks = [*(CALLBACKS[name]() for name in self.training.callbacks), *callbacks]
             session = Session(self.title, agent, folder, self.training.epochs, curve, self.asked)
@@ -201,6 +212,7 @@ def record_of(judged: Judged, run: Run, curve: records.Curve) -> Record:
     record: Record = {"version": records.VERSION, "agent": agent.name, "env": run.training.env, "seed": run.seed}
     record |= {metric.key(final.split): metric.measure(judged) for metric in METRICS.values()}
     record |= {"task_accuracy": final.task_accuracy, "task_macs": final.task_macs}
+    record |= {"task_names": list(env.dataset.task_names)} if env.dataset.task_names else {}
     record |= {} if (by_decision := alignments(judged)) is None else {"alignments": by_decision}
     record |= {"live_paths": final.live_paths.tolist()} if network.num_tensors > 1 else {}  # else a choice is a path
     record |= {"epochs": len(curve["epoch"]), "best_epoch": training.best_epoch(curve), "batch_size": env.num_envs}
@@ -243,6 +255,8 @@ def check_same(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None
             defaults = defaults or settings.resolved_agent_options(asked["agent"], ())
             saved = {**saved, kind: {**{name: defaults.get(name) for name in younger}, **saved.get(kind, {})}}
     for option, was, now in differences(finite(saved), finite(asked)):
+        if option.startswith("plugins"):
+            raise UsageError(f"{path} holds a run of {CHANGED.format(option)}; take another folder, or delete this one")
         other = f"its {option} is {was!r}, asked for is {now!r}"
         raise UsageError(f"{path} holds another run: {other}; take another folder, or delete this one")
 
@@ -260,7 +274,7 @@ def _no_trace() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def resumed(path: Path, fresh: Agent, training: settings.TrainingSettings) -> tuple[Agent, records.Curve]:
+def resumed(path: Path, fresh: Agent, run: Run) -> tuple[Agent, records.Curve]:
     """Load a checkpoint to go on with, if it was trained with the very options a fresh agent was made with now.
 
     Raises:
@@ -275,11 +289,14 @@ def resumed(path: Path, fresh: Agent, training: settings.TrainingSettings) -> tu
         ]
         was = {"agent": checkpoint["agent"], "batch_size": checkpoint["num_envs"]}
         was["epoch_passes"] = checkpoint["extra"].get("epoch_passes", 1)
-        now = {"agent": fresh.name, "batch_size": env.num_envs, "epoch_passes": training.epoch_passes}
+        now = {"agent": fresh.name, "batch_size": env.num_envs, "epoch_passes": run.training.epoch_passes}
+        was["plugins"], now["plugins"] = checkpoint["extra"].get("plugins", {}), run.asked.get("plugins", {})
         of_run = (was, now)
         of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))
         for pair in (of_run, of_agent, of_env):  # one by one: agents and environments have options of one name
             for option, before, now in differences(*pair):
+                if option.startswith("plugins"):
+                    raise UsageError(f"{path} was trained by {CHANGED.format(option)}: train into another folder")
                 if option not in WHEREABOUTS:
                     mend = "resume with the same options, or train into another folder"
                     raise UsageError(f"{path} was trained with {option}={before!r}, now it is {now!r}: {mend}")
@@ -287,8 +304,8 @@ def resumed(path: Path, fresh: Agent, training: settings.TrainingSettings) -> tu
             raise UsageError(f"{path} was not written by `routing-gym train`")
         curve = checkpoint["extra"]["curve"]
         records.check_curve(curve, f"{path}: curve")
-        if (done := len(curve["epoch"])) > training.epochs:
-            raise UsageError(f"{path} was trained for {done} epochs already, asked for are {training.epochs}")
+        if (done := len(curve["epoch"])) > run.training.epochs:
+            raise UsageError(f"{path} was trained for {done} epochs already, asked for are {run.training.epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
     except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared

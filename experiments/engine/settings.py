@@ -61,7 +61,10 @@ class TrainingSettings:
     def check(self) -> None:
         """Refuse what cannot be run, by a `UsageError` that names the option and what it takes."""
         if self.env not in env_ids():
-            raise UsageError(unknown_name("environment", self.env, env_ids()))
+            own = (
+                "" if self.env.startswith("routing_gym/") else "; the file that registers one of yours goes to --plugin"
+            )
+            raise UsageError(unknown_name("environment", self.env, env_ids()) + own)
         for option in ("epochs", "batch_size", "threads", "patience", "epoch_passes"):
             if (value := getattr(self, option)) is not None:
                 at_least_one(option, value, MOST_THREADS if option == "threads" else None)

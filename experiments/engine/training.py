@@ -94,7 +94,8 @@ def train(session: Session, callbacks: Sequence[Callback], settings: TrainingSet
         with unbroken():
             policies.write(done[-1], *snapshots)
             routes.write(done[-1], (judged.evaluation.routes.to(torch.int32).numpy(),))
-            agent.save(folder / CHECKPOINT, curve=curve, epoch_passes=settings.epoch_passes)
+            plugins = session.config.get("plugins", {})
+            agent.save(folder / CHECKPOINT, curve=curve, epoch_passes=settings.epoch_passes, plugins=plugins)
             if best_epoch(curve) == done[-1]:
                 _keep_best(folder)
         give_back_freed_memory()

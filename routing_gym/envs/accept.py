@@ -46,6 +46,12 @@ def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
             raise ValueError(
                 f"splits must have the same tasks in the same order, got {names}: make the others like=train"
             )
+        scales = {name: [*split.mean.tolist(), *split.std.tolist()] for name, split in given.items()}
+        if any(scale != scales[next(iter(scales))] for scale in scales.values()):
+            shown = {name: [round(number, 3) for number in scale] for name, scale in scales.items()}
+            raise ValueError(
+                f"splits must be normalised alike, by one mean and deviation, got {shown}: make the others like=train"
+            )
         return dict(given)
     kinds = {split: type(part).__name__ for split, part in given.items()} if isinstance(given, Mapping) else given
     got = kinds if isinstance(kinds, Mapping | str | int | float | None) else type(given).__name__

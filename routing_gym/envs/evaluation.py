@@ -111,7 +111,8 @@ def evaluate(
     if not callable(getattr(router, "act", None)):
         raise ValueError(f"router must be an agent, or anything with act(observation, context), got {router!r}")
     if not isinstance(split, str) or split not in core.datasets:
-        raise ValueError(f"split must be one of {sorted(core.datasets)}, got {split!r}")
+        mend = "hand a test split over with the others, or judge on one there is" if split == "test" else "name one"
+        raise ValueError(f"split must be one of {sorted(core.datasets)}, got {split!r}: {mend}")
     size = min(whole_number("batch_size", batch_size), len(core.datasets[split]))
     sizes_here = {"num_tasks": core.dataset.num_tasks, "num_decisions": len(core.network.decisions)}
     for attribute, here in {**sizes_here, "num_choices": core.network.num_choices}.items():

@@ -36,10 +36,13 @@ def image_tensor(where: str, given: Any) -> Tensor:
     if listed and images.numel() and 0 <= int(images.min()) <= int(images.max()) < 256:
         images = images.to(torch.uint8)
     if images.ndim != 4 or not images.numel() or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        mend = {
+            2: ": give features of shape (N, F) as features[:, None, None]",
+            3: ": give (N, H, W) as images[:, None]",
+        }
         raise ValueError(
             f"{where} must be uint8 (0 to 255) or floating point, of shape (N, C, H, W) and not empty, got "
-            f"{images.dtype} of shape {tuple(images.shape)}"
-            + (": give features of shape (N, F) as features[:, None, None]" if images.ndim == 2 else "")
+            f"{getattr(given, 'dtype', images.dtype)} of shape {tuple(images.shape)}{mend.get(images.ndim, '')}"
         )
     if images.is_floating_point():
         images = images.detach().float()

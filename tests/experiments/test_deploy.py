@@ -1,10 +1,13 @@
 """The commands for what comes after training, run as a user runs them (in this process, on a small budget)."""
 
+import csv
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import Agent, read
 from routing_gym.experiments.cli import main
@@ -136,3 +139,22 @@ def test_a_pruned_checkpoint_loads_into_a_network_of_its_size(checkpoint, tmp_pa
     network = RoutedMLP((1, 4, 4), 3, small.env.network.block_counts, width=8, recurrent=True, layers=4)
     env = type(small.env)(network, small.env.datasets, 4)
     assert torch.equal(Agent.load(tmp_path / "small.pt", env).routes, small.routes)
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_tasks_go_by_their_names(tmp_path, capsys):
+    own = ["--plugin", Path(__file__).parents[2] / "docs/examples/own_data.py"]
+    folder = tmp_path / "run"
+    assert run("train", "--env", "example/DigitQuestions-v0", "--epochs", 1, "--out", folder, *own) == 0
+    assert len(row(capsys.readouterr().out, "1 prime")) == 2
+    assert json.loads((folder / "results.json").read_text())[0]["task_names"] == ["even", "prime", "above 4"]
+    assert run("evaluate", folder / "checkpoint.pt", "--routes", tmp_path / "routes.csv", *own) == 0
+    assert len(row(capsys.readouterr().out, "2 above 4")) == 2
+    routes = list(csv.DictReader((tmp_path / "routes.csv").open()))
+    assert {(row["task"], row["task_name"]) for row in routes} == {("0", "even"), ("1", "prime"), ("2", "above 4")}
+    for task in ("prime", "1"):
+        out = tmp_path / f"{task}.pt2"
+        assert run("extract", folder / "checkpoint.pt", "--task", task, "--out", out, *own) == 0 and out.exists()
+    capsys.readouterr()
+    assert run("extract", folder / "checkpoint.pt", "--task", "odd", "--out", out, *own) == 2
+    assert "--task must lie in [0, 3) or be one of ['even', 'prime', 'above 4'], got odd" in capsys.readouterr().err

@@ -105,3 +105,53 @@ def test_a_metric_alone_makes_a_plug_in_and_is_in_the_report(tmp_path):
     (record,) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert record["half"] == 0.5 and record["curve"]["half"] == [0.5] * record["epochs"]
     assert '"name":"half"' in (tmp_path / "out" / "report.html").read_text()
+
+
+PLUGIN = """
+from routing_gym.agents import register_agent
+from routing_gym.agents.fixed import Shared
+
+class Mine(Shared):
+    number = {}
+
+register_agent("mine", Mine)
+"""
+
+
+@pytest.mark.usefixtures("nothing_stays", "no_pictures")
+def test_runs_of_two_versions_of_a_plug_in_are_not_mixed(tmp_path, capsys):
+    path, out, one = tmp_path / "plug.py", str(tmp_path / "out"), str(tmp_path / "one")
+    env = SMALL[:2]
+    compare = ["compare", "--agents", "mine", "shared", *env, "--epochs", "1", "--out", out, "--plugin", str(path)]
+    train = ["train", "--agent", "mine", *env, "--out", one, "--plugin", str(path)]
+
+    def of_version(number):
+        path.write_text(PLUGIN.format(number))
+        sys.modules.pop("routing_gym_plugin_plug", None)
+        AGENTS.pop("mine", None)
+
+    of_version(1)
+    assert main([*compare, "--seeds", "1"]) == main([*train, "--epochs", "1"]) == 0
+    (record,) = json.loads((tmp_path / "out/mine/seed-0/results.json").read_text())
+    assert list(record["asked"]["plugins"]) == ["plug.py"]
+    assert "plugins" not in json.loads((tmp_path / "out/shared/seed-0/results.json").read_text())[0]["asked"]
+    of_version(2)
+    capsys.readouterr()
+    (tmp_path / "one/results.json").unlink()  # as if it had been interrupted
+    for command in ([*compare, "--seeds", "2", "--resume"], [*train, "--epochs", "2", "--resume"]):
+        assert main(command) == 2
+        assert "another version of a plug-in (plugins plug.py)" in " ".join(capsys.readouterr().err.split())
+    of_version(1)
+    assert main([*compare, "--seeds", "2", "--resume"]) == main([*train, "--epochs", "2", "--resume"]) == 0
+    of_version(2)  # others do not mind
+    assert main([*compare[:2], "shared", *compare[4:], "--seeds", "3", "--resume"]) == 0
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_what_follows_a_plug_in_is_taken_for_one(tmp_path, capsys):
+    assert main(["list", "--plugin", "plug.py", "routing_gym/DigitsMTL-v0"]) == 2
+    assert "no such plug-in: plug.py" in capsys.readouterr().err
+    (tmp_path / "plug.py").write_text(PLUGIN.format(1))
+    assert main(["list", "--plugin", str(tmp_path / "plug.py"), "mine/Vectors-v0"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no such plug-in: mine/Vectors-v0: --plugin takes all that follows it" in said

@@ -77,8 +77,8 @@ def test_features_that_are_no_bytes_are_normalised_too(kind):
             {"images": IMAGES[:, 0]},
             r"images must be uint8 \(0 to 255\) or floating point, of shape \(N, C, H, W\) .* 3, 4",
         ),
-        ({"images": IMAGES.astype(np.int64)}, "images must be uint8 .*, got torch.int64 of shape"),
-        ({"images": IMAGES[:0]}, "and not empty, got torch.uint8 of shape"),
+        ({"images": IMAGES.astype(np.int64)}, "images must be uint8 .*, got int64 of shape"),
+        ({"images": IMAGES[:0]}, "and not empty, got uint8 of shape"),
         ({"images": [[[[300]]]] * 12}, "images must be uint8 .*, got torch.int64 of shape"),
         ({"images": None}, "images must be a tensor, a NumPy array or lists of numbers of one length, got None"),
         ({"images": "images.npy"}, "images must be a tensor, .*, got 'images.npy'"),
@@ -168,3 +168,20 @@ def test_wrong_values_are_refused_by_their_names(wrong):
     ):
         with pytest.raises(ValueError, match="got|asked for"):
             refused()
+
+
+def test_splits_on_scales_of_their_own_are_refused():
+    """Made without `like`, a test split would be normalised by its own mean and deviation."""
+    train = MultiTaskDataset.from_arrays(IMAGES, LABEL, TASK)
+    test = MultiTaskDataset.from_arrays(IMAGES // 2, LABEL, TASK, split="test")
+    with pytest.raises(ValueError, match="splits must be normalised alike, .*'train': .*: make the others like=train"):
+        gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=2, dataset={"train": train, "test": test})
+    alike = MultiTaskDataset.from_arrays(IMAGES // 2, LABEL, TASK, split="test", like=train)
+    gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=2, dataset={"train": train, "test": alike})
+
+
+def test_messages_name_what_was_given():
+    with pytest.raises(
+        ValueError, match=r"got float32 of shape \(3, 12\): give features of shape \(N, F\) as features"
+    ):
+        MultiTaskDataset.from_arrays(np.zeros((3, 12), np.float32), [0, 1, 0])

@@ -29,6 +29,7 @@ class Plain(Agent):
     ("reports", "message"),
     [
         ("hello", "update must return numbers by name, or None, got 'hello'"),
+        (torch.zeros(2), "update must return numbers by name, or None, got tensor"),
         ({"x": "s"}, "update reports x as 's', expected one number"),
         ({"x": torch.zeros(2)}, r"update reports x as tensor\(\[0., 0.\]\), expected one number"),
         ({"loss": torch.tensor(7.0)}, "update reports 'loss'; names are texts other than loss, accuracy, reward, macs"),
