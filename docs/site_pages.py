@@ -69,11 +69,13 @@ def agent_pages(texts: Path, scores: Sequence[Score]) -> dict[str, str]:
         parts += ["## Options", options_table(options_of(cls.Config, {}))]
         if own:
             heads = ("setting", "all (IQM)", *problems)
-            shown = [(f"`{of.agent}`", told_iqm(of), *(cell(of, problem) for problem in problems)) for of in own]
+            shown = [
+                (f"`{of.agent}`", told_iqm(of, problems), *(cell(of, problem) for problem in problems)) for of in own
+            ]
             board = "[The leaderboard](../results/suite/leaderboard.md): 0 is random frozen paths, 1 the oracle."
             parts += ["## On the suite", board, table(heads, shown)]
         best = next((of for of in own if of.agent == name), None)
-        rows.append((f"[{name}]({folder_name(name)}.md)", in_a_line(cls), told_iqm(best) if best else "–"))
+        rows.append((f"[{name}]({folder_name(name)}.md)", in_a_line(cls), told_iqm(best, problems) if best else "–"))
         pages[folder_name(name)] = page(parts)
     intro = (texts / "index.text.md").read_text(encoding="utf-8").strip()
     heads = ("agent", "what it is", "on the suite (IQM)")

@@ -43,7 +43,7 @@ def write_page(page: Path, title: str, generated: str, pictures: Sequence[Path] 
 
     Args:
         page: The page.
-        title: Its title.
+        title: Its title, unless the text begins with another.
         generated: Tables and verdicts, as Markdown.
         pictures: Shown below them.
 
@@ -52,6 +52,8 @@ def write_page(page: Path, title: str, generated: str, pictures: Sequence[Path] 
     """
     check_page(page)
     text = text_of(page).read_text(encoding="utf-8") if text_of(page).exists() else ""
+    if text.startswith("# "):
+        title, _, text = text[2:].partition("\n")
     shown = [f"![{picture.stem}]({_seen_from(page.parent, picture)})" for picture in pictures]
     parts = [f"{MARK}{text_of(page).name}. -->", f"# {title}", text.strip(), BEHIND, generated.strip(), *shown]
     write_text(page, "\n\n".join(part for part in parts if part) + "\n")

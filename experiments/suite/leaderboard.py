@@ -33,7 +33,9 @@ MOST_SHOWN = 8
 YARDSTICK = "task-specific-last(equal=parameters)"
 """Static row that all are compared with: in pilots, before any of these runs, the best of its size."""
 OF_PROBLEMS = tuple(
-    "problem,difficulty,ability,environment,knob,scored,random frozen paths,oracle,oracle ahead".split(",")
+    "problem,difficulty,ability,environment,knob,passes (batch),scored,random frozen paths,oracle,oracle ahead".split(
+        ","
+    )
 )
 LINES = ("-", "--", "-.", ":")
 TITLE = "The suite: problems on which routing agents can be told apart"
@@ -75,10 +77,11 @@ def best_of(found: Sequence[Standing], problem: str) -> set[str]:
     return set()
 
 
-def told_iqm(standing: Standing) -> str:
-    """Interquartile mean of an agent, with its interval."""
-    value, bounds = standing.iqm
-    return f"{value:.2f}" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "")
+def told_iqm(standing: Standing, problems: Sequence[str]) -> str:
+    """Interquartile mean of an agent, with its interval, and of how many of some problems where not of all."""
+    (value, bounds), own = standing.iqm, len(standing.scores)
+    interval = f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else ""
+    return f"{value:.2f}{interval}" + (f", {own} of {len(problems)}" if own < len(problems) else "")
 
 
 def table(scores: Sequence[Score]) -> Table:
@@ -92,7 +95,7 @@ def table(scores: Sequence[Score]) -> Table:
         found.add_column(heading, justify="right", no_wrap=heading in ("IQM", "rank"))
     for standing in stands(scores):
         own = [cell(standing, problem) for problem in problems]
-        found.add_row(standing.agent, told_iqm(standing), f"{standing.rank:.1f}", *own)
+        found.add_row(standing.agent, told_iqm(standing, problems), f"{standing.rank:.1f}", *own)
     return found
 
 
@@ -146,7 +149,8 @@ def _leaders(found: Sequence[Standing], scores: Sequence[Score], problems: Seque
     note = (
         "Score: 0 for random frozen paths (mean of draws on the same data), 1 for the oracle; "
         f"{counted(len(seeds), 'seed')}, from {seeds[0]} on, each with data of its own; {main} difficulty. "
-        "IQM: interquartile mean over runs and problems, with the 95 % interval of the stratified bootstrap. Rank: "
+        "IQM: interquartile mean over runs and problems, with the 95 % interval of the stratified bootstrap; who was "
+        "run on some problems only stands below, with their number. Rank: "
         "mean over problems, 1 for the best. ±: half of the 95 % t-interval over seeds. ●: the best of a problem and "
         "all that cannot be told apart from it (paired t, Holm, 5 %). †: spends more multiply-accumulates than the "
         "oracle, and may beat it. "
@@ -158,7 +162,7 @@ def _leaders(found: Sequence[Standing], scores: Sequence[Score], problems: Seque
     for of in found:
         marks = [" ●" * (of.agent in best[p]) + " †" * ((of.agent, p) in more) for p in problems]
         cells = [cell(of, problem, half=True) + mark for problem, mark in zip(problems, marks, strict=True)]
-        rows.append([of.agent, told_iqm(of), f"{of.rank:.1f}", *cells, f"{of.seconds:.0f} s"])
+        rows.append([of.agent, told_iqm(of, problems), f"{of.rank:.1f}", *cells, f"{of.seconds:.0f} s"])
     return Part("Leaderboard", note, ["agent", "IQM", "rank", *problems, "training a seed"], rows)
 
 
@@ -194,7 +198,8 @@ def _problems(scales: Sequence[Scale], scores: Sequence[Score]) -> Part:
         apart = {"better": "yes", "worse": "no"}.get(scale.separated.verdict, "not enough")
         known = PROBLEMS.get(scale.problem)
         asked = [known.ability, knob(scale.problem, scale.difficulty)] if known else ["", ""]
-        place = [scale.problem, scale.difficulty, asked[0], scale.env.rpartition("/")[2], asked[1]]
+        length = f"{known.passes} ({known.batch_size})" if known else ""
+        place = [scale.problem, scale.difficulty, asked[0], scale.env.rpartition("/")[2], asked[1], length]
         rows.append([*place, scale.scored, f"{zero:.3f}{half}", f"{one:.3f}", apart])
     wrong = " ".join(f"**{line}.**" for line in broken(scales, scores))
     return Part("Problems", wrong or "No agent beats an oracle at its own cost.", OF_PROBLEMS, rows)
