@@ -90,10 +90,10 @@ def test_a_sparse_gradient_moves_what_it_is_of(monkeypatch_module, kind, few, st
         losses = []
         for weight, bias, these in WAYS[way](blocks, some) if any(used) else []:
             blocks.note_use(these)
-            slopes = [torch.randn(stack.shape, generator=numbers) for stack in (weight, bias)]
-            losses.append((weight * slopes[0]).sum() + (bias * slopes[1]).sum())
+            slopes, slope = torch.randn(weight.shape, generator=numbers), torch.randn((), generator=numbers)
+            losses.append((weight * slopes).sum() + slope * bias.sum())  # PyTorch adds up the latter's out of order
             for place, i in enumerate(these.tolist()):
-                sum((own * slope[place]).sum() for own, slope in zip(slices[i], slopes, strict=True)).backward()
+                ((slices[i][0] * slopes[place]).sum() + slope * slices[i][1].sum()).backward()
         for loss in [sum(losses)] if together and losses else losses:
             loss.backward()
         fast.step()
