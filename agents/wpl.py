@@ -81,8 +81,8 @@ class WPL(LearningAgent):
     max_tensors = None
     _table: Tensor
     _average: Tensor
-    _entropies: tuple[Tensor | None, int] = None, 0
-    """Entropy of every row of the table, flat, and the version of the table they are of."""
+    _entropies: tuple[Tensor | None, int, int] = None, 0, 0
+    """Entropy of every row of the table, flat, and which tensor they are of, in which version."""
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         if self.max_tensors is not None:
@@ -178,12 +178,12 @@ class WPL(LearningAgent):
     def _entropy(self, been: Tensor | None) -> Tensor:
         """Mean entropy of the policies of all decisions, worked out anew of those rows that have moved."""
         exists = self.env.network.exists[:-1]
-        table, (known, version) = self._table.flatten(0, 2), self._entropies
-        if been is None or known is None or version + 1 != self._table._version:
+        table, (known, *of) = self._table.flatten(0, 2), self._entropies
+        if been is None or known is None or of != [id(self._table), self._table._version - 1]:
             known = torch.special.entr(table).sum(-1)
         else:
             known[been] = torch.special.entr(table.index_select(0, been)).sum(-1)
-        self._entropies = known, self._table._version
+        self._entropies = known, id(self._table), self._table._version
         entropy = known.view(self._table.shape[:-1])[:, : self.num_decisions] * exists
         return entropy.sum() / (len(self._table) * exists.sum())
 
