@@ -224,14 +224,12 @@ class StackedScores(ArrangedScores):
 
     def _of_own_tasks(self, networks: int, inputs: int, hidden: int) -> LinearBlocks:
         """Hidden layers on concat(v, 1), drawn as those on concat(v, one-hot t), of which the other tasks are left."""
-        numbers = torch.get_rng_state()
-        layer = LinearBlocks(networks, inputs + 1, hidden, relu=True)
-        torch.set_rng_state(numbers)
+        with torch.random.fork_rng(devices=[]):
+            layer = LinearBlocks(networks, inputs + 1, hidden, relu=True)
         bound = 1 / math.sqrt(inputs + self.num_tasks)
-        whole = torch.empty(inputs + self.num_tasks, hidden)
         with torch.no_grad():
             for number, weight in enumerate(layer.weight):
-                whole.uniform_(-bound, bound)
+                whole = torch.empty(inputs + self.num_tasks, hidden).uniform_(-bound, bound)
                 weight[:-1], weight[-1] = whole[:inputs], whole[inputs + number // self.num_rows]
             layer.bias.uniform_(-bound, bound)
         return layer
@@ -251,12 +249,12 @@ class StackedScores(ArrangedScores):
             # them, which is the fastest to learn from.
             layer.note_use(self._left)
         x = torch.cat(seen, 1) if len(seen) > 1 else x
-        if len(which) and which.device.type == "cpu" and bool(which.min() == which.max()):
+        large = torch.is_grad_enabled() and self._layers[0].weight.numel() >= LARGE
+        asked, which = visited(which, self._layers[0].num_blocks, 1) if large else (None, which)
+        if asked is None and len(which) and which.device.type == "cpu" and bool(which.min() == which.max()):
             for layer in self._layers:  # one network for all rows: nothing to be sorted
                 x = layer.run_block(x, int(which[0]))
         else:
-            large = torch.is_grad_enabled() and self._layers[0].weight.numel() >= LARGE
-            asked, which = visited(which, self._layers[0].num_blocks, 1) if large else (None, which)
             plan = which.unsqueeze(1).expand(-1, len(self._layers))
             x = plain(run_chain([layer.link(asked) for layer in self._layers], x, plan))
         return self.masked(x.view(-1, *self.shape), observation["depth"])

@@ -215,22 +215,20 @@ class UsedOnly(torch.optim.Optimizer):
             grad = grad.coalesce()
         rows, values = grad._indices()[0], grad._values().flatten(1)
         steps = state["step"].expand(count) if self.counts else torch.zeros(count)
-        stacks = [tensor.view(count, -1) for tensor in (parameter, *map(state.get, self.moments(group)))]
+        taken, kept = steps[rows], map(state.get, self.moments(group))
+        stacks = [tensor.view(count, -1) for tensor in (parameter, *kept)]
         if parameter.numel() >= FEW_NUMBERS * count:
-            numbers = rows.tolist()
-            for column, stack in zip((columns[0], *columns[2:]), stacks, strict=False):
-                column.extend(map(stack.__getitem__, numbers))
-            columns[1].extend(values.unbind(0))
-            if self.counts:
-                columns[-1].extend(steps[rows].unbind(0))
+            slices_of = [map(stack.__getitem__, rows.tolist()) for stack in stacks]
+            for column, part in zip(columns, (slices_of[0], values, *slices_of[1:], taken), strict=False):
+                column.extend(part)
         else:
-            factors = self.factors(group, torch.ones(len(rows), 1, dtype=torch.bool), steps[rows].unsqueeze(1) + 1)
             own, *moments = moved = [stack.index_select(0, rows) for stack in stacks]
+            factors = self.factors(group, torch.ones(len(rows), 1, dtype=torch.bool), taken.unsqueeze(1) + 1)
             self.move_rows(group, [own, values, *moments], factors)
             for stack, part in zip(stacks, moved, strict=True):
                 stack.index_copy_(0, rows, part)
         if self.counts:
-            state["step"] = steps.index_add(0, rows, torch.ones(len(rows)))
+            state["step"] = steps.index_copy(0, rows, taken + 1)
 
 
 class Adam(UsedOnly):

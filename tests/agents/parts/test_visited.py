@@ -74,6 +74,23 @@ def test_a_saved_agent_goes_on_bit_for_bit(name, options, tmp_path):
     assert all(torch.equal(kept[key], wanted[key]) for key in wanted if key != "generator")
 
 
+@pytest.mark.parametrize("rows", [0, 1, BATCH])
+def test_gradients_of_large_stacks_are_of_what_was_asked_alone(rows, monkeypatch):
+    """One network, which needs no sorting, included; and none."""
+    agent, found = made("reinforce", representation="mlp"), []
+    observation = {key: value[:rows] for key, value in agent.env.reset()[0].items()}
+    for large in (0, 2**40):
+        monkeypatch.setattr(parts.scores, "LARGE", large)
+        agent.optimizer.zero_grad()
+        scores = agent.scores(observation, observation["task"])
+        assert scores.shape == (rows, 1, 3)
+        scores.square().sum().backward()
+        found.append([parameter.grad for parameter in agent.scores.parameters()])
+    for sparse, dense in zip(*found, strict=True):
+        assert sparse.is_sparse and sparse._nnz() == len(observation["task"].unique()) and not dense.is_sparse
+        torch.testing.assert_close(sparse.to_dense(), dense)
+
+
 def policy_entropy(agent):
     exists = agent.env.network.exists[:-1]
     entropy = torch.special.entr(agent._table).sum(-1)[:, : agent.num_decisions]
