@@ -90,10 +90,11 @@ def test_a_sparse_gradient_moves_what_it_is_of(monkeypatch_module, kind, few, st
         losses = []
         for weight, bias, these in WAYS[way](blocks, some) if any(used) else []:
             blocks.note_use(these)
-            slopes, slope = torch.randn(weight.shape, generator=numbers), torch.randn((), generator=numbers)
-            losses.append((weight * slopes).sum() + slope * bias.sum())  # PyTorch adds up the latter's out of order
+            # One gradient lies as PyTorch likes it, and is added up in order, the other not.
+            first, second = torch.randn(3, 2, len(these), generator=numbers), torch.randn(bias.shape, generator=numbers)
+            losses.append((weight.movedim(0, -1) * first).sum() + (bias * second).sum())
             for place, i in enumerate(these.tolist()):
-                ((slices[i][0] * slopes[place]).sum() + slope * slices[i][1].sum()).backward()
+                ((slices[i][0] * first[..., place]).sum() + (slices[i][1] * second[place]).sum()).backward()
         for loss in [sum(losses)] if together and losses else losses:
             loss.backward()
         fast.step()
