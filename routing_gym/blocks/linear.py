@@ -108,8 +108,9 @@ class _Some(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        values = grad.flatten().view(grad.shape)  # in one piece, strides included: PyTorch adds them up as if they were
         return torch.sparse_coo_tensor(
-            ctx.some.unsqueeze(0), grad, ctx.shape, check_invariants=False, is_coalesced=True
+            ctx.some.unsqueeze(0), values, ctx.shape, check_invariants=False, is_coalesced=True
         ), None
 
 

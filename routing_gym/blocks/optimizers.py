@@ -213,7 +213,7 @@ class UsedOnly(torch.optim.Optimizer):
         assert grad is not None
         if not bool((grad._indices()[0].diff() > 0).all()):  # from several places; PyTorch forgets where not
             grad = grad.coalesce()
-        rows, values = grad._indices()[0], grad._values().flatten(1).contiguous()
+        rows, values = grad._indices()[0], grad._values().flatten(1)
         steps = state["step"].expand(count) if self.counts else torch.zeros(count)
         taken, kept = steps[rows], map(state.get, self.moments(group))
         stacks = [tensor.view(count, -1) for tensor in (parameter, *kept)]

@@ -90,7 +90,7 @@ def test_a_sparse_gradient_moves_what_it_is_of(monkeypatch_module, kind, few, st
         losses = []
         for weight, bias, these in WAYS[way](blocks, some) if any(used) else []:
             blocks.note_use(these)
-            # One gradient lies as PyTorch likes it, and is added up in order, the other not.
+            # The gradient of one comes as it is to lie, that of the other does not.
             first, second = torch.randn(3, 2, len(these), generator=numbers), torch.randn(bias.shape, generator=numbers)
             losses.append((weight.movedim(0, -1) * first).sum() + (bias * second).sum())
             for place, i in enumerate(these.tolist()):
@@ -108,6 +108,19 @@ def test_a_sparse_gradient_moves_what_it_is_of(monkeypatch_module, kind, few, st
             fast = ours(blocks, lr=0.1, **options)
             check_optimizer(state, fast, "optimizer")
             fast.load_state_dict(state)
+
+
+@pytest.mark.parametrize("few", [0, 10**9])
+def test_a_sparse_gradient_out_of_order(monkeypatch, few):
+    """A sum may name a slice twice: that is one step, along all of it."""
+    monkeypatch.setattr(movers, "FEW_NUMBERS", few)
+    torch.manual_seed(0)
+    blocks = LinearBlocks(4, 3, 2)
+    before, values = blocks.weight.detach().clone(), torch.randn(3, 3, 2)
+    blocks.weight.grad = torch.sparse_coo_tensor([[2, 0, 2]], values, blocks.weight.shape, check_invariants=True)
+    Adam(blocks, lr=0.1).step()
+    whole = torch.stack([values[1], torch.zeros(3, 2), values[0] + values[2], torch.zeros(3, 2)])
+    torch.testing.assert_close(blocks.weight.detach(), before - 0.1 * whole.sign(), rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
