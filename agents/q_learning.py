@@ -13,7 +13,7 @@ from torch.nn import functional
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import ScoredAgent, ScoredConfig, chosen_in, stacked
 from routing_gym.agents.parts.losses import lambda_returns, squared_td_error
-from routing_gym.agents.parts.scores import TableScores, visits_and_means
+from routing_gym.agents.parts.scores import TableScores, visited, visits_and_means
 from routing_gym.envs import Trajectory
 from routing_gym.options import count, share
 
@@ -104,8 +104,12 @@ class QLearning(ScoredAgent):
         if isinstance(self.scores, TableScores):
             table = self.scores.table.detach()
             cells = self.cells(trajectory) * self.arrangement.num_choices + action
-            visits, mean = visits_and_means(cells, targets, table.numel())
-            table += ((1 - (1 - self.rate) ** visits) * (mean - table.flatten())).view_as(table)
+            been, cells = visited(cells, table.numel())
+            value = table.view(-1) if been is None else table.view(-1).index_select(0, been)
+            visits, mean = visits_and_means(cells, targets, len(value))
+            value += (1 - (1 - self.rate) ** visits) * (mean - value)
+            if been is not None:
+                table.view(-1).index_copy_(0, been, value)
         else:
             values = self.scores_at(steps).gather(-1, action.unsqueeze(-1)).squeeze(-1)
             self.descend(0.5 * squared_td_error(targets, values, active))

@@ -83,7 +83,8 @@ class Reinforce(ScoredAgent):
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Take one step along the policy gradient of a batch, unless that has been taken with the blocks'."""
         returns, cells, average = trajectory.returns(self.config.gamma), self.cells(trajectory), self.average.flatten()
-        loss, entropy = self._loss(trajectory, returns, cells)
+        with torch.set_grad_enabled(not self.config.into_blocks):  # else the next step would find use noted by this one
+            loss, entropy = self._loss(trajectory, returns, cells)
         if not self.config.into_blocks:
             self.descend(loss)
         visits, mean = visits_and_means(cells, returns, average.numel())

@@ -11,7 +11,14 @@ from torch import Tensor
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import LearningAgent, LearningConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import project, wpl_delta
-from routing_gym.agents.parts.scores import ArrangedScores, look_up, make_scores, uniform_policy, visits_and_means
+from routing_gym.agents.parts.scores import (
+    ArrangedScores,
+    look_up,
+    make_scores,
+    uniform_policy,
+    visited,
+    visits_and_means,
+)
 from routing_gym.blocks import Adam
 from routing_gym.envs import Observation, Trajectory
 from routing_gym.options import fraction, not_negative, positive
@@ -74,6 +81,8 @@ class WPL(LearningAgent):
     max_tensors = None
     _table: Tensor
     _average: Tensor
+    _entropies: tuple[Tensor | None, int, int] = None, 0, 0
+    """Entropy of every row of the table, flat, and which tensor they are of, in which version."""
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         if self.max_tensors is not None:
@@ -113,9 +122,11 @@ class WPL(LearningAgent):
             return look_up(self._table, agent, observation["depth"])
         return self.scores(observation, agent).softmax(-1)
 
-    def preference_table(self) -> Tensor | None:
-        """Policy `(agents, rows, M, A)`, where it is a table."""
-        return self._table if self.scores is None else None
+    def preference_table(self, agent: Tensor | None = None) -> Tensor | None:
+        """Policy `(agents, rows, M, A)`, of all or of some agents, where it is a table."""
+        if self.scores is not None:
+            return None
+        return self._table if agent is None else self._table.index_select(0, agent)
 
     def chances(self, preferences: Tensor) -> Tensor:
         """Probabilities, as they are."""
@@ -124,12 +135,21 @@ class WPL(LearningAgent):
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Apply Algorithm 3 to all visits of a batch at once."""
         cells, values = self._visits(trajectory)
-        visits, mean = visits_and_means(cells, values, self._average.numel())
+        choices = self.arrangement.num_choices
+        averages = self._average.view(-1, choices)
+        been, row = visited(cells // choices, len(averages))
+        own = cells if been is None else row * choices + cells % choices
+        average = averages if been is None else averages.index_select(0, been)
+        visits, mean = visits_and_means(own, values, average.numel())
         kept = (1 - self.average_rate) ** visits  # 1 where there was no visit
-        self._average.copy_(torch.lerp(mean, self._average.flatten(), kept).view_as(self._average))
-        if self.scores is None:
-            return self._move_table(cells.flatten(), values.flatten(), visits)
-        return self._step(trajectory, cells, values)
+        average = torch.lerp(mean, average.flatten(), kept)
+        _put(averages, been, average)
+        if self.scores is not None:
+            return self._step(trajectory, cells, values)
+        policies = self._table.view(-1, choices)
+        table = policies if been is None else policies.index_select(0, been)
+        _put(policies, been, self._moved(table, been, average, own.flatten(), values.flatten(), visits))
+        return {"policy_entropy": self._entropy(been)}
 
     def _pull(self, table: Tensor, visits: Tensor) -> Tensor:
         """Gradient of the entropy, −π(log π + H), for every visit of a row; both arguments are flat tables."""
@@ -138,21 +158,34 @@ class WPL(LearningAgent):
         pull = terms - policy * terms.sum(-1, keepdim=True)
         return (visits.view_as(policy).sum(-1, keepdim=True) * pull).flatten()
 
-    def _move_table(self, cells: Tensor, values: Tensor, visits: Tensor) -> dict[str, Tensor]:
-        table, average = self._table.flatten(), self._average.flatten()
+    def _moved(
+        self, rows: Tensor, been: Tensor | None, average: Tensor, cells: Tensor, values: Tensor, visits: Tensor
+    ) -> Tensor:
+        """Policies `(R, A)` after visits of `cells`, numbered among those rows."""
+        table = rows.flatten()
         if self.baseline == "policy":
-            rows = (table * average).view(-1, self.arrangement.num_choices)
-            average = rows.sum(-1, keepdim=True).expand_as(rows).flatten()
+            average = (table * average).view_as(rows).sum(-1, keepdim=True).expand_as(rows).flatten()
         difference = values - average.index_select(0, cells)
         delta = wpl_delta(difference, table.index_select(0, cells), self.config.scaling)
         moved = table.index_put((cells,), self.rate * delta, accumulate=True)
         if self.config.entropy:
             moved = moved + self.rate * self.config.entropy * self._pull(table, visits)
-        legal = self.arrangement.legal
-        self._table.copy_(project(moved.view_as(self._table), self._table, legal, self.config.min_probability))
-        exists, policy = self.env.network.exists[:-1], self._table[:, : self.num_decisions, :, : self.num_choices]
-        entropy = torch.special.entr(policy) * exists.unsqueeze(-1)
-        return {"policy_entropy": entropy.sum() / (len(policy) * exists.sum())}
+        legal = self.arrangement.legal.flatten(0, 1)
+        form = (-1, *legal.shape) if been is None else rows.shape
+        legal = legal if been is None else legal.index_select(0, been % len(legal))
+        return project(moved.view(form), rows.view(form), legal, self.config.min_probability)
+
+    def _entropy(self, been: Tensor | None) -> Tensor:
+        """Mean entropy of the policies of all decisions, worked out anew of those rows that have moved."""
+        exists = self.env.network.exists[:-1]
+        table, (known, *of) = self._table.flatten(0, 2), self._entropies
+        if been is None or known is None or of != [id(self._table), self._table._version - 1]:
+            known = torch.special.entr(table).sum(-1)
+        else:
+            known[been] = torch.special.entr(table.index_select(0, been)).sum(-1)
+        self._entropies = known, id(self._table), self._table._version
+        entropy = known.view(self._table.shape[:-1])[:, : self.num_decisions] * exists
+        return entropy.sum() / (len(self._table) * exists.sum())
 
     def _step(self, trajectory: Trajectory, cells: Tensor, values: Tensor) -> dict[str, Tensor]:
         steps, averages = trajectory.steps, self._average.view(-1, self.arrangement.num_choices)
@@ -181,3 +214,11 @@ class WPL(LearningAgent):
             place = torch.where(choosing, place, place - decision + self.arrangement.left_row)
             place = place * self.num_tensors + torch.arange(self.num_tensors, device=place.device)
         return action.add(place, alpha=self.arrangement.num_choices), returns.unsqueeze(-1).expand(action.shape)
+
+
+def _put(table: Tensor, been: Tensor | None, rows: Tensor) -> None:
+    """Write rows of a table `(R, A)` that a batch has been to; all where None."""
+    if been is None:
+        table.copy_(rows.view_as(table))
+    else:
+        table.index_copy_(0, been, rows.view(-1, table.shape[1]))

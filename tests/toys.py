@@ -411,16 +411,25 @@ def legal_for(agent, step, row, tensor=0):
     return legal.view(-1, legal.shape[-1])[tensor].nonzero().flatten().tolist()
 
 
+def seen_by(agent, observation, row):
+    """What an approximator of two layers sees of a row: concat(v, price, one-hot t), 1 for t where it has one task."""
+    seen = [observation["activation"][row]]
+    if agent.arrangement.price:
+        seen.append(observation["price"][row])
+    one_task = agent.config.arrangement == "per_task"
+    return torch.cat([*seen, torch.ones(1) if one_task else torch.eye(agent.num_tasks)[int(observation["task"][row])]])
+
+
 def scores_of(agent, step, row, scores=None, tensor=0):
     """The scores of one tensor of a row, by hand; of what is legal."""
     observation, depth = step.observation, int(step.decision[row])
     scores = agent.scores if scores is None else scores
-    task, who = int(observation["task"][row]), who_decides(agent, step, row)
+    who = who_decides(agent, step, row)
     if agent.config.representation == "table":
         numbers = scores.table[who, depth].flatten()
     else:
         which = who * agent.arrangement.num_rows + depth
-        x = torch.cat([observation["activation"][row], torch.eye(agent.num_tasks)[task]])
+        x = seen_by(agent, observation, row)
         h = (x @ scores.hidden.weight[which] + scores.hidden.bias[which]).clamp(min=0)
         numbers = h @ scores.output.weight[which] + scores.output.bias[which]
     if scores is not agent.scores:

@@ -169,9 +169,9 @@ class LearningAgent(ScoringAgent):
         assert self.scores is not None
         return self.scores(observation, agent)
 
-    def preference_table(self) -> Tensor | None:
-        """Preferences `(agents, rows, ..., A)` of all there is; None if they depend on the activation."""
-        return self.scores.of_all_rows() if isinstance(self.scores, TableScores) else None
+    def preference_table(self, agent: Tensor | None = None) -> Tensor | None:
+        """Preferences `(agents, rows, ..., A)`, of all or of some agents; None if they depend on the activation."""
+        return self.scores.of_all_rows(agent) if isinstance(self.scores, TableScores) else None
 
     def chances(self, preferences: Tensor) -> Tensor:
         """Probabilities `(B, ..., A)` of choices while learning; by default the softmax."""
@@ -190,13 +190,15 @@ class LearningAgent(ScoringAgent):
     @torch.no_grad()
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N, ...)` from a table, unless the collaboration reward needs the probabilities on the way."""
-        table = self.preference_table()
+        agent = self.arrangement.agent_of(task)
+        few = self.arrangement.num_agents <= len(task)  # so that what is done once per agent is not done once per row
+        table = self.preference_table(None if few else agent)
         if table is None or self.shares_wanted or self.arrangement.dispatch_row is not None:
             return None
-        agent, table = self.arrangement.agent_of(task), table[:, : self.num_decisions]
-        if deterministic:
-            return table.argmax(-1).index_select(0, agent)
-        return sample(self.chances(table).cumsum(-1).index_select(0, agent), self.generator)
+        table = table[:, : self.num_decisions]
+        of_rows = table.argmax(-1) if deterministic else self.chances(table).cumsum(-1)
+        of_rows = of_rows.index_select(0, agent) if few else of_rows
+        return of_rows if deterministic else sample(of_rows, self.generator)
 
     @torch.no_grad()
     def policy(self) -> Tensor | None:
@@ -275,9 +277,12 @@ class LearningAgent(ScoringAgent):
         return stacked(trajectory.steps, "decision").add(agent, alpha=self.arrangement.num_rows)
 
     def scores_at(self, steps: Sequence[Step]) -> Tensor:
-        """Scores `(S, B, ..., A)` of whoever decided at each step, recomputed with graph."""
+        """Scores `(S, B, ..., A)` of whoever decided at each step, recomputed with graph, all at once."""
         assert self.scores is not None
-        return torch.stack([self.scores(step.observation, self.agent_at(step)) for step in steps])
+        seen = [step.observation for step in steps]
+        together = {key: torch.cat([observation[key] for observation in seen]) for key in seen[0]}
+        scores = self.scores(together, torch.cat([self.agent_at(step) for step in steps]))
+        return scores.unflatten(0, (len(steps), -1))
 
     def descend(self, loss: Tensor) -> None:
         """Take one step down a loss."""

@@ -23,6 +23,8 @@ from routing_gym.envs import Context, Observation, RoutingVectorEnv
 from routing_gym.networks import RoutedNetwork
 
 HIDDEN = 64
+LARGE = 2**20
+"""Weights of stacked networks from which on gradients are of those alone that a batch has asked."""
 
 
 def uniform_policy(legal: Tensor, num_agents: int) -> Tensor:
@@ -59,6 +61,17 @@ def visits_and_means(cells: Tensor, values: Tensor, size: int) -> tuple[Tensor, 
     nothing, place = values.new_zeros(size), (cells.flatten(),)
     visits = nothing.index_put(place, values.new_ones(()), accumulate=True)
     return visits, nothing.index_put_(place, values.flatten(), accumulate=True).div_(visits.clamp(min=1))
+
+
+def visited(cells: Tensor, size: int, times: int = 4) -> tuple[Tensor | None, Tensor]:
+    """Cells that a batch has been to, `(V,)` of `size`, and the number of each of `cells (...)` among them.
+
+    None and the cells as they are where there are not so many `times` as many, so that going over all of them costs
+    less; or on a GPU, which would wait for it.
+    """
+    if cells.device.type != "cpu" or size <= times * cells.numel():
+        return None, cells
+    return cells.unique(return_inverse=True)
 
 
 class Arrangement:
@@ -179,9 +192,10 @@ class TableScores(PartlyUsed, ArrangedScores):
         """Parameters of every agent."""
         return [[OwnedParameter(self.table, agent)] for agent in range(self.num_agents)]
 
-    def of_all_rows(self) -> Tensor:
-        """The whole table, `(agents, rows, *shape)`, −inf where a choice is not legal."""
-        return self.table if self._legal is None else self.table.masked_fill(~self._legal, -torch.inf)
+    def of_all_rows(self, agent: Tensor | None = None) -> Tensor:
+        """The table `(agents, rows, *shape)`, of all or of some agents, −inf where a choice is not legal."""
+        table = self.table if agent is None else self.table.index_select(0, agent)
+        return table if self._legal is None else table.masked_fill(~self._legal, -torch.inf)
 
 
 class StackedScores(ArrangedScores):
@@ -189,24 +203,44 @@ class StackedScores(ArrangedScores):
 
     Two layers, on concat(v, one-hot t) (Rosenbaum et al. 2018, Appendix 7.3); or one without bias, on v alone. The
     price stands behind v where it is seen. Where agents choose for several tensors, v describes them all. `inputs` is
-    the width of v, `hidden` that of the hidden layer, 0 for a linear network.
+    the width of v, `hidden` that of the hidden layer, 0 for a linear network. An agent for one task alone has weights
+    for that task's input only: the others would never be used.
     """
 
     def __init__(self, arrangement: Arrangement, inputs: int, outputs: int | None, hidden: int) -> None:
         super().__init__(arrangement, outputs)
         self.sees_price, self.num_tasks = arrangement.price, arrangement.num_tasks if hidden else 0
-        networks, inputs = self.num_agents * self.num_rows, inputs + self.sees_price + self.num_tasks
-        self.hidden = LinearBlocks(networks, inputs, hidden, relu=True) if hidden else None
+        networks, inputs = self.num_agents * self.num_rows, inputs + self.sees_price
+        self.own_task = hidden > 0 and arrangement.kind == "per_task"
+        if self.own_task:
+            self.hidden: LinearBlocks | None = self._of_own_tasks(networks, inputs, hidden)
+        else:
+            inputs += self.num_tasks
+            self.hidden = LinearBlocks(networks, inputs, hidden, relu=True) if hidden else None
         self.output = LinearBlocks(networks, hidden or inputs, math.prod(self.shape))
         if not hidden:
             nn.init.zeros_(self.output.bias).requires_grad_(False)
         self._layers = [self.output] if self.hidden is None else [self.hidden, self.output]
 
+    def _of_own_tasks(self, networks: int, inputs: int, hidden: int) -> LinearBlocks:
+        """Hidden layers on concat(v, 1), drawn as those on concat(v, one-hot t), of which the other tasks are left."""
+        with torch.random.fork_rng(devices=[]):
+            layer = LinearBlocks(networks, inputs + 1, hidden, relu=True)
+        bound = 1 / math.sqrt(inputs + self.num_tasks)
+        with torch.no_grad():
+            for number, weight in enumerate(layer.weight):
+                whole = torch.empty(inputs + self.num_tasks, hidden).uniform_(-bound, bound)
+                weight[:-1], weight[-1] = whole[:inputs], whole[inputs + number // self.num_rows]
+            layer.bias.uniform_(-bound, bound)
+        return layer
+
     def forward(self, observation: Observation, agent: Tensor) -> Tensor:
         """Outputs `(B, *shape)` of the networks of agents, `(B,)`, at the observation's `depth`."""
         x = observation["activation"]
         seen = [x, observation["price"].to(x.dtype)] if self.sees_price else [x]
-        if self.num_tasks:
+        if self.own_task:
+            seen.append(x.new_ones(len(x), 1))
+        elif self.num_tasks:
             seen.append(functional.one_hot(observation["task"], self.num_tasks).to(x.dtype))
         which = agent * self.num_rows + observation["depth"]
         for layer in self._layers:
@@ -215,12 +249,14 @@ class StackedScores(ArrangedScores):
             # them, which is the fastest to learn from.
             layer.note_use(self._left)
         x = torch.cat(seen, 1) if len(seen) > 1 else x
-        if len(which) and which.device.type == "cpu" and bool(which.min() == which.max()):
+        large = torch.is_grad_enabled() and self._layers[0].weight.numel() >= LARGE
+        asked, which = visited(which, self._layers[0].num_blocks, 1) if large else (None, which)
+        if asked is None and len(which) and which.device.type == "cpu" and bool(which.min() == which.max()):
             for layer in self._layers:  # one network for all rows: nothing to be sorted
                 x = layer.run_block(x, int(which[0]))
         else:
             plan = which.unsqueeze(1).expand(-1, len(self._layers))
-            x = plain(run_chain([layer.link() for layer in self._layers], x, plan))
+            x = plain(run_chain([layer.link(asked) for layer in self._layers], x, plan))
         return self.masked(x.view(-1, *self.shape), observation["depth"])
 
     def macs(self, decision: int) -> float:

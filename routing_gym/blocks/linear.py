@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
@@ -64,9 +66,14 @@ class LinearBlocks(FunctionBlocks):
         """See `FunctionBlocks.mix_all`."""
         return torch.einsum("bk...,bk->b...", self.run_each(x.unsqueeze(1)), weights)
 
-    def link(self, *, passes: bool = False) -> Link:
-        """Link of a chain, see `run_chain`; `passes` adds PASS as the last choice."""
-        return Link(self.weight, self.bias, self.relu, passes)
+    def link(self, some: Tensor | None = None, *, passes: bool = False) -> Link:
+        """Link of a chain, see `run_chain`; `passes` adds PASS as the last choice.
+
+        Of `some` blocks `(V,)`, each once and in order, gradients are sparse: nothing is as large as the whole stack.
+        """
+        if some is None:
+            return Link(self.weight, self.bias, self.relu, passes)
+        return Link(_Some.apply(self.weight, some), _Some.apply(self.bias, some), self.relu, passes)
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """The block's slices of the stacked weight and bias."""
@@ -88,6 +95,23 @@ class LinearBlocks(FunctionBlocks):
     def extra_repr(self) -> str:
         """Sizes in the module's printout."""
         return f"{self.num_blocks} x ({self.in_features} -> {self.out_features}), relu={self.relu}"
+
+
+class _Some(torch.autograd.Function):
+    """Some slices of a stack, each once and in order, with a sparse gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, stack: Tensor, some: Tensor) -> Tensor:
+        ctx.some, ctx.shape = some, stack.shape
+        return stack.index_select(0, some)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        values = grad.flatten().view(grad.shape)  # in one piece, strides included: PyTorch adds them up as if they were
+        return torch.sparse_coo_tensor(
+            ctx.some.unsqueeze(0), values, ctx.shape, check_invariants=False, is_coalesced=True
+        ), None
 
 
 def repeated(x: Tensor, times: int) -> Tensor:

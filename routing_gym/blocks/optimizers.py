@@ -141,6 +141,10 @@ class UsedOnly(torch.optim.Optimizer):
                     if self.counts:  # until some slices have been left out; then `(k,)`
                         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                     state |= {name: torch.zeros_like(parameter) for name in moments}
+                if parameter.grad.is_sparse:
+                    assert slices is not None
+                    self._move_few(group, columns, parameter, slices)
+                    continue
                 used = None if slices is None else used_of(slices, parameter.device)
                 if slices is not None and (used is not None or (self.counts and state["step"].ndim)):
                     self._move_slices(group, columns, plans, parameter, slices, used)
@@ -202,6 +206,29 @@ class UsedOnly(torch.optim.Optimizer):
             self.move_rows(group, stacks, plan.factors)
         if self.counts:
             state["step"] = plan.steps + plan.used
+
+    def _move_few(self, group: Options, columns: Columns, parameter: Tensor, slices: Slices) -> None:
+        """Enter the slices of a stack that a sparse gradient is of, or move them at once; nothing else is read."""
+        state, grad, count = self.state[parameter], parameter.grad, slices.count
+        assert grad is not None
+        if not bool((grad._indices()[0].diff() > 0).all()):  # from several places; PyTorch forgets where not
+            grad = grad.coalesce()
+        rows, values = grad._indices()[0], grad._values().flatten(1)
+        steps = state["step"].expand(count) if self.counts else torch.zeros(count)
+        taken, kept = steps[rows], map(state.get, self.moments(group))
+        stacks = [tensor.view(count, -1) for tensor in (parameter, *kept)]
+        if parameter.numel() >= FEW_NUMBERS * count:
+            slices_of = [map(stack.__getitem__, rows.tolist()) for stack in stacks]
+            for column, part in zip(columns, (slices_of[0], values, *slices_of[1:], taken), strict=False):
+                column.extend(part)
+        else:
+            own, *moments = moved = [stack.index_select(0, rows) for stack in stacks]
+            factors = self.factors(group, torch.ones(len(rows), 1, dtype=torch.bool), taken.unsqueeze(1) + 1)
+            self.move_rows(group, [own, values, *moments], factors)
+            for stack, part in zip(stacks, moved, strict=True):
+                stack.index_copy_(0, rows, part)
+        if self.counts:
+            state["step"] = steps.index_copy(0, rows, taken + 1)
 
 
 class Adam(UsedOnly):

@@ -3,7 +3,7 @@
 import gymnasium
 import pytest
 import torch
-from toys import CLASSES, IMAGE, MaskedColumns, PlantedGate, choosers, of_family, planted_env, small_env
+from toys import CLASSES, IMAGE, MaskedColumns, PlantedGate, choosers, of_family, planted_env, seen_by, small_env
 
 import routing_gym
 from routing_gym.agents import Agent, make_agent, needs
@@ -116,7 +116,7 @@ def test_gumbel_weights_against_a_loop(representation, estimator):
             numbers = agent.scores.table[task, 0]
         else:
             which = task * 3
-            x = torch.cat([observation["activation"][row], torch.eye(3)[task]])
+            x = seen_by(agent, observation, row)
             hidden = (x @ agent.scores.hidden.weight[which] + agent.scores.hidden.bias[which]).clamp(min=0)
             numbers = (hidden @ agent.scores.output.weight[which] + agent.scores.output.bias[which]).view(3, 3)
         for tensor in range(3):
@@ -153,8 +153,9 @@ def test_shapes_costs_plans_and_predictions(name, representation, arrangement):
     agent = make_agent(name, env, representation=representation, arrangement=arrangement)
     agent.learn(env, 12)
     asked = 2 if arrangement == "dispatched" else 1
+    told = 1 if arrangement == "per_task" else 3
     # All three columns are seen, and 3 · 3 numbers are given.
-    cost = 0 if representation == "table" else (3 * 6 + 3) * 64 + 64 * 9
+    cost = 0 if representation == "table" else (3 * 6 + told) * 64 + 64 * 9
     assert [agent.macs(0), agent.macs(1)] == [asked * cost, cost]
     assert agent.policy() is None  # (T, N, A) has no room for it
 

@@ -69,7 +69,7 @@ def test_illegal_choices_are_never_drawn_and_the_cost_is_counted():
     for _ in range(5):
         agent.receive(rollout(agent, env))  # an illegal choice would be refused
     assert all(bool(parameter.isfinite().all()) for parameter in agent.parameters())
-    assert agent.macs(0) == (4 + 3) * 64 + 64 * 3
+    assert agent.macs(0) == (4 + 1) * 64 + 64 * 3
     assert routing_gym.evaluate(agent, env).router_macs >= agent.macs(0)
     assert make_agent("reinforce", env).macs(0) == 0
 

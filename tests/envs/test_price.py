@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import CHAIN, exit_env, given
-from toys import TREE, ExitTree, planted_env, small_env, toy_data, toy_env
+from toys import TREE, ExitTree, planted_env, seen_by, small_env, toy_data, toy_env
 
 import routing_gym
 from routing_gym.agents import add_task, make_agent
@@ -318,18 +318,20 @@ def decide(agent, observation):
         return agent.scores(observation, agent.arrangement.agent_of(observation["task"]))
 
 
-def test_an_approximator_by_hand():
-    """concat(v, price, one-hot t) through two layers."""
+@pytest.mark.parametrize(("arrangement", "told"), [("single", 3), ("per_task", 1)])
+def test_an_approximator_by_hand(arrangement, told):
+    """concat(v, price, one-hot t) through two layers; 1 stands for t where every task has an agent of its own."""
     env = small_env(price=True, k_cpt=(0.0, 1e-7))
-    scores = make_agent("reinforce", env, representation="mlp", arrangement="single").scores
+    agent = make_agent("reinforce", env, representation="mlp", arrangement=arrangement)
+    scores, rows = agent.scores, agent.arrangement.num_rows
     observation, _ = env.reset(seed=0)
-    found = scores(observation, torch.zeros(12, dtype=torch.int64))
-    assert scores.macs(0) == (6 + 1 + 3) * 64 + 64 * 3
+    who = observation["task"] * (arrangement == "per_task")
+    found = scores(observation, who)
+    assert scores.macs(0) == (6 + 1 + told) * 64 + 64 * 3
     for row in range(12):
-        seen = torch.cat([observation[key][row] for key in ("activation", "price")])
-        x = torch.cat([seen, torch.eye(3)[observation["task"][row]]])
-        hidden = (x @ scores.hidden.weight[0] + scores.hidden.bias[0]).clamp(min=0)
-        torch.testing.assert_close(found[row, 0], hidden @ scores.output.weight[0] + scores.output.bias[0])
+        x, which = seen_by(agent, observation, row), int(who[row]) * rows
+        hidden = (x @ scores.hidden.weight[which] + scores.hidden.bias[which]).clamp(min=0)
+        torch.testing.assert_close(found[row, 0], hidden @ scores.output.weight[which] + scores.output.bias[which])
 
 
 @pytest.mark.long
@@ -362,10 +364,15 @@ def test_a_new_task_is_told_apart_and_the_price_stays_where_it_was(name):
 
 
 def test_without_a_price_approximators_are_what_they_were():
-    """Their first weights are drawn for the same inputs as ever."""
+    """Their first weights are drawn for the same inputs as ever, those of other agents' tasks included."""
     agent = make_agent("reinforce", planted_env(), representation="mlp", seed=3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        bound = (9 + 3) ** -0.5
-        first = torch.empty(3 * 3, 9 + 3, 64).uniform_(-bound, bound)
-    assert torch.equal(agent.scores.hidden.weight, first)
+        shapes, bounds = [(9 + 3, 64), (64,), (64, 4), (4,)], [(9 + 3) ** -0.5] * 2 + [64**-0.5] * 2
+        drawn = [torch.empty(3 * 3, *shape).uniform_(-at, at) for shape, at in zip(shapes, bounds, strict=True)]
+    for task in range(3):
+        own = slice(3 * task, 3 * task + 3)
+        seen = [*range(9), 9 + task]
+        assert torch.equal(agent.scores.hidden.weight[own], drawn[0][own][:, seen])
+    kept = agent.scores.hidden.bias, agent.scores.output.weight, agent.scores.output.bias
+    assert all(map(torch.equal, kept, drawn[1:]))

@@ -83,7 +83,7 @@ def test_multiply_accumulates_are_those_of_the_blocks_and_the_router():
     assert ratios == {
         "shared": (3 * layer, 0),
         "top-k": (3 * 3 * layer, 3 * 128 * 4),
-        "gumbel": (3 * layer, 3 * ((128 + 4) * 64 + 64 * 4)),
+        "gumbel": (3 * layer, 3 * ((128 + 1) * 64 + 64 * 4)),
     }
 
 
