@@ -72,12 +72,32 @@ class Gumbel(Gate):
             context.record["probabilities"] = scores.detach().softmax(-1)
         if context.deterministic:
             return functional.one_hot(scores.argmax(-1), self.num_choices).to(scores.dtype)
-        noise = torch.empty_like(scores, requires_grad=False).exponential_(generator=self.generator).log().neg()
-        soft = ((scores + noise) / self.temperature).softmax(-1)
+        soft = self._drawn(scores)
         if self.config.estimator == "soft":
             return soft
         hard = functional.one_hot(soft.argmax(-1), self.num_choices).to(soft.dtype)
         return hard - soft.detach() + soft  # exactly 0 where nothing was chosen
+
+    def plan(self, task: Tensor, deterministic: bool) -> Tensor | tuple[Tensor, Tensor] | None:
+        """Routes `(B, N)`, and gates where a graph is kept, of straight-through gates from a table."""
+        network, table = self.env.network, self.scores
+        hard = self.config.estimator == "straight-through" and network.in_order and not network.dense_backward
+        if not (isinstance(table, TableScores) and hard) or self.shares_wanted or self.env.rewards.priced:
+            return None
+        agent = self.arrangement.agent_of(task)
+        table.note_use(agent)
+        scores = table.of_all_rows()[:, : self.num_decisions, 0].index_select(0, agent)
+        if deterministic:
+            return scores.argmax(-1)
+        soft = torch.stack([self._drawn(part) for part in scores.unbind(1)], 1)
+        best = soft.argmax(-1)
+        chosen = soft.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+        return (best, 1 + (chosen - chosen.detach())) if chosen.requires_grad else best
+
+    def _drawn(self, scores: Tensor) -> Tensor:
+        """Soft weights of scores with Gumbel noise, `(..., A)`."""
+        noise = torch.empty_like(scores, requires_grad=False).exponential_(generator=self.generator).log().neg()
+        return ((scores + noise) / self.temperature).softmax(-1)
 
     @torch.no_grad()
     def policy(self) -> Tensor | None:

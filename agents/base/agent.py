@@ -126,10 +126,11 @@ class Agent(nn.Module, ABC):
         `context.carry` and `context.record` is kept.
         """
 
-    def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
+    def plan(self, task: Tensor, deterministic: bool) -> Tensor | tuple[Tensor, Tensor] | None:
         """Routes `(B, N)` int64, `(B, N, M)` where `max_tensors` is None, if they depend on nothing but the task.
 
         Much faster than `act` at every decision, because no activation is observed. By default None: `act` is asked.
+        Hard gates give a pair, routes and ones `(B, N)` with a graph, which every chosen block's output is weighed by.
         """
         return None
 

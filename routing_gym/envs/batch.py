@@ -200,7 +200,7 @@ class Batch:
         for turn in drive(self.network, self.state, decide, self.manner):
             yield turn, self._settle(turn)
 
-    def follow(self, plan: Tensor) -> list[tuple[Turn, dict[str, Tensor]]] | None:
+    def follow(self, plan: Tensor, gates: Tensor | None = None) -> list[tuple[Turn, dict[str, Tensor]]] | None:
         """Carry all rows at once through a network that is `in_order`, by routes `(B, N)` known beforehand.
 
         The turns and rewards are those of `drive` with the same actions. None, and nothing done, where the plan is not
@@ -212,7 +212,7 @@ class Batch:
             return None
         plan, doubtful = accepted
         with manner.forward_pass(plan.device, manner.graph):
-            after = network.follow(self.state, plan)
+            after = network.follow(self.state, plan, gates)
         spent, choices, turns = network.route_macs(plan).unbind(1), plan.unsqueeze(2).unbind(1), []
         passed = Seen(network, self.state, manner).passed(len(spent))
         for seen, choice, macs in zip(passed, choices, spent, strict=True):
@@ -330,10 +330,12 @@ def rollout(
     """
     batch = env.begin(instances)
     plan = router.plan(batch.state.task, deterministic) if hasattr(router, "plan") else None
-    asked, turns = Asked(router, env.network, deterministic), None
+    asked, turns, gates = Asked(router, env.network, deterministic), None, None
+    if isinstance(plan, tuple):
+        plan, gates = plan
     if plan is not None:
         plan = _whole(plan, env)
-        turns = batch.follow(plan[..., 0]) if env.network.in_order else None
+        turns = batch.follow(plan[..., 0], gates) if env.network.in_order else None
     steps = []
     for turn, rewards in turns or batch.drive(asked if plan is None else along(plan)):
         seen, action = turn.seen, of_one_tensor(turn.action) if asked.single else turn.action

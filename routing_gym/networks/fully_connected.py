@@ -114,13 +114,13 @@ class RoutedMLP(Deployable):
             return inner.link(passes=inner is not bank)
         return None
 
-    def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
+    def traverse(self, activation: Activation, plan: Tensor, task: Tensor, gates: Tensor | None = None) -> Activation:
         """Output of all layers at once; one by one where a subclass computes something else between them."""
         if type(self).transition is RoutedMLP.transition and type(self).enter is RoutedMLP.enter:
             links = list(filter(None, map(self._link, range(len(self.decisions)))))
             if len(links) == len(self.decisions):
-                return (run_chain(links, activation[0], plan),)
-        return super().traverse(activation, plan, task)
+                return (run_chain(links, activation[0], plan, gates),)
+        return super().traverse(activation, plan, task, gates)
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
         """Trunk, joined task where the network is told it, and the chosen layers."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.blocks import OwnedParameter, PartlyUsed, SortedRows, every_block_runs
+from routing_gym.blocks import OwnedParameter, PartlyUsed, SortedRows, every_block_runs, plain
+from routing_gym.blocks.base import weighed
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
 from routing_gym.networks.state import EXIT, Activation, Decision, Exit, RoutingState, Waiting, legal_table
@@ -201,16 +202,17 @@ class RoutedNetwork(PartlyUsed, ABC):
             waiting[target] = Waiting.join([waiting[target], arrived]) if target in waiting else arrived
         return dataclasses.replace(state, macs=macs, expected_macs=expected, waiting=waiting, exits=tuple(exits))
 
-    def follow(self, state: RoutingState, plan: Tensor) -> RoutingState:
+    def follow(self, state: RoutingState, plan: Tensor, gates: Tensor | None = None) -> RoutingState:
         """State in which all rows of a batch that `start` returned have left, in any order, by a plan.
 
         Does what `advance` does with the columns of the plan, legal choices `(B, N)` int64, one after the other, in a
-        network that is `in_order`.
+        network that is `in_order`. Gates `(B, N)` are ones, whose gradient is that of weights of what was chosen.
         """
         last = len(self.decisions) - 1
         self.note_use(plan + torch.arange(0, self.num_parts, self.num_choices, device=plan.device))
         (waiting,) = state.waiting.values()
-        activation = self.traverse(waiting.activation, plan, state.task)
+        gated = () if gates is None else (gates,)
+        activation = self.traverse(waiting.activation, plan, state.task, *gated)
         rows, task, weight = None, state.task, waiting.reach
         if len(activation) == 1 and isinstance(activation[0], SortedRows):
             # The few numbers that go with each row are moved instead of the rows.
@@ -220,12 +222,14 @@ class RoutedNetwork(PartlyUsed, ABC):
         macs = state.macs + self.route_macs(plan).sum(1)
         return dataclasses.replace(state, macs=macs, expected_macs=macs, waiting={}, exits=(exit,))
 
-    def traverse(self, activation: Activation, plan: Tensor, task: Tensor) -> Activation:
+    def traverse(self, activation: Activation, plan: Tensor, task: Tensor, gates: Tensor | None = None) -> Activation:
         """Activation behind the last decision of rows that take routes `(B, N)`, in a network that is `in_order`."""
         for number, choice in enumerate(plan.unbind(1)):
             if number:
                 activation = self.enter(number, activation)
             activation = self.transition(number, activation, choice, task)
+            if gates is not None:
+                activation = tuple(weighed(plain(part), gates[:, number]) for part in activation)
         return activation
 
     def route_macs(self, plan: Tensor) -> Tensor:

@@ -139,10 +139,11 @@ class Link(NamedTuple):
     passes: bool
 
 
-def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> SortedRows:
+def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor, gates: Tensor | None = None) -> SortedRows:
     """Outputs `(B, out_features)` of linear blocks run one after the other.
 
     `plan` has the choices `(B, L)` int64 of each row in each of L links, each as wide as the outputs of the one before.
+    `gates` `(B, L)` are ones: their gradient is that of factors of every link's outputs.
     """
     links, x = autocast(links, x)
     layers = group_plan(plan, [len(link.weight) + link.passes for link in links])
@@ -158,7 +159,7 @@ def run_chain(links: Sequence[Link], x: Tensor | SortedRows, plan: Tensor) -> So
             move = (place.index_select(0, groups.order), groups.inverse.index_select(0, back))
         steps.append(Step(groups, move, link.relu, link.passes))
         place, back = groups.inverse, groups.order
-    y = _Chain.apply(rows, steps, *(tensor for link in links for tensor in (link.weight, link.bias)))
+    y = _Chain.apply(rows, gates, steps, *(tensor for link in links for tensor in (link.weight, link.bias)))
     assert isinstance(y, Tensor)
     return SortedRows(y, layers[-1].inverse, layers[-1].order)
 
@@ -192,15 +193,15 @@ class _Chain(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, steps: list[Step], *parameters: Tensor) -> Tensor:
-        inputs, outputs = [], []
+    def forward(ctx: Any, x: Tensor, gates: Tensor | None, steps: list[Step], *parameters: Tensor) -> Tensor:
+        inputs, outputs, gated = [], [], gates is not None
         for number, step in enumerate(steps):
             x = x if step.move is None else x.index_select(0, step.move[0])
             inputs.append(x)
             x = apply_link(x, parameters[2 * number], parameters[2 * number + 1], step)
             # What is rectified is the next layer's input too, gathered; rows that passed have to be told apart.
             last = number + 1 == len(steps)
-            outputs.append(x if step.relu and (last or step.passes) else None)
+            outputs.append(x if (step.relu or gated) and (last or step.passes) else None)
         ctx.save_for_backward(*inputs, *outputs, *parameters[::2])
         ctx.steps = steps
         return x
@@ -211,23 +212,32 @@ class _Chain(torch.autograd.Function):
         steps, saved = ctx.steps, ctx.saved_tensors
         count = len(steps)
         inputs, outputs, weights = saved[:count], saved[count : 2 * count], saved[2 * count :]
-        wanted = ctx.needs_input_grad[2:]
+        wanted, gated = ctx.needs_input_grad[3:], ctx.needs_input_grad[1]
         to_parameters: list[Tensor | None] = [None] * (2 * count)
         grad = grad.contiguous()
+        to_gates = [_of_factors(grad, outputs[-1], steps[-1])] if gated else []
         for number in reversed(range(count)):
             own, step = slice(2 * number, 2 * number + 2), steps[number]
-            further = ctx.needs_input_grad[0] or any(wanted[: own.start])
-            kept = inputs[number], outputs[number], weights[number]
+            further = ctx.needs_input_grad[0] or any(wanted[: own.start]) or (gated and number > 0)
+            kept = inputs[number], outputs[number] if step.relu else None, weights[number]
             to_parameters[own], to_input = go_back(grad, *kept, step, wanted[own], further)
             del grad  # one tensor less at the peak
+            if gated and number:  # the input is the output of the link before, gathered
+                to_gates.insert(0, _of_factors(to_input, inputs[number], step))
             if to_input is None:
-                return None, None, *to_parameters
+                return None, torch.stack(to_gates, 1) if gated else None, None, *to_parameters
             if number and steps[number - 1].relu and not steps[number - 1].passes:
                 # The input is the rectified output of the layer before, gathered.
                 torch.ops.aten.threshold_backward.grad_input(to_input, inputs[number], 0, grad_input=to_input)
             grad = to_input if step.move is None else to_input.index_select(0, step.move[1])
             del to_input
-        return grad, None, *to_parameters
+        return grad, torch.stack(to_gates, 1) if gated else None, None, *to_parameters
+
+
+def _of_factors(grad: Tensor, x: Tensor, step: Step) -> Tensor:
+    """Gradient `(B,)` of factors of rows that stand in the order of a link's groups, by the gradient of the rows."""
+    dtype = torch.promote_types(grad.dtype, torch.float32)  # in bfloat16 sums would soon stop growing
+    return torch.linalg.vecdot(grad.to(dtype), x.to(dtype)).index_select(0, step.groups.inverse)
 
 
 def apply_link(x: Tensor, weight: Tensor, bias: Tensor, step: Step) -> Tensor:
