@@ -1,12 +1,13 @@
 """Gates: what their weights are, and that they are trained by the blocks' own backward pass."""
 
+import gymnasium
 import pytest
 import torch
 from scipy import stats
 from toys import small_env
 
 import routing_gym
-from routing_gym.agents import make_agent
+from routing_gym.agents import make_agent, needs, train_batch
 from routing_gym.envs import Context, Known, rollout
 from routing_gym.networks import ColumnsMLP, RoutedMLP
 
@@ -144,3 +145,34 @@ def test_soft_ordering():
             h = sum(w * y for w, y in zip(weights, [*blocks, h], strict=True))
         logits = h @ last.weight[0] + last.bias[0]
         torch.testing.assert_close(trajectory.exits[0].logits[row], logits[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"recurrent": True, "layers": 4}, {"network": "simple-convnet", "image_size": 16}]
+)
+def test_hard_gates_that_are_asked_once_learn_as_if_asked_at_every_decision(options):
+    learned = []
+    for planned in (True, False):
+        torch.manual_seed(0)
+        given = {"optimizer": "sgd", "learning_rate": 0.1, "width": 8, **options, **needs("gumbel")}
+        env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=48, num_blocks=3, **given).unwrapped
+        agent = make_agent("gumbel", env, learning_rate=0.3)
+        if not planned:
+            agent.plan = lambda task, deterministic: None
+        for _ in range(6):
+            trajectory, _, _ = train_batch(agent, env)
+        assert isinstance(trajectory.steps[0].action, torch.Tensor)
+        assert trajectory.steps[0].action.is_floating_point() != planned
+        learned.append({**agent.state_dict(), **env.network.state_dict()})
+        learned[-1]["accuracy"] = torch.tensor(routing_gym.evaluate(agent, env).accuracy)
+    assert float(learned[0]["scores.table"].abs().max()) > 0.3
+    for name, value in learned[1].items():
+        torch.testing.assert_close(learned[0][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_gates_that_pay_for_computation_are_asked_at_every_decision():
+    for options, planned in (({}, True), ({"k_cpt": 1e-6}, False), ({"dense_backward": True}, False)):
+        env = weights_env(**options)
+        task = torch.zeros(12, dtype=torch.int64)
+        assert (make_agent("gumbel", env).plan(task, False) is not None) == planned
+        assert make_agent("gumbel", env, estimator="soft").plan(task, False) is None

@@ -38,21 +38,26 @@ def test_a_chain_gives_what_one_row_at_a_time_gives(on_host, many_rows, batch, l
     banks = [bank.double() for bank in banks] if double else banks
     plan, x = torch.stack(columns, 1), torch.randn(batch, 5, dtype=torch.float64 if double else torch.float32)
     x.requires_grad_()
+    gates = torch.ones(plan.shape, dtype=x.dtype, requires_grad=True)
     links = [bank.blocks.link(passes=True) if isinstance(bank, WithPass) else bank.link() for bank in banks]
     there = one = x
     with mock.patch.multiple(chain, _on_host=lambda x: on_host, MANY_ROWS=many_rows):
-        for link, bank, choice in zip(links, banks, columns, strict=True):
-            one, there = run_chain([link], one, choice.unsqueeze(1)), one_row_at_a_time(bank, there, choice)
-        ways = [one, run_chain(links, x, plan)]
+        for link, bank, choice, gate in zip(links, banks, columns, gates.split(1, 1), strict=True):
+            one = run_chain([link], one, choice.unsqueeze(1), gate)
+            there = gate * one_row_at_a_time(bank, there, choice)
+        ways = [one, run_chain(links, x, plan, gates)]
         if len(links) > 1:
-            ways.append(run_chain(links[1:], run_chain(links[:1], x, plan[:, :1]), plan[:, 1:]))
-        weight, parameters = torch.randn_like(there), [p for bank in banks for p in bank.parameters()]
+            first = run_chain(links[:1], x, plan[:, :1], gates[:, :1])
+            ways.append(run_chain(links[1:], first, plan[:, 1:], gates[:, 1:]))
+        weight, parameters = torch.randn_like(there), [gates, *(p for bank in banks for p in bank.parameters())]
         expected = torch.autograd.grad((there * weight).sum(), [x, *parameters], allow_unused=True, retain_graph=True)
         some = torch.randperm(batch)[: batch // 2]
         for way in ways:
             torch.testing.assert_close(way.index_select(0, some), there[some], **TOLERANCE)
             torch.testing.assert_close(plain(way), there, **TOLERANCE)
             found = torch.autograd.grad((plain(way) * weight).sum(), [x, *parameters], retain_graph=True)
+            without = torch.autograd.grad((plain(way) * weight).sum(), [x, *parameters[1:]], retain_graph=True)
+            assert all(map(torch.equal, without, (found[0], *found[2:])))
             for ours, reference in zip(found, expected, strict=True):
                 reference = torch.zeros_like(ours) if reference is None else reference
                 torch.testing.assert_close(ours, reference, **TOLERANCE)
