@@ -238,9 +238,7 @@ class StackedScores(ArrangedScores):
         """Outputs `(B, *shape)` of the networks of agents, `(B,)`, at the observation's `depth`."""
         x = observation["activation"]
         seen = [x, observation["price"].to(x.dtype)] if self.sees_price else [x]
-        if self.own_task:
-            seen.append(x.new_ones(len(x), 1))
-        elif self.num_tasks:
+        if self.num_tasks and not self.own_task:
             seen.append(functional.one_hot(observation["task"], self.num_tasks).to(x.dtype))
         which = agent * self.num_rows + observation["depth"]
         for layer in self._layers:
@@ -252,11 +250,15 @@ class StackedScores(ArrangedScores):
         large = torch.is_grad_enabled() and self._layers[0].weight.numel() >= LARGE
         asked, which = visited(which, self._layers[0].num_blocks, 1) if large else (None, which)
         if asked is None and len(which) and which.device.type == "cpu" and bool(which.min() == which.max()):
+            x = torch.cat([x, x.new_ones(len(x), 1)], 1) if self.own_task else x
             for layer in self._layers:  # one network for all rows: nothing to be sorted
                 x = layer.run_block(x, int(which[0]))
         else:
-            plan = which.unsqueeze(1).expand(-1, len(self._layers))
-            x = plain(run_chain([layer.link(asked) for layer in self._layers], x, plan))
+            links = [layer.link(asked) for layer in self._layers]
+            if self.own_task:  # an input that is always 1 is a bias; widths without it are easier to compute with
+                weight, bias = links[0].weight, links[0].bias
+                links[0] = links[0]._replace(weight=weight[:, :-1], bias=bias + weight[:, -1])
+            x = plain(run_chain(links, x, which.unsqueeze(1).expand(-1, len(links))))
         return self.masked(x.view(-1, *self.shape), observation["depth"])
 
     def macs(self, decision: int) -> float:
