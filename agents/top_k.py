@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import Gate
-from routing_gym.agents.parts.losses import chance_of_being_picked, cv_squared
+from routing_gym.agents.parts.losses import chance_of_being_picked, chance_of_staying, cv_squared
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
 from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
-from routing_gym.envs import Context, Observation, Trajectory
+from routing_gym.envs import Context, Observation, Step, Trajectory
 from routing_gym.networks import Action, actions
 from routing_gym.options import count, not_negative, positive
 
@@ -175,15 +175,21 @@ class TopK(Gate):
             noise = torch.empty_like(clean, requires_grad=False).normal_(generator=self.generator)
             spread = functional.softplus(self.spread(seen, agent))
             scores = torch.addcmul(clean, noise, spread)
-            if self.balance:
+        most = max(self._counts) if context.sole is None else self._counts[context.sole]
+        wanted = scores + self.bias.index_select(0, depth) if self.config.bias_rate else scores
+        one_more = wanted is scores and context.sole is not None and self.env.network.nothing_masked
+        best = wanted.topk(min(most + one_more, self.num_choices), -1)
+        if scores is not clean and self.balance:
+            if best.values.shape[1] > most:
+                context.record["load"] = chance_of_staying(clean, scores, spread, best.values)
+            else:
                 legal = self.arrangement.legal.index_select(0, depth)
                 context.record["load"] = chance_of_being_picked(clean, scores, spread, k, legal)
         if self.config.choice == "expert" and not context.deterministic:
             weights = expert_choice(scores, depth, k, context)
             context.record["probabilities"] = weights.detach()
             return weights
-        wanted = scores + self.bias.index_select(0, depth) if self.config.bias_rate else scores
-        indices = wanted.topk(max(self._counts) if context.sole is None else self._counts[context.sole], -1).indices
+        indices = best.indices[:, :most]
         weights = (scores.softmax(-1) if self.config.softmax == "all" else scores).gather(1, indices)
         if context.sole is None:
             left_out = torch.arange(indices.shape[1], device=k.device) >= k.unsqueeze(-1)
@@ -209,10 +215,9 @@ class TopK(Gate):
         legal = self.arrangement.legal
         importance = load = trajectory.loss.new_zeros(legal.shape)
         for step in trajectory.steps:
-            active = step.active.unsqueeze(1)
-            importance = importance.index_add(0, step.decision, active * actions.dense(step.action, self.num_choices))
+            importance = _added(importance, step, actions.dense(step.action, self.num_choices))
             if "load" in step.record:
-                load = load.index_add(0, step.decision, active * step.record["load"])
+                load = _added(load, step, step.record["load"])
         uneven = (cv_squared(importance, legal) + cv_squared(load, legal))[: self.num_decisions].sum()
         return self.balance * uneven if cost is None else cost + self.balance * uneven
 
@@ -222,11 +227,18 @@ class TopK(Gate):
         used = trajectory.loss.new_zeros(legal.shape)
         for step in trajectory.steps:
             taken = actions.dense(step.action, self.num_choices).detach() != 0
-            used.index_add_(0, step.decision, (step.active.unsqueeze(1) & taken).to(used.dtype))
+            used = _added(used, step, taken.to(used.dtype))
         if self.config.bias_rate:
             mean = used.sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
             self.bias += self.config.bias_rate * (mean - used).sign() * legal
         return {"unevenness": cv_squared(used, legal)[: self.num_decisions].mean()}
+
+
+def _added(total: Tensor, step: Step, values: Tensor) -> Tensor:
+    """Sums `(N + 1, A)` by decision with those of a step's rows, `(B, A)`, besides."""
+    if getattr(step.observation, "sole", None) is not None:  # all rows are at one
+        return total.index_add(0, step.decision[:1], values.sum(0, keepdim=True))
+    return total.index_add(0, step.decision, step.active.unsqueeze(1) * values)
 
 
 def expert_choice(scores: Tensor, depth: Tensor, k: Tensor, context: Context) -> Tensor:

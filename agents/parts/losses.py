@@ -170,6 +170,12 @@ def chance_of_being_picked(clean: Tensor, noisy: Tensor, spread: Tensor, k: Tens
     return torch.where(usable, chance, legal.to(clean.dtype))
 
 
+def chance_of_staying(clean: Tensor, noisy: Tensor, spread: Tensor, best: Tensor) -> Tensor:
+    """`chance_of_being_picked` where nothing is masked, given the k + 1 best of the noisy scores, `(B, k + 1)`."""
+    inside, outside = best[:, -2:-1], best[:, -1:]
+    return torch.special.ndtr((clean - torch.where(noisy > outside, outside, inside)) / spread)
+
+
 def consistency(paths: Tensor, margin: float) -> Tensor:
     """CoDiNet's L_con (Wang et al., Eq. 8), 0-dimensional: paths of one image keep near to their mean.
 

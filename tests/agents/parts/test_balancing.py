@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toys import TREE, ExitTree, small_env
 
 from routing_gym.agents import make_agent, train_batch
-from routing_gym.agents.parts.losses import chance_of_being_picked, cv_squared
+from routing_gym.agents.parts.losses import chance_of_being_picked, chance_of_staying, cv_squared
 from routing_gym.agents.top_k import expert_choice
 from routing_gym.envs import Context, Known, rollout
 from routing_gym.networks import RoutedMLP, actions
@@ -255,3 +255,19 @@ def test_what_is_not_possible_is_said():
         make_agent("top-k", env, k=2, k_last=6)
     with pytest.raises(ValueError, match="balance_epochs must be positive"):
         make_agent("top-k", env, balance_epochs=0.0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_chance_where_nothing_is_masked_needs_the_best_scores_alone(k):
+    numbers = torch.Generator().manual_seed(k)
+    clean, spread = (torch.rand(20, 5, generator=numbers).requires_grad_() for _ in range(2))
+    noisy = clean + spread * torch.randn(20, 5, generator=numbers)
+    every = torch.ones(20, 5, dtype=torch.bool)
+    ways = [
+        chance_of_staying(clean, noisy, spread, noisy.topk(k + 1, -1).values),
+        chance_of_being_picked(clean, noisy, spread, torch.full((20,), k), every),
+    ]
+    torch.testing.assert_close(*ways)
+    weights = torch.rand(20, 5, generator=numbers)
+    found, expected = (torch.autograd.grad((way * weights).sum(), [clean, spread], retain_graph=True) for way in ways)
+    torch.testing.assert_close(found, expected)
