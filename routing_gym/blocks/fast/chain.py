@@ -222,10 +222,10 @@ class _Chain(torch.autograd.Function):
             kept = inputs[number], outputs[number] if step.relu else None, weights[number]
             to_parameters[own], to_input = go_back(grad, *kept, step, wanted[own], further)
             del grad  # one tensor less at the peak
-            if gated and number:  # the input is the output of the link before, gathered
-                to_gates.insert(0, _of_factors(to_input, inputs[number], step))
             if to_input is None:
                 return None, torch.stack(to_gates, 1) if gated else None, None, *to_parameters
+            if gated and number:  # the input is the output of the link before, gathered
+                to_gates.insert(0, _of_factors(to_input, inputs[number], step))
             if number and steps[number - 1].relu and not steps[number - 1].passes:
                 # The input is the rectified output of the layer before, gathered.
                 torch.ops.aten.threshold_backward.grad_input(to_input, inputs[number], 0, grad_input=to_input)
