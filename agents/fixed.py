@@ -118,10 +118,10 @@ class SingleTask(TaskSpecificAll):
                     raise ValueError(f"agent {self.name!r}: tasks {other} and {task} would share a block")
         owned = {id(of.parameter) for part in (*network.parts(), *readouts) for of in part}
         if shared := [name for name, parameter in network.named_parameters() if id(parameter) not in owned]:
+            more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
             raise ValueError(
-                f"agent {self.name!r}: tasks would share what belongs to no block ({shared[0]} and {len(shared) - 1} "
-                "more): make the environment with network_per_task=True, which simple-convnet can do, or route these "
-                "layers too"
+                f"agent {self.name!r}: tasks would share what belongs to no block ({shared[0]}{more}): make the "
+                "environment with network_per_task=True, which simple-convnet can do, or route these layers too"
             )
         return routes
 

@@ -33,6 +33,7 @@ nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"  # warnings of other libraries
 
+smartquotes = False  # two hyphens are an option of a command
 default_role = "code"  # of docstrings, which are written in Markdown's way
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

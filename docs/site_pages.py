@@ -27,6 +27,14 @@ from routing_gym.experiments.suite.scoring import Score
 from routing_gym.registration import ENV_IDS
 
 DOCS = Path(__file__).parent
+PAPERS = {
+    "Rosenbaum": "[Rosenbaum, Klinger and Riemer 2018](https://arxiv.org/abs/1711.01239)",
+    "McGill": "[McGill and Perona 2017](https://arxiv.org/abs/1703.06217)",
+    "Ramachandran": "[Ramachandran and Le 2019](https://openreview.net/forum?id=BkxWJnC9tX)",
+    "Wang et al.": "[Wang, Qin, Li and Li 2021](https://arxiv.org/abs/2005.14439)",
+    "Tissera": "[Tissera et al. 2023](https://arxiv.org/abs/2107.02450)",
+}
+"""Papers by what a module or docstring says of them."""
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -65,6 +73,9 @@ def agent_pages(texts: Path, scores: Sequence[Score]) -> dict[str, str]:
     for name, cls in AGENTS.items():
         own = [of for of in standing if of.agent.partition("(")[0] == name]
         parts = [f"# {name}", prose(cls), (texts / f"{folder_name(name)}.text.md").read_text(encoding="utf-8").strip()]
+        said = " ".join([str(getattr(inspect.getmodule(cls), "__doc__", "")), *parts])
+        cited = [paper for author, paper in PAPERS.items() if author in said]
+        parts += ["## Source", ", ".join(cited)] if cited else []
         parts += ["## What it asks of the environment", demands(name, cls)]
         parts += ["## Options", options_table(options_of(cls.Config, {}))]
         if own:

@@ -19,7 +19,14 @@ from routing_gym.experiments.engine.equal import at_equal
 from routing_gym.experiments.engine.folders import FAILURES, Keeping, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.plugins import Pluggable
-from routing_gym.experiments.engine.records import Record, comparison_table, read_runs, write_csv, write_results
+from routing_gym.experiments.engine.records import (
+    Record,
+    comparison_table,
+    differences_table,
+    read_runs,
+    write_csv,
+    write_results,
+)
 from routing_gym.experiments.engine.report import packed_plotly, write_report
 from routing_gym.experiments.engine.run import Run, check_same
 from routing_gym.experiments.engine.settings import (
@@ -110,6 +117,8 @@ class Compare(Keeping, Launching, Tunable):
         title = f"{self.training.env}, {counted(seeds, 'seed')}, {counted(self.training.epochs, 'epoch')}"
         if records:
             show(console, comparison_table(records, title))
+            if (differences := differences_table(records)) is not None:
+                show(console, differences)
         try:
             keep_failures(writable_folder(self.out), failures)
             if not records:

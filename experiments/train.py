@@ -133,6 +133,8 @@ class Evaluate(OfCheckpoint):
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
         agent = load_with_env(self.checkpoint, self.env_options)
+        if self.split not in agent.env.datasets:
+            raise UsageError(f"--split must be one of {', '.join(agent.env.datasets)} here, got {self.split}")
         if self.routes is not None:
             writable_file(self.routes, "--routes")
         found = evaluate(agent, agent.env, split=self.split)

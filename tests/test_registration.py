@@ -9,7 +9,7 @@ from gymnasium.envs.registration import EnvSpec
 from toys import quick
 
 import routing_gym
-from routing_gym.agents import agent_class, make_agent, needs
+from routing_gym.agents import agent_class, make_agent, needs, register_agent
 from routing_gym.envs import core_of
 from routing_gym.envs.make import known_options
 from routing_gym.experiments.cli import main
@@ -121,3 +121,27 @@ def test_list_shows_the_defaults_of_an_id(capsys):
     assert main(["list", "routing_gym/DigitsMTL-v0"]) == 0
     printed = capsys.readouterr().out
     assert (row("network"), row("k_cpt"), row("final_reward")) == ("'mlp'", "0.0", "'correctness'")
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_functions_that_make_no_data_are_told_so():
+    with pytest.raises(ValueError, match=r"by name: write \*, before 'noise' in that of data set 'positional'"):
+        routing_gym.register_dataset("positional", lambda noise=0.1: {})
+    routing_gym.register_dataset("a-pair", lambda: ((), ()))
+    routing_gym.register_env("mine/Pair-v0", dataset="a-pair", network="mlp")
+    with pytest.raises(ValueError, match="data set 'a-pair' must be splits by name, .* got 'tuple'"):
+        gymnasium.make_vec("mine/Pair-v0")
+    splits = core_of(gymnasium.make("routing_gym/SyntheticMTL-v0")).datasets
+    routing_gym.register_dataset("misnamed", lambda: {"training": splits["train"], "test": splits["test"]})
+    routing_gym.register_env("mine/Misnamed-v0", dataset="misnamed", network="mlp")
+    with pytest.raises(ValueError, match="got 'train': instances are drawn from the one called 'train'"):
+        gymnasium.make_vec("mine/Misnamed-v0")
+
+
+def test_an_agent_that_cannot_be_made_is_not_registered():
+    class Alone(agent_class("shared")):
+        def __init__(self, env):
+            super().__init__(env)
+
+    with pytest.raises(ValueError, match=r"Alone.__init__ must take \(self, env, config=None\), and hand both on"):
+        register_agent("alone", Alone)

@@ -68,7 +68,9 @@ def read(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except IsADirectoryError:
-        there = next(iter(sorted(Path(path).rglob("*.pt"))), "none here")
+        there = next(
+            iter(sorted(Path(path).rglob("*.pt"), key=lambda file: (file.name == "best.pt", file))), "none here"
+        )
         raise ValueError(f"{path} is a folder: name a checkpoint in it ({there})") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error

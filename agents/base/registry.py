@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from importlib.metadata import entry_points
 from typing import Any
@@ -26,6 +27,12 @@ def register_agent(name: str, cls: type[Agent]) -> None:
         raise ValueError(f"an agent is a subclass of routing_gym.agents.Agent, got {cls!r}")
     if not (dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, AgentConfig)):
         raise ValueError(f"{cls.__name__}.Config must be a dataclass derived from AgentConfig, got {cls.Config!r}")
+    try:
+        inspect.signature(cls.__init__).bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"{cls.__name__}.__init__ must take (self, env, config=None), and hand both on: {error}"
+        ) from error
     claim(AGENTS, "agent", name, cls)
     if "name" not in vars(cls):
         cls.name = name  # of agents made without make_agent

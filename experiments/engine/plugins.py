@@ -68,8 +68,8 @@ def load_plugin(path: Path) -> None:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        line = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{line.filename}, line {line.lineno}"
+        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(path.resolve())]
+        where = f"{path}, line {error.lineno if isinstance(error, SyntaxError) else [1, *lines][-1]}"
         raise UsageError(f"the plug-in {path} failed: {type(error).__name__}: {error} ({where})") from error
     if _registered() == before:
         del sys.modules[name]

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, OURS, Metric, Record
-from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, Best, best_and_alike
+from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, Best, best_and_alike, paired_difference
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
 
@@ -252,6 +252,23 @@ def comparison_table(records: Sequence[Record], title: str) -> Table:
         mark = " *" if best is not None and agent in (best.agent, *best.alike) else ""
         table.add_row(agent, texts[0] + mark, *texts[1:])
     return table
+
+
+def differences_table(records: Sequence[Record]) -> Table | None:
+    """How far the best agent is ahead of the others, with the interval of each pair; None where seeds are too few."""
+    groups = {name: {run["seed"]: ACCURACY.value(run) for run in runs} for name, runs in by_label(records).items()}
+    with suppress(ValueError):  # no seed is common to all
+        best = best_and_alike(groups)
+        if best.seeds >= FEWEST_SEEDS and len(groups) > 1:
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+            for heading in (f"{best.agent} less", "points", "95 % interval", "p"):
+                table.add_column(heading, justify="left" if heading.startswith(best.agent) else "right", no_wrap=True)
+            for other in (*best.alike, *best.worse):
+                of = paired_difference(groups[best.agent], groups[other])
+                mean, low, high = (100 * value for value in (of.mean, of.low, of.high))
+                table.add_row(other, f"{mean:+.2f}", f"[{low:+.2f}, {high:+.2f}]", f"{of.p:.2g}")
+            return table
+    return None
 
 
 def said_of(best: Best | None) -> str:

@@ -75,11 +75,14 @@ class Run:
         """Make agent and environment; a `UsageError` says which option one of them refuses."""
         env = self.training.make_env(self.agent, self.seed)
         data, splits, listed = env.dataset.name, ", ".join(env.datasets), f"(`routing-gym list {self.training.env}`)"
+        ours = DATASETS[ENV_IDS[self.training.env]["dataset"]].__module__.startswith("routing_gym.")
+        mend = (
+            f"an option of the data holds some out {listed}" if ours else "let the function that makes them return one"
+        )
         if self.split not in env.datasets:
-            mend = f"an option of the data holds some out {listed}"
             raise UsageError(f"{data} has no {self.split} split, only {splits}; {mend}")
         if self.training.patience is not None and "validation" not in env.datasets:
-            mend = f"leave it out, or hold data out by an option of theirs {listed}"
+            mend = f"leave it out, or hold data out: {mend}"
             raise UsageError(f"--patience goes by the validation accuracy, {data} has only {splits}: {mend}")
         return settings.build_agent(self.agent, env, self.seed, self.agent_options)
 
@@ -254,11 +257,12 @@ def check_same(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None
             defaults = settings.default_env_options(asked["env"], asked[kind]) if of_env else {}
             defaults = defaults or settings.resolved_agent_options(asked["agent"], ())
             saved = {**saved, kind: {**{name: defaults.get(name) for name in younger}, **saved.get(kind, {})}}
+    mend = "take another folder (--out), or replace it and all beside it by --overwrite"
     for option, was, now in differences(finite(saved), finite(asked)):
         if option.startswith("plugins"):
-            raise UsageError(f"{path} holds a run of {CHANGED.format(option)}; take another folder, or delete this one")
+            raise UsageError(f"{path} holds a run of {CHANGED.format(option)}: {mend}")
         other = f"its {option} is {was!r}, asked for is {now!r}"
-        raise UsageError(f"{path} holds another run: {other}; take another folder, or delete this one")
+        raise UsageError(f"{path} holds another run: {other}: {mend}")
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def train(session: Session, callbacks: Sequence[Callback], settings: TrainingSet
     number = itertools.count(agent.episodes // env.num_envs)
     policies = EpochLog(folder / POLICIES, len(done), episodes=1, policies=4)
     routes = EpochLog(folder / ROUTES, len(done), routes=4)
-    if done and best_epoch(curve) == done[-1]:
+    if done and curve["judged_on"] == "validation" and best_epoch(curve) == done[-1]:
         _keep_best(folder)  # a kill may have come between the two files
     while len(done) < session.epochs and not (patience and done and done[-1] - best_epoch(curve) >= patience):
         seen: list[dict[str, Tensor]] = []
@@ -96,7 +96,7 @@ def train(session: Session, callbacks: Sequence[Callback], settings: TrainingSet
             routes.write(done[-1], (judged.evaluation.routes.to(torch.int32).numpy(),))
             plugins = session.config.get("plugins", {})
             agent.save(folder / CHECKPOINT, curve=curve, epoch_passes=settings.epoch_passes, plugins=plugins)
-            if best_epoch(curve) == done[-1]:
+            if curve["judged_on"] == "validation" and best_epoch(curve) == done[-1]:
                 _keep_best(folder)
         give_back_freed_memory()
     if patience is not None and best_epoch(curve) < done[-1]:

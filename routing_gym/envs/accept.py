@@ -33,14 +33,14 @@ def accept_network(given: Any) -> RoutedNetwork:
     raise ValueError(f"network must be a name or a RoutedNetwork, got {kind}: {mend}")
 
 
-def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
-    """Finished splits by name, given so or as one split; anything else is refused."""
+def accept_splits(given: Any, what: str = "data") -> dict[str, MultiTaskDataset]:
+    """Finished splits by name, given so or as one split; anything else is refused, as `what` it is called."""
     if isinstance(given, MultiTaskDataset):
         return {given.split: given}
     if isinstance(given, Mapping) and given and all(isinstance(split, MultiTaskDataset) for split in given.values()):
-        forms = {name: (split.num_tasks, split.input_shape) for name, split in given.items()}
+        forms = {name: (split.num_tasks, split.input_shape, split.images.dtype) for name, split in given.items()}
         if len(set(forms.values())) > 1:
-            raise ValueError(f"splits must have the same tasks and images of one shape, got {forms} (tasks, shape)")
+            raise ValueError(f"splits must have the same tasks and images of one shape and type, got {forms}")
         names = {name: split.task_names for name, split in given.items() if split.task_names}
         if len(set(names.values())) > 1:
             raise ValueError(
@@ -56,7 +56,7 @@ def accept_splits(given: Any) -> dict[str, MultiTaskDataset]:
     kinds = {split: type(part).__name__ for split, part in given.items()} if isinstance(given, Mapping) else given
     got = kinds if isinstance(kinds, Mapping | str | int | float | None) else type(given).__name__
     raise ValueError(
-        f"data must be splits by name, or one split, each a MultiTaskDataset, or the name of registered data, got "
+        f"{what} must be splits by name, or one split, each a MultiTaskDataset, or the name of registered data, got "
         f"{got!r}: MultiTaskDataset.from_arrays makes a split of arrays"
     )
 

@@ -118,6 +118,12 @@ def evaluate(
     for attribute, here in {**sizes_here, "num_choices": core.network.num_choices}.items():
         if getattr(router, attribute, here) != here:
             raise ValueError(f"the agent has {attribute} {getattr(router, attribute)}, this environment {here}")
+    own = getattr(router, "env", core)
+    if isinstance(own, type(core)) and own.network is not core.network:
+        raise ValueError(
+            f"agent {getattr(router, 'name', '')!r} is of another environment, whose blocks it was trained with, not "
+            "these: judge it on agent.env, on a sibling of that, or load its checkpoint into this environment"
+        )
     if k_cpt is not None and not core.config.price:
         raise ValueError(f"k_cpt={k_cpt!r} is for environments made with price=True: here nobody sees it")
     # Rewards are not looked at: prices matter where they are seen.

@@ -63,6 +63,12 @@ def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDatase
         builder: Returns the splits by name, at least `train` and `test`; its keyword-only parameters are options of the
             environments that use it.
     """
+    for parameter in inspect.signature(builder).parameters.values() if callable(builder) else ():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            raise ValueError(
+                f"parameters of a function that makes data are options, by name: write *, before {parameter.name!r} in "
+                f"that of data set {name!r}"
+            )
     claim(DATASETS, "data set", name, builder)
 
 
@@ -141,10 +147,10 @@ def make_routing_vector_env(
         if "num_tasks" in of_data:
             options["num_tasks"] = num_tasks  # synthetic data is made for as many as are asked for
     EnvConfig.of("the environment", of_core)  # before anything is read or built
+    data: Any = dataset
     if isinstance(dataset, str):
         data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
-    else:
-        data = accept_splits(dataset)
+    data = accept_splits(data, f"data set {dataset!r}" if isinstance(dataset, str) else "data")
     if num_tasks is not None and "num_tasks" not in of_data:
         data = {split: part.select_tasks(range(num_tasks)) for split, part in data.items()}
     first = next(iter(data.values()))

@@ -107,7 +107,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self._given = frozenset(options)
         network, splits = accept_pair(network, data)
         if config.split not in splits:
-            raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}")
+            called = "" if config.split != "train" else ": instances are drawn from the one called 'train'"
+            raise ValueError(f"split must be one of {sorted(splits)}, got {config.split!r}{called}")
         self.render_mode = config.render_mode
         self.datasets = {name: dataset.to(config.torch_device) for name, dataset in splits.items()}
         self.dataset = self.datasets[config.split]

@@ -135,6 +135,9 @@ class RoutedModule(Deployable):
         input_shape: tuple[int, ...],
         any_shape: bool = False,
     ) -> None:
+        for name in layers:
+            if not any(True for _ in module.get_submodule(name).parameters()):
+                raise ValueError(f"layer {name!r} has no parameters: all its blocks would be the same; route another")
         count_of = dict(zip(layers, blocks_per_bank(num_blocks, [1] * len(layers)), strict=True))
         wanted = torch.get_default_dtype()
         for name, parameter in module.named_parameters():

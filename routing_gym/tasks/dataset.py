@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -87,7 +88,8 @@ class MultiTaskDataset:
                 )
             low, high = map(int, column.aminmax()) if len(column) else (0, 0)
             if not 0 <= low <= high < limit:
-                raise ValueError(f"{where}: {field} must lie in [0, {limit}), got values from {low} to {high}")
+                besides = ", or be -1 where labels are by task," if field == "label" else ","
+                raise ValueError(f"{where}: {field} must lie in [0, {limit}){besides} got values from {low} to {high}")
         if empty := (torch.bincount(self.task, minlength=self.num_tasks) == 0).nonzero().flatten().tolist():
             raise ValueError(
                 f"{where}: every one of the {self.num_tasks} tasks needs at least one row, got none for {empty}"
@@ -207,6 +209,8 @@ class MultiTaskDataset:
         mean, std = pixel_statistics(pixels) if like is None else (like.mean, like.std)
         num_tasks = (len(wanted) or int(tasks.max()) + 1) if like is None else like.num_tasks
         num_classes = max(1, int(found.max()) + 1) if like is None else like.num_classes
+        if like is None and int(found.min()) > 0:
+            warnings.warn(f"{where}: the least label is {int(found.min())}; labels count from 0", stacklevel=2)
         columns = (name, split, pixels, rows, tasks, found, num_tasks, num_classes, mean, std, augmentation)
         return cls(*columns, task_names=wanted)
 

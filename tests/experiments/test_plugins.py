@@ -39,7 +39,8 @@ def test_the_template_runs_as_written(tmp_path, monkeypatch, capsys):
         (None, "no such plug-in: .*plug.py"),
         ("x = 1", "plug.py registers nothing: call register_agent"),
         ("import torch\nraise KeyError('no')", r"plug.py failed: KeyError: 'no' \(.*plug.py, line 2\)"),
-        ("def f(:", "plug.py failed: SyntaxError"),
+        ("import torch\ndef f(:", r"plug.py failed: SyntaxError: .*\(.*plug.py, line 2\)"),
+        ("import torch\ntorch.zeros(2).view(3)", r"plug.py failed: RuntimeError: .*\(.*plug.py, line 2\)"),
         (
             "from routing_gym.agents import *\nclass A(Agent):\n    def act(self, o, c): ...\nregister_agent('wpl', A)",
             "the name 'wpl' belongs to routing_gym.agents.wpl.WPL already",

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import strict, untimed
 
+from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.arguments import SHIPPED
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.run import Run
-from routing_gym.experiments.engine.settings import TrainingSettings
+from routing_gym.experiments.engine.settings import TrainingSettings, folder_name
 from routing_gym.experiments.sweep import axis_of
 from routing_gym.experiments.train import Train
 
@@ -138,9 +139,10 @@ def test_settings_that_come_along_are_taken(path, tmp_path):
     env = f"routing_gym/{path.parent.name}"
     if path.parent.name == "suite":
         env = "routing_gym/Clusters-v0"  # which all agents can run
-    training, options = Train(tuned=True).settings_of(TrainingSettings(env, 1, 64), path.stem, (), of=path.parent.name)
-    assert training.env_options or options or path.stem == "cross-stitch"  # of which the defaults are best
-    assert Run(training, path.stem, 0, tmp_path, options).make().name == path.stem
+    (agent,) = [name for name in AGENTS if folder_name(name) == path.stem]
+    training, options = Train(tuned=True).settings_of(TrainingSettings(env, 1, 64), agent, (), of=path.parent.name)
+    assert training.env_options or options or agent == "cross-stitch"  # of which the defaults are best
+    assert Run(training, agent, 0, tmp_path, options).make().name == agent
 
 
 def test_settings_that_are_not_there_are_missed(tmp_path, capsys):

@@ -90,7 +90,7 @@ def test_features_that_are_no_bytes_are_normalised_too(kind):
         ({"task": ["a"] * 12}, r"task must be a tensor, .* lists of numbers of one length, got \['a', "),
         ({"task": [[0], [0, 1]]}, "lists of numbers of one length"),
         ({"labels": LABEL[:5]}, "5 labels for 12 images: say with image=... which image each row has"),
-        ({"labels": LABEL - 1}, r"label must lie in \[0, 1\), got values from -1 to 0"),
+        ({"labels": LABEL - 1}, r"label must lie in \[0, 1\), .*, got values from -1 to 0"),
         ({"labels": []}, r"labels must be integers of shape \(R,\), got torch.float64 of shape \(0,\)"),
         ({"image": [99] * 12}, r"image must lie in \[0, 12\), got values from 99 to 99"),
         ({"like": 3}, "like must be another split, a MultiTaskDataset, got int"),
@@ -141,7 +141,11 @@ def test_tasks_of_splits_are_matched_by_their_names():
         ({"a": [0] * 12, "b": [-1] * 12, "c": [1] * 12}, {}, r"needs at least one row, got none for \[1\]"),
         ({"a": [0] * 12, "b": [-1] * 12}, {}, r"needs at least one row, got none for \[1\]"),
         ({1: [0] * 12, "1": [1] * 12}, {}, "tasks must have different names"),
-        ({"a": [-2] * 12}, {}, r"label must lie in \[0, 1\), got values from -2 to -2"),
+        (
+            {"a": [-2] * 12},
+            {},
+            r"label must lie in \[0, 1\), .*, got values from -2 to -2",
+        ),
     ],
 )
 def test_other_labels_by_task_are_refused(labels, more, message):
@@ -185,3 +189,17 @@ def test_messages_name_what_was_given():
         ValueError, match=r"got float32 of shape \(3, 12\): give features of shape \(N, F\) as features"
     ):
         MultiTaskDataset.from_arrays(np.zeros((3, 12), np.float32), [0, 1, 0])
+
+
+def test_bytes_and_numbers_are_not_mixed():
+    """One of them would be 255 times the other."""
+    train = MultiTaskDataset.from_arrays(IMAGES, LABEL, TASK)
+    test = MultiTaskDataset.from_arrays(IMAGES / 255, LABEL, TASK, split="test", like=train)
+    with pytest.raises(ValueError, match="images of one shape and type, got .*torch.uint8.*torch.float32"):
+        gymnasium.make_vec("routing_gym/DigitsMTL-v0", num_envs=2, dataset={"train": train, "test": test})
+
+
+def test_labels_that_begin_at_one_are_doubted():
+    with pytest.warns(UserWarning, match="own data, split 'train': the least label is 1; labels count from 0"):
+        train = MultiTaskDataset.from_arrays(IMAGES, LABEL + 1, TASK)
+    assert train.num_classes == 3 and MultiTaskDataset.from_arrays(IMAGES, LABEL + 1, TASK, like=train) is not None

@@ -506,6 +506,10 @@ def test_judging_does_not_change_how_training_goes_on():
 def test_an_agent_of_another_environment_is_not_judged():
     with pytest.raises(ValueError, match="the agent has num_decisions 3, this environment 2"):
         routing_gym.evaluate(make_agent("wpl", small_env()), small_env(layers=2))
+    with pytest.raises(ValueError, match="agent 'wpl' is of another environment, whose blocks it was trained with"):
+        routing_gym.evaluate(make_agent("wpl", small_env()), small_env())  # the same form, other blocks
+    env = small_env()
+    routing_gym.evaluate(make_agent("wpl", env), env.sibling(5))
 
 
 class Asked:

@@ -223,7 +223,7 @@ def test_a_price_that_rises_lets_more_leave():
     ("options", "call", "message"),
     [
         ({}, {"k_cpt": 1e-9}, "agent 'actor' was made for an environment without price=True"),
-        ({"price": True}, {}, "agent 'actor': k_cpt must be at least 0 and finite, got None"),
+        ({"price": True}, {}, "agent 'actor' decides by the price"),
         ({"price": True}, {"k_cpt": -1.0}, "k_cpt must be at least 0 and finite, got -1.0"),
         ({}, {"task": torch.tensor([0, 1])}, r"tasks are 0 to 0, got \[0, 1\]"),
         ({}, {"task": torch.tensor([0, -1])}, r"tasks are 0 to 0, got \[-1, 0\]"),
