@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_runs import made_up_run
 from scipy import stats
 
+from routing_gym.experiments.engine.records import differences_table
 from routing_gym.experiments.engine.statistics import (
     Best,
     Difference,
@@ -229,3 +231,18 @@ def test_scores_are_put_in_order_or_refused():
         probability_of_improvement([[0, 1]], [[0]])
     with pytest.raises(ValueError, match=r"at least 2 runs to draw from, got \[2, 1\]"):
         bootstrap_interval(probability_of_improvement, [[0, 1], [0, 1]], [[0, 1]])
+
+
+def test_the_best_is_compared_with_each_other_on_common_seeds():
+    levels = {"a": 0.9, "b": 0.8, "c": 0.7}
+    records = [made_up_run(agent, seed, level=level) for agent, level in levels.items() for seed in range(4)]
+    for record in records:
+        record["test_accuracy"] += 0.001 * (record["seed"] * (record["agent"] == "b"))
+    table = differences_table(records)
+    columns = [list(column.cells) for column in table.columns]
+    assert [column.header for column in table.columns] == ["a less", "points", "95 % interval", "p"]
+    assert columns[0] == ["c", "b"] and columns[1] == ["+20.00", "+9.85"]  # those not told apart come first
+    ahead = [10 - 0.1 * seed for seed in range(4)]
+    low, high = mean_interval(ahead)
+    assert columns[2] == ["[-inf, +inf]", f"[{low:+.2f}, {high:+.2f}]"]  # one difference on four seeds bounds nothing
+    assert differences_table(records[:4]) is None and differences_table([r for r in records if r["seed"] < 2]) is None
