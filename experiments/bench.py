@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from routing_gym.envs import EnvConfig
-from routing_gym.experiments.benchmarks import inference, parallel_paths, steps
+from routing_gym.experiments.benchmarks import inference, parallel_paths, public_layers, steps
 from routing_gym.experiments.benchmarks.faces import measure_faces
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import Display, counted, say, show
@@ -34,11 +34,12 @@ from routing_gym.experiments.engine.settings import (
     writable_file,
 )
 
-PARTS = ("steps", "faces", "experts", "convnet", "early-exit", "block-skip", "parallel-paths")
+PARTS = ("steps", "public-layers", "faces", "experts", "convnet", "early-exit", "block-skip", "parallel-paths")
 TITLES = {
     "live_paths": "Parallel paths, hard choices; what is left of soft gates, which run all paths",
     "macs_saved": "Rows that skip; ratios: routed / static, and what is saved against nobody skipping",
     "steps": "Three layers, 128 wide; ratios: routed / static",
+    "public-layers": "Two of k blocks mixed, three layers, 128 wide; ratios: mixed / static",
     "faces": "Core and faces, random actions",
     "experts": "Unlike convolution blocks; ratios: routed / static",
     "convnet": "SimpleConvNet; ratios: routed / static",
@@ -62,6 +63,8 @@ class Bench(Pluggable):
     Routed: draw a batch, route, forward, backward, SGD, the agent's update. Static: a torch.nn.Sequential; draw a
     batch, forward, backward, SGD. Also transitions per second of the environment alone.
 
+    public-layers: top-k beside layers of other libraries, those that are installed, and beside two static blocks.
+
     faces: transitions per second of the core and of every face over it, on the CPU.
 
     experts: seven unlike convolution blocks, 256 rows, against running one; and what rows save that skip blocks by PASS
@@ -81,8 +84,8 @@ class Bench(Pluggable):
 
     Attributes:
         parts: What to measure, of the above; all if none is named.
-        blocks: Numbers of blocks per layer of the part steps, with as many tasks.
-        batch: Batch sizes of the parts steps, early-exit, block-skip and parallel-paths.
+        blocks: Numbers of blocks per layer of the parts steps and public-layers, with as many tasks.
+        batch: Batch sizes of the parts steps, public-layers, early-exit, block-skip and parallel-paths.
         checkpoints: Trained agents on a pyramid, which the part early-exit then measures and nothing else.
         agents: Agents to measure in the parts steps and convnet.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. reinforce.representation=mlp.
@@ -161,6 +164,10 @@ class Bench(Pluggable):
                 makers = [inference.trained(path, device) for path in self.checkpoints]
             timed = product(makers, self.batch)
             return [partial(inference.measure_inference, make, batch, self.rounds) for make, batch in timed]
+        if part == "public-layers":
+            subjects = [steps.mlp(blocks, device) for blocks in self.blocks]
+            timed = product(subjects, self.batch)
+            return [partial(public_layers.measure_public_layers, *case, self.rounds) for case in timed]
         agents = options_of_agents(self.agents, self.agent_options)
         made = [steps.convnet(device)] if part == "convnet" else [steps.mlp(blocks, device) for blocks in self.blocks]
         subjects = [dataclasses.replace(subject, precision=precision) for subject in made for precision in precisions]

@@ -10,7 +10,7 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
 from routing_gym.experiments import bench
 from routing_gym.experiments.bench import ratios_against_blocks, tables
-from routing_gym.experiments.benchmarks import inference, parallel_paths, steps, timing
+from routing_gym.experiments.benchmarks import inference, parallel_paths, public_layers, steps, timing
 from routing_gym.experiments.cli import main
 
 CPU = torch.device("cpu")
@@ -313,6 +313,7 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
     face = {"face": "core", "batch": 1, "blocks": 10, "train": True, "transitions_per_second": 1.0,
             "share_of_core": 1.0, "share_of_core_of_as_many_rows": 1.0}  # fmt: skip
     monkeypatch.setattr(bench, "measure_faces", stand_in(face))
+    monkeypatch.setattr(public_layers, "measure_public_layers", stand_in({**case, "layer": "top-k"}))
     exits = {"case": "some", "batch": 8, "macs_ratio": 0.5, "time_ratio": 0.6, "floor_ratio": None, "microseconds": 1.0,
              "static_microseconds": 2.0, "saving_arrived": 0.8, "possible_saving_arrived": None}  # fmt: skip
     monkeypatch.setattr(inference, "measure_inference", stand_in({**exits, "of_routed": None}))
@@ -326,12 +327,12 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
     assert run("bench", "--parts", *arguments) == 0
     assert torch.get_num_threads() == threads
     records = json.loads(out.read_text())
-    parts = ["steps", "faces", "faces", "experts", "experts", "convnet", "early-exit", *2 * ["block-skip"],
+    parts = ["steps", "public-layers", "faces", "faces", "experts", "experts", "convnet", "early-exit", *2 * ["block-skip"],
              *4 * ["parallel-paths"]]  # fmt: skip
     assert [r["part"] for r in records] == 2 * parts
-    assert [r["threads"] for r in records] == [r["had"] for r in records] == 13 * [1] + 13 * [2]
+    assert [r["threads"] for r in records] == [r["had"] for r in records] == 14 * [1] + 14 * [2]
     assert all(7 in arguments for arguments in asked) and asked[0][1:3] == (8, {"shared": ()})
-    assert len(tables(records)) == 8
+    assert len(tables(records)) == 9
 
 
 def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkeypatch):
@@ -392,3 +393,30 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(arguments, messag
 def test_a_file_that_cannot_be_written_is_refused(tmp_path, capsys):
     assert run("bench", "--rounds", 1, "--out", tmp_path) == 2
     assert "--out must name a file" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_layers_of_other_libraries_stand_beside_ours(tmp_path, monkeypatch):
+    """Those that are installed, doing the same work: here one of theirs stands in for itself, one is not there."""
+
+    def missing(blocks):
+        raise ModuleNotFoundError("no such layer")
+
+    given = {"two static blocks": lambda blocks: public_layers.TwoBlocks(), "of one's own": missing}
+
+    class Theirs(torch.nn.Module):
+        def forward(self, x):
+            assert x.shape == (1, 5, 2)
+            return x + 1, x.sum(), None
+
+    y, loss = public_layers.OneSequence(Theirs())(torch.ones(5, 2))
+    assert torch.equal(y, torch.full((5, 2), 2.0)) and loss == 10
+    bank, x = public_layers.EachItsOwn(3, 4, 4), torch.randn(3, 7, 4)
+    for number in range(3):
+        torch.testing.assert_close(bank(x)[number], bank.run_block(x[number], number).relu())
+    monkeypatch.setattr(public_layers, "LAYERS_OF", given)
+    out = tmp_path / "bench.json"
+    assert run("bench", "--parts", "public-layers", "--blocks", 3, "--batch", 16, "--rounds", 1, "--out", out) == 0
+    records = json.loads(out.read_text())
+    assert [record["layer"] for record in records] == ["top-k", "two static blocks"]
+    assert all(record["macs_ratio"] >= 2 and record["train_ratio"] > 0 for record in records)
