@@ -327,7 +327,7 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
     assert run("bench", "--parts", *arguments) == 0
     assert torch.get_num_threads() == threads
     records = json.loads(out.read_text())
-    parts = ["steps", "public-layers", "faces", "faces", "experts", "experts", "convnet", "early-exit", *2 * ["block-skip"],
+    parts = ["steps", "public-layers", *2 * ["faces"], *2 * ["experts"], "convnet", "early-exit", *2 * ["block-skip"],
              *4 * ["parallel-paths"]]  # fmt: skip
     assert [r["part"] for r in records] == 2 * parts
     assert [r["threads"] for r in records] == [r["had"] for r in records] == 14 * [1] + 14 * [2]
