@@ -247,15 +247,18 @@ class StackedScores(ArrangedScores):
             # them, which is the fastest to learn from.
             layer.note_use(self._left)
         x = torch.cat(seen, 1) if len(seen) > 1 else x
-        large = torch.is_grad_enabled() and self._layers[0].weight.numel() >= LARGE
-        asked, which = visited(which, self._layers[0].num_blocks, 1) if large else (None, which)
-        if asked is None and len(which) and which.device.type == "cpu" and bool(which.min() == which.max()):
-            x = torch.cat([x, x.new_ones(len(x), 1)], 1) if self.own_task else x
+        large = self._layers[0].weight.numel() >= LARGE
+        few = large and torch.is_grad_enabled()
+        asked, which = visited(which, self._layers[0].num_blocks, 1) if few else (None, which)
+        one = asked is None and len(which) > 0 and which.device.type == "cpu" and bool(which.min() == which.max())
+        if self.own_task and (one or large):
+            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        if one:
             for layer in self._layers:  # one network for all rows: nothing to be sorted
                 x = layer.run_block(x, int(which[0]))
         else:
             links = [layer.link(asked) for layer in self._layers]
-            if self.own_task:  # an input that is always 1 is a bias; widths without it are easier to compute with
+            if self.own_task and not large:  # what is always 1 is a bias; other widths are easier to compute with
                 weight, bias = links[0].weight, links[0].bias
                 links[0] = links[0]._replace(weight=weight[:, :-1], bias=bias + weight[:, -1])
             x = plain(run_chain(links, x, which.unsqueeze(1).expand(-1, len(links))))
