@@ -85,8 +85,11 @@ class Gumbel(Gate):
         if not (isinstance(table, TableScores) and hard) or self.shares_wanted or self.env.rewards.priced:
             return None
         agent = self.arrangement.agent_of(task)
-        table.note_use(agent)
-        scores = table.of_all_rows()[:, : self.num_decisions, 0].index_select(0, agent)
+        if self.arrangement.num_agents <= len(task):
+            table.note_use(agent)
+            scores = table.of_all_rows()[:, : self.num_decisions, 0].index_select(0, agent)
+        else:
+            scores = table.of_all_rows(agent)[:, : self.num_decisions, 0]
         if deterministic:
             return scores.argmax(-1)
         soft = torch.stack([self._drawn(part) for part in scores.unbind(1)], 1)

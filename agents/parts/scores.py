@@ -18,6 +18,7 @@ from routing_gym.blocks import (
     first_weights,
     plain,
     run_chain,
+    some_of,
 )
 from routing_gym.envs import Context, Observation, RoutingVectorEnv
 from routing_gym.networks import RoutedNetwork
@@ -180,8 +181,15 @@ class TableScores(PartlyUsed, ArrangedScores):
 
     def forward(self, observation: Observation, agent: Tensor) -> Tensor:
         """Entries `(B, *shape)` of agents, `(B,)`, at the observation's `depth`."""
+        table, place = self._asked(agent)
+        return self.masked(look_up(table, place, observation["depth"]), observation["depth"])
+
+    def _asked(self, agent: Tensor) -> tuple[Tensor, Tensor]:
+        """Table of the agents that are asked, or of all, and where in it each of `agent (B,)` stands."""
         self.note_use(agent)
-        return self.masked(look_up(self.table, agent, observation["depth"]), observation["depth"])
+        large = torch.is_grad_enabled() and self.table.numel() >= LARGE
+        been, place = visited(agent, self.num_agents, 1) if large else (None, agent)
+        return (self.table, agent) if been is None else (some_of(self.table, been), place)
 
     @property
     def num_parts(self) -> int:
@@ -194,7 +202,10 @@ class TableScores(PartlyUsed, ArrangedScores):
 
     def of_all_rows(self, agent: Tensor | None = None) -> Tensor:
         """The table `(agents, rows, *shape)`, of all or of some agents, −inf where a choice is not legal."""
-        table = self.table if agent is None else self.table.index_select(0, agent)
+        table: Tensor = self.table
+        if agent is not None:
+            table, place = self._asked(agent)
+            table = table.index_select(0, place)
         return table if self._legal is None else table.masked_fill(~self._legal, -torch.inf)
 
 

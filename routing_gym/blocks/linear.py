@@ -73,7 +73,7 @@ class LinearBlocks(FunctionBlocks):
         """
         if some is None:
             return Link(self.weight, self.bias, self.relu, passes)
-        return Link(_Some.apply(self.weight, some), _Some.apply(self.bias, some), self.relu, passes)
+        return Link(some_of(self.weight, some), some_of(self.bias, some), self.relu, passes)
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """The block's slices of the stacked weight and bias."""
@@ -95,6 +95,13 @@ class LinearBlocks(FunctionBlocks):
     def extra_repr(self) -> str:
         """Sizes in the module's printout."""
         return f"{self.num_blocks} x ({self.in_features} -> {self.out_features}), relu={self.relu}"
+
+
+def some_of(stack: Tensor, some: Tensor) -> Tensor:
+    """Slices `(V, ...)` of a stack, `some (V,)`, each once and in order; their gradient is sparse."""
+    slices = _Some.apply(stack, some)
+    assert isinstance(slices, Tensor)
+    return slices
 
 
 class _Some(torch.autograd.Function):

@@ -22,6 +22,7 @@ AGENTS = [
     ("reinforce", {"representation": "mlp"}),
     ("reinforce", {"representation": "mlp", "into_blocks": True}),
     ("actor-critic", {"representation": "mlp"}),
+    ("gumbel", {}),
     ("gumbel", {"representation": "mlp"}),
     ("soft-mixture", {"conditioned": True, "arrangement": "per_task", "optimizer": "sgd"}),
 ]
