@@ -367,7 +367,7 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
         (["--threads", "1", "0"], "--threads must be at least 1, got 0"),
         (
             ["--parts", "steps", "face"],
-            "--parts: unknown name 'face' (did you mean 'faces'?); known are steps, faces",
+            "--parts: unknown name 'face' (did you mean 'faces'?); known are steps, public-layers, faces",
         ),
         (
             ["--parts", "faces", "--dtype", "float16"],
