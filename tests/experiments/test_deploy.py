@@ -147,6 +147,7 @@ def test_tasks_go_by_their_names(tmp_path, capsys):
     folder = tmp_path / "run"
     assert run("train", "--env", "example/DigitQuestions-v0", "--epochs", 1, "--out", folder, *own) == 0
     assert len(row(capsys.readouterr().out, "1 prime")) == 2
+    assert not (folder / "best.pt").exists()  # the best by what? there is no validation split
     assert json.loads((folder / "results.json").read_text())[0]["task_names"] == ["even", "prime", "above 4"]
     assert run("evaluate", folder / "checkpoint.pt", "--routes", tmp_path / "routes.csv", *own) == 0
     assert len(row(capsys.readouterr().out, "2 above 4")) == 2

@@ -328,3 +328,9 @@ def test_tied_weights_are_not_parted():
     module[3].weight = module[1].weight
     with pytest.raises(ValueError, match="layer '1' shares parameters with '3.weight'"):
         route(module, ["1"], 2)
+
+
+def test_layers_without_parameters_are_refused():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="layer '2' has no parameters: all its blocks would be the same"):
+        route(module, ["1", "2"], 3, input_shape=(1, 2, 2))
