@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -59,7 +60,7 @@ class EachItsOwn(LinearBlocks):
 
     def forward(self, x: Tensor, action: Any = None) -> Tensor:
         """Outputs `(k, r, WIDTH)`."""
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight).relu()
+        return self.run_each(x.transpose(0, 1)).transpose(0, 1)
 
 
 def _davidmrau(blocks: int) -> nn.Module:
@@ -70,7 +71,7 @@ def _davidmrau(blocks: int) -> nn.Module:
 
 def _lucidrains(blocks: int) -> nn.Module:
     made = importlib.import_module("mixture_of_experts").MoE
-    return OneSequence(made(WIDTH, num_experts=blocks, experts=EachItsOwn(blocks, WIDTH, WIDTH)))
+    return OneSequence(made(WIDTH, num_experts=blocks, experts=EachItsOwn(blocks, WIDTH, WIDTH, relu=True)))
 
 
 def _st_moe(blocks: int) -> nn.Module:
@@ -96,18 +97,16 @@ def measure_public_layers(subject: Subject, batch: int, rounds: int) -> list[Rec
     """
     static = subject.static(subject.fresh())
     macs = count_macs(static, torch.zeros(1, *subject.data["train"].input_shape, device=subject.device))
-    cases = {"": Case(partial(static_steps, subject, batch), macs)}
-    record: Record = {"blocks": subject.blocks, "dtype": subject.precision}
-    for name, make in {"top-k": None, **LAYERS_OF}.items():
-        if make is None:
-            cases[name] = Case(partial(agent_steps, subject, batch, name), sum(macs_of(subject, name, ())), {**record})
-        else:
-            try:
-                make(subject.blocks)
-            except ImportError:
-                continue
-            cases[name] = Case(partial(_steps, subject, batch, make), CHOSEN * macs, {**record})
-        cases[name].record["layer"] = name
+    of_all: Record = {"blocks": subject.blocks, "dtype": subject.precision}
+    ours = partial(agent_steps, subject, batch, "top-k")
+    cases = {
+        "": Case(partial(static_steps, subject, batch), macs),
+        "top-k": Case(ours, sum(macs_of(subject, "top-k", ())), {"layer": "top-k", **of_all}),
+    }
+    for name, make in LAYERS_OF.items():
+        with suppress(ImportError):
+            make(subject.blocks)
+            cases[name] = Case(partial(_steps, subject, batch, make), CHOSEN * macs, {"layer": name, **of_all})
     first, *others = measure(cases, rounds, subject.device).values()
     return [against(own, first, batch) for own in others]
 

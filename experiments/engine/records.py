@@ -239,9 +239,7 @@ def comparison_table(records: Sequence[Record], title: str) -> Table:
     """Table with a row per agent: means over seeds; the best is marked, and what cannot be told apart from it."""
     groups, best = by_label(records), None
     with suppress(ValueError):  # no seed is common to all
-        best = best_and_alike(
-            {name: {run["seed"]: ACCURACY.value(run) for run in runs} for name, runs in groups.items()}
-        )
+        best = best_and_alike(_accuracies(records))
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=said_of(best))
     table.add_column("agent", no_wrap=True)
     columns = [metric for metric in metrics_of(records) if metric.table]
@@ -254,13 +252,21 @@ def comparison_table(records: Sequence[Record], title: str) -> Table:
     return table
 
 
+ONE_PAIR = "each for a pair that was named beforehand; * minds that the best was looked for"
+
+
+def _accuracies(records: Sequence[Record]) -> dict[str, dict[int, float]]:
+    """Accuracies by seed of every label."""
+    return {name: {run["seed"]: ACCURACY.value(run) for run in runs} for name, runs in by_label(records).items()}
+
+
 def differences_table(records: Sequence[Record]) -> Table | None:
     """How far the best agent is ahead of the others, with the interval of each pair; None where seeds are too few."""
-    groups = {name: {run["seed"]: ACCURACY.value(run) for run in runs} for name, runs in by_label(records).items()}
+    groups = _accuracies(records)
     with suppress(ValueError):  # no seed is common to all
         best = best_and_alike(groups)
         if best.seeds >= FEWEST_SEEDS and len(groups) > 1:
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=ONE_PAIR)
             for heading in (f"{best.agent} less", "points", "95 % interval", "p"):
                 table.add_column(heading, justify="left" if heading.startswith(best.agent) else "right", no_wrap=True)
             for other in (*best.alike, *best.worse):

@@ -257,7 +257,7 @@ def check_same(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None
             defaults = settings.default_env_options(asked["env"], asked[kind]) if of_env else {}
             defaults = defaults or settings.resolved_agent_options(asked["agent"], ())
             saved = {**saved, kind: {**{name: defaults.get(name) for name in younger}, **saved.get(kind, {})}}
-    mend = "take another folder (--out), or replace it and all beside it by --overwrite"
+    mend = f"take another folder, or delete {path.parent}"
     for option, was, now in differences(finite(saved), finite(asked)):
         if option.startswith("plugins"):
             raise UsageError(f"{path} holds a run of {CHANGED.format(option)}: {mend}")

@@ -191,7 +191,7 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     def _used(self, rows: Tensor, choice: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs that have to run."""
-        if self._runs_every_block or bool(weights.detach().all()):
+        if self._runs_every_block or (weights.is_cpu and bool(weights.detach().all())):
             return rows, choice, weights
         used = weights.detach().nonzero().flatten()
         return rows.index_select(0, used), choice.index_select(0, used), weights.index_select(0, used)

@@ -333,6 +333,7 @@ def rollout(
     asked, turns, gates = Asked(router, env.network, deterministic), None, None
     if isinstance(plan, tuple):
         plan, gates = plan
+        _check_gates(gates, env)
     if plan is not None:
         plan = _whole(plan, env)
         turns = batch.follow(plan[..., 0], gates) if env.network.in_order else None
@@ -348,6 +349,18 @@ def rollout(
     if env.rewards.of_probabilities:
         env.rewards.give_for_probabilities(steps)
     return batch.trajectory(steps)
+
+
+def _check_gates(gates: Any, env: RoutingVectorEnv) -> None:
+    """Refuse gates that come with a plan and are not ones `(B, N)`, or that a network step by step would not use."""
+    wanted = (env.num_envs, len(env.network.decisions))
+    if not isinstance(gates, Tensor) or not gates.is_floating_point() or tuple(gates.shape) != wanted:
+        got = f"{gates.dtype} of shape {tuple(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
+        raise ValueError(f"gates of a plan are floating-point ones of shape {wanted}, got {got}")
+    if gates.is_cpu and not bool((gates.detach() == 1).all()):  # elsewhere it would wait for the device
+        raise ValueError("gates of a plan are ones, whose gradient is that of weights; other weights are for act")
+    if not env.network.in_order:
+        raise ValueError("gates of a plan are for networks that are in_order; return None, so that act is asked")
 
 
 def _whole(plan: Any, env: RoutingVectorEnv) -> Tensor:

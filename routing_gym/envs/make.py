@@ -64,7 +64,7 @@ def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDatase
             environments that use it.
     """
     for parameter in inspect.signature(builder).parameters.values() if callable(builder) else ():
-        if parameter.kind is not parameter.KEYWORD_ONLY:
+        if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
             raise ValueError(
                 f"parameters of a function that makes data are options, by name: write *, before {parameter.name!r} in "
                 f"that of data set {name!r}"

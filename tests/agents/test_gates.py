@@ -4,7 +4,7 @@ import gymnasium
 import pytest
 import torch
 from scipy import stats
-from toys import small_env
+from toys import ExitTree, small_env, toy_env
 
 import routing_gym
 from routing_gym.agents import make_agent, needs, train_batch
@@ -176,3 +176,29 @@ def test_gates_that_pay_for_computation_are_asked_at_every_decision():
         task = torch.zeros(12, dtype=torch.int64)
         assert (make_agent("gumbel", env).plan(task, False) is not None) == planned
         assert make_agent("gumbel", env, estimator="soft").plan(task, False) is None
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        (torch.ones(12, 3), r"floating-point ones of shape \(12, 2\), got torch.float32 of shape \(12, 3\)"),
+        (torch.ones(12, 2, dtype=torch.int64), "floating-point ones .*, got torch.int64"),
+        ([1.0], "floating-point ones .*, got list"),
+        (torch.full((12, 2), 0.5), "are ones, whose gradient is that of weights; other weights are for act"),
+    ],
+)
+def test_gates_of_a_plan_that_are_no_ones_are_refused(gates, message):
+    env = weights_env()
+    agent = make_agent("gumbel", env)
+    agent.plan = lambda task, deterministic: (torch.zeros(12, 2, dtype=torch.int64), gates)
+    with pytest.raises(ValueError, match=message):
+        rollout(agent, env)
+
+
+def test_gates_of_a_plan_are_refused_where_they_would_not_be_used():
+    env = toy_env(ExitTree([[1, 2], [], [3], []]), 6, autoreset_mode="disabled", action_type="weights")
+    agent = make_agent("gumbel", env)
+    ones = torch.ones(6, len(env.network.decisions))
+    agent.plan = lambda task, deterministic: (ones.long(), ones)
+    with pytest.raises(ValueError, match="are for networks that are in_order; return None, so that act is asked"):
+        rollout(agent, env)

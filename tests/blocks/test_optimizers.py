@@ -20,6 +20,16 @@ KINDS = {
     "sgd, momentum": (SGD, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
 }
 
+
+def four_blocks(monkeypatch, few):
+    """A source of numbers and four blocks; stacks move at once where slices have fewer numbers than `few`."""
+    monkeypatch.setattr(movers, "FEW_RUNS", 0)
+    monkeypatch.setattr(movers, "FEW_NUMBERS", few)
+    numbers, blocks = torch.Generator().manual_seed(0), LinearBlocks(4, 3, 2)
+    nn.init.normal_(blocks.weight, generator=numbers)
+    return numbers, blocks
+
+
 use = st.lists(st.booleans(), min_size=4, max_size=4)
 uses = st.lists(use, min_size=1, max_size=6)
 
@@ -31,11 +41,7 @@ uses = st.lists(use, min_size=1, max_size=6)
 def test_a_slice_is_moved_as_a_parameter_of_its_own(monkeypatch_module, kind, few, uses):
     """The reference: every slice a parameter of PyTorch's optimiser, without a gradient where it is not used."""
     ours, theirs, options = KINDS[kind]
-    monkeypatch_module.setattr(movers, "FEW_RUNS", 0)
-    monkeypatch_module.setattr(movers, "FEW_NUMBERS", few)
-    numbers = torch.Generator().manual_seed(0)
-    blocks = LinearBlocks(4, 3, 2)
-    nn.init.normal_(blocks.weight, generator=numbers)
+    numbers, blocks = four_blocks(monkeypatch_module, few)
     slices = [nn.Parameter(stack[i].detach().clone()) for stack in (blocks.weight, blocks.bias) for i in range(4)]
     fast, slow = ours(blocks, lr=0.1, **options), theirs(slices, lr=0.1, **options)
     for used in uses:
@@ -76,11 +82,7 @@ def _of_some(blocks, some):
 def test_a_sparse_gradient_moves_what_it_is_of(monkeypatch_module, kind, few, steps):
     """The reference as above, whatever way gradients come, in turn; and states are saved and loaded in between."""
     ours, theirs, options = KINDS[kind]
-    monkeypatch_module.setattr(movers, "FEW_RUNS", 0)
-    monkeypatch_module.setattr(movers, "FEW_NUMBERS", few)
-    numbers = torch.Generator().manual_seed(0)
-    blocks = LinearBlocks(4, 3, 2)
-    nn.init.normal_(blocks.weight, generator=numbers)
+    numbers, blocks = four_blocks(monkeypatch_module, few)
     slices = [[nn.Parameter(stack[i].detach().clone()) for stack in (blocks.weight, blocks.bias)] for i in range(4)]
     fast, slow = ours(blocks, lr=0.1, **options), theirs(sum(slices, []), lr=0.1, **options)
     for way, used, together, saved in steps:
