@@ -6,6 +6,7 @@ from routing_gym.agents.annealed_em import AnnealedEM, AnnealedEMConfig
 from routing_gym.agents.base.agent import AGENTS, Agent, AgentConfig
 from routing_gym.agents.base.checkpoint import read
 from routing_gym.agents.base.learning import learn, train_batch
+from routing_gym.agents.base.population import Population
 from routing_gym.agents.base.registry import agent_class, load_installed_agents, make_agent, needs, register_agent
 from routing_gym.agents.best_random import BestRandom, BestRandomConfig
 from routing_gym.agents.codinet import CoDiNet, CoDiNetConfig
@@ -83,11 +84,11 @@ __all__ = [
     "AnnealedEMConfig", "BestRandom", "BestRandomConfig", "CoDiNet", "CoDiNetConfig", "CriticConfig",
     "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig", "CrossingConfig", "DQNConfig",
     "FixedAgent", "FixedRoutes", "FixedRoutesConfig", "Gumbel", "GumbelConfig", "OnPolicyConfig", "OptimisticCritic",
-    "Oracle", "PPOConfig", "PragmaticCritic", "PragmaticCriticConfig", "QLearning", "QLearningConfig", "RandomAgent",
-    "RandomFixed", "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN", "SB3MaskablePPO",
-    "SB3PPO", "SampledCriticConfig", "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa", "Shared",
-    "SharedWithTask", "SingleTask", "SoftMixture", "SoftMixtureConfig", "TaskClustering", "TaskClusteringConfig",
-    "TaskSpecificAll", "TaskSpecificLast", "TopK", "TopKConfig", "WPL", "WPLConfig", "add_task", "agent_class",
-    "extract", "learn", "load_installed_agents", "make_agent", "needs", "prune", "read", "register_agent",
-    "train_batch",
+    "Oracle", "PPOConfig", "Population", "PragmaticCritic", "PragmaticCriticConfig", "QLearning", "QLearningConfig",
+    "RandomAgent", "RandomFixed", "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN",
+    "SB3MaskablePPO", "SB3PPO", "SampledCriticConfig", "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa",
+    "Shared", "SharedWithTask", "SingleTask", "SoftMixture", "SoftMixtureConfig", "TaskClustering",
+    "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast", "TopK", "TopKConfig", "WPL", "WPLConfig",
+    "add_task", "agent_class", "extract", "learn", "load_installed_agents", "make_agent", "needs", "prune", "read",
+    "register_agent", "train_batch",
 ]  # fmt: skip

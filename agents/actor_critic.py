@@ -43,6 +43,7 @@ class ActorCritic(ScoredAgent):
     is the probability of their joint choice, the product over those that chose, and V is one value of the whole state.
     """
 
+    by_task = True
     Config = ActorCriticConfig
     config: ActorCriticConfig
     max_tensors = None

@@ -49,6 +49,10 @@ class FixedAgent(Agent):
         # The t-th legal choice, from 0, is where the running count of legal choices first passes t.
         return (masks.cumsum(-1) <= wanted).sum(-1)
 
+    def for_many(self, env: Any) -> Agent:
+        """Agent for routes that are given later on."""
+        return FixedRoutes(env)
+
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, M)` of the tasks."""
         return look_up(self._routes, observation["task"], observation["depth"])
@@ -67,10 +71,13 @@ class FixedAgent(Agent):
 class Shared(FixedAgent):
     """One path for all tasks: the first legal choice everywhere."""
 
+    by_task = True
+
 
 class SharedWithTask(FixedAgent):
     """One path for all tasks, whose first routed layer is told the task: the baseline that keeps everyone honest."""
 
+    by_task = True
     env_kwargs = {"task_input": True}
 
 
@@ -87,18 +94,21 @@ class TaskSpecific(FixedAgent):
 class TaskSpecificAll(TaskSpecific):
     """A path of its own for every task: task t takes the t-th choice everywhere (task-specific-all-fc)."""
 
+    by_task = True
     own = slice(None)
 
 
 class TaskSpecificLast(TaskSpecific):
     """A shared path, and at the last decision a block of its own for every task (task-specific-1-fc)."""
 
+    by_task = True
     own = slice(-1, None)
 
 
 class SingleTask(TaskSpecificAll):
     """A network entirely of its own for every task: the yardstick of multi-task learning."""
 
+    by_task = True
     env_kwargs = {"network_per_task": True}
 
     def choose(self, masks: Tensor) -> Tensor:
@@ -129,6 +139,8 @@ class SingleTask(TaskSpecificAll):
 class RandomFixed(FixedAgent):
     """Random paths, one per task, drawn once and kept."""
 
+    by_task = True
+
     def choose(self, masks: Tensor) -> Tensor:
         """Legal choices, drawn."""
         cumulative = masks.to(torch.float64).cumsum(-1).expand(self.num_tasks, *masks.shape)
@@ -150,6 +162,7 @@ class FixedRoutesConfig(AgentConfig):
 class FixedRoutes(FixedAgent):
     """Routes that are given: by hand, or by what another agent has learned (`prune`)."""
 
+    by_task = True
     Config = FixedRoutesConfig
     config: FixedRoutesConfig
 

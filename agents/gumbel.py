@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import Gate, TrainedConfig
+from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, TableScores, make_scores
 from routing_gym.envs import Context, Observation
 from routing_gym.options import count, positive
@@ -46,6 +47,7 @@ class Gumbel(Gate):
     unless the environment is made with `dense_backward=True`. Tensors that choose have scores and noise of their own.
     """
 
+    by_task = True
     Config = GumbelConfig
     config: GumbelConfig
     scores: ArrangedScores
@@ -99,7 +101,7 @@ class Gumbel(Gate):
 
     def _drawn(self, scores: Tensor) -> Tensor:
         """Soft weights of scores with Gumbel noise, `(..., A)`."""
-        noise = torch.empty_like(scores, requires_grad=False).exponential_(generator=self.generator).log().neg()
+        noise = drawn(torch.empty_like(scores, requires_grad=False), "exponential_", self.generator).log().neg()
         return ((scores + noise) / self.temperature).softmax(-1)
 
     @torch.no_grad()

@@ -61,6 +61,7 @@ class QLearning(ScoredAgent):
     way after n visits), approximators a step on half the squared error, of all decisions, mean over instances.
     """
 
+    by_task = True
     Config = QLearningConfig
     config: QLearningConfig
     DEFAULT_RATES = {"table": 0.01, "mlp": 0.001}
@@ -113,7 +114,7 @@ class QLearning(ScoredAgent):
         else:
             values = self.scores_at(steps).gather(-1, action.unsqueeze(-1)).squeeze(-1)
             self.descend(0.5 * squared_td_error(targets, values, active))
-        batch = self.episodes // len(trajectory) + 1  # this one included
+        batch = self.episodes * self.env.trainer.runs // len(trajectory) + 1  # this one included
         if self.target is not None and batch % self.config.target_update == 0:
             self.target.load_state_dict(self.scores.state_dict())
         return {"value": (targets * active).sum() / active.sum(), "exploration": torch.tensor(self.exploration)}
@@ -121,6 +122,8 @@ class QLearning(ScoredAgent):
 
 class Sarsa(QLearning):
     """SARSA: as Q-learning, but a decision is worth what was chosen there, exploration included; one at td_lambda=1."""
+
+    by_task = True
 
     def next_value(self, scores: Tensor, action: Tensor) -> Tensor:
         """Value of what was chosen."""

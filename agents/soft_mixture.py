@@ -34,6 +34,7 @@ class SoftMixture(Gate):
     Rosenbaum et al. (2018), section 4: every block of a layer gets the same mixture of what came before.
     """
 
+    by_task = True
     Config = SoftMixtureConfig
     config: SoftMixtureConfig
     scores: ArrangedScores

@@ -104,7 +104,7 @@ class Compare(Keeping, Launching, Tunable):
                 if sum((run.agent, run.seed) not in records for run in left) == 1:  # which goes on elsewhere, maybe
                     import_what_draws()
 
-            failures += perform(left, launcher, keep, console, self.debug)
+            failures += perform(left, launcher, keep, console, self.debug, population=self.population)
             if launcher.here:
                 failures += self._show(in_order(), failures, console)
             if not failures:

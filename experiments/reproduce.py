@@ -173,11 +173,15 @@ class _Work:
         if self.asked.records is None:
             searched = _once(run for found in self.searched.values() for _, _, run in found)
             searching = [run for run in searched if run.finished() is None]
-            self.failures += perform(searching, launcher, lambda *_: None, self.console, self.asked.debug)
+            self.failures += perform(
+                searching, launcher, lambda *_: None, self.console, self.asked.debug, population=self.asked.population
+            )
             if searching:
                 self.look()
             left = [run for run in _once(self.runs) if run.folder not in self.records]
-            self.failures += perform(left, launcher, self._keep, self.console, self.asked.debug)
+            self.failures += perform(
+                left, launcher, self._keep, self.console, self.asked.debug, population=self.asked.population
+            )
         out = self.asked.out
         try:
             if self.asked.records is None:

@@ -167,7 +167,9 @@ class Sweep(Launching):
                         left.append(run)
                 left, failed = try_out(left, console, self.debug)
                 stack.enter_context(locked(writable_folder(self.out)))
-                failures.extend([*failed, *perform(left, launcher, keep, console, self.debug)])
+                failures.extend(
+                    [*failed, *perform(left, launcher, keep, console, self.debug, population=self.population)]
+                )
 
             def score(setting: Setting) -> float:
                 """Mean accuracy of a setting so far; minus infinity where its runs failed."""

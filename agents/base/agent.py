@@ -58,6 +58,8 @@ class Agent(nn.Module, ABC):
         needs_gradients: Its parameters are trained by the backward pass of the blocks (Gumbel gates, mixtures); it
             must then have an `optimizer`.
         max_tensors: The most tensors per decision it can choose for: 1, without an axis M; or None for any number.
+        by_task: Whether what it does with a task depends on instances of that task alone, so that several such agents
+            can learn side by side (`Population`). Every class says so itself: it is not inherited.
         env_kwargs: Options the environment must have been made with, `{"differentiable": True}` say.
         env: The vector environment it was made for.
         generator: Random numbers on the environment's device.
@@ -74,6 +76,7 @@ class Agent(nn.Module, ABC):
     action_type: ClassVar[str] = "discrete"
     needs_gradients: bool = False
     max_tensors: ClassVar[int | None] = 1
+    by_task: ClassVar[bool] = False
     env_kwargs: ClassVar[Mapping[str, Any]] = {}
 
     name: str = ""
@@ -133,6 +136,13 @@ class Agent(nn.Module, ABC):
         Hard gates give a pair, routes and ones `(B, N)` with a graph, which every chosen block's output is weighed by.
         """
         return None
+
+    def for_many(self, env: RoutingVectorEnv) -> Agent:
+        """Agent like this one, for an environment that has the tasks of several one after the other (`Population`).
+
+        All that it learns has the tasks, or so many entries for each, as its first axis.
+        """
+        return type(self)(env, self.config)
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor] | None:
         """Learn from a batch of whole episodes; by default nothing. May return metrics, 0-dimensional tensors."""

@@ -288,7 +288,7 @@ class LearningAgent(ScoringAgent):
         """Take one step down a loss."""
         assert self.optimizer is not None
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward(loss.new_full((), self.env.trainer.runs))
         self.follow_blocks()
         self.optimizer.step()
 

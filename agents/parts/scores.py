@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from routing_gym.agents.parts.draws import drawn
 from routing_gym.blocks import (
     LinearBlocks,
     OwnedParameter,
@@ -51,7 +52,7 @@ def sample(cumulative: Tensor, generator: torch.Generator) -> Tensor:
     Inverting the cumulative distribution is many times faster than `multinomial`.
     """
     total = cumulative[..., -1]
-    height = torch.rand(total.shape, generator=generator, device=total.device, dtype=total.dtype) * total
+    height = drawn(torch.empty_like(total), "uniform_", generator) * total
     # How many running sums are at most the height drawn: the number of choices below the one it falls into.
     return torch.searchsorted(cumulative.contiguous(), height.unsqueeze(-1), right=True).squeeze(-1)
 

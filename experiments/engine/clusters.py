@@ -15,7 +15,8 @@ from typing import Any
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import Display, one_line
-from routing_gym.experiments.engine.launchers import ATTEMPTS, Launcher, Outcome, failed, perform_elsewhere
+from routing_gym.experiments.engine.jobs import Job, Outcome, failed, perform_elsewhere
+from routing_gym.experiments.engine.launchers import ATTEMPTS, Launcher
 from routing_gym.experiments.engine.records import read_progress, write_text
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import writable_folder
@@ -41,26 +42,26 @@ def _library(name: str) -> Any:
 
 
 def _outcomes(
-    waiting: dict[Any, Run],
+    waiting: dict[Any, Job],
     done: Callable[[list[Any]], list[Any]],
-    outcome: Callable[[Any, Run], Outcome],
+    outcomes: Callable[[Any, Job], list[Outcome]],
     display: Display,
 ) -> Iterator[Outcome]:
-    """Outcomes of runs by their jobs, which are taken away as they are done."""
-    for run in waiting.values():
-        display.begin(run.title, run.training.epochs)
+    """Outcomes of jobs by how the cluster knows them, which are taken away as they are done."""
+    for job in waiting.values():
+        display.begin(job.title, job.first.training.epochs)
     while waiting:
-        for job in done(list(waiting)):
-            found = outcome(job, waiting[job])
-            display.end(waiting.pop(job).title)
-            yield found
-        for run in waiting.values():  # whose folders are shared
-            if progress := read_progress(run.folder / PROGRESS):
-                display.epoch(run.title, progress)
+        for known in done(list(waiting)):
+            found = outcomes(known, waiting[known])
+            display.end(waiting.pop(known).title)
+            yield from found
+        for job in waiting.values():  # whose folders are shared
+            if progress := read_progress(job.first.folder / PROGRESS):
+                display.epoch(job.title, progress)
 
 
 class Submitit(Launcher):
-    """A SLURM job per run, submitted as one array; without SLURM, a process per run on this machine.
+    """A SLURM job for each of ours, submitted as one array; without SLURM, a process for each on this machine.
 
     Runs write into a folder that all machines share. A job that is preempted or lost fails; `--resume` goes on with it.
 
@@ -72,35 +73,35 @@ class Submitit(Launcher):
     def __init__(self, folder: Path, options: dict[str, Any]) -> None:
         self.library, self.folder, self.options = _library("submitit"), folder, options
 
-    def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
-        """Perform runs; see `Launcher`."""
+    def launch(self, jobs: Sequence[Job], display: Display) -> Iterator[Outcome]:
+        """Perform jobs; see `Launcher`."""
         options = dict(self.options)
         try:
             cluster = options.pop("cluster", None)
             executor = self.library.AutoExecutor(writable_folder(self.folder), cluster=cluster)
             if cluster is None and executor.cluster != "slurm":
                 display.note("There is no SLURM here: the runs are made on this machine, all at once")
-            threads = max(run.training.threads for run in runs)
+            threads = max(job.first.training.threads for job in jobs)
             executor.update_parameters(**{"cpus_per_task": threads, "name": "routing-gym", **options})
             with executor.batch():
-                submitted = [executor.submit(perform_elsewhere, run) for run in runs]
+                submitted = [executor.submit(perform_elsewhere, job) for job in jobs]
         except (TypeError, ValueError, NameError, RuntimeError) as error:
             raise UsageError(f"--launcher-options: {one_line(error)}") from error
 
-        def done(jobs: list[Any]) -> list[Any]:
+        def done(known: list[Any]) -> list[Any]:
             time.sleep(POLL_SECONDS)
-            return [job for job in jobs if job.done()]
+            return [of for of in known if of.done()]
 
-        def outcome(job: Any, run: Run) -> Outcome:
-            error = job.exception()
-            return job.result() if error is None else failed(run, one_line(error))
+        def outcomes(known: Any, job: Job) -> list[Outcome]:
+            error = known.exception()
+            return known.result() if error is None else [failed(run, one_line(error)) for run in job.runs]
 
-        waiting = dict(zip(submitted, runs, strict=True))
+        waiting = dict(zip(submitted, jobs, strict=True))
         try:
-            yield from _outcomes(waiting, done, outcome, display)
+            yield from _outcomes(waiting, done, outcomes, display)
         finally:
-            for job in waiting:
-                job.cancel()
+            for known in waiting:
+                known.cancel()
 
 
 class Ray(Launcher):
@@ -125,10 +126,10 @@ class Ray(Launcher):
         self.library, self.address, self.options = _library("ray"), address, options
         self.connected, self.heard = False, 0.0
 
-    def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
-        """Perform runs; see `Launcher`."""
+    def launch(self, jobs: Sequence[Job], display: Display) -> Iterator[Outcome]:
+        """Perform jobs, of one run each; see `Launcher`."""
         ray, lost = self.library, (ConnectionError, self.library.exceptions.RaySystemError)
-        if not runs:
+        if not jobs:
             return
         if not ray.is_initialized():
             self.connected = True
@@ -137,45 +138,47 @@ class Ray(Launcher):
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UsageError(f"--address {self.address}: no cluster answers there ({one_line(error)})") from error
         task, token = ray.remote(_perform_and_send), TOKEN.format(secrets.token_hex(8))
-        waiting: dict[Any, Run] = {}
+        waiting: dict[Any, Job] = {}
         try:
-            for run in runs:
+            for job in jobs:
+                run = job.first
                 write_text(writable_folder(run.folder) / token, "")
                 options = {"num_cpus": run.training.threads, "name": run.title, **self.options}
                 plugins = tuple(path.resolve() for path in run.plugins)  # as other working directories know them
                 away = dataclasses.replace(run, folder=run.folder.resolve(), plugins=plugins)
-                waiting[task.options(max_retries=ATTEMPTS - 1, **options).remote(away, token)] = run
+                waiting[task.options(max_retries=ATTEMPTS - 1, **options).remote(away, token)] = job
             self.heard = time.monotonic()
             yield from _outcomes(waiting, self._done, self._outcome, display)
         except lost as error:
-            for run in waiting.values():
-                yield failed(run, f"the cluster is gone ({one_line(error)})")
+            for job in waiting.values():
+                yield failed(job.first, f"the cluster is gone ({one_line(error)})")
         finally:
             if self._answers():
-                for job in waiting:
+                for known in waiting:
                     with suppress(Exception):
-                        ray.cancel(job)
-            for run in runs:
-                (run.folder / token).unlink(missing_ok=True)
+                        ray.cancel(known)
+            for job in jobs:
+                (job.first.folder / token).unlink(missing_ok=True)
 
-    def _done(self, jobs: list[Any]) -> list[Any]:
-        done, _ = self.library.wait(jobs, timeout=POLL_SECONDS)
+    def _done(self, known: list[Any]) -> list[Any]:
+        done, _ = self.library.wait(known, timeout=POLL_SECONDS)
         if self._answers():
             self.heard = time.monotonic()
         elif time.monotonic() - self.heard > GONE_SECONDS:  # Ray would wait for a minute, then end this process
             raise ConnectionError(f"no answer for {GONE_SECONDS:g} s")
         return done
 
-    def _outcome(self, job: Any, run: Run) -> Outcome:
+    def _outcome(self, known: Any, job: Job) -> list[Outcome]:
+        run = job.first
         try:
-            outcome, files = self.library.get(job)
+            outcome, files = self.library.get(known)
         except self.library.exceptions.RaySystemError:
             raise
         except self.library.exceptions.RayError as error:
-            return failed(run, one_line(error))
+            return [failed(run, one_line(error))]
         for name, content in files.items():  # those of a folder that is not shared
             write_atomically(run.folder / name, lambda out, content=content: out.write(content))  # type: ignore[misc]
-        return dataclasses.replace(outcome, run=run)
+        return [dataclasses.replace(outcome, run=run)]
 
     def _answers(self) -> bool:
         """Whether somebody listens where the cluster should."""
@@ -195,6 +198,6 @@ class Ray(Launcher):
 def _perform_and_send(run: Run, token: str) -> tuple[Outcome, dict[str, bytes]]:
     """Perform a run on another machine; its files come along where the folder is not shared."""
     shared = (run.folder / token).exists()
-    outcome = perform_elsewhere(run)
+    (outcome,) = perform_elsewhere(Job((run,)))
     files = [] if shared or not run.folder.is_dir() else [path for path in run.folder.iterdir() if path.is_file()]
     return outcome, {path.name: path.read_bytes() for path in files if path.name != ".lock"}

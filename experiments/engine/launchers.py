@@ -10,64 +10,26 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
-from routing_gym.agents import read
-from routing_gym.experiments.engine.callbacks import PROGRESS, Callback, Progress, Session, said_of
-from routing_gym.experiments.engine.command import UsageError, heeding_signals, unbroken
-from routing_gym.experiments.engine.console import Display, one_line, say, threads_in_one_line
+from routing_gym.experiments.engine.callbacks import PROGRESS, Callback, Session, said_of
+from routing_gym.experiments.engine.command import UsageError, unbroken
+from routing_gym.experiments.engine.console import Display, one_line, say
 from routing_gym.experiments.engine.folders import what_is_aside
-from routing_gym.experiments.engine.plugins import Pluggable, load_plugin
+from routing_gym.experiments.engine.jobs import Job, Outcome, attempt, failed, jobs_of, kept_in, perform_elsewhere
+from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.engine.records import Record, read_progress, write_text
 from routing_gym.experiments.engine.run import CONFIG, Run
 from routing_gym.experiments.engine.settings import at_least_one, config_text, each_once, parse_options, writable_folder
-from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.experiments.engine.workers import Worker, begin_server, finished
-from routing_gym.tasks import DataError
 
 ATTEMPTS = 2
 """How often a run is tried whose process dies or hangs; what it had finished of its epochs is kept."""
 GRACE = 20.0
 """Seconds a process has to finish its batch when the command ends; what is killed then has its last checkpoint."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of a run: its record; or None, why it failed, in a line, what is kept, and where in the code."""
-
-    run: Run
-    record: Record | None
-    failure: str = ""
-    trace: str = ""
-
-
-def failed(run: Run, why: str, trace: str = "") -> Outcome:
-    """Outcome of a run that failed, with what it has left in its folder."""
-    return Outcome(run, None, f"{run.title}: {why}; {kept_in(run.folder)}", trace)
-
-
-def kept_in(folder: Path) -> str:
-    """Say what a run that ended early has left in its folder."""
-    try:
-        epochs = len(read(folder / CHECKPOINT)["extra"]["curve"]["epoch"])
-    except (OSError, ValueError, KeyError):
-        return f"nothing of it is kept in {folder}" if folder.is_dir() else f"its folder {folder} is no longer there"
-    return f"the last good checkpoint, of epoch {epochs}, is in {folder}"
-
-
-def attempt(run: Run, callbacks: Sequence[Callback] = ()) -> Outcome:
-    """Perform a run in this process; what goes wrong is its outcome."""
-    try:
-        return Outcome(run, run.perform(callbacks))
-    except (Exception, SystemExit) as error:
-        if isinstance(error.__cause__, DataError):
-            return Outcome(run, None, f"not run: {error}", traceback.format_exc())
-        notes = (" ".join(note.split()) for note in getattr(error, "__notes__", ()))
-        return failed(run, "; ".join([one_line(error), *notes]), traceback.format_exc())
 
 
 class Launcher(ABC):
@@ -80,10 +42,10 @@ class Launcher(ABC):
     here = True
 
     @abstractmethod
-    def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
-        """Perform runs, in this order as far as that means anything; yield what becomes of each when it is done.
+    def launch(self, jobs: Sequence[Job], display: Display) -> Iterator[Outcome]:
+        """Perform jobs, in this order as far as that means anything; yield what becomes of each run when it is done.
 
-        May be called again, with other runs, until `end`.
+        May be called again, with other jobs, until `end`.
         """
 
     def end(self) -> None:
@@ -92,25 +54,26 @@ class Launcher(ABC):
 
 
 class InProcess(Launcher):
-    """One run after the other, in this process."""
+    """One job after the other, in this process."""
 
-    def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
-        """Perform runs; see `Launcher`."""
-        for run in runs:
-            display.begin(run.title, run.training.epochs)
-            outcome = attempt(run, (_Shown(display),))
-            display.end(run.title)
-            yield outcome
+    def launch(self, jobs: Sequence[Job], display: Display) -> Iterator[Outcome]:
+        """Perform jobs; see `Launcher`."""
+        for job in jobs:
+            display.begin(job.title, job.first.training.epochs)
+            outcomes = attempt(job, (_Shown(display, job),))
+            display.end(job.title)
+            yield from outcomes
 
 
 class _Shown(Callback):
-    """Tells a display of every epoch."""
+    """Tells a display of every epoch, of the first run."""
 
-    def __init__(self, display: Display) -> None:
-        self.display = display
+    def __init__(self, display: Display, job: Job) -> None:
+        self.display, self.job = display, job
 
     def on_epoch(self, session: Session, metrics: Mapping[str, float]) -> None:
-        self.display.epoch(session.title, said_of(session))
+        if session.folder == self.job.first.folder:
+            self.display.epoch(self.job.title, said_of(session))
 
 
 class Print(Launcher):
@@ -118,40 +81,19 @@ class Print(Launcher):
 
     here = False
 
-    def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
+    def launch(self, jobs: Sequence[Job], display: Display) -> Iterator[Outcome]:
         """Write the configuration of every run into its folder, and print the command that performs it."""
-        for run in runs:
+        for run in (run for job in jobs for run in job.runs):
             path = writable_folder(run.folder) / CONFIG
             write_text(path, config_text(run.configuration))
             print(shlex.join(["routing-gym", "train", "--config", str(path), "--out", str(run.folder), "--resume"]))
         yield from ()
 
 
-_warm: set[str] = set()
-"""Agents that have trained on a batch in this process."""
-
-
-def perform_elsewhere(run: Run) -> Outcome:
-    """Perform a run in a process of its own."""
-    try:
-        with heeding_signals(), threads_in_one_line():
-            for path in run.plugins:
-                load_plugin(path)
-            if run.agent not in _warm:  # before its first run is timed, as trials do where runs run here
-                _warm.add(run.agent)
-                with suppress(Exception, SystemExit):  # the run will say it
-                    run.try_out(batch=True, fresh=True)
-            return attempt(run, (Progress(),))
-    except KeyboardInterrupt:
-        return failed(run, "stopped")
-    except UsageError as error:
-        return Outcome(run, None, f"{run.title}: {error}")
-
-
 class Local(Launcher):
-    """So many runs at once, each in a process beside this one, which runs one after the other.
+    """So many jobs at once, each in a process beside this one, which takes one after the other.
 
-    When a process is killed, for want of memory say, or gives no sign of life for `silence` seconds, the run it was at
+    When a process is killed, for want of memory say, or gives no sign of life for `silence` seconds, the job it was at
     is tried once more from its last checkpoint; the other processes do not notice.
     """
 
@@ -160,39 +102,39 @@ class Local(Launcher):
         self.workers: list[Worker] = []
         begin_server()
 
-    def launch(self, runs: Sequence[Run], display: Display) -> Iterator[Outcome]:
-        """Perform runs; see `Launcher`."""
-        waiting = collections.deque((run, 1) for run in runs)
-        busy: dict[Worker, tuple[Run, int]] = {}
+    def launch(self, jobs: Sequence[Job], display: Display) -> Iterator[Outcome]:
+        """Perform jobs; see `Launcher`."""
+        waiting = collections.deque((job, 1) for job in jobs)
+        busy: dict[Worker, tuple[Job, int]] = {}
 
         def keep_busy() -> None:
             while waiting and len(busy) < self.count:
-                run, number = waiting.popleft()
+                job, number = waiting.popleft()
                 worker = self._idle(busy)
-                busy[worker] = run, number
-                worker.call(perform_elsewhere, run)
-                display.begin(run.title, run.training.epochs)
+                busy[worker] = job, number
+                worker.call(perform_elsewhere, job)
+                display.begin(job.title, job.first.training.epochs)
 
         try:
             while waiting or busy:
                 keep_busy()
                 done = finished(list(busy), 0.2)
-                for worker, (run, _) in busy.items():
-                    self._look_after(worker, run, display)
+                for worker, (job, _) in busy.items():
+                    self._look_after(worker, job, display)
                 for worker in done:
-                    run, number = busy.pop(worker)
-                    display.end(run.title)
-                    outcome = worker.result()
-                    if outcome is None:
+                    job, number = busy.pop(worker)
+                    display.end(job.title)
+                    outcomes = worker.result()
+                    if outcomes is None:
                         silent = f"gave no sign of life for {self.silence:g} s"
                         why = f"its process {silent if worker.hung else 'was killed (out of memory?)'}"
                         if number < ATTEMPTS:
-                            display.note(f"{run.title}: {why}; it is tried once more")
-                            waiting.appendleft((run, number + 1))
+                            display.note(f"{job.title}: {why}; it is tried once more")
+                            waiting.appendleft((job, number + 1))
                             continue
-                        outcome = failed(run, f"{why}, {number} times")
-                    keep_busy()  # before what is done with the outcome
-                    yield outcome
+                        outcomes = [failed(run, f"{why}, {number} times") for run in job.runs]
+                    keep_busy()  # before what is done with the outcomes
+                    yield from outcomes
         finally:
             if busy:  # broken off: else the processes wait for what comes next, or for `end`
                 for worker in busy:
@@ -211,11 +153,11 @@ class Local(Launcher):
         self.workers = [*busy, *(idle or [Worker()])]
         return self.workers[len(busy)]
 
-    def _look_after(self, worker: Worker, run: Run, display: Display) -> None:
-        """Show how far a run is, and kill its process if it has been silent for too long."""
-        progress = read_progress(run.folder / PROGRESS)
+    def _look_after(self, worker: Worker, job: Job, display: Display) -> None:
+        """Show how far a job is, and kill its process if it has been silent for too long."""
+        progress = read_progress(job.first.folder / PROGRESS)
         if progress and progress["pid"] == worker.process.pid:
-            display.epoch(run.title, progress)
+            display.epoch(job.title, progress)
             worker.heard = max(worker.heard, progress["time"])
         if time.time() - worker.heard > self.silence:
             worker.hung = True
@@ -228,7 +170,12 @@ class Local(Launcher):
         self.workers = []
 
 
-TAKEN_BY = {"workers": ("local",), "address": ("ray",), "launcher_options": ("submitit", "ray")}
+TAKEN_BY = {
+    "workers": ("local",),
+    "address": ("ray",),
+    "launcher_options": ("submitit", "ray"),
+    "population": ("local", "submitit"),
+}
 """Launchers that an option of `Launching` is for."""
 
 
@@ -240,6 +187,9 @@ class Launching(Pluggable):
         launcher: Where runs run: `local`, on this machine; `print` prints a command per run that is not finished, for
             `xargs` or a cluster's array of jobs; `submitit` submits them to SLURM; `ray` hands them to a Ray cluster.
         workers: How many run at once on this machine, each in a process of its own; results do not depend on it.
+        population: How many seeds of one agent are trained side by side as one program, whose batches hold one batch of
+            each; results differ by rounding. Of networks whose layers are fully connected, and agents that decide by
+            task; others run one after the other.
         silence: Seconds without a finished batch after which a process counts as hung.
         address: Of an existing Ray cluster, `auto` or HOST:PORT; by default one is started on this machine.
         launcher_options: As NAME=VALUE: `num_cpus` and `num_gpus` of a run for `ray`; for `submitit` what its executor
@@ -248,6 +198,7 @@ class Launching(Pluggable):
 
     launcher: Literal["local", "print", "submitit", "ray"] = "local"
     workers: int = 1
+    population: int = 1
     silence: float = 1800.0
     address: str | None = None
     launcher_options: tuple[str, ...] = ()
@@ -263,6 +214,7 @@ class Launching(Pluggable):
         options = parse_options("launcher_options", self.launcher_options)
         each_once("launcher_options", self.launcher_options)
         at_least_one("workers", self.workers)
+        at_least_one("population", self.population)
         for option, launchers in TAKEN_BY.items():
             if getattr(self, option) != getattr(Launching, option) and self.launcher not in launchers:
                 name = f"--{option.replace('_', '-')}"
@@ -317,6 +269,7 @@ def perform(
     console: Console,
     debug: bool,
     every_epoch: bool = True,
+    population: int = 1,
 ) -> list[str]:
     """Perform runs wherever a launcher puts them, on whichever checkpoints there are.
 
@@ -327,6 +280,7 @@ def perform(
         console: Where it is shown how far they are.
         debug: Show tracebacks.
         every_epoch: Say more than that a run is done.
+        population: How many seeds are trained side by side, see `Launching`.
 
     Returns:
         Of each run that failed its title, the reason and what is kept, in a line; a note of `Stopped` says it, too.
@@ -334,10 +288,13 @@ def perform(
     if not runs:
         return []
     failures: dict[str, None] = {}
-    kept = 0
-    with Display(console, len(runs), every_epoch=every_epoch) as display:
+    kept, jobs, notes = 0, jobs_of(runs, population), set[str]()
+    with Display(console, len(jobs), every_epoch=every_epoch) as display:
         try:
-            for outcome in launcher.launch(runs, display):
+            for outcome in launcher.launch(jobs, display):
+                if outcome.note and outcome.note not in notes:
+                    notes.add(outcome.note)
+                    display.note(outcome.note)
                 if outcome.record is not None:
                     try:
                         with unbroken():
@@ -352,9 +309,9 @@ def perform(
         except KeyboardInterrupt as stop:
             if len(runs) > 1:
                 stop.add_note(f"{kept} of {len(runs)} runs are finished")
-            for run in runs:
-                if run.title in display.parts:
-                    stop.add_note(f"{run.title}: {kept_in(run.folder)}")
+            for job in jobs:
+                if job.title in display.parts:
+                    stop.add_note(f"{job.title}: {kept_in(job.first.folder)}")
             raise
     return list(failures)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,45 +155,25 @@ class Run:
                         metric.measure(judged)
 
     def perform(self, callbacks: Sequence[Callback] = ()) -> Record:
-        """Train and judge, going on from the folder's checkpoint; `callbacks` are told besides those the settings name.
+        """Train and judge this run, see `perform_together`."""
+        return perform_together([self], callbacks)[0]
+
+    def begin(self, stack: ExitStack) -> Session:
+        """Session of the run, going on from the folder's checkpoint; what it opens is closed by the stack.
 
         Raises:
             UsageError: The checkpoint is of other options, or another command is at work in the folder.
-            TrainingDivergedError: The loss is no longer a number.
         """
         agent, folder = self.make(), self.folder
         curve = training.begun_curve(agent)
-        with locked(settings.writable_folder(folder)):
-            clear_orphans(folder)
-            if (folder / CHECKPOINT).exists():
-                agent, curve = resumed(folder / CHECKPOINT, agent, self)
-            records.write_text(folder / CONFIG, settings.config_text(self.configuration))
-            callbacks = [*(CALLBACKS[name]() for name in self.training.callbacks), *callbacks]
-            session = Session(self.title, agent, folder, self.training.epochs, curve, self.asked)
-            begun: list[Callback] = []
-            try:
-                for callback in callbacks:
-                    begun.append(callback)
-                    tell(callback, "on_begin", session)
-                settled = training.train(session, callbacks, self.training)
-                record = {**self._record(session), "settled": settled}
-                with unbroken():
-                    records.write_results([record], folder / RESULTS)
-                while begun:
-                    tell(begun[0], "on_end", session, record)
-                    del begun[0]
-            except BaseException as error:
-                if isinstance(error, TrainingDivergedError):
-                    records.write_text(folder / DIVERGED, f"{error}\n")
-                for callback in begun:
-                    try:
-                        tell(callback, "on_failure", session, error)
-                    except CallbackError as another:  # the first error counts, and the others are told all the same
-                        error.add_note(str(another))
-                raise
-        return {**record, **self.facts}
+        stack.enter_context(locked(settings.writable_folder(folder)))
+        clear_orphans(folder)
+        if (folder / CHECKPOINT).exists():
+            agent, curve = resumed(folder / CHECKPOINT, agent, self)
+        records.write_text(folder / CONFIG, settings.config_text(self.configuration))
+        return Session(self.title, agent, folder, self.training.epochs, curve, self.asked)
 
-    def _record(self, session: Session) -> Record:
+    def record(self, session: Session) -> Record:
         """Judge what has been trained, and say all there is to say of it."""
         agent, curve, folder = session.agent, session.curve, self.folder
         judged = training.judge(agent, self.split, curve["seconds"][-1], len(curve["epoch"]))
@@ -206,6 +186,49 @@ class Run:
             keep_logits(agent, self.split, folder / LOGITS)
         records.check_run(record)
         return record
+
+
+def perform_together(runs: Sequence[Run], callbacks: Sequence[Callback] = ()) -> list[Record]:
+    """Train and judge runs, several of them side by side; `callbacks` are told besides those the settings name.
+
+    Raises:
+        UsageError: See `Run.begin`.
+        ValueError: Runs that cannot be trained together.
+        TrainingDivergedError: The loss of a run is no longer a number.
+    """
+    begun: list[tuple[Session, Callback]] = []
+    done = []
+    with ExitStack() as stack:
+        sessions = [run.begin(stack) for run in runs]
+        try:
+            courses = []
+            for run, session in zip(runs, sessions, strict=True):
+                told = [*(CALLBACKS[name]() for name in run.training.callbacks), *callbacks]
+                for callback in told:
+                    begun.append((session, callback))
+                    tell(callback, "on_begin", session)
+                courses.append(training.Course(session, told, run.training))
+            training.train(courses)
+            for run, course in zip(runs, courses, strict=True):
+                settled, session = course.end(), course.session
+                record = {**run.record(session), "settled": settled}
+                record |= {"population": len(runs)} if len(runs) > 1 else {}
+                with unbroken():
+                    records.write_results([record], run.folder / RESULTS)
+                while begun and begun[0][0] is session:
+                    tell(begun[0][1], "on_end", session, record)
+                    del begun[0]
+                done.append({**record, **run.facts})
+        except BaseException as error:
+            if isinstance(error, TrainingDivergedError) and len(runs) == 1:
+                records.write_text(runs[0].folder / DIVERGED, f"{error}\n")
+            for session, callback in begun:
+                try:
+                    tell(callback, "on_failure", session, error)
+                except CallbackError as another:  # the first error counts, and the others are told all the same
+                    error.add_note(str(another))
+            raise
+    return done
 
 
 def record_of(judged: Judged, run: Run, curve: records.Curve) -> Record:

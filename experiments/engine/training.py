@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from routing_gym.agents import Agent
+from routing_gym.agents import Agent, Population
 from routing_gym.envs import Evaluation, TrainingDivergedError, evaluate
 from routing_gym.experiments.engine.callbacks import Callback, Session, tell
 from routing_gym.experiments.engine.command import stop_if_asked, unbroken
@@ -38,8 +38,8 @@ def begun_curve(agent: Agent) -> Curve:
     return {"judged_on": "validation" if "validation" in agent.env.datasets else "test", "epoch": []}
 
 
-def train(session: Session, callbacks: Sequence[Callback], settings: TrainingSettings) -> int | None:
-    """Train until there are as many epochs as there should be; judge after every epoch.
+class Course:
+    """A run's way through its epochs: what is told, judged and written after each.
 
     After every epoch these are written: `checkpoint.pt`, so that a run that stops keeps its last good one; `best.pt`,
     of the epoch with the highest validation accuracy; `routes.npz`, `routes` `(E, T, N, A)` int32 as in `Evaluation`;
@@ -52,56 +52,107 @@ def train(session: Session, callbacks: Sequence[Callback], settings: TrainingSet
         settings: How many passes make an epoch; and after how many without a higher validation accuracy it stops, and
             goes back to the best checkpoint.
 
-    Returns:
-        The epoch after which routes stayed, see `settled`; None where their file has been taken away.
+    Attributes:
+        batches: How many make an epoch.
+    """
+
+    def __init__(self, session: Session, callbacks: Sequence[Callback], settings: TrainingSettings) -> None:
+        self.session, self.callbacks, self.settings = session, callbacks, settings
+        agent, self.curve, done, folder = session.agent, session.curve, session.curve["epoch"], session.folder
+        self.batches = -(-settings.epoch_passes * agent.env.trainer.optimization.epoch // agent.env.num_envs)
+        self._every = 0 if checked_policy(agent) is None else -(-self.batches // SNAPSHOTS_PER_EPOCH)
+        self._number = agent.episodes // agent.env.num_envs  # of the next batch
+        self._policies = EpochLog(folder / POLICIES, len(done), episodes=1, policies=4)
+        self._routes = EpochLog(folder / ROUTES, len(done), routes=4)
+        self._seen: list[dict[str, Tensor]] = []
+        self._snapshots: list[tuple[int, np.ndarray]] = []
+        if done and self.curve["judged_on"] == "validation" and best_epoch(self.curve) == done[-1]:
+            _keep_best(folder)  # a kill may have come between the two files
+
+    @property
+    def over(self) -> bool:
+        """Whether there are as many epochs as there should be."""
+        done, patience = self.curve["epoch"], self.settings.patience
+        waited = bool(patience and done and done[-1] - best_epoch(self.curve) >= patience)
+        return len(done) >= self.session.epochs or waited
+
+    def note(self, metrics: dict[str, Tensor], episodes: int, policy: Callable[[], Tensor | None]) -> None:
+        """Tell of a batch, after so many episodes, and now and then keep the policy that it has led to."""
+        self._seen.append(metrics)
+        if self._every and self._number % self._every == 0 and (table := policy()) is not None:
+            self._snapshots.append((episodes, table.to(torch.float16).cpu().numpy()))
+        self._number += 1
+        for callback in self.callbacks:
+            tell(callback, "on_batch", self.session, metrics)
+
+    def end_epoch(self, seconds: float) -> None:
+        """Judge and write down what an epoch has come to, which took so long.
+
+        Raises:
+            TrainingDivergedError: The loss is no longer a number; names agent and epoch.
+        """
+        agent, curve, folder, done = self.session.agent, self.curve, self.session.folder, self.curve["epoch"]
+        seconds += curve["seconds"][-1] if done else 0.0
+        means = {key: torch.stack([batch[key] for batch in self._seen]).mean().item() for key in self._seen[0]}
+        judged = judge(agent, curve["judged_on"], seconds, len(done) + 1)
+        _add_epoch(curve, means, judged)
+        for callback in self.callbacks:
+            tell(callback, "on_epoch", self.session, means)
+        with unbroken():
+            self._policies.write(done[-1], *self._snapshots)
+            self._routes.write(done[-1], (judged.evaluation.routes.to(torch.int32).numpy(),))
+            plugins = self.session.config.get("plugins", {})
+            agent.save(folder / CHECKPOINT, curve=curve, epoch_passes=self.settings.epoch_passes, plugins=plugins)
+            if curve["judged_on"] == "validation" and best_epoch(curve) == done[-1]:
+                _keep_best(folder)
+        self._seen, self._snapshots = [], []
+
+    def end(self) -> int | None:
+        """Go back to the best epoch where one stops early; the epoch after which routes stayed, see `settled`."""
+        done, session = self.curve["epoch"], self.session
+        if self.settings.patience is not None and best_epoch(self.curve) < done[-1]:
+            session.agent = Agent.load(session.folder / BEST, session.agent.env)
+        rows = self._routes.rows  # of which some are missing where the file has been taken away
+        return settled(np.stack([of for _, of in rows])) if len(rows) == len(done) > 0 else None
+
+
+def train(courses: Sequence[Course]) -> None:
+    """Train until there are as many epochs as there should be; several runs side by side, see `Population`.
 
     Raises:
+        ValueError: Runs that cannot be trained together.
         TrainingDivergedError: The loss is no longer a number; names agent and step, or epoch.
         Stopped: A signal came; nothing was broken off but the epoch.
     """
-    agent, curve, folder, done = session.agent, session.curve, session.folder, session.curve["epoch"]
-    env, patience = agent.env, settings.patience
-    batches = -(-settings.epoch_passes * env.trainer.optimization.epoch // env.num_envs)
-    every = 0 if checked_policy(agent) is None else -(-batches // SNAPSHOTS_PER_EPOCH)
-    number = itertools.count(agent.episodes // env.num_envs)
-    policies = EpochLog(folder / POLICIES, len(done), episodes=1, policies=4)
-    routes = EpochLog(folder / ROUTES, len(done), routes=4)
-    if done and curve["judged_on"] == "validation" and best_epoch(curve) == done[-1]:
-        _keep_best(folder)  # a kill may have come between the two files
-    while len(done) < session.epochs and not (patience and done and done[-1] - best_epoch(curve) >= patience):
-        seen: list[dict[str, Tensor]] = []
-        snapshots: list[tuple[int, np.ndarray]] = []
+    first, *others = courses
+    agent, env = first.session.agent, first.session.agent.env
+    if others and first.settings.patience is not None:
+        raise ValueError("with --patience every run has a length of its own")
+    together = Population([course.session.agent for course in courses]) if others else None
+
+    def note(metrics: dict[str, Tensor]) -> None:
+        first.note(metrics, agent.episodes, agent.policy)
+        stop_if_asked()
+
+    def note_all(metrics: list[dict[str, Tensor]]) -> None:
+        assert together is not None
+        for number, (course, own) in enumerate(zip(courses, metrics, strict=True)):
+            course.note(own, together.episodes, partial(together.policy, number))
+        stop_if_asked()
+
+    while not first.over:
         start = time.perf_counter()
-
-        def note(metrics: dict[str, Tensor], seen: list[Any] = seen, snapshots: list[Any] = snapshots) -> None:
-            seen.append(metrics)
-            if every and next(number) % every == 0 and (policy := agent.policy()) is not None:
-                snapshots.append((agent.episodes, policy.to(torch.float16).cpu().numpy()))
-            for callback in callbacks:
-                tell(callback, "on_batch", session, metrics)
-            stop_if_asked()
-
         with unbroken():
-            agent.learn(env, batches * env.num_envs, note)
+            if together is None:
+                agent.learn(env, first.batches * env.num_envs, note)
+            else:
+                together.learn(first.batches * env.num_envs, note_all)
         if env.device.type == "cuda":
             torch.cuda.synchronize(env.device)  # what it was given counts as training time
-        seconds = (curve["seconds"][-1] if done else 0.0) + time.perf_counter() - start
-        means = {key: torch.stack([batch[key] for batch in seen]).mean().item() for key in seen[0]}
-        judged = judge(agent, curve["judged_on"], seconds, len(done) + 1)
-        _add_epoch(curve, means, judged)
-        for callback in callbacks:
-            tell(callback, "on_epoch", session, means)
-        with unbroken():
-            policies.write(done[-1], *snapshots)
-            routes.write(done[-1], (judged.evaluation.routes.to(torch.int32).numpy(),))
-            plugins = session.config.get("plugins", {})
-            agent.save(folder / CHECKPOINT, curve=curve, epoch_passes=settings.epoch_passes, plugins=plugins)
-            if curve["judged_on"] == "validation" and best_epoch(curve) == done[-1]:
-                _keep_best(folder)
+        seconds = (time.perf_counter() - start) / len(courses)
+        for course in courses:
+            course.end_epoch(seconds)
         give_back_freed_memory()
-    if patience is not None and best_epoch(curve) < done[-1]:
-        session.agent = Agent.load(folder / BEST, env)
-    return settled(np.stack([of for _, of in routes.rows])) if len(routes.rows) == len(done) > 0 else None
 
 
 def settled(routes: np.ndarray) -> int:

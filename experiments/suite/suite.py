@@ -171,7 +171,7 @@ class Suite(Launching, Tunable):
             scales: list[Scale] = []
             scores: list[Score] = []
             try:
-                failures = perform(left, launcher, keep, console, self.debug, every_epoch=False)
+                failures = perform(left, launcher, keep, console, self.debug, False, self.population)
             finally:
                 for place, pair in floors.items():
                     ends = [known(of_end) for of_end in pair]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from routing_gym.blocks.fast.chain import PADS
+
 aten = torch.ops.aten
 
 
@@ -120,10 +122,12 @@ def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
     # PyTorch's fused attention for inference is one operation, in which there is nothing to be counted.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    padded = PADS.set(False)
     try:
         with counter:
             yield count
     finally:
+        PADS.reset(padded)
         torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()

@@ -126,7 +126,11 @@ class BlocksTrainer:
     Attributes:
         instances: Number of instances trained on, once for each time.
         throughput: Of every choice, where gradients are scaled by it.
+        runs: How many runs' rows a batch holds, each with parameters of its own: a mean over all is a mean of each,
+            divided by so many, and so would its gradient be (`Population`).
     """
+
+    runs = 1
 
     def __init__(self, network: RoutedNetwork, optimization: Optimization) -> None:
         self.network, self.optimization = network, optimization
@@ -172,7 +176,7 @@ class BlocksTrainer:
         for parameter in trained:
             parameter.grad = None
         if loss.requires_grad:  # else all that this batch used is frozen, and whoever decides learns without a gradient
-            loss.backward()
+            loss.backward(loss.new_full((), self.runs))
         if before_step is not None:
             before_step()
         if self.throughput is not None:

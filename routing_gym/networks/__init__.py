@@ -8,11 +8,12 @@ from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import RoutedPyramid, StaticPyramid, static_pyramid
 from routing_gym.networks.registry import NETWORKS, NetworkSpec, claim, make_network, register_network
 from routing_gym.networks.route import RoutedModule, route
+from routing_gym.networks.side_by_side import SideBySide
 from routing_gym.networks.state import EXIT, Decision, Exit, RoutingState, Waiting, ways_out
 
 __all__ = [
     "EXIT", "NETWORKS", "Accepted", "Action", "BankedNetwork", "ColumnsMLP", "Decision", "Deployable", "Exit",
     "NetworkSpec", "Normalize", "NotFiniteError", "RoutedCells", "RoutedMLP", "RoutedModule", "RoutedNetwork",
-    "RoutedPyramid", "RoutingState", "StaticPyramid", "Waiting", "accept", "accept_plan", "claim", "is_weights",
-    "make_network", "register_network", "route", "static_pyramid", "ways_out",
+    "RoutedPyramid", "RoutingState", "SideBySide", "StaticPyramid", "Waiting", "accept", "accept_plan", "claim",
+    "is_weights", "make_network", "register_network", "route", "static_pyramid", "ways_out",
 ]  # fmt: skip

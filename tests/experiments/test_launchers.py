@@ -17,6 +17,7 @@ from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import main, parsed
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.console import Display, Output
+from routing_gym.experiments.engine.jobs import Job
 from routing_gym.experiments.engine.launchers import Launcher, Local, perform
 from routing_gym.experiments.engine.records import read_progress
 from routing_gym.experiments.engine.run import Run, finite
@@ -196,7 +197,7 @@ def test_a_worker_that_dies_while_it_waits_costs_nothing(tmp_path):
     def launched(seed):
         asked = Run(TrainingSettings("routing_gym/SyntheticMTL-v0", 1, 256), "shared", seed, tmp_path / str(seed))
         display = Display(Console(file=io.StringIO()), 1)
-        (outcome,) = launcher.launch([asked], display)
+        (outcome,) = launcher.launch([Job((asked,))], display)
         assert outcome.record is not None, outcome.failure
         return launcher.workers[0].process.pid
 

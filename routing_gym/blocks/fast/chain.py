@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ GROUPED_DTYPES = (torch.float32, torch.bfloat16)
 ALIGNMENT_BYTES = 16
 MANY_ROWS = 128
 """Rows per block from which on, on a CPU, one call per block is worth its overhead."""
+FEW_NUMBERS = 8192
+"""Numbers copied per block up to which, on a CPU, one padded product is faster than a product for every block."""
+PADS = ContextVar("pads", default=True)
+"""Whether products may be padded: not where somebody counts their multiply-accumulates."""
 ZERO_BLOCK = (0, 0, 0, 0, 0, 1)
 """Padding of stacked weights by one more block, of zeros."""
 
@@ -310,7 +315,8 @@ def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Products `(B, o)` of each run of rows `(B, i)` and its own matrix, `(k, i, o)`; runs end at `ends`."""
     inputs, outputs = weight.shape[1:]
     pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
-    if _goes_by_block(x, pad_in or pad_out):
+    copied = weight.numel() * (pad_in + pad_out > 0) + x.numel() * (pad_in > 0)
+    if _goes_by_block(x, copied, len(weight)):
         y = x.new_empty(len(x), outputs)
         for block, rows in _runs(ends):
             torch.mm(x[rows], weight[block], out=y[rows])
@@ -325,7 +331,8 @@ def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
     """Products `(k, i, o)` of each run of x `(B, i)`, transposed, and the run of grad `(B, o)`."""
     inputs, outputs = x.shape[1], grad.shape[1]
     pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
-    if _goes_by_block(x, pad_in or pad_out):
+    copied = (x.numel() + len(ends) * inputs * outputs) * (pad_in > 0) + grad.numel() * (pad_out > 0)
+    if _goes_by_block(x, copied, len(ends)):
         product = x.new_zeros(len(ends), inputs, outputs)
         for block, rows in _runs(ends):
             torch.mm(x[rows].t(), grad[rows], out=product[block])
@@ -336,9 +343,10 @@ def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
     return product[:, :inputs, :outputs] if pad_in or pad_out else product
 
 
-def _goes_by_block(x: Tensor, padded: int) -> bool:
-    """Whether to run a product per block: of what `grouped_mm` refuses, and on a CPU, where padding costs more."""
-    return not len(x) or x.dtype not in GROUPED_DTYPES or (padded > 0 and _on_host(x))
+def _goes_by_block(x: Tensor, copied: int, num_blocks: int) -> bool:
+    """Whether to run a product per block: of what `grouped_mm` refuses, and on a CPU where padding copies much."""
+    dear = copied > FEW_NUMBERS * num_blocks or (copied > 0 and not PADS.get())
+    return not len(x) or x.dtype not in GROUPED_DTYPES or (dear and _on_host(x))
 
 
 def _missing(width: int, like: Tensor) -> int:

@@ -18,7 +18,11 @@ def one_row_at_a_time(blocks, x, choice):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("on_host, many_rows", [(True, 128), (True, 1), (False, 128)], ids=["host", "many", "device"])
+@pytest.mark.parametrize(
+    "on_host, many_rows, few_numbers",
+    [(True, 128, 8192), (True, 128, 0), (True, 1, 0), (False, 128, 8192)],
+    ids=["host", "by block", "many", "device"],
+)
 @settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(1, 12),
@@ -26,7 +30,7 @@ def one_row_at_a_time(blocks, x, choice):
     double=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_a_chain_gives_what_one_row_at_a_time_gives(on_host, many_rows, batch, layers, double, seed):
+def test_a_chain_gives_what_one_row_at_a_time_gives(on_host, many_rows, few_numbers, batch, layers, double, seed):
     torch.manual_seed(seed)
     banks, columns = [], []
     for count, relu, passes, again in layers:
@@ -41,7 +45,7 @@ def test_a_chain_gives_what_one_row_at_a_time_gives(on_host, many_rows, batch, l
     gates = torch.ones(plan.shape, dtype=x.dtype, requires_grad=True)
     links = [bank.blocks.link(passes=True) if isinstance(bank, WithPass) else bank.link() for bank in banks]
     there = one = x
-    with mock.patch.multiple(chain, _on_host=lambda x: on_host, MANY_ROWS=many_rows):
+    with mock.patch.multiple(chain, _on_host=lambda x: on_host, MANY_ROWS=many_rows, FEW_NUMBERS=few_numbers):
         for link, bank, choice, gate in zip(links, banks, columns, gates.split(1, 1), strict=True):
             one = run_chain([link], one, choice.unsqueeze(1), gate)
             there = gate * one_row_at_a_time(bank, there, choice)

@@ -1,0 +1,32 @@
+"""Random numbers of agents: of one, or of several whose rows are routed together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class Generators(torch.Generator):
+    """The generators of several agents, for the rows of each in turn (`Population`); `drawn` knows of them."""
+
+    parts: Sequence[torch.Generator]
+
+    def __new__(cls, parts: Sequence[torch.Generator]) -> Self:
+        """Generator on the device of the parts."""
+        self = torch.Generator.__new__(cls, parts[0].device)  # type: ignore[call-arg]
+        self.parts = parts
+        return self
+
+
+def drawn(empty: Tensor, how: str, generator: torch.Generator) -> Tensor:
+    """Fill a tensor `(B, ...)` by one of its methods, `uniform_` say, and return it.
+
+    Of the generators of S agents each fills B / S rows, with the numbers that it would give that agent alone.
+    """
+    parts = generator.parts if isinstance(generator, Generators) else (generator,)
+    for rows, own in zip(empty.chunk(len(parts)), parts, strict=True):
+        getattr(rows, how)(generator=own)
+    return empty
