@@ -204,6 +204,14 @@ class Oracle(FixedAgent):
     block is never trained on instances of two computations, which costs it more than routes that change.
     """
 
+    by_task = True
+
+    def for_many(self, env: Any) -> Agent:
+        """Agent for routes that are given later on; where they change refused."""
+        if len(self.env.dataset.phases) > 1:
+            raise ValueError(f"agent {self.name!r} cannot learn side by side with others where its routes change")
+        return super().for_many(env)
+
     def choose(self, masks: Tensor) -> Tensor:
         """Choices planted in the data.
 

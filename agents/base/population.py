@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ Told = Callable[[list[dict[str, Tensor]]], None]
 """What is called after every batch, with the metrics of each agent."""
 
 OF_WHOLE_BATCHES = (
-    "rewards", "rho", "k_cpt", "augmentations", "dense_backward", "replay", "max_grad_norm", "label_smoothing",
+    "rewards", "rho", "price", "augmentations", "dense_backward", "replay", "max_grad_norm", "label_smoothing",
     "class_weights", "task_weights", "talr", "block_gradient", "render_mode",
 )  # fmt: skip
 """Options of an environment that stay at their defaults: what they do to a row may depend on the others of a batch."""
@@ -56,6 +57,8 @@ class Population:
         given, usual = env.config, EnvConfig()
         if wrong := [name for name in OF_WHOLE_BATCHES if getattr(given, name) != getattr(usual, name)]:
             raise ValueError(f"{where} with {wrong[0]}={getattr(given, wrong[0])!r}, which is about whole batches")
+        if len(given.prices) > 1:
+            raise ValueError(f"{where} where instances draw their prices (several k_cpt)")
         if env.dataset.augmentation is not None or given.autoreset_mode != "disabled":
             raise ValueError(f"{where} on augmented images, or where routes are replayed")
         network = SideBySide([cast(RoutedMLP, agent.env.network) for agent in agents], first.num_tasks)
@@ -135,15 +138,15 @@ def side_by_side(data: Sequence[MultiTaskDataset]) -> MultiTaskDataset:
     """One split with the tasks and rows of several, of as many each; images they have in common are stored once."""
     first, tasks, rows = data[0], data[0].num_tasks, range(len(data))
     shared = all(torch.equal(own.images, first.images) for own in data[1:])
-    images, offset = first.images, 0 if shared else len(first.images)
-    mean, std = first.mean, first.std
+    images, mean, std, starts = first.images, first.mean, first.std, [0] * len(data)
     if not shared:  # and so perhaps normalised by other means
         images = torch.cat([own.normalized(own.images) for own in data])
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
+        starts = [0, *itertools.accumulate(len(own.images) for own in data[:-1])]
     return dataclasses.replace(
         first,
         images=images,
-        image=torch.cat([data[number].image + number * offset for number in rows]),
+        image=torch.cat([data[number].image + starts[number] for number in rows]),
         task=torch.cat([data[number].task + number * tasks for number in rows]),
         label=torch.cat([own.label for own in data]),
         num_tasks=len(data) * tasks,
@@ -161,7 +164,7 @@ def side_by_side(data: Sequence[MultiTaskDataset]) -> MultiTaskDataset:
 def _form(agent: Agent) -> list[Any]:
     """All that agents must have in common."""
     data, trainer = agent.env.dataset, agent.env.trainer
-    sizes = len(data), len(data.images), data.num_tasks, data.num_classes, [begin for begin, _ in data.phases]
+    sizes = len(data), data.num_tasks, data.num_classes, [begin for begin, _ in data.phases]
     counts = agent.env.num_envs, agent.episodes, agent.carried, trainer.instances
     configs = [dataclasses.replace(config, seed=0) for config in (agent.config, agent.env.config)]
     return [type(agent), *configs, *sizes, *counts]

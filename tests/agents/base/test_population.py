@@ -16,7 +16,7 @@ CASES = [
     ("wpl", {}, {}),
     ("wpl", {"baseline": "policy", "entropy": 0.2}, {"schedule": "cosine", "schedule_epochs": 0.3}),
     ("wpl", {"min_probability": 0.01}, {"num_tasks": 2}),
-    ("wpl", {"representation": "mlp"}, {"k_cpt": 0.0}),
+    ("wpl", {"representation": "mlp"}, {"k_cpt": 1e-5}),
     ("reinforce", {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01}),
     ("reinforce", {"representation": "mlp", "optimizer": "sgd", "entropy": 0.1}, {"task_input": True}),
     ("q-learning", {"td_lambda": 1.0, "epsilon_episodes": 200}, {"recurrent": True, "num_blocks": 3}),
@@ -142,7 +142,7 @@ REFUSED = [
     ("wpl", {}, {"rho": 0.3, "collaboration": "frequency"}, "rho=0.3, which is about whole batches"),
     ("wpl", {}, {"max_grad_norm": 1.0}, "max_grad_norm=1.0, which is about whole batches"),
     ("wpl", {}, {"block_gradient": "rows"}, "block_gradient='rows', which is about whole batches"),
-    ("wpl", {}, {"k_cpt": 1e-6}, "k_cpt=1e-06, which is about whole batches"),
+    ("wpl", {}, {"k_cpt": (0.0, 1e-6)}, "where instances draw their prices (several k_cpt)"),
     ("wpl", {}, {"replay": True}, "replay=True, which is about whole batches"),
 ]
 
