@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from routing_gym.envs import EnvConfig
-from routing_gym.experiments.benchmarks import inference, parallel_paths, public_layers, steps
+from routing_gym.experiments.benchmarks import inference, parallel_paths, populations, public_layers, steps
 from routing_gym.experiments.benchmarks.faces import measure_faces
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import Display, counted, say, show
@@ -34,12 +34,23 @@ from routing_gym.experiments.engine.settings import (
     writable_file,
 )
 
-PARTS = ("steps", "public-layers", "faces", "experts", "convnet", "early-exit", "block-skip", "parallel-paths")
+PARTS = (
+    "steps",
+    "public-layers",
+    "population",
+    "faces",
+    "experts",
+    "convnet",
+    "early-exit",
+    "block-skip",
+    "parallel-paths",
+)
 TITLES = {
     "live_paths": "Parallel paths, hard choices; what is left of soft gates, which run all paths",
     "macs_saved": "Rows that skip; ratios: routed / static, and what is saved against nobody skipping",
     "steps": "Three layers, 128 wide; ratios: routed / static",
     "public-layers": "Two of k blocks mixed, three layers, 128 wide; ratios: mixed / static",
+    "population": "Ten seeds side by side, 48 wide, ms per batch of one; speedup: one after the other / together",
     "faces": "Core and faces, random actions",
     "experts": "Unlike convolution blocks; ratios: routed / static",
     "convnet": "SimpleConvNet; ratios: routed / static",
@@ -65,6 +76,8 @@ class Bench(Pluggable):
 
     public-layers: top-k beside layers of other libraries, those that are installed, and beside two static blocks.
 
+    population: ten seeds of an agent as one program, against the same ten one after the other.
+
     faces: transitions per second of the core and of every face over it, on the CPU.
 
     experts: seven unlike convolution blocks, 256 rows, against running one; and what rows save that skip blocks by PASS
@@ -85,9 +98,9 @@ class Bench(Pluggable):
     Attributes:
         parts: What to measure, of the above; all if none is named.
         blocks: Numbers of blocks per layer of the parts steps and public-layers, with as many tasks.
-        batch: Batch sizes of the parts steps, public-layers, early-exit, block-skip and parallel-paths.
+        batch: Batch sizes of the parts steps, public-layers, population, early-exit, block-skip and parallel-paths.
         checkpoints: Trained agents on a pyramid, which the part early-exit then measures and nothing else.
-        agents: Agents to measure in the parts steps and convnet.
+        agents: Agents to measure in the parts steps, population and convnet.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. reinforce.representation=mlp.
         device: "cpu" or "cuda"; "auto" takes CUDA where present.
         dtype: What networks compute in, routed and static ones, in the parts steps and convnet: float32, bfloat16; both
@@ -169,6 +182,9 @@ class Bench(Pluggable):
             timed = product(subjects, self.batch)
             return [partial(public_layers.measure_public_layers, *case, self.rounds) for case in timed]
         agents = options_of_agents(self.agents, self.agent_options)
+        if part == "population":
+            named = product(agents.items(), self.batch)
+            return [partial(populations.measure_population, *of, batch, self.rounds) for of, batch in named]
         made = [steps.convnet(device)] if part == "convnet" else [steps.mlp(blocks, device) for blocks in self.blocks]
         subjects = [dataclasses.replace(subject, precision=precision) for subject in made for precision in precisions]
         for subject in subjects:
