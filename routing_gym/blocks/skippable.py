@@ -34,7 +34,8 @@ class ResidualBlock(nn.Module):
 
     def with_shortcut(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """Outputs of the block from x and the output of its shortcut."""
-        return (self.residual(x) + shortcut).relu()
+        y = self.residual(x) + shortcut
+        return y.relu() if y.requires_grad else y.relu_()
 
 
 class SkippableBlock(FunctionBlocks):
@@ -80,7 +81,8 @@ class SkippableBlock(FunctionBlocks):
         return result
 
     def _ran(self, x: Tensor, shortcut: Tensor, rows: Tensor) -> Tensor:
-        return self.block.with_shortcut(take_rows(x, rows), take_rows(shortcut, rows))
+        own = take_rows(x, rows)
+        return self.block.with_shortcut(own, own if shortcut is x else take_rows(shortcut, rows))
 
     def mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix`."""

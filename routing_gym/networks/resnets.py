@@ -180,13 +180,16 @@ def resnet_skip(
 
 
 def _basic_block(inputs: int, width: int, *, stride: int) -> ResidualBlock:
-    residual = nn.Sequential(*_conv_norm(inputs, width, 3, stride), nn.ReLU(), *_conv_norm(width, width, 3))
+    # In place: batch norm goes back from its input, not from its output.
+    relu = nn.ReLU(inplace=True)
+    residual = nn.Sequential(*_conv_norm(inputs, width, 3, stride), relu, *_conv_norm(width, width, 3))
     return ResidualBlock(residual, nn.Identity() if stride == 1 else Subsampled(width))
 
 
 def _bottleneck(inputs: int, width: int, *, stride: int) -> ResidualBlock:
     outputs = EXPANSION * width
-    layers = [*_conv_norm(inputs, width, 1), nn.ReLU(), *_conv_norm(width, width, 3, stride), nn.ReLU()]
+    layers = [*_conv_norm(inputs, width, 1), nn.ReLU(inplace=True)]
+    layers += [*_conv_norm(width, width, 3, stride), nn.ReLU(inplace=True)]
     residual = nn.Sequential(*layers, *_conv_norm(width, outputs, 1))
     same = stride == 1 and inputs == outputs
     return ResidualBlock(residual, nn.Identity() if same else nn.Sequential(*_conv_norm(inputs, outputs, 1, stride)))
