@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.parts.draws import running_sums
 from routing_gym.agents.parts.losses import annealed_posterior
 from routing_gym.agents.parts.scores import legal_rows, look_up, sample, uniform_policy
 from routing_gym.blocks import eval_mode
@@ -64,6 +65,7 @@ class AnnealedEM(Agent):
         super().__init__(env, config)
         legal = legal_rows(self.env.network.masks, single=True)
         self.register_buffer("legal", legal, persistent=False)
+        self._choices = [row.nonzero().flatten().tolist() for row in legal.cpu()]
         self.register_buffer("q", uniform_policy(legal, self.num_tasks))
         # Sums over instances, of cost and of 1, in which what is older weighs less.
         self.register_buffer("cost", torch.zeros_like(self.q))
@@ -90,14 +92,14 @@ class AnnealedEM(Agent):
         q = self.q[:, :-1]
         if deterministic:
             return q.argmax(-1).index_select(0, task)
-        return sample(q.cumsum(-1).index_select(0, task), self.generator)
+        return sample(running_sums(q).index_select(0, task), self.generator)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B,)`, as `plan` has them."""
         q = look_up(self.q, observation["task"], observation["depth"])
         if self.shares_wanted:
             context.record["probabilities"] = q
-        return q.argmax(-1) if context.deterministic else sample(q.cumsum(-1), self.generator)
+        return q.argmax(-1) if context.deterministic else sample(running_sums(q), self.generator)
 
     def policy(self) -> Tensor:
         """The posterior, `(T, N, A)`."""
@@ -142,7 +144,7 @@ class AnnealedEM(Agent):
     def _observe(self, batch: Batch, task: Tensor, number: int) -> None:
         """Send a batch that has just begun, of tasks `(B,)`, by every choice of a decision; add up what that costs."""
         routes = self._routes(task, deterministic=False)
-        for choice in self.legal[number].nonzero().flatten().tolist():
+        for choice in self._choices[number]:
             routes[:, number] = choice
             cell = task, torch.full_like(task, number), routes[:, number]
             self.cost.index_put_(cell, self._cost(copy.copy(batch), routes), accumulate=True)

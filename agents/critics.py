@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.agents.parts.bases import chosen_in
+from routing_gym.agents.parts.draws import running_sums
 from routing_gym.agents.parts.losses import lambda_returns
 from routing_gym.agents.parts.multipath import ExactMultipath, Multipath, MultipathConfig
 from routing_gym.agents.parts.scores import sample
@@ -43,6 +45,11 @@ class ExactCritic(ExactMultipath):
 
     config: CriticConfig
 
+    @cached_property
+    def offered(self) -> list[list[bool]]:
+        """Whether each choice of each decision is legal, known on the host."""
+        return self._legal.tolist()
+
     @abstractmethod
     def worth(self, utilities: Tensor, scores: Tensor, chances: Tensor) -> Tensor:
         """Utility `(B,)` of arriving at a decision, by its choices' utilities and scores, −inf where one is not legal.
@@ -74,12 +81,12 @@ class ExactCritic(ExactMultipath):
         network, steps = self.env.network, self._steps(trajectory)
         error_at = {(exit.decision, exit.choice): self._error(exit, trajectory) for exit in trajectory.exits}
         scores = {d: self.masked(step.record["scores"], step.decision) for d, step in steps.items()}
-        shape = self.num_decisions, len(trajectory), self.num_choices
+        shape, offered = (self.num_decisions, len(trajectory), self.num_choices), self.offered
         utilities = trajectory.loss.new_full(shape, -torch.inf)
         for number in sorted(steps, reverse=True):  # a decision that masks cut off has no step
             decision = network.decisions[number]
             for choice, (macs, target) in enumerate(zip(decision.macs, decision.next, strict=True)):
-                if not self._legal[number, choice]:
+                if not offered[number][choice]:
                     continue
                 if target == EXIT:
                     rest = -error_at[number, choice]
@@ -94,7 +101,12 @@ class ExactCritic(ExactMultipath):
     @staticmethod
     def _steps(trajectory: Trajectory) -> dict[int, Step]:
         """Steps by decision: since every row takes every way, all are at one decision at a time."""
-        return {int(step.decision[0]): step for step in trajectory.steps}
+        steps = trajectory.steps
+        known = (getattr(step.observation, "sole", None) for step in steps)
+        numbers = (
+            int(step.decision[0]) if of is None else of for of, step in zip(known, trajectory.steps, strict=True)
+        )
+        return dict(zip(numbers, steps, strict=True))
 
     def _error(self, exit: SettledExit, trajectory: Trajectory) -> Tensor:
         """Cost `(B,)` of the answers at an exit, where every row is."""
@@ -176,7 +188,7 @@ class SampledCritic(Multipath):
         legal = fixed.isfinite().to(fixed.dtype)
         chances = (1 - self.config.epsilon) * likely + self.config.epsilon * legal / legal.sum(-1, keepdim=True)
         context.record["probabilities"] = chances
-        return sample(chances.cumsum(-1), self.generator)
+        return sample(running_sums(chances), self.generator)
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor:
         """Error of the regression and penalty on weights, 0-dimensional."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.parts.draws import running_sums
 from routing_gym.agents.parts.scores import legal_rows, look_up, sample, uniform_policy
 from routing_gym.envs import Context, Observation, Trajectory
 
@@ -268,11 +269,11 @@ class RandomAgent(Agent):
         probabilities = self.table[0].index_select(0, observation["depth"])
         if self.shares_wanted:
             context.record["probabilities"] = probabilities
-        return sample(probabilities.cumsum(-1), self.generator)
+        return sample(running_sums(probabilities), self.generator)
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N, M)`, drawn."""
         if self.shares_wanted:
             return None
-        cumulative = self.table[:, :-1].cumsum(-1)
+        cumulative = running_sums(self.table[:, :-1])
         return sample(cumulative.expand(len(task), *cumulative.shape[1:]), self.generator)

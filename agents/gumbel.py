@@ -14,6 +14,7 @@ from routing_gym.agents.parts.bases import Gate, TrainedConfig
 from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, TableScores, make_scores
 from routing_gym.envs import Context, Observation
+from routing_gym.networks import Action
 from routing_gym.options import count, positive
 
 
@@ -67,16 +68,24 @@ class Gumbel(Gate):
         first, last = self.config.temperature, self.config.temperature_final
         return first * (last / first) ** min(1.0, self.episodes / self.config.temperature_episodes)
 
-    def act(self, observation: Observation, context: Context) -> Tensor:
-        """Weights `(B, M, A)`, drawn; the best choice alone when deterministic."""
+    def act(self, observation: Observation, context: Context) -> Action:
+        """Weights `(B, M, A)`, drawn; the best choice alone when deterministic, and where gates are hard, as a pair."""
         scores = self.scores(observation, self.arrangement.agent_of(observation["task"]))
         if self.shares_wanted:
             context.record["probabilities"] = scores.detach().softmax(-1)
+        alone = self.num_tensors == 1 and not self.env.network.dense_backward
         if context.deterministic:
-            return functional.one_hot(scores.argmax(-1), self.num_choices).to(scores.dtype)
+            best = scores.argmax(-1)
+            if alone:
+                return best, torch.ones_like(best, dtype=scores.dtype)
+            return functional.one_hot(best, self.num_choices).to(scores.dtype)
         soft = self._drawn(scores)
         if self.config.estimator == "soft":
             return soft
+        if alone:
+            best = soft.argmax(-1)
+            chosen = soft.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+            return best, 1 + (chosen - chosen.detach())
         hard = functional.one_hot(soft.argmax(-1), self.num_choices).to(soft.dtype)
         return hard - soft.detach() + soft  # exactly 0 where nothing was chosen
 

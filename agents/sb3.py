@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.base.learning import Report, check_learning
+from routing_gym.agents.parts.draws import running_sums
 from routing_gym.agents.parts.scores import sample
 from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config, Tally, seeded
 from routing_gym.blocks import count_macs
@@ -75,7 +76,7 @@ class SB3Agent(Agent):
         """Choices `(B, M)` of the model's policy, drawn; the best when deterministic."""
         with torch.no_grad():
             chances = self.probabilities(observation, context)
-        choice = chances.argmax(-1) if context.deterministic else sample(chances.cumsum(-1), self.generator)
+        choice = chances.argmax(-1) if context.deterministic else sample(running_sums(chances), self.generator)
         legal = actions.made_legal(choice, context.mask)
         assert isinstance(legal, Tensor)
         return legal

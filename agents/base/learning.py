@@ -70,10 +70,9 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
     """
     joint = agent.optimizer if agent.needs_gradients else None
 
-    def check_agent() -> None:
+    def check_agent() -> Tensor:
         agent.before_step(trajectory)
-        if joint is not None and not bool(finite_gradients(agent.parameters())):
-            raise TrainingDivergedError("the agent's gradients are not finite; no step was taken")
+        return finite_gradients(agent.parameters())
 
     if joint is not None:
         joint.zero_grad(set_to_none=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.parts.draws import running_sums
 from routing_gym.agents.parts.losses import joint_choice
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, Scores, TableScores, make_scores, sample
 from routing_gym.blocks import SGD, Adam
@@ -185,7 +186,7 @@ class LearningAgent(ScoringAgent):
             chances = self.chances(preferences)
         if self.shares_wanted:
             context.record["probabilities"] = chances[..., : self.num_choices]
-        return preferences.argmax(-1) if context.deterministic else sample(chances.cumsum(-1), self.generator)
+        return preferences.argmax(-1) if context.deterministic else sample(running_sums(chances), self.generator)
 
     @torch.no_grad()
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
@@ -196,7 +197,7 @@ class LearningAgent(ScoringAgent):
         if table is None or self.shares_wanted or self.arrangement.dispatch_row is not None:
             return None
         table = table[:, : self.num_decisions]
-        of_rows = table.argmax(-1) if deterministic else self.chances(table).cumsum(-1)
+        of_rows = table.argmax(-1) if deterministic else running_sums(self.chances(table))
         of_rows = of_rows.index_select(0, agent) if few else of_rows
         return of_rows if deterministic else sample(of_rows, self.generator)
 

@@ -21,6 +21,15 @@ class Generators(torch.Generator):
         return self
 
 
+def running_sums(probabilities: Tensor) -> Tensor:
+    """Running sums `(..., A)` along the last axis."""
+    if probabilities.is_cpu:
+        return probabilities.cumsum(-1)
+    # The only form in which CUDA adds up in the same order every time.
+    size = probabilities.shape[-1]
+    return probabilities @ torch.ones(size, size, dtype=probabilities.dtype, device=probabilities.device).triu()
+
+
 def drawn(empty: Tensor, how: str, generator: torch.Generator) -> Tensor:
     """Fill a tensor `(B, ...)` by one of its methods, `uniform_` say, and return it.
 

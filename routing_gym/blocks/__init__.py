@@ -2,7 +2,8 @@
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, PartlyUsed, Sparse, every_block_runs, first_weights
 from routing_gym.blocks.converted import allow_small_groups, conv2d, static_copy, subsample_first
-from routing_gym.blocks.fast.chain import Link, SortedRows, group, plain, run_chain
+from routing_gym.blocks.fast.chain import Link, SortedRows, plain, run_chain
+from routing_gym.blocks.fast.groups import group
 from routing_gym.blocks.fast.parallel import (
     PathBlocks,
     PathConv2d,

@@ -158,7 +158,6 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     def mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """Sums `(B, ...)` of `weights[p] * block[choice[p]](x[rows[p]])` over the pairs p of each row, each `(P,)`."""
-        rows, choice, weights = self._used(rows, choice, weights)
         y = weighed(self.run(x.index_select(0, rows), choice), weights)
         return y.new_zeros(len(x), *y.shape[1:]).index_add(0, rows, y)
 
@@ -178,20 +177,29 @@ class FunctionBlocks(PartlyUsed, ABC):
         if isinstance(action, Tensor):
             if not action.is_floating_point():
                 return self.run(x, action)
-            if self._runs_every_block or bool(action.detach().all()):
+            if self._runs_every_block or self.mixes_all(action.detach()):
                 return self.mix_all(x, action)
-            action = torch.arange(self.num_blocks, device=x.device).expand_as(action), action
-        choice, weights = action
-        rows = torch.arange(len(x), device=x.device).repeat_interleave(choice.shape[1])
-        return self.mix(x, rows, choice.flatten(), weights.flatten())
+            choice, weights = torch.arange(self.num_blocks, device=x.device).expand_as(action), action
+        else:
+            choice, weights = action
+        rows = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(choice)
+        pairs = rows.flatten(), choice.flatten(), weights.flatten()
+        # The few blocks that a pair names run on a GPU whether they weigh anything or not: the host need not wait.
+        if not (self._runs_every_block or (isinstance(action, tuple) and not weights.is_cpu)):
+            pairs = self._used(*pairs)
+        return self.mix(x, *pairs)
+
+    def mixes_all(self, weights: Tensor) -> bool:
+        """Whether all blocks are to run for weights `(B, k)`: where none of them is 0."""
+        return bool(weights.all())
 
     @property
     def _runs_every_block(self) -> bool:
         return self.training and _EVERY_BLOCK_RUNS.get()
 
     def _used(self, rows: Tensor, choice: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs that have to run."""
-        if self._runs_every_block or (weights.is_cpu and bool(weights.detach().all())):
+        """Pairs that have a weight."""
+        if weights.is_cpu and bool(weights.detach().all()):
             return rows, choice, weights
         used = weights.detach().nonzero().flatten()
         return rows.index_select(0, used), choice.index_select(0, used), weights.index_select(0, used)

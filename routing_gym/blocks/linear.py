@@ -50,17 +50,23 @@ class LinearBlocks(FunctionBlocks):
 
     def run_each(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         """See `FunctionBlocks.run_each`; all blocks as one batched product."""
-        if where is not None and not bool(where.all()):
+        if where is not None and x.is_cpu and not bool(where.all()):
             return super().run_each(x, where)
         x = repeated(x, self.num_blocks // x.shape[1])
         y = torch.baddbmm(self.bias.unsqueeze(1), x.transpose(0, 1), self.weight).transpose(0, 1)
-        return functional.relu(y) if self.relu else y
+        y = functional.relu(y) if self.relu else y
+        # On a GPU what is not wanted is run, too, and thrown away: the host need not wait.
+        return y if where is None or x.is_cpu else y.masked_fill(~where.unsqueeze(-1), 0)
 
     def mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix`; outputs are added up wherever they stand."""
         if type(self).run is not LinearBlocks.run:
             return super().mix(x, rows, choice, weights)
-        return mix_rows(self.link(), x, *self._used(rows, choice, weights))
+        return mix_rows(self.link(), x, rows, choice, weights)
+
+    def mixes_all(self, weights: Tensor) -> bool:
+        """On a GPU in any case: one batched product takes less than waiting to know which weights are 0."""
+        return not weights.is_cpu or super().mixes_all(weights)
 
     def mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix_all`."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from routing_gym.blocks.fast.chain import PADS
+from routing_gym.blocks.fast.products import PADS
 
 aten = torch.ops.aten
 

@@ -8,6 +8,7 @@ slice is treated as a parameter of its own, its count of steps for Adam's bias c
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
@@ -160,7 +161,11 @@ class UsedOnly(torch.optim.Optimizer):
 
     def _unused(self) -> set[nn.Parameter]:
         """Parameters that belong as a whole to parts nobody has used: they may have gradients of zero."""
-        used = {owner: owner.used.tolist() for owner in self._owners if self._wholes and owner.used is not None}
+        noted = {owner: owner.used for owner in self._owners if owner.used is not None} if self._wholes else {}
+        if not noted:
+            return set()
+        flat = iter(torch.cat(list(noted.values())).tolist())  # a GPU is waited for once
+        used = {owner: list(itertools.islice(flat, len(own))) for owner, own in noted.items()}
         return {
             parameter
             for parameter, places in self._wholes.items()

@@ -129,8 +129,6 @@ class Trajectory:
         if not any(step.rewards for step in self.steps):
             return self.final_reward.expand(len(self.steps), -1)
         rewards = torch.stack([step.reward for step in self.steps])
-        if gamma == 1:
-            return self.final_reward + rewards.flip(0).cumsum(0).flip(0)
         for i in reversed(range(len(self.steps) - 1)):
             rewards[i] += gamma * rewards[i + 1]
         return self.final_reward + rewards

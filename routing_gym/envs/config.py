@@ -205,7 +205,8 @@ class EnvConfig(Options):
             raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {self.device!r}")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={self.device!r}: this machine has no CUDA device; 'auto' takes what there is")
-        return device
+        here = device.type == "cuda" and device.index is None
+        return torch.device("cuda", torch.cuda.current_device()) if here else device
 
     def stream(self, dataset: MultiTaskDataset, num_envs: int) -> Stream:
         """The order in which instances of a split are drawn; `draw_tasks` and `augmentations` must go with it."""
@@ -223,10 +224,10 @@ class EnvConfig(Options):
             if not 0 <= task < dataset.num_tasks:
                 raise ValueError(f"draw_tasks names task {task}, {dataset.name} has {dataset.num_tasks} tasks")
         task_of = dataset.task.cpu()
-        phases = [(begin, self._stream_of(task_of, rows)) for begin, rows in dataset.phases]
+        phases = [(begin, self._stream_of(task_of, rows, dataset.device)) for begin, rows in dataset.phases]
         return PhasedStream(phases, self.seed) if len(phases) > 1 else phases[0][1]
 
-    def _stream_of(self, task: Tensor, rows: Tensor) -> ShuffledStream | BalancedStream:
+    def _stream_of(self, task: Tensor, rows: Tensor, device: torch.device) -> ShuffledStream | BalancedStream:
         """The order in which rows are drawn, those of `draw_tasks` among some, by the task `(R,)` of every row."""
         if self.draw_tasks is not None:
             rows = rows[torch.isin(task[rows], torch.tensor(self.draw_tasks))]
@@ -234,7 +235,7 @@ class EnvConfig(Options):
             raise ValueError(f"draw_tasks={self.draw_tasks!r}: during a part of training they have no instances")
         if self.balance_tasks:
             return BalancedStream([rows[task[rows] == own] for own in task[rows].unique()], self.seed)
-        return ShuffledStream(rows, self.seed)
+        return ShuffledStream(rows, self.seed, device)
 
     def optimization(self, dataset: MultiTaskDataset, num_envs: int) -> Optimization:
         """How blocks are trained on a split; whole batches make an epoch in mode "disabled".

@@ -157,7 +157,7 @@ class BlocksTrainer:
         loss: Tensor,
         instances: int,
         noted: Mapping[str, Tensor],
-        before_step: Callable[[], None] | None = None,
+        before_step: Callable[[], Tensor | None] | None = None,
         doubtful: Tensor | None = None,
     ) -> None:
         """Take one step.
@@ -166,7 +166,8 @@ class BlocksTrainer:
             loss: 0-dimensional, with graph.
             instances: Number of instances it is of.
             noted: Running statistics to go back to, what `begin` has given.
-            before_step: Called between the backward pass and the step: sees and may change the gradients.
+            before_step: Called between the backward pass and the step: sees and may change the gradients; may return
+                whether those of others, which step then, are finite, a 0-dimensional bool.
             doubtful: 0-dimensional bool: something of this batch was not allowed.
 
         Raises:
@@ -177,14 +178,16 @@ class BlocksTrainer:
             parameter.grad = None
         if loss.requires_grad:  # else all that this batch used is frozen, and whoever decides learns without a gradient
             loss.backward(loss.new_full((), self.runs))
-        if before_step is not None:
-            before_step()
+        others = None if before_step is None else before_step()
         if self.throughput is not None:
             self.throughput.scale()
         sound = finite_gradients(trained, loss.detach())
-        if not bool(sound if doubtful is None else sound & ~doubtful):
+        allowed = sound if doubtful is None else sound & ~doubtful
+        if not bool(allowed if others is None else allowed & others):  # all are read at once
             what = "an action was out of range, masked or not finite" if bool(sound) else "a gradient is not finite"
-            if not bool(loss.detach().isfinite()):
+            if bool(allowed):
+                what = "the agent's gradients are not finite"
+            elif not bool(loss.detach().isfinite()):
                 what = f"the loss is {float(loss.detach())}"
             for name, statistic in noted.items():
                 self._statistics[name].copy_(statistic)

@@ -308,14 +308,15 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     def train_blocks(
         self,
         extra_loss: Tensor | None = None,
-        before_step: Callable[[], None] | None = None,
+        before_step: Callable[[], Tensor | None] | None = None,
         doubtful: Tensor | None = None,
     ) -> Tensor:
         """Make the one backward pass of a batch and take a step of the blocks' optimiser (Algorithm 2, line 3).
 
         Args:
             extra_loss: Added to the block loss: the agent's auxiliary loss.
-            before_step: Called between backward pass and step; sees the gradients.
+            before_step: Called between backward pass and step; sees the gradients. May return whether others that are
+                to step with the blocks are finite, a 0-dimensional bool.
             doubtful: 0-dimensional bool, read with the gradients: take no step.
 
         Returns:

@@ -171,7 +171,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         exits: list[Exit] = []
         macs, expected = state.macs, state.expected_macs
 
-        for number, group, later in state.acting():
+        for number, group, later in state.acting:
             del waiting[number]
             if later is not None:
                 waiting[number] = later
@@ -265,16 +265,15 @@ class RoutedNetwork(PartlyUsed, ABC):
     def _share_out(self, number: int, group: Waiting, action: Action) -> list[tuple[int, Waiting]]:
         """Rows that leave an outcome decision by each choice: by the one they chose, or by all with a weight."""
         weights = actions.dense(action, self.decisions[number].n) if actions.is_weights(action) else None
-        leaving = []
-        for choice in range(self.decisions[number].n):
-            if weights is None:
-                assert isinstance(action, Tensor)
-                follows = action.eq(choice)
-            elif self.dense_backward and self.training:
-                follows = torch.ones_like(group.reach, dtype=torch.bool)
-            else:
-                follows = weights[:, choice].detach().ne(0)
-            positions = follows.nonzero().flatten()
+        n, leaving = self.decisions[number].n, []
+        if weights is None:
+            assert isinstance(action, Tensor)
+            follows = action.eq(torch.arange(n, device=action.device).unsqueeze(1))
+        elif self.dense_backward and self.training:
+            follows = torch.ones(n, len(group), dtype=torch.bool, device=weights.device)
+        else:
+            follows = weights.t().detach().ne(0)
+        for choice, positions in enumerate(_positions(follows)):
             if not len(positions):
                 continue
             whole = len(positions) == len(group)
@@ -292,7 +291,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         if state.sole is not None:
             return self._seen(state.sole, state.waiting[state.sole])
         observation = state.macs.new_zeros(len(state), self.observation_size)
-        for number, group, _ in state.acting():
+        for number, group, _ in state.acting:
             seen = self._seen(number, group)
             observation = seen if group.rows is None else observation.index_copy(0, group.rows, seen)
         return observation
@@ -320,7 +319,7 @@ class RoutedNetwork(PartlyUsed, ABC):
     def _alive(self, state: RoutingState) -> Iterator[tuple[Tensor | slice, Tensor]]:
         """Rows of each decision and which of their tensors carry something, `(r, m)`, where not all must."""
         if self.num_tensors > 1:
-            for number, group, _ in state.acting():
+            for number, group, _ in state.acting:
                 alive = self.alive(number, group.activation)
                 if alive is not None:
                     yield slice(None) if group.rows is None else group.rows, alive
@@ -353,3 +352,11 @@ class RoutedNetwork(PartlyUsed, ABC):
 def _add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
     """Sums `(B,)` of `total (B,)` and, in some rows (None: in all), `amount (r,)`."""
     return total + amount if rows is None else total.index_add(0, rows, amount)
+
+
+def _positions(follows: Tensor) -> list[Tensor]:
+    """Where each row of a mask `(n, r)` is True, in order; a GPU is waited for once."""
+    if follows.is_cpu:
+        return [own.nonzero().flatten() for own in follows]
+    first = (~follows).to(torch.uint8).sort(dim=1, stable=True).indices
+    return [own[:count] for own, count in zip(first, follows.sum(1).tolist(), strict=True)]

@@ -237,7 +237,7 @@ class RoutingState:
         if self.sole is not None:
             return self.waiting[self.sole].reach.detach()
         reach = torch.zeros_like(self.macs)
-        for _, group, _ in self.acting():
+        for _, group, _ in self.acting:
             value = group.reach.detach()
             reach = value if group.rows is None else reach.index_copy(0, group.rows, value)
         return reach
@@ -246,15 +246,17 @@ class RoutingState:
         """Tasks `(r,)` of some rows (None: of all)."""
         return self.task if rows is None else self.task.index_select(0, rows)
 
+    @cached_property
     def acting(self) -> list[tuple[int, Waiting, Waiting | None]]:
         """Rows of each decision that act there now, and those that wait there for a later turn.
 
         A softly routed row can wait at several decisions and acts at the earliest.
         """
-        if self.sole is not None:
-            return [(self.sole, self.waiting[self.sole], None)]
-        groups: list[tuple[int, Waiting, Waiting | None]] = []
-        for decision, waiting in sorted(self.waiting.items()):
+        if not self.waiting:
+            return []
+        (first, earliest), *later = sorted(self.waiting.items())
+        groups: list[tuple[int, Waiting, Waiting | None]] = [(first, earliest, None)]
+        for decision, waiting in later:
             now = (self.at if waiting.rows is None else self.at.index_select(0, waiting.rows)) == decision
             acting = now.nonzero().flatten()
             if len(acting) == len(waiting):

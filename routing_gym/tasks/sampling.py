@@ -22,10 +22,12 @@ class ShuffledStream:
     Args:
         numbers: `(size,)` int64, or how many: then they are 0 … size − 1.
         seed: Seed of the generator.
+        device: Where the numbers are wanted: each pass is handed over once, as a whole.
     """
 
-    def __init__(self, numbers: int | Tensor, seed: int = 0) -> None:
-        self._numbers = numbers if isinstance(numbers, Tensor) else None
+    def __init__(self, numbers: int | Tensor, seed: int = 0, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._numbers = numbers.to(self._device) if isinstance(numbers, Tensor) else None
         size = len(numbers) if isinstance(numbers, Tensor) else numbers
         self.size = whole_number("the size of a stream", size)
         self.generator = torch.Generator()
@@ -34,26 +36,28 @@ class ShuffledStream:
     def seed(self, seed: int) -> None:
         """Start over from a seed."""
         self.generator.manual_seed(seed_number("seed", seed))
-        self._pass = torch.empty(0, dtype=torch.int64)
+        self._pass = torch.empty(0, dtype=torch.int64, device=self._device)
 
     def draw(self, count: int, passes: float = 0.0) -> Tensor:
-        """The next numbers of the stream, `(count,)` int64 on the CPU; the same whenever they are drawn."""
+        """The next numbers of the stream, `(count,)` int64; the same whenever they are drawn."""
         if count <= len(self._pass):  # most of the time, and many times as fast
             places, self._pass = self._pass[:count], self._pass[count:]
-            return places if self._numbers is None else self._numbers[places]
+            return self._numbered(places)
         pieces, missing = [], count
         while missing > 0:
             if not len(self._pass):
-                self._pass = torch.randperm(self.size, generator=self.generator)
+                self._pass = torch.randperm(self.size, generator=self.generator).to(self._device)
             pieces.append(self._pass[:missing])
             self._pass = self._pass[missing:]
             missing -= len(pieces[-1])
-        places = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
-        return places if self._numbers is None else self._numbers[places]
+        return self._numbered(torch.cat(pieces) if pieces else self._pass[:0])
+
+    def _numbered(self, places: Tensor) -> Tensor:
+        return places if self._numbers is None else self._numbers.index_select(0, places)
 
     def state_dict(self) -> dict[str, Any]:
         """State from which `load_state_dict` goes on."""
-        return {"size": self.size, "generator": self.generator.get_state(), "pass": self._pass.clone()}
+        return {"size": self.size, "generator": self.generator.get_state(), "pass": self._pass.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place in the stream.
@@ -72,7 +76,7 @@ class ShuffledStream:
             self.generator.set_state(state["generator"])
         except RuntimeError as error:
             raise ValueError(f"stream.generator: {error}") from error
-        self._pass = left.clone()
+        self._pass = left.to(self._device, copy=True)
 
 
 class BalancedStream:

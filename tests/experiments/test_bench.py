@@ -10,7 +10,7 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
 from routing_gym.experiments import bench
 from routing_gym.experiments.bench import ratios_against_blocks, tables
-from routing_gym.experiments.benchmarks import inference, parallel_paths, public_layers, steps, timing
+from routing_gym.experiments.benchmarks import inference, parallel_paths, populations, public_layers, steps, timing
 from routing_gym.experiments.cli import main
 
 CPU = torch.device("cpu")
@@ -314,6 +314,8 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
             "share_of_core": 1.0, "share_of_core_of_as_many_rows": 1.0}  # fmt: skip
     monkeypatch.setattr(bench, "measure_faces", stand_in(face))
     monkeypatch.setattr(public_layers, "measure_public_layers", stand_in({**case, "layer": "top-k"}))
+    told = {"agent": "shared", "agent_options": [], "seeds": 10, "batch": 8, "speedup": 2.0, "alone_ms": 2.0}
+    monkeypatch.setattr(populations, "measure_population", stand_in({**told, "together_ms": 1.0}))
     exits = {"case": "some", "batch": 8, "macs_ratio": 0.5, "time_ratio": 0.6, "floor_ratio": None, "microseconds": 1.0,
              "static_microseconds": 2.0, "saving_arrived": 0.8, "possible_saving_arrived": None}  # fmt: skip
     monkeypatch.setattr(inference, "measure_inference", stand_in({**exits, "of_routed": None}))
@@ -327,12 +329,13 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
     assert run("bench", "--parts", *arguments) == 0
     assert torch.get_num_threads() == threads
     records = json.loads(out.read_text())
-    parts = ["steps", "public-layers", *2 * ["faces"], *2 * ["experts"], "convnet", "early-exit", *2 * ["block-skip"],
+    parts = ["steps", "public-layers", "population", *2 * ["faces"], *2 * ["experts"], "convnet", "early-exit",
+             *2 * ["block-skip"],
              *4 * ["parallel-paths"]]  # fmt: skip
     assert [r["part"] for r in records] == 2 * parts
-    assert [r["threads"] for r in records] == [r["had"] for r in records] == 14 * [1] + 14 * [2]
+    assert [r["threads"] for r in records] == [r["had"] for r in records] == 15 * [1] + 15 * [2]
     assert all(7 in arguments for arguments in asked) and asked[0][1:3] == (8, {"shared": ()})
-    assert len(tables(records)) == 9
+    assert len(tables(records)) == 10
 
 
 def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkeypatch):
@@ -367,7 +370,7 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
         (["--threads", "1", "0"], "--threads must be at least 1, got 0"),
         (
             ["--parts", "steps", "face"],
-            "--parts: unknown name 'face' (did you mean 'faces'?); known are steps, public-layers, faces",
+            "--parts: unknown name 'face' (did you mean 'faces'?); known are steps, public-layers, population, faces",
         ),
         (
             ["--parts", "faces", "--dtype", "float16"],

@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-GROUPED_DTYPES = (torch.float32, torch.bfloat16)
-ALIGNMENT_BYTES = 16
-MANY_ROWS = 128
-"""Rows per block from which on, on a CPU, one call per block is worth its overhead."""
-FEW_NUMBERS = 8192
-"""Numbers copied per block up to which, on a CPU, one padded product is faster than a product for every block."""
-PADS = ContextVar("pads", default=True)
-"""Whether products may be padded: not where somebody counts their multiply-accumulates."""
+from routing_gym.blocks.fast.groups import Groups, group_plan, on_host
+from routing_gym.blocks.fast.products import GROUPED_DTYPES, affine, outer_products, products
+
 ZERO_BLOCK = (0, 0, 0, 0, 0, 1)
 """Padding of stacked weights by one more block, of zeros."""
-
-
-class Groups(NamedTuple):
-    """Rows sorted by the block they use; rows of one block keep their order."""
-
-    order: Tensor
-    """`(B,)` int64: position i of the sorted rows holds row `order[i]`."""
-    inverse: Tensor
-    """`(B,)` int64: row i stands at position `inverse[i]`."""
-    block: Tensor
-    """`(B,)` int64: block of each sorted row, ascending."""
-    ends: Tensor
-    """`(k,)` int32: end of each block's run of sorted rows."""
-
-    @property
-    def counts(self) -> list[int]:
-        """Rows per block, zeros included; read on the host."""
-        ends = self.ends.tolist()
-        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class SortedRows:
@@ -79,57 +52,6 @@ class _Permute(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad.index_select(0, ctx.back), None, None
-
-
-def group(choice: Tensor, num_blocks: int) -> Groups:
-    """Rows sorted by their block, `choice`: `(B,)` int64 in `[0, num_blocks)`."""
-    return group_plan(choice.unsqueeze(1), [num_blocks])[0]
-
-
-def group_plan(plan: Tensor, num_blocks: Sequence[int]) -> list[Groups]:
-    """Rows sorted by each column of a plan `(B, L)` int64 in `[0, num_blocks[i])`; equal neighbours give one object."""
-    if plan.device.type == "cpu":
-        return _group_on_host(plan.numpy().T, num_blocks)
-    return [group_on_device(choice, number) for choice, number in zip(plan.unbind(1), num_blocks, strict=True)]
-
-
-def _group_on_host(choices: np.ndarray, num_blocks: Sequence[int]) -> list[Groups]:
-    """Groups by numpy, whose small steps cost a fraction of PyTorch's, of all choices `(L, B)` in each step."""
-    most, (count, rows) = max(num_blocks), choices.shape
-    # Stable sorting of short integers is a radix sort.
-    choices = choices.astype(np.int16 if most <= np.iinfo(np.int16).max else np.int64, order="C")
-    order = np.argsort(choices, axis=1, kind="stable")
-    layer = np.arange(count)[:, None]
-    place = (order + layer * rows).ravel()
-    inverse = np.empty_like(place)
-    inverse[place] = _counting(count, rows)
-    block = choices.ravel()[place].astype(np.int64).reshape(order.shape)
-    # Numbers that rise from layer to layer too: one search finds where the runs of all blocks end.
-    ends = np.searchsorted((block + layer * most).ravel(), np.arange(count * most), side="right")
-    ends = (ends.reshape(count, most) - layer * rows).astype(np.int32)
-    tensors = (torch.from_numpy(array).unbind(0) for array in (order, inverse.reshape(order.shape), block, ends))
-    layers = [Groups(*parts) for parts in zip(*tensors, strict=True)]
-    layers = [groups._replace(ends=groups.ends[:k]) for groups, k in zip(layers, num_blocks, strict=True)]
-    for number in range(1, count):
-        if num_blocks[number] == num_blocks[number - 1] and np.array_equal(choices[number], choices[number - 1]):
-            layers[number] = layers[number - 1]
-    return layers
-
-
-@lru_cache(maxsize=8)
-def _counting(layers: int, rows: int) -> np.ndarray:
-    """Numbers 0 … rows − 1, as often as there are layers."""
-    return np.tile(np.arange(rows), layers)
-
-
-def group_on_device(choice: Tensor, num_blocks: int) -> Groups:
-    """Groups without a copy to the host."""
-    block, order = choice.sort(stable=True)
-    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    # Where the sorted runs end: unlike bincount, searchsorted needs no copy to the host on a GPU.
-    blocks = torch.arange(num_blocks, device=block.device)
-    ends = torch.searchsorted(block, blocks, right=True, out_int32=True)
-    return Groups(order, inverse, block, ends)
 
 
 class Link(NamedTuple):
@@ -248,13 +170,13 @@ def _of_factors(grad: Tensor, x: Tensor, step: Step) -> Tensor:
 def apply_link(x: Tensor, weight: Tensor, bias: Tensor, step: Step) -> Tensor:
     """Outputs of one layer for rows sorted by their choice."""
     if not step.passes:
-        y = _affine(x, weight, bias, step.groups)
+        y = affine(x, weight, bias, step.groups)
         return y.relu_() if step.relu else y
-    if _on_host(x):
+    if on_host(x):
         running, step = _running(step, len(weight))
         return torch.cat([apply_link(x[:running], weight, bias, step), x[running:]])
     # Without knowing how many rows pass: they meet a block of zeros, and are put back.
-    y = _affine(x, functional.pad(weight, ZERO_BLOCK), functional.pad(bias, (0, 0, 0, 1)), step.groups)
+    y = affine(x, functional.pad(weight, ZERO_BLOCK), functional.pad(bias, (0, 0, 0, 1)), step.groups)
     return torch.where(_runs_a_block(step.groups, weight), y.relu_() if step.relu else y, x)
 
 
@@ -262,7 +184,7 @@ def go_back(
     grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, step: Step, wanted: Sequence[bool], further: bool
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Gradients of weight and bias, where they are wanted, and of the input, where it goes further."""
-    if step.passes and _on_host(x):
+    if step.passes and on_host(x):
         running, step = _running(step, len(weight))
         y = None if y is None else y[:running]
         own, to_input = go_back(grad[:running], x[:running], y, weight, step, wanted, further)
@@ -273,14 +195,17 @@ def go_back(
         own, to_input = go_back(to_blocks, x, None, functional.pad(weight, ZERO_BLOCK), step, wanted, further)
         own = [None if part is None else part[:-1] for part in own]
         return own, None if to_input is None else torch.where(runs, to_input, grad)
-    grad, ends = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0), step.groups.ends
-    own = [_grouped_outer(x, grad, ends) if wanted[0] else None, None]
+    grad = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
+    own = [outer_products(x, grad, step.groups) if wanted[0] else None, None]
     if wanted[1]:
         # In bfloat16 a sum of many rows would soon stop growing.
         dtype = torch.promote_types(grad.dtype, torch.float32)
         total = torch.zeros(len(weight), grad.shape[1], dtype=dtype, device=grad.device)
-        own[1] = total.index_add_(0, step.groups.block, grad.to(dtype)).to(grad.dtype)
-    return own, _grouped_mm(grad, weight.transpose(1, 2), ends) if further else None
+        if on_host(x):
+            own[1] = total.index_add_(0, step.groups.block, grad.to(dtype)).to(grad.dtype)
+        else:  # in the same order every time
+            own[1] = total.index_put_((step.groups.block,), grad.to(dtype), accumulate=True).to(grad.dtype)
+    return own, products(grad, weight.transpose(1, 2), step.groups) if further else None
 
 
 def _runs_a_block(groups: Groups, weight: Tensor) -> Tensor:
@@ -288,76 +213,8 @@ def _runs_a_block(groups: Groups, weight: Tensor) -> Tensor:
     return (groups.block < len(weight)).unsqueeze(1)
 
 
-def _on_host(x: Tensor) -> bool:
-    """Whether numbers on x's device can be read without waiting."""
-    return x.device.type == "cpu"
-
-
 def _running(step: Step, num_blocks: int) -> tuple[int, Step]:
     """Number of rows, the first ones, that run a block instead of passing, and a step of these; read on the host."""
     running, groups = int(step.groups.ends[num_blocks - 1]), step.groups
     groups = groups._replace(block=groups.block[:running], ends=groups.ends[:num_blocks])
     return running, step._replace(groups=groups, passes=False)
-
-
-def _affine(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
-    """Outputs `x @ weight[c] + bias[c]` for rows sorted by their block c."""
-    if not _on_host(x) or (len(x) < MANY_ROWS * len(weight) and x.dtype in GROUPED_DTYPES):
-        return _grouped_mm(x, weight, groups.ends).add_(bias.index_select(0, groups.block))
-    # A bias gathered for every row costs more than a call per block that adds it on the way.
-    y = x.new_empty(len(x), weight.shape[2])
-    for block, rows in _runs(groups.ends):
-        torch.addmm(bias[block], x[rows], weight[block], out=y[rows])
-    return y
-
-
-def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Products `(B, o)` of each run of rows `(B, i)` and its own matrix, `(k, i, o)`; runs end at `ends`."""
-    inputs, outputs = weight.shape[1:]
-    pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
-    copied = weight.numel() * (pad_in + pad_out > 0) + x.numel() * (pad_in > 0)
-    if _goes_by_block(x, copied, len(weight)):
-        y = x.new_empty(len(x), outputs)
-        for block, rows in _runs(ends):
-            torch.mm(x[rows], weight[block], out=y[rows])
-        return y
-    if pad_in or pad_out:
-        x, weight = functional.pad(x, (0, pad_in)), functional.pad(weight, (0, pad_out, 0, pad_in))
-    y = functional.grouped_mm(x, weight, offs=ends)
-    return y[:, :outputs] if pad_out else y
-
-
-def _grouped_outer(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
-    """Products `(k, i, o)` of each run of x `(B, i)`, transposed, and the run of grad `(B, o)`."""
-    inputs, outputs = x.shape[1], grad.shape[1]
-    pad_in, pad_out = _missing(inputs, x), _missing(outputs, x)
-    copied = (x.numel() + len(ends) * inputs * outputs) * (pad_in > 0) + grad.numel() * (pad_out > 0)
-    if _goes_by_block(x, copied, len(ends)):
-        product = x.new_zeros(len(ends), inputs, outputs)
-        for block, rows in _runs(ends):
-            torch.mm(x[rows].t(), grad[rows], out=product[block])
-        return product
-    if pad_in or pad_out:
-        x, grad = functional.pad(x, (0, pad_in)), functional.pad(grad, (0, pad_out))
-    product = functional.grouped_mm(x.t(), grad, offs=ends)
-    return product[:, :inputs, :outputs] if pad_in or pad_out else product
-
-
-def _goes_by_block(x: Tensor, copied: int, num_blocks: int) -> bool:
-    """Whether to run a product per block: of what `grouped_mm` refuses, and on a CPU where padding copies much."""
-    dear = copied > FEW_NUMBERS * num_blocks or (copied > 0 and not PADS.get())
-    return not len(x) or x.dtype not in GROUPED_DTYPES or (dear and _on_host(x))
-
-
-def _missing(width: int, like: Tensor) -> int:
-    """Number of columns missing for rows to start at multiples of 16 bytes, as `grouped_mm` wants them."""
-    return -width % (ALIGNMENT_BYTES // like.element_size())
-
-
-def _runs(ends: Tensor) -> Iterator[tuple[int, slice]]:
-    """Every block that has rows, and which; read on the host."""
-    start = 0
-    for block, end in enumerate(ends.tolist()):
-        if end > start:
-            yield block, slice(start, end)
-        start = end

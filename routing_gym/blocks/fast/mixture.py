@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from routing_gym.blocks.fast.chain import Link, Step, apply_link, autocast, go_back, group
+from routing_gym.blocks.fast.chain import Link, Step, apply_link, autocast, go_back
+from routing_gym.blocks.fast.groups import group
 
 
 def mix_rows(link: Link, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:

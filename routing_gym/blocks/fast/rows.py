@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.blocks.base import FunctionBlocks, weighed
-from routing_gym.blocks.fast.chain import group
+from routing_gym.blocks.fast.groups import group
 
 LARGEST = 128
 """Most rows that run at once, whole batches apart: what they compute stays in the caches of a CPU."""
@@ -68,7 +68,6 @@ class BlockByBlock(FunctionBlocks):
 
     def mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix`; every block's rows are added to the sum as soon as it has run."""
-        rows, choice, weights = self._used(rows, choice, weights)
         groups = group(choice, self.num_blocks)
         own_rows, own_weights = (part[groups.order].split(groups.counts) for part in (rows, weights))
         # Sums over rows are fastest where a row lies in one piece.

@@ -409,7 +409,7 @@ def test_gradients_of_the_agent_that_are_no_numbers_stop_training_before_any_ste
     env = small_env(action_type="weights")
     agent = make_agent("rooted", env)
     before = [p.detach().clone() for p in (*agent.parameters(), *env.unwrapped.network.parameters())]
-    with pytest.raises(TrainingDivergedError, match="agent 'rooted', batch 1: the agent's gradients are not finite"):
+    with pytest.raises(TrainingDivergedError, match="agent 'rooted', batch 1: .* the agent's gradients are not finite"):
         agent.learn(env, 32)
     after = [*agent.parameters(), *env.unwrapped.network.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -1,5 +1,6 @@
 """Chains of linear blocks against their blocks one after the other, row by row."""
 
+from contextlib import ExitStack
 from unittest import mock
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing_gym.blocks import LinearBlocks, WithPass, plain, run_chain
-from routing_gym.blocks.fast import chain
+from routing_gym.blocks.fast import chain, groups, products
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -45,7 +46,10 @@ def test_a_chain_gives_what_one_row_at_a_time_gives(on_host, many_rows, few_numb
     gates = torch.ones(plan.shape, dtype=x.dtype, requires_grad=True)
     links = [bank.blocks.link(passes=True) if isinstance(bank, WithPass) else bank.link() for bank in banks]
     there = one = x
-    with mock.patch.multiple(chain, _on_host=lambda x: on_host, MANY_ROWS=many_rows, FEW_NUMBERS=few_numbers):
+    with ExitStack() as stack:
+        for module in (chain, groups, products):
+            stack.enter_context(mock.patch.object(module, "on_host", lambda x: on_host))
+        stack.enter_context(mock.patch.multiple(products, MANY_ROWS=many_rows, FEW_NUMBERS=few_numbers))
         for link, bank, choice, gate in zip(links, banks, columns, gates.split(1, 1), strict=True):
             one = run_chain([link], one, choice.unsqueeze(1), gate)
             there = gate * one_row_at_a_time(bank, there, choice)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing_gym.blocks import group
-from routing_gym.blocks.fast.chain import group_on_device, group_plan
+from routing_gym.blocks.fast.groups import group_on_device, group_plan
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 2)), max_size=30))
