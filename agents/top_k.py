@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import Gate
+from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.losses import chance_of_being_picked, chance_of_staying, cv_squared
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
 from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
@@ -172,7 +173,7 @@ class TopK(Gate):
         clean = self.scores(seen, agent)
         scores, k = clean, self._k.index_select(0, depth)
         if self.spread is not None and not context.deterministic:
-            noise = torch.empty_like(clean, requires_grad=False).normal_(generator=self.generator)
+            noise = drawn(torch.empty_like(clean, requires_grad=False), "normal_", self.generator)
             spread = functional.softplus(self.spread(seen, agent))
             scores = torch.addcmul(clean, noise, spread)
         most = max(self._counts) if context.sole is None else self._counts[context.sole]
@@ -218,6 +219,7 @@ class TopK(Gate):
             importance = _added(importance, step, actions.dense(step.action, self.num_choices))
             if "load" in step.record:
                 load = _added(load, step, step.record["load"])
+        importance, load = map(self.env.ranks.total, (importance, load))
         uneven = (cv_squared(importance, legal) + cv_squared(load, legal))[: self.num_decisions].sum()
         return self.balance * uneven if cost is None else cost + self.balance * uneven
 

@@ -21,6 +21,7 @@ from routing_gym.experiments.engine import folders
 from routing_gym.experiments.engine.arguments import Tunable
 from routing_gym.experiments.engine.command import RunFailedError, UsageError
 from routing_gym.experiments.engine.console import say
+from routing_gym.experiments.engine.distributed import joined
 from routing_gym.experiments.engine.folders import Keeping, locked
 from routing_gym.experiments.engine.instances import write_routes
 from routing_gym.experiments.engine.launchers import InProcess, perform, try_out
@@ -41,6 +42,8 @@ from routing_gym.registration import env_ids
 @dataclasses.dataclass(frozen=True)
 class Train(Keeping, Pluggable, Tunable):
     """Train one agent and the blocks; writes checkpoint.pt after every epoch, results.json, TensorBoard events.
+
+    `torchrun --nproc-per-node N -m routing_gym.experiments.cli train ...` shares every batch among N processes.
 
     Attributes:
         training: How agent and blocks are trained.
@@ -70,6 +73,11 @@ class Train(Keeping, Pluggable, Tunable):
         Raises:
             RunFailedError: The run failed; names the reason and what is kept.
         """
+        with joined(self.out, console) as out:
+            dataclasses.replace(self, out=out)._perform(console)
+        return 0
+
+    def _perform(self, console: Console) -> None:
         self.training.check()
         check_agents((self.agent,))
         each_once("agent_options", self.agent_options)
@@ -99,7 +107,6 @@ class Train(Keeping, Pluggable, Tunable):
             if failures:
                 raise RunFailedError("; ".join(filter(None, (*failures, folders.what_is_aside(self.out)))))
             folders.drop_aside(self.out)
-        return 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from routing_gym.agents.base.checkpoint import origin_of, read, write
 from routing_gym.agents.base.learning import Report, learn
+from routing_gym.agents.parts.draws import OfRanks
 from routing_gym.agents.parts.scores import legal_rows
 from routing_gym.agents.trained.classify import classify
 from routing_gym.blocks import eval_mode
@@ -92,7 +93,9 @@ class Agent(nn.Module, ABC):
         self.num_tasks = self.env.dataset.num_tasks
         self.num_decisions = len(network.decisions)
         self.num_choices, self.num_tensors = network.num_choices, network.num_tensors
-        self.generator = torch.Generator(self.env.device).manual_seed(seed_number("seed", self.config.seed))
+        shared = self.env.ranks.count > 1
+        generator = OfRanks(self.env.device, self.env.ranks) if shared else torch.Generator(self.env.device)
+        self.generator = generator.manual_seed(seed_number("seed", self.config.seed))
         self.optimizer: torch.optim.Optimizer | None = None
         self.episodes = self.carried = 0
         # Whether the collaboration reward needs the probabilities that only this agent knows.

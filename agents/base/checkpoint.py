@@ -103,7 +103,7 @@ def origin_of(env: RoutingVectorEnv) -> dict[str, Any]:
     """Id, options and size by which an environment can be made again; no id where text cannot say them."""
     spec = env.spec if env.spec is not None and all(map(_is_plain, env.spec.kwargs.values())) else None
     named = {"env_id": None, "env_kwargs": {}} if spec is None else {"env_id": spec.id, "env_kwargs": dict(spec.kwargs)}
-    return {**named, "num_envs": env.num_envs}
+    return {**named, "num_envs": env.batch_size}
 
 
 def _is_plain(value: Any) -> bool:

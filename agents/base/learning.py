@@ -12,6 +12,7 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor, nn
 
 from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, Trajectory, core_of, finite_gradients, rollout
+from routing_gym.envs.training import exchange_gradients
 from routing_gym.networks import NotFiniteError
 from routing_gym.tasks.checking import whole_number
 
@@ -30,7 +31,7 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Report | None = None)
     Args:
         agent: Whoever decides, and learns.
         env: The environment it was made for; its episodes under way are given up.
-        episodes: How many instances to route, at least 1.
+        episodes: How many instances to route, at least 1; of all processes that share batches.
         callback: Called after every batch with its metrics, 0-dimensional tensors: `REPORTED` and the agent's own.
 
     Raises:
@@ -42,7 +43,7 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Report | None = None)
     if agent.needs_gradients and agent.optimizer is None:
         raise ValueError(f"agent {agent.name!r} needs gradients, so it must set self.optimizer")
     agent.train()
-    for _ in range(-(-episodes // core.num_envs)):
+    for _ in range(-(-episodes // core.batch_size)):
         trajectory, loss, reported = train_batch(agent, core)
         if callback is not None:
             means = {"accuracy": trajectory.correct, "reward": trajectory.reward(), "macs": trajectory.macs}
@@ -72,11 +73,13 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
 
     def check_agent() -> Tensor:
         agent.before_step(trajectory)
+        if env.ranks.count > 1 and joint is not None:
+            exchange_gradients(agent, list(agent.parameters()), env.ranks, torch.tensor(True, device=env.device))
         return finite_gradients(agent.parameters())
 
     if joint is not None:
         joint.zero_grad(set_to_none=True)
-    where = f"{_named(agent)}, batch {agent.episodes // env.num_envs + 1}"
+    where = f"{_named(agent)}, batch {agent.episodes // env.batch_size + 1}"
     strange = None
     try:
         trajectory = rollout(agent, env)
@@ -101,6 +104,7 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
         raise ValueError(f"{where}: {error}") from error
     if joint is not None:
         joint.step()
+    trajectory = trajectory.of_all_ranks(env.ranks)
     reported = _metrics(agent, agent.receive(trajectory))
     agent.episodes += len(trajectory)
     if env.device.type == "cpu":  # elsewhere it would wait for the device, so that the next batch finds out, or `learn`

@@ -8,6 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from routing_gym.ranks import Ranks
+
 
 class Generators(torch.Generator):
     """The generators of several agents, for the rows of each in turn (`Population`); `drawn` knows of them."""
@@ -18,6 +20,18 @@ class Generators(torch.Generator):
         """Generator on the device of the parts."""
         self = torch.Generator.__new__(cls, parts[0].device)  # type: ignore[call-arg]
         self.parts = parts
+        return self
+
+
+class OfRanks(torch.Generator):
+    """A generator that every process of a group has, for the rows of a whole batch; `drawn` takes a process's own."""
+
+    ranks: Ranks
+
+    def __new__(cls, device: torch.device, ranks: Ranks) -> Self:
+        """Generator on a device."""
+        self = torch.Generator.__new__(cls, device)  # type: ignore[call-arg]
+        self.ranks = ranks
         return self
 
 
@@ -33,8 +47,13 @@ def running_sums(probabilities: Tensor) -> Tensor:
 def drawn(empty: Tensor, how: str, generator: torch.Generator) -> Tensor:
     """Fill a tensor `(B, ...)` by one of its methods, `uniform_` say, and return it.
 
-    Of the generators of S agents each fills B / S rows, with the numbers that it would give that agent alone.
+    Of the generators of S agents each fills B / S rows, with the numbers that it would give that agent alone. A process
+    of several has its part of the numbers that one would draw for all rows.
     """
+    if isinstance(generator, OfRanks):
+        whole = torch.cat([empty] * generator.ranks.count)
+        getattr(whole, how)(generator=generator)
+        return empty.copy_(generator.ranks.own(whole))
     parts = generator.parts if isinstance(generator, Generators) else (generator,)
     for rows, own in zip(empty.chunk(len(parts)), parts, strict=True):
         getattr(rows, how)(generator=own)

@@ -37,7 +37,7 @@ RESULTS, KEPT, DIVERGED = "results.json", "results.json.gz", "diverged.txt"
 
 CHANGED = "another version of a plug-in ({})"
 
-WHEREABOUTS = {"data_dir", "device"}
+WHEREABOUTS = {"data_dir", "device", "distributed", "num_envs"}
 """Options that say where something lies, not what is computed."""
 
 
@@ -146,7 +146,7 @@ class Run:
             if goes_on:
                 agent, _ = resumed(self.folder / CHECKPOINT, agent, self)
             if batch:
-                agent.learn(agent.env, agent.env.num_envs)
+                agent.learn(agent.env, agent.env.batch_size)
                 training.checked_policy(agent)
                 agent.env.datasets[self.split] = training.few_of(agent.env.datasets[self.split])
                 with suppress(TrainingDivergedError):  # which is the run's affair
@@ -241,7 +241,7 @@ def record_of(judged: Judged, run: Run, curve: records.Curve) -> Record:
     record |= {"task_names": list(env.dataset.task_names)} if env.dataset.task_names else {}
     record |= {} if (by_decision := alignments(judged)) is None else {"alignments": by_decision}
     record |= {"live_paths": final.live_paths.tolist()} if network.num_tensors > 1 else {}  # else a choice is a path
-    record |= {"epochs": len(curve["epoch"]), "best_epoch": training.best_epoch(curve), "batch_size": env.num_envs}
+    record |= {"epochs": len(curve["epoch"]), "best_epoch": training.best_epoch(curve), "batch_size": env.batch_size}
     record |= {"asked": run.asked, "config": dataclasses.asdict(agent.config)}
     record |= {"env_config": dataclasses.asdict(env.config), "curve": curve}
     record |= {name: getattr(final, name).tolist() for name in ("routes", "routes_by_label", "exits")}
@@ -249,6 +249,7 @@ def record_of(judged: Judged, run: Run, curve: records.Curve) -> Record:
     record |= {"decisions": [{"name": decision.name, "next": decision.next} for decision in network.decisions]}
     record |= {"experts": getattr(network, "experts", ()), "dataset": env.datasets[final.split].name}
     record |= {"device": device_name(env.device), "processor": processor_name(), "torch": torch.__version__}
+    record |= {"ranks": env.ranks.count} if env.ranks.count > 1 else {}
     return finite(record | {"commit": commit(), "threads": torch.get_num_threads()})
 
 
@@ -316,7 +317,7 @@ def resumed(path: Path, fresh: Agent, run: Run) -> tuple[Agent, records.Curve]:
         ]
         was = {"agent": checkpoint["agent"], "batch_size": checkpoint["num_envs"]}
         was["epoch_passes"] = checkpoint["extra"].get("epoch_passes", 1)
-        now = {"agent": fresh.name, "batch_size": env.num_envs, "epoch_passes": run.training.epoch_passes}
+        now = {"agent": fresh.name, "batch_size": env.batch_size, "epoch_passes": run.training.epoch_passes}
         was["plugins"], now["plugins"] = checkpoint["extra"].get("plugins", {}), run.asked.get("plugins", {})
         of_run = (was, now)
         of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))

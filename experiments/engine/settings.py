@@ -21,12 +21,14 @@ from routing_gym.envs.make import default_options, planted_depth
 from routing_gym.experiments.engine.callbacks import check_callbacks
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.options import unknown_name
+from routing_gym.ranks import Ranks
 from routing_gym.registration import ENV_IDS, env_ids
 
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
 MOST_THREADS = 1024
 MOST_SEEDS = 10_000
-RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode"}
+RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode",
+            "distributed"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +90,14 @@ class TrainingSettings:
         options = {**self.decided_by(agent), "device": self.device, "seed": seed, **given}
         if self.data_dir is not None and "data_dir" in default_options(ENV_IDS[self.env]["dataset"], ""):
             options["data_dir"] = str(Path(self.data_dir).absolute())
+        ranks = Ranks.here()
+        if self.batch_size % ranks.count:
+            raise UsageError(f"--batch-size must be a multiple of {ranks.count}, the processes, got {self.batch_size}")
+        options |= {"distributed": True} if ranks.count > 1 else {}
         torch.set_num_threads(self.threads)
         torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout
         try:
-            return core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size, **options))
+            return core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size // ranks.count, **options))
         except (ValueError, TypeError) as error:
             for option, value in agent_class(agent).env_kwargs.items():
                 if f"unexpected keyword argument {option!r}" in str(error):

@@ -59,9 +59,9 @@ class Course:
     def __init__(self, session: Session, callbacks: Sequence[Callback], settings: TrainingSettings) -> None:
         self.session, self.callbacks, self.settings = session, callbacks, settings
         agent, self.curve, done, folder = session.agent, session.curve, session.curve["epoch"], session.folder
-        self.batches = -(-settings.epoch_passes * agent.env.trainer.optimization.epoch // agent.env.num_envs)
+        self.batches = -(-settings.epoch_passes * agent.env.trainer.optimization.epoch // agent.env.batch_size)
         self._every = 0 if checked_policy(agent) is None else -(-self.batches // SNAPSHOTS_PER_EPOCH)
-        self._number = agent.episodes // agent.env.num_envs  # of the next batch
+        self._number = agent.episodes // agent.env.batch_size  # of the next batch
         self._policies = EpochLog(folder / POLICIES, len(done), episodes=1, policies=4)
         self._routes = EpochLog(folder / ROUTES, len(done), routes=4)
         self._seen: list[dict[str, Tensor]] = []
@@ -144,7 +144,7 @@ def train(courses: Sequence[Course]) -> None:
         start = time.perf_counter()
         with unbroken():
             if together is None:
-                agent.learn(env, first.batches * env.num_envs, note)
+                agent.learn(env, first.batches * env.batch_size, note)
             else:
                 together.learn(first.batches * env.num_envs, note_all)
         if env.device.type == "cuda":

@@ -8,7 +8,7 @@ which only changes its class, as PyTorch's lazy modules do. Converted are batch 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -18,6 +18,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import handle_torch_function, has_torch_function
+
+from routing_gym.ranks import ALONE, Ranks
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -57,8 +59,13 @@ class SmallGroupNorm(Converted):
     Routing hands a block whatever rows chose it, possibly a single one, of which no variance can be taken.
     """
 
+    ranks: Ranks = ALONE
+    """Processes whose rows are normalised together, see `share_statistics`."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalised `(B, C, ...)`."""
+        if self.training and self.ranks.count > 1:
+            return self._together(x)
         if not self.training or x.numel() // max(x.shape[1], 1) >= 2:
             return super().forward(x)
         self.training = False
@@ -66,6 +73,37 @@ class SmallGroupNorm(Converted):
             return super().forward(x)
         finally:
             self.training = True
+
+    def _together(self, x: Tensor) -> Tensor:
+        """Rows normalised by the mean and deviation of those of all ranks."""
+        norm: Any = self
+        axes, form = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+        rows = x.new_tensor([x.numel() / x.shape[1]])
+        sums, count = self.ranks.total(torch.cat([x.sum(axes), rows])).split([x.shape[1], 1])
+        mean = sums / count
+        centred = x - mean.view(form)
+        variance = self.ranks.total(centred.square().sum(axes)) / count
+        if norm.track_running_stats:
+            norm.num_batches_tracked += 1
+            rate = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            with torch.no_grad():
+                norm.running_mean.lerp_(mean, rate)
+                norm.running_var.lerp_(variance * count / (count - 1), rate)
+        y = centred * (variance + norm.eps).rsqrt().view(form)
+        return y * norm.weight.view(form) + norm.bias.view(form) if norm.affine else y
+
+
+def share_statistics(module: nn.Module, ranks: Ranks, of_blocks: Collection[nn.Parameter]) -> None:
+    """Let batch norms have the statistics of the rows of all ranks.
+
+    Raises:
+        ValueError: One that belongs to a block: a rank none of whose rows chose it would keep the others waiting.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, SmallGroupNorm) and ranks.count > 1:
+            if any(parameter in of_blocks for parameter in part.parameters()):
+                raise ValueError(f"{name} normalises the rows of a block: such networks train in one process yet")
+            part.ranks = ranks
 
 
 def allow_small_groups(module: ModuleT) -> ModuleT:

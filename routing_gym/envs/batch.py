@@ -16,6 +16,7 @@ from routing_gym.envs.throughput import Throughput
 from routing_gym.envs.turns import Asked, Decide, Manner, Observation, Router, Seen, Turn, along, drive, take_turn
 from routing_gym.networks import Action, Exit, RoutedNetwork, RoutingState, accept_plan
 from routing_gym.networks.actions import of_one_tensor
+from routing_gym.ranks import Ranks
 
 if TYPE_CHECKING:
     from routing_gym.envs.vector import RoutingVectorEnv
@@ -59,6 +60,22 @@ class Step:
     @reward.setter
     def reward(self, value: Tensor) -> None:
         self.rewards = {"reward": value}
+
+    def of_all_ranks(self, ranks: Ranks) -> Step:
+        """This decision of a whole batch, without a graph."""
+
+        def whole(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: whole(part) for name, part in value.items()}
+            return (
+                tuple(map(whole, value))
+                if isinstance(value, tuple)
+                else None
+                if value is None
+                else ranks.gathered(value)
+            )
+
+        return Step(**{field.name: whole(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +136,15 @@ class Trajectory:
             for name, reward in step.rewards.items():
                 total[name] = total[name] + reward if name in total else reward
         return total
+
+    def of_all_ranks(self, ranks: Ranks) -> Trajectory:
+        """The episodes of all processes that share a batch, without graph and exits."""
+        if ranks.count == 1:
+            return self
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        final = {name: ranks.gathered(value) for name, value in self.final_rewards.items()}
+        steps = [step.of_all_ranks(ranks) for step in self.steps]
+        return Trajectory(steps, [], final_rewards=final, **{name: ranks.gathered(of) for name, of in own.items()})
 
     def reward(self) -> Tensor:
         """Sum of all rewards of each episode, `(B,)`."""

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from routing_gym.envs.vector import RoutingVectorEnv
 
 
+OF_ONE_PROCESS = ("talr", "class_weights", "task_weights", "render_mode")
+"""Options that take sums over a batch which processes do not exchange."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EnvConfig(Options):
     """Options of `RoutingVectorEnv`.
@@ -79,6 +83,8 @@ class EnvConfig(Options):
             logits are equal now and then, and a tie counts as wrong.
         validate: Check values of actions at once. None: on the CPU only; on a GPU one flag is read per batch.
         device: `"auto"` takes CUDA where present.
+        distributed: Share every batch with the other processes of the default group of `torch.distributed`: `num_envs`
+            is this one's share of it.
         seed: Seed of the order of instances, until `reset(seed=...)`.
         render_mode: `"ansi"`, the route of each instance; `"rgb_array"`, the routing map; or None.
     """
@@ -117,6 +123,7 @@ class EnvConfig(Options):
     precision: Literal["float32", "bfloat16"] = "float32"
     validate: bool | None = None
     device: str = "auto"
+    distributed: bool = False
     seed: int = 0
     render_mode: Literal["ansi", "rgb_array"] | None = None
 
@@ -155,6 +162,10 @@ class EnvConfig(Options):
                 "talr=True and block_gradient='rows' both make up for how little a block is used, together twice: take "
                 "one of them"
             )
+        if self.distributed and (wrong := [name for name in OF_ONE_PROCESS if getattr(self, name)]):
+            raise ValueError(f"distributed=True does not go with {wrong[0]}={getattr(self, wrong[0])!r} yet")
+        if self.distributed and (self.replays or self.block_gradient == "rows"):
+            raise ValueError("distributed=True needs autoreset_mode='disabled' without replay, block_gradient='batch'")
         outside = "replay=True" if self.replay else f"autoreset_mode={self.autoreset_mode!r}"
         if self.replays and self.differentiable:
             raise ValueError(f"differentiable=True needs autoreset_mode='disabled': {outside} acts without a graph")

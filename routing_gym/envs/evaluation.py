@@ -15,6 +15,7 @@ from routing_gym.envs.batch import Trajectory, classified_right, rollout
 from routing_gym.envs.routes import sizes
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
 from routing_gym.networks import RoutedNetwork
+from routing_gym.ranks import ALONE, Ranks
 from routing_gym.tasks.checking import whole_number
 
 EVALUATION_BATCH = 1024
@@ -143,7 +144,8 @@ def evaluate(
     exits = torch.zeros(places[0] - 1, num_choices, num_classes, 2, dtype=torch.int64, device=device)
     known: dict[tuple, int] = {}  # routes by their choices
     route, columns = [], []
-    for batch, kept in route_split(router, judged, deterministic):
+    ranks = core.ranks if len(dataset) >= core.ranks.count else ALONE
+    for batch, kept in route_split(router, judged, deterministic, ranks):
         spent = torch.stack([router_macs[step.decision] for step in batch.steps]).sum(0)
         columns.append(torch.stack([batch.correct, batch.loss, batch.macs, spent])[:, kept])
         rows = torch.arange(size, device=device)
@@ -162,7 +164,15 @@ def evaluate(
         different, which = used[kept, :-1].flatten(1).unique(dim=0, return_inverse=True)
         numbers = [known.setdefault(tuple(choices), len(known)) for choices in different.tolist()]
         route.append(torch.tensor(numbers)[which.cpu()])
-    correct, loss, macs, spent = torch.cat(columns, 1).double()
+    of_rows, route_of_all = torch.cat(columns, 1), torch.cat(route)
+    if ranks.count > 1:
+        ranks.sum_([routes, arrived, exits])
+        ranks.sum_([weights])
+        parts = ranks.objects((of_rows.cpu(), [list(known)[number] for number in route_of_all.tolist()]))
+        of_rows = torch.cat([part for part, _ in parts], 1).to(device)
+        known = {}
+        route_of_all = torch.tensor([known.setdefault(own, len(known)) for _, part in parts for own in part])
+    correct, loss, macs, spent = of_rows.double()
     count = torch.bincount(dataset.task, minlength=num_tasks)
 
     def per_task(values: Tensor) -> list[float]:
@@ -178,7 +188,7 @@ def evaluate(
         router_macs=float(spent.mean()),
         task_macs=per_task(macs),
         blocks_used=int((routes.sum((0, 1))[:-1] > 0).sum()),
-        route=torch.cat(route),
+        route=route_of_all,
         taken=torch.tensor(list(known)).unflatten(1, (places[0] - 1, num_choices)),
         live_paths=(routes.sum((0, 1, 3)).double() / arrived.clamp(min=1))[:-1].cpu(),
         routes=routes.sum(1)[:, :-1].cpu(),
@@ -199,8 +209,10 @@ def macs_of(router: Any, network: RoutedNetwork) -> list[float]:
 
 
 @torch.no_grad()
-def route_split(router: Any, env: RoutingVectorEnv, deterministic: bool = True) -> Iterator[tuple[Trajectory, slice]]:
-    """Route every instance of the split of an environment made with `train=False` once, in eval mode.
+def route_split(
+    router: Any, env: RoutingVectorEnv, deterministic: bool = True, ranks: Ranks = ALONE
+) -> Iterator[tuple[Trajectory, slice]]:
+    """Route every instance of the split of an environment made with `train=False` once, in eval mode; or a rank's part.
 
     Modes and random numbers of network and router are as before in the end.
 
@@ -208,15 +220,16 @@ def route_split(router: Any, env: RoutingVectorEnv, deterministic: bool = True) 
         Batches in the order of the split: the episodes, and which of them count, since the last batch is filled up
         from the front.
     """
-    rows, size = len(env.dataset), env.num_envs
+    size = env.num_envs
+    first, last = (len(env.dataset) * (ranks.number + end) // ranks.count for end in (0, 1))
     generator: torch.Generator | None = getattr(router, "generator", None)
     drawn = None if generator is None else generator.get_state()
     try:
         with eval_mode(*(part for part in (env.network, router) if isinstance(part, nn.Module))):
-            for start in range(0, rows, size):
-                instances = torch.arange(start, start + size).remainder(rows)
+            for start in range(first, last, size):
+                instances = torch.arange(start, start + size).remainder(len(env.dataset))
                 batch = rollout(router, env, instances=instances, deterministic=deterministic)
-                yield batch, slice(min(size, rows - start))
+                yield batch, slice(min(size, last - start))
     finally:
         if generator is not None and drawn is not None:
             generator.set_state(drawn)  # judging an agent must not change how it goes on

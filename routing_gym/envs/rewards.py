@@ -13,6 +13,7 @@ from torch import Tensor
 from routing_gym.envs.turns import Turn
 from routing_gym.networks import NotFiniteError, claim
 from routing_gym.networks.actions import dense, of_one_tensor
+from routing_gym.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from routing_gym.envs.batch import Step
@@ -124,7 +125,8 @@ def register_reward(name: str, function: Callable[..., Tensor], *, at: At = "exi
 class RunningShare:
     """Share of each choice in all choices, or probabilities, of a row, a decision say; those of M tensors together."""
 
-    def __init__(self, rows: int, num_choices: int, device: torch.device) -> None:
+    def __init__(self, rows: int, num_choices: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self.total = torch.zeros(rows, num_choices, dtype=torch.float64, device=device)
 
     def of(self, decision: Tensor, choice: Tensor, choosing: Tensor) -> Tensor:
@@ -135,6 +137,7 @@ class RunningShare:
 
     def count(self, decision: Tensor, weights: Tensor, choosing: Tensor) -> None:
         """Add probabilities, `(B, A)` or `(B, M, A)`, or ones for what was chosen, of the tensors that chose."""
+        decision, weights, choosing = map(self._ranks.gathered, (decision, weights, choosing))
         each = weights.detach().to(self.total.dtype).view(*choosing.shape, self.total.shape[1])
         # index_put, because index_add is not the same twice on a GPU
         self.total.index_put_((decision,), (each * choosing.unsqueeze(-1)).sum(1), accumulate=True)

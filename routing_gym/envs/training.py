@@ -19,6 +19,7 @@ from routing_gym.envs.throughput import Throughput
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import RoutedNetwork
 from routing_gym.networks.state import Exit
+from routing_gym.ranks import ALONE, Ranks
 
 OPTIMIZERS: dict[str, Callable[..., UsedOnly]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
 
@@ -132,8 +133,8 @@ class BlocksTrainer:
 
     runs = 1
 
-    def __init__(self, network: RoutedNetwork, optimization: Optimization) -> None:
-        self.network, self.optimization = network, optimization
+    def __init__(self, network: RoutedNetwork, optimization: Optimization, ranks: Ranks = ALONE) -> None:
+        self.network, self.optimization, self.ranks = network, optimization, ranks
         self.instances = 0
         self.throughput = optimization.throughput(network)
         # The running statistics of batch norm: all that a forward pass changes.
@@ -179,6 +180,8 @@ class BlocksTrainer:
         if loss.requires_grad:  # else all that this batch used is frozen, and whoever decides learns without a gradient
             loss.backward(loss.new_full((), self.runs))
         others = None if before_step is None else before_step()
+        if self.ranks.count > 1:
+            doubtful = exchange_gradients(self.network, trained, self.ranks, loss.detach().isfinite(), doubtful)
         if self.throughput is not None:
             self.throughput.scale()
         sound = finite_gradients(trained, loss.detach())
@@ -272,6 +275,41 @@ class BlocksTrainer:
             if new & {"learning_rate", "schedule", "schedule_epochs"}:
                 group["lr"] = optimization.rate(self.instances)
         self.throughput = optimization.throughput(self.network)
+
+
+def exchange_gradients(
+    module: nn.Module, parameters: Sequence[nn.Parameter], ranks: Ranks, sound: Tensor, doubtful: Tensor | None = None
+) -> Tensor:
+    """Replace gradients by their means over ranks, and what has been used by what any rank has used, at once.
+
+    Returns:
+        0-dimensional bool: a loss was not `sound`, or a batch was `doubtful`, of any rank.
+    """
+    parts = [part for part in module.modules() if isinstance(part, PartlyUsed)]
+    nobody = torch.zeros((), dtype=sound.dtype, device=sound.device)
+    flags = [
+        ~sound | (nobody if doubtful is None else doubtful),
+        *(nobody.new_full((), p.grad is not None) for p in parameters),
+    ]
+    flags += [part.used if part.used is not None else nobody.expand(part.num_parts) for part in parts]
+    flags += [nobody.new_full((), part.used is not None) for part in parts]
+    grads = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        elif parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
+        grads.append(parameter.grad)
+    told = torch.cat([flag.flatten() for flag in flags]).to(grads[0].dtype)
+    ranks.sum_([told, *grads])
+    doubt, has, *_ = (told > 0).split([1, len(parameters), len(told) - 1 - len(parameters)])
+    used, noted = (told > 0)[1 + len(parameters) :].split([sum(p.num_parts for p in parts), len(parts)])
+    for parameter, there in zip(parameters, has.tolist(), strict=True):
+        parameter.grad = parameter.grad.div_(ranks.count) if there and parameter.grad is not None else None
+    masks = used.split([part.num_parts for part in parts])
+    for part, mask, there in zip(parts, masks, noted.tolist(), strict=True):
+        part.used = mask if there else None
+    return doubt[0]
 
 
 def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Tensor:

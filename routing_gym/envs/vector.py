@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from routing_gym.blocks import allow_small_groups, subsample_first
+from routing_gym.blocks import allow_small_groups, share_statistics, subsample_first
 from routing_gym.envs.accept import Splits, accept_instances, accept_pair, accept_reset_options, spaces_of
 from routing_gym.envs.batch import Batch, Watch
 from routing_gym.envs.config import EnvConfig, PlainSpec, restored
@@ -24,6 +24,7 @@ from routing_gym.envs.training import BlocksTrainer
 from routing_gym.envs.turns import Manner, Seen, Turn
 from routing_gym.networks import RoutedNetwork, RoutingState
 from routing_gym.networks.actions import formed
+from routing_gym.ranks import Ranks
 from routing_gym.tasks.checking import whole_number
 
 Observations = dict[str, Tensor]
@@ -115,12 +116,18 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.device = self.dataset.device
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
+        self.ranks = Ranks.here() if config.distributed else Ranks()
         allow_small_groups(subsample_first(self.network))
-        self.stream = config.stream(self.dataset, num_envs)
-        self.trainer = BlocksTrainer(self.network, config.optimization(self.dataset, num_envs))
+        if self.ranks.count > 1:
+            if not network.in_order:
+                raise ValueError("distributed=True needs a network whose rows all pass every decision (in_order) yet")
+            owned = {of.parameter for part in network.parts() for of in part}
+            share_statistics(self.network, self.ranks, owned)
+        self.stream = config.stream(self.dataset, self.batch_size)
+        self.trainer = BlocksTrainer(self.network, config.optimization(self.dataset, self.batch_size), self.ranks)
         rows = len(network.decisions) + 1  # one for instances that have left: it stays empty
         rows *= self.dataset.num_tasks if config.collaboration == "task-frequency" else 1
-        self.rewards = Rewards(config, RunningShare(rows, network.num_choices, self.device))
+        self.rewards = Rewards(config, RunningShare(rows, network.num_choices, self.device, self.ranks))
         self._prices = torch.tensor(config.prices, dtype=torch.get_default_dtype(), device=self.device)
         self.single_observation_space, self.single_action_space = spaces_of(network, self.dataset.num_tasks, config)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -146,6 +153,11 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     def observation_space(self) -> spaces.Space:  # type: ignore[override]
         """Observations of all rows."""
         return batch_space(self.single_observation_space, self.num_envs)
+
+    @property
+    def batch_size(self) -> int:
+        """Instances of a batch, `num_envs` in every process that shares it."""
+        return self.num_envs * self.ranks.count
 
     @property
     def keeps_graph(self) -> bool:
@@ -212,14 +224,18 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         statistics = self.trainer.begin() if manner.graph and count == self.num_envs else {}
         times = self.config.augmentations
         if instances is None:
-            instances = self.stream.draw(count // times, self.trainer.passes).repeat_interleave(times)
-        drawn = instances.to(self.device)
-        augmentation = self.dataset.draw_augmentation(count, self.stream.generator) if self.config.train else None
+            whole = count * self.ranks.count
+            instances = self.stream.draw(whole // times, self.trainer.passes).repeat_interleave(times)
+            instances = self.ranks.own(instances)
+        drawn, augmentation = instances.to(self.device), None
+        if self.config.train:
+            augmentation = self.dataset.draw_augmentation(count * self.ranks.count, self.stream.generator)
+            augmentation = None if augmentation is None else self.ranks.own(augmentation)
         pixels, task = self.dataset.pixels(drawn, augmentation), self.dataset.task.index_select(0, drawn)
         prices = self._prices
         if len(prices) > 1:
-            dealt = torch.randint(len(prices), (count,), generator=self.stream.generator)
-            prices = prices[dealt.to(self.device)]
+            dealt = torch.randint(len(prices), (count * self.ranks.count,), generator=self.stream.generator)
+            prices = prices[self.ranks.own(dealt).to(self.device)]
         with manner.forward_pass(self.device, manner.graph):
             state = self.network.start(pixels, task, instance=drawn, price=prices.expand(count))
         label, throughput = self.dataset.label.index_select(0, drawn), self.trainer.throughput
@@ -338,14 +354,15 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             batch.doubts.append(doubtful)
         loss = self.trainer.loss(batch.exits, batch.label, batch.state.task)
         whole = loss if extra_loss is None else loss + extra_loss
-        self.trainer.step(whole, self.num_envs, batch.statistics, before_step, batch.doubtful)
+        self.trainer.step(whole, self.batch_size, batch.statistics, before_step, batch.doubtful)
         batch.exits = []
         batch.statistics = self.trainer.begin()  # rows restarted from here on belong to a new batch
-        return loss.detach()
+        return self.ranks.total(loss.detach()) / self.ranks.count
 
     def sibling(self, num_envs: int, **options: Any) -> Self:
         """Another environment over the same network and data, of another size and with some options changed."""
-        config = {**dataclasses.asdict(self.config), "augmentations": 1, **options}  # its rows may not come in versions
+        # Its rows may not come in versions, and are all its own.
+        config = {**dataclasses.asdict(self.config), "augmentations": 1, "distributed": False, **options}
         return type(self)(self.network, self.datasets, num_envs, **config)
 
     def state_dict(self) -> dict[str, Any]:

@@ -339,7 +339,9 @@ class MultiTaskDataset:
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images `(B, C, H, W)` uint8 as networks see them, float32."""
-        return images.float().sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
+        return (
+            images.to(torch.get_default_dtype(), copy=True).sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
+        )
 
     def _augmented(self, image: Tensor, images: Tensor, parameters: Tensor) -> Tensor:
         """Images `(B, C, H, W)` uint8, those numbered `image (B,)`, changed by `(B, P)` parameters."""
