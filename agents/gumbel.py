@@ -69,11 +69,12 @@ class Gumbel(Gate):
         return first * (last / first) ** min(1.0, self.episodes / self.config.temperature_episodes)
 
     def act(self, observation: Observation, context: Context) -> Action:
-        """Weights `(B, M, A)`, drawn; the best choice alone when deterministic, and where gates are hard, as a pair."""
+        """Weights `(B, M, A)`, drawn; the best choice alone when deterministic; on a GPU what is hard is a pair."""
         scores = self.scores(observation, self.arrangement.agent_of(observation["task"]))
         if self.shares_wanted:
             context.record["probabilities"] = scores.detach().softmax(-1)
-        alone = self.num_tensors == 1 and not self.env.network.dense_backward
+        # On a GPU the host would wait to know which weights are 0.
+        alone = not scores.is_cpu and self.num_tensors == 1 and not self.env.network.dense_backward
         if context.deterministic:
             best = scores.argmax(-1)
             if alone:

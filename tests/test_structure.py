@@ -10,6 +10,7 @@ import routing_gym
 ROOT = Path(__file__).parent.parent
 # Each floor may import from those before it, and from itself.
 FLOORS = [
+    "routing_gym.ranks",
     "routing_gym.files",
     "routing_gym.forms",
     "routing_gym.options",

@@ -158,6 +158,7 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     def mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """Sums `(B, ...)` of `weights[p] * block[choice[p]](x[rows[p]])` over the pairs p of each row, each `(P,)`."""
+        rows, choice, weights = self.weighty(x, rows, choice, weights)
         y = weighed(self.run(x.index_select(0, rows), choice), weights)
         return y.new_zeros(len(x), *y.shape[1:]).index_add(0, rows, y)
 
@@ -183,11 +184,7 @@ class FunctionBlocks(PartlyUsed, ABC):
         else:
             choice, weights = action
         rows = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(choice)
-        pairs = rows.flatten(), choice.flatten(), weights.flatten()
-        # The few blocks that a pair names run on a GPU whether they weigh anything or not: the host need not wait.
-        if not (self._runs_every_block or (isinstance(action, tuple) and not weights.is_cpu)):
-            pairs = self._used(*pairs)
-        return self.mix(x, *pairs)
+        return self.mix(x, rows.flatten(), choice.flatten(), weights.flatten())
 
     def mixes_all(self, weights: Tensor) -> bool:
         """Whether all blocks are to run for weights `(B, k)`: where none of them is 0."""
@@ -197,9 +194,13 @@ class FunctionBlocks(PartlyUsed, ABC):
     def _runs_every_block(self) -> bool:
         return self.training and _EVERY_BLOCK_RUNS.get()
 
-    def _used(self, rows: Tensor, choice: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs that have a weight."""
-        if weights.is_cpu and bool(weights.detach().all()):
+    def weighty(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs that have a weight, of all, `(P,)` each.
+
+        On a GPU the few blocks that a `Sparse` pair names run in any case, so that the host need not wait.
+        """
+        few = not weights.is_cpu and len(choice) < self.num_blocks * len(x)
+        if few or self._runs_every_block or (weights.is_cpu and bool(weights.detach().all())):
             return rows, choice, weights
         used = weights.detach().nonzero().flatten()
         return rows.index_select(0, used), choice.index_select(0, used), weights.index_select(0, used)

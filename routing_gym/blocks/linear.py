@@ -62,7 +62,7 @@ class LinearBlocks(FunctionBlocks):
         """See `FunctionBlocks.mix`; outputs are added up wherever they stand."""
         if type(self).run is not LinearBlocks.run:
             return super().mix(x, rows, choice, weights)
-        return mix_rows(self.link(), x, rows, choice, weights)
+        return mix_rows(self.link(), x, *self.weighty(x, rows, choice, weights))
 
     def mixes_all(self, weights: Tensor) -> bool:
         """On a GPU in any case: one batched product takes less than waiting to know which weights are 0."""

@@ -12,7 +12,7 @@ from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
 from routing_gym.experiments.engine.callbacks import Session
 from routing_gym.experiments.engine.settings import TrainingSettings
-from routing_gym.experiments.engine.training import begun_curve, train
+from routing_gym.experiments.engine.training import Course, begun_curve, train
 from routing_gym.testing import check_vector_env
 
 SHIFT, SIZE, IMAGES = 2, 6, 36
@@ -134,7 +134,7 @@ def test_a_pass_over_the_split_has_as_many_rows_as_there_are_versions(tmp_path):
     env = env_of(12, augmentations=4)
     agent = make_agent("shared", env)
     session = Session("shared", agent, tmp_path, 2, begun_curve(agent), {})
-    train(session, (), TrainingSettings())
+    train([Course(session, (), TrainingSettings())])
     assert env.trainer.instances == 2 * 4 * IMAGES
     assert session.curve["epoch"] == [1, 2]
     env = env_of(16, augmentations=4)

@@ -20,7 +20,7 @@ def mix_rows(link: Link, x: Tensor, rows: Tensor, choice: Tensor, weights: Tenso
     """
     (link,), inputs = autocast([link], x)
     assert isinstance(inputs, Tensor)
-    first = torch.searchsorted(rows, torch.arange(len(x), device=rows.device))  # pair of each row
+    first = torch.searchsorted(rows.contiguous(), torch.arange(len(x), device=rows.device))  # pair of each row
     step = Step(group(choice, len(link.weight)), None, link.relu, False)
     y = _Mixture.apply(inputs, weights, link.weight, link.bias, rows, first, step)
     assert isinstance(y, Tensor)

@@ -68,6 +68,7 @@ class BlockByBlock(FunctionBlocks):
 
     def mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix`; every block's rows are added to the sum as soon as it has run."""
+        rows, choice, weights = self.weighty(x, rows, choice, weights)
         groups = group(choice, self.num_blocks)
         own_rows, own_weights = (part[groups.order].split(groups.counts) for part in (rows, weights))
         # Sums over rows are fastest where a row lies in one piece.
