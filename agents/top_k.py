@@ -6,6 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections import ChainMap
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from routing_gym.agents.parts.losses import chance_of_being_picked, chance_of_st
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
 from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
 from routing_gym.envs import Context, Observation, Step, Trajectory
-from routing_gym.networks import Action, actions
+from routing_gym.networks import Action
 from routing_gym.options import count, not_negative, positive
 
 
@@ -214,9 +215,8 @@ class TopK(Gate):
         if not self.balance:
             return cost
         legal = self.arrangement.legal
-        importance = load = trajectory.loss.new_zeros(legal.shape)
+        importance, load = _taken(trajectory.steps, legal.shape), trajectory.loss.new_zeros(legal.shape)
         for step in trajectory.steps:
-            importance = _added(importance, step, actions.dense(step.action, self.num_choices))
             if "load" in step.record:
                 load = _added(load, step, step.record["load"])
         importance, load = map(self.env.ranks.total, (importance, load))
@@ -226,14 +226,25 @@ class TopK(Gate):
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Move the biases towards an even use, if there are any, and report how uneven the use of blocks is."""
         legal = self.arrangement.legal
-        used = trajectory.loss.new_zeros(legal.shape)
-        for step in trajectory.steps:
-            taken = actions.dense(step.action, self.num_choices).detach() != 0
-            used = _added(used, step, taken.to(used.dtype))
+        used = _taken(trajectory.steps, legal.shape, count=True)
         if self.config.bias_rate:
             mean = used.sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
             self.bias += self.config.bias_rate * (mean - used).sign() * legal
         return {"unevenness": cv_squared(used, legal)[: self.num_decisions].mean()}
+
+
+def _taken(steps: Sequence[Step], shape: torch.Size, *, count: bool = False) -> Tensor:
+    """Sums `(N + 1, A)` by decision of the weights that choices were given; or how often one was given any."""
+    places, weights = [], []
+    for step in steps:
+        choice, weight = step.action if isinstance(step.action, tuple) else (None, step.action)
+        assert isinstance(weight, Tensor)
+        choice = torch.arange(shape[1], device=weight.device).expand_as(weight) if choice is None else choice
+        places.append((step.decision.unsqueeze(1) * shape[1] + choice).flatten())
+        weights.append(weight.flatten())
+    given = torch.cat(weights)
+    given = given.detach().ne(0).to(given.dtype) if count else given
+    return given.new_zeros(shape).flatten().index_add(0, torch.cat(places), given).view(shape)
 
 
 def _added(total: Tensor, step: Step, values: Tensor) -> Tensor:

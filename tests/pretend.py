@@ -345,6 +345,8 @@ def pretend_cuda():
         (torch.cuda, "current_device"): lambda: 0,
         (torch.cuda, "_lazy_init"): lambda: None,
         (torch.cuda, "synchronize"): lambda *device: None,
+        (torch.cuda, "get_rng_state"): lambda *device: torch.get_rng_state(),
+        (torch.cuda, "set_rng_state"): lambda state, *device: torch.set_rng_state(state),
         (torch.cuda, "get_device_name"): lambda *device: "a pretend GPU",
         (torch.cuda, "get_device_capability"): lambda *device: (8, 0),
     }

@@ -336,6 +336,8 @@ def resumed(path: Path, fresh: Agent, run: Run) -> tuple[Agent, records.Curve]:
             raise UsageError(f"{path} was trained for {done} epochs already, asked for are {run.training.epochs}")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
+        if env.device.type == "cuda" and "cuda_generator" in checkpoint["extra"]:
+            torch.cuda.set_rng_state(checkpoint["extra"]["cuda_generator"], env.device)
     except (ValueError, RuntimeError) as error:  # a tensor where a value belongs cannot be compared
         raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
     return agent, curve

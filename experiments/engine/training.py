@@ -102,7 +102,10 @@ class Course:
             self._policies.write(done[-1], *self._snapshots)
             self._routes.write(done[-1], (judged.evaluation.routes.to(torch.int32).numpy(),))
             plugins = self.session.config.get("plugins", {})
-            agent.save(folder / CHECKPOINT, curve=curve, epoch_passes=self.settings.epoch_passes, plugins=plugins)
+            also = {"curve": curve, "epoch_passes": self.settings.epoch_passes, "plugins": plugins}
+            if agent.env.device.type == "cuda":  # whose own generator dropout draws from
+                also["cuda_generator"] = torch.cuda.get_rng_state(agent.env.device)
+            agent.save(folder / CHECKPOINT, **also)
             if curve["judged_on"] == "validation" and best_epoch(curve) == done[-1]:
                 _keep_best(folder)
         self._seen, self._snapshots = [], []

@@ -9,8 +9,9 @@ import torch
 from pretend import CUDA, MixedDevicesError, counting, pretend_cuda
 from toys import OF_OTHER_NETWORKS, quick, toy_data
 
-from routing_gym.agents import AGENTS, Agent, make_agent, needs, train_batch
+from routing_gym.agents import AGENTS, Agent, make_agent, needs, read, train_batch
 from routing_gym.envs import EnvConfig, RoutingVectorEnv, TrainingDivergedError, evaluate
+from routing_gym.experiments.cli import main
 from routing_gym.networks import make_network
 from routing_gym.registration import ENV_IDS
 from routing_gym.tasks import ShuffledStream, synthetic_mtl
@@ -216,3 +217,24 @@ def test_every_id_can_be_made_on_it(cuda):
         observation, _ = env.reset(seed=0)
         assert observation["activation"].device == cuda and env.unwrapped.device == cuda
         env.close()
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("cuda")
+def test_the_command_trains_and_goes_on(tmp_path):
+    """Interrupted and gone on with it is the run it would have been, random numbers of the device included."""
+    command = ["train", "--env", "routing_gym/SyntheticMTL-v0", "--agent", "reinforce", "--callbacks", "csv"]
+    command += ["--batch-size", "240", "--device", "cuda"]
+    for name, *epochs in (("whole", 3), ("half", 2, 3)):
+        for number in epochs:
+            more = [
+                "--epochs",
+                str(number),
+                "--out",
+                str(tmp_path / name),
+                *(["--resume"] if number > epochs[0] else []),
+            ]
+            assert main([*command, *more]) == 0
+    whole, half = (read(tmp_path / name / "checkpoint.pt") for name in ("whole", "half"))
+    assert torch.equal(whole["extra"]["cuda_generator"], half["extra"]["cuda_generator"])
+    assert whole["extra"]["curve"]["train_loss"] == half["extra"]["curve"]["train_loss"]

@@ -131,5 +131,5 @@ def tiles_of(block: Tensor, ends: Tensor) -> Tiles:
 
 
 def on_host(x: Tensor) -> bool:
-    """Whether numbers on x's device can be read without waiting."""
-    return x.device.type == "cpu"
+    """Whether numbers of x's can be read without waiting; not while `torch.compile` traces, which reads none."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
