@@ -219,8 +219,8 @@ class TopK(Gate):
         for step in trajectory.steps:
             if "load" in step.record:
                 load = _added(load, step, step.record["load"])
-        importance, load = map(self.env.ranks.total, (importance, load))
-        uneven = (cv_squared(importance, legal) + cv_squared(load, legal))[: self.num_decisions].sum()
+        both = self.env.ranks.total(torch.stack([importance, load]))
+        uneven = cv_squared(both, legal)[:, : self.num_decisions].sum()
         return self.balance * uneven if cost is None else cost + self.balance * uneven
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:

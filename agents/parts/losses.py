@@ -143,9 +143,10 @@ def annealed_posterior(cost: Tensor, legal: Tensor, share: float) -> Tensor:
 
 def cv_squared(use: Tensor, legal: Tensor) -> Tensor:
     """Squared coefficient of variation `(...)` of the legal experts' use, `(..., A)` (Shazeer et al. 2017)."""
+    legal = legal.to(use.dtype)
     count = legal.sum(-1).clamp(min=1)
-    mean = (use * legal).sum(-1) / count
-    variance = (legal * (use - mean.unsqueeze(-1)).square()).sum(-1) / count
+    mean = torch.linalg.vecdot(use, legal) / count
+    variance = torch.linalg.vecdot((use - mean.unsqueeze(-1)).square(), legal) / count
     return variance / (mean.square() + SMALLEST)
 
 

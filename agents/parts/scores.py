@@ -254,10 +254,11 @@ class StackedScores(ArrangedScores):
             seen.append(functional.one_hot(observation["task"], self.num_tasks).to(x.dtype))
         which = agent * self.num_rows + observation["depth"]
         for layer in self._layers:
-            layer.note_use(which)
             # Networks for rows that have left never learn, so that they may count as used: else no batch used all of
             # them, which is the fastest to learn from.
-            layer.note_use(self._left)
+            if layer.used is None:
+                layer.note_use(self._left)
+            layer.note_use(which)
         x = torch.cat(seen, 1) if len(seen) > 1 else x
         large = self._layers[0].weight.numel() >= LARGE
         few = large and torch.is_grad_enabled()
