@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import RouterAgent, RouterConfig
+from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.losses import consistency, diversity
 from routing_gym.agents.parts.scores import ModuleScores, Scores
 from routing_gym.blocks import first_weights
@@ -147,13 +148,13 @@ class CoDiNet(RouterAgent):
         if context.deterministic or self.frozen:
             return _hard(scores[:, RUN] >= scores[:, SKIP])
         if self.config.relaxation == "sampling":
-            drawn = torch.rand(len(chances), generator=self.generator, device=chances.device)
-            action = _hard(drawn < chances[:, RUN])
+            heights = drawn(torch.empty_like(chances[:, RUN], requires_grad=False), "uniform_", self.generator)
+            action = _hard(heights < chances[:, RUN])
             context.record["log_probability"] = scores.log_softmax(-1).gather(1, action[0]).squeeze(1)
             context.record["path"] = chances[:, RUN]
             return action
         if self.config.relaxation == "gumbel":
-            noise = torch.empty_like(scores, requires_grad=False).exponential_(generator=self.generator).log().neg()
+            noise = drawn(torch.empty_like(scores, requires_grad=False), "exponential_", self.generator).log().neg()
             chances = ((scores.log_softmax(-1) + noise) / self.config.temperature).softmax(-1)
         context.record["path"] = chances[:, RUN]
         return chances
@@ -166,7 +167,7 @@ class CoDiNet(RouterAgent):
         paths = torch.stack([step.record["path"] for step in trajectory.steps], 1)
         paths = paths.unflatten(0, (-1, self.env.config.augmentations))
         loss = options.alpha * consistency(paths, options.consistency_margin)
-        loss = loss + options.beta * diversity(paths, options.diversity_margin)
+        loss = loss + options.beta * diversity(self.env.ranks.joined(paths), options.diversity_margin)
         cost = trajectory.price * trajectory.expected_macs
         if options.gamma is not None or options.cost_target is not None:
             spent = trajectory.expected_macs - self._least_macs  # beyond all that is run anyway
@@ -174,7 +175,8 @@ class CoDiNet(RouterAgent):
         if options.relaxation != "sampling":
             return loss + cost.mean()
         objective = trajectory.loss + cost.detach()
-        advantage = objective - (objective.sum() - objective) / max(len(objective) - 1, 1)
+        others = self.env.ranks.total(objective.sum()) - objective
+        advantage = objective - others / max(self.env.batch_size - 1, 1)
         likelihood = torch.stack([step.record["log_probability"] for step in trajectory.steps]).sum(0)
         return loss + (advantage * likelihood).mean()
 

@@ -59,6 +59,14 @@ class Ranks:
         """Sum over ranks, with a graph: its gradient, which is that of every rank's loss, is summed, too."""
         return own if self.count == 1 else _Total.apply(own)
 
+    def joined(self, own: Tensor) -> Tensor:
+        """The whole batch of what every rank has a part of, as many rows each, with a graph."""
+        if self.count == 1:
+            return own
+        parts = [torch.zeros_like(own)] * self.count
+        parts[self.number] = own
+        return self.total(torch.cat(parts))
+
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their sums over ranks, in one exchange."""
         if self.count > 1:

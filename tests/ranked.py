@@ -26,6 +26,9 @@ CASES = {
     "gumbel": ("gumbel", "mlp", {"temperature_episodes": 600}, {"max_grad_norm": 0.5}),
     "top-k": ("top-k", "mlp", {}, {"label_smoothing": 0.1}),
     "trunk": ("wpl", "simple-convnet", {}, {"optimizer": "sgd", "learning_rate": 0.01}),
+    "codinet": ("codinet", "resnet32-skip", {"alpha": 0.3, "beta": 0.3, "gamma": 0.1}, {"augmentations": 2}),
+    "codinet-drawn": ("codinet", "resnet32-skip", {"alpha": 0.3, "relaxation": "sampling"}, {"augmentations": 2}),
+    "skipping": ("wpl", "resnet32-skip", {}, {"optimizer": "sgd", "learning_rate": 0.01}),
     "nan": ("wpl", "mlp", {}, {}),
     "gone": ("wpl", "mlp", {}, {}),
 }  # fmt: skip
@@ -38,7 +41,8 @@ def trained(name):
     size = 16 if network != "mlp" else 4
     data = synthetic_mtl(num_tasks=3, image_size=size, images_per_class=20, shift=1)
     torch.manual_seed(0)
-    form = {"num_tasks": 3, "num_classes": 3, "num_blocks": 3, "width": 8}
+    small = {"stages": [1, 1, 1], "width": 2} if network == "resnet32-skip" else {"num_blocks": 3, "width": 8}
+    form = {"num_tasks": 3, "num_classes": 3, **small}
     built = make_network(network, input_shape=data["train"].input_shape, **form)
     known = ("action_type", "autoreset_mode", "differentiable")
     own = {key: value for key, value in needs(agent_name).items() if key in known}
@@ -77,4 +81,6 @@ if __name__ == "__main__":
             found = trained(case)
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {error}"}
-        Path(folder, f"{case}-{number}.json").write_text(json.dumps(found))
+        part = Path(folder, f"{case}-{number}.part")  # the launcher may end this process at any time
+        part.write_text(json.dumps(found))
+        part.rename(part.with_suffix(".json"))

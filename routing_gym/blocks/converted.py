@@ -61,6 +61,8 @@ class SmallGroupNorm(Converted):
 
     ranks: Ranks = ALONE
     """Processes whose rows are normalised together, see `share_statistics`."""
+    of_blocks = False
+    """Whether it has the rows of a block alone, of which there may be none in this process, or in all."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised `(B, C, ...)`."""
@@ -80,6 +82,8 @@ class SmallGroupNorm(Converted):
         axes, form = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         rows = x.new_tensor([x.numel() / x.shape[1]])
         sums, count = self.ranks.total(torch.cat([x.sum(axes), rows])).split([x.shape[1], 1])
+        if self.of_blocks and count < 2:  # as in one process
+            return functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         mean = sums / count
         centred = x - mean.view(form)
         variance = self.ranks.total(centred.square().sum(axes)) / count
@@ -97,13 +101,19 @@ def share_statistics(module: nn.Module, ranks: Ranks, of_blocks: Collection[nn.P
     """Let batch norms have the statistics of the rows of all ranks.
 
     Raises:
-        ValueError: One that belongs to a block: a rank none of whose rows chose it would keep the others waiting.
+        ValueError: One that belongs to a block whose bank cannot run it on no rows: a rank of which nobody chose it
+            would keep the others waiting.
     """
+    banks: list[Any] = [part for part in module.modules() if getattr(part, "runs_on_no_rows", False)]
+    able = {norm for bank in banks for norm in bank.modules()}
     for name, part in module.named_modules():
-        if isinstance(part, SmallGroupNorm) and ranks.count > 1:
-            if any(parameter in of_blocks for parameter in part.parameters()):
+        if isinstance(part, SmallGroupNorm):
+            part.of_blocks = any(parameter in of_blocks for parameter in part.parameters())
+            if part.of_blocks and part not in able:
                 raise ValueError(f"{name} normalises the rows of a block: such networks train in one process yet")
             part.ranks = ranks
+    for bank in banks:
+        bank.ranks = ranks
 
 
 def allow_small_groups(module: ModuleT) -> ModuleT:

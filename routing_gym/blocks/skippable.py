@@ -13,6 +13,7 @@ from routing_gym.blocks.converted import allow_small_groups, static_copy, subsam
 from routing_gym.blocks.fast.rows import put_rows, put_rows_, take_rows
 from routing_gym.blocks.macs import cost_of
 from routing_gym.blocks.modules import ModuleBlocks
+from routing_gym.ranks import ALONE, Ranks
 from routing_gym.tasks.checking import shape_of_row
 
 CHOICES = ("skip", "run")
@@ -49,6 +50,10 @@ class SkippableBlock(FunctionBlocks):
     that of the shortcut those of all rows. `input_shape` is `(C, H, W)` of one row.
     """
 
+    runs_on_no_rows = True
+    ranks: Ranks = ALONE
+    """Processes that train together: all of them run the block, if on no rows, see `share_statistics`."""
+
     def __init__(self, block: ResidualBlock, input_shape: Sequence[int]) -> None:
         if not isinstance(block, ResidualBlock):
             raise ValueError(f"a block that can be skipped is a ResidualBlock, got {type(block).__name__}")
@@ -70,7 +75,7 @@ class SkippableBlock(FunctionBlocks):
         if len(running) == len(x) > 0:
             return self.block(x)
         shortcut = self.block.shortcut(x)
-        if not len(running):
+        if not (len(running) or self._meets_others):
             return shortcut
         if self.training or torch.is_grad_enabled():
             return put_rows(shortcut, running, self._ran(x, shortcut, running))
@@ -79,6 +84,11 @@ class SkippableBlock(FunctionBlocks):
         for piece in running.split(AT_ONCE) if x.device.type == "cpu" else (running,):
             put_rows_(result, piece, self._ran(x, shortcut, piece))
         return result
+
+    @property
+    def _meets_others(self) -> bool:
+        """Whether other processes wait for this one, in the block's batch norms."""
+        return self.training and self.ranks.count > 1
 
     def _ran(self, x: Tensor, shortcut: Tensor, rows: Tensor) -> Tensor:
         own = take_rows(x, rows)
@@ -94,7 +104,7 @@ class SkippableBlock(FunctionBlocks):
         running = weights[:, 1].detach().nonzero().flatten()
         shortcut = self.block.shortcut(x)
         mixed = weights[:, 0].view(-1, 1, 1, 1) * shortcut
-        if not len(running):
+        if not (len(running) or self._meets_others):
             return mixed
         ran = weights[:, 1].index_select(0, running).view(-1, 1, 1, 1) * self._ran(x, shortcut, running)
         return put_rows(mixed, running, take_rows(mixed, running) + ran)
