@@ -65,7 +65,7 @@ class Counts:
 
     def __init__(self):
         self.counting = False
-        self.inside = self.moving = False
+        self.inside, self.moving, self.waiting = False, False, True
         self.clear()
 
     def clear(self):
@@ -203,7 +203,7 @@ def _count(name, args, kwargs, there, where):
     from_host = (name == "_to_copy" and not there) or (
         name == "copy_" and isinstance(args[0], OnDevice) and not isinstance(args[1], OnDevice)
     )
-    if to_host or from_host:
+    if to_host or (from_host and COUNTS.waiting):
         COUNTS.note("waits", "copy to the host" if to_host else "copy from the host")
     elif name in WAITS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
         COUNTS.note("waits", name)
@@ -300,6 +300,8 @@ class _Called(TorchFunctionMode):
             return self._made(func, *args, **kwargs)
         if func is torch.Tensor.is_pinned:
             return False
+        if func is torch.Tensor.pin_memory:
+            return args[0]
         before, COUNTS.inside = COUNTS.inside, there
         try:
             return func(*args, **kwargs)
@@ -315,7 +317,11 @@ class _Called(TorchFunctionMode):
                 dtype = value
             elif isinstance(value, torch.Tensor):
                 device, dtype = value.device, value.dtype
-        x = x if device is None else _to(x, torch.device(device))
+        COUNTS.waiting = not kwargs.get("non_blocking")  # from memory that is pinned, it is to be hoped
+        try:
+            x = x if device is None else _to(x, torch.device(device))
+        finally:
+            COUNTS.waiting = True
         form = {} if memory_format is None else {"memory_format": memory_format}
         copied = {"copy": True} if kwargs.get("copy") else {}
         return func(x, dtype=dtype or x.dtype, **form, **copied) if dtype is not None or form or copied else x

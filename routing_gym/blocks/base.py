@@ -178,7 +178,7 @@ class FunctionBlocks(PartlyUsed, ABC):
         if isinstance(action, Tensor):
             if not action.is_floating_point():
                 return self.run(x, action)
-            if self._runs_every_block or self.mixes_all(action.detach()):
+            if self._runs_every_block or self.mixes_all(action):
                 return self.mix_all(x, action)
             choice, weights = torch.arange(self.num_blocks, device=x.device).expand_as(action), action
         else:
@@ -188,7 +188,7 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     def mixes_all(self, weights: Tensor) -> bool:
         """Whether all blocks are to run for weights `(B, k)`: where none of them is 0."""
-        return bool(weights.all())
+        return bool(weights.detach().all())
 
     @property
     def _runs_every_block(self) -> bool:

@@ -109,6 +109,10 @@ class SkippableBlock(FunctionBlocks):
         ran = weights[:, 1].index_select(0, running).view(-1, 1, 1, 1) * self._ran(x, shortcut, running)
         return put_rows(mixed, running, take_rows(mixed, running) + ran)
 
+    def mixes_all(self, weights: Tensor) -> bool:
+        """On a GPU weights with a gradient are soft, and the host need not wait to know that none of them is 0."""
+        return (not weights.is_cpu and weights.requires_grad) or super().mixes_all(weights)
+
     def mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix_all`."""
         skipping, running = weights.view(len(x), len(CHOICES), 1, 1, 1).unbind(1)

@@ -334,7 +334,9 @@ class MultiTaskDataset:
         image = self.image.index_select(0, rows)
         images = self.images.index_select(0, image)
         if augmentation is not None:
-            images = self._augmented(image, images, augmentation.to(self.device))
+            if self.device.type == "cuda" and augmentation.is_cpu:  # so that the host need not wait for the copy
+                augmentation = augmentation.pin_memory()
+            images = self._augmented(image, images, augmentation.to(self.device, non_blocking=True))
         return self.normalized(images)
 
     def normalized(self, images: Tensor) -> Tensor:
