@@ -72,13 +72,13 @@ class FixedAgent(Agent):
 class Shared(FixedAgent):
     """One path for all tasks: the first legal choice everywhere."""
 
-    by_task = True
+    by_task = capturable = True
 
 
 class SharedWithTask(FixedAgent):
     """One path for all tasks, whose first routed layer is told the task: the baseline that keeps everyone honest."""
 
-    by_task = True
+    by_task = capturable = True
     env_kwargs = {"task_input": True}
 
 
@@ -95,21 +95,21 @@ class TaskSpecific(FixedAgent):
 class TaskSpecificAll(TaskSpecific):
     """A path of its own for every task: task t takes the t-th choice everywhere (task-specific-all-fc)."""
 
-    by_task = True
+    by_task = capturable = True
     own = slice(None)
 
 
 class TaskSpecificLast(TaskSpecific):
     """A shared path, and at the last decision a block of its own for every task (task-specific-1-fc)."""
 
-    by_task = True
+    by_task = capturable = True
     own = slice(-1, None)
 
 
 class SingleTask(TaskSpecificAll):
     """A network entirely of its own for every task: the yardstick of multi-task learning."""
 
-    by_task = True
+    by_task = capturable = True
     env_kwargs = {"network_per_task": True}
 
     def choose(self, masks: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class SingleTask(TaskSpecificAll):
 class RandomFixed(FixedAgent):
     """Random paths, one per task, drawn once and kept."""
 
-    by_task = True
+    by_task = capturable = True
 
     def choose(self, masks: Tensor) -> Tensor:
         """Legal choices, drawn."""
@@ -163,7 +163,7 @@ class FixedRoutesConfig(AgentConfig):
 class FixedRoutes(FixedAgent):
     """Routes that are given: by hand, or by what another agent has learned (`prune`)."""
 
-    by_task = True
+    by_task = capturable = True
     Config = FixedRoutesConfig
     config: FixedRoutesConfig
 
@@ -205,7 +205,7 @@ class Oracle(FixedAgent):
     block is never trained on instances of two computations, which costs it more than routes that change.
     """
 
-    by_task = True
+    by_task = capturable = True
 
     def for_many(self, env: Any) -> Agent:
         """Agent for routes that are given later on; where they change refused."""

@@ -51,7 +51,7 @@ class Reinforce(ScoredAgent):
     probability of their joint choice, the product over those that chose.
     """
 
-    by_task = True
+    by_task = capturable = True
     Config = ReinforceConfig
     config: ReinforceConfig
     max_tensors = None

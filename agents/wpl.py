@@ -75,7 +75,7 @@ class WPL(LearningAgent):
     table in both cases. Where several tensors choose, the choice of each is a visit of its own.
     """
 
-    by_task = True
+    by_task = capturable = True
     Config = WPLConfig
     config: WPLConfig
     scores: ArrangedScores | None

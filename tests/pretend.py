@@ -64,7 +64,7 @@ class Counts:
     """
 
     def __init__(self):
-        self.counting = False
+        self.counting, self.capturing = False, None
         self.inside, self.moving, self.waiting = False, False, True
         self.clear()
 
@@ -72,6 +72,8 @@ class Counts:
         self.waits, self.launches, self.unordered, self.refused = (collections.Counter() for _ in range(4))
 
     def note(self, kind, what, times=1):
+        if kind == "waits" and self.capturing is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what} ({_line()})")
         if self.counting:
             getattr(self, kind)[what, _line()] += times
 
@@ -174,13 +176,65 @@ def _dispatch(func, args, kwargs):
     _count(name, args, kwargs, there, where)
     kwargs = {key: CPU if key == "device" and _is_device(value) else value for key, value in kwargs.items()}
     kwargs.pop("pin_memory", None)
-    out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+    # While a graph is captured nothing is done to memory that was there before.
+    taken = COUNTS.capturing.taken if COUNTS.capturing is not None and func._schema.is_mutable else _held
+    out = func(*tree_map(taken, args), **tree_map(taken, kwargs))
     if name == "copy_" and not isinstance(args[0], OnDevice):
         return args[0]
     if comes_back or name in ("_local_scalar_dense", "item", "equal", "is_same_size"):
         return out
     wrapped = tree_map(lambda x: OnDevice(x) if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice) else x, out)
+    if COUNTS.capturing is not None:
+        COUNTS.capturing.note(func, args, kwargs, wrapped)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+class Graph:
+    """What `torch.cuda.CUDAGraph` is: operations in their order, done again on the same memory when it is replayed."""
+
+    def __init__(self):
+        self.entries, self.generators, self.memory = [], [], set()
+
+    def register_generator_state(self, generator):
+        self.generators.append(generator)
+
+    def pool(self):
+        return self.memory
+
+    def note(self, func, args, kwargs, kept):
+        """Note an operation, and the memory that it has taken."""
+        self.entries.append((func, args, kwargs, kept))
+        there = {_memory(x) for x in tree_flatten((args, kwargs))[0] if isinstance(x, OnDevice)}
+        self.memory |= {_memory(x) for x in tree_flatten(kept)[0] if isinstance(x, OnDevice)} - there
+
+    def taken(self, value):
+        """What an operation that writes is given: memory of the graph's own, or a copy."""
+        own = isinstance(value, OnDevice) and _memory(value) in self.memory
+        return value.held if own else value.held.clone() if isinstance(value, OnDevice) else value
+
+    @contextlib.contextmanager
+    def capture(self, pool):
+        self.memory |= set(pool)
+        states = [generator.get_state() for generator in self.generators]
+        COUNTS.capturing = self
+        try:
+            yield
+        finally:
+            COUNTS.capturing = None
+            for generator, state in zip(self.generators, states, strict=True):
+                generator.set_state(state)
+
+    def replay(self):
+        for func, args, kwargs, kept in self.entries:
+            found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+            for old, new in zip(tree_flatten(kept)[0], tree_flatten(found)[0], strict=True):
+                # What looks at the same memory, or was written to, is there already.
+                if isinstance(old, OnDevice) and not func._schema.is_mutable and old.held.data_ptr() != new.data_ptr():
+                    old.held.copy_(new)
+
+
+def _memory(x):
+    return x.held.untyped_storage().data_ptr()
 
 
 def _check_mixed(name, args, here):
@@ -350,6 +404,8 @@ def pretend_cuda():
         (torch.cuda, "is_available"): lambda: True,
         (torch.cuda, "current_device"): lambda: 0,
         (torch.cuda, "_lazy_init"): lambda: None,
+        (torch.cuda, "CUDAGraph"): Graph,
+        (torch.cuda, "graph"): lambda graph, pool=(): graph.capture(pool),
         (torch.cuda, "synchronize"): lambda *device: None,
         (torch.cuda, "get_rng_state"): lambda *device: torch.get_rng_state(),
         (torch.cuda, "set_rng_state"): lambda state, *device: torch.set_rng_state(state),

@@ -61,6 +61,8 @@ class Agent(nn.Module, ABC):
         max_tensors: The most tensors per decision it can choose for: 1, without an axis M; or None for any number.
         by_task: Whether what it does with a task depends on instances of that task alone, so that several such agents
             can learn side by side (`Population`). Every class says so itself: it is not inherited.
+        capturable: Whether a batch does the same on the device whatever has been learned, and nothing on the host that
+            goes with time: then it can be captured as a CUDA graph (`capture=True`). Every class says so itself.
         env_kwargs: Options the environment must have been made with, `{"differentiable": True}` say.
         env: The vector environment it was made for.
         generator: Random numbers on the environment's device.
@@ -78,6 +80,7 @@ class Agent(nn.Module, ABC):
     needs_gradients: bool = False
     max_tensors: ClassVar[int | None] = 1
     by_task: ClassVar[bool] = False
+    capturable: ClassVar[bool] = False
     env_kwargs: ClassVar[Mapping[str, Any]] = {}
 
     name: str = ""

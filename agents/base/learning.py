@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from gymnasium.error import ResetNeeded
 from torch import Tensor, nn
 
+from routing_gym.agents.base.capture import WARM_UP, CapturedBatch, check_capturable
 from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, Trajectory, core_of, finite_gradients, rollout
 from routing_gym.envs.training import exchange_gradients
 from routing_gym.networks import NotFiniteError
@@ -40,11 +42,16 @@ def learn(agent: Agent, env: Any, episodes: int, callback: Report | None = None)
             before the batch. Or a parameter or buffer of the agent is not: it has been updated, and is of no use.
     """
     core = check_learning(agent, env, episodes)
+    if core.config.capture:
+        check_capturable(agent, core)
     if agent.needs_gradients and agent.optimizer is None:
         raise ValueError(f"agent {agent.name!r} needs gradients, so it must set self.optimizer")
     agent.train()
-    for _ in range(-(-episodes // core.batch_size)):
-        trajectory, loss, reported = train_batch(agent, core)
+    step: Callable[[], tuple[Trajectory, Tensor, dict[str, Tensor]]] = partial(train_batch, agent, core)
+    for number in range(-(-episodes // core.batch_size)):
+        if core.config.capture and number == WARM_UP:
+            step = CapturedBatch(agent, core).run
+        trajectory, loss, reported = step()
         if callback is not None:
             means = {"accuracy": trajectory.correct, "reward": trajectory.reward(), "macs": trajectory.macs}
             callback({"loss": loss, **{name: value.mean() for name, value in means.items()}, **reported})

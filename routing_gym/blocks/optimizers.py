@@ -209,8 +209,9 @@ class UsedOnly(torch.optim.Optimizer):
             if plan.factors is None:
                 plan.factors = self.factors(group, plan.used.unsqueeze(1), plan.steps.unsqueeze(1) + 1)
             self.move_rows(group, stacks, plan.factors)
-        if self.counts:
-            state["step"] = plan.steps + plan.used
+        if self.counts:  # in place where there are as many already, for whoever has captured this step
+            counted = plan.steps + plan.used
+            state["step"] = state["step"].copy_(counted) if state["step"].ndim and not own.is_cpu else counted
 
     def _move_few(self, group: Options, columns: Columns, parameter: Tensor, slices: Slices) -> None:
         """Enter the slices of a stack that a sparse gradient is of, or move them at once; nothing else is read."""

@@ -85,6 +85,8 @@ class EnvConfig(Options):
         device: `"auto"` takes CUDA where present.
         distributed: Share every batch with the other processes of the default group of `torch.distributed`: `num_envs`
             is this one's share of it.
+        capture: On a GPU, train by replaying CUDA graphs of one batch; for agents that can (`Agent.capturable`), on
+            networks that are `in_order`.
         seed: Seed of the order of instances, until `reset(seed=...)`.
         render_mode: `"ansi"`, the route of each instance; `"rgb_array"`, the routing map; or None.
     """
@@ -124,6 +126,7 @@ class EnvConfig(Options):
     validate: bool | None = None
     device: str = "auto"
     distributed: bool = False
+    capture: bool = False
     seed: int = 0
     render_mode: Literal["ansi", "rgb_array"] | None = None
 

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,18 @@ SCHEDULES: dict[str, Callable[[float, Any], float]] = {
 
 class TrainingDivergedError(RuntimeError):
     """A loss, a gradient or a weight is no longer a number. The step was not taken: the blocks are as before it."""
+
+
+class Found(NamedTuple):
+    """What a backward pass has found, 0-dimensional: a loss, and whether steps may be taken.
+
+    `sound`: loss and gradients are finite; `allowed`: and so were the actions; `all`: and the gradients of others are.
+    """
+
+    loss: Tensor
+    sound: Tensor
+    allowed: Tensor
+    all: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +173,7 @@ class BlocksTrainer:
         before_step: Callable[[], Tensor | None] | None = None,
         doubtful: Tensor | None = None,
     ) -> None:
-        """Take one step.
+        """Take one step: `backward`, `check`, `apply`.
 
         Args:
             loss: 0-dimensional, with graph.
@@ -174,6 +186,17 @@ class BlocksTrainer:
         Raises:
             TrainingDivergedError: The loss or a gradient is not finite, or the batch is doubtful; all read at once.
         """
+        self.check(self.backward(loss, before_step, doubtful), noted)
+        self.apply(noted)
+        self.instances += instances
+
+    def backward(
+        self,
+        loss: Tensor,
+        before_step: Callable[[], Tensor | None] | None = None,
+        doubtful: Tensor | None = None,
+    ) -> Found:
+        """Find gradients; arguments as of `step`."""
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for parameter in trained:
             parameter.grad = None
@@ -186,19 +209,28 @@ class BlocksTrainer:
             self.throughput.scale()
         sound = finite_gradients(trained, loss.detach())
         allowed = sound if doubtful is None else sound & ~doubtful
-        if not bool(allowed if others is None else allowed & others):  # all are read at once
-            what = "an action was out of range, masked or not finite" if bool(sound) else "a gradient is not finite"
-            if bool(allowed):
-                what = "the agent's gradients are not finite"
-            elif not bool(loss.detach().isfinite()):
-                what = f"the loss is {float(loss.detach())}"
-            for name, statistic in noted.items():
-                self._statistics[name].copy_(statistic)
-            self.optimizer.zero_grad(set_to_none=True)
-            raise TrainingDivergedError(
-                f"training of the blocks stopped after {self.instances} instances: {what}; the step was not taken"
-            )
+        return Found(loss.detach(), sound, allowed, allowed if others is None else allowed & others)
+
+    def check(self, found: Found, noted: Mapping[str, Tensor]) -> None:
+        """Raise where gradients must not be applied, and put running statistics back; a GPU is waited for once."""
+        if bool(found.all):
+            return
+        what = "an action was out of range, masked or not finite" if bool(found.sound) else "a gradient is not finite"
+        if bool(found.allowed):
+            what = "the agent's gradients are not finite"
+        elif not bool(found.loss.isfinite()):
+            what = f"the loss is {float(found.loss)}"
+        for name, statistic in noted.items():
+            self._statistics[name].copy_(statistic)
+        self.optimizer.zero_grad(set_to_none=True)
+        raise TrainingDivergedError(
+            f"training of the blocks stopped after {self.instances} instances: {what}; the step was not taken"
+        )
+
+    def apply(self, noted: Mapping[str, Tensor]) -> None:
+        """Take the step of the gradients there are."""
         if self.optimization.max_grad_norm is not None:
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.optimization.max_grad_norm)
         if self.optimization.schedule != "constant":
             for group in self.optimizer.param_groups:
@@ -206,7 +238,6 @@ class BlocksTrainer:
         if self.network.dense_backward:
             self._restore_untaken(noted)
         self.optimizer.step()
-        self.instances += instances
 
     def _restore_untaken(self, noted: Mapping[str, Tensor]) -> None:
         """Put the running statistics of modules back that have run only for the weights' sake."""

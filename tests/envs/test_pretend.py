@@ -10,6 +10,7 @@ from pretend import CUDA, MixedDevicesError, counting, pretend_cuda
 from toys import OF_OTHER_NETWORKS, quick, toy_data
 
 from routing_gym.agents import AGENTS, Agent, make_agent, needs, read, train_batch
+from routing_gym.agents.base.capture import CapturedBatch
 from routing_gym.envs import EnvConfig, RoutingVectorEnv, TrainingDivergedError, evaluate
 from routing_gym.experiments.cli import main
 from routing_gym.networks import make_network
@@ -238,3 +239,80 @@ def test_the_command_trains_and_goes_on(tmp_path):
     whole, half = (read(tmp_path / name / "checkpoint.pt") for name in ("whole", "half"))
     assert torch.equal(whole["extra"]["cuda_generator"], half["extra"]["cuda_generator"])
     assert whole["extra"]["curve"]["train_loss"] == half["extra"]["curve"]["train_loss"]
+
+
+CAPTURED = [
+    ("wpl", {}, {}),
+    (
+        "wpl",
+        {"entropy": 0.1, "baseline": "policy"},
+        {"optimizer": "sgd", "momentum": 0.9, "recurrent": True, "width": 6},
+    ),
+    ("reinforce", {}, {"rho": 0.3, "collaboration": "frequency"}),
+    ("random-fixed", {}, {"k_cpt": 1e-5, "optimizer": "adamw"}),
+]
+
+
+@pytest.mark.parametrize(("name", "agent_options", "options"), CAPTURED)
+def test_a_captured_batch_is_the_batch(name, agent_options, options, cuda):
+    """Blocks, tables, averages, metrics and random numbers are bit for bit those of training without graphs."""
+    found = []
+    for capture in (False, True):
+        agent, env = made(name, "mlp", "cuda", agent_options, capture=capture, **options)
+        metrics = []
+        for batches in (5, 7):  # captured anew in every call
+            agent.learn(env, batches * ROWS, metrics.append)
+        state = {**agent.state_dict(), **env.network.state_dict()}
+        state |= {str(number): of for number, of in enumerate(env.trainer.optimizer.state_dict()["state"].values())}
+        state["metrics"] = {str(number): of for number, of in enumerate(metrics)}
+        state["generator"] = agent.generator.get_state()
+        found.append(state)
+        assert (agent.episodes, env.trainer.instances) == (12 * ROWS, 12 * ROWS)
+
+    def on_host(value):
+        return {key: on_host(of) for key, of in value.items()} if isinstance(value, dict) else value.cpu()
+
+    torch.testing.assert_close(on_host(found[1]), on_host(found[0]), rtol=0, atol=0)
+
+
+def test_a_captured_batch_launches_two_graphs_and_waits_once(cuda):
+    agent, env = made("wpl", capture=True, rows=8)
+    captured = CapturedBatch(agent, env) if agent.learn(env, 8 * 4) else None
+    with counting() as counts:
+        captured.run()
+    assert sum(counts.waits.values()) == 1, counts.waits
+    assert sum(counts.launches.values()) < 10, counts.launches
+
+
+def test_a_captured_batch_that_is_no_number_takes_no_step(cuda):
+    agent, env = made("wpl", capture=True)
+    agent.learn(env, 4 * ROWS)
+    captured = CapturedBatch(agent, env)
+    with torch.no_grad():
+        env.network.banks[0].weight.fill_(torch.nan)
+    table, episodes = agent.table.cpu().clone(), agent.episodes
+    with pytest.raises(TrainingDivergedError, match="agent 'wpl', batch 5: .*the loss is nan; the step was not taken"):
+        captured.run()
+    assert torch.equal(agent.table.cpu(), table) and agent.episodes == episodes
+
+
+def test_what_cannot_be_captured_says_so(cuda):
+    for name, network, options, why in (
+        ("q-learning", "mlp", {}, "has no schedule"),
+        ("gumbel", "mlp", {}, "has no schedule"),
+        ("wpl", "pyramid-chain", {}, "in_order"),
+        ("wpl", "mlp", {"schedule": "cosine"}, "schedule='constant'"),
+        ("wpl", "simple-convnet", {}, "images and prices that are the same"),
+    ):
+        agent, env = made(name, network, capture=True, **options)
+        with pytest.raises(ValueError, match=why):
+            agent.learn(env, ROWS)
+    agent, env = made("wpl", device="cpu", capture=True)
+    with pytest.raises(ValueError, match="capture=True needs a CUDA device, got cpu"):
+        agent.learn(env, ROWS)
+
+
+def test_nothing_that_waits_can_be_captured(cuda):
+    x = torch.ones(3, device="cuda")
+    with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(RuntimeError, match="when stream is capturing"):
+        float(x.sum())
