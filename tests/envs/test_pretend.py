@@ -143,6 +143,16 @@ def test_approximators_wait_no_longer(representation, cuda):
         assert sum(counts.waits.values()) == 1, counts.waits
 
 
+@pytest.mark.parametrize(("name", "launches"), [("shared", 390), ("wpl", 437), ("gumbel", 480), ("top-k", 1085)])
+def test_how_many_kernels_are_launched(name, launches, cuda):
+    """Not many more or fewer than when docs/performance.md was written."""
+    agent, env = made(name, rows=8)
+    train_batch(agent, env)
+    with counting() as counts:
+        train_batch(agent, env)
+    assert sum(counts.launches.values()) == pytest.approx(launches, rel=0.1)
+
+
 def test_an_order_is_handed_over_once_per_pass(cuda):
     stream, here = ShuffledStream(10, seed=3, device="cuda"), ShuffledStream(10, seed=3)
     with counting() as counts:
