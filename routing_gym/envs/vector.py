@@ -26,6 +26,7 @@ from routing_gym.networks import RoutedNetwork, RoutingState
 from routing_gym.networks.actions import formed
 from routing_gym.ranks import Ranks
 from routing_gym.tasks.checking import whole_number
+from routing_gym.tasks.sampling import sent
 
 Observations = dict[str, Tensor]
 
@@ -227,7 +228,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             whole = count * self.ranks.count
             instances = self.stream.draw(whole // times, self.trainer.passes).repeat_interleave(times)
             instances = self.ranks.own(instances)
-        drawn, augmentation = instances.to(self.device), None
+        drawn, augmentation = sent(instances, self.device), None
         if self.config.train:
             augmentation = self.dataset.draw_augmentation(count * self.ranks.count, self.stream.generator)
             augmentation = None if augmentation is None else self.ranks.own(augmentation)
@@ -235,7 +236,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         prices = self._prices
         if len(prices) > 1:
             dealt = torch.randint(len(prices), (count * self.ranks.count,), generator=self.stream.generator)
-            prices = prices[self.ranks.own(dealt).to(self.device)]
+            prices = prices[sent(self.ranks.own(dealt), self.device)]
         with manner.forward_pass(self.device, manner.graph):
             state = self.network.start(pixels, task, instance=drawn, price=prices.expand(count))
         label, throughput = self.dataset.label.index_select(0, drawn), self.trainer.throughput

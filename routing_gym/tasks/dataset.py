@@ -16,6 +16,7 @@ from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift, recolor
 from routing_gym.tasks.checking import image_tensor, integer_tensor, to_tensor, whole_number
+from routing_gym.tasks.sampling import sent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,9 +335,7 @@ class MultiTaskDataset:
         image = self.image.index_select(0, rows)
         images = self.images.index_select(0, image)
         if augmentation is not None:
-            if self.device.type == "cuda" and augmentation.is_cpu:  # so that the host need not wait for the copy
-                augmentation = augmentation.pin_memory()
-            images = self._augmented(image, images, augmentation.to(self.device, non_blocking=True))
+            images = self._augmented(image, images, sent(augmentation, self.device))
         return self.normalized(images)
 
     def normalized(self, images: Tensor) -> Tensor:

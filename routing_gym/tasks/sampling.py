@@ -176,3 +176,10 @@ class PhasedStream:
 
 
 Stream = ShuffledStream | BalancedStream | PhasedStream
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """Tensor on a device; the host does not wait for the copy."""
+    if device.type == "cuda" and x.is_cpu:
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)

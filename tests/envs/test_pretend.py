@@ -133,6 +133,15 @@ def test_how_often_the_host_waits(name, network, cuda):
         assert not counts.refused, counts.refused
 
 
+@pytest.mark.usefixtures("cuda")
+def test_balanced_tasks_and_prices_wait_no_longer():
+    agent, env = made("wpl", balance_tasks=True, k_cpt=(0.0, 1e-6), price=True, rows=8)
+    train_batch(agent, env)
+    with counting() as counts:
+        train_batch(agent, env)
+    assert sum(counts.waits.values()) == 1, counts.waits
+
+
 @pytest.mark.parametrize("representation", ["table", "mlp"])
 def test_approximators_wait_no_longer(representation, cuda):
     for name in APPROXIMATED:
