@@ -25,7 +25,7 @@ Told = Callable[[list[dict[str, Tensor]]], None]
 
 OF_WHOLE_BATCHES = (
     "rewards", "rho", "price", "augmentations", "dense_backward", "replay", "max_grad_norm", "label_smoothing",
-    "class_weights", "task_weights", "talr", "block_gradient", "render_mode",
+    "class_weights", "task_weights", "talr", "block_gradient", "render_mode", "distributed", "capture",
 )  # fmt: skip
 """Options of an environment that stay at their defaults: what they do to a row may depend on the others of a batch."""
 

@@ -331,7 +331,7 @@ def exchange_gradients(
         elif parameter.grad.is_sparse:
             parameter.grad = parameter.grad.to_dense()
         grads.append(parameter.grad)
-    told = torch.cat([flag.flatten() for flag in flags]).to(grads[0].dtype)
+    told = torch.cat([flag.flatten() for flag in flags]).to(grads[0].dtype if grads else torch.get_default_dtype())
     ranks.sum_([told, *grads])
     doubt, has, *_ = (told > 0).split([1, len(parameters), len(told) - 1 - len(parameters)])
     used, noted = (told > 0)[1 + len(parameters) :].split([sum(p.num_parts for p in parts), len(parts)])
