@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -76,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
                 gc.enable()
                 atexit.register(gc.freeze)
             with nullcontext() if command.debug else threads_in_one_line():
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[0] != "train":
+                    raise UsageError(f"only train runs in several processes (WORLD_SIZE), got {arguments[0]}")
                 command.prepare()
                 return command.execute(console)
     except KeyboardInterrupt as stop:

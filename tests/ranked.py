@@ -26,6 +26,7 @@ CASES = {
     "gumbel": ("gumbel", "mlp", {"temperature_episodes": 600}, {"max_grad_norm": 0.5}),
     "top-k": ("top-k", "mlp", {}, {"label_smoothing": 0.1}),
     "trunk": ("wpl", "simple-convnet", {}, {"optimizer": "sgd", "learning_rate": 0.01}),
+    "random-fixed": ("random-fixed", "mlp", {}, {}),
     "codinet": ("codinet", "resnet32-skip", {"alpha": 0.3, "beta": 0.3, "gamma": 0.1}, {"augmentations": 2}),
     "codinet-drawn": ("codinet", "resnet32-skip", {"alpha": 0.3, "relaxation": "sampling"}, {"augmentations": 2}),
     "skipping": ("wpl", "resnet32-skip", {}, {"optimizer": "sgd", "learning_rate": 0.01}),

@@ -13,6 +13,7 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor, nn
 
 from routing_gym.agents.base.capture import WARM_UP, CapturedBatch, check_capturable
+from routing_gym.agents.parts.draws import shared_draws
 from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, Trajectory, core_of, finite_gradients, rollout
 from routing_gym.envs.training import exchange_gradients
 from routing_gym.networks import NotFiniteError
@@ -89,7 +90,8 @@ def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor
     where = f"{_named(agent)}, batch {agent.episodes // env.batch_size + 1}"
     strange = None
     try:
-        trajectory = rollout(agent, env)
+        with shared_draws(agent.generator):
+            trajectory = rollout(agent, env)
         strange = ~trajectory.reward().isfinite().all()
         extra = agent.auxiliary_loss(trajectory)
         if extra is not None and not (isinstance(extra, Tensor) and extra.ndim == 0):

@@ -13,11 +13,12 @@ from torch.optim import Optimizer
 
 from routing_gym.agents.base.agent import Agent
 from routing_gym.agents.base.learning import train_batch
-from routing_gym.agents.parts.draws import Generators
+from routing_gym.agents.parts.draws import Generators, shared_draws
 from routing_gym.blocks import UsedOnly
 from routing_gym.envs import EnvConfig, RoutingVectorEnv
 from routing_gym.networks import RoutedMLP, SideBySide
 from routing_gym.tasks import MultiTaskDataset
+from routing_gym.tasks.checking import whole_number
 from routing_gym.tasks.sampling import Stream
 
 Told = Callable[[list[dict[str, Tensor]]], None]
@@ -48,78 +49,109 @@ class Population:
     """
 
     def __init__(self, agents: Sequence[Agent]) -> None:
-        first, self.agents = agents[0], list(agents)
-        where, env = f"agent {first.name!r} cannot learn side by side with others", first.env
+        self.agents = list(agents)
+        if not self.agents or not all(isinstance(agent, Agent) for agent in self.agents):
+            raise ValueError(f"a population is of at least one agent, got {agents!r:.60}")
+        first, env = self.agents[0], self.agents[0].env
+        given, usual, where = env.config, EnvConfig(), f"agent {first.name!r} cannot learn side by side with others"
+        if len({id(agent.env.network) for agent in self.agents}) < len(self.agents):
+            raise ValueError(f"{where} that share its blocks: every agent has an environment of its own")
         if not vars(type(first)).get("by_task"):
             raise ValueError(f"{where}: what it does with a task may depend on others")
-        if any(_form(agent) != _form(first) for agent in agents):
-            raise ValueError(f"{where}: all need the same options but for seeds, as much data and as many episodes")
-        given, usual = env.config, EnvConfig()
+        self._check_alike()
         if wrong := [name for name in OF_WHOLE_BATCHES if getattr(given, name) != getattr(usual, name)]:
             raise ValueError(f"{where} with {wrong[0]}={getattr(given, wrong[0])!r}, which is about whole batches")
-        if len(given.prices) > 1:
-            raise ValueError(f"{where} where instances draw their prices (several k_cpt)")
-        if env.dataset.augmentation is not None or given.autoreset_mode != "disabled":
-            raise ValueError(f"{where} on augmented images, or where routes are replayed")
-        network = SideBySide([cast(RoutedMLP, agent.env.network) for agent in agents], first.num_tasks)
-        data = side_by_side([agent.env.dataset for agent in agents])
-        self.network = network
-        self.env = RoutingVectorEnv(network, data, env.num_envs * len(agents), **vars(given) | {"split": data.split})
-        self.env.trainer.runs, self.env.trainer.optimization = len(agents), env.trainer.optimization  # its epoch, too
-        self.env.stream = cast(Stream, _Streams([agent.env for agent in agents]))
+        if given.autoreset_mode != "disabled" or not given.train:
+            raise ValueError(f"{where}: make environments with autoreset_mode='disabled' (needs(NAME)) and train=True")
+        if len(given.prices) > 1 or env.dataset.augmentation is not None:
+            raise ValueError(f"{where} where instances draw their prices (several k_cpt), or images are augmented")
+        self.network = SideBySide([cast(RoutedMLP, agent.env.network) for agent in self.agents], first.num_tasks)
+        data = side_by_side([agent.env.dataset for agent in self.agents])
+        size = env.num_envs * len(self.agents)
+        self.env = RoutingVectorEnv(self.network, data, size, **vars(given) | {"split": data.split})
+        trainer = self.env.trainer
+        trainer.runs, trainer.optimization = len(self.agents), env.trainer.optimization  # its epoch, too
+        self.env.stream = cast(Stream, _Streams([agent.env for agent in self.agents]))
         self.joint = joint = first.for_many(self.env).to(env.device)
-        self.episodes, self._instances = first.episodes, env.trainer.instances
-        joint.name, joint.generator = first.name, Generators([agent.generator for agent in agents])
-        parts = [agent.state_dict() for agent in agents]
+        self.episodes = first.episodes
+        joint.name, joint.generator = first.name, Generators([agent.generator for agent in self.agents])
+        parts = [agent.state_dict() for agent in self.agents]
         for name, whole in joint.state_dict().items():
-            if any(whole.shape != (len(agents) * len(part[name]), *part[name].shape[1:]) for part in parts):
+            if any(not part[name].ndim or whole.shape != _times(part[name], len(parts)) for part in parts):
                 raise ValueError(f"{where}: {name} is not by task (arrangement='per_task' has a part for each)")
-            whole.copy_(torch.cat([part[name] for part in parts]))
-        self._optimizers = [(self.env.trainer.optimizer, [agent.env.trainer.optimizer for agent in agents])]
+        self._optimizers = [(trainer.optimizer, [agent.env.trainer.optimizer for agent in self.agents])]
         if joint.optimizer is not None:
-            self._optimizers.append((joint.optimizer, [cast(Optimizer, agent.optimizer) for agent in agents]))
-        for optimizer, own in self._optimizers:
+            self._optimizers.append((joint.optimizer, [cast(Optimizer, agent.optimizer) for agent in self.agents]))
+        for optimizer, _ in self._optimizers:
             if not isinstance(optimizer, UsedOnly):
                 raise ValueError(f"{where}: its optimizer must be one of routing_gym.blocks, got {type(optimizer)}")
-            _join(optimizer, own)
+
+    def _check_alike(self) -> None:
+        first = self.agents[0]
+        if any(_form(agent) != _form(first) for agent in self.agents):
+            raise ValueError(
+                f"agent {first.name!r} cannot learn side by side with others: all need the same options but for seeds, "
+                "as much data, and as many episodes behind them"
+            )
 
     def learn(self, episodes: int, told: Told | None = None) -> None:
         """Train every agent for at least so many instances of its own, in whole batches; see `learn` of one agent.
 
         `told` is given the loss, accuracy, reward and multiply-accumulates of each agent's batch.
         """
+        whole_number("episodes", episodes)
+        self._check_alike()
         joint, env, own = self.joint, self.env, self.agents[0].env
+        self._take_in()
         joint.train()
-        for _ in range(-(-episodes // own.num_envs)):
-            joint.episodes, env.trainer.instances = self.episodes, self._instances  # as of one: schedules go by these
-            trajectory, _, _ = train_batch(joint, env)
-            self.episodes, self._instances = self.episodes + own.num_envs, self._instances + own.num_envs
+        before = self.agents[0].episodes
+        for done in range(0, episodes, own.num_envs):  # as of one: schedules go by these
+            joint.episodes, env.trainer.instances = before + done, own.trainer.instances + done
+            with shared_draws(joint.generator):
+                trajectory, _, _ = train_batch(joint, env)
+            self.episodes = before + done + own.num_envs
             if told is not None:
                 rows = {"loss": trajectory.loss, "accuracy": trajectory.correct, "reward": trajectory.reward()}
                 rows["macs"] = trajectory.macs
                 means = {name: value.view(len(self.agents), -1).mean(1) for name, value in rows.items()}
                 told([{name: value[number] for name, value in means.items()} for number in range(len(self.agents))])
-        self._hand_back()
+        self._hand_back(self.episodes - before)
 
     def policy(self, number: int) -> Tensor | None:
         """Probabilities `(T, N, A)` of the choices of one of the agents, see `Agent.policy`; those of now."""
         policy = self.joint.policy()
         return None if policy is None else policy.chunk(len(self.agents))[number]
 
-    @torch.no_grad()
-    def _hand_back(self) -> None:
-        """Give every agent, network and optimiser its part of what has been learned."""
+    def _parts(self) -> list[tuple[dict[str, Tensor], list[dict[str, Tensor]]]]:
+        """What is learned, of all together and of each: blocks, and what agents have learned."""
+        networks = [{name: p.data for name, p in agent.env.network.named_parameters()} for agent in self.agents]
+        blocks = {name: p.data for name, p in self.network.wide.named_parameters()}
+        return [(blocks, networks), (self.joint.state_dict(), [agent.state_dict() for agent in self.agents])]
+
+    def _take_in(self) -> None:
+        """Take what every agent, network and optimiser has learned."""
+        for whole, parts in self._parts():
+            for name, value in whole.items():
+                value.copy_(torch.cat([part[name] for part in parts]))
+        for optimizer, own in self._optimizers:
+            _join(optimizer, own)
+
+    def _hand_back(self, episodes: int) -> None:
+        """Give every agent, network and optimiser its part of what has been learned meanwhile."""
         for agent in self.agents:
-            agent.episodes, agent.env.trainer.instances = self.episodes, self._instances
-        networks = [dict(agent.env.network.named_parameters()) for agent in self.agents]
-        wholes = [(dict(self.network.wide.named_parameters()), networks)]
-        wholes.append((self.joint.state_dict(), [agent.state_dict() for agent in self.agents]))
-        for whole, parts in wholes:
+            agent.episodes += episodes
+            agent.env.trainer.instances += episodes
+        for whole, parts in self._parts():
             for name, value in whole.items():
                 for part, piece in zip(parts, value.chunk(len(parts)), strict=True):
                     part[name].copy_(piece)
         for optimizer, own in self._optimizers:
             _part(optimizer, own)
+
+
+def _times(part: Tensor, count: int) -> tuple[int, ...]:
+    """Shape of so many of a tensor, one after the other along the first axis."""
+    return (count * len(part), *part.shape[1:])
 
 
 class _Streams:
@@ -178,6 +210,7 @@ def _parameters(joint: Optimizer, own: Sequence[Optimizer]) -> list[tuple[nn.Par
 
 def _join(joint: Optimizer, own: Sequence[Optimizer]) -> None:
     """Give an optimiser the options of others, and what they have averaged and counted, one after the other."""
+    joint.state.clear()
     for group, theirs in zip(joint.param_groups, own[0].param_groups, strict=True):
         group.update({name: option for name, option in theirs.items() if name != "params"})
     for whole, parts in _parameters(joint, own):

@@ -32,7 +32,7 @@ def measure_population(name: str, options: Sequence[str], batch: int, rounds: in
             agent.learn(agent.env, BATCHES * batch)
 
     steps = {"alone": one_after_the_other, "together": lambda: together.learn(BATCHES * batch)}
-    seconds = in_turns(steps, rounds)
+    seconds = in_turns(steps, -(-rounds // 10))  # a step is twenty batches of ten runs
     ratio = median(theirs / ours for theirs, ours in zip(seconds["alone"], seconds["together"], strict=True))
     of_one = {f"{way}_ms": 1000 * median(times) / SEEDS / BATCHES for way, times in seconds.items()}
     return [{"agent": name, "agent_options": list(options), "seeds": SEEDS, "batch": batch, "speedup": ratio, **of_one}]

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from routing_gym.experiments.engine.command import UsageError
 from routing_gym.ranks import LONGEST_WAIT
 
 
@@ -36,6 +37,11 @@ def joined(folder: Path, console: Console) -> Iterator[Path]:
                 if folder.is_dir():
                     shutil.copytree(folder, Path(own, "run"), ignore=shutil.ignore_patterns(".*"))
             dist.barrier()  # before the first of them writes
-            yield Path(own, "run") if dist.get_rank() else folder
+            try:
+                yield Path(own, "run") if dist.get_rank() else folder
+            except UsageError as error:  # the first says it, too, of the folder that was meant
+                if dist.get_rank():
+                    raise SystemExit(2) from error
+                raise
     finally:
         dist.destroy_process_group()

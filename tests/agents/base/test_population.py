@@ -5,8 +5,9 @@ import copy
 import gymnasium
 import pytest
 import torch
+from toys import small_env
 
-from routing_gym.agents import Agent, Population, make_agent, needs
+from routing_gym.agents import AGENTS, Agent, Population, make_agent, needs
 from routing_gym.envs import evaluate
 
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"
@@ -126,13 +127,13 @@ def test_after_an_error():
     """A run whose loss is no number takes no step, nor do the others; all are as they were before."""
     agents = [made("wpl", seed) for seed in range(2)]
     population = Population(agents)
-    before = copy.deepcopy([state(agent) for agent in agents])
     with torch.no_grad():
-        population.network.wide.banks[0].weight[-1] = torch.nan
+        agents[1].env.network.banks[0].weight[-1] = torch.nan
+    before = copy.deepcopy([state(agent) for agent in agents])
     with pytest.raises(RuntimeError, match="activations are not finite|not finite|loss is nan"):
         population.learn(3 * ROWS)
     for agent, expected in zip(agents, before, strict=True):
-        torch.testing.assert_close(state(agent), expected, rtol=0, atol=0)
+        torch.testing.assert_close(state(agent), expected, rtol=0, atol=0, equal_nan=True)
 
 
 REFUSED = [
@@ -167,6 +168,55 @@ def test_unlike_agents_are_refused():
 
 def test_other_networks_are_refused():
     """Only blocks that are stacked can stand side by side."""
-    env = made("wpl", 0, image_size=16, network="simple-convnet").env
+    agents = [made("wpl", seed, image_size=16, network="simple-convnet") for seed in range(2)]
     with pytest.raises(ValueError, match="RoutedMLP with a trunk"):
-        Population([make_agent("wpl", env), make_agent("wpl", env)])
+        Population(agents)
+
+
+def test_what_is_no_population():
+    """Nobody, somebody else, one agent twice, two that share their blocks; and no episodes."""
+    one = made("wpl", 0)
+    for wrong, why in (
+        ([], "of at least one agent"),
+        (["wpl"], "of at least one agent"),
+        ([one, one], "an environment of its own"),
+        ([one, make_agent("wpl", one.env, seed=1)], "an environment of its own"),
+        ([make_agent("wpl", small_env(autoreset_mode="same_step"))], "autoreset_mode='disabled'"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            Population(wrong)
+    for episodes in (0, -5, None, 1e3):
+        with pytest.raises(ValueError, match="episodes must be an integer of at least 1"):
+            Population([one]).learn(episodes)
+
+
+def test_used_again_after_agents_have_learned_alone():
+    alone, together = ([made("wpl", seed) for seed in range(SEEDS)] for _ in range(2))
+    population = Population(together)
+    population.learn(2 * ROWS)
+    for agent in together:
+        agent.learn(agent.env, 2 * ROWS)
+    population.learn(2 * ROWS)
+    for one, other in zip(alone, together, strict=True):
+        one.learn(one.env, 6 * ROWS)
+        assert_alike(one, other)
+    together[1].learn(together[1].env, ROWS)
+    with pytest.raises(ValueError, match="as many episodes behind them"):
+        population.learn(ROWS)
+
+
+def test_numbers_that_every_seed_would_share_are_refused():
+    """An agent of one's own that draws from its generator, not by `drawn`."""
+
+    class Careless(AGENTS["wpl"]):
+        by_task = True
+
+        def plan(self, task, deterministic):
+            return torch.randint(3, (len(task), self.num_decisions), generator=self.generator)
+
+    agents = []
+    for seed in range(2):
+        env = made("wpl", seed).env
+        agents.append(Careless(env, Careless.Config(seed=seed)))
+    with pytest.raises(ValueError, match="draws by drawn"):
+        Population(agents).learn(ROWS)
