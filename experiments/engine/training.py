@@ -103,7 +103,7 @@ class Course:
             self._routes.write(done[-1], (judged.evaluation.routes.to(torch.int32).numpy(),))
             plugins = self.session.config.get("plugins", {})
             also = {"curve": curve, "epoch_passes": self.settings.epoch_passes, "plugins": plugins}
-            if agent.env.device.type == "cuda":  # whose own generator dropout draws from
+            if agent.env.device.type == "cuda" and torch.version.cuda:  # whose own generator dropout draws from
                 also["cuda_generator"] = torch.cuda.get_rng_state(agent.env.device)
             agent.save(folder / CHECKPOINT, **also)
             if curve["judged_on"] == "validation" and best_epoch(curve) == done[-1]:

@@ -221,8 +221,7 @@ class EnvConfig(Options):
             raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {self.device!r}")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={self.device!r}: this machine has no CUDA device; 'auto' takes what there is")
-        here = device.type == "cuda" and device.index is None
-        return torch.device("cuda", torch.cuda.current_device()) if here else device
+        return device
 
     def stream(self, dataset: MultiTaskDataset, num_envs: int) -> Stream:
         """The order in which instances of a split are drawn; `draw_tasks` and `augmentations` must go with it."""

@@ -250,7 +250,8 @@ class MultiTaskDataset:
 
     def to(self, device: torch.device | str) -> MultiTaskDataset:
         """This split on another device (itself when it is there already)."""
-        if torch.device(device) == self.device:
+        wanted = torch.device(device)
+        if wanted.type == self.device.type and wanted.index in (None, self.device.index):
             return self
         moved: Any = {field: value.to(device) for field, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **moved)

@@ -180,6 +180,6 @@ Stream = ShuffledStream | BalancedStream | PhasedStream
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
     """Tensor on a device; the host does not wait for the copy."""
-    if device.type == "cuda" and x.is_cpu:
+    if device.type == "cuda" and x.is_cpu and torch.version.cuda:
         x = x.pin_memory()
     return x.to(device, non_blocking=True)

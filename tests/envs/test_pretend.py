@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from pretend import CUDA, MixedDevicesError, counting, pretend_cuda
+from pretend_device import CUDA, MixedDevicesError, counting, pretend_cuda
 from toys import OF_OTHER_NETWORKS, quick, toy_data
 
 from routing_gym.agents import AGENTS, Agent, make_agent, needs, read, train_batch

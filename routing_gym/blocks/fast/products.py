@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextvars import ContextVar
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -75,7 +76,12 @@ def _grouped_is_free(x: Tensor) -> bool:
 
     Everywhere else it is a loop over the groups; on a B200 gradients of empty groups hold anything (PyTorch 2.13).
     """
-    return x.dtype == torch.bfloat16 and x.is_cuda and torch.cuda.get_device_capability(x.device) == (9, 0)
+    return x.dtype == torch.bfloat16 and x.is_cuda and _capability(x.device) == (9, 0)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if torch.version.cuda else (0, 0)
 
 
 def _goes_by_block(x: Tensor, copied: int, num_blocks: int) -> bool:

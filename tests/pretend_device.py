@@ -402,7 +402,7 @@ def pretend_cuda():
         (torch, "get_autocast_dtype"): lambda device: dtype_of(on_cpu.get(device, device)),
         (torch, "Generator"): OnDeviceGenerator,
         (torch.cuda, "is_available"): lambda: True,
-        (torch.cuda, "current_device"): lambda: 0,
+        (torch.version, "cuda"): "13.0",
         (torch.cuda, "_lazy_init"): lambda: None,
         (torch.cuda, "CUDAGraph"): Graph,
         (torch.cuda, "graph"): lambda graph, pool=(): graph.capture(pool),
