@@ -107,7 +107,7 @@ class Population:
         before = self.agents[0].episodes
         for done in range(0, episodes, own.num_envs):  # as of one: schedules go by these
             joint.episodes, env.trainer.instances = before + done, own.trainer.instances + done
-            with shared_draws(joint.generator):
+            with shared_draws(joint.generator):  # what updates draw, too
                 trajectory, _, _ = train_batch(joint, env)
             self.episodes = before + done + own.num_envs
             if told is not None:

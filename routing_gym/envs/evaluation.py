@@ -168,7 +168,8 @@ def evaluate(
     if ranks.count > 1:
         ranks.sum_([routes, arrived, exits])
         ranks.sum_([weights])
-        parts = ranks.objects((of_rows.cpu(), [list(known)[number] for number in route_of_all.tolist()]))
+        routes_here = list(known)
+        parts = ranks.objects((of_rows.cpu(), [routes_here[number] for number in route_of_all.tolist()]))
         of_rows = torch.cat([part for part, _ in parts], 1).to(device)
         known = {}
         route_of_all = torch.tensor([known.setdefault(own, len(known)) for _, part in parts for own in part])

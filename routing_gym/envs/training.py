@@ -197,7 +197,7 @@ class BlocksTrainer:
         doubtful: Tensor | None = None,
     ) -> Found:
         """Find gradients; arguments as of `step`."""
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        trained = self._trained
         for parameter in trained:
             parameter.grad = None
         if loss.requires_grad:  # else all that this batch used is frozen, and whoever decides learns without a gradient
@@ -230,8 +230,7 @@ class BlocksTrainer:
     def apply(self, noted: Mapping[str, Tensor]) -> None:
         """Take the step of the gradients there are."""
         if self.optimization.max_grad_norm is not None:
-            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(trained, self.optimization.max_grad_norm)
+            nn.utils.clip_grad_norm_(self._trained, self.optimization.max_grad_norm)
         if self.optimization.schedule != "constant":
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate
@@ -252,6 +251,10 @@ class BlocksTrainer:
             if own and not any(taken.get(parameter, True) for parameter in own):
                 for buffer, _ in module.named_buffers(name, recurse=False):
                     self._statistics[buffer].copy_(noted[buffer])
+
+    @property
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @property
     def passes(self) -> float:
