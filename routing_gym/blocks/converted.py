@@ -110,7 +110,7 @@ def share_statistics(module: nn.Module, ranks: Ranks, of_blocks: Collection[nn.P
         if isinstance(part, SmallGroupNorm):
             part.of_blocks = any(parameter in of_blocks for parameter in part.parameters())
             if part.of_blocks and part not in able:
-                raise ValueError(f"{name} normalises the rows of a block: such networks train in one process yet")
+                raise ValueError(f"{name} normalises the rows of a block: such networks train in one process only")
             part.ranks = ranks
     for bank in banks:
         bank.ranks = ranks

@@ -166,11 +166,11 @@ class EnvConfig(Options):
                 "one of them"
             )
         if self.distributed and (wrong := [name for name in OF_ONE_PROCESS if getattr(self, name)]):
-            raise ValueError(f"distributed=True does not go with {wrong[0]}={getattr(self, wrong[0])!r} yet")
+            raise ValueError(f"distributed=True does not go with {wrong[0]}={getattr(self, wrong[0])!r} so far")
         if self.distributed and self.replays:
             raise ValueError("distributed=True needs autoreset_mode='disabled' (needs(NAME)), without replay")
         if self.distributed and self.block_gradient == "rows":
-            raise ValueError("distributed=True does not go with block_gradient='rows' yet")
+            raise ValueError("distributed=True does not go with block_gradient='rows' so far")
         outside = "replay=True" if self.replay else f"autoreset_mode={self.autoreset_mode!r}"
         if self.replays and self.differentiable:
             raise ValueError(f"differentiable=True needs autoreset_mode='disabled': {outside} acts without a graph")

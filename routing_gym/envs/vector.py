@@ -121,7 +121,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         allow_small_groups(subsample_first(self.network))
         if self.ranks.count > 1:
             if not network.in_order:
-                raise ValueError("distributed=True needs a network whose rows all pass every decision (in_order) yet")
+                raise ValueError("distributed=True needs a network whose rows all pass every decision (in_order)")
             owned = {of.parameter for part in network.parts() for of in part}
             share_statistics(self.network, self.ranks, owned)
         self.stream = config.stream(self.dataset, self.batch_size)

@@ -211,7 +211,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         last = len(self.decisions) - 1
         self.note_use(plan + torch.arange(0, self.num_parts, self.num_choices, device=plan.device))
         (waiting,) = state.waiting.values()
-        gated = () if gates is None else (gates,)  # networks of others may know of none
+        gated = () if gates is None else (gates,)  # a user's `traverse` may take no gates
         activation = self.traverse(waiting.activation, plan, state.task, *gated)
         rows, task, weight = None, state.task, waiting.reach
         if len(activation) == 1 and isinstance(activation[0], SortedRows):
