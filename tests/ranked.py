@@ -85,3 +85,5 @@ if __name__ == "__main__":
         part = Path(folder, f"{case}-{number}.part")  # the launcher may end this process at any time
         part.write_text(json.dumps(found))
         part.rename(part.with_suffix(".json"))
+    if dist.is_initialized():
+        dist.destroy_process_group()  # else its threads may still run while Python ends, which aborts the process
