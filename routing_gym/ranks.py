@@ -11,6 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+if dist.is_available():
+    # Its functions keep, as their default argument, the group there is when they are imported, and optimisers import
+    # them: a group that is left would stay, and its threads, running while Python ends, abort the process now and then.
+    import torch.distributed.nn  # noqa: F401
+
 LONGEST_WAIT = datetime.timedelta(minutes=10)
 """How long a rank waits for another before it gives up."""
 

@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -86,4 +87,6 @@ if __name__ == "__main__":
         part.write_text(json.dumps(found))
         part.rename(part.with_suffix(".json"))
     if dist.is_initialized():
-        dist.destroy_process_group()  # else its threads may still run while Python ends, which aborts the process
+        group = weakref.ref(dist.group.WORLD)
+        dist.destroy_process_group()
+        assert group() is None, "the group is held by somebody: its threads run while Python ends, which may abort it"
