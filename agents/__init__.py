@@ -21,6 +21,7 @@ from routing_gym.agents.critics import (
 )
 from routing_gym.agents.cross_stitch import CrossStitch, CrossStitchConfig
 from routing_gym.agents.crossing import CrossConnection, CrossingConfig, CrossPrediction
+from routing_gym.agents.em import EM, EMConfig
 from routing_gym.agents.fixed import (
     FixedAgent,
     FixedRoutes,
@@ -34,13 +35,17 @@ from routing_gym.agents.fixed import (
     TaskSpecificAll,
     TaskSpecificLast,
 )
+from routing_gym.agents.grpo import GRPO, GRPOConfig
 from routing_gym.agents.gumbel import Gumbel, GumbelConfig
-from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config
+from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, SB3Config, SB3PPOConfig
+from routing_gym.agents.ppo import PPO, PPOConfig
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
+from routing_gym.agents.relax import Relax, RelaxConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
 from routing_gym.agents.soft_mixture import SoftMixture, SoftMixtureConfig
 from routing_gym.agents.task_clustering import TaskClustering, TaskClusteringConfig
+from routing_gym.agents.thompson import Thompson, ThompsonConfig
 from routing_gym.agents.top_k import TopK, TopKConfig
 from routing_gym.agents.trained.reshape import add_task, extract, prune
 from routing_gym.agents.wpl import WPL, WPLConfig
@@ -50,6 +55,11 @@ register_agent("reinforce", Reinforce)
 register_agent("q-learning", QLearning)
 register_agent("sarsa", Sarsa)
 register_agent("actor-critic", ActorCritic)
+register_agent("ppo", PPO)
+register_agent("grpo", GRPO)
+register_agent("relax", Relax)
+register_agent("thompson", Thompson)
+register_agent("em", EM)
 register_agent("task-clustering", TaskClustering)
 register_agent("annealed-em", AnnealedEM)
 register_agent("gumbel", Gumbel)
@@ -82,13 +92,14 @@ register_agent("sb3:MaskablePPO", SB3MaskablePPO)
 __all__ = [
     "AGENTS", "Actor", "ActorConfig", "ActorCritic", "ActorCriticConfig", "Agent", "AgentConfig", "AnnealedEM",
     "AnnealedEMConfig", "BestRandom", "BestRandomConfig", "CoDiNet", "CoDiNetConfig", "CriticConfig",
-    "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig", "CrossingConfig", "DQNConfig",
-    "FixedAgent", "FixedRoutes", "FixedRoutesConfig", "Gumbel", "GumbelConfig", "OnPolicyConfig", "OptimisticCritic",
-    "Oracle", "PPOConfig", "Population", "PragmaticCritic", "PragmaticCriticConfig", "QLearning", "QLearningConfig",
-    "RandomAgent", "RandomFixed", "Reinforce", "ReinforceConfig", "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN",
-    "SB3MaskablePPO", "SB3PPO", "SampledCriticConfig", "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa",
+    "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig", "CrossingConfig", "DQNConfig", "EM",
+    "EMConfig", "FixedAgent", "FixedRoutes", "FixedRoutesConfig", "GRPO", "GRPOConfig", "Gumbel", "GumbelConfig",
+    "OnPolicyConfig", "OptimisticCritic", "Oracle", "PPO", "PPOConfig", "Population", "PragmaticCritic",
+    "PragmaticCriticConfig", "QLearning", "QLearningConfig", "RandomAgent", "RandomFixed", "Reinforce",
+    "ReinforceConfig", "Relax", "RelaxConfig", "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN", "SB3MaskablePPO",
+    "SB3PPO", "SB3PPOConfig", "SampledCriticConfig", "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa",
     "Shared", "SharedWithTask", "SingleTask", "SoftMixture", "SoftMixtureConfig", "TaskClustering",
-    "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast", "TopK", "TopKConfig", "WPL", "WPLConfig",
-    "add_task", "agent_class", "extract", "learn", "load_installed_agents", "make_agent", "needs", "prune", "read",
-    "register_agent", "train_batch",
+    "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast", "Thompson", "ThompsonConfig", "TopK", "TopKConfig",
+    "WPL", "WPLConfig", "add_task", "agent_class", "extract", "learn", "load_installed_agents", "make_agent", "needs",
+    "prune", "read", "register_agent", "train_batch",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import ScoredAgent, ScoredConfig, mean_of_steps, stacked
 from routing_gym.agents.parts.losses import generalized_advantages, policy_gradient_loss, squared_td_error
 from routing_gym.agents.parts.scores import make_scores
-from routing_gym.envs import Trajectory
+from routing_gym.envs import Step, Trajectory
 from routing_gym.options import not_negative, share
 
 
@@ -54,15 +55,22 @@ class ActorCritic(ScoredAgent):
         self.values = make_scores(self.arrangement, self.config.seed + 1, outputs=1)
         self.train_by(nn.ModuleList([self.scores, self.values]), self.rate)
 
+    def values_at(self, steps: Sequence[Step]) -> Tensor:
+        """The critic's values of steps, `(S, B)`."""
+        return torch.stack([self.values(step.observation, self.agent_at(step)).squeeze(-1) for step in steps])
+
+    def advantages(self, trajectory: Trajectory, values: Tensor) -> Tensor:
+        """Generalised advantages `(S, B)`, given the critic's values of the steps, without graph."""
+        rewards, active = stacked(trajectory.steps, "reward"), stacked(trajectory.steps, "active")
+        discounts = {"gamma": self.config.gamma, "lambda_": self.config.gae_lambda}
+        return generalized_advantages(rewards, values, trajectory.final_reward, active, **discounts)
+
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Take one step of actor and critic."""
         config, steps = self.config, trajectory.steps
-        rewards, active = stacked(steps, "reward"), stacked(steps, "active")
-        values = torch.stack([self.values(step.observation, self.agent_at(step)).squeeze(-1) for step in steps])
+        active, values = stacked(steps, "active"), self.values_at(steps)
         fixed, counting = values.detach(), active.to(values.dtype)
-        advantages = generalized_advantages(
-            rewards, fixed, trajectory.final_reward, active, gamma=config.gamma, lambda_=config.gae_lambda
-        )
+        advantages = self.advantages(trajectory, fixed)
         log_chosen, entropy = self.chosen(steps)
         actor = policy_gradient_loss(log_chosen, advantages, entropy, counting, config.entropy)
         self.descend(actor + config.critic * squared_td_error(advantages + fixed, values, counting))

@@ -18,7 +18,7 @@ from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.base.learning import Report, check_learning
 from routing_gym.agents.parts.draws import running_sums
 from routing_gym.agents.parts.scores import sample
-from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, PPOConfig, SB3Config, Tally, seeded
+from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, SB3Config, SB3PPOConfig, Tally, seeded
 from routing_gym.blocks import count_macs
 from routing_gym.envs import Context, Observation, TrainingDivergedError
 from routing_gym.networks import NotFiniteError, actions
@@ -158,7 +158,7 @@ class SB3Agent(Agent):
 class SB3PPO(SB3Agent):
     """PPO of Stable-Baselines3."""
 
-    Config = PPOConfig
+    Config = SB3PPOConfig
     algorithm = ("stable_baselines3", "PPO")
 
 
@@ -172,7 +172,7 @@ class SB3A2C(SB3Agent):
 class SB3MaskablePPO(SB3Agent):
     """MaskablePPO of sb3-contrib: PPO that never makes an illegal choice."""
 
-    Config = PPOConfig
+    Config = SB3PPOConfig
     algorithm = ("sb3_contrib", "MaskablePPO")
 
     def probabilities(self, observation: Observation, context: Context) -> Tensor:

@@ -82,6 +82,37 @@ def policy_gradient_loss(
     return -(active * gain).sum() / active.shape[1]
 
 
+def group_advantages(returns: Tensor, kind: str) -> Tensor:
+    """Advantages `(G, B)` of G routes of each instance, by their returns.
+
+    `"mean"`: less the group's mean; `"grpo"`: that over the group's standard deviation, that of the G as they are
+    (Shao et al. 2024, section 4.1.2); `"rloo"`: less the mean of the other routes (Kool et al. 2019, Eq. 9).
+    """
+    centred = returns - returns.mean(0)
+    if kind == "grpo":
+        return centred / (returns.std(0, correction=0) + SMALLEST)
+    return centred * len(returns) / (len(returns) - 1) if kind == "rloo" else centred
+
+
+def clipped_surrogate_loss(
+    log_chosen: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    entropy: Tensor,
+    active: Tensor,
+    *,
+    clip: float,
+    entropy_weight: float,
+) -> Tensor:
+    """PPO's loss, 0-dimensional: −Σ_i min(ρ_i A_i, clip(ρ_i, 1 − ε, 1 + ε) A_i) + w H_i, mean over rows.
+
+    ρ_i = π(a_i | s_i) / π_old(a_i | s_i), `old` being log π_old, without graph (Schulman et al. 2017, Eq. 7).
+    """
+    ratio = (log_chosen - old).where(active.bool(), 0).exp()
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    return -(active * (surrogate + entropy_weight * entropy)).sum() / active.shape[1]
+
+
 def squared_td_error(target: Tensor, value: Tensor, active: Tensor) -> Tensor:
     """Squared error Σ_i (G_i − v_i)², mean over rows, 0-dimensional (Sutton and Barto 2018, section 9.3, without ½)."""
     return (active * (target - value) ** 2).sum() / active.shape[1]

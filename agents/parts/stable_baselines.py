@@ -78,7 +78,7 @@ class OnPolicyConfig(SB3Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOConfig(OnPolicyConfig):
+class SB3PPOConfig(OnPolicyConfig):
     """Options of PPO and MaskablePPO.
 
     Attributes:
