@@ -21,7 +21,9 @@ from routing_gym.agents.critics import (
 )
 from routing_gym.agents.cross_stitch import CrossStitch, CrossStitchConfig
 from routing_gym.agents.crossing import CrossConnection, CrossingConfig, CrossPrediction
+from routing_gym.agents.dselect_k import DSelectK, DSelectKConfig
 from routing_gym.agents.em import EM, EMConfig
+from routing_gym.agents.expert_choice import ExpertChoice, ExpertChoiceConfig
 from routing_gym.agents.fixed import (
     FixedAgent,
     FixedRoutes,
@@ -37,12 +39,17 @@ from routing_gym.agents.fixed import (
 )
 from routing_gym.agents.grpo import GRPO, GRPOConfig
 from routing_gym.agents.gumbel import Gumbel, GumbelConfig
+from routing_gym.agents.hash import Hash, HashConfig
+from routing_gym.agents.loss_free import LossFree, LossFreeConfig
+from routing_gym.agents.mixture_of_depths import MixtureOfDepths, MixtureOfDepthsConfig
 from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, SB3Config, SB3PPOConfig
 from routing_gym.agents.ppo import PPO, PPOConfig
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
 from routing_gym.agents.reinforce import Reinforce, ReinforceConfig
 from routing_gym.agents.relax import Relax, RelaxConfig
+from routing_gym.agents.remoe import ReMoE, ReMoEConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
+from routing_gym.agents.sinkhorn import Sinkhorn, SinkhornConfig
 from routing_gym.agents.soft_mixture import SoftMixture, SoftMixtureConfig
 from routing_gym.agents.task_clustering import TaskClustering, TaskClusteringConfig
 from routing_gym.agents.thompson import Thompson, ThompsonConfig
@@ -66,6 +73,12 @@ register_agent("gumbel", Gumbel)
 register_agent("soft-mixture", SoftMixture)
 register_agent("cross-stitch", CrossStitch)
 register_agent("top-k", TopK)
+register_agent("expert-choice", ExpertChoice)
+register_agent("loss-free", LossFree)
+register_agent("sinkhorn", Sinkhorn)
+register_agent("remoe", ReMoE)
+register_agent("dselect-k", DSelectK)
+register_agent("mixture-of-depths", MixtureOfDepths)
 register_agent("actor", Actor)
 register_agent("pragmatic-critic", PragmaticCritic)
 register_agent("optimistic-critic", OptimisticCritic)
@@ -80,6 +93,7 @@ register_agent("single-task", SingleTask)
 register_agent("shared", Shared)
 register_agent("shared-with-task", SharedWithTask)
 register_agent("random-fixed", RandomFixed)
+register_agent("hash", Hash)
 register_agent("best-random", BestRandom)
 register_agent("random", RandomAgent)
 register_agent("fixed-routes", FixedRoutes)
@@ -92,14 +106,16 @@ register_agent("sb3:MaskablePPO", SB3MaskablePPO)
 __all__ = [
     "AGENTS", "Actor", "ActorConfig", "ActorCritic", "ActorCriticConfig", "Agent", "AgentConfig", "AnnealedEM",
     "AnnealedEMConfig", "BestRandom", "BestRandomConfig", "CoDiNet", "CoDiNetConfig", "CriticConfig",
-    "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig", "CrossingConfig", "DQNConfig", "EM",
-    "EMConfig", "FixedAgent", "FixedRoutes", "FixedRoutesConfig", "GRPO", "GRPOConfig", "Gumbel", "GumbelConfig",
-    "OnPolicyConfig", "OptimisticCritic", "Oracle", "PPO", "PPOConfig", "Population", "PragmaticCritic",
-    "PragmaticCriticConfig", "QLearning", "QLearningConfig", "RandomAgent", "RandomFixed", "Reinforce",
-    "ReinforceConfig", "Relax", "RelaxConfig", "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN", "SB3MaskablePPO",
-    "SB3PPO", "SB3PPOConfig", "SampledCriticConfig", "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa",
-    "Shared", "SharedWithTask", "SingleTask", "SoftMixture", "SoftMixtureConfig", "TaskClustering",
-    "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast", "Thompson", "ThompsonConfig", "TopK", "TopKConfig",
-    "WPL", "WPLConfig", "add_task", "agent_class", "extract", "learn", "load_installed_agents", "make_agent", "needs",
-    "prune", "read", "register_agent", "train_batch",
+    "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig", "CrossingConfig", "DQNConfig",
+    "DSelectK", "DSelectKConfig", "EM", "EMConfig", "ExpertChoice", "ExpertChoiceConfig", "FixedAgent", "FixedRoutes",
+    "FixedRoutesConfig", "GRPO", "GRPOConfig", "Gumbel", "GumbelConfig", "Hash", "HashConfig", "LossFree",
+    "LossFreeConfig", "MixtureOfDepths", "MixtureOfDepthsConfig", "OnPolicyConfig", "OptimisticCritic", "Oracle",
+    "PPO", "PPOConfig", "Population", "PragmaticCritic", "PragmaticCriticConfig", "QLearning", "QLearningConfig",
+    "RandomAgent", "RandomFixed", "ReMoE", "ReMoEConfig", "Reinforce", "ReinforceConfig", "Relax", "RelaxConfig",
+    "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN", "SB3MaskablePPO", "SB3PPO", "SB3PPOConfig", "SampledCriticConfig",
+    "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask", "SingleTask",
+    "Sinkhorn", "SinkhornConfig", "SoftMixture", "SoftMixtureConfig", "TaskClustering", "TaskClusteringConfig",
+    "TaskSpecificAll", "TaskSpecificLast", "Thompson", "ThompsonConfig", "TopK", "TopKConfig", "WPL", "WPLConfig",
+    "add_task", "agent_class", "extract", "learn", "load_installed_agents", "make_agent", "needs", "prune", "read",
+    "register_agent", "train_batch",
 ]  # fmt: skip

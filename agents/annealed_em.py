@@ -63,8 +63,7 @@ class AnnealedEM(Agent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        if self.env.ranks.count > 1:
-            raise ValueError(f"agent {self.name!r} tries every choice on batches of its own: it trains in one process")
+        self.in_one_process("tries every choice on batches of its own")
         legal = legal_rows(self.env.network.masks, single=True)
         self.register_buffer("legal", legal, persistent=False)
         self._choices = [row.nonzero().flatten().tolist() for row in legal.cpu()]

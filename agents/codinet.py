@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.bases import RouterAgent, RouterConfig
+from routing_gym.agents.parts.bases import RUN, SKIP, RouterAgent, RouterConfig, takes_skips
 from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.losses import consistency, diversity
 from routing_gym.agents.parts.scores import ModuleScores, Scores
@@ -17,8 +17,6 @@ from routing_gym.blocks import first_weights
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action, RoutedNetwork
 from routing_gym.options import count, not_negative, positive, rate
-
-SKIP, RUN = 0, 1
 
 RECURRENT_WIDTH = 10
 """Width of the recurrent router, and of what it sees of a block (SkipNet, Wang et al. 2018)."""
@@ -107,13 +105,7 @@ class CoDiNet(RouterAgent):
 
     def _check_env(self) -> None:
         super()._check_env()
-        for decision in self.env.network.decisions:
-            skips = decision.n == 2 and decision.macs[SKIP] < decision.macs[RUN]
-            if not skips or decision.m != 1 or decision.mixing != "activation":
-                raise ValueError(
-                    f"agent {self.name!r} says whether a block is skipped (0) or run (1), but decision "
-                    f"{decision.name!r} of this network is another: take one of the networks ...-skip"
-                )
+        takes_skips(self)
 
     def fits(self, option: str, value: Any) -> bool:
         """Any number of augmentations will do."""

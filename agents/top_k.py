@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.assignments import expert_choice
 from routing_gym.agents.parts.bases import Gate
 from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.losses import chance_of_being_picked, chance_of_staying, cv_squared
@@ -41,6 +42,10 @@ class TopKConfig(AgentConfig):
             choose, so that no row's route depends on the others.
         balance: Weight of the importance and of the load loss at first.
         balance_epochs: Passes over the split in which that weight falls to 0, in a straight line; by default it stays.
+        shared: How many of a decision's first legal choices always run besides, each with weight 1 (DeepSeekMoE, Dai et
+            al. 2024); the gate then picks k of the others.
+        z_loss: Weight of the squared logarithm of the sum of exp(scores), mean over rows, summed over decisions, which
+            keeps scores small (Zoph et al. 2022, Eq. 5).
         bias_rate: Step by which a bias of every block rises after each batch if rows took it less often than the mean,
             else falls; it counts for what is picked, not for the weights (0.001 in Wang et al. 2024). 0 for none.
         task_embedding: Width of a learned embedding of the task that joins what a gate sees; 0 for none.
@@ -59,6 +64,8 @@ class TopKConfig(AgentConfig):
     choice: Literal["row", "expert"] = "row"
     balance: float = not_negative(0.1)
     balance_epochs: float | None = positive(None)
+    shared: int = count(0, least=0)
+    z_loss: float = not_negative(0.0)
     bias_rate: float = not_negative(0.0)
     task_embedding: int = count(0, least=0)
     embedding_scale: float = positive(1.0)
@@ -72,6 +79,8 @@ class TopKConfig(AgentConfig):
             raise ValueError(f"{self.owner()}task_only=True shows the gate the embedding alone: give its width")
         if self.softmax == "all" and self.choice == "expert":
             raise ValueError(f"{self.owner()}softmax='all' is for choice='row'; experts share rows out to sum to 1")
+        if self.shared and self.choice == "expert":
+            raise ValueError(f"{self.owner()}shared={self.shared} is for choice='row': all rows take shared blocks")
 
 
 class TaskEmbedding(PartlyUsed):
@@ -115,6 +124,8 @@ class TopK(Gate):
     config: TopKConfig
     scores: ArrangedScores
     bias: Tensor
+    _legal: Tensor
+    _always: Tensor
     _k: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
@@ -126,11 +137,12 @@ class TopK(Gate):
                 f"agent {self.name!r} mixes k={most} blocks, no decision of this network offers more than "
                 f"{self.num_choices}"
             )
-        if options.softmax == "all" and self.env.network.shares_outcomes:
-            raise ValueError(
-                f"agent {self.name!r}: this network shares outcomes out by weights that sum to 1, softmax='all' gives "
-                "others: leave it at softmax='chosen'"
-            )
+        if options.softmax == "all":
+            self.takes_no_outcomes("softmax='all' gives others: leave it at softmax='chosen'")
+        if options.choice == "expert":
+            self.in_one_process("lets blocks choose among the rows of a whole batch")
+        if options.shared:
+            self.takes_no_outcomes("blocks that always run give others: leave it at shared=0")
         if most == 1 and not options.balance and (options.softmax, options.choice) == ("chosen", "row"):
             warnings.warn(
                 f"agent {self.name!r} with k=1 and balance=0 learns nothing: the only weight is always 1, so that no "
@@ -138,7 +150,14 @@ class TopK(Gate):
                 stacklevel=2,
             )
         self.arrangement = Arrangement(self.env, options.arrangement, "linear")
-        legal = self.arrangement.legal
+        legal = self.arrangement.legal & (self.arrangement.legal.cumsum(-1) > options.shared)
+        if not bool(legal.any(-1).all()):
+            raise ValueError(f"agent {self.name!r}: shared={options.shared} leaves nothing to choose at some decision")
+        always = self.arrangement.legal.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[
+            :, : options.shared
+        ]
+        self.register_buffer("_legal", legal, persistent=False)
+        self.register_buffer("_always", always, persistent=False)
         annealed = torch.linspace(options.k, options.k_last or options.k, self.num_decisions, dtype=torch.float64)
         k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64)]).to(legal.device)
         self.register_buffer("_k", k.minimum(legal.sum(-1)), persistent=False)
@@ -172,6 +191,10 @@ class TopK(Gate):
         agent, depth = self.arrangement.agent_of(observation["task"]), observation["depth"]
         seen = self._seen(observation)
         clean = self.scores(seen, agent)
+        if self.config.shared:
+            clean = clean.masked_fill(~self._legal.index_select(0, depth), -torch.inf)
+        if self.config.z_loss:
+            context.record["log_sum"] = clean.logsumexp(-1)
         scores, k = clean, self._k.index_select(0, depth)
         if self.spread is not None and not context.deterministic:
             noise = drawn(torch.empty_like(clean, requires_grad=False), "normal_", self.generator)
@@ -180,12 +203,13 @@ class TopK(Gate):
         most = max(self._counts) if context.sole is None else self._counts[context.sole]
         wanted = scores + self.bias.index_select(0, depth) if self.config.bias_rate else scores
         one_more = wanted is scores and context.sole is not None and self.env.network.nothing_masked
+        one_more = one_more and not self.config.shared
         best = wanted.topk(min(most + one_more, self.num_choices), -1)
         if scores is not clean and self.balance:
             if best.values.shape[1] > most:
                 context.record["load"] = chance_of_staying(clean, scores, spread, best.values)
             else:
-                legal = self.arrangement.legal.index_select(0, depth)
+                legal = self._legal.index_select(0, depth)
                 context.record["load"] = chance_of_being_picked(clean, scores, spread, k, legal)
         if self.config.choice == "expert" and not context.deterministic:
             weights = expert_choice(scores, depth, k, context)
@@ -197,8 +221,13 @@ class TopK(Gate):
             left_out = torch.arange(indices.shape[1], device=k.device) >= k.unsqueeze(-1)
             weights = weights.masked_fill(left_out, 0.0 if self.config.softmax == "all" else -torch.inf)
         weights = weights if self.config.softmax == "all" else weights.softmax(-1)
+        if self.config.shared:
+            always = self._always.index_select(0, depth)
+            indices = torch.cat([always, indices], 1)
+            weights = torch.cat([weights.new_ones(always.shape), weights], 1)
         if self.shares_wanted:
-            context.record["probabilities"] = torch.zeros_like(scores).scatter(1, indices, weights).detach()
+            shares = torch.zeros_like(scores).scatter(1, indices, weights).detach()
+            context.record["probabilities"] = shares / (1 + self.config.shared)
         return indices, weights
 
     def _seen(self, observation: Observation) -> Observation:
@@ -210,11 +239,15 @@ class TopK(Gate):
         return ChainMap({"activation": seen}, observation)  # type: ignore[arg-type]
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
-        """Balancing losses, and the expected cost of computation where that has a price."""
+        """Balancing losses and z-loss, and the expected cost of computation where that has a price."""
         cost = super().auxiliary_loss(trajectory)
+        if self.config.z_loss:
+            squares = [(step.record["log_sum"].square() * step.active).mean() for step in trajectory.steps]
+            large = self.config.z_loss * torch.stack(squares).sum()
+            cost = large if cost is None else cost + large
         if not self.balance:
             return cost
-        legal = self.arrangement.legal
+        legal = self._legal
         importance, load = _taken(trajectory.steps, legal.shape), trajectory.loss.new_zeros(legal.shape)
         for step in trajectory.steps:
             if "load" in step.record:
@@ -225,7 +258,7 @@ class TopK(Gate):
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Move the biases towards an even use, if there are any, and report how uneven the use of blocks is."""
-        legal = self.arrangement.legal
+        legal = self._legal
         used = _taken(trajectory.steps, legal.shape, count=True)
         if self.config.bias_rate:
             mean = used.sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
@@ -252,27 +285,3 @@ def _added(total: Tensor, step: Step, values: Tensor) -> Tensor:
     if getattr(step.observation, "sole", None) is not None:  # all rows are at one
         return total.index_add(0, step.decision[:1], values.sum(0, keepdim=True))
     return total.index_add(0, step.decision, step.active.unsqueeze(1) * values)
-
-
-def expert_choice(scores: Tensor, depth: Tensor, k: Tensor, context: Context) -> Tensor:
-    """Weights `(B, A)` by which every expert of a decision gets the same number of rows (Zhou et al. 2022).
-
-    Affinities are the softmax of `scores`, −inf where a choice is not legal, over experts; each of the n legal experts
-    of a decision takes the ⌈r k / n⌉ rows that like it best out of the r rows there, so that a row gets k of them on
-    average. A row that no expert takes goes to the one it likes best, because these networks have nothing else to carry
-    it on. The affinities of a row's experts are divided by their sum.
-    """
-    affinity = scores.softmax(-1)
-    taken, active = torch.zeros_like(affinity), context.active
-    for number in depth[active].unique().tolist() if context.sole is None else (context.sole,):
-        rows = (active & (depth == number)).nonzero().flatten()
-        own = affinity.detach().index_select(0, rows)
-        experts = scores[rows[0]].isfinite().nonzero().flatten()
-        capacity = min(len(rows), -(-len(rows) * int(k[rows[0]]) // len(experts)))
-        best = own[:, experts].topk(capacity, 0).indices
-        picked = torch.zeros_like(own).index_put((best, experts.expand_as(best)), own.new_ones(()))
-        taken = taken.index_copy(0, rows, picked)
-    nobody = taken.sum(-1, keepdim=True) == 0
-    taken = torch.where(nobody, functional.one_hot(affinity.argmax(-1), taken.shape[1]).to(taken.dtype), taken)
-    weights = taken * affinity
-    return weights / weights.sum(-1, keepdim=True)

@@ -27,7 +27,7 @@ PIXELS = 6
 CLASSES = 3
 SHARE_OUTCOMES = {"actor", "pragmatic-critic", "optimistic-critic"}
 """Agents for networks that share outcomes out; no other network takes them."""
-SKIP_BLOCKS = {"codinet"}
+SKIP_BLOCKS = {"codinet", "mixture-of-depths"}
 """Agents for networks whose blocks are skipped or run; no other network takes them."""
 CROSS_PATHS = {"cross-connection", "cross-prediction"}
 """Agents for parallel paths; no other network takes them."""

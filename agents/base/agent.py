@@ -123,6 +123,11 @@ class Agent(nn.Module, ABC):
                 wanted = f"agent {name!r} needs an environment made with {option}={value!r}, got {got!r}"
                 raise ValueError(f"{wanted}: {ASK_NEEDS.format(name)}")
 
+    def in_one_process(self, why: str) -> None:
+        """Refuse to share batches with other processes."""
+        if self.env.ranks.count > 1:
+            raise ValueError(f"agent {self.name!r} {why}: it trains in one process")
+
     def fits(self, option: str, value: Any) -> bool:
         """Whether an option of `env_kwargs` may have a value; by default only the one that is named there."""
         return value == self.env_kwargs[option]

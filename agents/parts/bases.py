@@ -19,6 +19,20 @@ from routing_gym.blocks import SGD, Adam
 from routing_gym.envs import Context, Known, Observation, Step, Trajectory
 from routing_gym.options import count, positive, share
 
+SKIP, RUN = 0, 1
+"""Choices of networks whose blocks are skipped or run."""
+
+
+def takes_skips(agent: Agent) -> None:
+    """Refuse a network whose decisions are not to skip (0) or run (1) a block."""
+    for decision in agent.env.network.decisions:
+        skips = decision.n == 2 and decision.macs[SKIP] < decision.macs[RUN]
+        if not skips or decision.m != 1 or decision.mixing != "activation":
+            raise ValueError(
+                f"agent {agent.name!r} says whether a block is skipped (0) or run (1), but decision {decision.name!r} "
+                "of this network is another: take one of the networks ...-skip"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedConfig(AgentConfig):
@@ -86,6 +100,44 @@ class Gate(ScoringAgent):
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
         """Expected cost of computation, mean over instances, where that has a price: the blocks' loss knows of none."""
         return (trajectory.price * trajectory.expected_macs).mean() if self.env.rewards.priced else None
+
+    def takes_no_outcomes(self, why: str) -> None:
+        """Refuse a network that shares outcomes out: its weights have to sum to 1."""
+        if self.env.network.shares_outcomes:
+            raise ValueError(f"agent {self.name!r}: this network shares outcomes out by weights that sum to 1, {why}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredGateConfig(TrainedConfig):
+    """Options of every gate that goes by scores; Adam's step size is 0.1 on a table and 0.003 on approximators.
+
+    Attributes:
+        arrangement: `"per_task"`, one gate per task, or `"single"`, one for all.
+        representation: `"table"`, or `"mlp"`, two-layer approximators that see activation and task.
+    """
+
+    arrangement: Literal["per_task", "single"] = "per_task"
+    representation: Literal["table", "mlp"] = "table"
+
+
+class ScoredGate(Gate):
+    """A gate that goes by scores, of which `outputs` are learned for a row; by default one for each choice."""
+
+    Config = ScoredGateConfig
+    config: ScoredGateConfig
+    scores: ArrangedScores
+    DEFAULT_RATES: ClassVar[dict[str, float]] = {"table": 0.1, "mlp": 0.003}
+
+    def __init__(self, env: Any, config: AgentConfig | None = None, outputs: int | None = None) -> None:
+        super().__init__(env, config)
+        kind, single = (self.config.arrangement, self.config.representation), self.max_tensors is not None
+        self.arrangement = Arrangement(self.env, *kind, single=single)
+        self.scores = make_scores(self.arrangement, self.config.seed, outputs=outputs)
+        self.train_by(self.scores, self.DEFAULT_RATES[self.config.representation])
+
+    def scored(self, observation: Observation) -> Tensor:
+        """Scores `(B, ..., A)`, −inf where a choice is not legal; or `(B, outputs)`."""
+        return self.scores(observation, self.arrangement.agent_of(observation["task"]))
 
 
 @dataclasses.dataclass(frozen=True)

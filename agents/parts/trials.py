@@ -26,8 +26,7 @@ class Trials:
 
     def __init__(self, agent: Agent) -> None:
         env, self._agent = agent.env, agent
-        if env.ranks.count > 1:
-            raise ValueError(f"agent {agent.name!r} tries routes on batches of its own: it trains in one process")
+        agent.in_one_process("tries routes on batches of its own")
         if isinstance(env.config.k_cpt, tuple | list):
             raise ValueError(
                 f"agent {agent.name!r} compares routes of an instance, which needs one price: give one k_cpt, got "

@@ -1,0 +1,86 @@
+"""Mixture of depths (Raposo et al. 2024): every block is run for the rows that want it most, up to its capacity."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from routing_gym.agents.parts.bases import RUN, SKIP, ScoredGate, ScoredGateConfig, stacked, takes_skips
+from routing_gym.envs import Context, Observation, Trajectory
+from routing_gym.options import not_negative, share
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureOfDepthsConfig(ScoredGateConfig):
+    """Options of mixtures of depths.
+
+    Attributes:
+        capacity: Share of a batch's rows for which each block is run.
+        prediction: Weight of the cross-entropy by which scores learn to say which rows a batch will choose.
+    """
+
+    arrangement: Literal["per_task", "single"] = "single"
+    representation: Literal["table", "mlp"] = "mlp"
+    capacity: float = share(0.5)
+    prediction: float = not_negative(0.01)
+
+
+class MixtureOfDepths(ScoredGate):
+    """Mixture of depths: in training each block runs those rows of a batch that score highest, a fixed share of them.
+
+    The score of a row is s = score of running less that of skipping; a block that is run is weighed by sigmoid(s), by
+    which its router learns (Raposo et al. 2024, Eq. 1). So what a batch costs is known beforehand. Which rows are among
+    the highest depends on the others; when deterministic a row runs a block where s > 0, which a cross-entropy against
+    "was among the highest" teaches (section 3.5, the first of its two ways).
+
+    Raises:
+        ValueError: A network whose decisions are not to skip (0) or run (1).
+    """
+
+    Config = MixtureOfDepthsConfig
+    config: MixtureOfDepthsConfig
+
+    def _check_env(self) -> None:
+        super()._check_env()
+        takes_skips(self)
+        self.in_one_process("chooses among the rows of a whole batch")
+
+    def act(self, observation: Observation, context: Context) -> Tensor:
+        """Weights `(B, 2)` of skipping and running."""
+        scores = self.scored(observation)
+        wish = scores[:, RUN] - scores[:, SKIP]
+        run = wish > 0
+        if not context.deterministic:
+            depth, sole = observation["depth"], context.sole
+            for number in depth[context.active].unique().tolist() if sole is None else (sole,):
+                here = context.active & (depth == number)
+                run = torch.where(here, among_highest(wish.detach(), here, self.config.capacity), run)
+            context.record["wish"], context.record["run"] = wish, run
+        if self.shares_wanted:
+            context.record["probabilities"] = functional.one_hot(run.long(), 2).to(wish.dtype)
+        return torch.stack([(~run).to(wish.dtype), wish.sigmoid() * run], -1)
+
+    def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
+        """Cross-entropy of what scores predict, and the expected cost of computation where that has a price."""
+        cost, steps = super().auxiliary_loss(trajectory), trajectory.steps
+        if not self.config.prediction:
+            return cost
+        wish, run = (torch.stack([step.record[name] for step in steps]) for name in ("wish", "run"))
+        active = stacked(steps, "active")
+        wrong = functional.binary_cross_entropy_with_logits(wish, run.to(wish.dtype), reduction="none")
+        loss = self.config.prediction * (wrong * active).sum() / active.shape[1]
+        return loss if cost is None else cost + loss
+
+
+def among_highest(wish: Tensor, rows: Tensor, share: float) -> Tensor:
+    """Whether a row is among the share, rounded up, of some rows, `(B,)` bool, that wish most, `(B,)`.
+
+    Of equal wishes the first rows count as higher.
+    """
+    order = wish.masked_fill(~rows, -torch.inf).argsort(descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return rows & (rank < (share * rows.sum()).ceil())
