@@ -48,45 +48,46 @@ class EM(ScoredAgent):
         super().__init__(env, config)
         if self.arrangement.dispatch_row is not None:
             raise ValueError(f"agent {self.name!r} keeps routes, not dispatchers' choices: arrangement='per_task'")
-        self._trials = Trials(self)
+        self._trials = Trials(self, self.config.samples + 1)
         self.register_buffer("kept", torch.full((len(self.env.dataset), self.num_decisions), -1))
-        self._searching = False
-        self._given: Tensor | None = None
+        self._given: Tensor | None = None  # while looking for routes: those of some rows, −1 of the others
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N)` from a table, unless instances take those that are kept for them."""
-        if self._given is not None and self.config.representation == "table" and not self.shares_wanted:
-            return self._given
-        return super().plan(task, deterministic) if deterministic or self._searching else None
+        plan = super().plan(task, deterministic) if deterministic or self._given is not None else None
+        return plan if plan is None or self._given is None else torch.where(self._given < 0, plan, self._given)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B,)`; while training those of the best routes, for which the first decision of a batch looks."""
-        own = isinstance(context.seen, Seen) and context.seen.state is self.env.state
-        if context.carry is None and not (context.deterministic or self._searching) and own:
+        if context.carry is None and self._given is None and not context.deterministic and self._is_own(context):
             context.carry = self._best_routes(self.env.state.instance)
         routes = context.carry if self._given is None else self._given
-        if routes is None:
+        if context.deterministic or routes is None:
             return super().act(observation, context)
-        if self.shares_wanted or self.config.representation == "mlp":  # who imitates has to see it again
-            super().act(observation, context)
         place = observation["depth"].clamp(max=self.num_decisions - 1).unsqueeze(1)
-        return routes.gather(1, place).squeeze(1)
+        given = routes.gather(1, place).squeeze(1)
+        if self._given is None and not self.shares_wanted and self.config.representation == "table":
+            return given
+        drawn = super().act(observation, context)  # whoever imitates has to see it again
+        return torch.where(given < 0, drawn, given)
+
+    def _is_own(self, context: Context) -> bool:
+        """Whether it is the environment's own batch, on which blocks are trained, that waits."""
+        return isinstance(context.seen, Seen) and context.seen.state is self.env.state
 
     @torch.no_grad()
     def _best_routes(self, instance: Tensor) -> Tensor:
         """The E-step: the best routes `(B, N)` of instances, kept from now on."""
-        self._searching = True
+        times = self._trials.times
+        self._given = self.kept.index_select(0, instance).repeat_interleave(times, 0)
+        self._given.view(-1, times, self.num_decisions)[:, :-1] = -1  # the last of each follows the route kept so far
         try:
-            tried = self._trials.of(instance, self.config.samples)
-            kept = self.kept.index_select(0, instance)
-            self._given = torch.where(kept < 0, _routes(tried[0], self.num_decisions), kept)
-            tried += self._trials.of(instance, 1)
+            tried = self._trials.of(instance)
         finally:
-            self._searching, self._given = False, None
-        worth = torch.stack([self._log_joint(one) for one in tried])
-        routes = torch.stack([_routes(one, self.num_decisions) for one in tried])
-        best = worth.argmax(0).view(1, -1, 1).expand(-1, -1, self.num_decisions)
-        self.kept[instance] = routes.gather(0, best)[0]
+            self._given = None
+        best = self._log_joint(tried).view(-1, times).argmax(1)
+        rows = torch.arange(0, len(tried), times, device=best.device) + best
+        self.kept[instance] = _routes(tried, self.num_decisions).index_select(0, rows)
         return self.kept.index_select(0, instance)
 
     def _log_joint(self, trajectory: Trajectory) -> Tensor:

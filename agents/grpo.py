@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
@@ -56,28 +55,21 @@ class GRPO(ScoredAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self._trials = Trials(self)
+        self._trials = Trials(self, self.config.group)
 
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Compare routes of the batch's instances, and take `epochs` steps."""
         config = self.config
-        group = [self.as_seen(tried, detach=True) for tried in self._trials.of(trajectory.instance, config.group)]
-        returns = torch.stack([tried.returns(config.gamma)[0] for tried in group])
-        advantages = group_advantages(returns, config.advantage)
-        olds: list[Tensor] = []
+        tried = self.as_seen(self._trials.of(trajectory.instance), detach=True)
+        returns = tried.returns(config.gamma)[0].view(-1, config.group)
+        advantages = group_advantages(returns, config.advantage).flatten()
+        active = stacked(tried.steps, "active").to(returns.dtype)
+        old: Tensor | None = None
         for _ in range(config.epochs):
-            losses, entropies = [], []
-            for number, tried in enumerate(group):
-                active = stacked(tried.steps, "active").to(returns.dtype)
-                log_chosen, entropy = self.chosen(tried.steps)
-                if len(olds) == number:
-                    olds.append(log_chosen.detach())
-                old, advantage = olds[number], advantages[number]
-                losses.append(
-                    clipped_surrogate_loss(
-                        log_chosen, old, advantage, entropy, active, clip=config.clip, entropy_weight=config.entropy
-                    )
-                )
-                entropies.append(mean_of_steps(entropy.detach(), active))
-            self.descend(torch.stack(losses).mean())
-        return {"policy_entropy": torch.stack(entropies).mean(), "group_spread": returns.std(0).mean()}
+            log_chosen, entropy = self.chosen(tried.steps)
+            old = log_chosen.detach() if old is None else old
+            loss = clipped_surrogate_loss(
+                log_chosen, old, advantages, entropy, active, clip=config.clip, entropy_weight=config.entropy
+            )
+            self.descend(loss)
+        return {"policy_entropy": mean_of_steps(entropy.detach(), active), "group_spread": returns.std(1).mean()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from routing_gym.agents.parts.assignments import among_highest, by_decision
 from routing_gym.agents.parts.bases import RUN, SKIP, ScoredGate, ScoredGateConfig, stacked, takes_skips
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import not_negative, share
@@ -55,10 +56,9 @@ class MixtureOfDepths(ScoredGate):
         wish = scores[:, RUN] - scores[:, SKIP]
         run = wish > 0
         if not context.deterministic:
-            depth, sole = observation["depth"], context.sole
-            for number in depth[context.active].unique().tolist() if sole is None else (sole,):
-                here = context.active & (depth == number)
-                run = torch.where(here, among_highest(wish.detach(), here, self.config.capacity), run)
+            for here in by_decision(observation["depth"], context, self.num_decisions):
+                capacity = (self.config.capacity * here.sum().double() - 1e-9).ceil()
+                run = torch.where(here, among_highest(wish.detach(), here, capacity), run)
             context.record["wish"], context.record["run"] = wish, run
         if self.shares_wanted:
             context.record["probabilities"] = functional.one_hot(run.long(), 2).to(wish.dtype)
@@ -74,13 +74,3 @@ class MixtureOfDepths(ScoredGate):
         wrong = functional.binary_cross_entropy_with_logits(wish, run.to(wish.dtype), reduction="none")
         loss = self.config.prediction * (wrong * active).sum() / active.shape[1]
         return loss if cost is None else cost + loss
-
-
-def among_highest(wish: Tensor, rows: Tensor, share: float) -> Tensor:
-    """Whether a row is among the share, rounded up, of some rows, `(B,)` bool, that wish most, `(B,)`.
-
-    Of equal wishes the first rows count as higher.
-    """
-    order = wish.masked_fill(~rows, -torch.inf).argsort(descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return rows & (rank < (share * rows.sum()).ceil())

@@ -55,8 +55,8 @@ class PPO(ActorCritic):
             advantages = self.advantages(trajectory, fixed)
             target, gains = advantages + fixed, advantages
             if config.normalize:
-                own = advantages[active]
-                gains = (advantages - own.mean()) / (own.std(correction=0) + SMALLEST)
+                centred = advantages - (counting * advantages).sum() / counting.sum()
+                gains = centred / ((counting * centred.square()).sum() / counting.sum()).sqrt().clamp(min=SMALLEST)
         for _ in range(config.epochs):
             log_chosen, entropy = self.chosen(steps)
             actor = clipped_surrogate_loss(

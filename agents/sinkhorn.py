@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
+from routing_gym.agents.parts.assignments import by_decision
 from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import Action
@@ -51,10 +52,7 @@ class Sinkhorn(ScoredGate):
         scores = self.scored(observation)
         best = scores.argmax(-1)
         if not context.deterministic:
-            depth, sole = observation["depth"], context.sole
-            numbers = depth[context.active].unique().tolist() if sole is None else (sole,)
-            for number in numbers:
-                here = context.active & (depth == number)
+            for here in by_decision(observation["depth"], context, self.num_decisions):
                 plan = balanced(scores.detach() / self.config.temperature, here, self.config.iterations)
                 best = torch.where(here, plan.argmax(-1), best)
         policy = scores.softmax(-1)

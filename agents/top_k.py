@@ -212,7 +212,7 @@ class TopK(Gate):
                 legal = self._legal.index_select(0, depth)
                 context.record["load"] = chance_of_being_picked(clean, scores, spread, k, legal)
         if self.config.choice == "expert" and not context.deterministic:
-            weights = expert_choice(scores, depth, k, context)
+            weights = expert_choice(scores, depth, k, context, self.num_decisions)
             context.record["probabilities"] = weights.detach()
             return weights
         indices = best.indices[:, :most]

@@ -83,15 +83,15 @@ def policy_gradient_loss(
 
 
 def group_advantages(returns: Tensor, kind: str) -> Tensor:
-    """Advantages `(G, B)` of G routes of each instance, by their returns.
+    """Advantages `(B, G)` of G routes of each instance, by their returns.
 
     `"mean"`: less the group's mean; `"grpo"`: that over the group's standard deviation, that of the G as they are
     (Shao et al. 2024, section 4.1.2); `"rloo"`: less the mean of the other routes (Kool et al. 2019, Eq. 9).
     """
-    centred = returns - returns.mean(0)
+    centred, size = returns - returns.mean(1, keepdim=True), returns.shape[1]
     if kind == "grpo":
-        return centred / (returns.std(0, correction=0) + SMALLEST)
-    return centred * len(returns) / (len(returns) - 1) if kind == "rloo" else centred
+        return centred / (returns.std(1, correction=0, keepdim=True) + SMALLEST)
+    return centred * size / (size - 1) if kind == "rloo" else centred
 
 
 def clipped_surrogate_loss(

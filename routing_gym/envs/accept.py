@@ -134,10 +134,11 @@ def accept_instances(given: Any, count: int, num_rows: int, augmentations: int) 
     instances = to_tensor("instances", given)
     if instances.is_floating_point() or instances.dtype == torch.bool or instances.shape != (count,):
         raise ValueError(f"instances must be {count} integers, got {instances.dtype} of shape {tuple(instances.shape)}")
-    if not 0 <= int(instances.min()) <= int(instances.max()) < num_rows:
-        raise ValueError(f"instances must lie in [0, {num_rows}), got {instances.tolist()}")
     versions = instances.view(-1, augmentations)
-    if bool((versions != versions[:, :1]).any()):
+    least, most, mixed = torch.stack([*instances.aminmax(), (versions != versions[:, :1]).any().to(instances)]).tolist()
+    if not 0 <= least <= most < num_rows:
+        raise ValueError(f"instances must lie in [0, {num_rows}), got {instances.tolist()}")
+    if mixed:
         raise ValueError(
             f"with augmentations={augmentations} instances must name every row {augmentations} times in succession, "
             f"got {instances.tolist()}"

@@ -175,7 +175,7 @@ def test_experts_choose_equal_shares():
         [[2.0, 0.0, -torch.inf], [1.0, 0.0, -torch.inf], [0.0, 0.5, -torch.inf], [3.0, 0.1, -torch.inf]]
     )
     depth, k, active = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64), torch.ones(4).bool()
-    weights = expert_choice(scores, depth, k, Context(Known(active, None)))
+    weights = expert_choice(scores, depth, k, Context(Known(active, None)), 1)
     # Two legal experts, four rows, one each: two rows per expert. The first is liked best by rows 3 and 0 (gaps 2.9
     # and 2), the second by rows 2 and 1 (gaps -0.5 and 1).
     assert (weights != 0).tolist() == [
@@ -190,13 +190,15 @@ def test_experts_choose_equal_shares():
 def test_a_row_that_no_expert_takes_goes_where_it_likes_best():
     scores = torch.tensor([[4.0, 0.0], [3.0, 0.0], [0.1, 0.0], [0.2, 0.0]])
     some = Context(Known(torch.tensor([True, True, True, False]), None))
-    weights = expert_choice(scores, torch.zeros(4).long(), torch.ones(4).long(), some)
+    weights = expert_choice(scores, torch.zeros(4).long(), torch.ones(4).long(), some, 1)
     # Of the three rows that decide each expert takes two: 0 and 1, 2 and 1.
     assert (weights[:3] != 0).tolist() == [[True, False], [True, True], [False, True]]
     torch.testing.assert_close(weights[1], torch.tensor([3.0, 0.0]).softmax(0))
     same = torch.zeros(5, 2)
     same[:, 0] = 1
-    left = expert_choice(same, torch.zeros(5).long(), torch.ones(5).long(), Context(Known(torch.ones(5).bool(), None)))
+    left = expert_choice(
+        same, torch.zeros(5).long(), torch.ones(5).long(), Context(Known(torch.ones(5).bool(), None)), 1
+    )
     torch.testing.assert_close(left.sum(-1), torch.ones(5))
 
 
