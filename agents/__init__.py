@@ -50,6 +50,7 @@ from routing_gym.agents.relax import Relax, RelaxConfig
 from routing_gym.agents.remoe import ReMoE, ReMoEConfig
 from routing_gym.agents.sb3 import SB3A2C, SB3DQN, SB3PPO, SB3Agent, SB3MaskablePPO
 from routing_gym.agents.sinkhorn import Sinkhorn, SinkhornConfig
+from routing_gym.agents.smear import SMEAR
 from routing_gym.agents.soft_mixture import SoftMixture, SoftMixtureConfig
 from routing_gym.agents.task_clustering import TaskClustering, TaskClusteringConfig
 from routing_gym.agents.thompson import Thompson, ThompsonConfig
@@ -71,6 +72,7 @@ register_agent("task-clustering", TaskClustering)
 register_agent("annealed-em", AnnealedEM)
 register_agent("gumbel", Gumbel)
 register_agent("soft-mixture", SoftMixture)
+register_agent("smear", SMEAR)
 register_agent("cross-stitch", CrossStitch)
 register_agent("top-k", TopK)
 register_agent("expert-choice", ExpertChoice)
@@ -112,10 +114,10 @@ __all__ = [
     "LossFreeConfig", "MixtureOfDepths", "MixtureOfDepthsConfig", "OnPolicyConfig", "OptimisticCritic", "Oracle",
     "PPO", "PPOConfig", "Population", "PragmaticCritic", "PragmaticCriticConfig", "QLearning", "QLearningConfig",
     "RandomAgent", "RandomFixed", "ReMoE", "ReMoEConfig", "Reinforce", "ReinforceConfig", "Relax", "RelaxConfig",
-    "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN", "SB3MaskablePPO", "SB3PPO", "SB3PPOConfig", "SampledCriticConfig",
-    "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask", "SingleTask",
-    "Sinkhorn", "SinkhornConfig", "SoftMixture", "SoftMixtureConfig", "TaskClustering", "TaskClusteringConfig",
-    "TaskSpecificAll", "TaskSpecificLast", "Thompson", "ThompsonConfig", "TopK", "TopKConfig", "WPL", "WPLConfig",
-    "add_task", "agent_class", "extract", "learn", "load_installed_agents", "make_agent", "needs", "prune", "read",
-    "register_agent", "train_batch",
+    "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN", "SB3MaskablePPO", "SB3PPO", "SB3PPOConfig", "SMEAR",
+    "SampledCriticConfig", "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask",
+    "SingleTask", "Sinkhorn", "SinkhornConfig", "SoftMixture", "SoftMixtureConfig", "TaskClustering",
+    "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast", "Thompson", "ThompsonConfig", "TopK", "TopKConfig",
+    "WPL", "WPLConfig", "add_task", "agent_class", "extract", "learn", "load_installed_agents", "make_agent", "needs",
+    "prune", "read", "register_agent", "train_batch",
 ]  # fmt: skip

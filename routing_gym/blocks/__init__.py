@@ -1,6 +1,14 @@
 """Function blocks, their grouped execution, and the cost of running them."""
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, PartlyUsed, Sparse, every_block_runs, first_weights
+from routing_gym.blocks.base import (
+    FunctionBlocks,
+    OwnedParameter,
+    PartlyUsed,
+    Sparse,
+    blocks_merge,
+    every_block_runs,
+    first_weights,
+)
 from routing_gym.blocks.converted import allow_small_groups, conv2d, share_statistics, static_copy, subsample_first
 from routing_gym.blocks.fast.chain import Link, SortedRows, plain, run_chain
 from routing_gym.blocks.fast.groups import group
@@ -21,10 +29,9 @@ from routing_gym.blocks.optimizers import SGD, Adam, AdamW, UsedOnly
 from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
 
 __all__ = [
-    "SGD", "Adam", "AdamW", "FunctionBlocks", "LinearBlocks", "Link", "ModuleBlocks", "OwnedParameter",
-    "PartlyUsed", "PathBlocks", "PathConv2d", "PathLinear", "PathNorm2d", "PathResidual", "PathSequential",
-    "PathSqueezeExcite", "ResidualBlock", "SkippableBlock", "SortedRows", "Sparse", "UsedOnly", "WithPass",
-    "allow_small_groups", "conv2d", "count_macs", "counting", "eval_mode", "every_block_runs", "first_weights",
-    "group", "in_few_sizes", "plain", "probe", "run_chain", "share_statistics", "some_of", "static_copy",
-    "subsample_first",
+    "Adam", "AdamW", "FunctionBlocks", "LinearBlocks", "Link", "ModuleBlocks", "OwnedParameter", "PartlyUsed",
+    "PathBlocks", "PathConv2d", "PathLinear", "PathNorm2d", "PathResidual", "PathSequential", "PathSqueezeExcite",
+    "ResidualBlock", "SGD", "SkippableBlock", "SortedRows", "Sparse", "UsedOnly", "WithPass", "allow_small_groups",
+    "blocks_merge", "conv2d", "count_macs", "counting", "eval_mode", "every_block_runs", "first_weights", "group",
+    "in_few_sizes", "plain", "probe", "run_chain", "share_statistics", "some_of", "static_copy", "subsample_first",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ Sparse = tuple[Tensor, Tensor]
 """`(indices, weights)`, both `(B, K)`: the K blocks each row uses (int64) and their weights (floating point)."""
 
 _EVERY_BLOCK_RUNS = ContextVar("every_block_runs", default=False)
+_BLOCKS_MERGE = ContextVar("blocks_merge", default=False)
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -38,6 +39,16 @@ def every_block_runs(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _EVERY_BLOCK_RUNS.reset(before)
+
+
+@contextmanager
+def blocks_merge(on: bool = True) -> Iterator[None]:
+    """Let weights mix the blocks' parameters instead of their outputs, see `FunctionBlocks.merge`; for one thread."""
+    before = _BLOCKS_MERGE.set(on)
+    try:
+        yield
+    finally:
+        _BLOCKS_MERGE.reset(before)
 
 
 @contextmanager
@@ -178,13 +189,26 @@ class FunctionBlocks(PartlyUsed, ABC):
         if isinstance(action, Tensor):
             if not action.is_floating_point():
                 return self.run(x, action)
+            if _BLOCKS_MERGE.get():
+                return self.merge(x, action)
             if self._runs_every_block or self.mixes_all(action):
                 return self.mix_all(x, action)
             choice, weights = torch.arange(self.num_blocks, device=x.device).expand_as(action), action
         else:
             choice, weights = action
+            if _BLOCKS_MERGE.get():
+                return self.merge(x, weights.new_zeros(len(x), self.num_blocks).scatter_add(1, choice, weights))
         rows = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(choice)
         return self.mix(x, rows.flatten(), choice.flatten(), weights.flatten())
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether blocks can be merged, see `merge`: where all have the same parameters, by name and shape."""
+        return False
+
+    def merge(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Outputs `(B, ...)` of a block for each row whose parameters are sums of all blocks' by weights `(B, k)`."""
+        raise ValueError(f"blocks of {type(self).__name__} cannot be merged: implement merge() and mergeable")
 
     def mixes_all(self, weights: Tensor) -> bool:
         """Whether all blocks are to run for weights `(B, k)`: where none of them is 0."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
 from routing_gym.blocks.converted import allow_small_groups, static_copy, subsample_first
@@ -42,6 +43,23 @@ class ModuleBlocks(BlockByBlock):
     def run_block(self, x: Tensor, number: int) -> Tensor:
         """Outputs `(r, ...)` of one module."""
         return self.blocks[number](x)
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether all blocks have the same parameters, by name and shape, and no buffers, of batch norms say."""
+        forms = [{name: value.shape for name, value in block.named_parameters()} for block in self.blocks]
+        return bool(forms[0]) and all(form == forms[0] for form in forms) and not [*self.blocks.buffers()]
+
+    def merge(self, x: Tensor, weights: Tensor) -> Tensor:
+        """See `FunctionBlocks.merge`."""
+        named = [dict(block.named_parameters()) for block in self.blocks]
+        own = {name: torch.einsum("bk,k...->b...", weights, torch.stack([p[name] for p in named])) for name in named[0]}
+
+        def run(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
+            output: Tensor = functional_call(self.blocks[0], parameters, (row.unsqueeze(0),))
+            return output.squeeze(0)
+
+        return vmap(run, randomness="different")(own, x)
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Every parameter of the block."""

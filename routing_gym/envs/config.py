@@ -53,6 +53,8 @@ class EnvConfig(Options):
         differentiable: Keep the graph of observations too (mode "disabled" only).
         dense_backward: Run every block while training, so that unchosen weights have a gradient; not a parallel path
             that nothing was sent to.
+        merge_blocks: Let weights mix the blocks' parameters, of which one merged block then runs, instead of their
+            outputs (`action_type="weights"` only). The parameters that are mixed are counted as multiply-accumulates.
         train: Train the blocks; False leaves them in eval mode and never keeps a graph.
         replay: Train the blocks by replaying finished routes in mode "disabled" too, for outside agents that restart
             rows themselves; mode "same_step" always does.
@@ -104,6 +106,7 @@ class EnvConfig(Options):
     augmentations: int = count(1)
     differentiable: bool = False
     dense_backward: bool = False
+    merge_blocks: bool = False
     train: bool = True
     replay: bool = False
     replay_batch: int = count(64)
@@ -160,6 +163,8 @@ class EnvConfig(Options):
             raise ValueError(f"k_cpt must be at least 0 and finite, or a tuple of such numbers, got {self.k_cpt!r}")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is for optimizer='sgd', got {self.optimizer!r}")
+        if self.merge_blocks and self.action_type != "weights":
+            raise ValueError("merge_blocks=True needs action_type='weights': a choice is one block as it is")
         if self.talr and self.block_gradient == "rows":
             raise ValueError(
                 "talr=True and block_gradient='rows' both make up for how little a block is used, together twice: take "

@@ -117,6 +117,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.device = self.dataset.device
         self.network = network.to(self.device)
         self.network.dense_backward = config.dense_backward
+        self.network.let_blocks_merge(config.merge_blocks)
         self.ranks = Ranks.here() if config.distributed else Ranks()
         allow_small_groups(subsample_first(self.network))
         if self.ranks.count > 1:

@@ -40,6 +40,10 @@ class BankedNetwork(RoutedNetwork):
         assert isinstance(bank, FunctionBlocks)
         return bank
 
+    def mergeable(self, decision: int) -> bool:
+        """Whether the blocks of a decision's bank can be merged."""
+        return self.decisions[decision].m == 1 and self.bank(decision).mergeable
+
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
         """Output `(r, ...)` of the chosen blocks, or their mixture."""
         return (self.bank(decision)(plain(activation[0]), action),)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_gym.blocks import OwnedParameter, PartlyUsed, SortedRows, every_block_runs, plain
+from routing_gym.blocks import OwnedParameter, PartlyUsed, SortedRows, blocks_merge, every_block_runs, plain
 from routing_gym.blocks.base import weighed
 from routing_gym.networks import actions
 from routing_gym.networks.actions import Action
@@ -46,7 +46,10 @@ class RoutedNetwork(PartlyUsed, ABC):
         nothing_masked: Whether every choice is legal everywhere.
         rejoining: Whether ways on meet again: then outcomes cannot be shared out.
         dense_backward: Whether every choice runs while training, so that unchosen weights have a gradient.
+        merge_blocks: Whether weights mix the blocks' parameters instead of their outputs.
     """
+
+    _sizes: Tensor
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         super().__init__()
         self.num_classes, self.stem_macs = num_classes, float(stem_macs)
         self.input_shape = None if input_shape is None else tuple(input_shape)
-        self.dense_backward = False
+        self.dense_backward = self.merge_blocks = False
         self.set_decisions(decisions, masks)
 
     def set_decisions(self, decisions: Iterable[Decision], masks: Tensor | None = None) -> None:
@@ -131,6 +134,27 @@ class RoutedNetwork(PartlyUsed, ABC):
 
     # ------------------------------------------------------------------------------------------------------ running
 
+    def let_blocks_merge(self, on: bool) -> None:
+        """Let weights mix the blocks' parameters, of which one merged block then runs, instead of their outputs.
+
+        Raises:
+            ValueError: A decision offers other than blocks with the same parameters.
+        """
+        if on:
+            for number, decision in enumerate(self.decisions):
+                if not self.mergeable(number):
+                    raise ValueError(
+                        f"merge_blocks=True: what decision {decision.name!r} of this network offers cannot be merged: "
+                        "blocks need the same parameters, no batch norm, and one tensor, as in the network 'mlp'"
+                    )
+            sizes = [[sum(of.value.numel() for of in part) for part in row] for row in _in_rows(self)]
+            self.register_buffer("_sizes", torch.tensor(sizes).to(self.costs), persistent=False)
+        self.merge_blocks = on
+
+    def mergeable(self, decision: int) -> bool:
+        """Whether what a decision offers can be merged."""
+        return False
+
     def start(
         self, images: Tensor, task: Tensor, *, instance: Tensor | None = None, price: Tensor | None = None
     ) -> RoutingState:
@@ -183,7 +207,7 @@ class RoutedNetwork(PartlyUsed, ABC):
             macs = _add(macs, group.rows, executed)
             expected = macs if alike else _add(expected, group.rows, group.reach * cost)
             if decision.mixing == "activation":
-                with every_block_runs(self.dense_backward):
+                with every_block_runs(self.dense_backward), blocks_merge(self.merge_blocks):
                     mixed = self.transition(number, group.activation, own, state.task_of(group.rows))
                 leaving = [(0, Waiting(group.rows, mixed, group.reach))]
             else:
@@ -332,7 +356,8 @@ class RoutedNetwork(PartlyUsed, ABC):
     def macs(self, decision: int, action: Action) -> tuple[Tensor, Tensor]:
         """Executed and expected multiply-accumulates, `(r,)` each, of an action as `transition` takes it.
 
-        Executed is the cost of every choice with non-zero weight; expected, differentiable, the sum of weight times
+        Where blocks are merged executed is the cost of one, and one for every parameter that goes into it. Otherwise
+        executed is the cost of every choice with non-zero weight; expected, differentiable, the sum of weight times
         cost. Where m tensors arrive both count the union of what they reach: expected takes gate entries for
         independent probabilities (Σ_j cost_j (1 − Π_i (1 − g_ij))).
         """
@@ -341,12 +366,22 @@ class RoutedNetwork(PartlyUsed, ABC):
             return costs, costs
         # Of a sparse action: a choice listed twice runs once.
         action = actions.dense(action, self.decisions[decision].n)
+        if self.merge_blocks:
+            used, costs = action.detach() != 0, self.costs[decision, : self.decisions[decision].n]
+            executed = (used * costs).amax(1) + (used * self._sizes[decision, : len(costs)]).sum(1)
+            return executed, executed
         costs = self.costs[decision, : self.decisions[decision].n]
         used = action.detach() != 0
         if action.ndim == 3:
             reached = 1 - (1 - action.clamp(0, 1)).prod(1)
             return (used.any(1) * costs).sum(1), (reached * costs).sum(1)
         return (used * costs).sum(1), (action * costs).sum(1)  # no products of matrices: autocast would round them
+
+
+def _in_rows(network: RoutedNetwork) -> list[list[list[OwnedParameter]]]:
+    """Parameters of every choice, by decision."""
+    parts, width = network.parts(), network.num_choices
+    return [parts[first : first + width] for first in range(0, len(parts), width)]
 
 
 def _add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
