@@ -31,8 +31,22 @@ PAPERS = {
     "Rosenbaum": "[Rosenbaum, Klinger and Riemer 2018](https://arxiv.org/abs/1711.01239)",
     "McGill": "[McGill and Perona 2017](https://arxiv.org/abs/1703.06217)",
     "Ramachandran": "[Ramachandran and Le 2019](https://openreview.net/forum?id=BkxWJnC9tX)",
-    "Wang et al.": "[Wang, Qin, Li and Li 2021](https://arxiv.org/abs/2005.14439)",
+    "CoDiNet": "[Wang, Qin, Li and Li 2021](https://arxiv.org/abs/2005.14439)",
     "Tissera": "[Tissera et al. 2023](https://arxiv.org/abs/2107.02450)",
+    "Schulman et al. 2017": "[Schulman et al. 2017](https://arxiv.org/abs/1707.06347)",
+    "Shao": "[Shao et al. 2024](https://arxiv.org/abs/2402.03300)",
+    "Grathwohl": "[Grathwohl et al. 2018](https://arxiv.org/abs/1711.00123)",
+    "Tucker": "[Tucker et al. 2017](https://arxiv.org/abs/1703.07370)",
+    "Kirsch": "[Kirsch, Kunze and Barber 2018](https://arxiv.org/abs/1811.05249)",
+    "Shazeer": "[Shazeer et al. 2017](https://arxiv.org/abs/1701.06538)",
+    "Zhou et al. 2022": "[Zhou et al. 2022](https://arxiv.org/abs/2202.09368)",
+    "Balance without a loss (Wang": "[Wang et al. 2024](https://arxiv.org/abs/2408.15664)",
+    "Clark": "[Clark et al. 2022](https://arxiv.org/abs/2202.01169)",
+    "ReMoE": "[Wang et al. 2024](https://arxiv.org/abs/2412.14711)",
+    "Hazimeh": "[Hazimeh et al. 2021](https://arxiv.org/abs/2106.03760)",
+    "Raposo": "[Raposo et al. 2024](https://arxiv.org/abs/2404.02258)",
+    "Roller": "[Roller et al. 2021](https://arxiv.org/abs/2106.04426)",
+    "Muqeeth": "[Muqeeth, Liu and Raffel 2024](https://arxiv.org/abs/2306.03745)",
 }
 """Papers by what a module or docstring says of them."""
 
