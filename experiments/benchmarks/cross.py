@@ -1,0 +1,122 @@
+"""Every agent on every kind of network: accuracy, multiply-accumulates and time, or why it does not route it.
+
+`python -m routing_gym.experiments.benchmarks.cross --out FOLDER` writes records and a page.
+It says what runs and what it costs; with a few seeds and every agent at its defaults it does not say who is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import gymnasium
+import torch
+
+from routing_gym.agents import AGENTS, make_agent, needs
+from routing_gym.envs import evaluate
+from routing_gym.experiments.engine.records import Record
+from routing_gym.files import write_atomically
+
+ROWS, BATCHES, WARM_UP = 96, 60, 3
+DATA = {"num_tasks": 3, "num_classes": 4, "image_size": 16, "images_per_class": 60, "noise": 70.0}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": {"num_blocks": 4, "width": 32},
+    "simple-convnet": {"num_blocks": 4, "width": 32},
+    "mnist-experts": {},
+    "pyramid-chain": {"columns": 3, "width": 8},
+    "resnet32-skip": {"stages": [1, 1, 1], "width": 8},
+    "basecnn-2-cc": {},
+    "vit": {"num_blocks": 4},
+    "vit-skip": {},
+}
+"""Networks by name, with options."""
+
+
+def measure(name: str, network: str, seed: int) -> Record:
+    """Record of an agent, at its defaults, on a network; or with `refused`, why it does not route it."""
+    torch.manual_seed(seed)
+    try:
+        given = {**DATA, "network": network, **NETWORKS[network], **needs(name)}
+        env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=ROWS, seed=seed, **given)
+        agent = make_agent(name, env, seed=seed)
+    except ValueError as error:
+        return {"refused": str(error)}
+    agent.learn(agent.env, WARM_UP * ROWS)
+    begun = time.perf_counter()
+    agent.learn(agent.env, BATCHES * ROWS)
+    seconds = time.perf_counter() - begun
+    judged = evaluate(agent, agent.env)
+    return {"accuracy": judged.accuracy, "macs": judged.macs, "batch_ms": 1000 * seconds / BATCHES}
+
+
+def page(records: Sequence[Record], seeds: int) -> str:
+    """The table, and below it why there are holes."""
+    names = list(dict.fromkeys(record["agent"] for record in records))
+    networks = list(dict.fromkeys(record["network"] for record in records))
+    by_place: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        by_place.setdefault((record["agent"], record["network"]), []).append(record)
+    reasons: list[str] = []
+
+    def cell(name: str, network: str) -> str:
+        own = by_place[name, network]
+        if "refused" in own[0]:
+            why = own[0]["refused"].replace(f"agent {name!r}", "the agent")
+            if why not in reasons:
+                reasons.append(why)
+            return f"[{reasons.index(why) + 1}]"
+        static = by_place["shared", network]
+        cost, pace = (mean(r[key] for r in own) / mean(r[key] for r in static) for key in ("macs", "batch_ms"))
+        return f"{100 * mean(r['accuracy'] for r in own):.0f} · {cost:.1f} · {pace:.1f}"
+
+    rows = [[f"`{name}`", *(cell(name, network) for network in networks)] for name in names]
+    told = [["agent", *networks], ["---"] * (len(networks) + 1), *rows]
+    return "\n".join(
+        [
+            "<!-- Generated: python -m routing_gym.experiments.benchmarks.cross -->",
+            "",
+            "# Every agent on every network",
+            "",
+            f"Accuracy in %, multiply-accumulates, and time of a training batch of {ROWS}, both as multiples of those of",
+            f"`shared` on the same network: three synthetic tasks of four classes, {BATCHES + WARM_UP} batches, mean of {seeds}",
+            "seeds, every agent at its defaults. It says what runs and what it costs, not who is better: that is what",
+            "[the suite](suite/leaderboard.md) is for. A number in brackets says why an agent does not route a network.",
+            "",
+            *("| " + " | ".join(row) + " |" for row in told),
+            "",
+            *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1)),
+            "",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and write `cross.json` and `cross.md`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--agents", nargs="+", default=[*AGENTS])
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    records: list[Record] = []
+    for name in dict.fromkeys(["shared", *chosen.agents]):
+        for network in NETWORKS:
+            for seed in range(chosen.seeds):
+                record = measure(name, network, seed)
+                records.append({"agent": name, "network": network, "seed": seed, **record})
+                if "refused" in record:
+                    break
+        print(name, flush=True)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for file, text in (("cross.json", json.dumps(records, indent=1)), ("cross.md", page(records, chosen.seeds))):
+        write_atomically(chosen.out / file, lambda out, text=text: out.write(text.encode()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
