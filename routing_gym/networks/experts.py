@@ -94,8 +94,8 @@ class RoutedExperts(Deployable):
         experts: Names of every layer's experts.
         names: Names of the layers.
         num_tasks: Number of readouts.
-        observes: Observation of a layer's input: `"mean"`, each channel averaged over the image, `"tokens"`, over the
-            tokens `(B, N, C)`, or `"map"`, all of it.
+        observes: Observation of a layer's input: `"mean"`, each channel averaged over the image, or over the tokens
+            `(B, N, C)`; or `"map"`, all of it.
 
     Attributes:
         observed_shapes: Shape, without the batch axis, of every layer's input.
@@ -113,9 +113,9 @@ class RoutedExperts(Deployable):
         experts: Sequence[Sequence[str]],
         names: Sequence[str],
         num_tasks: int,
-        observes: Literal["mean", "map", "tokens"] = "mean",
+        observes: Literal["mean", "map"] = "mean",
     ) -> None:
-        check_choice("observes", observes, "mean", "map", "tokens")
+        check_choice("observes", observes, "mean", "map")
         waiting: tuple[Tensor, ...] = (torch.zeros(1, *input_shape),)
         shared, shapes = 0.0, []
         for part, bank in zip([stem, *between], [*banks, None], strict=True):
@@ -125,7 +125,8 @@ class RoutedExperts(Deployable):
             if bank is not None:  # of an expert nothing is needed here but the shape of what it gives
                 waiting = (torch.zeros(1, *bank.output_shape), *waiting[1:])
         *shapes, (features,) = shapes
-        widths = [{"mean": shape[0], "map": math.prod(shape), "tokens": shape[-1]}[observes] for shape in shapes]
+        of_mean = [shape[1] if len(shape) == 2 else shape[0] for shape in shapes]
+        widths = of_mean if observes == "mean" else [math.prod(shape) for shape in shapes]
         shared += sum(bank.shared_macs for bank in banks) + features * num_classes
         decisions = one_after_the_other(names, [bank.macs for bank in banks], widths)
         super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=shared)
@@ -157,9 +158,9 @@ class RoutedExperts(Deployable):
     def describe(self, decision: int, activation: Activation) -> Tensor:
         """Observation `(r, width)`: a layer's input, averaged over the image or its tokens, or flattened."""
         x = plain(activation[0])
-        if self.observes == "tokens":
-            return x.mean(1)
-        return x.flatten(1) if self.observes == "map" else averaged(x)
+        if self.observes == "map":
+            return x.flatten(1)
+        return x.mean(1) if x.ndim == 3 else averaged(x)
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
         """One module: shared parts, chosen experts, the task's readout."""

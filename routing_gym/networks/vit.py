@@ -133,7 +133,7 @@ def vit(
     between = [InTurn(Sum(), half) for half in halves[1:]] + [InTurn(Sum(), OnFirst(Pooled(width, pooling)))]
     kinds, names = [("feed-forward",) * count for count in counts], [f"layer {number + 1}" for number in range(layers)]
     stem = InTurn(OnFirst(patches), halves[0])
-    return VisionTransformer(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks, "tokens")
+    return VisionTransformer(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
 
 
 def vit_skip(
@@ -179,7 +179,7 @@ def vit_skip(
         names.append(f"layer {number // 2 + 1}, {'feed-forward' if number % 2 else 'attention'}")
     between = [*(InTurn() for _ in banks[1:]), InTurn(OnFirst(Pooled(width, pooling)))]
     stem = InTurn(OnFirst(patches))
-    return RoutedExperts(input_shape, num_classes, stem, banks, between, choices, names, num_tasks, "tokens")
+    return RoutedExperts(input_shape, num_classes, stem, banks, between, choices, names, num_tasks)
 
 
 def _patches(
