@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -86,7 +87,7 @@ def route(
 
 
 PROBE_ROWS = 2
-"""Two, because a batch of one cannot tell a row per image from a value that all images share."""
+"""Two, because a batch of one cannot tell a row per image from a value that all images share; and once one more."""
 
 
 class _Tracer(fx.Tracer):
@@ -136,7 +137,7 @@ def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
     if failure is not None:
         raise ValueError(
             f"the module cannot be traced by torch.fx, so it cannot be routed: {failure}: move what it cannot follow "
-            "into a submodule without routed layers, or route the one that holds the layer, which are called as they are"
+            "into a submodule without routed layers or route the one that holds the layer: both are called as they are"
         ) from failure
     raise ValueError(
         "code of a module that holds routed layers asks whether it is being trained, which a trace would freeze: move "
@@ -191,6 +192,7 @@ class RoutedModule(Deployable):
         images = torch.randn(PROBE_ROWS, *input_shape, generator=torch.Generator().manual_seed(0))
         try:
             with counting(traced) as record.counted:
+                probe(traced, lambda: record.run(torch.cat([images, images[:1]])))
                 logits = probe(traced, lambda: record.run(images))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -298,18 +300,19 @@ class RoutedModule(Deployable):
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a traced module once and notes the shape and the cost of every node."""
+    """Runs a traced module and notes the shape and the cost of every node, and in each run the length of its tensor."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.lengths: dict[fx.Node, list[int]] = defaultdict(list)
         self.got: dict[fx.Node, str] = {}
         self.macs: dict[fx.Node, float] = {}
         self.counted: Callable[[], float] = float
 
     def has_rows(self, node: fx.Node) -> bool:
         """Whether a node gives one tensor with a row per image."""
-        return self.shapes.get(node, ())[:1] == (PROBE_ROWS,)
+        return self.lengths[node] == [PROBE_ROWS + 1, PROBE_ROWS]
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counted()
@@ -318,5 +321,6 @@ class _Recorder(fx.Interpreter):
         self.got[n] = f"a {type(result).__name__}"
         if isinstance(result, Tensor):
             self.shapes[n] = tuple(result.shape)
+            self.lengths[n] += self.shapes[n][:1]
             self.got[n] = f"shape {self.shapes[n]} for {PROBE_ROWS} images"
         return result

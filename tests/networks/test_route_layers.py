@@ -294,3 +294,9 @@ class Attending(nn.Module):
 def test_what_is_refused_says_what_to_do(make, layer, message):
     with pytest.raises(ValueError, match=message):
         route(make().eval(), [layer], 2, input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_steps_are_not_taken_for_rows_however_many_there_are(steps):
+    with pytest.raises(ValueError, match="sequences with their steps first"):
+        route(Transformer(batch_first=False).eval(), ["encoder.layers.0"], 2, input_shape=(1, steps, 8))
