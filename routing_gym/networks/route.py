@@ -114,10 +114,10 @@ def _encoded(
     encoder: nn.TransformerEncoder, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
 ) -> Any:
     """Output of an encoder's layers one after the other, without looking at values."""
-    masks = {"src_mask": mask, "src_key_padding_mask": src_key_padding_mask}
+    masks = {"src_mask": mask, "src_key_padding_mask": src_key_padding_mask, "is_causal": is_causal or None}
     given = {name: value for name, value in masks.items() if value is not None}
     for layer in encoder.layers:
-        src = layer(src, **given)  # a mask says all; that it is causal would only be a hint
+        src = layer(src, **given)
     return src if encoder.norm is None else encoder.norm(src)
 
 
@@ -211,7 +211,7 @@ class RoutedModule(Deployable):
             if not isinstance(inner, fx.Node) or len(node.args) > 1 or node.kwargs:
                 raise ValueError(
                     f"the routed layer {name!r} must be called with its input and nothing else: put it into a module "
-                    "that is, and route that"
+                    "that takes one tensor, and route that"
                 )
             # What was computed and is read behind the layer waits together with the layer's input.
             later, computed = set(nodes[cut + 1 :]), [node for node in nodes[:cut] if node.op != "get_attr"]

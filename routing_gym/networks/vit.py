@@ -108,8 +108,8 @@ def vit(
     """Build a vision transformer in which every feed-forward layer is a decision between k blocks.
 
     Source: Dosovitskiy et al. (ICLR 2021), with the norm before attention and feed-forward layers, as there. Where
-    mixtures of experts choose for every token (Riquelme et al. 2021) an instance chooses here, for all its tokens. What
-    is chosen from sees the tokens' mean. Attention, norms and patches are shared.
+    mixtures of experts choose for every token (Riquelme et al. 2021) an instance chooses here, for all its tokens. A
+    router sees the mean of the normalised tokens. Attention, norms and patches are shared, and counted as `stem_macs`.
 
     Args:
         input_shape: `(C, H, W)` of an image, its sides multiples of `patch`.
