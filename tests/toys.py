@@ -37,6 +37,7 @@ SMALLEST = {
     "columns": 2,
     "junctions": 1,
     "width": 2,
+    "heads": 1,
     "layers": 2,
     "expert_mid": 2,
     "cells": 1,
@@ -462,6 +463,8 @@ def small_network(name):
         options["stages"] = [1] * len(takes["stages"].default)
     if "50" in name:
         options["width"] = 1  # a bottleneck has four times as many channels
+    if name == "vit":
+        options["num_blocks"] = 3
     return make_network(name, num_tasks=1, num_classes=CLASSES, input_shape=(3, 32, 32), **options)
 
 

@@ -34,6 +34,17 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Do without PyTorch's fused attention for inference: one operation, in which nothing can be counted or traced."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def probe(module: nn.Module, run: Callable[[], Any]) -> Any:
     """Call `run` with a module in eval mode and without a graph."""
     with eval_mode(module), torch.no_grad():
@@ -119,16 +130,12 @@ def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
     watched = {part: name for name, part in module.named_modules() if _holds_a_matrix(part)}
     hooks = [hook for part in watched
              for hook in (part.register_forward_pre_hook(before), part.register_forward_hook(after))]  # fmt: skip
-    # PyTorch's fused attention for inference is one operation, in which there is nothing to be counted.
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     padded = PADS.set(False)
     try:
-        with counter:
+        with counter, plain_attention():
             yield count
     finally:
         PADS.reset(padded)
-        torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
     for part in (part for part, macs in spent.items() if not macs):

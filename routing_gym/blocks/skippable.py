@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks.base import FunctionBlocks, OwnedParameter
+from routing_gym.blocks.base import FunctionBlocks, OwnedParameter, weighed
 from routing_gym.blocks.converted import allow_small_groups, static_copy, subsample_first
 from routing_gym.blocks.fast.rows import put_rows, put_rows_, take_rows
 from routing_gym.blocks.macs import cost_of
@@ -23,19 +23,24 @@ AT_ONCE = 32
 
 
 class ResidualBlock(nn.Module):
-    """relu(residual(x) + shortcut(x)) (He et al. 2016); `torch.nn.Identity()` is the shortcut that keeps the shape."""
+    """relu(residual(x) + shortcut(x)) (He et al. 2016); `torch.nn.Identity()` is the shortcut that keeps the shape.
 
-    def __init__(self, residual: nn.Module, shortcut: nn.Module) -> None:
+    Blocks that begin with their norm, as those of transformers do, end in the sum itself, `relu=False`.
+    """
+
+    def __init__(self, residual: nn.Module, shortcut: nn.Module, *, relu: bool = True) -> None:
         super().__init__()
-        self.residual, self.shortcut = residual, shortcut
+        self.residual, self.shortcut, self.relu = residual, shortcut, relu
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs `(B, C, H, W)`."""
+        """Outputs `(B, C, H, W)`, or `(B, N, C)` of tokens."""
         return self.with_shortcut(x, self.shortcut(x))
 
     def with_shortcut(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """Outputs of the block from x and the output of its shortcut."""
         y = self.residual(x) + shortcut
+        if not self.relu:
+            return y
         return y.relu() if y.requires_grad else y.relu_()
 
 
@@ -47,7 +52,7 @@ class SkippableBlock(FunctionBlocks):
     does so for those that skip, too, so that its cost belongs to no choice.
 
     The residual runs only on rows that run or mix, and its batch norm has the statistics of just these while training,
-    that of the shortcut those of all rows. `input_shape` is `(C, H, W)` of one row.
+    that of the shortcut those of all rows. `input_shape` is that of one row.
     """
 
     runs_on_no_rows = True
@@ -103,10 +108,10 @@ class SkippableBlock(FunctionBlocks):
             return self.run(x, weights[:, 1].long())
         running = weights[:, 1].detach().nonzero().flatten()
         shortcut = self.block.shortcut(x)
-        mixed = weights[:, 0].view(-1, 1, 1, 1) * shortcut
+        mixed = weighed(shortcut, weights[:, 0])
         if not (len(running) or self._meets_others):
             return mixed
-        ran = weights[:, 1].index_select(0, running).view(-1, 1, 1, 1) * self._ran(x, shortcut, running)
+        ran = weighed(self._ran(x, shortcut, running), weights[:, 1].index_select(0, running))
         return put_rows(mixed, running, take_rows(mixed, running) + ran)
 
     def mixes_all(self, weights: Tensor) -> bool:
@@ -115,9 +120,9 @@ class SkippableBlock(FunctionBlocks):
 
     def mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix_all`."""
-        skipping, running = weights.view(len(x), len(CHOICES), 1, 1, 1).unbind(1)
+        skipping, running = weights.unbind(1)
         shortcut = self.block.shortcut(x)
-        return skipping * shortcut + running * self.block.with_shortcut(x, shortcut)
+        return weighed(shortcut, skipping) + weighed(self.block.with_shortcut(x, shortcut), running)
 
     def parameters_of(self, choice: int) -> list[OwnedParameter]:
         """Parameters of the residual for those that run it; the shortcut belongs to no choice."""
@@ -135,6 +140,17 @@ class SkippableBlock(FunctionBlocks):
         if len(kept) == len(CHOICES):
             return copy.deepcopy(self)
         return one_choice(copy.deepcopy(self.block), CHOICES[kept[0]], self.input_shape)
+
+
+def skippable_bank(
+    block: ResidualBlock, choices: Sequence[str], input_shape: Sequence[int]
+) -> ModuleBlocks | SkippableBlock:
+    """Bank of a residual block and what may be done with it: skip or run, or one of these alone."""
+    if tuple(choices) == CHOICES:
+        return SkippableBlock(block, input_shape)
+    if tuple(choices) not in (CHOICES[:1], CHOICES[1:]):
+        raise ValueError(f"the choices of a block are some of {CHOICES}, got {list(choices)}")
+    return one_choice(block, choices[0], input_shape)
 
 
 def one_choice(block: ResidualBlock, choice: str, input_shape: Sequence[int]) -> ModuleBlocks:

@@ -94,7 +94,8 @@ class RoutedExperts(Deployable):
         experts: Names of every layer's experts.
         names: Names of the layers.
         num_tasks: Number of readouts.
-        observes: Observation of a layer's input: `"mean"`, each channel averaged over the image, or `"map"`, all of it.
+        observes: Observation of a layer's input: `"mean"`, each channel averaged over the image, or over the tokens
+            `(B, N, C)`; or `"map"`, all of it.
 
     Attributes:
         observed_shapes: Shape, without the batch axis, of every layer's input.
@@ -124,7 +125,8 @@ class RoutedExperts(Deployable):
             if bank is not None:  # of an expert nothing is needed here but the shape of what it gives
                 waiting = (torch.zeros(1, *bank.output_shape), *waiting[1:])
         *shapes, (features,) = shapes
-        widths = [shape[0] if observes == "mean" else math.prod(shape) for shape in shapes]
+        of_mean = [shape[1] if len(shape) == 2 else shape[0] for shape in shapes]
+        widths = of_mean if observes == "mean" else [math.prod(shape) for shape in shapes]
         shared += sum(bank.shared_macs for bank in banks) + features * num_classes
         decisions = one_after_the_other(names, [bank.macs for bank in banks], widths)
         super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=shared)
@@ -154,9 +156,11 @@ class RoutedExperts(Deployable):
         return self.readouts.parts()
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
-        """Observation `(r, width)`: a layer's input, images averaged over space or flattened."""
+        """Observation `(r, width)`: a layer's input, averaged over the image or its tokens, or flattened."""
         x = plain(activation[0])
-        return x.flatten(1) if self.observes == "map" else averaged(x)
+        if self.observes == "map":
+            return x.flatten(1)
+        return x.mean(1) if x.ndim == 3 else averaged(x)
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
         """One module: shared parts, chosen experts, the task's readout."""

@@ -16,6 +16,7 @@ from routing_gym.networks.lock import lock
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
 from routing_gym.networks.resnets import DIVERSE_3X3, resnet50_experts, resnet_skip
+from routing_gym.networks.vit import vit, vit_skip
 from routing_gym.options import unknown_name
 from routing_gym.tasks.checking import image_shape, whole_number
 
@@ -71,6 +72,7 @@ class NetworkSpec:
 ROSENBAUM, RAMACHANDRAN = "Rosenbaum et al. 2018", "Ramachandran and Le 2019"
 OURS = "the problem routing_gym/Credit-v0"
 MCGILL, WANG, TISSERA = "McGill and Perona 2017", "Wang et al., CoDiNet", "Tissera et al."
+VISION, MENG = "Dosovitskiy et al. 2021", "Meng et al., AdaViT, 2022"
 SMALL, LARGE, OMNIGLOT = (3, 32, 32), (3, 224, 224), (1, 105, 105)
 
 
@@ -119,6 +121,13 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet74-skip": _skipping(74, (12, 12, 12)),
     "resnet110-skip": _skipping(110, (18, 18, 18)),
     "resnet50-skip": _skipping(50, (3, 4, 6, 3), bottlenecks=True),
+    "vit": NetworkSpec(vit, "Vision transformer with routed feed-forward layers", VISION, SMALL),
+    "vit-skip": NetworkSpec(
+        vit_skip,
+        "Vision transformer, each attention and feed-forward block a decision: skip (0) or run (1)",
+        MENG,
+        SMALL,
+    ),
     "basecnn": _parallel(nets.BASE),
     "widecnn": _parallel(dataclasses.replace(nets.BASE, name="WideCNN", width=64)),
     "deepcnn": _parallel(nets.DEEP),

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from routing_gym.blocks import ModuleBlocks, subsample_first
 from routing_gym.blocks.experts import image_bank, single_expert
-from routing_gym.blocks.skippable import CHOICES, ResidualBlock, SkippableBlock, one_choice
+from routing_gym.blocks.skippable import CHOICES, ResidualBlock, skippable_bank
 from routing_gym.networks.banked import check_counts, check_image
 from routing_gym.networks.experts import Bank, Experts, InTurn, OnFirst, RoutedExperts, experts_per_layer
 
@@ -158,8 +158,6 @@ def resnet_skip(
     check_counts(width=width, **{f"stages[{stage}]": count for stage, count in enumerate(stages)})
     check_image(input_shape, 32 if bottlenecks else 4)
     choices = experts_per_layer(experts, sum(stages))
-    if wrong := [layer for layer in choices if layer not in (CHOICES, CHOICES[:1], CHOICES[1:])]:
-        raise ValueError(f"the choices of a block are some of {CHOICES}, got {list(wrong[0])}")
     make = _bottleneck if bottlenecks else _basic_block
     stem: nn.Module = (first_layers if bottlenecks else _cifar_stem)(input_shape[0], width)
     shape = (width, *(math.ceil(side / 4) if bottlenecks else side for side in input_shape[1:]))
@@ -169,8 +167,7 @@ def resnet_skip(
         for number in range(count):
             block = make(shape[0], width * 2**stage, stride=2 if stage and not number else 1)
             block = block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            left = choices[len(banks)]
-            banks.append(SkippableBlock(block, shape) if left == CHOICES else one_choice(block, left[0], shape))
+            banks.append(skippable_bank(block, choices[len(banks)], shape))
             names.append(f"stage {stage + 1}, block {number + 1}")
             shape = banks[-1].output_shape
     averaged = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())

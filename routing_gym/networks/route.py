@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,19 +15,20 @@ from torch.nn import functional
 
 from routing_gym.blocks import (
     FunctionBlocks,
-    LinearBlocks,
     ModuleBlocks,
     allow_small_groups,
     conv2d,
     counting,
     eval_mode,
     plain,
+    plain_attention,
     probe,
     static_copy,
     subsample_first,
 )
 from routing_gym.networks.actions import Action
 from routing_gym.networks.banked import Deployable, blocks_per_bank, one_after_the_other
+from routing_gym.networks.layers import OfSeveral, blocks_like, channels_of
 from routing_gym.networks.state import Activation
 from routing_gym.tasks.checking import image_shape
 
@@ -43,7 +46,9 @@ def route(
     that are needed later (the shortcut of a residual block, say) wait together with the layer's input. The first block
     of each layer starts from the layer's own weights, the others are drawn anew by their `reset_parameters`; what is
     frozen (`requires_grad=False`) stays so. A submodule without routed layers is called as it is where it cannot be
-    traced, because it asks `self.training`, say. 1x1 convolutions with a stride subsample first.
+    traced, because it asks `self.training`, say. 1x1 convolutions with a stride subsample first. Of layers that give
+    several tensors, as recurrent ones do, all are the chosen block's. A router sees a layer's input averaged over all
+    axes but the channels': the last of sequences and of images turned for a linear layer.
 
     Args:
         module: Takes `(B, C, H, W)` images, gives `(B, num_classes)` logits; its way through the layers must not
@@ -54,8 +59,9 @@ def route(
             as many pixels is taken then.
 
     Raises:
-        ValueError: An unknown layer name, a layer that is not called exactly once or does not give one tensor, a module
-            that cannot be traced, one of another type than the default, or an input shape it does not take.
+        ValueError: An unknown layer name, a layer that is not called exactly once, with one tensor, or does not give
+            tensors with a row per image, a module that cannot be traced, one of another type than the default, or an
+            input shape it does not take.
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"route() takes a torch.nn.Module, got {type(module).__name__}")
@@ -81,26 +87,44 @@ def route(
 
 
 PROBE_ROWS = 2
-"""Two, because a batch of one cannot tell a row per image from a value that all images share."""
+"""Two, because a batch of one cannot tell a row per image from a value that all images share; and once one more."""
 
 
 class _Tracer(fx.Tracer):
-    """Traces through all but PyTorch's modules, `layers`, and, unless `deep`, modules without one of these."""
+    """Traces through all but `layers`, PyTorch's modules and, unless `deep`, all modules, where they hold none."""
 
     def __init__(self, layers: Sequence[str] = (), deep: bool = True) -> None:  # unpickling calls it without
         super().__init__()
         self.layers, self.deep = layers, deep
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.layers or super().is_leaf_module(m, module_qualified_name):
+        if module_qualified_name in self.layers:
             return True
-        return not self.deep and not any(name.startswith(f"{module_qualified_name}.") for name in self.layers)
+        if any(name.startswith(f"{module_qualified_name}.") for name in self.layers):
+            return False
+        return not self.deep or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # PyTorch's own code asks how long a sequence is, which a trace cannot tell.
+        forward = partial(_encoded, m) if type(m) is nn.TransformerEncoder else forward
+        return super().call_module(m, forward, args, kwargs)
+
+
+def _encoded(
+    encoder: nn.TransformerEncoder, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
+) -> Any:
+    """Output of an encoder's layers one after the other, without looking at values."""
+    masks = {"src_mask": mask, "src_key_padding_mask": src_key_padding_mask, "is_causal": is_causal or None}
+    given = {name: value for name, value in masks.items() if value is not None}
+    for layer in encoder.layers:
+        src = layer(src, **given)
+    return src if encoder.norm is None else encoder.norm(src)
 
 
 def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
     """Graph of a module; one that cannot be traced or computes something else while it is trained is refused."""
     failure: Exception | None = None
-    with eval_mode(module), torch.enable_grad():  # as it will be trained: code may ask for it
+    with eval_mode(module), torch.enable_grad(), plain_attention():  # as it will be trained: code may ask for it
         for deep in (True, False):
             try:
                 trains, judges = (_Tracer(layers, deep).trace(module.train(mode)) for mode in (True, False))
@@ -111,7 +135,10 @@ def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
                 return trains
             failure = None
     if failure is not None:
-        raise ValueError(f"the module cannot be traced by torch.fx, so it cannot be routed: {failure}") from failure
+        raise ValueError(
+            f"the module cannot be traced by torch.fx, so it cannot be routed: {failure}: move what it cannot follow "
+            "into a submodule without routed layers or route the one that holds the layer: both are called as they are"
+        ) from failure
     raise ValueError(
         "code of a module that holds routed layers asks whether it is being trained, which a trace would freeze: move "
         "it into a submodule without routed layers, whose forward may ask, or use one of PyTorch's: torch.nn.Dropout "
@@ -156,12 +183,16 @@ class RoutedModule(Deployable):
         cuts = [i for i, node in enumerate(nodes) if node.op == "call_module" and node.target in layers]
         names = [str(nodes[i].target) for i in cuts]
         if sorted(names) != sorted(layers):
-            raise ValueError(f"every routed layer must be called exactly once; {sorted(layers)} were called as {names}")
+            raise ValueError(
+                f"every routed layer must be called exactly once; {sorted(layers)} were called as {names}: where one "
+                "is used without a call, or called again, route the module that holds it"
+            )
 
         record = _Recorder(traced)
         images = torch.randn(PROBE_ROWS, *input_shape, generator=torch.Generator().manual_seed(0))
         try:
             with counting(traced) as record.counted:
+                probe(traced, lambda: record.run(torch.cat([images, images[:1]])))
                 logits = probe(traced, lambda: record.run(images))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -178,22 +209,32 @@ class RoutedModule(Deployable):
             node, layer = nodes[cut], traced.get_submodule(name)
             inner = node.args[0] if node.args else None
             if not isinstance(inner, fx.Node) or len(node.args) > 1 or node.kwargs:
-                raise ValueError(f"the routed layer {name!r} must be called with its input and nothing else")
-            if not record.has_rows(node):
                 raise ValueError(
-                    f"the routed layer {name!r} ({type(layer).__name__}) must give one tensor with a row per image, "
-                    f"got {record.got[node]}: put it into a module that does, and route that"
+                    f"the routed layer {name!r} must be called with its input and nothing else: put it into a module "
+                    "that takes one tensor, and route that"
                 )
-            routed.append(_blocks_like(layer, count_of[name], record.shapes[inner][1:]))
             # What was computed and is read behind the layer waits together with the layer's input.
             later, computed = set(nodes[cut + 1 :]), [node for node in nodes[:cut] if node.op != "get_attr"]
             read = [node for node in computed if node is not inner and not later.isdisjoint(node.users)]
             carried.append([inner, *read])
             if unfit := [node.name for node in carried[-1] if not record.has_rows(node)]:
-                raise ValueError(f"at layer {name!r} values wait that are not tensors with a row per image: {unfit}")
+                raise ValueError(
+                    f"at layer {name!r} values wait that are not tensors with a row per image: {unfit}; if they are "
+                    "sequences with their steps first, use batch_first=True"
+                )
+            if not record.has_rows(node):
+                try:
+                    layer = OfSeveral(layer, torch.zeros(record.shapes[inner]))
+                except ValueError:
+                    raise ValueError(
+                        f"the routed layer {name!r} ({type(layer).__name__}) must give tensors with a row per image, "
+                        f"got {record.got[node]}: put it into a module that does, and route that"
+                    ) from None
+            routed.append(blocks_like(layer, count_of[name], record.shapes[inner][1:]))
         cut_out = {nodes[cut] for cut in cuts}
         stem_macs = sum(macs for node, macs in record.macs.items() if node not in cut_out) / PROBE_ROWS
-        widths = [record.shapes[inner][1] for inner, *_ in carried]
+        axes = [channels_of(traced.get_submodule(name)) for name in names]
+        widths = [record.shapes[inner][axis] for (inner, *_), axis in zip(carried, axes, strict=True)]
         decisions = one_after_the_other(names, [blocks.macs for blocks in routed], widths)
         shape = None if any_shape else input_shape
         super().__init__(decisions, num_classes=logits.shape[1], input_shape=shape, stem_macs=stem_macs)
@@ -205,7 +246,7 @@ class RoutedModule(Deployable):
         self.block_counts = tuple(blocks.num_blocks for blocks in routed)
         self.numbers_per_image = math.prod(input_shape) if any_shape else None
         # Positions, not nodes: they stay right when the module is copied together with its graph.
-        self._cuts, self._carried = cuts, [[*map(nodes.index, kept)] for kept in carried]
+        self._axes, self._cuts, self._carried = axes, cuts, [[*map(nodes.index, kept)] for kept in carried]
         # The first blocks are the module's own layers.
         plan = torch.zeros(PROBE_ROWS, len(self.decisions), dtype=torch.int64)
         (own,) = probe(self, lambda: self.traverse(self.stem(images, plan[:, 0]), plan, plan[:, 0]))
@@ -237,31 +278,41 @@ class RoutedModule(Deployable):
         """Activation at the next routed layer, or at the end, after the chosen blocks of this one have run."""
         kept = [plain(part) for part in activation]
         values = dict(zip(self._carried[decision], kept, strict=True))
-        values[self._cuts[decision]] = self.bank(decision)(kept[0], action)
+        bank = self.bank(decision)
+        first, y = bank.blocks[0] if isinstance(bank, ModuleBlocks) else None, bank(kept[0], action)
+        values[self._cuts[decision]] = first.apart(y) if isinstance(first, OfSeveral) else y
         return self._run_piece(decision + 1, values)
+
+    def describe(self, decision: int, activation: Activation) -> Tensor:
+        """Observation `(r, width)`: the layer's input, averaged over all axes but the rows' and the channels'."""
+        x = plain(activation[0])
+        over = {*range(1, x.ndim)} - {self._axes[decision] % x.ndim}
+        return x.mean(tuple(over)) if over else x
 
     def static_route(self, route: Sequence[int], task: int) -> list[nn.Module]:
         """Traced module with the chosen blocks in their places."""
         module = static_copy(self.module)
         for decision, choice in enumerate(route):
-            layer = self.bank(decision).as_modules(choice)
+            layer = [part.layer if isinstance(part, OfSeveral) else part for part in
+                     self.bank(decision).as_modules(choice)]  # fmt: skip
             module.set_submodule(self.decisions[decision].name, layer[0] if len(layer) == 1 else nn.Sequential(*layer))
         return [module]
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a traced module once and notes the shape and the cost of every node."""
+    """Runs a traced module and notes the shape and the cost of every node, and in each run the length of its tensor."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.lengths: dict[fx.Node, list[int]] = defaultdict(list)
         self.got: dict[fx.Node, str] = {}
         self.macs: dict[fx.Node, float] = {}
         self.counted: Callable[[], float] = float
 
     def has_rows(self, node: fx.Node) -> bool:
         """Whether a node gives one tensor with a row per image."""
-        return self.shapes.get(node, ())[:1] == (PROBE_ROWS,)
+        return self.lengths[node] == [PROBE_ROWS + 1, PROBE_ROWS]
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counted()
@@ -270,22 +321,6 @@ class _Recorder(fx.Interpreter):
         self.got[n] = f"a {type(result).__name__}"
         if isinstance(result, Tensor):
             self.shapes[n] = tuple(result.shape)
+            self.lengths[n] += self.shapes[n][:1]
             self.got[n] = f"shape {self.shapes[n]} for {PROBE_ROWS} images"
         return result
-
-
-def _blocks_like(layer: nn.Module, num_blocks: int, input_shape: tuple[int, ...]) -> FunctionBlocks:
-    """Bank of k blocks of a layer's kind: the first with its weights, the others drawn anew."""
-    if type(layer) is nn.Linear and layer.bias is not None and len(input_shape) == 1:
-        linear = LinearBlocks(num_blocks, layer.in_features, layer.out_features)
-        with torch.no_grad():
-            linear.weight[0], linear.bias[0] = layer.weight.t(), layer.bias
-        linear.weight.requires_grad_(layer.weight.requires_grad)
-        linear.bias.requires_grad_(layer.bias.requires_grad)
-        return linear
-    copies = [copy.deepcopy(layer) for _ in range(num_blocks)]
-    for block in copies[1:]:
-        for part in block.modules():
-            if callable(reset := getattr(part, "reset_parameters", None)):
-                reset()
-    return ModuleBlocks(copies, input_shape)

@@ -131,7 +131,17 @@ def test_the_gradient_is_that_of_the_mean_over_own_rows(family, seed, weigh, imp
 
 
 @pytest.mark.parametrize(
-    "name", ["cells-6x32", "basecnn-2-cp", "basecnn-2-cc", "resnet32-skip", "pyramid-tree", "resnet50-diverse"]
+    "name",
+    [
+        "cells-6x32",
+        "basecnn-2-cp",
+        "basecnn-2-cc",
+        "resnet32-skip",
+        "pyramid-tree",
+        "resnet50-diverse",
+        "vit",
+        "vit-skip",
+    ],
 )
 def test_the_papers_networks(name):
     """A batch of random choices: every block's gradient is the batch's, times the batch over the rows that ran it."""

@@ -111,7 +111,7 @@ def test_wrong_options_are_refused_by_their_names(option, wrong):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp", "pyramid-chain", "omniglot-diverse", "resnet32-skip", "basecnn-2-cc", "cells-6x32"]
+    "name", ["mlp", "pyramid-chain", "omniglot-diverse", "resnet32-skip", "basecnn-2-cc", "cells-6x32", "vit"]
 )
 @pytest.mark.parametrize("wrong", [None, "a", -1, 2.5, float("nan"), object])
 def test_every_network_refuses_wrong_numbers(name, wrong):

@@ -22,6 +22,8 @@ SMALL = {
     "pyramid-chain": {"columns": 3, "width": 2},
     "pyramid-tree": {"columns": 3, "junctions": 1, "width": 2},
     "resnet32-skip": {"stages": [1, 1, 1], "width": 2},
+    "vit": {"layers": 2, "width": 4, "hidden": 4},
+    "vit-skip": {"layers": 2, "width": 4, "hidden": 4},
 }
 OWN = {field.name for field in dataclasses.fields(EnvConfig)}
 
@@ -35,7 +37,7 @@ def cuda():
 def made(name, network="mlp", device="cuda", agent_options=(), rows=ROWS, **options):
     """An agent and an environment over a small network, whose weights are the same on every device."""
     given = {**needs(name), **options}
-    sized = network.startswith(("pyramid", "resnet", "simple"))
+    sized = network.startswith(("pyramid", "resnet", "simple", "vit"))
     data = synthetic_mtl(num_tasks=3, image_size=16, images_per_class=8, shift=1) if sized else toy_data()
     own = {key: value for key, value in given.items() if key not in OWN | {"block_per_task", "network_per_task"}}
     small = SMALL.get(network, {"num_blocks": 3, "width": 4})
@@ -66,6 +68,9 @@ FORMS = [
     ("optimistic-critic-sampled", "pyramid-tree", {}, {}),
     ("codinet", "resnet32-skip", {"alpha": 0.1}, {}),
     ("wpl", "resnet32-skip", {}, {}),
+    ("wpl", "vit", {}, {}),
+    ("top-k", "vit", {}, {}),
+    ("wpl", "vit-skip", {}, {}),
 ]  # fmt: skip
 
 
@@ -116,6 +121,9 @@ WAITS = {  # of the host for the device in a batch of training; what is one is t
     # How many rows run each of three blocks, and which have run.
     ("wpl", "resnet32-skip"): 5,
     ("codinet", "resnet32-skip"): 2,
+    # As many at each of two layers, and of two layers' attention and feed-forward blocks.
+    ("wpl", "vit"): 4,
+    ("wpl", "vit-skip"): 6,
 }  # fmt: skip
 
 

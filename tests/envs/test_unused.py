@@ -23,6 +23,8 @@ FAMILIES = {
     "columns": {"network": "mlp", "form": "columns", "num_blocks": 3},
     "exits": {"network": "pyramid-chain", "columns": 3, "width": 4},
     "cells": {"network": "cells-6x32", "cells": 2, "filters": 4},
+    "feed-forward": {"network": "vit", "num_blocks": 3, "width": 8, "layers": 2},
+    "skipped attention": {"network": "vit-skip", "width": 8, "layers": 2},
     "routed stages": {"network": "simple-convnet", "routed_stages": 2, "num_blocks": 3, "width": 8},
 }
 

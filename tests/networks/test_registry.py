@@ -26,7 +26,8 @@ def test_every_record_is_whole():
     for name, spec in NETWORKS.items():
         assert spec.description and spec.source and len(spec.input_shape) == 3, name
         assert set(spec.options) <= set(spec.hints) and not {"num_tasks", "trunk"} & set(spec.options), name
-    assert {name for name, spec in NETWORKS.items() if spec.takes_num_blocks} == {"mlp", "simple-convnet", "lock"}
+    taking = {name for name, spec in NETWORKS.items() if spec.takes_num_blocks}
+    assert taking == {"mlp", "simple-convnet", "lock", "vit"}
 
 
 def test_a_builder_takes_num_blocks_and_num_tasks_only_if_it_wants_to():

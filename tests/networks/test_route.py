@@ -238,7 +238,7 @@ def test_submodules_may_ask_whether_they_are_trained(layers):
     assert not torch.equal(*logits), "stochastic depth is on in training"
 
 
-def test_layers_that_do_not_give_one_tensor_are_refused_at_the_call():
+def test_layers_that_give_something_else_than_rows_are_refused_at_the_call():
     class Recurrent(nn.Module):
         def __init__(self, kind):
             super().__init__()
@@ -248,12 +248,19 @@ def test_layers_that_do_not_give_one_tensor_are_refused_at_the_call():
             y, _ = self.rnn(x.flatten(1, 2))
             return self.head(y[:, -1])
 
+    class Counting(nn.LSTM):
+        def forward(self, x):
+            return super().forward(x)[0], len(x)
+
+    class Summing(nn.LSTM):
+        def forward(self, x):
+            return super().forward(x)[0], self.bias_hh_l0
+
+    for kind in (Counting, Summing):
+        with pytest.raises(ValueError, match=rf"layer 'rnn' \({kind.__name__}\) must give tensors .* got a tuple: put"):
+            route(Recurrent(kind), ["rnn"], 2, input_shape=(1, 8, 8))
     for kind in (nn.LSTM, nn.GRU, nn.RNN):
         module = Recurrent(kind).eval()
-        with pytest.raises(
-            ValueError, match=rf"layer 'rnn' \({kind.__name__}\) must give one tensor .* got a tuple: put"
-        ):
-            route(module, ["rnn"], 2, input_shape=(1, 8, 8))
         network = route(module, ["head"], 2, input_shape=(1, 8, 8)).eval()
         gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
         assert network.stem_macs == 8 * gates * (8 * 5 + 5 * 5)

@@ -1,0 +1,203 @@
+"""Vision transformers (Dosovitskiy et al. 2021) with routed feed-forward layers, or blocks that are skipped or run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from routing_gym.blocks import ModuleBlocks
+from routing_gym.blocks.skippable import CHOICES, ResidualBlock, skippable_bank
+from routing_gym.networks.banked import blocks_per_bank, check_choice, check_counts, check_image
+from routing_gym.networks.experts import Experts, InTurn, OnFirst, RoutedExperts, experts_per_layer
+
+Pooling = Literal["token", "mean"]
+
+
+class Patches(nn.Module):
+    """Tokens `(B, N, width)` of an image's patches, each with its learned position; a class token first, if any."""
+
+    def __init__(self, input_shape: Sequence[int], patch: int, width: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(input_shape[0], width, patch, stride=patch)
+        count = (input_shape[1] // patch) * (input_shape[2] // patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, width)) if pooling == "token" else None
+        self.positions = nn.Parameter(torch.empty(1, count + (self.token is not None), width))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Tokens of images `(B, C, H, W)`."""
+        x = self.project(images).flatten(2).transpose(1, 2)
+        if self.token is not None:
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        return x + self.positions
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of tokens `(B, N, width)` to one another: 4 N width² + 2 N² width multiply-accumulates."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.project, self.join = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens `(B, N, width)`."""
+        queries, keys, values = self.project(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        return self.join(functional.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2))
+
+
+class AttentionFirst(nn.Module):
+    """First half of an encoder layer: x + attention(norm(x)), and its norm, which goes into the feed-forward layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(nn.LayerNorm(width), SelfAttention(width, heads))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input of the feed-forward blocks, and the tokens that wait to be added to their output."""
+        x = x + self.attention(x)
+        return self.norm(x), x
+
+
+class Sum(nn.Module):
+    """End of an encoder layer: what the feed-forward blocks gave and the tokens that waited."""
+
+    def forward(self, y: Tensor, x: Tensor) -> tuple[Tensor]:
+        """Tokens of the layer."""
+        return (x + y,)
+
+
+class Pooled(nn.Module):
+    """Features `(B, width)` of normalised tokens: the class token's, the first, or their mean."""
+
+    def __init__(self, width: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.norm, self.pooling = nn.LayerNorm(width), pooling
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of tokens `(B, N, width)`."""
+        return self.norm(x[:, 0]) if self.pooling == "token" else self.norm(x).mean(1)
+
+
+class VisionTransformer(RoutedExperts):
+    """The network of `vit`."""
+
+    def form_options(self) -> dict[str, Any]:
+        """Feed-forward blocks of every layer, which are all alike."""
+        return {"num_blocks": list(self.block_counts)}
+
+
+def vit(
+    input_shape: Sequence[int],
+    num_classes: int,
+    num_blocks: int | Sequence[int],
+    *,
+    patch: int = 4,
+    width: int = 64,
+    heads: int = 4,
+    hidden: int = 128,
+    layers: int = 4,
+    pooling: Pooling = "token",
+    num_tasks: int = 1,
+) -> VisionTransformer:
+    """Build a vision transformer in which every feed-forward layer is a decision between k blocks.
+
+    Source: Dosovitskiy et al. (ICLR 2021), with the norm before attention and feed-forward layers, as there. Where
+    mixtures of experts choose for every token (Riquelme et al. 2021) an instance chooses here, for all its tokens. A
+    router sees the mean of the normalised tokens. Attention, norms and patches are shared, and counted as `stem_macs`.
+
+    Args:
+        input_shape: `(C, H, W)` of an image, its sides multiples of `patch`.
+        num_classes: Width of the logits.
+        num_blocks: Feed-forward blocks per layer, or a number for each.
+        patch: Side of the square patches that become tokens.
+        width: Width of a token.
+        heads: Heads of the attention; they share out the width.
+        hidden: Width between the two linear layers of a feed-forward block, with GELU.
+        layers: Encoder layers.
+        pooling: Features that are read out: `"token"`, those of a class token, or `"mean"` of all tokens.
+        num_tasks: Number of tasks, each with a readout of its own.
+
+    Raises:
+        ValueError: Images that patches do not cover, or an option out of range, by its name.
+    """
+    patches, shape = _patches(input_shape, patch, width, heads, hidden, layers, pooling)
+    counts = blocks_per_bank(num_blocks, [1] * layers)
+    banks = [ModuleBlocks([_feed_forward(width, hidden) for _ in range(count)], shape) for count in counts]
+    halves = [AttentionFirst(width, heads) for _ in range(layers)]
+    between = [InTurn(Sum(), half) for half in halves[1:]] + [InTurn(Sum(), OnFirst(Pooled(width, pooling)))]
+    kinds, names = [("feed-forward",) * count for count in counts], [f"layer {number + 1}" for number in range(layers)]
+    stem = InTurn(OnFirst(patches), halves[0])
+    return VisionTransformer(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
+
+
+def vit_skip(
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    patch: int = 4,
+    width: int = 64,
+    heads: int = 4,
+    hidden: int = 128,
+    layers: int = 4,
+    pooling: Pooling = "token",
+    experts: Experts = CHOICES,
+    num_tasks: int = 1,
+) -> RoutedExperts:
+    """Build a vision transformer whose residual blocks are decisions: skip (0) or run (1).
+
+    Source: Dosovitskiy et al. (ICLR 2021); blocks that an image can skip are taken from AdaViT (Meng et al., CVPR
+    2022). Every layer has two, attention and feed-forward, each with its norm.
+
+    Args:
+        input_shape: `(C, H, W)` of an image, its sides multiples of `patch`.
+        num_classes: Width of the logits.
+        patch: Side of the square patches that become tokens.
+        width: Width of a token.
+        heads: Heads of the attention; they share out the width.
+        hidden: Width between the two linear layers of a feed-forward block, with GELU.
+        layers: Encoder layers, of two blocks each.
+        pooling: Features that are read out: `"token"`, those of a class token, or `"mean"` of all tokens.
+        experts: Choices of all blocks, or a list for each: what `prune` leaves is skipped, or run, by all.
+        num_tasks: Number of tasks, each with a readout of its own.
+
+    Raises:
+        ValueError: Images that patches do not cover, or an option out of range, by its name.
+    """
+    patches, shape = _patches(input_shape, patch, width, heads, hidden, layers, pooling)
+    choices = experts_per_layer(experts, 2 * layers)
+    banks, names = [], []
+    for number, left in enumerate(choices):
+        inner = _feed_forward(width, hidden) if number % 2 else SelfAttention(width, heads)
+        block = ResidualBlock(nn.Sequential(nn.LayerNorm(width), inner), nn.Identity(), relu=False)
+        banks.append(skippable_bank(block, left, shape))
+        names.append(f"layer {number // 2 + 1}, {'feed-forward' if number % 2 else 'attention'}")
+    between = [*(InTurn() for _ in banks[1:]), InTurn(OnFirst(Pooled(width, pooling)))]
+    stem = InTurn(OnFirst(patches))
+    return RoutedExperts(input_shape, num_classes, stem, banks, between, choices, names, num_tasks)
+
+
+def _patches(
+    input_shape: Sequence[int], patch: int, width: int, heads: int, hidden: int, layers: int, pooling: Pooling
+) -> tuple[Patches, tuple[int, int]]:
+    """Shared first part, and the shape `(N, width)` of its tokens."""
+    check_counts(patch=patch, width=width, heads=heads, hidden=hidden, layers=layers)
+    check_choice("pooling", pooling, "token", "mean")
+    check_image(input_shape, patch)
+    if input_shape[1] % patch or input_shape[2] % patch:
+        raise ValueError(
+            f"patch must divide the sides of an image, got patch={patch} for {input_shape[1]}x{input_shape[2]} pixels"
+        )
+    if width % heads:
+        raise ValueError(f"heads must divide the width of a token, got heads={heads} for width={width}")
+    patches = Patches(input_shape, patch, width, pooling)
+    return patches, (patches.positions.shape[1], width)
+
+
+def _feed_forward(width: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
