@@ -56,7 +56,7 @@ class ConfidenceConfig(AgentConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What every exit of a chain answers to every row of a split, and what leaving there costs.
+    """What every exit of a chain answers to every row of a split, and what leaving there costs; on the host.
 
     Attributes:
         sureness: `(N, R)`, how sure each exit but the last is; see `Confidence.sureness`.
@@ -154,7 +154,7 @@ class Confidence(Agent):
         return self.env.network.decisions[decision].macs[0]
 
     def sureness(self, logits: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """How sure logits `(B, C)` are, `(B,)`: instances leave from a least one on; and what to carry to the next exit.
+        """Sureness `(B,)` of logits `(B, C)`: instances leave from a least one on; and what to carry to the next exit.
 
         The largest probability; minus the entropy −Σ p log p; or how many exits in a row have named the class of the
         one before. Then `(B, 2)` is carried: the class, from 1 on, and that number; zeros at the first exit.
@@ -202,8 +202,8 @@ class Confidence(Agent):
         that is None, that of the lowest mean loss + `k_cpt` × multiply-accumulates. Candidates lie between values there
         are, `CANDIDATES` at most, spaced evenly among them; by the lowest all leave at once, by the highest nobody.
         """
-        values, inf = answers.sureness.unique(), answers.sureness.new_tensor([torch.inf])
-        few = torch.linspace(1, max(len(values) - 1, 1), CANDIDATES, device=values.device).long().unique()
+        values, inf = answers.sureness.unique(), answers.sureness.new_full((1,), torch.inf)
+        few = torch.linspace(1, max(len(values) - 1, 1), CANDIDATES).long().unique()
         few = few[few < len(values)]
         # Between two values, since in another batch they may be rounded otherwise; counts are exact.
         between = values[few] if self.config.measure == "patience" else (values[few - 1] + values[few]) / 2
@@ -230,8 +230,8 @@ class Confidence(Agent):
             right = [classified_right(exit.logits, batch.label) for exit in batch.exits]
             for part, columns in zip(parts, (sureness, [exit.loss for exit in batch.exits], right), strict=True):
                 part.append(torch.stack(columns)[:, kept])
-        sure, loss, answered = (torch.cat(part, 1) for part in parts)
-        return Answers(sure, loss, answered, torch.tensor(self.costs, dtype=torch.float64, device=sure.device))
+        sure, loss, answered = (torch.cat(part, 1).cpu() for part in parts)
+        return Answers(sure, loss, answered, torch.tensor(self.costs, dtype=torch.float64))
 
 
 def _costs(network: RoutedNetwork) -> tuple[float, list[float]]:
