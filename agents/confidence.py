@@ -20,6 +20,8 @@ from routing_gym.envs.evaluation import EVALUATION_BATCH
 from routing_gym.networks import EXIT, RoutedNetwork
 from routing_gym.options import not_negative, rate
 
+Measure = Literal["max-softmax", "entropy", "patience"]
+
 CANDIDATES = 512
 """The most thresholds that are tried on the validation split."""
 
@@ -38,7 +40,7 @@ class ConfidenceConfig(AgentConfig):
             the threshold is to be found; None to find the one of the lowest loss + `k_cpt` × MACs instead.
     """
 
-    measure: Literal["max-softmax", "entropy", "patience"] = "max-softmax"
+    measure: Measure = "max-softmax"
     threshold: float | None = not_negative(None)
     budget: float | None = rate(None)
 
