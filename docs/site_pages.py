@@ -32,6 +32,9 @@ PAPERS = {
     "McGill": "[McGill and Perona 2017](https://arxiv.org/abs/1703.06217)",
     "Ramachandran": "[Ramachandran and Le 2019](https://openreview.net/forum?id=BkxWJnC9tX)",
     "Wang et al.": "[Wang, Qin, Li and Li 2021](https://arxiv.org/abs/2005.14439)",
+    "Teerapittayanon": "[Teerapittayanon, McDanel and Kung 2016](https://arxiv.org/abs/1709.01686)",
+    "MSDNet": "[Huang et al. 2018](https://arxiv.org/abs/1703.09844)",
+    "PABEE": "[Zhou et al. 2020](https://arxiv.org/abs/2006.04152)",
     "Tissera": "[Tissera et al. 2023](https://arxiv.org/abs/2107.02450)",
 }
 """Papers by what a module or docstring says of them."""
