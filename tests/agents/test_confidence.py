@@ -75,6 +75,24 @@ def test_instances_leave_where_a_loop_over_them_says_and_pay_for_every_look_once
     assert agent.answers("test").leaving(agent._least).tolist() == out
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+def test_predicted_step_by_step_instances_leave_where_they_leave_at_once(measure):
+    agent = trained(measure, budget=0.7)
+    env = agent.env.sibling(len(agent.env.datasets["test"]), split="test", train=False)
+    agent._least.fill_(1 if measure == "patience" else agent._least)
+    (observation, _), state, left = env.reset(seed=0), None, {}
+    instance = env.state.instance.tolist()
+    while env.state.waiting:
+        here = env.state.at.tolist()
+        action, state = agent.predict(observation, state, deterministic=True)
+        for row, decision in enumerate(here):
+            if decision < 3:
+                left[instance[row]] = decision if action[row].tolist() == [1, 0] else decision + 1
+        observation = env.step(action)[0]
+    out = agent.answers("test").leaving(agent._least).tolist()
+    assert [left[row] for row in range(len(out))] == out and len(set(out)) > 1
+
+
 def test_at_every_exit_stop_all_that_a_loop_stops_there():
     agent = trained("entropy", budget=0.5)
     logits, label, costs = by_hand(agent, "test")
