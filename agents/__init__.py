@@ -10,6 +10,7 @@ from routing_gym.agents.base.population import Population
 from routing_gym.agents.base.registry import agent_class, load_installed_agents, make_agent, needs, register_agent
 from routing_gym.agents.best_random import BestRandom, BestRandomConfig
 from routing_gym.agents.codinet import CoDiNet, CoDiNetConfig
+from routing_gym.agents.confidence import Confidence, ConfidenceConfig
 from routing_gym.agents.critics import (
     CriticConfig,
     OptimisticCritic,
@@ -84,6 +85,7 @@ register_agent("mixture-of-depths", MixtureOfDepths)
 register_agent("actor", Actor)
 register_agent("pragmatic-critic", PragmaticCritic)
 register_agent("optimistic-critic", OptimisticCritic)
+register_agent("confidence", Confidence)
 register_agent("codinet", CoDiNet)
 register_agent("cross-connection", CrossConnection)
 register_agent("cross-prediction", CrossPrediction)
@@ -107,7 +109,8 @@ register_agent("sb3:MaskablePPO", SB3MaskablePPO)
 
 __all__ = [
     "AGENTS", "Actor", "ActorConfig", "ActorCritic", "ActorCriticConfig", "Agent", "AgentConfig", "AnnealedEM",
-    "AnnealedEMConfig", "BestRandom", "BestRandomConfig", "CoDiNet", "CoDiNetConfig", "CriticConfig",
+    "AnnealedEMConfig", "BestRandom", "BestRandomConfig", "CoDiNet", "CoDiNetConfig", "Confidence", "ConfidenceConfig",
+    "CriticConfig",
     "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig", "CrossingConfig", "DQNConfig",
     "DSelectK", "DSelectKConfig", "EM", "EMConfig", "ExpertChoice", "ExpertChoiceConfig", "FixedAgent", "FixedRoutes",
     "FixedRoutesConfig", "GRPO", "GRPOConfig", "Gumbel", "GumbelConfig", "Hash", "HashConfig", "LossFree",

@@ -16,6 +16,7 @@ from routing_gym.experiments.engine.arguments import Tunable
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import counted, one_line, say, show
 from routing_gym.experiments.engine.equal import at_equal
+from routing_gym.experiments.engine.exits import exits_table
 from routing_gym.experiments.engine.folders import FAILURES, Keeping, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.plugins import Pluggable
@@ -48,7 +49,8 @@ class Compare(Keeping, Launching, Tunable):
     """Train several agents on one environment over several seeds and compare them.
 
     Prints a table and writes report.html, learning_curves.png, routing_maps.png, results.json, results.csv, a
-    checkpoint and TensorBoard events of every run. A run that fails is named in the end, the others stand.
+    checkpoint and TensorBoard events of every run, and accuracy_by_macs.png where `confidence` takes part. A run that
+    fails is named in the end, the others stand.
 
     Attributes:
         training: How agents and blocks are trained.
@@ -115,10 +117,11 @@ class Compare(Keeping, Launching, Tunable):
         """Print the table, write records, pictures and the report; return what could not be written."""
         seeds = len({record["seed"] for record in records})
         title = f"{self.training.env}, {counted(seeds, 'seed')}, {counted(self.training.epochs, 'epoch')}"
+        of_exits = exits_table(records)
         if records:
             show(console, comparison_table(records, title))
-            if (differences := differences_table(records)) is not None:
-                show(console, differences)
+            for table in filter(None, (differences_table(records), of_exits)):
+                show(console, table)
         try:
             keep_failures(writable_folder(self.out), failures)
             if not records:
@@ -130,10 +133,13 @@ class Compare(Keeping, Launching, Tunable):
             write_csv(records, self.out / "results.csv")
             figures.learning_curves(records, self.out / "learning_curves.png", title)
             figures.routing_maps(records, self.out / "routing_maps.png", f"Who takes which block: {self.training.env}")
+            if of_exits is not None:
+                figures.accuracy_by_macs(records, self.out / "accuracy_by_macs.png", title)
             write_report([self.out], self.out / "report.html")
         except Exception as error:
             return [f"not everything could be written to {self.out}: {one_line(error)}"]
-        say(console, f"Written to {self.out}: report.html, two pictures, results.json, results.csv, a folder per run")
+        written = f"report.html, {'two' if of_exits is None else 'three'} pictures, results.json, results.csv"
+        say(console, f"Written to {self.out}: {written}, a folder per run")
         return []
 
 

@@ -25,7 +25,7 @@ from routing_gym.tasks import MultiTaskDataset, synthetic_mtl
 IMAGE = (1, 2, 3)
 PIXELS = 6
 CLASSES = 3
-SHARE_OUTCOMES = {"actor", "pragmatic-critic", "optimistic-critic"}
+SHARE_OUTCOMES = {"actor", "pragmatic-critic", "optimistic-critic", "confidence"}
 """Agents for networks that share outcomes out; no other network takes them."""
 SKIP_BLOCKS = {"codinet", "mixture-of-depths"}
 """Agents for networks whose blocks are skipped or run; no other network takes them."""

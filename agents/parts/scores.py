@@ -295,6 +295,29 @@ def make_scores(
     return scores.to(arrangement.legal.device)
 
 
+def at_each_decision(
+    run: Callable[[int, Tensor], Tensor], seen: Tensor, depth: Tensor, context: Context, outputs: int
+) -> Tensor:
+    """Numbers `(B, outputs)` that something else computes at each decision, given its number and rows `(r, D)` there.
+
+    0 for rows that are not active; `depth` are decisions, `(B,)` int64.
+    """
+    if context.sole is not None:
+        return run(context.sole, seen)
+    active, numbers = context.active, seen.new_zeros(len(seen), outputs)
+    here = depth[active]
+    if not len(here):
+        return numbers
+    first, last = torch.stack(here.aminmax()).tolist()
+    if first == last and len(here) == len(depth):
+        return run(first, seen)
+    for number in range(first, last + 1):
+        rows = (active & (depth == number)).nonzero().flatten()
+        if len(rows):
+            numbers = numbers.index_copy(0, rows, run(number, seen.index_select(0, rows)))
+    return numbers
+
+
 class ModuleScores(Scores):
     """A module for every decision, in which batch norms, convolutions and the like have a place.
 
@@ -328,20 +351,7 @@ class ModuleScores(Scores):
         seen, depth = observation["activation"], observation["depth"]
         if self.sees_price:
             seen = torch.cat([observation["price"].to(seen.dtype), seen], 1)
-        if context.sole is not None:
-            return self._scores(context.sole, seen)
-        active, scores = context.active, seen.new_zeros(len(seen), self.outputs)
-        here = depth[active]
-        if not len(here):
-            return scores
-        first, last = torch.stack(here.aminmax()).tolist()
-        if first == last and len(here) == len(depth):
-            return self._scores(first, seen)
-        for number in range(first, last + 1):
-            rows = (active & (depth == number)).nonzero().flatten()
-            if len(rows):
-                scores = scores.index_copy(0, rows, self._scores(number, seen.index_select(0, rows)))
-        return scores
+        return at_each_decision(self._scores, seen, depth, context, self.outputs)
 
     def _scores(self, number: int, seen: Tensor) -> Tensor:
         scores = self.of[number](seen[:, : self.widths[number]])

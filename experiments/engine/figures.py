@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.envs import CELL, GAP, routing_map
+from routing_gym.experiments.engine.exits import curves_of
 from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import Record, by_label
 from routing_gym.files import write_atomically
@@ -45,6 +46,26 @@ def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
     axes.grid(alpha=0.3)
     look = {"fontsize": 8, "title_fontsize": 8, "frameon": False, "handlelength": 3}
     figure.legend(title="test accuracy, %", loc="outside right upper", **look)
+    save(figure, path)
+
+
+def accuracy_by_macs(records: Sequence[Record], path: Path, title: str) -> None:
+    """Draw such curves, means over seeds, and of every other run a point, of every other agent its mean."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for label, curve, points in curves_of(records):
+        macs, accuracy = ([np.mean([one[name] for one in point]) for point in points] for name in ("macs", "accuracy"))
+        line = "s:" if curve == "anytime" else "o-"
+        axes.plot(macs, 100 * np.array(accuracy), line, markersize=4, label=f"{label}, {curve}")
+    for number, (label, runs) in enumerate(by_label(records).items()):
+        if not any(run.get("exit_curves") for run in runs):
+            macs, accuracy = [run["macs"] for run in runs], [100 * ACCURACY.value(run) for run in runs]
+            axes.plot(macs, accuracy, ".", color=f"C{4 + number}", alpha=0.5)
+            axes.plot(np.mean(macs), np.mean(accuracy), "*", color=f"C{4 + number}", markersize=12, label=label)
+    split = records[0]["asked"]["split"]
+    axes.set(title=title, xlabel="mean multiply-accumulates per instance", ylabel=f"{split} accuracy, %")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     save(figure, path)
 
 

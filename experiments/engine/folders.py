@@ -17,7 +17,7 @@ from routing_gym.experiments.engine.records import read_results, write_text
 LOCK, ASIDE, FAILURES = ".lock", ".old-", "failures.txt"
 RESULTS = ("checkpoint.pt", "results.json")
 BESIDE = (
-    *("*.npz", "learning_curves.png", "routing_maps.png", "results.csv", "report.html"),
+    *("*.npz", "learning_curves.png", "routing_maps.png", "accuracy_by_macs.png", "results.csv", "report.html"),
     *("best.pt", "curve.csv", FAILURES, "events.out.tfevents*"),
 )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Step, Trajectory, macs_of, route_split
-from routing_gym.envs.evaluation import EVALUATION_BATCH
+from routing_gym.envs.evaluation import EVALUATION_BATCH, spent_by_router
 from routing_gym.experiments.engine.records import read_arrays, write_arrays, write_rows
 from routing_gym.networks import actions
 from routing_gym.tasks import MultiTaskDataset
@@ -103,7 +103,7 @@ def _rows(batch: Trajectory, spent: Tensor, num_decisions: int, num_choices: int
         larger = exit.weight > most[rows]
         most[rows] = torch.where(larger, exit.weight, most[rows])
         predicted[rows] = torch.where(larger, exit.logits.argmax(1), predicted[rows])
-    macs = batch.macs.double() + torch.stack([spent[step.decision] for step in batch.steps]).sum(0)
+    macs = batch.macs.double() + spent_by_router(batch, spent)
     choices = [[""] * num_decisions for _ in range(len(most))]
     for step in batch.steps:
         for own, decision, choice in zip(choices, step.decision.tolist(), _choices(step, num_choices), strict=True):

@@ -17,6 +17,7 @@ from routing_gym.envs import DATASETS, REWARDS, TrainingDivergedError, evaluate
 from routing_gym.experiments.engine import records, settings, training
 from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, CallbackError, Session, tell
 from routing_gym.experiments.engine.command import UsageError, unbroken
+from routing_gym.experiments.engine.exits import exit_curves
 from routing_gym.experiments.engine.folders import locked
 from routing_gym.experiments.engine.instances import keep_logits
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
@@ -178,6 +179,8 @@ class Run:
         agent, curve, folder = session.agent, session.curve, self.folder
         judged = training.judge(agent, self.split, curve["seconds"][-1], len(curve["epoch"]))
         record = record_of(judged, self, curve)
+        if curves := exit_curves(agent, self.split):
+            record["exit_curves"] = finite(curves)
         if self.judge_at:
             record["by_price"] = [_at_price(judged, price) for price in self.judge_at]
         if self.compare_paths:

@@ -146,7 +146,7 @@ def evaluate(
     route, columns = [], []
     ranks = core.ranks if len(dataset) >= core.ranks.count else ALONE
     for batch, kept in route_split(router, judged, deterministic, ranks):
-        spent = torch.stack([router_macs[step.decision] for step in batch.steps]).sum(0)
+        spent = spent_by_router(batch, router_macs)
         columns.append(torch.stack([batch.correct, batch.loss, batch.macs, spent])[:, kept])
         rows = torch.arange(size, device=device)
         used = torch.zeros(size, *places, dtype=torch.bool, device=device)
@@ -207,6 +207,11 @@ def macs_of(router: Any, network: RoutedNetwork) -> list[float]:
             name = getattr(router, "name", "") or type(router).__name__
             raise ValueError(f"agent {name!r}: macs({number}) must be a finite number of at least 0, got {macs!r}")
     return [float(macs) for macs in spent]
+
+
+def spent_by_router(batch: Trajectory, of_decision: Tensor) -> Tensor:
+    """Multiply-accumulates `(B,)` of whoever decided: what it has recorded, or by decision, `(N + 1,)`."""
+    return torch.stack([step.record.get("macs", of_decision[step.decision]) for step in batch.steps]).sum(0)
 
 
 @torch.no_grad()

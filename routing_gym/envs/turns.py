@@ -219,7 +219,8 @@ class Context:
         begins: `(B,)` bool: rows whose episode begins here while others are under way; None where nobody's does, or
             everybody's (`carry` is None then).
         record: Tensors that the agent wants to find again in the trajectory; the collaboration reward needs
-            `"probabilities"` of the shape of `mask`.
+            `"probabilities"` of the shape of `mask`; `"macs"`, `(B,)`, are what the agent has spent on each row where
+            that depends on more than the decision.
     """
 
     seen: Seen | Known = dataclasses.field(repr=False)

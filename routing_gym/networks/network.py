@@ -108,6 +108,13 @@ class RoutedNetwork(PartlyUsed, ABC):
     def describe(self, decision: int, activation: Activation) -> Tensor:
         """Observation `(r, width)` at a decision: the activation or a pooled descriptor of it."""
 
+    def exit_logits(self, decision: int, seen: Tensor) -> Tensor:
+        """Logits `(r, num_classes)` that rows would leave with by choice 0, from their observations `(r, width)`.
+
+        For networks of early exits whose classifiers need no more than that; they cost what choice 0 costs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no exit_logits()")
+
     @abstractmethod
     def parameters_of(self, decision: int, choice: int) -> list[OwnedParameter]:
         """Parameters that run only by this choice at this decision."""

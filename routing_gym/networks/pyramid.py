@@ -240,6 +240,10 @@ class RoutedPyramid(RoutedNetwork):
         seen = self._run(column, activation)[-1].flatten(1) if choice else self.describe(decision, activation)
         return self.classifiers[column](seen)
 
+    def exit_logits(self, decision: int, seen: Tensor) -> Tensor:
+        """Logits `(r, num_classes)` of the classifier behind a decision's column."""
+        return self.classifiers[self.inner[decision]](seen)
+
     def _column(self, decision: int, choice: int) -> int:
         """Column that classifies (choice 0), or that follows."""
         column = self.inner[decision]

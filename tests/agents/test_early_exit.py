@@ -35,6 +35,8 @@ AGENTS_AND_OPTIONS = [
     ("fixed-routes", {"routes": [[1, 0]]}),
     *((name, {}) for name in ("actor", "pragmatic-critic", "optimistic-critic")),
     *((f"{name}-critic-sampled", {}) for name in ("pragmatic", "optimistic")),
+    ("confidence", {"threshold": 0.6}),
+    ("confidence", {"measure": "patience", "threshold": 1}),
     *((f"sb3:{name}", {}) for name in ("PPO", "A2C", "DQN", "MaskablePPO")),
     *((f"sb3:{name}", {"representation": "mlp"}) for name in ("PPO", "DQN")),
 ]

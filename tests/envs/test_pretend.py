@@ -52,7 +52,7 @@ def made(name, network="mlp", device="cuda", agent_options=(), rows=ROWS, **opti
 
 LAYERED = sorted(name for name in set(AGENTS) - OF_OTHER_NETWORKS if not name.startswith("sb3:"))
 APPROXIMATED = ("wpl", "reinforce", "q-learning", "actor-critic", "gumbel")
-EXITS = ("wpl", "actor", "pragmatic-critic", "optimistic-critic", "gumbel", "top-k")
+EXITS = ("wpl", "actor", "pragmatic-critic", "optimistic-critic", "confidence", "gumbel", "top-k")
 FORMS = [
     *((name, "mlp", {}, {}) for name in LAYERED),
     *((name, "mlp", {"representation": "mlp"}, {}) for name in APPROXIMATED),
@@ -117,7 +117,7 @@ WAITS = {  # of the host for the device in a batch of training; what is one is t
     **{(name, "mlp"): 3 for name in ("em", "grpo")},  # trials: which instances, and whether all was allowed
     ("wpl", "simple-convnet"): 1,
     # How many rows go which way, at each of two decisions; and which columns have run.
-    **{(name, "pyramid-chain"): 4 for name in ("wpl", "actor", "pragmatic-critic", "optimistic-critic")},
+    **{(name, "pyramid-chain"): 4 for name in ("wpl", *EXITS[1:5])},
     # How many rows run each of three blocks, and which have run.
     ("wpl", "resnet32-skip"): 5,
     ("codinet", "resnet32-skip"): 2,
