@@ -10,9 +10,10 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, BinaryIO
 
 import gymnasium
 import torch
@@ -35,6 +36,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "vit-skip": {},
 }
 """Networks by name, with options."""
+TOLD = """Accuracy in %, multiply-accumulates, and time of a training batch of {rows}, both as multiples of those of
+`shared` on the same network: three synthetic tasks of four classes, {batches} batches, mean of {seeds} seeds, every
+agent at its defaults. It says what runs and what it costs, not who is better: that is what
+[the suite](suite/leaderboard.md) is for. A number in brackets says why an agent does not route a network."""
 
 
 def measure(name: str, network: str, seed: int) -> Record:
@@ -82,11 +87,7 @@ def page(records: Sequence[Record], seeds: int) -> str:
             "",
             "# Every agent on every network",
             "",
-            f"Accuracy in %, multiply-accumulates, and time of a training batch of {ROWS}, both as multiples of those",
-            "of `shared` on the same network: three synthetic tasks of four classes,",
-            f"{BATCHES + WARM_UP} batches, mean of {seeds} seeds, every agent at its defaults. It says what runs and what it",
-            "costs, not who is better: that is what [the suite](suite/leaderboard.md) is for. A number in brackets says",
-            "why an agent does not route a network.",
+            *TOLD.format(rows=ROWS, batches=BATCHES + WARM_UP, seeds=seeds).splitlines(),
             "",
             *("| " + " | ".join(row) + " |" for row in told),
             "",
@@ -94,6 +95,10 @@ def page(records: Sequence[Record], seeds: int) -> str:
             "",
         ]
     )
+
+
+def _put(text: bytes, out: BinaryIO) -> None:
+    out.write(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(name, flush=True)
     chosen.out.mkdir(parents=True, exist_ok=True)
     for file, text in (("cross.json", json.dumps(records, indent=1)), ("cross.md", page(records, chosen.seeds))):
-        write_atomically(chosen.out / file, lambda out, text=text: out.write(text.encode()))
+        write_atomically(chosen.out / file, partial(_put, text.encode()))
     return 0
 
 

@@ -154,8 +154,8 @@ class RoutedNetwork(PartlyUsed, ABC):
                         f"merge_blocks=True: what decision {decision.name!r} of this network offers cannot be merged: "
                         "blocks need the same parameters, no batch norm, and one tensor, as in the network 'mlp'"
                     )
-            sizes = [[sum(of.value.numel() for of in part) for part in row] for row in _in_rows(self)]
-            self.register_buffer("_sizes", torch.tensor(sizes).to(self.costs), persistent=False)
+            sizes = torch.tensor([sum(of.value.numel() for of in part) for part in self.parts()])
+            self.register_buffer("_sizes", sizes.to(self.costs).view_as(self.costs), persistent=False)
         self.merge_blocks = on
 
     def mergeable(self, decision: int) -> bool:
@@ -383,12 +383,6 @@ class RoutedNetwork(PartlyUsed, ABC):
             reached = 1 - (1 - action.clamp(0, 1)).prod(1)
             return (used.any(1) * costs).sum(1), (reached * costs).sum(1)
         return (used * costs).sum(1), (action * costs).sum(1)  # no products of matrices: autocast would round them
-
-
-def _in_rows(network: RoutedNetwork) -> list[list[list[OwnedParameter]]]:
-    """Parameters of every choice, by decision."""
-    parts, width = network.parts(), network.num_choices
-    return [parts[first : first + width] for first in range(0, len(parts), width)]
 
 
 def _add(total: Tensor, rows: Tensor | None, amount: Tensor) -> Tensor:
