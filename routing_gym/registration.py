@@ -13,6 +13,9 @@ EARLY_EXIT: dict[str, Any] = {"network": "pyramid-chain", "final_reward": "negat
 # (gamma = 0.01). Images are moved by up to 4 pixels over black and mirrored.
 BLOCK_SKIP: dict[str, Any] = {"network": "resnet110-skip", "k_cpt": 2e-9}
 
+# +1 or -1, less a price that makes all blocks of all layers cost 0.5.
+VIT_SKIP: dict[str, Any] = {"network": "vit-skip", "k_cpt": 5e-8, "learning_rate": 1e-3}
+
 # Problems with a known best routing: blocks just large enough for one computation.
 PLANTED: dict[str, Any] = {"network": "mlp", "width": 32, "learning_rate": 3e-3}
 # At this price hard instances should pass every column, easy ones the first alone.
@@ -36,6 +39,8 @@ ENV_IDS: dict[str, dict[str, Any]] = {
     "routing_gym/SvhnBlockSkip-v0": {"dataset": "svhn", **BLOCK_SKIP},
     "routing_gym/Cifar10ParallelPaths-v0": {"dataset": "cifar-10", "fill": "black", "network": "basecnn-2-cc"},
     "routing_gym/Cifar100ParallelPaths-v0": {"dataset": "cifar-100-fine", "network": "basecnn-2-cc"},
+    "routing_gym/Cifar100ViT-v0": {"dataset": "cifar-100", "network": "vit", "learning_rate": 1e-3},
+    "routing_gym/Cifar10ViTSkip-v0": {"dataset": "cifar-10", **VIT_SKIP},
     "routing_gym/HiddenGroups-v0": {"dataset": "hidden-groups", **PLANTED, "layers": 2},
     "routing_gym/Compositions-v0": {"dataset": "compositions", **PLANTED, "width": 16},
     "routing_gym/Clusters-v0": {"dataset": "clusters", **PLANTED, "width": 12, "layers": 2},

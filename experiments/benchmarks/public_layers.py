@@ -21,6 +21,8 @@ from routing_gym.tasks import ShuffledStream
 
 CHOSEN = 2
 """Experts that a row is mixed from, which two of the layers are made for."""
+GATES = ("top-k", "expert-choice", "loss-free")
+"""Agents whose rows are mixed from two blocks by default."""
 
 
 class Rectified(nn.Sequential):
@@ -90,19 +92,19 @@ LAYERS_OF: dict[str, Callable[[int], nn.Module]] = {
 
 
 def measure_public_layers(subject: Subject, batch: int, rounds: int) -> list[Record]:
-    """Return a record of `top-k`, of two static blocks, and of every layer that is installed, ratios to the static net.
+    """Return a record of each of `GATES`, of two static blocks, and of every layer that is installed.
 
     All have three layers, 128 wide, in which every row is mixed from two of k rectified linear experts, noise and
-    balancing losses included; layers with a capacity drop rows that are too many for an expert.
+    balancing losses included; layers with a capacity drop rows that are too many for an expert. Ratios are to the static
+    network.
     """
     static = subject.static(subject.fresh())
     macs = count_macs(static, torch.zeros(1, *subject.data["train"].input_shape, device=subject.device))
     of_all: Record = {"blocks": subject.blocks, "dtype": subject.precision}
-    ours = partial(agent_steps, subject, batch, "top-k")
-    cases = {
-        "": Case(partial(static_steps, subject, batch), macs),
-        "top-k": Case(ours, sum(macs_of(subject, "top-k", ())), {"layer": "top-k", **of_all}),
-    }
+    cases = {"": Case(partial(static_steps, subject, batch), macs)}
+    for name in GATES:
+        ours = partial(agent_steps, subject, batch, name)
+        cases[name] = Case(ours, sum(macs_of(subject, name, ())), {"layer": name, **of_all})
     for name, make in LAYERS_OF.items():
         with suppress(ImportError):
             make(subject.blocks)

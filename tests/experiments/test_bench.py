@@ -421,5 +421,5 @@ def test_layers_of_other_libraries_stand_beside_ours(tmp_path, monkeypatch):
     out = tmp_path / "bench.json"
     assert run("bench", "--parts", "public-layers", "--blocks", 3, "--batch", 16, "--rounds", 1, "--out", out) == 0
     records = json.loads(out.read_text())
-    assert [record["layer"] for record in records] == ["top-k", "two static blocks"]
+    assert [record["layer"] for record in records] == [*public_layers.GATES, "two static blocks"]
     assert all(record["macs_ratio"] >= 2 and record["train_ratio"] > 0 for record in records)
