@@ -78,7 +78,7 @@ class Optimization:
     label_smoothing: float
     class_weights: tuple[float, ...] | None
     task_weights: tuple[float, ...] | None
-    task_balance: str
+    task_balance: str | None
     num_tasks: int
     seed: int
 

@@ -184,16 +184,16 @@ def test_weights_of_tasks_are_projections_of_vectors(tasks, seed):
 
 def test_what_one_task_uses_alone_is_trained_as_without():
     moved = {}
-    for balance in ("none", "pcgrad"):
+    for balance in (None, "pcgrad"):
         for name in ("task-specific-all", "task-specific-last"):
             agent, env = made(name, task_balance=balance, optimizer="sgd", learning_rate=1.0)
             agent.learn(env, ROWS)
             moved[name, balance] = [p.detach().clone() for p in env.network.banks.parameters()]
-    for plain, other in zip(moved["task-specific-all", "none"], moved["task-specific-all", "pcgrad"], strict=True):
+    for plain, other in zip(moved["task-specific-all", None], moved["task-specific-all", "pcgrad"], strict=True):
         assert torch.equal(plain, other)
     alike = [
         torch.equal(plain, other)
-        for plain, other in zip(moved["task-specific-last", "none"], moved["task-specific-last", "pcgrad"], strict=True)
+        for plain, other in zip(moved["task-specific-last", None], moved["task-specific-last", "pcgrad"], strict=True)
     ]
     assert alike == [False] * 4 + [True] * 2  # weights and biases of three layers, the last one of the task's own
 
@@ -216,7 +216,7 @@ def test_what_a_batch_has_not_used_stays(balance):
 
 def test_surgery_changes_neither_instances_nor_a_batch_of_one_task():
     drawn, moved = {}, {}
-    for balance in ("none", "pcgrad"):
+    for balance in (None, "pcgrad"):
         agent, env = made("shared", task_balance=balance)
         drawn[balance] = []
         for _ in range(12):  # more than a pass
@@ -225,7 +225,7 @@ def test_surgery_changes_neither_instances_nor_a_batch_of_one_task():
         agent, env = made("shared", task_balance=balance, draw_tasks=(1,))
         agent.learn(env, ROWS)
         moved[balance] = [p.detach().clone() for p in env.network.parameters()]
-    assert all(map(torch.equal, drawn["none"], drawn["pcgrad"])) and all(map(torch.equal, *moved.values()))
+    assert all(map(torch.equal, drawn[None], drawn["pcgrad"])) and all(map(torch.equal, *moved.values()))
 
 
 @pytest.mark.parametrize("balance", ["pcgrad", "uncertainty"])
@@ -259,7 +259,7 @@ def test_uncertainty_by_hand():
 def test_blocks_have_the_gradient_of_weighted_tasks():
     """A block's gradient is that of its task, divided by the task's variance."""
     grads = {}
-    for balance in ("none", "uncertainty"):
+    for balance in (None, "uncertainty"):
         agent, env = made("task-specific-all", task_balance=balance)
         if balance == "uncertainty":
             with torch.no_grad():
@@ -268,7 +268,7 @@ def test_blocks_have_the_gradient_of_weighted_tasks():
         seen = grads[balance] = {}
         env.train_blocks(None, lambda seen=seen, env=env: seen.update(current(env.network)))
     for (name, task), grad in grads["uncertainty"].items():
-        torch.testing.assert_close(grad, grads["none"][name, task] * math.exp(-[0.0, 1.0, -0.5][task]))
+        torch.testing.assert_close(grad, grads[None][name, task] * math.exp(-[0.0, 1.0, -0.5][task]))
 
 
 @pytest.mark.parametrize("options", [{"optimizer": "sgd", "learning_rate": 2.0}, {"learning_rate": 0.03}])
