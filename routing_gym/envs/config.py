@@ -73,8 +73,9 @@ class EnvConfig(Options):
         label_smoothing: Share of the label that is spread over all classes in the blocks' loss, in [0, 1).
         class_weights: Weight of every class in the blocks' loss; the mean over a batch is over weights.
         task_weights: Weight of every task, likewise.
-        task_balance: How the losses of a batch's tasks are joined: `"pcgrad"`, conflicting gradients of shared blocks
-            are projected, see `PCGrad`; `"uncertainty"`, by learned weights, see `Uncertainty`; None, as they are. Not with `talr` and `block_gradient="rows"`, which scale tasks' gradients, too.
+        task_balance: How the losses of a batch's tasks are joined: None, as they are; `"pcgrad"`, conflicting gradients
+            of what tasks share are projected, see `PCGrad`; or `"uncertainty"`, by learned weights, see `Uncertainty`.
+            Not with `talr` and `block_gradient="rows"`, which scale tasks' gradients, too.
         balance_tasks: Draw all tasks equally often, however many instances they have; a pass stays as long.
         talr: Scale every choice's gradient up by how little it is used, see `TALR`.
         block_gradient: What a block's gradient is the mean over: the `"batch"`, or the `"rows"` that ran it, as if it
