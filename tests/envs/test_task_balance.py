@@ -19,7 +19,17 @@ from routing_gym.networks.experts import mnist_experts
 from routing_gym.tasks import synthetic_mtl
 
 ROWS, TASKS = 12, 3
+
+
+class SparseMLP(RoutedMLP):
+    """Layers whose gradients are sparse."""
+
+    def _link(self, decision):
+        return self.bank(decision).link(torch.arange(3))
+
+
 FAMILIES = {
+    "sparse": lambda: SparseMLP(IMAGE, CLASSES, 3, width=4, layers=2),
     "layers": lambda: RoutedMLP(IMAGE, CLASSES, 3, width=4, layers=2),
     "recurrent": lambda: RoutedMLP(IMAGE, CLASSES, [2, 3, 2], width=4, layers=4, recurrent=True),
     "exits": lambda: ExitTree(TREE),
@@ -114,6 +124,7 @@ def by_the_paper(grads, order):
     ("name", "family"),
     [
         *(("random", family) for family in FAMILIES),
+        ("actor", "exits"),
         *((name, "layers") for name in ("shared", "task-specific-last", "soft-mixture", "top-k", "wpl")),
     ],
 )
@@ -131,6 +142,7 @@ def test_surgery_is_the_papers_loop(name, family):
         order = torch.rand(TASKS, TASKS, generator=draws)[there][:, there].argsort(1).tolist()
         expected, conflicts = by_the_paper(grads, order)
         found += conflicts
+        assert family != "sparse" or all(p.grad.is_sparse for p in env.network.parameters())
         seen = {}
         for parameter in agent.parameters():
             parameter.grad = None
