@@ -25,6 +25,7 @@ from routing_gym.experiments.engine.records import (
     comparison_table,
     differences_table,
     read_runs,
+    with_delta_m,
     write_csv,
     write_results,
 )
@@ -102,7 +103,7 @@ class Compare(Keeping, Launching, Tunable):
 
             def keep(run: Run, record: Record) -> None:
                 records[run.agent, run.seed] = record
-                write_results(in_order(), writable_folder(self.out) / "results.json")
+                write_results(with_delta_m(in_order()), writable_folder(self.out) / "results.json")
                 if sum((run.agent, run.seed) not in records for run in left) == 1:  # which goes on elsewhere, maybe
                     import_what_draws()
 
@@ -129,7 +130,7 @@ class Compare(Keeping, Launching, Tunable):
                 return []
             from routing_gym.experiments.engine import figures
 
-            write_results(records, self.out / "results.json")
+            write_results(with_delta_m(records), self.out / "results.json")
             write_csv(records, self.out / "results.csv")
             figures.learning_curves(records, self.out / "learning_curves.png", title)
             figures.routing_maps(records, self.out / "routing_maps.png", f"Who takes which block: {self.training.env}")

@@ -93,7 +93,13 @@ def test_the_command(tmp_path):
 
 
 def test_what_processes_do_not_exchange_is_refused():
-    for option in ({"talr": True}, {"class_weights": (1.0, 1.0, 2.0)}, {"block_gradient": "rows"}, {"replay": True}):
+    for option in (
+        {"talr": True},
+        {"class_weights": (1.0, 1.0, 2.0)},
+        {"block_gradient": "rows"},
+        {"replay": True},
+        {"task_balance": "pcgrad"},
+    ):
         with pytest.raises(ValueError, match="distributed=True"):
             small_env(distributed=True, **option)
     assert small_env(distributed=True).ranks == ALONE  # there is no group here

@@ -26,7 +26,7 @@ Told = Callable[[list[dict[str, Tensor]]], None]
 
 OF_WHOLE_BATCHES = (
     "rewards", "rho", "price", "augmentations", "dense_backward", "replay", "max_grad_norm", "label_smoothing",
-    "class_weights", "task_weights", "talr", "block_gradient", "render_mode", "distributed", "capture",
+    "class_weights", "task_weights", "task_balance", "talr", "block_gradient", "render_mode", "distributed", "capture",
 )  # fmt: skip
 """Options of an environment that stay at their defaults: what they do to a row may depend on the others of a batch."""
 

@@ -95,8 +95,8 @@ def measure_public_layers(subject: Subject, batch: int, rounds: int) -> list[Rec
     """Return a record of each of `GATES`, of two static blocks, and of every layer that is installed.
 
     All have three layers, 128 wide, in which every row is mixed from two of k rectified linear experts, noise and
-    balancing losses included; layers with a capacity drop rows that are too many for an expert. Ratios are to the static
-    network.
+    balancing losses included; layers with a capacity drop rows that are too many for an expert. Ratios are to the
+    static network.
     """
     static = subject.static(subject.fresh())
     macs = count_macs(static, torch.zeros(1, *subject.data["train"].input_shape, device=subject.device))

@@ -192,9 +192,9 @@ METRICS: dict[str, Metric] = {}
 
 TAKEN = frozenset(
     "agent alignments asked batch_size best_epoch by_price commit compared_paths config curve dataset decisions "
-    "device env env_config epoch epochs exit_curves exits experts label live_paths processor routes routes_by_label "
-    "seed setting settings settled task_accuracy task_macs task_names threads torch train_accuracy train_loss use "
-    "version ways_out".split()
+    "delta_m device env env_config epoch epochs exit_curves exits experts label live_paths processor routes "
+    "routes_by_label seed setting settings settled task_accuracy task_macs task_names threads torch "
+    "train_accuracy train_loss use version ways_out".split()
 )
 """Fields of records and curves that are no metrics."""
 

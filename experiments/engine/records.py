@@ -74,7 +74,8 @@ class DeltaM(Metric):
     """Δm, the mean relative gain over networks of single tasks, of runs with the same data and seed.
 
     The mean over tasks of (accuracy - single) / single (Maninis et al. 2019, "Attentive Single-Tasking of Multiple
-    Tasks"). It means nothing where there is no such run, or that one gets nothing right in some task.
+    Tasks"; Vandenhende et al. 2021, "Multi-Task Learning for Dense Prediction Tasks"). It means nothing where there is
+    no such run, or that one gets nothing right in some task.
 
     Attributes:
         singles: Accuracies by task of the agent `SINGLE`, by what `_judged_on` says of its run.
@@ -99,6 +100,17 @@ def metrics_of(records: Iterable[Record]) -> list[Metric]:
     singles = {_judged_on(record): record["task_accuracy"] for record in records if record["agent"] == SINGLE}
     delta = DeltaM("delta_m", "Δm %", lambda judged: None, 100, 1, spread=True, better="more", singles=singles)
     return [*METRICS.values(), *([delta] if singles else [])]
+
+
+def with_delta_m(records: Sequence[Record]) -> list[Record]:
+    """Records that are written together, each with its Δm as `delta_m`, where it has one."""
+    delta = next((metric for metric in metrics_of(records) if isinstance(metric, DeltaM)), None)
+    told = []
+    for record in records:
+        value = None if delta is None else delta.value(record)
+        rest = {name: of for name, of in record.items() if name != "delta_m"}  # of a run that may be gone
+        told.append(rest if value is None else {**rest, "delta_m": value})
+    return told
 
 
 def write_csv(records: Sequence[Record], path: Path) -> None:

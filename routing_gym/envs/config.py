@@ -75,6 +75,9 @@ class EnvConfig(Options):
         label_smoothing: Share of the label that is spread over all classes in the blocks' loss, in [0, 1).
         class_weights: Weight of every class in the blocks' loss; the mean over a batch is over weights.
         task_weights: Weight of every task, likewise.
+        task_balance: How the losses of a batch's tasks are joined: None, as they are; `"pcgrad"`, conflicting gradients
+            of what tasks share are projected, see `PCGrad`; or `"uncertainty"`, by learned weights, see `Uncertainty`.
+            Not with `talr` and `block_gradient="rows"`, which scale tasks' gradients, too.
         balance_tasks: Draw all tasks equally often, however many instances they have; a pass stays as long.
         talr: Scale every choice's gradient up by how little it is used, see `TALR`.
         block_gradient: What a block's gradient is the mean over: the `"batch"`, or the `"rows"` that ran it, as if it
@@ -122,6 +125,7 @@ class EnvConfig(Options):
     label_smoothing: float = fraction(0.0)
     class_weights: tuple[float, ...] | None = None
     task_weights: tuple[float, ...] | None = None
+    task_balance: Literal["pcgrad", "uncertainty"] | None = None
     balance_tasks: bool = False
     talr: bool = False
     block_gradient: Literal["batch", "rows"] = "batch"
@@ -170,12 +174,19 @@ class EnvConfig(Options):
                 "talr=True and block_gradient='rows' both make up for how little a block is used, together twice: take "
                 "one of them"
             )
+        if self.task_balance is not None and (self.talr or self.block_gradient == "rows"):
+            other = "talr=True" if self.talr else "block_gradient='rows'"
+            raise ValueError(
+                f"task_balance={self.task_balance!r} does not go with {other}, which scales tasks' gradients by who "
+                "runs a block: take one of them"
+            )
         if self.distributed and (wrong := [name for name in OF_ONE_PROCESS if getattr(self, name)]):
             raise ValueError(f"distributed=True does not go with {wrong[0]}={getattr(self, wrong[0])!r} so far")
         if self.distributed and self.replays:
             raise ValueError("distributed=True needs autoreset_mode='disabled' (needs(NAME)), without replay")
-        if self.distributed and self.block_gradient == "rows":
-            raise ValueError("distributed=True does not go with block_gradient='rows' so far")
+        for option, usual in (("block_gradient", "batch"), ("task_balance", None)):
+            if self.distributed and getattr(self, option) != usual:
+                raise ValueError(f"distributed=True does not go with {option}={getattr(self, option)!r} so far")
         outside = "replay=True" if self.replay else f"autoreset_mode={self.autoreset_mode!r}"
         if self.replays and self.differentiable:
             raise ValueError(f"differentiable=True needs autoreset_mode='disabled': {outside} acts without a graph")
@@ -269,7 +280,8 @@ class EnvConfig(Options):
                 raise ValueError(f"{option} must hold {wanted} numbers for {dataset.name}, got {len(weights)}")
         rows = dataset.rows_per_pass * self.augmentations
         epoch = rows if self.autoreset_mode != "disabled" else -(-rows // num_envs) * num_envs
-        return Optimization(epoch=epoch, **{option: getattr(self, option) for option in OF_OPTIMIZATION})
+        options = {option: getattr(self, option) for option in OF_OPTIMIZATION}
+        return Optimization(epoch=epoch, num_tasks=dataset.num_tasks, seed=self.seed, **options)
 
 
 def name_of_mode(value: Any) -> Any:
@@ -307,6 +319,8 @@ def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple
     """
     check_form(state, {"blocks": dict, "stream": dict, "share": env.rewards.share.total}, "env")
     saved, config = state["blocks"].get("optimization"), env.config
+    if isinstance(saved, dict):
+        saved = {"task_balance": None, **saved}  # of a time that did not know it
     check_form(saved, dict.fromkeys(OF_OPTIMIZATION, object), "blocks.optimization")
     try:
         before = EnvConfig.of("the environment", dict(saved))

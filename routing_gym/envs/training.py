@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.blocks import SGD, Adam, AdamW, PartlyUsed, UsedOnly
+from routing_gym.envs.balance import PCGrad, TaskBalance, Term, Uncertainty
 from routing_gym.envs.throughput import Throughput
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import RoutedNetwork
@@ -58,7 +59,10 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Optimization:
-    """How blocks are trained: options of `EnvConfig`, and `epoch`, the instances of a pass over the split."""
+    """How blocks are trained: options of `EnvConfig` (its `seed`, too), and what the split has.
+
+    Those are `epoch`, the instances of a pass, and `num_tasks`.
+    """
 
     optimizer: str
     learning_rate: float
@@ -74,6 +78,9 @@ class Optimization:
     label_smoothing: float
     class_weights: tuple[float, ...] | None
     task_weights: tuple[float, ...] | None
+    task_balance: str | None
+    num_tasks: int
+    seed: int
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """A fresh optimiser of a network's parameters."""
@@ -90,6 +97,15 @@ class Optimization:
         """What scales the gradients of blocks by how they are used; None where nothing does."""
         rows = self.block_gradient == "rows"
         return Throughput(network, rows=rows) if rows or self.talr else None
+
+    def balance(self, network: RoutedNetwork) -> TaskBalance | None:
+        """What joins the losses of tasks; None where they are summed, and nothing else is done."""
+        if self.task_balance == "pcgrad":
+            return PCGrad(network, self.num_tasks, self.seed)
+        if self.task_balance == "uncertainty":
+            build = dataclasses.replace(self, weight_decay=0.0).build
+            return Uncertainty(self.num_tasks, network.costs.device, build)
+        return None
 
     def importance(self, label: Tensor, task: Tensor) -> Tensor | None:
         """Weight `(B,)` of every instance, `class_weights[label] * task_weights[task]`; None where all weigh alike."""
@@ -110,7 +126,12 @@ class Optimization:
             label: `(B,)` int64.
             task: `(B,)` int64.
         """
-        importance, terms = self.importance(label, task), []
+        importance = self.importance(label, task)
+        terms = [torch.dot(weight, loss) for weight, loss, _ in self.terms(exits, label, importance)]
+        return sum(terms[1:], start=terms[0]) / (len(label) if importance is None else importance.sum())
+
+    def terms(self, exits: Iterable[Exit], label: Tensor, importance: Tensor | None) -> Iterator[Term]:
+        """Yield weight and loss, `(r,)` each, of the rows that left at every exit, and which these are."""
         for exit in exits:
             loss, weight, rows = getattr(exit, "loss", None), exit.weight, exit.rows
             if loss is None or self.label_smoothing:
@@ -119,8 +140,7 @@ class Optimization:
                 loss = functional.cross_entropy(exit.logits, own, reduction="none", label_smoothing=smoothing)
             if importance is not None:
                 weight = weight * (importance if rows is None else importance.index_select(0, rows))
-            terms.append(torch.dot(weight, loss))
-        return sum(terms[1:], start=terms[0]) / (len(label) if importance is None else importance.sum())
+            yield weight, loss, rows
 
 
 @functools.cache
@@ -129,8 +149,10 @@ def _on_device(weights: tuple[float, ...], dtype: torch.dtype, device: torch.dev
     return torch.tensor(weights, dtype=dtype, device=device)
 
 
-OF_OPTIMIZATION = tuple(field.name for field in dataclasses.fields(Optimization) if field.name != "epoch")
-"""Fields that are options of the environment."""
+OF_OPTIMIZATION = tuple(
+    field.name for field in dataclasses.fields(Optimization) if field.name not in ("epoch", "num_tasks", "seed")
+)
+"""Fields that are options of the environment by which the training goes on from a checkpoint."""
 
 
 class BlocksTrainer:
@@ -139,6 +161,7 @@ class BlocksTrainer:
     Attributes:
         instances: Number of instances trained on, once for each time.
         throughput: Of every choice, where gradients are scaled by it.
+        balance: What joins the losses of tasks, where they are not simply summed.
         runs: How many runs' rows a batch holds, each with parameters of its own: a mean over all is a mean of each,
             divided by so many, and so would its gradient be (`Population`).
     """
@@ -148,7 +171,7 @@ class BlocksTrainer:
     def __init__(self, network: RoutedNetwork, optimization: Optimization, ranks: Ranks = ALONE) -> None:
         self.network, self.optimization, self.ranks = network, optimization, ranks
         self.instances = 0
-        self.throughput = optimization.throughput(network)
+        self.throughput, self.balance = optimization.throughput(network), optimization.balance(network)
         # The running statistics of batch norm: all that a forward pass changes.
         saved = network.state_dict(keep_vars=True)
         self._statistics = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
@@ -161,8 +184,11 @@ class BlocksTrainer:
 
     def loss(self, exits: Iterable[Exit], label: Tensor, task: Tensor) -> Tensor:
         """Loss of a whole batch that is to be stepped on, see `Optimization.loss`."""
+        importance = self.optimization.importance(label, task)
         if self.throughput is not None:
-            self.throughput.weigh(self.optimization.importance(label, task), task)
+            self.throughput.weigh(importance, task)
+        if self.balance is not None:
+            return self.balance.objective(self.optimization.terms(exits, label, importance), importance, task)
         return self.optimization.loss(exits, label, task)
 
     def step(
@@ -201,7 +227,10 @@ class BlocksTrainer:
         for parameter in trained:
             parameter.grad = None
         if loss.requires_grad:  # else all that this batch used is frozen, and whoever decides learns without a gradient
-            loss.backward(loss.new_full((), self.runs))
+            again = self.balance is not None and self.balance.keeps_graph
+            loss.backward(loss.new_full((), self.runs), retain_graph=again)
+            if self.balance is not None:
+                self.balance.adjust(trained)
         others = None if before_step is None else before_step()
         if self.ranks.count > 1:
             doubtful = exchange_gradients(self.network, trained, self.ranks, loss.detach().isfinite(), doubtful)
@@ -237,6 +266,8 @@ class BlocksTrainer:
         if self.network.dense_backward:
             self._restore_untaken(noted)
         self.optimizer.step()
+        if self.balance is not None:
+            self.balance.step(self.rate)
 
     def _restore_untaken(self, noted: Mapping[str, Tensor]) -> None:
         """Put the running statistics of modules back that have run only for the weights' sake."""
@@ -268,6 +299,11 @@ class BlocksTrainer:
             return self.optimizer.param_groups[0]["lr"]
         return self.optimization.rate(self.instances)
 
+    def seed(self, seed: int) -> None:
+        """Start over the random numbers that the blocks' training draws."""
+        if self.balance is not None:
+            self.balance.seed(seed)
+
     def begin(self) -> dict[str, Tensor]:
         """Get ready for a batch; copies of the running statistics, so that one that fails leaves no trace."""
         for part in self._partly_used:
@@ -284,6 +320,7 @@ class BlocksTrainer:
             "optimizer_name": type(self.optimizer).__name__,
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "instances": self.instances,
+            "balance": {} if self.balance is None else self.balance.state_dict(),
             "optimization": {option: getattr(self.optimization, option) for option in OF_OPTIMIZATION},
         }
 
@@ -293,15 +330,20 @@ class BlocksTrainer:
         Raises:
             ValueError: The state is of another network or optimiser. Nothing has changed then.
         """
-        check_form(state, {**self.state_dict(), "optimizer": dict, "optimization": dict}, "blocks")
+        state = {"balance": {}, **state}  # of a time that did not know it
+        check_form(state, {**self.state_dict(), "optimizer": dict, "optimization": dict, "balance": dict}, "blocks")
         name = type(self.optimizer).__name__
         if state["optimizer_name"] != name:
             raise ValueError(f"the blocks were trained by {state['optimizer_name']}, here the optimizer is {name}")
         check_optimizer(state["optimizer"], self.optimizer, "blocks.optimizer")
+        balance, before = optimization.balance(self.network), state["optimization"]
+        if balance is not None and optimization.task_balance == before.get("task_balance"):
+            balance.load_state_dict(state["balance"])
+        self.balance = balance
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.instances = state["instances"]
-        self.optimization, before = optimization, state["optimization"]
+        self.optimization = optimization
         new = {name for name in before if getattr(optimization, name) != before[name]}
         for number, group in enumerate(self.optimizer.param_groups):
             spared = {"weight_decay"} if number and optimization.decayed == "weights" else set()

@@ -195,6 +195,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         super().reset(seed=seed)
         if seed is not None:
             self.stream.seed(seed)
+            self.trainer.seed(seed)
         if rows is not None:
             self._restart(rows, instances)
         else:

@@ -61,6 +61,8 @@ FORMS = [
     ("wpl", "mlp", {}, {"k_cpt": 1e-6, "rho": 0.3, "collaboration": "frequency", "precision": "bfloat16"}),
     ("reinforce", "mlp", {}, {"block_gradient": "rows", "schedule": "cosine", "class_weights": (1.0, 2.0, 1.0)}),
     ("gumbel", "mlp", {}, {"dense_backward": True}),
+    ("top-k", "mlp", {}, {"task_balance": "pcgrad", "max_grad_norm": 1.0}),
+    ("wpl", "mlp", {}, {"task_balance": "uncertainty", "schedule": "cosine", "task_weights": (1.0, 2.0, 1.0)}),
     ("wpl", "simple-convnet", {}, {}),
     ("top-k", "simple-convnet", {}, {}),
     *((name, "pyramid-chain", {}, {}) for name in EXITS),
@@ -149,6 +151,16 @@ def test_balanced_tasks_and_prices_wait_no_longer():
     with counting() as counts:
         train_batch(agent, env)
     assert sum(counts.waits.values()) == 1, counts.waits
+
+
+@pytest.mark.parametrize("balance", ["pcgrad", "uncertainty"])
+def test_balanced_losses_wait_no_longer(balance, cuda):
+    agent, env = made("task-specific-last", task_balance=balance, rows=8)
+    train_batch(agent, env)
+    with counting() as counts:
+        train_batch(agent, env)
+    assert sum(counts.waits.values()) == 1, counts.waits
+    assert not counts.refused, counts.refused
 
 
 @pytest.mark.parametrize("representation", ["table", "mlp"])
@@ -330,6 +342,7 @@ def test_what_cannot_be_captured_says_so(cuda):
         ("gumbel", "mlp", {}, "has no schedule"),
         ("wpl", "pyramid-chain", {}, "in_order"),
         ("wpl", "mlp", {"schedule": "cosine"}, "schedule='constant'"),
+        ("shared", "mlp", {"task_balance": "pcgrad"}, "task_balance=None, got 'pcgrad'"),
         ("wpl", "simple-convnet", {}, "images and prices that are the same"),
     ):
         agent, env = made(name, network, capture=True, **options)

@@ -89,13 +89,14 @@ def test_gains_over_single_tasks_are_where_comparisons_are(tmp_path, capsys):
     assert "Δm %" in printed and "shared with width=" in printed
     records = json.loads((out / "results.json").read_text())
     accuracies = {(record["agent"], record["seed"]): record["task_accuracy"] for record in records}
+    delta = {(record["agent"], record["seed"]): record["delta_m"] for record in records}
     with (out / "results.csv").open() as file:
         rows = {(row["agent"], int(row["seed"])): row for row in csv.DictReader(file)}
     for (agent, seed), row in rows.items():
         single, gains = accuracies["single-task", seed], []
         for task in range(3):
             gains.append((accuracies[agent, seed][task] - single[task]) / single[task])
-        assert float(row["delta_m"]) == pytest.approx(np.mean(gains))
+        assert float(row["delta_m"]) == pytest.approx(np.mean(gains)) == delta[agent, seed]
         assert row["env_options.num_blocks"] == {"single-task": "3", "shared": "1", "reinforce": "2"}[agent]
     widths = {record["agent"]: record["asked"]["env_options"]["width"] for record in records}
     assert widths["single-task"] < widths["reinforce"] == 32 < widths["shared"]

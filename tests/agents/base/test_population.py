@@ -143,6 +143,7 @@ REFUSED = [
     ("wpl", {}, {"rho": 0.3, "collaboration": "frequency"}, "rho=0.3, which is about whole batches"),
     ("wpl", {}, {"max_grad_norm": 1.0}, "max_grad_norm=1.0, which is about whole batches"),
     ("wpl", {}, {"block_gradient": "rows"}, "block_gradient='rows', which is about whole batches"),
+    ("shared", {}, {"task_balance": "pcgrad"}, "task_balance='pcgrad', which is about whole batches"),
     ("wpl", {}, {"k_cpt": (0.0, 1e-6)}, "where instances draw their prices (several k_cpt)"),
     ("wpl", {}, {"replay": True}, "replay=True, which is about whole batches"),
 ]
