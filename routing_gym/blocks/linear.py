@@ -44,6 +44,12 @@ class LinearBlocks(FunctionBlocks):
         y = torch.addmm(self.bias[number], x, self.weight[number])
         return functional.relu(y) if self.relu else y
 
+    def run_own(self, x: Tensor, choice: Tensor) -> Tensor:
+        """As `run`, every row times a copy of its block's weight, so that no value says what is computed."""
+        weight, bias = self.weight.index_select(0, choice), self.bias.index_select(0, choice)
+        y = torch.baddbmm(bias.unsqueeze(1), x.unsqueeze(1), weight).squeeze(1)
+        return functional.relu(y) if self.relu else y
+
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
         """See `FunctionBlocks.run`; as a chain of one link."""
         return plain(run_chain([self.link()], x, choice.unsqueeze(1)))

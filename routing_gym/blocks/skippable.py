@@ -115,7 +115,7 @@ class SkippableBlock(FunctionBlocks):
 
     def mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix_all`."""
-        skipping, running = weights.view(len(x), len(CHOICES), 1, 1, 1).unbind(1)
+        skipping, running = weights.view(-1, len(CHOICES), 1, 1, 1).unbind(1)
         shortcut = self.block.shortcut(x)
         return skipping * shortcut + running * self.block.with_shortcut(x, shortcut)
 

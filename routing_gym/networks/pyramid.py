@@ -247,6 +247,8 @@ class RoutedPyramid(RoutedNetwork):
 
     def _run(self, column: int, activation: Activation) -> tuple[Tensor, ...]:
         scales = [plain(scale).permute(0, 3, 1, 2) for scale in activation]
+        if self.dense:
+            return self.columns[column](*scales)
         return in_few_sizes(self.columns[column], scales, whole=self.training)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:
