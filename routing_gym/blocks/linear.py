@@ -56,13 +56,14 @@ class LinearBlocks(FunctionBlocks):
 
     def run_each(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         """See `FunctionBlocks.run_each`; all blocks as one batched product."""
-        if where is not None and x.is_cpu and not bool(where.all()):
+        host = x.is_cpu and not self.dense
+        if where is not None and host and not bool(where.all()):
             return super().run_each(x, where)
         x = repeated(x, self.num_blocks // x.shape[1])
         y = torch.baddbmm(self.bias.unsqueeze(1), x.transpose(0, 1), self.weight).transpose(0, 1)
         y = functional.relu(y) if self.relu else y
         # On a GPU what is not wanted is run, too, and thrown away: the host need not wait.
-        return y if where is None or x.is_cpu else y.masked_fill(~where.unsqueeze(-1), 0)
+        return y if where is None or host else y.masked_fill(~where.unsqueeze(-1), 0)
 
     def mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix`; outputs are added up wherever they stand."""
