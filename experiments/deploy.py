@@ -93,7 +93,7 @@ class Extract(OfCheckpoint):
         rows = torch.zeros(2, *test.input_shape, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
         inputs = rows[: getattr(plain, "inputs", 1)]
         program = exported(plain, *inputs)
-        content = _onnx(program) if self.out.suffix == ".onnx" else _pt2(program)
+        content = _onnx(program, len(inputs)) if self.out.suffix == ".onnx" else _pt2(program)
         write_atomically(self.out, lambda out: out.write(content))
         routed = evaluate(agent, agent.env, k_cpt=self.k_cpt)
         if task is None:
@@ -131,15 +131,20 @@ def _pt2(program: torch.export.ExportedProgram) -> bytes:
     return file.getvalue()
 
 
-def _onnx(program: torch.export.ExportedProgram) -> bytes:
-    """ONNX file of a program, weights included.
+def _onnx(program: torch.export.ExportedProgram, inputs: int) -> bytes:
+    """ONNX file of a program of so many inputs, weights included.
 
     Raises:
         UsageError: What writes it is not installed.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every library that is not there
+    batch = {0: "batch"}
     try:
-        model = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=["logits"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it uses itself, and that inputs share the axis "batch"
+            model = torch.onnx.export(
+                program, (), dynamo=True, verbose=False, output_names=["logits"], dynamic_shapes=(batch,) * inputs
+            )
     except ImportError as error:
         raise UsageError(f"--out FILE.onnx needs its extra: pip install 'routing-gym[onnx]' ({error})") from error
     assert model is not None
@@ -147,9 +152,7 @@ def _onnx(program: torch.export.ExportedProgram) -> bytes:
 
 
 @torch.no_grad()
-def accuracy_of(
-    classify: Callable[..., Tensor], dataset: MultiTaskDataset, task: int | None, inputs: int = 1
-) -> float:
+def accuracy_of(classify: Callable[..., Tensor], dataset: MultiTaskDataset, task: int | None, inputs: int = 1) -> float:
     """Share of a task's instances, or of all, that are classified right.
 
     By a function from `(B, C, H, W)` uint8, and where it takes two `inputs` from tasks `(B,)`, to logits.

@@ -25,8 +25,8 @@ TOLERANCE = 1e-3
 class Dense(nn.Module):
     """Network and agent in one, in eval mode, copies of both: `Agent.classify` without a look at any value.
 
-    It maps images `(B, C, H, W)`, and tasks `(B,)` int64 where there are several, to logits `(B, num_classes)`. All rows
-    go all ways, and actions, choices too, weigh what comes of them: with 0 what was not chosen.
+    It maps images `(B, C, H, W)`, and tasks `(B,)` int64 where there are several, to logits `(B, num_classes)`. All
+    rows go all ways, and actions, choices too, weigh what comes of them: with 0 what was not chosen.
 
     Attributes:
         inputs: How many tensors `forward` takes, 2 where there are several tasks.
@@ -84,18 +84,18 @@ def dense_form(agent: Agent, *, normalize: bool, k_cpt: float | None) -> Dense:
         with torch.no_grad():
             got, again = form(*given), form(*given)
     except Exception as error:  # networks and agents of one's own may fail as they like
-        reason = str(error).strip().split("\n")[0]
+        reason, network = str(error).strip().split("\n")[0], type(agent.env.network).__name__
         raise ValueError(
-            f"agent {agent.name!r} with this {type(agent.env.network).__name__} cannot be exported ({reason}): all that "
-            "it computes must be tensors of tensors, without a look at values on the host, len(x) of a batch, NumPy, or "
-            "random numbers when deterministic"
+            f"agent {agent.name!r} with this {network} cannot be exported ({reason}): all that it computes must be "
+            "tensors of tensors, without a look at values on the host, len(x) of a batch, NumPy, or chance when "
+            "deterministic"
         ) from error
     finally:
         agent.generator.set_state(numbers)
     expected = agent.classify(images, task, k_cpt=k_cpt)
-    for logits, of in ((again, "itself, called again: it must not remember, or draw, anything"), (expected, "classify()")):
+    for logits, of in ((again, "when called again: it remembers, or draws"), (expected, "than classify()")):
         if bool((got - logits).abs().max() > TOLERANCE * logits.abs().max()):
-            raise ValueError(f"agent {agent.name!r} cannot be exported: the exported form gives other logits than {of}")
+            raise ValueError(f"agent {agent.name!r} cannot be exported: the exported form gives other logits {of}")
     return form
 
 

@@ -47,17 +47,16 @@ def extract(
             instance; a network of which no plain form is known; without a task, an agent or a network that looks at
             values on the host, draws when deterministic, or remembers; an agent that sees the price, and none given.
     """
-    if not isinstance(agent, Agent):
-        raise ValueError(f"expected an agent of routing_gym, got {type(agent).__name__}")
+    _check_agent(agent)
     if task is None:
         return dense_form(agent, normalize=normalize, k_cpt=k_cpt)
     if k_cpt is not None:
         raise ValueError(f"k_cpt={k_cpt!r} is for extract(agent) without a task: a single route has its price in it")
-    network, dataset = _deployable(agent), agent.env.dataset
+    dataset = agent.env.dataset
     if isinstance(task, bool) or not isinstance(task, int | np.integer) or not 0 <= task < dataset.num_tasks:
         raise ValueError(f"task must be an integer in [0, {dataset.num_tasks}), got {task!r}")
     try:
-        (route,) = single_routes(agent, [task])
+        network, (route,) = _deployable(agent), single_routes(agent, [task])
     except ValueError as error:
         raise ValueError(f"{error}; without a task extract() takes network and agent together") from error
     static = nn.Sequential(*network.static_route(route, task))
@@ -111,9 +110,13 @@ def single_routes(agent: Agent, tasks: Sequence[int]) -> list[list[int]]:
     return [counts[task].argmax(-1).tolist() for task in tasks]
 
 
-def _deployable(agent: Agent) -> Deployable:
+def _check_agent(agent: Agent) -> None:
     if not isinstance(agent, Agent):
         raise ValueError(f"expected an agent of routing_gym, got {type(agent).__name__}")
+
+
+def _deployable(agent: Agent) -> Deployable:
+    _check_agent(agent)
     network = agent.env.network
     if not isinstance(network, Deployable):
         raise ValueError(
