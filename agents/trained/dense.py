@@ -101,4 +101,5 @@ def dense_form(agent: Agent, *, normalize: bool, k_cpt: float | None) -> Dense:
 
 def exported(module: nn.Module, *rows: Tensor) -> torch.export.ExportedProgram:
     """Program of a module for any number of rows, given two of every input: of one row torch would make a constant."""
-    return torch.export.export(module, rows, dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in rows))
+    with torch.no_grad():  # else switching gradients off on the way becomes part of the program
+        return torch.export.export(module, rows, dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in rows))

@@ -12,7 +12,7 @@ from toys import TREE, ExitTree, small_env, toy_env
 
 from routing_gym.agents import Agent, agent_class, extract, make_agent, needs
 from routing_gym.agents.trained.classify import route_out
-from routing_gym.agents.trained.dense import exported
+from routing_gym.agents.trained.dense import Dense, exported
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.experiments.benchmarks.steps import stand_in_images
 from routing_gym.networks import RoutedPyramid
@@ -35,12 +35,17 @@ def env_for(kind, name, **options):
 
 def disturbed(kind, name, settings, **options):
     """An agent whose rows take several ways."""
-    agent = make_agent(name, env_for(kind, name, **options), **settings)
-    numbers = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for value in [*agent.parameters(), *agent.env.network.parameters()]:
-            value += 0.5 * torch.randn(value.shape, generator=numbers)
-    return agent
+    agent, numbers = make_agent(name, env_for(kind, name, **options), **settings), torch.Generator().manual_seed(1)
+    for _ in range(20):
+        with torch.no_grad():
+            for value in [*agent.parameters(), *agent.env.network.parameters()]:
+                value += 0.5 * torch.randn(value.shape, generator=numbers)
+        if kind not in ("chain", "tree"):
+            return agent
+        images, task = given_to(agent)
+        if len({(exit.decision, exit.choice) for state in route_out(agent, images, task) for exit in state.exits}) > 1:
+            return agent
+    raise AssertionError("all images take one way")
 
 
 def given_to(agent, count=12):
@@ -72,7 +77,7 @@ CASES = [
     (SKIP, "codinet", HARD),
     (SKIP, "codinet", {**HARD, "router": "rnn"}),
     ({**SKIP, "observes": "map"}, "codinet", {**HARD, "router": "cnn"}),
-    (SKIP, "actor-critic", {"representation": "mlp", "arrangement": "dispatched"}),
+    ("mlp", "actor-critic", {"representation": "mlp", "arrangement": "dispatched"}),
     (SKIP, "wpl", {"representation": "mlp"}),
     ("mlp", "top-k", {"k": 2}),
     ({"recurrent": True, "layers": 4}, "top-k", {"k": 2, "k_last": 1, "task_embedding": 3}),
@@ -89,28 +94,23 @@ CASES = [
 def test_a_program_gives_the_logits_of_each_row_alone(kind, name, settings):
     agent = disturbed(kind, name, settings)
     images, task = given_to(agent)
-    expected, form = one_by_one(agent, images, task), extract(agent)
-    torch.testing.assert_close(agent.classify(images, task), expected, rtol=1e-4, atol=1e-5)
+    expected, form = one_by_one(agent, images, task), Dense(agent, normalize=True, price=None)
+    near = {"rtol": 0, "atol": 1e-5 * max(1.0, float(expected.abs().max()))}
+    torch.testing.assert_close(agent.classify(images, task), expected, **near)
     given = (images, task)[: form.inputs]
     program, file = exported(form, *(part[:2] for part in given)), io.BytesIO()
     for node in program.graph.nodes:  # nothing of this library is needed to load it
-        known = ("aten", "higher_order")
-        assert node.op != "call_function" or getattr(node.target, "namespace", "") in known or node.target in (
-            operator.getitem, operator.eq, operator.le
-        ), node.target  # fmt: skip
+        of_torch = getattr(node.target, "namespace", "") == "aten" or node.target is operator.getitem
+        assert node.op != "call_function" or of_torch, node.target
     torch.export.save(program, file)
     file.seek(0)
     loaded = torch.export.load(file).module()
     for rows in (slice(12), slice(1), slice(3, 8)):
-        torch.testing.assert_close(loaded(*(part[rows] for part in given)), expected[rows], rtol=1e-4, atol=1e-5)
-    if form.inputs == 1:
-        assert {len(rows) for state in route_out(agent, images) for rows in [state.exits[0].weight]} != {12}
-    pixels = agent.env.dataset.normalized(images)
-    torch.testing.assert_close(form.network.eval() and extract(agent, normalize=False)(pixels, task), form(images, task))
+        torch.testing.assert_close(loaded(*(part[rows] for part in given)), expected[rows], **near)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("kind", "name", "settings"), [CASES[0], CASES[4], CASES[9], CASES[12]], ids=str)
+@pytest.mark.parametrize(("kind", "name", "settings"), [CASES[0], CASES[4], CASES[9]], ids=str)
 def test_onnx_runtime_gives_the_same(kind, name, settings):
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library, reason="needs the extra onnx")
@@ -118,10 +118,12 @@ def test_onnx_runtime_gives_the_same(kind, name, settings):
 
     agent = disturbed(kind, name, settings)
     images, task = given_to(agent)
-    form = extract(agent)
+    form = Dense(agent, normalize=True, price=None)
     given = (images, task)[: form.inputs]
     batch = tuple({0: torch.export.Dim("batch")} for _ in given)
-    model = torch.onnx.export(form, tuple(part[:2] for part in given), dynamo=True, verbose=False, dynamic_shapes=batch)
+    with torch.no_grad():
+        first = tuple(part[:2] for part in given)
+        model = torch.onnx.export(form, first, dynamo=True, verbose=False, dynamic_shapes=batch)
     session = onnxruntime.InferenceSession(model.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     names, expected = [part.name for part in session.get_inputs()], agent.classify(images, task)
     assert names == ["images", "task"][: form.inputs]
@@ -139,7 +141,7 @@ def test_the_price_is_a_constant():
                 layer.weight[0, 0] = 1.0
             router[6].bias[1] = 0.5
     images, task = given_to(agent, 3)
-    cheap, dear = (extract(agent, k_cpt=k_cpt)(images) for k_cpt in (0.0, 1e-6))
+    cheap, dear = Dense(agent, normalize=True, price=0.0)(images), extract(agent, k_cpt=1e-6)(images)
     assert not torch.allclose(cheap, dear)
     torch.testing.assert_close(cheap, agent.classify(images, k_cpt=0.0))
     torch.testing.assert_close(dear, agent.classify(images, k_cpt=1e-6))
@@ -154,6 +156,10 @@ def test_it_is_a_copy_and_touches_nothing():
     agent.env.network.train()
     before, numbers = copy.deepcopy(agent.env.network.state_dict()), agent.generator.get_state()
     form = extract(agent)
+    images, task = given_to(agent)
+    pixels = agent.env.dataset.normalized(images)
+    torch.testing.assert_close(form(images, task), agent.classify(images, task))
+    torch.testing.assert_close(extract(agent, normalize=False)(pixels, task), form(images, task))
     with torch.no_grad():
         for parameter in form.parameters():
             parameter.zero_()
@@ -162,17 +168,15 @@ def test_it_is_a_copy_and_touches_nothing():
     assert torch.equal(agent.generator.get_state(), numbers) and agent.env.network.training
     assert not any(getattr(part, "dense", False) for part in [*agent.modules(), *agent.env.network.modules()])
     with pytest.raises(ValueError, match="there are 3 tasks: give that of every image"):
-        form(given_to(agent)[0])
+        form(images)
 
 
 class Counting(Agent):
-    """Goes on once, counting on its way, and then by what it has counted: choices that need `carry`."""
+    """Turns left (1) or right (2), and then chooses how many decisions it has seen."""
 
     def act(self, observation, context):
-        before = torch.zeros_like(observation["task"]) if context.carry is None else context.carry
-        bright = (observation["activation"].mean(1) > observation["activation"].mean()).long()
-        context.carry = 2 * before + 1 + observation["depth"] + bright * 0
-        return torch.where(observation["depth"] == 0, 1 + (observation["task"] + self.turn) % 2, context.carry % 3)
+        context.carry = torch.ones_like(observation["task"]) if context.carry is None else context.carry + 1
+        return torch.where(observation["depth"] == 0, self.turn, context.carry % 3)
 
 
 class Remembering(Agent):
@@ -193,22 +197,26 @@ class Peeping(Agent):
 
 
 def test_what_is_carried_is_carried_along_a_rows_own_way():
-    torch.manual_seed(0)
-    env = env_for("tree", "reinforce")
-    for turn in (0, 1):
-        agent = Counting(env)
-        agent.name, agent.turn = "counting", turn
-        images, task = given_to(agent, 2)
-        torch.testing.assert_close(extract(agent)(images), one_by_one(agent, images, task), rtol=1e-4, atol=1e-5)
+    agent = Counting(env_for("tree", "reinforce"))
+    images, task = given_to(agent, 2)
+    for agent.turn in (1, 2):
+        found = Dense(agent, normalize=True, price=None)(images)
+        torch.testing.assert_close(found, one_by_one(agent, images, task), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: make_agent("random", small_env()), r"agent 'random' .*cannot be exported"),
-        (lambda: make_agent("sb3:PPO", small_env()), r"agent 'sb3:PPO' with this RoutedMLP cannot be exported .*NumPy"),
+        (
+            lambda: make_agent("sb3:PPO", small_env(autoreset_mode="same_step")),
+            r"agent 'sb3:PPO' with this RoutedMLP cannot be exported .*NumPy",
+        ),
         (lambda: Peeping(small_env()), r"with this RoutedMLP cannot be exported .*without a look at values"),
-        (lambda: Remembering(small_env()), "cannot be exported: the exported form gives other logits when called again"),
+        (
+            lambda: Remembering(small_env()),
+            "cannot be exported: the exported form gives other logits when called again",
+        ),
         (lambda: make_agent("reinforce", toy_env(ExitTree(TREE), autoreset_mode="disabled")), r"ExitTree .*len\(x\)"),
     ],
 )
