@@ -238,7 +238,7 @@ class RecurrentScores(Scores):
     def forward(self, observation: Observation, context: Context) -> Tensor:
         """Scores `(B, 2)`; the LSTM's output and cell, `(B, 2 x 10)`, are carried to the next block."""
         seen, carry = self.inputs(observation, context), context.carry
-        before = seen.new_zeros(len(seen), 2 * RECURRENT_WIDTH) if carry is None else carry
+        before = seen.new_zeros(*seen.shape[:1], 2 * RECURRENT_WIDTH) if carry is None else carry
         output, cell = self.cell(seen, before.chunk(2, 1))
         context.carry = torch.cat([output, cell], 1)
         return self.output(output)

@@ -1,9 +1,10 @@
-"""After training: a checkpoint with only the blocks in use, and one task's route as an exported program."""
+"""After training: a checkpoint with only the blocks in use, and what was trained as an exported program."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from routing_gym.agents import extract, prune
+from routing_gym.agents import Agent, extract, prune
+from routing_gym.agents.trained.dense import exported
 from routing_gym.blocks import count_macs
 from routing_gym.envs import classified_right, evaluate
 from routing_gym.envs.evaluation import EVALUATION_BATCH
@@ -25,7 +27,8 @@ from routing_gym.files import write_atomically
 from routing_gym.networks import Deployable
 from routing_gym.tasks import MultiTaskDataset
 
-EXPORTED = ".pt2"
+READERS = {".pt2": "torch.export.load", ".onnx": "ONNX Runtime"}
+"""What reads an exported program, by the ending of its file."""
 COLUMNS = ("parameters", "accuracy %", "MACs per instance")
 
 
@@ -62,58 +65,101 @@ class Prune(OfCheckpoint):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extract(OfCheckpoint):
-    """Write one task's route as a plain network from uint8 pixels to logits, for `torch.export.load`.
+    """Write one task's route, or network and agent together, as a plain network from uint8 pixels to logits.
 
     Attributes:
-        task: The task, its number or its name.
-        out: The file to write, ending in .pt2.
+        out: The file to write, ending in .pt2 for `torch.export.load`, or in .onnx.
+        task: The task whose single route is written, its number or its name; by default network and agent are, in
+            which all blocks run and decisions weigh. Where there are several tasks that of an image is an input then.
+        k_cpt: What a multiply-accumulate costs, where network and agent are written and the agent sees the price.
     """
 
-    task: str
     out: Path
+    task: str | None = None
+    k_cpt: float | None = None
 
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
         agent = load_with_env(self.checkpoint, self.env_options)
-        num_tasks, test = agent.env.dataset.num_tasks, agent.env.datasets["test"]
-        known = [str(number) for number in range(num_tasks)], list(agent.env.dataset.task_names)
-        task = next((names.index(self.task) for names in known if self.task in names), None)
-        if task is None:
-            named = f" or be one of {known[1]}" if known[1] else ""
-            raise UsageError(f"--task must lie in [0, {num_tasks}){named}, got {self.task}")
-        if self.out.suffix != EXPORTED:
-            raise UsageError(f"--out must end in {EXPORTED}, which is what torch.export.load reads, got {self.out}")
+        test, task = agent.env.datasets["test"], self._number(agent)
+        if self.out.suffix not in READERS:
+            named = " or ".join(f"{ending} ({reader} reads it)" for ending, reader in READERS.items())
+            raise UsageError(f"--out must end in {named}, got {self.out}")
         writable_file(self.out)
         try:
-            static = extract(agent, task).cpu()
+            plain = extract(agent, task, k_cpt=self.k_cpt).cpu()
         except ValueError as error:
             raise UsageError(str(error)) from error
-        # Of two rows, because torch would make a constant of one.
-        images = torch.zeros(2, *test.input_shape, dtype=torch.uint8)
-        program = torch.export.export(static, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        file = io.BytesIO()
-        with warnings.catch_warnings():
-            # Said of weights that lie channels last; it does not matter on the CPU.
-            warnings.filterwarnings("ignore", "No complete tensor found")
-            torch.export.save(program, file)
-        write_atomically(self.out, lambda out: out.write(file.getvalue()))
-        routed, parameters = evaluate(agent, agent.env), sum(p.numel() for p in static.parameters())
-        before = accuracy_and_macs(routed.task_accuracy[task], routed.task_macs[task])
-        after = accuracy_and_macs(task_accuracy(program.module(), test, task), count_macs(static, images[:1]))
-        table = table_of(f"{agent.name}, {self.checkpoint}, task {self.task}, split test", "", *COLUMNS)
+        rows = torch.zeros(2, *test.input_shape, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+        inputs = rows[: getattr(plain, "inputs", 1)]
+        program = exported(plain, *inputs)
+        content = _onnx(program, len(inputs)) if self.out.suffix == ".onnx" else _pt2(program)
+        write_atomically(self.out, lambda out: out.write(content))
+        routed = evaluate(agent, agent.env, k_cpt=self.k_cpt)
+        if task is None:
+            before, what = accuracy_and_macs(routed.accuracy, routed.macs), "all tasks"
+        else:
+            before, what = accuracy_and_macs(routed.task_accuracy[task], routed.task_macs[task]), f"task {self.task}"
+        macs = count_macs(plain, *(part[:1] for part in inputs))
+        after = accuracy_and_macs(accuracy_of(program.module(), test, task, len(inputs)), macs)
+        table = table_of(f"{agent.name}, {self.checkpoint}, {what}, split test", "", *COLUMNS)
         table.add_row("routed", f"{count_parameters(agent):,}", *before)
-        table.add_row("extracted", f"{parameters:,}", *after)
+        table.add_row("extracted", f"{sum(p.numel() for p in plain.parameters()):,}", *after)
         console.print(table)
         say(console, f"Written to {self.out}")
         return 0
 
+    def _number(self, agent: Agent) -> int | None:
+        """Number of the task, None for all."""
+        if self.task is None:
+            return None
+        dataset = agent.env.dataset
+        known = [str(number) for number in range(dataset.num_tasks)], list(dataset.task_names)
+        for names in known:
+            if self.task in names:
+                return names.index(self.task)
+        named = f" or be one of {known[1]}" if known[1] else ""
+        raise UsageError(f"--task must lie in [0, {dataset.num_tasks}){named}, got {self.task}")
+
+
+def _pt2(program: torch.export.ExportedProgram) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # Said of weights that lie channels last; it does not matter on the CPU.
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        torch.export.save(program, file)
+    return file.getvalue()
+
+
+def _onnx(program: torch.export.ExportedProgram, inputs: int) -> bytes:
+    """ONNX file of a program of so many inputs, weights included.
+
+    Raises:
+        UsageError: What writes it is not installed.
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every library that is not there
+    batch = {0: "batch"}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it uses itself, and that inputs share the axis "batch"
+            model = torch.onnx.export(
+                program, (), dynamo=True, verbose=False, output_names=["logits"], dynamic_shapes=(batch,) * inputs
+            )
+    except ImportError as error:
+        raise UsageError(f"--out FILE.onnx needs its extra: pip install 'routing-gym[onnx]' ({error})") from error
+    assert model is not None
+    return model.model_proto.SerializeToString()
+
 
 @torch.no_grad()
-def task_accuracy(classify: Callable[[Tensor], Tensor], dataset: MultiTaskDataset, task: int) -> float:
-    """Share of a task's instances that are classified right, by a function from `(B, C, H, W)` uint8 to logits."""
-    rows = (dataset.task == task).nonzero().flatten()
-    right = [
-        classified_right(classify(dataset.images[dataset.image[part]].cpu()), dataset.label[part].cpu())
-        for part in rows.split(EVALUATION_BATCH)
-    ]
+def accuracy_of(classify: Callable[..., Tensor], dataset: MultiTaskDataset, task: int | None, inputs: int = 1) -> float:
+    """Share of a task's instances, or of all, that are classified right.
+
+    By a function from `(B, C, H, W)` uint8, and where it takes two `inputs` from tasks `(B,)`, to logits.
+    """
+    rows = (dataset.task == (dataset.task if task is None else task)).nonzero().flatten()
+    right = []
+    for part in rows.split(EVALUATION_BATCH):
+        given = dataset.images[dataset.image[part]].cpu(), dataset.task[part].cpu()
+        right.append(classified_right(classify(*given[:inputs]), dataset.label[part].cpu()))
     return float(torch.cat(right).double().mean())

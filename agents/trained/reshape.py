@@ -15,33 +15,50 @@ from torch import Tensor, nn
 from routing_gym.agents.base.agent import Agent
 from routing_gym.agents.fixed import FixedRoutes, FixedRoutesConfig
 from routing_gym.agents.parts.bases import LearningConfig
+from routing_gym.agents.trained.dense import CHECKED_ROWS, TOLERANCE, Dense, dense_form
 from routing_gym.blocks import probe
 from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.networks import Deployable, Normalize, RoutedNetwork
 from routing_gym.tasks import MultiTaskDataset
 
-CHECKED_ROWS = 8
-"""Instances of a task on which the smaller network must give the logits of the routed one."""
-TOLERANCE = 1e-3
-"""How far the two may differ, as a share of the largest logit."""
 
-
-def extract(agent: Agent, task: int, *, normalize: bool = True) -> nn.Sequential:
-    """Plain network of one task's deterministic route.
+def extract(
+    agent: Agent, task: int | None = None, *, normalize: bool = True, k_cpt: float | None = None
+) -> nn.Sequential | Dense:
+    """Plain network of one task's deterministic route; or, without a task, network and agent as one plain computation.
 
     It maps images `(B, C, H, W)` to logits `(B, num_classes)`, in eval mode, on the environment's device, with
     parameters of its own. With `normalize` it begins with the data set's normalisation, so that it takes pixels from 0
-    to 255, uint8 or floating point; without, what `MultiTaskDataset.pixels` gives. `torch.export.export` takes it, with
-    a batch of any size.
+    to 255, uint8 or floating point; without, what `MultiTaskDataset.pixels` gives. `torch.export.export` and
+    `torch.onnx.export` take it, with a batch of any size.
+
+    Without a task agents that decide by the instance and that mix are taken, too. All that could run is run, and
+    decisions weigh it, so that the logits are those of `agent.classify` at the cost of everything. Where there are
+    several tasks it takes that of every image as a second input, `(B,)` int64.
+
+    Args:
+        agent: The agent, whose environment holds the network.
+        task: The task; None for all.
+        normalize: Whether images are normalised here.
+        k_cpt: What a multiply-accumulate costs, for good; for agents that see the price, without a task.
 
     Raises:
         ValueError: No such task, or it has no single route on the data: the agent mixes blocks or decides by the
-            instance; or a network of which no plain form is known.
+            instance; a network of which no plain form is known; without a task, an agent or a network that looks at
+            values on the host, draws when deterministic, or remembers; an agent that sees the price, and none given.
     """
-    network, dataset = _deployable(agent), agent.env.dataset
+    _check_agent(agent)
+    if task is None:
+        return dense_form(agent, normalize=normalize, k_cpt=k_cpt)
+    if k_cpt is not None:
+        raise ValueError(f"k_cpt={k_cpt!r} is for extract(agent) without a task: a single route has its price in it")
+    dataset = agent.env.dataset
     if isinstance(task, bool) or not isinstance(task, int | np.integer) or not 0 <= task < dataset.num_tasks:
         raise ValueError(f"task must be an integer in [0, {dataset.num_tasks}), got {task!r}")
-    (route,) = single_routes(agent, [task])
+    try:
+        network, (route,) = _deployable(agent), single_routes(agent, [task])
+    except ValueError as error:
+        raise ValueError(f"{error}; without a task extract() takes network and agent together") from error
     static = nn.Sequential(*network.static_route(route, task))
     _check_logits(agent, task, route, lambda images: probe(static, lambda: static(images)))
     return nn.Sequential(*([Normalize(dataset.mean, dataset.std)] if normalize else []), *static).eval()
@@ -93,9 +110,13 @@ def single_routes(agent: Agent, tasks: Sequence[int]) -> list[list[int]]:
     return [counts[task].argmax(-1).tolist() for task in tasks]
 
 
-def _deployable(agent: Agent) -> Deployable:
+def _check_agent(agent: Agent) -> None:
     if not isinstance(agent, Agent):
         raise ValueError(f"expected an agent of routing_gym, got {type(agent).__name__}")
+
+
+def _deployable(agent: Agent) -> Deployable:
+    _check_agent(agent)
     network = agent.env.network
     if not isinstance(network, Deployable):
         raise ValueError(

@@ -16,6 +16,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from routing_gym.tasks.checking import seed_number, whole_number
 
@@ -90,6 +91,8 @@ class PartlyUsed(nn.Module):
     belongs to two such modules, a network and one of its banks, has been used where both of them have been.
     """
 
+    dense = False
+    """Whether everything runs on every row, so that no value says what is computed; for what is to be exported."""
     used: Tensor | None = None
     """Parts used `(parts,)` bool, with a graph, since the optimiser's last step; None: nobody has noted anything."""
 
@@ -107,7 +110,7 @@ class PartlyUsed(nn.Module):
 
         They are numbers counted from part `first`, int64 of any shape; or bool, for so many parts from there on.
         """
-        if not torch.is_grad_enabled():
+        if self.dense or not torch.is_grad_enabled():
             return
         if self.used is None:
             self.used = torch.zeros(self.num_parts, dtype=torch.bool, device=part.device)
@@ -175,8 +178,7 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     def mix_all(self, x: Tensor, weights: Tensor) -> Tensor:
         """Sums `(B, ...)` of `weights[:, c] * block[c](x)` over all blocks, each run on all rows."""
-        every = torch.arange(self.num_blocks, device=x.device)
-        outputs = torch.stack([self.run(x, number.expand(len(x))) for number in every], 1)
+        outputs = torch.stack([self.run_block(x, number) for number in range(self.num_blocks)], 1)
         return torch.einsum("bk...,bk->b...", outputs, weights)
 
     def forward(self, x: Tensor, action: Tensor | Sparse) -> Tensor:
@@ -188,8 +190,10 @@ class FunctionBlocks(PartlyUsed, ABC):
         """
         if isinstance(action, Tensor):
             if not action.is_floating_point():
-                return self.run(x, action)
-            if _BLOCKS_MERGE.get():
+                if not self.dense:
+                    return self.run(x, action)
+                action = functional.one_hot(action, self.num_blocks).to(x.dtype)
+            elif _BLOCKS_MERGE.get():
                 return self.merge(x, action)
             if self._runs_every_block or self.mixes_all(action):
                 return self.mix_all(x, action)
@@ -216,7 +220,7 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     @property
     def _runs_every_block(self) -> bool:
-        return self.training and _EVERY_BLOCK_RUNS.get()
+        return self.dense or (self.training and _EVERY_BLOCK_RUNS.get())
 
     def weighty(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs that have a weight, of all, `(P,)` each.

@@ -44,19 +44,26 @@ class LinearBlocks(FunctionBlocks):
         y = torch.addmm(self.bias[number], x, self.weight[number])
         return functional.relu(y) if self.relu else y
 
+    def run_own(self, x: Tensor, choice: Tensor) -> Tensor:
+        """As `run`, every row times a copy of its block's weight, so that no value says what is computed."""
+        weight, bias = self.weight.index_select(0, choice), self.bias.index_select(0, choice)
+        y = torch.baddbmm(bias.unsqueeze(1), x.unsqueeze(1), weight).squeeze(1)
+        return functional.relu(y) if self.relu else y
+
     def run(self, x: Tensor, choice: Tensor) -> Tensor:
         """See `FunctionBlocks.run`; as a chain of one link."""
         return plain(run_chain([self.link()], x, choice.unsqueeze(1)))
 
     def run_each(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         """See `FunctionBlocks.run_each`; all blocks as one batched product."""
-        if where is not None and x.is_cpu and not bool(where.all()):
+        host = x.is_cpu and not self.dense
+        if where is not None and host and not bool(where.all()):
             return super().run_each(x, where)
         x = repeated(x, self.num_blocks // x.shape[1])
         y = torch.baddbmm(self.bias.unsqueeze(1), x.transpose(0, 1), self.weight).transpose(0, 1)
         y = functional.relu(y) if self.relu else y
         # On a GPU what is not wanted is run, too, and thrown away: the host need not wait.
-        return y if where is None or x.is_cpu else y.masked_fill(~where.unsqueeze(-1), 0)
+        return y if where is None or host else y.masked_fill(~where.unsqueeze(-1), 0)
 
     def mix(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
         """See `FunctionBlocks.mix`; outputs are added up wherever they stand."""

@@ -205,8 +205,8 @@ def formed(given: Any, like: Tensor, m: int, num_choices: int, action_type: str 
     if not given.is_floating_point() and given.dtype not in _INTEGERS:
         raise ValueError(f"an action holds integers or floating-point weights, got {given.dtype}")
     choices = (num_choices,) if given.is_floating_point() else ()
-    whole = (len(like), m, *choices)
-    expected = (len(like), *choices) if m == 1 else whole
+    whole = (*like.shape, m, *choices)
+    expected = (*like.shape, *choices) if m == 1 else whole
     if given.shape not in (expected, whole):
         kind = "weights" if choices else "integer choices"
         raise ValueError(f"an action of {kind} has shape {expected} here, got {tuple(given.shape)}")
@@ -295,7 +295,7 @@ def dense(action: Action, num_choices: int) -> Tensor:
     """Weights `(..., num_choices)` of an action: choices one-hot, a pair `(B, K)` spread out to `(B, A)`."""
     if isinstance(action, tuple):
         indices, weights = action
-        return weights.new_zeros(len(weights), num_choices).scatter_add(1, indices, weights)
+        return weights.new_zeros(*weights.shape[:1], num_choices).scatter_add(1, indices, weights)
     if action.is_floating_point():
         return action
     return torch.nn.functional.one_hot(action, num_choices).to(torch.get_default_dtype())

@@ -190,7 +190,7 @@ class ColumnsMLP(RoutedPaths):
 
     def readout(self, decision: int, choice: int, activation: Activation, task: Tensor) -> Tensor:
         """Logits `(r, num_classes)` of each row's column: its task's own."""
-        return tensors_of(activation)[0][torch.arange(len(task), device=task.device), task]
+        return tensors_of(activation)[0][torch.arange(task.shape[0], device=task.device), task]
 
     def readouts_by_task(self) -> Sequence[Sequence[OwnedParameter]]:
         """Parameters of the last layer: all columns run it, and a task's own gives its logits."""

@@ -179,7 +179,7 @@ class RoutedNetwork(PartlyUsed, ABC):
                 f"expected images of shape (B, {', '.join(map(str, self.input_shape or 'CHW'))}) and (B,) tasks, got "
                 f"{tuple(images.shape)} and {tuple(task.shape)}"
             )
-        macs = images.new_full((len(images),), self.stem_macs)
+        macs = images.new_full(task.shape, self.stem_macs)
         arrived = Waiting(None, self.enter(0, self.stem(images, task)), torch.ones_like(macs))
         return RoutingState(
             task=task,
@@ -297,6 +297,9 @@ class RoutedNetwork(PartlyUsed, ABC):
         """Rows that leave an outcome decision by each choice: by the one they chose, or by all with a weight."""
         weights = actions.dense(action, self.decisions[number].n) if actions.is_weights(action) else None
         n, leaving = self.decisions[number].n, []
+        if self.dense and weights is not None:
+            shares = enumerate(weights.unbind(1))
+            return [(choice, dataclasses.replace(group, reach=group.reach * share)) for choice, share in shares]
         if weights is None:
             assert isinstance(action, Tensor)
             follows = action.eq(torch.arange(n, device=action.device).unsqueeze(1))

@@ -64,7 +64,7 @@ class Column(nn.Module):
 @fx.wrap
 def max_pool(x: Tensor) -> Tensor:
     """Maxima of 2x2 pixels, `torch.nn.functional.max_pool2d(x, 2)`, faster where no one trains."""
-    if torch.is_grad_enabled() and x.requires_grad:
+    if torch.compiler.is_exporting() or (torch.is_grad_enabled() and x.requires_grad):
         return functional.max_pool2d(x, 2)
     # PyTorch looks for the place of each maximum too, which is needed for the gradient only.
     height, width = (size - size % 2 for size in x.shape[-2:])
@@ -75,7 +75,7 @@ def max_pool(x: Tensor) -> Tensor:
 @fx.wrap
 def average_pool(x: Tensor) -> Tensor:
     """Means of 2x2 pixels, `torch.nn.functional.avg_pool2d(x, 2)`, several times as fast where no one trains."""
-    if torch.is_grad_enabled() and x.requires_grad:
+    if torch.compiler.is_exporting() or (torch.is_grad_enabled() and x.requires_grad):
         return functional.avg_pool2d(x, 2)
     height, width = (size - size % 2 for size in x.shape[-2:])
     rows = x[:, :, :height:2, :width] + x[:, :, 1:height:2, :width]
@@ -251,6 +251,8 @@ class RoutedPyramid(RoutedNetwork):
 
     def _run(self, column: int, activation: Activation) -> tuple[Tensor, ...]:
         scales = [plain(scale).permute(0, 3, 1, 2) for scale in activation]
+        if self.dense:
+            return self.columns[column](*scales)
         return in_few_sizes(self.columns[column], scales, whole=self.training)
 
     def describe(self, decision: int, activation: Activation) -> Tensor:

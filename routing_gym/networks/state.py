@@ -209,17 +209,14 @@ class RoutingState:
 
     @cached_property
     def sole(self) -> int | None:
-        """The decision at which every row waits, in order; None where rows are spread or some have left."""
-        if len(self.waiting) == 1:
-            ((decision, waiting),) = self.waiting.items()
-            if waiting.rows is None:
-                return decision
-        return None
+        """The decision at which every row acts, in order; None where rows are spread or some have left."""
+        first = min(self.waiting, default=None)
+        return first if first is not None and self.waiting[first].rows is None else None
 
     @cached_property
     def at(self) -> Tensor:
         """`(B,)` int64: the earliest decision each row waits at, N where it has left."""
-        at = torch.full((len(self),), self.num_decisions if self.sole is None else self.sole, device=self.task.device)
+        at = torch.full_like(self.task, self.num_decisions if self.sole is None else self.sole)
         if self.sole is None:
             for decision in sorted(self.waiting, reverse=True):
                 rows = self.waiting[decision].rows
@@ -254,6 +251,8 @@ class RoutingState:
         """
         if not self.waiting:
             return []
+        if self.sole is not None:
+            return [(self.sole, self.waiting[self.sole], None)]
         (first, earliest), *later = sorted(self.waiting.items())
         groups: list[tuple[int, Waiting, Waiting | None]] = [(first, earliest, None)]
         for decision, waiting in later:
@@ -289,7 +288,7 @@ class RoutingState:
     @staticmethod
     def merge(states: Sequence[RoutingState]) -> RoutingState:
         """State of one batch in which those of several stand one after the other, without exits."""
-        together = states[0].sole is not None and all(state.sole == states[0].sole for state in states)
+        together = all(state.sole == states[0].sole is not None and len(state.waiting) == 1 for state in states)
         groups: dict[int, list[Waiting]] = {}
         for state, start in zip(states, [0, *accumulate(map(len, states))], strict=False):
             for decision, group in state.waiting.items():

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,38 @@ def test_extract_writes_a_program_from_pixels_to_logits(checkpoint, tmp_path, ca
     assert out.stat().st_size < 60_000  # neither the other blocks nor the data set go along
 
 
+@pytest.mark.long
+def test_extract_writes_network_and_agent_together(tmp_path, capsys, monkeypatch):
+    options = ["network=pyramid-chain", "columns=2", "width=2", "image_size=8", "price=true", "k_cpt=[0,1e-5]"]
+    common = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", 1, "--agent", "actor", "--out", tmp_path]
+    assert run("train", *common, "--env-options", *options) == 0
+    checkpoint, out, onnx = tmp_path / "checkpoint.pt", tmp_path / "exits.pt2", tmp_path / "exits.onnx"
+    agent = load_with_env(checkpoint)
+    test = agent.env.datasets["test"]
+    images, task = test.images[test.image[:9]], test.task[:9]
+    expected = agent.classify(images, task, k_cpt=1e-6)
+    capsys.readouterr()
+    assert run("extract", checkpoint, "--out", out, "--k-cpt", 1e-6) == 0
+    printed = capsys.readouterr().out
+    routed, extracted = row(printed, "routed"), row(printed, "extracted")
+    assert routed[:2] == extracted[:2] and "all tasks" in printed
+    torch.testing.assert_close(torch.export.load(out).module()(images, task), expected)
+    assert run("extract", checkpoint, "--out", out) == 2 and "decides by the price" in capsys.readouterr().err
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        assert run("extract", checkpoint, "--out", onnx, "--k-cpt", 1e-6) == 2 and not onnx.exists()
+        assert "pip install 'routing-gym[onnx]'" in capsys.readouterr().err
+    for library in ("onnx", "onnxscript"):
+        pytest.importorskip(library, reason="needs the extra onnx")
+    runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    assert run("extract", checkpoint, "--out", onnx, "--k-cpt", 1e-6) == 0
+    session = runtime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    assert [(given.name, given.shape[0]) for given in session.get_inputs()] == [("images", "batch"), ("task", "batch")]
+    (found,) = session.run(["logits"], {"images": images.numpy(), "task": task.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -98,10 +131,12 @@ def test_extract_writes_a_program_from_pixels_to_logits(checkpoint, tmp_path, ca
         ("extract none.pt --task 0 --out new/task.pt2", "no such checkpoint: none.pt"),
         ("extract CHECKPOINT --task 4 --out new/task.pt2", r"--task must lie in \[0, 4\), got 4"),
         ("extract CHECKPOINT --task -1 --out new/task.pt2", r"--task must lie in \[0, 4\), got -1"),
-        ("extract CHECKPOINT --task 0 --out new/task.pt", r"--out must end in \.pt2, .* got new/task\.pt"),
+        ("extract CHECKPOINT --task 0 --out new/task.pt", r"--out must end in \.pt2 .* or \.onnx .*, got new/task\.pt"),
         ("extract CHECKPOINT --task 0 --out file/task.pt2", "the output folder file cannot be written"),
         ("extract CHECKPOINT --task 0 --out folder.pt2", "--out must name a file, folder.pt2 is a folder"),
-        ("extract random.pt --task 2 --out task.pt2", "task 2 has no single route"),
+        ("extract random.pt --task 2 --out task.pt2", "task 2 has no single route.*; without a task"),
+        ("extract random.pt --out all.pt2", "agent 'random' with this RoutedMLP cannot be exported"),
+        ("extract CHECKPOINT --out all.pt2 --k-cpt 1e-6", "agent 'wpl' was made for an environment without price"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_writes_nothing(command, message, checkpoint, tmp_path, capsys, monkeypatch):

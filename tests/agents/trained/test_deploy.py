@@ -234,7 +234,7 @@ def test_what_a_subclass_computes_of_its_own_is_not_left_out_in_silence():
         extract(agent, 0)
 
 
-@pytest.mark.parametrize("task", [-1, 3, True, 1.0, "1", None])
+@pytest.mark.parametrize("task", [-1, 3, True, 1.0, "1"])
 def test_unknown_tasks_are_refused(task):
     with pytest.raises(ValueError, match=r"task must be an integer in \[0, 3\), got "):
         extract(make_agent("shared", made()), task)
