@@ -153,11 +153,10 @@ class TopK(Gate):
         legal = self.arrangement.legal & (self.arrangement.legal.cumsum(-1) > options.shared)
         if not bool(legal.any(-1).all()):
             raise ValueError(f"agent {self.name!r}: shared={options.shared} leaves nothing to choose at some decision")
-        always = self.arrangement.legal.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[
-            :, : options.shared
-        ]
         self.register_buffer("_legal", legal, persistent=False)
-        self.register_buffer("_always", always, persistent=False)
+        if options.shared:
+            first = self.arrangement.legal.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+            self.register_buffer("_always", first[:, : options.shared], persistent=False)
         annealed = torch.linspace(options.k, options.k_last or options.k, self.num_decisions, dtype=torch.float64)
         k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64)]).to(legal.device)
         self.register_buffer("_k", k.minimum(legal.sum(-1)), persistent=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks import FunctionBlocks, ModuleBlocks, OwnedParameter, count_macs, plain, probe
-from routing_gym.networks.actions import Action
+from routing_gym.networks.actions import Action, dense, is_weights
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.state import EXIT, Activation, Decision
 from routing_gym.tasks.checking import whole_number
@@ -32,6 +32,7 @@ class BankedNetwork(RoutedNetwork):
     """
 
     banks: nn.ModuleList
+    _sizes: Tensor
     bank_of: Sequence[int] | None = None
 
     def bank(self, decision: int) -> FunctionBlocks:
@@ -40,9 +41,31 @@ class BankedNetwork(RoutedNetwork):
         assert isinstance(bank, FunctionBlocks)
         return bank
 
-    def mergeable(self, decision: int) -> bool:
-        """Whether the blocks of a decision's bank can be merged."""
-        return self.decisions[decision].m == 1 and self.bank(decision).mergeable
+    def let_blocks_merge(self, on: bool) -> None:
+        """Let weights mix the blocks' parameters, of which one merged block then runs, instead of their outputs.
+
+        Raises:
+            ValueError: A decision offers other than blocks with the same parameters.
+        """
+        for number, decision in enumerate(self.decisions if on else ()):
+            if decision.m > 1 or not self.bank(number).mergeable:
+                raise ValueError(
+                    f"merge_blocks=True: what decision {decision.name!r} of this network offers cannot be merged: "
+                    "blocks need the same parameters, no batch norm, and one tensor, as in the network 'mlp'"
+                )
+        if on:
+            sizes = torch.tensor([sum(of.value.numel() for of in part) for part in self.parts()])
+            self.register_buffer("_sizes", sizes.to(self.costs).view_as(self.costs), persistent=False)
+        self.merge_blocks = on
+
+    def macs(self, decision: int, action: Action) -> tuple[Tensor, Tensor]:
+        """See `RoutedNetwork.macs`; of merged blocks the cost of one, and one for every parameter that is mixed."""
+        if not (self.merge_blocks and is_weights(action)):
+            return super().macs(decision, action)
+        count = self.decisions[decision].n
+        used = dense(action, count).detach() != 0
+        executed = (used * self.costs[decision, :count]).amax(1) + (used * self._sizes[decision, :count]).sum(1)
+        return executed, executed
 
     def transition(self, decision: int, activation: Activation, action: Action, task: Tensor) -> Activation:
         """Output `(r, ...)` of the chosen blocks, or their mixture."""

@@ -49,8 +49,6 @@ class RoutedNetwork(PartlyUsed, ABC):
         merge_blocks: Whether weights mix the blocks' parameters instead of their outputs.
     """
 
-    _sizes: Tensor
-
     def __init__(
         self,
         decisions: Sequence[Decision],
@@ -142,25 +140,9 @@ class RoutedNetwork(PartlyUsed, ABC):
     # ------------------------------------------------------------------------------------------------------ running
 
     def let_blocks_merge(self, on: bool) -> None:
-        """Let weights mix the blocks' parameters, of which one merged block then runs, instead of their outputs.
-
-        Raises:
-            ValueError: A decision offers other than blocks with the same parameters.
-        """
+        """Let weights mix blocks' parameters instead of their outputs, or not; refused where there are no banks."""
         if on:
-            for number, decision in enumerate(self.decisions):
-                if not self.mergeable(number):
-                    raise ValueError(
-                        f"merge_blocks=True: what decision {decision.name!r} of this network offers cannot be merged: "
-                        "blocks need the same parameters, no batch norm, and one tensor, as in the network 'mlp'"
-                    )
-            sizes = torch.tensor([sum(of.value.numel() for of in part) for part in self.parts()])
-            self.register_buffer("_sizes", sizes.to(self.costs).view_as(self.costs), persistent=False)
-        self.merge_blocks = on
-
-    def mergeable(self, decision: int) -> bool:
-        """Whether what a decision offers can be merged."""
-        return False
+            raise ValueError(f"merge_blocks=True: {type(self).__name__} has no banks of blocks that could be merged")
 
     def start(
         self, images: Tensor, task: Tensor, *, instance: Tensor | None = None, price: Tensor | None = None
@@ -366,8 +348,7 @@ class RoutedNetwork(PartlyUsed, ABC):
     def macs(self, decision: int, action: Action) -> tuple[Tensor, Tensor]:
         """Executed and expected multiply-accumulates, `(r,)` each, of an action as `transition` takes it.
 
-        Where blocks are merged executed is the cost of one, and one for every parameter that goes into it. Otherwise
-        executed is the cost of every choice with non-zero weight; expected, differentiable, the sum of weight times
+        Executed is the cost of every choice with non-zero weight; expected, differentiable, the sum of weight times
         cost. Where m tensors arrive both count the union of what they reach: expected takes gate entries for
         independent probabilities (Σ_j cost_j (1 − Π_i (1 − g_ij))).
         """
@@ -376,10 +357,6 @@ class RoutedNetwork(PartlyUsed, ABC):
             return costs, costs
         # Of a sparse action: a choice listed twice runs once.
         action = actions.dense(action, self.decisions[decision].n)
-        if self.merge_blocks:
-            used, costs = action.detach() != 0, self.costs[decision, : self.decisions[decision].n]
-            executed = (used * costs).amax(1) + (used * self._sizes[decision, : len(costs)]).sum(1)
-            return executed, executed
         costs = self.costs[decision, : self.decisions[decision].n]
         used = action.detach() != 0
         if action.ndim == 3:

@@ -96,7 +96,7 @@ def test_what_cannot_be_merged_is_refused():
     ):
         assert not bank.mergeable
     for network in (ExitTree([[1, 2], [], []]), Gates()):
-        with pytest.raises(ValueError, match=r"what decision '.*' of this network offers cannot be merged"):
+        with pytest.raises(ValueError, match=r"merge_blocks=True: .* merged"):
             merging_env(network)
     with pytest.raises(ValueError, match="needs an environment made with merge_blocks=True, got False"):
         make_agent("smear", small_env(action_type="weights"))
