@@ -37,10 +37,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "vit-skip": {},
 }
 """Networks by name, with options."""
-TOLD = """Accuracy in %, million multiply-accumulates per instance, and milliseconds of a training batch of {rows} on one
-thread, which are to be compared within a column only: three synthetic tasks of four classes whose labels conflict,
-{batches} batches, {seeds} seeds, every agent at its defaults. It says what runs and what it costs, not who is better:
-that is what [the suite](suite/leaderboard.md) is for. A number in brackets says why an agent does not route a network."""
+TOLD = """Accuracy in %, million multiply-accumulates per instance, and milliseconds of a training batch of {rows} on
+one thread, to be compared within a column only: three synthetic tasks of four classes whose labels conflict, {batches}
+batches, {seeds} seeds, every agent at its defaults. It says what runs and what it costs, not who is better: that is
+what [the suite](suite/leaderboard.md) is for. A number in brackets says why an agent does not route a network."""
 
 
 def measure(name: str, network: str, seed: int) -> Record:
