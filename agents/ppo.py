@@ -9,12 +9,9 @@ from torch import Tensor
 
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
 from routing_gym.agents.parts.bases import mean_of_steps, stacked
-from routing_gym.agents.parts.losses import clipped_surrogate_loss, squared_td_error
+from routing_gym.agents.parts.losses import LEAST_SPREAD, clipped_surrogate_loss, squared_td_error
 from routing_gym.envs import Trajectory
 from routing_gym.options import count, positive, share
-
-SMALLEST = 1e-8
-"""Keeps advantages finite where all are the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +53,7 @@ class PPO(ActorCritic):
             target, gains = advantages + fixed, advantages
             if config.normalize:
                 own = advantages[active]
-                gains = (advantages - own.mean()) / (own.std(correction=0) + SMALLEST)
+                gains = (advantages - own.mean()) / (own.std(correction=0) + LEAST_SPREAD)
         for _ in range(config.epochs):
             log_chosen, entropy = self.chosen(steps)
             actor = clipped_surrogate_loss(

@@ -15,6 +15,9 @@ from torch import Tensor
 
 SMALLEST = 1e-10
 """Keeps a division by the mean finite where nothing was used."""
+LEAST_SPREAD = 1e-4
+"""Added to the deviation that advantages are divided by: of returns that are the same but for rounding nothing is left,
+where a deviation of 1e-7, or of 0 beside a mean that is 1e-7 off, would make as much of them as of real ones."""
 
 
 def lambda_returns(
@@ -90,7 +93,7 @@ def group_advantages(returns: Tensor, kind: str) -> Tensor:
     """
     centred = returns - returns.mean(0)
     if kind == "grpo":
-        return centred / (returns.std(0, correction=0) + SMALLEST)
+        return centred / (returns.std(0, correction=0) + LEAST_SPREAD)
     return centred * len(returns) / (len(returns) - 1) if kind == "rloo" else centred
 
 
