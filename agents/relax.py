@@ -116,7 +116,8 @@ def gumbel_given(log_policy: Tensor, action: Tensor, noise: Tensor) -> Tensor:
     (Tucker et al. 2017, appendix C).
     """
     legal = log_policy.isfinite()
-    top = noise.gather(-1, action.unsqueeze(-1))
-    others = noise * log_policy.where(legal, 0.0).neg().exp() + top
+    top = noise.log().gather(-1, action.unsqueeze(-1)).expand_as(noise)
+    # By logarithms, since 1 / π_i is infinite where a choice has become unlikely enough.
+    others = torch.stack([noise.log() - log_policy.where(legal, 0.0), top]).logsumexp(0)
     largest = torch.arange(noise.shape[-1], device=noise.device) == action.unsqueeze(-1)
-    return torch.where(largest, top, others).log().neg().masked_fill(~legal, -torch.inf)
+    return torch.where(largest, top, others).neg().masked_fill(~legal, -torch.inf)
