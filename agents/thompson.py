@@ -86,7 +86,8 @@ class Thompson(LearningAgent):
         mean, deviation = (look_up(of, agent, observation["depth"]) for of in self.posterior())
         best = self._drawn(mean, deviation, context.deterministic).argmax(-1)
         if self.shares_wanted:
-            context.record["probabilities"] = torch.nn.functional.one_hot(best, mean.shape[-1]).to(mean.dtype)
+            taken = torch.nn.functional.one_hot(best, mean.shape[-1]).to(mean.dtype)
+            context.record["probabilities"] = taken[:, : self.num_choices]
         return best
 
     @torch.no_grad()
