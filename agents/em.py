@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
@@ -61,8 +62,7 @@ class EM(ScoredAgent):
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B,)`; while training those of the best routes, for which the first decision of a batch looks."""
-        own = isinstance(context.seen, Seen) and context.seen.state is self.env.state
-        if context.carry is None and not (context.deterministic or self._searching) and own:
+        if context.carry is None and not (context.deterministic or self._searching) and self._is_own(context):
             context.carry = self._best_routes(self.env.state.instance)
         routes = context.carry if self._given is None else self._given
         if routes is None:
@@ -71,6 +71,13 @@ class EM(ScoredAgent):
             super().act(observation, context)
         place = observation["depth"].clamp(max=self.num_decisions - 1).unsqueeze(1)
         return routes.gather(1, place).squeeze(1)
+
+    def _is_own(self, context: Context) -> bool:
+        """Whether what is seen is the batch of the agent's own environment; routes are kept for no other rows."""
+        try:
+            return isinstance(context.seen, Seen) and context.seen.state is self.env.state
+        except ResetNeeded:  # it has none under way
+            return False
 
     @torch.no_grad()
     def _best_routes(self, instance: Tensor) -> Tensor:
