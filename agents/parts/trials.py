@@ -28,7 +28,7 @@ class Trials:
         env, self._agent = agent.env, agent
         if env.ranks.count > 1:
             raise ValueError(f"agent {agent.name!r} tries routes on batches of its own: it trains in one process")
-        if isinstance(env.config.k_cpt, tuple | list):
+        if len(env.config.prices) > 1:
             raise ValueError(
                 f"agent {agent.name!r} compares routes of an instance, which needs one price: give one k_cpt, got "
                 f"{env.config.k_cpt!r}"
