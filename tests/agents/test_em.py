@@ -60,7 +60,7 @@ def watched(agent):
     seed=st.integers(0, 10**4),
 )
 def test_the_route_kept_is_the_best_of_those_drawn_and_the_one_before(arrangement, representation, family, rho, seed):
-    env = small_env(of_family(family), k_cpt=0.01, rho=rho, seed=seed, learning_rate=0.05)
+    env = small_env(of_family(family), k_cpt=0.1, rho=rho, seed=seed, learning_rate=0.05)
     agent = make_agent(
         "em", env, samples=2, arrangement=arrangement, representation=representation, learning_rate=0.3, seed=seed
     )
