@@ -91,9 +91,10 @@ def group_advantages(returns: Tensor, kind: str) -> Tensor:
     `"mean"`: less the group's mean; `"grpo"`: that over the group's standard deviation, that of the G as they are
     (Shao et al. 2024, section 4.1.2); `"rloo"`: less the mean of the other routes (Kool et al. 2019, Eq. 9).
     """
-    centred = returns - returns.mean(0)
+    above = returns - returns[0]  # so that equal ones have a mean of exactly 0
+    centred = above - above.mean(0)
     if kind == "grpo":
-        return centred / (returns.std(0, correction=0) + LEAST_SPREAD)
+        return centred / (above.std(0, correction=0) + LEAST_SPREAD)
     return centred * len(returns) / (len(returns) - 1) if kind == "rloo" else centred
 
 
