@@ -93,8 +93,12 @@ class EM(ScoredAgent):
         worth = torch.stack([self._log_joint(one) for one in tried])
         routes = torch.stack([_routes(one, self.num_decisions) for one in tried])
         best = worth.argmax(0).view(1, -1, 1).expand(-1, -1, self.num_decisions)
-        self.kept[instance] = routes.gather(0, best)[0]
-        return self.kept.index_select(0, instance)
+        # Of rows of one instance the last counts, so that on a GPU, too, the same is kept every time.
+        last, rows = torch.zeros_like(self.kept[:, 0]), torch.arange(len(instance), device=instance.device)
+        last.scatter_reduce_(0, instance, rows, "amax")
+        found = routes.gather(0, best)[0].index_select(0, last.index_select(0, instance))
+        self.kept[instance] = found
+        return found
 
     def _log_joint(self, trajectory: Trajectory) -> Tensor:
         """Log p(y | x, h) + log p(h | x) of episodes, `(B,)`, prices of actions subtracted."""

@@ -98,7 +98,8 @@ def test_for_fixed_blocks_and_policy_kept_routes_only_become_more_likely_up_to_t
     worths = [{route: worth_by_hand(agent, one, route)[0] for route in routes} for one in instance[:3]]
     last = [-torch.inf] * 3
     for _ in range(25):
-        rollout(agent, env, instances=instance)  # several rows of one instance share what is kept
+        rolled = rollout(agent, env, instances=instance)  # several rows of one instance share what is kept
+        assert torch.equal(torch.stack([step.action for step in rolled.steps], 1), agent.kept[instance])
         now = [worth[tuple(kept)] for worth, kept in zip(worths, agent.kept[:3].tolist(), strict=True)]
         assert all(new >= old - 1e-6 for new, old in zip(now, last, strict=True))
         last = now
