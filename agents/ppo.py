@@ -45,15 +45,14 @@ class PPO(ActorCritic):
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Take `epochs` steps of actor and critic."""
         config, steps = self.config, trajectory.steps
-        active = stacked(steps, "active")
-        counting = active.to(trajectory.loss.dtype)
+        counting = stacked(steps, "active").to(trajectory.loss.dtype)
         with torch.no_grad():
             fixed, (old, _) = self.values_at(steps), self.chosen(steps)
             advantages = self.advantages(trajectory, fixed)
             target, gains = advantages + fixed, advantages
             if config.normalize:
-                own = advantages[active]
-                gains = (advantages - own.mean()) / (own.std(correction=0) + LEAST_SPREAD)
+                gains = advantages - (counting * advantages).sum() / counting.sum()
+                gains = gains / (((counting * gains.square()).sum() / counting.sum()).sqrt() + LEAST_SPREAD)
         for _ in range(config.epochs):
             log_chosen, entropy = self.chosen(steps)
             actor = clipped_surrogate_loss(

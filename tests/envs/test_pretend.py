@@ -107,8 +107,11 @@ def test_outside_agents_in_every_mode(mode, cuda):
 
 
 WAITS = {  # of the host for the device in a batch of training; what is one is the check that all is finite
-    **{(name, "mlp"): 1 for name in LAYERED if name not in ("annealed-em", "best-random")},
-    ("annealed-em", "mlp"): 8,  # trials of every choice, and a search for the temperature
+    **{(name, "mlp"): 1 for name in LAYERED if name not in ("annealed-em", "best-random", "em", "grpo")},
+    ("annealed-em", "mlp"): 7,  # trials of every choice, and a search for the temperature
+    # Of every route that is tried: whether its rows are in the data, and all choices legal.
+    ("grpo", "mlp"): 1 + 4 * 3,
+    ("em", "mlp"): 1 + 5 * 3,
     ("wpl", "simple-convnet"): 1,
     # How many rows go which way, at each of two decisions; and which columns have run.
     **{(name, "pyramid-chain"): 4 for name in ("wpl", "actor", "pragmatic-critic", "optimistic-critic")},
