@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
@@ -72,8 +73,11 @@ class EM(ScoredAgent):
         return torch.where(given < 0, drawn, given)
 
     def _is_own(self, context: Context) -> bool:
-        """Whether it is the environment's own batch, on which blocks are trained, that waits."""
-        return isinstance(context.seen, Seen) and context.seen.state is self.env.state
+        """Whether what is seen is the batch of the agent's own environment; routes are kept for no other rows."""
+        try:
+            return isinstance(context.seen, Seen) and context.seen.state is self.env.state
+        except ResetNeeded:  # it has none under way
+            return False
 
     @torch.no_grad()
     def _best_routes(self, instance: Tensor) -> Tensor:
@@ -86,9 +90,12 @@ class EM(ScoredAgent):
         finally:
             self._given = None
         best = self._log_joint(tried).view(-1, times).argmax(1)
-        rows = torch.arange(0, len(tried), times, device=best.device) + best
-        self.kept[instance] = _routes(tried, self.num_decisions).index_select(0, rows)
-        return self.kept.index_select(0, instance)
+        places = torch.arange(len(instance), device=best.device)
+        # Of rows of one instance the last counts, so that on a GPU, too, the same is kept every time.
+        last = torch.zeros_like(self.kept[:, 0]).scatter_reduce_(0, instance, places, "amax").index_select(0, instance)
+        found = _routes(tried, self.num_decisions).index_select(0, (times * places + best).index_select(0, last))
+        self.kept[instance] = found
+        return found
 
     def _log_joint(self, trajectory: Trajectory) -> Tensor:
         """Log p(y | x, h) + log p(h | x) of episodes, `(B,)`, prices of actions subtracted."""

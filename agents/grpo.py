@@ -44,7 +44,8 @@ class GRPO(ScoredAgent):
     the policy. The advantage of a route, the same at all of its decisions, is its return less that of the instance's
     other routes: what an instance is worth by itself, which a baseline by task cannot know, cancels out, and no critic
     is needed (Shao et al. 2024, Eq. 3; the penalty on the distance from a reference policy is left out, since there is
-    none). Where several tensors choose, the policy is the probability of their joint choice.
+    none, and routes are not weighed by their length, as by Liu et al. 2025). Where several tensors choose, the policy
+    is the probability of their joint choice.
     """
 
     by_task = True

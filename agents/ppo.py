@@ -9,12 +9,9 @@ from torch import Tensor
 
 from routing_gym.agents.actor_critic import ActorCritic, ActorCriticConfig
 from routing_gym.agents.parts.bases import mean_of_steps, stacked
-from routing_gym.agents.parts.losses import clipped_surrogate_loss, squared_td_error
+from routing_gym.agents.parts.losses import LEAST_SPREAD, clipped_surrogate_loss, squared_td_error
 from routing_gym.envs import Trajectory
 from routing_gym.options import count, positive, share
-
-SMALLEST = 1e-8
-"""Keeps advantages finite where all are the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +45,14 @@ class PPO(ActorCritic):
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Take `epochs` steps of actor and critic."""
         config, steps = self.config, trajectory.steps
-        active = stacked(steps, "active")
-        counting = active.to(trajectory.loss.dtype)
+        counting = stacked(steps, "active").to(trajectory.loss.dtype)
         with torch.no_grad():
             fixed, (old, _) = self.values_at(steps), self.chosen(steps)
             advantages = self.advantages(trajectory, fixed)
             target, gains = advantages + fixed, advantages
             if config.normalize:
-                centred = advantages - (counting * advantages).sum() / counting.sum()
-                gains = centred / ((counting * centred.square()).sum() / counting.sum()).sqrt().clamp(min=SMALLEST)
+                gains = advantages - (counting * advantages).sum() / counting.sum()
+                gains = gains / (((counting * gains.square()).sum() / counting.sum()).sqrt() + LEAST_SPREAD)
         for _ in range(config.epochs):
             log_chosen, entropy = self.chosen(steps)
             actor = clipped_surrogate_loss(

@@ -69,13 +69,12 @@ class Relax(ScoredAgent):
         worth = torch.stack([self.control(step.observation, self.agent_at(step)) for step in steps])
         worth = worth.masked_fill(~scores.isfinite(), 0.0)
         seen, given = scores.detach().requires_grad_(), worth.detach().requires_grad_()
-        strength, own = torch.ones_like(returns), given
+        strength = torch.ones_like(returns)
         if config.control == "rebar":
             strength = 1 + torch.stack([self.strength(s.observation, self.agent_at(s)).squeeze(-1) for s in steps])
-            own = given.detach()
         noise = [drawn(torch.empty_like(seen[0]), "exponential_", self.generator) for _ in range(2 * len(steps))]
         pairs = torch.stack(noise[::2]), torch.stack(noise[1::2])
-        gain, entropy = relaxed_gain(seen, strength.unsqueeze(-1) * own, action, returns, pairs, config.temperature)
+        gain, entropy = relaxed_gain(seen, strength.unsqueeze(-1) * given, action, returns, pairs, config.temperature)
         gain = active * (gain + config.entropy * entropy)
         (estimate,) = torch.autograd.grad(-gain.sum(), seen, create_graph=True)
         variance = estimate.square().sum() / active.shape[1]
@@ -116,7 +115,8 @@ def gumbel_given(log_policy: Tensor, action: Tensor, noise: Tensor) -> Tensor:
     (Tucker et al. 2017, appendix C).
     """
     legal = log_policy.isfinite()
-    top = noise.gather(-1, action.unsqueeze(-1))
-    others = noise * log_policy.where(legal, 0.0).neg().exp() + top
+    top = noise.log().gather(-1, action.unsqueeze(-1)).expand_as(noise)
+    # By logarithms, since 1 / π_i is infinite where a choice has become unlikely enough.
+    others = torch.stack([noise.log() - log_policy.where(legal, 0.0), top]).logsumexp(0)
     largest = torch.arange(noise.shape[-1], device=noise.device) == action.unsqueeze(-1)
-    return torch.where(largest, top, others).log().neg().masked_fill(~legal, -torch.inf)
+    return torch.where(largest, top, others).neg().masked_fill(~legal, -torch.inf)

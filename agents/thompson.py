@@ -25,7 +25,8 @@ class ThompsonConfig(LearningConfig):
     Attributes:
         memory: Half-life of what is known of a choice, in visits of its decision by the agent: blocks learn, so that
             what they earned long ago says little about now.
-        prior: How many visits the prior, of mean 0 and the deviation of all returns, counts for.
+        prior: How many visits the prior, of the mean of all the decision's returns, counts for; and for the variance,
+            where it is 1.
         spread: Factor of the posterior's deviation when a mean is drawn: 1 for Thompson sampling, below for greed.
     """
 
@@ -46,8 +47,10 @@ class Thompson(LearningAgent):
 
     The returns of a choice are taken to be normal, with a mean of its own and the decision's common variance σ². After
     n visits of mean R̄ its posterior is N((p R̄₀ + n R̄) / (p + n), σ² / (p + n)), with a prior of p visits at the
-    decision's mean return R̄₀ (Russo et al. 2018, section 4). Visits fade, those of all choices of a decision alike, so
-    that a choice that has not been taken for long becomes uncertain again. Every instance draws anew.
+    decision's mean return R̄₀ (Russo et al. 2018, section 4). σ² is that of the decision's returns and of p
+    visits more, of variance 1: a decision that has seen one return only does not know that there are no others. Visits
+    fade, those of all choices of a decision alike, so that a choice that has not been taken for long becomes uncertain
+    again. Every instance draws anew.
     """
 
     by_task = True
@@ -68,10 +71,9 @@ class Thompson(LearningAgent):
         visits = self.visits.sum(-1, keepdim=True)
         seen = visits.clamp(min=1)
         overall = self.total.sum(-1, keepdim=True) / seen
-        variance = (self.squares.sum(-1, keepdim=True) / seen - overall.square()).clamp(min=0)
-        variance = torch.where(visits > 1, variance, 1.0)
-        weight = self.config.prior + self.visits
-        mean = (self.config.prior * overall + self.total) / weight
+        prior, squared = self.config.prior, self.squares.sum(-1, keepdim=True) - visits * overall.square()
+        variance, weight = (prior + squared.clamp(min=0)) / (prior + visits), prior + self.visits
+        mean = (prior * overall + self.total) / weight
         return mean.masked_fill(~self.arrangement.legal, -torch.inf), (variance / weight).sqrt()
 
     def preferences(self, observation: Observation, agent: Tensor) -> Tensor:
@@ -84,7 +86,8 @@ class Thompson(LearningAgent):
         mean, deviation = (look_up(of, agent, observation["depth"]) for of in self.posterior())
         best = self._drawn(mean, deviation, context.deterministic).argmax(-1)
         if self.shares_wanted:
-            context.record["probabilities"] = torch.nn.functional.one_hot(best, mean.shape[-1]).to(mean.dtype)
+            taken = torch.nn.functional.one_hot(best, mean.shape[-1]).to(mean.dtype)
+            context.record["probabilities"] = taken[:, : self.num_choices]
         return best
 
     @torch.no_grad()

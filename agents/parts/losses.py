@@ -15,6 +15,9 @@ from torch import Tensor
 
 SMALLEST = 1e-10
 """Keeps a division by the mean finite where nothing was used."""
+LEAST_SPREAD = 1e-4
+"""Added to the deviation that advantages are divided by: of returns that are the same but for rounding nothing is left,
+where a deviation of 1e-7, or of 0 beside a mean that is 1e-7 off, would make as much of them as of real ones."""
 
 
 def lambda_returns(
@@ -88,9 +91,10 @@ def group_advantages(returns: Tensor, kind: str) -> Tensor:
     `"mean"`: less the group's mean; `"grpo"`: that over the group's standard deviation, that of the G as they are
     (Shao et al. 2024, section 4.1.2); `"rloo"`: less the mean of the other routes (Kool et al. 2019, Eq. 9).
     """
-    centred, size = returns - returns.mean(1, keepdim=True), returns.shape[1]
+    above, size = returns - returns[:, :1], returns.shape[1]  # so that equal ones have a mean of exactly 0
+    centred = above - above.mean(1, keepdim=True)
     if kind == "grpo":
-        return centred / (returns.std(1, correction=0, keepdim=True) + SMALLEST)
+        return centred / (above.std(1, correction=0, keepdim=True) + LEAST_SPREAD)
     return centred * size / (size - 1) if kind == "rloo" else centred
 
 

@@ -196,6 +196,8 @@ RATES = {
     "reinforce": {"table": {"learning_rate": 0.05}, "mlp": {"learning_rate": 0.01}},
     "actor-critic": {"table": {"learning_rate": 0.05}, "mlp": {"learning_rate": 0.01}},
     "gumbel": {"table": {"temperature_final": 1.0}, "mlp": {"temperature_final": 1.0}},
+    "ppo": {"mlp": {"learning_rate": 0.01, "epochs": 2}},
+    "grpo": {"table": {"learning_rate": 0.05}},
 }
 
 
@@ -204,7 +206,7 @@ RATES = {
     ("name", "representation", "arrangement"),
     [
         (name, representation, arrangement)
-        for name, representation, arrangement in ARRANGED
+        for name, representation, arrangement in [*ARRANGED, ("ppo", "mlp", "per_task"), ("grpo", "table", "per_task")]
         if arrangement != "single"
         # Two tasks settle with one agent, whose routes suit neither: nothing makes a table of WPL try others.
         and (name, representation, arrangement) != ("wpl", "table", "dispatched")

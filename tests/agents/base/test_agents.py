@@ -132,9 +132,17 @@ def test_agents_that_cannot(name):
 LAYERED = sorted(name for name in set(AGENTS) - OF_OTHER_NETWORKS if not name.startswith("sb3:"))
 
 
+FORMS = [
+    *(("ppo", {"representation": "mlp"}), ("grpo", {"representation": "mlp", "advantage": "rloo", "epochs": 2})),
+    *(("relax", {"control": "rebar"}), ("relax", {"representation": "mlp"}), ("em", {"representation": "mlp"})),
+    ("thompson", {"arrangement": "dispatched", "memory": 50.0}),
+]
+"""Forms that have more to keep than those by default."""
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", LAYERED)
-def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(name, tmp_path):
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in LAYERED), *FORMS], ids=str)
+def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(name, options, tmp_path):
     def curve(agent, env, batches):
         losses = []
         agent.learn(env, batches * 32, lambda metrics: losses.append(metrics["loss"].item()))
@@ -142,9 +150,9 @@ def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(name, tmp_path):
 
     needs = {**AGENTS[name].env_kwargs, "action_type": AGENTS[name].action_type}
     env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, **needs)
-    whole = curve(make_agent(name, env, seed=4), env, 12)
+    whole = curve(make_agent(name, env, seed=4, **options), env, 12)
     env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, **needs)
-    agent = make_agent(name, env, seed=4)
+    agent = make_agent(name, env, seed=4, **options)
     first = curve(agent, env, 5)
     agent.save(tmp_path / "half.pt")
     env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, seed=9, **needs)

@@ -16,9 +16,16 @@ RATES = {
     "actor-critic": {"table": {"learning_rate": 0.03}, "mlp": {"learning_rate": 0.01}},
     "q-learning": {"table": {"learning_rate": 0.015}, "mlp": {"learning_rate": 0.005}},
     "sarsa": {"table": {"learning_rate": 0.015}, "mlp": {"learning_rate": 0.005}},
+    "ppo": {"table": {"learning_rate": 0.03, "epochs": 2}, "mlp": {"learning_rate": 0.01, "epochs": 2}},
+    "grpo": {"table": {"learning_rate": 0.03, "group": 2}, "mlp": {"learning_rate": 0.01, "group": 2}},
+    "relax": {"table": {"learning_rate": 0.03}, "mlp": {"learning_rate": 0.01}},
+    "thompson": {"table": {}},
 }
 VALUES = ("q-learning", "sarsa")
 LEARNERS = [(name, representation) for name, rates in RATES.items() for representation in rates]
+POLICIES = ("ppo", "grpo", "relax")
+QUICK = [case for case in LEARNERS if case[0] not in POLICIES or case[1] == "table"]
+"""Without approximators of those whose scores are those of `reinforce`; these are to find planted routes."""
 
 
 def learner(name, env, representation="table", **options):
@@ -29,6 +36,15 @@ def learner(name, env, representation="table", **options):
 
 def practise(agent, env, reward, batches=40):
     """Let an agent learn from rewards of our own making; the blocks stay as they are."""
+    if agent.name == "grpo":  # it learns from what it tries
+        tries = agent._trials.of
+
+        def paid(*arguments):
+            for tried in (batch := tries(*arguments)):
+                tried.final_reward = reward(tried)
+            return batch
+
+        agent._trials.of = paid
     batches *= 2 if agent.name in VALUES and agent.config.representation == "mlp" else 1
     for _ in range(batches):
         trajectory = rollout(agent, env)
@@ -41,7 +57,7 @@ def practise(agent, env, reward, batches=40):
 @pytest.mark.parametrize(
     ("arrangement", "shifts"), [("single", [-3.0]), ("per_task", [0.0, -3.0]), ("dispatched", [-3.0])]
 )
-@pytest.mark.parametrize(("name", "representation"), LEARNERS)
+@pytest.mark.parametrize(("name", "representation"), QUICK)
 def test_the_best_arm_of_a_noisy_bandit_becomes_greedy(name, representation, arrangement, shifts):
     """Three arms of mean 0.2, 0.5, 0.8 (or all negative), noise 0.5: the best is greedy for 10 of 10 agents.
 
@@ -63,7 +79,7 @@ def test_the_best_arm_of_a_noisy_bandit_becomes_greedy(name, representation, arr
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "representation"), LEARNERS)
+@pytest.mark.parametrize(("name", "representation"), QUICK)
 def test_flipping_the_reward_flips_the_preference(name, representation):
     greedy = []
     for sign in (1, -1):
@@ -76,7 +92,7 @@ def test_flipping_the_reward_flips_the_preference(name, representation):
 
 @pytest.mark.long
 @pytest.mark.parametrize("arrangement", ["single", "dispatched"])
-@pytest.mark.parametrize(("name", "representation"), LEARNERS)
+@pytest.mark.parametrize(("name", "representation"), QUICK)
 def test_credit_reaches_the_first_of_two_steps(name, representation, arrangement):
     """Only what is decided first matters, and it is paid for after the second decision."""
     env = small_env(ExitTree([[1, 2], [3], [4], [], []]), 256, train=False)
@@ -100,6 +116,7 @@ def test_learners_find_planted_routes(name, representation, arrangement):
         "wpl": {"policy_rate": 0.02} if representation == "table" else {"policy_rate": 0.01},
         "q-learning": {"learning_rate": 0.005},
         "sarsa": {"learning_rate": 0.005},
+        "thompson": {},
     }.get(name, {"learning_rate": 0.05 if representation == "table" else 0.01})
     if name in ("q-learning", "sarsa"):
         rates |= {"epsilon_episodes": 40_000, "td_lambda": 1.0}
@@ -109,6 +126,7 @@ def test_learners_find_planted_routes(name, representation, arrangement):
             "wpl": {"baseline": "policy"},
             "reinforce": {"entropy": 0.05},
             "actor-critic": {"learning_rate": 0.03, "entropy": 0.05},
+            "ppo": {"entropy": 0.05},
         }.get(name, {})
     agent = learner(name, env, representation, arrangement=arrangement, **rates)
     solved = 0.0
