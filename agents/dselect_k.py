@@ -90,5 +90,5 @@ class DSelectK(ScoredGate):
 
 def smooth_step(t: Tensor, gamma: float) -> Tensor:
     """Smooth step S(t): 0 up to −γ/2, 1 from γ/2, between them −2 t³ / γ³ + 3 t / (2 γ) + 1/2 (Eq. 2)."""
-    inside = t.clamp(-gamma / 2, gamma / 2)
-    return -2 / gamma**3 * inside**3 + 3 / (2 * gamma) * inside + 0.5
+    inside = (t / gamma).clamp(-0.5, 0.5)  # so that the ends are exactly 0 and 1, whatever γ is
+    return -2 * inside**3 + 1.5 * inside + 0.5
