@@ -10,9 +10,14 @@ from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
+from routing_gym.agents.parts.draws import drawn
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import Action
 from routing_gym.options import count, positive
+
+
+TIE = 1e-3
+"""Shares of a plan that differ by a smaller factor than 1 + TIE are alike: chance decides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Sinkhorn(ScoredGate):
     exp(scores / τ) is scaled until each row sums to 1 and each column to rows / choices, and a row takes its largest
     entry. When deterministic it takes its best score, so that no row's route depends on the others. The output is
     weighed by the choice's probability, the softmax of the scores (Clark et al. 2022, section 3.1), which is what the
-    gate learns by. Rows whose scores are equal, those of a task in a table, stay together.
+    gate learns by. Rows whose scores are equal, those of a task in a table, stay together, but where the plan likes
+    choices equally well, as all in a table at first, chance decides for every row.
     """
 
     Config = SinkhornConfig
@@ -53,10 +59,11 @@ class Sinkhorn(ScoredGate):
         if not context.deterministic:
             depth, sole = observation["depth"], context.sole
             numbers = depth[context.active].unique().tolist() if sole is None else (sole,)
+            tie = drawn(torch.empty_like(scores, requires_grad=False), "uniform_", self.generator) * TIE
             for number in numbers:
                 here = context.active & (depth == number)
                 plan = balanced(scores.detach() / self.config.temperature, here, self.config.iterations)
-                best = torch.where(here, plan.argmax(-1), best)
+                best = torch.where(here, (plan + tie).argmax(-1), best)
         policy = scores.softmax(-1)
         if self.shares_wanted:
             context.record["probabilities"] = policy.detach()
