@@ -32,10 +32,10 @@ class MixtureOfDepthsConfig(ScoredGateConfig):
 class MixtureOfDepths(ScoredGate):
     """Mixture of depths: in training each block runs those rows of a batch that score highest, a fixed share of them.
 
-    The score of a row is s = score of running less that of skipping; what a block adds is weighed by sigmoid(s), by which
-    its router learns (Raposo et al. 2024, Eq. 1): the shortcut keeps the rest. So what a batch costs is known beforehand. Which rows are among
-    the highest depends on the others; when deterministic a row runs a block where s > 0, which a cross-entropy against
-    "was among the highest" teaches (section 3.5, the first of its two ways).
+    The score of a row is s = score of running less that of skipping; what a block adds is weighed by sigmoid(s), by
+    which its router learns (Raposo et al. 2024, Eq. 1): the shortcut keeps the rest. So what a batch costs is known
+    beforehand. Which rows are among the highest depends on the others; when deterministic a row runs a block where
+    s > 0, which a cross-entropy against "was among the highest" teaches (section 3.5, the first of its two ways).
 
     Raises:
         ValueError: A network whose decisions are not to skip (0) or run (1).

@@ -14,7 +14,6 @@ from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import positive
 
-
 LEAST = 1e-30
 """λ does not fall below it: from 0 it could not rise again, and from much less not in time."""
 

@@ -15,7 +15,6 @@ from routing_gym.envs import Context, Observation
 from routing_gym.networks import Action
 from routing_gym.options import count, positive
 
-
 TIE = 1e-3
 """Shares of a plan that differ by a smaller factor than 1 + TIE are alike: chance decides."""
 
