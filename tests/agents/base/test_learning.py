@@ -7,7 +7,7 @@ from toys import ExitTree, planted_env, small_env
 import routing_gym
 from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
-from routing_gym.networks import RoutedMLP
+from routing_gym.networks import RoutedMLP, actions
 
 # Rates at which forty batches of a hundred rows and more suffice, of the values of approximators twice as many.
 RATES = {
@@ -148,16 +148,57 @@ def test_a_dispatcher_is_asked_once_per_episode_also_when_predicting():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("estimator", ["straight-through", "soft"])
+@pytest.mark.parametrize("estimator", ["straight-through", "reinmax", "sparsemixer", "soft", "dense"])
 @pytest.mark.parametrize("representation", ["table", "mlp"])
 def test_gumbel_gates_find_planted_routes(estimator, representation):
-    env = planted_env(192, action_type="weights", dense_backward=estimator == "straight-through")
+    env = planted_env(192, action_type="weights", dense_backward=estimator in ("straight-through", "reinmax"))
     agent = make_agent("gumbel", env, representation=representation, estimator=estimator, temperature_final=1.0)
     agent.learn(env, 192 * 150)
     assert routing_gym.evaluate(agent, env).accuracy == 1
 
 
-@pytest.mark.parametrize("name", ["shared", "task-specific-all", "task-specific-last", "random-fixed", "random"])
+TRIES = {"learning_rate": 0.03, "noise": True}
+GATES = [
+    *(("gumbel", {"estimator": name, "representation": "mlp"}) for name in ("reinmax", "sparsemixer", "dense")),
+    *((name, {}) for name in ("sinkhorn", "remoe", "dselect-k")),
+    ("dselect-k", {"representation": "mlp"}),
+    ("loss-free", TRIES),
+]
+"""Gates, and options by which all blocks are tried."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize(("name", "options"), GATES, ids=str)
+def test_gates_find_the_best_of_unequal_blocks(name, options, layer):
+    """Four blocks pass on 0.2, 0.5, 0.8 and 0.1 of the signal, of the other layer all of it."""
+    env = planted_env(96, action_type="weights", dense_backward=options.get("estimator") == "reinmax")
+    env.network.passes.fill_(1)
+    env.network.passes[layer] = torch.tensor([0.2, 0.5, 0.8, 0.1])
+    agent = make_agent(name, env, arrangement="single", **options).learn(env, 96 * 60)
+    step = rollout(agent, env, deterministic=True).steps[layer]
+    assert bool((actions.dense(step.action, 4).view(96, 4).argmax(-1) == 2).all())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {"representation": form}) for name in ("remoe", "dselect-k") for form in ("table", "mlp")),
+        ("sinkhorn", {}),
+        *((name, {**TRIES, "arrangement": "per_task"}) for name in ("expert-choice", "loss-free")),
+    ],
+    ids=str,
+)
+def test_other_gates_find_planted_routes(name, options):
+    env = planted_env(96, action_type="weights")
+    agent = make_agent(name, env, **options).learn(env, 96 * 150)
+    assert routing_gym.evaluate(agent, env).accuracy == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["shared", "task-specific-all", "task-specific-last", "random-fixed", "random", "hash"]
+)
 def test_fixed_agents_do_not(name):
     env = planted_env()
     agent = make_agent(name, env).learn(env, 64 * 20)

@@ -25,6 +25,8 @@ CASES = [
     ("q-learning", {"representation": "mlp", "optimizer": "sgd", "target_update": 2, "td_lambda": 0.5}, {}),
     ("sarsa", {"representation": "mlp", "optimizer": "sgd"}, {"final_reward": "negative-loss"}),
     ("gumbel", {"optimizer": "sgd", "temperature_episodes": 300}, {"optimizer": "sgd"}),
+    *(("gumbel", {"estimator": name, "optimizer": "sgd"}, {}) for name in ("reinmax", "sparsemixer", "dense")),
+    ("dselect-k", {"optimizer": "sgd", "entropy": 0.1}, {"num_blocks": 3}),
     ("gumbel", {"estimator": "soft", "optimizer": "sgd"}, {"optimizer": "sgd", "num_blocks": 3}),
     ("soft-mixture", {"arrangement": "per_task", "optimizer": "sgd"}, {"num_blocks": 4, "balance_tasks": True}),
     ("random-fixed", {}, {"num_blocks": 40, "optimizer": "adamw", "decayed": "weights", "weight_decay": 0.1}),
