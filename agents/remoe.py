@@ -35,6 +35,14 @@ class ReMoEConfig(ScoredGateConfig):
     penalty_step: float = positive(1.2)
     balance: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.penalty_step <= 1:
+            raise ValueError(
+                f"{self.owner()}penalty_step must be above 1, got {self.penalty_step}: λ would fall where too many "
+                "blocks are on"
+            )
+
 
 class ReMoE(ScoredGate):
     """ReLU routing: a block's weight is the ReLU of its score, so that which blocks run changes continuously.

@@ -131,5 +131,7 @@ def test_the_penalty_goes_on_where_it_stopped(tmp_path):
 def test_what_it_cannot_do_is_said():
     with pytest.raises(ValueError, match="'remoe': this network shares outcomes out .* ReLU routing gives others"):
         make_agent("remoe", small_env(of_family("tree"), action_type="weights"))
+    with pytest.raises(ValueError, match="ReMoE: penalty_step must be above 1, got 0.9"):
+        make_agent("remoe", weights_env(), penalty_step=0.9)
     with pytest.raises(ValueError, match="'remoe' chooses for 1 tensor"):
         make_agent("remoe", small_env(of_family("columns"), action_type="weights"))
