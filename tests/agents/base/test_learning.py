@@ -1,11 +1,12 @@
 """What every agent that learns from rewards must be able to learn."""
 
+import gymnasium
 import pytest
 import torch
 from toys import ExitTree, planted_env, small_env
 
 import routing_gym
-from routing_gym.agents import make_agent
+from routing_gym.agents import make_agent, needs
 from routing_gym.envs import rollout
 from routing_gym.networks import RoutedMLP, actions
 
@@ -194,6 +195,29 @@ def test_other_gates_find_planted_routes(name, options):
     env = planted_env(96, action_type="weights")
     agent = make_agent(name, env, **options).learn(env, 96 * 150)
     assert routing_gym.evaluate(agent, env).accuracy == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("env_id", "name", "options", "least"),
+    [
+        ("Credit", "remoe", {}, 0.95),
+        ("Credit", "dselect-k", {}, 0.95),
+        ("Credit", "gumbel", {"estimator": "dense"}, 0.95),
+        ("Credit", "gumbel", {"estimator": "reinmax"}, 0.5),
+        ("Credit", "gumbel", {"estimator": "sparsemixer"}, 0.5),
+        ("HiddenGroups", "remoe", {}, 0.65),
+        ("HiddenGroups", "gumbel", {"estimator": "reinmax"}, 0.7),
+    ],
+    ids=str,
+)
+def test_gates_route_what_is_planted_with_blocks_that_learn(env_id, name, options, least):
+    """Random frozen paths reach 0.3 of the lock, and 0.6 of the groups."""
+    problem = {"num_tasks": 4, "images_per_task": 64} if env_id == "Credit" else {"num_tasks": 9, "images_per_task": 40}
+    problem |= {"num_blocks": 3, **({"num_groups": 3} if env_id == "HiddenGroups" else {})}
+    env = gymnasium.make_vec(f"routing_gym/{env_id}-v0", num_envs=160, learning_rate=3e-3, **problem, **needs(name))
+    agent = make_agent(name, env, **options).learn(env, 160 * 200)
+    assert routing_gym.evaluate(agent, env).accuracy > least
 
 
 @pytest.mark.parametrize(
