@@ -47,23 +47,30 @@ class DSelectK(ScoredGate):
     _bits: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
-        options = self.Config() if config is None else config
-        assert isinstance(options, DSelectKConfig)
-        network = env.unwrapped.network if hasattr(env, "unwrapped") else env.network
-        self.num_bits = max(1, (network.num_choices - 1).bit_length())
-        super().__init__(env, config, outputs=options.k * (self.num_bits + 1))
+        super().__init__(env, config)
         if isinstance(self.scores, TableScores):  # at 0 all selectors would stay alike
-            numbers = torch.Generator().manual_seed(options.seed)
+            numbers = torch.Generator().manual_seed(self.config.seed)
             with torch.no_grad():
-                first = (torch.rand(self.scores.table.shape, generator=numbers) - 0.5) * options.gamma / 50
+                first = (torch.rand(self.scores.table.shape, generator=numbers) - 0.5) * self.config.gamma / 50
                 self.scores.table.copy_(first)
         codes = torch.arange(2**self.num_bits, device=self.env.device)
-        self.register_buffer("_bits", codes.unsqueeze(-1) >> torch.arange(self.num_bits, device=codes.device) & 1 == 1)
+        bits = codes.unsqueeze(-1) >> torch.arange(self.num_bits, device=codes.device) & 1 == 1
+        self.register_buffer("_bits", bits, persistent=False)
         blocks = torch.zeros(len(self.arrangement.legal), len(codes), self.num_choices, device=codes.device)
         for row, legal in enumerate(self.arrangement.legal):
             choices = legal.nonzero().flatten()
             blocks[row, codes, choices[codes % len(choices)]] = 1
         self.register_buffer("_blocks", blocks, persistent=False)
+
+    @property
+    def num_bits(self) -> int:
+        """Binary variables of a selector."""
+        return max(1, (self.num_choices - 1).bit_length())
+
+    @property
+    def num_outputs(self) -> int:
+        """The mixture's number and the binary variables of each selector."""
+        return self.config.k * (self.num_bits + 1)
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Weights `(B, A)`, the same in training and evaluation."""
@@ -90,5 +97,5 @@ class DSelectK(ScoredGate):
 
 def smooth_step(t: Tensor, gamma: float) -> Tensor:
     """Smooth step S(t): 0 up to −γ/2, 1 from γ/2, between them −2 t³ / γ³ + 3 t / (2 γ) + 1/2 (Eq. 2)."""
-    inside = t.clamp(-gamma / 2, gamma / 2)
-    return -2 / gamma**3 * inside**3 + 3 / (2 * gamma) * inside + 0.5
+    inside = (t / gamma).clamp(-0.5, 0.5)  # so that the ends are exactly 0 and 1, whatever γ is
+    return -2 * inside**3 + 1.5 * inside + 0.5

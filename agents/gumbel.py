@@ -24,9 +24,10 @@ class GumbelConfig(ScoredGateConfig):
 
     Attributes:
         estimator: Of the gradient. `"straight-through"`: one block runs, the gradient is that of the soft weights.
-            `"reinmax"`: the same, of second order (Liu et al. 2023, Algorithm 2). `"sparsemixer"`: one block runs, its
-            output times its probability, which is what is differentiated, by Heun's third-order method (Liu et al.
-            2024, section 2.1). `"soft"`: while training all blocks run and are mixed. `"dense"`: so without noise.
+            `"reinmax"`: the same, of second order at a temperature of 1 (Liu et al. 2023, Algorithm 2).
+            `"sparsemixer"`: one block runs, its output times its probability, which is what is differentiated, by
+            Heun's third-order method (Liu et al. 2024, section 2.1). `"soft"`: while training all blocks run and are
+            mixed. `"dense"`: so without noise.
         temperature: Temperature of the softmax at first. It does not change by what chances blocks are drawn.
         temperature_final: Temperature in the end.
         temperature_episodes: Instances over which it falls, by the same factor each.

@@ -31,7 +31,7 @@ class Hash(Agent):
     Nothing is learned, so that nothing has to be explored and nothing collapses: whatever a learned router is worth, it
     is worth more than this. By task every decision deals the tasks out anew, as evenly as they go into its legal
     choices (balanced hashing, Roller et al. 2021, section 3.1). By instance the bits of what is seen are hashed: two
-    images that differ anywhere have nothing to do with each other.
+    images that differ anywhere have nothing to do with each other, an image and what augmentation makes of it included.
 
     Raises:
         ValueError: By instance, where a trained part comes before the first decision: routes would change as it learns.

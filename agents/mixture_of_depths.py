@@ -33,10 +33,10 @@ class MixtureOfDepthsConfig(ScoredGateConfig):
 class MixtureOfDepths(ScoredGate):
     """Mixture of depths: in training each block runs those rows of a batch that score highest, a fixed share of them.
 
-    The score of a row is s = score of running less that of skipping; a block that is run is weighed by sigmoid(s), by
-    which its router learns (Raposo et al. 2024, Eq. 1). So what a batch costs is known beforehand. Which rows are among
-    the highest depends on the others; when deterministic a row runs a block where s > 0, which a cross-entropy against
-    "was among the highest" teaches (section 3.5, the first of its two ways).
+    The score of a row is s = score of running less that of skipping; what a block adds is weighed by sigmoid(s), by
+    which its router learns (Raposo et al. 2024, Eq. 1): the shortcut keeps the rest. So what a batch costs is known
+    beforehand. Which rows are among the highest depends on the others; when deterministic a row runs a block where
+    s > 0, which a cross-entropy against "was among the highest" teaches (section 3.5, the first of its two ways).
 
     Raises:
         ValueError: A network whose decisions are not to skip (0) or run (1).
@@ -57,12 +57,13 @@ class MixtureOfDepths(ScoredGate):
         run = wish > 0
         if not context.deterministic:
             for here in by_decision(observation["depth"], context, self.num_decisions):
-                capacity = (self.config.capacity * here.sum().double() - 1e-9).ceil()
+                capacity = capacity_of(here, self.config.capacity)
                 run = torch.where(here, among_highest(wish.detach(), here, capacity), run)
             context.record["wish"], context.record["run"] = wish, run
         if self.shares_wanted:
             context.record["probabilities"] = functional.one_hot(run.long(), 2).to(wish.dtype)
-        return torch.stack([(~run).to(wish.dtype), wish.sigmoid() * run], -1)
+        gate = wish.sigmoid() * run
+        return torch.stack([1 - gate, gate], -1)
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
         """Cross-entropy of what scores predict, and the expected cost of computation where that has a price."""
@@ -74,3 +75,8 @@ class MixtureOfDepths(ScoredGate):
         wrong = functional.binary_cross_entropy_with_logits(wish, run.to(wish.dtype), reduction="none")
         loss = self.config.prediction * (wrong * active).sum() / active.shape[1]
         return loss if cost is None else cost + loss
+
+
+def capacity_of(rows: Tensor, share: float) -> Tensor:
+    """Share of some rows, `(B,)` bool, rounded up, 0-dimensional: 0.15 of 100 rows are 15, whatever rounding adds."""
+    return (share * rows.sum().double() - 1e-9).ceil()

@@ -14,6 +14,9 @@ from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import positive
 
+LEAST = 1e-30
+"""λ does not fall below it: from 0 it could not rise again, and from much less not in time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ReMoEConfig(ScoredGateConfig):
@@ -22,7 +25,8 @@ class ReMoEConfig(ScoredGateConfig):
     Attributes:
         k: How many blocks a row is to be mixed from, on average.
         penalty: λ at first: weight of the sum of a row's weights.
-        penalty_step: α: after every batch λ is multiplied by it where more than k blocks were used, else divided.
+        penalty_step: α: after every batch λ is multiplied by it where more than k blocks were used, divided where fewer
+            were.
         balance: Weigh a block's part of the penalty by how often it was used, times blocks / k (Eq. 12).
     """
 
@@ -30,6 +34,14 @@ class ReMoEConfig(ScoredGateConfig):
     penalty: float = positive(1e-8)
     penalty_step: float = positive(1.2)
     balance: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.penalty_step <= 1:
+            raise ValueError(
+                f"{self.owner()}penalty_step must be above 1, got {self.penalty_step}: λ would fall where too many "
+                "blocks are on"
+            )
 
 
 class ReMoE(ScoredGate):
@@ -81,4 +93,5 @@ class ReMoE(ScoredGate):
         active = torch.stack([step.active for step in trajectory.steps])
         used = on.sum() / active.sum()
         self.penalty *= self.config.penalty_step ** torch.sign(used - self.config.k).to(self.penalty.dtype)
+        self.penalty.clamp_(LEAST, 1 / LEAST)
         return {"blocks_on": used, "penalty": self.penalty.clone()}

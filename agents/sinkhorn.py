@@ -11,9 +11,13 @@ from torch import Tensor
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.assignments import by_decision
 from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
+from routing_gym.agents.parts.draws import drawn
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import Action
 from routing_gym.options import count, positive
+
+TIE = 1e-3
+"""Shares of a plan that differ by a smaller factor than 1 + TIE are alike: chance decides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Sinkhorn(ScoredGate):
     exp(scores / τ) is scaled until each row sums to 1 and each column to rows / choices, and a row takes its largest
     entry. When deterministic it takes its best score, so that no row's route depends on the others. The output is
     weighed by the choice's probability, the softmax of the scores (Clark et al. 2022, section 3.1), which is what the
-    gate learns by. Rows whose scores are equal, those of a task in a table, stay together.
+    gate learns by. Rows whose scores are equal, those of a task in a table, stay together, but where the plan likes
+    choices equally well, as all in a table at first, chance decides for every row.
     """
 
     Config = SinkhornConfig
@@ -52,9 +57,10 @@ class Sinkhorn(ScoredGate):
         scores = self.scored(observation)
         best = scores.argmax(-1)
         if not context.deterministic:
+            tie = drawn(torch.empty_like(scores, requires_grad=False), "uniform_", self.generator) * TIE
             for here in by_decision(observation["depth"], context, self.num_decisions):
                 plan = balanced(scores.detach() / self.config.temperature, here, self.config.iterations)
-                best = torch.where(here, plan.argmax(-1), best)
+                best = torch.where(here, (plan + tie).argmax(-1), best)
         policy = scores.softmax(-1)
         if self.shares_wanted:
             context.record["probabilities"] = policy.detach()

@@ -258,7 +258,7 @@ class TopK(Gate):
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Move the biases towards an even use, if there are any, and report how uneven the use of blocks is."""
         legal = self._legal
-        used = _taken(trajectory.steps, legal.shape, count=True)
+        used = _taken(trajectory.steps, legal.shape, count=True) * legal  # shared blocks are nobody's choice
         if self.config.bias_rate:
             mean = used.sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
             self.bias += self.config.bias_rate * (mean - used).sign() * legal

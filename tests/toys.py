@@ -16,6 +16,7 @@ from routing_gym.networks import (
     Decision,
     RoutedMLP,
     RoutedNetwork,
+    actions,
     is_weights,
     make_network,
 )
@@ -242,13 +243,14 @@ class Planted(RoutedNetwork):
     """Blocks that are what they are: block c of layer i passes on the signal of task t only if c is `ROUTES[t][i]`.
 
     An image of task t holds its label in the task's own slot. The only parameter scales all logits, so there is nothing
-    to be learned but the routes.
+    to be learned but the routes. What wrong blocks pass on is its `leak`, above 0 for gates: else they would learn
+    nothing from a wrong block alone.
     """
 
     ROUTES = [[1, 2], [3, 0], [2, 3]]
     BLOCKS = 4
 
-    def __init__(self):
+    def __init__(self, leak=0.0):
         tasks, layers = len(self.ROUTES), len(self.ROUTES[0])
         decisions = [
             Decision(f"layer {i}", (1.0,) * self.BLOCKS, (i + 1 if i < layers - 1 else EXIT,) * self.BLOCKS,
@@ -258,15 +260,14 @@ class Planted(RoutedNetwork):
         super().__init__(decisions, num_classes=CLASSES, input_shape=(1, tasks, CLASSES))
         self.scale = nn.Parameter(torch.ones(()))
         routes = torch.tensor(self.ROUTES).T
-        self.register_buffer("passes", (routes.unsqueeze(-1) == torch.arange(self.BLOCKS)).float())
+        self.register_buffer("passes", (routes.unsqueeze(-1) == torch.arange(self.BLOCKS)).float().clamp(min=leak))
 
     def stem(self, images, task):
         return ((images > 0).float().flatten(1),)
 
     def transition(self, decision, activation, action, task):
         (x,) = activation
-        weights = action if is_weights(action) else torch.nn.functional.one_hot(action, self.BLOCKS).float()
-        kept = weights @ self.passes[decision].T
+        kept = actions.dense(action, self.BLOCKS) @ self.passes[decision].T
         return ((x.view(len(x), -1, CLASSES) * kept.unsqueeze(-1)).flatten(1),)
 
     def readout(self, decision, choice, activation, task):

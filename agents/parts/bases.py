@@ -121,19 +121,24 @@ class ScoredGateConfig(TrainedConfig):
 
 
 class ScoredGate(Gate):
-    """A gate that goes by scores, of which `outputs` are learned for a row; by default one for each choice."""
+    """A gate that goes by scores, of which `num_outputs` are learned for a row."""
 
     Config = ScoredGateConfig
     config: ScoredGateConfig
     scores: ArrangedScores
     DEFAULT_RATES: ClassVar[dict[str, float]] = {"table": 0.1, "mlp": 0.003}
 
-    def __init__(self, env: Any, config: AgentConfig | None = None, outputs: int | None = None) -> None:
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         kind, single = (self.config.arrangement, self.config.representation), self.max_tensors is not None
         self.arrangement = Arrangement(self.env, *kind, single=single)
-        self.scores = make_scores(self.arrangement, self.config.seed, outputs=outputs)
+        self.scores = make_scores(self.arrangement, self.config.seed, outputs=self.num_outputs)
         self.train_by(self.scores, self.DEFAULT_RATES[self.config.representation])
+
+    @property
+    def num_outputs(self) -> int | None:
+        """How many numbers are learned for a row; None for a score of every choice."""
+        return None
 
     def scored(self, observation: Observation) -> Tensor:
         """Scores `(B, ..., A)`, −inf where a choice is not legal; or `(B, outputs)`."""

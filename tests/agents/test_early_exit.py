@@ -35,7 +35,9 @@ AGENTS_AND_OPTIONS = [
     ("task-clustering", {}),
     ("top-k", {"k": 1}),
     ("top-k", {"k": 2}),
-    *((name, {}) for name in ("task-specific-all", "task-specific-last", "shared", "random-fixed", "random")),
+    *(("gumbel", {"estimator": name}) for name in ("reinmax", "dense")),
+    *((name, {}) for name in ("expert-choice", "loss-free", "dselect-k")),
+    *((name, {}) for name in ("task-specific-all", "task-specific-last", "shared", "random-fixed", "random", "hash")),
     ("fixed-routes", {"routes": [[1, 0]]}),
     *((name, {}) for name in ("actor", "pragmatic-critic", "optimistic-critic")),
     *((f"{name}-critic-sampled", {}) for name in ("pragmatic", "optimistic")),
@@ -44,8 +46,10 @@ AGENTS_AND_OPTIONS = [
     *((f"sb3:{name}", {}) for name in ("PPO", "A2C", "DQN", "MaskablePPO")),
     *((f"sb3:{name}", {"representation": "mlp"}) for name in ("PPO", "DQN")),
 ]
-SHARES = {"gumbel", "soft-mixture", "top-k", *SHARE_OUTCOMES}
+SHARES = {"gumbel", "soft-mixture", "top-k", "expert-choice", "loss-free", "dselect-k", *SHARE_OUTCOMES}
 """What acts by weights, which share an instance out among the ways out."""
+MIXES = {"soft-mixture", "expert-choice", "loss-free", "dselect-k"}
+"""What does so when judged, too."""
 
 
 def early_exit(name, env_id=HYBRID, **options):
@@ -100,7 +104,7 @@ def test_every_agent_that_can_route_it_does(name, options, tmp_path):
     assert min(costs.values()) <= own <= (everything if name in SHARES else max(costs.values()))
     assert 0 <= judged.accuracy <= 1 and judged.loss > 0
     arriving = judged.routes.sum(-1)[0].tolist()
-    assert arriving[0] == len(core.datasets["test"]) or name == "soft-mixture" or (name, options) == ("top-k", {"k": 2})
+    assert arriving[0] == len(core.datasets["test"]) or name in MIXES or (name, options) == ("top-k", {"k": 2})
     assert arriving == sorted(arriving, reverse=True)
 
     agent.save(tmp_path / "agent.pt")
@@ -175,6 +179,10 @@ def test_what_cannot_route_it_is_refused_by_name():
         ("shared-with-task", "'shared-with-task' needs an environment made with task_input=True, got None"),
         ("single-task", "'single-task': tasks would share what belongs to no block"),
         ("best-random", "'best-random' judges its draws on a validation split"),
+        ("sinkhorn", "'sinkhorn': this network shares outcomes out by weights that sum to 1"),
+        ("smear", "'smear' needs an environment made with merge_blocks=True, got False"),
+        ("remoe", "'remoe': this network shares outcomes out by weights that sum to 1"),
+        ("mixture-of-depths", "'mixture-of-depths' says whether a block is skipped"),
     ):
         env = early_exit("wpl", action_type=agent_class(name).action_type)
         with pytest.raises(ValueError, match=reason):
@@ -183,7 +191,8 @@ def test_what_cannot_route_it_is_refused_by_name():
         make_agent("top-k", early_exit("top-k"), k=3)
     with pytest.raises(ValueError, match=r"at decision 1 \('column 2'\) task 0 may choose from \[0, 1\], got 2"):
         make_agent("fixed-routes", early_exit("fixed-routes"), routes=[[1, 2]])
-    left_out = {"cross-stitch", "shared-with-task", "oracle", "single-task", "best-random"} | SKIP_BLOCKS | CROSS_PATHS
+    left_out = {"cross-stitch", "shared-with-task", "oracle", "single-task", "best-random"}
+    left_out |= {"sinkhorn", "remoe", "smear"} | SKIP_BLOCKS | CROSS_PATHS
     assert set(AGENTS) - {name for name, _ in AGENTS_AND_OPTIONS} == left_out
 
 

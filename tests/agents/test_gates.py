@@ -148,15 +148,21 @@ def test_soft_ordering():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"recurrent": True, "layers": 4}, {"network": "simple-convnet", "image_size": 16}]
+    ("estimator", "options"),
+    [
+        ("straight-through", {}),
+        ("reinmax", {}),
+        ("straight-through", {"recurrent": True, "layers": 4}),
+        ("straight-through", {"network": "simple-convnet", "image_size": 16}),
+    ],
 )
-def test_hard_gates_that_are_asked_once_learn_as_if_asked_at_every_decision(options):
+def test_hard_gates_that_are_asked_once_learn_as_if_asked_at_every_decision(estimator, options):
     learned = []
     for planned in (True, False):
         torch.manual_seed(0)
         given = {"optimizer": "sgd", "learning_rate": 0.1, "width": 8, **options, **needs("gumbel")}
         env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=48, num_blocks=3, **given).unwrapped
-        agent = make_agent("gumbel", env, learning_rate=0.3)
+        agent = make_agent("gumbel", env, learning_rate=0.3, estimator=estimator)
         if not planned:
             agent.plan = lambda task, deterministic: None
         for _ in range(6):

@@ -1,5 +1,7 @@
 """Sparse gates against a loop over rows: which blocks they pick, what they weigh, what is trained and what it costs."""
 
+import math
+
 import pytest
 import torch
 from stepping import block_loss
@@ -81,6 +83,66 @@ def test_deterministic_gates_are_those_of_a_loop_over_rows(k, arrangement):
     assert agent.macs(0) == 6 * BLOCKS
 
 
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("shared", [1, 2])
+def test_shared_blocks_always_run_beside_the_best_of_the_others(shared, k):
+    """Of the legal choices the first: 1 and 2 where 0 is masked; at the second decision only three others are left."""
+    masks = torch.ones(2, 1, BLOCKS, dtype=torch.bool)
+    masks[0, 0, 0] = False
+    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=2)
+    network._masks, network.nothing_masked = legal_table(network.decisions, masks), False
+    env = weights_env(network, rho=0.1)
+    agent = with_weights(env, k=k, shared=shared, noise=False)
+    trajectory = rollout(agent, env)
+    legal, spent = [[1, 2, 3, 4], [0, 1, 2, 3, 4]], 0.0
+    for row, pixels in enumerate(env.dataset.pixels(trajectory.instance).flatten(1)):
+        x = pixels
+        for decision, bank in enumerate(env.network.banks):
+            scores = gate_of(agent, agent.scores, x, 0, decision)
+            always, others = legal[decision][:shared], legal[decision][shared:]
+            best = sorted(others, key=lambda i: -scores[i].item())[:k]
+            total = sum(scores[i].exp() for i in best)
+            x = sum(block(bank, i, x) for i in always) + sum(scores[i].exp() / total * block(bank, i, x) for i in best)
+            shares = trajectory.steps[decision].record["probabilities"][row]
+            assert shares.nonzero().flatten().tolist() == sorted(always + best)
+            assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
+            spent += (len(always) + len(best)) * [6 * 4, 4 * 3][decision] / ROWS
+        torch.testing.assert_close(trajectory.exits[0].logits[row], x)
+    assert float(trajectory.macs.mean()) == pytest.approx(spent)
+
+
+def test_no_balancing_loss_is_of_shared_blocks():
+    """Of four blocks two are shared and always run: the use of the others alone is uneven, or not."""
+    env = weights_env(RoutedMLP((1, 2, 3), 3, 4, width=4, layers=1))
+    agent = make_agent("top-k", env, k=1, shared=2, balance=1.0, noise=False)
+    trajectory = rollout(agent, env)
+    picked = trajectory.steps[0].action[0][:, 2].tolist()
+    assert set(picked) <= {2, 3} and trajectory.steps[0].action[0][:, :2].tolist() == [[0, 1]] * ROWS
+    counts = [picked.count(2), picked.count(3)]
+    uneven = (counts[0] - counts[1]) ** 2 / ROWS**2  # of two: variance over mean squared
+    assert agent.auxiliary_loss(trajectory).item() == pytest.approx(uneven, abs=1e-6)
+    assert float(agent.update(trajectory)["unevenness"]) == pytest.approx(uneven, abs=1e-6)
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_the_z_loss_is_that_of_a_loop(shared):
+    """Zoph et al. 2022, Eq. 5: the mean over rows of log² Σ exp(score), of the blocks a row may pick."""
+    env = weights_env(ExitTree(TREE) if not shared else None, 12)
+    agent = with_weights(env, k=2, z_loss=0.3, balance=0.0, shared=shared)
+    trajectory, total = rollout(agent, env), 0.0
+    for step in trajectory.steps:
+        for row in range(12):
+            decision = int(step.decision[row])
+            if step.active[row]:
+                n = env.network.decisions[decision].n
+                scores = step.observation["activation"][row] @ agent.scores.output.weight[decision].detach()
+                total += math.log(sum(math.exp(scores[i]) for i in range(shared, n))) ** 2
+    loss = agent.auxiliary_loss(trajectory)
+    assert float(loss.detach()) == pytest.approx(0.3 * total / 12, rel=1e-4)
+    loss.backward()
+    assert float(agent.scores.output.weight.grad.abs().sum()) > 0
+
+
 @pytest.mark.parametrize("options", [{}, {"k": 1, "softmax": "all", "balance": 0.0}, {"softmax": "all"}])
 def test_noise_and_all_gradients_are_those_of_a_loop_over_rows(options):
     env = weights_env()
@@ -122,6 +184,10 @@ def test_one_choice_of_weight_1_teaches_the_gates_nothing_and_says_so():
 def test_weights_that_do_not_sum_to_1_are_for_networks_that_mix_activations():
     with pytest.raises(ValueError, match="shares outcomes out by weights that sum to 1, softmax='all' gives others"):
         make_agent("top-k", weights_env(ExitTree(TREE)), softmax="all")
+    with pytest.raises(ValueError, match="shares outcomes out .* blocks that always run give others: leave it at shar"):
+        make_agent("top-k", weights_env(ExitTree(TREE)), shared=1)
+    with pytest.raises(ValueError, match="'top-k': shared=5 leaves nothing to choose at some decision"):
+        make_agent("top-k", weights_env(), shared=5)
     with pytest.raises(ValueError, match="softmax='all' is for choice='row'"):
         make_agent("top-k", weights_env(), softmax="all", choice="expert")
 

@@ -12,9 +12,11 @@ from routing_gym.envs.rewards import REWARDS, RewardTerm
 
 RATES = ("policy_rate", "learning_rate")
 EXITS = {"network": "pyramid-chain", "columns": 2, "width": 4, "num_blocks": None}
+SKIPS = {"network": "resnet32-skip", "stages": [1, 1, 1], "width": 4, "num_blocks": None}
 NETWORK = {
     **dict.fromkeys(("actor", "pragmatic-critic", "optimistic-critic"), EXITS),
-    "codinet": {"network": "resnet32-skip", "stages": [1, 1, 1], "width": 4, "num_blocks": None, "shift": 1},
+    "codinet": {**SKIPS, "shift": 1},
+    "mixture-of-depths": SKIPS,
     **dict.fromkeys(("cross-connection", "cross-prediction"), {"network": "basecnn-2-cc", "width": 4}),
 }
 

@@ -29,6 +29,8 @@ CASES = [
     ("relax", {"optimizer": "sgd", "control": "rebar", "representation": "mlp"}, {}),
     ("thompson", {"memory": 50.0}, {"num_blocks": 3}),
     ("gumbel", {"optimizer": "sgd", "temperature_episodes": 300}, {"optimizer": "sgd"}),
+    *(("gumbel", {"estimator": name, "optimizer": "sgd"}, {}) for name in ("reinmax", "sparsemixer", "dense")),
+    ("dselect-k", {"optimizer": "sgd", "entropy": 0.1}, {"num_blocks": 3}),
     ("gumbel", {"estimator": "soft", "optimizer": "sgd"}, {"optimizer": "sgd", "num_blocks": 3}),
     ("soft-mixture", {"arrangement": "per_task", "optimizer": "sgd"}, {"num_blocks": 4, "balance_tasks": True}),
     ("random-fixed", {}, {"num_blocks": 40, "optimizer": "adamw", "decayed": "weights", "weight_decay": 0.1}),
