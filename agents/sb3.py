@@ -41,6 +41,7 @@ class SB3Agent(Agent):
 
     env_kwargs = {"autoreset_mode": "same_step"}
     max_tensors: ClassVar[int | None] = None
+    exportable = False
     Config = SB3Config
     config: SB3Config
     algorithm: ClassVar[tuple[str, str]]  # module and class of the model

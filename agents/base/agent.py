@@ -63,6 +63,7 @@ class Agent(nn.Module, ABC):
             can learn side by side (`Population`). Every class says so itself: it is not inherited.
         capturable: Whether a batch does the same on the device whatever has been learned, and nothing on the host that
             goes with time: then it can be captured as a CUDA graph (`capture=True`). Every class says so itself.
+        exportable: Whether what it decides is computed of tensors alone, see `extract`.
         env_kwargs: Options the environment must have been made with, `{"differentiable": True}` say.
         env: The vector environment it was made for.
         generator: Random numbers on the environment's device.
@@ -81,6 +82,7 @@ class Agent(nn.Module, ABC):
     max_tensors: ClassVar[int | None] = 1
     by_task: ClassVar[bool] = False
     capturable: ClassVar[bool] = False
+    exportable: ClassVar[bool] = True
     env_kwargs: ClassVar[Mapping[str, Any]] = {}
 
     name: str = ""

@@ -74,6 +74,8 @@ def dense_form(agent: Agent, *, normalize: bool, k_cpt: float | None) -> Dense:
         ValueError: It cannot, or does not, by the agent's name; or see `Agent.price_seen`.
     """
     price, dataset = agent.price_seen(k_cpt), agent.env.dataset
+    if not agent.exportable:
+        raise ValueError(f"agent {agent.name!r} cannot be exported: another library's code decides for it")
     rows = torch.arange(min(CHECKED_ROWS, len(dataset)), device=agent.env.device) * max(len(dataset) // CHECKED_ROWS, 1)
     images, task = dataset.images[dataset.image[rows]] if normalize else dataset.pixels(rows), dataset.task[rows]
     numbers = agent.generator.get_state()
