@@ -55,7 +55,7 @@ class Gumbel(ScoredGate):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         if self.config.estimator == "sparsemixer":
-            self.takes_no_outcomes("estimator='sparsemixer' gives probabilities: take another")
+            self.takes_no_outcomes("estimator='sparsemixer' weighs one choice by its probability: take another")
 
     @property
     def temperature(self) -> float:

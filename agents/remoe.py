@@ -59,7 +59,7 @@ class ReMoE(ScoredGate):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.takes_no_outcomes("ReLU routing gives others")
+        self.takes_no_outcomes("the weights of ReLU routing sum to anything")
         self.register_buffer("penalty", torch.tensor(self.config.penalty, dtype=torch.float64, device=self.env.device))
 
     def act(self, observation: Observation, context: Context) -> Tensor:

@@ -49,7 +49,7 @@ class Sinkhorn(ScoredGate):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.takes_no_outcomes("a balanced assignment gives probabilities")
+        self.takes_no_outcomes("a balanced assignment weighs one choice by its probability")
         self.in_one_process("assigns the rows of a whole batch")
 
     def act(self, observation: Observation, context: Context) -> Action:

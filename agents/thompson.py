@@ -63,8 +63,9 @@ class Thompson(LearningAgent):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         shape = (self.arrangement.num_agents, self.arrangement.num_rows, self.arrangement.num_choices)
-        for name in ("visits", "total", "squares"):  # sums over visits of 1, R and R², in which what is older fades
-            self.register_buffer(name, torch.zeros(shape, device=self.env.device))
+        # Sums over visits of 1, R and R², in which what is older fades; float32 would leave nothing of differences.
+        for name in ("visits", "total", "squares"):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64, device=self.env.device))
 
     def posterior(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of what every choice is worth, `(agents, rows, A)` each; −inf where it is not legal."""
@@ -86,7 +87,7 @@ class Thompson(LearningAgent):
         mean, deviation = (look_up(of, agent, observation["depth"]) for of in self.posterior())
         best = self._drawn(mean, deviation, context.deterministic).argmax(-1)
         if self.shares_wanted:
-            taken = torch.nn.functional.one_hot(best, mean.shape[-1]).to(mean.dtype)
+            taken = torch.nn.functional.one_hot(best, mean.shape[-1]).to(torch.get_default_dtype())
             context.record["probabilities"] = taken[:, : self.num_choices]
         return best
 
@@ -113,7 +114,7 @@ class Thompson(LearningAgent):
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Let what is known fade, and take in a batch."""
         steps = trajectory.steps
-        active, returns = stacked(steps, "active"), trajectory.returns(self.config.gamma)
+        active, returns = stacked(steps, "active"), trajectory.returns(self.config.gamma).double()
         cells = (self.cells(trajectory) * self.arrangement.num_choices + stacked(steps, "action")).flatten()
         counting = active.to(returns.dtype).flatten()
         sums = []

@@ -144,9 +144,10 @@ class TopK(Gate):
         if options.shared:
             self.takes_no_outcomes("blocks that always run give others: leave it at shared=0")
         if most == 1 and not options.balance and (options.softmax, options.choice) == ("chosen", "row"):
+            moved = ", biases apart," if options.bias_rate else ""
             warnings.warn(
-                f"agent {self.name!r} with k=1 and balance=0 learns nothing: the only weight is always 1, so that no "
-                "gradient comes to the gates; take softmax='all', k=2 or a balance above 0",
+                f"agent {self.name!r} with k=1 and balance=0 learns nothing{moved}: the only weight is always 1, so "
+                "that no gradient comes to the gates; take softmax='all', k=2 or a balance above 0",
                 stacklevel=2,
             )
         self.arrangement = Arrangement(self.env, options.arrangement, "linear")

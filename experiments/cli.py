@@ -28,7 +28,7 @@ COMMANDS = {
     "queue": ("queue:Queue", "Show how far the papers' runs are, or work on them."),
     "evaluate": ("train:Evaluate", "Judge a checkpoint: accuracy and cost of the deterministic policy."),
     "prune": ("deploy:Prune", "Keep only the blocks that the tasks' routes take."),
-    "extract": ("deploy:Extract", "Write the network of one task as a program, without agent and router."),
+    "extract": ("deploy:Extract", "Write one task's network, or network and agent together, as a program."),
     "list": ("listing:List", "Print the environments, agents and networks there are, or the options of one."),
     "new-agent": ("new_agent:NewAgent", "Write a file with an agent to start from."),
     "animate": ("animate:Animate", "Draw how routes settle while training, as a GIF."),

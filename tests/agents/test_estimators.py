@@ -155,7 +155,7 @@ def test_dense_gates_mix_all_blocks_without_chance():
 
 def test_only_weights_that_sum_to_1_share_outcomes_out():
     env = small_env(of_family("tree"), action_type="weights")
-    with pytest.raises(ValueError, match="shares outcomes out .* estimator='sparsemixer' gives probabilities"):
+    with pytest.raises(ValueError, match="shares outcomes out .* estimator='sparsemixer' weighs one choice"):
         make_agent("gumbel", env, estimator="sparsemixer")
     for estimator in ("reinmax", "dense"):
         rollout(make_agent("gumbel", env, estimator=estimator), env)

@@ -129,7 +129,9 @@ def test_the_penalty_goes_on_where_it_stopped(tmp_path):
 
 
 def test_what_it_cannot_do_is_said():
-    with pytest.raises(ValueError, match="'remoe': this network shares outcomes out .* ReLU routing gives others"):
+    with pytest.raises(
+        ValueError, match="'remoe': this network shares outcomes out .* the weights of ReLU routing sum to anything"
+    ):
         make_agent("remoe", small_env(of_family("tree"), action_type="weights"))
     with pytest.raises(ValueError, match="ReMoE: penalty_step must be above 1, got 0.9"):
         make_agent("remoe", weights_env(), penalty_step=0.9)
