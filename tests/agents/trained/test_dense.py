@@ -18,6 +18,7 @@ from routing_gym.experiments.benchmarks.steps import stand_in_images
 from routing_gym.networks import RoutedPyramid
 
 SKIP = {"network": "resnet32-skip", "stages": [2, 1, 1], "width": 4, "image_size": 8, "num_classes": 3}
+VIT = {"image_size": 8, "num_classes": 3, "width": 8, "heads": 2, "hidden": 8, "layers": 2}
 HARD = {"alpha": 0.0}  # one version of an image is enough then
 
 
@@ -85,6 +86,13 @@ CASES = [
     ("mlp", "reinforce", {"representation": "mlp"}),
     ("mlp", "q-learning", {}),
     ({"form": "columns"}, "cross-stitch", {}),
+    ("chain", "confidence", {"threshold": 0.9}),
+    ("mlp", "top-k", {"k": 1, "shared": 1, "softmax": "all"}),
+    ("mlp", "remoe", {"representation": "mlp"}),
+    ("mlp", "smear", {"representation": "mlp"}),
+    ("mlp", "hash", {"by": "instance"}),
+    ({**VIT, "network": "vit", "num_blocks": 2}, "gumbel", {"representation": "mlp"}),
+    ({**VIT, "network": "vit-skip"}, "mixture-of-depths", {}),
     ({"network": "basecnn-2-cp", "width": 2, "hidden": 4, "image_size": 8}, "gumbel", {"representation": "mlp"}),
 ]
 
