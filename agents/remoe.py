@@ -12,10 +12,10 @@ from torch.nn import functional
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
 from routing_gym.envs import Context, Observation, Trajectory
-from routing_gym.options import positive
+from routing_gym.options import positive, rate
 
-LEAST = 1e-30
-"""λ does not fall below it: from 0 it could not rise again, and from much less not in time."""
+LEAST, MOST = 1e-30, 1e6
+"""λ stays between them: from 0 it could not rise again, nor in time from much less; squares of much more are infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ReMoEConfig(ScoredGateConfig):
     """
 
     k: float = positive(1.0)
-    penalty: float = positive(1e-8)
+    penalty: float = rate(1e-8)
     penalty_step: float = positive(1.2)
     balance: bool = False
 
@@ -93,5 +93,5 @@ class ReMoE(ScoredGate):
         active = torch.stack([step.active for step in trajectory.steps])
         used = on.sum() / active.sum()
         self.penalty *= self.config.penalty_step ** torch.sign(used - self.config.k).to(self.penalty.dtype)
-        self.penalty.clamp_(LEAST, 1 / LEAST)
+        self.penalty.clamp_(LEAST, MOST)
         return {"blocks_on": used, "penalty": self.penalty.clone()}
