@@ -15,7 +15,7 @@ from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import positive, rate
 
 LEAST, MOST = 1e-30, 1e6
-"""λ stays between them: from 0 it could not rise again, nor in time from much less; squares of much more are infinite."""
+"""λ stays between: from 0 it could not rise again, nor in time from much less; squares of much more are infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
