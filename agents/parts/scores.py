@@ -188,7 +188,7 @@ class TableScores(PartlyUsed, ArrangedScores):
     def _asked(self, agent: Tensor) -> tuple[Tensor, Tensor]:
         """Table of the agents that are asked, or of all, and where in it each of `agent (B,)` stands."""
         self.note_use(agent)
-        large = not self.dense and torch.is_grad_enabled() and self.table.numel() >= LARGE
+        large = not self.runs_all and torch.is_grad_enabled() and self.table.numel() >= LARGE
         been, place = visited(agent, self.num_agents, 1) if large else (None, agent)
         return (self.table, agent) if been is None else (some_of(self.table, been), place)
 
@@ -260,7 +260,7 @@ class StackedScores(ArrangedScores):
                 layer.note_use(self._left)
             layer.note_use(which)
         x = torch.cat(seen, 1) if len(seen) > 1 else x
-        if self.output.dense:
+        if self.output.runs_all:
             x = torch.cat([x, torch.ones_like(x[:, :1])], 1) if self.own_task else x
             for layer in self._layers:
                 x = layer.run_own(x, which)

@@ -41,7 +41,7 @@ class Dense(nn.Module):
         self.price, self.inputs = price, 1 + (agent.num_tasks > 1)
         for part in self.modules():
             if isinstance(part, PartlyUsed):
-                part.dense = True
+                part.runs_all = True
         self.eval()
 
     def forward(self, images: Tensor, task: Tensor | None = None) -> Tensor:

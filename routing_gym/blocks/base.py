@@ -91,7 +91,7 @@ class PartlyUsed(nn.Module):
     belongs to two such modules, a network and one of its banks, has been used where both of them have been.
     """
 
-    dense = False
+    runs_all = False
     """Whether everything runs on every row, so that no value says what is computed; for what is to be exported."""
     used: Tensor | None = None
     """Parts used `(parts,)` bool, with a graph, since the optimiser's last step; None: nobody has noted anything."""
@@ -110,7 +110,7 @@ class PartlyUsed(nn.Module):
 
         They are numbers counted from part `first`, int64 of any shape; or bool, for so many parts from there on.
         """
-        if self.dense or not torch.is_grad_enabled():
+        if self.runs_all or not torch.is_grad_enabled():
             return
         if self.used is None:
             self.used = torch.zeros(self.num_parts, dtype=torch.bool, device=part.device)
@@ -190,7 +190,7 @@ class FunctionBlocks(PartlyUsed, ABC):
         """
         if isinstance(action, Tensor):
             if not action.is_floating_point():
-                if not self.dense:
+                if not self.runs_all:
                     return self.run(x, action)
                 action = functional.one_hot(action, self.num_blocks).to(x.dtype)
             elif _BLOCKS_MERGE.get():
@@ -220,7 +220,7 @@ class FunctionBlocks(PartlyUsed, ABC):
 
     @property
     def _runs_every_block(self) -> bool:
-        return self.dense or (self.training and _EVERY_BLOCK_RUNS.get())
+        return self.runs_all or (self.training and _EVERY_BLOCK_RUNS.get())
 
     def weighty(self, x: Tensor, rows: Tensor, choice: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs that have a weight, of all, `(P,)` each.

@@ -56,7 +56,7 @@ class LinearBlocks(FunctionBlocks):
 
     def run_each(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         """See `FunctionBlocks.run_each`; all blocks as one batched product."""
-        host = x.is_cpu and not self.dense
+        host = x.is_cpu and not self.runs_all
         if where is not None and host and not bool(where.all()):
             return super().run_each(x, where)
         x = repeated(x, self.num_blocks // x.shape[1])

@@ -279,7 +279,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         """Rows that leave an outcome decision by each choice: by the one they chose, or by all with a weight."""
         weights = actions.dense(action, self.decisions[number].n) if actions.is_weights(action) else None
         n, leaving = self.decisions[number].n, []
-        if self.dense and weights is not None:
+        if self.runs_all and weights is not None:
             shares = enumerate(weights.unbind(1))
             return [(choice, dataclasses.replace(group, reach=group.reach * share)) for choice, share in shares]
         if weights is None:

@@ -251,7 +251,7 @@ class RoutedPyramid(RoutedNetwork):
 
     def _run(self, column: int, activation: Activation) -> tuple[Tensor, ...]:
         scales = [plain(scale).permute(0, 3, 1, 2) for scale in activation]
-        if self.dense:
+        if self.runs_all:
             return self.columns[column](*scales)
         return in_few_sizes(self.columns[column], scales, whole=self.training)
 

@@ -144,7 +144,7 @@ class PathBlocks(BlockByBlock):
 
     def run_each(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         """See `FunctionBlocks.run_each`; all paths at once where every output is wanted, otherwise path by path."""
-        if self.dense and where is not None:
+        if self.runs_all and where is not None:
             y = self._all_at_once(x)
             return y.masked_fill(~where.view(*where.shape, *[1] * (y.ndim - 2)), 0)
         counts = [] if where is None else where.sum(0).tolist()
