@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
@@ -57,7 +56,7 @@ class ActorCritic(ScoredAgent):
 
     def values_at(self, steps: Sequence[Step]) -> Tensor:
         """The critic's values of steps, `(S, B)`."""
-        return torch.stack([self.values(step.observation, self.agent_at(step)).squeeze(-1) for step in steps])
+        return self.scores_at(steps, self.values).squeeze(-1)
 
     def advantages(self, trajectory: Trajectory, values: Tensor) -> Tensor:
         """Generalised advantages `(S, B)`, given the critic's values of the steps, without graph."""

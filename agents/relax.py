@@ -66,12 +66,12 @@ class Relax(ScoredAgent):
         action, returns = stacked(steps, "action"), trajectory.returns(config.gamma)
         active = stacked(steps, "active").to(returns.dtype)
         scores = self.scores_at(steps)
-        worth = torch.stack([self.control(step.observation, self.agent_at(step)) for step in steps])
+        worth = self.scores_at(steps, self.control)
         worth = worth.masked_fill(~scores.isfinite(), 0.0)
         seen, given = scores.detach().requires_grad_(), worth.detach().requires_grad_()
         strength = torch.ones_like(returns)
         if config.control == "rebar":
-            strength = 1 + torch.stack([self.strength(s.observation, self.agent_at(s)).squeeze(-1) for s in steps])
+            strength = 1 + self.scores_at(steps, self.strength).squeeze(-1)
         noise = [drawn(torch.empty_like(seen[0]), "exponential_", self.generator) for _ in range(2 * len(steps))]
         pairs = torch.stack(noise[::2]), torch.stack(noise[1::2])
         gain, entropy = relaxed_gain(seen, strength.unsqueeze(-1) * given, action, returns, pairs, config.temperature)

@@ -334,13 +334,14 @@ class LearningAgent(ScoringAgent):
             agent = torch.stack([self.agent_at(step) for step in trajectory.steps])
         return stacked(trajectory.steps, "decision").add(agent, alpha=self.arrangement.num_rows)
 
-    def scores_at(self, steps: Sequence[Step]) -> Tensor:
-        """Scores `(S, B, ..., A)` of whoever decided at each step, recomputed with graph, all at once."""
-        assert self.scores is not None
+    def scores_at(self, steps: Sequence[Step], scores: ArrangedScores | None = None) -> Tensor:
+        """Scores `(S, B, ..., A)` of whoever decided at each step, or others like them, with graph, all at once."""
+        scores = self.scores if scores is None else scores
+        assert scores is not None
         seen = [step.observation for step in steps]
         together = {key: torch.cat([observation[key] for observation in seen]) for key in seen[0]}
-        scores = self.scores(together, torch.cat([self.agent_at(step) for step in steps]))
-        return scores.unflatten(0, (len(steps), -1))
+        of_all = scores(together, torch.cat([self.agent_at(step) for step in steps]))
+        return of_all.unflatten(0, (len(steps), -1))
 
     def descend(self, loss: Tensor) -> None:
         """Take one step down a loss."""
