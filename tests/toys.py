@@ -243,14 +243,13 @@ class Planted(RoutedNetwork):
     """Blocks that are what they are: block c of layer i passes on the signal of task t only if c is `ROUTES[t][i]`.
 
     An image of task t holds its label in the task's own slot. The only parameter scales all logits, so there is nothing
-    to be learned but the routes. What wrong blocks pass on is its `leak`, above 0 for gates: else they would learn
-    nothing from a wrong block alone.
+    to be learned but the routes.
     """
 
     ROUTES = [[1, 2], [3, 0], [2, 3]]
     BLOCKS = 4
 
-    def __init__(self, leak=0.0):
+    def __init__(self):
         tasks, layers = len(self.ROUTES), len(self.ROUTES[0])
         decisions = [
             Decision(f"layer {i}", (1.0,) * self.BLOCKS, (i + 1 if i < layers - 1 else EXIT,) * self.BLOCKS,
@@ -260,7 +259,7 @@ class Planted(RoutedNetwork):
         super().__init__(decisions, num_classes=CLASSES, input_shape=(1, tasks, CLASSES))
         self.scale = nn.Parameter(torch.ones(()))
         routes = torch.tensor(self.ROUTES).T
-        self.register_buffer("passes", (routes.unsqueeze(-1) == torch.arange(self.BLOCKS)).float().clamp(min=leak))
+        self.register_buffer("passes", (routes.unsqueeze(-1) == torch.arange(self.BLOCKS)).float())
 
     def stem(self, images, task):
         return ((images > 0).float().flatten(1),)
