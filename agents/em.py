@@ -81,7 +81,7 @@ class EM(ScoredAgent):
 
     @torch.no_grad()
     def _best_routes(self, instance: Tensor) -> Tensor:
-        """The E-step: the best routes `(B, N)` of instances, kept from now on."""
+        """The E-step: the best routes `(B, N)` of instances."""
         times = self._trials.times
         self._given = self.kept.index_select(0, instance).repeat_interleave(times, 0)
         self._given.view(-1, times, self.num_decisions)[:, :-1] = -1  # the last of each follows the route kept so far
@@ -93,9 +93,7 @@ class EM(ScoredAgent):
         places = torch.arange(len(instance), device=best.device)
         # Of rows of one instance the last counts, so that on a GPU, too, the same is kept every time.
         last = torch.zeros_like(self.kept[:, 0]).scatter_reduce_(0, instance, places, "amax").index_select(0, instance)
-        found = _routes(tried, self.num_decisions).index_select(0, (times * places + best).index_select(0, last))
-        self.kept[instance] = found
-        return found
+        return _routes(tried, self.num_decisions).index_select(0, (times * places + best).index_select(0, last))
 
     def _log_joint(self, trajectory: Trajectory) -> Tensor:
         """Log p(y | x, h) + log p(h | x) of episodes, `(B,)`, prices of actions subtracted."""
@@ -104,7 +102,8 @@ class EM(ScoredAgent):
         return log_chosen - trajectory.loss + stacked(steps, "reward").sum(0)
 
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """The policy's part of the M-step: a step along the gradient of log p(h | x)."""
+        """Keep the routes that were learned on; the policy's part of the M-step, along the gradient of log p(h | x)."""
+        self.kept[trajectory.instance] = _routes(trajectory, self.num_decisions)
         active = stacked(trajectory.steps, "active").to(trajectory.loss.dtype)
         log_chosen, entropy = self.chosen(trajectory.steps)
         self.descend(policy_gradient_loss(log_chosen, torch.ones_like(active), entropy, active, 0.0))

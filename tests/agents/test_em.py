@@ -71,11 +71,10 @@ def test_the_route_kept_is_the_best_of_those_drawn_and_the_one_before(arrangemen
             if number:  # an instance that comes for the first time has one more route drawn
                 assert candidates[2].items() <= dict(enumerate(before[row].tolist())).items()
             worths = [worth_by_hand(agent, instance[row], route)[0] for route in candidates]
-            kept = dict(enumerate(agent.kept[row].tolist()))
-            worth, taken = worth_by_hand(agent, instance[row], kept)
+            worth, taken = worth_by_hand(agent, instance[row], route_of(rolled, row))
             assert worth == pytest.approx(max(worths), abs=1e-4)
             assert route_of(rolled, row) == taken  # blocks and policy learn on it
-        assert bool((agent.kept[12:] == -1).all())
+        assert torch.equal(agent.kept, before)  # until it is learned on
         assert all(torch.equal(value, policy[name]) for name, value in agent.scores.state_dict().items())
 
         def loss_by_hand(rolled=rolled):
@@ -83,6 +82,9 @@ def test_the_route_kept_is_the_best_of_those_drawn_and_the_one_before(arrangemen
             return -sum(log[taken] for log, taken in made) / 12
 
         assert assert_descends_by(agent, loss_by_hand, lambda rolled=rolled: agent.receive(rolled)) == 1
+        assert bool((agent.kept[12:] == -1).all())
+        for row in range(12):
+            assert route_of(rolled, row).items() <= dict(enumerate(agent.kept[row].tolist())).items()
         env.train_blocks()
 
 
@@ -95,8 +97,10 @@ def test_for_fixed_blocks_and_policy_kept_routes_only_become_more_likely_up_to_t
     worths = [{route: worth_by_hand(agent, one, route)[0] for route in routes} for one in instance[:3]]
     last = [-torch.inf] * 3
     for _ in range(25):
-        rolled = rollout(agent, env, instances=instance)  # several rows of one instance share what is kept
-        assert torch.equal(torch.stack([step.action for step in rolled.steps], 1), agent.kept[instance])
+        rolled = rollout(agent, env, instances=instance)  # several rows of one instance share a route
+        taken = torch.stack([step.action for step in rolled.steps], 1)
+        agent.kept[instance] = taken
+        assert torch.equal(taken, agent.kept[instance])
         now = [worth[tuple(kept)] for worth, kept in zip(worths, agent.kept[:3].tolist(), strict=True)]
         assert all(new >= old - 1e-6 for new, old in zip(now, last, strict=True))
         last = now
