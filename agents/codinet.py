@@ -16,7 +16,7 @@ from routing_gym.agents.parts.scores import ModuleScores, Scores
 from routing_gym.blocks import first_weights
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.networks import Action, RoutedNetwork
-from routing_gym.options import count, not_negative, positive, rate
+from routing_gym.options import count, divisor, not_negative, positive, rate
 
 RECURRENT_WIDTH = 10
 """Width of the recurrent router, and of what it sees of a block (SkipNet, Wang et al. 2018)."""
@@ -54,7 +54,7 @@ class CoDiNetConfig(RouterConfig):
     cost_target: float | None = rate(None)
     cost_step: float = positive(0.01)
     relaxation: Literal["gumbel", "softmax", "sampling"] = "gumbel"
-    temperature: float = positive(1.0)
+    temperature: float = divisor(1.0)
     router: Literal["linear", "rnn", "cnn"] = "linear"
     hidden: int = count(48)
     freeze_after: float | None = not_negative(None)

@@ -15,7 +15,7 @@ from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.scores import TableScores
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import Action
-from routing_gym.options import count, positive
+from routing_gym.options import count, divisor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,8 @@ class GumbelConfig(ScoredGateConfig):
     """
 
     estimator: Literal["straight-through", "reinmax", "sparsemixer", "soft", "dense"] = "straight-through"
-    temperature: float = positive(1.0)
-    temperature_final: float = positive(0.5)
+    temperature: float = divisor(1.0)
+    temperature_final: float = divisor(0.5)
     temperature_episodes: int = count(100_000)
 
 

@@ -14,7 +14,7 @@ from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.losses import joint_choice
 from routing_gym.agents.parts.scores import TableScores, make_scores
 from routing_gym.envs import Trajectory
-from routing_gym.options import not_negative, positive
+from routing_gym.options import divisor, not_negative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RelaxConfig(ScoredConfig):
     """
 
     control: Literal["relax", "rebar"] = "relax"
-    temperature: float = positive(0.5)
+    temperature: float = divisor(0.5)
     entropy: float = not_negative(0.0)
 
 

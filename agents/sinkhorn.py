@@ -14,7 +14,7 @@ from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
 from routing_gym.agents.parts.draws import drawn
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import Action
-from routing_gym.options import count, positive
+from routing_gym.options import count, divisor
 
 TIE = 1e-3
 """Shares of a plan that differ by a smaller factor than 1 + TIE are alike: chance decides."""
@@ -30,7 +30,7 @@ class SinkhornConfig(ScoredGateConfig):
     """
 
     iterations: int = count(8)
-    temperature: float = positive(1.0)
+    temperature: float = divisor(1.0)
 
 
 class Sinkhorn(ScoredGate):

@@ -23,6 +23,7 @@ def _number(rule: str, test: _Test) -> Callable[[float | None], Any]:
 
 # Each declares an option that is a number, with its default.
 positive = _number("be positive and finite", lambda value: 0 < value < float("inf"))
+divisor = _number("be at least 1e-6 and finite", lambda value: 1e-6 <= value < float("inf"))  # quotients stay finite
 not_negative = _number("be at least 0 and finite", lambda value: 0 <= value < float("inf"))
 share = _number("lie in [0, 1]", lambda value: 0 <= value <= 1)
 rate = _number("lie in (0, 1]", lambda value: 0 < value <= 1)

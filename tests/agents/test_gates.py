@@ -119,7 +119,7 @@ def test_what_gates_need_is_said():
         make_agent("cross-stitch", weights_env())
     with pytest.raises(ValueError, match="every one of the 3 tasks needs a column of its own, got num_blocks=2"):
         ColumnsMLP((1, 2, 3), 3, 2, num_tasks=3)
-    with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
+    with pytest.raises(ValueError, match="temperature must be at least 1e-6 and finite, got 0"):
         make_agent("gumbel", weights_env(), temperature=0.0)
 
 
