@@ -37,6 +37,7 @@ from routing_gym.experiments.engine.settings import (
 PARTS = (
     "steps",
     "public-layers",
+    "public-losses",
     "population",
     "faces",
     "experts",
@@ -50,6 +51,7 @@ TITLES = {
     "macs_saved": "Rows that skip; ratios: routed / static, and what is saved against nobody skipping",
     "steps": "Three layers, 128 wide; ratios: routed / static",
     "public-layers": "Two of k blocks mixed, three layers, 128 wide; ratios: mixed / static",
+    "public-losses": "Two of k blocks mixed, three layers, 128 wide; cross-entropy after 600 batches, by 5 seeds",
     "population": "Ten seeds side by side, 48 wide, ms per batch of one; speedup: one after the other / together",
     "faces": "Core and faces, random actions",
     "experts": "Unlike convolution blocks; ratios: routed / static",
@@ -76,6 +78,8 @@ class Bench(Pluggable):
 
     public-layers: top-k beside layers of other libraries, those that are installed, and beside two static blocks.
 
+    public-losses: what the same have learned after as many batches.
+
     population: ten seeds of an agent as one program, against the same ten one after the other.
 
     faces: transitions per second of the core and of every face over it, on the CPU.
@@ -97,8 +101,8 @@ class Bench(Pluggable):
 
     Attributes:
         parts: What to measure, of the above; all if none is named.
-        blocks: Numbers of blocks per layer of the parts steps and public-layers, with as many tasks.
-        batch: Batch sizes of the parts steps, public-layers, population, early-exit, block-skip and parallel-paths.
+        blocks: Numbers of blocks per layer of the parts steps, public-layers and public-losses, with as many tasks.
+        batch: Batch sizes of all parts but faces, experts and convnet.
         checkpoints: Trained agents on a pyramid, which the part early-exit then measures and nothing else.
         agents: Agents to measure in the parts steps, population and convnet.
         agent_options: Options of one agent as AGENT.NAME=VALUE, e.g. reinforce.representation=mlp.
@@ -168,18 +172,19 @@ class Bench(Pluggable):
         if part == "experts":
             return [partial(of, self.rounds, device) for of in (steps.measure_experts, steps.measure_skipping)]
         if part == "parallel-paths":
-            cases = product(parallel_paths.NETWORKS, self.batch)
-            return [partial(parallel_paths.measure_parallel_paths, *case, self.rounds, device) for case in cases]
+            wide = product(parallel_paths.NETWORKS, self.batch)
+            return [partial(parallel_paths.measure_parallel_paths, *case, self.rounds, device) for case in wide]
         if part in ("early-exit", "block-skip"):
             names = inference.EXITS if part == "early-exit" else inference.SKIPS
             makers: list[Callable] = [partial(inference.prescribed, name, device) for name in names]
             if part == "early-exit" and self.checkpoints:
                 makers = [inference.trained(path, device) for path in self.checkpoints]
-            timed = product(makers, self.batch)
-            return [partial(inference.measure_inference, make, batch, self.rounds) for make, batch in timed]
-        if part == "public-layers":
-            subjects = [steps.mlp(blocks, device) for blocks in self.blocks]
-            timed = product(subjects, self.batch)
+            cases = product(makers, self.batch)
+            return [partial(inference.measure_inference, make, batch, self.rounds) for make, batch in cases]
+        if part in ("public-layers", "public-losses"):
+            timed = product([steps.mlp(blocks, device) for blocks in self.blocks], self.batch)
+            if part == "public-losses":
+                return [partial(public_layers.measure_public_losses, *case) for case in timed]
             return [partial(public_layers.measure_public_layers, *case, self.rounds) for case in timed]
         agents = options_of_agents(self.agents, self.agent_options)
         if part == "population":

@@ -77,17 +77,17 @@ class Subject:
         """Where it is measured."""
         return self.data["train"].device
 
-    def fresh(self) -> RoutedNetwork:
-        """Return the network with the same first weights each time, on the device."""
-        with first_weights(0):
+    def fresh(self, seed: int = 0) -> RoutedNetwork:
+        """Return the network with the first weights of a seed, on the device."""
+        with first_weights(seed):
             return self.network().to(self.device)
 
-    def make_env(self, batch: int, agent: str, **options: Any) -> RoutingVectorEnv:
+    def make_env(self, batch: int, agent: str, seed: int = 0, **options: Any) -> RoutingVectorEnv:
         """Return an environment over a network of its own, in the form an agent needs as far as it is up to that."""
         known = {field.name for field in dataclasses.fields(EnvConfig)}
         options |= {name: value for name, value in needs(agent).items() if name in known}
         options |= {name: getattr(self, name) for name in ("optimizer", "learning_rate", "precision")}
-        return RoutingVectorEnv(self.fresh(), self.data, batch, device=str(self.device), **options)
+        return RoutingVectorEnv(self.fresh(seed), self.data, batch, device=str(self.device), seed=seed, **options)
 
 
 def mlp(blocks: int, device: torch.device) -> Subject:

@@ -314,6 +314,10 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
             "share_of_core": 1.0, "share_of_core_of_as_many_rows": 1.0}  # fmt: skip
     monkeypatch.setattr(bench, "measure_faces", stand_in(face))
     monkeypatch.setattr(public_layers, "measure_public_layers", stand_in({**case, "layer": "top-k"}))
+    losses = {"layer": "top-k", "batch": 8, "loss": 2.0, "loss_error": 0.1}
+    monkeypatch.setattr(
+        public_layers, "measure_public_losses", lambda *case: [{**losses, "had": torch.get_num_threads()}]
+    )
     told = {"agent": "shared", "agent_options": [], "seeds": 10, "batch": 8, "speedup": 2.0, "alone_ms": 2.0}
     monkeypatch.setattr(populations, "measure_population", stand_in({**told, "together_ms": 1.0}))
     exits = {"case": "some", "batch": 8, "macs_ratio": 0.5, "time_ratio": 0.6, "floor_ratio": None, "microseconds": 1.0,
@@ -329,13 +333,13 @@ def test_all_parts_in_one_file(tmp_path, monkeypatch):
     assert run("bench", "--parts", *arguments) == 0
     assert torch.get_num_threads() == threads
     records = json.loads(out.read_text())
-    parts = ["steps", "public-layers", "population", *2 * ["faces"], *2 * ["experts"], "convnet", "early-exit",
-             *2 * ["block-skip"],
+    parts = ["steps", "public-layers", "public-losses", "population", *2 * ["faces"], *2 * ["experts"], "convnet",
+             "early-exit", *2 * ["block-skip"],
              *4 * ["parallel-paths"]]  # fmt: skip
     assert [r["part"] for r in records] == 2 * parts
-    assert [r["threads"] for r in records] == [r["had"] for r in records] == 15 * [1] + 15 * [2]
+    assert [r["threads"] for r in records] == [r["had"] for r in records] == 16 * [1] + 16 * [2]
     assert all(7 in arguments for arguments in asked) and asked[0][1:3] == (8, {"shared": ()})
-    assert len(tables(records)) == 10
+    assert len(tables(records)) == 11
 
 
 def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkeypatch):
@@ -370,7 +374,7 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
         (["--threads", "1", "0"], "--threads must be at least 1, got 0"),
         (
             ["--parts", "steps", "face"],
-            "--parts: unknown name 'face' (did you mean 'faces'?); known are steps, public-layers, population, faces",
+            "--parts: unknown name 'face' (did you mean 'faces'?); known are steps, public-layers",
         ),
         (
             ["--parts", "faces", "--dtype", "float16"],
@@ -402,10 +406,10 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path, capsys):
 def test_layers_of_other_libraries_stand_beside_ours(tmp_path, monkeypatch):
     """Those that are installed, doing the same work: here one of theirs stands in for itself, one is not there."""
 
-    def missing(blocks):
+    def missing(blocks, relu):
         raise ModuleNotFoundError("no such layer")
 
-    given = {"two static blocks": lambda blocks: public_layers.TwoBlocks(), "of one's own": missing}
+    given = {"two static blocks": lambda blocks, relu: public_layers.TwoBlocks(relu), "of one's own": missing}
 
     class Theirs(torch.nn.Module):
         def forward(self, x):
@@ -423,3 +427,9 @@ def test_layers_of_other_libraries_stand_beside_ours(tmp_path, monkeypatch):
     records = json.loads(out.read_text())
     assert [record["layer"] for record in records] == [*public_layers.GATES, "two static blocks"]
     assert all(record["macs_ratio"] >= 2 and record["train_ratio"] > 0 for record in records)
+    for name, number in (("LEARNED", 150), ("LAST", 5), ("SEEDS", 2)):
+        monkeypatch.setattr(public_layers, name, number)
+    assert run("bench", "--parts", "public-losses", "--blocks", 3, "--batch", 64, "--out", out) == 0
+    records = json.loads(out.read_text())
+    assert [record["layer"] for record in records] == [*public_layers.GATES, "two static blocks"]
+    assert all(0 < record["loss"] < 4.5 and 0 < record["loss_error"] < 0.2 for record in records)  # ln 128 is 4.85
