@@ -19,7 +19,7 @@ from routing_gym.agents.parts.bases import Gate
 from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.losses import chance_of_being_picked, chance_of_staying, cv_squared
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
-from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
+from routing_gym.blocks import Adam, Embedding
 from routing_gym.envs import Context, Observation, Step, Trajectory
 from routing_gym.networks import Action
 from routing_gym.options import count, not_negative, positive
@@ -81,28 +81,6 @@ class TopKConfig(AgentConfig):
             raise ValueError(f"{self.owner()}softmax='all' is for choice='row'; experts share rows out to sum to 1")
         if self.shared and self.choice == "expert":
             raise ValueError(f"{self.owner()}shared={self.shared} is for choice='row': all rows take shared blocks")
-
-
-class TaskEmbedding(PartlyUsed):
-    """A learned vector for each task, `(T, d)`; those of tasks that a batch has no instance of stay as they are."""
-
-    def __init__(self, first: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(first)
-
-    @property
-    def num_parts(self) -> int:
-        """How many tasks there are."""
-        return len(self.weight)
-
-    def parts(self) -> list[list[OwnedParameter]]:
-        """Parameters of every task."""
-        return [[OwnedParameter(self.weight, task)] for task in range(self.num_parts)]
-
-    def forward(self, task: Tensor) -> Tensor:
-        """Vectors `(B, d)` of tasks, `(B,)`."""
-        self.note_use(task)
-        return self.weight.index_select(0, task)
 
 
 class TopK(Gate):
@@ -173,7 +151,7 @@ class TopK(Gate):
         if options.task_embedding:
             numbers = torch.Generator().manual_seed(options.seed)
             first = torch.randn(self.num_tasks, options.task_embedding, generator=numbers)
-            self.embedding = TaskEmbedding((options.embedding_scale * first).to(legal.device))
+            self.embedding = Embedding((options.embedding_scale * first).to(legal.device))
         if options.bias_rate:
             self.register_buffer("bias", torch.zeros(legal.shape, device=legal.device))
         self.optimizer = Adam(self, lr=options.learning_rate)

@@ -12,7 +12,6 @@ from torch.nn import functional
 from routing_gym.agents.parts.draws import drawn
 from routing_gym.blocks import (
     LinearBlocks,
-    OwnedParameter,
     PartlyUsed,
     allow_small_groups,
     count_macs,
@@ -191,15 +190,6 @@ class TableScores(PartlyUsed, ArrangedScores):
         large = not self.runs_all and torch.is_grad_enabled() and self.table.numel() >= LARGE
         been, place = visited(agent, self.num_agents, 1) if large else (None, agent)
         return (self.table, agent) if been is None else (some_of(self.table, been), place)
-
-    @property
-    def num_parts(self) -> int:
-        """How many agents there are."""
-        return self.num_agents
-
-    def parts(self) -> list[list[OwnedParameter]]:
-        """Parameters of every agent."""
-        return [[OwnedParameter(self.table, agent)] for agent in range(self.num_agents)]
 
     def of_all_rows(self, agent: Tensor | None = None) -> Tensor:
         """The table `(agents, rows, *shape)`, of all or of some agents, −inf where a choice is not legal."""

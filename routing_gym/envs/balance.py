@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import OwnedParameter, PartlyUsed
+from routing_gym.blocks import Embedding, PartlyUsed
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.tasks.checking import seed_number
 from routing_gym.tasks.sampling import sent
@@ -176,23 +176,6 @@ def _rows(grad: Tensor | None, like: Tensor, pieces: int) -> Tensor:
     return (grad.to_dense() if grad.is_sparse else grad).reshape(pieces, -1)
 
 
-class LogVariances(PartlyUsed):
-    """s_t = log σ_t² of every task, `(T,)`, 0 at first; those of tasks that a batch has no instance of stay."""
-
-    def __init__(self, num_tasks: int, device: torch.device) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_tasks, device=device))
-
-    @property
-    def num_parts(self) -> int:
-        """Number of tasks."""
-        return len(self.weight)
-
-    def parts(self) -> list[list[OwnedParameter]]:
-        """Parameters of every task."""
-        return [[OwnedParameter(self.weight, task)] for task in range(self.num_parts)]
-
-
 class Uncertainty(TaskBalance):
     """Weighs the losses of tasks by learned uncertainty (Kendall et al. 2018, Eq. 10, the part of classification).
 
@@ -201,14 +184,14 @@ class Uncertainty(TaskBalance):
     that it begins as the mean that is trained on without it. Of a loss L_t that stays the best s_t is log 2 L_t.
 
     Attributes:
-        log_variance: s, trained by an optimiser of the blocks' kind and rate, without decay.
+        log_variance: s, 0 at first, trained by an optimiser of the blocks' kind and rate, without decay.
     """
 
     def __init__(
         self, num_tasks: int, device: torch.device, build: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> None:
         super().__init__(num_tasks)
-        self.log_variance = LogVariances(num_tasks, device)
+        self.log_variance = Embedding(torch.zeros(num_tasks, device=device))
         self.optimizer = build(self.log_variance)
 
     def join(self, losses: Tensor, shares: Tensor, task: Tensor) -> Tensor:
