@@ -101,10 +101,6 @@ class TopK(Gate):
     Config = TopKConfig
     config: TopKConfig
     scores: ArrangedScores
-    bias: Tensor
-    _legal: Tensor
-    _always: Tensor
-    _k: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -132,13 +128,13 @@ class TopK(Gate):
         legal = self.arrangement.legal & (self.arrangement.legal.cumsum(-1) > options.shared)
         if not bool(legal.any(-1).all()):
             raise ValueError(f"agent {self.name!r}: shared={options.shared} leaves nothing to choose at some decision")
-        self.register_buffer("_legal", legal, persistent=False)
+        self._legal = nn.Buffer(legal, persistent=False)
         if options.shared:
             first = self.arrangement.legal.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
-            self.register_buffer("_always", first[:, : options.shared], persistent=False)
+            self._always = nn.Buffer(first[:, : options.shared], persistent=False)
         annealed = torch.linspace(options.k, options.k_last or options.k, self.num_decisions, dtype=torch.float64)
         k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64)]).to(legal.device)
-        self.register_buffer("_k", k.minimum(legal.sum(-1)), persistent=False)
+        self._k = nn.Buffer(k.minimum(legal.sum(-1)), persistent=False)
         self._counts = self._k.tolist()
         inputs = options.task_embedding + (0 if options.task_only else self.env.network.observation_size)
         self.scores = make_scores(self.arrangement, options.seed, inputs=inputs)
@@ -153,7 +149,7 @@ class TopK(Gate):
             first = torch.randn(self.num_tasks, options.task_embedding, generator=numbers)
             self.embedding = Embedding((options.embedding_scale * first).to(legal.device))
         if options.bias_rate:
-            self.register_buffer("bias", torch.zeros(legal.shape, device=legal.device))
+            self.bias = nn.Buffer(torch.zeros(legal.shape, device=legal.device))
         self.optimizer = Adam(self, lr=options.learning_rate)
 
     @property
@@ -240,7 +236,7 @@ class TopK(Gate):
         used = _taken(trajectory.steps, legal.shape, count=True) * legal  # shared blocks are nobody's choice
         if self.config.bias_rate:
             mean = used.sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
-            self.bias += self.config.bias_rate * (mean - used).sign() * legal
+            self.bias.add_(self.config.bias_rate * (mean - used).sign() * legal)
         return {"unevenness": cv_squared(used, legal)[: self.num_decisions].mean()}
 
 

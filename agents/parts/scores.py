@@ -155,7 +155,6 @@ class ArrangedScores(Scores):
     """
 
     _legal: Tensor | None
-    _left: Tensor
 
     def __init__(self, arrangement: Arrangement, outputs: int | None) -> None:
         super().__init__()
@@ -163,7 +162,7 @@ class ArrangedScores(Scores):
         self.shape = tuple(legal.shape[1:]) if outputs is None else (outputs,)
         self.register_buffer("_legal", legal if outputs is None else None, persistent=False)
         left = torch.arange(self.num_agents, device=legal.device) * self.num_rows + arrangement.left_row
-        self.register_buffer("_left", left, persistent=False)
+        self._left = nn.Buffer(left, persistent=False)
 
     def masked(self, scores: Tensor, row: Tensor) -> Tensor:
         """Scores `(B, *shape)`, −inf where a choice is not legal at a row, `(B,)`."""
