@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from resuming import assert_goes_on
 from toys import of_family, small_env
 
-from routing_gym.agents import Agent, make_agent, train_batch
+from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import rollout
 from routing_gym.networks import RoutedMLP
 from routing_gym.networks.state import legal_table
@@ -116,16 +117,9 @@ def test_in_time_about_k_blocks_are_on(k, options):
 
 
 def test_the_penalty_goes_on_where_it_stopped(tmp_path):
-    def learned(agent, batches):
-        return agent.learn(agent.env, 12 * batches)
-
     options = {"penalty": 0.2, "penalty_step": 1.5, "balance": True}
-    whole = learned(make_agent("remoe", weights_env(), **options), 8)
-    learned(make_agent("remoe", weights_env(), **options), 4).save(tmp_path / "half.pt")
-    again = Agent.load(tmp_path / "half.pt", weights_env())
-    assert float(again.penalty) != 0.2
-    learned(again, 4)
-    assert torch.equal(again.penalty, whole.penalty) and torch.equal(again.scores.table, whole.scores.table)
+    half, *_ = assert_goes_on(lambda: make_agent("remoe", weights_env(), **options), (4, 4), tmp_path)
+    assert float(half.penalty) != 0.2
 
 
 def test_what_it_cannot_do_is_said():

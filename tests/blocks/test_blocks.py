@@ -50,9 +50,7 @@ def block_alone(blocks, c, row):
 
 def gradients(blocks, x, loss, *others):
     blocks.zero_grad()
-    tensors = [x, *others, *blocks.parameters()]
-    found = torch.autograd.grad(loss, tensors, allow_unused=True)
-    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
+    return torch.autograd.grad(loss, [x, *others, *blocks.parameters()], materialize_grads=True)
 
 
 def make(kind, num_blocks, width, out):

@@ -145,11 +145,10 @@ def pulled(agent, instance):
     trajectory = rollout(agent, agent.env, instances=torch.tensor([instance]))
     loss = block_loss(agent.env) + agent.auxiliary_loss(trajectory)
     parameters = [*agent.env.network.parameters(), *agent.parameters()]
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return (
         trajectory,
         loss.item(),
-        [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)],
+        torch.autograd.grad(loss, parameters, materialize_grads=True),
     )
 
 
