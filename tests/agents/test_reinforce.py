@@ -56,8 +56,7 @@ def test_the_gradient_is_that_of_the_formula(arrangement, representation, baseli
         expected = torch.autograd.grad(loss / 12, parameters, materialize_grads=True)
         average = agent.average.clone()
         agent.receive(rolled)
-        for parameter, gradient in zip(parameters, expected, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient)
+        torch.testing.assert_close([parameter.grad for parameter in parameters], [*expected])
         for (who, decision), values in returns.items():
             moved = average[who, decision] + 0.1 * (sum(values) / len(values) - average[who, decision])
             torch.testing.assert_close(agent.average[who, decision], moved)

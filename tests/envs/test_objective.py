@@ -49,8 +49,7 @@ def test_replayed_routes_are_trained_on_the_same_loss():
         env, agent = made("task-specific-all", replay=replay, replay_batch=32, **options)
         agent.learn(env, 32)
         steps[replay] = [parameter.detach().clone() for parameter in env.unwrapped.network.parameters()]
-    for ours, theirs in zip(*steps.values(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*steps.values())
 
 
 def test_a_class_of_weight_0_is_not_learned():
