@@ -315,12 +315,9 @@ def at_each_decision(
 class ModuleScores(Scores):
     """A module for every decision, in which batch norms, convolutions and the like have a place.
 
-    Args:
-        network: Says how wide a decision's observation is, and how many choices it has.
-        make: Builds the module of a decision, given its number and the width of its input; `of` holds them.
-        price: Whether the price of computation stands in front of the activation.
-        seed: Of the first weights.
-        outputs: Numbers for a row; by default one for each choice.
+    `make` builds it, given the decision's number and the width of its input, with first weights drawn from a seed; `of`
+    holds them. The price stands in front of the activation where `price` is set. There are `outputs` numbers for a row,
+    by default one for each choice.
     """
 
     def __init__(

@@ -173,11 +173,9 @@ class FunctionBlocks(PartlyUsed, ABC):
         return y[order.argsort()]
 
     def run_each(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        """Outputs `(B, k, ...)` of every block for inputs of its own; zeros where they are not wanted.
+        """Outputs `(B, k, ...)` of every block for inputs of its own, zeros where `where`, `(B, k)` bool, is False.
 
-        Args:
-            x: Inputs `(B, g, ...)`, g = k or a divisor of it: the first one is for the first k / g blocks.
-            where: `(B, k)` bool, which outputs are wanted; all by default.
+        Inputs are `(B, g, ...)`, g = k or a divisor of it: the first one is for the first k / g blocks.
         """
         where = torch.ones(len(x), self.num_blocks, dtype=torch.bool, device=x.device) if where is None else where
         rows, choice = where.nonzero(as_tuple=True)

@@ -29,13 +29,7 @@ class TaskBalance(ABC):
         self.num_tasks = num_tasks
 
     def objective(self, terms: Iterable[Term], importance: Tensor | None, task: Tensor) -> Tensor:
-        """Loss of a batch, 0-dimensional.
-
-        Args:
-            terms: Weight and loss of the rows that left at every exit, see `Optimization.terms`.
-            importance: `(B,)` weight of every instance; None where all weigh alike.
-            task: `(B,)` int64.
-        """
+        """Loss of a batch, 0-dimensional, of `Optimization.terms`; `importance (B,)` weighs instances; None: alike."""
         # Products and no scattered sums, whose order nobody knows on a GPU.
         own = (task.unsqueeze(1) == torch.arange(self.num_tasks, device=task.device)).to(torch.get_default_dtype())
         shares = own.sum(0) if importance is None else importance @ own
@@ -47,10 +41,8 @@ class TaskBalance(ABC):
     def join(self, losses: Tensor, shares: Tensor, task: Tensor) -> Tensor:
         """Loss of a batch, 0-dimensional.
 
-        Args:
-            losses: `(T,)` part of every task in the mean over the batch; their sum is that mean.
-            shares: `(T,)` part of every task in the weight of the batch; their sum is 1.
-            task: `(B,)` int64.
+        Each of the T `losses` is a task's part in the mean over the batch, which is their sum; of the T `shares`, whose
+        sum is 1, each is a task's part in its weight.
         """
 
     def adjust(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -307,13 +307,10 @@ def is_price(value: Any) -> bool:
 
 
 def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple[EnvConfig, Stream]:
-    """Put the saved blocks, their optimiser and running shares back into an environment.
+    """Put the saved blocks, their optimiser and running shares back; gives the options and the order from here on.
 
     Options of the optimisation that were `given` when it was made stay (with a `schedule` its `schedule_epochs`), the
     others become those of the state; a warning tells what differs. Where anything is refused, nothing has changed.
-
-    Returns:
-        Its options and its order of instances from here on.
     """
     check_form(state, {"blocks": dict, "stream": dict, "share": env.rewards.share.total}, "env")
     saved, config = state["blocks"].get("optimization"), env.config
