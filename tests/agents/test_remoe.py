@@ -1,24 +1,18 @@
 """ReLU routing (Wang et al. 2024, "ReMoE"): weights, penalty and the course of λ, by hand."""
 
+import functools
+
 import pytest
 import torch
+import weighing
 from resuming import assert_goes_on
 from toys import of_family, small_env
 
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import rollout
-from routing_gym.networks import RoutedMLP
-from routing_gym.networks.state import legal_table
 
 BLOCKS = 4
-
-
-def weights_env(num_envs=12, masks=None, layers=2, **options):
-    torch.manual_seed(1)
-    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=layers)
-    if masks is not None:
-        network._masks, network.nothing_masked = legal_table(network.decisions, masks), False
-    return small_env(network, num_envs, action_type="weights", **options)
+weights_env = functools.partial(weighing.weights_env, num_envs=12, blocks=BLOCKS)
 
 
 def with_scores(env, *rows, **options):
@@ -110,7 +104,7 @@ def test_the_penalty_can_rise_again_however_long_too_few_are_on():
 )
 def test_in_time_about_k_blocks_are_on(k, options):
     """Where scores follow λ fast enough: a table's block that has been switched off has no gradient to come back by."""
-    env = weights_env(24)
+    env = weights_env(num_envs=24)
     agent, on = make_agent("remoe", env, k=k, **options), []
     agent.learn(env, 24 * 150, lambda metrics: on.append(float(metrics["blocks_on"])))
     assert on[0] > k + 1 and sum(on[-30:]) / 30 == pytest.approx(k, abs=0.4)
