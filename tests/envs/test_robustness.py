@@ -315,7 +315,7 @@ def snapshot(env):
         env.rewards.share.total,
         *(() if log is None else (log.action, log.choosing, log.visited)),
     ]
-    routes = sum(map(len, env._replayer._waiting))
+    routes = sum(map(len, env._replayer.waiting))
     return [t.tolist() if isinstance(t, torch.Tensor) else t for t in tensors], routes, env.trainer.instances
 
 
