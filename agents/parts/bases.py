@@ -53,7 +53,7 @@ class ScoringAgent(Agent):
     """An agent that decides by its `scores`; where they are None, without looking at the instance.
 
     Attributes:
-        DEFAULT_RATES: Adam's step sizes by representation.
+        DEFAULT_RATES: Step sizes of Adam, by representation.
         follows_blocks: Whether its optimiser has the learning rate of the blocks', schedule included.
     """
 
@@ -360,10 +360,7 @@ class LearningAgent(ScoringAgent):
 
 @dataclasses.dataclass(frozen=True)
 class ScoredConfig(TrainedConfig, LearningConfig):
-    """Options of every agent that prefers by scores alone.
-
-    Adam's step sizes, `DEFAULT_RATES`, are best on DIGITS-MTL's validation split.
-    """
+    """Options of agents that prefer by scores alone; Adam's step sizes are best on DIGITS-MTL's validation split."""
 
 
 class ScoredAgent(LearningAgent):
