@@ -47,7 +47,6 @@ class ActorCritic(ScoredAgent):
     Config = ActorCriticConfig
     config: ActorCriticConfig
     max_tensors = None
-    DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)

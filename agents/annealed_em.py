@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.parts.draws import running_sums
@@ -55,24 +55,19 @@ class AnnealedEM(Agent):
     Config = AnnealedEMConfig
     config: AnnealedEMConfig
     sees_price = False
-    legal: Tensor
-    instances: Tensor
-    q: Tensor
-    cost: Tensor
-    weight: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         self.in_one_process("tries every choice on batches of its own")
         legal = legal_rows(self.env.network.masks, single=True)
-        self.register_buffer("legal", legal, persistent=False)
+        self.legal = nn.Buffer(legal, persistent=False)
         self._choices = [row.nonzero().flatten().tolist() for row in legal.cpu()]
-        self.register_buffer("q", uniform_policy(legal, self.num_tasks))
+        self.q = nn.Buffer(uniform_policy(legal, self.num_tasks))
         # Sums over instances, of cost and of 1, in which what is older weighs less.
-        self.register_buffer("cost", torch.zeros_like(self.q))
-        self.register_buffer("weight", torch.zeros_like(self.q))
+        self.cost = nn.Buffer(torch.zeros_like(self.q))
+        self.weight = nn.Buffer(torch.zeros_like(self.q))
         instances = torch.bincount(self.env.dataset.task, minlength=self.num_tasks)
-        self.register_buffer("instances", instances.to(self.q.dtype), persistent=False)
+        self.instances = nn.Buffer(instances.to(self.q.dtype), persistent=False)
         owned = {id(part.parameter): part.parameter for parts in self.env.network.parts() for part in parts}
         self._penalised: list[Tensor] = [parameter for parameter in owned.values() if parameter.requires_grad]
         for number, parameter in enumerate(self._penalised if self.config.towards == "start" else []):
@@ -97,9 +92,7 @@ class AnnealedEM(Agent):
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B,)`, as `plan` has them."""
-        q = look_up(self.q, observation["task"], observation["depth"])
-        if self.shares_wanted:
-            context.record["probabilities"] = q
+        q = self.noted(look_up(self.q, observation["task"], observation["depth"]), context)
         return q.argmax(-1) if context.deterministic else sample(running_sums(q), self.generator)
 
     def policy(self) -> Tensor:
@@ -139,8 +132,8 @@ class AnnealedEM(Agent):
     def _fade(self, instances: int) -> None:
         """Let what is known weigh less, as more instances come."""
         kept = 0.5 ** (instances / self.env.trainer.optimization.epoch / self.config.memory)
-        self.cost *= kept
-        self.weight *= kept
+        self.cost.mul_(kept)
+        self.weight.mul_(kept)
 
     def _observe(self, batch: Batch, task: Tensor, number: int) -> None:
         """Send a batch that has just begun, of tasks `(B,)`, by every choice of a decision; add up what that costs."""

@@ -85,9 +85,6 @@ class CoDiNet(RouterAgent):
     action_type = "weights"
     env_kwargs = {"differentiable": True, "augmentations": 4}
     scores: Scores
-    gamma: Tensor
-    _least_macs: Tensor
-    _block_macs: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -99,9 +96,9 @@ class CoDiNet(RouterAgent):
             )
         self.train_scores(self._make_scores())
         costs = network.costs
-        self.register_buffer("_least_macs", network.stem_macs + costs[:, SKIP].sum(), persistent=False)
-        self.register_buffer("_block_macs", (costs[:, RUN] - costs[:, SKIP]).sum(), persistent=False)
-        self.register_buffer("gamma", torch.tensor(float(options.gamma or 0.0), device=self.env.device))
+        self._least_macs = nn.Buffer(network.stem_macs + costs[:, SKIP].sum(), persistent=False)
+        self._block_macs = nn.Buffer((costs[:, RUN] - costs[:, SKIP]).sum(), persistent=False)
+        self.gamma = nn.Buffer(torch.tensor(float(options.gamma or 0.0), device=self.env.device))
 
     def _check_env(self) -> None:
         super()._check_env()

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
@@ -100,20 +100,17 @@ class Confidence(Agent):
     config: ConfidenceConfig
     action_type = "weights"
     sees_price = False
-    _least: Tensor
-    _looks: Tensor
-    _leaving: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         given, device, number = self.config.threshold, self.env.device, self.num_decisions
         self.sign = -1.0 if self.config.measure == "entropy" else 1.0  # the larger the entropy, the less sure
         least = torch.inf if given is None else self.sign * given  # instances go to the end until one has been found
-        self.register_buffer("_least", torch.tensor(least, dtype=torch.get_default_dtype(), device=device))
+        self._least = nn.Buffer(torch.tensor(least, dtype=torch.get_default_dtype(), device=device))
         looks = torch.tensor([*map(self.macs, range(number)), 0.0], device=device)  # the last of rows that have left
-        self.register_buffer("_looks", looks, persistent=False)
+        self._looks = nn.Buffer(looks, persistent=False)
         leaving = 1 / torch.arange(number + 1, 0, -1, device=device).to(looks.dtype)
-        self.register_buffer("_leaving", leaving, persistent=False)  # share of those there that leave, in training
+        self._leaving = nn.Buffer(leaving, persistent=False)  # share of those there that leave, in training
         self.whole, self.costs = _costs(self.env.network)
         if self.config.budget is not None and self.config.budget * self.whole < self.costs[0]:
             raise ValueError(

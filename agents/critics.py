@@ -103,10 +103,7 @@ class ExactCritic(ExactMultipath):
         """Steps by decision: since every row takes every way, all are at one decision at a time."""
         steps = trajectory.steps
         known = (getattr(step.observation, "sole", None) for step in steps)
-        numbers = (
-            int(step.decision[0]) if of is None else of for of, step in zip(known, trajectory.steps, strict=True)
-        )
-        return dict(zip(numbers, steps, strict=True))
+        return {int(step.decision[0]) if of is None else of: step for of, step in zip(known, steps, strict=True)}
 
     def _error(self, exit: SettledExit, trajectory: Trajectory) -> Tensor:
         """Cost `(B,)` of the answers at an exit, where every row is."""

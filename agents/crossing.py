@@ -80,10 +80,7 @@ class CrossConnection(RouterAgent):
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Gates `(B, M, A)`, 0 for what is not legal."""
         scores = self.scores(observation, context).view(context.mask.shape)
-        gates = scores.masked_fill(~context.mask, -torch.inf).softmax(-1)
-        if self.shares_wanted:
-            context.record["probabilities"] = gates.detach()
-        return gates
+        return self.noted(scores.masked_fill(~context.mask, -torch.inf).softmax(-1), context)
 
 
 class CrossPrediction(CrossConnection):

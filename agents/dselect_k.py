@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
@@ -43,8 +43,6 @@ class DSelectK(ScoredGate):
     by_task = True
     Config = DSelectKConfig
     config: DSelectKConfig
-    _blocks: Tensor
-    _bits: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -55,12 +53,12 @@ class DSelectK(ScoredGate):
                 self.scores.table.copy_(first)
         codes = torch.arange(2**self.num_bits, device=self.env.device)
         bits = codes.unsqueeze(-1) >> torch.arange(self.num_bits, device=codes.device) & 1 == 1
-        self.register_buffer("_bits", bits, persistent=False)
+        self._bits = nn.Buffer(bits, persistent=False)
         blocks = torch.zeros(len(self.arrangement.legal), len(codes), self.num_choices, device=codes.device)
         for row, legal in enumerate(self.arrangement.legal):
             choices = legal.nonzero().flatten()
             blocks[row, codes, choices[codes % len(choices)]] = 1
-        self.register_buffer("_blocks", blocks, persistent=False)
+        self._blocks = nn.Buffer(blocks, persistent=False)
 
     @property
     def num_bits(self) -> int:
@@ -81,9 +79,7 @@ class DSelectK(ScoredGate):
             context.record["entropy"] = torch.special.entr(selected.clamp(min=1e-12)).sum((-2, -1))
         weights = (share.unsqueeze(-1) * selected).sum(1).unsqueeze(1)
         weights = (weights @ self._blocks.index_select(0, observation["depth"])).squeeze(1)
-        if self.shares_wanted:
-            context.record["probabilities"] = weights.detach()
-        return weights
+        return self.noted(weights, context)
 
     def auxiliary_loss(self, trajectory: Trajectory) -> Tensor | None:
         """Entropy of the selectors (Eq. 6), and the expected cost of computation where that has a price."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.parts.draws import running_sums
@@ -24,13 +24,12 @@ class FixedAgent(Agent):
     max_tensors = None
     sees_price = False
     own: ClassVar[slice] = slice(0)
-    _routes: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         routes = self.choose(self.env.network.masks)
         # One row more, for rows that have left.
-        self.register_buffer("_routes", torch.cat([routes, torch.zeros_like(routes[:, :1])], 1))
+        self._routes = nn.Buffer(torch.cat([routes, torch.zeros_like(routes[:, :1])], 1))
 
     def choose(self, masks: Tensor) -> Tensor:
         """Choices `(T, N, M)` int64 of the tasks, by masks `(N, M, A)` of what is legal; by default as `own` says.
@@ -118,11 +117,8 @@ class SingleTask(TaskSpecificAll):
             raise ValueError(f"agent {self.name!r} routes one tensor: columns hand each other their activations")
         routes, network = super().choose(masks), self.env.network
         readouts, owner = network.readouts_by_task(), dict[tuple[int, int | None], int]()
-        own = [
-            (t, network.parameters_of(*at))
-            for t, route in enumerate(routes[..., 0].tolist())
-            for at in enumerate(route)
-        ]
+        ways = enumerate(routes[..., 0].tolist())
+        own = [(task, network.parameters_of(*at)) for task, route in ways for at in enumerate(route)]
         for task, parameters in (*own, *enumerate(readouts)):
             for of in parameters:
                 if (other := owner.setdefault((id(of.parameter), of.index), task)) != task:
@@ -258,17 +254,14 @@ class RandomAgent(Agent):
 
     max_tensors = None
     sees_price = False
-    table: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.register_buffer("table", uniform_policy(legal_rows(self.env.network.masks), 1))
+        self.table = nn.Buffer(uniform_policy(legal_rows(self.env.network.masks), 1))
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, M)`, drawn."""
-        probabilities = self.table[0].index_select(0, observation["depth"])
-        if self.shares_wanted:
-            context.record["probabilities"] = probabilities
+        probabilities = self.noted(self.table[0].index_select(0, observation["depth"]), context)
         return sample(running_sums(probabilities), self.generator)
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:

@@ -52,7 +52,6 @@ class GRPO(ScoredAgent):
     Config = GRPOConfig
     config: GRPOConfig
     max_tensors = None
-    DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.parts.scores import legal_rows
@@ -40,9 +40,6 @@ class Hash(Agent):
     Config = HashConfig
     config: HashConfig
     sees_price = False
-    _legal: Tensor
-    _dealt: Tensor
-    _salt: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -59,14 +56,13 @@ class Hash(Agent):
         for number, row in enumerate(legal.cpu()):
             choices = row.nonzero().flatten()
             choices = choices[torch.randperm(len(choices), generator=numbers)]
-            dealt[torch.randperm(self.num_tasks, generator=numbers), number] = choices.repeat(self.num_tasks)[
-                : self.num_tasks
-            ]
-        self.register_buffer("_dealt", dealt)
-        self.register_buffer("_legal", legal, persistent=False)
+            order = torch.randperm(self.num_tasks, generator=numbers)
+            dealt[order, number] = choices.repeat(self.num_tasks)[: self.num_tasks]
+        self._dealt = nn.Buffer(dealt)
+        self._legal = nn.Buffer(legal, persistent=False)
         width = network.observation_size if by_instance else 1
         odd = torch.randint(2**62, (2, max(width, len(legal))), generator=numbers) * 2 + 1
-        self.register_buffer("_salt", odd)
+        self._salt = nn.Buffer(odd)
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N)` of tasks."""
@@ -90,9 +86,8 @@ class Hash(Agent):
 
     def code(self, activation: Tensor) -> Tensor:
         """Hashes `(B,)` int64 of activations `(B, D)`: sums of their bits times odd numbers, modulo 2⁶⁴."""
-        bits = (
-            activation.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[activation.itemsize])
-        )
+        form = {2: torch.int16, 4: torch.int32, 8: torch.int64}[activation.itemsize]
+        bits = activation.detach().contiguous().view(form)
         return _mixed((bits.long() * self._salt[0, : bits.shape[1]]).sum(-1))
 
 

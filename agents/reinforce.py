@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import ScoredAgent, ScoredConfig, mean_of_steps, stacked
@@ -23,7 +23,8 @@ BASELINE_RATE = 0.1
 class ReinforceConfig(ScoredConfig):
     """Options of REINFORCE.
 
-    `gamma` discounts action rewards; the final reward is not discounted.
+    `gamma` discounts action rewards; the final reward is not discounted. Below the default step sizes nothing is
+    learned on DIGITS-MTL in 20 epochs, four times above them it is the same.
 
     Attributes:
         baseline: Subtracted from returns: `"average"`, each agent's running mean at each decision, or `"none"`.
@@ -55,13 +56,10 @@ class Reinforce(ScoredAgent):
     Config = ReinforceConfig
     config: ReinforceConfig
     max_tensors = None
-    # Below these nothing is learned on DIGITS-MTL in 20 epochs, four times above it is the same.
-    DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
-    average: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.register_buffer("average", torch.zeros(self.arrangement.num_agents, self.arrangement.num_rows))
+        self.average = nn.Buffer(torch.zeros(self.arrangement.num_agents, self.arrangement.num_rows))
         self.needs_gradients = self.config.into_blocks
         if self.needs_gradients and not self.env.config.differentiable:
             raise ValueError(f"agent {self.name!r}: into_blocks=True needs an environment with differentiable=True")

@@ -51,7 +51,6 @@ class Relax(ScoredAgent):
     by_task = True
     Config = RelaxConfig
     config: RelaxConfig
-    DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)

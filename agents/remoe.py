@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
@@ -55,12 +55,11 @@ class ReMoE(ScoredGate):
 
     Config = ReMoEConfig
     config: ReMoEConfig
-    penalty: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         self.takes_no_outcomes("the weights of ReLU routing sum to anything")
-        self.register_buffer("penalty", torch.tensor(self.config.penalty, dtype=torch.float64, device=self.env.device))
+        self.penalty = nn.Buffer(torch.tensor(self.config.penalty, dtype=torch.float64, device=self.env.device))
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Weights `(B, A)`, the same in training and evaluation."""
@@ -92,6 +91,6 @@ class ReMoE(ScoredGate):
         on = torch.stack([(step.record["relu"].detach() > 0).sum(-1) * step.active for step in trajectory.steps])
         active = torch.stack([step.active for step in trajectory.steps])
         used = on.sum() / active.sum()
-        self.penalty *= self.config.penalty_step ** torch.sign(used - self.config.k).to(self.penalty.dtype)
-        self.penalty.clamp_(LEAST, MOST)
+        step = self.config.penalty_step ** torch.sign(used - self.config.k).to(self.penalty.dtype)
+        self.penalty.mul_(step).clamp_(LEAST, MOST)
         return {"blocks_on": used, "penalty": self.penalty.clone()}

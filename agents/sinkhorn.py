@@ -61,9 +61,7 @@ class Sinkhorn(ScoredGate):
             for here in by_decision(observation["depth"], context, self.num_decisions):
                 plan = balanced(scores.detach() / self.config.temperature, here, self.config.iterations)
                 best = torch.where(here, (plan + tie).argmax(-1), best)
-        policy = scores.softmax(-1)
-        if self.shares_wanted:
-            context.record["probabilities"] = policy.detach()
+        policy = self.noted(scores.softmax(-1), context)
         return best.unsqueeze(-1), policy.gather(-1, best.unsqueeze(-1))
 
 

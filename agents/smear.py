@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from routing_gym.agents.parts.bases import ScoredGate
-from routing_gym.envs import Context, Observation
 
 
 class SMEAR(ScoredGate):
@@ -17,10 +14,3 @@ class SMEAR(ScoredGate):
     """
 
     env_kwargs = {"merge_blocks": True}
-
-    def act(self, observation: Observation, context: Context) -> Tensor:
-        """Weights `(B, A)`, the softmax of the scores, the same in training and evaluation."""
-        weights = self.scored(observation).softmax(-1)
-        if self.shares_wanted:
-            context.record["probabilities"] = weights.detach()
-        return weights

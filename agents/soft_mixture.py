@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
-from torch import Tensor
-
-from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.bases import Gate, TrainedConfig
-from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
-from routing_gym.envs import Context, Observation
+from routing_gym.agents.parts.bases import ScoredGate, TrainedConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +22,13 @@ class SoftMixtureConfig(TrainedConfig):
     arrangement: Literal["single", "per_task"] = "single"
     conditioned: bool = False
 
+    @property
+    def representation(self) -> str:
+        """Of the weights, see `Arrangement`."""
+        return "mlp" if self.conditioned else "table"
 
-class SoftMixture(Gate):
+
+class SoftMixture(ScoredGate):
     """Soft mixture (soft-mixture-fc): all blocks run, and their outputs are mixed by softmax weights.
 
     Rosenbaum et al. (2018), section 4: every block of a layer gets the same mixture of what came before.
@@ -37,18 +37,4 @@ class SoftMixture(Gate):
     by_task = True
     Config = SoftMixtureConfig
     config: SoftMixtureConfig
-    scores: ArrangedScores
-
-    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
-        super().__init__(env, config)
-        representation, rate = ("mlp", 0.001) if self.config.conditioned else ("table", 0.01)
-        self.arrangement = Arrangement(self.env, self.config.arrangement, representation)
-        self.scores = make_scores(self.arrangement, self.config.seed)
-        self.train_by(self.scores, rate)
-
-    def act(self, observation: Observation, context: Context) -> Tensor:
-        """Weights `(B, A)`, the same in training and evaluation."""
-        weights = self.scores(observation, self.arrangement.agent_of(observation["task"])).softmax(-1)
-        if self.shares_wanted:
-            context.record["probabilities"] = weights.detach()
-        return weights
+    DEFAULT_RATES = {"table": 0.01, "mlp": 0.001}

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
@@ -65,22 +65,17 @@ class TaskClustering(Reinforce):
 
     Config = TaskClusteringConfig
     config: TaskClusteringConfig
-    found: Tensor
-    _labelled: Tensor
-    _seen: Tensor
-    _rows: Tensor
-    _total: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         tasks, inputs, classes = self.num_tasks, self.env.network.observation_size, self.env.dataset.num_classes
         # By halves of the images: sums of x ⊗ (onehot − 1/C), of x, and of rows; the sum of x before it is centred.
-        self.register_buffer("_labelled", torch.zeros(2 * tasks, inputs * classes))
-        self.register_buffer("_seen", torch.zeros(2 * tasks, inputs))
-        self.register_buffer("_rows", torch.zeros(2 * tasks, 1))
-        self.register_buffer("_total", torch.zeros(inputs))
+        self._labelled = nn.Buffer(torch.zeros(2 * tasks, inputs * classes))
+        self._seen = nn.Buffer(torch.zeros(2 * tasks, inputs))
+        self._rows = nn.Buffer(torch.zeros(2 * tasks, 1))
+        self._total = nn.Buffer(torch.zeros(inputs))
         # Choices `(T, N)` of tasks that are in clusters, -1 where REINFORCE decides.
-        self.register_buffer("found", torch.full((tasks, self.num_decisions + 1), -1))
+        self.found = nn.Buffer(torch.full((tasks, self.num_decisions + 1), -1))
 
     def act(self, observation: Observation, context: Context) -> Tensor:
         """Choices `(B, ...)`: those of the clusters, else drawn."""

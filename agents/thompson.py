@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import LearningAgent, LearningConfig, stacked
@@ -89,7 +90,7 @@ class Thompson(LearningAgent):
         mean, deviation = (look_up(of, agent, observation["depth"]) for of in self.posterior())
         best = self._drawn(mean, deviation, context.deterministic).argmax(-1)
         if self.shares_wanted:
-            taken = torch.nn.functional.one_hot(best, mean.shape[-1]).to(torch.get_default_dtype())
+            taken = functional.one_hot(best, mean.shape[-1]).to(torch.get_default_dtype())
             context.record["probabilities"] = taken[:, : self.num_choices]
         return best
 
@@ -107,10 +108,6 @@ class Thompson(LearningAgent):
             return mean
         noise = drawn(torch.empty_like(mean), "normal_", self.generator)
         return mean + self.config.spread * deviation * noise
-
-    def policy(self) -> Tensor | None:
-        """None: probabilities of choices have no closed form."""
-        return None
 
     @torch.no_grad()
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:

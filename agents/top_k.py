@@ -19,7 +19,7 @@ from routing_gym.agents.parts.bases import Gate
 from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.losses import chance_of_being_picked, chance_of_staying, cv_squared
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
-from routing_gym.blocks import Adam, OwnedParameter, PartlyUsed
+from routing_gym.blocks import Adam, Embedding
 from routing_gym.envs import Context, Observation, Step, Trajectory
 from routing_gym.networks import Action
 from routing_gym.options import count, not_negative, positive
@@ -83,28 +83,6 @@ class TopKConfig(AgentConfig):
             raise ValueError(f"{self.owner()}shared={self.shared} is for choice='row': all rows take shared blocks")
 
 
-class TaskEmbedding(PartlyUsed):
-    """A learned vector for each task, `(T, d)`; those of tasks that a batch has no instance of stay as they are."""
-
-    def __init__(self, first: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(first)
-
-    @property
-    def num_parts(self) -> int:
-        """How many tasks there are."""
-        return len(self.weight)
-
-    def parts(self) -> list[list[OwnedParameter]]:
-        """Parameters of every task."""
-        return [[OwnedParameter(self.weight, task)] for task in range(self.num_parts)]
-
-    def forward(self, task: Tensor) -> Tensor:
-        """Vectors `(B, d)` of tasks, `(B,)`."""
-        self.note_use(task)
-        return self.weight.index_select(0, task)
-
-
 class TopK(Gate):
     """Noisy top-k gates (Shazeer et al. 2017), a linear one per decision; Diverse experts (Ramachandran and Le 2019).
 
@@ -123,10 +101,6 @@ class TopK(Gate):
     Config = TopKConfig
     config: TopKConfig
     scores: ArrangedScores
-    bias: Tensor
-    _legal: Tensor
-    _always: Tensor
-    _k: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -154,13 +128,13 @@ class TopK(Gate):
         legal = self.arrangement.legal & (self.arrangement.legal.cumsum(-1) > options.shared)
         if not bool(legal.any(-1).all()):
             raise ValueError(f"agent {self.name!r}: shared={options.shared} leaves nothing to choose at some decision")
-        self.register_buffer("_legal", legal, persistent=False)
+        self._legal = nn.Buffer(legal, persistent=False)
         if options.shared:
             first = self.arrangement.legal.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
-            self.register_buffer("_always", first[:, : options.shared], persistent=False)
+            self._always = nn.Buffer(first[:, : options.shared], persistent=False)
         annealed = torch.linspace(options.k, options.k_last or options.k, self.num_decisions, dtype=torch.float64)
         k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64)]).to(legal.device)
-        self.register_buffer("_k", k.minimum(legal.sum(-1)), persistent=False)
+        self._k = nn.Buffer(k.minimum(legal.sum(-1)), persistent=False)
         self._counts = self._k.tolist()
         inputs = options.task_embedding + (0 if options.task_only else self.env.network.observation_size)
         self.scores = make_scores(self.arrangement, options.seed, inputs=inputs)
@@ -173,9 +147,9 @@ class TopK(Gate):
         if options.task_embedding:
             numbers = torch.Generator().manual_seed(options.seed)
             first = torch.randn(self.num_tasks, options.task_embedding, generator=numbers)
-            self.embedding = TaskEmbedding((options.embedding_scale * first).to(legal.device))
+            self.embedding = Embedding((options.embedding_scale * first).to(legal.device))
         if options.bias_rate:
-            self.register_buffer("bias", torch.zeros(legal.shape, device=legal.device))
+            self.bias = nn.Buffer(torch.zeros(legal.shape, device=legal.device))
         self.optimizer = Adam(self, lr=options.learning_rate)
 
     @property
@@ -262,7 +236,7 @@ class TopK(Gate):
         used = _taken(trajectory.steps, legal.shape, count=True) * legal  # shared blocks are nobody's choice
         if self.config.bias_rate:
             mean = used.sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
-            self.bias += self.config.bias_rate * (mean - used).sign() * legal
+            self.bias.add_(self.config.bias_rate * (mean - used).sign() * legal)
         return {"unevenness": cv_squared(used, legal)[: self.num_decisions].mean()}
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import LearningAgent, LearningConfig, mean_of_steps, stacked
@@ -80,8 +80,6 @@ class WPL(LearningAgent):
     config: WPLConfig
     scores: ArrangedScores | None
     max_tensors = None
-    _table: Tensor
-    _average: Tensor
     _entropies: tuple[Tensor | None, int, int] = None, 0, 0
     """Entropy of every row of the table, flat, and which tensor they are of, in which version."""
 
@@ -94,9 +92,9 @@ class WPL(LearningAgent):
         self.average_rate = min(1.0, self.rate) if tabular else AVERAGE_RATE_OF_APPROXIMATORS
         self.baseline = options.baseline or ("action" if tabular else "policy")
         policy = uniform_policy(legal, self.arrangement.num_agents)
-        self.register_buffer("_average", torch.zeros_like(policy))
+        self._average = nn.Buffer(torch.zeros_like(policy))
         if tabular:
-            self.register_buffer("_table", policy)
+            self._table = nn.Buffer(policy)
         else:
             self.scores = make_scores(self.arrangement, options.seed)
             self.optimizer = Adam(self.scores, lr=self.rate)

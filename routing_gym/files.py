@@ -29,13 +29,8 @@ def write_atomically(target: str | Path, write: Callable[[BinaryIO], Any]) -> No
 
     It is locked while it is written. A lock ends with its process, so what a killed writer has left is told from what
     somebody is writing now, in another container too, where process numbers mean nothing; what was left is removed.
-
-    Args:
-        target: The file. It gets the mode the umask says.
-        write: Called with the open binary file.
-
-    Raises:
-        WriteError: No space, no such folder, no permission: names the file.
+    `write` is called with the open binary file, which gets the mode the umask says. Where there is no space, no such
+    folder or no permission, a `WriteError` names the file.
     """
     target = Path(os.path.realpath(target))  # a link goes on pointing there
     try:

@@ -14,13 +14,8 @@ from torch import Tensor
 def check_form(saved: Any, form: Any, where: str) -> None:
     """Refuse a saved value that has another form than an example: other keys, lengths, types or shapes.
 
-    Args:
-        saved: What was saved: dictionaries and lists of tensors and plain values.
-        form: The example. A type stands for all its values, `object` for anything.
-        where: What it is called in messages.
-
-    Raises:
-        ValueError: Names the first place where they differ, and what was expected there.
+    In the form a type stands for all its values, `object` for anything. The `ValueError` says what was expected at the
+    first place where they differ, by its name below `where`.
     """
     if isinstance(form, Mapping) and isinstance(saved, Mapping):
         for key in sorted(form.keys() ^ saved.keys(), key=lambda key: (key in saved, str(key))):
@@ -38,11 +33,7 @@ def check_form(saved: Any, form: Any, where: str) -> None:
 
 
 def check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
-    """Refuse the saved state of an optimiser that another one cannot go on with; arguments as of `check_form`.
-
-    Raises:
-        ValueError: Names the first place where they differ.
-    """
+    """Refuse the saved state of an optimiser that another one cannot go on with, as `check_form` does."""
     groups = optimizer.state_dict()["param_groups"]
     check_form(saved, {"state": dict, "param_groups": groups}, where)
     if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in groups]:

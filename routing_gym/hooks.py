@@ -12,12 +12,7 @@ from typing import Any
 
 
 def when_imported(name: str, call: Callable[[str], None]) -> None:
-    """Call a function with the name of a module: now if it has been imported, else right after it has been.
-
-    Args:
-        name: A module at the top, `gymnasium` say.
-        call: The function.
-    """
+    """Call a function with the name of a top-level module: now if that is imported, else right after it has been."""
     if name in sys.modules:
         call(name)
     else:

@@ -315,8 +315,7 @@ def gradients_of(agent, loss):
     """The same of a loss worked out by hand."""
     named = {f"blocks.{name}": p for name, p in agent.env.network.named_parameters()}
     named |= {f"agent.{name}": p for name, p in agent.named_parameters()}
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values()), materialize_grads=True), strict=True))
 
 
 @contextlib.contextmanager

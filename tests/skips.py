@@ -17,9 +17,3 @@ def skip_env(num_envs=8, *, stages=(1, 1, 1), augmentations=M, **options):
 
 def codinet(env=None, **options):
     return make_agent("codinet", skip_env() if env is None else env, **options)
-
-
-def learned(agent, batches):
-    seen = []
-    agent.learn(agent.env, batches * agent.env.num_envs, seen.append)
-    return [{name: value.item() for name, value in metrics.items()} for metrics in seen]

@@ -135,6 +135,5 @@ def test_normalised_together_as_by_pytorch(momentum):
             torch.autograd.grad(norm(x).square().mul(torch.arange(4)).sum(), [x, *norm.parameters()])
             for norm in (plain, shared)
         ]
-        for ours, theirs in zip(*grads, strict=True):
-            torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(*grads)
     torch.testing.assert_close(shared.state_dict(), plain.state_dict())

@@ -157,6 +157,12 @@ class Agent(nn.Module, ABC):
         """
         return type(self)(env, self.config)
 
+    def noted(self, probabilities: Tensor, context: Context) -> Tensor:
+        """Probabilities of choices as they are, recorded where the collaboration reward needs them."""
+        if self.shares_wanted:
+            context.record["probabilities"] = probabilities.detach()
+        return probabilities
+
     def update(self, trajectory: Trajectory) -> dict[str, Tensor] | None:
         """Learn from a batch of whole episodes; by default nothing. May return metrics, 0-dimensional tensors."""
         return None

@@ -79,11 +79,7 @@ class CapturedBatch:
         batch.exits = []
 
     def run(self) -> tuple[Trajectory, Tensor, dict[str, Tensor]]:
-        """Train on the next batch; gives what `train_batch` does; the next call writes to the episodes.
-
-        Raises:
-            TrainingDivergedError: As `train_batch`.
-        """
+        """Train on the next batch; gives and raises what `train_batch` does; the next call writes to the episodes."""
         agent, env, trainer = self.agent, self.env, self.env.trainer
         self.instances.copy_(env.stream.draw(env.num_envs, trainer.passes))
         self.parts[0].replay()

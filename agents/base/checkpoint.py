@@ -68,9 +68,8 @@ def read(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except IsADirectoryError:
-        there = next(
-            iter(sorted(Path(path).rglob("*.pt"), key=lambda file: (file.name == "best.pt", file))), "none here"
-        )
+        found = sorted(Path(path).rglob("*.pt"), key=lambda file: (file.name == "best.pt", file))
+        there = found[0] if found else "none here"
         raise ValueError(f"{path} is a folder: name a checkpoint in it ({there})") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error

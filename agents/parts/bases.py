@@ -17,6 +17,7 @@ from routing_gym.agents.parts.losses import joint_choice
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, Scores, TableScores, make_scores, sample
 from routing_gym.blocks import SGD, Adam
 from routing_gym.envs import Context, Known, Observation, Step, Trajectory
+from routing_gym.networks import Action
 from routing_gym.options import count, positive, share
 
 SKIP, RUN = 0, 1
@@ -52,9 +53,11 @@ class ScoringAgent(Agent):
     """An agent that decides by its `scores`; where they are None, without looking at the instance.
 
     Attributes:
+        DEFAULT_RATES: Step sizes of Adam, by representation.
         follows_blocks: Whether its optimiser has the learning rate of the blocks', schedule included.
     """
 
+    DEFAULT_RATES: ClassVar[dict[str, float]] = {"table": 0.1, "mlp": 0.003}
     follows_blocks = False
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
@@ -121,12 +124,11 @@ class ScoredGateConfig(TrainedConfig):
 
 
 class ScoredGate(Gate):
-    """A gate that goes by scores, of which `num_outputs` are learned for a row."""
+    """A gate that goes by scores, of which `num_outputs` are learned for a row; by default by their softmax."""
 
-    Config = ScoredGateConfig
-    config: ScoredGateConfig
+    Config: ClassVar[type[AgentConfig]] = ScoredGateConfig
+    config: Any  # with an arrangement and a representation
     scores: ArrangedScores
-    DEFAULT_RATES: ClassVar[dict[str, float]] = {"table": 0.1, "mlp": 0.003}
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -143,6 +145,10 @@ class ScoredGate(Gate):
     def scored(self, observation: Observation) -> Tensor:
         """Scores `(B, ..., A)`, −inf where a choice is not legal; or `(B, outputs)`."""
         return self.scores(observation, self.arrangement.agent_of(observation["task"]))
+
+    def act(self, observation: Observation, context: Context) -> Action:
+        """Weights `(B, A)`, the softmax of the scores, the same in training and evaluation."""
+        return self.noted(self.scored(observation).softmax(-1), context)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,10 +360,7 @@ class LearningAgent(ScoringAgent):
 
 @dataclasses.dataclass(frozen=True)
 class ScoredConfig(TrainedConfig, LearningConfig):
-    """Options of every agent that prefers by scores alone.
-
-    Adam's step sizes, `DEFAULT_RATES`, are best on DIGITS-MTL's validation split.
-    """
+    """Options of agents that prefer by scores alone; Adam's step sizes are best on DIGITS-MTL's validation split."""
 
 
 class ScoredAgent(LearningAgent):
@@ -366,7 +369,6 @@ class ScoredAgent(LearningAgent):
     Config = ScoredConfig
     config: ScoredConfig
     scores: ArrangedScores
-    DEFAULT_RATES: ClassVar[dict[str, float]]
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)

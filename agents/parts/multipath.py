@@ -50,21 +50,19 @@ class Multipath(RouterAgent):
     Config = MultipathConfig
     config: MultipathConfig
     scores: ModuleScores
-    _legal: Tensor
-    _scores_macs: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         network, price = self.env.network, self.env.config.price
         self.train_scores(ModuleScores(network, partial(_layers, network), price=price, seed=self.config.seed))
-        self.register_buffer("_legal", legal_rows(network.masks, single=True), persistent=False)
+        self._legal = nn.Buffer(legal_rows(network.masks, single=True), persistent=False)
         places = [(d, c) for d, decision in enumerate(network.decisions) for c in range(decision.n)]
         owned = {place: network.parameters_of(*place) for place in places}
         several = {id(one.parameter) for parameters in owned.values() for one in parameters}
         self._for_all = [p for p in network.parameters() if id(p) not in several and p.ndim > 1]
         self._owned = {place: [one for one in parameters if one.value.ndim > 1] for place, parameters in owned.items()}
         costs = [*map(self.scores.macs, range(self.num_decisions)), 0.0]  # the last of rows that have left
-        self.register_buffer("_scores_macs", torch.tensor(costs, device=self.env.device), persistent=False)
+        self._scores_macs = nn.Buffer(torch.tensor(costs, device=self.env.device), persistent=False)
         self._talr = TALR([[OwnedParameter(p) for p in module.parameters()] for module in self.scores.of])
 
     @property
@@ -132,9 +130,6 @@ class ExactMultipath(Multipath):
     action_type = "weights"
     EPSILON = 1e-6
     """Every path keeps a probability of at least this times its share of the leaves (authors' code)."""
-    _least: Tensor
-    _least_of: Tensor
-    _next: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
@@ -150,9 +145,9 @@ class ExactMultipath(Multipath):
             leaves[number] = of_choice[number].sum()
         leaves[left], least = leaves[0], self.EPSILON / leaves[0]
         dtype = torch.get_default_dtype()
-        self.register_buffer("_least", (least * leaves).to(dtype), persistent=False)
-        self.register_buffer("_least_of", (least * of_choice).to(dtype), persistent=False)
-        self.register_buffer("_next", following, persistent=False)
+        self._least = nn.Buffer((least * leaves).to(dtype), persistent=False)
+        self._least_of = nn.Buffer((least * of_choice).to(dtype), persistent=False)
+        self._next = nn.Buffer(following, persistent=False)
 
     def _check_env(self) -> None:
         super()._check_env()

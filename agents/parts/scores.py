@@ -12,7 +12,6 @@ from torch.nn import functional
 from routing_gym.agents.parts.draws import drawn
 from routing_gym.blocks import (
     LinearBlocks,
-    OwnedParameter,
     PartlyUsed,
     allow_small_groups,
     count_macs,
@@ -156,7 +155,6 @@ class ArrangedScores(Scores):
     """
 
     _legal: Tensor | None
-    _left: Tensor
 
     def __init__(self, arrangement: Arrangement, outputs: int | None) -> None:
         super().__init__()
@@ -164,7 +162,7 @@ class ArrangedScores(Scores):
         self.shape = tuple(legal.shape[1:]) if outputs is None else (outputs,)
         self.register_buffer("_legal", legal if outputs is None else None, persistent=False)
         left = torch.arange(self.num_agents, device=legal.device) * self.num_rows + arrangement.left_row
-        self.register_buffer("_left", left, persistent=False)
+        self._left = nn.Buffer(left, persistent=False)
 
     def masked(self, scores: Tensor, row: Tensor) -> Tensor:
         """Scores `(B, *shape)`, −inf where a choice is not legal at a row, `(B,)`."""
@@ -191,15 +189,6 @@ class TableScores(PartlyUsed, ArrangedScores):
         large = not self.runs_all and torch.is_grad_enabled() and self.table.numel() >= LARGE
         been, place = visited(agent, self.num_agents, 1) if large else (None, agent)
         return (self.table, agent) if been is None else (some_of(self.table, been), place)
-
-    @property
-    def num_parts(self) -> int:
-        """How many agents there are."""
-        return self.num_agents
-
-    def parts(self) -> list[list[OwnedParameter]]:
-        """Parameters of every agent."""
-        return [[OwnedParameter(self.table, agent)] for agent in range(self.num_agents)]
 
     def of_all_rows(self, agent: Tensor | None = None) -> Tensor:
         """The table `(agents, rows, *shape)`, of all or of some agents, −inf where a choice is not legal."""
@@ -326,12 +315,9 @@ def at_each_decision(
 class ModuleScores(Scores):
     """A module for every decision, in which batch norms, convolutions and the like have a place.
 
-    Args:
-        network: Says how wide a decision's observation is, and how many choices it has.
-        make: Builds the module of a decision, given its number and the width of its input; `of` holds them.
-        price: Whether the price of computation stands in front of the activation.
-        seed: Of the first weights.
-        outputs: Numbers for a row; by default one for each choice.
+    `make` builds it, given the decision's number and the width of its input, with first weights drawn from a seed; `of`
+    holds them. The price stands in front of the activation where `price` is set. There are `outputs` numbers for a row,
+    by default one for each choice.
     """
 
     def __init__(

@@ -132,10 +132,8 @@ class DQNConfig(SB3Config):
 class Features(nn.Module):
     """Features `(B, features_dim)` of observations as the library prepares them, `task` and `depth` one-hot.
 
-    Args:
-        space: The observation space.
-        table: Task and decision together, one-hot, and nothing else: a linear layer on that is a table. Otherwise
-            activation, price where it is seen, decision and task: last, so that another can be added.
+    Of a `table` task and decision together, one-hot, and nothing else: a linear layer on that is a table. Otherwise
+    activation, price where it is seen, decision and task: last, so that another can be added.
     """
 
     def __init__(self, space: Any, table: bool) -> None:

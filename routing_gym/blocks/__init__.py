@@ -1,6 +1,7 @@
 """Function blocks, their grouped execution, and the cost of running them."""
 
 from routing_gym.blocks.base import (
+    Embedding,
     FunctionBlocks,
     OwnedParameter,
     PartlyUsed,
@@ -29,10 +30,10 @@ from routing_gym.blocks.optimizers import SGD, Adam, AdamW, UsedOnly
 from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
 
 __all__ = [
-    "Adam", "AdamW", "FunctionBlocks", "LinearBlocks", "Link", "ModuleBlocks", "OwnedParameter", "PartlyUsed",
-    "PathBlocks", "PathConv2d", "PathLinear", "PathNorm2d", "PathResidual", "PathSequential", "PathSqueezeExcite",
-    "ResidualBlock", "SGD", "SkippableBlock", "SortedRows", "Sparse", "UsedOnly", "WithPass", "allow_small_groups",
-    "blocks_merge", "conv2d", "count_macs", "counting", "eval_mode", "every_block_runs", "first_weights", "group",
-    "in_few_sizes", "plain", "plain_attention", "probe", "run_chain", "share_statistics", "some_of", "static_copy",
-    "subsample_first",
+    "Adam", "AdamW", "Embedding", "FunctionBlocks", "LinearBlocks", "Link", "ModuleBlocks", "OwnedParameter",
+    "PartlyUsed", "PathBlocks", "PathConv2d", "PathLinear", "PathNorm2d", "PathResidual", "PathSequential",
+    "PathSqueezeExcite", "ResidualBlock", "SGD", "SkippableBlock", "SortedRows", "Sparse", "UsedOnly", "WithPass",
+    "allow_small_groups", "blocks_merge", "conv2d", "count_macs", "counting", "eval_mode", "every_block_runs",
+    "first_weights", "group", "in_few_sizes", "plain", "plain_attention", "probe", "run_chain", "share_statistics",
+    "some_of", "static_copy", "subsample_first",
 ]  # fmt: skip

@@ -97,13 +97,14 @@ class PartlyUsed(nn.Module):
     """Parts used `(parts,)` bool, with a graph, since the optimiser's last step; None: nobody has noted anything."""
 
     @property
-    @abstractmethod
     def num_parts(self) -> int:
-        """Number of parts."""
+        """Number of parts; by default the slices of its parameters along their first axis."""
+        return len(next(self.parameters()))
 
-    @abstractmethod
     def parts(self) -> Sequence[Sequence[OwnedParameter]]:
         """Parameters of every part; one may belong to several, and is used if any of them is."""
+        stacks = list(self.parameters())
+        return [[OwnedParameter(stack, part) for stack in stacks] for part in range(self.num_parts)]
 
     def note_use(self, part: Tensor, first: int = 0) -> None:
         """Note that parts have been used; without a graph nothing is learned, and nothing noted.
@@ -118,6 +119,19 @@ class PartlyUsed(nn.Module):
             self.used[first : first + len(part)] |= part
         else:
             self.used[first:].index_fill_(0, part.flatten(), True)
+
+
+class Embedding(PartlyUsed):
+    """Vectors `(n, d)`, or numbers `(n,)`, that are looked up; those that a batch does not ask for stay as they are."""
+
+    def __init__(self, first: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(first)
+
+    def forward(self, part: Tensor) -> Tensor:
+        """Vectors `(B, d)` of parts, `(B,)` int64."""
+        self.note_use(part)
+        return self.weight.index_select(0, part)
 
 
 class FunctionBlocks(PartlyUsed, ABC):
@@ -159,11 +173,9 @@ class FunctionBlocks(PartlyUsed, ABC):
         return y[order.argsort()]
 
     def run_each(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        """Outputs `(B, k, ...)` of every block for inputs of its own; zeros where they are not wanted.
+        """Outputs `(B, k, ...)` of every block for inputs of its own, zeros where `where`, `(B, k)` bool, is False.
 
-        Args:
-            x: Inputs `(B, g, ...)`, g = k or a divisor of it: the first one is for the first k / g blocks.
-            where: `(B, k)` bool, which outputs are wanted; all by default.
+        Inputs are `(B, g, ...)`, g = k or a divisor of it: the first one is for the first k / g blocks.
         """
         where = torch.ones(len(x), self.num_blocks, dtype=torch.bool, device=x.device) if where is None else where
         rows, choice = where.nonzero(as_tuple=True)

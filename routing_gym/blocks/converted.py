@@ -100,9 +100,8 @@ class SmallGroupNorm(Converted):
 def share_statistics(module: nn.Module, ranks: Ranks, of_blocks: Collection[nn.Parameter]) -> None:
     """Let batch norms have the statistics of the rows of all ranks.
 
-    Raises:
-        ValueError: One that belongs to a block whose bank cannot run it on no rows: a rank of which nobody chose it
-            would keep the others waiting.
+    Refused, by a `ValueError`, where one belongs to a block whose bank cannot run it on no rows: a rank of which nobody
+    chose it would keep the others waiting.
     """
     banks: list[Any] = [part for part in module.modules() if getattr(part, "runs_on_no_rows", False)]
     able = {norm for bank in banks for norm in bank.modules()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import OwnedParameter, PartlyUsed
+from routing_gym.blocks import Embedding, PartlyUsed
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.tasks.checking import seed_number
 from routing_gym.tasks.sampling import sent
@@ -29,13 +29,7 @@ class TaskBalance(ABC):
         self.num_tasks = num_tasks
 
     def objective(self, terms: Iterable[Term], importance: Tensor | None, task: Tensor) -> Tensor:
-        """Loss of a batch, 0-dimensional.
-
-        Args:
-            terms: Weight and loss of the rows that left at every exit, see `Optimization.terms`.
-            importance: `(B,)` weight of every instance; None where all weigh alike.
-            task: `(B,)` int64.
-        """
+        """Loss of a batch, 0-dimensional, of `Optimization.terms`; `importance (B,)` weighs instances; None: alike."""
         # Products and no scattered sums, whose order nobody knows on a GPU.
         own = (task.unsqueeze(1) == torch.arange(self.num_tasks, device=task.device)).to(torch.get_default_dtype())
         shares = own.sum(0) if importance is None else importance @ own
@@ -47,10 +41,8 @@ class TaskBalance(ABC):
     def join(self, losses: Tensor, shares: Tensor, task: Tensor) -> Tensor:
         """Loss of a batch, 0-dimensional.
 
-        Args:
-            losses: `(T,)` part of every task in the mean over the batch; their sum is that mean.
-            shares: `(T,)` part of every task in the weight of the batch; their sum is 1.
-            task: `(B,)` int64.
+        Each of the T `losses` is a task's part in the mean over the batch, which is their sum; of the T `shares`, whose
+        sum is 1, each is a task's part in its weight.
         """
 
     def adjust(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -176,23 +168,6 @@ def _rows(grad: Tensor | None, like: Tensor, pieces: int) -> Tensor:
     return (grad.to_dense() if grad.is_sparse else grad).reshape(pieces, -1)
 
 
-class LogVariances(PartlyUsed):
-    """s_t = log σ_t² of every task, `(T,)`, 0 at first; those of tasks that a batch has no instance of stay."""
-
-    def __init__(self, num_tasks: int, device: torch.device) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_tasks, device=device))
-
-    @property
-    def num_parts(self) -> int:
-        """Number of tasks."""
-        return len(self.weight)
-
-    def parts(self) -> list[list[OwnedParameter]]:
-        """Parameters of every task."""
-        return [[OwnedParameter(self.weight, task)] for task in range(self.num_parts)]
-
-
 class Uncertainty(TaskBalance):
     """Weighs the losses of tasks by learned uncertainty (Kendall et al. 2018, Eq. 10, the part of classification).
 
@@ -201,14 +176,14 @@ class Uncertainty(TaskBalance):
     that it begins as the mean that is trained on without it. Of a loss L_t that stays the best s_t is log 2 L_t.
 
     Attributes:
-        log_variance: s, trained by an optimiser of the blocks' kind and rate, without decay.
+        log_variance: s, 0 at first, trained by an optimiser of the blocks' kind and rate, without decay.
     """
 
     def __init__(
         self, num_tasks: int, device: torch.device, build: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> None:
         super().__init__(num_tasks)
-        self.log_variance = LogVariances(num_tasks, device)
+        self.log_variance = Embedding(torch.zeros(num_tasks, device=device))
         self.optimizer = build(self.log_variance)
 
     def join(self, losses: Tensor, shares: Tensor, task: Tensor) -> Tensor:

@@ -67,13 +67,9 @@ class Step:
         def whole(value: Any) -> Any:
             if isinstance(value, Mapping):
                 return {name: whole(part) for name, part in value.items()}
-            return (
-                tuple(map(whole, value))
-                if isinstance(value, tuple)
-                else None
-                if value is None
-                else ranks.gathered(value)
-            )
+            if isinstance(value, tuple):
+                return tuple(map(whole, value))
+            return None if value is None else ranks.gathered(value)
 
         return Step(**{field.name: whole(getattr(self, field.name)) for field in dataclasses.fields(self)})
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from routing_gym.envs.vector import RoutingVectorEnv
 
 
-OF_ONE_PROCESS = ("talr", "class_weights", "task_weights", "render_mode")
+OF_ONE_PROCESS = ("talr", "class_weights", "task_weights", "render_mode", "block_gradient", "task_balance")
 """Options that take sums over a batch which processes do not exchange."""
 
 
@@ -180,13 +180,11 @@ class EnvConfig(Options):
                 f"task_balance={self.task_balance!r} does not go with {other}, which scales tasks' gradients by who "
                 "runs a block: take one of them"
             )
-        if self.distributed and (wrong := [name for name in OF_ONE_PROCESS if getattr(self, name)]):
-            raise ValueError(f"distributed=True does not go with {wrong[0]}={getattr(self, wrong[0])!r} so far")
+        for option in OF_ONE_PROCESS if self.distributed else ():
+            if (value := getattr(self, option)) != getattr(EnvConfig, option):  # its default
+                raise ValueError(f"distributed=True does not go with {option}={value!r} so far")
         if self.distributed and self.replays:
             raise ValueError("distributed=True needs autoreset_mode='disabled' (needs(NAME)), without replay")
-        for option, usual in (("block_gradient", "batch"), ("task_balance", None)):
-            if self.distributed and getattr(self, option) != usual:
-                raise ValueError(f"distributed=True does not go with {option}={getattr(self, option)!r} so far")
         outside = "replay=True" if self.replay else f"autoreset_mode={self.autoreset_mode!r}"
         if self.replays and self.differentiable:
             raise ValueError(f"differentiable=True needs autoreset_mode='disabled': {outside} acts without a graph")
@@ -309,13 +307,10 @@ def is_price(value: Any) -> bool:
 
 
 def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple[EnvConfig, Stream]:
-    """Put the saved blocks, their optimiser and running shares back into an environment.
+    """Put the saved blocks, their optimiser and running shares back; gives the options and the order from here on.
 
     Options of the optimisation that were `given` when it was made stay (with a `schedule` its `schedule_epochs`), the
     others become those of the state; a warning tells what differs. Where anything is refused, nothing has changed.
-
-    Returns:
-        Its options and its order of instances from here on.
     """
     check_form(state, {"blocks": dict, "stream": dict, "share": env.rewards.share.total}, "env")
     saved, config = state["blocks"].get("optimization"), env.config

@@ -220,11 +220,8 @@ def route_split(
 ) -> Iterator[tuple[Trajectory, slice]]:
     """Route every instance of the split of an environment made with `train=False` once, in eval mode; or a rank's part.
 
-    Modes and random numbers of network and router are as before in the end.
-
-    Yields:
-        Batches in the order of the split: the episodes, and which of them count, since the last batch is filled up
-        from the front.
+    Yields batches in the order of the split, and which of their rows count, since the last one is filled up from the
+    front. Modes and random numbers of network and router are as before in the end.
     """
     size = env.num_envs
     first, last = (len(env.dataset) * (ranks.number + end) // ranks.count for end in (0, 1))

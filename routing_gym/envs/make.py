@@ -49,10 +49,9 @@ PLANTED_DEPTH = {"compositions": "length", "credit": "depth"}
 
 def planted_depth(dataset: str, options: Mapping[str, Any]) -> int | None:
     """Number of `layers` by default, where data that are made with some options say so (`PLANTED_DEPTH`)."""
-    option = PLANTED_DEPTH.get(dataset)
-    return (
-        None if option is None else options.get(option, inspect.signature(DATASETS[dataset]).parameters[option].default)
-    )
+    if (option := PLANTED_DEPTH.get(dataset)) is None:
+        return None
+    return options.get(option, inspect.signature(DATASETS[dataset]).parameters[option].default)
 
 
 def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDataset]]) -> None:
@@ -85,11 +84,9 @@ def default_options(dataset: str, network: str) -> dict[str, Any]:
     """Options that an environment of this data and network takes and that have defaults, by name."""
     of_network = NETWORKS[network].options if network in NETWORKS else {}
     parameters = {**inspect.signature(DATASETS[dataset]).parameters, **of_network}
-    options = {
-        name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
-    }
-    of_env = {field.name: field.default for field in dataclasses.fields(EnvConfig)}
-    return {"num_blocks": None, "num_tasks": None, **options, **of_env}
+    named = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    options = {name: default for name, default in named.items() if default is not inspect.Parameter.empty}
+    return {"num_blocks": None, "num_tasks": None, **options, **vars(EnvConfig())}
 
 
 def make_routing_vector_env(

@@ -103,26 +103,18 @@ class RouteLog:
 
 
 class Replayer:
-    """Keeps routes that have ended and trains the blocks on them, `batch` at a time, the oldest first."""
+    """Trains the blocks on routes that have ended and are `waiting`, `batch` at a time, the oldest first."""
 
     def __init__(self, dataset: MultiTaskDataset, trainer: BlocksTrainer, batch: int, manner: Manner) -> None:
         self.network, self.dataset, self.trainer, self.batch = trainer.network, dataset, trainer, batch
         self._manner = manner
-        self._waiting: list[Routes] = []
-
-    def push(self, routes: Routes) -> None:
-        """Add routes."""
-        self._waiting.append(routes)
-
-    def clear(self) -> None:
-        """Give up all routes that have not been trained on."""
-        self._waiting = []
+        self.waiting: list[Routes] = []
 
     def train(self) -> None:
         """Take a step for every full batch there is."""
-        while sum(map(len, self._waiting)) >= self.batch:
-            routes = Routes.join(self._waiting)
-            self._waiting = [routes.pick(slice(self.batch, None))]
+        while sum(map(len, self.waiting)) >= self.batch:
+            routes = Routes.join(self.waiting)
+            self.waiting = [routes.pick(slice(self.batch, None))]
             self._replay(routes.pick(slice(self.batch)))
 
     def _replay(self, routes: Routes) -> None:

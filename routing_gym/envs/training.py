@@ -119,12 +119,8 @@ class Optimization:
     def loss(self, exits: Iterable[Exit], label: Tensor, task: Tensor) -> Tensor:
         """Loss of the blocks, 0-dimensional: mean over a batch of each instance's cross-entropy, weighted over exits.
 
-        The mean is over the instances' `importance`.
-
-        Args:
-            exits: Where instances left; a `SettledExit` brings its cross-entropy along.
-            label: `(B,)` int64.
-            task: `(B,)` int64.
+        The mean is over the instances' `importance`, by label and task, `(B,)` int64 each; a `SettledExit` brings its
+        cross-entropy along.
         """
         importance = self.importance(label, task)
         terms = [torch.dot(weight, loss) for weight, loss, _ in self.terms(exits, label, importance)]

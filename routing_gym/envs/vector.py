@@ -314,7 +314,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             rows = leaving.nonzero().flatten()
             if self.config.train:
                 assert self._log is not None
-                self._replayer.push(self._log.read(rows, batch))
+                self._replayer.waiting.append(self._log.read(rows, batch))
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 infos["final_obs"], infos["final_info"] = observation, told
                 infos["_final_obs"] = infos["_final_info"] = leaving
@@ -384,7 +384,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     def give_up(self) -> None:
         """Give up the episodes under way, and routes that have not been replayed yet."""
         self._batch = self._due = None
-        self._replayer.clear()
+        self._replayer.waiting.clear()
 
     def render(self) -> tuple[Any, ...] | None:
         """Route of each row in a line (`"ansi"`), the `routing_map` of all so far for each (`"rgb_array"`), or None."""

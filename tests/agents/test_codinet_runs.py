@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skips import codinet, learned, skip_env
+from resuming import assert_goes_on, learned
+from skips import codinet, skip_env
 from torch import nn
 from toys import ExitTree, RunSkip, small_env, toy_data
 
@@ -160,19 +161,12 @@ RUNS = [
 @pytest.mark.parametrize("options", RUNS, ids=lambda options: options.get("router", options.get("relaxation", "gamma")))
 def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(options, tmp_path):
     forms = {"observes": "map", "optimizer": "sgd", "momentum": 0.9, "schedule": "step", "schedule_epochs": 1}
-    whole_agent = codinet(skip_env(**forms), seed=4, **options)
-    whole = learned(whole_agent, 12)
-    agent = codinet(skip_env(**forms), seed=4, **options)
-    first = learned(agent, 5)
-    agent.save(tmp_path / "half.pt")
-    resumed = routing_gym.agents.Agent.load(tmp_path / "half.pt", skip_env(**forms, seed=9))
-    assert resumed.passes == agent.passes == 5 / 9 and torch.equal(resumed.gamma, agent.gamma)
-    assert first + learned(resumed, 7) == whole and len({metrics["loss"] for metrics in whole}) == 12
-    for ours, theirs in zip(resumed.state_dict().values(), whole_agent.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs)
-    for ours, theirs in zip(resumed.env.network.state_dict().values(), whole_agent.env.network.state_dict().values(),
-                            strict=True):  # fmt: skip
-        assert torch.equal(ours, theirs)
+
+    def made():
+        return codinet(skip_env(**forms), seed=4, **options)
+
+    half, _, course = assert_goes_on(made, (5, 7), tmp_path, lambda: skip_env(**forms, seed=9))
+    assert half.passes == 5 / 9 and len({metrics["loss"] for metrics in course}) == 12
 
 
 @pytest.mark.parametrize("router", ["linear", "rnn", "cnn"])
@@ -289,7 +283,6 @@ def test_it_goes_on_with_a_task_that_comes_later():
     assert (grown.num_tasks, grown.passes, grown.episodes) == (4, agent.passes, 60) and torch.equal(
         grown.gamma, agent.gamma
     )
-    for ours, theirs in zip(grown.scores.parameters(), agent.scores.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert all(map(torch.equal, grown.scores.parameters(), agent.scores.parameters()))
     grown.learn(grown.env, 96)
     assert grown.passes == (80 + 96) / 96 and grown.episodes == 60 + 96  # 96 rows are a pass now, 60 of 72 are 80 of 96

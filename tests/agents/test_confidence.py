@@ -5,6 +5,7 @@ import math
 import gymnasium
 import pytest
 import torch
+from resuming import assert_goes_on
 from toys import small_env
 
 import routing_gym
@@ -152,23 +153,16 @@ def test_all_exits_are_trained_by_the_mean_of_their_losses():
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_what_is_saved_judges_predicts_and_learns_on_as_before(measure, tmp_path):
-    def curve(agent, batches):
-        seen = []
-        agent.learn(agent.env, 16 * batches, lambda metrics: seen.append(float(metrics["loss"])))
-        return [*seen, agent.threshold, *routing_gym.evaluate(agent, agent.env).routes.flatten().tolist()]
-
     options = {"measure": measure, "budget": 0.5, "seed": 4}
-    whole = curve(make_agent("confidence", chain(), **options), 9)
-    agent = make_agent("confidence", chain(), **options)
-    first = curve(agent, 4)
-    agent.save(tmp_path / "half.pt")
+    agent, *_ = assert_goes_on(
+        lambda: make_agent("confidence", chain(), **options), (4, 5), tmp_path, lambda: chain(seed=9)
+    )
     resumed = Agent.load(tmp_path / "half.pt", chain(seed=9))
     assert resumed.threshold == agent.threshold
-    observation, state, carried = chain().reset(seed=1)[0], None, None
-    action, state = agent.predict(observation, deterministic=True)
-    again, carried = resumed.predict(observation, deterministic=True)
-    assert torch.equal(action, again) and (state is None) == (carried is None) == (measure != "patience")
-    assert first[:4] + curve(resumed, 5) == whole
+    observation = chain().reset(seed=1)[0]
+    (action, state), (same, carried) = (one.predict(observation, deterministic=True) for one in (agent, resumed))
+    assert torch.equal(action, same) and (state is None) == (carried is None) == (measure != "patience")
+    assert torch.equal(*(routing_gym.evaluate(one, one.env).routes for one in (agent, resumed)))
 
 
 def test_what_it_cannot_route_is_refused_by_name():

@@ -1,24 +1,18 @@
 """DSelect-k (Hazimeh et al. 2021): Eqs. 2 to 4 and 6 against a loop over codes."""
 
+import functools
 import math
 
 import pytest
 import torch
+import weighing
 from toys import of_family, small_env
 
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.agents.dselect_k import smooth_step
 from routing_gym.envs import rollout
-from routing_gym.networks import RoutedMLP
-from routing_gym.networks.state import legal_table
 
-
-def weights_env(blocks=5, num_envs=12, masks=None, **options):
-    torch.manual_seed(1)
-    network = RoutedMLP((1, 2, 3), 3, blocks, width=4, layers=2)
-    if masks is not None:
-        network._masks, network.nothing_masked = legal_table(network.decisions, masks), False
-    return small_env(network, num_envs, action_type="weights", **options)
+weights_env = functools.partial(weighing.weights_env, num_envs=12)
 
 
 def step_by_hand(t, gamma):
@@ -57,7 +51,7 @@ def test_the_smooth_step_is_a_cube_between_an_exact_0_and_an_exact_1(gamma):
 def test_weights_and_entropy_are_those_of_a_loop_over_codes(blocks, k, bits, representation):
     masks = torch.ones(2, 1, blocks, dtype=torch.bool)
     masks[1, 0, 1] = False
-    env = weights_env(blocks, masks=masks)
+    env = weights_env(blocks=blocks, masks=masks)
     agent = make_agent("dselect-k", env, k=k, representation=representation, gamma=0.8, entropy=0.3)
     with torch.no_grad():
         (agent.scores.table if representation == "table" else agent.scores.output.bias).normal_(
@@ -94,7 +88,7 @@ def test_once_certain_only_k_blocks_run_and_have_a_gradient(gamma):
 
 def test_the_entropy_makes_selectors_certain():
     for entropy, fewest, most in ((0.0, 4, 4), (0.1, 1, 2)):
-        env = weights_env(4, 24, learning_rate=1e-4)
+        env = weights_env(blocks=4, num_envs=24, learning_rate=1e-4)
         agent = make_agent("dselect-k", env, k=2, entropy=entropy, gamma=5.0).learn(env, 24 * 40)
         for step in rollout(agent, env, deterministic=True).steps:
             used = (step.action != 0).sum(-1)

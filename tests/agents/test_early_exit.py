@@ -3,6 +3,7 @@
 import gymnasium
 import pytest
 import torch
+from resuming import assert_goes_on
 from toys import CROSS_PATHS, SHARE_OUTCOMES, SKIP_BLOCKS
 
 import routing_gym
@@ -132,17 +133,8 @@ def test_every_agent_that_can_route_it_does(name, options, tmp_path):
     ids=lambda part: str(part),
 )
 def test_same_seed_same_curve_also_after_a_resume(name, options, tmp_path):
-    def curve(agent, batches):
-        seen = []
-        agent.learn(agent.env, batches * BATCH, lambda metrics: seen.append([v.item() for v in metrics.values()]))
-        return seen
-
-    env = early_exit(name)
-    whole = curve(make_agent(name, env, seed=4, **options), 5)
-    agent = make_agent(name, early_exit(name), seed=4, **options)
-    first = curve(agent, 2)
-    agent.save(tmp_path / "half.pt")
-    assert first + curve(Agent.load(tmp_path / "half.pt", early_exit(name, seed=9)), 3) == whole
+    other = early_exit(name, seed=9)
+    assert_goes_on(lambda: make_agent(name, early_exit(name), seed=4, **options), (2, 3), tmp_path, lambda: other)
 
 
 @pytest.mark.long

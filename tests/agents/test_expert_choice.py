@@ -3,19 +3,14 @@
 import pytest
 import torch
 from toys import of_family, small_env
+from weighing import weights_env
 
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.agents.parts.assignments import expert_choice
 from routing_gym.envs import Context, Known, rollout
-from routing_gym.networks import RoutedMLP
 from routing_gym.ranks import Ranks
 
 BLOCKS = 5
-
-
-def weights_env(num_envs=24):
-    torch.manual_seed(1)
-    return small_env(RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=2), num_envs, action_type="weights")
 
 
 def slow_choice(scores, rows, k):

@@ -172,8 +172,7 @@ def test_hard_gates_that_are_asked_once_learn_as_if_asked_at_every_decision(esti
         learned.append({**agent.state_dict(), **env.network.state_dict()})
         learned[-1]["accuracy"] = torch.tensor(routing_gym.evaluate(agent, env).accuracy)
     assert float(learned[0]["scores.table"].abs().max()) > 0.3
-    for name, value in learned[1].items():
-        torch.testing.assert_close(learned[0][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(*learned, rtol=1e-4, atol=1e-5)
 
 
 def test_gates_that_pay_for_computation_are_asked_at_every_decision():

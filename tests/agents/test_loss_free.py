@@ -1,22 +1,13 @@
 """Balance without a loss (Wang et al. 2024): the biases by hand."""
 
 import torch
-from toys import small_env
+from resuming import assert_goes_on
+from weighing import weights_env
 
-from routing_gym.agents import Agent, make_agent, train_batch
+from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import rollout
-from routing_gym.networks import RoutedMLP
-from routing_gym.networks.state import legal_table
 
 BLOCKS = 5
-
-
-def weights_env(masks=None, **options):
-    torch.manual_seed(1)
-    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=2)
-    if masks is not None:
-        network._masks, network.nothing_masked = legal_table(network.decisions, masks), False
-    return small_env(network, 24, action_type="weights", **options)
 
 
 def moved(bias, steps, rate, open_to):
@@ -35,7 +26,7 @@ def test_biases_by_hand_also_where_some_blocks_always_run():
     masks = torch.ones(2, 1, BLOCKS, dtype=torch.bool)
     masks[1, 0, 1] = False
     for options, open_to in (({}, [[0, 1, 2, 3, 4], [0, 2, 3, 4]]), ({"shared": 1}, [[1, 2, 3, 4], [2, 3, 4]])):
-        env = weights_env(masks)
+        env = weights_env(masks=masks)
         agent, bias = make_agent("loss-free", env, bias_rate=0.3, **options), [[0.0] * BLOCKS for _ in range(2)]
         for _ in range(5):
             trajectory, _, _ = train_batch(agent, env)
@@ -58,11 +49,5 @@ def test_by_default_there_is_neither_noise_nor_a_loss():
 
 
 def test_the_bias_goes_on_where_it_stopped(tmp_path):
-    def learned(agent, batches):
-        return agent.learn(agent.env, 24 * batches)
-
-    whole = learned(make_agent("loss-free", weights_env(), bias_rate=0.5), 6)
-    learned(make_agent("loss-free", weights_env(), bias_rate=0.5), 3).save(tmp_path / "half.pt")
-    again = learned(Agent.load(tmp_path / "half.pt", weights_env()), 3)
-    assert bool(again.bias[:2].any()) and torch.equal(again.bias, whole.bias)
-    assert torch.equal(again.scores.output.weight, whole.scores.output.weight)
+    half, *_ = assert_goes_on(lambda: make_agent("loss-free", weights_env(), bias_rate=0.5), (3, 3), tmp_path)
+    assert bool(half.bias[:2].any())

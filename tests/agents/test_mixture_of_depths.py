@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from resuming import assert_goes_on
 from skips import skip_env
 from stepping import block_loss
 from toys import RunSkip, small_env
 
-from routing_gym.agents import Agent, make_agent
+from routing_gym.agents import make_agent
 from routing_gym.agents.mixture_of_depths import capacity_of
 from routing_gym.agents.parts.assignments import among_highest
 from routing_gym.envs import Context, Known, RoutingVectorEnv, rollout
@@ -167,19 +168,11 @@ def test_what_is_run_is_paid_for():
 
 @pytest.mark.parametrize("representation", ["table", "mlp"])
 def test_learning_goes_on_where_it_stopped(representation, tmp_path):
-    def curve(agent, batches):
-        seen = []
-        agent.learn(agent.env, 8 * batches, lambda metrics: seen.append(float(metrics["loss"])))
-        return seen
+    def made():
+        env = skip_env(8, augmentations=1, action_type="weights", differentiable=False)
+        return make_agent("mixture-of-depths", env, representation=representation)
 
-    def env():
-        return skip_env(8, augmentations=1, action_type="weights", differentiable=False)
-
-    whole = curve(make_agent("mixture-of-depths", env(), representation=representation), 6)
-    agent = make_agent("mixture-of-depths", env(), representation=representation)
-    first = curve(agent, 3)
-    agent.save(tmp_path / "half.pt")
-    assert first + curve(Agent.load(tmp_path / "half.pt", env()), 3) == whole
+    assert_goes_on(made, (3, 3), tmp_path)
 
 
 def test_what_it_cannot_do_is_said():

@@ -90,8 +90,7 @@ def test_with_one_step_unclipped_and_unnormalised_it_is_the_actor_critic():
         env = small_env(of_family("tree"), k_cpt=0.01)
         agent = make_agent(name, env, representation="mlp", gae_lambda=0.9, entropy=0.1, **options)
         found.append(agent.learn(env, 12 * 3).state_dict())
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
 
 def test_what_it_cannot_be_is_refused():

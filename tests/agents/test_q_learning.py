@@ -57,8 +57,7 @@ def test_the_step_is_that_of_the_rows(name, arrangement, representation, gamma, 
             parameters = list(agent.scores.parameters())
             gradients = torch.autograd.grad(loss / 12, parameters)
             agent.receive(rolled)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                torch.testing.assert_close(parameter.grad, gradient)
+            torch.testing.assert_close([parameter.grad for parameter in parameters], [*gradients])
 
 
 @pytest.mark.parametrize("name", ["q-learning", "sarsa"])

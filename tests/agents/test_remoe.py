@@ -1,23 +1,18 @@
 """ReLU routing (Wang et al. 2024, "ReMoE"): weights, penalty and the course of λ, by hand."""
 
+import functools
+
 import pytest
 import torch
+import weighing
+from resuming import assert_goes_on
 from toys import of_family, small_env
 
-from routing_gym.agents import Agent, make_agent, train_batch
+from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import rollout
-from routing_gym.networks import RoutedMLP
-from routing_gym.networks.state import legal_table
 
 BLOCKS = 4
-
-
-def weights_env(num_envs=12, masks=None, layers=2, **options):
-    torch.manual_seed(1)
-    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=layers)
-    if masks is not None:
-        network._masks, network.nothing_masked = legal_table(network.decisions, masks), False
-    return small_env(network, num_envs, action_type="weights", **options)
+weights_env = functools.partial(weighing.weights_env, num_envs=12, blocks=BLOCKS)
 
 
 def with_scores(env, *rows, **options):
@@ -109,23 +104,16 @@ def test_the_penalty_can_rise_again_however_long_too_few_are_on():
 )
 def test_in_time_about_k_blocks_are_on(k, options):
     """Where scores follow λ fast enough: a table's block that has been switched off has no gradient to come back by."""
-    env = weights_env(24)
+    env = weights_env(num_envs=24)
     agent, on = make_agent("remoe", env, k=k, **options), []
     agent.learn(env, 24 * 150, lambda metrics: on.append(float(metrics["blocks_on"])))
     assert on[0] > k + 1 and sum(on[-30:]) / 30 == pytest.approx(k, abs=0.4)
 
 
 def test_the_penalty_goes_on_where_it_stopped(tmp_path):
-    def learned(agent, batches):
-        return agent.learn(agent.env, 12 * batches)
-
     options = {"penalty": 0.2, "penalty_step": 1.5, "balance": True}
-    whole = learned(make_agent("remoe", weights_env(), **options), 8)
-    learned(make_agent("remoe", weights_env(), **options), 4).save(tmp_path / "half.pt")
-    again = Agent.load(tmp_path / "half.pt", weights_env())
-    assert float(again.penalty) != 0.2
-    learned(again, 4)
-    assert torch.equal(again.penalty, whole.penalty) and torch.equal(again.scores.table, whole.scores.table)
+    half, *_ = assert_goes_on(lambda: make_agent("remoe", weights_env(), **options), (4, 4), tmp_path)
+    assert float(half.penalty) != 0.2
 
 
 def test_what_it_cannot_do_is_said():

@@ -1,28 +1,21 @@
 """Balanced assignment: plans against a loop over a matrix, and what becomes of rows."""
 
+import functools
 import math
 
 import pytest
 import torch
+import weighing
 from scipy import stats
 from toys import of_family, small_env
 
 from routing_gym.agents import make_agent
 from routing_gym.agents.sinkhorn import balanced
 from routing_gym.envs import Context, Known, rollout
-from routing_gym.networks import RoutedMLP
-from routing_gym.networks.state import legal_table
 from routing_gym.ranks import Ranks
 
 BLOCKS = 5
-
-
-def weights_env(num_envs=60, layers=2, masks=None, **options):
-    torch.manual_seed(1)
-    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=layers)
-    if masks is not None:
-        network._masks, network.nothing_masked = legal_table(network.decisions, masks), False
-    return small_env(network, num_envs, action_type="weights", **options)
+weights_env = functools.partial(weighing.weights_env, num_envs=60)
 
 
 def slow_plan(scores, iterations):
@@ -61,7 +54,7 @@ def test_rows_of_a_plan_sum_to_1_and_columns_to_equal_shares():
 
 
 def test_a_block_that_all_like_best_gets_its_share_while_training_and_all_when_judged():
-    env = weights_env(300, layers=1)
+    env = weights_env(num_envs=300, layers=1)
     agent = make_agent("sinkhorn", env, arrangement="single", representation="mlp")
     with torch.no_grad():
         agent.scores.output.weight.mul_(5)
@@ -76,7 +69,7 @@ def test_a_decision_is_balanced_over_its_own_rows_and_choices():
     """Rows at both decisions at once, some have left; against a plan by hand for each decision."""
     masks = torch.ones(2, 1, BLOCKS, dtype=torch.bool)
     masks[1, 0, [1, 4]] = False
-    env = weights_env(24, masks=masks)
+    env = weights_env(num_envs=24, masks=masks)
     agent = make_agent("sinkhorn", env, arrangement="single", representation="mlp", temperature=0.1)
     depth = torch.arange(24) % 3
     seen = {**env.reset()[0], "depth": depth}
@@ -98,7 +91,7 @@ def test_a_decision_is_balanced_over_its_own_rows_and_choices():
 
 
 def test_the_gradient_is_that_of_the_probability_of_what_was_taken():
-    env = weights_env(6)
+    env = weights_env(num_envs=6)
     agent = make_agent("sinkhorn", env, arrangement="single")
     indices, weights = rollout(agent, env).steps[0].action
     pull = torch.arange(6.0).sin()
@@ -109,7 +102,7 @@ def test_the_gradient_is_that_of_the_probability_of_what_was_taken():
 
 
 def test_where_all_is_alike_chance_deals_rows_out():
-    env = weights_env(1000, layers=1)
+    env = weights_env(num_envs=1000, layers=1)
     agent = make_agent("sinkhorn", env)
     counts = torch.bincount(rollout(agent, env).steps[0].action[0][:, 0], minlength=BLOCKS)
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4

@@ -1,9 +1,11 @@
 """Sparse gates against a loop over rows: which blocks they pick, what they weigh, what is trained and what it costs."""
 
+import functools
 import math
 
 import pytest
 import torch
+import weighing
 from stepping import block_loss
 from toys import TREE, ExitTree, small_env
 
@@ -11,15 +13,9 @@ import routing_gym
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import Context, Known, rollout
 from routing_gym.networks import RoutedMLP
-from routing_gym.networks.state import legal_table
 
 BLOCKS, ROWS = 5, 6
-
-
-def weights_env(network=None, num_envs=ROWS, **options):
-    torch.manual_seed(1)
-    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=2) if network is None else network
-    return small_env(network, num_envs, action_type="weights", **options)
+weights_env = functools.partial(weighing.weights_env, num_envs=ROWS)
 
 
 def with_weights(env, **options):
@@ -89,9 +85,7 @@ def test_shared_blocks_always_run_beside_the_best_of_the_others(shared, k):
     """Of the legal choices the first: 1 and 2 where 0 is masked; at the second decision only three others are left."""
     masks = torch.ones(2, 1, BLOCKS, dtype=torch.bool)
     masks[0, 0, 0] = False
-    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=2)
-    network._masks, network.nothing_masked = legal_table(network.decisions, masks), False
-    env = weights_env(network, rho=0.1)
+    env = weights_env(masks=masks, rho=0.1)
     agent = with_weights(env, k=k, shared=shared, noise=False)
     trajectory = rollout(agent, env)
     legal, spent = [[1, 2, 3, 4], [0, 1, 2, 3, 4]], 0.0
@@ -127,7 +121,7 @@ def test_no_balancing_loss_is_of_shared_blocks():
 @pytest.mark.parametrize("shared", [0, 1])
 def test_the_z_loss_is_that_of_a_loop(shared):
     """Zoph et al. 2022, Eq. 5: the mean over rows of log² Σ exp(score), of the blocks a row may pick."""
-    env = weights_env(ExitTree(TREE) if not shared else None, 12)
+    env = weights_env(ExitTree(TREE) if not shared else None, num_envs=12)
     agent = with_weights(env, k=2, z_loss=0.3, balance=0.0, shared=shared)
     trajectory, total = rollout(agent, env), 0.0
     for step in trajectory.steps:
@@ -161,8 +155,7 @@ def test_noise_and_all_gradients_are_those_of_a_loop_over_rows(options):
     ours = torch.autograd.grad(block_loss(env), trained)
     label = env.dataset.label[trajectory.instance]
     theirs = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, label), trained)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(ours, theirs)
     assert all(float(one.abs().sum()) > 0 for one in ours)
 
 
@@ -228,7 +221,7 @@ def test_noise_is_off_when_deterministic_and_as_large_as_the_log_of_two_at_first
 
 def test_where_fewer_are_legal_the_rest_weighs_nothing():
     """A tree in which decisions have three ways on or two, and outcomes are shared out."""
-    env = weights_env(ExitTree(TREE), 12)
+    env = weights_env(ExitTree(TREE), num_envs=12)
     agent = make_agent("top-k", env, k=3)
     ways = torch.tensor([*(decision.n for decision in env.network.decisions), 3])
     for _ in range(4):
@@ -242,12 +235,10 @@ def test_where_fewer_are_legal_the_rest_weighs_nothing():
 
 
 def test_a_choice_that_is_masked_is_never_picked():
-    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=2)
     masks = torch.ones(2, 1, BLOCKS, dtype=torch.bool)
     masks[0, 0, [0, 3]] = False
     masks[1, 0, 1:] = False
-    network._masks, network.nothing_masked = legal_table(network.decisions, masks), False
-    env = weights_env(network, 64)
+    env = weights_env(num_envs=64, masks=masks)
     agent = make_agent("top-k", env, k=3)
     trajectory = rollout(agent, env)
     first, second = (step.action for step in trajectory.steps)

@@ -128,8 +128,7 @@ def test_approximators_go_the_way_of_the_table(arrangement, scaling, baseline, f
         parameters = list(agent.scores.parameters())
         gradients = torch.autograd.grad(-gain / 12, parameters)
         agent.receive(rolled)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close([parameter.grad for parameter in parameters], [*gradients], rtol=1e-3, atol=1e-5)
 
 
 def test_the_entropy_pulls_every_visited_row_towards_uniform():

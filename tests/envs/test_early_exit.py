@@ -53,9 +53,8 @@ def test_a_replay_trains_as_whole_batches_do(action_type):
             second[0], second[4] = onward, onward
             core.step(second)
             assert core.trainer.instances == core.config.replay_batch
-        networks.append(core.network)
-    for (name, ours), theirs in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
-        torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
+        networks.append(core.network.state_dict())
+    torch.testing.assert_close(*networks)
 
 
 def test_an_agent_of_many_instances_leaves_with_the_last_of_them():

@@ -301,8 +301,7 @@ def test_replays_are_steps_on_the_same_batch(make):
             env.train_blocks()
         ended.append(env.network.state_dict())
         assert env.trainer.instances == env.config.replay_batch
-    for name, value in ended[0].items():
-        torch.testing.assert_close(value, ended[1][name], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*ended, rtol=1e-5, atol=1e-6)
 
 
 def test_observations_have_a_gradient_in_float32():

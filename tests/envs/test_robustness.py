@@ -315,7 +315,7 @@ def snapshot(env):
         env.rewards.share.total,
         *(() if log is None else (log.action, log.choosing, log.visited)),
     ]
-    routes = sum(map(len, env._replayer._waiting))
+    routes = sum(map(len, env._replayer.waiting))
     return [t.tolist() if isinstance(t, torch.Tensor) else t for t in tensors], routes, env.trainer.instances
 
 
@@ -412,5 +412,4 @@ def test_momentum_of_blocks_that_are_first_taken_later(weight_decay):
 
         env.train_blocks(before_step=copy_gradients)
         reference.step()
-        for ours, theirs in zip(env.network.parameters(), plain.parameters(), strict=True):
-            torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close([*env.network.parameters()], [*plain.parameters()])

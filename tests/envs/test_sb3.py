@@ -53,8 +53,7 @@ def test_every_row_is_the_cores(network, options):
                     assert infos[row][key] == value[row].item()
                 assert infos[row]["TimeLimit.truncated"] is False
     assert left > 10 and core.trainer.instances == other.trainer.instances > 0 or not core.config.train
-    for ours, theirs in zip(core.network.parameters(), other.network.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert all(map(torch.equal, core.network.parameters(), other.network.parameters()))
 
 
 def test_attributes_seeds_and_options():

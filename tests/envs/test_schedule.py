@@ -42,8 +42,7 @@ def test_a_resumed_run_goes_on_with_its_rate(tmp_path):
     whole = rates(env, agent, 4)
     again = small_env(**options)
     assert rates(again, Agent.load(tmp_path / "c.pt", again), 4) == whole
-    for ours, theirs in zip(env.network.parameters(), again.network.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert all(map(torch.equal, env.network.parameters(), again.network.parameters()))
 
 
 def test_same_step_counts_what_is_replayed():
@@ -70,8 +69,7 @@ def test_momentum_begins_for_a_block_when_it_is_first_used():
         for name, parameter in named.items():
             plain[name].grad = None if parameter.grad is None else parameter.grad.clone()
         slow.step()
-        for name, parameter in named.items():
-            torch.testing.assert_close(parameter.detach(), plain[name].detach())
+        torch.testing.assert_close(named, plain)
 
 
 def test_weight_decay_shrinks_what_has_been_used_and_nothing_else():

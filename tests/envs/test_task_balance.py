@@ -201,8 +201,7 @@ def test_what_one_task_uses_alone_is_trained_as_without():
             agent, env = made(name, task_balance=balance, optimizer="sgd", learning_rate=1.0)
             agent.learn(env, ROWS)
             moved[name, balance] = [p.detach().clone() for p in env.network.banks.parameters()]
-    for plain, other in zip(moved["task-specific-all", None], moved["task-specific-all", "pcgrad"], strict=True):
-        assert torch.equal(plain, other)
+    assert all(map(torch.equal, moved["task-specific-all", None], moved["task-specific-all", "pcgrad"]))
     alike = [
         torch.equal(plain, other)
         for plain, other in zip(moved["task-specific-last", None], moved["task-specific-last", "pcgrad"], strict=True)
@@ -247,8 +246,7 @@ def test_replayed_routes_are_trained_alike(balance):
         agent, env = made("task-specific-last", task_balance=balance, replay=replay, replay_batch=ROWS, optimizer="sgd")
         agent.learn(env, 3 * ROWS)
         moved.append([p.detach().clone() for p in env.network.parameters()])
-    for ours, theirs in zip(*moved, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*moved)
 
 
 def test_uncertainty_by_hand():

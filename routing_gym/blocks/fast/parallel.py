@@ -60,14 +60,11 @@ class PathNorm2d(PathLayer):
     Of fewer than two values per channel no variance can be taken: these are normalised with running statistics.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-
     def __init__(self, paths: int, channels: int) -> None:
         super().__init__(paths=paths, channels=channels)
         self.weight, self.bias = nn.Parameter(torch.ones(paths, channels)), nn.Parameter(torch.zeros(paths, channels))
-        self.register_buffer("running_mean", torch.zeros(paths, channels))
-        self.register_buffer("running_var", torch.ones(paths, channels))
+        self.running_mean = nn.Buffer(torch.zeros(paths, channels))
+        self.running_var = nn.Buffer(torch.ones(paths, channels))
 
     def forward(self, x: Tensor, path: int | None = None) -> Tensor:
         """Normalised `(B, C, H, W)` of one path, or `(B, P * C, H, W)`."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from damage import reseal
+from resuming import assert_goes_on
 from scipy import stats
 from stepping import block_loss
 from toys import OF_OTHER_NETWORKS, ExitTree
@@ -143,23 +144,15 @@ FORMS = [
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in LAYERED), *FORMS], ids=str)
 def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(name, options, tmp_path):
-    def curve(agent, env, batches):
-        losses = []
-        agent.learn(env, batches * 32, lambda metrics: losses.append(metrics["loss"].item()))
-        return losses
+    needed = {**AGENTS[name].env_kwargs, "action_type": AGENTS[name].action_type}
 
-    needs = {**AGENTS[name].env_kwargs, "action_type": AGENTS[name].action_type}
-    env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, **needs)
-    whole = curve(make_agent(name, env, seed=4, **options), env, 12)
-    env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, **needs)
-    agent = make_agent(name, env, seed=4, **options)
-    first = curve(agent, env, 5)
-    agent.save(tmp_path / "half.pt")
-    env = small_env(rho=0.2, autoreset_mode="disabled", shift=1, seed=9, **needs)
-    resumed = Agent.load(tmp_path / "half.pt", env)
-    assert type(resumed) is AGENTS[name] and resumed.episodes == 160
-    assert first + curve(resumed, env, 7) == whole
-    assert len(set(whole)) == 12
+    def env(seed=0):
+        return small_env(rho=0.2, autoreset_mode="disabled", shift=1, seed=seed, **needed)
+
+    _, again, course = assert_goes_on(
+        lambda: make_agent(name, env(), seed=4, **options), (5, 7), tmp_path, lambda: env(9)
+    )
+    assert type(again) is AGENTS[name] and len({metrics["loss"] for metrics in course}) == 12
 
 
 def test_a_loaded_agent_judges_and_predicts_as_the_saved_one(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import TREE, ExitTree, small_env
+from toys import TREE, ExitTree
+from weighing import weights_env
 
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.agents.parts.losses import chance_of_being_picked, chance_of_staying, cv_squared
@@ -15,12 +16,6 @@ from routing_gym.envs import Context, Known, rollout
 from routing_gym.networks import RoutedMLP, actions
 
 BLOCKS = 5
-
-
-def weights_env(network=None, num_envs=24, layers=2, **options):
-    torch.manual_seed(1)
-    network = RoutedMLP((1, 2, 3), 3, BLOCKS, width=4, layers=layers) if network is None else network
-    return small_env(network, num_envs, action_type="weights", **options)
 
 
 def phi(x):

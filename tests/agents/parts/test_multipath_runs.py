@@ -1,11 +1,13 @@
 """Multipath early exit as a run: seeds, checkpoints, growing, predicting, schedules, what is refused, and learning."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 from by_hand import CHAIN, exit_env, undecided
+from resuming import assert_goes_on, learned
 from toys import CLASSES, IMAGE, TREE, ExitTree, toy_data
 
 import routing_gym
@@ -33,28 +35,15 @@ def run_env(name, num_envs=8, *, seed=0, **options):
     return exit_env(ExitTree(TREE, batch_norm=True), name, num_envs, seed=seed, **{**RUN, **options})
 
 
-def curve(agent, batches):
-    losses = []
-    agent.learn(agent.env, batches * agent.env.num_envs, lambda metrics: losses.append(metrics["loss"].item()))
-    return losses
-
-
 # ------------------------------------------------------------------------------------------- seeds and checkpoints
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ALL)
 def test_same_seed_same_curves_bit_for_bit_also_after_a_resume(name, tmp_path):
-    whole_agent = make_agent(name, run_env(name), seed=4)
-    whole = curve(whole_agent, 12)
-    agent = make_agent(name, run_env(name), seed=4)
-    first = curve(agent, 5)
-    agent.save(tmp_path / "half.pt")
-    resumed = Agent.load(tmp_path / "half.pt", run_env(name, seed=9))
-    assert resumed.temperature == agent.temperature < resumed.config.temperature
-    assert first + curve(resumed, 7) == whole and len(set(whole)) == 12
-    for ours, theirs in zip(resumed.state_dict().values(), whole_agent.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs)
+    other = run_env(name, seed=9)
+    half, _, course = assert_goes_on(lambda: make_agent(name, run_env(name), seed=4), (5, 7), tmp_path, lambda: other)
+    assert half.temperature < half.config.temperature and len({metrics["loss"] for metrics in course}) == 12
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -62,7 +51,7 @@ def test_judging_and_predicting_change_nothing(name):
     curves = []
     for looked_at in (False, True):
         agent = make_agent(name, run_env(name), seed=4)
-        losses = curve(agent, 3)
+        losses = learned(agent, 3)
         if looked_at:
             state = copy.deepcopy(agent.state_dict())
             for deterministic in (True, False) if name in EXACT else (True,):
@@ -70,14 +59,14 @@ def test_judging_and_predicting_change_nothing(name):
                 agent.predict(agent.env.sibling(8, train=False).reset(seed=3)[0], deterministic=deterministic)
             assert agent.training and all(part.training for part in agent.modules())
             assert all(torch.equal(state[key], value) for key, value in agent.state_dict().items())
-        curves.append(losses + curve(agent, 3))
+        curves.append(losses + learned(agent, 3))
     assert curves[0] == curves[1]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_new_task_begins_where_the_old_ones_stand(name):
     agent = make_agent(name, run_env(name, schedule="constant"), temperature_epochs=1.0)
-    curve(agent, 6)
+    learned(agent, 6)
     new = {split: part.select_tasks([1]) for split, part in toy_data().items()}
     before = rollout(agent.eval(), agent.env.sibling(24, train=False), deterministic=True, instances=torch.arange(24))
     grown = add_task(agent, new).eval()
@@ -85,7 +74,7 @@ def test_a_new_task_begins_where_the_old_ones_stand(name):
     for old, now in zip(before.steps, after.steps, strict=True):
         torch.testing.assert_close(now.action, old.action)
     assert grown.temperature == agent.temperature
-    curve(grown, 9)
+    learned(grown, 9)
     # A pass is over the old tasks' and the new one's instances now.
     expected = agent.temperature * 0.5 ** (9 * 8 / len(grown.env.dataset))
     assert grown.temperature == pytest.approx(expected) and len(grown.env.dataset) > len(agent.env.dataset)
@@ -140,7 +129,7 @@ def test_chances_are_predicted_along_the_way_and_in_the_middle_of_it(name):
 def rates(agent, batches):
     seen = []
     for _ in range(batches):
-        curve(agent, 1)
+        learned(agent, 1)
         seen.append((agent.env.trainer.optimizer.param_groups[0]["lr"], agent.optimizer.param_groups[0]["lr"]))
     return seen
 
@@ -193,7 +182,7 @@ def test_what_is_not_legal_is_not_run_and_what_cannot_be_reached_is_no_loss(name
     torch.manual_seed(0)
     network = Masked(TREE, [(0, 1), (2, 1)])  # so that nobody comes to decision 1
     agent = undecided(make_agent(name, exit_env(network, name, 6, k_cpt=1e-3)))
-    assert all(torch.tensor(curve(agent, 4)).isfinite())
+    assert all(math.isfinite(metrics["loss"]) for metrics in learned(agent, 4))
     assert network.rows_run[1] == network.rows_run[3] == network.rows_run[4] == 0
     trajectory = rollout(agent, agent.env)
     if name in EXACT:
@@ -232,7 +221,7 @@ def test_training_is_that_of_the_cpu(name):
     network, losses = ExitTree(TREE), []
     for device, own in (("cpu", network), ("cuda", copy.deepcopy(network))):
         agent = make_agent(name, exit_env(own, name, 16, device=device, k_cpt=1e-4, talr=True))
-        losses.append(curve(agent, 5))
+        losses.append([metrics["loss"] for metrics in learned(agent, 5)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 

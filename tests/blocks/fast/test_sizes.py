@@ -73,8 +73,7 @@ def test_training_takes_statistics_and_gradients_of_the_rows_alone(count):
         results.append(
             [*outputs, *(part.grad for part in x), *(p.grad for p in module.parameters()), *module.buffers()]
         )
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
     assert int(plain.norm.num_batches_tracked) == int(filled.norm.num_batches_tracked) == 1
 
 
@@ -88,5 +87,4 @@ def test_a_column_of_the_pyramid(training):
         if training and count == 1:
             continue  # the coarsest scale would have one value per channel, see `allow_small_groups`
         expected, found = plain(*scales), in_few_sizes(filled, scales, whole=training)
-        for one, other in zip([*found, *filled.buffers()], [*expected, *plain.buffers()], strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close([*found, *filled.buffers()], [*expected, *plain.buffers()], rtol=1e-4, atol=1e-5)
