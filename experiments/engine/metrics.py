@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from routing_gym.agents import Agent
 from routing_gym.envs import Evaluation
 from routing_gym.experiments.engine.console import one_line
-from routing_gym.experiments.engine.statistics import mean_interval
+from routing_gym.experiments.engine.statistics import half_interval
 
 Record = dict[str, Any]
 
@@ -100,9 +100,9 @@ class Metric:
         known = [self.scale * value for value in values if value is not None]
         if not known:
             return "–"
-        bounds = mean_interval(known) if self.spread else None
-        half = "" if bounds is None else f" ± {(bounds[1] - bounds[0]) / 2:.{self.digits}f}"
-        return f"{float(np.mean(known)):,.{self.digits}f}{half}{self.unit}"
+        half = half_interval(known) if self.spread else None
+        spread = "" if half is None else f" ± {half:.{self.digits}f}"
+        return f"{float(np.mean(known)):,.{self.digits}f}{spread}{self.unit}"
 
 
 def count_parameters(agent: Agent) -> int:

@@ -279,9 +279,9 @@ def _shown(metric: Metric, *values: float | None) -> list[float | int | None]:
 def _summary(group: Group, metric: Metric) -> list[Any]:
     """Mean over seeds as text, as a number, and the half of its 95 % interval, None where there is none."""
     values = list(group.by_seed(metric).values())
-    bounds = statistics.mean_interval(values)
-    mean, half = float(np.mean(values)) if values else None, bounds and (bounds[1] - bounds[0]) / 2
-    return [metric.text([value / metric.scale for value in values]), *_shown(metric, mean, half)]
+    mean = float(np.mean(values)) if values else None
+    shown = _shown(metric, mean, statistics.half_interval(values))
+    return [metric.text([value / metric.scale for value in values]), *shown]
 
 
 def _curve(group: Group, metric: Metric) -> list[list[Any]]:

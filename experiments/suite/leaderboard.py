@@ -21,7 +21,7 @@ from routing_gym.experiments.engine.report import TABLES, write_report
 from routing_gym.experiments.engine.statistics import (
     FEWEST_SEEDS,
     best_and_alike,
-    mean_interval,
+    half_interval,
     paired_difference,
     performance_profile,
 )
@@ -62,10 +62,8 @@ def stands(scores: Sequence[Score]) -> list[Standing]:
 def cell(standing: Standing, problem: str, half: bool = False) -> str:
     """Mean score of an agent on a problem, perhaps with half of its 95 % interval; a dash where it cannot run it."""
     values = list(standing.scores.get(problem, {}).values())
-    bounds = mean_interval(values) if half else None
-    return (f"{float(np.mean(values)):.2f}" if values else "–") + (
-        f" ± {(bounds[1] - bounds[0]) / 2:.2f}" if bounds else ""
-    )
+    spread = half_interval(values) if half else None
+    return (f"{float(np.mean(values)):.2f}" if values else "–") + ("" if spread is None else f" ± {spread:.2f}")
 
 
 def best_of(found: Sequence[Standing], problem: str) -> set[str]:
@@ -193,8 +191,8 @@ def _ahead(found: Sequence[Standing], scores: Sequence[Score], problems: Sequenc
 def _problems(scales: Sequence[Scale], scores: Sequence[Score]) -> Part:
     rows = []
     for scale in scales:
-        (zero, one), bounds = scale.ends, mean_interval(list(scale.random.values()))
-        half = f" ± {(bounds[1] - bounds[0]) / 2:.3f}" if bounds else ""
+        (zero, one), spread = scale.ends, half_interval(list(scale.random.values()))
+        half = "" if spread is None else f" ± {spread:.3f}"
         apart = {"better": "yes", "worse": "no"}.get(scale.separated.verdict, "not enough")
         known = PROBLEMS.get(scale.problem)
         asked = [known.ability, knob(scale.problem, scale.difficulty)] if known else ["", ""]

@@ -164,8 +164,7 @@ def standings(scores: Iterable[Score]) -> list[Standing]:
         standing = Standing(agent, values, (0.0, None), float(np.mean(ranks)), seconds)
         matrix, bounds = standing.matrix(list(values)), None
         if len(matrix) > 1:
-            low, high = statistics.bootstrap_interval(statistics.iqm, matrix)
-            bounds = float(low), float(high)
+            bounds = statistics.iqm_interval(matrix)
         found.append(dataclasses.replace(standing, iqm=(statistics.iqm(matrix), bounds)))
     return sorted(found, key=lambda standing: (-len(standing.scores), -standing.iqm[0]))
 

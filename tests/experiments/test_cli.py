@@ -7,14 +7,11 @@ import pytest
 import torch
 from damage import reseal
 from pictures import height_and_colours
-from scipy import stats
 
 from routing_gym.agents import AGENTS, register_agent
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings
-from routing_gym.experiments.engine.statistics import mean_interval
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "64"]
 
@@ -290,15 +287,6 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
     assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train", "--epochs", 4, "--resume") == 1
     assert "agent 'shared', batch 25: training of the blocks stopped after" in capsys.readouterr().err
     assert checkpoint.read_bytes() == kept
-
-
-def test_intervals_are_students_t():
-    values = [0.98, 0.99, 1.0, 0.97]
-    low, high = mean_interval(values)
-    half = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
-    assert (low, high) == (pytest.approx(np.mean(values) - half), pytest.approx(np.mean(values) + half))
-    assert mean_interval([0.5]) is None and mean_interval([0.9, 0.9]) == (0.9, 0.9)
-    assert ACCURACY.text([0.5]) == "50.00" and ACCURACY.text([0.9, 0.9]) == "90.00 ± 0.00"
 
 
 def test_more_seeds_than_anybody_waits_for_are_refused_at_once(capsys):
