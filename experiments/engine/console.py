@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -46,6 +47,14 @@ def show(console: Console, table: Table) -> None:
         wide = console.options.update(max_width=10_000)
         console.width = max(console.width, console.measure(table, options=wide).maximum)
     console.print(table, crop=False)
+
+
+def plain_table(*headings: str, **look: Any) -> Table:
+    """Empty table without lines between its columns: text in the first, numbers in the others, none of it wrapped."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), **look)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    return table
 
 
 def counted(number: int, noun: str) -> str:

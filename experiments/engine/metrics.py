@@ -226,11 +226,7 @@ for _metric in (
     Metric("blocks_used", "blocks", attrgetter("evaluation.blocks_used"), digits=1),
     Metric("paths", "paths", attrgetter("evaluation.paths"), digits=1),
     Metric(
-        "effective_blocks",
-        "effective blocks",
-        lambda judged: effective_blocks(judged.evaluation.use),
-        digits=1,
-        table=False,
+        "effective_blocks", "effective blocks", lambda of: effective_blocks(of.evaluation.use), digits=1, table=False
     ),
     Metric("alignment", "alignment", alignment, digits=2, table=False, better="more"),
     Metric("parameters", "parameters", lambda judged: count_parameters(judged.agent), table=False),

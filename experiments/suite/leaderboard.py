@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
-from routing_gym.experiments.engine.console import counted
+from routing_gym.experiments.engine.console import counted, plain_table
 from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.metrics import METRICS
 from routing_gym.experiments.engine.page import write_page
@@ -32,10 +31,9 @@ MOST_SHOWN = 8
 """Agents in a picture: those that stand best."""
 YARDSTICK = "task-specific-last(equal=parameters)"
 """Static row that all are compared with: in pilots, before any of these runs, the best of its size."""
-OF_PROBLEMS = tuple(
-    "problem,difficulty,ability,environment,knob,passes (batch),scored,random frozen paths,oracle,oracle ahead".split(
-        ","
-    )
+OF_PROBLEMS = (
+    *("problem", "difficulty", "ability", "environment", "knob", "passes (batch)"),
+    *("scored", "random frozen paths", "oracle", "oracle ahead"),
 )
 LINES = ("-", "--", "-.", ":")
 TITLE = "The suite: problems on which routing agents can be told apart"
@@ -84,13 +82,12 @@ def told_iqm(standing: Standing, problems: Sequence[str]) -> str:
 
 def table(scores: Sequence[Score]) -> Table:
     """Leaderboard: a row per agent, its interquartile mean, its rank, and its mean score on every problem."""
-    found, seeds = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)), len({s["seed"] for s in scores})
-    found.title = f"Score, {main_difficulty(scores)} difficulty, {counted(seeds, 'seed')}"
-    found.caption = "0: random frozen paths, 1: the oracle; IQM: interquartile mean over runs and problems"
-    problems = problems_of(scores)
-    found.add_column("agent", no_wrap=True)
-    for heading in ("IQM", "rank", *problems):
-        found.add_column(heading, justify="right", no_wrap=heading in ("IQM", "rank"))
+    problems, seeds = problems_of(scores), len({score["seed"] for score in scores})
+    title = f"Score, {main_difficulty(scores)} difficulty, {counted(seeds, 'seed')}"
+    caption = "0: random frozen paths, 1: the oracle; IQM: interquartile mean over runs and problems"
+    found = plain_table("agent", "IQM", "rank", title=title, caption=caption)
+    for problem in problems:
+        found.add_column(problem, justify="right")
     for standing in stands(scores):
         own = [cell(standing, problem) for problem in problems]
         found.add_row(standing.agent, told_iqm(standing, problems), f"{standing.rank:.1f}", *own)
