@@ -207,11 +207,7 @@ class Queue(Command):
 
 
 def entries() -> list[Entry]:
-    """The queue, in its order: that of value per core-hour.
-
-    Raises:
-        UsageError: An entry names no protocol.
-    """
+    """The queue, in its order: that of value per core-hour; a `UsageError` if an entry names no protocol."""
     found = []
     there = tomllib.loads(QUEUE.read_text(encoding="utf-8"))
     stages = ((entry, later) for later, name in enumerate(("protocol", "later")) for entry in there.get(name, ()))
@@ -225,13 +221,7 @@ def entries() -> list[Entry]:
 
 
 def keep(folder: Path, run: Run, record: Record) -> None:
-    """Keep what is finished, in small files: the record, and what is said of every image where a table needs it.
-
-    Args:
-        folder: Where its record is kept.
-        run: The run, in the folder where it was run.
-        record: Its record.
-    """
+    """Keep of a finished run, in small files, the record, and what is said of every image where a table needs it."""
     writable_folder(folder)
     if run.keep_logits:
         shutil.copyfile(run.folder / LOGITS, folder / LOGITS)

@@ -89,13 +89,9 @@ def threads_in_one_line() -> Iterator[None]:
 
 
 class Display(Progress):
-    """How far a command is, of so many runs or parts: bars in a terminal, elsewhere a line for every epoch or part.
+    """How far a command is, of `total` runs or parts: bars in a terminal, elsewhere a line for each of them.
 
-    Args:
-        console: Where it is shown.
-        total: How many there are.
-        name: What they are.
-        every_epoch: Elsewhere than in a terminal, a line for every epoch, not only for every run.
+    With `every_epoch` it is a line for every epoch of every run.
     """
 
     def __init__(self, console: Console, total: int, name: str = "all runs", every_epoch: bool = True) -> None:

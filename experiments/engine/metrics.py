@@ -114,11 +114,8 @@ def count_parameters(agent: Agent) -> int:
 def mean_parameters(judged: Judged) -> float | None:
     """Number of parameters an instance passes on average, as Ramachandran and Le (2019, Table 4) count them.
 
-    Those of the choices it takes; what belongs to no choice, all readouts and the agent included, counts whole.
-
-    Returns:
-        None where choices have parameters in common, as in a recurrent network: which of them an instance passes twice
-        is not in the counts.
+    Those of the choices it takes; what belongs to no choice, all readouts and the agent included, counts whole. None
+    where choices have parameters in common, as in a recurrent network: the counts do not say what is passed twice.
     """
     network, evaluation = judged.agent.env.network, judged.evaluation
     share = evaluation.routes.sum(0).double() / evaluation.exits.sum()

@@ -74,12 +74,7 @@ def augmented(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> Mult
 
 
 def rotated(images: Tensor, degrees: Tensor) -> Tensor:
-    """Return images `(B, C, H, W)` uint8 rotated about their centres, bilinearly, with black corners.
-
-    Args:
-        images: The images.
-        degrees: `(B,)`, counterclockwise.
-    """
+    """Images `(B, C, H, W)` uint8 rotated by `degrees` `(B,)`, counterclockwise about their centres, corners black."""
     height, width = images.shape[-2:]
     angle = degrees.to(images.device).deg2rad()
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
@@ -105,10 +100,8 @@ def cropped_flipped_rotated(dataset: MultiTaskDataset, augmentation: Shift, seed
 def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
     """Find out which paths the images of the split take that a run was judged on, and whether they keep them.
 
-    Args:
-        judged: The run in the end.
-        seed: Of the augmentation.
-        file: Receives `chances` of running each block, `(R, N)` float16, `choices` `(R, N)` uint8 and `label`.
+    The file receives `chances` of running each block, `(R, N)` float16, `choices` `(R, N)` uint8 and `label`; `seed`
+    is that of the augmentation.
 
     Returns:
         `paths`, how many there are; `length`, the mean number of blocks run; and of images that are augmented, if those

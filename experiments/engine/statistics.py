@@ -115,9 +115,6 @@ def best_and_alike(values: Mapping[str, BySeed]) -> Best:
     number of agents, since any of them may be picked as the best (Bonferroni): of k agents the j-th surest, j = 0, 1,
     ..., is worse if its two-sided p-value is below 2 * 0.05 / (k * (k - 1 - j)) and all before it are.
 
-    Args:
-        values: Values of each agent by seed. One agent is the best of its table.
-
     Raises:
         ValueError: There are no agents, no seed is common to all, or a value is not finite.
     """
