@@ -127,14 +127,10 @@ def train(courses: Sequence[Course]) -> None:
         raise ValueError("with --patience every run has a length of its own")
     together = Population([course.session.agent for course in courses]) if others else None
 
-    def note(metrics: dict[str, Tensor]) -> None:
-        first.note(metrics, agent.episodes, agent.policy)
-        stop_if_asked()
-
-    def note_all(metrics: list[dict[str, Tensor]]) -> None:
-        assert together is not None
+    def note(*metrics: dict[str, Tensor]) -> None:
         for number, (course, own) in enumerate(zip(courses, metrics, strict=True)):
-            course.note(own, together.episodes, partial(together.policy, number))
+            policy = agent.policy if together is None else partial(together.policy, number)
+            course.note(own, agent.episodes if together is None else together.episodes, policy)
         stop_if_asked()
 
     while not first.over:
@@ -143,7 +139,7 @@ def train(courses: Sequence[Course]) -> None:
             if together is None:
                 agent.learn(env, first.batches * env.batch_size, note)
             else:
-                together.learn(first.batches * env.num_envs, note_all)
+                together.learn(first.batches * env.num_envs, lambda metrics: note(*metrics))
         if env.device.type == "cuda":
             torch.cuda.synchronize(env.device)  # what it was given counts as training time
         seconds = (time.perf_counter() - start) / len(courses)

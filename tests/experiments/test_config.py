@@ -4,13 +4,14 @@ import dataclasses
 import shlex
 
 import pytest
+from commands import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import strict, untimed
 from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import AGENTS, AgentConfig, register_agent
-from routing_gym.experiments.cli import main, parsed
+from routing_gym.experiments.cli import parsed
 from routing_gym.experiments.engine.arguments import read_config
 from routing_gym.experiments.engine.report import Contents
 from routing_gym.experiments.engine.settings import (
@@ -27,10 +28,6 @@ ENV = "routing_gym/SyntheticMTL-v0"
 SMALL = ["--env", ENV, "--epochs", "1", "--batch-size", "256"]
 EXITS = ["network=pyramid-chain", "image_size=8", "images_per_class=9"]
 STRANGE = "it's [red]\"none\"[/]\\ {x: '1'}\n"
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 class Odd(AGENTS["shared"]):

@@ -10,11 +10,12 @@ import time
 from multiprocessing import forkserver
 
 import pytest
+from commands import run
 from records import strict, untimed
 from rich.console import Console
 
 from routing_gym.agents import AGENTS
-from routing_gym.experiments.cli import main, parsed
+from routing_gym.experiments.cli import parsed
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.console import Display, Output
 from routing_gym.experiments.engine.jobs import Job
@@ -61,10 +62,6 @@ register_agent("slow", Slow)
 register_agent("killed", Killed)
 register_agent("hung", Hung)
 """
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -4,21 +4,17 @@ import dataclasses
 import json
 
 import pytest
+from commands import run
 from made_up_runs import block
 from records import strict
 from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import AGENTS, AgentConfig, register_agent
-from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.records import VERSION
 
 pytestmark = pytest.mark.usefixtures("nothing_stays")
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "1", "--batch-size", "256"]
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 # ------------------------------------------------------------------------------------------------------------ versions
