@@ -54,12 +54,6 @@ class Entry:
         """Paper and protocol."""
         return f"{self.paper.name} {self.settings.name}"
 
-    @property
-    def runs(self) -> int:
-        """How many runs it has, but for those of the search."""
-        assert self.settings.protocol is not None
-        return len(self.settings.protocol.rows) * self.settings.protocol.seeds
-
 
 @dataclasses.dataclass
 class Stand:
@@ -146,7 +140,9 @@ class Queue(Command):
         """
         runs = list(self._runs(entry))
         finished = {run.folder: record for run in runs if (record := run.finished())}
-        whole = entry.runs + sum(run.split == "validation" for run in runs)
+        protocol, searching = entry.settings.protocol, sum(run.split == "validation" for run in runs)
+        assert protocol is not None
+        whole = len(protocol.rows) * protocol.seeds + searching
         over = {*finished, *(run.folder for run in runs if (run.folder / DIVERGED).exists())}
         return Stand(list(finished.values()), [run for run in runs if run.folder not in over], whole - len(runs))
 
