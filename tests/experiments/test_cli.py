@@ -9,10 +9,6 @@ from commands import run
 from damage import reseal
 from pictures import height_and_colours
 
-from routing_gym.agents import AGENTS
-from routing_gym.experiments.engine.run import Run
-from routing_gym.experiments.engine.settings import TrainingSettings
-
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "64"]
 
 
@@ -159,16 +155,6 @@ def test_what_is_overwritten_is_kept_until_the_new_is_whole(tmp_path, monkeypatc
     assert not (tmp_path / ".old-1").exists()
 
 
-def test_list_names_everything(capsys):
-    assert run("list") == 0
-    printed = capsys.readouterr().out
-    assert run("list", "wpl") == 0 and run("list", "routing_gym/DigitsMTL-v0") == 0
-    options = capsys.readouterr().out
-    assert all(word in options for word in ("policy_rate", "algorithm3", "seed", "num_blocks", "rho", "width", "shift"))
-    assert run("list", "wlp") == 2
-    assert "routing_gym/DigitsMTL-v0" in printed and all(name in printed for name in AGENTS) and "mlp" in printed
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -247,10 +233,3 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
     assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train", "--epochs", 4, "--resume") == 1
     assert "agent 'shared', batch 25: training of the blocks stopped after" in capsys.readouterr().err
     assert checkpoint.read_bytes() == kept
-
-
-def test_where_data_lies_is_written_as_it_is_seen_from_anywhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    settings = TrainingSettings("routing_gym/SyntheticMTL-v0", data_dir="data")
-    run = Run(settings, "shared", 0, tmp_path / "run")
-    assert run.configuration["data_dir"] == str(tmp_path / "data")

@@ -189,13 +189,16 @@ def test_tuned_values_of_every_kind_are_read_back(tmp_path):
     assert record["config"]["nothing"] is None and record["config"]["number"] == "3"
 
 
-def test_settings_with_spaces_and_slashes_are_swept(tmp_path):
+def test_settings_that_look_like_anything_are_swept_and_shown_as_they_are(tmp_path, capsys):
     register_agent("odd", Odd)
-    grid = ["--agent", "odd", "--grid", "text=/a b,[red]x[/]", "--seeds", 1]
+    grid = ["--agent", "odd", "--grid", "text=/a b,[red]x[/],<b>", "--seeds", 1]
     assert run("sweep", *SMALL, *grid, "--out", tmp_path / "out") == 0
-    records = strict(tmp_path / "out" / "results.json")
-    assert [record["config"]["text"] for record in records] == ["/a b", "[red]x[/]"]
-    assert len(list((tmp_path / "out").glob("[!.]*/seed-100/results.json"))) == 2
+    texts, records = ["/a b", "[red]x[/]", "<b>"], strict(tmp_path / "out" / "results.json")
+    assert [record["config"]["text"] for record in records] == texts
+    assert [record["setting"] for record in records] == [f"text={text}" for text in texts]
+    assert len(list((tmp_path / "out").glob("[!.]*/seed-100/results.json"))) == 3
+    printed = capsys.readouterr().out
+    assert "text=[red]x[/], seed 100: epoch 1/1" in printed and "text=<b>  " in printed
 
 
 # --------------------------------------------------------------------------------------------------------------- wrong

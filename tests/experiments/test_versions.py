@@ -111,15 +111,6 @@ def test_names_and_options_are_text_whatever_they_look_like(strange, tmp_path, c
     assert "AGENT.NAME=VALUE" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_sweep_shows_settings_as_they_are(strange, tmp_path, capsys):
-    grid = ["--agent", "a-b.c:d", "--grid", "text=[red]x[/],<b>", "--seeds", 1, "--out", tmp_path]
-    assert run("sweep", *SMALL, *grid) == 0
-    printed = capsys.readouterr().out
-    assert "text=[red]x[/], seed 100: epoch 1/1" in printed and "text=<b>  " in printed
-    assert [record["setting"] for record in strict(tmp_path / "results.json")] == ["text=[red]x[/]", "text=<b>"]
-
-
 # ------------------------------------------------------------------------------------------------------------ failures
 
 
