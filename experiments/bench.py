@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +20,7 @@ from routing_gym.envs import EnvConfig
 from routing_gym.experiments.benchmarks import inference, parallel_paths, populations, public_layers, steps
 from routing_gym.experiments.benchmarks.faces import measure_faces
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import Display, counted, say, show
+from routing_gym.experiments.engine.console import Display, counted, plain_table, say, show
 from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
 from routing_gym.experiments.engine.plugins import Pluggable
@@ -34,21 +33,7 @@ from routing_gym.experiments.engine.settings import (
     writable_file,
 )
 
-PARTS = (
-    "steps",
-    "public-layers",
-    "public-losses",
-    "population",
-    "faces",
-    "experts",
-    "convnet",
-    "early-exit",
-    "block-skip",
-    "parallel-paths",
-)
-TITLES = {
-    "live_paths": "Parallel paths, hard choices; what is left of soft gates, which run all paths",
-    "macs_saved": "Rows that skip; ratios: routed / static, and what is saved against nobody skipping",
+PARTS = {
     "steps": "Three layers, 128 wide; ratios: routed / static",
     "public-layers": "Two of k blocks mixed, three layers, 128 wide; ratios: mixed / static",
     "public-losses": "Two of k blocks mixed, three layers, 128 wide; cross-entropy after 600 batches, by 5 seeds",
@@ -60,7 +45,12 @@ TITLES = {
     "block-skip": "Blocks that are skipped, inference; ratios to the whole network, how much of the saving arrives",
     "parallel-paths": "Parallel paths, soft gates; ratios to the single network, and to a loop over the paths",
 }
-"""Title of the table of each part; two parts have a second kind of records, with something else in them."""
+"""Title of the table of each part."""
+OTHERS = {
+    "live_paths": "Parallel paths, hard choices; what is left of soft gates, which run all paths",
+    "macs_saved": "Rows that skip; ratios: routed / static, and what is saved against nobody skipping",
+}
+"""Title of the second kind of records that two parts have, by a field that only these hold."""
 HIDDEN = re.compile(
     "part|device|dtype|torch|commit|processor|accelerator|agent_options|k_cpt|checkpoint|leaving|"
     "static_.*|router_.*|inference_samples.*|.*_bytes"
@@ -128,7 +118,7 @@ class Bench(Pluggable):
 
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
-        parts = known_names("parts", self.parts, PARTS)
+        parts = known_names("parts", self.parts, tuple(PARTS))
         check_agents(self.agents)
         precisions = known_names("dtype", self.dtype, ("float32", "bfloat16"))
         at_least_one("rounds", self.rounds)
@@ -228,13 +218,13 @@ def tables(records: Sequence[Record]) -> list[Table]:
     """Return a table of every part that was measured."""
     made: dict[str, Table] = {}
     for record in records:
-        title = next(title for kind, title in TITLES.items() if kind in (record["part"], *record))
+        title = next((title for field, title in OTHERS.items() if field in record), PARTS[record["part"]])
         named = {**record, "agent": name_of(record)} if "agent" in record else record
         hidden = ("agent", "network") if "case" in record else ()  # the case tells them
         columns = [(key, value) for key, value in named.items() if not HIDDEN.fullmatch(key) and key not in hidden]
         columns.sort(key=lambda column: not isinstance(column[1], str))  # names first
         if title not in made:
-            made[title] = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+            made[title] = plain_table(title=title)
             for key, value in columns:
                 how: Any = {} if isinstance(value, str) else {"justify": "right", "no_wrap": True}
                 made[title].add_column(key.replace("_", "\n"), **how)

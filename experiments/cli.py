@@ -98,11 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def command_class(name: str) -> Any:
-    """Class of a command.
-
-    Raises:
-        UsageError: There is no such command.
-    """
+    """Class of a command, or a `UsageError` if there is none of this name."""
     if name not in COMMANDS:
         raise UsageError(unknown_name("command", name, COMMANDS))
     module, _, cls = COMMANDS[name][0].partition(":")

@@ -132,11 +132,7 @@ def _pt2(program: torch.export.ExportedProgram) -> bytes:
 
 
 def _onnx(program: torch.export.ExportedProgram, inputs: int) -> bytes:
-    """ONNX file of a program of so many inputs, weights included.
-
-    Raises:
-        UsageError: What writes it is not installed.
-    """
+    """ONNX file of a program of so many inputs, weights included; a `UsageError` if what writes it is not installed."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every library that is not there
     batch = {0: "batch"}
     try:

@@ -85,11 +85,7 @@ def options_tables(name: str) -> list[Table]:
 
 
 def owners_of(name: str) -> list[Any]:
-    """Builders and configuration classes that say what can be given to an id, an agent or a network.
-
-    Raises:
-        UsageError: There is nothing of this name.
-    """
+    """Builders and configuration classes that say what can be given to an id, an agent or a network; refuses others."""
     if name in ENV_IDS:
         data, network = ENV_IDS[name]["dataset"], ENV_IDS[name]["network"]
         return [make_routing_vector_env, DATASETS[data], NETWORKS[network], EnvConfig]
@@ -103,9 +99,7 @@ def owners_of(name: str) -> list[Any]:
 def options_of(owner: Any, chosen: Mapping[str, Any]) -> list[Option]:
     """Options of a configuration class, of a builder of data or of a `NetworkSpec`.
 
-    Args:
-        owner: What has them; what a class has from others, they describe.
-        chosen: Defaults of an id, which stand before those of the owner.
+    What a class inherits is described where it is from; defaults that an id has `chosen` stand before its own.
     """
     if isinstance(owner, NetworkSpec):
         source, hints, parameters = owner.function, owner.hints, owner.options

@@ -54,12 +54,6 @@ class Entry:
         """Paper and protocol."""
         return f"{self.paper.name} {self.settings.name}"
 
-    @property
-    def runs(self) -> int:
-        """How many runs it has, but for those of the search."""
-        assert self.settings.protocol is not None
-        return len(self.settings.protocol.rows) * self.settings.protocol.seeds
-
 
 @dataclasses.dataclass
 class Stand:
@@ -146,7 +140,9 @@ class Queue(Command):
         """
         runs = list(self._runs(entry))
         finished = {run.folder: record for run in runs if (record := run.finished())}
-        whole = entry.runs + sum(run.split == "validation" for run in runs)
+        protocol, searching = entry.settings.protocol, sum(run.split == "validation" for run in runs)
+        assert protocol is not None
+        whole = len(protocol.rows) * protocol.seeds + searching
         over = {*finished, *(run.folder for run in runs if (run.folder / DIVERGED).exists())}
         return Stand(list(finished.values()), [run for run in runs if run.folder not in over], whole - len(runs))
 
@@ -207,11 +203,7 @@ class Queue(Command):
 
 
 def entries() -> list[Entry]:
-    """The queue, in its order: that of value per core-hour.
-
-    Raises:
-        UsageError: An entry names no protocol.
-    """
+    """The queue, in its order: that of value per core-hour; a `UsageError` if an entry names no protocol."""
     found = []
     there = tomllib.loads(QUEUE.read_text(encoding="utf-8"))
     stages = ((entry, later) for later, name in enumerate(("protocol", "later")) for entry in there.get(name, ()))
@@ -225,13 +217,7 @@ def entries() -> list[Entry]:
 
 
 def keep(folder: Path, run: Run, record: Record) -> None:
-    """Keep what is finished, in small files: the record, and what is said of every image where a table needs it.
-
-    Args:
-        folder: Where its record is kept.
-        run: The run, in the folder where it was run.
-        record: Its record.
-    """
+    """Keep of a finished run, in small files, the record, and what is said of every image where a table needs it."""
     writable_folder(folder)
     if run.keep_logits:
         shutil.copyfile(run.folder / LOGITS, folder / LOGITS)

@@ -251,8 +251,8 @@ PROGRESS = ".progress.json"
 class Progress(Callback):
     """How far a run is, in a file: for whoever waits for it in another process, and as a sign of life."""
 
-    def __init__(self, every: float = 1.0) -> None:
-        self.every, self.next = every, 0.0
+    every, next = 1.0, 0.0
+    """Seconds between signs of life, and when the next is due."""
 
     def _write(self, session: Session, *what: Any, **more: Any) -> None:
         self.next = time.monotonic() + self.every

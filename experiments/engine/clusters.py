@@ -30,11 +30,7 @@ TOKEN = ".shared-{}"
 
 
 def _library(name: str) -> Any:
-    """Module of an extra.
-
-    Raises:
-        UsageError: It is not installed.
-    """
+    """Module of an extra, or a `UsageError` if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -48,6 +49,14 @@ def show(console: Console, table: Table) -> None:
     console.print(table, crop=False)
 
 
+def plain_table(*headings: str, **look: Any) -> Table:
+    """Empty table without lines between its columns: text in the first, numbers in the others, none of it wrapped."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), **look)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
 def counted(number: int, noun: str) -> str:
     """The number and its noun, `"1 seed"` or `"3 seeds"`."""
     return f"{number} {noun}{'s' * (number != 1)}"
@@ -80,13 +89,9 @@ def threads_in_one_line() -> Iterator[None]:
 
 
 class Display(Progress):
-    """How far a command is, of so many runs or parts: bars in a terminal, elsewhere a line for every epoch or part.
+    """How far a command is, of `total` runs or parts: bars in a terminal, elsewhere a line for each of them.
 
-    Args:
-        console: Where it is shown.
-        total: How many there are.
-        name: What they are.
-        every_epoch: Elsewhere than in a terminal, a line for every epoch, not only for every run.
+    With `every_epoch` it is a line for every epoch of every run.
     """
 
     def __init__(self, console: Console, total: int, name: str = "all runs", every_epoch: bool = True) -> None:

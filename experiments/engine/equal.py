@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -32,8 +32,6 @@ def at_equal(cost: str, rows: Rows, console: Console) -> Rows:
     Raises:
         UsageError: No agent learns, a network without such a width, or a cost that does not depend on it.
     """
-    if cost not in ("parameters", "macs"):
-        raise UsageError(f"--equal must be parameters or macs, got {cost!r}")
     kinds = {name: agent_class(name) for name in rows}
     learned = next((name for name, kind in kinds.items() if not issubclass(kind, FixedAgent | RandomAgent)), None)
     if learned is None:
@@ -43,7 +41,8 @@ def at_equal(cost: str, rows: Rows, console: Console) -> Rows:
         if not issubclass(kind, FixedAgent) or issubclass(kind, FixedRoutes | Oracle):
             continue
         training, options = rows[name]
-        found[name] = (training := equal_width(cost, most, name, training, options)), options
+        training = with_options(training, equal_form(cost, most, name, training, options))
+        found[name] = training, options
         form = " ".join(option for option in training.env_options if option.startswith(("width=", "num_blocks=")))
         say(console, f"{name} with {form} has {cost_of(cost, name, *found[name]):,.0f} {cost}, {learned} {most:,.0f}")
     return found
@@ -71,10 +70,15 @@ def cost_of(cost: str, name: str, training: TrainingSettings, options: tuple[str
     return evaluate(agent, agent.env).macs
 
 
-def equal_width(
+def with_options(training: TrainingSettings, options: Sequence[str]) -> TrainingSettings:
+    """The same training with other options of the environment, as NAME=VALUE."""
+    return dataclasses.replace(training, env_options=filled_up(options, training.env_options))
+
+
+def equal_form(
     cost: str, most: float, name: str, training: TrainingSettings, options: tuple[str, ...] = ()
-) -> TrainingSettings:
-    """How a fixed agent is trained in the widest network that does not cost more than `most`.
+) -> tuple[str, ...]:
+    """Options, `width` and where it matters `num_blocks`, of a fixed agent's widest network that costs up to `most`.
 
     Raises:
         UsageError: A network without such a width, or a cost that does not depend on it.
@@ -90,7 +94,7 @@ def equal_width(
         counts[kind.own] = [env.dataset.num_tasks] * len(counts[kind.own])
         blocks = [f"num_blocks={counts if len(set(counts)) > 1 else counts[0]}"]
 
-    def wide(width: int) -> TrainingSettings:
-        return dataclasses.replace(training, env_options=filled_up((f"width={width}", *blocks), training.env_options))
+    def cost_at(width: int) -> float:
+        return cost_of(cost, name, with_options(training, (f"width={width}", *blocks)), options)
 
-    return wide(widest(lambda width: cost_of(cost, name, wide(width), options), most, asked["width"], name))
+    return f"width={widest(cost_at, most, asked['width'], name)}", *blocks

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import torch
-from rich import box
 from rich.table import Table
 
 from routing_gym.agents import Agent, Confidence
 from routing_gym.agents.confidence import Measure
+from routing_gym.experiments.engine.console import plain_table
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, Record
 from routing_gym.experiments.engine.records import by_label
 
@@ -67,9 +67,8 @@ def curves_of(records: Sequence[Record]) -> Iterator[tuple[str, str, list[tuple[
 
 def exits_table(records: Sequence[Record]) -> Table | None:
     """Table of all points of such curves, means over seeds; None where no record has any."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=CAPTION)
-    for heading in ("accuracy by MACs", "exit or budget", ACCURACY.heading, METRICS["macs"].heading):
-        table.add_column(heading, justify="left" if heading.startswith("accuracy by") else "right", no_wrap=True)
+    headings = ("accuracy by MACs", "exit or budget", ACCURACY.heading, METRICS["macs"].heading)
+    table = plain_table(*headings, caption=CAPTION)
     for label, curve, points in curves_of(records):
         for number, of_seeds in enumerate(points):
             where = f"exit {number + 1}" if curve == "anytime" else f"{of_seeds[0]['budget']:.2f}"

@@ -233,13 +233,8 @@ class Launching(Pluggable):
 def try_out(runs: Sequence[Run], console: Console, debug: bool, *, fresh: bool = False) -> tuple[list[Run], list[str]]:
     """Let every agent, or setting of a sweep, route, train on and be judged on one batch, before a minute is spent.
 
-    Returns the runs of those that can do it, and what is wrong with the others, which is said at once.
-
-    Args:
-        runs: The runs.
-        console: Where it is said.
-        debug: Show tracebacks.
-        fresh: Their checkpoints are about to be replaced, so that they need not fit.
+    Returns the runs of those that can do it, and what is wrong with the others, which is said at once. Checkpoints of
+    runs that begin `fresh` are about to be replaced, and need not fit.
 
     Raises:
         UsageError: A wrong option, or a checkpoint of other options than those given now.
@@ -271,16 +266,9 @@ def perform(
     every_epoch: bool = True,
     population: int = 1,
 ) -> list[str]:
-    """Perform runs wherever a launcher puts them, on whichever checkpoints there are.
+    """Perform runs wherever a launcher puts them, on whichever checkpoints there are; `keep` each that is done.
 
-    Args:
-        runs: The runs.
-        launcher: Where they run.
-        keep: Called with each that is done, and its record.
-        console: Where it is shown how far they are.
-        debug: Show tracebacks.
-        every_epoch: Say more than that a run is done.
-        population: How many seeds are trained side by side, see `Launching`.
+    The console is told of `every_epoch`, or of runs alone; `population` is that of `Launching`.
 
     Returns:
         Of each run that failed its title, the reason and what is kept, in a line; a note of `Stopped` says it, too.

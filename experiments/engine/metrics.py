@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from routing_gym.agents import Agent
 from routing_gym.envs import Evaluation
 from routing_gym.experiments.engine.console import one_line
-from routing_gym.experiments.engine.statistics import mean_interval
+from routing_gym.experiments.engine.statistics import half_interval
 
 Record = dict[str, Any]
 
@@ -100,9 +100,9 @@ class Metric:
         known = [self.scale * value for value in values if value is not None]
         if not known:
             return "–"
-        bounds = mean_interval(known) if self.spread else None
-        half = "" if bounds is None else f" ± {(bounds[1] - bounds[0]) / 2:.{self.digits}f}"
-        return f"{float(np.mean(known)):,.{self.digits}f}{half}{self.unit}"
+        half = half_interval(known) if self.spread else None
+        spread = "" if half is None else f" ± {half:.{self.digits}f}"
+        return f"{float(np.mean(known)):,.{self.digits}f}{spread}{self.unit}"
 
 
 def count_parameters(agent: Agent) -> int:
@@ -114,11 +114,8 @@ def count_parameters(agent: Agent) -> int:
 def mean_parameters(judged: Judged) -> float | None:
     """Number of parameters an instance passes on average, as Ramachandran and Le (2019, Table 4) count them.
 
-    Those of the choices it takes; what belongs to no choice, all readouts and the agent included, counts whole.
-
-    Returns:
-        None where choices have parameters in common, as in a recurrent network: which of them an instance passes twice
-        is not in the counts.
+    Those of the choices it takes; what belongs to no choice, all readouts and the agent included, counts whole. None
+    where choices have parameters in common, as in a recurrent network: the counts do not say what is passed twice.
     """
     network, evaluation = judged.agent.env.network, judged.evaluation
     share = evaluation.routes.sum(0).double() / evaluation.exits.sum()
@@ -226,11 +223,7 @@ for _metric in (
     Metric("blocks_used", "blocks", attrgetter("evaluation.blocks_used"), digits=1),
     Metric("paths", "paths", attrgetter("evaluation.paths"), digits=1),
     Metric(
-        "effective_blocks",
-        "effective blocks",
-        lambda judged: effective_blocks(judged.evaluation.use),
-        digits=1,
-        table=False,
+        "effective_blocks", "effective blocks", lambda of: effective_blocks(of.evaluation.use), digits=1, table=False
     ),
     Metric("alignment", "alignment", alignment, digits=2, table=False, better="more"),
     Metric("parameters", "parameters", lambda judged: count_parameters(judged.agent), table=False),

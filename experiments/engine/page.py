@@ -19,11 +19,7 @@ def text_of(page: Path) -> Path:
 
 
 def check_page(page: Path) -> None:
-    """Refuse to replace a page that was not generated.
-
-    Raises:
-        UsageError: It was written by someone, or cannot be read.
-    """
+    """Refuse, by a `UsageError`, to replace a page that was written by someone, or cannot be read."""
     for path in (page, text_of(page)):
         try:
             there = path.read_text(encoding="utf-8")
@@ -39,16 +35,10 @@ def check_page(page: Path) -> None:
 
 
 def write_page(page: Path, title: str, generated: str, pictures: Sequence[Path] = ()) -> None:
-    """Write a page, whole or not at all: its title, what is concluded, and what is generated.
+    """Write a page, whole or not at all: title, conclusions, what is generated, as Markdown, and pictures below it.
 
-    Args:
-        page: The page.
-        title: Its title, unless the text begins with another.
-        generated: Tables and verdicts, as Markdown.
-        pictures: Shown below them.
-
-    Raises:
-        UsageError: A page that was not generated.
+    The title is another where the conclusions begin with one; a page that was not generated is refused, see
+    `check_page`.
     """
     check_page(page)
     text = text_of(page).read_text(encoding="utf-8") if text_of(page).exists() else ""

@@ -37,20 +37,6 @@ class Paths:
     logits: Tensor
     label: Tensor
 
-    @property
-    def count(self) -> int:
-        """How many different paths there are."""
-        return len(self.choices.unique(dim=0))
-
-    @property
-    def length(self) -> Tensor:
-        """`(R,)`: how many blocks an instance runs, where 0 is to skip and 1 to run."""
-        return self.choices.sum(1)
-
-    def kept(self, others: Paths) -> float:
-        """Share of instances whose path is the same among others."""
-        return float((self.choices == others.choices).all(1).double().mean())
-
 
 def paths_of(agent: Agent, dataset: MultiTaskDataset) -> Paths:
     """Paths of a split by an agent's best choices, through a network in which all pass all decisions, in order."""
@@ -74,12 +60,7 @@ def augmented(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> Mult
 
 
 def rotated(images: Tensor, degrees: Tensor) -> Tensor:
-    """Return images `(B, C, H, W)` uint8 rotated about their centres, bilinearly, with black corners.
-
-    Args:
-        images: The images.
-        degrees: `(B,)`, counterclockwise.
-    """
+    """Images `(B, C, H, W)` uint8 rotated by `degrees` `(B,)`, counterclockwise about their centres, corners black."""
     height, width = images.shape[-2:]
     angle = degrees.to(images.device).deg2rad()
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
@@ -105,10 +86,8 @@ def cropped_flipped_rotated(dataset: MultiTaskDataset, augmentation: Shift, seed
 def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
     """Find out which paths the images of the split take that a run was judged on, and whether they keep them.
 
-    Args:
-        judged: The run in the end.
-        seed: Of the augmentation.
-        file: Receives `chances` of running each block, `(R, N)` float16, `choices` `(R, N)` uint8 and `label`.
+    The file receives `chances` of running each block, `(R, N)` float16, `choices` `(R, N)` uint8 and `label`; `seed`
+    is that of the augmentation.
 
     Returns:
         `paths`, how many there are; `length`, the mean number of blocks run; and of images that are augmented, if those
@@ -119,11 +98,16 @@ def judged_paths(judged: Judged, seed: int, file: Path) -> dict[str, float]:
     agent, env = judged.agent, judged.agent.env
     split, augmentation = env.datasets[judged.evaluation.split], env.datasets["train"].augmentation
     plain = paths_of(agent, split)
-    found = {"paths": plain.count, "length": float(plain.length.double().mean())}
+    # To skip a block is 0, to run it is 1.
+    found = {"paths": len(plain.choices.unique(dim=0)), "length": float(plain.choices.sum(1).double().mean())}
+
+    def kept(others: Paths) -> float:
+        return float((plain.choices == others.choices).all(1).double().mean())
+
     if augmentation is not None:
         moved = paths_of(agent, augmented(split, augmentation, seed))
         turned = paths_of(agent, cropped_flipped_rotated(split, augmentation, seed))
-        found |= {"kept": plain.kept(moved), "kept_rotated": plain.kept(turned)}
+        found |= {"kept": kept(moved), "kept_rotated": kept(turned)}
         before, after = plain.logits.double().log_softmax(1), moved.logits.double().log_softmax(1)
         found["kl"] = float(functional.kl_div(after, before, reduction="batchmean", log_target=True))
     chances, choices = plain.chances[..., 1].to(torch.float16), plain.choices.to(torch.uint8)

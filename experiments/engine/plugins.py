@@ -45,11 +45,7 @@ class Pluggable(Command):
 
 
 def load_plugin(path: Path) -> None:
-    """Run one file, once per process.
-
-    Raises:
-        UsageError: It is missing, fails, or registers nothing.
-    """
+    """Run one file, once per process; a `UsageError` if it is missing, fails, or registers nothing."""
     if path.is_dir():
         raise UsageError(f"a plug-in is a Python file, {path} is a folder: name the files in it")
     if not path.exists():

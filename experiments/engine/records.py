@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import gzip
 import io
 import json
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.console import plain_table
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, OURS, Metric, Record
 from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, Best, best_and_alike, paired_difference
 from routing_gym.files import write_atomically
@@ -67,56 +66,43 @@ def write_rows(rows: Iterable[Iterable[Any]], path: Path) -> None:
 
 SINGLE = "single-task"
 """The agent that others are compared with task by task: a network of its own for every task."""
+DELTA_M = Metric("delta_m", "Δm %", lambda judged: None, scale=100, digits=1, spread=True, better="more")
+"""Δm, the mean relative gain over networks of single tasks, 0.05 for 5 %, of runs with the same data and seed.
 
-
-@dataclasses.dataclass(frozen=True)
-class DeltaM(Metric):
-    """Δm, the mean relative gain over networks of single tasks, of runs with the same data and seed.
-
-    The mean over tasks of (accuracy - single) / single (Maninis et al. 2019, "Attentive Single-Tasking of Multiple
-    Tasks"; Vandenhende et al. 2021, "Multi-Task Learning for Dense Prediction Tasks"). It means nothing where there is
-    no such run, or that one gets nothing right in some task.
-
-    Attributes:
-        singles: Accuracies by task of the agent `SINGLE`, by what `_judged_on` says of its run.
-    """
-
-    singles: dict[tuple[Any, ...], list[float]] = dataclasses.field(default_factory=dict)
-
-    def value(self, record: Record) -> float | None:
-        """Gain of a run, 0.05 for 5 %, or None."""
-        ours, singles = record["task_accuracy"], self.singles.get(_judged_on(record), [])
-        if len(ours) != len(singles) or not all(singles):
-            return None
-        return float(np.mean([(our - single) / single for our, single in zip(ours, singles, strict=True)]))
-
-
-def _judged_on(record: Record) -> tuple[Any, ...]:
-    return record["env"], record["dataset"], record["asked"]["split"], record["seed"]
+The mean over tasks of (accuracy - single) / single (Maninis et al. 2019, "Attentive Single-Tasking of Multiple Tasks";
+Vandenhende et al. 2021, "Multi-Task Learning for Dense Prediction Tasks").
+"""
 
 
 def metrics_of(records: Iterable[Record]) -> list[Metric]:
-    """Metrics of records that are shown together, in the order of their columns; Δm where it means something."""
-    singles = {_judged_on(record): record["task_accuracy"] for record in records if record["agent"] == SINGLE}
-    delta = DeltaM("delta_m", "Δm %", lambda judged: None, 100, 1, spread=True, better="more", singles=singles)
-    return [*METRICS.values(), *([delta] if singles else [])]
+    """Metrics of records that are shown together, in the order of their columns; Δm where some run is of `SINGLE`."""
+    return [*METRICS.values(), *([DELTA_M] if any(record["agent"] == SINGLE for record in records) else [])]
 
 
 def with_delta_m(records: Sequence[Record]) -> list[Record]:
-    """Records that are written together, each with its Δm as `delta_m`, where it has one."""
-    delta = next((metric for metric in metrics_of(records) if isinstance(metric, DeltaM)), None)
+    """Records that are shown or written together, each with its Δm as `delta_m`, where it has one.
+
+    It has none where no run of `SINGLE` had the same data and seed, or that one gets nothing right in some task.
+    """
+
+    def judged_on(record: Record) -> tuple[Any, ...]:
+        return record["env"], record["dataset"], record["asked"]["split"], record["seed"]
+
+    singles = {judged_on(record): record["task_accuracy"] for record in records if record["agent"] == SINGLE}
     told = []
     for record in records:
-        value = None if delta is None else delta.value(record)
-        rest = {name: of for name, of in record.items() if name != "delta_m"}  # of a run that may be gone
-        told.append(rest if value is None else {**rest, "delta_m": value})
+        ours, single = record["task_accuracy"], singles.get(judged_on(record), [])
+        record = {name: of for name, of in record.items() if name != "delta_m"}  # of a run that may be gone
+        if len(ours) == len(single) and all(single):
+            record["delta_m"] = float(np.mean([(our - one) / one for our, one in zip(ours, single, strict=True)]))
+        told.append(record)
     return told
 
 
 def write_csv(records: Sequence[Record], path: Path) -> None:
     """Write records as CSV: a row per run, its metrics and options; empty where it has none."""
     rows, metrics = [], metrics_of(records)
-    for record in records:
+    for record in with_delta_m(records):
         row = {name: record[name] for name in ("agent", "env", "seed", "epochs")}
         row |= {metric.key(record["asked"]["split"]): metric.value(record) for metric in metrics}
         rows.append(row | flat_options(record["asked"]) | row)  # a metric counts more than an option of its name
@@ -249,15 +235,11 @@ def by_label(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def comparison_table(records: Sequence[Record], title: str) -> Table:
     """Table with a row per agent: means over seeds; the best is marked, and what cannot be told apart from it."""
-    groups, best = by_label(records), None
+    best, columns = None, [metric for metric in metrics_of(records) if metric.table]
     with suppress(ValueError):  # no seed is common to all
         best = best_and_alike(_accuracies(records))
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=said_of(best))
-    table.add_column("agent", no_wrap=True)
-    columns = [metric for metric in metrics_of(records) if metric.table]
-    for metric in columns:
-        table.add_column(metric.heading, justify="right", no_wrap=True)
-    for agent, runs in groups.items():
+    table = plain_table("agent", *(metric.heading for metric in columns), title=title, caption=said_of(best))
+    for agent, runs in by_label(with_delta_m(records)).items():
         texts = [metric.text([metric.value(run) for run in runs]) for metric in columns]
         mark = " *" if best is not None and agent in (best.agent, *best.alike) else ""
         table.add_row(agent, texts[0] + mark, *texts[1:])
@@ -278,9 +260,7 @@ def differences_table(records: Sequence[Record]) -> Table | None:
     with suppress(ValueError):  # no seed is common to all
         best = best_and_alike(groups)
         if best.seeds >= FEWEST_SEEDS and len(groups) > 1:
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=ONE_PAIR)
-            for heading in (f"{best.agent} less", "points", "95 % interval", "p"):
-                table.add_column(heading, justify="left" if heading.startswith(best.agent) else "right", no_wrap=True)
+            table = plain_table(f"{best.agent} less", "points", "95 % interval", "p", caption=ONE_PAIR)
             for other in (*best.alike, *best.worse):
                 of = paired_difference(groups[best.agent], groups[other])
                 mean, low, high = (100 * value for value in (of.mean, of.low, of.high))

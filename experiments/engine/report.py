@@ -33,6 +33,7 @@ from routing_gym.experiments.engine.records import (
     read_arrays,
     read_results,
     read_runs,
+    with_delta_m,
     write_text,
 )
 from routing_gym.experiments.engine.run import CONFIG, finite
@@ -208,7 +209,9 @@ def packed_plotly() -> str:
 
 def report_data(contents: Contents) -> dict[str, Any]:
     """Everything the page shows, as plain values, rounded to what is shown."""
-    groups = groups_of(contents.finished.values())
+    there = list(contents.finished.values())
+    told = with_delta_m([run.record for run in there])
+    groups = groups_of(dataclasses.replace(run, record=of) for run, of in zip(there, told, strict=True))
     runs = [run for group in groups for run in group.runs]
     metrics = metrics_of(run.record for run in runs)
     facts = {name: {run.record[name]: None for run in runs} for name in FACTS}
@@ -279,9 +282,9 @@ def _shown(metric: Metric, *values: float | None) -> list[float | int | None]:
 def _summary(group: Group, metric: Metric) -> list[Any]:
     """Mean over seeds as text, as a number, and the half of its 95 % interval, None where there is none."""
     values = list(group.by_seed(metric).values())
-    bounds = statistics.mean_interval(values)
-    mean, half = float(np.mean(values)) if values else None, bounds and (bounds[1] - bounds[0]) / 2
-    return [metric.text([value / metric.scale for value in values]), *_shown(metric, mean, half)]
+    mean = float(np.mean(values)) if values else None
+    shown = _shown(metric, mean, statistics.half_interval(values))
+    return [metric.text([value / metric.scale for value in values]), *shown]
 
 
 def _curve(group: Group, metric: Metric) -> list[list[Any]]:

@@ -132,12 +132,8 @@ class Run:
     def try_out(self, *, batch: bool, fresh: bool) -> None:
         """Find out what would go wrong, on a throwaway copy: no random number and no file is touched.
 
-        Args:
-            batch: Route one batch, train on it and judge one; else see only if a checkpoint is one to go on with.
-            fresh: The checkpoint is about to be replaced.
-
-        Raises:
-            UsageError: A wrong option, or a checkpoint of other options.
+        With `batch` it routes one, trains on it and is judged. A checkpoint that is to be gone on with, so not where it
+        begins `fresh`, is looked at in any case. A `UsageError` names a wrong option, or a checkpoint of other options.
         """
         goes_on = not fresh and (self.folder / CHECKPOINT).exists()
         if not (batch or goes_on):

@@ -7,8 +7,7 @@ problems, the definitions of Agarwal et al. 2021, "Deep Reinforcement Learning a
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,17 +28,14 @@ BySeed = Mapping[int, float]
 Verdict = Literal["better", "worse", "not enough"]
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Confidence interval (95 %, Student's t) of the mean of independent values, such as one per seed.
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half of the 95 % confidence interval (Student's t) of the mean of independent values, such as one per seed.
 
-    None for fewer than two values. Equal values give a point: what was seen, not what other seeds would give.
+    None for fewer than two values. Of equal values 0: what was seen, not what other seeds would give.
     """
     if len(values) < 2:
         return None
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    low, high = scipy.stats.t.interval(CONFIDENCE, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values))
-    return float(low), float(high)
+    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * scipy.stats.sem(values))
 
 
 @dataclass(frozen=True)
@@ -119,9 +115,6 @@ def best_and_alike(values: Mapping[str, BySeed]) -> Best:
     number of agents, since any of them may be picked as the best (Bonferroni): of k agents the j-th surest, j = 0, 1,
     ..., is worse if its two-sided p-value is below 2 * 0.05 / (k * (k - 1 - j)) and all before it are.
 
-    Args:
-        values: Values of each agent by seed. One agent is the best of its table.
-
     Raises:
         ValueError: There are no agents, no seed is common to all, or a value is not finite.
     """
@@ -155,54 +148,40 @@ def _common_seeds(values: Mapping[str, BySeed]) -> list[int]:
     return sorted(common)
 
 
-def score_matrix(scores: Mapping[str, Sequence[float]]) -> np.ndarray:
-    """Scores `(runs, problems)` from the runs of each problem.
-
-    Raises:
-        ValueError: There are none, problems have unequal numbers of runs, or a score is not finite.
-    """
-    numbers = {problem: len(runs) for problem, runs in scores.items()}
-    if len(set(numbers.values())) != 1:
-        got = ", ".join(f"{number} of {problem!r}" for problem, number in numbers.items()) or "no problem"
-        raise ValueError(f"scores: expected equally many runs of every problem, got {got}: run the missing seeds")
-    return _checked_scores(np.transpose([list(map(float, runs)) for runs in scores.values()]))
-
-
-def _checked_scores(scores: ArrayLike) -> np.ndarray:
-    """Scores `(runs, problems)` as float64, at least one of each, finite."""
-    try:
-        array = np.asarray(scores, dtype=np.float64)
-    except ValueError as error:  # rows of unequal lengths
-        raise ValueError(f"scores: expected as many problems in every run, one number each ({error})") from error
-    if array.ndim != 2 or not array.size:
-        raise ValueError(f"scores: expected shape (runs, problems), at least 1 of each, got {array.shape}")
-    for run, problem in np.argwhere(~np.isfinite(array)):
-        raise ValueError(f"scores[{run}, {problem}]: expected a finite number, got {array[run, problem]}")
-    return array
-
-
 def iqm(scores: ArrayLike) -> float:
     """Interquartile mean of scores `(runs, problems)`: the 25 % trimmed mean over all runs and problems together.
 
     Agarwal et al. 2021, section 4.3. Of n scores, floor(n / 4) are left out at either end, as in rliable.
     """
-    return float(scipy.stats.trim_mean(_checked_scores(scores), 0.25, axis=None))
+    array = np.asarray(scores, dtype=np.float64)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"scores: expected shape (runs, problems), at least 1 of each, got {array.shape}")
+    for run, problem in np.argwhere(~np.isfinite(array)):
+        raise ValueError(f"scores[{run}, {problem}]: expected a finite number, got {array[run, problem]}")
+    return float(scipy.stats.trim_mean(array, 0.25, axis=None))
+
+
+def iqm_interval(scores: np.ndarray) -> tuple[float, float]:
+    """Confidence interval (95 %) of the interquartile mean, by the stratified percentile bootstrap.
+
+    Every one of 2000 repetitions draws, for each problem by itself, as many runs with replacement as there are, 2 at
+    least; problems are not drawn, they are those that the claim is about (Agarwal et al. 2021, section 4.1). It shows
+    an uncertainty and decides nothing; of one problem see `half_interval` and `paired_difference`.
+    """
+    found = scipy.stats.bootstrap(
+        scores.T, lambda *columns: iqm(np.stack(columns, axis=1)), n_resamples=2000, vectorized=False,
+        method="percentile", random_state=np.random.default_rng(0), confidence_level=CONFIDENCE,
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
     """Probability that a run of one agent is better than one of another, on a problem taken at random.
 
-    The mean over problems of the Mann-Whitney statistic U / (n * m), the share of pairs of runs in which `x` is
-    larger, ties counted half (Agarwal et al. 2021, section 4.3).
-
-    Args:
-        x: Scores `(n, problems)` of the one agent.
-        y: Scores `(m, problems)` of the other on the same problems.
+    The mean over problems of the Mann-Whitney statistic U / (n * m), the share of pairs of runs, of scores
+    `(n, problems)` and `(m, problems)`, in which `x` is larger, ties counted half (Agarwal et al. 2021, section 4.3).
     """
-    ours, theirs = _checked_scores(x), _checked_scores(y)
-    if ours.shape[1] != theirs.shape[1]:
-        raise ValueError(f"scores: expected the same problems, got {ours.shape[1]} of x and {theirs.shape[1]} of y")
-    return float(np.mean((np.sign(ours[:, None] - theirs[None]) + 1) / 2))
+    return float(np.mean((np.sign(np.asarray(x)[:, None] - np.asarray(y)[None]) + 1) / 2))
 
 
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
@@ -210,36 +189,4 @@ def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
 
     The score distribution of Agarwal et al. 2021, section 4.2, of scores `(runs, problems)`: strictly above.
     """
-    return np.mean(_checked_scores(scores) > np.asarray(thresholds, dtype=np.float64)[:, None, None], axis=(1, 2))
-
-
-def bootstrap_interval(
-    function: Callable[..., float | np.ndarray], *scores: ArrayLike, repetitions: int = 2000, seed: int = 0
-) -> tuple[float | np.ndarray, float | np.ndarray]:
-    """Confidence interval (95 %) of an aggregate over problems, by the stratified percentile bootstrap.
-
-    Every repetition draws, for each problem of each agent by itself, as many runs with replacement as there are;
-    problems are not drawn, they are those that the claim is about (Agarwal et al. 2021, section 4.1). It shows an
-    uncertainty and decides nothing; of one problem see `mean_interval` and `paired_difference`.
-
-    Args:
-        function: Aggregate, called with arrays of the shapes of `scores`; may return an array, as both ends are then.
-        scores: Scores `(runs, problems)`, at least 2 runs; of two agents for `probability_of_improvement`.
-        repetitions: Number of bootstrap samples.
-        seed: Seed of the draws.
-    """
-    arrays = [_checked_scores(of) for of in scores]
-    if not arrays or min(map(len, arrays)) < 2:
-        raise ValueError(f"scores: expected at least 2 runs to draw from, got {[len(array) for array in arrays]}")
-    ends = [0, *np.cumsum([array.shape[1] for array in arrays])]
-
-    def of_columns(*columns: np.ndarray) -> float | np.ndarray:
-        return function(*(np.stack(columns[start:end], axis=1) for start, end in itertools.pairwise(ends)))
-
-    columns = [column for array in arrays for column in array.T]
-    rng = np.random.default_rng(seed)
-    found = scipy.stats.bootstrap(
-        columns, of_columns, n_resamples=repetitions, vectorized=False, method="percentile", random_state=rng,
-        confidence_level=CONFIDENCE,
-    )  # fmt: skip
-    return found.confidence_interval.low, found.confidence_interval.high
+    return np.mean(np.asarray(scores) > np.asarray(thresholds)[:, None, None], axis=(1, 2))

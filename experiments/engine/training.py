@@ -46,14 +46,8 @@ class Course:
     and, of an agent that has a policy in a table, `policies.npz`, `policies` `(S, T, N, A)` float16 and `episodes`
     `(S,)`, for Figs. 9 and 10 of Rosenbaum et al. (2018).
 
-    Args:
-        session: The run; its curve grows.
-        callbacks: Told of batches and epochs.
-        settings: How many passes make an epoch; and after how many without a higher validation accuracy it stops, and
-            goes back to the best checkpoint.
-
-    Attributes:
-        batches: How many make an epoch.
+    The curve of the session grows. The settings say how many passes make an epoch, `batches` in number, and after how
+    many epochs without a higher validation accuracy it stops, and goes back to the best checkpoint.
     """
 
     def __init__(self, session: Session, callbacks: Sequence[Callback], settings: TrainingSettings) -> None:
@@ -133,14 +127,10 @@ def train(courses: Sequence[Course]) -> None:
         raise ValueError("with --patience every run has a length of its own")
     together = Population([course.session.agent for course in courses]) if others else None
 
-    def note(metrics: dict[str, Tensor]) -> None:
-        first.note(metrics, agent.episodes, agent.policy)
-        stop_if_asked()
-
-    def note_all(metrics: list[dict[str, Tensor]]) -> None:
-        assert together is not None
+    def note(*metrics: dict[str, Tensor]) -> None:
         for number, (course, own) in enumerate(zip(courses, metrics, strict=True)):
-            course.note(own, together.episodes, partial(together.policy, number))
+            policy = agent.policy if together is None else partial(together.policy, number)
+            course.note(own, agent.episodes if together is None else together.episodes, policy)
         stop_if_asked()
 
     while not first.over:
@@ -149,7 +139,7 @@ def train(courses: Sequence[Course]) -> None:
             if together is None:
                 agent.learn(env, first.batches * env.batch_size, note)
             else:
-                together.learn(first.batches * env.num_envs, note_all)
+                together.learn(first.batches * env.num_envs, lambda metrics: note(*metrics))
         if env.device.type == "cuda":
             torch.cuda.synchronize(env.device)  # what it was given counts as training time
         seconds = (time.perf_counter() - start) / len(courses)
@@ -162,8 +152,7 @@ def train(courses: Sequence[Course]) -> None:
 def settled(routes: np.ndarray) -> int:
     """Epoch from which on routes are what they are in the end: all but `UNSETTLED` of the choices, mean over tasks.
 
-    Args:
-        routes: Counts of choices after each epoch, `(E, T, N, A)`, as in `Evaluation`.
+    Routes are counts of choices after each epoch, `(E, T, N, A)`, as in `Evaluation`.
     """
     shares = routes / np.maximum(routes.sum(-1, keepdims=True), 1)
     moved = 0.5 * np.abs(shares - shares[-1:]).sum(-1).mean((1, 2))  # total variation

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
-from routing_gym.experiments.engine.console import counted
+from routing_gym.experiments.engine.console import counted, plain_table
 from routing_gym.experiments.engine.figures import save
 from routing_gym.experiments.engine.metrics import METRICS
 from routing_gym.experiments.engine.page import write_page
@@ -21,7 +20,7 @@ from routing_gym.experiments.engine.report import TABLES, write_report
 from routing_gym.experiments.engine.statistics import (
     FEWEST_SEEDS,
     best_and_alike,
-    mean_interval,
+    half_interval,
     paired_difference,
     performance_profile,
 )
@@ -32,19 +31,19 @@ MOST_SHOWN = 8
 """Agents in a picture: those that stand best."""
 YARDSTICK = "task-specific-last(equal=parameters)"
 """Static row that all are compared with: in pilots, before any of these runs, the best of its size."""
-OF_PROBLEMS = tuple(
-    "problem,difficulty,ability,environment,knob,passes (batch),scored,random frozen paths,oracle,oracle ahead".split(
-        ","
-    )
+OF_PROBLEMS = (
+    *("problem", "difficulty", "ability", "environment", "knob", "passes (batch)"),
+    *("scored", "random frozen paths", "oracle", "oracle ahead"),
 )
 LINES = ("-", "--", "-.", ":")
 TITLE = "The suite: problems on which routing agents can be told apart"
 
 
-def main_difficulty(scores: Sequence[Score]) -> str:
-    """Difficulty that the leaderboard is of: the default one, or the first that was run."""
+def at_main_difficulty(scores: Sequence[Score]) -> list[Score]:
+    """Scores at the difficulty that the leaderboard is of: the default one, or the first that was run."""
     there = {score["difficulty"] for score in scores}
-    return "default" if "default" in there else next(name for name in DIFFICULTIES if name in there)
+    main = "default" if "default" in there else next(name for name in DIFFICULTIES if name in there)
+    return [score for score in scores if score["difficulty"] == main]
 
 
 def problems_of(scores: Sequence[Score]) -> list[str]:
@@ -55,17 +54,14 @@ def problems_of(scores: Sequence[Score]) -> list[str]:
 
 def stands(scores: Sequence[Score]) -> list[Standing]:
     """Standings at the difficulty that the leaderboard is of."""
-    main = main_difficulty(scores)
-    return standings(score for score in scores if score["difficulty"] == main)
+    return standings(at_main_difficulty(scores))
 
 
 def cell(standing: Standing, problem: str, half: bool = False) -> str:
     """Mean score of an agent on a problem, perhaps with half of its 95 % interval; a dash where it cannot run it."""
     values = list(standing.scores.get(problem, {}).values())
-    bounds = mean_interval(values) if half else None
-    return (f"{float(np.mean(values)):.2f}" if values else "–") + (
-        f" ± {(bounds[1] - bounds[0]) / 2:.2f}" if bounds else ""
-    )
+    spread = half_interval(values) if half else None
+    return (f"{float(np.mean(values)):.2f}" if values else "–") + ("" if spread is None else f" ± {spread:.2f}")
 
 
 def best_of(found: Sequence[Standing], problem: str) -> set[str]:
@@ -79,20 +75,19 @@ def best_of(found: Sequence[Standing], problem: str) -> set[str]:
 
 def told_iqm(standing: Standing, problems: Sequence[str]) -> str:
     """Interquartile mean of an agent, with its interval, and of how many of some problems where not of all."""
-    (value, bounds), own = standing.iqm, len(standing.scores)
+    bounds, own = standing.interval, len(standing.scores)
     interval = f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else ""
-    return f"{value:.2f}{interval}" + (f", {own} of {len(problems)}" if own < len(problems) else "")
+    return f"{standing.iqm:.2f}{interval}" + (f", {own} of {len(problems)}" if own < len(problems) else "")
 
 
 def table(scores: Sequence[Score]) -> Table:
     """Leaderboard: a row per agent, its interquartile mean, its rank, and its mean score on every problem."""
-    found, seeds = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)), len({s["seed"] for s in scores})
-    found.title = f"Score, {main_difficulty(scores)} difficulty, {counted(seeds, 'seed')}"
-    found.caption = "0: random frozen paths, 1: the oracle; IQM: interquartile mean over runs and problems"
-    problems = problems_of(scores)
-    found.add_column("agent", no_wrap=True)
-    for heading in ("IQM", "rank", *problems):
-        found.add_column(heading, justify="right", no_wrap=heading in ("IQM", "rank"))
+    problems, seeds = problems_of(scores), len({score["seed"] for score in scores})
+    title = f"Score, {at_main_difficulty(scores)[0]['difficulty']} difficulty, {counted(seeds, 'seed')}"
+    caption = "0: random frozen paths, 1: the oracle; IQM: interquartile mean over runs and problems"
+    found = plain_table("agent", "IQM", "rank", title=title, caption=caption)
+    for problem in problems:
+        found.add_column(problem, justify="right")
     for standing in stands(scores):
         own = [cell(standing, problem) for problem in problems]
         found.add_row(standing.agent, told_iqm(standing, problems), f"{standing.rank:.1f}", *own)
@@ -131,10 +126,10 @@ class Part:
 
 def parts_of(scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Mapping[str, str]]) -> list[Part]:
     """All that is said of scores."""
-    found, problems = stands(scores), problems_of(scores)
-    parts = [_leaders(found, scores, problems), _problems(scales, scores), _ways(found, scores), _chances(found)]
+    found, problems, main = stands(scores), problems_of(scores), at_main_difficulty(scores)
+    parts = [_leaders(found, scores, problems), _problems(scales, scores), _ways(found, main), _chances(found)]
     if any(standing.agent == YARDSTICK for standing in found):
-        parts.insert(1, _ahead(found, scores, problems))
+        parts.insert(1, _ahead(found, main, problems))
     if len({score["difficulty"] for score in scores}) > 1:
         parts.append(_along(found, scores, problems))
     if holes:
@@ -144,19 +139,19 @@ def parts_of(scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[M
 
 
 def _leaders(found: Sequence[Standing], scores: Sequence[Score], problems: Sequence[str]) -> Part:
-    main, seeds = main_difficulty(scores), sorted({score["seed"] for score in scores})
+    main, seeds = at_main_difficulty(scores), sorted({score["seed"] for score in scores})
     made = (("commit", "commit"), ("PyTorch", "torch"), ("on", "processor"))
     note = (
         "Score: 0 for random frozen paths (mean of draws on the same data), 1 for the oracle; "
-        f"{counted(len(seeds), 'seed')}, from {seeds[0]} on, each with data of its own; {main} difficulty. "
-        "IQM: interquartile mean over runs and problems, with the 95 % interval of the stratified bootstrap; who was "
-        "run on some problems only stands below, with their number. Rank: "
+        f"{counted(len(seeds), 'seed')}, from {seeds[0]} on, each with data of its own; "
+        f"{main[0]['difficulty']} difficulty. IQM: interquartile mean over runs and problems, with the 95 % interval "
+        "of the stratified bootstrap; who was run on some problems only stands below, with their number. Rank: "
         "mean over problems, 1 for the best. ±: half of the 95 % t-interval over seeds. ●: the best of a problem and "
         "all that cannot be told apart from it (paired t, Holm, 5 %). †: spends more multiply-accumulates than the "
         "oracle, and may beat it. "
         f"Made at {'; '.join(f'{word} ' + ', '.join(sorted({of[key] for of in scores})) for word, key in made)}."
     )
-    more = {(of["agent"], of["problem"]) for of in scores if of["more_macs"] and of["difficulty"] == main}
+    more = {(of["agent"], of["problem"]) for of in main if of["more_macs"]}
     best = {problem: best_of(found, problem) for problem in problems}
     rows = []
     for of in found:
@@ -167,13 +162,11 @@ def _leaders(found: Sequence[Standing], scores: Sequence[Score], problems: Seque
 
 
 def _ahead(found: Sequence[Standing], scores: Sequence[Score], problems: Sequence[str]) -> Part:
-    main = main_difficulty(scores)
     values: dict[tuple[str, str], dict[int, float]] = {}
     for of in scores:
-        if of["difficulty"] == main:
-            metric = METRICS[of["scored"]]
-            scale = metric.scale * (-1 if metric.better == "less" else 1)
-            values.setdefault((of["agent"], of["problem"]), {})[of["seed"]] = scale * of["value"]
+        metric = METRICS[of["scored"]]
+        scale = metric.scale * (-1 if metric.better == "less" else 1)
+        values.setdefault((of["agent"], of["problem"]), {})[of["seed"]] = scale * of["value"]
     shown = [problem for problem in problems if (YARDSTICK, problem) in values]
 
     def ahead(agent: str, problem: str) -> str:
@@ -193,8 +186,8 @@ def _ahead(found: Sequence[Standing], scores: Sequence[Score], problems: Sequenc
 def _problems(scales: Sequence[Scale], scores: Sequence[Score]) -> Part:
     rows = []
     for scale in scales:
-        (zero, one), bounds = scale.ends, mean_interval(list(scale.random.values()))
-        half = f" ± {(bounds[1] - bounds[0]) / 2:.3f}" if bounds else ""
+        (zero, one), spread = scale.ends, half_interval(list(scale.random.values()))
+        half = "" if spread is None else f" ± {spread:.3f}"
         apart = {"better": "yes", "worse": "no"}.get(scale.separated.verdict, "not enough")
         known = PROBLEMS.get(scale.problem)
         asked = [known.ability, knob(scale.problem, scale.difficulty)] if known else ["", ""]
@@ -206,9 +199,9 @@ def _problems(scales: Sequence[Scale], scores: Sequence[Score]) -> Part:
 
 
 def _ways(found: Sequence[Standing], scores: Sequence[Score]) -> Part:
-    main, rows = main_difficulty(scores), []
+    rows = []
     for standing in found:
-        own = [score for score in scores if score["agent"] == standing.agent and score["difficulty"] == main]
+        own = [score for score in scores if score["agent"] == standing.agent]
         columns = (
             [of[name] for of in own if of[name] is not None] for name in ("alignment", "effective_blocks", "settled")
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -48,13 +49,12 @@ class Problem:
         return self.options.get("source", "digits") != "digits"
 
 
-_GROUPS = "routing_gym/HiddenGroups-v0"
+_groups = functools.partial(Problem, "routing_gym/HiddenGroups-v0", batch_size=144)
 _RATE = {"learning_rate": 4e-3}
 
 PROBLEMS: dict[str, Problem] = {
     # Eight tasks of each of three groups: a task alone has too few images, and paths drawn at random mix the groups.
-    "hidden-groups": Problem(
-        env=_GROUPS,
+    "hidden-groups": _groups(
         ability="finding relatives",
         knobs={"images_per_task": (30, 10, 5)},
         passes=300,
@@ -89,31 +89,25 @@ PROBLEMS: dict[str, Problem] = {
         batch_size=100,
     ),
     # Hidden groups, with ever more tasks and blocks to choose from.
-    "crowd": Problem(
-        env=_GROUPS,
+    "crowd": _groups(
         ability="scale",
         knobs={"num_tasks": (24, 100, 300), "num_groups": (4, 16, 64)},
         passes=100,
         options={**_RATE, "images_per_task": 24},
-        batch_size=144,
     ),
     # Rewards are for wrong labels, too: a policy must not settle on what a few instances say.
-    "noise": Problem(
-        env=_GROUPS,
+    "noise": _groups(
         ability="patience",
         knobs={"label_noise": (0.1, 0.35, 0.5)},
         passes=150,
         options={**_RATE, "images_per_task": 24},
-        batch_size=144,
     ),
     # What groups ask for stays, who is in which does not: a policy that has settled is wrong from then on.
-    "drift": Problem(
-        env=_GROUPS,
+    "drift": _groups(
         ability="changing one's mind",
         knobs={"drift_at": (0.1, 0.5, 0.9)},
         passes=150,
         options={**_RATE, "images_per_task": 24, "passes": 150},
-        batch_size=144,
     ),
     # Easy instances do as well at the first exit, hard ones are worth the price; the oracle is told which is which.
     "budget": Problem(
@@ -128,36 +122,29 @@ PROBLEMS: dict[str, Problem] = {
         batch_size=150,
     ),
     # By itself the late task can learn little from its images; its relatives, which find one another, have the block.
-    "late-task": Problem(
-        env=_GROUPS,
+    "late-task": _groups(
         ability="transfer",
         knobs={"late_images": (24, 8, 5), "late_at": (0.5, 0.95, 0.98)},
         passes=150,
         options={**_RATE, "images_per_task": 24, "passes": 150},
         scored="late_task",
-        batch_size=144,
     ),
     # Tasks of few images are seldom seen, and a mean over instances says little about them.
-    "imbalance": Problem(
-        env=_GROUPS,
+    "imbalance": _groups(
         ability="fairness",
         knobs={"imbalance": (2.0, 8.0, 32.0)},
         passes=200,
         options=_RATE,
         scored="worst_task",
-        batch_size=144,
     ),
     # The same with images that have to be downloaded; there is less to see in them.
-    "hidden-groups-mnist": Problem(
-        env=_GROUPS,
+    "hidden-groups-mnist": _groups(
         ability="finding relatives",
         knobs={"images_per_task": (50, 12, 5)},
         passes=300,
         options={"source": "mnist"},
-        batch_size=144,
     ),
-    "hidden-groups-cifar-100": Problem(
-        env=_GROUPS,
+    "hidden-groups-cifar-100": _groups(
         ability="finding relatives",
         knobs={"images_per_task": (160, 80, 40)},
         passes=50,

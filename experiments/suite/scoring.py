@@ -124,19 +124,27 @@ class Standing:
     Attributes:
         agent: The agent.
         scores: Its scores by problem and seed.
-        iqm: Interquartile mean over all runs on all problems it was able to run; and its 95 % interval, None where a
-            problem has fewer than two runs.
-        rank: Mean over those problems of its rank by mean score among the agents there, 1 for the best.
+        rank: Mean over problems of its rank by mean score among the agents there, 1 for the best.
         seconds: Training time of one seed on all of them.
     """
 
     agent: str
     scores: Mapping[str, Mapping[int, float]]
-    iqm: tuple[float, tuple[float, float] | None]
     rank: float
     seconds: float
 
-    def matrix(self, problems: Sequence[str]) -> np.ndarray:
+    @property
+    def iqm(self) -> float:
+        """Interquartile mean over all runs on all problems it was able to run."""
+        return statistics.iqm(self.matrix(self.scores))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of that mean, None where a problem has fewer than two runs."""
+        matrix = self.matrix(self.scores)
+        return statistics.iqm_interval(matrix) if len(matrix) > 1 else None
+
+    def matrix(self, problems: Iterable[str]) -> np.ndarray:
         """Scores `(seeds, problems)`, of the seeds that all these problems have."""
         seeds = sorted(set.intersection(*(set(self.scores[problem]) for problem in problems)))
         return np.array([[self.scores[problem][seed] for problem in problems] for seed in seeds])
@@ -161,13 +169,8 @@ def standings(scores: Iterable[Score]) -> list[Standing]:
             for problem, mean in means[agent].items()
         ]
         seconds = sum(float(np.mean([run["seconds"] for run in runs.values()])) for runs in problems.values())
-        standing = Standing(agent, values, (0.0, None), float(np.mean(ranks)), seconds)
-        matrix, bounds = standing.matrix(list(values)), None
-        if len(matrix) > 1:
-            low, high = statistics.bootstrap_interval(statistics.iqm, matrix)
-            bounds = float(low), float(high)
-        found.append(dataclasses.replace(standing, iqm=(statistics.iqm(matrix), bounds)))
-    return sorted(found, key=lambda standing: (-len(standing.scores), -standing.iqm[0]))
+        found.append(Standing(agent, values, float(np.mean(ranks)), seconds))
+    return sorted(found, key=lambda standing: (-len(standing.scores), -standing.iqm))
 
 
 def improvement(a: Standing, b: Standing) -> float | None:

@@ -15,7 +15,7 @@ from routing_gym.agents import AGENTS, FixedAgent
 from routing_gym.experiments.engine.arguments import Tunable, write_tuned
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line, say, show
-from routing_gym.experiments.engine.equal import cost_of, equal_width
+from routing_gym.experiments.engine.equal import cost_of, equal_form, with_options
 from routing_gym.experiments.engine.folders import keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures
 from routing_gym.experiments.engine.records import Record, damaged, read_results, write_results
@@ -247,11 +247,8 @@ class Suite(Launching, Tunable):
             return runs
         random = self._run(place, Entrant(RANDOM, RANDOM), self.first_seed).training
         most = cost_of(entrant.equal, RANDOM, random)
-        wide = equal_width(entrant.equal, most, entrant.agent, runs[0].training, entrant.options)
-        found = [option for option in wide.env_options if option.startswith(("width=", "num_blocks="))]
-        options = [filled_up(found, run.training.env_options) for run in runs]
-        trained = [dataclasses.replace(runs[0].training, env_options=of) for of in options]
-        return [dataclasses.replace(run, training=training) for run, training in zip(runs, trained, strict=True)]
+        form = equal_form(entrant.equal, most, entrant.agent, runs[0].training, entrant.options)
+        return [dataclasses.replace(run, training=with_options(run.training, form)) for run in runs]
 
     def _floors(self, place: Place) -> tuple[list[Run], list[Run]]:
         """Runs of the oracle, one for each seed, and of random frozen paths, which are drawn so often in any case."""

@@ -5,13 +5,13 @@ import json
 
 import pytest
 import torch
+from commands import run
 
 from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
 from routing_gym.experiments import bench
 from routing_gym.experiments.bench import ratios_against_blocks, tables
 from routing_gym.experiments.benchmarks import inference, parallel_paths, populations, public_layers, steps, timing
-from routing_gym.experiments.cli import main
 
 CPU = torch.device("cpu")
 RATIOS = {
@@ -20,10 +20,6 @@ RATIOS = {
     "static_peak_memory_bytes", "memory_ratio", "macs_ratio",
 }  # fmt: skip
 PLACE = {"part", "blocks", "batch", "threads", "device", "dtype", "torch", "commit", "processor", "accelerator"}
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.long

@@ -6,11 +6,11 @@ from functools import partial
 import gymnasium
 import pytest
 import torch
+from commands import run
 
 from routing_gym.agents import make_agent
 from routing_gym.experiments.bench import tables
 from routing_gym.experiments.benchmarks import inference
-from routing_gym.experiments.cli import main
 from routing_gym.networks import RoutedPyramid, make_network
 
 CPU = torch.device("cpu")
@@ -30,10 +30,6 @@ def small(monkeypatch):
 
     monkeypatch.setattr(inference, "LEAST", 8)
     monkeypatch.setattr(inference, "make_network", make)
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.long

@@ -6,13 +6,13 @@ import json
 import sys
 
 import pytest
+from commands import run
 from records import strict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_examples import nothing_stays  # noqa: F401
 from trackers import stand_in
 
 from routing_gym.agents import AGENTS, read, register_agent
-from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, register_callback
 from routing_gym.experiments.engine.metrics import METRICS, Metric, register_metric
 
@@ -59,10 +59,6 @@ register_callback("mine", Mine)
 
 class Killed(BaseException):
     """What kill -9 does, as far as a process can do it to itself."""
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ import importlib.util
 import json
 
 import pytest
+from commands import run
 from namespaces import python_in_namespace
 from records import strict, untimed
 
 from routing_gym.agents import AGENTS
-from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.clusters import _perform_and_send
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings
@@ -19,10 +19,6 @@ from routing_gym.experiments.engine.settings import TrainingSettings
 pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.long]
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256"]
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 TWO_NODES = """

@@ -4,13 +4,14 @@ import dataclasses
 import shlex
 
 import pytest
+from commands import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import strict, untimed
 from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import AGENTS, AgentConfig, register_agent
-from routing_gym.experiments.cli import main, parsed
+from routing_gym.experiments.cli import parsed
 from routing_gym.experiments.engine.arguments import read_config
 from routing_gym.experiments.engine.report import Contents
 from routing_gym.experiments.engine.settings import (
@@ -27,10 +28,6 @@ ENV = "routing_gym/SyntheticMTL-v0"
 SMALL = ["--env", ENV, "--epochs", "1", "--batch-size", "256"]
 EXITS = ["network=pyramid-chain", "image_size=8", "images_per_class=9"]
 STRANGE = "it's [red]\"none\"[/]\\ {x: '1'}\n"
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 class Odd(AGENTS["shared"]):
@@ -192,13 +189,16 @@ def test_tuned_values_of_every_kind_are_read_back(tmp_path):
     assert record["config"]["nothing"] is None and record["config"]["number"] == "3"
 
 
-def test_settings_with_spaces_and_slashes_are_swept(tmp_path):
+def test_settings_that_look_like_anything_are_swept_and_shown_as_they_are(tmp_path, capsys):
     register_agent("odd", Odd)
-    grid = ["--agent", "odd", "--grid", "text=/a b,[red]x[/]", "--seeds", 1]
+    grid = ["--agent", "odd", "--grid", "text=/a b,[red]x[/],<b>", "--seeds", 1]
     assert run("sweep", *SMALL, *grid, "--out", tmp_path / "out") == 0
-    records = strict(tmp_path / "out" / "results.json")
-    assert [record["config"]["text"] for record in records] == ["/a b", "[red]x[/]"]
-    assert len(list((tmp_path / "out").glob("[!.]*/seed-100/results.json"))) == 2
+    texts, records = ["/a b", "[red]x[/]", "<b>"], strict(tmp_path / "out" / "results.json")
+    assert [record["config"]["text"] for record in records] == texts
+    assert [record["setting"] for record in records] == [f"text={text}" for text in texts]
+    assert len(list((tmp_path / "out").glob("[!.]*/seed-100/results.json"))) == 3
+    printed = capsys.readouterr().out
+    assert "text=[red]x[/], seed 100: epoch 1/1" in printed and "text=<b>  " in printed
 
 
 # --------------------------------------------------------------------------------------------------------------- wrong

@@ -8,11 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+from commands import run
 from damage import reseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing_gym.experiments.cli import main
 from routing_gym.experiments.compare import joined
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.instances import accuracy_together
@@ -24,10 +24,6 @@ from routing_gym.files import PART
 
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"
 SMALL = ["--env", SYNTHETIC, "--epochs", "2", "--batch-size", "64"]
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import Agent, read
-from routing_gym.experiments.cli import main
 from routing_gym.experiments.train import load_with_env
 from routing_gym.networks import RoutedMLP
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def row(printed, name):

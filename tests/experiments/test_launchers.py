@@ -10,11 +10,12 @@ import time
 from multiprocessing import forkserver
 
 import pytest
+from commands import run
 from records import strict, untimed
 from rich.console import Console
 
 from routing_gym.agents import AGENTS
-from routing_gym.experiments.cli import main, parsed
+from routing_gym.experiments.cli import parsed
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.console import Display, Output
 from routing_gym.experiments.engine.jobs import Job
@@ -61,10 +62,6 @@ register_agent("slow", Slow)
 register_agent("killed", Killed)
 register_agent("hung", Hung)
 """
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -180,12 +177,13 @@ def test_printed_commands_perform_the_runs(tmp_path, capfd):
     assert [untimed(record) for record in here] == [untimed(record) for record in there]
 
 
-def test_a_configuration_says_where_data_lies(tmp_path):
-    asked = Run(TrainingSettings("routing_gym/MnistMTL-v0", data_dir=str(tmp_path)), "wpl", 0, tmp_path / "run")
+def test_a_configuration_says_where_data_lies_as_it_is_seen_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = Run(TrainingSettings("routing_gym/MnistMTL-v0", data_dir="data"), "wpl", 0, tmp_path / "run")
     written = tmp_path / "config.toml"
     written.write_text(config_text(asked.configuration))
     command = parsed(["train", "--config", str(written)])
-    assert command.training.data_dir == str(tmp_path)
+    assert command.training.data_dir == str(tmp_path / "data")
     again = Run(command.training, command.agent, command.seed, tmp_path / "run", command.agent_options)
     assert finite(again.asked) == finite(asked.asked)  # lists are tuples
 

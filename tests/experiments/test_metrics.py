@@ -9,13 +9,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from commands import run
 from records import strict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import make_agent
 from routing_gym.envs import core_of
-from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.metrics import (
     METRICS,
     Judged,
@@ -42,10 +42,6 @@ def range_of(left):
 
 register_metric(Metric("exit_depth", "exit depth", exit_depth, digits=1, curve=True, better="less"))
 """
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def table(capsys):

@@ -4,12 +4,12 @@ import dataclasses
 import json
 
 import pytest
+from commands import run
 from made_up_runs import made_up_run
 from pictures import height_and_colours
 from records import strict, untimed
 
 from routing_gym.agents import Agent, read
-from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine import training
 from routing_gym.experiments.engine.figures import learning_curves
 from routing_gym.experiments.sweep import ranking
@@ -21,10 +21,6 @@ ACCURACIES = (0.5, 0.6, 0.6, 0.4, 0.7, 0.1)
 
 class Killed(BaseException):
     """What kill -9 does, as far as a process can do it to itself."""
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from commands import run
 
 from routing_gym.agents import AGENTS
-from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.training import read_arrays
 
 pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.long]
@@ -30,10 +30,6 @@ class Failing(AGENTS["wpl"]):
 
 register_agent("failing", Failing)
 """
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def records(folder):

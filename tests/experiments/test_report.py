@@ -9,10 +9,10 @@ import signal
 import numpy as np
 import pytest
 from browser import CHROMIUM, browser
+from commands import run
 from made_up_runs import ENV, block, made_up_run, write_runs
 
 from routing_gym.agents import AGENTS, agent_class, register_agent
-from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.metrics import METRICS, Metric, register_metric
 from routing_gym.experiments.engine.records import read_arrays, write_arrays, write_csv
@@ -21,10 +21,6 @@ from routing_gym.experiments.engine.training import EpochLog
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256"]
 EVIL = "</script><script>window.evil = 1</script><b>&amp; $data"
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def data_of(*folders):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from commands import run
 from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,10 +29,6 @@ from routing_gym.experiments.engine.settings import TrainingSettings
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256"]
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 @contextmanager

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from made_up_runs import made_up_run
 from scipy import stats
 
+from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import differences_table
 from routing_gym.experiments.engine.statistics import (
     Best,
     Difference,
     best_and_alike,
-    bootstrap_interval,
+    half_interval,
     iqm,
-    mean_interval,
+    iqm_interval,
     paired_difference,
     performance_profile,
     probability_of_improvement,
-    score_matrix,
 )
 
 WHOLE = (-math.inf, math.inf)
@@ -43,9 +43,10 @@ def by_seed(*values):
 
 def test_the_interval_of_a_mean_is_students_t():
     # Mean 4, squares of distances 4 + 0 + 4 = 8, variance 4, standard error 2 / sqrt(3); t(0.975, 2) = 4.302653.
-    assert mean_interval([2, 4, 6]) == pytest.approx((4 - 4.302653 * 1.154701, 4 + 4.302653 * 1.154701), abs=1e-5)
-    assert mean_interval([]) is None and mean_interval([0.5]) is None
-    assert mean_interval([0.9, 0.9]) == (0.9, 0.9) and mean_interval([0.1] * 3) == (0.1, 0.1)
+    assert half_interval([2, 4, 6]) == pytest.approx(4.302653 * 1.154701, abs=1e-5)
+    assert half_interval([]) is None and half_interval([0.5]) is None
+    assert half_interval([0.9, 0.9]) == 0 and half_interval([0.1] * 3) == pytest.approx(0, abs=1e-12)
+    assert ACCURACY.text([0.5]) == "50.00" and ACCURACY.text([0.9, 0.9]) == "90.00 ± 0.00"
 
 
 def test_a_difference_worked_by_hand():
@@ -193,44 +194,25 @@ def test_the_probability_of_improvement_is_scipys_mann_whitney():
 def test_the_bootstrap_is_that_of_all_resamples():
     scores = np.array([[0.0, 10.0], [1.0, 14.0], [5.0, 11.0]])
     draws = list(itertools.product(range(3), repeat=3))  # of each problem by itself: 27 * 27 equally likely resamples
-    means = [np.mean([scores[list(a), 0], scores[list(b), 1]]) for a in draws for b in draws]
-    low, high = bootstrap_interval(np.mean, scores, repetitions=4000, seed=3)
-    # 2.5 % of resamples are below the lower end: the binomial allows 4000 draws of them 4 standard errors, 1 %.
-    assert np.mean(np.array(means) < low - 1e-9) <= 0.035 and np.mean(np.array(means) <= low + 1e-9) >= 0.015
-    assert np.mean(np.array(means) > high + 1e-9) <= 0.035 and np.mean(np.array(means) >= high - 1e-9) >= 0.015
-    assert (low, high) == bootstrap_interval(np.mean, scores, repetitions=4000, seed=3)
+    drawn = [sorted([*scores[list(a), 0], *scores[list(b), 1]]) for a in draws for b in draws]
+    means = np.mean(np.array(drawn)[:, 1:-1], axis=1)
+    low, high = iqm_interval(scores)
+    # 2.5 % of resamples are below the lower end: the binomial allows 2000 draws of them 4 standard errors, 1.4 %.
+    assert np.mean(means < low - 1e-9) <= 0.039 and np.mean(means <= low + 1e-9) >= 0.011
+    assert np.mean(means > high + 1e-9) <= 0.039 and np.mean(means >= high - 1e-9) >= 0.011
+    assert (low, high) == iqm_interval(scores)
 
 
-def test_the_bootstrap_keeps_problems_and_agents_apart():
-    # Equal runs within a problem: were problems or agents mixed, or problems drawn, this would not be a point.
-    scores, better = np.tile([0.0, 1.0, 5.0], (4, 1)), np.tile([1.0, 2.0, 5.0], (3, 1))
-    assert bootstrap_interval(np.mean, scores, repetitions=50) == (2, 2)
-    both = bootstrap_interval(probability_of_improvement, better, scores, repetitions=50)
-    assert both == pytest.approx(((1 + 1 + 0.5) / 3,) * 2)
-    low, high = bootstrap_interval(lambda drawn: performance_profile(drawn, [0, 3]), scores, repetitions=50)
-    assert low == pytest.approx([2 / 3, 1 / 3]) and high == pytest.approx([2 / 3, 1 / 3])
-    shapes = set()
-    bootstrap_interval(lambda a, b: shapes.add((a.shape, b.shape)) or 0.0, scores, better, repetitions=5)
-    assert shapes == {((4, 3), (3, 3))}
+def test_the_bootstrap_keeps_problems_apart():
+    # Equal runs within a problem: were problems mixed or drawn, this would not be a point.
+    assert iqm_interval(np.tile([0.0, 1.0, 5.0], (4, 1))) == (1.5, 1.5)  # 0, 1, 1, 1, 1, 5
 
 
-def test_scores_are_put_in_order_or_refused():
-    assert score_matrix({"a": [1, 2], "b": [3, 4], "c": [5, 6]}).tolist() == [[1, 3, 5], [2, 4, 6]]
-    with pytest.raises(ValueError, match="equally many runs of every problem, got 2 of 'a', 1 of 'b': run"):
-        score_matrix({"a": [1, 2], "b": [3]})
-    for nothing in ({}, {"a": []}):
-        with pytest.raises(ValueError, match="expected .* got"):
-            score_matrix(nothing)
+def test_scores_that_are_none_are_refused():
     with pytest.raises(ValueError, match=r"scores\[1, 0\]: expected a finite number, got nan"):
         iqm([[0.0], [math.nan]])
     with pytest.raises(ValueError, match=r"expected shape \(runs, problems\), at least 1 of each, got \(2,\)"):
-        performance_profile([0.0, 1.0], [0.5])
-    with pytest.raises(ValueError, match="expected as many problems in every run"):
-        iqm([[0.0, 1.0], [2.0]])
-    with pytest.raises(ValueError, match="the same problems, got 2 of x and 1 of y"):
-        probability_of_improvement([[0, 1]], [[0]])
-    with pytest.raises(ValueError, match=r"at least 2 runs to draw from, got \[2, 1\]"):
-        bootstrap_interval(probability_of_improvement, [[0, 1], [0, 1]], [[0, 1]])
+        iqm([0.0, 1.0])
 
 
 def test_the_best_is_compared_with_each_other_on_common_seeds():
@@ -243,6 +225,6 @@ def test_the_best_is_compared_with_each_other_on_common_seeds():
     assert [column.header for column in table.columns] == ["a less", "points", "95 % interval", "p"]
     assert columns[0] == ["c", "b"] and columns[1] == ["+20.00", "+9.85"]  # those not told apart come first
     ahead = [10 - 0.1 * seed for seed in range(4)]
-    low, high = mean_interval(ahead)
+    low, high = (np.mean(ahead) + sign * half_interval(ahead) for sign in (-1, 1))
     assert columns[2] == ["[-inf, +inf]", f"[{low:+.2f}, {high:+.2f}]"]  # one difference on four seeds bounds nothing
     assert differences_table(records[:4]) is None and differences_table([r for r in records if r["seed"] < 2]) is None

@@ -78,7 +78,7 @@ def test_standings_by_hand():
     scores += [scored(agent, 0.75, seed, "clusters") for agent in "ab" for seed in range(4)]
     a, b = standings(scores)
     assert (a.agent, b.agent) == ("a", "b")
-    assert a.iqm[0] == pytest.approx(iqm([[1, 0.5], [1, 0.5], [0, 0.5], [1, 0.5]]))
+    assert a.iqm == pytest.approx(iqm([[1, 0.5], [1, 0.5], [0, 0.5], [1, 0.5]]))
     assert (a.rank, b.rank) == (1.0, 1.5)  # equal on one of two problems
     assert a.seconds == 3.0
     # Of 4 x 4 pairs of runs: 9 better, 1 better as (1, 1) is equal ...; counted by hand below.
@@ -91,7 +91,7 @@ def test_a_hole_is_no_zero():
     scores += [scored("whole", 0.5, seed, "clusters") for seed in range(3)]
     whole, part = standings(scores)
     assert (whole.agent, part.agent) == ("whole", "part") and "clusters" not in part.scores
-    assert part.iqm[0] == pytest.approx(2 / 3) and leaderboard.cell(part, "clusters") == "–"
+    assert part.iqm == pytest.approx(2 / 3) and leaderboard.cell(part, "clusters") == "–"
     assert improvement(part, whole) == pytest.approx(0.5)
     *_, holes = leaderboard.parts_of(
         [scale(), scale("clusters")],

@@ -4,21 +4,17 @@ import dataclasses
 import json
 
 import pytest
+from commands import run
 from made_up_runs import block
 from records import strict
 from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import AGENTS, AgentConfig, register_agent
-from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.records import VERSION
 
 pytestmark = pytest.mark.usefixtures("nothing_stays")
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "1", "--batch-size", "256"]
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 # ------------------------------------------------------------------------------------------------------------ versions
@@ -113,15 +109,6 @@ def test_names_and_options_are_text_whatever_they_look_like(strange, tmp_path, c
     assert strict(out / "results.json")[0]["config"]["text"] == text
     assert run("compare", *SMALL, "--agents", *strange, "--agent-options", "a.c=1", "--out", out) == 2
     assert "AGENT.NAME=VALUE" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_sweep_shows_settings_as_they_are(strange, tmp_path, capsys):
-    grid = ["--agent", "a-b.c:d", "--grid", "text=[red]x[/],<b>", "--seeds", 1, "--out", tmp_path]
-    assert run("sweep", *SMALL, *grid) == 0
-    printed = capsys.readouterr().out
-    assert "text=[red]x[/], seed 100: epoch 1/1" in printed and "text=<b>  " in printed
-    assert [record["setting"] for record in strict(tmp_path / "results.json")] == ["text=[red]x[/]", "text=<b>"]
 
 
 # ------------------------------------------------------------------------------------------------------------ failures
