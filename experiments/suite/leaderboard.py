@@ -101,7 +101,7 @@ def write(scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[Mapp
     if len(problems) > 2:
         pictures.insert(0, radar(found, problems, folder / "abilities.png"))
     if len({score["difficulty"] for score in scores}) > 1:
-        pictures.append(along_knobs(scores, [standing.agent for standing in found], folder / "knobs.png"))
+        pictures.append(along_knobs(scores, at_several(scores, found), folder / "knobs.png"))
     parts = parts_of(scales, scores, holes)
     write_page(folder / "leaderboard.md", TITLE, "\n\n".join(part.markdown() for part in parts), pictures)
     write_results([dataclasses.asdict(part) for part in parts], folder / TABLES)
@@ -131,7 +131,7 @@ def parts_of(scales: Sequence[Scale], scores: Sequence[Score], holes: Sequence[M
     if any(standing.agent == YARDSTICK for standing in found):
         parts.insert(1, _ahead(found, main, problems))
     if len({score["difficulty"] for score in scores}) > 1:
-        parts.append(_along(found, scores, problems))
+        parts.append(_along(at_several(scores, found), scores, problems))
     if holes:
         rows = sorted([hole[name] for name in ("agent", "problem", "difficulty", "reason")] for hole in holes)
         parts.append(Part("Holes", "Who cannot run what, and why.", ["agent", "problem", "difficulty", "reason"], rows))
@@ -222,6 +222,12 @@ def _chances(found: Sequence[Standing]) -> Part:
     return Part("Probability of improvement", note, ["", *(of.agent for of in found)], rows)
 
 
+def at_several(scores: Sequence[Score], found: Sequence[Standing]) -> list[str]:
+    """Agents that were run at more than one difficulty, in the order of their standings."""
+    places = {(score["agent"], score["difficulty"]) for score in scores}
+    return [of.agent for of in found if sum(agent == of.agent for agent, _ in places) > 1]
+
+
 def means_along(scores: Sequence[Score], agent: str, problem: str) -> list[float]:
     """Mean scores of an agent on a problem by difficulty, NaN where it was not run."""
     own = [score for score in scores if score["agent"] == agent and score["problem"] == problem]
@@ -229,15 +235,15 @@ def means_along(scores: Sequence[Score], agent: str, problem: str) -> list[float
     return [float(np.mean(of)) if of else np.nan for of in values]
 
 
-def _along(found: Sequence[Standing], scores: Sequence[Score], problems: Sequence[str]) -> Part:
+def _along(agents: Sequence[str], scores: Sequence[Score], problems: Sequence[str]) -> Part:
     rows = []
     for problem in problems:
-        columns = [means_along(scores, of.agent, problem) for of in found]
+        columns = [means_along(scores, agent, problem) for agent in agents]
         for difficulty, values in zip(DIFFICULTIES, zip(*columns, strict=True), strict=True):
             texts = ("–" if np.isnan(value) else f"{value:.2f}" for value in values)
             rows.append([problem, difficulty, knob(problem, difficulty), *texts])
     note = "Mean scores from easy to hard."
-    return Part("Along the knobs", note, ["problem", "difficulty", "knob", *(of.agent for of in found)], rows)
+    return Part("Along the knobs", note, ["problem", "difficulty", "knob", *agents], rows)
 
 
 def knob(problem: str, difficulty: str) -> str:
