@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from routing_gym.blocks import ModuleBlocks, allow_small_groups, count_macs, plain
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import BankedNetwork, averaged, check_counts, check_image, one_after_the_other
+from routing_gym.networks.banked import BankedNetwork, averaged, check_image, one_after_the_other
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import check_counts
 
 CHOICE_BLOCKS = 4
 STAGES = 3

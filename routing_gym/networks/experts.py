@@ -23,15 +23,9 @@ from routing_gym.blocks import (
 )
 from routing_gym.blocks.experts import double_expert, group_norm, image_bank
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import (
-    Deployable,
-    averaged,
-    check_choice,
-    check_counts,
-    check_image,
-    one_after_the_other,
-)
+from routing_gym.networks.banked import Deployable, averaged, check_image, one_after_the_other
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import check_choice, check_counts
 
 DIVERSE = ("conv3", "conv5", "conv7", "conv1x7", "max-pool", "average-pool", "identity")
 CONVS = ("conv3", "conv3", "conv5", "conv5", "conv7", "conv7", "conv1x7")

@@ -25,16 +25,14 @@ from routing_gym.networks.actions import Action
 from routing_gym.networks.banked import (
     Deployable,
     blocks_per_bank,
-    check_choice,
-    check_counts,
     check_image,
-    check_range,
     features_of,
     one_after_the_other,
 )
 from routing_gym.networks.parallel_paths import RoutedPaths, tensors_of
 from routing_gym.networks.route import RoutedModule, route
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import check_choice, check_counts, whole_number
 
 FILTERS = 32
 STAGES = 4
@@ -277,7 +275,7 @@ def simple_convnet(
         ValueError: Images too small for four poolings, or routed stages with options they do not go with.
     """
     check_image(input_shape, 2**STAGES)
-    check_range("routed_stages", routed_stages, 0, STAGES)
+    whole_number("routed_stages", routed_stages, 0, STAGES)
     if trunk_per_task:
         routed_stages, num_blocks = STAGES, [num_tasks] * STAGES + blocks_per_bank(num_blocks, [1] * layers)
     # Channels last: pooling and batch norm run over neighbouring numbers, 1.6 times as fast on a CPU.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks import ModuleBlocks, static_copy
-from routing_gym.networks.banked import Deployable, blocks_per_bank, check_counts, features_of, one_after_the_other
+from routing_gym.networks.banked import Deployable, blocks_per_bank, features_of, one_after_the_other
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import check_counts
 from routing_gym.tasks.planted.parts import lock_order
 
 

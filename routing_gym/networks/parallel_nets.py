@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from routing_gym.blocks import PathConv2d, PathLinear, PathNorm2d, PathResidual, PathSequential, PathSqueezeExcite
-from routing_gym.networks.banked import check_choice, check_counts, check_image
+from routing_gym.networks.banked import check_image
 from routing_gym.networks.parallel_paths import Form, ParallelPaths, Segment
 from routing_gym.networks.resnets import EXPANSION, first_layers
+from routing_gym.tasks.checking import check_choice, check_counts
 
 Cross = Literal["connections", "predictions"]
 

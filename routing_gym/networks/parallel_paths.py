@@ -13,8 +13,9 @@ from torch.nn import functional
 from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential
 from routing_gym.blocks.macs import cost_of
 from routing_gym.networks.actions import Action, dense
-from routing_gym.networks.banked import BankedNetwork, check_choice, one_after_the_other
+from routing_gym.networks.banked import BankedNetwork, one_after_the_other
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import check_choice
 
 Form = Literal["columns", "gated-columns"]
 

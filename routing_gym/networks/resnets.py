@@ -13,8 +13,9 @@ from torch.nn import functional
 from routing_gym.blocks import ModuleBlocks, subsample_first
 from routing_gym.blocks.experts import image_bank, single_expert
 from routing_gym.blocks.skippable import CHOICES, ResidualBlock, skippable_bank
-from routing_gym.networks.banked import check_counts, check_image
+from routing_gym.networks.banked import check_image
 from routing_gym.networks.experts import Bank, Experts, InTurn, OnFirst, RoutedExperts, experts_per_layer
+from routing_gym.tasks.checking import check_counts
 
 DIVERSE_3X3 = ("conv3", "conv5", "conv1x7", "max-pool", "squeeze-excite")
 BOTTLENECKS = (3, 4, 6, 3)

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from routing_gym.blocks import ModuleBlocks
 from routing_gym.blocks.skippable import CHOICES, ResidualBlock, skippable_bank
-from routing_gym.networks.banked import blocks_per_bank, check_choice, check_counts, check_image
+from routing_gym.networks.banked import blocks_per_bank, check_image
 from routing_gym.networks.experts import Experts, InTurn, OnFirst, RoutedExperts, experts_per_layer
+from routing_gym.tasks.checking import check_choice, check_counts
 
 Pooling = Literal["token", "mean"]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Fill, Shift, shift_or_none
+from routing_gym.tasks.checking import check_choice
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import CIFAR10, CIFAR100, DataError, Source, data_folder, find, how_to_get, how_to_replace
 from routing_gym.tasks.splits import build_splits, hold_out
@@ -271,8 +272,7 @@ def read_cifar100(data_dir: str | None) -> tuple[dict[str, Tensor], dict[str, Te
 
 def _are_coarse(name: str, task: TaskOf) -> bool:
     """Whether the tasks of a data set (its name is for messages) are to be coarse classes."""
-    if task not in get_args(TaskOf):
-        raise ValueError(f"{name}: task must be 'single' or 'coarse', got {task!r}")
+    check_choice(f"{name}: task", task, *get_args(TaskOf))
     return task == "coarse"
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import shift_or_none
-from routing_gym.tasks.checking import seed_number
+from routing_gym.tasks.checking import seeded
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import MNIST, SVHN, DataError, find, how_to_replace
 from routing_gym.tasks.splits import build_splits, hold_out
@@ -64,7 +64,7 @@ def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0
         data_seed: Which images are taken.
         shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
     """
-    generator = torch.Generator().manual_seed(seed_number("MNIST-MTL: data_seed", data_seed))
+    generator = seeded("MNIST-MTL", data_seed)
     pixels, digits = read_mnist(data_dir)
     chosen: dict[str, list[Tensor]] = {"train": [], "validation": [], "test": []}
     parts = {"train": [TRAIN_PER_DIGIT, HELD_OUT_PER_DIGIT], "test": [HELD_OUT_PER_DIGIT]}

@@ -197,7 +197,7 @@ def test_digits_can_get_new_colours_each_time():
 
 def test_bad_options_and_fields_are_refused():
     train = hybrid_mnist_cifar(recolor_each_time=True)["train"]
-    with pytest.raises(ValueError, match=r"CIFAR-2: held_out must lie in \[0, 20\), got 20"):
+    with pytest.raises(ValueError, match=r"CIFAR-2: held_out must be an integer from 0 to 19, got 20"):
         cifar2(held_out=20)
     with pytest.raises(ValueError, match="fill must be 'black' or 'mean', got 'grey'"):
         cifar10(fill="grey")

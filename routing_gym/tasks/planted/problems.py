@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from routing_gym.tasks.checking import whole_number
+from routing_gym.tasks.checking import check_number, seeded, whole_number
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.planted.parts import (
     CLASSES,
@@ -22,7 +22,6 @@ from routing_gym.tasks.planted.parts import (
     SourceOf,
     check_bool,
     check_images,
-    check_number,
     deal,
     draw_words,
     flipped,
@@ -31,7 +30,6 @@ from routing_gym.tasks.planted.parts import (
     material_of,
     moved_groups,
     planted_splits,
-    seeded,
     sizes_of,
     spread,
 )
