@@ -240,37 +240,29 @@ def omniglot_experts(
 
 
 class MnistExperts(RoutedExperts):
-    """The network of `mnist_experts`."""
-
-    def form_options(self) -> dict[str, Any]:
-        """Number of experts, which are all alike."""
-        return {"num_experts": self.block_counts[0]}
-
-
-def mnist_experts(
-    input_shape: Sequence[int], num_classes: int, *, width: int = 64, num_experts: int = 5, num_tasks: int = 1
-) -> MnistExperts:
-    """Build three shared layers and one layer of experts, all fully connected with layer normalisation and ReLU.
+    """Three shared layers and one layer of experts, all fully connected with layer normalisation and ReLU.
 
     Source: Ramachandran and Le (2019), section 4.1: 64 neurons each, 5 experts of which the agent mixes 2, on MNIST.
 
     Args:
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the logits.
         width: Width of every layer.
         num_experts: Number of experts.
-        num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: An option out of range, by its name.
     """
-    check_counts(width=width, num_experts=num_experts)
-    widths = [math.prod(input_shape), *[width] * SHARED_LAYERS]
-    shared = [_linear_norm_relu(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)]
-    stem = InTurn(OnFirst(nn.Sequential(nn.Flatten(), *shared)))
-    bank = ModuleBlocks((_linear_norm_relu(width, width) for _ in range(num_experts)), (width,))
-    kinds = [("fully connected",) * num_experts]
-    return MnistExperts(input_shape, num_classes, stem, [bank], [InTurn()], kinds, ["layer 4"], num_tasks)
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, *, width: int = 64, num_experts: int = 5, num_tasks: int = 1
+    ) -> None:
+        check_counts(width=width, num_experts=num_experts)
+        widths = [math.prod(input_shape), *[width] * SHARED_LAYERS]
+        shared = [_linear_norm_relu(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)]
+        stem = InTurn(OnFirst(nn.Sequential(nn.Flatten(), *shared)))
+        bank = ModuleBlocks((_linear_norm_relu(width, width) for _ in range(num_experts)), (width,))
+        kinds = [("fully connected",) * num_experts]
+        super().__init__(input_shape, num_classes, stem, [bank], [InTurn()], kinds, ["layer 4"], num_tasks)
+
+    def form_options(self) -> dict[str, Any]:
+        """Number of experts, which are all alike."""
+        return {"num_experts": self.block_counts[0]}
 
 
 def _linear_norm_relu(inputs: int, outputs: int) -> nn.Sequential:

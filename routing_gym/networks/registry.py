@@ -10,13 +10,13 @@ from typing import Any, get_type_hints
 
 from routing_gym.networks import parallel_nets as nets
 from routing_gym.networks.cells import RoutedCells
-from routing_gym.networks.experts import CONVS, DIVERSE, mnist_experts, omniglot_experts
+from routing_gym.networks.experts import CONVS, DIVERSE, MnistExperts, omniglot_experts
 from routing_gym.networks.fully_connected import fully_connected, simple_convnet
-from routing_gym.networks.lock import lock
+from routing_gym.networks.lock import Lock
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
 from routing_gym.networks.resnets import DIVERSE_3X3, resnet50_experts, resnet_skip
-from routing_gym.networks.vit import vit, vit_skip
+from routing_gym.networks.vit import SkippingTransformer, VisionTransformer
 from routing_gym.options import unknown_name
 from routing_gym.tasks.checking import image_shape, whole_number
 
@@ -105,7 +105,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "simple-convnet": NetworkSpec(
         simple_convnet, "Four shared convolutional stages, then routed fully connected layers", ROSENBAUM, SMALL
     ),
-    "lock": NetworkSpec(lock, "A combination lock of permutations: all to be learned is the route", OURS, (1, 1, 32)),
+    "lock": NetworkSpec(Lock, "A combination lock of permutations: all to be learned is the route", OURS, (1, 1, 32)),
     "pyramid-chain": _pyramid(pyramid_chain, ": columns in a chain, each of which may classify"),
     "pyramid-tree": _pyramid(pyramid_tree, " whose early columns are followed by a left and a right one"),
     "omniglot-diverse": _experts(omniglot_experts, DIVERSE, "A shared convolution", OMNIGLOT),
@@ -113,7 +113,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "omniglot-conv3": _experts(omniglot_experts, ("conv3",) * 7, "A shared convolution", OMNIGLOT),
     "omniglot-conv5": _experts(omniglot_experts, ("conv5",) * 7, "A shared convolution", OMNIGLOT),
     "mnist-experts": NetworkSpec(
-        mnist_experts, "Three shared layers and one of experts, fully connected", RAMACHANDRAN, (1, 28, 28)
+        MnistExperts, "Three shared layers and one of experts, fully connected", RAMACHANDRAN, (1, 28, 28)
     ),
     "resnet50-diverse": _experts(resnet50_experts, DIVERSE_3X3, "ResNet-50", LARGE),
     "resnet50-conv3": _experts(resnet50_experts, ("conv3",) * 5, "ResNet-50", LARGE),
@@ -121,9 +121,9 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet74-skip": _skipping(74, (12, 12, 12)),
     "resnet110-skip": _skipping(110, (18, 18, 18)),
     "resnet50-skip": _skipping(50, (3, 4, 6, 3), bottlenecks=True),
-    "vit": NetworkSpec(vit, "Vision transformer with routed feed-forward layers", VISION, SMALL),
+    "vit": NetworkSpec(VisionTransformer, "Vision transformer with routed feed-forward layers", VISION, SMALL),
     "vit-skip": NetworkSpec(
-        vit_skip,
+        SkippingTransformer,
         "Vision transformer, each attention and feed-forward block a decision: skip (0) or run (1)",
         MENG,
         SMALL,

@@ -85,102 +85,96 @@ class Pooled(nn.Module):
         return self.norm(x[:, 0]) if self.pooling == "token" else self.norm(x).mean(1)
 
 
-class VisionTransformer(RoutedExperts):
-    """The network of `vit`."""
+class TokenExperts(RoutedExperts):
+    """A vision transformer, but for what its decisions offer. A router sees the mean of the tokens.
+
+    Source: Dosovitskiy et al. (ICLR 2021), with the norm before attention and feed-forward layers, as there.
+
+    Args:
+        input_shape: `(C, H, W)` of an image, its sides multiples of `patch`.
+        num_classes: Width of the logits.
+        patch: Side of the square patches that become tokens.
+        width: Width of a token.
+        heads: Heads of the attention; they share out the width.
+        hidden: Width between the two linear layers of a feed-forward block, with GELU.
+        layers: Encoder layers, of attention and a feed-forward block each.
+        pooling: Features that are read out: `"token"`, those of a class token, or `"mean"` of all tokens.
+        num_tasks: Number of tasks, each with a readout of its own.
+    """
+
+
+class VisionTransformer(TokenExperts):
+    """A vision transformer in which every feed-forward layer is a decision between k blocks.
+
+    Where mixtures of experts choose for every token (Riquelme et al. 2021) an instance chooses here, for all its
+    tokens, which are normalised. Attention, norms and patches are shared, and counted as `stem_macs`.
+
+    Args:
+        num_blocks: Feed-forward blocks per layer, or a number for each.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_blocks: int | Sequence[int],
+        *,
+        patch: int = 4,
+        width: int = 64,
+        heads: int = 4,
+        hidden: int = 128,
+        layers: int = 4,
+        pooling: Pooling = "token",
+        num_tasks: int = 1,
+    ) -> None:
+        patches, shape = _patches(input_shape, patch, width, heads, hidden, layers, pooling)
+        counts = blocks_per_bank(num_blocks, [1] * layers)
+        banks = [ModuleBlocks([_feed_forward(width, hidden) for _ in range(count)], shape) for count in counts]
+        halves = [AttentionFirst(width, heads) for _ in range(layers)]
+        between = [InTurn(Sum(), half) for half in halves[1:]] + [InTurn(Sum(), OnFirst(Pooled(width, pooling)))]
+        kinds, names = [("feed-forward",) * count for count in counts], [f"layer {i + 1}" for i in range(layers)]
+        stem = InTurn(OnFirst(patches), halves[0])
+        super().__init__(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
 
     def form_options(self) -> dict[str, Any]:
         """Feed-forward blocks of every layer, which are all alike."""
         return {"num_blocks": list(self.block_counts)}
 
 
-def vit(
-    input_shape: Sequence[int],
-    num_classes: int,
-    num_blocks: int | Sequence[int],
-    *,
-    patch: int = 4,
-    width: int = 64,
-    heads: int = 4,
-    hidden: int = 128,
-    layers: int = 4,
-    pooling: Pooling = "token",
-    num_tasks: int = 1,
-) -> VisionTransformer:
-    """Build a vision transformer in which every feed-forward layer is a decision between k blocks.
+class SkippingTransformer(TokenExperts):
+    """A vision transformer whose residual blocks are decisions: skip (0) or run (1).
 
-    Source: Dosovitskiy et al. (ICLR 2021), with the norm before attention and feed-forward layers, as there. Where
-    mixtures of experts choose for every token (Riquelme et al. 2021) an instance chooses here, for all its tokens. A
-    router sees the mean of the normalised tokens. Attention, norms and patches are shared, and counted as `stem_macs`.
+    Blocks that an image can skip are taken from AdaViT (Meng et al., CVPR 2022). Every layer has two, attention and
+    feed-forward, each with its norm.
 
     Args:
-        input_shape: `(C, H, W)` of an image, its sides multiples of `patch`.
-        num_classes: Width of the logits.
-        num_blocks: Feed-forward blocks per layer, or a number for each.
-        patch: Side of the square patches that become tokens.
-        width: Width of a token.
-        heads: Heads of the attention; they share out the width.
-        hidden: Width between the two linear layers of a feed-forward block, with GELU.
-        layers: Encoder layers.
-        pooling: Features that are read out: `"token"`, those of a class token, or `"mean"` of all tokens.
-        num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: Images that patches do not cover, or an option out of range, by its name.
-    """
-    patches, shape = _patches(input_shape, patch, width, heads, hidden, layers, pooling)
-    counts = blocks_per_bank(num_blocks, [1] * layers)
-    banks = [ModuleBlocks([_feed_forward(width, hidden) for _ in range(count)], shape) for count in counts]
-    halves = [AttentionFirst(width, heads) for _ in range(layers)]
-    between = [InTurn(Sum(), half) for half in halves[1:]] + [InTurn(Sum(), OnFirst(Pooled(width, pooling)))]
-    kinds, names = [("feed-forward",) * count for count in counts], [f"layer {number + 1}" for number in range(layers)]
-    stem = InTurn(OnFirst(patches), halves[0])
-    return VisionTransformer(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
-
-
-def vit_skip(
-    input_shape: Sequence[int],
-    num_classes: int,
-    *,
-    patch: int = 4,
-    width: int = 64,
-    heads: int = 4,
-    hidden: int = 128,
-    layers: int = 4,
-    pooling: Pooling = "token",
-    experts: Experts = CHOICES,
-    num_tasks: int = 1,
-) -> RoutedExperts:
-    """Build a vision transformer whose residual blocks are decisions: skip (0) or run (1).
-
-    Source: Dosovitskiy et al. (ICLR 2021); blocks that an image can skip are taken from AdaViT (Meng et al., CVPR
-    2022). Every layer has two, attention and feed-forward, each with its norm.
-
-    Args:
-        input_shape: `(C, H, W)` of an image, its sides multiples of `patch`.
-        num_classes: Width of the logits.
-        patch: Side of the square patches that become tokens.
-        width: Width of a token.
-        heads: Heads of the attention; they share out the width.
-        hidden: Width between the two linear layers of a feed-forward block, with GELU.
-        layers: Encoder layers, of two blocks each.
-        pooling: Features that are read out: `"token"`, those of a class token, or `"mean"` of all tokens.
         experts: Choices of all blocks, or a list for each: what `prune` leaves is skipped, or run, by all.
-        num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: Images that patches do not cover, or an option out of range, by its name.
     """
-    patches, shape = _patches(input_shape, patch, width, heads, hidden, layers, pooling)
-    choices = experts_per_layer(experts, 2 * layers)
-    banks, names = [], []
-    for number, left in enumerate(choices):
-        inner = _feed_forward(width, hidden) if number % 2 else SelfAttention(width, heads)
-        block = ResidualBlock(nn.Sequential(nn.LayerNorm(width), inner), nn.Identity(), relu=False)
-        banks.append(skippable_bank(block, left, shape))
-        names.append(f"layer {number // 2 + 1}, {'feed-forward' if number % 2 else 'attention'}")
-    between = [*(InTurn() for _ in banks[1:]), InTurn(OnFirst(Pooled(width, pooling)))]
-    stem = InTurn(OnFirst(patches))
-    return RoutedExperts(input_shape, num_classes, stem, banks, between, choices, names, num_tasks)
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        patch: int = 4,
+        width: int = 64,
+        heads: int = 4,
+        hidden: int = 128,
+        layers: int = 4,
+        pooling: Pooling = "token",
+        experts: Experts = CHOICES,
+        num_tasks: int = 1,
+    ) -> None:
+        patches, shape = _patches(input_shape, patch, width, heads, hidden, layers, pooling)
+        choices = experts_per_layer(experts, 2 * layers)
+        banks, names = [], []
+        for number, left in enumerate(choices):
+            inner = _feed_forward(width, hidden) if number % 2 else SelfAttention(width, heads)
+            block = ResidualBlock(nn.Sequential(nn.LayerNorm(width), inner), nn.Identity(), relu=False)
+            banks.append(skippable_bank(block, left, shape))
+            names.append(f"layer {number // 2 + 1}, {'feed-forward' if number % 2 else 'attention'}")
+        between = [*(InTurn() for _ in banks[1:]), InTurn(OnFirst(Pooled(width, pooling)))]
+        super().__init__(input_shape, num_classes, InTurn(OnFirst(patches)), banks, between, choices, names, num_tasks)
 
 
 def _patches(
