@@ -68,9 +68,6 @@ class RoutedCells(BankedNetwork):
     Attributes:
         widths: Channels of each cell.
         experts: Names of the choices of each decision.
-
-    Raises:
-        ValueError: An option out of range, by its name.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, cells: int = 6, filters: int = 32) -> None:

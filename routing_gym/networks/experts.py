@@ -215,9 +215,6 @@ def omniglot_experts(
         readout: Input of a task's linear readout: `"pooled"`, the average over the image, or `"flat"`, all of it.
         experts: Names of the experts of all layers, or a list of names for each layer.
         num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: Images too small, or an option out of range, by its name.
     """
     check_image(input_shape, 2 ** (1 + len(POOLED_AFTER)))
     check_counts(width=width, expert_mid=expert_mid, layers=layers)

@@ -83,9 +83,6 @@ def parallel_network(
         hidden: Width of the hidden dense layers, where there are any.
         form: Whether the way into the paths is a decision (`"gated-columns"`) or all begin alike (`"columns"`).
         cross: Whether tensors themselves are mixed (`"connections"`) or what they predict (`"predictions"`).
-
-    Raises:
-        ValueError: Images too small, or an option out of range, by its name.
     """
     check_counts(paths=paths, width=width, hidden=hidden)
     check_choice("cross", cross, "connections", "predictions")

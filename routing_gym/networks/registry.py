@@ -30,7 +30,8 @@ class NetworkSpec:
     Attributes:
         builder: Called as `builder(input_shape, num_classes, **options)`; with `num_blocks` if it takes a third
             positional argument, and with `num_tasks=...` if it has that; if it has `trunk_per_task`, with True where
-            tasks are to share nothing. Its other keyword-only parameters are options.
+            tasks are to share nothing. Its other keyword-only parameters are options. A `ValueError` names what it
+            refuses: images too small, an option out of range.
         description: One line.
         source: Paper.
         input_shape: `(C, H, W)` of the images it was made for; None for no shape in particular.

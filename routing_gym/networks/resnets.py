@@ -70,9 +70,6 @@ def resnet50_experts(
         width: Channels of the first stage's bottlenecks.
         experts: Names of the experts of all layers, or a list of names for each layer.
         num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: Images too small, or an option out of range, by its name.
     """
     check_counts(width=width)
     check_image(input_shape, 32)
@@ -150,9 +147,6 @@ def resnet_skip(
             flattened, for routers that convolve.
         experts: Choices of all blocks, or a list for each: what `prune` leaves is skipped, or run, by all.
         num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: Images too small, or an option out of range, by its name.
     """
     if len(stages) != (wanted := 4 if bottlenecks else 3):
         raise ValueError(f"this network has {wanted} stages, got stages={list(stages)}")
