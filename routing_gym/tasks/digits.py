@@ -34,22 +34,28 @@ def digits_mtl(*, shift: int = 0) -> dict[str, MultiTaskDataset]:
     Args:
         shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
     """
-    from sklearn.datasets import load_digits  # takes half as long to import as PyTorch
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import train_test_split  # takes half as long to import as PyTorch
 
-    pixels, digit = load_digits(return_X_y=True)
-    # The bundled images count 0 to 16; 15 per step spreads them over the range of a byte (16 becomes 240).
-    images = torch.from_numpy(pixels * 15).to(torch.uint8).view(-1, 1, 8, 8)
-    rest, test = train_test_split(np.arange(len(images)), test_size=0.25, stratify=digit, random_state=0)
-    train, validation = train_test_split(rest, test_size=0.15 / 0.75, stratify=digit[rest], random_state=0)
+    images, digit = read_digits()
+    rest, test = train_test_split(np.arange(len(images)), test_size=0.25, stratify=digit.numpy(), random_state=0)
+    train, validation = train_test_split(rest, test_size=0.15 / 0.75, stratify=digit[rest].numpy(), random_state=0)
     rows = {"train": train, "validation": validation, "test": test}
     return build_splits(
         "DIGITS-MTL",
         {"train": images},
-        {"train": _one_vs_rest(torch.from_numpy(digit))},
+        {"train": _one_vs_rest(digit)},
         {split: torch.from_numpy(numbers).sort().values for split, numbers in rows.items()},
         augmentation=shift_or_none(shift),
     )
+
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """Images `(1797, 1, 8, 8)` uint8 and digits `(1797,)` int64 that come with scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    pixels, digit = load_digits(return_X_y=True)
+    # They count 0 to 16; 15 per step spreads them over the range of a byte (16 becomes 240).
+    return torch.from_numpy(pixels * 15).to(torch.uint8).view(-1, 1, 8, 8), torch.from_numpy(digit).long()
 
 
 def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0) -> dict[str, MultiTaskDataset]:

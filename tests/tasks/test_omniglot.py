@@ -121,10 +121,10 @@ def test_the_official_table_and_the_choice_of_alphabets(monkeypatch):
         ({"alphabets": ("Greek", "Klingon")}, "unknown alphabet 'Klingon'; known are Alphabet_of_the_Magi, Angelic, "),
         ({"alphabets": ("Greek", "Greek")}, "at least one, and none twice, got "),
         ({"alphabets": ()}, r"at least one, and none twice, got \(\)"),
-        ({"size": 0}, r"size must be an integer from 1 to 105, got 0"),
-        ({"size": 106}, r"integer in \[1, 105\], got 106"),
-        ({"size": 28.0}, r"integer in \[1, 105\], got 28.0"),
-        ({"size": True}, r"integer in \[1, 105\], got True"),
+        ({"size": 0}, "size must be an integer from 1 to 105, got 0"),
+        ({"size": 106}, "integer from 1 to 105, got 106"),
+        ({"size": 28.0}, "integer from 1 to 105, got 28.0"),
+        ({"size": True}, "integer from 1 to 105, got True"),
     ],
 )
 def test_values_that_cannot_be_are_refused(options, said):

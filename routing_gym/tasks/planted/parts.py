@@ -12,7 +12,7 @@ from torch import Tensor
 from routing_gym.tasks.checking import check_choice
 from routing_gym.tasks.cifar import read_cifar100
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
-from routing_gym.tasks.digits import read_mnist
+from routing_gym.tasks.digits import read_digits, read_mnist
 
 SourceOf = Literal["digits", "mnist", "cifar-100"]
 KINDS = 10
@@ -51,10 +51,7 @@ def material_of(name: str, source: SourceOf, data_dir: str | None, generator: to
     """
     check_choice(f"{name}: source", source, *get_args(SourceOf))
     if source == "digits":
-        from sklearn.datasets import load_digits  # takes half as long to import as PyTorch
-
-        pixels, digit = load_digits(return_X_y=True)
-        images, kind = torch.from_numpy(pixels * 15).to(torch.uint8).view(-1, 1, 8, 8), torch.from_numpy(digit).long()
+        images, kind = read_digits()
         order = torch.randperm(len(kind), generator=generator)
         test, validation, train = order.split([400, 200, len(order) - 600])
         return Material(images, kind, {"train": train, "validation": validation, "test": test})
