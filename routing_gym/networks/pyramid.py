@@ -195,7 +195,13 @@ class RoutedPyramid(RoutedNetwork):
     weights are drawn from its uniform distribution; odd sizes are rounded down; decisions are numbered column by
     column, left before right; instances of all tasks share everything, and none is told its task.
 
-    Arguments are those of `pyramid_tree`; 0 junctions make a chain.
+    Args:
+        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
+        num_classes: Width of the logits.
+        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
+        columns: Columns on the way to each last one, 2 to 8.
+        junctions: Number of first columns behind which it splits in two, up to `columns - 1`; 3 in the paper's tree, 0
+            make a chain.
 
     Attributes:
         tree: For each column those that follow it. Columns stand in the order of their depth.
@@ -282,35 +288,6 @@ class RoutedPyramid(RoutedNetwork):
             way.insert(0, next(j for j, following in enumerate(self.tree) if way[0] in following))
         columns = (cast(Column, static_copy(self.columns[j])) for j in way)
         return StaticPyramid(columns, static_copy(self.classifiers[way[-1]]))
-
-
-def pyramid_chain(input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8) -> RoutedPyramid:
-    """Build a `RoutedPyramid` whose columns stand in a chain.
-
-    Args:
-        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
-        num_classes: Width of the logits.
-        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
-        columns: Number of columns, 2 to 8.
-    """
-    return RoutedPyramid(input_shape, num_classes, width=width, columns=columns)
-
-
-def pyramid_tree(
-    input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8, junctions: int = 3
-) -> RoutedPyramid:
-    """Build a `RoutedPyramid` whose early columns are followed by a left and a right one.
-
-    Args:
-        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
-        num_classes: Width of the logits.
-        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
-        columns: Columns on the way to each leaf, 2 to 8.
-        junctions: Number of first columns behind which it splits in two, 1 to `columns - 1`; 3 in the paper.
-    """
-    whole_number("columns", columns, 2, len(CHANNELS))
-    whole_number("junctions", junctions, 1, columns - 1)
-    return RoutedPyramid(input_shape, num_classes, width=width, columns=columns, junctions=junctions)
 
 
 def pyramid_static(columns: int, input_shape: Sequence[int], num_classes: int, *, width: int = 16) -> RoutedModule:

@@ -11,13 +11,13 @@ from typing import Any, get_type_hints
 from routing_gym.networks import parallel_nets as nets
 from routing_gym.networks.cells import RoutedCells
 from routing_gym.networks.experts import CONVS, DIVERSE, MnistExperts, omniglot_experts
-from routing_gym.networks.fully_connected import fully_connected, simple_convnet
+from routing_gym.networks.fully_connected import fully_connected
 from routing_gym.networks.lock import Lock
 from routing_gym.networks.network import RoutedNetwork
-from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
+from routing_gym.networks.pyramid import RoutedPyramid, pyramid_static
 from routing_gym.networks.resnets import DIVERSE_3X3, resnet50_experts, resnet_skip
-from routing_gym.networks.vit import SkippingTransformer, VisionTransformer
-from routing_gym.options import unknown_name
+from routing_gym.networks.vit import vision_transformer
+from routing_gym.options import unexpected, unknown_name
 from routing_gym.tasks.checking import image_shape, whole_number
 
 Builder = Callable[..., RoutedNetwork]
@@ -35,12 +35,14 @@ class NetworkSpec:
         description: One line.
         source: Paper.
         input_shape: `(C, H, W)` of the images it was made for; None for no shape in particular.
+        without: Parameters of the builder, which serves several names, that this one has not.
     """
 
     builder: Builder
     description: str
     source: str = ""
     input_shape: tuple[int, ...] | None = None
+    without: tuple[str, ...] = ()
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -54,8 +56,9 @@ class NetworkSpec:
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """Parameters of the builder by name."""
-        return dict(inspect.signature(self.builder).parameters)
+        """Parameters by name."""
+        parameters = inspect.signature(self.builder).parameters
+        return {name: parameter for name, parameter in parameters.items() if name not in self.without}
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -82,8 +85,8 @@ def _experts(builder: Builder, kinds: Sequence[str], what: str, input_shape: tup
     return NetworkSpec(partial(builder, experts=kinds), description, RAMACHANDRAN, input_shape)
 
 
-def _pyramid(builder: Builder, what: str) -> NetworkSpec:
-    return NetworkSpec(builder, f"Multiscale pyramid{what}", MCGILL, SMALL)
+def _pyramid(builder: Builder, what: str, *without: str) -> NetworkSpec:
+    return NetworkSpec(builder, f"Multiscale pyramid{what}", MCGILL, SMALL, without)
 
 
 def _skipping(depth: int, stages: tuple[int, ...], *, bottlenecks: bool = False) -> NetworkSpec:
@@ -102,13 +105,25 @@ def _parallel(
 
 
 NETWORKS: dict[str, NetworkSpec] = {
-    "mlp": NetworkSpec(fully_connected, "Routed fully connected layers on the pixels", ROSENBAUM, (1, 8, 8)),
+    "mlp": NetworkSpec(
+        partial(fully_connected, False),
+        "Routed fully connected layers on the pixels",
+        ROSENBAUM,
+        (1, 8, 8),
+        without=("routed_stages", "trunk_per_task"),
+    ),
     "simple-convnet": NetworkSpec(
-        simple_convnet, "Four shared convolutional stages, then routed fully connected layers", ROSENBAUM, SMALL
+        partial(fully_connected, True),
+        "Four shared convolutional stages, then routed fully connected layers",
+        ROSENBAUM,
+        SMALL,
+        without=("trunk",),
     ),
     "lock": NetworkSpec(Lock, "A combination lock of permutations: all to be learned is the route", OURS, (1, 1, 32)),
-    "pyramid-chain": _pyramid(pyramid_chain, ": columns in a chain, each of which may classify"),
-    "pyramid-tree": _pyramid(pyramid_tree, " whose early columns are followed by a left and a right one"),
+    "pyramid-chain": _pyramid(RoutedPyramid, ": columns in a chain, each of which may classify", "junctions"),
+    "pyramid-tree": _pyramid(
+        partial(RoutedPyramid, junctions=3), " whose early columns are followed by a left and a right one"
+    ),
     "omniglot-diverse": _experts(omniglot_experts, DIVERSE, "A shared convolution", OMNIGLOT),
     "omniglot-convs": _experts(omniglot_experts, CONVS, "A shared convolution", OMNIGLOT),
     "omniglot-conv3": _experts(omniglot_experts, ("conv3",) * 7, "A shared convolution", OMNIGLOT),
@@ -122,12 +137,19 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet74-skip": _skipping(74, (12, 12, 12)),
     "resnet110-skip": _skipping(110, (18, 18, 18)),
     "resnet50-skip": _skipping(50, (3, 4, 6, 3), bottlenecks=True),
-    "vit": NetworkSpec(VisionTransformer, "Vision transformer with routed feed-forward layers", VISION, SMALL),
+    "vit": NetworkSpec(
+        partial(vision_transformer, False),
+        "Vision transformer with routed feed-forward layers",
+        VISION,
+        SMALL,
+        without=("experts",),
+    ),
     "vit-skip": NetworkSpec(
-        SkippingTransformer,
+        partial(vision_transformer, True),
         "Vision transformer, each attention and feed-forward block a decision: skip (0) or run (1)",
         MENG,
         SMALL,
+        without=("num_blocks",),
     ),
     "basecnn": _parallel(nets.BASE),
     "widecnn": _parallel(dataclasses.replace(nets.BASE, name="WideCNN", width=64)),
@@ -222,8 +244,10 @@ def make_network(
             f"it is, got num_blocks={num_blocks!r}"
         )
     blocks = [num_tasks if num_blocks is None else num_blocks] if spec.takes_num_blocks else []
-    told = "num_tasks" in spec.parameters or any(p.kind is p.VAR_KEYWORD for p in spec.parameters.values())
-    tasks = {"num_tasks": num_tasks} if told else {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in spec.parameters.values())
+    if not takes_any and (unknown := sorted(options.keys() - spec.parameters)):
+        raise ValueError(str(unexpected(f"network {name!r}", unknown[0], spec.options)))
+    tasks = {"num_tasks": num_tasks} if takes_any or "num_tasks" in spec.parameters else {}
     try:
         return spec.builder(shape, num_classes, *blocks, **tasks, **options)
     except (TypeError, ValueError) as error:

@@ -71,7 +71,7 @@ def whole_number(option: str, given: Any, least: int | None = 1, most: int | Non
     return value
 
 
-def check_counts(owner: str = "", **options: Any) -> None:
+def check_counts(owner: str = "", /, **options: Any) -> None:
     """Refuse options that are no integers of at least 1; the owner's name stands before theirs in messages."""
     for option, value in options.items():
         whole_number(owner + option, value)
