@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from standins import write_idx
 
 from routing_gym.experiments.cli import main
-from routing_gym.tasks import DataError, Shift, cifar100, cifar100_mtl, download, files, mnist_digits, mnist_mtl, svhn
+from routing_gym.tasks import (
+    DataError,
+    Shift,
+    cifar10,
+    cifar100,
+    cifar100_mtl,
+    download,
+    files,
+    mnist_digits,
+    mnist_mtl,
+    svhn,
+)
 
 
 def test_mnist_mtl_is_one_vs_rest_over_disjoint_images():
@@ -137,10 +148,14 @@ def test_broken_cifar_files_are_named(copied):
         cifar100(data_dir=str(copied))
 
 
-def test_a_wrong_md5_sum_is_refused(copied, monkeypatch):
-    monkeypatch.setitem(files.MNIST.files, "t10k-labels-idx1-ubyte.gz", "0" * 32)
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte.gz is damaged .* expected 0{32}; delete it and run"):
-        mnist_mtl(data_dir=str(copied))
+@pytest.mark.parametrize(
+    ("build", "source", "name"),
+    [(mnist_mtl, files.MNIST, "t10k-labels-idx1-ubyte.gz"), (cifar10, files.CIFAR10, "test_batch.bin")],
+)
+def test_a_wrong_md5_sum_is_refused(build, source, name, copied, monkeypatch):
+    monkeypatch.setitem(source.files, name, "0" * 32)
+    with pytest.raises(DataError, match=rf"{name} is damaged .* expected 0{{32}}; delete it and run"):
+        build(data_dir=str(copied))
 
 
 class Web:

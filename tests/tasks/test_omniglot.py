@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from standins import omniglot_code, omniglot_drawing, png
 
-import routing_gym.files
 from routing_gym.envs import make_routing_vector_env
 from routing_gym.tasks import DataError, omniglot, omniglot_mtl
 
@@ -204,15 +203,6 @@ def test_archives_are_decoded_once(copied, decoded):
     assert torch.equal(build(copied), whole) and len(decoded) == 4
     rewrite(copied / BACKGROUND, lambda name, content: (name, content))  # another container: another file
     assert torch.equal(build(copied), whole) and len(decoded) == 6
-
-
-def test_a_folder_that_cannot_be_written_to_is_decoded_each_time(copied, decoded, monkeypatch):
-    def refuse(path, mode):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(routing_gym.files, "open", refuse, raising=False)
-    assert torch.equal(build(copied), build(copied)) and len(decoded) == 4
-    assert sorted(path.name for path in copied.iterdir()) == [BACKGROUND, EVALUATION]
 
 
 def rewrite(path, change):
