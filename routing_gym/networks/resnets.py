@@ -154,7 +154,10 @@ def resnet_skip(
     check_image(input_shape, 32 if bottlenecks else 4)
     choices = experts_per_layer(experts, sum(stages))
     make = _bottleneck if bottlenecks else _basic_block
-    stem: nn.Module = (first_layers if bottlenecks else _cifar_stem)(input_shape[0], width)
+    if bottlenecks:
+        stem: nn.Module = first_layers(input_shape[0], width)
+    else:
+        stem = nn.Sequential(*_conv_norm(input_shape[0], width, 3), nn.ReLU())
     shape = (width, *(math.ceil(side / 4) if bottlenecks else side for side in input_shape[1:]))
     banks: list[Bank] = []
     names = []
@@ -185,10 +188,6 @@ def _bottleneck(inputs: int, width: int, *, stride: int) -> ResidualBlock:
     residual = nn.Sequential(*layers, *_conv_norm(width, outputs, 1))
     same = stride == 1 and inputs == outputs
     return ResidualBlock(residual, nn.Identity() if same else nn.Sequential(*_conv_norm(inputs, outputs, 1, stride)))
-
-
-def _cifar_stem(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(*_conv_norm(channels, width, 3), nn.ReLU())
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:

@@ -72,8 +72,9 @@ def cifar10(
         size: Height and width: 32, 16 or 8; below 32, each pixel is the mean of the area it covers, and the name of the
             data says so.
     """
-    augmentation, by_coarse = shift_or_none(shift, flip, fill), _are_coarse("CIFAR-10", task)
-    return _of_classes("CIFAR-10", NAMES, data_dir, held_out, augmentation, allow_partial, size, by_coarse)
+    check_choice("CIFAR-10: task", task, *get_args(TaskOf))
+    augmentation = shift_or_none(shift, flip, fill)
+    return _of_classes("CIFAR-10", NAMES, data_dir, held_out, augmentation, allow_partial, size, task == "coarse")
 
 
 def cifar5(
@@ -238,7 +239,8 @@ def cifar100(
         shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
         flip: Mirror every other training image.
     """
-    by_coarse = _are_coarse("CIFAR-100", task)
+    check_choice("CIFAR-100: task", task, *get_args(TaskOf))
+    by_coarse = task == "coarse"
     images, coarse, fine = read_cifar100(data_dir)
     return build_splits(
         "CIFAR-100" + BY_COARSE_CLASS * by_coarse,
@@ -268,12 +270,6 @@ def read_cifar100(data_dir: str | None) -> tuple[dict[str, Tensor], dict[str, Te
                 + how_to_replace(CIFAR100, data_dir)
             )
     return images, coarse, fine
-
-
-def _are_coarse(name: str, task: TaskOf) -> bool:
-    """Whether the tasks of a data set (its name is for messages) are to be coarse classes."""
-    check_choice(f"{name}: task", task, *get_args(TaskOf))
-    return task == "coarse"
 
 
 def _read_file(
