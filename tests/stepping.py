@@ -16,9 +16,14 @@ def step(network, state, action):
     return dataclasses.replace(after, exits=state.exits + after.exits)
 
 
+def started(network, images, task=None):
+    """State at the first decision of images of some tasks, task 0 unless said."""
+    return network.start(images, torch.zeros(len(images), dtype=torch.int64) if task is None else task)
+
+
 def routed(network, images, actions, task=None):
-    """State after an action at each decision in turn, or at the first of them; images are of task 0 unless said."""
-    state = network.start(images, torch.zeros(len(images), dtype=torch.int64) if task is None else task)
+    """State after an action at each decision in turn, or at the first of them; images as of `started`."""
+    state = started(network, images, task)
     for action in actions:
         state = step(network, state, action)
     return state

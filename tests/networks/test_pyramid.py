@@ -5,7 +5,7 @@ import copy
 import gymnasium
 import pytest
 import torch
-from stepping import outcome, routed, walked
+from stepping import outcome, started, walked
 from torch import nn
 from torch.nn import functional
 
@@ -156,7 +156,7 @@ def test_hard_routing_equals_static_prefixes_row_by_row(form):
         return table[torch.arange(len(images)), state.at.clamp(max=last)]
 
     with torch.no_grad():
-        state = walked(network, routed(network, images, []), choose)
+        state = walked(network, started(network, images), choose)
         assert sorted((exit.decision, exit.choice) for exit in state.exits) == sorted(ways)
         logits, total = outcome(network, state)
         assert bool((total == 1).all())
@@ -180,7 +180,7 @@ def test_soft_routing_is_the_weighted_sum_of_prefixes(form):
     sizes = [decision.n for decision in network.decisions]
     scores = [torch.randn(3, n, requires_grad=True) for n in sizes]
     weights = [functional.pad(score.softmax(1), (0, max(sizes) - n)) for score, n in zip(scores, sizes, strict=True)]
-    state = walked(network, routed(network, images, []), lambda state: weights[int(state.at[0])])
+    state = walked(network, started(network, images), lambda state: weights[int(state.at[0])])
     logits, total = outcome(network, state)
     torch.testing.assert_close(total, torch.ones(3))
     expected, macs = torch.zeros(3, CLASSES), torch.full((3,), network.stem_macs)
@@ -204,7 +204,7 @@ def test_rows_that_left_are_not_run_on():
         column.register_forward_hook(lambda module, inputs, output: seen.append(len(output[-1])))
     leave_after = torch.tensor([0, 0, 1, 3, 6, 7])
     images = torch.randn(6, *IMAGE)
-    walked(network, routed(network, images, []), lambda state: (state.at < leave_after).long())
+    walked(network, started(network, images), lambda state: (state.at < leave_after).long())
     assert seen == [6, 4, 3, 3, 2, 2, 2, 1]
 
 
@@ -213,7 +213,7 @@ def test_gradients_reach_only_what_ran(training):
     network = small("tree of 5, 1 junction").train(training)
     images = torch.randn(4, *IMAGE)
     route = {0: 2, 2: 1, 4: 0}  # to the right, on, and out of column 3 of the right chain
-    state = walked(network, routed(network, images, []), lambda state: torch.full((4,), route[int(state.at[0])]))
+    state = walked(network, started(network, images), lambda state: torch.full((4,), route[int(state.at[0])]))
     outcome(network, state)[0].square().sum().backward()
     ran = {0, 2, 4}
     for j, column in enumerate(network.columns):
@@ -228,7 +228,7 @@ def test_gradients_reach_only_what_ran(training):
 
 def test_every_parameter_is_used_and_belongs_to_one_choice():
     network = small("tree of 3, 2 junctions")
-    state = walked(network, routed(network, torch.randn(4, *IMAGE), []), lambda state: torch.full((4, 3), 1 / 3))
+    state = walked(network, started(network, torch.randn(4, *IMAGE)), lambda state: torch.full((4, 3), 1 / 3))
     outcome(network, state)[0].square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
     owned = [
@@ -329,9 +329,7 @@ def test_deepcopy():
     network = small("tree of 3, 2 junctions")
     images = torch.randn(3, *IMAGE)
     copied = copy.deepcopy(network)
-    both = [
-        walked(part, routed(part, images, []), lambda state: torch.full((3, 3), 1 / 3)) for part in (network, copied)
-    ]
+    both = [walked(part, started(part, images), lambda state: torch.full((3, 3), 1 / 3)) for part in (network, copied)]
     assert torch.equal(outcome(network, both[0])[0], outcome(copied, both[1])[0])
     assert not {p.data_ptr() for p in network.parameters()} & {p.data_ptr() for p in copied.parameters()}
 
@@ -340,10 +338,10 @@ def test_deepcopy():
 def test_sizes_that_are_no_powers_of_two(shape):
     """8x8 pixels leave one value per channel at the coarsest scale: a single row then has no variance."""
     network = small("tree of 3, 2 junctions", shape=shape).train()
-    walked(network, routed(network, torch.randn(1, *shape), []), lambda state: torch.full((1, 3), 1 / 3))
+    walked(network, started(network, torch.randn(1, *shape)), lambda state: torch.full((1, 3), 1 / 3))
     network.eval()
     images = torch.randn(2, *shape)
-    state = walked(network, routed(network, images, []), lambda state: torch.full((2,), 2))
+    state = walked(network, started(network, images), lambda state: torch.full((2,), 2))
     way = [w for w in ways_out(network.decisions) if w[1] == 2][-1]
     torch.testing.assert_close(outcome(network, state)[0], network.static_prefix(*way)(images), rtol=1e-4, atol=1e-5)
 
