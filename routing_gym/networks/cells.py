@@ -61,7 +61,6 @@ class RoutedCells(BankedNetwork):
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 4 pixels high and wide.
-        num_classes: Width of the logits.
         cells: Number of cells, C; each makes 8 decisions.
         filters: Channels of the first third, F.
 

@@ -79,8 +79,6 @@ class RoutedExperts(Deployable):
     that a mixture of several experts does not pay for it several times.
 
     Args:
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the logits.
         stem: Runs first: images to a tuple of tensors, of which the first goes into the first layer.
         banks: Experts of every layer.
         between: Runs behind every layer: the mixture and the tensors that waited with it to a tuple as of `stem`;

@@ -49,7 +49,6 @@ class Lock(Deployable):
 
     Args:
         input_shape: Shape of an image, as many numbers as classes.
-        num_classes: Number of classes.
         num_blocks: Blocks per layer, or a number for each.
         layers: Number of layers.
     """

@@ -107,8 +107,6 @@ class ParallelPaths(RoutedPaths):
     that run a path, unweighted by gates: its running averages go with the routes of the last batches.
 
     Args:
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the logits.
         paths: Number of paths.
         segments: What lies behind each decision; the last gives `(num_classes,)`.
         stem: Runs on the images before all paths, once; None for nothing.

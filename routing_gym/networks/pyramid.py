@@ -197,7 +197,6 @@ class RoutedPyramid(RoutedNetwork):
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
-        num_classes: Width of the logits.
         width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
         columns: Columns on the way to each last one, 2 to 8.
         junctions: Number of first columns behind which it splits in two, up to `columns - 1`; 3 in the paper's tree, 0
