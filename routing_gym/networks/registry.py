@@ -80,6 +80,15 @@ VISION, MENG = "Dosovitskiy et al. 2021", "Meng et al., AdaViT, 2022"
 SMALL, LARGE, OMNIGLOT = (3, 32, 32), (3, 224, 224), (1, 105, 105)
 
 
+def _layers(convolutions: bool, what: str, input_shape: tuple[int, ...], *without: str) -> NetworkSpec:
+    return NetworkSpec(partial(fully_connected, convolutions), what, ROSENBAUM, input_shape, without)
+
+
+def _transformer(skipping: bool, what: str, source: str, *without: str) -> NetworkSpec:
+    builder = partial(vision_transformer, skipping)
+    return NetworkSpec(builder, f"Vision transformer{what}", source, SMALL, without)
+
+
 def _experts(builder: Builder, kinds: Sequence[str], what: str, input_shape: tuple[int, ...]) -> NetworkSpec:
     description = f"{what} with layers of experts: {', '.join(dict.fromkeys(kinds))}"
     return NetworkSpec(partial(builder, experts=kinds), description, RAMACHANDRAN, input_shape)
@@ -105,19 +114,9 @@ def _parallel(
 
 
 NETWORKS: dict[str, NetworkSpec] = {
-    "mlp": NetworkSpec(
-        partial(fully_connected, False),
-        "Routed fully connected layers on the pixels",
-        ROSENBAUM,
-        (1, 8, 8),
-        without=("routed_stages", "trunk_per_task"),
-    ),
-    "simple-convnet": NetworkSpec(
-        partial(fully_connected, True),
-        "Four shared convolutional stages, then routed fully connected layers",
-        ROSENBAUM,
-        SMALL,
-        without=("trunk",),
+    "mlp": _layers(False, "Routed fully connected layers on the pixels", (1, 8, 8), "routed_stages", "trunk_per_task"),
+    "simple-convnet": _layers(
+        True, "Four shared convolutional stages, then routed fully connected layers", SMALL, "trunk"
     ),
     "lock": NetworkSpec(Lock, "A combination lock of permutations: all to be learned is the route", OURS, (1, 1, 32)),
     "pyramid-chain": _pyramid(RoutedPyramid, ": columns in a chain, each of which may classify", "junctions"),
@@ -137,19 +136,9 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet74-skip": _skipping(74, (12, 12, 12)),
     "resnet110-skip": _skipping(110, (18, 18, 18)),
     "resnet50-skip": _skipping(50, (3, 4, 6, 3), bottlenecks=True),
-    "vit": NetworkSpec(
-        partial(vision_transformer, False),
-        "Vision transformer with routed feed-forward layers",
-        VISION,
-        SMALL,
-        without=("experts",),
-    ),
-    "vit-skip": NetworkSpec(
-        partial(vision_transformer, True),
-        "Vision transformer, each attention and feed-forward block a decision: skip (0) or run (1)",
-        MENG,
-        SMALL,
-        without=("num_blocks",),
+    "vit": _transformer(False, " with routed feed-forward layers", VISION, "experts"),
+    "vit-skip": _transformer(
+        True, ", each attention and feed-forward block a decision: skip (0) or run (1)", MENG, "num_blocks"
     ),
     "basecnn": _parallel(nets.BASE),
     "widecnn": _parallel(dataclasses.replace(nets.BASE, name="WideCNN", width=64)),
