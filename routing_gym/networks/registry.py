@@ -16,7 +16,7 @@ from routing_gym.networks.lock import Lock
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.pyramid import RoutedPyramid, pyramid_static
 from routing_gym.networks.resnets import DIVERSE_3X3, resnet50_experts, resnet_skip
-from routing_gym.networks.vit import vision_transformer
+from routing_gym.networks.vit import VisionTransformer
 from routing_gym.options import unexpected, unknown_name
 from routing_gym.tasks.checking import image_shape, whole_number
 
@@ -85,7 +85,7 @@ def _layers(convolutions: bool, what: str, input_shape: tuple[int, ...], *withou
 
 
 def _transformer(skipping: bool, what: str, source: str, *without: str) -> NetworkSpec:
-    builder = partial(vision_transformer, skipping)
+    builder = partial(VisionTransformer, skipping)
     return NetworkSpec(builder, f"Vision transformer{what}", source, SMALL, without)
 
 

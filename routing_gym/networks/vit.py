@@ -86,29 +86,7 @@ class Pooled(nn.Module):
 
 
 class VisionTransformer(RoutedExperts):
-    """A vision transformer with banks of feed-forward blocks."""
-
-    def form_options(self) -> dict[str, Any]:
-        """Feed-forward blocks of every layer, which are all alike."""
-        return {"num_blocks": list(self.block_counts)}
-
-
-def vision_transformer(
-    skipping: bool,
-    input_shape: Sequence[int],
-    num_classes: int,
-    num_blocks: int | Sequence[int] = 1,
-    *,
-    patch: int = 4,
-    width: int = 64,
-    heads: int = 4,
-    hidden: int = 128,
-    layers: int = 4,
-    pooling: Pooling = "token",
-    experts: Experts = CHOICES,
-    num_tasks: int = 1,
-) -> RoutedExperts:
-    """Build a vision transformer, every feed-forward layer a decision between k blocks, or every block one to skip it.
+    """A vision transformer, every feed-forward layer a decision between k blocks, or every block one to skip it.
 
     Source: Dosovitskiy et al. (ICLR 2021), with the norm before attention and feed-forward layers, as there. Where
     mixtures of experts choose for every token (Riquelme et al. 2021) an instance chooses here, for all its tokens; a
@@ -119,7 +97,6 @@ def vision_transformer(
     Args:
         skipping: Whether residual blocks are skipped or run, or feed-forward blocks chosen.
         input_shape: `(C, H, W)` of an image, its sides multiples of `patch`.
-        num_classes: Width of the logits.
         num_blocks: Feed-forward blocks per layer, or a number for each, where they are chosen.
         patch: Side of the square patches that become tokens.
         width: Width of a token.
@@ -128,37 +105,56 @@ def vision_transformer(
         layers: Encoder layers, of attention and feed-forward each.
         pooling: Features that are read out: `"token"`, those of a class token, or `"mean"` of all tokens.
         experts: Choices of all blocks, or a list for each: what `prune` leaves is skipped, or run, by all.
-        num_tasks: Number of tasks, each with a readout of its own.
     """
-    check_counts(patch=patch, width=width, heads=heads, hidden=hidden, layers=layers)
-    check_choice("pooling", pooling, "token", "mean")
-    check_image(input_shape, patch)
-    if input_shape[1] % patch or input_shape[2] % patch:
-        raise ValueError(
-            f"patch must divide the sides of an image, got patch={patch} for {input_shape[1]}x{input_shape[2]} pixels"
-        )
-    if width % heads:
-        raise ValueError(f"heads must divide the width of a token, got heads={heads} for width={width}")
-    patches = Patches(input_shape, patch, width, pooling)
-    shape = patches.positions.shape[1:]
-    stem, banks = InTurn(OnFirst(patches)), []
-    if skipping:
-        kinds, names = experts_per_layer(experts, 2 * layers), []
-        for number, left in enumerate(kinds):
-            inner = _feed_forward(width, hidden) if number % 2 else SelfAttention(width, heads)
-            block = ResidualBlock(nn.Sequential(nn.LayerNorm(width), inner), nn.Identity(), relu=False)
-            banks.append(skippable_bank(block, left, shape))
-            names.append(f"layer {number // 2 + 1}, {'feed-forward' if number % 2 else 'attention'}")
-        between = [InTurn() for _ in banks]
-    else:
-        counts, names = blocks_per_bank(num_blocks, [1] * layers), [f"layer {i + 1}" for i in range(layers)]
-        banks = [ModuleBlocks([_feed_forward(width, hidden) for _ in range(count)], shape) for count in counts]
-        kinds, between = [("feed-forward",) * count for count in counts], [InTurn(Sum()) for _ in banks]
-        for before in (stem, *between[:-1]):
-            before.append(AttentionFirst(width, heads))
-    between[-1].append(OnFirst(Pooled(width, pooling)))
-    kind = RoutedExperts if skipping else VisionTransformer
-    return kind(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
+
+    def __init__(
+        self,
+        skipping: bool,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_blocks: int | Sequence[int] = 1,
+        *,
+        patch: int = 4,
+        width: int = 64,
+        heads: int = 4,
+        hidden: int = 128,
+        layers: int = 4,
+        pooling: Pooling = "token",
+        experts: Experts = CHOICES,
+        num_tasks: int = 1,
+    ) -> None:
+        check_counts(patch=patch, width=width, heads=heads, hidden=hidden, layers=layers)
+        check_choice("pooling", pooling, "token", "mean")
+        check_image(input_shape, patch)
+        if any(side % patch for side in input_shape[1:]):
+            got = f"patch={patch} for {input_shape[1]}x{input_shape[2]} pixels"
+            raise ValueError(f"patch must divide the sides of an image, got {got}")
+        if width % heads:
+            raise ValueError(f"heads must divide the width of a token, got heads={heads} for width={width}")
+        patches = Patches(input_shape, patch, width, pooling)
+        shape = patches.positions.shape[1:]
+        stem, banks = InTurn(OnFirst(patches)), []
+        if skipping:
+            kinds, names = experts_per_layer(experts, 2 * layers), []
+            for number, left in enumerate(kinds):
+                inner = _feed_forward(width, hidden) if number % 2 else SelfAttention(width, heads)
+                block = ResidualBlock(nn.Sequential(nn.LayerNorm(width), inner), nn.Identity(), relu=False)
+                banks.append(skippable_bank(block, left, shape))
+                names.append(f"layer {number // 2 + 1}, {'feed-forward' if number % 2 else 'attention'}")
+            between = [InTurn() for _ in banks]
+        else:
+            counts, names = blocks_per_bank(num_blocks, [1] * layers), [f"layer {i + 1}" for i in range(layers)]
+            banks = [ModuleBlocks([_feed_forward(width, hidden) for _ in range(count)], shape) for count in counts]
+            kinds, between = [("feed-forward",) * count for count in counts], [InTurn(Sum()) for _ in banks]
+            for before in (stem, *between[:-1]):
+                before.append(AttentionFirst(width, heads))
+        between[-1].append(OnFirst(Pooled(width, pooling)))
+        super().__init__(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
+        self.skipping = skipping
+
+    def form_options(self) -> dict[str, Any]:
+        """Choices of every block; or how many feed-forward blocks layers have, which are all alike."""
+        return super().form_options() if self.skipping else {"num_blocks": list(self.block_counts)}
 
 
 def _feed_forward(width: int, hidden: int) -> nn.Sequential:
