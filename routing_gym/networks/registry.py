@@ -14,6 +14,7 @@ from routing_gym.networks.experts import CONVS, DIVERSE, MnistExperts, omniglot_
 from routing_gym.networks.fully_connected import fully_connected
 from routing_gym.networks.lock import Lock
 from routing_gym.networks.network import RoutedNetwork
+from routing_gym.networks.parallel_paths import ParallelPaths
 from routing_gym.networks.pyramid import RoutedPyramid, pyramid_static
 from routing_gym.networks.resnets import DIVERSE_3X3, resnet50_experts, resnet_skip
 from routing_gym.networks.vit import VisionTransformer
@@ -107,7 +108,7 @@ def _skipping(depth: int, stages: tuple[int, ...], *, bottlenecks: bool = False)
 def _parallel(
     layout: nets.Layout, paths: int = 1, cross: nets.Cross = "connections", input_shape: tuple[int, ...] = SMALL
 ) -> NetworkSpec:
-    builder = partial(nets.parallel_network, layout, paths=paths, width=layout.width, hidden=layout.hidden, cross=cross)
+    builder = partial(ParallelPaths, layout, paths=paths, width=layout.width, hidden=layout.hidden, cross=cross)
     how = "" if paths == 1 else f", cross-{cross}" if layout.crossed else ", kept apart"
     description = f"{layout.name} as {paths} path{'s' if paths > 1 else ''}{how}"
     return NetworkSpec(builder, description, TISSERA, input_shape)
