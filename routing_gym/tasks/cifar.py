@@ -227,9 +227,8 @@ def cifar100(
     The augmentation is by default that of CoDiNet (Wang et al., section 4.1): four black pixels are put around an
     image, 32x32 are cut out at random, and every other one is mirrored.
 
-    With `task="coarse"` agents that tell instances apart by their task only, such as tables, can route every coarse
-    class on its own. Whoever routes is then told part of the answer: which five of the classes it can be. The logits
-    still range over all 100. A network with a readout for each task has one for each coarse class, and so is told too.
+    With `task="coarse"` every coarse class can be routed on its own, as of `cifar10`: whoever routes is then told which
+    five of the classes it can be.
 
     Args:
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.

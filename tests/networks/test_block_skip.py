@@ -3,6 +3,7 @@
 import gymnasium
 import pytest
 import torch
+from plain_paths import randomised
 from stepping import changed_by, check_export, check_what_is_left, routed, step
 from torch import nn
 from torch.nn import functional
@@ -25,13 +26,7 @@ def small(name, **options):
     torch.manual_seed(0)
     shape, own = SMALL[name]
     network = make_network(name, num_tasks=TASKS, num_classes=CLASSES, **{"input_shape": shape, **own, **options})
-    for part in network.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.normal_(std=0.3)
-            part.running_var.uniform_(0.5, 2.0)
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.normal_(part.bias, std=0.2)
-    return network.eval()
+    return randomised(network).eval()
 
 
 def small_env(name=CIFAR, **options):

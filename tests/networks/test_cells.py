@@ -7,6 +7,7 @@ from functools import cache
 import gymnasium
 import pytest
 import torch
+from plain_paths import randomised
 from stepping import routed, step
 from torch import nn
 from torch.nn import functional
@@ -30,14 +31,7 @@ def small(cells=3, shape=IMAGE):
 @cache
 def built(cells, shape):
     torch.manual_seed(0)
-    network = RoutedCells(shape, CLASSES, cells=cells, filters=2)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.1)
-    return network.eval()
+    return randomised(RoutedCells(shape, CLASSES, cells=cells, filters=2)).eval()
 
 
 # --------------------------------------------------------------------------------------------------- the slow reference

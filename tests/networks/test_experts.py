@@ -3,6 +3,7 @@
 import gymnasium
 import pytest
 import torch
+from plain_paths import randomised
 from stepping import changed_by, check_export, check_owners, check_what_is_left, routed, step
 from torch import nn
 from torch.nn import functional
@@ -190,13 +191,7 @@ def test_parameters_of_resnet50(experts, classes, exactly):
 
 def test_resnet50_equals_one_row_at_a_time():
     """Bottleneck by bottleneck, from the convolutions in the order in which they run."""
-    network = small("resnet50-diverse", (3, 36, 41)).train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.5, 1.5)
-    network.eval()
+    network = randomised(small("resnet50-diverse", (3, 36, 41))).eval()
     images, task = torch.randn(3, 3, 36, 41), torch.tensor([1, 0, 2])
     actions = some_actions(network, 3, "sparse")
     shared = [module for part in (network.trunk, *network.between) for module in part.modules()

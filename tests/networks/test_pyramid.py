@@ -5,6 +5,7 @@ import copy
 import gymnasium
 import pytest
 import torch
+from plain_paths import randomised
 from stepping import outcome, started, walked
 from torch import nn
 from torch.nn import functional
@@ -39,14 +40,9 @@ def one_thread():
 def small(form="chain of 8", width=2, shape=IMAGE):
     """A small network in eval mode whose batch norms and biases do something."""
     torch.manual_seed(0)
-    network = RoutedPyramid(shape, CLASSES, width=width, **FORMS[form])
+    network = randomised(RoutedPyramid(shape, CLASSES, width=width, **FORMS[form]))
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.1)
-        elif getattr(module, "bias", None) is not None:
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             module.bias.data.normal_(0, 0.1)
     return network.eval()
 
