@@ -36,24 +36,6 @@ def test_what_runs_between_is_counted_once_whatever_is_mixed():
     assert float(state.macs) == 35 + 2 * 20 + 14 and float(state.expected_macs) == 35 + 20 + 14
 
 
-def test_each_row_runs_its_own_blocks():
-    torch.manual_seed(0)
-    network = route(Residual(), LAYERS, 3, input_shape=(1, 4, 4)).eval()
-    images, choices = (
-        torch.randn(5, 1, 4, 4),
-        [torch.tensor([0, 2, 2, 0, 2]), torch.randint(3, (5,)), torch.randint(3, (5,))],
-    )
-    state = routed(network, images, choices)
-    for row in range(5):
-        alone = routed(network, images[row : row + 1], [choice[row : row + 1] for choice in choices])
-        torch.testing.assert_close(state.exits[0].logits[row], alone.exits[0].logits[0])
-    state.exits[0].logits.sum().backward()
-    used = set(choices[0].tolist())
-    assert 0 < len(used) < 3
-    for choice in range(3):
-        assert (network.parameters_of(0, choice)[0].grad is not None) == (choice in used)
-
-
 def test_copies_are_independent():
     network = route(Residual(), LAYERS, 2, input_shape=(1, 4, 4)).eval()
     twin = copy.deepcopy(network)

@@ -6,6 +6,7 @@ import torch
 from stepping import changed_by, routed, step
 from torch import nn
 from torch.nn import functional
+from toys import Residual
 
 from routing_gym.agents import needs
 from routing_gym.blocks import count_macs
@@ -160,6 +161,7 @@ CASES = {  # layers, and the channels of their inputs, below 0 where these are t
         ["stem.1", "blocks.0.depthwise", "blocks.2.norm", "blocks.2.narrow"],
         [4, 4, -6, -24],
     ),
+    "around a shortcut": (Residual, ["body", "middle", "head"], [4, 4, 5]),
     "MBConv blocks": (EfficientNet, ["stem", "blocks.0", "blocks.1"], [1, 4, 4]),
     "MBConv layers": (
         EfficientNet,
