@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import repeat
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from routing_gym.blocks import FunctionBlocks, ModuleBlocks, OwnedParameter, count_macs, plain, probe
+from routing_gym.blocks import FunctionBlocks, ModuleBlocks, OwnedParameter, plain
+from routing_gym.blocks.macs import cost_of
 from routing_gym.networks.actions import Action, dense, is_weights
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.state import EXIT, Activation, Decision
@@ -170,10 +171,8 @@ def one_after_the_other(
 
 def features_of(trunk: nn.Module | None, input_shape: Sequence[int]) -> tuple[int, float]:
     """Number of features that a trunk makes of an image, and its multiply-accumulates; without one, of the pixels."""
-    image = torch.zeros(1, *input_shape)
-    if trunk is None:
-        return image.numel(), 0.0
-    return probe(trunk, partial(trunk, image)).numel(), count_macs(trunk, image)
+    macs, shape = (0.0, input_shape) if trunk is None else cost_of(trunk, torch.zeros(1, *input_shape))
+    return math.prod(shape), macs
 
 
 def blocks_per_bank(num_blocks: int | Sequence[int], layers: Sequence[int]) -> list[int]:
@@ -185,24 +184,6 @@ def blocks_per_bank(num_blocks: int | Sequence[int], layers: Sequence[int]) -> l
             f"num_blocks must be one number, or one for each of the {len(layers)} sets of blocks, got {num_blocks!r}"
         )
     return [count if count == 0 else whole_number("num_blocks", count) for count in num_blocks]
-
-
-def check_counts(**options: Any) -> None:
-    """Refuse options that are no integers of at least 1."""
-    for option, value in options.items():
-        whole_number(option, value)
-
-
-def check_range(option: str, value: int, low: int, high: int) -> None:
-    """Refuse an option that is no integer between two limits, both included."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{option} must be an integer from {low} to {high}, got {value!r}")
-
-
-def check_choice(option: str, value: str, *known: str) -> None:
-    """Refuse an option that is none of the known ones."""
-    if value not in known:
-        raise ValueError(f"{option} must be {' or '.join(map(repr, known))}, got {value!r}")
 
 
 def check_image(input_shape: Sequence[int], smallest: int) -> None:

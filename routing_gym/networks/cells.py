@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from routing_gym.blocks import ModuleBlocks, allow_small_groups, count_macs, plain
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import BankedNetwork, averaged, check_counts, check_image, one_after_the_other
+from routing_gym.networks.banked import BankedNetwork, averaged, check_image, one_after_the_other
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import check_counts
 
 CHOICE_BLOCKS = 4
 STAGES = 3
@@ -60,16 +61,12 @@ class RoutedCells(BankedNetwork):
 
     Args:
         input_shape: `(C, H, W)` of an image, at least 4 pixels high and wide.
-        num_classes: Width of the logits.
         cells: Number of cells, C; each makes 8 decisions.
         filters: Channels of the first third, F.
 
     Attributes:
         widths: Channels of each cell.
         experts: Names of the choices of each decision.
-
-    Raises:
-        ValueError: An option out of range, by its name.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, cells: int = 6, filters: int = 32) -> None:

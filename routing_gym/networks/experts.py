@@ -23,15 +23,9 @@ from routing_gym.blocks import (
 )
 from routing_gym.blocks.experts import double_expert, group_norm, image_bank
 from routing_gym.networks.actions import Action
-from routing_gym.networks.banked import (
-    Deployable,
-    averaged,
-    check_choice,
-    check_counts,
-    check_image,
-    one_after_the_other,
-)
+from routing_gym.networks.banked import Deployable, averaged, check_image, one_after_the_other
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import check_choice, check_counts
 
 DIVERSE = ("conv3", "conv5", "conv7", "conv1x7", "max-pool", "average-pool", "identity")
 CONVS = ("conv3", "conv3", "conv5", "conv5", "conv7", "conv7", "conv1x7")
@@ -85,8 +79,6 @@ class RoutedExperts(Deployable):
     that a mixture of several experts does not pay for it several times.
 
     Args:
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the logits.
         stem: Runs first: images to a tuple of tensors, of which the first goes into the first layer.
         banks: Experts of every layer.
         between: Runs behind every layer: the mixture and the tensors that waited with it to a tuple as of `stem`;
@@ -221,9 +213,6 @@ def omniglot_experts(
         readout: Input of a task's linear readout: `"pooled"`, the average over the image, or `"flat"`, all of it.
         experts: Names of the experts of all layers, or a list of names for each layer.
         num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: Images too small, or an option out of range, by its name.
     """
     check_image(input_shape, 2 ** (1 + len(POOLED_AFTER)))
     check_counts(width=width, expert_mid=expert_mid, layers=layers)
@@ -246,37 +235,29 @@ def omniglot_experts(
 
 
 class MnistExperts(RoutedExperts):
-    """The network of `mnist_experts`."""
-
-    def form_options(self) -> dict[str, Any]:
-        """Number of experts, which are all alike."""
-        return {"num_experts": self.block_counts[0]}
-
-
-def mnist_experts(
-    input_shape: Sequence[int], num_classes: int, *, width: int = 64, num_experts: int = 5, num_tasks: int = 1
-) -> MnistExperts:
-    """Build three shared layers and one layer of experts, all fully connected with layer normalisation and ReLU.
+    """Three shared layers and one layer of experts, all fully connected with layer normalisation and ReLU.
 
     Source: Ramachandran and Le (2019), section 4.1: 64 neurons each, 5 experts of which the agent mixes 2, on MNIST.
 
     Args:
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the logits.
         width: Width of every layer.
         num_experts: Number of experts.
-        num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: An option out of range, by its name.
     """
-    check_counts(width=width, num_experts=num_experts)
-    widths = [math.prod(input_shape), *[width] * SHARED_LAYERS]
-    shared = [_linear_norm_relu(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)]
-    stem = InTurn(OnFirst(nn.Sequential(nn.Flatten(), *shared)))
-    bank = ModuleBlocks((_linear_norm_relu(width, width) for _ in range(num_experts)), (width,))
-    kinds = [("fully connected",) * num_experts]
-    return MnistExperts(input_shape, num_classes, stem, [bank], [InTurn()], kinds, ["layer 4"], num_tasks)
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, *, width: int = 64, num_experts: int = 5, num_tasks: int = 1
+    ) -> None:
+        check_counts(width=width, num_experts=num_experts)
+        widths = [math.prod(input_shape), *[width] * SHARED_LAYERS]
+        shared = [_linear_norm_relu(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)]
+        stem = InTurn(OnFirst(nn.Sequential(nn.Flatten(), *shared)))
+        bank = ModuleBlocks((_linear_norm_relu(width, width) for _ in range(num_experts)), (width,))
+        kinds = [("fully connected",) * num_experts]
+        super().__init__(input_shape, num_classes, stem, [bank], [InTurn()], kinds, ["layer 4"], num_tasks)
+
+    def form_options(self) -> dict[str, Any]:
+        """Number of experts, which are all alike."""
+        return {"num_experts": self.block_counts[0]}
 
 
 def _linear_norm_relu(inputs: int, outputs: int) -> nn.Sequential:

@@ -25,16 +25,14 @@ from routing_gym.networks.actions import Action
 from routing_gym.networks.banked import (
     Deployable,
     blocks_per_bank,
-    check_choice,
-    check_counts,
     check_image,
-    check_range,
     features_of,
     one_after_the_other,
 )
 from routing_gym.networks.parallel_paths import RoutedPaths, tensors_of
 from routing_gym.networks.route import RoutedModule, route
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import check_choice, check_counts, whole_number
 
 FILTERS = 32
 STAGES = 4
@@ -198,48 +196,7 @@ class ColumnsMLP(RoutedPaths):
 
 
 def fully_connected(
-    input_shape: Sequence[int],
-    num_classes: int,
-    num_blocks: int | Sequence[int],
-    *,
-    width: int = 48,
-    layers: int = 3,
-    recurrent: bool = False,
-    task_input: bool = False,
-    form: Literal["paths", "columns"] = "paths",
-    num_tasks: int = 1,
-    trunk: nn.Module | None = None,
-) -> RoutedMLP | ColumnsMLP:
-    """Build routed fully connected layers: a `RoutedMLP` or a `ColumnsMLP`.
-
-    Args:
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the last layer.
-        num_blocks: Blocks per layer, or of paths a number for each.
-        width: Width of the hidden layers.
-        layers: Number of routed layers.
-        recurrent: Offer every block that fits at every depth, and PASS.
-        task_input: Join a one-hot task to the input of the first routed layer.
-        form: `"paths"`: every instance takes one block per layer; or `"columns"`: all blocks stand side by side and
-            hand each other their activations, as cross-stitch wants it.
-        num_tasks: Number of tasks.
-        trunk: Runs on the images first, shared by all; None for nothing.
-
-    Raises:
-        ValueError: Columns that are recurrent or told the task, or what the network itself refuses.
-    """
-    check_choice("form", form, "paths", "columns")
-    common: dict[str, Any] = {"width": width, "layers": layers, "trunk": trunk, "num_tasks": num_tasks}
-    if form == "paths":
-        return RoutedMLP(input_shape, num_classes, num_blocks, recurrent=recurrent, task_input=task_input, **common)
-    if recurrent or task_input:
-        raise ValueError(
-            "form='columns' has neither recurrent=True nor task_input=True: a task has a column of its own"
-        )
-    return ColumnsMLP(input_shape, num_classes, cast(int, num_blocks), **common)  # which checks it
-
-
-def simple_convnet(
+    convolutions: bool,
     input_shape: Sequence[int],
     num_classes: int,
     num_blocks: int | Sequence[int],
@@ -252,46 +209,72 @@ def simple_convnet(
     routed_stages: int = 0,
     trunk_per_task: bool = False,
     num_tasks: int = 1,
+    trunk: nn.Module | None = None,
 ) -> RoutedMLP | ColumnsMLP | RoutedModule:
-    """Build SimpleConvNet: four convolutional stages, then routed fully connected layers.
+    """Build routed fully connected layers, on pixels or behind the four convolutional stages of SimpleConvNet.
 
     Source: Ravi and Larochelle (2017), Rosenbaum et al. (2018), section 4. A stage is a 3x3 convolution with 32
     filters, batch norm, ReLU and 2x2 max-pooling: 128 features of 32x32 images, 32 of 28x28 and 800 of 84x84.
 
     Args:
-        input_shape: `(C, H, W)` of an image, at least 16 pixels high and wide.
+        convolutions: Whether the convolutional stages come first.
+        input_shape: `(C, H, W)` of an image, with convolutions at least 16 pixels high and wide.
         num_classes: Width of the last layer.
-        num_blocks: Blocks per routed layer, or a number for each.
-        width: Width of the hidden routed layers: 48 as in the appendix and the authors' code, 128 in section 4.
+        num_blocks: Blocks per layer, or of paths a number for each.
+        width: Width of the hidden layers: 48 as in the appendix and the authors' code, 128 in section 4.
         layers: Number of routed layers.
         recurrent: Offer every block that fits at every depth, and PASS.
         task_input: Join a one-hot task to the input of the first routed layer.
-        form: `"paths"` or `"columns"`, see `fully_connected`.
+        form: `"paths"`: every instance takes one block per layer; or `"columns"`: all blocks stand side by side and
+            hand each other their activations, as cross-stitch wants it.
         routed_stages: How many of the last convolutional stages are routed too, each with its batch norm, 0 to 4: k
             times the parameters where features are made, for the same multiply-accumulates per instance.
         trunk_per_task: Route all four stages, with a block of each for every task, so that tasks need share nothing;
             `num_blocks` says how many blocks the layers behind them have.
         num_tasks: Number of tasks.
+        trunk: Runs on the images first, shared by all, where there are no convolutions; None for nothing.
 
     Raises:
-        ValueError: Images too small for four poolings, or routed stages with options they do not go with.
+        ValueError: Columns or routed stages with options they do not go with, or what the network itself refuses.
     """
-    check_image(input_shape, 2**STAGES)
-    check_range("routed_stages", routed_stages, 0, STAGES)
-    if trunk_per_task:
-        routed_stages, num_blocks = STAGES, [num_tasks] * STAGES + blocks_per_bank(num_blocks, [1] * layers)
-    # Channels last: pooling and batch norm run over neighbouring numbers, 1.6 times as fast on a CPU.
-    trunk = nn.Sequential(*(_stage(FILTERS if stage else input_shape[0]) for stage in range(STAGES)))
-    trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if not routed_stages:
-        options: dict[str, Any] = {"width": width, "layers": layers, "recurrent": recurrent, "task_input": task_input}
-        options |= {"form": form, "num_tasks": num_tasks, "trunk": trunk}
-        return fully_connected(input_shape, num_classes, num_blocks, **options)
-    if recurrent or task_input or form != "paths":
-        option = "a trunk per task" if trunk_per_task else "routed_stages"
-        raise ValueError(f"{option} goes with neither recurrent=True nor task_input=True nor form='columns'")
-    widths = [features_of(trunk, input_shape)[0], *[width] * (layers - 1), num_classes]
-    parts: dict[str, nn.Module] = {f"stage {number + 1}": stage for number, stage in enumerate(trunk)}
+    check_choice("form", form, "paths", "columns")
+    if convolutions:
+        check_image(input_shape, 2**STAGES)
+        whole_number("routed_stages", routed_stages, 0, STAGES)
+        # Channels last: pooling and batch norm run over neighbouring numbers, 1.6 times as fast on a CPU.
+        stages = nn.Sequential(*(_stage(FILTERS if stage else input_shape[0]) for stage in range(STAGES)))
+        trunk = stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if routed_stages or trunk_per_task:
+        if recurrent or task_input or form != "paths":
+            option = "a trunk per task" if trunk_per_task else "routed_stages"
+            raise ValueError(f"{option} goes with neither recurrent=True nor task_input=True nor form='columns'")
+        if trunk_per_task:
+            routed_stages, num_blocks = STAGES, [num_tasks] * STAGES + blocks_per_bank(num_blocks, [1] * layers)
+        return _routed_stages(
+            cast(nn.Sequential, trunk), routed_stages, input_shape, num_classes, num_blocks, width, layers
+        )
+    common: dict[str, Any] = {"width": width, "layers": layers, "trunk": trunk, "num_tasks": num_tasks}
+    if form == "paths":
+        return RoutedMLP(input_shape, num_classes, num_blocks, recurrent=recurrent, task_input=task_input, **common)
+    if recurrent or task_input:
+        raise ValueError(
+            "form='columns' has neither recurrent=True nor task_input=True: a task has a column of its own"
+        )
+    return ColumnsMLP(input_shape, num_classes, cast(int, num_blocks), **common)  # which checks it
+
+
+def _routed_stages(
+    stages: nn.Sequential,
+    routed_stages: int,
+    input_shape: Sequence[int],
+    num_classes: int,
+    num_blocks: int | Sequence[int],
+    width: int,
+    layers: int,
+) -> RoutedModule:
+    """Fully connected layers behind convolutional stages, the last of which are routed too."""
+    widths = [features_of(stages, input_shape)[0], *[width] * (layers - 1), num_classes]
+    parts: dict[str, nn.Module] = {f"stage {number + 1}": stage for number, stage in enumerate(stages)}
     routed = [*list(parts)[STAGES - routed_stages :], *(f"layer {i + 1}" for i in range(layers))]
     parts["flatten"] = nn.Flatten()
     for i in range(layers):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from routing_gym.blocks import ModuleBlocks, static_copy
-from routing_gym.networks.banked import Deployable, blocks_per_bank, check_counts, features_of, one_after_the_other
+from routing_gym.networks.banked import Deployable, blocks_per_bank, one_after_the_other
 from routing_gym.networks.state import Activation
+from routing_gym.tasks.checking import check_counts
 from routing_gym.tasks.planted.parts import lock_order
 
 
@@ -40,13 +42,22 @@ class Gain(nn.Module):
 
 
 class Lock(Deployable):
-    """A chain of decisions between given permutations, see `lock`."""
+    """A combination lock: only the right block at every layer gives the right class, any wrong one gives chance.
+
+    Block b of layer d permutes the numbers of an image in a way that is the same in every lock for images of its size;
+    the logits are what comes of that.
+
+    Args:
+        input_shape: Shape of an image, as many numbers as classes.
+        num_blocks: Blocks per layer, or a number for each.
+        layers: Number of layers.
+    """
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, num_blocks: int | Sequence[int], layers: int
+        self, input_shape: Sequence[int], num_classes: int, num_blocks: int | Sequence[int], *, layers: int = 1
     ) -> None:
         check_counts(layers=layers)
-        if (size := features_of(None, input_shape)[0]) != num_classes:
+        if (size := math.prod(input_shape)) != num_classes:
             raise ValueError(
                 f"a lock takes an image with a number for each of the {num_classes} classes, got shape "
                 f"{tuple(input_shape)}"
@@ -69,21 +80,3 @@ class Lock(Deployable):
         """The gain, and the chosen permutations."""
         chosen = [module for decision, choice in enumerate(route) for module in self.bank(decision).as_modules(choice)]
         return [nn.Flatten(), static_copy(self.gain), *chosen]
-
-
-def lock(input_shape: Sequence[int], num_classes: int, num_blocks: int | Sequence[int], *, layers: int = 1) -> Lock:
-    """Build a combination lock: only the right block at every layer gives the right class, any wrong one gives chance.
-
-    Block b of layer d permutes the numbers of an image in a way that is the same in every lock for images of its size;
-    the logits are what comes of that.
-
-    Args:
-        input_shape: Shape of an image, as many numbers as classes.
-        num_classes: Number of classes.
-        num_blocks: Blocks per layer, or a number for each.
-        layers: Number of layers.
-
-    Raises:
-        ValueError: Images of more or fewer numbers than classes.
-    """
-    return Lock(input_shape, num_classes, num_blocks, layers)

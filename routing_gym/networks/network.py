@@ -278,17 +278,15 @@ class RoutedNetwork(PartlyUsed, ABC):
     def _share_out(self, number: int, group: Waiting, action: Action) -> list[tuple[int, Waiting]]:
         """Rows that leave an outcome decision by each choice: by the one they chose, or by all with a weight."""
         weights = actions.dense(action, self.decisions[number].n) if actions.is_weights(action) else None
-        n, leaving = self.decisions[number].n, []
-        if self.runs_all and weights is not None:
+        if weights is not None and (self.runs_all or (self.dense_backward and self.training)):
             shares = enumerate(weights.unbind(1))
             return [(choice, dataclasses.replace(group, reach=group.reach * share)) for choice, share in shares]
-        if weights is None:
-            assert isinstance(action, Tensor)
-            follows = action.eq(torch.arange(n, device=action.device).unsqueeze(1))
-        elif self.dense_backward and self.training:
-            follows = torch.ones(n, len(group), dtype=torch.bool, device=weights.device)
-        else:
+        if weights is not None:
             follows = weights.t().detach().ne(0)
+        else:
+            assert isinstance(action, Tensor)
+            follows = action.eq(torch.arange(self.decisions[number].n, device=action.device).unsqueeze(1))
+        leaving = []
         for choice, positions in enumerate(_positions(follows)):
             if not len(positions):
                 continue

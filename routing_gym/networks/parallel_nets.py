@@ -1,8 +1,9 @@
-"""The networks of parallel paths by name, and the single networks they are compared with."""
+"""What lies between the crossings of networks of parallel paths, and in the single networks they are compared with."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -10,8 +11,7 @@ import torch
 from torch import nn
 
 from routing_gym.blocks import PathConv2d, PathLinear, PathNorm2d, PathResidual, PathSequential, PathSqueezeExcite
-from routing_gym.networks.banked import check_choice, check_counts, check_image
-from routing_gym.networks.parallel_paths import Form, ParallelPaths, Segment
+from routing_gym.networks.banked import check_image
 from routing_gym.networks.resnets import EXPANSION, first_layers
 
 Cross = Literal["connections", "predictions"]
@@ -56,54 +56,41 @@ CROSSES: dict[str, Cross] = {"cp": "predictions", "cc": "connections"}
 """How a name ends."""
 
 
-def parallel_network(
-    layout: Layout,
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    *,
-    paths: int = 1,
-    width: int,
-    hidden: int,
-    form: Form = "columns",
-    cross: Cross = "connections",
-) -> ParallelPaths:
-    """Build `ParallelPaths` of a layout.
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """What lies between two decisions.
+
+    Attributes:
+        name: Name of the decision before it.
+        layers: Layers of all paths.
+        prediction: Makes each path's input of each tensor, tensor by tensor; None where tensors themselves are mixed.
+    """
+
+    name: str
+    layers: PathSequential
+    prediction: PathSequential | None = None
+
+
+def stem_and_segments(
+    layout: Layout, input_shape: Sequence[int], num_classes: int, paths: int, predicts: bool
+) -> tuple[nn.Module | None, list[Segment]]:
+    """What runs on the images before all paths, once, if anything does; and what lies behind each decision.
 
     Source: Tissera et al., Tables 1 to 4. Convolutions have biases and batch norm behind them; shortcuts that change
     shape are 1x1 convolutions with bias, without norm. In ResNets for large images convolutions have no bias, and
     shortcuts are normalised: that gives the printed sizes of these, and of ResNet-50 alone (23.71 M).
 
-    Args:
-        layout: All but the number of paths.
-        input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the logits.
-        paths: Number of paths.
-        width: Channels of the first convolution; the others are multiples of it.
-        hidden: Width of the hidden dense layers, where there are any.
-        form: Whether the way into the paths is a decision (`"gated-columns"`) or all begin alike (`"columns"`).
-        cross: Whether tensors themselves are mixed (`"connections"`) or what they predict (`"predictions"`).
-
-    Raises:
-        ValueError: Images too small, or an option out of range, by its name.
+    With `predicts` tensors are not mixed themselves, but what they predict.
     """
-    check_counts(paths=paths, width=width, hidden=hidden)
-    check_choice("cross", cross, "connections", "predictions")
     halvings = layout.pools if layout.residual is None else len(layout.widths) - 1 + 2 * layout.large
     check_image(input_shape, 2**halvings)
-    predicts = cross == "predictions"
     if predicts and (not layout.crossed or layout.squeezed or layout.large):
         raise ValueError("the paper has no form of it with cross='predictions'")
-    made = dataclasses.replace(layout, width=width, hidden=hidden)
-    stem = _shared_stem(input_shape[0], made) if layout.residual and not predicts else None
-    segments = (_resnet if layout.residual else _convnet)(made, input_shape, num_classes, paths, predicts)
-    return ParallelPaths(
-        input_shape, num_classes, paths=paths, segments=segments, stem=stem, form=form, crossed=layout.crossed
-    )
+    stem = _shared_stem(input_shape[0], layout) if layout.residual and not predicts else None
+    return stem, (_resnet if layout.residual else _convnet)(layout, input_shape, num_classes, paths, predicts)
 
 
-def _convnet(
-    layout: Layout, input_shape: tuple[int, ...], num_classes: int, paths: int, predicts: bool
-) -> list[Segment]:
+def _convnet(layout: Layout, input_shape: Sequence[int], num_classes: int, paths: int, predicts: bool) -> list[Segment]:
     """Segments of a plain convolutional network: one for each stage, and one for each dense layer.
 
     Predictions take the place of the first convolution of each stage and of the second dense layer.
@@ -139,9 +126,7 @@ def _convnet(
     return [*segments, Segment(name, PathSequential(*first)), dense]
 
 
-def _resnet(
-    layout: Layout, input_shape: tuple[int, ...], num_classes: int, paths: int, predicts: bool
-) -> list[Segment]:
+def _resnet(layout: Layout, input_shape: Sequence[int], num_classes: int, paths: int, predicts: bool) -> list[Segment]:
     """Segments of a ResNet behind its stem: one for each stack, and the classifier.
 
     Predictions take the place of the first convolution, and stand before all other stacks as layers of their own.

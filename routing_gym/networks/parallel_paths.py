@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from routing_gym.blocks import OwnedParameter, PathBlocks, PathSequential
+from routing_gym.blocks import OwnedParameter, PathBlocks
 from routing_gym.blocks.macs import cost_of
 from routing_gym.networks.actions import Action, dense
-from routing_gym.networks.banked import BankedNetwork, check_choice, one_after_the_other
+from routing_gym.networks.banked import BankedNetwork, one_after_the_other
+from routing_gym.networks.parallel_nets import Cross, Layout, stem_and_segments
 from routing_gym.networks.state import Activation
-
-Form = Literal["columns", "gated-columns"]
+from routing_gym.tasks.checking import check_choice, check_counts
 
 
 class RoutedPaths(BankedNetwork):
@@ -79,21 +79,6 @@ def weighed_sum(predicted: Tensor, gates: Tensor) -> Tensor:
     return pixels.sum(3).permute(0, 3, 4, 1, 2)
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """What lies between two decisions.
-
-    Attributes:
-        name: Name of the decision before it.
-        layers: Layers of all paths.
-        prediction: Makes each path's input of each tensor, tensor by tensor; None where tensors themselves are mixed.
-    """
-
-    name: str
-    layers: PathSequential
-    prediction: PathSequential | None = None
-
-
 class ParallelPaths(RoutedPaths):
     """Paths side by side with crossings between them, whose outputs are averaged.
 
@@ -106,30 +91,32 @@ class ParallelPaths(RoutedPaths):
     that run a path, unweighted by gates: its running averages go with the routes of the last batches.
 
     Args:
+        layout: The network, but for the number of its paths.
         input_shape: `(C, H, W)` of an image.
-        num_classes: Width of the logits.
         paths: Number of paths.
-        segments: What lies behind each decision; the last gives `(num_classes,)`.
-        stem: Runs on the images before all paths, once; None for nothing.
-        form: `"columns"`: all paths begin alike; `"gated-columns"`: the first decision is the one-to-many connector.
-        crossed: Whether tensors may change paths.
-
-    Attributes:
-        cross: `"connections"` or `"predictions"`.
+        width: Channels of the first convolution; the others are multiples of it.
+        hidden: Width of the hidden dense layers, where there are any.
+        form: Whether the way into the paths is a decision (`"gated-columns"`) or all begin alike (`"columns"`).
+        cross: Whether tensors themselves are mixed (`"connections"`) or what they predict (`"predictions"`).
     """
 
     def __init__(
         self,
+        layout: Layout,
         input_shape: Sequence[int],
         num_classes: int,
         *,
-        paths: int,
-        segments: Sequence[Segment],
-        stem: nn.Module | None = None,
-        form: Form = "columns",
-        crossed: bool = True,
+        paths: int = 1,
+        width: int,
+        hidden: int,
+        form: Literal["columns", "gated-columns"] = "columns",
+        cross: Cross = "connections",
     ) -> None:
+        check_counts(paths=paths, width=width, hidden=hidden)
+        check_choice("cross", cross, "connections", "predictions")
         check_choice("form", form, "columns", "gated-columns")
+        made = dataclasses.replace(layout, width=width, hidden=hidden)
+        stem, segments = stem_and_segments(made, input_shape, num_classes, paths, cross == "predictions")
         fixed, shape = 0.0, tuple(input_shape)
         if stem is not None:
             fixed, shape = cost_of(stem, torch.zeros(1, *input_shape))
@@ -149,15 +136,15 @@ class ParallelPaths(RoutedPaths):
             costs.append(tuple(cost + (predicted.macs[0] if predicted else 0.0) for cost in bank.macs))
         first = 0 if form == "gated-columns" else 1
         masks = None
-        if not crossed:
+        if not layout.crossed:
             masks = torch.eye(paths, dtype=torch.bool).repeat(len(segments) - first, 1, 1)
             masks[: 1 - first] = True  # the one tensor of the connector may go everywhere
         names = [segment.name for segment in segments[first:]]
         fixed += sum(map(sum, costs[:first]))
         decisions = one_after_the_other(names, costs[first:], widths[first:], tensors[first:])
         super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=fixed, masks=masks)
-        self.form, self.cross = form, "connections" if predictions[-1] is None else "predictions"
-        self.paths, self._first, self.bank_of = paths, first, range(first, len(segments))
+        self.form, self.cross, self.paths = form, cross, paths
+        self._first, self.bank_of = first, range(first, len(segments))
         self.trunk, self.banks = stem, nn.ModuleList(banks)
         self.predictions = nn.ModuleList(nn.Identity() if made is None else made for made in predictions)
 

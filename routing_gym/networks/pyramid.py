@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from routing_gym.blocks import OwnedParameter, allow_small_groups, count_macs, in_few_sizes, plain, probe, static_copy
-from routing_gym.networks.banked import check_counts, check_image, check_range
+from routing_gym.networks.banked import check_image
 from routing_gym.networks.network import RoutedNetwork
 from routing_gym.networks.route import RoutedModule, route
 from routing_gym.networks.state import EXIT, Activation, Decision, ways_out
+from routing_gym.tasks.checking import check_counts, whole_number
 
 CHANNELS = ((1, 1, 1, 1), (1, 1, 1, 1), (2, 2, 2), (2, 2, 2), (4, 4), (4, 4), (8,), (8,))
 """Channels of each scale of each column in units of `width`, finest first; a shorter list is of the coarser scales."""
@@ -106,7 +107,7 @@ class StaticPyramid(nn.Module):
 def static_pyramid(input_shape: Sequence[int], num_classes: int, *, columns: int = 8, width: int = 16) -> StaticPyramid:
     """Build the first columns of the chain and a classifier (section 5.1); arguments are those of `pyramid_static`."""
     check_form(input_shape, num_classes, width)
-    check_range("columns", columns, 1, len(CHANNELS))
+    whole_number("columns", columns, 1, len(CHANNELS))
     return StaticPyramid(
         (make_column(input_shape, width, depth, columns) for depth in range(columns)),
         make_classifier(input_shape, num_classes, width, columns - 1),
@@ -194,7 +195,12 @@ class RoutedPyramid(RoutedNetwork):
     weights are drawn from its uniform distribution; odd sizes are rounded down; decisions are numbered column by
     column, left before right; instances of all tasks share everything, and none is told its task.
 
-    Arguments are those of `pyramid_tree`; 0 junctions make a chain.
+    Args:
+        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
+        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
+        columns: Columns on the way to each last one, 2 to 8.
+        junctions: Number of first columns behind which it splits in two, up to `columns - 1`; 3 in the paper's tree, 0
+            make a chain.
 
     Attributes:
         tree: For each column those that follow it. Columns stand in the order of their depth.
@@ -205,8 +211,8 @@ class RoutedPyramid(RoutedNetwork):
         self, input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8, junctions: int = 0
     ) -> None:
         check_form(input_shape, num_classes, width)
-        check_range("columns", columns, 2, len(CHANNELS))
-        check_range("junctions", junctions, 0, columns - 1)
+        whole_number("columns", columns, 2, len(CHANNELS))
+        whole_number("junctions", junctions, 0, columns - 1)
         tree, depth, names = _tree(columns, junctions)
         built = [make_column(input_shape, width, d, columns) for d in depth]
         classifiers = [make_classifier(input_shape, num_classes, width, d) for d in depth]
@@ -281,35 +287,6 @@ class RoutedPyramid(RoutedNetwork):
             way.insert(0, next(j for j, following in enumerate(self.tree) if way[0] in following))
         columns = (cast(Column, static_copy(self.columns[j])) for j in way)
         return StaticPyramid(columns, static_copy(self.classifiers[way[-1]]))
-
-
-def pyramid_chain(input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8) -> RoutedPyramid:
-    """Build a `RoutedPyramid` whose columns stand in a chain.
-
-    Args:
-        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
-        num_classes: Width of the logits.
-        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
-        columns: Number of columns, 2 to 8.
-    """
-    return RoutedPyramid(input_shape, num_classes, width=width, columns=columns)
-
-
-def pyramid_tree(
-    input_shape: Sequence[int], num_classes: int, *, width: int = 16, columns: int = 8, junctions: int = 3
-) -> RoutedPyramid:
-    """Build a `RoutedPyramid` whose early columns are followed by a left and a right one.
-
-    Args:
-        input_shape: `(C, H, W)` of an image, at least 8 pixels high and wide.
-        num_classes: Width of the logits.
-        width: Channels of the finest scale, 16 in the paper; 32 and 48 in Fig. 10.
-        columns: Columns on the way to each leaf, 2 to 8.
-        junctions: Number of first columns behind which it splits in two, 1 to `columns - 1`; 3 in the paper.
-    """
-    check_range("columns", columns, 2, len(CHANNELS))
-    check_range("junctions", junctions, 1, columns - 1)
-    return RoutedPyramid(input_shape, num_classes, width=width, columns=columns, junctions=junctions)
 
 
 def pyramid_static(columns: int, input_shape: Sequence[int], num_classes: int, *, width: int = 16) -> RoutedModule:

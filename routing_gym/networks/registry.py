@@ -10,14 +10,15 @@ from typing import Any, get_type_hints
 
 from routing_gym.networks import parallel_nets as nets
 from routing_gym.networks.cells import RoutedCells
-from routing_gym.networks.experts import CONVS, DIVERSE, mnist_experts, omniglot_experts
-from routing_gym.networks.fully_connected import fully_connected, simple_convnet
-from routing_gym.networks.lock import lock
+from routing_gym.networks.experts import CONVS, DIVERSE, MnistExperts, omniglot_experts
+from routing_gym.networks.fully_connected import fully_connected
+from routing_gym.networks.lock import Lock
 from routing_gym.networks.network import RoutedNetwork
-from routing_gym.networks.pyramid import pyramid_chain, pyramid_static, pyramid_tree
+from routing_gym.networks.parallel_paths import ParallelPaths
+from routing_gym.networks.pyramid import RoutedPyramid, pyramid_static
 from routing_gym.networks.resnets import DIVERSE_3X3, resnet50_experts, resnet_skip
-from routing_gym.networks.vit import vit, vit_skip
-from routing_gym.options import unknown_name
+from routing_gym.networks.vit import VisionTransformer
+from routing_gym.options import unexpected, unknown_name
 from routing_gym.tasks.checking import image_shape, whole_number
 
 Builder = Callable[..., RoutedNetwork]
@@ -30,16 +31,19 @@ class NetworkSpec:
     Attributes:
         builder: Called as `builder(input_shape, num_classes, **options)`; with `num_blocks` if it takes a third
             positional argument, and with `num_tasks=...` if it has that; if it has `trunk_per_task`, with True where
-            tasks are to share nothing. Its other keyword-only parameters are options.
+            tasks are to share nothing. Its other keyword-only parameters are options. A `ValueError` names what it
+            refuses: images too small, an option out of range.
         description: One line.
         source: Paper.
         input_shape: `(C, H, W)` of the images it was made for; None for no shape in particular.
+        without: Parameters of the builder, which serves several names, that this one has not.
     """
 
     builder: Builder
     description: str
     source: str = ""
     input_shape: tuple[int, ...] | None = None
+    without: tuple[str, ...] = ()
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -53,8 +57,9 @@ class NetworkSpec:
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """Parameters of the builder by name."""
-        return dict(inspect.signature(self.builder).parameters)
+        """Parameters by name."""
+        parameters = inspect.signature(self.builder).parameters
+        return {name: parameter for name, parameter in parameters.items() if name not in self.without}
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -76,13 +81,22 @@ VISION, MENG = "Dosovitskiy et al. 2021", "Meng et al., AdaViT, 2022"
 SMALL, LARGE, OMNIGLOT = (3, 32, 32), (3, 224, 224), (1, 105, 105)
 
 
+def _layers(convolutions: bool, what: str, input_shape: tuple[int, ...], *without: str) -> NetworkSpec:
+    return NetworkSpec(partial(fully_connected, convolutions), what, ROSENBAUM, input_shape, without)
+
+
+def _transformer(skipping: bool, what: str, source: str, *without: str) -> NetworkSpec:
+    builder = partial(VisionTransformer, skipping)
+    return NetworkSpec(builder, f"Vision transformer{what}", source, SMALL, without)
+
+
 def _experts(builder: Builder, kinds: Sequence[str], what: str, input_shape: tuple[int, ...]) -> NetworkSpec:
     description = f"{what} with layers of experts: {', '.join(dict.fromkeys(kinds))}"
     return NetworkSpec(partial(builder, experts=kinds), description, RAMACHANDRAN, input_shape)
 
 
-def _pyramid(builder: Builder, what: str) -> NetworkSpec:
-    return NetworkSpec(builder, f"Multiscale pyramid{what}", MCGILL, SMALL)
+def _pyramid(builder: Builder, what: str, *without: str) -> NetworkSpec:
+    return NetworkSpec(builder, f"Multiscale pyramid{what}", MCGILL, SMALL, without)
 
 
 def _skipping(depth: int, stages: tuple[int, ...], *, bottlenecks: bool = False) -> NetworkSpec:
@@ -94,26 +108,28 @@ def _skipping(depth: int, stages: tuple[int, ...], *, bottlenecks: bool = False)
 def _parallel(
     layout: nets.Layout, paths: int = 1, cross: nets.Cross = "connections", input_shape: tuple[int, ...] = SMALL
 ) -> NetworkSpec:
-    builder = partial(nets.parallel_network, layout, paths=paths, width=layout.width, hidden=layout.hidden, cross=cross)
+    builder = partial(ParallelPaths, layout, paths=paths, width=layout.width, hidden=layout.hidden, cross=cross)
     how = "" if paths == 1 else f", cross-{cross}" if layout.crossed else ", kept apart"
     description = f"{layout.name} as {paths} path{'s' if paths > 1 else ''}{how}"
     return NetworkSpec(builder, description, TISSERA, input_shape)
 
 
 NETWORKS: dict[str, NetworkSpec] = {
-    "mlp": NetworkSpec(fully_connected, "Routed fully connected layers on the pixels", ROSENBAUM, (1, 8, 8)),
-    "simple-convnet": NetworkSpec(
-        simple_convnet, "Four shared convolutional stages, then routed fully connected layers", ROSENBAUM, SMALL
+    "mlp": _layers(False, "Routed fully connected layers on the pixels", (1, 8, 8), "routed_stages", "trunk_per_task"),
+    "simple-convnet": _layers(
+        True, "Four shared convolutional stages, then routed fully connected layers", SMALL, "trunk"
     ),
-    "lock": NetworkSpec(lock, "A combination lock of permutations: all to be learned is the route", OURS, (1, 1, 32)),
-    "pyramid-chain": _pyramid(pyramid_chain, ": columns in a chain, each of which may classify"),
-    "pyramid-tree": _pyramid(pyramid_tree, " whose early columns are followed by a left and a right one"),
+    "lock": NetworkSpec(Lock, "A combination lock of permutations: all to be learned is the route", OURS, (1, 1, 32)),
+    "pyramid-chain": _pyramid(RoutedPyramid, ": columns in a chain, each of which may classify", "junctions"),
+    "pyramid-tree": _pyramid(
+        partial(RoutedPyramid, junctions=3), " whose early columns are followed by a left and a right one"
+    ),
     "omniglot-diverse": _experts(omniglot_experts, DIVERSE, "A shared convolution", OMNIGLOT),
     "omniglot-convs": _experts(omniglot_experts, CONVS, "A shared convolution", OMNIGLOT),
     "omniglot-conv3": _experts(omniglot_experts, ("conv3",) * 7, "A shared convolution", OMNIGLOT),
     "omniglot-conv5": _experts(omniglot_experts, ("conv5",) * 7, "A shared convolution", OMNIGLOT),
     "mnist-experts": NetworkSpec(
-        mnist_experts, "Three shared layers and one of experts, fully connected", RAMACHANDRAN, (1, 28, 28)
+        MnistExperts, "Three shared layers and one of experts, fully connected", RAMACHANDRAN, (1, 28, 28)
     ),
     "resnet50-diverse": _experts(resnet50_experts, DIVERSE_3X3, "ResNet-50", LARGE),
     "resnet50-conv3": _experts(resnet50_experts, ("conv3",) * 5, "ResNet-50", LARGE),
@@ -121,12 +137,9 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet74-skip": _skipping(74, (12, 12, 12)),
     "resnet110-skip": _skipping(110, (18, 18, 18)),
     "resnet50-skip": _skipping(50, (3, 4, 6, 3), bottlenecks=True),
-    "vit": NetworkSpec(vit, "Vision transformer with routed feed-forward layers", VISION, SMALL),
-    "vit-skip": NetworkSpec(
-        vit_skip,
-        "Vision transformer, each attention and feed-forward block a decision: skip (0) or run (1)",
-        MENG,
-        SMALL,
+    "vit": _transformer(False, " with routed feed-forward layers", VISION, "experts"),
+    "vit-skip": _transformer(
+        True, ", each attention and feed-forward block a decision: skip (0) or run (1)", MENG, "num_blocks"
     ),
     "basecnn": _parallel(nets.BASE),
     "widecnn": _parallel(dataclasses.replace(nets.BASE, name="WideCNN", width=64)),
@@ -221,8 +234,10 @@ def make_network(
             f"it is, got num_blocks={num_blocks!r}"
         )
     blocks = [num_tasks if num_blocks is None else num_blocks] if spec.takes_num_blocks else []
-    told = "num_tasks" in spec.parameters or any(p.kind is p.VAR_KEYWORD for p in spec.parameters.values())
-    tasks = {"num_tasks": num_tasks} if told else {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in spec.parameters.values())
+    if not takes_any and (unknown := sorted(options.keys() - spec.parameters)):
+        raise ValueError(str(unexpected(f"network {name!r}", unknown[0], spec.options)))
+    tasks = {"num_tasks": num_tasks} if takes_any or "num_tasks" in spec.parameters else {}
     try:
         return spec.builder(shape, num_classes, *blocks, **tasks, **options)
     except (TypeError, ValueError) as error:

@@ -13,8 +13,9 @@ from torch.nn import functional
 from routing_gym.blocks import ModuleBlocks, subsample_first
 from routing_gym.blocks.experts import image_bank, single_expert
 from routing_gym.blocks.skippable import CHOICES, ResidualBlock, skippable_bank
-from routing_gym.networks.banked import check_counts, check_image
+from routing_gym.networks.banked import check_image
 from routing_gym.networks.experts import Bank, Experts, InTurn, OnFirst, RoutedExperts, experts_per_layer
+from routing_gym.tasks.checking import check_counts
 
 DIVERSE_3X3 = ("conv3", "conv5", "conv1x7", "max-pool", "squeeze-excite")
 BOTTLENECKS = (3, 4, 6, 3)
@@ -69,9 +70,6 @@ def resnet50_experts(
         width: Channels of the first stage's bottlenecks.
         experts: Names of the experts of all layers, or a list of names for each layer.
         num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: Images too small, or an option out of range, by its name.
     """
     check_counts(width=width)
     check_image(input_shape, 32)
@@ -149,9 +147,6 @@ def resnet_skip(
             flattened, for routers that convolve.
         experts: Choices of all blocks, or a list for each: what `prune` leaves is skipped, or run, by all.
         num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: Images too small, or an option out of range, by its name.
     """
     if len(stages) != (wanted := 4 if bottlenecks else 3):
         raise ValueError(f"this network has {wanted} stages, got stages={list(stages)}")
@@ -159,7 +154,10 @@ def resnet_skip(
     check_image(input_shape, 32 if bottlenecks else 4)
     choices = experts_per_layer(experts, sum(stages))
     make = _bottleneck if bottlenecks else _basic_block
-    stem: nn.Module = (first_layers if bottlenecks else _cifar_stem)(input_shape[0], width)
+    if bottlenecks:
+        stem: nn.Module = first_layers(input_shape[0], width)
+    else:
+        stem = nn.Sequential(*_conv_norm(input_shape[0], width, 3), nn.ReLU())
     shape = (width, *(math.ceil(side / 4) if bottlenecks else side for side in input_shape[1:]))
     banks: list[Bank] = []
     names = []
@@ -190,10 +188,6 @@ def _bottleneck(inputs: int, width: int, *, stride: int) -> ResidualBlock:
     residual = nn.Sequential(*layers, *_conv_norm(width, outputs, 1))
     same = stride == 1 and inputs == outputs
     return ResidualBlock(residual, nn.Identity() if same else nn.Sequential(*_conv_norm(inputs, outputs, 1, stride)))
-
-
-def _cifar_stem(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(*_conv_norm(channels, width, 3), nn.ReLU())
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:

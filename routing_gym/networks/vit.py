@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from routing_gym.blocks import ModuleBlocks
 from routing_gym.blocks.skippable import CHOICES, ResidualBlock, skippable_bank
-from routing_gym.networks.banked import blocks_per_bank, check_choice, check_counts, check_image
+from routing_gym.networks.banked import blocks_per_bank, check_image
 from routing_gym.networks.experts import Experts, InTurn, OnFirst, RoutedExperts, experts_per_layer
+from routing_gym.tasks.checking import check_choice, check_counts
 
 Pooling = Literal["token", "mean"]
 
@@ -85,118 +86,75 @@ class Pooled(nn.Module):
 
 
 class VisionTransformer(RoutedExperts):
-    """The network of `vit`."""
-
-    def form_options(self) -> dict[str, Any]:
-        """Feed-forward blocks of every layer, which are all alike."""
-        return {"num_blocks": list(self.block_counts)}
-
-
-def vit(
-    input_shape: Sequence[int],
-    num_classes: int,
-    num_blocks: int | Sequence[int],
-    *,
-    patch: int = 4,
-    width: int = 64,
-    heads: int = 4,
-    hidden: int = 128,
-    layers: int = 4,
-    pooling: Pooling = "token",
-    num_tasks: int = 1,
-) -> VisionTransformer:
-    """Build a vision transformer in which every feed-forward layer is a decision between k blocks.
+    """A vision transformer, every feed-forward layer a decision between k blocks, or every block one to skip it.
 
     Source: Dosovitskiy et al. (ICLR 2021), with the norm before attention and feed-forward layers, as there. Where
-    mixtures of experts choose for every token (Riquelme et al. 2021) an instance chooses here, for all its tokens. A
-    router sees the mean of the normalised tokens. Attention, norms and patches are shared, and counted as `stem_macs`.
+    mixtures of experts choose for every token (Riquelme et al. 2021) an instance chooses here, for all its tokens; a
+    router sees the mean of those that go into the blocks. Residual blocks that an image can skip (0) or run (1) are
+    taken from AdaViT (Meng et al., CVPR 2022): every layer has two, attention and feed-forward, each with its norm.
+    Where feed-forward blocks are chosen attention, norms and patches are shared, and counted as `stem_macs`.
 
     Args:
+        skipping: Whether residual blocks are skipped or run, or feed-forward blocks chosen.
         input_shape: `(C, H, W)` of an image, its sides multiples of `patch`.
-        num_classes: Width of the logits.
-        num_blocks: Feed-forward blocks per layer, or a number for each.
+        num_blocks: Feed-forward blocks per layer, or a number for each, where they are chosen.
         patch: Side of the square patches that become tokens.
         width: Width of a token.
         heads: Heads of the attention; they share out the width.
         hidden: Width between the two linear layers of a feed-forward block, with GELU.
-        layers: Encoder layers.
-        pooling: Features that are read out: `"token"`, those of a class token, or `"mean"` of all tokens.
-        num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: Images that patches do not cover, or an option out of range, by its name.
-    """
-    patches, shape = _patches(input_shape, patch, width, heads, hidden, layers, pooling)
-    counts = blocks_per_bank(num_blocks, [1] * layers)
-    banks = [ModuleBlocks([_feed_forward(width, hidden) for _ in range(count)], shape) for count in counts]
-    halves = [AttentionFirst(width, heads) for _ in range(layers)]
-    between = [InTurn(Sum(), half) for half in halves[1:]] + [InTurn(Sum(), OnFirst(Pooled(width, pooling)))]
-    kinds, names = [("feed-forward",) * count for count in counts], [f"layer {number + 1}" for number in range(layers)]
-    stem = InTurn(OnFirst(patches), halves[0])
-    return VisionTransformer(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
-
-
-def vit_skip(
-    input_shape: Sequence[int],
-    num_classes: int,
-    *,
-    patch: int = 4,
-    width: int = 64,
-    heads: int = 4,
-    hidden: int = 128,
-    layers: int = 4,
-    pooling: Pooling = "token",
-    experts: Experts = CHOICES,
-    num_tasks: int = 1,
-) -> RoutedExperts:
-    """Build a vision transformer whose residual blocks are decisions: skip (0) or run (1).
-
-    Source: Dosovitskiy et al. (ICLR 2021); blocks that an image can skip are taken from AdaViT (Meng et al., CVPR
-    2022). Every layer has two, attention and feed-forward, each with its norm.
-
-    Args:
-        input_shape: `(C, H, W)` of an image, its sides multiples of `patch`.
-        num_classes: Width of the logits.
-        patch: Side of the square patches that become tokens.
-        width: Width of a token.
-        heads: Heads of the attention; they share out the width.
-        hidden: Width between the two linear layers of a feed-forward block, with GELU.
-        layers: Encoder layers, of two blocks each.
+        layers: Encoder layers, of attention and feed-forward each.
         pooling: Features that are read out: `"token"`, those of a class token, or `"mean"` of all tokens.
         experts: Choices of all blocks, or a list for each: what `prune` leaves is skipped, or run, by all.
-        num_tasks: Number of tasks, each with a readout of its own.
-
-    Raises:
-        ValueError: Images that patches do not cover, or an option out of range, by its name.
     """
-    patches, shape = _patches(input_shape, patch, width, heads, hidden, layers, pooling)
-    choices = experts_per_layer(experts, 2 * layers)
-    banks, names = [], []
-    for number, left in enumerate(choices):
-        inner = _feed_forward(width, hidden) if number % 2 else SelfAttention(width, heads)
-        block = ResidualBlock(nn.Sequential(nn.LayerNorm(width), inner), nn.Identity(), relu=False)
-        banks.append(skippable_bank(block, left, shape))
-        names.append(f"layer {number // 2 + 1}, {'feed-forward' if number % 2 else 'attention'}")
-    between = [*(InTurn() for _ in banks[1:]), InTurn(OnFirst(Pooled(width, pooling)))]
-    stem = InTurn(OnFirst(patches))
-    return RoutedExperts(input_shape, num_classes, stem, banks, between, choices, names, num_tasks)
 
+    def __init__(
+        self,
+        skipping: bool,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_blocks: int | Sequence[int] = 1,
+        *,
+        patch: int = 4,
+        width: int = 64,
+        heads: int = 4,
+        hidden: int = 128,
+        layers: int = 4,
+        pooling: Pooling = "token",
+        experts: Experts = CHOICES,
+        num_tasks: int = 1,
+    ) -> None:
+        check_counts(patch=patch, width=width, heads=heads, hidden=hidden, layers=layers)
+        check_choice("pooling", pooling, "token", "mean")
+        check_image(input_shape, patch)
+        if any(side % patch for side in input_shape[1:]):
+            got = f"patch={patch} for {input_shape[1]}x{input_shape[2]} pixels"
+            raise ValueError(f"patch must divide the sides of an image, got {got}")
+        if width % heads:
+            raise ValueError(f"heads must divide the width of a token, got heads={heads} for width={width}")
+        patches = Patches(input_shape, patch, width, pooling)
+        shape = patches.positions.shape[1:]
+        stem, banks = InTurn(OnFirst(patches)), []
+        if skipping:
+            kinds, names = experts_per_layer(experts, 2 * layers), []
+            for number, left in enumerate(kinds):
+                inner = _feed_forward(width, hidden) if number % 2 else SelfAttention(width, heads)
+                block = ResidualBlock(nn.Sequential(nn.LayerNorm(width), inner), nn.Identity(), relu=False)
+                banks.append(skippable_bank(block, left, shape))
+                names.append(f"layer {number // 2 + 1}, {'feed-forward' if number % 2 else 'attention'}")
+            between = [InTurn() for _ in banks]
+        else:
+            counts, names = blocks_per_bank(num_blocks, [1] * layers), [f"layer {i + 1}" for i in range(layers)]
+            banks = [ModuleBlocks([_feed_forward(width, hidden) for _ in range(count)], shape) for count in counts]
+            kinds, between = [("feed-forward",) * count for count in counts], [InTurn(Sum()) for _ in banks]
+            for before in (stem, *between[:-1]):
+                before.append(AttentionFirst(width, heads))
+        between[-1].append(OnFirst(Pooled(width, pooling)))
+        super().__init__(input_shape, num_classes, stem, banks, between, kinds, names, num_tasks)
+        self.skipping = skipping
 
-def _patches(
-    input_shape: Sequence[int], patch: int, width: int, heads: int, hidden: int, layers: int, pooling: Pooling
-) -> tuple[Patches, tuple[int, int]]:
-    """Shared first part, and the shape `(N, width)` of its tokens."""
-    check_counts(patch=patch, width=width, heads=heads, hidden=hidden, layers=layers)
-    check_choice("pooling", pooling, "token", "mean")
-    check_image(input_shape, patch)
-    if input_shape[1] % patch or input_shape[2] % patch:
-        raise ValueError(
-            f"patch must divide the sides of an image, got patch={patch} for {input_shape[1]}x{input_shape[2]} pixels"
-        )
-    if width % heads:
-        raise ValueError(f"heads must divide the width of a token, got heads={heads} for width={width}")
-    patches = Patches(input_shape, patch, width, pooling)
-    return patches, (patches.positions.shape[1], width)
+    def form_options(self) -> dict[str, Any]:
+        """Choices of every block; or how many feed-forward blocks layers have, which are all alike."""
+        return super().form_options() if self.skipping else {"num_blocks": list(self.block_counts)}
 
 
 def _feed_forward(width: int, hidden: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from routing_gym.tasks.checking import whole_number
+from routing_gym.tasks.checking import check_choice, whole_number
 
 GAMMA = 2.2
 LEAST_DISTANCE = 0.3
@@ -38,8 +38,7 @@ class Shift:
         pixels = whole_number("pixels of an augmentation", self.pixels, least=None)
         if pixels < 0 or not (pixels or self.flip or self.recolor):
             raise ValueError(f"an augmentation moves by at least 1 pixel or flips, got {pixels} and {self.flip}")
-        if self.fill not in get_args(Fill):
-            raise ValueError(f"fill must be 'black' or 'mean', got {self.fill!r}")
+        check_choice("fill", self.fill, *get_args(Fill))
 
     @property
     def num_parameters(self) -> int:

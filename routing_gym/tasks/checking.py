@@ -59,16 +59,35 @@ def integer_tensor(where: str, given: Any) -> Tensor:
     return numbers.to(torch.int64)
 
 
-def whole_number(option: str, given: Any, least: int | None = 1) -> int:
-    """An integer, NumPy's too, as a plain one; all else is refused, and what is below `least` (None: nothing)."""
+def whole_number(option: str, given: Any, least: int | None = 1, most: int | None = None) -> int:
+    """An integer, NumPy's too, as a plain one; all else is refused, and what is below `least` or above `most`."""
     try:
         value = None if isinstance(given, bool) else operator.index(given)
     except TypeError:
         value = None
-    if value is None or (least is not None and value < least):
-        limit = "" if least is None else f" of at least {least}"
+    if value is None or (least is not None and value < least) or (most is not None and value > most):
+        limit = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
         raise ValueError(f"{option} must be an integer{limit}, got {given!r}")
     return value
+
+
+def check_counts(owner: str = "", /, **options: Any) -> None:
+    """Refuse options that are no integers of at least 1; the owner's name stands before theirs in messages."""
+    for option, value in options.items():
+        whole_number(owner + option, value)
+
+
+def check_number(option: str, value: float, low: float, high: float, below: bool = False) -> None:
+    """Refuse all but numbers from `low` to `high`, which itself is refused where values lie `below` it."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high or below * value == high:
+        raise ValueError(f"{option} must lie in [{low}, {high}{')' if below else ']'}, got {value!r}")
+
+
+def check_choice(option: str, value: Any, *known: str) -> None:
+    """Refuse an option that is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{option} must be {' or '.join(map(repr, known))}, got {value!r}")
 
 
 def seed_number(option: str, given: Any) -> int:
@@ -77,6 +96,12 @@ def seed_number(option: str, given: Any) -> int:
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"{option} must lie in [-2**63, 2**64), got {given!r}")
     return seed
+
+
+def seeded(owner: str, data_seed: Any, **counts: Any) -> torch.Generator:
+    """Generator of data, whose name stands before the options' in messages; their counts are integers of at least 1."""
+    check_counts(f"{owner}: ", **counts)
+    return torch.Generator().manual_seed(seed_number(f"{owner}: data_seed", data_seed))
 
 
 def shape_of_row(option: str, given: Sequence[int]) -> tuple[int, ...]:

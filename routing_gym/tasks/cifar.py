@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Fill, Shift, shift_or_none
+from routing_gym.tasks.checking import check_choice
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import CIFAR10, CIFAR100, DataError, Source, data_folder, find, how_to_get, how_to_replace
 from routing_gym.tasks.splits import build_splits, hold_out
@@ -71,8 +72,9 @@ def cifar10(
         size: Height and width: 32, 16 or 8; below 32, each pixel is the mean of the area it covers, and the name of the
             data says so.
     """
-    augmentation, by_coarse = shift_or_none(shift, flip, fill), _are_coarse("CIFAR-10", task)
-    return _of_classes("CIFAR-10", NAMES, data_dir, held_out, augmentation, allow_partial, size, by_coarse)
+    check_choice("CIFAR-10: task", task, *get_args(TaskOf))
+    augmentation = shift_or_none(shift, flip, fill)
+    return _of_classes("CIFAR-10", NAMES, data_dir, held_out, augmentation, allow_partial, size, task == "coarse")
 
 
 def cifar5(
@@ -225,9 +227,8 @@ def cifar100(
     The augmentation is by default that of CoDiNet (Wang et al., section 4.1): four black pixels are put around an
     image, 32x32 are cut out at random, and every other one is mirrored.
 
-    With `task="coarse"` agents that tell instances apart by their task only, such as tables, can route every coarse
-    class on its own. Whoever routes is then told part of the answer: which five of the classes it can be. The logits
-    still range over all 100. A network with a readout for each task has one for each coarse class, and so is told too.
+    With `task="coarse"` every coarse class can be routed on its own, as of `cifar10`: whoever routes is then told which
+    five of the classes it can be.
 
     Args:
         data_dir: The data folder; see `routing_gym.tasks.files.data_folder`.
@@ -237,7 +238,8 @@ def cifar100(
         shift: Training images are moved by up to this many pixels; 0 leaves them where they are.
         flip: Mirror every other training image.
     """
-    by_coarse = _are_coarse("CIFAR-100", task)
+    check_choice("CIFAR-100: task", task, *get_args(TaskOf))
+    by_coarse = task == "coarse"
     images, coarse, fine = read_cifar100(data_dir)
     return build_splits(
         "CIFAR-100" + BY_COARSE_CLASS * by_coarse,
@@ -267,13 +269,6 @@ def read_cifar100(data_dir: str | None) -> tuple[dict[str, Tensor], dict[str, Te
                 + how_to_replace(CIFAR100, data_dir)
             )
     return images, coarse, fine
-
-
-def _are_coarse(name: str, task: TaskOf) -> bool:
-    """Whether the tasks of a data set (its name is for messages) are to be coarse classes."""
-    if task not in get_args(TaskOf):
-        raise ValueError(f"{name}: task must be 'single' or 'coarse', got {task!r}")
-    return task == "coarse"
 
 
 def _read_file(

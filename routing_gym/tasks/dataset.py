@@ -18,6 +18,9 @@ from routing_gym.tasks.augmentation import Shift, recolor
 from routing_gym.tasks.checking import image_tensor, integer_tensor, to_tensor, whole_number
 from routing_gym.tasks.sampling import sent
 
+OF_ROWS = ("image", "task", "label", "planted", "during")
+"""Fields of a split that have an entry for every row, where they are known."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MultiTaskDataset:
@@ -130,18 +133,16 @@ class MultiTaskDataset:
             )
         if not isinstance(augmentation, Shift | None):
             raise ValueError(f"{where}: augmentation must be a Shift or None, got {augmentation!r}")
+        whole_number(f"{where}: drawings", self.drawings, 0, len(self.images))
         if self.shades is not None:
-            self._set(shades=to_tensor(f"{where}: shades", self.shades))
-        if whole_number(f"{where}: drawings", self.drawings, least=0) > len(self.images):
-            raise ValueError(f"{where}: drawings must lie in [0, {len(self.images)}], got {self.drawings}")
-        shades, wanted = self.shades, (self.drawings, 1, *self.images.shape[2:])
-        if shades is not None and (shades.dtype != torch.uint8 or shades.shape != wanted):
-            raise ValueError(
-                f"{where}: shades must be uint8 of shape {wanted}, got {shades.dtype} of shape {tuple(shades.shape)}"
-            )
+            shades, wanted = to_tensor(f"{where}: shades", self.shades), (self.drawings, 1, *self.images.shape[2:])
+            if shades.dtype != torch.uint8 or shades.shape != wanted:
+                got = f"{shades.dtype} of shape {tuple(shades.shape)}"
+                raise ValueError(f"{where}: shades must be uint8 of shape {wanted}, got {got}")
+            self._set(shades=shades)
         if augmentation is None:
             return
-        if augmentation.recolor and (shades is None or channels != 3):
+        if augmentation.recolor and (self.shades is None or channels != 3):
             raise ValueError(f"{where}: an augmentation that recolours needs shades, and images of 3 channels")
         if (augmentation.recolor or augmentation.fill != "black") and self.images.is_floating_point():
             raise ValueError(f"{where}: floating-point images are filled with black (0) and not recoloured")
@@ -270,18 +271,14 @@ class MultiTaskDataset:
         number = torch.full((self.num_tasks,), -1, device=self.device)
         number[torch.tensor(tasks, device=self.device)] = torch.arange(len(tasks), device=self.device)
         kept = number[self.task] >= 0
-        image, task, label = self.image[kept], number[self.task[kept]], self.label[kept]
-        names = tuple(self.task_names[task] for task in tasks) if self.task_names else ()
+        rows: Any = {field: value[kept] for field in OF_ROWS if (value := getattr(self, field)) is not None}
+        rows["task"] = number[rows["task"]]
         return dataclasses.replace(
             self,
-            task_names=names,
+            **rows,
+            task_names=tuple(self.task_names[task] for task in tasks) if self.task_names else (),
             num_tasks=len(tasks),
-            num_classes=int(label.max()) + 1,
-            image=image,
-            task=task,
-            label=label,
-            planted=None if self.planted is None else self.planted[kept],
-            during=None if self.during is None else self.during[kept],
+            num_classes=int(rows["label"].max()) + 1,
             late_task=tasks.index(self.late_task) if self.late_task in tasks else None,
         )
 

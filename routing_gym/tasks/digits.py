@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import shift_or_none
-from routing_gym.tasks.checking import seed_number
+from routing_gym.tasks.checking import seeded
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import MNIST, SVHN, DataError, find, how_to_replace
 from routing_gym.tasks.splits import build_splits, hold_out
@@ -34,22 +34,28 @@ def digits_mtl(*, shift: int = 0) -> dict[str, MultiTaskDataset]:
     Args:
         shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
     """
-    from sklearn.datasets import load_digits  # takes half as long to import as PyTorch
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import train_test_split  # takes half as long to import as PyTorch
 
-    pixels, digit = load_digits(return_X_y=True)
-    # The bundled images count 0 to 16; 15 per step spreads them over the range of a byte (16 becomes 240).
-    images = torch.from_numpy(pixels * 15).to(torch.uint8).view(-1, 1, 8, 8)
-    rest, test = train_test_split(np.arange(len(images)), test_size=0.25, stratify=digit, random_state=0)
-    train, validation = train_test_split(rest, test_size=0.15 / 0.75, stratify=digit[rest], random_state=0)
+    images, digit = read_digits()
+    rest, test = train_test_split(np.arange(len(images)), test_size=0.25, stratify=digit.numpy(), random_state=0)
+    train, validation = train_test_split(rest, test_size=0.15 / 0.75, stratify=digit[rest].numpy(), random_state=0)
     rows = {"train": train, "validation": validation, "test": test}
     return build_splits(
         "DIGITS-MTL",
         {"train": images},
-        {"train": _one_vs_rest(torch.from_numpy(digit))},
+        {"train": _one_vs_rest(digit)},
         {split: torch.from_numpy(numbers).sort().values for split, numbers in rows.items()},
         augmentation=shift_or_none(shift),
     )
+
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """Images `(1797, 1, 8, 8)` uint8 and digits `(1797,)` int64 that come with scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    pixels, digit = load_digits(return_X_y=True)
+    # They count 0 to 16; 15 per step spreads them over the range of a byte (16 becomes 240).
+    return torch.from_numpy(pixels * 15).to(torch.uint8).view(-1, 1, 8, 8), torch.from_numpy(digit).long()
 
 
 def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0) -> dict[str, MultiTaskDataset]:
@@ -64,7 +70,7 @@ def mnist_mtl(*, data_dir: str | None = None, data_seed: int = 0, shift: int = 0
         data_seed: Which images are taken.
         shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
     """
-    generator = torch.Generator().manual_seed(seed_number("MNIST-MTL: data_seed", data_seed))
+    generator = seeded("MNIST-MTL", data_seed)
     pixels, digits = read_mnist(data_dir)
     chosen: dict[str, list[Tensor]] = {"train": [], "validation": [], "test": []}
     parts = {"train": [TRAIN_PER_DIGIT, HELD_OUT_PER_DIGIT], "test": [HELD_OUT_PER_DIGIT]}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Fill, draw_palettes, recolor, shift_or_none
-from routing_gym.tasks.checking import seed_number
+from routing_gym.tasks.checking import seeded
 from routing_gym.tasks.cifar import NAMES, read_cifar10
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.digits import read_mnist
@@ -52,7 +52,7 @@ def hybrid_mnist_cifar(
     grey, digits = read_mnist(data_dir)
     label_of = torch.full((len(NAMES),), -1)
     label_of[[NAMES.index(name) for name in PHOTOGRAPHS]] = DIGITS + torch.arange(len(PHOTOGRAPHS))
-    generator = torch.Generator().manual_seed(seed_number("hybrid: data_seed", data_seed))
+    generator = seeded("hybrid", data_seed)
     images, shades, labels = {}, {}, {}
     for part in ("train", "test"):
         drawing, photograph = digits[part] < DIGITS, label_of[names[part]] >= 0

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from routing_gym.tasks.augmentation import shift_or_none
+from routing_gym.tasks.checking import whole_number
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import MINI_IMAGENET, DataError, cached_pixels, data_folder, find, how_to_get
-from routing_gym.tasks.splits import build_splits, check_held_out
+from routing_gym.tasks.splits import build_splits
 
 NUM_TASKS, NUM_CLASSES = 10, 5
 NUM_LABELS = 100
@@ -48,7 +49,7 @@ def mini_imagenet_mtl(
         flip: Mirror every other training image.
     """
     of_each = IMAGES_PER_LABEL - TEST_PER_LABEL
-    check_held_out("MIN-MTL", held_out, of_each)
+    whole_number("MIN-MTL: held_out", held_out, 0, of_each - 1)
     shuffled = _draw_labels(_names_of_labels(data_dir))
     # The first image of every label, then the second of every label, ...: each split is a run of neighbours, which
     # needs no copy and takes nothing of the others along to another device.

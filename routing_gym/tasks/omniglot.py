@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from routing_gym.options import unknown_name
+from routing_gym.tasks.checking import whole_number
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.files import OMNIGLOT, DataError, cached_pixels, data_folder, find, how_to_replace
 from routing_gym.tasks.splits import build_splits
@@ -99,8 +100,7 @@ def omniglot_mtl(
         The splits `train`, `validation` and `test`; a label is the character's number less one.
     """
     names = _choose(alphabets)
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= IMAGE_SIZE:
-        raise ValueError(f"Omniglot: size must be an integer in [1, {IMAGE_SIZE}], got {size!r}")
+    whole_number("Omniglot: size", size, 1, IMAGE_SIZE)
     drawings = _read_drawings(data_dir)
     count_of = _counts()
     end_of = dict(zip(count_of, np.cumsum(list(count_of.values())), strict=True))
@@ -126,8 +126,7 @@ def _choose(alphabets: int | str | Sequence[str]) -> list[str]:
     """Names of the alphabets that are the tasks."""
     known = sorted(_counts())
     if isinstance(alphabets, int):
-        if isinstance(alphabets, bool) or not 1 <= alphabets <= len(known):
-            raise ValueError(f"Omniglot: alphabets must be names or an integer in [1, {len(known)}], got {alphabets!r}")
+        whole_number("Omniglot: alphabets, unless they are names,", alphabets, 1, len(known))
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(SELECTION_SEED))
         return sorted(known[number] for number in order[:alphabets].tolist())
     if alphabets == "liang-2018":

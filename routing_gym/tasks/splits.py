@@ -6,13 +6,8 @@ import torch
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift
+from routing_gym.tasks.checking import whole_number
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
-
-
-def check_held_out(name: str, held_out: int, fewest: int) -> None:
-    """Refuse to hold out so many images of each class that one of `fewest` is left with none to train on."""
-    if isinstance(held_out, bool) or not isinstance(held_out, int) or not 0 <= held_out < fewest:
-        raise ValueError(f"{name}: held_out must lie in [0, {fewest}), got {held_out!r}")
 
 
 def hold_out(name: str, kinds: dict[str, Tensor], held_out: int) -> dict[str, Tensor]:
@@ -26,7 +21,7 @@ def hold_out(name: str, kinds: dict[str, Tensor], held_out: int) -> dict[str, Te
     Raises:
         ValueError: A class would be left without images to train on.
     """
-    check_held_out(name, held_out, int(kinds["train"].bincount().min()))
+    whole_number(f"{name}: held_out", held_out, 0, int(kinds["train"].bincount().min()) - 1)
     members = {part: torch.arange(len(kind)) for part, kind in kinds.items()}
     if held_out:
         first = torch.cat([(kinds["train"] == kind).nonzero().flatten()[:held_out] for kind in kinds["train"].unique()])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from routing_gym.tasks.augmentation import shift_or_none
-from routing_gym.tasks.checking import seed_number, whole_number
+from routing_gym.tasks.checking import check_number, seeded
 from routing_gym.tasks.dataset import MultiTaskDataset
 from routing_gym.tasks.splits import build_splits
 
@@ -37,11 +39,8 @@ def synthetic_mtl(
         shift: Training images are moved by up to this many pixels; 0 leaves them as they are.
     """
     sizes = dict(num_tasks=num_tasks, num_classes=num_classes, image_size=image_size, images_per_class=images_per_class)
-    for option, value in sizes.items():
-        whole_number(f"SYNTHETIC-MTL: {option}", value)
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
-        raise ValueError(f"SYNTHETIC-MTL: noise must be at least 0 and finite, got {noise!r}")
-    generator = torch.Generator().manual_seed(seed_number("SYNTHETIC-MTL: data_seed", data_seed))
+    generator = seeded("SYNTHETIC-MTL", data_seed, **sizes)
+    check_number("SYNTHETIC-MTL: noise", noise, 0, math.inf, below=True)
     prototypes = torch.rand(num_classes, 1, image_size, image_size, generator=generator) * 255
     held_out = max(1, images_per_class // 3)
     images, labels = {}, {}

@@ -15,7 +15,7 @@ from routing_gym.blocks import OwnedParameter
 from routing_gym.envs import EnvConfig, RoutingVectorEnv, rollout
 from routing_gym.envs.throughput import OwnRows, Throughput
 from routing_gym.networks import ColumnsMLP, RoutedMLP
-from routing_gym.networks.experts import mnist_experts
+from routing_gym.networks.experts import MnistExperts
 from routing_gym.tasks import synthetic_mtl
 
 ROWS = 8
@@ -26,7 +26,7 @@ FAMILIES = {
     "skips": RunSkip,
     "gates": Gates,
     "columns": lambda: ColumnsMLP(IMAGE, CLASSES, 3, width=4, layers=2, num_tasks=3),
-    "experts": lambda: mnist_experts(IMAGE, CLASSES, width=4, num_experts=3, num_tasks=3),
+    "experts": lambda: MnistExperts(IMAGE, CLASSES, width=4, num_experts=3, num_tasks=3),
 }
 
 

@@ -15,7 +15,7 @@ from routing_gym.agents import Agent, make_agent, needs
 from routing_gym.envs import EnvConfig, RoutingVectorEnv, rollout
 from routing_gym.envs.balance import surgery_weights
 from routing_gym.networks import ColumnsMLP, RoutedMLP, make_network
-from routing_gym.networks.experts import mnist_experts
+from routing_gym.networks.experts import MnistExperts
 from routing_gym.tasks import synthetic_mtl
 
 ROWS, TASKS = 12, 3
@@ -36,7 +36,7 @@ FAMILIES = {
     "skips": RunSkip,
     "gates": Gates,
     "columns": lambda: ColumnsMLP(IMAGE, CLASSES, 3, width=4, layers=2, num_tasks=TASKS),
-    "experts": lambda: mnist_experts(IMAGE, CLASSES, width=4, num_experts=3, num_tasks=TASKS),
+    "experts": lambda: MnistExperts(IMAGE, CLASSES, width=4, num_experts=3, num_tasks=TASKS),
 }
 
 

@@ -3,12 +3,12 @@
 import gymnasium
 import pytest
 import torch
-from stepping import step
+from plain_paths import randomised
+from stepping import changed_by, check_export, check_what_is_left, routed, step
 from torch import nn
 from torch.nn import functional
 
-import routing_gym
-from routing_gym.agents import Agent, extract, make_agent, needs, prune
+from routing_gym.agents import add_task, make_agent, needs, prune
 from routing_gym.agents.codinet import linear_routers
 from routing_gym.blocks import subsample_first
 from routing_gym.networks import EXIT, make_network
@@ -26,13 +26,7 @@ def small(name, **options):
     torch.manual_seed(0)
     shape, own = SMALL[name]
     network = make_network(name, num_tasks=TASKS, num_classes=CLASSES, **{"input_shape": shape, **own, **options})
-    for part in network.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.normal_(std=0.3)
-            part.running_var.uniform_(0.5, 2.0)
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.normal_(part.bias, std=0.2)
-    return network.eval()
+    return randomised(network).eval()
 
 
 def small_env(name=CIFAR, **options):
@@ -40,13 +34,6 @@ def small_env(name=CIFAR, **options):
     own = {"width": 2, "stages": [1] * len(SMALL[name][1]["stages"])}
     data = {"num_tasks": 3, "num_classes": 3, "image_size": size, "images_per_class": 12}
     return gymnasium.make_vec("routing_gym/SyntheticMTL-v0", network=name, **{"num_envs": 6, **data, **own, **options})
-
-
-def routed(network, images, task, actions):
-    state = network.start(images, task)
-    for action in actions:
-        state = step(network, state, action)
-    return state
 
 
 # ---------------------------------------------------------------------- a plain ResNet
@@ -125,14 +112,14 @@ def test_a_route_is_a_plain_resnet_without_the_blocks_it_skips(name):
     plain, blocks = plain_copy(network, name, 1), len(network.decisions)
     with torch.no_grad():
         for run in ([1] * blocks, [0] * blocks, [i % 2 for i in range(blocks)], [(i + 1) % 2 for i in range(blocks)]):
-            state = routed(network, images, task, [torch.full((3,), choice) for choice in run])
+            state = routed(network, images, [torch.full((3,), choice) for choice in run], task)
             torch.testing.assert_close(state.exits[0].logits, plain(images, run), rtol=1e-4, atol=1e-5)
             static = nn.Sequential(*network.static_route(run, 1)).eval()
             torch.testing.assert_close(static(images), plain(images, run), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(plain(images), plain(images, [1] * blocks))
         # Each row its own way.
         routes = torch.randint(0, 2, (3, blocks))
-        state = routed(network, images, task, routes.unbind(1))
+        state = routed(network, images, routes.unbind(1), task)
         for row in range(3):
             own = plain(images[row : row + 1], routes[row].tolist())
             torch.testing.assert_close(state.exits[0].logits[row : row + 1], own, rtol=1e-4, atol=1e-5)
@@ -145,7 +132,7 @@ def test_while_all_blocks_run_training_is_that_of_the_plain_network(name):
     plain = plain_copy(network, name, 0).train()
     network.train()
     everyone = [torch.ones(4, dtype=torch.int64)] * len(network.decisions)
-    logits = routed(network, images, task, everyone).exits[0].logits
+    logits = routed(network, images, everyone, task).exits[0].logits
     expected = plain(images)
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
     for loss in (logits, expected):
@@ -166,7 +153,7 @@ def test_skipping_everything_leaves_stem_shortcuts_and_readout():
     x = functional.conv2d(images, conv.weight, padding=1)
     x = functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias).relu()
     pooled = torch.cat([x[:, :, ::4, ::4].mean((2, 3)), torch.zeros(2, 12)], 1)  # 4 channels of 16 hold something
-    state = routed(network, images, torch.tensor([0, 1]), [torch.zeros(2, dtype=torch.int64)] * 5)
+    state = routed(network, images, [torch.zeros(2, dtype=torch.int64)] * 5, torch.tensor([0, 1]))
     for row in range(2):
         logits = pooled[row] @ network.readouts.weight[row] + network.readouts.bias[row].flatten()
         torch.testing.assert_close(state.exits[0].logits[row], logits, rtol=1e-4, atol=1e-5)
@@ -237,10 +224,10 @@ def test_executed_and_expected_costs():
     images, task = torch.randn(4, 3, 9, 8), torch.tensor([0, 1, 0, 1])
     routes = torch.randint(0, 2, (4, 5))
     cost = torch.tensor([decision.macs[1] for decision in network.decisions])
-    state = routed(network, images, task, routes.unbind(1))
+    state = routed(network, images, routes.unbind(1), task)
     torch.testing.assert_close(state.macs, network.stem_macs + routes.float() @ cost)
     v = torch.rand(4, 5).requires_grad_()
-    state = routed(network, images, task, [torch.stack([1 - one, one], 1) for one in v.unbind(1)])
+    state = routed(network, images, [torch.stack([1 - one, one], 1) for one in v.unbind(1)], task)
     torch.testing.assert_close(state.expected_macs, network.stem_macs + v @ cost)
     torch.testing.assert_close(torch.autograd.grad(state.expected_macs.sum(), v)[0], cost.expand(4, 5))
 
@@ -283,22 +270,13 @@ def test_what_is_left_after_training(name, observes, tmp_path):
     env = small_env(name, num_envs=4, learning_rate=0.01, observes=observes, **needs("random-fixed"))
     agent = make_agent("random-fixed", env).learn(env, episodes=8)
     agent.routes[:, 0], agent.routes[:, 1] = 1, 0  # all run the first block, all skip the second
-    pruned = prune(agent)
+    pruned, loaded = check_what_is_left(agent, env, tmp_path)
     network, whole = pruned.env.network, agent.env.network
     assert network.experts[:2] == (("run",), ("skip",)) and network.block_counts[:2] == (1, 1)
-    assert network.observes == observes
+    assert network.observes == loaded.env.network.observes == observes
     assert sum(p.numel() for p in network.parameters()) < sum(p.numel() for p in whole.parameters())
-    pruned.save(tmp_path / "small.pt")
-    again = gymnasium.make_vec(pruned.env.spec)
-    assert again.unwrapped.network.experts == network.experts and again.unwrapped.network.observes == observes
-    loaded = Agent.load(tmp_path / "small.pt", again)
-    before, after = routing_gym.evaluate(agent, env), routing_gym.evaluate(loaded, again)
-    assert (before.accuracy, before.macs) == (after.accuracy, after.macs)
     if observes == "mean":  # what is extracted decides nothing, so observes nothing
-        images = env.unwrapped.datasets["test"].images[:3]
-        static = extract(agent, 1)
-        program = torch.export.export(static, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.testing.assert_close(program.module()(images), static(images))
+        check_export(agent, env, 1)
     prune(pruned)  # once more, nothing being left to drop
 
 
@@ -311,10 +289,7 @@ def test_blocks_may_be_fixed_from_the_beginning():
 
 @pytest.mark.parametrize("agent", ["wpl", "q-learning", "gumbel", "soft-mixture", "top-k"])
 def test_other_agents_train_it(agent):
-    env = small_env(num_envs=6, learning_rate=0.01, **needs(agent))
-    before = {key: value.clone() for key, value in env.unwrapped.network.named_parameters()}
-    make_agent(agent, env).learn(env, episodes=36)
-    changed = {key for key, value in env.unwrapped.network.named_parameters() if not torch.equal(value, before[key])}
+    changed = changed_by(agent, small_env(num_envs=6, learning_rate=0.01, **needs(agent)), 36)
     assert {key.split(".")[0] for key in changed} == {"trunk", "banks", "readouts"}
 
 
@@ -360,4 +335,4 @@ def test_what_does_not_fit_is_refused(name, options, message):
 def test_a_task_that_comes_later_has_no_readout():
     env = small_env(**needs("shared"))
     with pytest.raises(ValueError, match="no place for another one"):
-        routing_gym.agents.add_task(make_agent("shared", env), env.unwrapped.datasets)
+        add_task(make_agent("shared", env), env.unwrapped.datasets)

@@ -7,7 +7,8 @@ from functools import cache
 import gymnasium
 import pytest
 import torch
-from stepping import step
+from plain_paths import randomised
+from stepping import routed, step
 from torch import nn
 from torch.nn import functional
 
@@ -30,24 +31,7 @@ def small(cells=3, shape=IMAGE):
 @cache
 def built(cells, shape):
     torch.manual_seed(0)
-    network = RoutedCells(shape, CLASSES, cells=cells, filters=2)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.1)
-    return network.eval()
-
-
-def walk(network, images, action_of):
-    """The state in which all rows have left."""
-    state = network.start(images, torch.zeros(len(images), dtype=torch.int64))
-    for decision in range(len(network.decisions)):
-        assert state.sole == decision
-        state = step(network, state, action_of(decision))
-    assert not state.waiting
-    return state
+    return randomised(RoutedCells(shape, CLASSES, cells=cells, filters=2)).eval()
 
 
 # --------------------------------------------------------------------------------------------------- the slow reference
@@ -186,7 +170,7 @@ def test_weights_mix_inputs_and_operations(kind):
     network = small(2, shape=(3, 4, 4))
     images = torch.randn(3, *network.input_shape)
     actions, dense = weights_of(network, kind, 3)
-    logits = walk(network, images, lambda decision: actions[decision]).exits[0].logits
+    logits = routed(network, images, actions).exits[0].logits
     for row in range(3):
         expected, _ = by_hand(network, images[row], [weights[row] for weights in dense])
         torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-4)
@@ -201,13 +185,13 @@ def test_weights_of_0_and_1_do_what_integers_do(training):
     for form in ("integers", "dense", "sparse"):
         network = small().train(training)
 
-        def action_of(decision, form=form):
-            choice = plan[:, decision]
-            if form == "sparse":  # the second one has no weight
-                return torch.stack([choice, (choice + 1) % 2], 1), torch.tensor([[1.0, 0.0]]).repeat(6, 1)
-            return choice if form == "integers" else one_hot(choice, 7)
-
-        state = walk(network, images, action_of)
+        actions = list(plan.unbind(1))
+        if form == "dense":
+            actions = [one_hot(choice, 7) for choice in actions]
+        elif form == "sparse":  # the second one has no weight
+            weights = torch.tensor([[1.0, 0.0]]).repeat(6, 1)
+            actions = [(torch.stack([choice, (choice + 1) % 2], 1), weights) for choice in actions]
+        state = routed(network, images, actions)
         state.exits[0].logits.square().sum().backward()
         grads = {name: p.grad for name, p in network.named_parameters()}
         results.append((state.exits[0].logits, state.macs, state.expected_macs, grads, network.state_dict()))
@@ -243,7 +227,7 @@ def test_only_what_is_chosen_runs_and_on_the_rows_that_chose_it():
             for choice, module in enumerate(modules):
                 key = kind, place, choice
                 module.register_forward_hook(lambda m, x, y, key=key: rows.update({key: len(y)}))
-    state = walk(network, torch.randn(5, *IMAGE), lambda decision: torch.tensor([0, 1, 1, 0, 1]))
+    state = routed(network, torch.randn(5, *IMAGE), [torch.tensor([0, 1, 1, 0, 1])] * 16)
     assert rows == {
         (kind, place, c): (2, 3)[c] for kind in ("input", "operation") for place in range(8) for c in (0, 1)
     }
@@ -261,7 +245,7 @@ def test_dense_backward_gives_weights_of_0_a_gradient():
         network = small(1).train()
         network.dense_backward = dense_backward
         weights = one_hot(torch.tensor([0, 1]), 7).requires_grad_()
-        walk(network, torch.randn(2, *IMAGE), lambda decision, w=weights: w).exits[0].logits.square().sum().backward()
+        routed(network, torch.randn(2, *IMAGE), [weights] * 8).exits[0].logits.square().sum().backward()
         gradients.append(weights.grad != 0)
     assert gradients[0].equal(torch.eye(7, dtype=torch.bool)[:2]) and gradients[1].all()
 
@@ -279,7 +263,7 @@ def test_macs_by_hand():
         assert all(decision.macs == (*separable, long, point, point, 0) for decision in decisions[1::2])
     # A mixture pays for what it mixes; what runs in any case is paid for once.
     actions = [torch.tensor([[0.25, 0.75] + [0.0] * 5]) for _ in network.decisions]
-    state = walk(network, torch.randn(1, *IMAGE), lambda decision: actions[decision])
+    state = routed(network, torch.randn(1, *IMAGE), actions)
     assert state.macs.item() == network.stem_macs + sum(sum(decision.macs[:2]) for decision in network.decisions)
     expected = sum(0.25 * decision.macs[0] + 0.75 * decision.macs[1] for decision in network.decisions)
     assert state.expected_macs.item() == network.stem_macs + expected
@@ -414,7 +398,7 @@ def test_what_cannot_be_built_is_refused(options, message):
 
 def test_sizes_that_are_no_powers_of_two_and_single_rows():
     network = small(3, shape=(1, 5, 7)).train()
-    state = walk(network, torch.randn(1, 1, 5, 7), lambda decision: torch.zeros(1, dtype=torch.int64))
+    state = routed(network, torch.randn(1, 1, 5, 7), [torch.zeros(1, dtype=torch.int64)] * 24)
     assert state.exits[0].logits.isfinite().all()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stepping import step
+from stepping import routed
 
 from routing_gym.networks import ColumnsMLP, make_network
 
@@ -17,9 +17,7 @@ def test_hard_routes_against_a_loop(seed, rows):
     images = torch.randn(rows, 1, 2, 3, generator=generator)
     task = torch.randint(3, (rows,), generator=generator)
     actions = [torch.randint(3, (rows, 3), generator=generator) for _ in range(3)]
-    state = network.start(images, task)
-    for action in actions:
-        state = step(network, state, action)
+    state = routed(network, images, actions, task)
     logits, spent = state.exits[0].logits, state.macs
     for row in range(rows):
         columns, macs = {j: images[row].flatten() for j in range(3)}, 0.0
@@ -58,9 +56,7 @@ def test_gates_have_a_gradient_towards_what_is_run(dense_backward):
         parameter.data.abs_()  # so that no ReLU is in the way, whatever weights are drawn
     network.dense_backward = dense_backward
     gates = [torch.eye(3)[columns].unsqueeze(0).requires_grad_() for columns in ([2, 2, 0], [0, 0, 0])]
-    state = network.start(torch.rand(1, 1, 2, 3) + 0.1, torch.zeros(1, dtype=torch.int64))
-    for gate in gates:
-        state = step(network, state, gate)
+    state = routed(network, torch.rand(1, 1, 2, 3) + 0.1, gates)
     state.exits[0].logits.square().sum().backward()
     assert (gates[0].grad[0] != 0).tolist() == [[True, False, True]] * 3
     assert (gates[1].grad[0] != 0).tolist() == [[True, False, False], [False] * 3, [True, False, False]]

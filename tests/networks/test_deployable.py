@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stepping import step
+from stepping import routed
 from torch import nn
 from toys import CLASSES, IMAGE, LAYERS, Residual
 
@@ -13,15 +13,11 @@ from routing_gym.networks import RoutedMLP, make_network, route
 TASKS = 3
 
 
-def routed(network, images, task, choices):
+def logits_of(network, images, task, choices):
     """Logits of images that take one route through the routed network, one row at a time."""
-    rows = []
-    for image in images:
-        state = network.start(image[None], torch.tensor([task]))
-        for choice in choices:
-            state = step(network, state, torch.tensor([choice]))
-        rows.append(state.exits[0].logits)
-    return torch.cat(rows)
+    actions = [torch.tensor([choice]) for choice in choices]
+    alone = [routed(network, image[None], actions, torch.tensor([task])) for image in images]
+    return torch.cat([state.exits[0].logits for state in alone])
 
 
 def by_hand(network, image, task, choices, trunk):
@@ -77,14 +73,14 @@ def test_a_static_route_equals_each_row_worked_out_by_hand(seed, **shape):
             logits = nn.Sequential(*modules).eval()(images)
             expected = torch.stack([by_hand(network, image, task, choices, trunk) for image in images])
             torch.testing.assert_close(logits, expected)
-            torch.testing.assert_close(logits, routed(network, images, task, choices))
+            torch.testing.assert_close(logits, logits_of(network, images, task, choices))
         passed = sum(not network.parameters_of(depth, choice) for depth, choice in enumerate(choices))
         assert sum(isinstance(part, nn.Linear) for part in modules) == len(choices) - passed
         with torch.no_grad():
             for part in modules:
                 for parameter in part.parameters():
                     parameter.zero_()
-            torch.testing.assert_close(routed(network, images, task, choices), expected)
+            torch.testing.assert_close(logits_of(network, images, task, choices), expected)
 
 
 @pytest.mark.long
@@ -101,8 +97,8 @@ def test_a_pruned_network_gives_the_same_logits_with_the_blocks_in_use(seed, **s
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     smaller.eval()
     for task in range(TASKS):
-        expected = routed(network, images, task, routes[task].tolist())
-        torch.testing.assert_close(routed(smaller, images, task, renumbered[task].tolist()), expected)
+        expected = logits_of(network, images, task, routes[task].tolist())
+        torch.testing.assert_close(logits_of(smaller, images, task, renumbered[task].tolist()), expected)
     used = {}  # of each set of blocks
     for depth in range(shape["layers"]):
         blocks = network.bank(depth)
@@ -128,7 +124,7 @@ def test_where_every_task_passes_no_block_is_left():
     assert smaller.block_counts == (1, 0, 2) and routes.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
     assert [decision.n for decision in smaller.decisions] == [1, 1, 1, 2] and smaller.decisions[1].macs == (0.0,)
     for before, after in (([1, 4, 4, 0], [0, 0, 0, 0]), ([1, 4, 4, 1], [0, 0, 0, 1])):
-        torch.testing.assert_close(routed(smaller, images, 0, after), routed(network, images, 0, before))
+        torch.testing.assert_close(logits_of(smaller, images, 0, after), logits_of(network, images, 0, before))
     assert len(smaller.static_route([0, 0, 0, 1], 0)) == 4  # flatten, linear, ReLU, linear
     assert smaller.pruned(routes)[0].block_counts == (1, 0, 2)
 
@@ -144,8 +140,8 @@ def test_simple_convnet_keeps_its_convolutions():
     smaller.eval()
     assert smaller.block_counts == (1, 2, 2)
     for task in range(TASKS):
-        expected = routed(network, images, task, routes[task].tolist())
-        torch.testing.assert_close(routed(smaller, images, task, renumbered[task].tolist()), expected)
+        expected = logits_of(network, images, task, routes[task].tolist())
+        torch.testing.assert_close(logits_of(smaller, images, task, renumbered[task].tolist()), expected)
         static = nn.Sequential(*network.static_route(routes[task].tolist(), task)).eval()
         torch.testing.assert_close(static(images), expected, rtol=1e-4, atol=1e-5)
     like = make_network("simple-convnet", num_tasks=TASKS, num_classes=4, input_shape=(3, 16, 16), num_blocks=[1, 2, 2])
@@ -170,8 +166,8 @@ def test_a_routed_module_becomes_a_module_again():
         tuple(d.macs[:n]) for d, n in zip(network.decisions, (2, 2, 1), strict=True)
     ]
     for task in range(TASKS):
-        expected = routed(network, images, task, routes[task].tolist())
-        torch.testing.assert_close(routed(smaller, images, task, renumbered[task].tolist()), expected)
+        expected = logits_of(network, images, task, routes[task].tolist())
+        torch.testing.assert_close(logits_of(smaller, images, task, renumbered[task].tolist()), expected)
         (module,) = network.static_route(routes[task].tolist(), task)
         torch.testing.assert_close(module.eval()(images), expected)
     plain = Residual().eval()

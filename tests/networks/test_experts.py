@@ -3,12 +3,13 @@
 import gymnasium
 import pytest
 import torch
-from stepping import step
+from plain_paths import randomised
+from stepping import changed_by, check_export, check_owners, check_what_is_left, routed, step
 from torch import nn
 from torch.nn import functional
 
 import routing_gym
-from routing_gym.agents import Agent, add_task, extract, make_agent, needs, prune
+from routing_gym.agents import add_task, make_agent, needs
 from routing_gym.networks import make_network
 from routing_gym.networks.experts import CONVS, DIVERSE
 from routing_gym.networks.resnets import DIVERSE_3X3 as IN_RESNET
@@ -59,13 +60,6 @@ def weight_of(action, row, choice):
     return float(action[row, choice]) if action.is_floating_point() else float(action[row] == choice)
 
 
-def routed(network, images, task, actions):
-    state = network.start(images, task)
-    for action in actions:
-        state = step(network, state, action)
-    return state
-
-
 @pytest.mark.parametrize("form", ["integers", "sparse", "weights"])
 @pytest.mark.parametrize("size", [(16, 16), (17, 20), (28, 28)])
 def test_omniglot_networks_equal_one_row_at_a_time(form, size):
@@ -75,7 +69,7 @@ def test_omniglot_networks_equal_one_row_at_a_time(form, size):
     images, task = torch.randn(4, 1, *size), torch.tensor([2, 0, 1, 2])
     actions = some_actions(network, 4, form)
     with torch.no_grad():
-        state = routed(network, images, task, actions)
+        state = routed(network, images, actions, task)
         first = network.trunk[0].module
         for row in range(4):
             x = functional.conv2d(images[row : row + 1], first[0].weight, padding=1)
@@ -110,7 +104,7 @@ def test_costs_of_two_layers_by_hand():
     network = small("resnet50-diverse")
     images, task = torch.randn(1, 3, 32, 32), torch.tensor([0])
     everything = [torch.full((1, decision.n), 0.2) for decision in network.decisions]
-    state = routed(network.eval(), images, task, everything)
+    state = routed(network.eval(), images, everything, task)
     assert float(state.macs) == network.stem_macs + sum(sum(decision.macs) for decision in network.decisions)
 
 
@@ -165,7 +159,7 @@ def test_mnist_experts_by_hand():
     assert network.stem_macs == 784 * 64 + 2 * 64 * 64 + 640 and network.decisions[0].macs == (64.0 * 64,) * 5
     images, task = torch.randn(3, 1, 28, 28), torch.zeros(3, dtype=torch.int64)
     pair = torch.tensor([[0, 4], [1, 2], [4, 3]]), torch.rand(3, 2)
-    state = routed(network, images, task, [pair])
+    state = routed(network, images, [pair], task)
 
     def layer(x, linear):
         return functional.layer_norm(x @ linear.weight.t() + linear.bias, (64,)).relu()
@@ -197,19 +191,13 @@ def test_parameters_of_resnet50(experts, classes, exactly):
 
 def test_resnet50_equals_one_row_at_a_time():
     """Bottleneck by bottleneck, from the convolutions in the order in which they run."""
-    network = small("resnet50-diverse", (3, 36, 41)).train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.5, 1.5)
-    network.eval()
+    network = randomised(small("resnet50-diverse", (3, 36, 41))).eval()
     images, task = torch.randn(3, 3, 36, 41), torch.tensor([1, 0, 2])
     actions = some_actions(network, 3, "sparse")
     shared = [module for part in (network.trunk, *network.between) for module in part.modules()
               if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]  # fmt: skip
     with torch.no_grad():
-        state = routed(network, images, task, actions)
+        state = routed(network, images, actions, task)
         for row in range(3):
             parts, routes = iter(shared), iter(range(ROUTED))
 
@@ -239,19 +227,12 @@ def test_resnet50_equals_one_row_at_a_time():
 @pytest.mark.parametrize("name", SMALL)
 def test_a_choice_owns_its_expert_and_an_expert_nobody_chose_has_no_gradient(name):
     network = small(name)
-    images, task = torch.randn(4, *SMALL[name][0]), torch.tensor([0, 1, 2, 0])
-    chosen = torch.tensor([0, 0, 1, 1])
-    state = routed(network, images, task, [chosen] * len(network.decisions))
-    state.exits[0].logits.square().sum().backward()
-    owned = set()
+    plan = torch.tensor([[0], [0], [1], [1]]).expand(-1, len(network.decisions))
+    check_owners(network, torch.randn(4, *SMALL[name][0]), torch.tensor([0, 1, 2, 0]), plan)
     for number, decision in enumerate(network.decisions):
         for choice in range(decision.n):
-            parts = network.parameters_of(number, choice)
-            assert {id(p.parameter) for p in parts} == {id(p) for p in network.bank(number).blocks[choice].parameters()}
-            owned |= {id(part.parameter) for part in parts}
-            assert all((part.grad is not None) == (choice < 2) for part in parts)
-    others = [p for p in network.parameters() if id(p) not in owned]
-    assert others and all(p.grad is not None for p in others)
+            owned = {id(part.parameter) for part in network.parameters_of(number, choice)}
+            assert owned == {id(p) for p in network.bank(number).blocks[choice].parameters()}
 
 
 @pytest.mark.long
@@ -278,10 +259,7 @@ def test_agents_learn_something(name, agent):
 
 @pytest.mark.parametrize("agent", ["top-k", "task-specific-all"])
 def test_agents_train_resnet50(agent):
-    env = small_env("resnet50-diverse", num_envs=12, **needs(agent))
-    before = {key: value.clone() for key, value in env.unwrapped.network.named_parameters()}
-    make_agent(agent, env).learn(env, episodes=24)
-    changed = {key for key, value in env.unwrapped.network.named_parameters() if not torch.equal(value, before[key])}
+    changed = changed_by(agent, small_env("resnet50-diverse", num_envs=12, **needs(agent)), 24)
     if agent == "task-specific-all":  # task t takes expert t
         assert not any(f".blocks.{choice}." in key for key in changed for choice in (3, 4))
     assert {key.split(".")[0] for key in changed} == {"trunk", "banks", "between", "readouts"}
@@ -290,23 +268,14 @@ def test_agents_train_resnet50(agent):
 @pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_what_is_left_after_training(name, tmp_path):
-    """Pruned, saved, and loaded into an environment made of the options that are kept; and one task's route alone."""
     env = small_env(name, num_envs=4, **needs("random-fixed"))
     agent = make_agent("random-fixed", env).learn(env, episodes=8)
-    pruned = prune(agent)
+    pruned, _ = check_what_is_left(agent, env, tmp_path)
     network, whole = pruned.env.network, agent.env.network
     assert network.block_counts == tuple(len(column.unique()) for column in agent.routes.T)
     kinds = [[whole.experts[i][c] for c in column.unique().tolist()] for i, column in enumerate(agent.routes.T)]
     assert [list(layer) for layer in network.experts] == kinds
-    pruned.save(tmp_path / "small.pt")
-    again = gymnasium.make_vec(pruned.env.spec)
-    assert again.unwrapped.network.experts == network.experts
-    loaded = Agent.load(tmp_path / "small.pt", again)
-    assert routing_gym.evaluate(loaded, again).accuracy == routing_gym.evaluate(agent, env).accuracy
-    images = env.unwrapped.datasets["test"].images[:3]
-    static = extract(agent, 1)
-    program = torch.export.export(static, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.testing.assert_close(program.module()(images), static(images))
+    check_export(agent, env, 1)
 
 
 def test_a_task_that_comes_later_has_no_readout():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stepping import step
+from stepping import outcome, routed, step, walked
 from torch import nn
 from toys import CLASSES, IMAGE, ExitTree, Gates, RunSkip
 
@@ -19,25 +19,6 @@ def batch_of(size, seed=0):
     return torch.randn(size, *IMAGE, generator=generator), torch.zeros(size, dtype=torch.int64)
 
 
-def walk(network, state, choose):
-    """Step until every row has left; `choose(state)` gives the action."""
-    for _ in range(len(network.decisions)):
-        if not bool(state.active.any()):
-            break
-        state = step(network, state, choose(state))
-    assert not bool(state.active.any())
-    return state
-
-
-def outcome(state):
-    """Weighted logits of each row, over its exits."""
-    total = torch.zeros(len(state), CLASSES)
-    for exit in state.exits:
-        rows = torch.arange(len(state)) if exit.rows is None else exit.rows
-        total = total.index_add(0, rows, exit.logits * exit.weight[:, None])
-    return total
-
-
 @settings(max_examples=40, deadline=None)
 @given(size=st.integers(1, 9), seed=st.integers(0, 10**6))
 def test_hard_tree_equals_each_row_alone(size, seed):
@@ -50,7 +31,7 @@ def test_hard_tree_equals_each_row_alone(size, seed):
     def choose(state):
         return table[torch.arange(size), state.at.clamp(max=len(network.decisions) - 1)]
 
-    state = walk(network, network.start(images, task), choose)
+    state = walked(network, network.start(images, task), choose)
     assert sum(len(exit.logits) for exit in state.exits) == size
     for row in range(size):
         column, h, macs = 0, network.columns[0](images[row : row + 1].flatten(1)), network.stem_macs
@@ -64,7 +45,7 @@ def test_hard_tree_equals_each_row_alone(size, seed):
                 break
             column = network.tree[column][choice - 1]
             h = network.columns[column](h)
-        torch.testing.assert_close(outcome(state)[row], network.heads[column](h)[0])
+        torch.testing.assert_close(outcome(network, state)[0][row], network.heads[column](h)[0])
         assert float(state.macs[row]) == float(state.expected_macs[row]) == macs
 
 
@@ -84,7 +65,7 @@ def test_soft_tree_equals_brute_force_over_paths(size, zeros, seed):
     def choose(state):
         return weights[torch.arange(size), state.at.clamp(max=len(network.decisions) - 1)]
 
-    state = walk(network, network.start(images, task), choose)
+    state = walked(network, network.start(images, task), choose)
 
     def paths(column, h, reach, row):
         """Yield (share, logits) of every way out from a column, and what is spent on the way, reach-weighted."""
@@ -104,16 +85,13 @@ def test_soft_tree_equals_brute_force_over_paths(size, zeros, seed):
 
     for row in range(size):
         ways = list(paths(0, network.columns[0](images[row : row + 1].flatten(1)), torch.ones(()), row))
-        torch.testing.assert_close(outcome(state)[row], sum(share * logits[0] for share, logits, _ in ways))
+        torch.testing.assert_close(outcome(network, state)[0][row], sum(share * logits[0] for share, logits, _ in ways))
         torch.testing.assert_close(
             state.expected_macs[row], sum(spent for _, _, spent in ways) + network.stem_macs, rtol=1e-5, atol=1e-4
         )
     (gradient,) = torch.autograd.grad(state.expected_macs.sum(), weights)
     assert bool((gradient[:, 0, 0] > 0).all())
-    total = torch.zeros(size)
-    for exit in state.exits:
-        total = total.index_add(0, torch.arange(size) if exit.rows is None else exit.rows, exit.weight.detach())
-    torch.testing.assert_close(total, torch.ones(size))
+    torch.testing.assert_close(outcome(network, state)[1], torch.ones(size))
 
 
 def test_softly_routed_rows_visit_every_decision_in_order_and_hard_ones_their_path():
@@ -151,7 +129,7 @@ def test_run_skip_equals_each_row_alone(size, hard, seed):
         depth = int(state.at[0])
         return run[:, depth] if hard else torch.stack([1 - run[:, depth], run[:, depth]], 1)
 
-    state = walk(network, network.start(images, task), choose)
+    state = walked(network, network.start(images, task), choose)
     for row in range(size):
         h = images[row : row + 1].flatten(1)
         for depth in range(3):
@@ -214,7 +192,7 @@ def test_routed_mlp_equals_each_row_alone(recurrent, size, blocks, layers, seed)
     network = RoutedMLP(IMAGE, CLASSES, blocks, width=6, layers=layers, recurrent=recurrent)
     images, task = batch_of(size, seed)
     choices = [torch.randint(d.n, (size,)) for d in network.decisions]
-    state = walk(network, network.start(images, task), lambda state: choices[int(state.at[0])])
+    state = walked(network, network.start(images, task), lambda state: choices[int(state.at[0])])
     for row in range(size):
         h, macs = images[row].flatten(), 0.0
         for depth, choice in enumerate(choices):
@@ -259,18 +237,18 @@ def test_select_and_merge_do_not_change_any_row(seed, family):
         return table[rows, state.at] % limit.view(-1, *[1] * len(m))
 
     everyone = torch.arange(6)
-    plain = walk(network, network.start(images, task), lambda s: choose(s, everyone))
+    plain = walked(network, network.start(images, task), lambda s: choose(s, everyone))
     state = network.start(images, task)
     state = step(network, state, choose(state, everyone))
     order = torch.randperm(6)
     pieces = [state.select(order[:2]), state.select(order[2:])]
-    left = outcome(state)[order]  # of those who left before, cutting and merging keep nothing
+    left = outcome(network, state)[0][order]  # of those who left before, cutting and merging keep nothing
     pieces[0] = step(network, pieces[0], choose(pieces[0], order[:2]))
-    left[:2] += outcome(pieces[0])
+    left[:2] += outcome(network, pieces[0])[0]
     merged = RoutingState.merge(pieces)
     assert len(merged) == 6 and not merged.exits
-    merged = walk(network, merged, lambda s: choose(s, order))
-    torch.testing.assert_close(left + outcome(merged), outcome(plain)[order])
+    merged = walked(network, merged, lambda s: choose(s, order))
+    torch.testing.assert_close(left + outcome(network, merged)[0], outcome(network, plain)[0][order])
     torch.testing.assert_close(merged.macs, plain.macs[order])
 
 
@@ -407,16 +385,16 @@ def test_a_route_followed_at_once_is_the_route_taken_step_by_step(kind):
         network = RoutedMLP((1, 2, 2), 3, 3, width=4, recurrent=kind == "recurrent", trunk=trunk)
     assert network.in_order
     plan = torch.stack([torch.randint(decision.n, (9,)) for decision in network.decisions], 1)
-    state = walk(network, network.start(images, task), lambda state: plan[:, int(state.at[0])])
+    state = walked(network, network.start(images, task), lambda state: plan[:, int(state.at[0])])
     at_once = network.follow(network.start(images, task), plan)
-    torch.testing.assert_close(outcome(at_once), outcome(state))
+    torch.testing.assert_close(outcome(network, at_once)[0], outcome(network, state)[0])
     torch.testing.assert_close(at_once.macs, state.macs)
     assert not bool(at_once.active.any()) and torch.equal(at_once.task, task)
     torch.testing.assert_close(network.route_macs(plan).sum(1) + network.stem_macs, state.macs)
     parameters = list(network.parameters())
     for ours, theirs in zip(
-        torch.autograd.grad(outcome(at_once).square().sum(), parameters, allow_unused=True),
-        torch.autograd.grad(outcome(state).square().sum(), parameters, allow_unused=True),
+        torch.autograd.grad(outcome(network, at_once)[0].square().sum(), parameters, allow_unused=True),
+        torch.autograd.grad(outcome(network, state)[0].square().sum(), parameters, allow_unused=True),
         strict=True,
     ):
         torch.testing.assert_close(
@@ -446,9 +424,9 @@ def test_what_a_subclass_does_between_layers_is_not_left_out_of_a_route_followed
     network = family(IMAGE, CLASSES, 3, width=8)
     images, task = batch_of(6)
     plan = torch.randint(3, (6, 3))
-    one_by_one = walk(network, network.start(images, task), lambda state: plan[:, state.sole])
+    one_by_one = walked(network, network.start(images, task), lambda state: plan[:, state.sole])
     at_once = network.follow(network.start(images, task), plan)
-    torch.testing.assert_close(outcome(at_once), outcome(one_by_one))
+    torch.testing.assert_close(outcome(network, at_once)[0], outcome(network, one_by_one)[0])
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
@@ -462,9 +440,8 @@ def test_linear_blocks_that_a_subclass_runs_its_own_way_are_run_so(recurrent):
     network.banks[1] = WithPass(own) if recurrent else own
     images, task = batch_of(5)
     plan = torch.zeros(5, 3, dtype=torch.int64)
-    state = network.start(images, task)
-    for choice in plan.unbind(1)[:2]:
-        state = step(network, state, choice)
+    state = routed(network, images, plan.unbind(1)[:2])
     assert not bool(network.observe(state).any())
     last = step(network, state, plan[:, 2])
-    torch.testing.assert_close(outcome(network.follow(network.start(images, task), plan)), outcome(last))
+    at_once = network.follow(network.start(images, task), plan)
+    torch.testing.assert_close(outcome(network, at_once)[0], outcome(network, last)[0])

@@ -179,36 +179,6 @@ def test_gradients_of_section_5():
     assert torch.autograd.gradcheck(mix, (images, gates))
 
 
-def test_gradients_of_section_5_by_hand():
-    """x = (1, 2), one number each; scores W_1 x_1 = (0, ln 3), W_2 x_2 = 0: gates (1/4, 3/4) and (1/2, 1/2)."""
-    x = torch.tensor([[1.0], [2.0]], dtype=torch.float64, requires_grad=True)
-    w = torch.tensor([[[0.0], [3.0]], [[0.0], [0.0]]], dtype=torch.float64)
-    w[0, 1] = torch.tensor(3.0, dtype=torch.float64).log()
-    w.requires_grad_()
-    y = crossed(x, w)
-    torch.testing.assert_close(y.detach().flatten(), torch.tensor([0.25 + 1.0, 0.75 + 1.0], dtype=torch.float64))
-    to_x, to_w = torch.autograd.grad(y, [x, w], torch.tensor([[1.0], [0.0]], dtype=torch.float64))
-    # dL/dg_1 = (1, 0), so dL/da_1 = (3/16, -3/16); dL/dg_2 = (2, 0), dL/da_2 = (1/2, -1/2).
-    torch.testing.assert_close(to_w.flatten(), torch.tensor([3 / 16, -3 / 16, 1.0, -1.0], dtype=torch.float64))
-    expected = torch.tensor([0.25 - 3 / 16 * float(torch.tensor(3.0).log()), 0.5], dtype=torch.float64)
-    torch.testing.assert_close(to_x.flatten(), expected, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", ["basecnn-2-cc", "basecnn-2-cp"])
-def test_gradcheck_of_a_crossing(name):
-    network = small(name, width=1, hidden=2).double()
-    number = len(network.decisions) - 1
-    task = torch.zeros(2, dtype=torch.int64)
-
-    def output(columns, gates):
-        alive = torch.ones(2, 2, dtype=torch.bool)
-        return network.transition(number, (columns, alive), gates, task)[0]
-
-    columns = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
-    gates = torch.rand(2, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(output, (columns, gates))
-
-
 # ---------------------------------------------------------------------- hard routing
 
 

@@ -6,19 +6,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from stepping import step
+from stepping import routed
 from torch import nn
 from toys import LAYERS, Residual
 
 from routing_gym.networks import make_network, route
-
-
-def run(network, images, choices):
-    state = network.start(images, torch.zeros(len(images), dtype=torch.int64))
-    for choice in choices:
-        state = step(network, state, choice)
-    assert not bool(state.active.any())
-    return state
 
 
 def test_first_blocks_give_the_module_itself():
@@ -26,7 +18,7 @@ def test_first_blocks_give_the_module_itself():
     before = copy.deepcopy(module.state_dict())
     network = route(module, LAYERS, 3, input_shape=(1, 4, 4)).eval()
     images = torch.randn(6, 1, 4, 4)
-    state = run(network, images, [torch.zeros(6, dtype=torch.int64)] * 3)
+    state = routed(network, images, [torch.zeros(6, dtype=torch.int64)] * 3)
     torch.testing.assert_close(state.exits[0].logits, module(images))
     assert [d.name for d in network.decisions] == ["body", "middle", "head"]
     assert float(state.macs[0]) == 16 * 9 * 4 + 16 * 9 * 16 + 20 + 15
@@ -40,26 +32,8 @@ def test_what_runs_between_is_counted_once_whatever_is_mixed():
     network = route(module, ["1", "5"], 3, input_shape=(1, 2, 2)).eval()
     assert network.stem_macs == 35 and [decision.macs for decision in network.decisions] == [(20.0,) * 3, (14.0,) * 3]
     half, one = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.0, 0.0, 1.0]])
-    state = run(network, torch.randn(1, 1, 2, 2), [half, one])
+    state = routed(network, torch.randn(1, 1, 2, 2), [half, one])
     assert float(state.macs) == 35 + 2 * 20 + 14 and float(state.expected_macs) == 35 + 20 + 14
-
-
-def test_each_row_runs_its_own_blocks():
-    torch.manual_seed(0)
-    network = route(Residual(), LAYERS, 3, input_shape=(1, 4, 4)).eval()
-    images, choices = (
-        torch.randn(5, 1, 4, 4),
-        [torch.tensor([0, 2, 2, 0, 2]), torch.randint(3, (5,)), torch.randint(3, (5,))],
-    )
-    state = run(network, images, choices)
-    for row in range(5):
-        alone = run(network, images[row : row + 1], [choice[row : row + 1] for choice in choices])
-        torch.testing.assert_close(state.exits[0].logits[row], alone.exits[0].logits[0])
-    state.exits[0].logits.sum().backward()
-    used = set(choices[0].tolist())
-    assert 0 < len(used) < 3
-    for choice in range(3):
-        assert (network.parameters_of(0, choice)[0].grad is not None) == (choice in used)
 
 
 def test_copies_are_independent():
@@ -67,19 +41,19 @@ def test_copies_are_independent():
     twin = copy.deepcopy(network)
     images, choices = torch.randn(3, 1, 4, 4), [torch.tensor([0, 1, 1])] * 3
     torch.testing.assert_close(
-        run(twin, images, choices).exits[0].logits, run(network, images, choices).exits[0].logits
+        routed(twin, images, choices).exits[0].logits, routed(network, images, choices).exits[0].logits
     )
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
-    assert run(network, images, choices).exits[0].logits.abs().sum() > 0
+    assert routed(network, images, choices).exits[0].logits.abs().sum() > 0
 
 
 def test_the_input_shape_may_be_left_out_where_a_linear_layer_comes_first():
     module = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     network = route(module, ["1", "3"], 3)
     images = torch.randn(4, 1, 2, 3)
-    state = run(network, images, [torch.zeros(4, dtype=torch.int64)] * 2)
+    state = routed(network, images, [torch.zeros(4, dtype=torch.int64)] * 2)
     torch.testing.assert_close(state.exits[0].logits, module(images))
 
 
@@ -125,7 +99,7 @@ def test_a_routed_network_survives_torch_save():
     again = torch.load(file, weights_only=False)
     images, choices = torch.randn(3, 1, 4, 4), [torch.tensor([0, 1, 1])] * 3
     torch.testing.assert_close(
-        run(again, images, choices).exits[0].logits, run(network, images, choices).exits[0].logits
+        routed(again, images, choices).exits[0].logits, routed(network, images, choices).exits[0].logits
     )
 
 
@@ -143,7 +117,7 @@ def test_parameters_read_by_the_modules_own_code_reach_every_piece():
     module = Scaled().eval()
     network = route(module, LAYERS, 2, input_shape=(1, 4, 4)).eval()
     images = torch.randn(3, 1, 4, 4)
-    state = run(network, images, [torch.zeros(3, dtype=torch.int64)] * 3)
+    state = routed(network, images, [torch.zeros(3, dtype=torch.int64)] * 3)
     torch.testing.assert_close(state.exits[0].logits, module(images))
 
 
@@ -233,8 +207,8 @@ def test_submodules_may_ask_whether_they_are_trained(layers):
     module = Deep().eval()
     network = route(module, layers, 2, input_shape=(1, 8, 8))
     images, choices = torch.randn(64, 1, 8, 8), [torch.zeros(64, dtype=torch.int64)] * len(layers)
-    torch.testing.assert_close(run(network.eval(), images, choices).exits[0].logits, module(images))
-    logits = [run(network.train(), images, choices).exits[0].logits for _ in range(2)]
+    torch.testing.assert_close(routed(network.eval(), images, choices).exits[0].logits, module(images))
+    logits = [routed(network.train(), images, choices).exits[0].logits for _ in range(2)]
     assert not torch.equal(*logits), "stochastic depth is on in training"
 
 
@@ -266,7 +240,7 @@ def test_layers_that_give_something_else_than_rows_are_refused_at_the_call():
         assert network.stem_macs == 8 * gates * (8 * 5 + 5 * 5)
         images = torch.randn(2, 1, 8, 8)
         torch.testing.assert_close(
-            run(network, images, [torch.zeros(2, dtype=torch.int64)]).exits[0].logits, module(images)
+            routed(network, images, [torch.zeros(2, dtype=torch.int64)]).exits[0].logits, module(images)
         )
 
 

@@ -3,12 +3,12 @@
 import gymnasium
 import pytest
 import torch
-from stepping import step
+from stepping import changed_by, check_export, check_owners, check_what_is_left, step
 from torch import nn
 from torch.nn import functional
 
 import routing_gym
-from routing_gym.agents import Agent, extract, make_agent, needs, prune
+from routing_gym.agents import make_agent, needs
 from routing_gym.networks import make_network
 from routing_gym.testing import check_vector_env
 
@@ -30,13 +30,6 @@ def small_env(name, **options):
     data = {"num_tasks": 3, "num_classes": 3, "image_size": 8, "images_per_class": 12, "shift": 1}
     own = {**data, **SMALL, "num_envs": 6, "learning_rate": 0.01, **options}
     return gymnasium.make_vec("routing_gym/SyntheticMTL-v0", network=name, **own)
-
-
-def routed(network, images, task, actions):
-    state = network.start(images, task)
-    for action in actions:
-        state = step(network, state, action)
-    return state
 
 
 # ---------------------------------------------------------------------- by hand
@@ -145,17 +138,8 @@ def test_costs_by_hand():
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_chosen_blocks_alone(name):
     network = small(name)
-    actions = [torch.full((4,), number % 2) for number in range(len(network.decisions))]
-    state = routed(network, torch.randn(4, *SHAPE), torch.tensor([0, 1, 1, 0]), actions)
-    state.exits[0].logits.square().sum().backward()
-    owned = set()
-    for number, decision in enumerate(network.decisions):
-        for choice in range(decision.n):
-            parts = network.parameters_of(number, choice)
-            owned |= {id(part.parameter) for part in parts}
-            assert all((part.grad is not None) == (choice == number % 2) for part in parts)
-    others = [parameter for parameter in network.parameters() if id(parameter) not in owned]
-    assert others and all(parameter.grad is not None for parameter in others)
+    plan = (torch.arange(len(network.decisions)) % 2).repeat(4, 1)
+    check_owners(network, torch.randn(4, *SHAPE), torch.tensor([0, 1, 1, 0]), plan)
 
 
 # ---------------------------------------------------------------------- in use
@@ -170,12 +154,8 @@ def test_it_passes_the_checker(name):
 @pytest.mark.parametrize("agent", ["wpl", "gumbel", "top-k"])
 @pytest.mark.parametrize("name", NAMES)
 def test_agents_train_all_of_it(name, agent):
-    env = small_env(name, num_envs=12, **needs(agent))
-    before = {key: value.clone() for key, value in env.unwrapped.network.named_parameters()}
-    make_agent(agent, env).learn(env, episodes=36)
-    changed = {key.split(".")[0] for key, value in env.unwrapped.network.named_parameters()
-               if not torch.equal(value, before[key])}  # fmt: skip
-    assert changed == {"trunk", "banks", "between", "readouts"}
+    changed = changed_by(agent, small_env(name, num_envs=12, **needs(agent)), 36)
+    assert {key.split(".")[0] for key in changed} == {"trunk", "banks", "between", "readouts"}
 
 
 @pytest.mark.long
@@ -189,21 +169,12 @@ def test_agents_learn_something(name, agent):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_left_after_training(name, tmp_path):
-    """Pruned, saved, and loaded into an environment made of the options that are kept; and one task's route alone."""
     env = small_env(name, **needs("random-fixed"))
     agent = make_agent("random-fixed", env).learn(env, episodes=12)
     agent.routes[:, 0], agent.routes[:, 1] = 1, 0
-    pruned = prune(agent)
+    pruned, _ = check_what_is_left(agent, env, tmp_path)
     assert pruned.env.network.block_counts[:2] == (1, 1)
-    pruned.save(tmp_path / "small.pt")
-    again = gymnasium.make_vec(pruned.env.spec)
-    assert again.unwrapped.network.experts == pruned.env.network.experts
-    loaded = Agent.load(tmp_path / "small.pt", again)
-    before, after = routing_gym.evaluate(agent, env), routing_gym.evaluate(loaded, again)
-    assert (before.accuracy, before.macs) == (after.accuracy, after.macs)
-    images, static = env.unwrapped.datasets["test"].images[:3], extract(agent, 1)
-    program = torch.export.export(static, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.testing.assert_close(program.module()(images), static(images))
+    static = check_export(agent, env, 1)
     assert sum(isinstance(part, nn.GELU) for part in static.modules()) == (2 if name == "vit" else 0) + sum(
         agent.routes[1, 1::2].tolist() if name == "vit-skip" else []
     )

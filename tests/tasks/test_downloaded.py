@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from standins import write_idx
 
 from routing_gym.experiments.cli import main
-from routing_gym.tasks import DataError, Shift, cifar100, cifar100_mtl, download, files, mnist_digits, mnist_mtl, svhn
+from routing_gym.tasks import (
+    DataError,
+    Shift,
+    cifar10,
+    cifar100,
+    cifar100_mtl,
+    download,
+    files,
+    mnist_digits,
+    mnist_mtl,
+    svhn,
+)
 
 
 def test_mnist_mtl_is_one_vs_rest_over_disjoint_images():
@@ -46,7 +57,7 @@ def test_mnist_is_also_one_task_of_ten_classes(held_out):
         torch.testing.assert_close(split.mean, pixels.mean((0, 2, 3)).float())
     if held_out:
         assert not set(splits["train"].image.tolist()) & set(splits["validation"].image.tolist())
-    with pytest.raises(ValueError, match=r"MNIST: held_out must lie in \[0, 20\), got 20"):
+    with pytest.raises(ValueError, match=r"MNIST: held_out must be an integer from 0 to 19, got 20"):
         mnist_digits(held_out=20)
 
 
@@ -61,7 +72,7 @@ def test_cifar_mtl_has_a_task_per_coarse_class():
     assert not set(held["train"].image.tolist()) & set(held["validation"].image.tolist())
     assert torch.equal((held["validation"].image % 100).sort().values, torch.arange(100))
     assert held["train"].augmentation is not None and held["validation"].augmentation is None
-    with pytest.raises(ValueError, match=r"held_out must lie in \[0, 3\), got 3"):
+    with pytest.raises(ValueError, match=r"held_out must be an integer from 0 to 2, got 3"):
         cifar100_mtl(held_out=3)
 
 
@@ -76,7 +87,7 @@ def test_cifar_100_is_also_one_task_of_its_fine_classes():
     assert splits["validation"].augmentation is None and splits["test"].augmentation is None
     assert cifar100(shift=0, flip=False)["train"].augmentation is None and set(cifar100()) == {"train", "test"}
     assert torch.equal(splits["test"].images, cifar100_mtl()["test"].images)
-    with pytest.raises(ValueError, match=r"CIFAR-100: held_out must lie in \[0, 3\), got 3"):
+    with pytest.raises(ValueError, match=r"CIFAR-100: held_out must be an integer from 0 to 2, got 3"):
         cifar100(held_out=3)
 
 
@@ -137,10 +148,14 @@ def test_broken_cifar_files_are_named(copied):
         cifar100(data_dir=str(copied))
 
 
-def test_a_wrong_md5_sum_is_refused(copied, monkeypatch):
-    monkeypatch.setitem(files.MNIST.files, "t10k-labels-idx1-ubyte.gz", "0" * 32)
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte.gz is damaged .* expected 0{32}; delete it and run"):
-        mnist_mtl(data_dir=str(copied))
+@pytest.mark.parametrize(
+    ("build", "source", "name"),
+    [(mnist_mtl, files.MNIST, "t10k-labels-idx1-ubyte.gz"), (cifar10, files.CIFAR10, "test_batch.bin")],
+)
+def test_a_wrong_md5_sum_is_refused(build, source, name, copied, monkeypatch):
+    monkeypatch.setitem(source.files, name, "0" * 32)
+    with pytest.raises(DataError, match=rf"{name} is damaged .* expected 0{{32}}; delete it and run"):
+        build(data_dir=str(copied))
 
 
 class Web:

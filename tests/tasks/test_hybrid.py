@@ -197,13 +197,13 @@ def test_digits_can_get_new_colours_each_time():
 
 def test_bad_options_and_fields_are_refused():
     train = hybrid_mnist_cifar(recolor_each_time=True)["train"]
-    with pytest.raises(ValueError, match=r"CIFAR-2: held_out must lie in \[0, 20\), got 20"):
+    with pytest.raises(ValueError, match=r"CIFAR-2: held_out must be an integer from 0 to 19, got 20"):
         cifar2(held_out=20)
     with pytest.raises(ValueError, match="fill must be 'black' or 'mean', got 'grey'"):
         cifar10(fill="grey")
     with pytest.raises(ValueError, match="at least 1 pixel or flips"):
         hybrid_mnist_cifar(shift=-1)
-    with pytest.raises(ValueError, match=r"drawings must lie in \[0, 200\], got 201"):
+    with pytest.raises(ValueError, match="drawings must be an integer from 0 to 200, got 201"):
         dataclasses.replace(train, drawings=201)
     with pytest.raises(ValueError, match=r"shades must be uint8 of shape \(100, 1, 32, 32\)"):
         dataclasses.replace(train, shades=train.shades[1:])
@@ -250,12 +250,6 @@ def test_missing_and_broken_cifar_10_files_are_named(copied, tmp_path):
         cifar10(data_dir=str(copied), allow_partial=True)
 
 
-def test_a_wrong_md5_sum_is_refused(copied, monkeypatch):
-    monkeypatch.setitem(files.CIFAR10.files, "test_batch.bin", "0" * 32)
-    with pytest.raises(DataError, match=r"test_batch.bin is damaged .* expected 0{32}; delete it and run"):
-        cifar10(data_dir=str(copied))
-
-
 def test_a_part_of_cifar_10_is_taken_only_when_asked_and_named(copied):
     folder = copied / "cifar-10-batches-bin"
     (folder / "data_batch_5.bin").unlink()
@@ -291,12 +285,18 @@ def test_the_archive_is_unpacked_into_the_official_layout(stand_in_data, tmp_pat
     assert download(files.CIFAR10, str(tmp_path)) == tmp_path / "cifar-10-batches-bin"
 
 
-@pytest.mark.parametrize("name", ["cifar-10", "cifar-5", "cifar-2", "hybrid"])
+SETS = {"cifar-10": 10, "cifar-5": 5, "cifar-2": 2, "hybrid": 10, "svhn": 10, "cifar-100-fine": 100}
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_environments_are_made_over_the_data(name):
     def pixels(seed):
         options = {"recolor_each_time": True} if name == "hybrid" else {}
         env = make_routing_vector_env(
             dataset=name, network="mlp", num_blocks=2, num_envs=8, device="cpu", held_out=1, **options
+        )
+        assert {part: split.num_classes for part, split in env.datasets.items()} == dict.fromkeys(
+            ("train", "test", "validation"), SETS[name]
         )
         observation, _ = env.reset(seed=seed)
         for _ in range(3):

@@ -84,7 +84,7 @@ def test_options():
     held = mini_imagenet_mtl(held_out=1, shift=2, flip=True)
     assert held["train"].augmentation is not None and held["validation"].augmentation is None
     assert held["test"].augmentation is None and mini_imagenet_mtl()["train"].augmentation is None
-    with pytest.raises(ValueError, match=r"MIN-MTL: held_out must lie in \[0, 3\), got 3"):
+    with pytest.raises(ValueError, match=r"MIN-MTL: held_out must be an integer from 0 to 2, got 3"):
         mini_imagenet_mtl(held_out=3)
 
 

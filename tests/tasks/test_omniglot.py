@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from standins import omniglot_code, omniglot_drawing, png
 
-import routing_gym.files
 from routing_gym.envs import make_routing_vector_env
 from routing_gym.tasks import DataError, omniglot, omniglot_mtl
 
@@ -114,17 +113,17 @@ def test_the_official_table_and_the_choice_of_alphabets(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"alphabets": 0}, r"alphabets must be names or an integer in \[1, 50\], got 0"),
-        ({"alphabets": 51}, r"integer in \[1, 50\], got 51"),
-        ({"alphabets": True}, r"integer in \[1, 50\], got True"),
+        ({"alphabets": 0}, "alphabets, unless they are names, must be an integer from 1 to 50, got 0"),
+        ({"alphabets": 51}, "integer from 1 to 50, got 51"),
+        ({"alphabets": True}, "integer from 1 to 50, got True"),
         ({"alphabets": "Greek"}, "alphabets must be a number, 'liang-2018' or a sequence of names, got 'Greek'"),
         ({"alphabets": ("Greek", "Klingon")}, "unknown alphabet 'Klingon'; known are Alphabet_of_the_Magi, Angelic, "),
         ({"alphabets": ("Greek", "Greek")}, "at least one, and none twice, got "),
         ({"alphabets": ()}, r"at least one, and none twice, got \(\)"),
-        ({"size": 0}, r"size must be an integer in \[1, 105\], got 0"),
-        ({"size": 106}, r"integer in \[1, 105\], got 106"),
-        ({"size": 28.0}, r"integer in \[1, 105\], got 28.0"),
-        ({"size": True}, r"integer in \[1, 105\], got True"),
+        ({"size": 0}, "size must be an integer from 1 to 105, got 0"),
+        ({"size": 106}, "integer from 1 to 105, got 106"),
+        ({"size": 28.0}, "integer from 1 to 105, got 28.0"),
+        ({"size": True}, "integer from 1 to 105, got True"),
     ],
 )
 def test_values_that_cannot_be_are_refused(options, said):
@@ -204,15 +203,6 @@ def test_archives_are_decoded_once(copied, decoded):
     assert torch.equal(build(copied), whole) and len(decoded) == 4
     rewrite(copied / BACKGROUND, lambda name, content: (name, content))  # another container: another file
     assert torch.equal(build(copied), whole) and len(decoded) == 6
-
-
-def test_a_folder_that_cannot_be_written_to_is_decoded_each_time(copied, decoded, monkeypatch):
-    def refuse(path, mode):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(routing_gym.files, "open", refuse, raising=False)
-    assert torch.equal(build(copied), build(copied)) and len(decoded) == 4
-    assert sorted(path.name for path in copied.iterdir()) == [BACKGROUND, EVALUATION]
 
 
 def rewrite(path, change):

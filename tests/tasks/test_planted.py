@@ -229,7 +229,7 @@ WRONG = [
     (hidden_groups, {"label_noise": 1.0}, r"label_noise must lie in \[0, 1\)"),
     (hidden_groups, {"label_noise": True}, "label_noise must lie"),
     (hidden_groups, {"imbalance": 0.5}, r"imbalance must lie in \[1, inf\)"),
-    (hidden_groups, {"source": "svhn"}, "source must be one of digits, mnist, cifar-100, got 'svhn'"),
+    (hidden_groups, {"source": "svhn"}, "source must be 'digits' or 'mnist' or 'cifar-100', got 'svhn'"),
     (hidden_groups, {"data_seed": 0.5}, "data_seed must be an integer"),
     (hidden_groups, {"data_seed": 2**64}, "data_seed must lie in"),
     (compositions, {"recurrence": 1.5}, r"recurrence must lie in \[0, 1\]"),

@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from routing_gym.tasks.checking import seed_number, whole_number
+from routing_gym.tasks.checking import check_choice
 from routing_gym.tasks.cifar import read_cifar100
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
-from routing_gym.tasks.digits import read_mnist
+from routing_gym.tasks.digits import read_digits, read_mnist
 
 SourceOf = Literal["digits", "mnist", "cifar-100"]
 KINDS = 10
@@ -49,13 +49,9 @@ def material_of(name: str, source: SourceOf, data_dir: str | None, generator: to
     Of the digits 200 are held out for validation and 400 for the test, of the others 500 and 1 000, of the latter from
     the official test images.
     """
-    if source not in get_args(SourceOf):
-        raise ValueError(f"{name}: source must be one of {', '.join(get_args(SourceOf))}, got {source!r}")
+    check_choice(f"{name}: source", source, *get_args(SourceOf))
     if source == "digits":
-        from sklearn.datasets import load_digits  # takes half as long to import as PyTorch
-
-        pixels, digit = load_digits(return_X_y=True)
-        images, kind = torch.from_numpy(pixels * 15).to(torch.uint8).view(-1, 1, 8, 8), torch.from_numpy(digit).long()
+        images, kind = read_digits()
         order = torch.randperm(len(kind), generator=generator)
         test, validation, train = order.split([400, 200, len(order) - 600])
         return Material(images, kind, {"train": train, "validation": validation, "test": test})
@@ -95,24 +91,6 @@ def label_maps(groups: int, kinds: int, generator: torch.Generator) -> Tensor:
 def lock_order(depth: int, block: int, classes: int) -> Tensor:
     """Order `(classes,)` in which a block of the network `lock` puts its input: the same for ever."""
     return torch.randperm(classes, generator=torch.Generator().manual_seed(1000 * depth + block))
-
-
-def seeded(name: str, data_seed: int, **counts: int) -> torch.Generator:
-    """Generator of a problem, whose counts must be integers of at least 1."""
-    for option, value in counts.items():
-        whole_number(f"{name}: {option}", value)
-    return torch.Generator().manual_seed(seed_number(f"{name}: data_seed", data_seed))
-
-
-def check_number(option: str, value: float, low: float, high: float, below: bool = False) -> None:
-    """Refuse all but numbers from `low` to `high`, which itself is refused where values lie `below` it."""
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not low <= value <= high
-        or below * value == high
-    ):
-        raise ValueError(f"{option} must lie in [{low}, {high}{')' if below else ']'}, got {value!r}")
 
 
 def check_images(name: str, option: str, images: int, classes: int = CLASSES) -> None:

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from routing_gym.tasks.checking import whole_number
+from routing_gym.tasks.checking import check_number, seeded, whole_number
 from routing_gym.tasks.dataset import MultiTaskDataset, pixel_statistics
 from routing_gym.tasks.planted.parts import (
     CLASSES,
@@ -22,7 +22,6 @@ from routing_gym.tasks.planted.parts import (
     SourceOf,
     check_bool,
     check_images,
-    check_number,
     deal,
     draw_words,
     flipped,
@@ -31,7 +30,6 @@ from routing_gym.tasks.planted.parts import (
     material_of,
     moved_groups,
     planted_splits,
-    seeded,
     sizes_of,
     spread,
 )
@@ -210,9 +208,6 @@ def clusters(
         images_per_cluster: Training images of a cluster, at least as many as labels.
         told: The cluster is the task.
         data_seed: Seed of everything that is drawn.
-
-    Raises:
-        ValueError: A value out of range, or more images of a cluster than there are.
     """
     name = "clusters"
     generator = seeded(name, data_seed, num_clusters=num_clusters, images_per_cluster=images_per_cluster)
@@ -261,9 +256,6 @@ def credit(
         num_operators: Blocks at each depth, at least 2.
         images_per_task: Training images of a task.
         data_seed: Seed of everything that is drawn.
-
-    Raises:
-        ValueError: A value out of range, or more blocks than tasks.
     """
     name = "credit"
     counts = dict(depth=depth, num_tasks=num_tasks, num_operators=num_operators, images_per_task=images_per_task)
@@ -311,9 +303,6 @@ def budget(
         noise: Deviation of the noise of hard instances, in 255.
         told: The difficulty is the task.
         data_seed: Seed of everything that is drawn.
-
-    Raises:
-        ValueError: A value out of range.
     """
     name = "budget"
     generator = seeded(name, data_seed, images=images)
