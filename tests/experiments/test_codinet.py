@@ -45,6 +45,7 @@ from routing_gym.experiments.papers.codinet.rows import (
     with_gamma,
     with_margin,
 )
+from routing_gym.experiments.papers.reproduction import Plan
 from routing_gym.networks import make_network
 from routing_gym.tasks import Shift, synthetic_mtl
 
@@ -52,8 +53,8 @@ TINY = ("network=resnet32-skip", "stages=[1, 1, 1]", "width=2")
 
 
 def cells(settings, out):
-    base = TrainingSettings(epochs=settings.epochs, device="cpu")
-    return list(CODINET.runs(settings, tuple(CODINET.groups), 1, base, out))
+    plan = Plan(CODINET, settings, TrainingSettings(device="cpu"), out)
+    return list(zip(plan.rows, plan.runs(1), strict=True))
 
 
 def test_the_rows_are_the_papers(tmp_path):

@@ -42,14 +42,15 @@ from routing_gym.experiments.papers.diversity.rows import (
     SPECIALIZED,
     from_the_task,
 )
+from routing_gym.experiments.papers.reproduction import Plan
 from routing_gym.experiments.papers.rows import Change, Settings
 
 LITTLE = ("layers=3", "width=4", "expert_mid=2")
 
 
-def cells(settings, out, paper=DIVERSITY):
-    base = TrainingSettings(epochs=settings.epochs, device="cpu")
-    return list(paper.runs(settings, tuple(paper.groups), 1, base, out))
+def cells(settings, out):
+    plan = Plan(DIVERSITY, settings, TrainingSettings(device="cpu"), out)
+    return list(zip(plan.rows, plan.runs(1), strict=True))
 
 
 def test_the_rows_are_the_papers_and_all_agents(tmp_path):

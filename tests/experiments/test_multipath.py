@@ -17,14 +17,15 @@ from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.multipath.dataflow import layout
 from routing_gym.experiments.papers.multipath.results import claims, curve_of
 from routing_gym.experiments.papers.multipath.rows import CIFAR2, CIFAR5, CIFAR10, HYBRID, PRICES
+from routing_gym.experiments.papers.reproduction import Plan
 from routing_gym.experiments.papers.rows import Row, Settings
 
 PLAIN = ("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "allow_partial=True")
 
 
-def cells(settings, groups=tuple(MULTIPATH.groups), only=(), epochs=None, paper=MULTIPATH, out=None):
-    base = TrainingSettings(epochs=epochs or settings.epochs, device="cpu")
-    return list(paper.runs(settings, groups, 1, base, out, epochs, only))
+def cells(settings, out, **options):
+    plan = Plan(MULTIPATH, settings, TrainingSettings(device="cpu"), out, **options)
+    return list(zip(plan.rows, plan.runs(1), strict=True))
 
 
 def test_the_rows_are_the_papers_networks(tmp_path):
@@ -63,7 +64,7 @@ def test_the_rows_are_the_papers_networks(tmp_path):
 
 
 def test_a_part_of_the_rows(tmp_path):
-    some = cells(MULTIPATH.settings[1], ("fig5",), ("k_cpt 4e-9", "k_cpt 0", "static"), out=tmp_path)
+    some = cells(MULTIPATH.settings[1], tmp_path, groups=("fig5",), only=("k_cpt 4e-9", "k_cpt 0", "static"))
     assert [row.label for row, _ in some[:2]] == ["actor, k_cpt 0", "actor, k_cpt 4e-9"] and len(some) == 3 * 2 + 8
 
 

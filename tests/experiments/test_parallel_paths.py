@@ -49,13 +49,14 @@ from routing_gym.experiments.papers.parallel_paths.rows import (
     on,
     routed,
 )
+from routing_gym.experiments.papers.reproduction import Plan
 
 TINY = ("width=2", "hidden=4")
 
 
 def cells(settings, out, **options):
-    base = TrainingSettings(epochs=settings.epochs, device="cpu")
-    return list(PARALLEL_PATHS.runs(settings, tuple(PARALLEL_PATHS.groups), 1, base, out, **options))
+    plan = Plan(PARALLEL_PATHS, settings, TrainingSettings(device="cpu"), out, **options)
+    return list(zip(plan.rows, plan.runs(1), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
