@@ -21,14 +21,12 @@ def _rates(option: str, *values: float | str) -> tuple[Change, ...]:
     return tuple(Change(agent=(f"{option}={value}",)) for value in values)
 
 
-ROUTED_AND_BASELINES = (
-    routing.ROUTING,
-    routing.STITCHED,
-    routing.SPECIFIC,
-    routing.SPECIFIC_LAST,
-    "shared, told the task",
-    "random frozen paths",
-)
+def _rates_of_blocks(*rates: float | str) -> tuple[Change, ...]:
+    """Learning rates of the blocks to choose from."""
+    return tuple(Change(env=(f"learning_rate={rate}",)) for rate in rates)
+
+
+ROUTED_AND_BASELINES = (routing.ROUTING, *routing.BASELINES, *routing.OURS)
 AS_PRINTED = routing.PAPER.env_options
 OWN_RATES = {
     routing.ROUTING: _rates("policy_rate", 0.03, 0.1, 0.3),
@@ -39,7 +37,48 @@ AS_THE_PAPER = {
     routing.ROUTING: Change(agent=("baseline=action",)),
     routing.STITCHED: Change(agent=("optimizer=sgd",)),
 }
-ROUTING_NETWORKS: tuple[Protocol, ...] = (
+
+
+def _around(label: str) -> tuple[Change, ...]:
+    """The rate that a row's agent has, a third of it and three times it."""
+    (row,) = (row for row in routing.ROWS if (row.label, row.env) == (label, routing.CIFAR))
+    ((name, rate),) = (option.split("=") for option in row.agent_options if "_rate=" in option)
+    return _rates(name, *(f"{factor * float(rate):.3g}" for factor in (1 / 3, 1, 3)))
+
+
+TUNED = (*routing.TUNED.env_options, "shift=4", "flip=True", "held_out=50")
+AS_TUNED = "Adam 1e-3, cosine to 0 over all epochs, images shifted by up to 4 pixels and mirrored"
+HELD_OUT = "50 of each class's 500 training images are the validation split"
+TUNED_SHRINKS = f"batches of 128 images, and Adam with augmentation in place of SGD without; {HELD_OUT}"
+
+
+def _of_agents(
+    figure: int, claim: str, effect: str, group: str, rows: tuple[str, ...], *, search: bool = True
+) -> Protocol:
+    """CIFAR-MTL under several agents, all trained well; the runs of all such figures lie together."""
+    return Protocol(
+        name=f"two-cores-fig{figure}",
+        about=f"Fig. {figure} in a way of training that suits all agents: {AS_TUNED}",
+        epochs=25,
+        env_options=TUNED,
+        folder="two-cores-agents",
+        keeps="data, network, the agents and what they are rewarded by",
+        shrinks=f"epochs from 100 to 25, {TUNED_SHRINKS}"
+        + ("" if search else "; all rows have the agent's rate of the settings `tuned`"),
+        effect=effect,
+        decides=f"Fig. {figure}{claim}",
+        rows=rows,
+        groups=(group,),
+        search=Search(epochs=4, choices={label: _around(label) for label in rows}) if search else None,
+    )
+
+
+OF_FIG_4 = (
+    *(routing.ROUTING, "Q-learning, table", "Q-learning, approximators"),
+    *("REINFORCE, approximators", "REINFORCE, table"),
+)
+OF_FIG_5 = (routing.ROUTING, "routing-all-fc recurrent, PASS", "dispatched", "single agent", "soft mixture")
+ROUTING_NETWORKS = (
     Protocol(
         name="two-cores-cifar",
         about="Fig. 6 as printed, but for batches: SGD, 1e-2 divided by 10 every 20 epochs; a block's gradient is the "
@@ -49,7 +88,7 @@ ROUTING_NETWORKS: tuple[Protocol, ...] = (
         changes=AS_THE_PAPER,
         keeps="data, network, optimiser, rate and its schedule; a block learns from its own rows alone",
         shrinks="steps: one for a batch of 128 images, where the paper takes one for each; epochs from 100 to 50, "
-        "in the last of which the rate is 1e-4; 50 of each class's 500 training images are the validation split",
+        f"in the last of which the rate is 1e-4; {HELD_OUT}",
         effect="18 points (42 against 60 % accuracy)",
         decides=f"Fig. 6: {routing.ROUTING} errs less than {routing.SPECIFIC}",
         rows=ROUTED_AND_BASELINES,
@@ -72,58 +111,13 @@ ROUTING_NETWORKS: tuple[Protocol, ...] = (
         seeds=5,
         search=Search(epochs=3, choices={**OWN_RATES, routing.ROUTING: _rates("policy_rate", 0.005, 0.03, 0.1)}),
     ),
-)
-
-BLOCKS_RATES = tuple(Change(env=(f"learning_rate={rate}",)) for rate in ("3e-4", "1e-3", "3e-3"))
-
-
-def _around(label: str) -> tuple[Change, ...]:
-    """The rate that a row's agent has, a third of it and three times it."""
-    (row,) = (row for row in routing.ROWS if (row.label, row.env) == (label, routing.CIFAR))
-    ((name, rate),) = (option.split("=") for option in row.agent_options if "_rate=" in option)
-    return _rates(name, *(f"{factor * float(rate):.3g}" for factor in (1 / 3, 1, 3)))
-
-
-TUNED = (*routing.TUNED.env_options, "shift=4", "flip=True", "held_out=50")
-AS_TUNED = "Adam 1e-3, cosine to 0 over all epochs, images shifted by up to 4 pixels and mirrored"
-
-
-def _of_agents(
-    figure: int, claim: str, effect: str, group: str, rows: tuple[str, ...], *, search: bool = True
-) -> Protocol:
-    """CIFAR-MTL under several agents, all trained well; the runs of all such figures lie together."""
-    return Protocol(
-        name=f"two-cores-fig{figure}",
-        about=f"Fig. {figure} in a way of training that suits all agents: {AS_TUNED}",
-        epochs=25,
-        env_options=TUNED,
-        folder="two-cores-agents",
-        keeps="data, network, the agents and what they are rewarded by",
-        shrinks="epochs from 100 to 25, batches of 128 images, and Adam with augmentation in place of SGD without; "
-        "50 of each class's 500 training images are the validation split"
-        + ("" if search else "; all rows have the agent's rate of the settings `tuned`"),
-        effect=effect,
-        decides=f"Fig. {figure}{claim}",
-        rows=rows,
-        groups=(group,),
-        search=Search(epochs=4, choices={label: _around(label) for label in rows}) if search else None,
-    )
-
-
-OF_FIG_4 = (
-    *(routing.ROUTING, "Q-learning, table", "Q-learning, approximators"),
-    *("REINFORCE, approximators", "REINFORCE, table"),
-)
-OF_FIG_5 = (routing.ROUTING, "routing-all-fc recurrent, PASS", "dispatched", "single agent", "soft mixture")
-ROUTING_NETWORKS += (
     Protocol(
         name="two-cores-cifar-tuned",
         about=f"Fig. 6 where all rows are trained well: {AS_TUNED}",
         epochs=40,
         env_options=TUNED,
         keeps="data, network, rows",
-        shrinks="epochs from 100 to 40, batches of 128 images, and Adam with augmentation in place of SGD without; "
-        "50 of each class's 500 training images are the validation split",
+        shrinks=f"epochs from 100 to 40, {TUNED_SHRINKS}",
         effect="18 points as printed (42 against 60 % accuracy); what is left of it under good training",
         decides=f"Fig. 6: {routing.ROUTING} errs less than {routing.SPECIFIC}",
         rows=ROUTED_AND_BASELINES,
@@ -131,7 +125,7 @@ ROUTING_NETWORKS += (
         search=Search(
             epochs=8,
             choices={
-                **dict.fromkeys(ROUTED_AND_BASELINES, BLOCKS_RATES),
+                **dict.fromkeys(ROUTED_AND_BASELINES, _rates_of_blocks("3e-4", "1e-3", "3e-3")),
                 routing.ROUTING: OWN_RATES[routing.ROUTING],
                 routing.STITCHED: _around(routing.STITCHED),
             },
@@ -162,7 +156,7 @@ ROUTING_NETWORKS += (
 )
 
 CHEAP_PRICES = ("4e-9", "1.6e-8", "6.4e-8")
-MULTIPATH: tuple[Protocol, ...] = (
+MULTIPATH = (
     Protocol(
         name="two-cores",
         about="Fig. 9, CIFAR-2, as in section 4.7, 10 000 steps on images of 16x16 pixels",
@@ -184,9 +178,6 @@ MULTIPATH: tuple[Protocol, ...] = (
             *multipath.static_labels("CIFAR-2"),
         ),
     ),
-)
-
-MULTIPATH += (
     Protocol(
         name="two-cores-skipping",
         about="Fig. 9, CIFAR-10, on images of 16x16 pixels, as many images and steps as CoDiNet's protocol on the same "
@@ -232,36 +223,33 @@ OF_OMNIGLOT = (
     *map(diversity.from_the_task, (diversity.DIVERSE, diversity.CONVS, diversity.CONV3, diversity.CONTROL)),
     diversity.FALLING_FROM_THE_TASK,
 )
-BOTH_RATES = tuple(
-    Change(env=(f"learning_rate={rate}",), agent=(f"learning_rate={rate}",)) for rate in ("1e-4", "2e-4", "4e-4")
-)
+SMALL_RATES = "1e-4", "2e-4", "4e-4"
+BOTH_RATES = tuple(Change((f"learning_rate={rate}",), (f"learning_rate={rate}",)) for rate in SMALL_RATES)
 """Experts and gates are one network for the paper's optimiser."""
 SMALL_OMNIGLOT = ("size=32", "width=24", "expert_mid=24", "readout=flat", "precision=float32")
-DIVERSITY: tuple[Protocol, ...] = (
-    Protocol(
-        name="two-cores",
-        about="Table 2 in a way that learns from the start: two experts a layer, gates without noise whose first "
-        "choices are the task's",
-        epochs=40,
-        env_options=(*diversity.ADAM, *diversity.OF_OMNIGLOT, *SMALL_OMNIGLOT),
-        keeps="data, number and kinds of experts and layers, Adam, balancing",
-        shrinks="drawings from 105x105 to 32x32, 24 of 48 filters, k = 2 in place of 7 to 2 in all rows but one, "
-        "readouts that see all of the last map; epochs, which are not printed, are 40",
-        decides="In few steps: unlike experts err less than 3x3 alone, and than 3x3 and identity",
-        effect="9 points (7.8 against 16.7 % error)",
-        rows=OF_OMNIGLOT,
-        search=Search(epochs=8, choices=dict.fromkeys(OF_OMNIGLOT, BOTH_RATES)),
-    ),
-)
-
 REST_OF_OMNIGLOT = (
     *map(diversity.from_the_task, diversity.TABLE_2),
     *(f"{diversity.DIVERSE}, by task", diversity.SINGLE_TASK),
     *(f"{agent}, {diversity.OMNIGLOT_EXPERTS}" for agent in ("shared path", "random fixed paths")),
 )
-DIVERSITY += (
+OMNIGLOT = Protocol(
+    name="two-cores",
+    about="Table 2 in a way that learns from the start: two experts a layer, gates without noise whose first "
+    "choices are the task's",
+    epochs=40,
+    env_options=(*diversity.ADAM, *diversity.OF_OMNIGLOT, *SMALL_OMNIGLOT),
+    keeps="data, number and kinds of experts and layers, Adam, balancing",
+    shrinks="drawings from 105x105 to 32x32, 24 of 48 filters, k = 2 in place of 7 to 2 in all rows but one, "
+    "readouts that see all of the last map; epochs, which are not printed, are 40",
+    decides="In few steps: unlike experts err less than 3x3 alone, and than 3x3 and identity",
+    effect="9 points (7.8 against 16.7 % error)",
+    rows=OF_OMNIGLOT,
+    search=Search(epochs=8, choices=dict.fromkeys(OF_OMNIGLOT, BOTH_RATES)),
+)
+DIVERSITY = (
+    OMNIGLOT,
     dataclasses.replace(
-        DIVERSITY[0],
+        OMNIGLOT,
         name="two-cores-order",
         about="all of Table 2, likewise, and what has no gates or is told the task alone",
         folder="two-cores",
@@ -274,40 +262,38 @@ DIVERSITY += (
             epochs=8,
             choices={
                 **dict.fromkeys(REST_OF_OMNIGLOT[:-3], BOTH_RATES),
-                **dict.fromkeys(REST_OF_OMNIGLOT[-3:], tuple(Change(rates.env) for rates in BOTH_RATES)),
+                **dict.fromkeys(REST_OF_OMNIGLOT[-3:], _rates_of_blocks(*SMALL_RATES)),
             },
         ),
     ),
 )
 
-CODINET: tuple[Protocol, ...] = (
-    Protocol(
-        name="two-cores",
-        about="Tables 2 and 5 on a ResNet of 9 blocks, 8 channels wide, and images of 16x16 pixels, the rate 0.1 "
-        "falling to 0 along a cosine",
-        epochs=24,
-        batch_size=128,
-        env_options=(
-            *codinet.SGD,
-            *("augmentations=4", "schedule=cosine", "schedule_epochs={epochs}", "network=resnet32-skip"),
-            *("stages=(3, 3, 3)", "width=8", "size=16", "shift=2", "allow_partial=True"),
-        ),
-        keeps="losses, margins and their weights, four augmentations per image, optimiser and rate, the second "
-        "stage with frozen routers",
-        shrinks="ResNet-110 to 9 blocks of 8, 16 and 32 channels, images to 16x16, half of the training images, "
-        "250 epochs to 24, of 781 steps",
-        decides="Table 2: with both losses fewer are than with neither",
-        effect="1.3 points (5.5 against 6.8 % error)",
-        rows=(
-            *(codinet.VANILLA, codinet.CONSISTENT, codinet.WITH_BOTH),
-            *map(codinet.with_gamma, codinet.GAMMAS[1:]),
-        ),
+CIFAR_10 = Protocol(
+    name="two-cores",
+    about="Tables 2 and 5 on a ResNet of 9 blocks, 8 channels wide, and images of 16x16 pixels, the rate 0.1 "
+    "falling to 0 along a cosine",
+    epochs=24,
+    batch_size=128,
+    env_options=(
+        *codinet.SGD,
+        *("augmentations=4", "schedule=cosine", "schedule_epochs={epochs}", "network=resnet32-skip"),
+        *("stages=(3, 3, 3)", "width=8", "size=16", "shift=2", "allow_partial=True"),
+    ),
+    keeps="losses, margins and their weights, four augmentations per image, optimiser and rate, the second "
+    "stage with frozen routers",
+    shrinks="ResNet-110 to 9 blocks of 8, 16 and 32 channels, images to 16x16, half of the training images, "
+    "250 epochs to 24, of 781 steps",
+    decides="Table 2: with both losses fewer are than with neither",
+    effect="1.3 points (5.5 against 6.8 % error)",
+    rows=(
+        *(codinet.VANILLA, codinet.CONSISTENT, codinet.WITH_BOTH),
+        *map(codinet.with_gamma, codinet.GAMMAS[1:]),
     ),
 )
-
-CODINET += (
+CODINET = (
+    CIFAR_10,
     dataclasses.replace(
-        CODINET[0],
+        CIFAR_10,
         name="two-cores-margins",
         about="Table 8, likewise",
         folder="two-cores",
@@ -326,7 +312,6 @@ CODINET += (
 
 ROUTED = tuple(parallel.routed(paths, cross) for paths in (2, 3) for cross in parallel.CROSSES)
 OF_TABLE_2 = (parallel.BASE, parallel.WIDE, parallel.DEEP, parallel.UNROUTED, *ROUTED)
-RATES = tuple(Change(env=(f"learning_rate={rate}",)) for rate in (0.01, 0.03, 0.1))
 PARALLEL_PATHS = (
     Protocol(
         name="two-cores",
@@ -344,7 +329,7 @@ PARALLEL_PATHS = (
         decides="Table 2: two routed paths err less than one of twice the width",
         effect="1.7 points (7.2 against 9.0 % error)",
         rows=OF_TABLE_2,
-        search=Search(epochs=10, choices=dict.fromkeys(OF_TABLE_2, RATES)),
+        search=Search(epochs=10, choices=dict.fromkeys(OF_TABLE_2, _rates_of_blocks(0.01, 0.03, 0.1))),
     ),
 )
 

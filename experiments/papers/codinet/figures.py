@@ -13,7 +13,7 @@ from routing_gym.experiments.engine.figures import learning_curves, save
 from routing_gym.experiments.engine.records import Record, by_label, read_arrays
 from routing_gym.experiments.engine.run import PATHS
 from routing_gym.experiments.engine.training import CHECKPOINT
-from routing_gym.experiments.papers.codinet.results import AS_THE_PAPER, gflops_of
+from routing_gym.experiments.papers.codinet.results import gflops_of
 from routing_gym.experiments.papers.codinet.rows import CONSISTENT, MARGINS, VANILLA, WITH_BOTH, with_margin
 from routing_gym.experiments.papers.figures import panels, show
 from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
@@ -81,12 +81,12 @@ def _plane(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path, title: 
 
 def _path_counts(records: Runs, path: Path, title: str) -> None:
     """Draw how many paths there are, what share of images keeps theirs, and how far predictions move (Fig. 10)."""
-    shown = {"different paths": "paths", "images that keep their path": AS_THE_PAPER, "as in training": "kept",
+    shown = {"different paths": "paths", "images that keep their path": "kept_rotated", "as in training": "kept",
              "KL of predictions, nats": "kl"}  # fmt: skip
     figure, axes_of = panels(title, list(shown), 11, 3.2)
     places, labels = range(len(records)), [record["label"] for record in records]
     for what, axes in axes_of.items():
-        values = [record["compared_paths"].get(shown[what], np.nan) for record in records]
+        values = [record["compared_paths"][shown[what]] for record in records]
         axes.bar(places, values, color=[f"C{number}" for number in places])
         axes.set_xticks(places, labels, rotation=20, ha="right", fontsize=8)
     save(figure, path)
