@@ -64,7 +64,7 @@ def made_up(series, macs, error, *, part="hybrid", label=None, price=None, exits
         "series": series,
         "part": part,
         "groups": ["fig5"],
-        "settings": "short",
+        "settings": "paper",
         "seed": 0,
         "x": price,
         "dataset": f"{part} data",

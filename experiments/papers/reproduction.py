@@ -148,7 +148,7 @@ class Reproduction:
         known = {setting.name: setting for setting in self.settings}
         for name in distinct(records, "settings"):
             of_setting = among(records, settings=name)
-            for group in known[name].shown(self.groups) if name in known else self.groups:
+            for group in known[name].shown(self.groups):
                 own = [record for record in of_setting if group in record["groups"]]
                 if group in groups and own:
                     title = f"{self.groups[group]} ({name})"

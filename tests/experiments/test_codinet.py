@@ -38,7 +38,6 @@ from routing_gym.experiments.papers.codinet.rows import (
     PRINTED,
     RELAXATIONS,
     RESNET,
-    SHORT,
     VANILLA,
     WITH_BOTH,
     with_depth,
@@ -68,21 +67,18 @@ def test_the_rows_are_the_papers(tmp_path):
     assert {"schedule_epochs=(150, 200)", "augmentations=4", "weight_decay=1e-4"} <= set(cell.training.env_options)
     assert rows[WITH_BOTH][0].groups == ("regularization", "cost", "margins")
     assert rows[with_gamma(0.1)][1].agent_options == ("gamma=0.1", "freeze_after=218.75")
-    short = {row.label: cell for row, cell in cells(SHORT, tmp_path)}
-    assert "network=resnet32-skip" in short[VANILLA].training.env_options
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("settings", [PAPER, SHORT], ids=["paper", "short"])
-def test_every_row_on_cifar10_can_be_made(settings, tmp_path):
+def test_every_row_on_cifar10_can_be_made(tmp_path):
     """Each agent on its own options; the networks are narrow, and but for the first of a depth of three blocks."""
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     seen, whole = set(), set()
-    for row, cell in cells(settings, tmp_path):
+    for row, cell in cells(PAPER, tmp_path):
         if row.env != CIFAR10:
             continue
         depths = [depth for depth in DEPTHS if f" {depth} layers" in row.label]
-        expected = 15 if settings is SHORT and not depths else (depths[0] - 2) // 2 if depths else 54
+        expected = (depths[0] - 2) // 2 if depths else 54
         narrow = (*cell.training.env_options, "width=1")
         if expected in whole and row.series != RESNET:  # its routes name every block
             narrow, expected = (*narrow, "stages=[1, 1, 1]"), 3
@@ -222,7 +218,7 @@ def record(label, accuracy, macs=1e8, *, paths=10.0, kept=0.5, kl=0.1, **more):
     return {
         "label": label,
         "groups": ["regularization"],
-        "settings": "short",
+        "settings": "paper",
         "series": "",
         "part": "CIFAR-10",
         "agent": "codinet",
@@ -291,7 +287,7 @@ def test_the_table_has_ours_and_theirs():
 def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     """Three rows and what they are compared with, on 120 stand-in images and three blocks."""
     write_cifar10(tmp_path / "data" / "cifar-10-batches-bin", 20)
-    small = dataclasses.replace(SHORT, epochs=1, env_options=(*SHORT.env_options, *TINY))
+    small = dataclasses.replace(PAPER, epochs=1, env_options=(*PAPER.env_options, *TINY))
     paper = dataclasses.replace(CODINET, settings=(small,), batch_size=40)
     monkeypatch.setitem(reproduce.REPRODUCTIONS, "codinet", paper)
     out = tmp_path / "out"
@@ -309,7 +305,7 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     report = (out / "codinet.md").read_text()
     assert "Table 2: with both losses fewer are than with neither" in report
     for name in (*(f"regularization{end}" for end in ("", "-classes", "-images", "-lengths", "-paths")), "agents"):
-        picture = imread(out / f"short-{name}.png")
+        picture = imread(out / f"paper-{name}.png")
         assert picture.std() > 0.01, name
     records = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/results.json")}
     assert len(records) == 5

@@ -37,7 +37,6 @@ from routing_gym.experiments.papers.diversity.rows import (
     OMNIGLOT_EXPERTS,
     PAPER,
     REFUSED,
-    SHORT,
     SINGLE_TASK,
     SPECIALIZED,
     from_the_task,
@@ -62,9 +61,7 @@ def test_the_rows_are_the_papers_and_all_agents(tmp_path):
     gates = {"k=7", "k_last=2", "balance=0.1", "balance_epochs=100", "task_embedding=16", "learning_rate=2e-4"}
     assert gates == set(cell.agent_options)
     assert {"alphabets=liang-2018", "differentiable=True"} <= set(cell.training.env_options)
-    (short,) = [cell for row, cell in cells(SHORT, tmp_path) if row.label == DIVERSE]
-    assert "size=32" in short.training.env_options and "balance_epochs=16" in short.agent_options
-    few = {row.label: cell for row, cell in cells(SHORT, tmp_path) if "few-steps" in row.groups}
+    few = {label: cell for label, (row, cell) in rows.items() if "few-steps" in row.groups}
     assert len(few) == 4 + 2 + 3 + 1, "Table 2, k falling, by the task alone, what they are compared with, the control"
     assert {"k=2", "embedding_scale=5.0", "noise=False"} <= set(few[from_the_task(CONV5)].agent_options)
     assert "network=omniglot-conv5" in few[from_the_task(CONV5)].training.env_options
@@ -77,14 +74,15 @@ def test_the_rows_are_the_papers_and_all_agents(tmp_path):
 
 def made(row, cell):
     """The cell's agent, on the paper's own options but a small network."""
-    options = (*cell.training.env_options, *{OMNIGLOT: LITTLE, CELLS: ("cells=1", "filters=1")}.get(row.env, ()))
+    little = {OMNIGLOT: ("size=32", "readout=flat", *LITTLE), CELLS: ("cells=1", "filters=1")}.get(row.env, ())
+    options = (*cell.training.env_options, *little)
     training = dataclasses.replace(cell.training, env_options=options)
     return dataclasses.replace(cell, training=training).make()
 
 
 @pytest.mark.long
 def test_every_row_can_be_made(tmp_path):
-    for row, cell in cells(SHORT, tmp_path):
+    for row, cell in cells(PAPER, tmp_path):
         layers = {MNIST: 1, CELLS: 8}.get(row.env, 3)
         agent = made(row, cell)
         assert ("network=cells-12x32" in cell.training.env_options) == ("C = 12" in row.label)
@@ -95,7 +93,7 @@ def test_every_row_can_be_made(tmp_path):
 
 
 def test_what_is_refused_is_refused_for_the_reason_given(tmp_path):
-    (row, cell) = next((row, cell) for row, cell in cells(SHORT, tmp_path) if row.env == OMNIGLOT)
+    (row, cell) = next((row, cell) for row, cell in cells(PAPER, tmp_path) if row.env == OMNIGLOT)
     for series, part in REFUSED:
         assert part == OMNIGLOT_EXPERTS
         agent, *options = COMPARED[series]
@@ -114,7 +112,7 @@ def run(label, accuracy, *, seed=0, groups=("omniglot",), counts=None, instances
     return {
         "label": label,
         "groups": list(groups),
-        "settings": "short",
+        "settings": "paper",
         "series": ANNEALED if label == DIVERSE else "",
         "part": OMNIGLOT_EXPERTS,
         "agent": "top-k",
@@ -267,7 +265,7 @@ def test_cells_are_drawn_by_kind_of_decision(tmp_path):
     course = {"epoch": [1, 2, 3], "use": [None, use, use], "judged_on": "test", "validation_accuracy": [0.1, 0.2, 0.3]}
     record = run(CELLS_6X32, 0.9, groups=("depth",), use=use, experts=[], decisions=decisions, curve=course)
     drawn = DIVERSITY.pictures(tuple(DIVERSITY.groups), [record], tmp_path)
-    assert [path.name for path in drawn] == [f"short-depth{end}.png" for end in ("", "-experts", "-training")]
+    assert [path.name for path in drawn] == [f"paper-depth{end}.png" for end in ("", "-experts", "-training")]
 
 
 def test_parameters_per_example_are_those_an_instance_passes():

@@ -40,7 +40,6 @@ from routing_gym.experiments.papers.parallel_paths.rows import (
     PATHS,
     RESNET,
     RESNETS,
-    SHORT,
     SQUEEZED,
     STITCHED,
     TOLD,
@@ -82,14 +81,12 @@ def test_the_rows_are_the_papers(tmp_path):
     assert "keep_logits" not in rows[STITCHED][1].asked
 
 
-def test_short_settings_give_all_rows_one_budget(tmp_path):
-    budgets = {(cell.training.epochs, cell.training.batch_size) for _, cell in cells(SHORT, tmp_path)}
-    assert budgets == {(6, 128)}
+def test_epochs_may_be_others_than_the_settings_say(tmp_path):
     assert {cell.training.epochs for _, cell in cells(PAPER, tmp_path, epochs=3)} == {3}
 
 
 def test_a_row_can_be_asked_for_by_its_whole_name(tmp_path):
-    assert [row.label for row, _ in cells(SHORT, tmp_path, only=("=BaseCNN", "SEDeep"))] == [BASE, DEEP_SQUEEZED]
+    assert [row.label for row, _ in cells(PAPER, tmp_path, only=("=BaseCNN", "SEDeep"))] == [BASE, DEEP_SQUEEZED]
 
 
 @pytest.mark.long
@@ -97,7 +94,7 @@ def test_every_row_on_cifar10_can_be_made(tmp_path):
     """The networks are the paper's in form, made narrow; each has the decisions and tensors it should have."""
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     seen = set()
-    for row, cell in cells(SHORT, tmp_path):
+    for row, cell in cells(PAPER, tmp_path):
         if row.env != CIFAR10:
             continue
         narrow = (*cell.training.env_options, "width=2", *(["hidden=4"] if "ResNet" not in row.label else []))
@@ -117,7 +114,7 @@ def test_every_row_on_cifar10_can_be_made(tmp_path):
 
 def test_records_count_the_parameters_that_the_paper_prints(tmp_path):
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
-    for row, cell in cells(SHORT, tmp_path):
+    for row, cell in cells(PAPER, tmp_path):
         if row.groups[0] == "cnn" and row.label != UNROUTED:  # as read, it has as many as three BaseCNNs
             training = dataclasses.replace(cell.training, data_dir=str(tmp_path))
             count = count_parameters(dataclasses.replace(cell, training=training).make())
@@ -130,7 +127,7 @@ def test_own_paths_are_what_a_network_without_crossings_does(tmp_path):
     """BaseCNN-3 by masks, and BaseCNN-3-CC whose tensors are told to stay, give the same logits."""
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     said = []
-    for row, cell in cells(SHORT, tmp_path, only=(f"={UNROUTED}", on(routed(3, "CC"), OWN_PATHS))):
+    for row, cell in cells(PAPER, tmp_path, only=(f"={UNROUTED}", on(routed(3, "CC"), OWN_PATHS))):
         options = (*cell.training.env_options, *TINY)
         training = dataclasses.replace(cell.training, data_dir=str(tmp_path), env_options=options)
         agent = dataclasses.replace(cell, training=training).make()
@@ -153,7 +150,7 @@ def record(label, accuracy, *, seed=0, folder="nowhere", part="CIFAR-10", series
     return {
         "label": label,
         "groups": [group],
-        "settings": "short",
+        "settings": "paper",
         "series": label if series is None else series,
         "part": part,
         "agent": "cross-connection",
@@ -333,7 +330,8 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     write_cifar10(tmp_path / "data" / "cifar-10-batches-bin", 20)
     write_cifar100(tmp_path / "data" / "cifar-100-binary", {"train": 300, "test": 100})
     monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 10)
-    small = dataclasses.replace(SHORT, epochs=1, env_options=(*SHORT.env_options, "width=2"))
+    partial = {CIFAR10: PAPER.changes[CIFAR10]}
+    small = dataclasses.replace(PAPER, epochs=1, env_options=(*PAPER.env_options, "width=2"), changes=partial)
     labels = [BASE, WIDE, DEEP, STITCHED, routed(2, "CC"), on(RESNET, "CIFAR-10")]
     labels += [on(routed(2, "CP", RESNET), data) for data in DATA]
     labels += [on(routed(2, "CC"), name) for name in ("REINFORCE", TOLD, OWN_PATHS)]
@@ -358,15 +356,15 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     report = (out / "parallel-paths.md").read_text()
     assert "| All ensemble |" in report and "BaseCNN ensemble is not there" in report
     assert "told the coarse class know part of the answer" in report
-    members = [out / "short" / "cnn" / name / "seed-0" / LOGITS for name in ("basecnn", "widecnn", "deepcnn")]
+    members = [out / "paper" / "cnn" / name / "seed-0" / LOGITS for name in ("basecnn", "widecnn", "deepcnn")]
     assert f"**{100 - 100 * accuracy_together(members):.2f}** *6.90*" in report
     for name in (
         *("cnn-curves-cifar-10", "cnn-parameters", "cnn-routes", "cnn-gates", "cnn-gates-by-class", "cnn-weights"),
         *("hard-curves-basecnn-2-cc", "hard-live-paths"),
         *("resnet-curves-cifar-10", "resnet-curves-cifar-100", "resnet-parameters"),
     ):
-        assert f"(short-{name}.png)" in report
-        assert imread(out / f"short-{name}.png").std() > 0.01, name
+        assert f"(paper-{name}.png)" in report
+        assert imread(out / f"paper-{name}.png").std() > 0.01, name
 
     records = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/results.json")}
     assert len(records) == len(labels)

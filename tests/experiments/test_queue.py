@@ -296,6 +296,6 @@ def test_what_is_later_begins_when_all_seeds_of_the_others_are_done(toy, tmp_pat
 
 
 def test_a_way_of_training_is_no_protocol(toy, tmp_path):
-    queue.QUEUE.write_text('[[protocol]]\npaper = "multipath"\nsettings = "short"\nhours = 1.0\n')
-    with pytest.raises(UsageError, match="short of multipath is no protocol"):
+    queue.QUEUE.write_text('[[protocol]]\npaper = "multipath"\nsettings = "paper"\nhours = 1.0\n')
+    with pytest.raises(UsageError, match="paper of multipath is no protocol"):
         queue.entries()
