@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import height_and_colours
-from records import over_seeds
+from records import cells, of_row, over_seeds
 
 from routing_gym.agents import make_agent
 from routing_gym.envs import evaluate
@@ -41,19 +41,13 @@ from routing_gym.experiments.papers.diversity.rows import (
     SPECIALIZED,
     from_the_task,
 )
-from routing_gym.experiments.papers.reproduction import Plan
 from routing_gym.experiments.papers.rows import Change, Settings
 
 LITTLE = ("layers=3", "width=4", "expert_mid=2")
 
 
-def cells(settings, out):
-    plan = Plan(DIVERSITY, settings, TrainingSettings(device="cpu"), out)
-    return list(zip(plan.rows, plan.runs(1), strict=True))
-
-
 def test_the_rows_are_the_papers_and_all_agents(tmp_path):
-    rows = {row.label: (row, cell) for row, cell in cells(PAPER, tmp_path)}
+    rows = {row.label: (row, cell) for row, cell in cells(DIVERSITY, PAPER, tmp_path)}
     assert len(rows) == len(DIVERSITY.rows) == len({cell.folder for _, cell in rows.values()})
     assert [row.label for row in DIVERSITY.rows[:5]] == [DIVERSE, CONVS, CONV5, CONV3, SINGLE_TASK]
     row, cell = rows[DIVERSE]
@@ -82,7 +76,7 @@ def made(row, cell):
 
 @pytest.mark.long
 def test_every_row_can_be_made(tmp_path):
-    for row, cell in cells(PAPER, tmp_path):
+    for row, cell in cells(DIVERSITY, PAPER, tmp_path):
         layers = {MNIST: 1, CELLS: 8}.get(row.env, 3)
         agent = made(row, cell)
         assert ("network=cells-12x32" in cell.training.env_options) == ("C = 12" in row.label)
@@ -93,7 +87,7 @@ def test_every_row_can_be_made(tmp_path):
 
 
 def test_what_is_refused_is_refused_for_the_reason_given(tmp_path):
-    (row, cell) = next((row, cell) for row, cell in cells(PAPER, tmp_path) if row.env == OMNIGLOT)
+    (row, cell) = next((row, cell) for row, cell in cells(DIVERSITY, PAPER, tmp_path) if row.env == OMNIGLOT)
     for series, part in REFUSED:
         assert part == OMNIGLOT_EXPERTS
         agent, *options = COMPARED[series]
@@ -104,32 +98,14 @@ def test_what_is_refused_is_refused_for_the_reason_given(tmp_path):
         assert wanted.get(agent, "20 tasks, 7 experts") in REFUSED[series, part]
 
 
-def run(label, accuracy, *, seed=0, groups=("omniglot",), counts=None, instances=4000, **more):
+def run(label, accuracy, *, counts=None, instances=4000, **more):
     """Return one made-up record."""
     exits = np.zeros((1, 1, 10, 2), int)
     exits[..., 0] = instances // 10
     table = np.zeros((10, 1, 5), int) if counts is None else np.asarray(counts)[:, None]
-    return {
-        "label": label,
-        "groups": list(groups),
-        "settings": "paper",
-        "series": ANNEALED if label == DIVERSE else "",
-        "part": OMNIGLOT_EXPERTS,
-        "agent": "top-k",
-        "seed": seed,
-        "test_accuracy": accuracy,
-        "asked": {"split": "test"},
-        "paper": None,
-        "exits": exits.tolist(),
-        "routes_by_label": table.tolist(),
-        "macs": 5e6,
-        "parameters": 3e6,
-        "parameters_used": 2.5e6,
-        "epochs": 8,
-        "seconds": 80.0,
-        "dataset": "data",
-        **more,
-    }
+    found = {"exits": exits.tolist(), "routes_by_label": table.tolist(), "parameters_used": 2.5e6, "paper": None}
+    known = {"series": ANNEALED if label == DIVERSE else "", "part": OMNIGLOT_EXPERTS, "agent": "top-k"}
+    return of_row(label, accuracy, **known | found | {"asked": {"split": "test"}} | more)
 
 
 def verdict(records, start):
@@ -204,7 +180,7 @@ def test_no_hole_in_the_table_of_agents_is_unexplained():
     longer = run("b", 0.5, series="WPL", part=OMNIGLOT_EXPERTS, epochs=16)
     assert f"; 8 ({CIFAR_MTL}) and 16 ({OMNIGLOT_EXPERTS}) epochs." in across([*runs, longer])[-1]
     (row,) = depth([run(CELLS_6X64, 0.9, paper=0.955)])[2:3]
-    assert row.startswith(f"| {CELLS_6X64} | **90.00** | *95.5* | 2.50 | *9.6* | 3.00 | 5.00 |")
+    assert row.startswith(f"| {CELLS_6X64} | **90.00** | *95.5* | 2.50 | *9.6* | 1.11 | 40.00 |")
 
 
 QUICK = Settings(
@@ -263,7 +239,7 @@ def test_cells_are_drawn_by_kind_of_decision(tmp_path):
     ]
     use = [[0.5, 0.5, 0, 0], [0.25] * 4, [0.2, 0.3, 0.5, 0], [1.0, 0, 0, 0]]
     course = {"epoch": [1, 2, 3], "use": [None, use, use], "judged_on": "test", "validation_accuracy": [0.1, 0.2, 0.3]}
-    record = run(CELLS_6X32, 0.9, groups=("depth",), use=use, experts=[], decisions=decisions, curve=course)
+    record = run(CELLS_6X32, 0.9, groups=["depth"], use=use, experts=[], decisions=decisions, curve=course)
     drawn = DIVERSITY.pictures(tuple(DIVERSITY.groups), [record], tmp_path)
     assert [path.name for path in drawn] == [f"paper-depth{end}.png" for end in ("", "-experts", "-training")]
 

@@ -8,29 +8,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import height_and_colours
-from records import COSTS, chain_decisions, curve, exits_of, made_up, over_seeds, tree_decisions, verdict, ways_of
+from records import (
+    COSTS,
+    cells,
+    chain_decisions,
+    curve,
+    exits_of,
+    made_up,
+    over_seeds,
+    tree_decisions,
+    verdict,
+    ways_of,
+)
 
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.multipath.dataflow import layout
 from routing_gym.experiments.papers.multipath.results import claims, curve_of
 from routing_gym.experiments.papers.multipath.rows import CIFAR2, CIFAR5, CIFAR10, HYBRID, PRICES
-from routing_gym.experiments.papers.reproduction import Plan
 from routing_gym.experiments.papers.rows import Row, Settings
 
 PLAIN = ("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "allow_partial=True")
 
 
-def cells(settings, out, **options):
-    plan = Plan(MULTIPATH, settings, TrainingSettings(device="cpu"), out, **options)
-    return list(zip(plan.rows, plan.runs(1), strict=True))
-
-
 def test_the_rows_are_the_papers_networks(tmp_path):
     (paper,) = MULTIPATH.settings
-    rows = {row.label: (row, cell) for row, cell in cells(paper, out=tmp_path)}
+    rows = {row.label: (row, cell) for row, cell in cells(MULTIPATH, paper, out=tmp_path)}
     assert len(rows) == len(MULTIPATH.rows) == len({cell.folder for _, cell in rows.values()})
     count = {group: sum(group in row.groups for row in MULTIPATH.rows) for group in MULTIPATH.groups}
     assert count == {
@@ -56,12 +60,12 @@ def test_the_rows_are_the_papers_networks(tmp_path):
     assert "k_cpt=(0, 1e-9, 2e-9, 4e-9, 8e-9, 1.6e-8, 3.2e-8, 6.4e-8)" in cell.training.env_options
     assert cell.judge_at == PRICES and cell.asked["judge_at"] == list(PRICES)
     assert {row.env for row in MULTIPATH.rows} == {HYBRID, CIFAR10, CIFAR5, CIFAR2}
-    (row, cell), *_ = cells(paper, out=tmp_path, epochs=2, only=("static, CIFAR-5",))
+    (row, cell), *_ = cells(MULTIPATH, paper, out=tmp_path, epochs=2, only=("static, CIFAR-5",))
     assert row.label == "static, CIFAR-5, 1 column" and "schedule_epochs=0.25" in cell.training.env_options
 
 
 def test_a_part_of_the_rows(tmp_path):
-    some = cells(MULTIPATH.settings[0], tmp_path, groups=("fig5",), only=("k_cpt 4e-9", "k_cpt 0", "static"))
+    some = cells(MULTIPATH, MULTIPATH.settings[0], tmp_path, groups=("fig5",), only=("k_cpt 4e-9", "k_cpt 0", "static"))
     assert [row.label for row, _ in some[:2]] == ["actor, k_cpt 0", "actor, k_cpt 4e-9"] and len(some) == 3 * 2 + 8
 
 
@@ -72,7 +76,7 @@ KINDS = {(row.series, row.part): row for row in reversed(MULTIPATH.rows)}
 @pytest.mark.long
 @pytest.mark.parametrize("row", KINDS.values(), ids=lambda row: row.label)
 def test_rows_can_be_made(row, tmp_path):
-    ((_, cell),) = [pair for pair in cells(MULTIPATH.settings[0], out=tmp_path) if pair[0] == row]
+    ((_, cell),) = [pair for pair in cells(MULTIPATH, MULTIPATH.settings[0], out=tmp_path) if pair[0] == row]
     agent = cell.make()
     assert agent.name == row.agent and agent.env.config.momentum == 0.9
     if row.series == "static":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from records import over_seeds
+from records import cells, of_row, over_seeds
 from standins import write_cifar10, write_cifar100
 
 from routing_gym.envs import evaluate
@@ -16,7 +16,6 @@ from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.instances import accuracy_together, keep_logits
 from routing_gym.experiments.engine.metrics import count_parameters
 from routing_gym.experiments.engine.run import LOGITS
-from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.parallel_paths.results import (
     claims,
@@ -48,21 +47,15 @@ from routing_gym.experiments.papers.parallel_paths.rows import (
     on,
     routed,
 )
-from routing_gym.experiments.papers.reproduction import Plan
 
 TINY = ("width=2", "hidden=4")
-
-
-def cells(settings, out, **options):
-    plan = Plan(PARALLEL_PATHS, settings, TrainingSettings(device="cpu"), out, **options)
-    return list(zip(plan.rows, plan.runs(1), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
 
 
 def test_the_rows_are_the_papers(tmp_path):
-    rows = {row.label: (row, cell) for row, cell in cells(PAPER, tmp_path)}
+    rows = {row.label: (row, cell) for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path)}
     assert len(rows) == len(PARALLEL_PATHS.rows) == len({cell.folder for _, cell in rows.values()})
     assert set(CNNS) - set(rows) == {BASE_ENSEMBLE, ALL_ENSEMBLE}, "ensembles are not trained"
     assert {on(label, data) for label in RESNETS for data in DATA} <= set(rows)
@@ -82,11 +75,14 @@ def test_the_rows_are_the_papers(tmp_path):
 
 
 def test_epochs_may_be_others_than_the_settings_say(tmp_path):
-    assert {cell.training.epochs for _, cell in cells(PAPER, tmp_path, epochs=3)} == {3}
+    assert {cell.training.epochs for _, cell in cells(PARALLEL_PATHS, PAPER, tmp_path, epochs=3)} == {3}
 
 
 def test_a_row_can_be_asked_for_by_its_whole_name(tmp_path):
-    assert [row.label for row, _ in cells(PAPER, tmp_path, only=("=BaseCNN", "SEDeep"))] == [BASE, DEEP_SQUEEZED]
+    assert [row.label for row, _ in cells(PARALLEL_PATHS, PAPER, tmp_path, only=("=BaseCNN", "SEDeep"))] == [
+        BASE,
+        DEEP_SQUEEZED,
+    ]
 
 
 @pytest.mark.long
@@ -94,7 +90,7 @@ def test_every_row_on_cifar10_can_be_made(tmp_path):
     """The networks are the paper's in form, made narrow; each has the decisions and tensors it should have."""
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     seen = set()
-    for row, cell in cells(PAPER, tmp_path):
+    for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path):
         if row.env != CIFAR10:
             continue
         narrow = (*cell.training.env_options, "width=2", *(["hidden=4"] if "ResNet" not in row.label else []))
@@ -114,7 +110,7 @@ def test_every_row_on_cifar10_can_be_made(tmp_path):
 
 def test_records_count_the_parameters_that_the_paper_prints(tmp_path):
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
-    for row, cell in cells(PAPER, tmp_path):
+    for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path):
         if row.groups[0] == "cnn" and row.label != UNROUTED:  # as read, it has as many as three BaseCNNs
             training = dataclasses.replace(cell.training, data_dir=str(tmp_path))
             count = count_parameters(dataclasses.replace(cell, training=training).make())
@@ -127,7 +123,7 @@ def test_own_paths_are_what_a_network_without_crossings_does(tmp_path):
     """BaseCNN-3 by masks, and BaseCNN-3-CC whose tensors are told to stay, give the same logits."""
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     said = []
-    for row, cell in cells(PAPER, tmp_path, only=(f"={UNROUTED}", on(routed(3, "CC"), OWN_PATHS))):
+    for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path, only=(f"={UNROUTED}", on(routed(3, "CC"), OWN_PATHS))):
         options = (*cell.training.env_options, *TINY)
         training = dataclasses.replace(cell.training, data_dir=str(tmp_path), env_options=options)
         agent = dataclasses.replace(cell, training=training).make()
@@ -146,26 +142,9 @@ def test_own_paths_are_what_a_network_without_crossings_does(tmp_path):
 # ------------------------------------------------------------------------------------------------- made-up records
 
 
-def record(label, accuracy, *, seed=0, folder="nowhere", part="CIFAR-10", series=None, group="cnn", **more):
-    return {
-        "label": label,
-        "groups": [group],
-        "settings": "paper",
-        "series": label if series is None else series,
-        "part": part,
-        "agent": "cross-connection",
-        "seed": seed,
-        "folder": str(folder),
-        "test_accuracy": accuracy,
-        "macs": 4e7,
-        "router_macs": 4e3,
-        "parameters": 1_110_000,
-        "paths": 1,
-        "epochs": 6,
-        "seconds": 60.0,
-        "dataset": part,
-        **more,
-    }
+def record(label, accuracy, *, folder="nowhere", **more):
+    known = {"folder": str(folder), "router_macs": 4e3, "paths": 1, "series": label}
+    return of_row(label, accuracy, **known | more)
 
 
 def member(folder, label, seed, logits, labels, **more):
@@ -204,7 +183,7 @@ def test_ensembles_average_class_probabilities(tmp_path):
     assert base["test_accuracy"] == pytest.approx(by_hand([(BASE, 0), (BASE, 1), (BASE, 2)]))
     assert together["test_accuracy"] == pytest.approx(by_hand([(BASE, 1), (WIDE, 1), (DEEP, 1)]))
     assert together["seed"] == 1, "the one seed that all three have"
-    assert base["parameters"] == 300 and together["parameters"] == 900 and together["seconds"] == 180
+    assert base["parameters"] == 300 and together["parameters"] == 900 and together["seconds"] == 240
     assert together["macs"] == 1.2e8 and "is not there" not in cnns(records)[-1]
     assert ensembles(records[:2]) == []
     assert cnns(records[:2])[-1].endswith(
@@ -235,7 +214,7 @@ def test_ensembles_of_different_images_are_refused(tmp_path):
 
 def test_tables_have_ours_and_theirs():
     lines = cnns([record(routed(2, "CC"), 0.90), record(routed(2, "CC"), 0.92, seed=1), record(BASE, 0.85)])
-    assert lines[2].startswith("| BaseCNN | 1.11 *0.55* | **15.00** *9.26* |  | 40.00 | 0.010 | 6 | 10 | 1 |")
+    assert lines[2].startswith("| BaseCNN | 1.11 *0.55* | **15.00** *9.26* |  | 40.00 | 0.010 | 8 | 10 | 1 |")
     assert lines[3].startswith("| BaseCNN-2-CC | 1.11 *1.11* | **9.00 ± ") and "*7.03* | *6.53* |" in lines[3]
     assert lines[-1].startswith("On the test split of CIFAR-10. BaseCNN ensemble is not there")
     name = routed(3, "CC", RESNET)
@@ -282,8 +261,8 @@ def table(folder, base, wide, deep, unrouted, squeezed, stitched, routed_ones, r
         for data in DATA:
             for paths, accuracy in zip(PATHS, resnets[1:], strict=True):
                 name = routed(paths, cross, RESNET)
-                records.append(record(on(name, data), accuracy, part=data, series=name, group="resnet"))
-    records += [record(on(RESNET, data), resnets[0], part=data, series=RESNET, group="resnet") for data in DATA]
+                records.append(record(on(name, data), accuracy, part=data, series=name))
+    records += [record(on(RESNET, data), resnets[0], part=data, series=RESNET) for data in DATA]
     return [*members, *over_seeds(records, spread=1e-4)]
 
 

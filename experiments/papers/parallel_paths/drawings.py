@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,6 @@ def look_into(agent: Agent, drawing: Drawing, title: str) -> None:
     drawing.add(f"{drawing.group}-weights", path_weight_histograms, agent, title)
 
 
-def _class_name(label: int, num_classes: int) -> str:
-    return NAMES[label] if num_classes == len(NAMES) else f"class {label}"
-
-
 def routes(looked_into: LookedInto, path: Path, title: str) -> None:
     """Draw how images go through the crossings (Fig. 8), a row for each.
 
@@ -72,7 +67,7 @@ def routes(looked_into: LookedInto, path: Path, title: str) -> None:
     grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(1.5, wide))
     for row, ((left, right), number) in enumerate(zip(grid, shown, strict=True)):
         show(left, dataset.images[dataset.image[number]][None])
-        true, said = (_class_name(int(of[number]), dataset.num_classes) for of in (gates.label, gates.predicted))
+        true, said = (NAMES[of[number]] for of in (gates.label, gates.predicted))
         left.set_title(f"{'abc'[row]}: {true}", fontsize=9)
         if said != true:
             left.set_xlabel(f"taken for {said}", fontsize=8)
@@ -135,22 +130,22 @@ def maximal_images(looked_into: LookedInto, path: Path, title: str) -> None:
     save(figure, path)
 
 
-def class_gates(looked_into: LookedInto, path: Path, title: str, classes: Sequence[int] = CLASSES) -> None:
-    """Draw how strong two gates are for the test images of some classes (Fig. 10)."""
+def class_gates(looked_into: LookedInto, path: Path, title: str) -> None:
+    """Draw how strong two gates are for the test images of `CLASSES` (Fig. 10)."""
     agent, gates = looked_into
     network = network_of(agent)
     early, _, deep, _ = chosen_gates(network)
-    figure = titled(f"{title}: gates by class", 9, 1.5 * len(classes) + 0.8)
-    grid = figure.subplots(len(classes), 2, sharex="col", squeeze=False)
+    figure = titled(f"{title}: gates by class", 9, 1.5 * len(CLASSES) + 0.8)
+    grid = figure.subplots(len(CLASSES), 2, sharex="col")
     for column, gate in zip(grid.T, (early, deep), strict=True):
         strength = gates.strength(gate)
         # A scale of its own for each gate: some move little.
         edges = np.linspace(float(strength.min()), float(strength.max()) + 1e-6, 41)
-        for row, (axes, kind) in enumerate(zip(column, classes, strict=True)):
+        for row, (axes, kind) in enumerate(zip(column, CLASSES, strict=True)):
             axes.hist(strength[gates.label == kind].numpy(), bins=edges, color=f"C{row}")
             axes.axvline(float(strength.mean()), color="0.3", linewidth=0.8, linestyle=":")
             axes.set_yticks([])
-            axes.set_ylabel(_class_name(kind, agent.env.dataset.num_classes), fontsize=8)
+            axes.set_ylabel(NAMES[kind], fontsize=8)
         column[0].set_title(gate.name(network), fontsize=9)
         column[-1].set_xlabel("gate (dotted: mean of all classes)", fontsize=8)
     save(figure, path)
