@@ -26,7 +26,7 @@ from routing_gym.experiments.engine.records import Record, write_results
 from routing_gym.experiments.engine.run import DIVERGED, KEPT, LOGITS, Run
 from routing_gym.experiments.engine.settings import TrainingSettings, known_names, writable_folder
 from routing_gym.experiments.papers.pinning import pin
-from routing_gym.experiments.papers.reproduction import Plan, Reproduction, chosen_by
+from routing_gym.experiments.papers.reproduction import Plan, Reproduction
 from routing_gym.experiments.papers.rows import Protocol
 from routing_gym.experiments.reproduce import REPRODUCTIONS
 
@@ -155,8 +155,7 @@ class Queue(Command):
         plan = Plan(entry.paper, entry.protocol, base, self.records / entry.paper.name)
         searched = list(plan.search())
         yield from (run for _, _, run in searched)
-        choices = {row.label: choice for row, choice, _ in searched} if every_choice else chosen_by(searched)
-        yield from plan.runs(entry.protocol.seeds, choices)
+        yield from plan.runs(chosen={row.label: choice for row, choice, _ in searched} if every_choice else None)
 
     def _start(self, asked: list[Entry], console: Console) -> int:
         """Work until nothing is left but what failed."""

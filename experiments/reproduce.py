@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +37,6 @@ from routing_gym.experiments.papers.protocols import PROTOCOLS
 from routing_gym.experiments.papers.reproduction import (
     Plan,
     Reproduction,
-    Searched,
     among,
     asks_for,
     chosen_by,
@@ -145,12 +144,8 @@ class _Work:
         groups: Its figures and tables.
         target: The page.
         console: Where it is said how far it is.
-        searched: Runs of searches, by settings.
-        runs: All other runs.
+        runs: The runs, but for those of searches.
         records: Those that are finished, by folder.
-        failures: What went wrong.
-        measured: Records of what is measured, by its name.
-        pictures: What is drawn.
     """
 
     asked: Reproduce
@@ -159,7 +154,6 @@ class _Work:
     groups: tuple[str, ...]
     target: Path
     console: Console
-    searched: dict[str, Searched] = dataclasses.field(default_factory=dict)
     runs: list[Run] = dataclasses.field(default_factory=list)
     records: dict[Path, Record] = dataclasses.field(default_factory=dict)
     failures: list[str] = dataclasses.field(default_factory=list)
@@ -168,28 +162,18 @@ class _Work:
 
     def look(self) -> None:
         """Find out what there is to run, and what of it is finished."""
-        self.searched = {plan.settings.name: list(plan.search()) for plan in self.plans}
-        self.runs = []
-        for plan in self.plans:
-            chosen = chosen_by(self.searched[plan.settings.name])
-            self.runs += plan.runs(self.asked.seeds or plan.settings.seeds, chosen)
+        self.runs = [run for plan in self.plans for run in plan.runs(self.asked.seeds)]
         self.records = {run.folder: record for run in self.runs if (record := run.finished())}
 
     def done(self, launcher: Launcher) -> int:
         """Measure, run and report; return the exit status."""
         self._measure()
         if self.asked.records is None:
-            searched = _once(run for found in self.searched.values() for _, _, run in found)
-            searching = [run for run in searched if run.finished() is None]
-            self.failures += perform(
-                searching, launcher, lambda *_: None, self.console, self.asked.debug, population=self.asked.population
-            )
-            if searching:
+            searches = _once(run for plan in self.plans for _, _, run in plan.search())
+            if searching := [run for run in searches if run.finished() is None]:
+                self._perform(searching, launcher, lambda *_: None)
                 self.look()
-            left = [run for run in _once(self.runs) if run.folder not in self.records]
-            self.failures += perform(
-                left, launcher, self._keep, self.console, self.asked.debug, population=self.asked.population
-            )
+            self._perform([run for run in _once(self.runs) if run.folder not in self.records], launcher, self._keep)
         out = self.asked.out
         try:
             if self.asked.records is None:
@@ -202,6 +186,10 @@ class _Work:
         except Exception as error:
             self.failures.append(f"not everything could be written: {one_line(error)}")
         return say_failures(list(dict.fromkeys(self.failures)), self.console, out)
+
+    def _perform(self, runs: list[Run], launcher: Launcher, keep: Callable[[Run, Record], None]) -> None:
+        asked = self.asked
+        self.failures += perform(runs, launcher, keep, self.console, asked.debug, population=asked.population)
 
     def _measure(self) -> None:
         for name, measurement in self.paper.measured.items():
@@ -236,7 +224,7 @@ class _Work:
             return []
         paper, folder = REPRODUCTIONS[self.paper.beside], (self.asked.records or self.asked.out).parent
         plans = [Plan(paper, one, self.asked.training(), folder / paper.name) for one in PROTOCOLS[paper.name]]
-        runs = _once(run for plan in plans for run in plan.runs(plan.settings.seeds))
+        runs = _once(run for plan in plans for run in plan.runs())
         return [record for run in runs if (record := run.finished())]
 
     def _report(self) -> None:
@@ -248,16 +236,16 @@ class _Work:
             what = (f"{word} {', '.join(sorted(distinct(records, key)))}" for word, key in made)
             lines += [f"Runs were made at {'; '.join(what)}.", ""]
         for plan in self.plans:
-            lines += self._about(plan.settings, among(records, settings=plan.settings.name))
+            lines += self._about(plan, among(records, settings=plan.settings.name))
         for name, found in self.measured.items():
             lines += [f"## {paper.measured[name].title}", "", *paper.measured[name].table(found), ""]
         if self.failures:
             lines += ["## Not there", "", *(f"- {failure}" for failure in self.failures), ""]
         write_page(self.target, paper.title, "\n".join(lines), self.pictures)
 
-    def _about(self, settings: Settings, records: Sequence[Record]) -> list[str]:
+    def _about(self, plan: Plan, records: Sequence[Record]) -> list[str]:
         """Return tables and verdicts of the runs that were trained in one way, as Markdown."""
-        paper, searched = self.paper, self.searched[settings.name]
+        paper, settings, searched = plan.paper, plan.settings, list(plan.search())
         lines = [f"## Settings `{settings.name}`", "", settings.about[0].upper() + settings.about[1:] + ".", ""]
         if isinstance(settings, Protocol):
             lines += [*about_protocol(settings, chosen_by(searched)), ""]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from routing_gym.experiments.papers.pinning import pinned
 from routing_gym.experiments.papers.rows import Change, Protocol, Row, Settings
 
 Runs = Sequence[Record]
-Searched = Sequence[tuple[Row, Change, Run]]
+Searched = Iterable[tuple[Row, Change, Run]]
 """Rows, what is tried of each, and the runs."""
 Verdict = Literal["holds", "does not hold", "not enough"]
 
@@ -194,17 +194,19 @@ class Plan:
     def _place(self) -> Path:
         return self.out / (self.settings.folder or self.settings.name)
 
-    def runs(self, seeds: int, chosen: Mapping[str, Change] | None = None) -> Iterator[Run]:
+    def runs(self, seeds: int | None = None, chosen: Mapping[str, Change] | None = None) -> Iterator[Run]:
         """Yield the runs: seed by seed, so that a run that stops early has seen every row.
 
         Args:
-            seeds: How many seeds, from 0 on.
-            chosen: What the search has chosen, see `chosen_by`; rows that lack a choice are left out.
+            seeds: How many seeds, from 0 on; as many as the settings say if left out.
+            chosen: A choice for each row that is searched for, those without are left out; by default what the search
+                has chosen so far.
         """
         searched = self.settings.search.choices if self.settings.search else {}
-        for seed in range(seeds):
+        chosen = chosen_by(self.search()) if chosen is None else chosen
+        for seed in range(seeds or self.settings.seeds):
             for row in self.rows:
-                choice = (chosen or {}).get(row.label)
+                choice = chosen.get(row.label)
                 if choice is not None or row.label not in searched:
                     folder = self._place / row.groups[0] / _plain(row.label) / f"seed-{seed}"
                     yield self._run(row, seed, folder, choice or Change(), self.epochs)
