@@ -1,5 +1,6 @@
 """Records of runs: read strictly, compared without their times, or made up as rows of papers could have left them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -52,6 +53,12 @@ def exits_of(decisions, ways, share, accuracy, instances=10_000, lean=None):
         table[decision, choice, :, 1] = np.round(count * right)
         table[decision, choice, :, 0] = np.round(count * (1 - right))
     return table
+
+
+def made(run, *options, **training):
+    """Return the agent of a run with further options of the environment, trained otherwise."""
+    options = (*run.training.env_options, *options)
+    return dataclasses.replace(run, training=dataclasses.replace(run.training, env_options=options, **training)).make()
 
 
 def cells(paper, settings, out, **options):
@@ -111,6 +118,11 @@ def verdict(claims, start):
     """Return verdict and numbers of the one claim that begins so."""
     (claim,) = [claim for claim in claims if claim.text.startswith(start)]
     return claim.verdict, claim.numbers
+
+
+def verdicts(claims):
+    """Return the verdict of each claim by its text."""
+    return {claim.text: claim.verdict for claim in claims}
 
 
 def strict(path):

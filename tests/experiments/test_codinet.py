@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from records import cells, of_row, over_seeds
+from records import cells, made, of_row, over_seeds, verdicts
 from standins import write_cifar10
 from stepping import step
 
@@ -72,12 +72,11 @@ def test_every_row_on_cifar10_can_be_made(tmp_path):
             continue
         depths = [depth for depth in DEPTHS if f" {depth} layers" in row.label]
         expected = (depths[0] - 2) // 2 if depths else 54
-        narrow = (*cell.training.env_options, "width=1")
+        narrow = ("width=1",)
         if expected in whole and row.series != RESNET:  # its routes name every block
             narrow, expected = (*narrow, "stages=[1, 1, 1]"), 3
         whole.add(expected)
-        training = dataclasses.replace(cell.training, data_dir=str(tmp_path), env_options=narrow)
-        agent = dataclasses.replace(cell, training=training).make()
+        agent = made(cell, *narrow, data_dir=str(tmp_path))
         assert agent.name == row.agent and agent.num_decisions == expected, row.label
         if row.series == RESNET:
             assert agent.routes.tolist() == [[1] * expected]
@@ -212,10 +211,6 @@ def record(label, accuracy, macs=1e8, *, paths=10.0, kept=0.5, kl=0.1, **more):
     return of_row(label, accuracy, macs, paths=paths, compared_paths=compared, **more)
 
 
-def verdicts(records):
-    return {claim.text: claim.verdict for claim in claims(records)}
-
-
 def test_claims_follow_the_records():
     good = [
         record(VANILLA, 0.90, paths=100.0, kept=0.2, kl=0.3),
@@ -229,9 +224,9 @@ def test_claims_follow_the_records():
         *(record(name, 0.93 - 0.05 * i) for i, name in enumerate(RELAXATIONS.values())),
     ]
     good = over_seeds(good)
-    found = verdicts(good)
+    found = verdicts(claims(good))
     assert set(found.values()) == {"holds"} and len(found) == 11
-    assert set(verdicts([run for run in good if run["seed"] < 2]).values()) == {"not enough"}
+    assert set(verdicts(claims([run for run in good if run["seed"] < 2])).values()) == {"not enough"}
     bad = [
         record(VANILLA, 0.93, paths=10.0, kept=0.7, kl=0.1),
         record(CONSISTENT, 0.95, paths=20.0, kl=0.3),
@@ -242,7 +237,7 @@ def test_claims_follow_the_records():
         record(with_depth(RESNET, 32, "CIFAR-10"), 0.93),
         *(record(name, 0.80 + 0.05 * i) for i, name in enumerate(RELAXATIONS.values())),
     ]
-    assert set(verdicts(over_seeds(bad)).values()) == {"does not hold"}
+    assert set(verdicts(claims(over_seeds(bad))).values()) == {"does not hold"}
 
 
 def test_the_table_has_ours_and_theirs():

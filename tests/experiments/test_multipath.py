@@ -64,11 +64,6 @@ def test_the_rows_are_the_papers_networks(tmp_path):
     assert row.label == "static, CIFAR-5, 1 column" and "schedule_epochs=0.25" in cell.training.env_options
 
 
-def test_a_part_of_the_rows(tmp_path):
-    some = cells(MULTIPATH, MULTIPATH.settings[0], tmp_path, groups=("fig5",), only=("k_cpt 4e-9", "k_cpt 0", "static"))
-    assert [row.label for row, _ in some[:2]] == ["actor, k_cpt 0", "actor, k_cpt 4e-9"] and len(some) == 3 * 2 + 8
-
-
 KINDS = {(row.series, row.part): row for row in reversed(MULTIPATH.rows)}
 """The first row of every curve."""
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from records import cells, of_row, over_seeds
+from records import cells, made, of_row, over_seeds, verdicts
 from standins import write_cifar10, write_cifar100
 
 from routing_gym.envs import evaluate
@@ -93,9 +93,8 @@ def test_every_row_on_cifar10_can_be_made(tmp_path):
     for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path):
         if row.env != CIFAR10:
             continue
-        narrow = (*cell.training.env_options, "width=2", *(["hidden=4"] if "ResNet" not in row.label else []))
-        training = dataclasses.replace(cell.training, data_dir=str(tmp_path), env_options=narrow)
-        agent = dataclasses.replace(cell, training=training).make()
+        narrow = TINY if "ResNet" not in row.label else TINY[:1]
+        agent = made(cell, *narrow, data_dir=str(tmp_path))
         name = row.part if row.groups == ("hard",) else row.series
         paths = next((number for number in PATHS if f"-{number}" in name), 2 if name == STITCHED else 1)
         assert agent.name == row.agent and agent.env.network.paths == agent.num_choices == paths, row.label
@@ -112,8 +111,7 @@ def test_records_count_the_parameters_that_the_paper_prints(tmp_path):
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path):
         if row.groups[0] == "cnn" and row.label != UNROUTED:  # as read, it has as many as three BaseCNNs
-            training = dataclasses.replace(cell.training, data_dir=str(tmp_path))
-            count = count_parameters(dataclasses.replace(cell, training=training).make())
+            count = count_parameters(made(cell, data_dir=str(tmp_path)))
             printed = CNNS[row.label].parameters
             last_digit = 10.0 ** -len(str(printed).partition(".")[2])
             assert count / 1e6 == pytest.approx(printed, abs=max(0.5 * last_digit, 0.015 * printed)), row.label
@@ -124,9 +122,7 @@ def test_own_paths_are_what_a_network_without_crossings_does(tmp_path):
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     said = []
     for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path, only=(f"={UNROUTED}", on(routed(3, "CC"), OWN_PATHS))):
-        options = (*cell.training.env_options, *TINY)
-        training = dataclasses.replace(cell.training, data_dir=str(tmp_path), env_options=options)
-        agent = dataclasses.replace(cell, training=training).make()
+        agent = made(cell, *TINY, data_dir=str(tmp_path))
         assert not said or agent.name == row.agent
         keep_logits(agent, "test", tmp_path / f"{len(said)}.npz")
         with np.load(tmp_path / f"{len(said)}.npz") as saved:
@@ -240,10 +236,6 @@ def test_tables_have_ours_and_theirs():
     assert "told the coarse class know part of the answer" in lines[-1]
 
 
-def verdicts(records):
-    return {claim.text: claim.verdict for claim in claims(records)}
-
-
 def table(folder, base, wide, deep, unrouted, squeezed, stitched, routed_ones, resnets):
     """Records of both tables over three seeds, of BaseCNN over nine; members of ensembles err on the same images."""
     folder.mkdir()
@@ -273,18 +265,18 @@ def test_claims_follow_the_records(tmp_path):
         {"CC": (0.90, 0.92, 0.92), "CP": (0.90, 0.92, 0.92)},
         (0.80, 0.84, 0.88, 0.92),
     )
-    found = verdicts(good)
+    found = verdicts(claims(good))
     assert len(found) == 11 and set(found.values()) == {"holds"}, found
-    assert set(verdicts([run for run in good if run["seed"] < 2]).values()) == {"not enough"}
+    assert set(verdicts(claims([run for run in good if run["seed"] < 2])).values()) == {"not enough"}
     bad = table(
         tmp_path / "bad",
         *(0.90, 0.90, 0.90, 0.95, 0.90, 0.90),
         {"CC": (0.80, 0.84, 0.70), "CP": (0.82, 0.87, 0.80)},
         (0.80, 0.75, 0.70, 0.65),
     )
-    found = verdicts(bad)
+    found = verdicts(claims(bad))
     assert set(found.values()) == {"does not hold"}, found
-    assert set(verdicts(over_seeds([record(BASE, 0.9)])).values()) == {"not enough"}
+    assert set(verdicts(claims(over_seeds([record(BASE, 0.9)]))).values()) == {"not enough"}
 
 
 def test_as_good_means_fewer_parameters_too():
@@ -293,7 +285,7 @@ def test_as_good_means_fewer_parameters_too():
     def verdict(cc, cp, size):
         runs = [record(routed(n, "CC"), cc, parameters=size) for n in PATHS]
         runs += [record(routed(n, "CP"), cp, parameters=2_000_000) for n in PATHS]
-        return verdicts(over_seeds(runs, spread=1e-4))[text]
+        return verdicts(claims(over_seeds(runs, spread=1e-4)))[text]
 
     assert verdict(0.95, 0.93, 1_000_000) == "holds" and verdict(0.95, 0.93, 3_000_000) == "does not hold"
     assert verdict(0.928, 0.93, 1_000_000) == "holds", "0.2 points more are about as many"
