@@ -131,7 +131,7 @@ def test_three_images_that_tell_depths_apart():
 
     connector = Crossing("input", torch.ones(5, 1, 2) / 2, torch.ones(5, 1), torch.ones(5, 2) / 2)
     label = torch.tensor([3, 3, 1, 2, 0])
-    gates = Gates((connector, crossing(early), crossing(1 - early), crossing(late)), label, label)
+    gates = Gates(None, (connector, crossing(early), crossing(1 - early), crossing(late)), label, label)
     assert tell_apart(gates) == (0, 1, 2)
 
 

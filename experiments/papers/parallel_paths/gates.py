@@ -55,6 +55,7 @@ class Gate(NamedTuple):
 class Gates(NamedTuple):
     """What an agent does with R images: crossings, decision by decision, labels `(R,)`, and the classes it says."""
 
+    agent: Agent
     crossings: tuple[Crossing, ...]
     label: Tensor
     predicted: Tensor
@@ -91,7 +92,7 @@ def gates_of(agent: Agent) -> Gates:
     for decision, gates, arriving in zip(network.decisions, columns[::2], columns[1::2], strict=True):
         leaving = torch.einsum("rmn,rm->rn", gates, arriving)
         crossings.append(Crossing(decision.name, gates, _shares(arriving), _shares(leaving)))
-    return Gates(tuple(crossings), label, predicted)
+    return Gates(agent, tuple(crossings), label, predicted)
 
 
 def _shares(strength: Tensor) -> Tensor:
