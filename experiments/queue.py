@@ -54,11 +54,6 @@ class Entry:
         """Paper and protocol."""
         return f"{self.paper.name} {self.protocol.name}"
 
-    @property
-    def runs(self) -> int:
-        """How many runs it has, but for those of the search."""
-        return len(self.protocol.rows) * self.protocol.seeds
-
 
 @dataclasses.dataclass
 class Stand:
@@ -145,7 +140,7 @@ class Queue(Command):
         """
         runs = list(self._runs(entry))
         finished = {run.folder: record for run in runs if (record := run.finished())}
-        whole = entry.runs + sum(run.split == "validation" for run in runs)
+        whole = len(entry.protocol.rows) * entry.protocol.seeds + sum(run.split == "validation" for run in runs)
         over = {*finished, *(run.folder for run in runs if (run.folder / DIVERGED).exists())}
         return Stand(list(finished.values()), [run for run in runs if run.folder not in over], whole - len(runs))
 
