@@ -114,8 +114,7 @@ class Reproduce(Launching):
             if not any(asks_for(text, label) for label in labels):
                 named = f"is named {text[1:]!r}" if text.startswith("=") else f"has {text!r} in its name"
                 raise UsageError(f"--rows: no row of {', '.join(groups)} {named}")
-        for setting in settings:
-            self.training(epochs=setting.epochs if self.epochs is None else self.epochs).check()
+        self.training(epochs=1 if self.epochs is None else self.epochs).check()
         work = _Work(self, paper, plans, groups, target, console)
         work.look()
         with locked(writable_folder(self.out)), ExitStack() as stack:

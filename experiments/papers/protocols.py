@@ -273,7 +273,7 @@ CIFAR_10 = Protocol(
     about="Tables 2 and 5 on a ResNet of 9 blocks, 8 channels wide, and images of 16x16 pixels, the rate 0.1 "
     "falling to 0 along a cosine",
     epochs=24,
-    batch_size=128,
+    changes={codinet.CIFAR10: Change(batch_size=128)},
     env_options=(
         *codinet.SGD,
         *("augmentations=4", "schedule=cosine", "schedule_epochs={epochs}", "network=resnet32-skip"),

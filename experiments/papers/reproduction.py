@@ -118,7 +118,7 @@ class Reproduction:
         settings: The ways of training, all of which every row goes through.
         rows: The rows.
         groups: Title of every group.
-        batch_size: Instances per batch, where rows do not say otherwise.
+        batch_size: Instances per batch, where no change says otherwise.
         about: What the numbers of the tables are, as the first sentences of the report.
         table: Shows the records of one group, trained in one way, as lines of Markdown.
         draw: Draws a group.
@@ -232,8 +232,7 @@ class Plan:
         of_env = settings.changes.get(row.env, Change())
         changes = (of_env, Change(row.env_options, row.agent_options), *named, choice)
         passes = epochs or [settings.epochs, *(change.epochs for change in changes if change.epochs)][-1]
-        usual = settings.batch_size or self.paper.batch_size
-        batch_size = [usual, *(change.batch_size for change in changes if change.batch_size)][-1]
+        batch_size = [self.paper.batch_size, *(change.batch_size for change in changes if change.batch_size)][-1]
         env_options = _filled((*settings.env_options, *(option for change in changes for option in change.env)), passes)
         agent_options = _filled([option for change in changes for option in change.agent], passes)
         if isinstance(settings, Protocol):

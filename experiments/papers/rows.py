@@ -98,7 +98,6 @@ class Settings:
             for an eighth of it, `{seven_eighths}` for the others.
         changes: What is different in single environments, by id; and, which counts more than a row's own options, for
             single agents, groups, rows, and rows of one group (`GROUP: LABEL`), by their names.
-        batch_size: Instances per batch; None for what the reproduction says.
         rows: Labels of the rows, in the order in which they are run; all of the paper's if left out.
         groups: Groups of the rows, likewise.
         seeds: Number of seeds, from 0 on.
@@ -111,7 +110,6 @@ class Settings:
     epochs: int
     env_options: tuple[str, ...] = ()
     changes: Mapping[str, Change] = dataclasses.field(default_factory=dict)
-    batch_size: int | None = None
     rows: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     seeds: int = 3
