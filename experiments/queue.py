@@ -26,8 +26,8 @@ from routing_gym.experiments.engine.records import Record, write_results
 from routing_gym.experiments.engine.run import DIVERGED, KEPT, LOGITS, Run
 from routing_gym.experiments.engine.settings import TrainingSettings, known_names, writable_folder
 from routing_gym.experiments.papers.pinning import pin
-from routing_gym.experiments.papers.reproduction import Reproduction, chosen_by
-from routing_gym.experiments.papers.rows import Settings
+from routing_gym.experiments.papers.reproduction import Plan, Reproduction
+from routing_gym.experiments.papers.rows import Protocol
 from routing_gym.experiments.reproduce import REPRODUCTIONS
 
 QUEUE = Path(__file__).parent / "papers" / "queue.toml"
@@ -39,20 +39,20 @@ class Entry:
 
     Attributes:
         paper: The paper.
-        settings: The protocol.
+        protocol: The protocol.
         hours: Core-hours it was expected to take when it was written; what its runs take counts more.
         later: Whether all seeds of those that are not `later` come first.
     """
 
     paper: Reproduction
-    settings: Settings
+    protocol: Protocol
     hours: float
     later: bool = False
 
     @property
     def name(self) -> str:
         """Paper and protocol."""
-        return f"{self.paper.name} {self.settings.name}"
+        return f"{self.paper.name} {self.protocol.name}"
 
 
 @dataclasses.dataclass
@@ -82,7 +82,7 @@ class Stand:
             return 3600 * entry.hours * (len(self.left) + self.waiting) / max(1, count)
         usual = float(np.mean([np.mean(of_row) for of_row in pace.values()]))
         known = (float(np.mean(pace.get(run.facts["label"], [usual]))) * run.training.epochs for run in self.left)
-        return sum(known) + self.waiting * usual * entry.settings.epochs
+        return sum(known) + self.waiting * usual * entry.protocol.epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,22 +140,17 @@ class Queue(Command):
         """
         runs = list(self._runs(entry))
         finished = {run.folder: record for run in runs if (record := run.finished())}
-        protocol, searching = entry.settings.protocol, sum(run.split == "validation" for run in runs)
-        assert protocol is not None
-        whole = len(protocol.rows) * protocol.seeds + searching
+        whole = len(entry.protocol.rows) * entry.protocol.seeds + sum(run.split == "validation" for run in runs)
         over = {*finished, *(run.folder for run in runs if (run.folder / DIVERGED).exists())}
         return Stand(list(finished.values()), [run for run in runs if run.folder not in over], whole - len(runs))
 
     def _runs(self, entry: Entry, *, every_choice: bool = False) -> Iterator[Run]:
         """Yield the runs of an entry that can begin, the search first; their folders are those of kept records."""
-        paper, settings, folder = entry.paper, entry.settings, self.records / entry.paper.name
         base = TrainingSettings(data_dir=self.data_dir, device="cpu")
-        searched = list(paper.search(settings, tuple(paper.groups), base, folder))
+        plan = Plan(entry.paper, entry.protocol, base, self.records / entry.paper.name)
+        searched = list(plan.search())
         yield from (run for _, _, run in searched)
-        choices = {row.label: choice for row, choice, _ in searched} if every_choice else chosen_by(searched)
-        assert settings.protocol is not None
-        of_rows = paper.runs(settings, tuple(paper.groups), settings.protocol.seeds, base, folder, chosen=choices)
-        yield from (run for _, run in of_rows)
+        yield from plan.runs(chosen={row.label: choice for row, choice, _ in searched} if every_choice else None)
 
     def _start(self, asked: list[Entry], console: Console) -> int:
         """Work until nothing is left but what failed."""
@@ -209,10 +204,10 @@ def entries() -> list[Entry]:
     stages = ((entry, later) for later, name in enumerate(("protocol", "later")) for entry in there.get(name, ()))
     for entry, later in stages:
         paper = REPRODUCTIONS[entry["paper"]]
-        (settings,) = (setting for setting in paper.settings if setting.name == entry["settings"])
-        if settings.protocol is None:
+        (protocol,) = (setting for setting in paper.settings if setting.name == entry["settings"])
+        if not isinstance(protocol, Protocol):
             raise UsageError(f"{QUEUE}: {entry['settings']} of {entry['paper']} is no protocol")
-        found.append(Entry(paper, settings, entry["hours"], bool(later)))
+        found.append(Entry(paper, protocol, entry["hours"], bool(later)))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +34,14 @@ from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.pilots import outlook
 from routing_gym.experiments.papers.protocols import PROTOCOLS
-from routing_gym.experiments.papers.reproduction import Reproduction, Searched, asks_for, chosen_by, distinct
+from routing_gym.experiments.papers.reproduction import (
+    Plan,
+    Reproduction,
+    among,
+    asks_for,
+    chosen_by,
+    distinct,
+)
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
 from routing_gym.experiments.papers.rows import Change, Protocol, Settings
 from routing_gym.options import unknown_name
@@ -91,7 +98,7 @@ class Reproduce(Launching):
             raise UsageError(unknown_name("paper", self.name, REPRODUCTIONS))
         paper = REPRODUCTIONS[self.name]
         known = {setting.name: setting for setting in paper.settings}
-        usual = tuple(name for name, setting in known.items() if setting.protocol is None)
+        usual = tuple(name for name, setting in known.items() if not isinstance(setting, Protocol))
         settings = [known[name] for name in known_names("settings", self.settings or usual, tuple(known))]
         groups = known_names("groups", self.groups, (*paper.groups, *paper.measured))
         at_least_one("seeds", 1 if self.seeds is None else self.seeds, MOST_SEEDS)
@@ -100,14 +107,15 @@ class Reproduce(Launching):
         target = writable_file(self.report or self.out / f"{self.name}.md", "--report")
         check_page(target)
         launcher = self.make_launcher(self.out)
-        work = _Work(self, paper, settings, groups, target, console)
-        labels = {row.label for setting in settings for row in paper.rows_of(setting, groups)}
+        base, folder = self.training(), self.records or self.out
+        plans = [Plan(paper, setting, base, folder, groups, self.rows, self.epochs) for setting in settings]
+        labels = {row.label for plan in plans for row in plan.rows}
         for text in self.rows:
             if not any(asks_for(text, label) for label in labels):
                 named = f"is named {text[1:]!r}" if text.startswith("=") else f"has {text!r} in its name"
                 raise UsageError(f"--rows: no row of {', '.join(groups)} {named}")
-        for setting in settings:
-            self.training(epochs=setting.epochs if self.epochs is None else self.epochs).check()
+        self.training(epochs=1 if self.epochs is None else self.epochs).check()
+        work = _Work(self, paper, plans, groups, target, console)
         work.look()
         with locked(writable_folder(self.out)), ExitStack() as stack:
             stack.callback(launcher.end)
@@ -124,64 +132,47 @@ class Reproduce(Launching):
         return TrainingSettings(env, epochs, batch_size, (), self.data_dir, self.device, self.threads)
 
 
+@dataclasses.dataclass
 class _Work:
     """What is run of a paper, and the report of it.
 
-    Args:
+    Attributes:
         asked: The command.
         paper: The paper.
-        settings: Its ways of training.
+        plans: Its runs, by way of training.
         groups: Its figures and tables.
         target: The page.
         console: Where it is said how far it is.
+        runs: The runs, but for those of searches.
+        records: Those that are finished, by folder.
     """
 
-    def __init__(
-        self,
-        asked: Reproduce,
-        paper: Reproduction,
-        settings: Sequence[Settings],
-        groups: tuple[str, ...],
-        target: Path,
-        console: Console,
-    ) -> None:
-        self.asked, self.paper, self.settings, self.groups = asked, paper, settings, groups
-        self.target, self.console = target, console
-        self.folder = asked.records or asked.out
-        self.runs: list[Run] = []
-        self.searched: dict[str, Searched] = {}
-        self.records: dict[Path, Record] = {}
-        self.failures: list[str] = []
-        self.measured: dict[str, list[Record]] = {}
-        self.pictures: list[Path] = []
+    asked: Reproduce
+    paper: Reproduction
+    plans: Sequence[Plan]
+    groups: tuple[str, ...]
+    target: Path
+    console: Console
+    runs: list[Run] = dataclasses.field(default_factory=list)
+    records: dict[Path, Record] = dataclasses.field(default_factory=dict)
+    failures: list[str] = dataclasses.field(default_factory=list)
+    measured: dict[str, list[Record]] = dataclasses.field(default_factory=dict)
+    pictures: list[Path] = dataclasses.field(default_factory=list)
 
     def look(self) -> None:
         """Find out what there is to run, and what of it is finished."""
-        asked, base = self.asked, self.asked.training()
-        self.searched, self.runs = {}, []
-        for setting in self.settings:
-            found = list(self.paper.search(setting, self.groups, base, self.folder, asked.epochs, asked.rows))
-            self.searched[setting.name], choices = found, chosen_by(found)
-            seeds = asked.seeds or (setting.protocol.seeds if setting.protocol else 3)
-            of_rows = self.paper.runs(setting, self.groups, seeds, base, self.folder, asked.epochs, asked.rows, choices)
-            self.runs += [run for _, run in of_rows]
+        self.runs = [run for plan in self.plans for run in plan.runs(self.asked.seeds)]
         self.records = {run.folder: record for run in self.runs if (record := run.finished())}
 
     def done(self, launcher: Launcher) -> int:
         """Measure, run and report; return the exit status."""
         self._measure()
         if self.asked.records is None:
-            searched = _once(run for found in self.searched.values() for _, _, run in found)
-            searching = [run for run in searched if run.finished() is None]
-            self.failures += perform(
-                searching, launcher, lambda *_: None, self.console, self.asked.debug, population=self.asked.population
-            )
-            if searching:
+            searches = _once(run for plan in self.plans for _, _, run in plan.search())
+            if searching := [run for run in searches if run.finished() is None]:
+                self._perform(searching, launcher, lambda *_: None)
                 self.look()
-            left = [run for run in _once(self.runs) if run.folder not in self.records]
-            self.failures += perform(
-                left, launcher, self._keep, self.console, self.asked.debug, population=self.asked.population
-            )
+            self._perform([run for run in _once(self.runs) if run.folder not in self.records], launcher, self._keep)
         out = self.asked.out
         try:
             if self.asked.records is None:
@@ -195,10 +186,14 @@ class _Work:
             self.failures.append(f"not everything could be written: {one_line(error)}")
         return say_failures(list(dict.fromkeys(self.failures)), self.console, out)
 
+    def _perform(self, runs: list[Run], launcher: Launcher, keep: Callable[[Run, Record], None]) -> None:
+        asked = self.asked
+        self.failures += perform(runs, launcher, keep, self.console, asked.debug, population=asked.population)
+
     def _measure(self) -> None:
         for name, measurement in self.paper.measured.items():
-            wanted = name in self.asked.groups or any(setting.protocol is None for setting in self.settings)
-            kept = self.folder / f"{name}.json"
+            wanted = name in self.asked.groups or any(not isinstance(plan.settings, Protocol) for plan in self.plans)
+            kept = (self.asked.records or self.asked.out) / f"{name}.json"
             if name in self.groups and (wanted if self.asked.records is None else kept.exists()):
                 base = self.asked.training(measurement.env, 1, self.paper.batch_size)
                 try:
@@ -224,65 +219,49 @@ class _Work:
 
     def _beside(self) -> list[Record]:
         """Finished runs of another paper's protocols that are kept beside this one's."""
-        found: dict[Path, Record] = {}
-        if self.paper.beside:
-            paper, folder = REPRODUCTIONS[self.paper.beside], self.folder.parent / self.paper.beside
-            base, groups = self.asked.training(), tuple(paper.groups)
-            for setting in PROTOCOLS[paper.name]:
-                assert setting.protocol is not None
-                for _, run in paper.runs(setting, groups, setting.protocol.seeds, base, folder):
-                    if record := run.finished():
-                        found[run.folder] = record
-        return list(found.values())
+        if not self.paper.beside:
+            return []
+        paper, folder = REPRODUCTIONS[self.paper.beside], (self.asked.records or self.asked.out).parent
+        plans = [Plan(paper, one, self.asked.training(), folder / paper.name) for one in PROTOCOLS[paper.name]]
+        runs = _once(run for plan in plans for run in plan.runs())
+        return [record for run in runs if (record := run.finished())]
 
     def _report(self) -> None:
-        text = report_of(
-            self.paper, self.settings, self.groups, self._in_order(), self.measured, self.failures, self.searched
-        )
-        write_page(self.target, self.paper.title, text, self.pictures)
+        """Write the report anew, of all that is there."""
+        paper, records = self.paper, self._in_order()
+        lines = [f"{paper.about} `routing-gym reproduce {paper.name}`, routing_gym {routing_gym.__version__}.", ""]
+        if records:
+            made = (("commit", "commit"), ("PyTorch", "torch"), ("on", "processor"))
+            what = (f"{word} {', '.join(sorted(distinct(records, key)))}" for word, key in made)
+            lines += [f"Runs were made at {'; '.join(what)}.", ""]
+        for plan in self.plans:
+            lines += self._about(plan, among(records, settings=plan.settings.name))
+        for name, found in self.measured.items():
+            lines += [f"## {paper.measured[name].title}", "", *paper.measured[name].table(found), ""]
+        if self.failures:
+            lines += ["## Not there", "", *(f"- {failure}" for failure in self.failures), ""]
+        write_page(self.target, paper.title, "\n".join(lines), self.pictures)
 
-
-def report_of(
-    paper: Reproduction,
-    settings: Sequence[Settings],
-    groups: Sequence[str],
-    records: Sequence[Record],
-    measured: Mapping[str, Sequence[Record]],
-    failures: Sequence[str],
-    searched: Mapping[str, Searched],
-) -> str:
-    """Return what is generated of the report, as Markdown."""
-    lines = [f"{paper.about} `routing-gym reproduce {paper.name}`, routing_gym {routing_gym.__version__}.", ""]
-    if records:
-        made = (("commit", "commit"), ("PyTorch", "torch"), ("on", "processor"))
-        what = (f"{word} {', '.join(sorted(distinct(records, key)))}" for word, key in made)
-        lines += [f"Runs were made at {'; '.join(what)}.", ""]
-    for setting in settings:
-        lines += [f"## Settings `{setting.name}`", "", setting.about[0].upper() + setting.about[1:] + ".", ""]
-        if setting.protocol is not None:
-            lines += [*about_protocol(setting.protocol, chosen_by(searched[setting.name])), ""]
-        of_setting = [record for record in records if record["settings"] == setting.name]
-        for group in setting.shown(groups):
-            own = [record for record in of_setting if group in record["groups"]]
-            if own:
+    def _about(self, plan: Plan, records: Sequence[Record]) -> list[str]:
+        """Return tables and verdicts of the runs that were trained in one way, as Markdown."""
+        paper, settings, searched = plan.paper, plan.settings, list(plan.search())
+        lines = [f"## Settings `{settings.name}`", "", settings.about[0].upper() + settings.about[1:] + ".", ""]
+        if isinstance(settings, Protocol):
+            lines += [*about_protocol(settings, chosen_by(searched)), ""]
+        for group in settings.shown(self.groups):
+            if own := [record for record in records if group in record["groups"]]:
                 lines += [f"### {paper.groups[group]}", "", *paper.tables.get(group, paper.table)(own), ""]
-        if paper.judge is not None and of_setting:
-            judged = whole_seeds(setting.protocol, of_setting) if setting.protocol else of_setting
-            lines += ["### What the paper says", ""]
-            claims = paper.judge(judged)
-            if setting.protocol is not None:  # others are for other rows
-                decides = setting.protocol.decides
+        if records:
+            claims = paper.judge(whole_seeds(settings, records))
+            if isinstance(settings, Protocol):  # others are for other rows
+                decides = settings.decides
                 claims = [one for one in claims if one.text == decides or any(part.found for part in one.parts)]
-            lines += [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in claims]
-            lines += [""]
-        if setting.protocol is not None and paper.judge is not None:
-            told = outlook(setting, of_setting, paper.judge(of_setting), searched[setting.name])
+            said = [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in claims]
+            lines += ["### What the paper says", "", *said, ""]
+        if isinstance(settings, Protocol):
+            told = outlook(settings, records, paper.judge(records), searched)
             lines += ["### What it will be able to decide", "", *told, ""] if told else []
-    for name, found in measured.items():
-        lines += [f"## {paper.measured[name].title}", "", *paper.measured[name].table(found), ""]
-    if failures:
-        lines += ["## Not there", "", *(f"- {failure}" for failure in failures), ""]
-    return "\n".join(lines)
+        return lines
 
 
 def _once(runs: Iterable[Run]) -> list[Run]:
@@ -290,12 +269,12 @@ def _once(runs: Iterable[Run]) -> list[Run]:
     return list({run.folder: run for run in runs}.values())
 
 
-def whole_seeds(protocol: Protocol, records: Sequence[Record]) -> list[Record]:
-    """Records of the seeds of which all rows of a protocol are there: others are not judged."""
+def whole_seeds(settings: Settings, records: Sequence[Record]) -> list[Record]:
+    """Records of the seeds of which all rows that settings name are there: others are not judged."""
     there: dict[int, set[str]] = {}
     for record in records:
         there.setdefault(record["seed"], set()).add(record["label"])
-    return [record for record in records if there[record["seed"]] >= set(protocol.rows)]
+    return [record for record in records if there[record["seed"]] >= set(settings.rows)]
 
 
 def about_protocol(protocol: Protocol, choices: Mapping[str, Change]) -> list[str]:

@@ -1,8 +1,12 @@
-"""Records of runs: read strictly, compared without their times, or made up as early exit could have left them."""
+"""Records of runs: read strictly, compared without their times, or made up as rows of papers could have left them."""
 
+import dataclasses
 import json
 
 import numpy as np
+
+from routing_gym.experiments.engine.settings import TrainingSettings
+from routing_gym.experiments.papers.reproduction import Plan
 
 COSTS = np.array([1.36, 5.27, 7.56, 11.39, 13.46, 17.0, 18.19, 20.55]) * 1e6
 """Multiply-accumulates of leaving by each way out of the chain."""
@@ -51,6 +55,33 @@ def exits_of(decisions, ways, share, accuracy, instances=10_000, lean=None):
     return table
 
 
+def made(run, *options, **training):
+    """Return the agent of a run with further options of the environment, trained otherwise."""
+    options = (*run.training.env_options, *options)
+    return dataclasses.replace(run, training=dataclasses.replace(run.training, env_options=options, **training)).make()
+
+
+def cells(paper, settings, out, **options):
+    """Return the rows of a paper under some settings, each with its run of seed 0."""
+    plan = Plan(paper, settings, TrainingSettings(device="cpu"), out, **options)
+    return list(zip(plan.rows, plan.runs(1), strict=True))
+
+
+def of_row(label, accuracy, macs=4e7, **more):
+    """Return one record of a row: what all tables show of it, and more."""
+    known = {
+        "label": label,
+        "groups": [],
+        "settings": "paper",
+        "series": "",
+        "part": "CIFAR-10",
+        "agent": "",
+        "seed": 0,
+    }
+    known |= {"test_accuracy": accuracy, "macs": macs, "router_macs": 0.01 * macs, "parameters": 1_110_000}
+    return known | {"epochs": 8, "seconds": 80.0, "dataset": more.get("part", "CIFAR-10"), **more}
+
+
 def made_up(series, macs, error, *, part="hybrid", label=None, price=None, exits=None, instances=10_000, **more):
     """Return one record; with all exits at the first way out unless told otherwise."""
     decisions = more.pop("decisions", chain_decisions())
@@ -58,27 +89,9 @@ def made_up(series, macs, error, *, part="hybrid", label=None, price=None, exits
     if exits is None:
         first = np.eye(len(ways))[0]
         exits = exits_of(decisions, ways, first, np.full(len(ways), 1 - error), instances)
-    return {
-        "agent": series,
-        "label": label or f"{series}, {part}, {macs}",
-        "series": series,
-        "part": part,
-        "groups": ["fig5"],
-        "settings": "short",
-        "seed": 0,
-        "x": price,
-        "dataset": f"{part} data",
-        "test_accuracy": 1 - error,
-        "macs": macs,
-        "router_macs": 0.01 * macs,
-        "cost": 0.1 + 4e-9 * macs,
-        "epochs": 4,
-        "seconds": 40.0,
-        "exits": np.asarray(exits).tolist(),
-        "ways_out": ways,
-        "decisions": decisions,
-        **more,
-    }
+    found = {"x": price, "cost": 0.1 + 4e-9 * macs, "exits": np.asarray(exits).tolist(), "ways_out": ways}
+    known = {"agent": series, "series": series, "part": part, "groups": ["fig5"], "dataset": f"{part} data"}
+    return of_row(label or f"{series}, {part}, {macs}", 1 - error, macs, decisions=decisions, **known | found | more)
 
 
 def curve(series, macs, error, **more):
@@ -105,6 +118,11 @@ def verdict(claims, start):
     """Return verdict and numbers of the one claim that begins so."""
     (claim,) = [claim for claim in claims if claim.text.startswith(start)]
     return claim.verdict, claim.numbers
+
+
+def verdicts(claims):
+    """Return the verdict of each claim by its text."""
+    return {claim.text: claim.verdict for claim in claims}
 
 
 def strict(path):

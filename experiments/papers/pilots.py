@@ -12,17 +12,17 @@ from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import by_label
 from routing_gym.experiments.engine.statistics import CONFIDENCE
 from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs, Searched, mean_of
-from routing_gym.experiments.papers.rows import Settings
+from routing_gym.experiments.papers.rows import Protocol
 from routing_gym.experiments.papers.tables import heading, line
 
 SEEDS = (3, 5)
 
 
-def outlook(settings: Settings, records: Runs, claims: Sequence[Claim], searched: Searched = ()) -> list[str]:
+def outlook(protocol: Protocol, records: Runs, claims: Sequence[Claim], searched: Searched = ()) -> list[str]:
     """Show what a protocol will be able to decide, as Markdown; nothing where none of its runs is finished.
 
     Args:
-        settings: The protocol.
+        protocol: The protocol.
         records: Its finished runs.
         claims: What is claimed, judged by all of them, also by those of seeds that lack a row.
         searched: Its search, by whose pace runs of the other rows take as long as they are said to.
@@ -35,11 +35,10 @@ def outlook(settings: Settings, records: Runs, claims: Sequence[Claim], searched
     for row, _, run in searched:
         if row.label not in of_row and (record := run.finished()):
             pace.setdefault(row.label, []).append(record["seconds"] / record["epochs"])
-    lines += [line([label, "0", f"{np.mean(of) * settings.epochs / 60:.1f}", ""]) for label, of in pace.items()]
+    lines += [line([label, "0", f"{np.mean(of) * protocol.epochs / 60:.1f}", ""]) for label, of in pace.items()]
     if not lines:
         return []
-    assert settings.protocol is not None
-    (decisive,) = (claim for claim in claims if claim.text == settings.protocol.decides)
+    (decisive,) = (claim for claim in claims if claim.text == protocol.decides)
     split = "".join(f", {split} split" for split in sorted({record["curve"]["judged_on"] for record in records}))
     gain = f"gain in the last fifth of the epochs{split}, points"
     lines[:0] = heading(["", "seeds", "minutes per run", gain])

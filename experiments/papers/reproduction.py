@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +14,10 @@ from routing_gym.experiments.engine.run import DIVERGED, Run
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.engine.statistics import Difference
 from routing_gym.experiments.papers.pinning import pinned
-from routing_gym.experiments.papers.rows import Change, Row, Settings
+from routing_gym.experiments.papers.rows import Change, Protocol, Row, Settings
 
 Runs = Sequence[Record]
-Searched = Sequence[tuple[Row, Change, Run]]
+Searched = Iterable[tuple[Row, Change, Run]]
 """Rows, what is tried of each, and the runs."""
 Verdict = Literal["holds", "does not hold", "not enough"]
 
@@ -118,12 +118,11 @@ class Reproduction:
         settings: The ways of training, all of which every row goes through.
         rows: The rows.
         groups: Title of every group.
-        batch_size: Instances per batch, where rows do not say otherwise.
+        batch_size: Instances per batch, where no change says otherwise.
         about: What the numbers of the tables are, as the first sentences of the report.
         table: Shows the records of one group, trained in one way, as lines of Markdown.
         draw: Draws a group.
-        judge: Judges what the paper says in words by records that were trained in one way; None where all it says
-            stands in its tables.
+        judge: Judges what the paper says in words by records that were trained in one way.
         measured: Further groups, which are measured.
         tables: Other ways than `table` to show single groups, by their name.
         beside: Another paper whose protocols' runs its pictures show as well, where they are kept beside its own.
@@ -138,7 +137,7 @@ class Reproduction:
     about: str
     table: Callable[[Runs], list[str]]
     draw: Callable[[Drawing], None]
-    judge: Callable[[Runs], list[Claim]] | None = None
+    judge: Callable[[Runs], list[Claim]]
     measured: dict[str, Measurement] = dataclasses.field(default_factory=dict)
     tables: dict[str, Callable[[Runs], list[str]]] = dataclasses.field(default_factory=dict)
     beside: str = ""
@@ -149,7 +148,7 @@ class Reproduction:
         known = {setting.name: setting for setting in self.settings}
         for name in distinct(records, "settings"):
             of_setting = among(records, settings=name)
-            for group in known[name].shown(self.groups) if name in known else self.groups:
+            for group in known[name].shown(self.groups):
                 own = [record for record in of_setting if group in record["groups"]]
                 if group in groups and own:
                     title = f"{self.groups[group]} ({name})"
@@ -158,95 +157,89 @@ class Reproduction:
                     drawn += drawing.files
         return drawn
 
-    def runs(
-        self,
-        settings: Settings,
-        groups: tuple[str, ...],
-        seeds: int,
-        base: TrainingSettings,
-        out: Path,
-        epochs: int | None = None,
-        only: tuple[str, ...] = (),
-        chosen: Mapping[str, Change] | None = None,
-    ) -> Iterator[tuple[Row, Run]]:
-        """Yield the runs of some groups: seed by seed, so that a run that stops early has seen every row.
 
-        Args:
-            settings: How they are trained.
-            groups: Which.
-            seeds: How many seeds, from 0 on.
-            base: Device, threads and data folder.
-            out: Folder for everything.
-            epochs: Passes over the training split, instead of the settings' own.
-            only: Leave out rows that none of these texts asks for, see `asks_for`; none given, all stay.
-            chosen: What the search of a protocol has chosen, see `chosen_by`; rows that lack a choice are left out.
-        """
-        search = settings.protocol.search if settings.protocol else None
-        for seed in range(seeds):
-            for row in self.rows_of(settings, groups, only):
-                choice = (chosen or {}).get(row.label)
-                if search is not None and row.label in search.choices and choice is None:
-                    continue
-                folder = out / (settings.folder or settings.name) / row.groups[0] / _plain(row.label) / f"seed-{seed}"
-                yield row, self._run(settings, row, seed, base, folder, epochs, choice)
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The runs of a paper in one way of training.
 
-    def search(
-        self,
-        settings: Settings,
-        groups: tuple[str, ...],
-        base: TrainingSettings,
-        out: Path,
-        epochs: int | None = None,
-        only: tuple[str, ...] = (),
-    ) -> Iterator[tuple[Row, Change, Run]]:
-        """Yield the runs by which a protocol chooses rates: a row, what is tried of it, and the run; see `runs`."""
-        search = settings.protocol.search if settings.protocol else None
-        if search is None:
-            return
-        place = out / (settings.folder or settings.name) / "search"
-        for row in self.rows_of(settings, groups, only):
-            for choice in search.choices.get(row.label, ()):
-                for seed in search.seeds:
-                    folder = place / _plain(row.label) / _plain(choice.text) / f"seed-{seed}"
-                    run = self._run(settings, row, seed, base, folder, epochs or search.epochs, choice)
-                    title = f"{settings.name}, {row.label}, {choice.text}, seed {seed}"
-                    more: dict[str, Any] = {"compare_paths": False, "keep_logits": False, "judge_at": ()}
-                    yield row, choice, dataclasses.replace(run, split="validation", title=title, **more)
+    Attributes:
+        paper: The paper.
+        settings: The way of training.
+        base: Device, threads and data folder.
+        out: Folder for everything.
+        groups: Groups of the rows; all of the paper's if left out.
+        only: Leave out rows that none of these texts asks for, see `asks_for`; none given, all stay.
+        epochs: Passes over the training split, instead of the settings' own.
+    """
 
-    def rows_of(self, settings: Settings, groups: tuple[str, ...], only: tuple[str, ...] = ()) -> list[Row]:
-        """The rows that are asked for, those of a protocol in its order."""
-        rows = [row for row in self.rows if any(asks_for(text, row.label) for text in only or ("",))]
-        rows = [row for row in rows if set(row.groups) & set(groups)]
-        if settings.protocol is not None:
-            order, own = settings.protocol.rows, settings.shown(self.groups)
-            rows = [row for row in rows if set(row.groups) & set(own)]
+    paper: Reproduction
+    settings: Settings
+    base: TrainingSettings
+    out: Path
+    groups: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    epochs: int | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that are asked for, in the order of the settings, where they name some."""
+        order, groups = self.settings.rows, set(self.groups or self.paper.groups)
+        rows = [row for row in self.paper.rows if any(asks_for(text, row.label) for text in self.only or ("",))]
+        rows = [row for row in rows if groups & set(row.groups) and self.settings.shown(row.groups)]
+        if order:
             rows = sorted((row for row in rows if row.label in order), key=lambda row: order.index(row.label))
         return rows
 
-    def _run(
-        self,
-        settings: Settings,
-        row: Row,
-        seed: int,
-        base: TrainingSettings,
-        folder: Path,
-        epochs: int | None,
-        choice: Change | None,
-    ) -> Run:
+    @property
+    def _place(self) -> Path:
+        return self.out / (self.settings.folder or self.settings.name)
+
+    def runs(self, seeds: int | None = None, chosen: Mapping[str, Change] | None = None) -> Iterator[Run]:
+        """Yield the runs: seed by seed, so that a run that stops early has seen every row.
+
+        Args:
+            seeds: How many seeds, from 0 on; as many as the settings say if left out.
+            chosen: A choice for each row that is searched for, those without are left out; by default what the search
+                has chosen so far.
+        """
+        searched = self.settings.search.choices if self.settings.search else {}
+        chosen = chosen_by(self.search()) if chosen is None else chosen
+        for seed in range(seeds or self.settings.seeds):
+            for row in self.rows:
+                choice = chosen.get(row.label)
+                if choice is not None or row.label not in searched:
+                    folder = self._place / row.groups[0] / _plain(row.label) / f"seed-{seed}"
+                    yield self._run(row, seed, folder, choice or Change(), self.epochs)
+
+    def search(self) -> Iterator[tuple[Row, Change, Run]]:
+        """Yield the runs by which rates are chosen: a row, what is tried of it, and the run."""
+        if (search := self.settings.search) is None:
+            return
+        more: dict[str, Any] = {"split": "validation", "compare_paths": False, "keep_logits": False, "judge_at": ()}
+        for row in self.rows:
+            for choice in search.choices.get(row.label, ()):
+                for seed in search.seeds:
+                    folder = self._place / "search" / _plain(row.label) / _plain(choice.text) / f"seed-{seed}"
+                    run = self._run(row, seed, folder, choice, self.epochs or search.epochs)
+                    title = f"{self.settings.name}, {row.label}, {choice.text}, seed {seed}"
+                    yield row, choice, dataclasses.replace(run, title=title, **more)
+
+    def _run(self, row: Row, seed: int, folder: Path, choice: Change, epochs: int | None) -> Run:
         """Make the run of a row."""
-        of_env = settings.changes.get(row.env, Change())
-        own = Change(row.env_options, row.agent_options)
+        settings = self.settings
         names = (row.agent, *row.groups, row.label, *(f"{group}: {row.label}" for group in row.groups))
         named = (settings.changes.get(name, Change()) for name in names)
-        changes = (of_env, own, *named, choice or Change())
+        of_env = settings.changes.get(row.env, Change())
+        changes = (of_env, Change(row.env_options, row.agent_options), *named, choice)
         passes = epochs or [settings.epochs, *(change.epochs for change in changes if change.epochs)][-1]
-        usual = settings.batch_size or self.batch_size
-        batch_size = [usual, *(change.batch_size for change in changes if change.batch_size)][-1]
+        batch_size = [self.paper.batch_size, *(change.batch_size for change in changes if change.batch_size)][-1]
         env_options = _filled((*settings.env_options, *(option for change in changes for option in change.env)), passes)
         agent_options = _filled([option for change in changes for option in change.agent], passes)
-        if settings.protocol is not None:
+        if isinstance(settings, Protocol):
             env_options, agent_options = pinned(row.env, env_options, row.agent, agent_options)
-        training = dataclasses.replace(base, env=row.env, epochs=passes, batch_size=batch_size, env_options=env_options)
+        training = dataclasses.replace(
+            self.base, env=row.env, epochs=passes, batch_size=batch_size, env_options=env_options
+        )
         return Run(
             training,
             row.agent,

@@ -73,12 +73,12 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The same small search for every row of a protocol that has a rate to choose, on validation, by seeds of its own.
+    """The same small search for every row that has a rate to choose, on validation, by seeds of its own.
 
     Attributes:
         epochs: Passes over the training split.
         choices: What to choose from, by label of the row.
-        seeds: The seeds, none of which the protocol has.
+        seeds: The seeds, none of which is one of the settings'.
     """
 
     epochs: int
@@ -87,35 +87,8 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
-    """What a small machine can decide of a paper: everything is fixed before it runs.
-
-    Options that neither it nor a row names are those of `pinned.toml`, so that a changed default changes nothing.
-
-    Attributes:
-        keeps: What it keeps of the paper.
-        shrinks: What it makes smaller.
-        decides: The claim it is to decide, in the words it is judged by.
-        effect: How large the effect is in the paper, or has to be to be worth anything.
-        rows: Labels of the rows it is of.
-        groups: Groups of the rows it is of; all of the paper's if left out.
-        seeds: Number of seeds, from 0 on.
-        search: How rates are chosen; None where all are given.
-    """
-
-    keeps: str
-    shrinks: str
-    decides: str
-    effect: str
-    rows: tuple[str, ...]
-    groups: tuple[str, ...] = ()
-    seeds: int = 3
-    search: Search | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Settings:
-    """How every row is trained.
+    """How rows are trained, and which.
 
     Attributes:
         name: What they are called.
@@ -125,8 +98,10 @@ class Settings:
             for an eighth of it, `{seven_eighths}` for the others.
         changes: What is different in single environments, by id; and, which counts more than a row's own options, for
             single agents, groups, rows, and rows of one group (`GROUP: LABEL`), by their names.
-        batch_size: Instances per batch; None for what the reproduction says.
-        protocol: What makes them decide something on a small machine; None for settings of all rows.
+        rows: Labels of the rows, in the order in which they are run; all of the paper's if left out.
+        groups: Groups of the rows, likewise.
+        seeds: Number of seeds, from 0 on.
+        search: How rates are chosen; None where all are given.
         folder: Name of settings that train alike, in whose folder the runs are, so that rows of both are run once.
     """
 
@@ -135,11 +110,31 @@ class Settings:
     epochs: int
     env_options: tuple[str, ...] = ()
     changes: Mapping[str, Change] = dataclasses.field(default_factory=dict)
-    batch_size: int | None = None
-    protocol: Protocol | None = None
+    rows: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    seeds: int = 3
+    search: Search | None = None
     folder: str = ""
 
     def shown(self, groups: Iterable[str]) -> tuple[str, ...]:
         """Those of a paper's groups that it is of, in their order."""
-        own = self.protocol.groups if self.protocol else ()
-        return tuple(group for group in groups if group in own or not own)
+        return tuple(group for group in groups if group in self.groups or not self.groups)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol(Settings):
+    """What a small machine can decide of a paper: everything is fixed before it runs.
+
+    Options that neither it nor a row names are those of `pinned.toml`, so that a changed default changes nothing.
+
+    Attributes:
+        keeps: What it keeps of the paper.
+        shrinks: What it makes smaller.
+        decides: The claim it is to decide, in the words it is judged by.
+        effect: How large the effect is in the paper, or has to be to be worth anything.
+    """
+
+    keeps: str
+    shrinks: str
+    decides: str
+    effect: str

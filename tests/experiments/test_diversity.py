@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import height_and_colours
-from records import over_seeds
+from records import cells, made, of_row, over_seeds, verdict
 
 from routing_gym.agents import make_agent
 from routing_gym.envs import evaluate
@@ -37,7 +37,6 @@ from routing_gym.experiments.papers.diversity.rows import (
     OMNIGLOT_EXPERTS,
     PAPER,
     REFUSED,
-    SHORT,
     SINGLE_TASK,
     SPECIALIZED,
     from_the_task,
@@ -47,13 +46,8 @@ from routing_gym.experiments.papers.rows import Change, Settings
 LITTLE = ("layers=3", "width=4", "expert_mid=2")
 
 
-def cells(settings, out, paper=DIVERSITY):
-    base = TrainingSettings(epochs=settings.epochs, device="cpu")
-    return list(paper.runs(settings, tuple(paper.groups), 1, base, out))
-
-
 def test_the_rows_are_the_papers_and_all_agents(tmp_path):
-    rows = {row.label: (row, cell) for row, cell in cells(PAPER, tmp_path)}
+    rows = {row.label: (row, cell) for row, cell in cells(DIVERSITY, PAPER, tmp_path)}
     assert len(rows) == len(DIVERSITY.rows) == len({cell.folder for _, cell in rows.values()})
     assert [row.label for row in DIVERSITY.rows[:5]] == [DIVERSE, CONVS, CONV5, CONV3, SINGLE_TASK]
     row, cell = rows[DIVERSE]
@@ -61,9 +55,7 @@ def test_the_rows_are_the_papers_and_all_agents(tmp_path):
     gates = {"k=7", "k_last=2", "balance=0.1", "balance_epochs=100", "task_embedding=16", "learning_rate=2e-4"}
     assert gates == set(cell.agent_options)
     assert {"alphabets=liang-2018", "differentiable=True"} <= set(cell.training.env_options)
-    (short,) = [cell for row, cell in cells(SHORT, tmp_path) if row.label == DIVERSE]
-    assert "size=32" in short.training.env_options and "balance_epochs=16" in short.agent_options
-    few = {row.label: cell for row, cell in cells(SHORT, tmp_path) if "few-steps" in row.groups}
+    few = {label: cell for label, (row, cell) in rows.items() if "few-steps" in row.groups}
     assert len(few) == 4 + 2 + 3 + 1, "Table 2, k falling, by the task alone, what they are compared with, the control"
     assert {"k=2", "embedding_scale=5.0", "noise=False"} <= set(few[from_the_task(CONV5)].agent_options)
     assert "network=omniglot-conv5" in few[from_the_task(CONV5)].training.env_options
@@ -74,18 +66,12 @@ def test_the_rows_are_the_papers_and_all_agents(tmp_path):
     assert not there & set(REFUSED)
 
 
-def made(row, cell):
-    """The cell's agent, on the paper's own options but a small network."""
-    options = (*cell.training.env_options, *{OMNIGLOT: LITTLE, CELLS: ("cells=1", "filters=1")}.get(row.env, ()))
-    training = dataclasses.replace(cell.training, env_options=options)
-    return dataclasses.replace(cell, training=training).make()
-
-
 @pytest.mark.long
 def test_every_row_can_be_made(tmp_path):
-    for row, cell in cells(SHORT, tmp_path):
+    for row, cell in cells(DIVERSITY, PAPER, tmp_path):
         layers = {MNIST: 1, CELLS: 8}.get(row.env, 3)
-        agent = made(row, cell)
+        little = {OMNIGLOT: ("size=32", "readout=flat", *LITTLE), CELLS: ("cells=1", "filters=1")}.get(row.env, ())
+        agent = made(cell, *little)
         assert ("network=cells-12x32" in cell.training.env_options) == ("C = 12" in row.label)
         assert agent.name == row.agent and agent.env.spec.id == row.env and agent.num_decisions == layers
         if row.label == SINGLE_TASK:
@@ -94,7 +80,7 @@ def test_every_row_can_be_made(tmp_path):
 
 
 def test_what_is_refused_is_refused_for_the_reason_given(tmp_path):
-    (row, cell) = next((row, cell) for row, cell in cells(SHORT, tmp_path) if row.env == OMNIGLOT)
+    (row, cell) = next((row, cell) for row, cell in cells(DIVERSITY, PAPER, tmp_path) if row.env == OMNIGLOT)
     for series, part in REFUSED:
         assert part == OMNIGLOT_EXPERTS
         agent, *options = COMPARED[series]
@@ -105,37 +91,18 @@ def test_what_is_refused_is_refused_for_the_reason_given(tmp_path):
         assert wanted.get(agent, "20 tasks, 7 experts") in REFUSED[series, part]
 
 
-def run(label, accuracy, *, seed=0, groups=("omniglot",), counts=None, instances=4000, **more):
+def run(label, accuracy, *, counts=None, instances=4000, **more):
     """Return one made-up record."""
     exits = np.zeros((1, 1, 10, 2), int)
     exits[..., 0] = instances // 10
     table = np.zeros((10, 1, 5), int) if counts is None else np.asarray(counts)[:, None]
-    return {
-        "label": label,
-        "groups": list(groups),
-        "settings": "short",
-        "series": ANNEALED if label == DIVERSE else "",
-        "part": OMNIGLOT_EXPERTS,
-        "agent": "top-k",
-        "seed": seed,
-        "test_accuracy": accuracy,
-        "asked": {"split": "test"},
-        "paper": None,
-        "exits": exits.tolist(),
-        "routes_by_label": table.tolist(),
-        "macs": 5e6,
-        "parameters": 3e6,
-        "parameters_used": 2.5e6,
-        "epochs": 8,
-        "seconds": 80.0,
-        "dataset": "data",
-        **more,
-    }
+    found = {"exits": exits.tolist(), "routes_by_label": table.tolist(), "parameters_used": 2.5e6, "paper": None}
+    known = {"series": ANNEALED if label == DIVERSE else "", "part": OMNIGLOT_EXPERTS, "agent": "top-k"}
+    return of_row(label, accuracy, **known | found | {"asked": {"split": "test"}} | more)
 
 
-def verdict(records, start):
-    (claim,) = [claim for claim in DIVERSITY.judge(records) if claim.text.startswith(start)]
-    return claim.verdict
+def judged(records, start):
+    return verdict(DIVERSITY.judge(records), start)[0]
 
 
 def test_the_order_of_the_tables():
@@ -144,25 +111,25 @@ def test_the_order_of_the_tables():
         return over_seeds([run(label, a) for label, a in zip(labels, accuracies, strict=True)])
 
     ordered = table(0.92, 0.89, 0.86, 0.83, 0.6)
-    assert verdict(ordered, "Table 2") == "holds" and verdict(ordered, "Table 1") == "holds"
+    assert judged(ordered, "Table 2") == "holds" and judged(ordered, "Table 1") == "holds"
     turned = table(0.6, 0.83, 0.86, 0.89, 0.92)
-    assert verdict(turned, "Table 2") == "does not hold" and verdict(turned, "Table 1") == "does not hold"
+    assert judged(turned, "Table 2") == "does not hold" and judged(turned, "Table 1") == "does not hold"
     one_swapped = table(0.92, 0.86, 0.89, 0.83, 0.6)
-    assert verdict(one_swapped, "Table 2") == "does not hold"
+    assert judged(one_swapped, "Table 2") == "does not hold"
     close = table(0.92, 0.92, 0.86, 0.83, 0.92)
-    assert verdict(close, "Table 2") == "not enough" and verdict(close, "Table 1") == "not enough"
+    assert judged(close, "Table 2") == "not enough" and judged(close, "Table 1") == "not enough"
     two_seeds = [one for one in ordered if one["seed"] < 2]
-    assert verdict(two_seeds, "Table 2") == "not enough" and verdict([], "Table 1") == "not enough"
+    assert judged(two_seeds, "Table 2") == "not enough" and judged([], "Table 1") == "not enough"
     missing = [one for one in ordered if one["label"] != CONV3]
-    assert verdict(missing, "Table 2") == "not enough"
+    assert judged(missing, "Table 2") == "not enough"
     # Means that seeds scatter more widely around than they are apart decide nothing.
     scattered = over_seeds([run(DIVERSE, 0.75), run(SINGLE_TASK, 0.7)], spread=0.1)
-    assert verdict(scattered, "Table 1") == "not enough"
+    assert judged(scattered, "Table 1") == "not enough"
     for six, twelve, wanted in ((0.95, 0.9, "holds"), (0.9, 0.95, "does not hold")):
         several = over_seeds([run(CELLS_6X32, six), run(CELLS_6X64, six), run(CELLS_12X32, twelve)])
-        assert verdict(several, "Table 4") == wanted
+        assert judged(several, "Table 4") == wanted
     for fixed, wanted in ((0.8, "holds"), (0.95, "does not hold")):
-        assert verdict([*ordered, *over_seeds([run("any", fixed, series=FIXED_K)])], "k that falls") == wanted
+        assert judged([*ordered, *over_seeds([run("any", fixed, series=FIXED_K)])], "k that falls") == wanted
 
 
 def test_specialization_is_more_than_shuffled_labels_give():
@@ -178,7 +145,7 @@ def test_specialization_is_more_than_shuffled_labels_give():
     pairs = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]] * 5)
     # Between 400 and 380 instances of a label take two experts, the rest two others.
     preferred = runs(*((400 - n) * pairs + n * np.roll(pairs, 2, 1) for n in (0, 10, 20)))
-    assert verdict(preferred, "Fig. 4") == "holds" and verdict(preferred[:2], "Fig. 4") == "not enough"
+    assert judged(preferred, "Fig. 4") == "holds" and judged(preferred[:2], "Fig. 4") == "not enough"
     # The labels of the very same instances, dealt out again, one instance after the other.
     taken, label = np.repeat(pairs, 400, 0), np.repeat(np.arange(10), 400)
     by_hand = []
@@ -188,10 +155,10 @@ def test_specialization_is_more_than_shuffled_labels_give():
         by_hand.append(mutual_information(counts, np.full(10, 400)))
     assert told_and_shuffled(preferred[0])[1].mean() == pytest.approx(np.mean(by_hand), rel=0.2)
     chance = [np.full((10, 5), 160) + random.integers(-4, 5, (10, 5)) for _ in range(3)]
-    assert verdict(runs(*chance), "Fig. 4") == "does not hold"
+    assert judged(runs(*chance), "Fig. 4") == "does not hold"
     dead = np.tile([400, 400, 0, 0, 0], (10, 1))
-    assert verdict(runs(dead, dead, dead), "Fig. 4") == "not enough", "who always chooses alike tells nothing"
-    assert verdict([], "Fig. 4") == "not enough"
+    assert judged(runs(dead, dead, dead), "Fig. 4") == "not enough", "who always chooses alike tells nothing"
+    assert judged([], "Fig. 4") == "not enough"
 
 
 def test_no_hole_in_the_table_of_agents_is_unexplained():
@@ -205,7 +172,7 @@ def test_no_hole_in_the_table_of_agents_is_unexplained():
     longer = run("b", 0.5, series="WPL", part=OMNIGLOT_EXPERTS, epochs=16)
     assert f"; 8 ({CIFAR_MTL}) and 16 ({OMNIGLOT_EXPERTS}) epochs." in across([*runs, longer])[-1]
     (row,) = depth([run(CELLS_6X64, 0.9, paper=0.955)])[2:3]
-    assert row.startswith(f"| {CELLS_6X64} | **90.00** | *95.5* | 2.50 | *9.6* | 3.00 | 5.00 |")
+    assert row.startswith(f"| {CELLS_6X64} | **90.00** | *95.5* | 2.50 | *9.6* | 1.11 | 40.00 |")
 
 
 QUICK = Settings(
@@ -217,23 +184,14 @@ QUICK = Settings(
 )
 
 
-@pytest.fixture(scope="module")
-def reproduced(tmp_path_factory):
-    """The folder of a reproduction of some rows, small ones."""
-    out = tmp_path_factory.mktemp("diversity")
+@pytest.mark.long
+def test_report_records_and_pictures(tmp_path, monkeypatch):
     wanted = (DIVERSE, CONVS, SPECIALIZED, f"WPL, {OMNIGLOT_EXPERTS}")
     rows = tuple(row for row in DIVERSITY.rows if row.label in wanted)
     quick = dataclasses.replace(DIVERSITY, rows=rows, settings=(QUICK,), batch_size=96)
-    patch = pytest.MonkeyPatch()
-    patch.setitem(reproduce.REPRODUCTIONS, "diversity", quick)
-    assert main(["reproduce", "diversity", "--out", str(out), "--seeds", "1"]) == 0
-    patch.undo()
-    return out
-
-
-@pytest.mark.long
-def test_report_records_and_pictures(reproduced):
-    records = {record["label"]: record for record in json.loads((reproduced / "results.json").read_text())}
+    monkeypatch.setitem(reproduce.REPRODUCTIONS, "diversity", quick)
+    assert main(["reproduce", "diversity", "--out", str(tmp_path), "--seeds", "1"]) == 0
+    records = {record["label"]: record for record in json.loads((tmp_path / "results.json").read_text())}
     diverse, mnist = records[DIVERSE], records[SPECIALIZED]
     assert diverse["experts"][0][-1] == "identity" and mnist["experts"] == [["fully connected"] * 5]
     assert diverse["paper"] == pytest.approx(0.9219) and diverse["curve"]["judged_on"] == "validation"
@@ -244,15 +202,15 @@ def test_report_records_and_pictures(reproduced):
         assert np.shape(record["curve"]["use"]) == (2, *np.shape(record["use"]))
         assert np.sum(record["use"], 1) == pytest.approx(1, abs=1e-3)
         assert record["parameters_used"] < record["parameters"]
-    report = (reproduced / "diversity.md").read_text()
+    report = (tmp_path / "diversity.md").read_text()
     error = f"**{100 * (1 - diverse['test_accuracy']):.2f}** | *7.81* |"
     assert f"| {DIVERSE} | {error}" in report and "An expert tells" in report
     assert "| WPL | **" in report and "| SARSA | not run | not run |" in report and "20 tasks, 7 experts" in report
     assert "Needs runs of one seed: only 5x5; only convolutions." in report
     names = ("omniglot", "omniglot-experts", "omniglot-training", "mnist", "mnist-training", "agents")
-    assert sorted(path.name for path in reproduced.glob("*.png")) == sorted(f"quick-{name}.png" for name in names)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(f"quick-{name}.png" for name in names)
     for name in names:
-        height, colours = height_and_colours(reproduced / f"quick-{name}.png")
+        height, colours = height_and_colours(tmp_path / f"quick-{name}.png")
         assert height > 150 and colours > 20, name
 
 
@@ -264,9 +222,9 @@ def test_cells_are_drawn_by_kind_of_decision(tmp_path):
     ]
     use = [[0.5, 0.5, 0, 0], [0.25] * 4, [0.2, 0.3, 0.5, 0], [1.0, 0, 0, 0]]
     course = {"epoch": [1, 2, 3], "use": [None, use, use], "judged_on": "test", "validation_accuracy": [0.1, 0.2, 0.3]}
-    record = run(CELLS_6X32, 0.9, groups=("depth",), use=use, experts=[], decisions=decisions, curve=course)
+    record = run(CELLS_6X32, 0.9, groups=["depth"], use=use, experts=[], decisions=decisions, curve=course)
     drawn = DIVERSITY.pictures(tuple(DIVERSITY.groups), [record], tmp_path)
-    assert [path.name for path in drawn] == [f"short-depth{end}.png" for end in ("", "-experts", "-training")]
+    assert [path.name for path in drawn] == [f"paper-depth{end}.png" for end in ("", "-experts", "-training")]
 
 
 def test_parameters_per_example_are_those_an_instance_passes():

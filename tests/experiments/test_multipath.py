@@ -8,11 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import height_and_colours
-from records import COSTS, chain_decisions, curve, exits_of, made_up, over_seeds, tree_decisions, verdict, ways_of
+from records import (
+    COSTS,
+    cells,
+    chain_decisions,
+    curve,
+    exits_of,
+    made_up,
+    over_seeds,
+    tree_decisions,
+    verdict,
+    ways_of,
+)
 
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
-from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.multipath.dataflow import layout
 from routing_gym.experiments.papers.multipath.results import claims, curve_of
@@ -22,14 +32,9 @@ from routing_gym.experiments.papers.rows import Row, Settings
 PLAIN = ("optimizer=sgd", "learning_rate=0.1", "momentum=0.9", "allow_partial=True")
 
 
-def cells(settings, groups=tuple(MULTIPATH.groups), only=(), epochs=None, paper=MULTIPATH, out=None):
-    base = TrainingSettings(epochs=epochs or settings.epochs, device="cpu")
-    return list(paper.runs(settings, groups, 1, base, out, epochs, only))
-
-
 def test_the_rows_are_the_papers_networks(tmp_path):
-    paper, short = MULTIPATH.settings
-    rows = {row.label: (row, cell) for row, cell in cells(paper, out=tmp_path)}
+    (paper,) = MULTIPATH.settings
+    rows = {row.label: (row, cell) for row, cell in cells(MULTIPATH, paper, out=tmp_path)}
     assert len(rows) == len(MULTIPATH.rows) == len({cell.folder for _, cell in rows.values()})
     count = {group: sum(group in row.groups for row in MULTIPATH.rows) for group in MULTIPATH.groups}
     assert count == {
@@ -54,17 +59,9 @@ def test_the_rows_are_the_papers_networks(tmp_path):
     dynamic, cell = rows["actor, dynamic k_cpt"]
     assert "k_cpt=(0, 1e-9, 2e-9, 4e-9, 8e-9, 1.6e-8, 3.2e-8, 6.4e-8)" in cell.training.env_options
     assert cell.judge_at == PRICES and cell.asked["judge_at"] == list(PRICES)
-    (row, cell), *_ = cells(short, out=tmp_path)
-    assert "schedule_epochs=1.5" in cell.training.env_options and "temperature_epochs=1.5" in cell.agent_options
     assert {row.env for row in MULTIPATH.rows} == {HYBRID, CIFAR10, CIFAR5, CIFAR2}
-    assert short.env_options == paper.env_options
-    (row, cell), *_ = cells(paper, out=tmp_path, epochs=2, only=("static, CIFAR-5",))
+    (row, cell), *_ = cells(MULTIPATH, paper, out=tmp_path, epochs=2, only=("static, CIFAR-5",))
     assert row.label == "static, CIFAR-5, 1 column" and "schedule_epochs=0.25" in cell.training.env_options
-
-
-def test_a_part_of_the_rows(tmp_path):
-    some = cells(MULTIPATH.settings[1], ("fig5",), ("k_cpt 4e-9", "k_cpt 0", "static"), out=tmp_path)
-    assert [row.label for row, _ in some[:2]] == ["actor, k_cpt 0", "actor, k_cpt 4e-9"] and len(some) == 3 * 2 + 8
 
 
 KINDS = {(row.series, row.part): row for row in reversed(MULTIPATH.rows)}
@@ -74,7 +71,7 @@ KINDS = {(row.series, row.part): row for row in reversed(MULTIPATH.rows)}
 @pytest.mark.long
 @pytest.mark.parametrize("row", KINDS.values(), ids=lambda row: row.label)
 def test_rows_can_be_made(row, tmp_path):
-    ((_, cell),) = [pair for pair in cells(MULTIPATH.settings[1], out=tmp_path) if pair[0] == row]
+    ((_, cell),) = [pair for pair in cells(MULTIPATH, MULTIPATH.settings[0], out=tmp_path) if pair[0] == row]
     agent = cell.make()
     assert agent.name == row.agent and agent.env.config.momentum == 0.9
     if row.series == "static":
@@ -300,7 +297,7 @@ def test_all_pictures_can_be_drawn(tmp_path):
     ]
     drawn = MULTIPATH.pictures(tuple(MULTIPATH.groups), records, tmp_path)
     names = ("dataflow", "exits", "fig5", "branching", "variants", "classes", "skipping", "width", "agents")
-    assert sorted(path.name for path in drawn) == sorted(f"short-{name}.png" for name in names)
+    assert sorted(path.name for path in drawn) == sorted(f"paper-{name}.png" for name in names)
     for path in drawn:
         assert height_and_colours(path)[1] > 20, path.name
 

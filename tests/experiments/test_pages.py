@@ -66,7 +66,7 @@ def test_every_figure_of_a_text_occurs_in_what_was_made_of_the_records(page):
 @pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.stem)
 def test_pages_are_made_of_the_records_there_are(page, tmp_path, monkeypatch):
     name, again = page.stem.replace("_", "-"), tmp_path / page.name
-    settings = [entry.settings.name for entry in entries() if entry.paper.name == name]
+    settings = [entry.protocol.name for entry in entries() if entry.paper.name == name]
     command = ["reproduce", name, "--settings", *settings, "--records", str(RECORDS / name)]
     monkeypatch.setattr("routing_gym.experiments.papers.reproduction.Reproduction.pictures", lambda *_: [])
     assert main([*command, "--out", str(tmp_path / "out"), "--report", str(again)]) == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from records import over_seeds
+from records import cells, made, of_row, over_seeds, verdicts
 from standins import write_cifar10, write_cifar100
 
 from routing_gym.envs import evaluate
@@ -16,7 +16,6 @@ from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.instances import accuracy_together, keep_logits
 from routing_gym.experiments.engine.metrics import count_parameters
 from routing_gym.experiments.engine.run import LOGITS
-from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.parallel_paths.results import (
     claims,
@@ -40,7 +39,6 @@ from routing_gym.experiments.papers.parallel_paths.rows import (
     PATHS,
     RESNET,
     RESNETS,
-    SHORT,
     SQUEEZED,
     STITCHED,
     TOLD,
@@ -53,16 +51,11 @@ from routing_gym.experiments.papers.parallel_paths.rows import (
 TINY = ("width=2", "hidden=4")
 
 
-def cells(settings, out, **options):
-    base = TrainingSettings(epochs=settings.epochs, device="cpu")
-    return list(PARALLEL_PATHS.runs(settings, tuple(PARALLEL_PATHS.groups), 1, base, out, **options))
-
-
 # ------------------------------------------------------------------------------------------------------------ rows
 
 
 def test_the_rows_are_the_papers(tmp_path):
-    rows = {row.label: (row, cell) for row, cell in cells(PAPER, tmp_path)}
+    rows = {row.label: (row, cell) for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path)}
     assert len(rows) == len(PARALLEL_PATHS.rows) == len({cell.folder for _, cell in rows.values()})
     assert set(CNNS) - set(rows) == {BASE_ENSEMBLE, ALL_ENSEMBLE}, "ensembles are not trained"
     assert {on(label, data) for label in RESNETS for data in DATA} <= set(rows)
@@ -81,14 +74,15 @@ def test_the_rows_are_the_papers(tmp_path):
     assert "keep_logits" not in rows[STITCHED][1].asked
 
 
-def test_short_settings_give_all_rows_one_budget(tmp_path):
-    budgets = {(cell.training.epochs, cell.training.batch_size) for _, cell in cells(SHORT, tmp_path)}
-    assert budgets == {(6, 128)}
-    assert {cell.training.epochs for _, cell in cells(PAPER, tmp_path, epochs=3)} == {3}
+def test_epochs_may_be_others_than_the_settings_say(tmp_path):
+    assert {cell.training.epochs for _, cell in cells(PARALLEL_PATHS, PAPER, tmp_path, epochs=3)} == {3}
 
 
 def test_a_row_can_be_asked_for_by_its_whole_name(tmp_path):
-    assert [row.label for row, _ in cells(SHORT, tmp_path, only=("=BaseCNN", "SEDeep"))] == [BASE, DEEP_SQUEEZED]
+    assert [row.label for row, _ in cells(PARALLEL_PATHS, PAPER, tmp_path, only=("=BaseCNN", "SEDeep"))] == [
+        BASE,
+        DEEP_SQUEEZED,
+    ]
 
 
 @pytest.mark.long
@@ -96,12 +90,11 @@ def test_every_row_on_cifar10_can_be_made(tmp_path):
     """The networks are the paper's in form, made narrow; each has the decisions and tensors it should have."""
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     seen = set()
-    for row, cell in cells(SHORT, tmp_path):
+    for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path):
         if row.env != CIFAR10:
             continue
-        narrow = (*cell.training.env_options, "width=2", *(["hidden=4"] if "ResNet" not in row.label else []))
-        training = dataclasses.replace(cell.training, data_dir=str(tmp_path), env_options=narrow)
-        agent = dataclasses.replace(cell, training=training).make()
+        narrow = TINY if "ResNet" not in row.label else TINY[:1]
+        agent = made(cell, *narrow, data_dir=str(tmp_path))
         name = row.part if row.groups == ("hard",) else row.series
         paths = next((number for number in PATHS if f"-{number}" in name), 2 if name == STITCHED else 1)
         assert agent.name == row.agent and agent.env.network.paths == agent.num_choices == paths, row.label
@@ -116,10 +109,9 @@ def test_every_row_on_cifar10_can_be_made(tmp_path):
 
 def test_records_count_the_parameters_that_the_paper_prints(tmp_path):
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
-    for row, cell in cells(SHORT, tmp_path):
+    for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path):
         if row.groups[0] == "cnn" and row.label != UNROUTED:  # as read, it has as many as three BaseCNNs
-            training = dataclasses.replace(cell.training, data_dir=str(tmp_path))
-            count = count_parameters(dataclasses.replace(cell, training=training).make())
+            count = count_parameters(made(cell, data_dir=str(tmp_path)))
             printed = CNNS[row.label].parameters
             last_digit = 10.0 ** -len(str(printed).partition(".")[2])
             assert count / 1e6 == pytest.approx(printed, abs=max(0.5 * last_digit, 0.015 * printed)), row.label
@@ -129,10 +121,8 @@ def test_own_paths_are_what_a_network_without_crossings_does(tmp_path):
     """BaseCNN-3 by masks, and BaseCNN-3-CC whose tensors are told to stay, give the same logits."""
     write_cifar10(tmp_path / "cifar-10-batches-bin", 20)
     said = []
-    for row, cell in cells(SHORT, tmp_path, only=(f"={UNROUTED}", on(routed(3, "CC"), OWN_PATHS))):
-        options = (*cell.training.env_options, *TINY)
-        training = dataclasses.replace(cell.training, data_dir=str(tmp_path), env_options=options)
-        agent = dataclasses.replace(cell, training=training).make()
+    for row, cell in cells(PARALLEL_PATHS, PAPER, tmp_path, only=(f"={UNROUTED}", on(routed(3, "CC"), OWN_PATHS))):
+        agent = made(cell, *TINY, data_dir=str(tmp_path))
         assert not said or agent.name == row.agent
         keep_logits(agent, "test", tmp_path / f"{len(said)}.npz")
         with np.load(tmp_path / f"{len(said)}.npz") as saved:
@@ -148,26 +138,9 @@ def test_own_paths_are_what_a_network_without_crossings_does(tmp_path):
 # ------------------------------------------------------------------------------------------------- made-up records
 
 
-def record(label, accuracy, *, seed=0, folder="nowhere", part="CIFAR-10", series=None, group="cnn", **more):
-    return {
-        "label": label,
-        "groups": [group],
-        "settings": "short",
-        "series": label if series is None else series,
-        "part": part,
-        "agent": "cross-connection",
-        "seed": seed,
-        "folder": str(folder),
-        "test_accuracy": accuracy,
-        "macs": 4e7,
-        "router_macs": 4e3,
-        "parameters": 1_110_000,
-        "paths": 1,
-        "epochs": 6,
-        "seconds": 60.0,
-        "dataset": part,
-        **more,
-    }
+def record(label, accuracy, *, folder="nowhere", **more):
+    known = {"folder": str(folder), "router_macs": 4e3, "paths": 1, "series": label}
+    return of_row(label, accuracy, **known | more)
 
 
 def member(folder, label, seed, logits, labels, **more):
@@ -206,7 +179,7 @@ def test_ensembles_average_class_probabilities(tmp_path):
     assert base["test_accuracy"] == pytest.approx(by_hand([(BASE, 0), (BASE, 1), (BASE, 2)]))
     assert together["test_accuracy"] == pytest.approx(by_hand([(BASE, 1), (WIDE, 1), (DEEP, 1)]))
     assert together["seed"] == 1, "the one seed that all three have"
-    assert base["parameters"] == 300 and together["parameters"] == 900 and together["seconds"] == 180
+    assert base["parameters"] == 300 and together["parameters"] == 900 and together["seconds"] == 240
     assert together["macs"] == 1.2e8 and "is not there" not in cnns(records)[-1]
     assert ensembles(records[:2]) == []
     assert cnns(records[:2])[-1].endswith(
@@ -237,7 +210,7 @@ def test_ensembles_of_different_images_are_refused(tmp_path):
 
 def test_tables_have_ours_and_theirs():
     lines = cnns([record(routed(2, "CC"), 0.90), record(routed(2, "CC"), 0.92, seed=1), record(BASE, 0.85)])
-    assert lines[2].startswith("| BaseCNN | 1.11 *0.55* | **15.00** *9.26* |  | 40.00 | 0.010 | 6 | 10 | 1 |")
+    assert lines[2].startswith("| BaseCNN | 1.11 *0.55* | **15.00** *9.26* |  | 40.00 | 0.010 | 8 | 10 | 1 |")
     assert lines[3].startswith("| BaseCNN-2-CC | 1.11 *1.11* | **9.00 ± ") and "*7.03* | *6.53* |" in lines[3]
     assert lines[-1].startswith("On the test split of CIFAR-10. BaseCNN ensemble is not there")
     name = routed(3, "CC", RESNET)
@@ -263,10 +236,6 @@ def test_tables_have_ours_and_theirs():
     assert "told the coarse class know part of the answer" in lines[-1]
 
 
-def verdicts(records):
-    return {claim.text: claim.verdict for claim in claims(records)}
-
-
 def table(folder, base, wide, deep, unrouted, squeezed, stitched, routed_ones, resnets):
     """Records of both tables over three seeds, of BaseCNN over nine; members of ensembles err on the same images."""
     folder.mkdir()
@@ -284,8 +253,8 @@ def table(folder, base, wide, deep, unrouted, squeezed, stitched, routed_ones, r
         for data in DATA:
             for paths, accuracy in zip(PATHS, resnets[1:], strict=True):
                 name = routed(paths, cross, RESNET)
-                records.append(record(on(name, data), accuracy, part=data, series=name, group="resnet"))
-    records += [record(on(RESNET, data), resnets[0], part=data, series=RESNET, group="resnet") for data in DATA]
+                records.append(record(on(name, data), accuracy, part=data, series=name))
+    records += [record(on(RESNET, data), resnets[0], part=data, series=RESNET) for data in DATA]
     return [*members, *over_seeds(records, spread=1e-4)]
 
 
@@ -296,18 +265,18 @@ def test_claims_follow_the_records(tmp_path):
         {"CC": (0.90, 0.92, 0.92), "CP": (0.90, 0.92, 0.92)},
         (0.80, 0.84, 0.88, 0.92),
     )
-    found = verdicts(good)
+    found = verdicts(claims(good))
     assert len(found) == 11 and set(found.values()) == {"holds"}, found
-    assert set(verdicts([run for run in good if run["seed"] < 2]).values()) == {"not enough"}
+    assert set(verdicts(claims([run for run in good if run["seed"] < 2])).values()) == {"not enough"}
     bad = table(
         tmp_path / "bad",
         *(0.90, 0.90, 0.90, 0.95, 0.90, 0.90),
         {"CC": (0.80, 0.84, 0.70), "CP": (0.82, 0.87, 0.80)},
         (0.80, 0.75, 0.70, 0.65),
     )
-    found = verdicts(bad)
+    found = verdicts(claims(bad))
     assert set(found.values()) == {"does not hold"}, found
-    assert set(verdicts(over_seeds([record(BASE, 0.9)])).values()) == {"not enough"}
+    assert set(verdicts(claims(over_seeds([record(BASE, 0.9)]))).values()) == {"not enough"}
 
 
 def test_as_good_means_fewer_parameters_too():
@@ -316,7 +285,7 @@ def test_as_good_means_fewer_parameters_too():
     def verdict(cc, cp, size):
         runs = [record(routed(n, "CC"), cc, parameters=size) for n in PATHS]
         runs += [record(routed(n, "CP"), cp, parameters=2_000_000) for n in PATHS]
-        return verdicts(over_seeds(runs, spread=1e-4))[text]
+        return verdicts(claims(over_seeds(runs, spread=1e-4)))[text]
 
     assert verdict(0.95, 0.93, 1_000_000) == "holds" and verdict(0.95, 0.93, 3_000_000) == "does not hold"
     assert verdict(0.928, 0.93, 1_000_000) == "holds", "0.2 points more are about as many"
@@ -332,7 +301,8 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     write_cifar10(tmp_path / "data" / "cifar-10-batches-bin", 20)
     write_cifar100(tmp_path / "data" / "cifar-100-binary", {"train": 300, "test": 100})
     monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 10)
-    small = dataclasses.replace(SHORT, epochs=1, env_options=(*SHORT.env_options, "width=2"))
+    partial = {CIFAR10: PAPER.changes[CIFAR10]}
+    small = dataclasses.replace(PAPER, epochs=1, env_options=(*PAPER.env_options, "width=2"), changes=partial)
     labels = [BASE, WIDE, DEEP, STITCHED, routed(2, "CC"), on(RESNET, "CIFAR-10")]
     labels += [on(routed(2, "CP", RESNET), data) for data in DATA]
     labels += [on(routed(2, "CC"), name) for name in ("REINFORCE", TOLD, OWN_PATHS)]
@@ -357,15 +327,15 @@ def test_the_command_runs_and_draws(monkeypatch, tmp_path):
     report = (out / "parallel-paths.md").read_text()
     assert "| All ensemble |" in report and "BaseCNN ensemble is not there" in report
     assert "told the coarse class know part of the answer" in report
-    members = [out / "short" / "cnn" / name / "seed-0" / LOGITS for name in ("basecnn", "widecnn", "deepcnn")]
+    members = [out / "paper" / "cnn" / name / "seed-0" / LOGITS for name in ("basecnn", "widecnn", "deepcnn")]
     assert f"**{100 - 100 * accuracy_together(members):.2f}** *6.90*" in report
     for name in (
         *("cnn-curves-cifar-10", "cnn-parameters", "cnn-routes", "cnn-gates", "cnn-gates-by-class", "cnn-weights"),
         *("hard-curves-basecnn-2-cc", "hard-live-paths"),
         *("resnet-curves-cifar-10", "resnet-curves-cifar-100", "resnet-parameters"),
     ):
-        assert f"(short-{name}.png)" in report
-        assert imread(out / f"short-{name}.png").std() > 0.01, name
+        assert f"(paper-{name}.png)" in report
+        assert imread(out / f"paper-{name}.png").std() > 0.01, name
 
     records = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/results.json")}
     assert len(records) == len(labels)

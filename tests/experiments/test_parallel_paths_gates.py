@@ -3,16 +3,9 @@
 import gymnasium
 import pytest
 import torch
-from matplotlib.image import imread
 
 from routing_gym.agents import make_agent, needs
 from routing_gym.envs import Context, Known, core_of
-from routing_gym.experiments.papers.parallel_paths.drawings import (
-    class_gates,
-    maximal_images,
-    path_weight_histograms,
-    routes,
-)
 from routing_gym.experiments.papers.parallel_paths.gates import (
     Crossing,
     Gate,
@@ -28,30 +21,18 @@ from routing_gym.experiments.papers.parallel_paths.gates import (
 from routing_gym.networks.parallel_paths import mix
 
 
-def looked_into(network="basecnn-3-cc", agent="cross-connection", **options):
+@pytest.fixture(scope="module")
+def agent():
     """An agent that has learned a little from small images."""
     small = {"num_tasks": 1, "num_classes": 5, "image_size": 8, "images_per_class": 40, "width": 4, "hidden": 6}
-    env = gymnasium.make_vec(
-        "routing_gym/SyntheticMTL-v0",
-        num_envs=20,
-        network=network,
-        **needs(agent),
-        **small,
-        learning_rate=0.02,
-        **options,
-    )
-    made = make_agent(agent, env, seed=3, **({"learning_rate": 0.1} if agent == "cross-connection" else {}))
-    return made.learn(core_of(env), 200)
+    options = {**needs("cross-connection"), **small, "network": "basecnn-3-cc", "learning_rate": 0.02}
+    env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=20, **options)
+    return make_agent("cross-connection", env, seed=3, learning_rate=0.1).learn(core_of(env), 200)
 
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 30)
-
-
-@pytest.fixture(scope="module")
-def agent():
-    return looked_into()
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +131,7 @@ def test_three_images_that_tell_depths_apart():
 
     connector = Crossing("input", torch.ones(5, 1, 2) / 2, torch.ones(5, 1), torch.ones(5, 2) / 2)
     label = torch.tensor([3, 3, 1, 2, 0])
-    gates = Gates((connector, crossing(early), crossing(1 - early), crossing(late)), label, label)
+    gates = Gates(None, (connector, crossing(early), crossing(1 - early), crossing(late)), label, label)
     assert tell_apart(gates) == (0, 1, 2)
 
 
@@ -161,20 +142,3 @@ def test_weights_by_path(agent):
     assert weights["dense 1"].shape == (3, 16 * 2 * 2, 6) and weights["dense 3"].shape == (3, 6, 5)
     first = agent.env.network.banks[0].layers[0].weight
     assert torch.equal(weights["conv 1"], first)
-
-
-@pytest.mark.long
-def test_pictures(agent, gates, tmp_path, monkeypatch):
-    monkeypatch.setattr("routing_gym.experiments.papers.parallel_paths.gates.STEPS", 5)
-    files = [tmp_path / f"{name}.png" for name in ("routes", "made", "classes", "weights")]
-    routes((agent, gates), files[0], "three paths")
-    maximal_images((agent, gates), files[1], "three paths")
-    class_gates((agent, gates), files[2], "three paths", classes=(0, 1, 2))
-    path_weight_histograms(agent, files[3], "three paths")
-    assert all(imread(file).std() > 0.01 for file in files)
-
-
-@pytest.mark.parametrize(("network", "name"), [("basecnn-2-cp", "cross-prediction"), ("basecnn-2-cc", "random")])
-def test_only_gates_of_cross_connections_can_be_shown(network, name):
-    with pytest.raises(ValueError, match="only data-dependent gates of cross-connections can be shown"):
-        gates_of(looked_into(network, name))

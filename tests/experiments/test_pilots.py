@@ -9,10 +9,13 @@ from routing_gym.experiments import reproduce
 from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.judging import Judge, judged
 from routing_gym.experiments.papers.pilots import late_gain, outlook
-from routing_gym.experiments.papers.rows import Change, Protocol, Row, Settings
+from routing_gym.experiments.papers.reproduction import Plan
+from routing_gym.experiments.papers.rows import Change, Protocol, Row
 
 DECIDES = "good errs less than bad"
-SETTINGS = Settings("s", "s", 20, protocol=Protocol("all", "nothing", DECIDES, "a point", ("good", "bad")))
+PROTOCOL = Protocol(
+    "s", "s", 20, rows=("good", "bad"), keeps="all", shrinks="nothing", decides=DECIDES, effect="a point"
+)
 
 
 def run(label, seed, accuracies, images=1000):
@@ -24,7 +27,7 @@ def run(label, seed, accuracies, images=1000):
 
 
 def shown(records, searched=()):
-    return outlook(SETTINGS, records, judged({DECIDES: [Judge(records).less("good", "bad")]}), searched)
+    return outlook(PROTOCOL, records, judged({DECIDES: [Judge(records).less("good", "bad")]}), searched)
 
 
 def test_gain_in_the_last_fifth():
@@ -71,7 +74,7 @@ def test_settings_that_train_alike_share_runs(tmp_path):
     margins, main = settings["two-cores-margins"], settings["two-cores"]
 
     def runs(setting):
-        return {row.label: run for row, run in paper.runs(setting, tuple(paper.groups), 1, base, tmp_path)}
+        return {run.facts["label"]: run for run in Plan(paper, setting, base, tmp_path).runs(1)}
 
     both = runs(margins).keys() & runs(main).keys()
     assert both == {"with both (CoDiNet)"}

@@ -13,8 +13,8 @@ from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.settings import TrainingSettings, parse_options
 from routing_gym.experiments.papers import pinning
-from routing_gym.experiments.papers.reproduction import Claim
-from routing_gym.experiments.papers.rows import Change, Protocol, Row, Search, Settings
+from routing_gym.experiments.papers.reproduction import Claim, Plan
+from routing_gym.experiments.papers.rows import Change, Protocol, Row, Search
 
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"
 ROWS = (
@@ -23,21 +23,19 @@ ROWS = (
     Row("left out", ("main",), SYNTHETIC, "shared"),
 )
 RATES = ("policy_rate=0.001", "policy_rate=0.05")
-SMALL = Settings(
+SMALL = Protocol(
     "small",
     "small",
     2,
     ("schedule_epochs={epochs}",),
     changes={"frozen": Change(env=("learning_rate=0.01",))},
-    protocol=Protocol(
-        "the data",
-        "all else",
-        "routed errs less than frozen",
-        "a point",
-        ("frozen", "routed"),
-        seeds=2,
-        search=Search(1, {"routed": tuple(Change(agent=(rate,)) for rate in RATES)}, seeds=(100, 101)),
-    ),
+    rows=("frozen", "routed"),
+    seeds=2,
+    search=Search(1, {"routed": tuple(Change(agent=(rate,)) for rate in RATES)}, seeds=(100, 101)),
+    keeps="the data",
+    shrinks="all else",
+    decides="routed errs less than frozen",
+    effect="a point",
 )
 
 
@@ -161,7 +159,7 @@ def test_a_kill_loses_nothing_that_is_finished_and_changes_no_result(toy, tmp_pa
 def test_what_diverges_is_not_chosen_and_not_tried_again(toy, tmp_path, monkeypatch, capsys):
     away = Change(env=("optimizer=sgd", "learning_rate=1e20"))
     search = Search(1, {"routed": (away, Change(agent=RATES[1:]))})
-    settings = dataclasses.replace(SMALL, protocol=dataclasses.replace(SMALL.protocol, seeds=1, search=search))
+    settings = dataclasses.replace(SMALL, seeds=1, search=search)
     monkeypatch.setitem(reproduce.REPRODUCTIONS, "codinet", dataclasses.replace(toy, settings=(settings,)))
     assert call(tmp_path, "start") == 1 and "the loss is nan" in capsys.readouterr().out
     (routed,) = [record for record in kept(tmp_path).values() if record["seed"] == 0 and record["agent"] == "wpl"]
@@ -196,7 +194,7 @@ def test_a_changed_default_changes_no_run(toy, tmp_path, monkeypatch, capsys):
 
     def asked():
         pinning.known.cache_clear()
-        return [run.asked for _, _, run in toy.search(SMALL, ("main",), base, tmp_path)]
+        return [run.asked for _, _, run in Plan(toy, SMALL, base, tmp_path).search()]
 
     assert call(tmp_path, "pin") == 0 and "options pinned" in capsys.readouterr().out
     before = asked()
@@ -211,17 +209,16 @@ def test_a_changed_default_changes_no_run(toy, tmp_path, monkeypatch, capsys):
 def test_protocols_pin_every_option_and_decide_a_claim_of_their_paper():
     base = TrainingSettings(device="cpu")
     for entry in queue.entries():
-        paper, settings = entry.paper, entry.settings
-        searched = list(paper.search(settings, tuple(paper.groups), base, queue.QUEUE))
-        choices = {row.label: choice for row, choice, _ in searched}
-        runs = [run for _, run in paper.runs(settings, tuple(paper.groups), 1, base, queue.QUEUE, chosen=choices)]
-        assert len(runs) == len(settings.protocol.rows), entry.name
+        plan = Plan(entry.paper, entry.protocol, base, queue.QUEUE)
+        searched = list(plan.search())
+        runs = list(plan.runs(1, {row.label: choice for row, choice, _ in searched}))
+        assert len(runs) == len(entry.protocol.rows), entry.name
         for run in [*runs, *(run for _, _, run in searched)]:
             given = parse_options("env_options", run.training.env_options).keys() | run.training.decided_by(run.agent)
             assert run.asked["env_options"].keys() <= given, entry.name
             assert run.asked["agent_options"].keys() == parse_options("agent_options", run.agent_options).keys()
-        assert settings.protocol.seeds >= 3
-        assert settings.protocol.decides in [claim.text for claim in paper.judge([])], entry.name
+        assert entry.protocol.seeds >= 3
+        assert entry.protocol.decides in [claim.text for claim in entry.paper.judge([])], entry.name
 
 
 BEST_FIRST = {
@@ -241,11 +238,9 @@ STATIC = ("shared", "shared-with-task", "random-fixed", "task-specific-all", "ta
 @pytest.mark.parametrize("entry", queue.entries(), ids=lambda entry: entry.name)
 def test_what_a_protocol_decides_can_come_out_either_way(entry):
     """By made-up errors of its own rows alone: as the paper says, against it, and all alike."""
-    paper, settings, base = entry.paper, entry.settings, TrainingSettings(device="cpu")
-    groups = tuple(paper.groups)
-    choices = {row.label: choice for row, choice, _ in paper.search(settings, groups, base, queue.QUEUE)}
-    runs = [run for _, run in paper.runs(settings, groups, 3, base, queue.QUEUE, chosen=choices)]
-    labels = [row.label for row in paper.rows_of(settings, groups)]
+    plan = Plan(entry.paper, entry.protocol, TrainingSettings(device="cpu"), queue.QUEUE)
+    runs = list(plan.runs(3, {row.label: choice for row, choice, _ in plan.search()}))
+    labels = entry.protocol.rows
     best = BEST_FIRST.get(entry.name, ())
 
     def rank(run):
@@ -270,7 +265,7 @@ def test_what_a_protocol_decides_can_come_out_either_way(entry):
             records.append({**run.facts, **of_all, "seed": run.seed, "agent": run.agent, "env": run.training.env,
                             "test_accuracy": 1 - error, "macs": 1e6 * (1 if routed else 10) * (1 + 0.1 * place),
                             "curve": {"validation_accuracy": [1 - error]}})  # fmt: skip
-        (claim,) = [claim for claim in paper.judge(records) if claim.text == settings.protocol.decides]
+        (claim,) = [claim for claim in entry.paper.judge(records) if claim.text == entry.protocol.decides]
         return claim.verdict
 
     assert [verdict(0.1, 0.3), verdict(0.3, 0.1), verdict(0.2, 0.2)] == ["holds", "does not hold", "not enough"]
@@ -301,6 +296,6 @@ def test_what_is_later_begins_when_all_seeds_of_the_others_are_done(toy, tmp_pat
 
 
 def test_a_way_of_training_is_no_protocol(toy, tmp_path):
-    queue.QUEUE.write_text('[[protocol]]\npaper = "multipath"\nsettings = "short"\nhours = 1.0\n')
-    with pytest.raises(UsageError, match="short of multipath is no protocol"):
+    queue.QUEUE.write_text('[[protocol]]\npaper = "multipath"\nsettings = "paper"\nhours = 1.0\n')
+    with pytest.raises(UsageError, match="paper of multipath is no protocol"):
         queue.entries()

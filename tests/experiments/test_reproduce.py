@@ -10,6 +10,7 @@ from pictures import height_and_colours
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.settings import TrainingSettings
+from routing_gym.experiments.papers.reproduction import Plan
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS, cost
 from routing_gym.experiments.papers.routing_networks.rows import CIFAR, MIN, MNIST
 from routing_gym.experiments.papers.rows import Row, Settings
@@ -167,14 +168,13 @@ def test_other_runs_in_the_folder_are_not_taken_for_these(small_paper, tmp_path,
 
 @pytest.mark.long
 def test_every_row_can_be_made(tmp_path):
-    groups = tuple(ROUTING_NETWORKS.groups)
     for settings in ROUTING_NETWORKS.settings:
-        base = TrainingSettings(epochs=settings.epochs, device="cpu")
-        cells = list(ROUTING_NETWORKS.runs(settings, groups, 1, base, tmp_path))
+        plan = Plan(ROUTING_NETWORKS, settings, TrainingSettings(device="cpu"), tmp_path)
+        cells = list(zip(plan.rows, plan.runs(1), strict=True))
         assert len(cells) == len(ROUTING_NETWORKS.rows)
         for row, cell in cells if settings.name == "tuned" else cells[::12]:
             agent = cell.make()
             assert agent.name == row.agent and agent.env.spec.id == row.env
-    folders = [cell.folder for _, cell in ROUTING_NETWORKS.runs(settings, groups, 2, base, tmp_path)]
+    folders = [cell.folder for cell in plan.runs(2)]
     assert len(set(folders)) == len(folders)
     assert {row.env for row in ROUTING_NETWORKS.rows} == {CIFAR, MIN, MNIST}

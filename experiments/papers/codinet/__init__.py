@@ -8,7 +8,7 @@ from routing_gym.experiments.papers.reproduction import Reproduction
 CODINET = Reproduction(
     name="codinet",
     title="CoDiNet: Path Distribution Modeling with Consistency and Diversity for Dynamic Routing (Wang et al.)",
-    settings=(rows.PAPER, rows.SHORT),
+    settings=(rows.PAPER,),
     rows=rows.ROWS,
     groups={
         "regularization": "Table 2: consistency and diversity",

@@ -13,8 +13,8 @@ from routing_gym.experiments.engine.figures import learning_curves, save
 from routing_gym.experiments.engine.records import Record, by_label, read_arrays
 from routing_gym.experiments.engine.run import PATHS
 from routing_gym.experiments.engine.training import CHECKPOINT
-from routing_gym.experiments.papers.codinet.results import AS_THE_PAPER, gflops_of
-from routing_gym.experiments.papers.codinet.rows import CONSISTENT, MARGINS, VANILLA, WITH_BOTH, with_margin
+from routing_gym.experiments.papers.codinet.results import gflops_of
+from routing_gym.experiments.papers.codinet.rows import WITH_BOTH
 from routing_gym.experiments.papers.figures import panels, show
 from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
 from routing_gym.experiments.train import load_with_env
@@ -23,11 +23,8 @@ CLASSES = 5
 """Figs. 6 and 9 show the first five classes: airplane, automobile, bird, cat and deer of CIFAR-10."""
 SHOWN, IMAGES = 1500, 8
 """Images that t-SNE arranges, and that are shown of a class."""
-LOOKED_INTO = {
-    "regularization": (VANILLA, CONSISTENT, WITH_BOTH),
-    "margins": (WITH_BOTH, *map(with_margin, MARGINS)),
-}
-"""Rows of groups whose paths are drawn."""
+LOOKED_INTO = ("regularization", "margins")
+"""Groups whose paths are drawn."""
 COLORS = {"class": ListedColormap([f"C{label}" for label in range(CLASSES)]), "blocks expected to run": "coolwarm"}
 """What images are coloured by, and the colours."""
 
@@ -39,8 +36,8 @@ def draw(drawing: Drawing) -> None:
         drawing.add(group, _accuracy_and_cost, drawing.all_records if group == "agents" else own)
     else:
         drawing.add(group, learning_curves, own)
-    firsts = [runs[0] for label, runs in by_label(own).items() if label in LOOKED_INTO.get(group, ())]
-    shown = [record for record in firsts if (Path(record["folder"]) / PATHS).exists()]
+    firsts = [runs[0] for runs in by_label(own).values()]
+    shown = [run for run in firsts if group in LOOKED_INTO and (Path(run["folder"]) / PATHS).exists()]
     if shown:
         arranged = {record["label"]: _arranged(Path(record["folder"]) / PATHS) for record in shown}
         drawing.add(f"{group}-classes", _plane, arranged, "Paths by class (t-SNE)", by="class")
@@ -81,12 +78,12 @@ def _plane(arranged: Mapping[str, Mapping[str, np.ndarray]], path: Path, title: 
 
 def _path_counts(records: Runs, path: Path, title: str) -> None:
     """Draw how many paths there are, what share of images keeps theirs, and how far predictions move (Fig. 10)."""
-    shown = {"different paths": "paths", "images that keep their path": AS_THE_PAPER, "as in training": "kept",
+    shown = {"different paths": "paths", "images that keep their path": "kept_rotated", "as in training": "kept",
              "KL of predictions, nats": "kl"}  # fmt: skip
     figure, axes_of = panels(title, list(shown), 11, 3.2)
     places, labels = range(len(records)), [record["label"] for record in records]
     for what, axes in axes_of.items():
-        values = [record["compared_paths"].get(shown[what], np.nan) for record in records]
+        values = [record["compared_paths"][shown[what]] for record in records]
         axes.bar(places, values, color=[f"C{number}" for number in places])
         axes.set_xticks(places, labels, rotation=20, ha="right", fontsize=8)
     save(figure, path)

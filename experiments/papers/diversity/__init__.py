@@ -8,7 +8,7 @@ from routing_gym.experiments.papers.reproduction import Reproduction
 DIVERSITY = Reproduction(
     name="diversity",
     title="Diversity and Depth in Per-Example Routing Models (Ramachandran, Le; ICLR 2019)",
-    settings=(rows.PAPER, rows.SHORT),
+    settings=(rows.PAPER,),
     rows=rows.ROWS,
     groups={
         "omniglot": "Tables 1 and 2, Omniglot: diverse experts",

@@ -46,20 +46,6 @@ PAPER = Settings(
         CELLS: Change(env=OF_CELLS, epochs=200),
     },
 )
-SHORT = Settings(
-    name="short",
-    about="as the other, in few epochs, and for Omniglot drawings made 32x32, experts of 24 channels between their two "
-    "convolutions (1.8 million parameters, as printed), readouts that see all of the last map, and training in "
-    "bfloat16: for small machines",
-    epochs=16,
-    env_options=ADAM,
-    changes={
-        OMNIGLOT: Change(env=(*OF_OMNIGLOT, "size=32", "expert_mid=24", "readout=flat", "precision=bfloat16")),
-        MNIST: Change(epochs=3),
-        CIFAR: Change(env=MOVED, epochs=3),
-        CELLS: Change(env=OF_CELLS, epochs=8),
-    },
-)
 
 BALANCED = ("balance=0.1", "balance_epochs={epochs}")
 FALLING = ("k=7", "k_last=2", *BALANCED)

@@ -8,7 +8,7 @@ from routing_gym.experiments.papers.reproduction import Reproduction
 MULTIPATH = Reproduction(
     name="multipath",
     title="Deciding How to Decide (McGill, Perona; ICML 2017)",
-    settings=(rows.PAPER, rows.SHORT),
+    settings=(rows.PAPER,),
     rows=rows.ROWS,
     groups={
         "fig5": "Fig. 5, hybrid data: strategies",

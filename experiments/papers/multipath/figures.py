@@ -48,7 +48,7 @@ def draw(drawing: Drawing) -> None:
     if group == "fig5":
         if actors := _of_first_seed(own, "actor"):
             drawing.add("dataflow", dataflow, actors, "Fig. 6: where examples leave")
-        if known := [record for record in actors if any(record["curve"].get("exits", []))]:
+        if known := [record for record in actors if any(record["curve"]["exits"])]:
             drawing.add("exits", exits_over_training, known, "Fig. 8: where examples leave, over training")
         drawing.add(group, _strategies, own)
     elif group == "variants":

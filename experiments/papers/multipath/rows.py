@@ -32,12 +32,6 @@ PAPER = Settings(
     changes=dict.fromkeys((CIFAR10, CIFAR5, CIFAR2), Change(epochs=205)),  # of 391 steps
     env_options=TRAINING,
 )
-SHORT = Settings(
-    name="short",
-    about="as the paper's, in fewer epochs: rate and temperature are halved in an eighth of them",
-    epochs=12,
-    env_options=TRAINING,
-)
 
 ACTOR = ("temperature=1.0", "temperature_epochs={eighth}", "decisiveness=0.01", "weight_decay=1e-4")
 NO_K_DEC = (*ACTOR[:2], "decisiveness=0.0", ACTOR[3])

@@ -8,7 +8,7 @@ from routing_gym.experiments.papers.reproduction import Reproduction
 PARALLEL_PATHS = Reproduction(
     name="parallel-paths",
     title="End-to-End Data-Dependent Routing in Multi-Path Neural Networks (Tissera et al.)",
-    settings=(rows.PAPER, rows.SHORT),
+    settings=(rows.PAPER,),
     rows=rows.ROWS,
     groups={
         "cnn": "Table 2: parallel paths against wider, deeper and other networks",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,32 +37,24 @@ SHADE = Normalize(-0.16, 1.16)
 CROSSING, STACK, INCH = 3.0, 1.5, 0.62
 """From the tensors that arrive to those that leave, from there to the next, and how many inches that is for 1."""
 
-LookedInto = tuple[Agent, Gates]
-"""An agent, and what it does with the test images."""
-
 
 def look_into(agent: Agent, drawing: Drawing, title: str) -> None:
     """Draw Figs. 8 to 11 of an agent's gates."""
-    looked_into = agent, gates_of(agent)
-    drawing.add(f"{drawing.group}-routes", routes, looked_into, title)
-    drawing.add(f"{drawing.group}-gates", maximal_images, looked_into, title)
-    drawing.add(f"{drawing.group}-gates-by-class", class_gates, looked_into, title)
+    gates = gates_of(agent)
+    drawing.add(f"{drawing.group}-routes", routes, gates, title)
+    drawing.add(f"{drawing.group}-gates", maximal_images, gates, title)
+    drawing.add(f"{drawing.group}-gates-by-class", class_gates, gates, title)
     drawing.add(f"{drawing.group}-weights", path_weight_histograms, agent, title)
 
 
-def _class_name(label: int, num_classes: int) -> str:
-    return NAMES[label] if num_classes == len(NAMES) else f"class {label}"
-
-
-def routes(looked_into: LookedInto, path: Path, title: str) -> None:
+def routes(gates: Gates, path: Path, title: str) -> None:
     """Draw how images go through the crossings (Fig. 8), a row for each.
 
     Boxes are tensors, the redder the larger their share of the mean activation; circles are gates and edges what they
     weigh, the bluer and thicker the stronger; white boxes are layers between the crossings. The images are those that
     `tell_apart` finds.
     """
-    agent, gates = looked_into
-    network, dataset = network_of(agent), agent.env.datasets["test"]
+    network, dataset = network_of(gates.agent), gates.agent.env.datasets["test"]
     shown = tell_apart(gates)
     wide = INCH * (len(network.decisions) * (CROSSING + STACK) + 1.2)
     sought = "sought: b gated as a, of its class, late in the network, and as c early"
@@ -72,7 +63,7 @@ def routes(looked_into: LookedInto, path: Path, title: str) -> None:
     grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(1.5, wide))
     for row, ((left, right), number) in enumerate(zip(grid, shown, strict=True)):
         show(left, dataset.images[dataset.image[number]][None])
-        true, said = (_class_name(int(of[number]), dataset.num_classes) for of in (gates.label, gates.predicted))
+        true, said = (NAMES[of[number]] for of in (gates.label, gates.predicted))
         left.set_title(f"{'abc'[row]}: {true}", fontsize=9)
         if said != true:
             left.set_xlabel(f"taken for {said}", fontsize=8)
@@ -115,15 +106,14 @@ def _area(width: float) -> float:
     return (72 * INCH * width) ** 2
 
 
-def maximal_images(looked_into: LookedInto, path: Path, title: str) -> None:
+def maximal_images(gates: Gates, path: Path, title: str) -> None:
     """Draw for some gates the ten test images with the highest and the lowest, and one made to open it (Fig. 9)."""
-    agent, gates = looked_into
-    network, dataset = network_of(agent), agent.env.datasets["test"]
+    network, dataset = network_of(gates.agent), gates.agent.env.datasets["test"]
     figure = titled(f"{title}: what opens gates, and what closes them", 11, 7.6)
     panels = np.asarray(figure.subfigures(2, 2, hspace=0.04, wspace=0.04)).flat
     for panel, gate in zip(panels, chosen_gates(network), strict=True):
         strength = gates.strength(gate)
-        made, scores = synthesised(agent, gate)
+        made, scores = synthesised(gates.agent, gate)
         panel.suptitle(gate.name(network), fontsize=10)
         axes = panel.subplot_mosaic([["highest", "made"], ["lowest", "made"]], width_ratios=(5, 4))
         for name, rows in zip(("highest", "lowest"), extremes(strength), strict=True):
@@ -135,22 +125,21 @@ def maximal_images(looked_into: LookedInto, path: Path, title: str) -> None:
     save(figure, path)
 
 
-def class_gates(looked_into: LookedInto, path: Path, title: str, classes: Sequence[int] = CLASSES) -> None:
-    """Draw how strong two gates are for the test images of some classes (Fig. 10)."""
-    agent, gates = looked_into
-    network = network_of(agent)
+def class_gates(gates: Gates, path: Path, title: str) -> None:
+    """Draw how strong two gates are for the test images of `CLASSES` (Fig. 10)."""
+    network = network_of(gates.agent)
     early, _, deep, _ = chosen_gates(network)
-    figure = titled(f"{title}: gates by class", 9, 1.5 * len(classes) + 0.8)
-    grid = figure.subplots(len(classes), 2, sharex="col", squeeze=False)
+    figure = titled(f"{title}: gates by class", 9, 1.5 * len(CLASSES) + 0.8)
+    grid = figure.subplots(len(CLASSES), 2, sharex="col")
     for column, gate in zip(grid.T, (early, deep), strict=True):
         strength = gates.strength(gate)
         # A scale of its own for each gate: some move little.
         edges = np.linspace(float(strength.min()), float(strength.max()) + 1e-6, 41)
-        for row, (axes, kind) in enumerate(zip(column, classes, strict=True)):
+        for row, (axes, kind) in enumerate(zip(column, CLASSES, strict=True)):
             axes.hist(strength[gates.label == kind].numpy(), bins=edges, color=f"C{row}")
             axes.axvline(float(strength.mean()), color="0.3", linewidth=0.8, linestyle=":")
             axes.set_yticks([])
-            axes.set_ylabel(_class_name(kind, agent.env.dataset.num_classes), fontsize=8)
+            axes.set_ylabel(NAMES[kind], fontsize=8)
         column[0].set_title(gate.name(network), fontsize=9)
         column[-1].set_xlabel("gate (dotted: mean of all classes)", fontsize=8)
     save(figure, path)

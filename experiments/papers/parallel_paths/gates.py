@@ -55,6 +55,7 @@ class Gate(NamedTuple):
 class Gates(NamedTuple):
     """What an agent does with R images: crossings, decision by decision, labels `(R,)`, and the classes it says."""
 
+    agent: Agent
     crossings: tuple[Crossing, ...]
     label: Tensor
     predicted: Tensor
@@ -65,18 +66,16 @@ class Gates(NamedTuple):
 
 
 def network_of(agent: Agent) -> ParallelPaths:
-    """Return the network of an agent; ValueError if its tensors are not cross-connected by data-dependent gates."""
-    network = agent.env.network
-    if isinstance(network, ParallelPaths) and network.cross == "connections" and isinstance(agent, CrossConnection):
-        return network
-    raise ValueError(f"only data-dependent gates of cross-connections can be shown, not those of {agent.name!r}")
+    """Return the network of an agent."""
+    assert isinstance(agent.env.network, ParallelPaths)
+    return agent.env.network
 
 
 def gates_of(agent: Agent) -> Gates:
     """Route the test images and note all gates.
 
     A decision sees every tensor averaged over the image; what goes into a path is the sum of what is sent there, so
-    that its mean activation follows (section 7.1). Raises what `network_of` does.
+    that its mean activation follows (section 7.1).
     """
     network = network_of(agent)
     batches: list[list[Tensor]] = []
@@ -93,7 +92,7 @@ def gates_of(agent: Agent) -> Gates:
     for decision, gates, arriving in zip(network.decisions, columns[::2], columns[1::2], strict=True):
         leaving = torch.einsum("rmn,rm->rn", gates, arriving)
         crossings.append(Crossing(decision.name, gates, _shares(arriving), _shares(leaving)))
-    return Gates(tuple(crossings), label, predicted)
+    return Gates(agent, tuple(crossings), label, predicted)
 
 
 def _shares(strength: Tensor) -> Tensor:

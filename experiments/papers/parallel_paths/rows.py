@@ -24,7 +24,6 @@ CIFAR10 = "routing_gym/Cifar10ParallelPaths-v0"
 CIFAR100 = "routing_gym/Cifar100ParallelPaths-v0"
 
 SGD = ("optimizer=sgd", "momentum=0.9")
-PARTIAL = {CIFAR10: Change(env=("allow_partial=True",))}
 RESNET_EPOCHS = 350
 PAPER = Settings(
     name="paper",
@@ -32,16 +31,10 @@ PAPER = Settings(
     "at 150 and 250 of 350",
     epochs=200,
     env_options=(*SGD, "learning_rate=0.1", "schedule=step", "schedule_epochs=(80, 150)"),
-    changes={**PARTIAL, "resnet": Change(env=("schedule_epochs=(150, 250)",), epochs=RESNET_EPOCHS, batch_size=64)},
-)
-SHORT = Settings(
-    name="short",
-    about="as the other, but batches of 128 for all, training in bfloat16, and few epochs, in which the rate falls "
-    "from 0.03 to 0 along a cosine: for small machines",
-    epochs=6,
-    # At a rate of 0.1 wide networks have hardly begun to learn by then: their dense layers are not normalised.
-    env_options=(*SGD, "learning_rate=0.03", "precision=bfloat16", "schedule=cosine", "schedule_epochs={epochs}"),
-    changes=PARTIAL,
+    changes={
+        CIFAR10: Change(env=("allow_partial=True",)),
+        "resnet": Change(env=("schedule_epochs=(150, 250)",), epochs=RESNET_EPOCHS, batch_size=64),
+    },
 )
 
 BASE, WIDE, DEEP = "BaseCNN", "WideCNN", "DeepCNN"

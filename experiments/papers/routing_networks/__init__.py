@@ -6,7 +6,7 @@ from routing_gym.experiments.papers.routing_networks import cost, figures, resul
 ROUTING_NETWORKS = Reproduction(
     name="routing-networks",
     title="Routing Networks (Rosenbaum, Klinger, Riemer; ICLR 2018)",
-    settings=rows.SETTINGS,
+    settings=(rows.PAPER, rows.TUNED),
     rows=rows.ROWS,
     groups={
         "rl": "Fig. 4, CIFAR-MTL: algorithms",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import torch
 
-from routing_gym.agents import agent_class, make_agent, train_batch
-from routing_gym.envs import RoutingVectorEnv
+from routing_gym.agents import make_agent, needs, train_batch
+from routing_gym.envs import core_of
 from routing_gym.experiments.benchmarks.timing import in_turns
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.figures import save
@@ -21,14 +22,12 @@ from routing_gym.experiments.engine.settings import TrainingSettings
 from routing_gym.experiments.papers.figures import row_of, titled
 from routing_gym.experiments.papers.reproduction import Runs, among, distinct
 from routing_gym.experiments.papers.tables import heading, line
-from routing_gym.networks import NETWORKS, make_network
-from routing_gym.registration import ENV_IDS
 
 AGENTS = ("wpl", "task-specific-all", "cross-stitch")
 BLOCKS = (2, 3, 5, 10, 20, 40)
 ROUNDS = 15
-PARTS = {"the paper's network": None, "routed layers alone": "mlp"}
-"""What is trained, and the name of its network; what routed layers cost hardly shows behind four convolutions."""
+PARTS: dict[str, dict[str, str]] = {"the paper's network": {}, "routed layers alone": {"network": "mlp"}}
+"""What is trained, and its options; what routed layers cost hardly shows behind four convolutions."""
 PRINTED = "paper: 85 %, 5.6 instead of 38 hours, with 20 tasks"
 """Of CIFAR-MTL (section 4)."""
 
@@ -69,28 +68,19 @@ def cost_against_number_of_blocks(base: TrainingSettings, path: Path) -> list[Re
     for part, network in PARTS.items():
         agents = {}
         for blocks, name in product(BLOCKS, AGENTS):
-            env = _with_blocks(whole, network or ENV_IDS[base.env]["network"], name, blocks)
-            agents[name, blocks] = make_agent(name, env).train()
+            tasks = range(min(blocks, whole.dataset.num_tasks))
+            data = {split: part.select_tasks(tasks) for split, part in whole.datasets.items()}
+            options: dict[str, Any] = {"dataset": data, "num_blocks": blocks, **network, **needs(name)}
+            env = gymnasium.make_vec(base.env, num_envs=whole.num_envs, device=base.device, **options)
+            agents[name, blocks] = make_agent(name, core_of(env)).train()
         steps = {case: partial(train_batch, agent, agent.env) for case, agent in agents.items()}
         for (name, blocks), times in in_turns(steps, ROUNDS, whole.device).items():
-            env = agents[name, blocks].env
-            tasks, seconds = env.dataset.num_tasks, statistics.median(times) * len(env.dataset) / env.num_envs
-            record = {"network": part, "agent": name, "blocks": blocks, "tasks": tasks, "seconds_per_epoch": seconds}
-            records.append({**record, "seconds_per_epoch_and_task": seconds / tasks, **setting})
+            trained = agents[name, blocks].env.dataset
+            count, seconds = trained.num_tasks, statistics.median(times) * len(trained) / whole.num_envs
+            record = {"network": part, "agent": name, "blocks": blocks, "tasks": count, "seconds_per_epoch": seconds}
+            records.append({**record, "seconds_per_epoch_and_task": seconds / count, **setting})
     write_results(records, path)
     return records
-
-
-def _with_blocks(whole: RoutingVectorEnv, network: str, agent: str, blocks: int) -> RoutingVectorEnv:
-    """Return an environment of as many tasks, if there are, as blocks per layer, in the form an agent needs."""
-    tasks = min(blocks, whole.dataset.num_tasks)
-    data = {split: part.select_tasks(range(tasks)) for split, part in whole.datasets.items()}
-    train, kind = data[whole.config.split], agent_class(agent)
-    form = {name: value for name, value in kind.env_kwargs.items() if name in NETWORKS[network].options}
-    options = {"num_tasks": tasks, "num_classes": train.num_classes, "num_blocks": blocks, **form}
-    routed = make_network(network, input_shape=train.input_shape, **options)
-    settings = {**dataclasses.asdict(whole.config), "action_type": kind.action_type}
-    return RoutingVectorEnv(routed, data, whole.num_envs, **settings)
 
 
 def cost_by_blocks(costs: Runs) -> list[str]:

@@ -19,27 +19,16 @@ TASKS = (2, 3, 5, 10)
 """How many of CIFAR-MTL's Fig. 15 is on."""
 CIFAR, MIN, MNIST = "routing_gym/Cifar100MTL-v0", "routing_gym/MiniImagenetMTL-v0", "routing_gym/MnistMTL-v0"
 
-PRINTED = ("optimizer=sgd", "learning_rate=0.01", "schedule=step", "schedule_epochs=20")
-SGD_TOO = dict.fromkeys(
-    ("Q-learning, approximators", "cross-stitch", "soft-mixture", "gumbel", "reinforce", "actor-critic"),
-    Change(agent=("optimizer=sgd", "learning_rate=none")),
-)
-"""What these agents train by gradients follows the blocks' rate."""
 PAPER = Settings(
     name="paper",
     about="as printed: SGD, also of gates, scores and values, 1e-2 divided by 10 every 20 epochs; no augmentation; the "
     "paper steps once per sample, so that a block learns from the mean over the rows that ran it",
     epochs=100,
-    env_options=(*PRINTED, "block_gradient=rows"),
-    changes=SGD_TOO,
-)
-PAPER_IN_BATCHES = Settings(
-    name="paper-batches",
-    about="as `paper`, but a block's gradient is that of the mean loss of a mixed batch, in which a block that one of "
-    "20 tasks uses has a twentieth of a shared block's",
-    epochs=100,
-    env_options=PRINTED,
-    changes=SGD_TOO,
+    env_options=("optimizer=sgd", "learning_rate=0.01", "schedule=step", "schedule_epochs=20", "block_gradient=rows"),
+    changes=dict.fromkeys(  # what these train by gradients follows the blocks' rate
+        ("Q-learning, approximators", "cross-stitch", "soft-mixture", "gumbel", "reinforce", "actor-critic"),
+        Change(agent=("optimizer=sgd", "learning_rate=none")),
+    ),
 )
 TUNED = Settings(
     name="tuned",
@@ -52,8 +41,6 @@ TUNED = Settings(
         "cifar: shared, told the task": Change(env=("learning_rate=0.003",)),
     },
 )
-
-SETTINGS = PAPER, PAPER_IN_BATCHES, TUNED
 
 
 def _row(
