@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from deciding import learned_from, policies_of, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import learned_from, of_family, policies_of, scores_of, small_env
+from toys import of_family, small_env
 
 from routing_gym.agents import make_agent
 from routing_gym.envs import rollout

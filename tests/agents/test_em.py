@@ -6,18 +6,10 @@ import itertools
 import gymnasium
 import pytest
 import torch
+from deciding import assert_descends_by, legal_for, policies_of, scores_of, watched_trials
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import (
-    assert_descends_by,
-    legal_for,
-    of_family,
-    planted_env,
-    policies_of,
-    scores_of,
-    small_env,
-    watched_trials,
-)
+from toys import of_family, planted_env, small_env
 
 import routing_gym
 from routing_gym.agents import Agent, make_agent, needs, train_batch

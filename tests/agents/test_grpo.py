@@ -3,9 +3,10 @@
 import gymnasium
 import pytest
 import torch
+from deciding import assert_descends_by, policies_of, watched_trials
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import assert_descends_by, of_family, policies_of, small_env, watched_trials
+from toys import of_family, small_env
 
 import routing_gym
 from routing_gym.agents import make_agent, needs, train_batch

@@ -3,8 +3,9 @@
 import gymnasium
 import pytest
 import torch
+from deciding import choosers, seen_by
 from resuming import assert_goes_on
-from toys import CLASSES, IMAGE, MaskedColumns, PlantedGate, choosers, of_family, planted_env, seen_by, small_env
+from toys import CLASSES, IMAGE, MaskedColumns, PlantedGate, of_family, planted_env, small_env
 
 import routing_gym
 from routing_gym.agents import make_agent, needs

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from deciding import learned_from, scores_of, who_decides
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import ExitTree, learned_from, scores_of, small_env, who_decides
+from toys import ExitTree, small_env
 
 from routing_gym.agents import make_agent
 from routing_gym.envs import rollout

@@ -6,9 +6,10 @@ import gymnasium
 import pytest
 import stepping
 import torch
+from deciding import learned_from, policies_of, who_decides
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import ExitTree, learned_from, of_family, policies_of, small_env, who_decides
+from toys import ExitTree, of_family, small_env
 
 import routing_gym
 from routing_gym.agents import make_agent, needs, train_batch

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
+from deciding import assert_descends_by, learned_from, legal_for, scores_of, who_decides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from toys import ExitTree, assert_descends_by, learned_from, legal_for, of_family, scores_of, small_env, who_decides
+from toys import ExitTree, of_family, small_env
 
 from routing_gym.agents import make_agent
 from routing_gym.agents.parts.draws import drawn

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from deciding import learned_from, legal_for, who_decides
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import ExitTree, learned_from, legal_for, of_family, planted_env, small_env, who_decides
+from toys import ExitTree, of_family, planted_env, small_env
 
 import routing_gym
 from routing_gym.agents import make_agent

@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
+from deciding import choice_of, choosers, learned_from, legal_for, scores_of, who_decides
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from toys import choice_of, choosers, learned_from, legal_for, of_family, scores_of, small_env, who_decides
+from toys import of_family, small_env
 
 from routing_gym.agents import WPL, make_agent
 from routing_gym.agents.parts.losses import project

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from by_hand import CHAIN, exit_env, given
-from toys import TREE, ExitTree, planted_env, seen_by, small_env, toy_data, toy_env
+from deciding import seen_by
+from toys import TREE, ExitTree, planted_env, small_env, toy_data, toy_env
 
 import routing_gym
 from routing_gym.agents import add_task, make_agent
