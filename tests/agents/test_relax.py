@@ -188,7 +188,7 @@ def test_a_trained_control_variate_makes_the_estimate_less_noisy(control):
 def test_what_it_cannot_be_is_refused():
     for options, message in (
         ({"control": "none"}, "control must be '"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": 0.0}, "temperature must be at least 1e-6"),
         ({"entropy": -0.1}, "entropy must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
