@@ -265,7 +265,7 @@ def test_environments_it_cannot_route_are_refused():
         ({"cost_target": 0.0}, r"cost_target must lie in \(0, 1\]"),
         ({"cost_target": 1.5}, r"cost_target must lie in \(0, 1\]"),
         ({"cost_step": 0.0}, "cost_step must be positive"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": 0.0}, "temperature must be at least 1e-6"),
         ({"hidden": 0}, "hidden must be an integer of at least 1"),
         ({"freeze_after": -1.0}, "freeze_after must be at least 0"),
         ({"consistency_margin": -0.2}, "consistency_margin must be at least 0"),
