@@ -21,6 +21,7 @@ import torch
 
 from routing_gym.agents import AGENTS, make_agent, needs
 from routing_gym.envs import evaluate
+from routing_gym.experiments.engine.machine import processor_name
 from routing_gym.experiments.engine.records import Record
 from routing_gym.files import write_atomically
 
@@ -37,10 +38,19 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "vit-skip": {},
 }
 """Networks by name, with options."""
-TOLD = """Accuracy in %, million multiply-accumulates per instance, and milliseconds of a training batch of {rows} on
-one thread, to be compared within a column only: three synthetic tasks of four classes whose labels conflict, {batches}
-batches, {seeds} seeds, every agent at its defaults. It says what runs and what it costs, not who is better: that is
-what [the suite](suite/leaderboard.md) is for. A number in brackets says why an agent does not route a network."""
+PARTICULARS = {
+    r"decision (\d+ \()?'[^']*'\)?": "a decision",
+    r"offers \d+": "offers fewer",
+    r"; \w+ is none": "",
+    r" \([\w.]+ and \d+ more\)": "",
+    r" \(did you mean .*\)": "",
+}
+"""What a reason says of one network alone, and what stands for it."""
+TOLD = """Accuracy in %, million multiply-accumulates per instance, and milliseconds of a training batch of {rows}
+on one thread, to be compared within a column only: three synthetic tasks of four classes whose labels conflict,
+{batches} batches, {seeds} seeds, every agent at its defaults, {device}. It says what runs and what it costs, not
+who is better: that is what [the suite](suite/leaderboard.md) is for. Who compares augmentations of an image sees it
+shifted by up to a pixel. A number in brackets says why an agent does not route a network."""
 
 
 def measure(name: str, network: str, seed: int) -> Record:
@@ -48,6 +58,7 @@ def measure(name: str, network: str, seed: int) -> Record:
     torch.manual_seed(seed)
     try:
         given = {**DATA, "network": network, **NETWORKS[network], **needs(name)}
+        given |= {"shift": 1} if "augmentations" in given else {}
         env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=ROWS, seed=seed, **given)
         agent = make_agent(name, env, seed=seed)
     except ValueError as error:
@@ -76,7 +87,8 @@ def page(records: Sequence[Record], seeds: int) -> str:
         own = by_place[name, network]
         if "refused" in own[0]:
             why = own[0]["refused"].replace(f"agent {name!r}", "the agent")
-            why = re.sub(r"decision '[^']*'", "a decision", why)
+            for detail, put in PARTICULARS.items():
+                why = re.sub(detail, put, why)
             if why not in reasons:
                 reasons.append(why)
             return f"[{reasons.index(why) + 1}]"
@@ -91,7 +103,7 @@ def page(records: Sequence[Record], seeds: int) -> str:
             "",
             "# Every agent on every network",
             "",
-            *TOLD.format(rows=ROWS, batches=BATCHES + WARM_UP, seeds=seeds).splitlines(),
+            *TOLD.format(rows=ROWS, batches=BATCHES + WARM_UP, seeds=seeds, device=processor_name()).splitlines(),
             "",
             *("| " + " | ".join(row) + " |" for row in told),
             "",
