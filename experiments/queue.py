@@ -54,6 +54,11 @@ class Entry:
         """Paper and protocol."""
         return f"{self.paper.name} {self.protocol.name}"
 
+    def turn(self, run: Run) -> tuple[bool, bool, int]:
+        """When a run's turn is: the lower, the sooner."""
+        deciding = not self.protocol.first or run.facts["label"] in self.protocol.first
+        return self.later, not deciding, 0 if run.split == "validation" else run.seed
+
 
 @dataclasses.dataclass
 class Stand:
@@ -89,11 +94,11 @@ class Stand:
 class Queue(Command):
     """Show what is done of the papers' runs, what is next and how long is left; or start to work on them.
 
-    One worker takes the runs in their order, at the lowest priority of the system: searches and first seeds of all
-    protocols, then all second seeds, and so on, so that every protocol shows early what it is worth; those that stand
-    under `later` begin when all others are done. It may be stopped
-    at any time, also by a kill: what is finished is finished, and what was begun goes on from its checkpoint at the
-    next start.
+    One worker takes the runs in their order, at the lowest priority of the system: first those of the rows by which the
+    protocols decide what they are for, then the others; of either searches and first seeds of all protocols, then all
+    second seeds, and so on; those that stand under `later` begin when all others are done. It may be stopped at any
+    time, also by a kill: what is finished is finished, and what was begun goes on from its checkpoint at the next
+    start.
 
     Attributes:
         what: `status`; `start`; or `pin`, which writes down the defaults of what a new protocol leaves open.
@@ -160,11 +165,11 @@ class Queue(Command):
         failures: dict[Path, str] = {}
         with locked(self.records), locked(writable_folder(self.out)):
             while True:
-                left = [(entry.later, 0 if run.split == "validation" else run.seed, run)
+                left = [(entry.turn(run), run)
                         for entry in asked for run in self.stand(entry).left if run.folder not in failures]  # fmt: skip
                 if not left:
                     return say_failures(list(failures.values()), console, self.out)
-                *_, run = min(left, key=lambda one: one[:2])
+                _, run = min(left, key=lambda one: one[0])
                 kept = run.folder
                 begun = dataclasses.replace(run, folder=self.out / kept.relative_to(self.records))
                 if record := begun.finished():  # killed before it was kept
@@ -189,7 +194,7 @@ class Queue(Command):
             whole += left
             spent = sum(record["seconds"] for record in stand.finished)
             count = len(stand.finished) + len(stand.left) + stand.waiting
-            then = stand.left[0].title if stand.left else ""
+            then = min(stand.left, key=entry.turn).title if stand.left else ""
             hours = [f"{seconds / 3600:.1f}" for seconds in (spent, left)]
             table.add_row(entry.name, str(len(stand.finished)), str(count), *hours, then)
         show(console, table)

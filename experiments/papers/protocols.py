@@ -53,9 +53,19 @@ TUNED_SHRINKS = f"batches of 128 images, and Adam with augmentation in place of 
 
 
 def _of_agents(
-    figure: int, claim: str, effect: str, group: str, rows: tuple[str, ...], *, search: bool = True
+    figure: int,
+    claim: str,
+    effect: str,
+    group: str,
+    rows: tuple[str, ...],
+    other: str,
+    *,
+    search: bool = True,
 ) -> Protocol:
-    """CIFAR-MTL under several agents, all trained well; the runs of all such figures lie together."""
+    """CIFAR-MTL under several agents, all trained well, the first of which is to be better than another.
+
+    The runs of all such figures lie together.
+    """
     return Protocol(
         name=f"two-cores-fig{figure}",
         about=f"Fig. {figure} in a way of training that suits all agents: {AS_TUNED}",
@@ -67,6 +77,7 @@ def _of_agents(
         + ("" if search else "; all rows have the agent's rate of the settings `tuned`"),
         effect=effect,
         decides=f"Fig. {figure}{claim}",
+        first=(rows[0], other),
         rows=rows,
         groups=(group,),
         search=Search(epochs=4, choices={label: _around(label) for label in rows}) if search else None,
@@ -91,6 +102,7 @@ ROUTING_NETWORKS = (
         f"in the last of which the rate is 1e-4; {HELD_OUT}",
         effect="18 points (42 against 60 % accuracy)",
         decides=f"Fig. 6: {routing.ROUTING} errs less than {routing.SPECIFIC}",
+        first=(routing.ROUTING, routing.SPECIFIC),
         rows=ROUTED_AND_BASELINES,
         groups=("cifar",),
         search=Search(epochs=10, choices=OWN_RATES),
@@ -106,6 +118,7 @@ ROUTING_NETWORKS = (
         effect="3 points (96 against 99 % accuracy); a pilot of the baseline was at 99.4 %, so that some tenths "
         "are all there can be",
         decides=f"Fig. 8: {routing.ROUTING} errs less than {routing.SPECIFIC}",
+        first=(routing.ROUTING, routing.SPECIFIC),
         rows=ROUTED_AND_BASELINES,
         groups=("mnist",),
         seeds=5,
@@ -120,6 +133,7 @@ ROUTING_NETWORKS = (
         shrinks=f"epochs from 100 to 40, {TUNED_SHRINKS}",
         effect="18 points as printed (42 against 60 % accuracy); what is left of it under good training",
         decides=f"Fig. 6: {routing.ROUTING} errs less than {routing.SPECIFIC}",
+        first=(routing.ROUTING, routing.SPECIFIC),
         rows=ROUTED_AND_BASELINES,
         groups=("cifar",),
         search=Search(
@@ -137,6 +151,7 @@ ROUTING_NETWORKS = (
         "5 points (60 against 55 % accuracy)",
         "rl",
         OF_FIG_4,
+        "Q-learning, table",
     ),
     _of_agents(
         5,
@@ -144,6 +159,7 @@ ROUTING_NETWORKS = (
         "16 points (60 against 44 % accuracy)",
         "architectures",
         OF_FIG_5,
+        "single agent",
     ),
     _of_agents(
         12,
@@ -151,11 +167,19 @@ ROUTING_NETWORKS = (
         "not printed as a number: some points in the figure",
         "rho",
         tuple(f"WPL, ρ = {rho}" for rho in (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)),
+        "WPL, ρ = 1.0",
         search=False,
     ),
 )
 
 CHEAP_PRICES = ("4e-9", "1.6e-8", "6.4e-8")
+
+
+def _priced(series: str, part: str) -> tuple[str, ...]:
+    """Rows of a strategy, one for each of these prices and none."""
+    return tuple(f"{multipath.named(series, part)}, k_cpt {price}" for price in ("0", *CHEAP_PRICES))
+
+
 MULTIPATH = (
     Protocol(
         name="two-cores",
@@ -177,6 +201,7 @@ MULTIPATH = (
             ),
             *multipath.static_labels("CIFAR-2"),
         ),
+        first=(*_priced("actor", "CIFAR-2"), *multipath.static_labels("CIFAR-2")),
     ),
     Protocol(
         name="two-cores-skipping",
@@ -192,7 +217,7 @@ MULTIPATH = (
         effect="a point of error, at half of the operations",
         decides="Not in the paper, CIFAR-10: actor networks err less than static ones with half of the operations",
         rows=(
-            *(f"{multipath.named('actor', 'CIFAR-10')}, k_cpt {price}" for price in ("0", *CHEAP_PRICES)),
+            *_priced("actor", "CIFAR-10"),
             *(multipath.static_labels("CIFAR-10")[columns - 1] for columns in (1, 2, 4, 8)),
         ),
         groups=("skipping",),
@@ -244,6 +269,7 @@ OMNIGLOT = Protocol(
     decides="In few steps: unlike experts err less than 3x3 alone, and than 3x3 and identity",
     effect="9 points (7.8 against 16.7 % error)",
     rows=OF_OMNIGLOT,
+    first=tuple(map(diversity.from_the_task, (diversity.DIVERSE, diversity.CONV3, diversity.CONTROL))),
     search=Search(epochs=8, choices=dict.fromkeys(OF_OMNIGLOT, BOTH_RATES)),
 )
 DIVERSITY = (
@@ -258,6 +284,7 @@ DIVERSITY = (
         decides="In few steps: the order of Table 2 with k = 2",
         effect="1.3 to 4.7 points from line to line (7.8, 10.7, 12.0 and 16.7 % error)",
         rows=REST_OF_OMNIGLOT,
+        first=tuple(map(diversity.from_the_task, diversity.TABLE_2)),
         search=Search(
             epochs=8,
             choices={
@@ -289,6 +316,7 @@ CIFAR_10 = Protocol(
         *(codinet.VANILLA, codinet.CONSISTENT, codinet.WITH_BOTH),
         *map(codinet.with_gamma, codinet.GAMMAS[1:]),
     ),
+    first=(codinet.VANILLA, codinet.WITH_BOTH),
 )
 CODINET = (
     CIFAR_10,
@@ -306,6 +334,7 @@ CODINET = (
             codinet.WITH_BOTH,
             *(codinet.with_margin(margin) for margin in codinet.MARGINS if margin != 0.5),
         ),
+        first=(),
         groups=("margins",),
     ),
 )
@@ -329,6 +358,7 @@ PARALLEL_PATHS = (
         decides="Table 2: two routed paths err less than one of twice the width",
         effect="1.7 points (7.2 against 9.0 % error)",
         rows=OF_TABLE_2,
+        first=(parallel.WIDE, *(parallel.routed(2, cross) for cross in parallel.CROSSES)),
         search=Search(epochs=10, choices=dict.fromkeys(OF_TABLE_2, _rates_of_blocks(0.01, 0.03, 0.1))),
     ),
 )

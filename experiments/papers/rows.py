@@ -132,9 +132,12 @@ class Protocol(Settings):
         shrinks: What it makes smaller.
         decides: The claim it is to decide, in the words it is judged by.
         effect: How large the effect is in the paper, or has to be to be worth anything.
+        first: Labels of the rows that what it decides is about, which the queue runs before the others; all if left
+            out.
     """
 
     keeps: str
     shrinks: str
     decides: str
     effect: str
+    first: tuple[str, ...] = ()

@@ -206,6 +206,20 @@ def test_a_changed_default_changes_no_run(toy, tmp_path, monkeypatch, capsys):
     assert [one["env_options"]["rho"] for one in changed] == [0.5] * 4 and changed != before
 
 
+def test_rows_that_decide_come_first(toy, tmp_path):
+    protocol = dataclasses.replace(SMALL, first=("routed",))
+    plan = Plan(toy, protocol, TrainingSettings(device="cpu"), tmp_path)
+    searched = [run for _, _, run in plan.search()]
+    runs = [*searched, *plan.runs(chosen={"routed": Change(agent=(RATES[0],))})]
+    turns = {"now": queue.Entry(toy, protocol, 1.0), "later": queue.Entry(toy, protocol, 1.0, later=True)}
+    order = sorted(((turns[when].turn(run), when, run.title) for when in turns for run in runs), key=lambda one: one[0])
+    of_one = [run.title for run in searched] + [
+        f"small, {row}, seed {seed}" for row in ("routed", "frozen") for seed in (0, 1)
+    ]
+    assert [title for _, when, title in order if when == "now"] == of_one
+    assert [when for _, when, _ in order] == ["now"] * len(runs) + ["later"] * len(runs)
+
+
 def test_protocols_pin_every_option_and_decide_a_claim_of_their_paper():
     base = TrainingSettings(device="cpu")
     for entry in queue.entries():
@@ -237,10 +251,12 @@ STATIC = ("shared", "shared-with-task", "random-fixed", "task-specific-all", "ta
 
 @pytest.mark.parametrize("entry", queue.entries(), ids=lambda entry: entry.name)
 def test_what_a_protocol_decides_can_come_out_either_way(entry):
-    """By made-up errors of its own rows alone: as the paper says, against it, and all alike."""
+    """By made-up errors of the rows that come first: as the paper says, against it, and all alike."""
     plan = Plan(entry.paper, entry.protocol, TrainingSettings(device="cpu"), queue.QUEUE)
-    runs = list(plan.runs(3, {row.label: choice for row, choice, _ in plan.search()}))
-    labels = entry.protocol.rows
+    labels, first = entry.protocol.rows, entry.protocol.first or entry.protocol.rows
+    assert set(first) <= set(labels)
+    chosen = {row.label: choice for row, choice, _ in plan.search()}
+    runs = [run for run in plan.runs(3, chosen) if run.facts["label"] in first]
     best = BEST_FIRST.get(entry.name, ())
 
     def rank(run):
