@@ -18,7 +18,7 @@ from routing_gym.agents.parts.multipath import ExactMultipath, Multipath, Multip
 from routing_gym.agents.parts.scores import sample
 from routing_gym.envs import Context, Observation, SettledExit, Step, Trajectory, classified_right
 from routing_gym.networks import EXIT
-from routing_gym.options import divisor, not_negative, rate
+from routing_gym.options import not_negative, positive, rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CriticConfig(MultipathConfig):
         error: What a wrong answer costs in the targets: `"cross-entropy"`, or `"classification"`, 1 (Fig. 5).
     """
 
-    temperature: float = divisor(0.1)
+    temperature: float = positive(0.1)
     regression: float = not_negative(1e-3)
     error: Literal["cross-entropy", "classification"] = "cross-entropy"
 
