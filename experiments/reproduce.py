@@ -30,6 +30,7 @@ from routing_gym.experiments.engine.settings import (
 )
 from routing_gym.experiments.papers.codinet import CODINET
 from routing_gym.experiments.papers.diversity import DIVERSITY
+from routing_gym.experiments.papers.judging import claims_of
 from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
 from routing_gym.experiments.papers.pilots import outlook
@@ -43,7 +44,7 @@ from routing_gym.experiments.papers.reproduction import (
     distinct,
 )
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
-from routing_gym.experiments.papers.rows import Change, Protocol, Settings
+from routing_gym.experiments.papers.rows import Change, Protocol
 from routing_gym.options import unknown_name
 from routing_gym.tasks import DataError
 
@@ -252,10 +253,7 @@ class _Work:
             if own := [record for record in records if group in record["groups"]]:
                 lines += [f"### {paper.groups[group]}", "", *paper.tables.get(group, paper.table)(own), ""]
         if records:
-            claims = paper.judge(whole_seeds(settings, records))
-            if isinstance(settings, Protocol):  # others are for other rows
-                decides = settings.decides
-                claims = [one for one in claims if one.text == decides or any(part.found for part in one.parts)]
+            claims = claims_of(paper, settings, records)
             said = [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in claims]
             lines += ["### What the paper says", "", *said, ""]
         if isinstance(settings, Protocol):
@@ -267,14 +265,6 @@ class _Work:
 def _once(runs: Iterable[Run]) -> list[Run]:
     """Runs, each once: settings that share a folder ask for some of them again."""
     return list({run.folder: run for run in runs}.values())
-
-
-def whole_seeds(settings: Settings, records: Sequence[Record]) -> list[Record]:
-    """Records of the seeds of which all rows that settings name are there: others are not judged."""
-    there: dict[int, set[str]] = {}
-    for record in records:
-        there.setdefault(record["seed"], set()).add(record["label"])
-    return [record for record in records if there[record["seed"]] >= set(settings.rows)]
 
 
 def about_protocol(protocol: Protocol, choices: Mapping[str, Change]) -> list[str]:

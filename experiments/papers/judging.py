@@ -10,7 +10,8 @@ import numpy as np
 
 from routing_gym.experiments.engine.records import Record
 from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, MISTAKES, paired_difference
-from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs, Verdict, among
+from routing_gym.experiments.papers.reproduction import Claim, Judged, Reproduction, Runs, Verdict, among
+from routing_gym.experiments.papers.rows import Protocol, Settings
 
 
 def judged(said: Mapping[str, Sequence[Judged]]) -> list[Claim]:
@@ -35,6 +36,30 @@ def judged(said: Mapping[str, Sequence[Judged]]) -> list[Claim]:
             Claim(text, verdict, " ".join(dict.fromkeys(part.numbers for part in parts)) or "Needs runs.", parts)
         )
     return claims
+
+
+def claims_of(paper: Reproduction, settings: Settings, records: Runs) -> list[Claim]:
+    """Judge what a paper says by the runs of one way of training, of seeds of which all rows are there.
+
+    Of a protocol only what its rows can tell is left; what it decides is judged by the rows that this is about, as soon
+    as those of a seed are there.
+    """
+    claims = paper.judge(_whole_seeds(settings.rows, records))
+    if not isinstance(settings, Protocol):
+        return claims
+    first = settings.first or settings.rows
+    decisive = paper.judge(_whole_seeds(first, [record for record in records if record["label"] in first]))
+    (main,) = (claim for claim in decisive if claim.text == settings.decides)
+    return [main if claim.text == main.text else claim for claim in claims
+            if claim.text == main.text or any(part.found for part in claim.parts)]  # fmt: skip
+
+
+def _whole_seeds(rows: Sequence[str], records: Runs) -> list[Record]:
+    """Records of the seeds of which all these rows are there."""
+    there: dict[int, set[str]] = {}
+    for record in records:
+        there.setdefault(record["seed"], set()).add(record["label"])
+    return [record for record in records if there[record["seed"]] >= set(rows)]
 
 
 POINTS = " points"

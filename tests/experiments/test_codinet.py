@@ -43,6 +43,7 @@ from routing_gym.experiments.papers.codinet.rows import (
     with_gamma,
     with_margin,
 )
+from routing_gym.experiments.papers.judging import claims_of
 from routing_gym.networks import make_network
 from routing_gym.tasks import Shift, synthetic_mtl
 
@@ -238,6 +239,19 @@ def test_claims_follow_the_records():
         *(record(name, 0.80 + 0.05 * i) for i, name in enumerate(RELAXATIONS.values())),
     ]
     assert set(verdicts(claims(over_seeds(bad))).values()) == {"does not hold"}
+
+
+def test_what_a_protocol_decides_waits_for_its_own_rows_alone():
+    paper = reproduce.REPRODUCTIONS["codinet"]
+    (protocol,) = (one for one in paper.settings if one.name == "two-cores")
+    runs = over_seeds([record(VANILLA, 0.90), record(CONSISTENT, 0.88), record(WITH_BOTH, 0.93)])
+    found = verdicts(claims_of(paper, protocol, runs))
+    assert found == {protocol.decides: "holds"}  # of no seed there are all rows
+    runs += over_seeds([record(with_gamma(gamma), 0.92, 1.4e8 - 1e9 * gamma) for gamma in GAMMAS[1:]])
+    found = verdicts(claims_of(paper, protocol, runs))
+    assert len(found) > 5 and found["Table 2: with consistency alone more images are classified wrong"] == "holds"
+    runs = [run for run in runs if run["seed"] < 2 or run["label"] != VANILLA]
+    assert set(verdicts(claims_of(paper, protocol, runs)).values()) == {"not enough"}
 
 
 def test_the_table_has_ours_and_theirs():
