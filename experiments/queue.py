@@ -22,12 +22,14 @@ from routing_gym.experiments.engine.console import say, show
 from routing_gym.experiments.engine.folders import locked
 from routing_gym.experiments.engine.launchers import InProcess, perform, say_failures
 from routing_gym.experiments.engine.machine import commit
+from routing_gym.experiments.engine.page import write_page
 from routing_gym.experiments.engine.records import Record, write_results
 from routing_gym.experiments.engine.run import DIVERGED, KEPT, LOGITS, Run
 from routing_gym.experiments.engine.settings import TrainingSettings, known_names, writable_folder
 from routing_gym.experiments.papers.pinning import pin
 from routing_gym.experiments.papers.reproduction import Plan, Reproduction
 from routing_gym.experiments.papers.rows import Protocol
+from routing_gym.experiments.papers.summary import TITLE, summary
 from routing_gym.experiments.reproduce import REPRODUCTIONS
 
 QUEUE = Path(__file__).parent / "papers" / "queue.toml"
@@ -101,14 +103,15 @@ class Queue(Command):
     start.
 
     Attributes:
-        what: `status`; `start`; or `pin`, which writes down the defaults of what a new protocol leaves open.
+        what: `status`; `start`; `page`, which writes README.md beside the records, a table of what has been decided; or
+            `pin`, which writes down the defaults of what a new protocol leaves open.
         records: Folder in which finished records are kept, in small files, to be committed.
         out: Folder of checkpoints and everything else, not to be committed.
         data_dir: Where downloaded data lies; by default what ROUTING_GYM_DATA names, else a folder in the user's cache.
         only: Entries to work on, as `PAPER SETTINGS`; all if left out.
     """
 
-    what: Annotated[Literal["status", "start", "pin"], tyro.conf.Positional] = "status"
+    what: Annotated[Literal["status", "start", "page", "pin"], tyro.conf.Positional] = "status"
     records: Path = Path("docs/results/records")
     out: Path = Path("results/queue")
     data_dir: str | None = None
@@ -129,6 +132,11 @@ class Queue(Command):
             return 0
         if self.what == "start":
             return self._start(asked, console)
+        if self.what == "page":
+            page = self.records.parent / "README.md"
+            write_page(page, TITLE, summary([(one.paper, one.protocol, self._of_rows(one)) for one in asked]))
+            say(console, f"Written to {page}")
+            return 0
         self._show(asked, console)
         return 0
 
@@ -148,6 +156,11 @@ class Queue(Command):
         whole = len(entry.protocol.rows) * entry.protocol.seeds + sum(run.split == "validation" for run in runs)
         over = {*finished, *(run.folder for run in runs if (run.folder / DIVERGED).exists())}
         return Stand(list(finished.values()), [run for run in runs if run.folder not in over], whole - len(runs))
+
+    def _of_rows(self, entry: Entry) -> list[Record]:
+        """Finished runs of an entry's rows, without those of its search."""
+        found = [(run, run.finished()) for run in self._runs(entry) if run.split != "validation"]
+        return [{**record, **run.facts} for run, record in found if record]
 
     def _runs(self, entry: Entry, *, every_choice: bool = False) -> Iterator[Run]:
         """Yield the runs of an entry that can begin, the search first; their folders are those of kept records."""

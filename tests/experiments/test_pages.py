@@ -13,8 +13,9 @@ from routing_gym.experiments.suite import leaderboard
 
 PAGES = Path(__file__).parents[2] / "docs" / "results"
 RECORDS = PAGES / "records"
-GENERATED = sorted(path for path in PAGES.glob("*.md") if BEHIND in path.read_text(encoding="utf-8"))
+GENERATED = sorted(path for path in PAGES.glob("[a-z]*.md") if BEHIND in path.read_text(encoding="utf-8"))
 SUITE = sorted(PAGES.glob("suite/**/leaderboard.md"))
+CLAIMS = PAGES / "README.md"
 FIGURE = re.compile(r"(?:(?<=[\s(±])|^)[+-]?\d+(?:\.\d+)?(?=[ %)\],;:]|[.](?:\s|$)|$)", re.MULTILINE)
 """A number in a text: of steps or seeds too, all of which its tables must show."""
 
@@ -55,7 +56,7 @@ def test_figures_of_a_text_are_found():
     assert figures_not_in("CIFAR-10, 16x16, conv3 and Fig. 5a have none; -0.4 is one.", "0.4") == []
 
 
-@pytest.mark.parametrize("page", [*GENERATED, *SUITE], ids=lambda page: page.parent.name + page.stem)
+@pytest.mark.parametrize("page", [*GENERATED, *SUITE, CLAIMS], ids=lambda page: page.parent.name + page.stem)
 def test_every_figure_of_a_text_occurs_in_what_was_made_of_the_records(page):
     text, _, tables = page.read_text(encoding="utf-8").partition(BEHIND)
     assert text_of(page).read_text(encoding="utf-8").strip() in text
@@ -76,6 +77,13 @@ def test_pages_are_made_of_the_records_there_are(page, tmp_path, monkeypatch):
         return re.sub(r"\n*!\[.*", "", re.sub(r"routing_gym \S+ at commit .*", "", made)).strip()
 
     assert tables(again) == tables(page)
+
+
+def test_the_table_of_claims_is_made_of_the_records_there_are(tmp_path):
+    (tmp_path / "records").symlink_to(RECORDS)
+    (tmp_path / "README.text.md").write_bytes(text_of(CLAIMS).read_bytes())
+    assert main(["queue", "page", "--records", str(tmp_path / "records")]) == 0
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == CLAIMS.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", SUITE, ids=lambda page: page.parent.name)

@@ -1,0 +1,65 @@
+"""The table of what all papers claim: what is decided, and what it would take."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from records import of_row, over_seeds
+from scipy import stats
+
+from routing_gym.experiments import reproduce
+from routing_gym.experiments.engine.statistics import Difference, paired_difference
+from routing_gym.experiments.papers.codinet import CODINET
+from routing_gym.experiments.papers.codinet.rows import CONSISTENT, VANILLA, WITH_BOTH
+from routing_gym.experiments.papers.reproduction import Judged
+from routing_gym.experiments.papers.summary import MOST_SEEDS, seeds_to_tell, summary
+
+
+def record(label, accuracy, **more):
+    return of_row(label, accuracy, paths=10.0, compared_paths={"kept_rotated": 0.5, "kl": 0.1}, **more)
+
+
+@settings(max_examples=30, deadline=None)
+@given(mean=st.floats(-2, 2), spread=st.floats(0.01, 3))
+def test_so_many_seeds_tell_and_one_less_does_not(mean, spread):
+    assume(abs(mean) > 1e-3)
+    part = Judged("", Difference(mean, -1, 1, 0.5, 3), spread)
+    wanted = seeds_to_tell(part)
+
+    def told(seeds):
+        drawn = stats.norm.ppf((np.arange(seeds) + 0.5) / seeds)
+        values = mean + spread * (drawn - drawn.mean()) / drawn.std(ddof=1)  # just this mean and this spread
+        return paired_difference(dict(enumerate(values)), dict.fromkeys(range(seeds), 0.0)).verdict != "not enough"
+
+    if wanted <= MOST_SEEDS:
+        assert told(wanted) and (wanted == 3 or not told(wanted - 1))
+    else:
+        assert not told(MOST_SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("runs", "verdict", "missing"),
+    [
+        (over_seeds([record(VANILLA, 0.90), record(WITH_BOTH, 0.93)]), "**holds**", "decided"),
+        (over_seeds([record(VANILLA, 0.93), record(WITH_BOTH, 0.90)]), "**does not hold**", "decided"),
+        (over_seeds([record(VANILLA, 0.90), record(CONSISTENT, 0.93)]), "**not enough**", "its first seed"),
+        (
+            [
+                record(label, accuracy, seed=seed, seconds=360.0)
+                for label, accuracies in ((VANILLA, (0.90, 0.91)), (WITH_BOTH, (0.91, 0.93)))
+                for seed, accuracy in enumerate(accuracies)
+            ],
+            "**not enough**",
+            "4 seeds in all, 0.4 core-hours more, at the difference seen",
+        ),
+        (over_seeds([record(VANILLA, 0.90), record(WITH_BOTH, 0.90)], 2, 0), "**not enough**", "more than 100 seeds"),
+    ],
+)
+def test_a_line_says_what_is_decided_or_what_it_would_take(runs, verdict, missing):
+    paper = reproduce.REPRODUCTIONS[CODINET.name]
+    (protocol,) = (one for one in paper.settings if one.name == "two-cores")
+    runs = [{**run, "seconds": run.get("seconds", 3600.0)} for run in runs]
+    text = summary([(paper, protocol, runs)])
+    (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith("| [codinet](codinet.md)")]
+    assert row[1] == protocol.decides and row[4] == verdict and row[6].startswith(missing)
+    assert row[5] == f"{sum(run['seconds'] for run in runs) / 3600:.1f}"
