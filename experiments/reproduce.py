@@ -256,9 +256,11 @@ class _Work:
             claims = claims_of(paper, settings, records)
             said = [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in claims]
             lines += ["### What the paper says", "", *said, ""]
-        if isinstance(settings, Protocol):
+        if isinstance(settings, Protocol) and len(records) < len(settings.rows) * settings.seeds:
             told = outlook(settings, records, paper.judge(records), searched)
-            lines += ["### What it will be able to decide", "", *told, ""] if told else []
+            if not told:  # none of its runs is finished
+                return []
+            lines += ["### What it will be able to decide", "", *told, ""]
         return lines
 
 
