@@ -248,7 +248,8 @@ class _Work:
         paper, settings, searched = plan.paper, plan.settings, list(plan.search())
         lines = [f"## Settings `{settings.name}`", "", settings.about[0].upper() + settings.about[1:] + ".", ""]
         if isinstance(settings, Protocol):
-            lines += [*about_protocol(settings, chosen_by(searched)), ""]
+            row = f"`routing-gym reproduce {paper.name} --settings {settings.name} --only '=ROW'`"
+            lines += [*about_protocol(settings, chosen_by(searched)), f"- A row again: {row}.", ""]
         for group in settings.shown(self.groups):
             if own := [record for record in records if group in record["groups"]]:
                 lines += [f"### {paper.groups[group]}", "", *paper.tables.get(group, paper.table)(own), ""]

@@ -83,7 +83,7 @@ def router_share(heading: str, digits: int = 2) -> Column:
 MACS: Column = ("MACs, M", millions("macs"))
 EFFORT: tuple[Column, ...] = (
     ("epochs", lambda runs: str(runs[0]["epochs"])),
-    ("s per epoch", lambda runs: f"{np.mean([run['seconds'] / run['epochs'] for run in runs]):.0f}"),
+    ("core-hours", lambda runs: f"{sum(run['seconds'] for run in runs) / 3600:.1f}"),
     ("seeds", lambda runs: str(len(runs))),
 )
 
