@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from routing_gym.blocks import count_macs
 from routing_gym.envs import classified_right, evaluate
 from routing_gym.envs.evaluation import EVALUATION_BATCH
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import say
+from routing_gym.experiments.engine.console import one_line, say
 from routing_gym.experiments.engine.metrics import count_parameters
 from routing_gym.experiments.engine.settings import writable_file
 from routing_gym.experiments.train import OfCheckpoint, accuracy_and_macs, load_with_env, table_of
@@ -143,6 +144,10 @@ def _onnx(program: torch.export.ExportedProgram, inputs: int) -> bytes:
             )
     except ImportError as error:
         raise UsageError(f"--out FILE.onnx needs its extra: pip install 'routing-gym[onnx]' ({error})") from error
+    except torch.onnx.errors.OnnxExporterError as error:
+        missing = re.search(r"No ONNX function found for (?:<OpOverload\(op=')?([\w.]+)", str(error))
+        what = f"there is no {missing[1]} in ONNX" if missing else one_line(error)
+        raise UsageError(f"this agent or network cannot be written to .onnx, {what}: write .pt2") from error
     assert model is not None
     return model.model_proto.SerializeToString()
 

@@ -99,7 +99,7 @@ def page(records: Sequence[Record], seeds: int) -> str:
     told = [["agent", *networks], ["---"] * (len(networks) + 1), *rows]
     return "\n".join(
         [
-            "<!-- Generated: python -m routing_gym.experiments.benchmarks.cross -->",
+            "<!-- Generated: python -m routing_gym.experiments.benchmarks.cross --out FOLDER -->",
             "",
             "# Every agent on every network",
             "",
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--agents", nargs="+", default=[*AGENTS])
+    parser.add_argument("--agents", nargs="+", default=[*AGENTS], choices=[*AGENTS])
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     records: list[Record] = []

@@ -16,7 +16,7 @@ from typing import Literal
 from rich.console import Console
 
 from routing_gym.experiments.engine.callbacks import PROGRESS, Callback, Session, said_of
-from routing_gym.experiments.engine.command import UsageError, unbroken
+from routing_gym.experiments.engine.command import UsageError, stop_if_asked, unbroken
 from routing_gym.experiments.engine.console import Display, one_line, say
 from routing_gym.experiments.engine.folders import what_is_aside
 from routing_gym.experiments.engine.jobs import Job, Outcome, attempt, failed, jobs_of, kept_in, perform_elsewhere
@@ -251,6 +251,7 @@ def try_out(runs: Sequence[Run], console: Console, debug: bool, *, fresh: bool =
         except UsageError:
             raise
         except (Exception, SystemExit) as error:
+            stop_if_asked()  # a library may have made another error of it
             failures[name] = f"{name} fails in a trial on one batch, so that none of its runs starts: {one_line(error)}"
             _say_failure(console, failures[name], traceback.format_exc() if debug else "")
     left = [run for run, name in zip(runs, names, strict=True) if name not in failures]

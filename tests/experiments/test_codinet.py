@@ -262,7 +262,7 @@ def test_the_table_has_ours_and_theirs():
         and "0.2000" in lines[2]
         and "| 50.0 *22.65* | 90.0 |" in lines[2]
     )
-    assert lines[2].endswith("| 8 | 10 | 2 |") and "10 *113*" in lines[2] and "1.110" in lines[2]
+    assert lines[2].endswith("| 8 | 0.0 | 2 |") and "10 *113*" in lines[2] and "1.110" in lines[2]
     assert lines[3].startswith("| ours | **50.00** | 0.2000 |")
     plain = {key: value for key, value in record("plain", 0.9).items() if key != "compared_paths"}
     assert "|  |  |  |  |  |" in paths_and_cost([plain])[2]

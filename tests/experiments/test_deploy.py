@@ -6,12 +6,13 @@ import re
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
 from commands import run
 from test_examples import nothing_stays  # noqa: F401
 
-from routing_gym.agents import Agent, read
+from routing_gym.agents import Agent, make_agent, read
 from routing_gym.experiments.train import load_with_env
 from routing_gym.networks import RoutedMLP
 
@@ -112,6 +113,18 @@ def test_extract_writes_network_and_agent_together(tmp_path, capsys, monkeypatch
     assert [(given.name, given.shape[0]) for given in session.get_inputs()] == [("images", "batch"), ("task", "batch")]
     (found,) = session.run(["logits"], {"images": images.numpy(), "task": task.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+@pytest.mark.long
+def test_what_onnx_has_no_operator_for_is_refused(tmp_path, capsys):
+    for library in ("onnx", "onnxscript"):
+        pytest.importorskip(library, reason="needs the extra onnx")
+    env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=12)
+    make_agent("hash", env, by="instance").save(tmp_path / "hash.pt")
+    assert run("extract", tmp_path / "hash.pt", "--out", tmp_path / "hash.onnx") == 2
+    said = capsys.readouterr().err
+    assert "cannot be written to .onnx, there is no aten.view in ONNX: write .pt2" in said and said.count("\n") == 1
+    assert not (tmp_path / "hash.onnx").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from rich.console import Console
 from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import parsed
 from routing_gym.experiments.engine.callbacks import PROGRESS
+from routing_gym.experiments.engine.command import Stopped, heeding_signals
 from routing_gym.experiments.engine.console import Display, Output
 from routing_gym.experiments.engine.jobs import Job
-from routing_gym.experiments.engine.launchers import Launcher, Local, perform
+from routing_gym.experiments.engine.launchers import Launcher, Local, perform, try_out
 from routing_gym.experiments.engine.records import read_progress
 from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import TrainingSettings, config_text
@@ -218,3 +219,17 @@ def test_where_nothing_is_left_to_run_no_launcher_is_asked():
             raise AssertionError("asked to run nothing")
 
     assert perform([], Never(), lambda *_: None, Output(), debug=True) == []
+
+
+def test_an_interrupt_that_a_library_made_another_error_of_still_stops_a_trial():
+    class Swallowing:
+        agent, facts = "swallowing", {}
+
+        def try_out(self, **options):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except BaseException:
+                raise RuntimeError("something else") from None
+
+    with pytest.raises(Stopped), heeding_signals():
+        try_out([Swallowing()], Console(quiet=True), debug=False)
