@@ -191,7 +191,11 @@ def _problems(scales: Sequence[Scale], scores: Sequence[Score]) -> Part:
         apart = {"better": "yes", "worse": "no"}.get(scale.separated.verdict, "not enough")
         known = PROBLEMS.get(scale.problem)
         asked = [known.ability, knob(scale.problem, scale.difficulty)] if known else ["", ""]
-        length = f"{known.passes} ({known.batch_size})" if known else ""
+        own = [
+            score for score in scores if (score["problem"], score["difficulty"]) == (scale.problem, scale.difficulty)
+        ]
+        passes = {score.get("passes", known.passes) for score in own} if known else set()  # older scores do not tell
+        length = f"{' or '.join(map(str, sorted(passes or {known.passes})))} ({known.batch_size})" if known else ""
         place = [scale.problem, scale.difficulty, asked[0], scale.env.rpartition("/")[2], asked[1], length]
         rows.append([*place, scale.scored, f"{zero:.3f}{half}", f"{one:.3f}", apart])
     wrong = " ".join(f"**{line}.**" for line in broken(scales, scores))

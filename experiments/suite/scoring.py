@@ -112,6 +112,7 @@ def score_of(record: Record, scale: Scale) -> Score:
         **{name: record[name] for name in ("alignment", "alignments", "effective_blocks", "macs", "parameters")},
         "settled": None if record["settled"] is None else (record["settled"] - 1) / record["epochs"],
         **{name: record[name] for name in ("epochs", "seconds")},
+        "passes": record["epochs"] * asked.get("epoch_passes", 1),
         **{"env": record["env"], "agent_options": asked["agent_options"]},
         **{name: record[name] for name in ("commit", "processor", "torch")},
     }

@@ -170,6 +170,7 @@ def test_the_command_from_end_to_end(tmp_path, quick, capsys):
         found["oracle"].keys() == {"0", "1"} == found["random"].keys() and np.mean(list(found["oracle"].values())) == 1
     )
     page = (tmp_path / "leaderboard.md").read_text()
+    assert "| depth=4 | 2 (100) |" in page  # what it was trained, not what the problem has by itself
     assert "| reinforce(entropy=0.2) |" in page and (tmp_path / "profiles.png").exists()
 
     # Called again it goes on: what is there is not run again, another agent and seed join.
