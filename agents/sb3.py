@@ -196,7 +196,11 @@ class SB3DQN(SB3Agent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.model.exploration_schedule = lambda progress: self.exploration()
+        self.model.exploration_schedule = self._explored
+
+    def _explored(self, progress: float) -> float:
+        """What its library asks for by the share that is left of one call of `learn`."""
+        return self.exploration()
 
     def learn(self, env: Any, episodes: int, callback: Report | None = None) -> Self:
         """Let the model learn; see `SB3Agent.learn`."""

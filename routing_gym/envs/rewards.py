@@ -69,9 +69,17 @@ class RewardTerm:
         return reward
 
 
+def _plus_or_minus_one(correct: Tensor) -> Tensor:  # not a lambda: environments are pickled
+    return 2 * correct - 1
+
+
+def _minus_loss(loss: Tensor) -> Tensor:
+    return -loss
+
+
 REWARDS: dict[str, RewardTerm] = {
-    "correctness": RewardTerm("correctness", lambda correct: 2 * correct - 1, "exit", ("correct",), ours=True),
-    "negative-loss": RewardTerm("negative-loss", lambda loss: -loss, "exit", ("loss",), ours=True),
+    "correctness": RewardTerm("correctness", _plus_or_minus_one, "exit", ("correct",), ours=True),
+    "negative-loss": RewardTerm("negative-loss", _minus_loss, "exit", ("loss",), ours=True),
 }
 
 

@@ -12,7 +12,8 @@ from damage import changed, places, reseal, same, sealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing_gym.agents import Agent, make_agent, read
+from routing_gym.agents import AGENTS, Agent, make_agent, needs, read
+from routing_gym.envs import rollout
 from routing_gym.files import WriteError
 
 SMALL = {"num_tasks": 2, "num_classes": 2, "image_size": 2, "images_per_class": 20, "width": 3, "layers": 2}
@@ -44,6 +45,29 @@ def saved(tmp_path_factory):
     agent = trained_agent()
     agent.save(path, curve={"epoch": [1]})
     return path
+
+
+@pytest.mark.parametrize("options", [{}, {"final_reward": "negative-loss", "rho": 0.1, "k_cpt": 1e-6}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("wpl", {}), ("grpo", {"representation": "mlp"}), ("em", {}), ("gumbel", {}), ("top-k", {}), ("thompson", {})],
+    ids=str,
+)
+def test_a_pickled_agent_decides_and_is_rewarded_as_before(name, more, options):
+    """To learn on there are checkpoints."""
+    agent = make_agent(name, env_of(**options, **needs(name)), **more)
+    agent.learn(agent.env, 16)
+    again = pickle.loads(pickle.dumps(agent))
+    rolled = [rollout(one, one.env, instances=torch.arange(8)) for one in (agent, again)]
+    assert torch.equal(rolled[0].loss, rolled[1].loss) and torch.equal(rolled[0].reward(), rolled[1].reward())
+
+
+@pytest.mark.parametrize("name", [name for name in AGENTS if name.startswith("sb3:")])
+def test_agents_of_other_libraries_are_pickled_too(name):
+    agent = make_agent(name, gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=8, **{**SMALL, **needs(name)}))
+    observation, _ = agent.env.reset(seed=1)
+    action, _ = pickle.loads(pickle.dumps(agent)).predict(observation, deterministic=True)
+    assert torch.equal(torch.as_tensor(action), torch.as_tensor(agent.predict(observation, deterministic=True)[0]))
 
 
 @given(data=st.data())
