@@ -28,6 +28,11 @@ BySeed = Mapping[int, float]
 Verdict = Literal["better", "worse", "not enough"]
 
 
+def half_width(error: float, count: int) -> float:
+    """Half of the 95 % confidence interval (Student's t) of the mean of so many values, from its standard error."""
+    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+
+
 def half_interval(values: Sequence[float]) -> float | None:
     """Half of the 95 % confidence interval (Student's t) of the mean of independent values, such as one per seed.
 
@@ -35,7 +40,7 @@ def half_interval(values: Sequence[float]) -> float | None:
     """
     if len(values) < 2:
         return None
-    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * scipy.stats.sem(values))
+    return half_width(float(scipy.stats.sem(values)), len(values)) if np.ptp(values) else 0.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def paired_difference(a: BySeed, b: BySeed) -> Difference:
         low, high = (mean, mean) if same_sign <= MISTAKES else (-np.inf, np.inf)
         return Difference(mean, low, high, same_sign if mean else 1.0, n)
     error = float(scipy.stats.sem(differences))
-    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    half = half_width(error, n)
     return Difference(mean, mean - half, mean + half, float(2 * scipy.stats.t.sf(abs(mean) / error, n - 1)), n)
 
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import scipy  # its parts are imported when they are used
 
 from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import by_label
-from routing_gym.experiments.engine.statistics import CONFIDENCE
+from routing_gym.experiments.engine.statistics import half_width
 from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs, Searched, mean_of
 from routing_gym.experiments.papers.rows import Protocol
 from routing_gym.experiments.papers.tables import heading, line
@@ -67,7 +66,6 @@ def _expected(part: Judged) -> list[str]:
     cells = []
     for seeds in SEEDS:
         error = part.spread / math.sqrt(seeds)
-        half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)) * error
-        cells.append(f"{error:.2g}{part.unit} (± {half:.2g})")
+        cells.append(f"{error:.2g}{part.unit} (± {half_width(error, seeds):.2g})")
     seen = part.found.seeds
     return [part.numbers.rstrip("."), *cells, f"{seen} seeds" if seen > 1 else "test images"]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import scipy  # its parts are imported when they are used
-
 from routing_gym.experiments.engine.records import by_label
-from routing_gym.experiments.engine.statistics import CONFIDENCE, FEWEST_SEEDS
+from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, half_width
 from routing_gym.experiments.papers.judging import claims_of
 from routing_gym.experiments.papers.reproduction import Claim, Judged, Reproduction, Runs, mean_of
 from routing_gym.experiments.papers.rows import Protocol
@@ -20,32 +18,25 @@ HEADS = ("paper", "claim", "effect it is about", "found", "verdict", "core-hours
 
 
 def summary(stands: Sequence[tuple[Reproduction, Protocol, Runs]]) -> str:
-    """A line for what each protocol decides, as Markdown, and how many other claims came out which way.
+    """A line for what each protocol decides, as Markdown.
 
     Args:
         stands: Protocols, with the finished runs of their rows.
     """
-    lines, others, hours = [line(list(HEADS)), line(["---"] * len(HEADS))], [], 0.0
+    lines = [line(list(HEADS)), line(["---"] * len(HEADS))]
     for paper, protocol, records in stands:
         spent = sum(record["seconds"] for record in records) / 3600
-        hours += spent
-        claims = claims_of(paper, protocol, records)
-        (main,) = (claim for claim in claims if claim.text == protocol.decides)
+        (main,) = (claim for claim in claims_of(paper, protocol, records) if claim.text == protocol.decides)
         page = f"[{paper.name}]({paper.name.replace('-', '_')}.md)"
         cells = [main.text, protocol.effect, main.numbers, f"**{main.verdict}**", f"{spent:.1f}"]
         lines.append(line([page, *cells, _missing(main, protocol, records)]))
-        others += [claim.verdict for claim in claims if claim is not main]
-    told = ", ".join(f"{others.count(verdict)} {verdict}" for verdict in ("holds", "does not hold", "not enough"))
-    return "\n".join(
-        [
-            "What each protocol was made to decide, in the order of the queue, by [one rule](../statistics.md): a "
-            "paired 95 % interval over at least three seeds that lies on one side of 0.",
-            "",
-            *lines,
-            "",
-            f"Other claims of which there are runs: {told}. The runs took {hours:.1f} core-hours.",
-        ]
+    told = (
+        "What each protocol was made to decide, in the order of the queue, by [one rule](../statistics.md): a paired "
+        "95 % interval over at least three seeds that lies on one side of 0. What else its runs say stands on the "
+        "papers' pages; core-hours are of its rows, without the search for rates, and rows of two protocols count in "
+        "both."
     )
+    return "\n".join([told, "", *lines])
 
 
 def _missing(claim: Claim, protocol: Protocol, records: Runs) -> str:
@@ -69,7 +60,6 @@ def seeds_to_tell(part: Judged) -> float:
     if not part.found.mean or part.spread is None:
         return math.inf
     for seeds in range(FEWEST_SEEDS, MOST_SEEDS + 1):
-        half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)) * part.spread / math.sqrt(seeds)
-        if half < abs(part.found.mean):
+        if half_width(part.spread / math.sqrt(seeds), seeds) < abs(part.found.mean):
             return seeds
     return math.inf
