@@ -12,7 +12,7 @@ from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
 from routing_gym.agents.parts.scores import TableScores
 from routing_gym.envs import Context, Observation, Trajectory
-from routing_gym.options import count, not_negative, positive
+from routing_gym.options import count, divisor, not_negative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DSelectKConfig(ScoredGateConfig):
     """
 
     k: int = count(2)
-    gamma: float = positive(1.0)
+    gamma: float = divisor(1.0)
     entropy: float = not_negative(0.01)
 
 

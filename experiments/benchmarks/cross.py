@@ -124,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--agents", nargs="+", default=[*AGENTS], choices=[*AGENTS])
     chosen = parser.parse_args(arguments)
+    if chosen.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {chosen.seeds}")
     torch.set_num_threads(1)
     records: list[Record] = []
     for name in chosen.agents:

@@ -254,6 +254,7 @@ def try_out(runs: Sequence[Run], console: Console, debug: bool, *, fresh: bool =
             stop_if_asked()  # a library may have made another error of it
             failures[name] = f"{name} fails in a trial on one batch, so that none of its runs starts: {one_line(error)}"
             _say_failure(console, failures[name], traceback.format_exc() if debug else "")
+    stop_if_asked()  # it may also have passed over it
     left = [run for run, name in zip(runs, names, strict=True) if name not in failures]
     return left, list(failures.values())
 
