@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from damage import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from resuming import assert_goes_on, learned
@@ -283,6 +284,6 @@ def test_it_goes_on_with_a_task_that_comes_later():
     assert (grown.num_tasks, grown.passes, grown.episodes) == (4, agent.passes, 60) and torch.equal(
         grown.gamma, agent.gamma
     )
-    assert all(map(torch.equal, grown.scores.parameters(), agent.scores.parameters()))
+    assert same([*grown.scores.parameters()], [*agent.scores.parameters()])
     grown.learn(grown.env, 96)
     assert grown.passes == (80 + 96) / 96 and grown.episodes == 60 + 96  # 96 rows are a pass now, 60 of 72 are 80 of 96

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from damage import same
 from toys import CLASSES, IMAGE, small_env
 
 from routing_gym.agents import Agent, make_agent, train_batch
@@ -72,7 +73,7 @@ def test_a_saved_agent_goes_on_with_its_optimiser(name, optimizer, tmp_path):
     for one in (agent, restored):
         one.env.reset(seed=1)
         train_batch(one, one.env)
-    assert all(map(torch.equal, agent.state_dict().values(), restored.state_dict().values()))
+    assert same(agent.state_dict(), restored.state_dict())
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

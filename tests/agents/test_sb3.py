@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from damage import same
 from toys import TREE, ExitTree, Gates, Planted, planted_env, toy_env
 
 import routing_gym
@@ -104,7 +105,7 @@ def test_save_load_and_go_on(name, tmp_path):
     assert ours.accuracy == theirs.accuracy and torch.equal(ours.routes, theirs.routes) and ours.macs == theirs.macs
     assert loaded.episodes == 80 and loaded.model.num_timesteps == 240 == agent.model.num_timesteps
     assert curve(loaded, other) == curve(agent, env)
-    assert all(map(torch.equal, agent.parameters(), loaded.parameters()))
+    assert same([*agent.parameters()], [*loaded.parameters()])
 
     env = small_env(replay_batch=16, shift=1)
     again = make_agent(name, env, seed=4, **SMALL, **({"learning_starts": 0} if name == "sb3:DQN" else {}))

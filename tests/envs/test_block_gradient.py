@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import stepping
 import torch
+from damage import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import CLASSES, IMAGE, TREE, ExitTree, Gates, RunSkip, small_env, small_network
@@ -211,7 +212,7 @@ def test_what_every_row_runs_is_left_as_it_is(name, options):
         env = small_env(RoutedMLP(IMAGE, CLASSES, 3, width=4, layers=2), 24, block_gradient=block_gradient, **options)
         train_batch(make_agent(name, env), env)
         found.append([p.detach().clone() for p in env.network.parameters()])
-    assert all(map(torch.equal, *found))
+    assert same(*map(list, found))
 
 
 def test_columns_read_by_one_task_are_its_own_in_the_last_layer_alone():
@@ -293,4 +294,4 @@ def test_a_saved_environment_goes_on_by_rows():
     for env in envs:
         torch.manual_seed(0)
         train_batch(make_agent("task-specific-all", env), env)
-    assert all(map(torch.equal, *(list(env.network.parameters()) for env in envs)))
+    assert same(*([*env.network.parameters()] for env in envs))

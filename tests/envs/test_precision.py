@@ -7,6 +7,7 @@ from functools import partial
 import gymnasium
 import pytest
 import torch
+from damage import same
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stepping import step
@@ -358,7 +359,7 @@ def test_the_same_seed_gives_the_same_blocks_bit_for_bit(agent):
             train_batch(decides, env)
         return [value.clone() for value in [*env.network.parameters(), *decides.parameters()]]
 
-    assert all(map(torch.equal, trained(), trained()))
+    assert same(trained(), trained())
 
 
 @pytest.mark.long
@@ -410,7 +411,7 @@ def test_a_checkpoint_goes_on_in_either_precision(tmp_path):
     agent.save(tmp_path / "wpl.pt")
     other = small_env(precision="float32")
     loaded = type(agent).load(tmp_path / "wpl.pt", other)
-    assert all(map(torch.equal, env.network.parameters(), other.network.parameters()))
+    assert same([*env.network.parameters()], [*other.network.parameters()])
     train_batch(loaded, other)
 
 

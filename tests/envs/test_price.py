@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import CHAIN, exit_env, given
+from damage import same
 from deciding import seen_by
 from toys import TREE, ExitTree, planted_env, small_env, toy_data, toy_env
 
@@ -376,4 +377,4 @@ def test_without_a_price_approximators_are_what_they_were():
         seen = [*range(9), 9 + task]
         assert torch.equal(agent.scores.hidden.weight[own], drawn[0][own][:, seen])
     kept = agent.scores.hidden.bias, agent.scores.output.weight, agent.scores.output.bias
-    assert all(map(torch.equal, kept, drawn[1:]))
+    assert same(kept, drawn[1:])

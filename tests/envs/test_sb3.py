@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from damage import same
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -53,7 +54,7 @@ def test_every_row_is_the_cores(network, options):
                     assert infos[row][key] == value[row].item()
                 assert infos[row]["TimeLimit.truncated"] is False
     assert left > 10 and core.trainer.instances == other.trainer.instances > 0 or not core.config.train
-    assert all(map(torch.equal, core.network.parameters(), other.network.parameters()))
+    assert same([*core.network.parameters()], [*other.network.parameters()])
 
 
 def test_attributes_seeds_and_options():

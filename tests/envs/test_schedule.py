@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from damage import same
 from toys import ExitTree, small_env
 
 from routing_gym.agents import Agent, make_agent
@@ -42,7 +43,7 @@ def test_a_resumed_run_goes_on_with_its_rate(tmp_path):
     whole = rates(env, agent, 4)
     again = small_env(**options)
     assert rates(again, Agent.load(tmp_path / "c.pt", again), 4) == whole
-    assert all(map(torch.equal, env.network.parameters(), again.network.parameters()))
+    assert same([*env.network.parameters()], [*again.network.parameters()])
 
 
 def test_same_step_counts_what_is_replayed():

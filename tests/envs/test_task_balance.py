@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from damage import same
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
@@ -201,7 +202,7 @@ def test_what_one_task_uses_alone_is_trained_as_without():
             agent, env = made(name, task_balance=balance, optimizer="sgd", learning_rate=1.0)
             agent.learn(env, ROWS)
             moved[name, balance] = [p.detach().clone() for p in env.network.banks.parameters()]
-    assert all(map(torch.equal, moved["task-specific-all", None], moved["task-specific-all", "pcgrad"]))
+    assert same(moved["task-specific-all", None], moved["task-specific-all", "pcgrad"])
     alike = [
         torch.equal(plain, other)
         for plain, other in zip(moved["task-specific-last", None], moved["task-specific-last", "pcgrad"], strict=True)
@@ -219,7 +220,9 @@ def test_what_a_batch_has_not_used_stays(balance):
     rollout(agent, env, instances=rows)
     env.train_blocks()
     for old, new in zip(before, env.network.banks.parameters(), strict=True):
-        assert torch.equal(old[2], new[2]) and not any(map(torch.equal, old[:2], new[:2]))
+        assert torch.equal(old[2], new[2]) and not any(
+            torch.equal(one, other) for one, other in zip(old[:2], new[:2], strict=True)
+        )
     if balance == "uncertainty":
         s, old = env.trainer.balance.log_variance.weight, kept["log_variance"]
         assert s[2] == old[2] and s[0] != old[0] and s[1] != old[1]
@@ -236,7 +239,7 @@ def test_surgery_changes_neither_instances_nor_a_batch_of_one_task():
         agent, env = made("shared", task_balance=balance, draw_tasks=(1,))
         agent.learn(env, ROWS)
         moved[balance] = [p.detach().clone() for p in env.network.parameters()]
-    assert all(map(torch.equal, drawn[None], drawn["pcgrad"])) and all(map(torch.equal, *moved.values()))
+    assert same(drawn[None], drawn["pcgrad"]) and same(*map(list, moved.values()))
 
 
 @pytest.mark.parametrize("balance", ["pcgrad", "uncertainty"])
@@ -308,8 +311,8 @@ def test_learning_goes_on_bit_for_bit(balance, optimizer, tmp_path):
         with nullcontext() if asked is options else pytest.warns(UserWarning, match=f"task_balance='{balance}', as"):
             loaded = Agent.load(tmp_path / "agent.pt", there)
         loaded.learn(there, 4 * ROWS)
-        same(env.network.state_dict(), there.network.state_dict())
-        same(plain(env.trainer.balance.state_dict()), plain(there.trainer.balance.state_dict()))
+        assert same(env.network.state_dict(), there.network.state_dict())
+        assert same(plain(env.trainer.balance.state_dict()), plain(there.trainer.balance.state_dict()))
 
 
 def task_network():
@@ -318,10 +321,6 @@ def task_network():
 
 def plain(state):
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-
-
-def same(ours, theirs):
-    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_the_same_seed_begins_the_same_order():
@@ -333,7 +332,7 @@ def test_the_same_seed_begins_the_same_order():
         env.reset(seed=3)
         agent.learn(env, 3 * ROWS)
         moved.append([p.detach().clone() for p in env.network.parameters()])
-    assert all(map(torch.equal, *moved))
+    assert same(*map(list, moved))
 
 
 def test_checkpoints_of_other_balances_are_taken_and_damaged_ones_refused(tmp_path):

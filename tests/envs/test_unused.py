@@ -3,6 +3,7 @@
 import gymnasium
 import pytest
 import torch
+from damage import same
 from torch import nn
 from torch.nn import functional
 from toys import small_env
@@ -168,6 +169,6 @@ def test_gradients_of_zero_do_not_move_a_network_of_ones_own(options):
     train(env, torch.ones_like, 2)
     before = [parameter.detach().clone() for parameter in env.network.layers.parameters()]
     train(env, torch.zeros_like, 2)
-    assert all(map(torch.equal, before, env.network.layers.parameters()))
+    assert same(before, [*env.network.layers.parameters()])
     train(env, torch.ones_like, 1)
-    assert not any(map(torch.equal, before, env.network.layers.parameters()))
+    assert not any(torch.equal(one, other) for one, other in zip(before, env.network.layers.parameters(), strict=True))

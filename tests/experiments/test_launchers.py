@@ -221,7 +221,8 @@ def test_where_nothing_is_left_to_run_no_launcher_is_asked():
     assert perform([], Never(), lambda *_: None, Output(), debug=True) == []
 
 
-def test_an_interrupt_that_a_library_made_another_error_of_still_stops_a_trial():
+@pytest.mark.parametrize("error", [RuntimeError("something else"), None])
+def test_an_interrupt_that_a_library_catches_still_stops_a_trial(error):
     class Swallowing:
         agent, facts = "swallowing", {}
 
@@ -229,7 +230,8 @@ def test_an_interrupt_that_a_library_made_another_error_of_still_stops_a_trial()
             try:
                 signal.raise_signal(signal.SIGINT)
             except BaseException:
-                raise RuntimeError("something else") from None
+                if error:
+                    raise error from None
 
     with pytest.raises(Stopped), heeding_signals():
         try_out([Swallowing()], Console(quiet=True), debug=False)

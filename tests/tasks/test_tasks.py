@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from damage import same
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -40,7 +41,7 @@ def test_pixel_statistics_are_those_of_every_channel():
     torch.testing.assert_close(std[::2], images[:, ::2].double().std((0, 2, 3), correction=0).float())
     assert mean[1] == 255 and std[1] == 1  # a flat channel is not divided by 0
     some = torch.tensor([4, 0, 3])
-    assert all(map(torch.equal, pixel_statistics(images, some), pixel_statistics(images[some])))
+    assert same(pixel_statistics(images, some), pixel_statistics(images[some]))
     assert not torch.equal(pixel_statistics(images, some)[0], mean)
 
 

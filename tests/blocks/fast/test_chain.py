@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from damage import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,7 +68,7 @@ def test_a_chain_gives_what_one_row_at_a_time_gives(on_host, many_rows, few_numb
             torch.testing.assert_close(plain(way), there, **TOLERANCE)
             found = torch.autograd.grad((plain(way) * weight).sum(), [x, *parameters], retain_graph=True)
             without = torch.autograd.grad((plain(way) * weight).sum(), [x, *parameters[1:]], retain_graph=True)
-            assert all(map(torch.equal, without, (found[0], *found[2:])))
+            assert same(without, (found[0], *found[2:]))
             torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
