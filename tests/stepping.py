@@ -89,3 +89,9 @@ def check_export(agent, env, task):
 def block_loss(env):
     """The loss that `env.train_blocks` takes a step on, with graph."""
     return env.trainer.optimization.loss(env.batch.exits, env.batch.label, env.batch.state.task)
+
+
+def small_env(num_envs=32, **options):
+    """Vector environment of three tasks that call the same images by other names."""
+    defaults = {"num_tasks": 3, "num_classes": 3, "image_size": 3, "images_per_class": 30, "width": 16, "noise": 10.0}
+    return gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=num_envs, **{**defaults, **options})

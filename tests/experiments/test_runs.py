@@ -1,45 +1,24 @@
 """Runs and folders: nothing that is finished is lost, what fails belongs to a run, signals end at safe points."""
 
 import dataclasses
-import io
 import json
 import os
 import shutil
 import signal
-import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
-from commands import run
+from commands import PER_EPOCH, SMALL, registered, run
 from filelock import FileLock
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from records import strict, untimed
 
-from routing_gym.agents import AGENTS, Agent, AgentConfig, register_agent
-from routing_gym.experiments import compare
-from routing_gym.experiments.cli import COMMANDS, command_class, main, parsed
-from routing_gym.experiments.engine.arguments import gathered
+from routing_gym.agents import AGENTS, Agent, AgentConfig
+from routing_gym.experiments.cli import COMMANDS, command_class, main
 from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import TrainingSettings
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256"]
-
-
-@contextmanager
-def registered(**classes):
-    for name, cls in classes.items():
-        register_agent(name, cls)
-    try:
-        yield
-    finally:
-        for name in classes:
-            del AGENTS[name]
 
 
 def contents(folder):
@@ -172,10 +151,6 @@ def failing(where, batch, error):
 
     cls = type("Failing", (AGENTS["reinforce"],), {where: method})
     return cls
-
-
-PER_EPOCH = 3
-"""Batches of 256 in an epoch of SyntheticMTL."""
 
 
 @pytest.mark.long
@@ -319,262 +294,6 @@ def test_no_command_shows_a_traceback(command, monkeypatch, capsys):
     assert run(command, *given.get(command, [])) == 143
     said = capsys.readouterr().err
     assert said.startswith("routing-gym: stopped by SIGTERM") and said.count("\n") == 1
-
-
-# ------------------------------------------------------------------------------------------------------------- signals
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_after_the_batch_and_the_run_goes_on_from_there(number, status, tmp_path, capsys):
-    seen, batches = [], [PER_EPOCH + 3]
-
-    class Interrupted(AGENTS["wpl"]):
-        def update(self, trajectory):
-            seen.append(self.episodes // self.env.num_envs + 1)
-            if seen[1:] == list(range(1, batches[0])):  # the first is the trial's
-                os.kill(os.getpid(), number)
-            learned = super().update(trajectory)
-            seen[-1] = "whole" if batches[0] == 0 else seen[-1]
-            return learned
-
-    handlers = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
-    with registered(interrupted=Interrupted):
-        arguments = ["compare", *SMALL, "--agents", "shared", "interrupted", "--seeds", 1]
-        assert run(*arguments, "--out", tmp_path / "halves") == status
-        folder = tmp_path / "halves" / "interrupted" / "seed-0"
-        said = capsys.readouterr().err
-        assert said == (
-            f"routing-gym: stopped by {number.name}; 1 of 2 runs are finished; interrupted, seed 0: the last good "
-            f"checkpoint, of epoch 1, is in {folder}; go on by the same command with --resume\n"
-        )
-        batches[0] = 0
-        assert run(*arguments, "--out", tmp_path / "halves", "--resume") == 0
-        assert run(*arguments, "--out", tmp_path / "whole") == 0
-    assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == handlers
-    halves, whole = (list(map(untimed, strict(tmp_path / part / "results.json"))) for part in ("halves", "whole"))
-    assert halves == whole and len(whole) == 2
-
-
-def test_a_signal_within_a_write_waits_for_its_end_and_a_second_does_not(tmp_path, monkeypatch, capsys):
-    save, signals = Agent.save, [1]
-
-    def interrupted(self, *arguments, **options):
-        for _ in range(signals[0]):
-            os.kill(os.getpid(), signal.SIGINT)
-        save(self, *arguments, **options)
-
-    monkeypatch.setattr(Agent, "save", interrupted)
-    assert run("train", *SMALL, "--out", tmp_path / "once") == 130
-    assert "the last good checkpoint, of epoch 1, is in" in capsys.readouterr().err
-    signals[0] = 2
-    assert run("train", *SMALL, "--out", tmp_path / "twice") == 130
-    assert "nothing of it is kept in" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert run("train", *SMALL, "--out", tmp_path / "once", "--resume") == 0
-
-
-def test_a_sweep_is_stopped_and_called_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Agent, "save", lambda *arguments, **options: os.kill(os.getpid(), signal.SIGTERM))
-    arguments = ["sweep", *SMALL, "--grid", "policy_rate=0.1", "--seeds", 1, "--out", tmp_path]
-    assert run(*arguments) == 143
-    assert capsys.readouterr().err.endswith("; call it again, and it goes on\n")
-    monkeypatch.undo()
-    assert run(*arguments) == 0
-
-
-# -------------------------------------------------------------------------------------------------------------- output
-
-
-def test_without_a_terminal_every_epoch_is_a_line(tmp_path, capsys):
-    assert run("compare", *SMALL, "--agents", "shared", "--seeds", 2, "--out", tmp_path) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "epoch " in line]
-    first = strict(tmp_path / "results.json")[0]["curve"]
-    assert lines[0] == (
-        f"shared, seed 0: epoch 1/2, train loss {first['train_loss'][0]:.4f}, validation accuracy "
-        f"{100 * first['validation_accuracy'][0]:.2f} %, {first['seconds'][0]:.1f} s"
-    )
-    assert [line[:25] for line in lines] == [f"shared, seed {seed}: epoch {e}/2" for seed in (0, 1) for e in (1, 2)]
-
-
-def test_with_a_terminal_there_are_bars(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path) == 0
-    printed = capsys.readouterr().out
-    assert "━" in printed and "train loss" not in printed
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_output_never_fails_on_an_encoding_or_on_brackets(encoding, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for stream in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    assert run("list") == 0 and run("list", "wpl") == 0
-    assert run("list", "[/red]ρ\udcff") == 2
-    assert run("train", *SMALL, "--agent", "shared", "--out", "x[/]ρ[red]") == 0
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    printed = sys.stdout.buffer.getvalue().decode(encoding)
-    assert f"Written to x[/]{'ρ' if encoding == 'utf-8' else chr(92) + 'u03c1'}[red]: checkpoint.pt" in printed
-    assert "unknown name '[/red]" in sys.stderr.buffer.getvalue().decode(encoding)
-
-
-# --------------------------------------------------------------------------------------------------------------- flags
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.data())
-def test_flags_of_several_values_add_up(data):
-    values = {
-        "--env-options": [f"a{number}={number}" for number in range(data.draw(st.integers(1, 4)))],
-        "--agents": list(AGENTS)[: data.draw(st.integers(1, 4))],
-    }
-    pieces = []
-    for flag, given_values in values.items():
-        cuts = sorted(data.draw(st.lists(st.integers(0, len(given_values)), max_size=2)))
-        for start, end in zip([0, *cuts], [*cuts, len(given_values)], strict=True):
-            pieces.append((flag, given_values[start:end]))
-    pieces.append(("--seeds", ["3"]))
-    order = data.draw(st.permutations(range(len(pieces))))
-    split, wanted = ["compare"], {flag: [] for flag in values}
-    for flag, given_values in (pieces[number] for number in order):
-        wanted.setdefault(flag, []).extend(given_values)
-        glued = data.draw(st.booleans()) and given_values
-        spelt = flag.replace("-options", data.draw(st.sampled_from(["-options", "_options"])))
-        split += [f"{spelt}={given_values[0]}", *given_values[1:]] if glued else [spelt, *given_values]
-    command = parsed(split)
-    assert command.training.env_options == tuple(wanted["--env-options"])
-    assert command.agents == tuple(wanted["--agents"]) and command.seeds == 3
-    plain = [argument for flag, found in wanted.items() for argument in (flag, *found)]
-    assert parsed(["compare", *plain]) == command and sum(gathered(plain, compare.Compare).values(), []) == plain
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "--env-options", "layers=2", "--env-options", "layers=3"], "--env-options names 'layers' twice"),
-        (["train", "--agent-options", "gamma=1.0", "gamma=0.5"], "--agent-options names 'gamma' twice"),
-        (["compare", "--agent-options", "wpl.gamma=1", "wpl.gamma=1"], "--agent-options names 'wpl.gamma' twice"),
-        (["compare", "--agents", "wpl", "--agents", "wpl"], "--agents names 'wpl' twice"),
-        (["sweep", "--grid", "gamma=1", "gamma=0.5"], "--grid names 'gamma' twice"),
-        (["sweep", "--grid", "gamma=1", "--agent-options", "gamma=0.5"], "--agent-options names 'gamma' twice"),
-        (["sweep", "--grid", "env.rho=1", "--env-options", "rho=0.5"], "--env-options names 'rho' twice"),
-        (["reproduce", "codinet", "--groups", "cost", "cost"], "--groups names 'cost' twice"),
-        (["evaluate", "c.pt", "--env-options", "rho=1", "rho=2"], "--env-options names 'rho' twice"),
-    ],
-)
-def test_a_name_given_twice_is_refused(arguments, message, tmp_path, capsys):
-    out = [] if arguments[0] == "evaluate" else ["--out", tmp_path / "out"]
-    assert run(*arguments, *out) == 2
-    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_plug_ins_add_up_and_a_folder_is_none(tmp_path, capsys):
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.py").write_text(f"from routing_gym.agents import *\nregister_agent('{name}', WPL)")
-    try:
-        plugged = ["--plugin", tmp_path / "one.py", "--plugin", tmp_path / "two.py"]
-        assert run("list", *plugged) == 0
-        assert {"one", "two"} <= AGENTS.keys()
-    finally:
-        for name in ("one", "two"):
-            AGENTS.pop(name, None)
-            sys.modules.pop(f"routing_gym_plugin_{name}", None)
-    assert run("list", "--plugin", tmp_path) == 2
-    assert f"a plug-in is a Python file, {tmp_path} is a folder" in capsys.readouterr().err
-    (tmp_path / "exit.py").write_text("import sys\nsys.exit()")
-    assert run("list", "--plugin", tmp_path / "exit.py") == 2
-
-
-# ---------------------------------------------------------------------------------------------- sequences of all of it
-
-
-class Killed(BaseException):
-    """What kill -9 does, as far as a process can do it to itself."""
-
-
-class Clock:
-    """Counts batches of all runs, and does something to the process when the last is reached."""
-
-    left, act = -1, staticmethod(lambda: None)
-
-    def tick(self):
-        self.left -= 1
-        if self.left == 0:
-            self.act()
-
-
-CLOCK = Clock()
-
-
-def ticking(base):
-    class Ticking(AGENTS[base]):
-        def update(self, trajectory):
-            CLOCK.tick()
-            return super().update(trajectory)
-
-    return Ticking
-
-
-def fails():
-    raise RuntimeError("as it happens")
-
-
-def kills():
-    raise Killed
-
-
-ACTS = {"nothing": lambda: None, "fails": fails, "kills": kills, "stops": lambda: signal.raise_signal(signal.SIGTERM)}
-HEEDED = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "512"]
-
-
-@pytest.mark.long
-def test_sequences_of_commands_lose_nothing(tmp_path):
-    names = {"ticking-wpl": ticking("wpl"), "ticking-reinforce": ticking("reinforce")}
-
-    class Sequences(RuleBasedStateMachine):
-        count = 0
-
-        @initialize()
-        def anew(self):
-            Sequences.count += 1
-            self.out = tmp_path / str(Sequences.count)
-
-        def records(self, folder):
-            found = [*folder.glob("[!.]*/seed-*/results.json"), *folder.glob("seed-*/results.json")]
-            return {(r["agent"], r["seed"]): untimed(r) for path in found for r in strict(path)}
-
-        @rule(
-            agents=st.lists(st.sampled_from(sorted(names)), min_size=1, unique=True),
-            seeds=st.integers(1, 2),
-            mode=st.sampled_from([(), ("--resume",), ("--resume",), ("--overwrite",)]),
-            act=st.sampled_from(sorted(ACTS)),
-            batch=st.integers(1, 14),
-        )
-        def compare(self, agents, seeds, mode, act, batch):
-            before = self.records(self.out)
-            occupied = bool(list(self.out.glob("*/seed-*")))
-            CLOCK.left, CLOCK.act = batch, ACTS[act]
-            try:
-                status = run("compare", *HEEDED, "--agents", *agents, "--seeds", seeds, "--out", self.out, *mode)
-            except Killed:
-                status = "killed"
-            CLOCK.left = -1
-            assert (status == 2) == (occupied and not mode)
-            now = self.records(self.out)
-            assert all(record == whole[key] for key, record in now.items())  # bit for bit, however it came about
-            aside = {key for folder in self.out.glob(".old-*") for key in self.records(folder)}
-            if status != 0 or mode != ("--overwrite",):
-                assert before.keys() <= now.keys() | aside
-            if status == 0:
-                asked = {(agent, seed) for agent in agents for seed in range(seeds)}
-                assert now.keys() == asked | (before.keys() if mode == ("--resume",) else set()) and not aside
-                assert {(r["agent"], r["seed"]) for r in strict(self.out / "results.json")} == now.keys()
-
-    with registered(**names):
-        assert run("compare", *HEEDED, "--agents", *names, "--seeds", 2, "--out", tmp_path / "whole") == 0
-        whole = {(r["agent"], r["seed"]): untimed(r) for r in strict(tmp_path / "whole" / "results.json")}
-        quick = settings(max_examples=6, stateful_step_count=5, deadline=None, suppress_health_check=list(HealthCheck))
-        run_state_machine_as_test(Sequences, settings=quick)
 
 
 def test_several_passes_make_an_epoch_that_is_judged_once(tmp_path, capsys):
