@@ -314,8 +314,9 @@ def restored(env: RoutingVectorEnv, state: Any, given: Collection[str]) -> tuple
     """
     check_form(state, {"blocks": dict, "stream": dict, "share": env.rewards.share.total}, "env")
     saved, config = state["blocks"].get("optimization"), env.config
-    if isinstance(saved, dict):
-        saved = {"task_balance": None, **saved}  # of a time that did not know it
+    if isinstance(saved, dict) and "task_balance" not in saved:  # of a time that knew neither it nor its state
+        saved = {"task_balance": None, **saved}
+        state = {**state, "blocks": {"balance": {}, **state["blocks"], "optimization": saved}}
     check_form(saved, dict.fromkeys(OF_OPTIMIZATION, object), "blocks.optimization")
     try:
         before = EnvConfig.of("the environment", dict(saved))

@@ -326,14 +326,13 @@ class BlocksTrainer:
         Raises:
             ValueError: The state is of another network or optimiser. Nothing has changed then.
         """
-        state = {"balance": {}, **state}  # of a time that did not know it
         check_form(state, {**self.state_dict(), "optimizer": dict, "optimization": dict, "balance": dict}, "blocks")
         name = type(self.optimizer).__name__
         if state["optimizer_name"] != name:
             raise ValueError(f"the blocks were trained by {state['optimizer_name']}, here the optimizer is {name}")
         check_optimizer(state["optimizer"], self.optimizer, "blocks.optimizer")
         balance, before = optimization.balance(self.network), state["optimization"]
-        if balance is not None and optimization.task_balance == before.get("task_balance"):
+        if balance is not None and optimization.task_balance == before["task_balance"]:
             balance.load_state_dict(state["balance"])
         self.balance = balance
         self.network.load_state_dict(state["network"])
