@@ -41,17 +41,19 @@ def judged(said: Mapping[str, Sequence[Judged]]) -> list[Claim]:
 def claims_of(paper: Reproduction, settings: Settings, records: Runs) -> list[Claim]:
     """Judge what a paper says by the runs of one way of training, of seeds of which all rows are there.
 
-    Of a protocol only what its rows can tell is left; what it decides is judged by the rows that this is about, as soon
-    as those of a seed are there.
+    Of a protocol only what its rows can tell is left; what can be told by the rows that it decides by is judged by
+    them, as soon as those of a seed are there.
     """
     claims = paper.judge(_whole_seeds(settings.rows, records))
     if not isinstance(settings, Protocol):
         return claims
     first = settings.first or settings.rows
     decisive = paper.judge(_whole_seeds(first, [record for record in records if record["label"] in first]))
-    (main,) = (claim for claim in decisive if claim.text == settings.decides)
-    return [main if claim.text == main.text else claim for claim in claims
-            if claim.text == main.text or any(part.found for part in claim.parts)]  # fmt: skip
+    return [
+        early if early.text == settings.decides or all(part.found for part in early.parts) else late
+        for early, late in zip(decisive, claims, strict=True)
+        if early.text == settings.decides or any(part.found for part in (*early.parts, *late.parts))
+    ]
 
 
 def _whole_seeds(rows: Sequence[str], records: Runs) -> list[Record]:

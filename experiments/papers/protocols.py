@@ -316,7 +316,7 @@ CIFAR_10 = Protocol(
         *(codinet.VANILLA, codinet.CONSISTENT, codinet.WITH_BOTH),
         *map(codinet.with_gamma, codinet.GAMMAS[1:]),
     ),
-    first=(codinet.VANILLA, codinet.WITH_BOTH),
+    first=(codinet.VANILLA, codinet.CONSISTENT, codinet.WITH_BOTH),
 )
 CODINET = (
     CIFAR_10,
@@ -358,7 +358,7 @@ PARALLEL_PATHS = (
         decides="Table 2: two routed paths err less than one of twice the width",
         effect="1.7 points (7.2 against 9.0 % error)",
         rows=OF_TABLE_2,
-        first=(parallel.WIDE, *(parallel.routed(2, cross) for cross in parallel.CROSSES)),
+        first=(parallel.WIDE, *(parallel.routed(2, cross) for cross in parallel.CROSSES), parallel.BASE, parallel.DEEP),
         search=Search(epochs=10, choices=dict.fromkeys(OF_TABLE_2, _rates_of_blocks(0.01, 0.03, 0.1))),
     ),
 )
