@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -33,18 +33,19 @@ from routing_gym.experiments.papers.diversity import DIVERSITY
 from routing_gym.experiments.papers.judging import claims_of
 from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.parallel_paths import PARALLEL_PATHS
-from routing_gym.experiments.papers.pilots import outlook
+from routing_gym.experiments.papers.pilots import flatness, outlook
 from routing_gym.experiments.papers.protocols import PROTOCOLS
 from routing_gym.experiments.papers.reproduction import (
     Plan,
     Reproduction,
+    Runs,
     among,
     asks_for,
     chosen_by,
     distinct,
 )
 from routing_gym.experiments.papers.routing_networks import ROUTING_NETWORKS
-from routing_gym.experiments.papers.rows import Change, Protocol
+from routing_gym.experiments.papers.rows import Change, Protocol, Settings
 from routing_gym.options import unknown_name
 from routing_gym.tasks import DataError
 
@@ -178,7 +179,8 @@ class _Work:
         try:
             if self.asked.records is None:
                 write_results(self._in_order(), writable_folder(out) / "results.json")
-            self.pictures[:0] = self.paper.pictures(self.groups, self._in_order(), out, self._beside())
+            drawn = [record for _, own in self._ways() for record in own]
+            self.pictures[:0] = self.paper.pictures(self.groups, drawn, out, self._beside())
             self._report()
             what = "pictures" if self.asked.records else "results.json, pictures, a folder per run"
             if launcher.here:
@@ -218,6 +220,16 @@ class _Work:
     def _in_order(self) -> list[Record]:
         return [{**self.records[run.folder], **run.facts} for run in self.runs if run.folder in self.records]
 
+    def _ways(self) -> Iterator[tuple[Plan, list[Record]]]:
+        """Yield ways of training with their finished runs; of protocols those that add to what stands before."""
+        before: set[str] = set()
+        for plan in self.plans:
+            own = among(self._in_order(), settings=plan.settings.name)
+            folders = {record["folder"] for record in own}
+            if not isinstance(plan.settings, Protocol) or folders - before:
+                yield plan, own
+            before |= folders
+
     def _beside(self) -> list[Record]:
         """Finished runs of another paper's protocols that are kept beside this one's."""
         if not self.paper.beside:
@@ -235,8 +247,8 @@ class _Work:
             made = (("commit", "commit"), ("PyTorch", "torch"), ("on", "processor"))
             what = (f"{word} {', '.join(sorted(distinct(records, key)))}" for word, key in made)
             lines += [f"Runs were made at {'; '.join(what)}.", ""]
-        for plan in self.plans:
-            lines += self._about(plan, among(records, settings=plan.settings.name))
+        for plan, own in self._ways():
+            lines += self._about(plan, own)
         for name, found in self.measured.items():
             lines += [f"## {paper.measured[name].title}", "", *paper.measured[name].table(found), ""]
         if self.failures:
@@ -245,24 +257,37 @@ class _Work:
 
     def _about(self, plan: Plan, records: Sequence[Record]) -> list[str]:
         """Return tables and verdicts of the runs that were trained in one way, as Markdown."""
-        paper, settings, searched = plan.paper, plan.settings, list(plan.search())
+        paper, settings = plan.paper, plan.settings
         lines = [f"## Settings `{settings.name}`", "", settings.about[0].upper() + settings.about[1:] + ".", ""]
         if isinstance(settings, Protocol):
             row = f"`routing-gym reproduce {paper.name} --settings {settings.name} --only '=ROW'`"
-            lines += [*about_protocol(settings, chosen_by(searched)), f"- A row again: {row}.", ""]
-        for group in settings.shown(self.groups):
-            if own := [record for record in records if group in record["groups"]]:
-                lines += [f"### {paper.groups[group]}", "", *paper.tables.get(group, paper.table)(own), ""]
+            lines += [*about_protocol(settings, chosen_by(plan.search())), f"- A row again: {row}.", ""]
+        for title, table, own in self._tables(settings, records):
+            lines += [f"### {title}", "", *table(own), ""]
         if records:
-            claims = claims_of(paper, settings, records)
-            said = [f"- {claim.text}: **{claim.verdict}**. {claim.numbers}" for claim in claims]
-            lines += ["### What the paper says", "", *said, ""]
-        if isinstance(settings, Protocol) and len(records) < len(settings.rows) * settings.seeds:
-            told = outlook(settings, records, paper.judge(records), searched)
-            if not told:  # none of its runs is finished
-                return []
-            lines += ["### What it will be able to decide", "", *told, ""]
+            lines += [flatness(records), ""] if isinstance(settings, Protocol) else []
+            lines += ["### What the paper says", ""]
+            for claim in claims_of(paper, settings, records):
+                lines.append(f"- {claim.text}: **{claim.verdict}**. {claim.numbers}")
+                if isinstance(settings, Protocol) and (claim.text, claim.verdict) == (settings.decides, "not enough"):
+                    lines[-1] += "".join(f" {told}" for told in map(outlook, claim.parts) if told)
+            lines.append("")
         return lines
+
+    def _tables(self, settings: Settings, records: Runs) -> Iterator[tuple[str, Callable[[Runs], list[str]], Runs]]:
+        """Yield the tables of runs that were trained in one way: title, what shows them, and the runs.
+
+        A protocol's groups that are shown alike are one table, since they have most rows in common.
+        """
+        shown: dict[Any, list[str]] = {}
+        for group in settings.shown(self.groups):
+            if any(group in record["groups"] for record in records):
+                table = self.paper.tables.get(group, self.paper.table)
+                shown.setdefault(table if isinstance(settings, Protocol) else group, []).append(group)
+        for groups in shown.values():
+            title = "; ".join(self.paper.groups[group] for group in groups)
+            own = [record for record in records if not set(groups).isdisjoint(record["groups"])]
+            yield title, self.paper.tables.get(groups[0], self.paper.table), own
 
 
 def _once(runs: Iterable[Run]) -> list[Run]:
@@ -280,7 +305,9 @@ def about_protocol(protocol: Protocol, choices: Mapping[str, Change]) -> list[st
     if search := protocol.search:
         seeds = ", ".join(map(str, search.seeds))
         lines.append(f"- Chooses on validation, {search.epochs} epochs, seed {seeds} (chosen in bold):")
+        rows: dict[str, list[str]] = {}
         for label, tried in search.choices.items():
             texts = [f"**{choice.text}**" if choice == choices.get(label) else choice.text for choice in tried]
-            lines.append(f"  - {label}: {', '.join(texts)}.")
+            rows.setdefault(", ".join(texts), []).append(label)
+        lines += [f"  - {'; '.join(labels)}: {texts}." for texts, labels in rows.items()]
     return lines

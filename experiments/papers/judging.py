@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -39,29 +40,24 @@ def judged(said: Mapping[str, Sequence[Judged]]) -> list[Claim]:
 
 
 def claims_of(paper: Reproduction, settings: Settings, records: Runs) -> list[Claim]:
-    """Judge what a paper says by the runs of one way of training, of seeds of which all rows are there.
+    """Judge what a paper says by the runs of one way of training, each claim by the seeds that have all of its rows.
 
-    Of a protocol only what its rows can tell is left; what can be told by the rows that it decides by is judged by
-    them, as soon as those of a seed are there.
+    Of a protocol, a row of several points is one only with all the points that it asks for, and claims of which its
+    runs tell nothing yet are left out, but for the one it decides.
     """
-    claims = paper.judge(_whole_seeds(settings.rows, records))
     if not isinstance(settings, Protocol):
-        return claims
-    first = settings.first or settings.rows
-    decisive = paper.judge(_whole_seeds(first, [record for record in records if record["label"] in first]))
-    return [
-        early if early.text == settings.decides or all(part.found for part in early.parts) else late
-        for early, late in zip(decisive, claims, strict=True)
-        if early.text == settings.decides or any(part.found for part in (*early.parts, *late.parts))
-    ]
+        return paper.judge(records)
+    rows = (row for row in paper.rows if row.label in settings.rows and settings.shown(row.groups))
+    asked = Counter(_judged_by(paper, row.facts) for row in rows)
+    there = Counter((_judged_by(paper, record), record["seed"]) for record in records)
+    whole = [record for record in records if there[name := _judged_by(paper, record), record["seed"]] == asked[name]]
+    claims = paper.judge(whole)
+    return [claim for claim in claims if claim.text == settings.decides or any(part.found for part in claim.parts)]
 
 
-def _whole_seeds(rows: Sequence[str], records: Runs) -> list[Record]:
-    """Records of the seeds of which all these rows are there."""
-    there: dict[int, set[str]] = {}
-    for record in records:
-        there.setdefault(record["seed"], set()).add(record["label"])
-    return [record for record in records if there[record["seed"]] >= set(rows)]
+def _judged_by(paper: Reproduction, facts: Mapping[str, Any]) -> tuple[str, str]:
+    """The name by which a row is judged, see `Reproduction.judged_by`, and the part of the paper it is of."""
+    return facts[paper.judged_by], facts["part"]
 
 
 POINTS = " points"

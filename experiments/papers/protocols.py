@@ -310,13 +310,13 @@ CIFAR_10 = Protocol(
     "stage with frozen routers",
     shrinks="ResNet-110 to 9 blocks of 8, 16 and 32 channels, images to 16x16, half of the training images, "
     "250 epochs to 24, of 781 steps",
-    decides="Table 2: with both losses fewer are than with neither",
+    decides="Table 2: with both losses fewer images are classified wrong than with neither",
     effect="1.3 points (5.5 against 6.8 % error)",
     rows=(
         *(codinet.VANILLA, codinet.CONSISTENT, codinet.WITH_BOTH),
         *map(codinet.with_gamma, codinet.GAMMAS[1:]),
     ),
-    first=(codinet.VANILLA, codinet.CONSISTENT, codinet.WITH_BOTH),
+    first=(codinet.VANILLA, codinet.WITH_BOTH),
 )
 CODINET = (
     CIFAR_10,
@@ -358,7 +358,7 @@ PARALLEL_PATHS = (
         decides="Table 2: two routed paths err less than one of twice the width",
         effect="1.7 points (7.2 against 9.0 % error)",
         rows=OF_TABLE_2,
-        first=(parallel.WIDE, *(parallel.routed(2, cross) for cross in parallel.CROSSES), parallel.BASE, parallel.DEEP),
+        first=(parallel.WIDE, *(parallel.routed(2, cross) for cross in parallel.CROSSES)),
         search=Search(epochs=10, choices=dict.fromkeys(OF_TABLE_2, _rates_of_blocks(0.01, 0.03, 0.1))),
     ),
 )

@@ -123,6 +123,8 @@ class Reproduction:
         table: Shows the records of one group, trained in one way, as lines of Markdown.
         draw: Draws a group.
         judge: Judges what the paper says in words by records that were trained in one way.
+        judged_by: What of a record is the name by which it is judged: several rows of one name, as of a curve, are
+            judged together.
         measured: Further groups, which are measured.
         tables: Other ways than `table` to show single groups, by their name.
         beside: Another paper whose protocols' runs its pictures show as well, where they are kept beside its own.
@@ -138,6 +140,7 @@ class Reproduction:
     table: Callable[[Runs], list[str]]
     draw: Callable[[Drawing], None]
     judge: Callable[[Runs], list[Claim]]
+    judged_by: Literal["label", "series"] = "label"
     measured: dict[str, Measurement] = dataclasses.field(default_factory=dict)
     tables: dict[str, Callable[[Runs], list[str]]] = dataclasses.field(default_factory=dict)
     beside: str = ""

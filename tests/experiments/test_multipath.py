@@ -23,6 +23,7 @@ from records import (
 
 from routing_gym.experiments import reproduce
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.papers.judging import claims_of
 from routing_gym.experiments.papers.multipath import MULTIPATH
 from routing_gym.experiments.papers.multipath.dataflow import layout
 from routing_gym.experiments.papers.multipath.results import claims, curve_of
@@ -62,6 +63,25 @@ def test_the_rows_are_the_papers_networks(tmp_path):
     assert {row.env for row in MULTIPATH.rows} == {HYBRID, CIFAR10, CIFAR5, CIFAR2}
     (row, cell), *_ = cells(MULTIPATH, paper, out=tmp_path, epochs=2, only=("static, CIFAR-5",))
     assert row.label == "static, CIFAR-5, 1 column" and "schedule_epochs=0.25" in cell.training.env_options
+
+
+def test_a_protocol_counts_a_seed_once_all_points_of_a_curve_are_there():
+    paper = reproduce.REPRODUCTIONS[MULTIPATH.name]
+    (protocol,) = (one for one in paper.settings if one.name == "two-cores")
+    rows = [row for row in paper.rows if row.label in protocol.rows]
+    records = over_seeds([made_up(row.series, 1e6 * (1 + place), 0.1, part=row.part, label=row.label, price=row.x)
+                          for place, row in enumerate(rows)])  # fmt: skip
+
+    def seeds(runs):
+        (main,) = (claim for claim in claims_of(paper, protocol, runs) if claim.text == protocol.decides)
+        return [part.found and part.found.seeds for part in main.parts]
+
+    def without(runs, seed):
+        return [run for run in runs if (run["label"], run["seed"]) != ("static, CIFAR-2, 3 columns", seed)]
+
+    assert seeds(records) == [3] and seeds(without(records, 1)) == [2]
+    alone = [run for run in records if run["seed"] == 1]
+    assert seeds(alone) == [1] and seeds(without(alone, 1)) == [None]
 
 
 KINDS = {(row.series, row.part): row for row in reversed(MULTIPATH.rows)}

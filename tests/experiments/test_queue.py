@@ -13,6 +13,7 @@ from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.settings import TrainingSettings, parse_options
 from routing_gym.experiments.papers import pinning
+from routing_gym.experiments.papers.judging import claims_of
 from routing_gym.experiments.papers.reproduction import Claim, Plan
 from routing_gym.experiments.papers.rows import Change, Protocol, Row, Search
 
@@ -281,7 +282,8 @@ def test_what_a_protocol_decides_can_come_out_either_way(entry):
             records.append({**run.facts, **of_all, "seed": run.seed, "agent": run.agent, "env": run.training.env,
                             "test_accuracy": 1 - error, "macs": 1e6 * (1 if routed else 10) * (1 + 0.1 * place),
                             "curve": {"validation_accuracy": [1 - error]}})  # fmt: skip
-        (claim,) = [claim for claim in entry.paper.judge(records) if claim.text == entry.protocol.decides]
+        claims = claims_of(entry.paper, entry.protocol, records)
+        (claim,) = [claim for claim in claims if claim.text == entry.protocol.decides]
         return claim.verdict
 
     assert [verdict(0.1, 0.3), verdict(0.3, 0.1), verdict(0.2, 0.2)] == ["holds", "does not hold", "not enough"]

@@ -19,10 +19,6 @@ def record(label, accuracy, **more):
     return of_row(label, accuracy, paths=10.0, compared_paths={"kept_rotated": 0.5, "kl": 0.1}, **more)
 
 
-BESIDE = record(CONSISTENT, 0.88)
-"""Of the rows that run first, the one that the claim is not about."""
-
-
 @settings(max_examples=30, deadline=None)
 @given(mean=st.floats(-2, 2), spread=st.floats(0.01, 3))
 def test_so_many_seeds_tell_and_one_less_does_not(mean, spread):
@@ -44,22 +40,19 @@ def test_so_many_seeds_tell_and_one_less_does_not(mean, spread):
 @pytest.mark.parametrize(
     ("runs", "verdict", "missing"),
     [
-        (over_seeds([BESIDE, record(VANILLA, 0.90), record(WITH_BOTH, 0.93)]), "**holds**", "decided"),
-        (over_seeds([BESIDE, record(VANILLA, 0.93), record(WITH_BOTH, 0.90)]), "**does not hold**", "decided"),
+        (over_seeds([record(VANILLA, 0.90), record(WITH_BOTH, 0.93)]), "**holds**", "decided"),
+        (over_seeds([record(VANILLA, 0.93), record(WITH_BOTH, 0.90)]), "**does not hold**", "decided"),
         (over_seeds([record(VANILLA, 0.90), record(CONSISTENT, 0.93)]), "**not enough**", "its first seed"),
         (
             [
                 record(label, accuracy, seed=seed, seconds=360.0)
-                for label, accuracies in ((CONSISTENT, (0.9, 0.9)), (VANILLA, (0.90, 0.91)), (WITH_BOTH, (0.91, 0.93)))
+                for label, accuracies in ((VANILLA, (0.90, 0.91)), (WITH_BOTH, (0.91, 0.93)))
                 for seed, accuracy in enumerate(accuracies)
             ],
             "**not enough**",
-            "4 seeds in all, 0.6 core-hours more, at the difference seen",
+            "4 seeds in all, 0.4 core-hours more, at the difference seen",
         ),
-        (
-            over_seeds([BESIDE, record(VANILLA, 0.90), record(WITH_BOTH, 0.90)], 2, 0),
-            *("**not enough**", "more than 100 seeds"),
-        ),
+        (over_seeds([record(VANILLA, 0.90), record(WITH_BOTH, 0.90)], 2, 0), "**not enough**", "more than 100 seeds"),
     ],
 )
 def test_a_line_says_what_is_decided_or_what_it_would_take(runs, verdict, missing):

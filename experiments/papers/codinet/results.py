@@ -69,7 +69,7 @@ def claims(records: Runs) -> list[Claim]:
         "Table 2: consistency alone lets images take fewer paths": [paths(VANILLA, CONSISTENT)],
         "Table 2: with consistency alone more images are classified wrong": [less(VANILLA, CONSISTENT)],
         "Table 2: with diversity there are more paths than without both": [paths(WITH_BOTH, VANILLA)],
-        "Table 2: with both losses fewer are than with neither": [less(WITH_BOTH, VANILLA)],
+        "Table 2: with both losses fewer images are classified wrong than with neither": [less(WITH_BOTH, VANILLA)],
         "Section 4.4.1: with both losses more images keep their path when they are augmented": [
             judge.more("kept", kept, WITH_BOTH, VANILLA, " %")
         ],

@@ -25,5 +25,6 @@ MULTIPATH = Reproduction(
     table=error_and_operations,
     draw=draw,
     judge=claims,
+    judged_by="series",
     beside="codinet",
 )
