@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.bases import RUN, SKIP, RouterAgent, RouterConfig, takes_skips
+from routing_gym.agents.parts.bases import RouterAgent, RouterConfig
+from routing_gym.agents.parts.demands import RUN, SKIP, takes_skips
 from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.losses import consistency, diversity
 from routing_gym.agents.parts.scores import ModuleScores, Scores

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
+from routing_gym.agents.parts.demands import offers
 from routing_gym.agents.parts.scores import TableScores
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import count, divisor, not_negative
@@ -38,6 +39,9 @@ class DSelectK(ScoredGate):
     Σ_i softmax(α)_i r(z_i) (Hazimeh et al. 2021, Eqs. 3 and 4). S is a cubic step that is exactly 0 and 1 outside
     ±γ / 2: from there on only k blocks run, in training as well. Numbers that no legal block has stand for the legal
     blocks from the first on.
+
+    Raises:
+        ValueError: k is larger than the number of choices of any decision.
     """
 
     by_task = True
@@ -46,6 +50,7 @@ class DSelectK(ScoredGate):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
+        offers(self, self.config.k)
         if isinstance(self.scores, TableScores):  # at 0 all selectors would stay alike
             numbers = torch.Generator().manual_seed(self.config.seed)
             with torch.no_grad():

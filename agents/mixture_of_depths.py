@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.agents.parts.assignments import among_highest, by_decision
-from routing_gym.agents.parts.bases import RUN, SKIP, ScoredGate, ScoredGateConfig, stacked, takes_skips
+from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig, stacked
+from routing_gym.agents.parts.demands import RUN, SKIP, takes_skips
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import not_negative, share
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
+from routing_gym.agents.parts.demands import offers
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import positive, rate
 
@@ -51,6 +52,10 @@ class ReMoE(ScoredGate):
     over rows and decisions, switches them off, and λ follows how many are on: λ ← λ α^sign(used − k) (Wang et al. 2024,
     Eqs. 7 to 9; there the networks are residual and scores begin around 0). Where all of a row's weights would be 0 its
     best choice weighs 1, with the gradient of its score: these networks have nothing else to carry the row on.
+
+    Raises:
+        ValueError: k is larger than the number of choices of any decision; or a network that shares outcomes out, which
+            takes weights that sum to 1.
     """
 
     Config = ReMoEConfig
@@ -58,6 +63,7 @@ class ReMoE(ScoredGate):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
+        offers(self, self.config.k)
         self.takes_no_outcomes("the weights of ReLU routing sum to anything")
         self.penalty = nn.Buffer(torch.tensor(self.config.penalty, dtype=torch.float64, device=self.env.device))
 

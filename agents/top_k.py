@@ -16,6 +16,7 @@ from torch.nn import functional
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.assignments import expert_choice
 from routing_gym.agents.parts.bases import Gate
+from routing_gym.agents.parts.demands import offers
 from routing_gym.agents.parts.draws import drawn
 from routing_gym.agents.parts.losses import chance_of_being_picked, chance_of_staying, cv_squared
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
@@ -106,11 +107,7 @@ class TopK(Gate):
         super().__init__(env, config)
         options = self.config
         most = max(options.k, options.k_last or options.k)
-        if most > self.num_choices:
-            raise ValueError(
-                f"agent {self.name!r} mixes k={most} blocks, no decision of this network offers more than "
-                f"{self.num_choices}"
-            )
+        offers(self, most)
         if options.softmax == "all":
             self.takes_no_outcomes("softmax='all' gives others: leave it at softmax='chosen'")
         if options.choice == "expert":

@@ -78,6 +78,7 @@ class Compare(Keeping, Launching, Tunable):
         launcher = self.make_launcher(self.out)
         options = options_of_agents(self.agents, self.agent_options)
         settings = {name: self.settings_of(self.training, name, options[name]) for name in self.agents}
+        self.say_untuned(self.training.env, self.agents, console)
         if self.equal is not None:
             settings = at_equal(self.equal, settings, console)
         runs = [

@@ -119,7 +119,7 @@ class Extract(OfCheckpoint):
         for names in known:
             if self.task in names:
                 return names.index(self.task)
-        named = f" or be one of {known[1]}" if known[1] else ""
+        named = f" or be one of {known[1]}" if known[1] else ", its tasks have no names"
         raise UsageError(f"--task must lie in [0, {dataset.num_tasks}){named}, got {self.task}")
 
 

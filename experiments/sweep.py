@@ -41,6 +41,9 @@ FIRST_SEED = 100
 ASKED_AT_ONCE = 4
 """Settings that TPE proposes before it is told what came of them; the same however many run at once."""
 
+DRAWS = 50
+"""Times as many settings are drawn at random as are to be tried: repeats do not count."""
+
 Setting = tuple[str, ...]
 
 
@@ -217,8 +220,9 @@ class Sweep(Launching):
         if self.search == "grid":
             yield [*itertools.product(*([f"{axis.name}={value}" for value in axis.values] for axis in axes))]
         elif self.search == "random":
-            shares = np.random.default_rng(FIRST_SEED).random((self.trials, len(axes)))
-            yield [tuple(axis.text(share) for axis, share in zip(axes, row, strict=True)) for row in shares]
+            draws = np.random.default_rng(FIRST_SEED).random((DRAWS * self.trials, len(axes)))
+            drawn = (tuple(axis.text(share) for axis, share in zip(axes, row, strict=True)) for row in draws)
+            yield [*dict.fromkeys(drawn)][: self.trials]  # each once
         else:  # a tree-structured Parzen estimator (Bergstra et al. 2011)
             try:
                 import optuna

@@ -20,20 +20,6 @@ from routing_gym.envs import Context, Known, Observation, Step, Trajectory
 from routing_gym.networks import Action
 from routing_gym.options import count, positive, share
 
-SKIP, RUN = 0, 1
-"""Choices of networks whose blocks are skipped or run."""
-
-
-def takes_skips(agent: Agent) -> None:
-    """Refuse a network whose decisions are not to skip (0) or run (1) a block."""
-    for decision in agent.env.network.decisions:
-        skips = decision.n == 2 and decision.macs[SKIP] < decision.macs[RUN]
-        if not skips or decision.m != 1 or decision.mixing != "activation":
-            raise ValueError(
-                f"agent {agent.name!r} says whether a block is skipped (0) or run (1), but decision {decision.name!r} "
-                "of this network is another: take one of the networks ...-skip"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainedConfig(AgentConfig):

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
+from rich.console import Console
 
 from routing_gym.experiments.engine import settings
 from routing_gym.experiments.engine.command import Command, UsageError
+from routing_gym.experiments.engine.console import say
 from routing_gym.experiments.engine.records import write_text
 from routing_gym.options import check_types
 
@@ -153,7 +155,8 @@ class Tunable(Command):
             raise UsageError(f"--tuned-dir {self.tuned_dir} is no folder: a sweep writes one, OUT/tuned")
         path = tuned_path(self.tuned_dir, of, agent)
         if not path.parent.is_dir():
-            raise UsageError(f"--tuned: nothing was tuned for {of}, there is no {path.parent}")
+            known = ", ".join(sorted(folder.name for folder in self.tuned_dir.iterdir() if folder.is_dir()))
+            raise UsageError(f"--tuned: nothing was tuned for {of} in {self.tuned_dir}, only for: {known or 'nothing'}")
         try:
             found = read_config(path) if path.exists() else {}
             of_env, of_agent = (found.get(name, {}) for name in ("env_options", "agent_options"))
@@ -163,6 +166,12 @@ class Tunable(Command):
             raise UsageError(f"{path} cannot be read: {error}") from error
         training = dataclasses.replace(training, env_options=settings.filled_up(training.env_options, of_env))
         return training, settings.filled_up(agent_options, of_agent)
+
+    def say_untuned(self, env: str, agents: Sequence[str], console: Console) -> None:
+        """Say of which agents nothing was tuned on an environment, if that is asked for."""
+        lacking = [name for name in agents if self.tuned and not tuned_path(self.tuned_dir, env, name).exists()]
+        if lacking:
+            say(console, f"--tuned: by their defaults, as nothing was tuned: {', '.join(lacking)}")
 
 
 def tuned_path(folder: Path, env: str, agent: str) -> Path:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from routing_gym.agents import read
 from routing_gym.experiments.engine.callbacks import Callback, Progress
 from routing_gym.experiments.engine.command import UsageError, heeding_signals
@@ -76,7 +78,7 @@ def kept_in(folder: Path) -> str:
     try:
         epochs = len(read(folder / CHECKPOINT)["extra"]["curve"]["epoch"])
     except (OSError, ValueError, KeyError):
-        return f"nothing of it is kept in {folder}" if folder.is_dir() else f"its folder {folder} is no longer there"
+        return f"nothing of it is kept in {folder}" if folder.is_dir() else "it has left nothing"
     return f"the last good checkpoint, of epoch {epochs}, is in {folder}"
 
 
@@ -110,6 +112,7 @@ def perform_elsewhere(job: Job) -> list[Outcome]:
     run = job.first
     try:
         with heeding_signals(), threads_in_one_line():
+            torch.set_num_threads(run.training.threads)  # also for what a plug-in computes when it is read
             for path in run.plugins:
                 load_plugin(path)
             if run.agent not in _warm:  # before its first run is timed, as trials do where runs run here

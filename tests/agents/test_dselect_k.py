@@ -110,5 +110,9 @@ def test_it_shares_outcomes_out_and_chooses_for_one_tensor():
     for exit in trajectory.exits:
         share[slice(None) if exit.rows is None else exit.rows] += exit.weight.detach()
     torch.testing.assert_close(share, torch.ones(len(trajectory)))
+    with pytest.raises(
+        ValueError, match="'dselect-k' mixes k=6 blocks, no decision of this network offers more than 5"
+    ):
+        make_agent("dselect-k", weights_env(), k=6)
     with pytest.raises(ValueError, match="'dselect-k' chooses for 1 tensor"):
         make_agent("dselect-k", small_env(of_family("columns"), action_type="weights"))

@@ -121,6 +121,8 @@ def test_what_it_cannot_do_is_said():
         ValueError, match="'remoe': this network shares outcomes out .* the weights of ReLU routing sum to anything"
     ):
         make_agent("remoe", small_env(of_family("tree"), action_type="weights"))
+    with pytest.raises(ValueError, match="'remoe' mixes k=5.5 blocks, no decision of this network offers more than 4"):
+        make_agent("remoe", weights_env(), k=5.5)
     with pytest.raises(ValueError, match="ReMoE: penalty_step must be above 1, got 0.9"):
         make_agent("remoe", weights_env(), penalty_step=0.9)
     with pytest.raises(ValueError, match="'remoe' chooses for 1 tensor"):

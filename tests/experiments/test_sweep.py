@@ -14,7 +14,7 @@ from routing_gym.experiments.engine.arguments import SHIPPED
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import TrainingSettings, folder_name
-from routing_gym.experiments.sweep import axis_of
+from routing_gym.experiments.sweep import Sweep, axis_of
 from routing_gym.experiments.train import Train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -66,6 +66,13 @@ def test_what_is_no_axis_is_refused(item):
 def test_searches_that_cannot_be_are_refused(options, message, tmp_path, capsys):
     assert run("sweep", *SMALL, *options, "--out", tmp_path) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("trials", "drawn"), [(1, 1), (5, 5), (99, 6)])
+def test_settings_drawn_at_random_are_as_many_as_are_asked_for_and_all_different(trials, drawn):
+    sweep = Sweep(grid=("gamma=0.8,0.9,1.0", "env.width=8,16"), search="random", trials=trials)
+    (settings,) = sweep._proposed(sweep._axes(), lambda setting: 0.0)
+    assert len(set(settings)) == len(settings) == drawn
 
 
 @pytest.mark.long
@@ -122,6 +129,7 @@ def test_the_best_setting_is_used_when_it_is_asked_for(tmp_path, capsys):
     tuned = ["--tuned", "--tuned-dir", tmp_path / "sweep" / "tuned"]
     arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--seeds", 1]
     assert run(*arguments, *tuned, "--agent-options", "wpl.policy_rate=0.2", "--out", tmp_path / "out") == 0
+    assert "by their defaults, as nothing was tuned: shared\n" in capsys.readouterr().out
     wpl, shared = json.loads((tmp_path / "out" / "results.json").read_text())
     assert wpl["config"]["policy_rate"] == 0.2  # what is given counts more
     assert (wpl["asked"]["env_options"]["width"], shared["asked"]["env_options"]["width"]) == (8, 48)
@@ -149,4 +157,5 @@ def test_settings_that_are_not_there_are_missed(tmp_path, capsys):
     arguments = ["compare", *SMALL, "--agents", "wpl", "--out", tmp_path / "out"]
     assert run(*arguments, "--tuned") == 2 and run(*arguments, "--tuned-dir", tmp_path) == 2
     said = capsys.readouterr().err
-    assert "nothing was tuned for routing_gym/SyntheticMTL-v0" in said and "is for --tuned: give both" in said
+    assert "nothing was tuned for routing_gym/SyntheticMTL-v0" in said and "only for: DigitsMTL-v0, suite" in said
+    assert "is for --tuned: give both" in said
