@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from routing_gym.experiments.engine.records import by_label
@@ -18,25 +19,40 @@ HEADS = ("paper", "claim", "effect it is about", "found", "verdict", "core-hours
 
 
 def summary(stands: Sequence[tuple[Reproduction, Protocol, Runs]]) -> str:
-    """A line for what each protocol decides, as Markdown.
+    """Markdown of what is decided: a line for the claim of each protocol that has begun, and for others it has decided.
 
     Args:
         stands: Protocols, with the finished runs of their rows.
     """
-    lines = [line(list(HEADS)), line(["---"] * len(HEADS))]
-    for paper, protocol, records in stands:
-        spent = sum(record["seconds"] for record in records) / 3600
-        (main,) = (claim for claim in claims_of(paper, protocol, records) if claim.text == protocol.decides)
+    papers = list(dict.fromkeys(paper.name for paper, _, _ in stands))
+    lines, verdicts, not_begun = [line(list(HEADS)), line(["---"] * len(HEADS))], Counter[str](), []
+    shown: set[str] = set()
+    for paper, protocol, records in sorted(stands, key=lambda stand: papers.index(stand[0].name)):
         page = f"[{paper.name}]({paper.name.replace('-', '_')}.md)"
-        cells = [main.text, protocol.effect, main.numbers, f"**{main.verdict}**", f"{spent:.1f}"]
-        lines.append(line([page, *cells, _missing(main, protocol, records)]))
+        new = {record["folder"] for record in records} - shown
+        if not new:
+            not_begun.append(f"{page} `{protocol.name}` ({protocol.decides})")
+            continue
+        shown |= new
+        spent = sum(record["seconds"] for record in records) / 3600
+        claims = sorted(claims_of(paper, protocol, records), key=lambda claim: claim.text != protocol.decides)
+        verdicts.update(claim.verdict for claim in claims)
+        for claim in claims:
+            main, cells = claim.text == protocol.decides, [page, claim.text]
+            if main:
+                about, effort = protocol.effect, [f"{spent:.1f}", _missing(claim, protocol, records)]
+            else:
+                about, effort = "", ["", "decided"]
+            if main or claim.verdict != "not enough":
+                lines.append(line([*cells, about, claim.numbers, f"**{claim.verdict}**", *effort]))
     told = (
-        "What each protocol was made to decide, in the order of the queue, by [one rule](../statistics.md): a paired "
-        "95 % interval over at least three seeds that lies on one side of 0. What else its runs say stands on the "
-        "papers' pages; core-hours are of its rows, without the search for rates, and rows of two protocols count in "
-        "both."
+        "What each protocol was made to decide, and below it what else its runs have decided, by "
+        "[one rule](../statistics.md): a paired 95 % interval over at least three seeds that lies on one side of 0. "
+        f"Of {verdicts.total()} claims that have runs {verdicts['holds']} hold, {verdicts['does not hold']} do not, "
+        f"and of {verdicts['not enough']} there is not enough; all stand on the papers' pages. Core-hours are of all rows "
+        "of a protocol, without the search for rates; rows of two protocols count in both."
     )
-    return "\n".join([told, "", *lines])
+    return "\n".join([told, "", *lines, *(["", f"Not begun: {'; '.join(not_begun)}."] if not_begun else [])])
 
 
 def _missing(claim: Claim, protocol: Protocol, records: Runs) -> str:

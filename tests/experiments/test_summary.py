@@ -57,9 +57,24 @@ def test_so_many_seeds_tell_and_one_less_does_not(mean, spread):
 )
 def test_a_line_says_what_is_decided_or_what_it_would_take(runs, verdict, missing):
     paper = reproduce.REPRODUCTIONS[CODINET.name]
-    (protocol,) = (one for one in paper.settings if one.name == "two-cores")
-    runs = [{**run, "seconds": run.get("seconds", 3600.0)} for run in runs]
+    protocol, margins = (one for one in paper.settings if one.name.startswith("two-cores"))
+    runs = [{**run, "seconds": run.get("seconds", 3600.0), "folder": f"{run['label']} {run['seed']}"} for run in runs]
     text = summary([(paper, protocol, runs)])
-    (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith("| [codinet](codinet.md)")]
+    row, *_ = [line.split(" | ") for line in text.splitlines() if line.startswith("| [codinet](codinet.md)")]
     assert row[1] == protocol.decides and row[4] == verdict and row[6].startswith(missing)
+    assert "Not begun: [codinet](codinet.md) `two-cores-margins` (Table 8" in summary(
+        [(paper, protocol, runs), (paper, margins, [])]
+    )
     assert row[5] == f"{sum(run['seconds'] for run in runs) / 3600:.1f}"
+
+
+def test_what_is_decided_besides_is_a_line_too_and_all_are_counted():
+    paper = reproduce.REPRODUCTIONS[CODINET.name]
+    (protocol,) = (one for one in paper.settings if one.name == "two-cores")
+    runs = over_seeds([record(VANILLA, 0.90), record(CONSISTENT, 0.80), record(WITH_BOTH, 0.90)])
+    text = summary([(paper, protocol, [{**run, "folder": f"{run['label']} {run['seed']}"} for run in runs])])
+    (other,) = [line.split(" | ") for line in text.splitlines() if "more images are classified wrong" in line]
+    assert other[2] == "" and other[4] == "**holds**" and other[5:] == ["", "decided |"]
+    main, *_ = [line for line in text.splitlines() if line.startswith("| [codinet]")]
+    assert protocol.decides in main and "**not enough**" in main
+    assert "Of 6 claims that have runs 1 hold, 0 do not, and of 5 there is not enough" in text
