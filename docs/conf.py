@@ -17,7 +17,7 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb", "site_pages"]
-exclude_patterns = ["**/*.text.md", "examples", "results/earlier", "results/records", "build"]
+exclude_patterns = ["**/*.text.md", "examples", "results/records", "build"]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!routing_gym).*"),  # what other libraries document is not looked up
