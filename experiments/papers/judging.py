@@ -80,7 +80,14 @@ class Judge:
         """The runs of a row."""
         return among(self._records, **{self._by: name})
 
-    def positive(self, what: str, value: Callable[..., float | None], *names: str, unit: str = "") -> Judged:
+    def positive(
+        self,
+        what: str,
+        value: Callable[..., float | None],
+        *names: str,
+        unit: str = "",
+        paper: float | None = None,
+    ) -> Judged:
         """Judge whether a number is above 0.
 
         Args:
@@ -89,6 +96,7 @@ class Judge:
                 several rows have one name, seeds count that have all of them.
             names: The rows.
             unit: Its unit, with a space before it.
+            paper: What it is in the paper; None where that is not printed.
         """
         seeds = sorted(set.intersection(*map(self._whole_seeds, names)))
         known = {seed: value(*(among(self.runs(name), seed=seed) for name in names)) for seed in seeds}
@@ -99,6 +107,9 @@ class Judge:
         interval = f" [{found.low:+.3g}, {found.high:+.3g}]" if np.isfinite(found.low) else ""
         few = f", of {FEWEST_SEEDS} at least" if found.seeds < FEWEST_SEEDS else ""
         seeds_text = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}{few}"
+        if paper is not None:
+            outside = not few and not found.low <= paper <= found.high
+            seeds_text += f"; {paper:+.3g} in the paper{', which is outside' if outside else ''}"
         known_by = list(values.values())
         own = [among(self.runs(name), seed=seeds[0]) for name in names]
         spread = float(np.std(known_by, ddof=1)) if len(known_by) > 1 else _counting(own, unit)
@@ -111,17 +122,27 @@ class Judge:
             labels.setdefault(run["seed"], set()).add(run["label"])
         return {seed for seed, own in labels.items() if own == set().union(*labels.values())}
 
-    def more(self, what: str, value: Callable[[Record], float], larger: str, smaller: str, unit: str = "") -> Judged:
+    def more(
+        self,
+        what: str,
+        value: Callable[[Record], float],
+        larger: str,
+        smaller: str,
+        unit: str = "",
+        paper: float | None = None,
+    ) -> Judged:
         """Judge whether something is larger in one row than in another."""
 
         def difference(above: Runs, below: Runs) -> float:
             return value(above[0]) - value(below[0])
 
-        return self.positive(f"{what}, {larger} less {smaller}", difference, larger, smaller, unit=unit)
+        return self.positive(f"{what}, {larger} less {smaller}", difference, larger, smaller, unit=unit, paper=paper)
 
     def less(self, better: str, worse: str) -> Judged:
         """Judge whether the test error of a row is below that of another."""
-        return self.more("error", error_of, worse, better, POINTS)
+        printed = [run["paper"] for row in (better, worse) for run in self.runs(row)[:1] if run.get("paper")]
+        paper = 100 * (printed[0] - printed[1]) if len(printed) == 2 else None
+        return self.more("error", error_of, worse, better, POINTS, paper)
 
     def in_order(self, *names: str) -> list[Judged]:
         """Judge whether each of some rows errs less than the next."""

@@ -49,8 +49,8 @@ def summary(stands: Sequence[tuple[Reproduction, Protocol, Runs]]) -> str:
         "What each protocol was made to decide, and below it what else its runs have decided, by "
         "[one rule](../statistics.md): a paired 95 % interval over at least three seeds that lies on one side of 0. "
         f"Of {verdicts.total()} claims that have runs {verdicts['holds']} hold, {verdicts['does not hold']} do not, "
-        f"and of {verdicts['not enough']} there is not enough; all stand on the papers' pages. Core-hours are of all rows "
-        "of a protocol, without the search for rates; rows of two protocols count in both."
+        f"and of {verdicts['not enough']} there is not enough; all stand on the papers' pages. Core-hours are of all "
+        "rows of a protocol, without the search for rates; rows of two protocols count in both."
     )
     return "\n".join([told, "", *lines, *(["", f"Not begun: {'; '.join(not_begun)}."] if not_begun else [])])
 

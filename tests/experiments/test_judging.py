@@ -30,6 +30,20 @@ def test_a_difference_is_judged_by_its_interval_over_common_seeds():
     assert "+10 points [+7.52, +12.5] (3 seeds)" in judge.less("good", "bad").numbers
 
 
+@pytest.mark.parametrize(
+    ("printed", "said"),
+    [
+        ((0.95, 0.90), "; +5 in the paper, which is outside)."),
+        ((0.95, 0.85), "; +10 in the paper)."),
+        ((0.95, None), "(3 seeds)."),
+    ],
+)
+def test_the_papers_own_difference_stands_beside_it(printed, said):
+    of = dict(zip(("good", "bad"), printed, strict=True))
+    judge = Judge([{**one, "paper": of.get(one["label"])} for one in STEADY])  # 7.52 to 12.5 points
+    assert judge.less("good", "bad").numbers.endswith(said)
+
+
 def test_two_seeds_decide_nothing_and_seeds_must_be_common():
     few = Judge(rows(good=(0.9, 0.92), bad=(0.1, 0.11)))
     assert verdict(few.less("good", "bad")) == "not enough"

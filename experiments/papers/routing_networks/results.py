@@ -13,7 +13,7 @@ from routing_gym.experiments.papers.tables import EFFORT, Column, accuracy, tabl
 
 
 def accuracy_by_epoch(records: Runs) -> list[str]:
-    """Show accuracy by epoch, the paper's below ours in italics, how far apart the rows are, and what was judged on."""
+    """Show accuracy by epoch, the paper's below ours in italics, and what was judged on."""
     last = max(max(record["curve"]["epoch"]) for record in records)
     epochs = [epoch for epoch in rows.EPOCHS if epoch < last]
 
@@ -42,21 +42,7 @@ def accuracy_by_epoch(records: Runs) -> list[str]:
     if judged_on != "test":
         splits = f"The last epoch's column is of the test split, the others are of the {judged_on} split."
     lines = table(columns, by_label(records).values(), printed, EFFORT[1:])
-    return [*lines, "", *_differences(records), splits]
-
-
-def _differences(records: Runs) -> list[str]:
-    """Say how far the first row, the paper's own method, is from every other one, and how far it is in the paper."""
-    (first, routed), *others = by_label(records).items()
-    if not others or routed[0]["x"] is not None:  # rows along an axis are a picture
-        return []
-    parts = []
-    for label, runs in others:
-        ours = 100 * (mean_of(routed, "test_accuracy") - mean_of(runs, "test_accuracy"))
-        both = routed[0]["paper"] is not None and runs[0]["paper"] is not None
-        theirs = f" (paper {100 * (routed[0]['paper'] - runs[0]['paper']):+.0f})" if both else ""
-        parts.append(f"{label} {ours:+.1f}{theirs}")
-    return [f"{first}, points above: {'; '.join(parts)}.", ""]
+    return [*lines, "", splits]
 
 
 def claims(records: Runs) -> list[Claim]:
