@@ -260,7 +260,7 @@ class _Work:
         paper, settings = plan.paper, plan.settings
         lines = [f"## Settings `{settings.name}`", "", settings.about[0].upper() + settings.about[1:] + ".", ""]
         if isinstance(settings, Protocol):
-            row = f"`routing-gym reproduce {paper.name} --settings {settings.name} --only '=ROW'`"
+            row = f"`routing-gym reproduce {paper.name} --settings {settings.name} --rows '=ROW'`"
             lines += [*about_protocol(settings, chosen_by(plan.search())), f"- A row again: {row}.", ""]
         for title, table, own in self._tables(settings, records):
             lines += [f"### {title}", "", *table(own), ""]

@@ -1,6 +1,7 @@
 """Pages of results: generated from records, around a text of conclusions, whose figures the records must hold."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.page import BEHIND, check_page, text_of, write_page
+from routing_gym.experiments.papers.reproduction import _plain
 from routing_gym.experiments.queue import Queue, entries
 from routing_gym.experiments.suite import leaderboard
 
@@ -78,6 +80,19 @@ def test_every_figure_of_a_text_occurs_in_what_was_made_of_the_records(page):
     assert text_of(page).read_text(encoding="utf-8").strip() in text
     own, wrong = quoted_elsewhere(text_of(page).read_text(encoding="utf-8"), page.parent)
     assert not wrong and not figures_not_in(own, tables)
+
+
+@pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.stem)
+def test_the_command_for_a_row_asks_for_that_row_alone(page, tmp_path, capsys):
+    protocols = {entry.protocol.name: entry.protocol for entry in entries()
+                 if entry.paper.name == page.stem.replace("_", "-")}  # fmt: skip
+    for command in re.findall(r"A row again: `routing-gym (.*)`", page.read_text(encoding="utf-8")):
+        arguments = shlex.split(command)
+        label = protocols[arguments[arguments.index("--settings") + 1]].rows[-1]
+        arguments = [part.replace("ROW", label) for part in arguments]
+        assert main([*arguments, "--launcher", "print", "--out", str(tmp_path)]) == 0
+        folders = re.findall(r"--out (\S+)", capsys.readouterr().out)
+        assert folders and all(_plain(label) in Path(folder).parts for folder in folders)
 
 
 @pytest.mark.long
