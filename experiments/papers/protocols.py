@@ -202,6 +202,7 @@ MULTIPATH = (
             *multipath.static_labels("CIFAR-2"),
         ),
         first=(*_priced("actor", "CIFAR-2"), *multipath.static_labels("CIFAR-2")),
+        groups=("cifar-2",),
     ),
     Protocol(
         name="two-cores-skipping",
@@ -317,6 +318,7 @@ CIFAR_10 = Protocol(
         *map(codinet.with_gamma, codinet.GAMMAS[1:]),
     ),
     first=(codinet.VANILLA, codinet.WITH_BOTH),
+    groups=("regularization", "cost"),
 )
 CODINET = (
     CIFAR_10,
@@ -359,6 +361,7 @@ PARALLEL_PATHS = (
         effect="1.7 points (7.2 against 9.0 % error)",
         rows=OF_TABLE_2,
         first=(parallel.WIDE, *(parallel.routed(2, cross) for cross in parallel.CROSSES)),
+        groups=("cnn",),
         search=Search(epochs=10, choices=dict.fromkeys(OF_TABLE_2, _rates_of_blocks(0.01, 0.03, 0.1))),
     ),
 )
