@@ -307,7 +307,13 @@ def about_protocol(protocol: Protocol, choices: Mapping[str, Change]) -> list[st
         lines.append(f"- Chooses on validation, {search.epochs} epochs, seed {seeds} (chosen in bold):")
         rows: dict[str, list[str]] = {}
         for label, tried in search.choices.items():
-            texts = [f"**{choice.text}**" if choice == choices.get(label) else choice.text for choice in tried]
+            texts = [f"**{_named(choice)}**" if choice == choices.get(label) else _named(choice) for choice in tried]
             rows.setdefault(", ".join(texts), []).append(label)
         lines += [f"  - {'; '.join(labels)}: {texts}." for texts, labels in rows.items()]
     return lines
+
+
+def _named(choice: Change) -> str:
+    """What is tried, and of which part where it is of both."""
+    of_each = [f"{part}: {' '.join(own)}" for part, own in (("blocks", choice.env), ("agent", choice.agent)) if own]
+    return ", ".join(of_each) if len(of_each) > 1 else choice.text

@@ -39,5 +39,6 @@ def outlook(part: Judged) -> str:
         return ""
     errors = [(seeds, part.spread / math.sqrt(seeds)) for seeds in SEEDS]
     expected = ", ".join(f"{error:.2g} of {seeds} (± {half_width(error, seeds):.2g})" for seeds, error in errors)
+    what, _, _ = part.numbers.partition(": ")
     known = f"{part.found.seeds} seeds" if part.found.seeds > 1 else "test images alone, a lower bound"
-    return f"Standard error to expect,{part.unit}: {expected}, by {known}."
+    return f"Standard error to expect of {what},{part.unit}: {expected}, by {known}."

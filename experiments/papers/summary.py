@@ -67,7 +67,8 @@ def _missing(claim: Claim, protocol: Protocol, records: Runs) -> str:
     there = min(part.found.seeds for part in claim.parts if part.found)
     first = [runs for label, runs in by_label(records).items() if label in (protocol.first or protocol.rows)]
     hours = (seeds - there) * sum(mean_of(runs, "seconds") for runs in first) / 3600
-    return f"{seeds:.0f} seeds in all, {hours:.1f} core-hours more, at the difference seen"
+    least = "at least " if there == 1 else ""  # known from counting test images
+    return f"{least}{seeds:.0f} seeds in all, {hours:.1f} core-hours more, at the difference seen"
 
 
 def seeds_to_tell(part: Judged) -> float:

@@ -83,7 +83,7 @@ GATES = router_share("gates', %", 3)
 TABLE_2: tuple[Column, ...] = (
     PARAMETERS,
     ("error %", lambda runs: beside(error(runs), _printed(runs).error, ".2f")),
-    ("after 350 epochs", lambda runs: beside("", _printed(runs).longer, ".2f")),
+    ("paper, after 350 epochs", lambda runs: beside("", _printed(runs).longer, ".2f")),
     MACS,
     GATES,
 )
