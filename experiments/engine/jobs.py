@@ -78,7 +78,7 @@ def kept_in(folder: Path) -> str:
     try:
         epochs = len(read(folder / CHECKPOINT)["extra"]["curve"]["epoch"])
     except (OSError, ValueError, KeyError):
-        return f"nothing of it is kept in {folder}" if folder.is_dir() else "it has left nothing"
+        return f"nothing of it is kept in {folder}" if folder.is_dir() else f"there is no folder {folder}"
     return f"the last good checkpoint, of epoch {epochs}, is in {folder}"
 
 

@@ -215,7 +215,7 @@ def test_a_folder_deleted_while_it_runs_fails_that_run_alone(tmp_path, capsys):
     assert (
         not printed.err
         and last.startswith("deleting, seed 0: ")
-        and f"its folder {out / 'deleting' / 'seed-0'} is no longer" in last
+        and f"there is no folder {out / 'deleting' / 'seed-0'}" in last
     )
     assert [r["agent"] for r in strict(out / "results.json")] == ["steady"]
 
