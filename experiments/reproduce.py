@@ -223,8 +223,9 @@ class _Work:
     def _ways(self) -> Iterator[tuple[Plan, list[Record]]]:
         """Yield ways of training with their finished runs; of protocols those that add to what stands before."""
         before: set[str] = set()
+        records = self._in_order()
         for plan in self.plans:
-            own = among(self._in_order(), settings=plan.settings.name)
+            own = among(records, settings=plan.settings.name)
             folders = {record["folder"] for record in own}
             if not isinstance(plan.settings, Protocol) or folders - before:
                 yield plan, own
