@@ -108,8 +108,7 @@ def test_an_image_made_for_a_gate_raises_its_score(agent):
     for gate in chosen_gates(agent.env.network):
         before = [parameter.clone() for parameter in agent.env.network.parameters()]
         image, scores = synthesised(agent, gate, seed=1)
-        # The best step is not the last, and by how much differs between processors: at the end most is kept.
-        assert scores[-1] > (scores[0] + max(scores)) / 2 and max(scores) > scores[0], gate
+        assert max(scores) > scores[0] and max(scores) - scores[-1] < 0.1 * (max(scores) - scores[0]), gate
         assert image.dtype == torch.uint8 and image.shape == agent.env.dataset.input_shape
         dataset = agent.env.dataset
         again = (image.float() - dataset.mean.view(-1, 1, 1)) / dataset.std.view(-1, 1, 1)

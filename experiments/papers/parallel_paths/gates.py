@@ -17,9 +17,9 @@ from routing_gym.networks.parallel_paths import ParallelPaths
 
 LOOKED_AT = 1000
 STEPS, STEP = 256, 0.15
-"""Of gradient ascent; the size is that of the root mean square, in standard deviations of pixels."""
+"""Of gradient ascent; the size is that of the root mean square of the first, in standard deviations of pixels."""
 DECAY = 0.01
-"""What a pixel loses of its distance from the mean at every step."""
+"""What a pixel loses of its distance from the mean at the first step."""
 BLUR_EVERY = 2
 """Steps from one blurring to the next."""
 
@@ -147,7 +147,8 @@ def synthesised(agent: Agent, gate: Gate, seed: int = 0) -> tuple[Tensor, list[f
     """Make an image that a gate is maximal for: gradient ascent on its score before softmax, from random pixels.
 
     The network is frozen and, like the agent, put in eval mode. At every step pixels are drawn a little towards the
-    mean colour, and now and then they are blurred.
+    mean colour, and now and then they are blurred. All three get smaller in a line down to nothing, so that the image
+    settles: steps of one size walk around the maximum, and where they happen to stop differs between processors.
 
     Returns:
         `(C, H, W)` uint8, and the score before the first step and after every one.
@@ -161,16 +162,17 @@ def synthesised(agent: Agent, gate: Gate, seed: int = 0) -> tuple[Tensor, list[f
     line = image.new_tensor([0.15, 0.7, 0.15])
     kernel = torch.outer(line, line).expand(image.shape[1], 1, 3, 3)
     scores = []
-    for step in range(1, STEPS + 1):
+    for step in range(STEPS):
+        left = 1 - step / STEPS
         image.requires_grad_()
         height = score(agent, image, gate).sum()
         (slope,) = torch.autograd.grad(height, image)
         scores.append(float(height.detach()))
-        image = image.detach() + STEP * slope / slope.square().mean().sqrt().clamp(min=1e-12)
-        image = (1 - DECAY) * image
-        if step % BLUR_EVERY == 0 and step < STEPS:
+        image = image.detach() + left * STEP * slope / slope.square().mean().sqrt().clamp(min=1e-12)
+        image = (1 - left * DECAY) * image
+        if step % BLUR_EVERY == BLUR_EVERY - 1:
             padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
-            image = functional.conv2d(padded, kernel, groups=len(kernel))
+            image = torch.lerp(image, functional.conv2d(padded, kernel, groups=len(kernel)), left)
         image = image.clamp(-mean / std, (255 - mean) / std)
     with torch.no_grad():
         scores.append(float(score(agent, image, gate).sum()))
