@@ -14,7 +14,7 @@ from typing import Any
 
 from routing_gym import __version__
 from routing_gym.experiments.engine.command import Command, RunFailedError, UsageError, heeding_signals
-from routing_gym.experiments.engine.console import Output, one_line, threads_in_one_line
+from routing_gym.experiments.engine.console import Output, one_line, say, threads_in_one_line
 from routing_gym.files import WriteError
 from routing_gym.options import unknown_name
 
@@ -59,12 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
     """
     if alone := arguments is None:
         arguments = sys.argv[1:]
-    if arguments == ["--version"]:
-        print(f"routing-gym {__version__}")
-        return 0
     console = Output()
+    if arguments == ["--version"]:
+        say(console, f"routing-gym {__version__}")
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, file=sys.stdout if arguments else sys.stderr)
+        if arguments:
+            say(console, USAGE)
+        else:
+            print(USAGE, file=sys.stderr)
         return 0 if arguments else 2
     command: Command | None = None
     try:
@@ -86,6 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
         notes = [*getattr(stop, "__notes__", []), *filter(None, [command and command.going_on])]
         reason = "; ".join([f"stopped by {signal.Signals(status - 128).name}", *notes])
     except Exception as error:
+        if command is None and isinstance(error, BrokenPipeError):
+            console.on_broken_pipe()  # help is all that was printed, and nobody reads it any more
+            return 0
         foreseen = isinstance(error, UsageError | RunFailedError | WriteError)
         status = 2 if isinstance(error, UsageError) else 1
         reason = " ".join(str(error).split()) if foreseen else one_line(error)

@@ -86,7 +86,7 @@ class TrainingSettings:
         """Make the environment an agent needs; a `UsageError` says which option is refused."""
         given = parse_options("env_options", self.env_options)
         if taken := sorted(RESERVED & set(given)):
-            raise UsageError(f"--env-options cannot set {taken[0]!r}: the command decides that, so that agents compare")
+            raise UsageError(f"{taken[0]!r} of an environment cannot be set: the command does, so that agents compare")
         options = {**self.decided_by(agent), "device": self.device, "seed": seed, **given}
         if self.data_dir is not None and "data_dir" in default_options(ENV_IDS[self.env]["dataset"], ""):
             options["data_dir"] = str(Path(self.data_dir).absolute())
@@ -133,7 +133,7 @@ def build_agent(name: str, env: RoutingVectorEnv, seed: int, options: tuple[str,
     """Make an agent with options given as NAME=VALUE; a `UsageError` says what is refused."""
     given = parse_options("agent_options", options)
     if "seed" in given:
-        raise UsageError("--agent-options cannot set 'seed': the command decides that")
+        raise UsageError("'seed' of an agent cannot be set: the command does, --seeds or --seed")
     try:
         return make_agent(name, env, seed=seed, **given)
     except (ValueError, TypeError) as error:

@@ -1,7 +1,10 @@
 """The command line, run as a user runs it (in this process, on a small budget)."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -184,17 +187,18 @@ def test_what_is_overwritten_is_kept_until_the_new_is_whole(tmp_path, monkeypatc
         (["compare", "--env-options", "num_blocks=[3,3,3]"], "needs a block for each of the 10 tasks"),
         (["train", "--agent", "none"], "unknown agent 'none'"),
         (["evaluate", "/nonexistent/checkpoint.pt"], "no such checkpoint: /nonexistent/checkpoint.pt"),
-        (["compare", "--env-options", "seed=3"], "--env-options cannot set 'seed'"),
-        (["compare", "--env-options", "split=test"], "--env-options cannot set 'split'"),
-        (["compare", "--env-options", "num_envs=3"], "--env-options cannot set 'num_envs'"),
+        (["compare", "--env-options", "seed=3"], "'seed' of an environment cannot be set"),
+        (["compare", "--env-options", "split=test"], "'split' of an environment cannot be set"),
+        (["compare", "--env-options", "num_envs=3"], "'num_envs' of an environment cannot be set"),
         (["compare", "--env-options", "k_cpt=abc"], r"k_cpt must be of type float or tuple\[float, ...\], got 'abc'"),
         (["compare", "--env-options", "rho=[1]"], r"rho must be of type float, got \[1\]"),
         (["compare", "--env-options", "width=2.5"], "width must be of type int, got 2.5"),
-        (["compare", "--agent-options", "wpl.seed=3"], "--agent-options cannot set 'seed'"),
+        (["compare", "--agent-options", "wpl.seed=3"], "'seed' of an agent cannot be set"),
         (["compare", "--agent-options", "wpl.policy_rate=abc"], "policy_rate must be of type float"),
         (["compare", "--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (["sweep"], "--grid needs at least one NAME=VALUE,VALUE"),
         (["sweep", "--grid", "policy_rate"], "--grid takes NAME=VALUE,VALUE,... or NAME=LOW..HIGH, got 'policy_rate'"),
+        (["sweep", "--grid", "seed=1,2"], "'seed' of an agent cannot be set"),
         (["sweep", "--grid", "rate=1"], "agent 'wpl' has no option 'rate'"),
         (["sweep", "--grid", "gamma=1", "--env", "routing_gym/Cifar100MTL-v0"], "CIFAR-MTL has no validation split"),
     ],
@@ -233,3 +237,14 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
     assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path / "train", "--epochs", 4, "--resume") == 1
     assert "agent 'shared', batch 25: training of the blocks stopped after" in capsys.readouterr().err
     assert checkpoint.read_bytes() == kept
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"], ["list"]])
+def test_nothing_is_said_of_output_that_nobody_reads(arguments):
+    """As with `routing-gym list | head -1`, once head has its line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = f"import sys; from routing_gym.experiments.cli import main; sys.argv[1:] = {arguments}; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
