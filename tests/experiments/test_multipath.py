@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pictures import height_and_colours
 from records import (
+    CLASSES,
     COSTS,
     cells,
     chain_decisions,
@@ -176,6 +177,54 @@ def test_peak_at_a_third_of_the_cost():
     assert verdict_of([1e6, 4e6, 5e6], [0.07, 0.06, 0.05]) == ["does not hold"]  # cheap, but not better
     assert verdict_of([1e6, 4e6], [0.05, 0.0399]) == ["not enough"]
     assert judged(static, "On CIFAR-2") == ["not enough"]
+
+
+def leaving(share, accuracy, lean=None, **more):
+    """An actor whose exits take these shares of images, and are so often right."""
+    decisions = chain_decisions()
+    exits = exits_of(decisions, ways_of(decisions), share, accuracy, lean=lean)
+    return made_up("actor", 4e6, 0.1, exits=exits, **more)
+
+
+def of_three(share, accuracy, text, lean=None):
+    """The verdict on three seeds, which are a little less right each."""
+    runs = [leaving(share, accuracy * (1 - 0.01 * seed), lean, seed=seed) for seed in range(3)]
+    return verdict(claims(runs), text)[0]
+
+
+def test_difficult_decisions_downstream():
+    text, share = "Early layers are right more often", np.full(8, 1 / 8)
+    falling = np.linspace(1.0, 0.6, 8)
+    assert of_three(share, falling, text) == "holds"
+    assert of_three(share, falling[::-1], text) == "does not hold"
+    assert of_three(share, np.full(8, 0.8), text) == "not enough"
+    assert "Needs runs" in verdict(claims([leaving(share, np.ones(8))]), text)[1]  # none is wrong
+    # Two exits: 0.8 of the images right 9 times of 10, and the rest every second time; 0.08 and 0.1 are wrong.
+    two = leaving(np.array([0.8, 0.2, *[0] * 6]), np.array([0.9, 0.5, *[1] * 6]), part="CIFAR-2")
+    said = verdict(claims([two]), text)[1]
+    assert f": {0.1 / 0.18 - 0.1 / 0.82:+.3g} columns (1 seed" in said and "(actor; CIFAR-2)" in said
+
+
+def test_layers_of_classes():
+    text, share = "Layers become specialised", np.array([0.5, 0.5, *[0] * 6])
+    apart = np.zeros((8, CLASSES))
+    apart[0, : CLASSES // 2] = apart[1:, CLASSES // 2 :] = 1
+    told = verdict(claims([leaving(share, np.full(8, 0.9), apart)]), text)[1]
+    assert ": +0.999 bits (1 seed" in told  # one bit, less what chance gives: 9 / 2 ln 2 of 10 000 images
+    numbers = np.random.default_rng(0)
+    seeds = [leaving(share, np.full(8, 0.9), apart + numbers.random(apart.shape), seed=seed) for seed in range(3)]
+    assert verdict(claims(seeds), text)[0] == "holds"
+    by_chance = [leaving(share, np.full(8, 0.9), numbers.poisson(500, (8, CLASSES)), seed=seed) for seed in range(3)]
+    assert verdict(claims(by_chance), text)[0] == "not enough"
+
+
+def test_a_given_budget():
+    text = "With a given budget"
+    assert judged(strategies(actor=-0.02), text) == ["holds"]
+    assert judged(strategies(actor=0.02), text) == ["does not hold"]
+    elsewhere = [*strategies(actor=-0.02), *curve("static", COSTS[:6], STATIC, part="CIFAR-2"),
+                 *curve("actor", COSTS[:6], STATIC + 0.02, part="CIFAR-2")]  # fmt: skip
+    assert judged(elsewhere, text) == ["does not hold"]
 
 
 def test_one_network_for_all_prices():

@@ -7,7 +7,7 @@ network was judged at, and lines join them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -28,8 +28,8 @@ ABOUT_A_THIRD = 0.4
 RESPONSE = 0.5
 """How much of what the operations of networks for a price each fall those of one for all prices must fall."""
 
-Value = Callable[[Runs, Runs], float | None]
-"""A number of two curves of one seed; None where they cannot be compared."""
+Value = Callable[..., float | None]
+"""A number of one or two curves of one seed; None where they cannot be compared."""
 
 
 def _cost(runs: Runs) -> str:
@@ -115,6 +115,36 @@ def _response(one: Runs, several: Runs) -> float | None:
     return float(ours[low] - ours[high] - RESPONSE * (theirs[low] - theirs[high])) / 1e6
 
 
+def _leaving(runs: Runs) -> Iterator[np.ndarray]:
+    """Yield `(W, C, 2)`, how many images of each class left each chain by each way out, wrong and right."""
+    for run in runs:
+        yield np.array(run["exits"])[tuple(zip(*sorted(map(tuple, run["ways_out"])), strict=True))]
+
+
+def _later(runs: Runs) -> float | None:
+    """Return how many columns more are run by images that are classified wrong, on average over networks."""
+    by_way = [counts.sum(1) for counts in _leaving(runs)]
+    if any(0 in counts.sum(0) for counts in by_way):
+        return None
+    wrong, right = np.mean([np.arange(len(counts)) @ counts / counts.sum(0) for counts in by_way], axis=0)
+    return float(wrong - right)
+
+
+def _told(runs: Runs) -> float:
+    """Return how many bits the way out tells of the class, less what it would by chance, on average over networks.
+
+    Chance is of the first order in the number of images (Miller 1955).
+    """
+    bits = []
+    for counts in _leaving(runs):
+        of_class = counts.sum(2)
+        images, ways, classes = of_class.sum(), *(np.count_nonzero(of_class.sum(axis)) for axis in (1, 0))
+        joint, way, label = (of_class / images, of_class.sum(1) / images, of_class.sum(0) / images)
+        entropy = [-(p[p > 0] * np.log2(p[p > 0])).sum() for p in (way, label, joint)]
+        bits.append(entropy[0] + entropy[1] - entropy[2] - (ways - 1) * (classes - 1) / (2 * np.log(2) * images))
+    return float(np.mean(bits))
+
+
 def claims(records: Runs) -> list[Claim]:
     """Judge all claims by records that were trained in one way; for `series` and `part` see `Row`."""
     everywhere = distinct(among(records, series="actor"), "part")
@@ -123,8 +153,8 @@ def claims(records: Runs) -> list[Claim]:
         text = f"{what} ({', '.join(curves)}{'' if part == 'hybrid' else f'; {part}'})"
         return Judge(records, by="series", part=part).positive(text, value, *curves, unit=unit)
 
-    def below(lower: str, upper: str) -> Judged:
-        return judge("the second above the first at equal operations", _gap, lower, upper)
+    def below(lower: str, upper: str, part: str = "hybrid") -> Judged:
+        return judge("the second above the first at equal operations", _gap, lower, upper, part=part)
 
     def peak(better: str, worse: str, part: str = "hybrid", share: float = np.inf) -> Judged:
         within = "" if np.isinf(share) else f", with {share:g} of its operations at most"
@@ -138,6 +168,16 @@ def claims(records: Runs) -> list[Claim]:
     response = f"fall of operations from the lowest to the highest price, less {RESPONSE:g} of the second's"
     without_loss = f"{LOSS:g} of the second's lowest error, less what the first errs more with half of its operations"
     said = {
+        "Layers become specialised: where an image leaves tells something of its class": [
+            judge("bits that the way out tells of the class", _told, actor, part=p, unit=" bits") for p in everywhere
+        ],
+        "Early layers are right more often, and difficult decisions are pushed downstream": [
+            judge("columns that wrong images run more than right ones", _later, actor, part=p, unit=" columns")
+            for p in everywhere
+        ],
+        "With a given budget of operations actor networks err less than static ones": [
+            below(actor, static, p) for p in everywhere
+        ],
         "At equal cost actor networks err less than pragmatic critics": [below(actor, pragmatic)],
         "At equal cost pragmatic critics err less than static networks": [below(pragmatic, static)],
         "Optimistic critics are the worst of the three strategies": [
