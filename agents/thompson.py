@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class ThompsonConfig(LearningConfig):
     settings on the suite's problems, at seeds for tuning.
 
     Attributes:
+        representation: `"table"`: posteriors are kept for every task and decision.
         memory: Half-life of what is known of a choice, in visits of its decision by the agent: blocks learn, so that
             what they earned long ago says little about now.
         prior: How many visits the prior, of the mean of all the decision's returns, counts for; and for the variance,
@@ -33,16 +34,10 @@ class ThompsonConfig(LearningConfig):
             for what the blocks may become.
     """
 
+    representation: Literal["table"] = "table"
     memory: float = positive(100.0)
     prior: float = positive(1.0)
     spread: float = positive(2.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.representation != "table":
-            raise ValueError(
-                f"{self.owner()}posteriors are kept in a table, got representation={self.representation!r}"
-            )
 
 
 class Thompson(LearningAgent):

@@ -109,7 +109,7 @@ ROUTING_NETWORKS = (
     ),
     Protocol(
         name="two-cores-mnist",
-        about="Fig. 8 as printed, likewise",
+        about="Fig. 8 as printed, but for batches; a block's gradient is the mean over the rows that ran it",
         epochs=10,
         env_options=AS_PRINTED,
         changes=AS_THE_PAPER,

@@ -130,7 +130,7 @@ def test_what_it_draws_counts_for_the_collaboration_reward_also_with_more_agents
 
 def test_what_it_cannot_be_is_refused():
     for options, message in (
-        ({"representation": "mlp"}, "Thompson: posteriors are kept in a table, got representation='mlp'"),
+        ({"representation": "mlp"}, "representation must be 'table', got 'mlp'"),
         ({"memory": 0.0}, "memory must be positive"),
         ({"prior": -1.0}, "prior must be positive"),
         ({"spread": 0.0}, "spread must be positive"),
