@@ -18,8 +18,8 @@ from routing_gym.agents.parts.bases import LearningConfig
 from routing_gym.agents.trained.dense import CHECKED_ROWS, TOLERANCE, Dense, dense_form
 from routing_gym.blocks import probe
 from routing_gym.envs import RoutingVectorEnv, evaluate
+from routing_gym.envs.accept import Splits, accept_splits
 from routing_gym.networks import Deployable, Normalize, RoutedNetwork
-from routing_gym.tasks import MultiTaskDataset
 
 
 def extract(
@@ -77,11 +77,11 @@ def prune(agent: Agent) -> FixedRoutes:
     network, core = _deployable(agent), agent.env
     routes = single_routes(agent, range(agent.num_tasks))
     smaller, renumbered = network.pruned(torch.tensor(routes))
-    config = dataclasses.replace(core.config, action_type="discrete")
+    config = dataclasses.replace(core.config, action_type="discrete", merge_blocks=False)
     env = type(core)(smaller, core.datasets, core.num_envs, **dataclasses.asdict(config))
     if core.spec is not None and isinstance(core.spec.kwargs.get("network"), str):
         env.spec = copy.deepcopy(core.spec)
-        env.spec.kwargs.update(smaller.form_options(), action_type=config.action_type)
+        env.spec.kwargs.update(smaller.form_options(), action_type="discrete", merge_blocks=False)
     for task, (before, after) in enumerate(zip(routes, renumbered.tolist(), strict=True)):
         _check_logits(agent, task, before, partial(_logits, smaller, task=task, route=after))
     return FixedRoutes(env, FixedRoutesConfig(routes=renumbered.tolist())).to(env.device)
@@ -148,7 +148,7 @@ def _check_logits(agent: Agent, task: int, route: Sequence[int], smaller: Callab
         )
 
 
-def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: float = 0.1) -> Agent:
+def add_task(agent: Agent, data: Splits, *, block_rate: float = 0.1) -> Agent:
     """Add tasks to a trained agent: new agents for them, blocks that go on learning slowly.
 
     Source: Rosenbaum et al. 2018, section 6. The blocks are those of the old agent, not a copy. Its environment stays
@@ -157,10 +157,13 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
 
     Args:
         agent: The trained agent.
-        data: The new tasks, by split: at least the splits of the agent's own environment, with images of the same shape
-            and no more classes than the network has logits for. They are normalised as the old ones are.
+        data: The new tasks, one split or splits by name: at least the splits of the agent's own environment, with
+            images of the same shape and no more classes than the network has logits for. They are normalised as the old
+            ones are.
         block_rate: What the blocks' learning rate is multiplied by, above 0; their schedule ends. Whatever it is, batch
             norm that all tasks share goes on averaging, over the new tasks now.
+
+    Where tasks weigh differently, new ones weigh 1.
 
     Returns:
         A new agent of the same class and options, which knows what the old one did. Its schedules stand where they
@@ -172,7 +175,7 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
     """
     if not 0 < block_rate < float("inf"):
         raise ValueError(f"block_rate must be positive and finite, got {block_rate}")
-    old = agent.env
+    old, data = agent.env, accept_splits(data, "the new tasks")
     if missing := sorted(set(old.datasets) - set(data)):
         raise ValueError(f"the new tasks have no split {missing[0]!r}; they need {', '.join(old.datasets)}")
     if any(getattr(old.network, told, False) for told in ("task_input", "readout_per_task")):
@@ -182,7 +185,15 @@ def add_task(agent: Agent, data: Mapping[str, MultiTaskDataset], *, block_rate: 
     datasets = {name: split.with_tasks(data[name]) for name, split in old.datasets.items()}
     before, after = old.dataset.num_tasks, datasets[old.config.split].num_tasks
     rate, drawn = old.config.learning_rate * block_rate, tuple(range(before, after))
-    changed = dataclasses.replace(old.config, draw_tasks=drawn, learning_rate=rate, schedule="constant")
+    weights = old.config.task_weights
+    changed = dataclasses.replace(
+        old.config,
+        draw_tasks=drawn,
+        learning_rate=rate,
+        schedule="constant",
+        schedule_epochs=type(old.config).schedule_epochs,
+        task_weights=None if weights is None else (*weights, *[1.0] * len(drawn)),
+    )
     env = RoutingVectorEnv(old.network, datasets, old.num_envs, **dataclasses.asdict(changed))
     config = agent.config
     if isinstance(config, LearningConfig) and config.arrangement == "dispatched":

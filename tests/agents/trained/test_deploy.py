@@ -12,7 +12,7 @@ from torch import nn
 from toys import IMAGE, TREE, ExitTree, Gates, Residual, toy_env
 
 import routing_gym
-from routing_gym.agents import Agent, FixedRoutes, extract, make_agent, prune
+from routing_gym.agents import Agent, FixedRoutes, extract, make_agent, needs, prune
 from routing_gym.networks import Deployable, RoutedMLP, route
 
 TASKS = 3
@@ -266,3 +266,20 @@ def test_routes_of_several_tensors():
     assert make_agent("fixed-routes", env).routes.tolist() == [[[0, 0]] * 3] * 3
     with pytest.raises(ValueError, match=r"of shape \(3, 3, 2\)"):
         make_agent("fixed-routes", env, routes=[[0, 1, 0]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("single-task", {"network": "simple-convnet", "image_size": 16, **needs("single-task")}),
+        ("gumbel", {**needs("gumbel"), "merge_blocks": True}),
+    ],
+)
+def test_a_pruned_agent_comes_back_by_its_own_id(name, options, tmp_path):
+    env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=4, num_tasks=2, **options)
+    smaller = prune(make_agent(name, env))
+    smaller.save(tmp_path / "small.pt")
+    again = gymnasium.make_vec(smaller.env.spec)
+    loaded = Agent.load(tmp_path / "small.pt", again)
+    judged = [routing_gym.evaluate(agent, agent.env) for agent in (smaller, loaded)]
+    assert judged[0].loss == judged[1].loss and judged[0].macs == judged[1].macs

@@ -7,7 +7,7 @@ from toys import OF_OTHER_NETWORKS, small_env, toy_data
 
 import routing_gym
 from routing_gym.agents import AGENTS, add_task, make_agent
-from routing_gym.envs import rollout
+from routing_gym.envs import RoutingVectorEnv, rollout
 from routing_gym.networks import ColumnsMLP, RoutedMLP
 
 OPTIONS = {"num_classes": 3, "image_size": 3, "images_per_class": 30, "width": 16, "noise": 10.0, "seed": 2}
@@ -146,3 +146,15 @@ def test_tasks_are_selected_and_joined():
             data.select_tasks(wrong)
     with pytest.raises(ValueError, match="draw_tasks names task 5"):
         small_env(draw_tasks=(5,))
+
+
+def test_schedule_and_weights_of_the_old_tasks_are_no_hindrance():
+    options = {"schedule": "step", "schedule_epochs": (1, 2), "task_weights": (1.0, 2.0, 3.0)}
+    env = small_env(**options)
+    split = env.datasets["train"].select_tasks([0])
+    env = RoutingVectorEnv(env.network, {"train": env.dataset}, 12, autoreset_mode="disabled", **options)
+    grown = add_task(make_agent("reinforce", env), split)
+    assert grown.env.config.task_weights == (1.0, 2.0, 3.0, 1.0) and grown.env.config.schedule == "constant"
+    grown.learn(grown.env, 24)
+    with pytest.raises(ValueError, match="the new tasks must be splits by name, or one split"):
+        add_task(grown, [split])
