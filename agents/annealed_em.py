@@ -116,6 +116,7 @@ class AnnealedEM(Agent):
             self._fade(len(trajectory))
             with eval_mode(self.env.network):  # running averages of batch norms do not take in what is only tried
                 batch = self._judge.begin(trajectory.instance)
+                batch.state = dataclasses.replace(batch.state, price=trajectory.price)
                 batch.keeps_exits = False
                 for number in range(self.num_decisions):
                     self._observe(batch, trajectory.task, number)
@@ -146,6 +147,8 @@ class AnnealedEM(Agent):
 
     def _cost(self, batch: Batch, routes: Tensor) -> Tensor:
         """Cross-entropy less rewards of actions, `(B,)`, of a batch that has just begun, along routes `(B, N)`."""
+        # The collaboration reward goes by what has been learned on, whatever was tried meanwhile.
+        self._judge.rewards.share.total.copy_(self.env.rewards.share.total)
         turns = batch.follow(routes) if self.env.network.in_order else None
         turns = turns or list(batch.drive(along(routes.unsqueeze(2))))
         return batch.loss - sum((reward for _, rewards in turns for reward in rewards.values()), start=0.0)

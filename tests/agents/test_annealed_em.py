@@ -1,5 +1,7 @@
 """Annealed EM against its equations, one instance at a time."""
 
+import copy
+
 import gymnasium
 import pytest
 import torch
@@ -134,3 +136,34 @@ def test_tasks_that_label_alike_find_each_other():
 @pytest.mark.parametrize("towards", ["zero", "start"])
 def test_learning_goes_on_where_it_stopped(towards, tmp_path):
     assert_goes_on(lambda: make_agent("annealed-em", small_env(), annealing=8, towards=towards), (3, 3), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rho": 0.1, "collaboration": "frequency"}, {"rho": 0.1, "collaboration": "task-frequency"},
+     {"k_cpt": (0.0, 1e-3, 1.0)}],
+    ids=["frequency", "task-frequency", "prices"],
+)  # fmt: skip
+def test_what_is_tried_has_shares_and_prices_of_the_batch_and_goes_on_from_a_checkpoint(options, tmp_path):
+    half, _, _ = assert_goes_on(lambda: make_agent("annealed-em", small_env(**options), annealing=8), (3, 3), tmp_path)
+    env, tried = half.env, []
+    half._cost = lambda batch, routes: tried.append(batch.state.price) or torch.zeros(len(routes))
+    learned = float(env.rewards.share.total.sum())
+    trajectory, _, _ = train_batch(half, env)
+    assert all(torch.equal(price, trajectory.price) for price in tried) and tried
+    counted = len(trajectory) * half.num_decisions if env.rewards.share.total[:-1].any() else 0
+    assert float(env.rewards.share.total.sum()) == learned + counted
+
+
+def test_shares_of_what_is_tried_are_those_of_training():
+    env = small_env(rho=1.0, collaboration="frequency")
+    agent = make_agent("annealed-em", env)
+    trajectory, _, _ = train_batch(agent, env)
+    routes = torch.zeros(len(trajectory), agent.num_decisions, dtype=torch.int64)
+    batch = agent._judge.begin(trajectory.instance)
+    first, again = (agent._cost(copy.copy(batch), routes) for _ in range(2))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    total = env.rewards.share.total[: agent.num_decisions]
+    reward = (total[:, 0] / total.sum(1)).sum().float()
+    loss = rollout(make_agent("shared", env), env, instances=trajectory.instance).loss
+    torch.testing.assert_close(first, loss - reward)
