@@ -105,6 +105,11 @@ class UsedOnly(torch.optim.Optimizer):
         # PyTorch keeps the counts of what it calls fused beside the parameters.
         super().__init__(groups, {**defaults, "fused": True})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs: PyTorch's optimisers know of nothing but their own."""
+        own = {name: getattr(self, name) for name in ("_owners", "_wholes", "_slices")}
+        return {**super().__getstate__(), **own}
+
     @staticmethod
     @abstractmethod
     def moments(group: Options) -> tuple[str, ...]:

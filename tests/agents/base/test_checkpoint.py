@@ -54,7 +54,6 @@ def saved(tmp_path_factory):
     ids=str,
 )
 def test_a_pickled_agent_decides_and_is_rewarded_as_before(name, more, options):
-    """To learn on there are checkpoints."""
     agent = make_agent(name, env_of(**options, **needs(name)), **more)
     agent.learn(agent.env, 16)
     again = pickle.loads(pickle.dumps(agent))
@@ -272,3 +271,31 @@ def test_a_group_of_another_device_or_a_plugin_that_fails_is_named(saved, tmp_pa
     reseal(path, lambda content: content["agent_state"].update(_extra_state=None))
     with pytest.raises(ValueError, match=r"agent\.pt does not fit this environment: 'mine'"):
         Agent.load(path, env_of(rho=0.1))
+
+
+TWINS = {"copy": copy.deepcopy, "pickle": lambda agent: pickle.loads(pickle.dumps(agent))}
+
+
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+@pytest.mark.parametrize("name", ["wpl", "reinforce", "em", "gumbel", "soft-mixture", "top-k"])
+def test_a_copy_learns_on_as_the_agent_does(name, twin):
+    agent = make_agent(name, env_of(**needs(name)))
+    losses_of(agent)
+    again = twin(agent)
+    before = copy.deepcopy(agent.env.network.state_dict())
+    assert losses_of(again) and same(agent.env.network.state_dict(), before), "they share nothing"
+    again = twin(agent)
+    assert losses_of(again) == losses_of(agent) and same(again.state_dict(), agent.state_dict())
+    assert same(again.env.network.state_dict(), agent.env.network.state_dict())
+
+
+def test_a_copied_environment_trains_its_blocks_on():
+    env = env_of(autoreset_mode="same_step", replay_batch=8)
+    env.reset(seed=0)
+    twins = env, copy.deepcopy(env)
+    choices = np.random.default_rng(0).integers(2, size=(9, 8))
+    for one in twins:
+        for action in choices:
+            one.step(torch.from_numpy(action))
+    assert twins[0].trainer.instances > 0
+    assert same(*(one.network.state_dict() for one in twins))
