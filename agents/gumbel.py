@@ -69,7 +69,7 @@ class Gumbel(ScoredGate):
         if self.shares_wanted:
             context.record["probabilities"] = scores.detach().softmax(-1)
         # On a GPU the host would wait to know which weights are 0.
-        alone = not scores.is_cpu and self.num_tensors == 1 and not self.env.network.dense_backward
+        alone = not scores.is_cpu and self.num_tensors == 1 and not self.env.config.dense_backward
         if context.deterministic:
             best, weight = scores.argmax(-1), scores.new_ones(scores.shape[:-1])
             if estimator == "sparsemixer":
@@ -95,7 +95,7 @@ class Gumbel(ScoredGate):
         """Routes `(B, N)`, and gates where a graph is kept, of straight-through gates from a table."""
         network, table = self.env.network, self.scores
         hard = self.config.estimator in ("straight-through", "reinmax")
-        hard = hard and network.in_order and not network.dense_backward
+        hard = hard and network.in_order and not self.env.config.dense_backward
         if not (isinstance(table, TableScores) and hard) or self.shares_wanted or self.env.rewards.priced:
             return None
         agent = self.arrangement.agent_of(task)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import Agent, AgentConfig
+from routing_gym.agents.base.capture import check_capturable
 from routing_gym.agents.base.learning import Report, check_learning
 from routing_gym.agents.parts.draws import running_sums
 from routing_gym.agents.parts.scores import sample
@@ -122,6 +123,8 @@ class SB3Agent(Agent):
             TrainingDivergedError: The blocks' loss, or the policy, is no longer a number.
         """
         core = check_learning(self, env, episodes)
+        if core.config.capture:
+            check_capturable(self, core)
         goal = self.episodes + -(-episodes // core.num_envs) * core.num_envs
         tally = Tally(self, callback)
         self.train()

@@ -34,6 +34,7 @@ CASES = {
     "codinet": ("codinet", "resnet32-skip", {"alpha": 0.3, "beta": 0.3, "gamma": 0.1}, {"augmentations": 2}),
     "codinet-drawn": ("codinet", "resnet32-skip", {"alpha": 0.3, "relaxation": "sampling"}, {"augmentations": 2}),
     "skipping": ("wpl", "resnet32-skip", {}, {"optimizer": "sgd", "learning_rate": 0.01}),
+    "critic": ("optimistic-critic-sampled", "mlp", {}, {}),
     "nan": ("wpl", "mlp", {}, {}),
     "gone": ("wpl", "mlp", {}, {}),
 }  # fmt: skip

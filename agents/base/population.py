@@ -16,6 +16,7 @@ from routing_gym.agents.base.learning import train_batch
 from routing_gym.agents.parts.draws import Generators, shared_draws
 from routing_gym.blocks import UsedOnly
 from routing_gym.envs import EnvConfig, RoutingVectorEnv
+from routing_gym.envs.rewards import REWARDS
 from routing_gym.networks import RoutedMLP, SideBySide
 from routing_gym.tasks import MultiTaskDataset
 from routing_gym.tasks.checking import whole_number
@@ -61,6 +62,8 @@ class Population:
         self._check_alike()
         if wrong := [name for name in OF_WHOLE_BATCHES if getattr(given, name) != getattr(usual, name)]:
             raise ValueError(f"{where} with {wrong[0]}={getattr(given, wrong[0])!r}, which is about whole batches")
+        if not REWARDS[given.final_reward].ours:
+            raise ValueError(f"{where} with a final_reward of one's own, which may look at whole batches")
         if given.autoreset_mode != "disabled" or not given.train:
             raise ValueError(f"{where}: make environments with autoreset_mode='disabled' (needs(NAME)) and train=True")
         if len(given.prices) > 1 or env.dataset.augmentation is not None:

@@ -15,7 +15,7 @@ from routing_gym.agents.base.agent import Agent, AgentConfig
 from routing_gym.agents.parts.draws import running_sums
 from routing_gym.agents.parts.losses import joint_choice
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, Scores, TableScores, make_scores, sample
-from routing_gym.blocks import SGD, Adam
+from routing_gym.blocks import SGD, Adam, share_statistics
 from routing_gym.envs import Context, Known, Observation, Step, Trajectory
 from routing_gym.networks import Action
 from routing_gym.options import count, positive, share
@@ -162,6 +162,8 @@ class RouterAgent(ScoringAgent):
     def train_scores(self, scores: Scores) -> None:
         """Decide by scores, and make an optimiser for them."""
         self.scores = scores.to(self.env.device)
+        if self.env.ranks.count > 1:
+            share_statistics(self.scores, self.env.ranks, ())
         optimization = self.env.trainer.optimization
         if self.config.learning_rate is not None:
             optimization = dataclasses.replace(optimization, learning_rate=self.config.learning_rate)

@@ -87,7 +87,8 @@ _Group = tuple[RoutingState, Tensor | None]
 
 def _route(agent: Agent, images: Tensor, task: Tensor, price: float | None) -> list[RoutingState]:
     """Route a batch until all have left: rows that go on together leave behind those that have left."""
-    network, manner = agent.env.network, Manner(price=price is not None, validate=None)
+    network, merge = agent.env.network, agent.env.config.merge_blocks
+    manner = Manner(price=price is not None, validate=None, merge_blocks=merge)
     waiting: dict[int, list[_Group]] = defaultdict(list)
     left: list[RoutingState] = []
 

@@ -53,7 +53,8 @@ class Dense(nn.Module):
             task = x.new_zeros(x.shape[:1], dtype=torch.int64)
         price = None if self.price is None else x.new_full(task.shape, self.price)
         graph = torch.is_grad_enabled()  # as outside: a change would become part of the exported program
-        manner = Manner(graph=graph, differentiable=graph, price=price is not None, validate=None)
+        merge = self.agent.env.config.merge_blocks
+        manner = Manner(graph=graph, differentiable=graph, price=price is not None, validate=None, merge_blocks=merge)
         asked = Asked(self.agent, self.network, deterministic=True)
 
         def weigh(seen: Seen) -> Tensor:

@@ -47,8 +47,8 @@ def summary(stands: Sequence[tuple[Reproduction, Protocol, Runs]]) -> str:
                 lines.append(line([*cells, about, claim.numbers, f"**{claim.verdict}**", *effort]))
     told = (
         "What each protocol was made to decide, and below it what else its runs have decided, by "
-        "[one rule](../statistics.md#what-a-paper-claims): a paired 95 % interval over at least three seeds that lies on "
-        "one side of 0, each for itself, not corrected for how many there are. "
+        "[one rule](../statistics.md#what-a-paper-claims): a paired 95 % interval over at least three seeds that lies "
+        "on one side of 0, each for itself, not corrected for how many there are. "
         f"Of {verdicts.total()} claims that have runs {verdicts['holds']} hold, {verdicts['does not hold']} do not, "
         f"and of {verdicts['not enough']} there is not enough; all stand on the papers' pages. Core-hours are of all "
         "rows of a protocol, without the search for rates; rows of two protocols count in both."

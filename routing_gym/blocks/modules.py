@@ -46,7 +46,12 @@ class ModuleBlocks(BlockByBlock):
 
     @property
     def mergeable(self) -> bool:
-        """Whether all blocks have the same parameters, by name and shape, and no buffers, of batch norms say."""
+        """Whether all blocks have the same parameters, by name and shape, no buffers, of batch norms say, and no RNN.
+
+        PyTorch cannot run an LSTM with the parameters of every row.
+        """
+        if any(isinstance(part, nn.RNNBase) for part in self.blocks.modules()):
+            return False
         forms = [{name: value.shape for name, value in block.named_parameters()} for block in self.blocks]
         return bool(forms[0]) and all(form == forms[0] for form in forms) and not [*self.blocks.buffers()]
 

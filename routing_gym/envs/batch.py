@@ -231,6 +231,7 @@ class Batch:
         if accepted is None:
             return None
         plan, doubtful = accepted
+        manner.set_up(network)
         with manner.forward_pass(plan.device, manner.graph):
             after = network.follow(self.state, plan, gates)
         spent, choices, turns = network.route_macs(plan).unbind(1), plan.unsqueeze(2).unbind(1), []

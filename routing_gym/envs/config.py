@@ -216,6 +216,8 @@ class EnvConfig(Options):
             action_type=self.action_type,
             first_legal=(self.illegal or ("first_legal" if outside else "raise")) == "first_legal",
             validate=validate,
+            dense_backward=self.dense_backward,
+            merge_blocks=self.merge_blocks,
         )
 
     @property
@@ -258,13 +260,16 @@ class EnvConfig(Options):
 
     def _stream_of(self, task: Tensor, rows: Tensor, device: torch.device) -> ShuffledStream | BalancedStream:
         """The order in which rows are drawn, those of `draw_tasks` among some, by the task `(R,)` of every row."""
-        if self.draw_tasks is not None:
-            rows = rows[torch.isin(task[rows], torch.tensor(self.draw_tasks))]
+        rows = self.drawn_of(task, rows)
         if not len(rows):
             raise ValueError(f"draw_tasks={self.draw_tasks!r}: during a part of training they have no instances")
         if self.balance_tasks:
             return BalancedStream([rows[task[rows] == own] for own in task[rows].unique()], self.seed)
         return ShuffledStream(rows, self.seed, device)
+
+    def drawn_of(self, task: Tensor, rows: Tensor) -> Tensor:
+        """Those of some rows that are of `draw_tasks`, by the task `(R,)` of every row."""
+        return rows if self.draw_tasks is None else rows[torch.isin(task[rows], torch.tensor(self.draw_tasks))]
 
     def optimization(self, dataset: MultiTaskDataset, num_envs: int) -> Optimization:
         """How blocks are trained on a split; whole batches make an epoch in mode "disabled".

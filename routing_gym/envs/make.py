@@ -72,12 +72,12 @@ def register_dataset(name: str, builder: Callable[..., dict[str, MultiTaskDatase
 
 
 OF_ENV = {field.name for field in dataclasses.fields(EnvConfig)}
+OF_MAKING = {"network", "num_envs", "num_blocks", "num_tasks", "block_per_task", "network_per_task"}
 
 
 def known_options(dataset: str | Splits, network: str | RoutedNetwork) -> set[str]:
     """Names of all options that an environment of this data and network takes."""
-    own = {"network", "num_envs", "num_blocks", "num_tasks", "block_per_task", "network_per_task"}
-    return {*_options(dataset, DATASETS), *_options(network, NETWORKS), *OF_ENV, *own}
+    return {*_options(dataset, DATASETS), *_options(network, NETWORKS), *OF_ENV, *OF_MAKING}
 
 
 def default_options(dataset: str, network: str) -> dict[str, Any]:
@@ -128,6 +128,8 @@ def make_routing_vector_env(
             raise ValueError(unknown_name(kind, name, sorted(there)))
     network = network if isinstance(network, str) else accept_network(network)
     of_data, of_network = _options(dataset, DATASETS), _options(network, NETWORKS)
+    if twice := sorted(of_network.keys() & (of_data.keys() | OF_ENV | OF_MAKING | {"dataset"})):
+        raise ValueError(f"option {twice[0]!r} of network {network!r} is one of the environment too: name it otherwise")
     known = known_options(dataset, network)
     for kind, given, builders in (("dataset", dataset, DATASETS), ("network", network, NETWORKS)):
         if not isinstance(given, str):
@@ -170,7 +172,7 @@ def make_routing_vector_env(
                 num_classes=first.num_classes,
                 input_shape=first.input_shape,
                 num_blocks=num_blocks,
-                **{name: value for name, value in options.items() if name in of_network.keys() - of_data},
+                **{name: value for name, value in options.items() if name in of_network},
                 **trunks,
             )
     elif num_blocks is not None:

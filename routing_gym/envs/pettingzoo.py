@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 from gymnasium.error import ResetNeeded
+from gymnasium.utils.seeding import np_random
 from gymnasium.vector.utils import batch_space
 
 from routing_gym.envs.make import make_routing_vector_env
@@ -160,6 +161,7 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
     ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
         """Begin a round with new instances, their order started over from `seed`; there are no options."""
         if seed is not None:
+            np_random(seed)  # refuses what the environment would, before anything has changed
             self._seed(seed)
         instances = torch.cat([stream.draw(self.core.num_envs // len(self._streams)) for stream in self._streams])
         observation, infos = self.core.reset(seed=seed, options={"instances": instances})

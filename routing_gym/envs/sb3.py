@@ -97,7 +97,7 @@ class RoutingVecEnv(VecEnv):
         """
         size = len(self.core.datasets[split]) if split in self.core.datasets else 1
         rows = num_envs or next(rows for rows in range(min(size, EVALUATION_BATCH), 0, -1) if size % rows == 0)
-        options = {"train": False, "precision": "float32", "rho": 0.0, "draw_tasks": None}
+        options = {"train": False, "precision": "float32", "rho": 0.0, "draw_tasks": None, "balance_tasks": False}
         return VecMonitor(_EvalVecEnv(self.core.sibling(rows, split=split, **options)))
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:

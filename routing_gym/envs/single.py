@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from routing_gym.envs.accept import accept_reset_options
 from routing_gym.envs.config import PlainSpec
 from routing_gym.envs.vector import RoutingVectorEnv
 
@@ -63,8 +64,13 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Draw an instance from `np_random`; `options={"instances": [row]}` takes a given one."""
+        accept_reset_options({"instances": [0], **(options or {})}, self.core)  # before anything has changed
         super().reset(seed=seed)
-        rows = self.core.dataset.rows_at(self.core.trainer.passes)
+        config, task = self.core.config, self.core.dataset.task.cpu()
+        rows = config.drawn_of(task, self.core.dataset.rows_at(self.core.trainer.passes))
+        if config.balance_tasks:
+            tasks = task[rows].unique()
+            rows = rows[task[rows] == tasks[self.np_random.integers(len(tasks))]]
         instance = [int(rows[self.np_random.integers(len(rows))])]
         core_seed = int(self.np_random.integers(2**31))  # for the augmentation
         observation, info = self.core.reset(seed=core_seed, options={"instances": instance, **(options or {})})

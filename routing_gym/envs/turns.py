@@ -36,6 +36,7 @@ class Manner:
         first_legal: Replace a masked integer choice by the first legal one.
         validate: Check values of actions at once, which on a GPU waits for the device; None: only their form, of
             those who are known to choose legally.
+        dense_backward, merge_blocks: How the network runs, see `RoutedNetwork`; None: as it did the last time.
     """
 
     graph: bool = False
@@ -45,6 +46,15 @@ class Manner:
     action_type: str | None = None
     first_legal: bool = False
     validate: bool | None = True
+    dense_backward: bool | None = None
+    merge_blocks: bool | None = None
+
+    def set_up(self, network: RoutedNetwork) -> None:
+        """Let a network, which several environments may share, run as this one asks."""
+        if self.dense_backward is not None and network.dense_backward is not self.dense_backward:
+            network.dense_backward = self.dense_backward
+        if self.merge_blocks is not None and network.merge_blocks is not self.merge_blocks:
+            network.merge_blocks = self.merge_blocks
 
     def forward_pass(self, device: torch.device, graph: bool) -> AbstractContextManager:
         """Context in which a network runs; not for a backward pass, nor for what is computed from its logits."""
@@ -182,6 +192,7 @@ def take_turn(network: RoutedNetwork, state: RoutingState, decide: Decide, manne
         validate=manner.validate,
     )
     seen.close()
+    manner.set_up(network)
     with manner.forward_pass(state.task.device, manner.graph):
         after = network.advance(state, accepted.action)
     macs = (after.macs - state.macs).detach()

@@ -116,7 +116,6 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         self.dataset = self.datasets[config.split]
         self.device = self.dataset.device
         self.network = network.to(self.device)
-        self.network.dense_backward = config.dense_backward
         self.network.let_blocks_merge(config.merge_blocks)
         self.ranks = Ranks.here() if config.distributed else Ranks()
         allow_small_groups(subsample_first(self.network))
@@ -140,7 +139,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         validates = asked or config.replays
         self._stepping = config.manner(config.train and not config.replays, config.replays, validates)
         self._rolling_out = config.manner(config.train, False, validates)
-        replaying = Manner(graph=True, precision=config.precision)
+        runs = {"dense_backward": config.dense_backward, "merge_blocks": config.merge_blocks}
+        replaying = Manner(graph=True, precision=config.precision, **runs)
         self._log: RouteLog | None = None
         if config.replays or self.render_mode == "ansi":
             self._log = RouteLog(network, num_envs, config.action_type == "weights", self.device)
@@ -250,6 +250,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         batch = self.batch
         if self.config.replays and batch.keeps_exits:
             raise ResetNeeded("an agent of ours has routed the last batch: reset all rows, without reset_mask")
+        if batch.manner.graph and not batch.exits and len(rows) < self.num_envs:
+            raise ResetNeeded("this batch has been trained on: reset all rows, without reset_mask")
         if batch.manner.graph and len(rows) < self.num_envs and self.trainer.throughput is not None:
             self.trainer.throughput.begin(rows)
         batch.restart(rows, self._start(len(rows), instances, batch.manner))
@@ -357,9 +359,12 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             batch.doubts.append(doubtful)
         loss = self.trainer.loss(batch.exits, batch.label, batch.state.task)
         whole = loss if extra_loss is None else loss + extra_loss
+        batch.manner.set_up(self.network)
         self.trainer.step(whole, self.batch_size, batch.statistics, before_step, batch.doubtful)
         batch.exits = []
-        batch.statistics = self.trainer.begin()  # rows restarted from here on belong to a new batch
+        # What is left of the graph: a copy of the environment could not take it along.
+        macs, expected = (spent.detach() for spent in (batch.state.macs, batch.state.expected_macs))
+        batch.state = dataclasses.replace(batch.state, macs=macs, expected_macs=expected)
         return self.ranks.total(loss.detach()) / self.ranks.count
 
     def sibling(self, num_envs: int, **options: Any) -> Self:

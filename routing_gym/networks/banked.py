@@ -52,7 +52,7 @@ class BankedNetwork(RoutedNetwork):
             if decision.m > 1 or not self.bank(number).mergeable:
                 raise ValueError(
                     f"merge_blocks=True: what decision {decision.name!r} of this network offers cannot be merged: "
-                    "blocks need the same parameters, no batch norm, and one tensor, as in the network 'mlp'"
+                    "blocks need the same parameters, no batch norm, no RNN, and one tensor, as in the network 'mlp'"
                 )
         if on:
             sizes = torch.tensor([sum(of.value.numel() for of in part) for part in self.parts()])

@@ -103,7 +103,7 @@ class BalancedStream:
         """Start over from a seed."""
         self._order.seed(seed)
         for number, group in enumerate(self._groups, 1):
-            group.seed(seed * (len(self._groups) + 1) + number)
+            group.seed((seed * (len(self._groups) + 1) + number) % 2**64)
 
     def draw(self, count: int, passes: float = 0.0) -> Tensor:
         """The next numbers of the stream, `(count,)` int64 on the CPU; the same whenever they are drawn."""
@@ -152,7 +152,7 @@ class PhasedStream:
     def seed(self, seed: int) -> None:
         """Start over from a seed; what time it is does not change."""
         for number, stream in enumerate(self._streams):
-            stream.seed(seed * len(self._streams) + number)
+            stream.seed((seed * len(self._streams) + number) % 2**64)
 
     def draw(self, count: int, passes: float = 0.0) -> Tensor:
         """The next numbers, `(count,)` int64 on the CPU, of the stream whose turn it is after so many passes."""

@@ -309,3 +309,9 @@ def test_compare_takes_them_beside_ours(tmp_path, capsys):
     assert whole["curve"]["train_loss"] == ours["curve"]["train_loss"]
     assert main([*arguments[:-1], str(tmp_path / "no"), "--env-options", "rho=0.3"]) == 2
     assert "with rho > 0, autoreset_mode='same_step' needs collaboration='frequency'" in capsys.readouterr().err
+
+
+def test_it_cannot_be_captured():
+    env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=8, capture=True, **needs("sb3:PPO"))
+    with pytest.raises(ValueError, match="agent 'sb3:PPO': capture=True needs a CUDA device, got cpu"):
+        make_agent("sb3:PPO", env).learn(env, 8)

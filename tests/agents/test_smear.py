@@ -9,7 +9,7 @@ from toys import ExitTree, Gates, small_env
 import routing_gym
 from routing_gym.agents import make_agent
 from routing_gym.blocks import LinearBlocks, ModuleBlocks, blocks_merge
-from routing_gym.envs import rollout
+from routing_gym.envs import Context, Known, rollout
 from routing_gym.networks import RoutedMLP
 
 
@@ -19,6 +19,17 @@ def merging_env(network=None, **options):
 
 def convolutions(count=3):
     return [nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)) for _ in range(count)]
+
+
+class Recurrent(nn.Module):
+    """The last output of an LSTM."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x)[0][:, -1]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +101,7 @@ def test_what_cannot_be_merged_is_refused():
         ModuleBlocks([nn.Linear(3, 3), nn.Identity()], (3,)),
         ModuleBlocks([nn.Linear(3, 3), nn.Linear(3, 3, bias=False)], (3,)),
         ModuleBlocks([nn.Identity()], (3,)),
+        ModuleBlocks([Recurrent() for _ in range(2)], (5, 3)),
     ):
         assert not bank.mergeable
     for network in (ExitTree([[1, 2], [], []]), Gates()):
@@ -97,3 +109,29 @@ def test_what_cannot_be_merged_is_refused():
             merging_env(network)
     with pytest.raises(ValueError, match="needs an environment made with merge_blocks=True, got False"):
         make_agent("smear", small_env(action_type="weights"))
+
+
+@pytest.mark.parametrize(("name", "options"), [("smear", {"merge_blocks": True}), ("gumbel", {"dense_backward": True})])
+def test_another_environment_over_the_same_network_changes_nothing(name, options):
+    """Made before, used in the middle of a batch, and used between its end and the step."""
+    learned = []
+    for other in (False, True):
+        env = small_env(None, 12, action_type="weights", **options)
+        agent = make_agent(name, env)
+        beside = env.sibling(6, merge_blocks=False, dense_backward=False, train=False) if other else None
+
+        def meddle(beside=beside):
+            if beside is not None:
+                beside.reset(seed=1)
+                beside.step(torch.full((6, 3), 1 / 3))
+                beside.network.train()
+
+        agent.train()
+        for _ in range(3):
+            env.reset(seed=0)
+            while env.state.waiting:
+                env.step(agent.act(env.observe(), Context(Known(env.state.active, env.network.action_mask(env.state)))))
+                meddle()
+            env.train_blocks()
+        learned.append([env.state.macs, *(parameter.detach().clone() for parameter in env.network.parameters())])
+    assert all(torch.equal(one, two) for one, two in zip(*learned, strict=True))

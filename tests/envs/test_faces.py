@@ -8,6 +8,7 @@ from gymnasium.error import ResetNeeded
 from toys import toy_env
 
 from routing_gym.networks import RoutedMLP
+from routing_gym.tasks import MultiTaskDataset
 
 
 def test_rendering():
@@ -57,3 +58,33 @@ def test_single_environment_follows_the_core():
     assert info["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(h, torch.tensor([label]))), rel=1e-4)
     with pytest.raises(ResetNeeded):
         env.unwrapped.step(0)
+
+
+def test_single_environment_draws_the_tasks_asked_for():
+    env = gymnasium.make("routing_gym/SyntheticMTL-v0", num_tasks=4, draw_tasks=(1, 3))
+    assert {int(env.reset(seed=seed)[0]["task"]) for seed in range(30)} == {1, 3}
+    task = torch.tensor([0] * 20 + [1])
+    few = MultiTaskDataset.from_arrays(torch.zeros(21, 1, 2, 2, dtype=torch.uint8), torch.arange(21) % 2, task)
+    share = {}
+    for balance in (False, True):
+        env = gymnasium.make("routing_gym/SyntheticMTL-v0", dataset=few, balance_tasks=balance)
+        drawn = [int(env.reset(seed=0 if number == 0 else None)[0]["task"]) for number in range(200)]
+        share[balance] = sum(drawn) / 200
+    assert share[False] < 0.15 and 0.4 < share[True] < 0.6
+
+
+def test_a_refused_reset_leaves_the_order_of_instances():
+    drawn = []
+    for refused in (False, True):
+        env = gymnasium.make("routing_gym/SyntheticMTL-v0").unwrapped
+        env.reset(seed=3)
+        if refused:
+            for options in ({"foo": 1}, {"instances": [10**6]}):
+                with pytest.raises(ValueError):
+                    env.reset(options=options)
+                with pytest.raises(ValueError):
+                    env.reset(seed=5, options=options)
+            with pytest.raises(gymnasium.error.Error):
+                env.reset(seed=-1)
+        drawn.append([env.reset()[0]["activation"].tolist() for _ in range(3)])
+    assert drawn[0] == drawn[1]

@@ -1,5 +1,7 @@
 """Data and networks that are there already, in place of names."""
 
+import inspect
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import routing_gym
 from routing_gym import MultiTaskDataset
 from routing_gym.agents import Agent, make_agent
 from routing_gym.envs import RoutingVectorEnv
-from routing_gym.networks import NETWORKS, make_network
+from routing_gym.envs.make import make_routing_vector_env
+from routing_gym.networks import NETWORKS, make_network, register_network
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
 TRAIN = MultiTaskDataset.from_arrays(IMAGES, np.arange(24) // 3 % 2, np.arange(24) % 3, name="mine")
@@ -134,3 +137,16 @@ def test_a_split_of_features_is_routed():
     env = gymnasium.make_vec(ID, num_envs=8, dataset={"train": data, "test": data}, num_blocks=2)
     agent = make_agent("shared", env).learn(env, 3200)
     assert routing_gym.evaluate(agent, env).accuracy > 0.8
+
+
+@pytest.mark.parametrize("option", ["momentum", "noise", "num_envs", "rho"])
+def test_an_option_of_a_network_of_ones_own_is_nobody_elses(option):
+    def build(shape, classes, num_blocks, *, num_tasks=1, **own):
+        raise AssertionError("is not built")
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [*inspect.signature(build).parameters.values()][:4]
+    build.__signature__ = inspect.Signature([*parameters, inspect.Parameter(option, kind, default=1)])
+    register_network(f"with-{option}", build)
+    with pytest.raises(ValueError, match=f"option '{option}' of network 'with-{option}' is one of the environment too"):
+        make_routing_vector_env(dataset="synthetic", network=f"with-{option}")

@@ -11,6 +11,7 @@ import routing_gym
 from routing_gym.agents import make_agent
 from routing_gym.envs import rollout
 from routing_gym.tasks import BalancedStream, MultiTaskDataset
+from routing_gym.tasks.sampling import PhasedStream
 
 ENV = "routing_gym/SyntheticMTL-v0"
 CLASS_WEIGHTS, TASK_WEIGHTS = (1.0, 0.0, 2.5), (1.0, 3.0, 0.5, 2.0)
@@ -101,6 +102,8 @@ def test_a_balanced_stream_goes_on_where_it_stopped():
     other.load_state_dict(stream.state_dict())
     assert torch.equal(stream.draw(50), other.draw(50))
     assert not torch.equal(BalancedStream(groups, 0).draw(20), BalancedStream(groups, 1).draw(20))
+    assert len(BalancedStream(groups, 2**64 - 1).draw(20)) == 20
+    assert len(PhasedStream([(0.0, BalancedStream(groups)), (1.0, BalancedStream(groups))], 2**63).draw(20)) == 20
     for wrong in (BalancedStream(groups[:1]).state_dict(), BalancedStream(groups[::-1]).state_dict(), {}):
         before = stream.state_dict()
         with pytest.raises(ValueError, match="stream"):

@@ -171,3 +171,11 @@ def test_a_model_is_judged_on_the_network_it_was_trained_with(options):
     assert -1 <= reward <= 1
     with pytest.raises(ValueError, match=r"split must be one of \['test', 'train'\], got 'valid'"):
         envs.eval_env(split="valid")
+
+
+def test_every_instance_is_judged_once_also_where_tasks_were_drawn_equally_often():
+    env = planted_env(12).sibling(12, autoreset_mode="same_step", balance_tasks=True)
+    judged = RoutingVecEnv(env).eval_env("test", num_envs=3)
+    judged.reset()
+    drawn = judged.core.stream.draw(len(judged.core.dataset) - 3).tolist() + judged.core.state.instance.tolist()
+    assert sorted(drawn) == list(range(len(judged.core.dataset)))

@@ -347,6 +347,12 @@ def test_reset_mask_restarts_finished_rows_and_keeps_the_rest_of_the_graph():
     ]).sum(0)  # fmt: skip
     torch.testing.assert_close(parts, env.batch.loss)
     assert float(env.train_blocks()) == pytest.approx(float(parts.mean()))
+    state = env.state
+    with pytest.raises(ResetNeeded, match="has been trained on: reset all rows"):
+        env.reset(options={"reset_mask": torch.tensor([True] + [False] * 5)})
+    assert env.state is state
+    env.reset(options={"reset_mask": torch.ones(6, dtype=torch.bool)})
+    assert env.state.active.all()
 
 
 def test_bad_resets_are_refused():

@@ -8,7 +8,8 @@ import torch
 from toys import small_env
 
 from routing_gym.agents import AGENTS, Agent, Population, make_agent, needs
-from routing_gym.envs import evaluate
+from routing_gym.envs import evaluate, register_reward
+from routing_gym.envs.rewards import REWARDS
 
 SYNTHETIC = "routing_gym/SyntheticMTL-v0"
 ROWS, SEEDS = 24, 3
@@ -150,6 +151,7 @@ REFUSED = [
     ("wpl", {}, {"block_gradient": "rows"}, "block_gradient='rows', which is about whole batches"),
     ("shared", {}, {"task_balance": "pcgrad"}, "task_balance='pcgrad', which is about whole batches"),
     ("wpl", {}, {"k_cpt": (0.0, 1e-6)}, "where instances draw their prices (several k_cpt)"),
+    ("wpl", {}, {"final_reward": "better-than-most"}, "a final_reward of one's own, which may look at whole batches"),
     ("wpl", {}, {"replay": True}, "replay=True, which is about whole batches"),
 ]
 
@@ -157,6 +159,8 @@ REFUSED = [
 @pytest.mark.parametrize(("name", "agent_options", "options", "why"), REFUSED)
 def test_refused(name, agent_options, options, why):
     """What looks at several tasks, or at a batch as a whole, says so by name."""
+    if "better-than-most" not in REWARDS:
+        register_reward("better-than-most", lambda loss: loss.mean() - loss, at="exit")
     with pytest.raises(ValueError, match="cannot learn side by side with others") as refused:
         Population([made(name, seed, SYNTHETIC, agent_options, **options) for seed in range(2)])
     assert why in str(refused.value)
