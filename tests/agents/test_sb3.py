@@ -11,7 +11,7 @@ from damage import same
 from toys import TREE, ExitTree, Gates, Planted, planted_env, toy_env
 
 import routing_gym
-from routing_gym.agents import Agent, make_agent
+from routing_gym.agents import Agent, make_agent, needs
 from routing_gym.agents.parts.stable_baselines import seeded
 from routing_gym.envs import Context, Known, TrainingDivergedError, rollout
 from routing_gym.envs.sb3 import RoutingVecEnv
