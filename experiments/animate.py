@@ -16,6 +16,7 @@ from rich.console import Console
 from routing_gym.experiments.engine.command import Command, UsageError
 from routing_gym.experiments.engine.console import counted, say
 from routing_gym.experiments.engine.figures import routing_map_on
+from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import Record, read_arrays, read_run
 from routing_gym.experiments.engine.settings import writable_file
 from routing_gym.experiments.engine.training import ROUTES
@@ -82,8 +83,7 @@ def _picture(runs: list[tuple[Record, np.ndarray]], at: int) -> Image.Image:
     for axes, (record, routes) in zip(figure.subplots(len(runs), squeeze=False).flat, runs, strict=True):
         epoch = min(at, len(routes) - 1)
         routing_map_on(axes, routes[epoch])
-        curve = record["curve"]
-        found = curve[f"{curve['judged_on']}_accuracy"][epoch]
+        found = ACCURACY.curve_of(record)[epoch]
         axes.set_title(f"{record['agent']}, epoch {epoch + 1}: {100 * found:.1f} %", fontsize=9)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=DPI, format="png")

@@ -122,6 +122,8 @@ class Bench(Pluggable):
         check_agents(self.agents)
         precisions = known_names("dtype", self.dtype, ("float32", "bfloat16"))
         at_least_one("rounds", self.rounds)
+        if self.out.suffix == ".png":
+            raise UsageError(f"--out {self.out}: that is where the picture goes, take an ending like .json for records")
         for option in ("blocks", "batch", "threads"):
             if not getattr(self, option):
                 raise UsageError(f"--{option} needs at least one number")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import re
 import string
 from pathlib import Path
@@ -40,6 +41,7 @@ class NewAgent(Command):
         if path.exists():
             raise UsageError(f"{path} exists already; choose another file with --out")
         cls = "".join(part.capitalize() for part in self.name.split("-"))
+        cls += "Agent" * keyword.iskeyword(cls)  # None, True and False
         template = string.Template(Path(__file__).with_suffix(".txt").read_text("utf-8"))
         write_text(path, template.substitute(name=self.name, cls=cls, file=path))
         say(console, f"Written to {path}. Run it: routing-gym compare --plugin {path} --agents {self.name} wpl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from routing_gym.experiments.engine.arguments import write_tuned
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import counted, say, show
+from routing_gym.experiments.engine.console import Output, counted, say, show
 from routing_gym.experiments.engine.folders import check_own, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
@@ -44,6 +45,9 @@ ASKED_AT_ONCE = 4
 DRAWS = 50
 """Times as many settings are drawn at random as are to be tried: repeats do not count."""
 
+LONGEST = 240
+"""Bytes of a folder's name."""
+
 Setting = tuple[str, ...]
 
 
@@ -66,11 +70,11 @@ class Axis:
         """Value at a share in [0, 1) of the way, as NAME=VALUE."""
         if self.values:
             return f"{self.name}={self.values[int(share * len(self.values))]}"
-        if self.whole:
-            return f"{self.name}={self.low + int(share * (self.high - self.low + 1))}"
-        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        beyond = self.high + self.whole  # the last of some integers is as likely as the others
+        low, high = (math.log(self.low), math.log(beyond)) if self.log else (self.low, beyond)
         value = low + share * (high - low)
-        return f"{self.name}={math.exp(value) if self.log else value:.4g}"
+        value = math.exp(value) if self.log else value
+        return f"{self.name}={min(int(value + 1e-9), int(self.high))}" if self.whole else f"{self.name}={value:.4g}"
 
     def suggested(self, trial: Any) -> str:
         """Value that Optuna proposes, as NAME=VALUE."""
@@ -168,7 +172,8 @@ class Sweep(Launching):
                         of_setting.append(record)
                     else:
                         left.append(run)
-                left, failed = try_out(left, console, self.debug)
+                told = console if launcher.here else Output(stderr=True)  # not among commands that others run
+                left, failed = try_out(left, told, self.debug)
                 stack.enter_context(locked(writable_folder(self.out)))
                 failures.extend(
                     [*failed, *perform(left, launcher, keep, console, self.debug, population=self.population)]
@@ -248,7 +253,7 @@ class Sweep(Launching):
             dataclasses.replace(self.training, env_options=env_options),
             self.agent,
             seed,
-            self.out / name.replace(" ", "_").replace("/", "%2F").replace("\\", "%5C") / f"seed-{seed}",
+            self.out / _folder_of(name) / f"seed-{seed}",
             agent_options,
             split="validation",
             title=f"{name}, seed {seed}",
@@ -260,12 +265,22 @@ class Sweep(Launching):
         of_env, of_agent = _options(setting)
         options = parse_options("grid", of_env), parse_options("agent_options", (*self.agent_options, *of_agent))
         drawn = "" if self.search == "grid" else f" --trials {self.trials}"
+        given = self.training
+        besides = {"--batch-size": given.batch_size, "--patience": given.patience}
+        besides |= {"--env-options": " ".join(given.env_options), "--agent-options": " ".join(self.agent_options)}
         how = (
-            f"routing-gym sweep --env {self.training.env} --epochs {self.training.epochs} --agent {self.agent} "
+            f"routing-gym sweep --env {given.env} --epochs {given.epochs} --agent {self.agent} "
             f"--search {self.search}{drawn}{' --halving' * self.halving} --seeds {self.seeds} "
-            f"--grid {' '.join(self.grid)}"
+            f"{''.join(f'{flag} {value} ' for flag, value in besides.items() if value)}--grid {' '.join(self.grid)}"
         )
         return write_tuned(self.out / "tuned", self.training.env, self.agent, *options, how)
+
+
+def _folder_of(setting: str) -> str:
+    """Name of the folder of a setting; the end of a very long one, which file systems refuse, is a digest."""
+    name = setting.replace(" ", "_").replace("/", "%2F").replace("\\", "%5C")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return name if len(name.encode()) <= LONGEST else f"{name[: LONGEST // 4]}…{digest}"
 
 
 def _options(setting: Setting) -> tuple[Setting, Setting]:

@@ -77,7 +77,8 @@ def told_iqm(standing: Standing, problems: Sequence[str]) -> str:
     """Interquartile mean of an agent, with its interval, and of how many of some problems where not of all."""
     bounds, own = standing.interval, len(standing.scores)
     interval = f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else ""
-    return f"{standing.iqm:.2f}{interval}" + (f", {own} of {len(problems)}" if own < len(problems) else "")
+    iqm = "–" if np.isnan(standing.iqm) else f"{standing.iqm:.2f}"
+    return f"{iqm}{interval}" + (f", {own} of {len(problems)}" if own < len(problems) else "")
 
 
 def table(scores: Sequence[Score]) -> Table:
@@ -285,7 +286,7 @@ def profile(found: Sequence[Standing], problems: Sequence[str], path: Path) -> P
     """Draw performance profiles: the share of runs whose score is above each value; of agents without holes."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes, thresholds = figure.add_subplot(), np.linspace(-0.2, 1.1, 131)
-    whole = [standing for standing in found if len(standing.scores) == len(problems)]
+    whole = [of for of in found if len(of.scores) == len(problems) and not np.isnan(of.iqm)]
     for number, standing in enumerate(whole[:MOST_SHOWN]):
         shares = performance_profile(standing.matrix(problems), thresholds)
         axes.plot(thresholds, shares, linestyle=LINES[number % 4], label=standing.agent)

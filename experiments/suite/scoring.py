@@ -136,8 +136,9 @@ class Standing:
 
     @property
     def iqm(self) -> float:
-        """Interquartile mean over all runs on all problems it was able to run."""
-        return statistics.iqm(self.matrix(self.scores))
+        """Interquartile mean over all runs on all problems it was able to run; NaN without a seed that all have."""
+        matrix = self.matrix(self.scores)
+        return statistics.iqm(matrix) if matrix.size else float("nan")
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -171,13 +172,14 @@ def standings(scores: Iterable[Score]) -> list[Standing]:
         ]
         seconds = sum(float(np.mean([run["seconds"] for run in runs.values()])) for runs in problems.values())
         found.append(Standing(agent, values, float(np.mean(ranks)), seconds))
-    return sorted(found, key=lambda standing: (-len(standing.scores), -standing.iqm))
+    return sorted(found, key=lambda standing: (-len(standing.scores), -np.nan_to_num(standing.iqm, nan=-np.inf)))
 
 
 def improvement(a: Standing, b: Standing) -> float | None:
     """Probability that a run of `a` is better than one of `b`, on a problem both were able to run; None without one."""
     common = [problem for problem in a.scores if problem in b.scores]
-    return statistics.probability_of_improvement(a.matrix(common), b.matrix(common)) if common else None
+    ours, theirs = (of.matrix(common) if common else np.empty(0) for of in (a, b))
+    return statistics.probability_of_improvement(ours, theirs) if ours.size and theirs.size else None
 
 
 def broken(scales: Iterable[Scale], scores: Iterable[Score]) -> list[str]:

@@ -286,7 +286,7 @@ class Suite(Launching, Tunable):
             left = [run for run in of_key if run.folder not in records]
             try:
                 if left:
-                    left[0].try_out(batch=True, fresh=False)
+                    left[0].try_out(batch=True, fresh=True)  # a checkpoint that does not fit is this run's failure
             except (Exception, SystemExit) as error:
                 holes.append(hole_of(place, label, error))
         return holes

@@ -59,3 +59,13 @@ def test_a_run_that_is_damaged_is_named(runs, tmp_path, capsys):
     (folder / "results.json").write_text(json.dumps([]))
     assert main(["animate", str(folder), "--out", str(tmp_path / "x.gif")]) == 2
     assert "results.json cannot be read back" in capsys.readouterr().err
+
+
+def test_data_without_a_validation_split(runs, tmp_path):
+    for path in runs[0].iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    (record,) = json.loads((tmp_path / "results.json").read_text())
+    record["curve"]["judged_on"] = "test"  # the columns of a curve are called as they are
+    (tmp_path / "results.json").write_text(json.dumps([record]))
+    assert main(["animate", str(tmp_path), "--out", str(tmp_path / "routes.gif")]) == 0

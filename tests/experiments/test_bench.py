@@ -376,6 +376,7 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
             ["--parts", "faces", "--dtype", "float16"],
             "--dtype: unknown name 'float16' (did you mean 'bfloat16'?); known are float32, bfloat16",
         ),
+        (["--out", "b.png"], "--out b.png: that is where the picture goes, take an ending like .json for records"),
         (["--device", "gpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (["--agents", "wlp"], "unknown agent 'wlp' (did you mean 'wpl'?); known are"),
         (["--agents", "wpl", "wpl"], "--agents names 'wpl' twice"),
@@ -388,7 +389,7 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(arguments, message, tmp_path, capsys):
-    assert run("bench", *arguments, "--out", tmp_path / "bench.json") == 2
+    assert run("bench", "--out", tmp_path / "bench.json", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -9,6 +9,7 @@ import pytest
 from routing_gym.experiments.cli import main
 from routing_gym.experiments.engine.statistics import iqm
 from routing_gym.experiments.suite import leaderboard, suite
+from routing_gym.experiments.suite.leaderboard import told_iqm
 from routing_gym.experiments.suite.problems import Problem
 from routing_gym.experiments.suite.scoring import Scale, broken, improvement, scale_of, score_of, standings
 from routing_gym.experiments.suite.suite import Entrant, read_all, write_all
@@ -318,3 +319,23 @@ def test_who_can_run_nothing_keeps_nobody_from_running(tmp_path, quick, capsys):
     holes = {(hole["agent"], hole["problem"]) for hole in json.loads((out / "holes.json").read_text())}
     assert holes == {(agent, problem) for agent in agents[1:] for problem in ("credit", "hidden-groups")}
     assert {score["agent"] for score in json.loads((out / "scores.json").read_text())} == {"shared"}
+
+
+def test_no_seed_in_common_is_no_reason_to_have_no_leaderboard(tmp_path, quick, capsys):
+    values = [("flaky", 0.3, 0, "credit"), ("flaky", 0.4, 1, "budget"), ("shared", 0.5, 0, "credit"),
+              ("shared", 0.6, 0, "budget")]  # fmt: skip
+    scores = [scored(agent, value, seed, problem) for agent, value, seed, problem in values]
+    shared, flaky = standings(scores)
+    assert (shared.agent, flaky.agent) == ("shared", "flaky") and np.isnan(flaky.iqm) and flaky.interval is None
+    assert told_iqm(flaky, ["credit", "budget"]) == "–" and told_iqm(shared, ["credit", "budget"])[:1] != "–"
+    assert improvement(flaky, shared) is None
+
+
+def test_a_damaged_checkpoint_is_a_failure_and_no_hole(tmp_path, quick, capsys):
+    assert run(tmp_path, agents=("shared",)) == 0
+    folder = tmp_path / "credit" / "default" / "shared" / "seed-0"
+    (folder / "results.json").unlink()
+    (folder / "checkpoint.pt").write_bytes(b"")
+    assert run(tmp_path, agents=("shared",)) == 1
+    assert "is not a checkpoint" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "holes.json").read_text()) == []

@@ -35,6 +35,7 @@ def test_values_of_a_range_lie_in_it(share):
         return text
 
     assert 1 <= int(value("a=1..4")) <= 4
+    assert 1 <= int(value("a=1..4:log")) <= 4
     assert 0.5 <= float(value("a=0.5..2")) <= 2
     assert 1e-4 * 0.999 <= float(value("a=1e-4..1e-1:log")) <= 1e-1
     assert value("a=x,y,z") == "xyz"[int(3 * share)]
@@ -45,6 +46,8 @@ def test_a_logarithmic_range_is_even_in_powers():
     assert [axis.text(share) for share in (0, 1 / 3, 2 / 3)] == ["rate=0.001", "rate=0.01", "rate=0.1"]
     whole = axis_of("width=3..5")
     assert [whole.text(share) for share in (0, 0.34, 0.99)] == ["width=3", "width=4", "width=5"]
+    powers = axis_of("k=1..511:log")
+    assert [powers.text(share) for share in (0, 1 / 3, 2 / 3, 0.9999)] == ["k=1", "k=8", "k=64", "k=511"]
 
 
 @pytest.mark.parametrize(
@@ -159,3 +162,13 @@ def test_settings_that_are_not_there_are_missed(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "nothing was tuned for routing_gym/SyntheticMTL-v0" in said and "only for: DigitsMTL-v0, suite" in said
     assert "is for --tuned: give both" in said
+
+
+def test_a_long_setting_has_a_folder_all_the_same(tmp_path):
+    options = [f"{name}=0.{'1' * 60}" for name in ("policy_rate", "gamma", "env.momentum", "env.label_smoothing")]
+    given = ["--epochs", "1", "--batch-size", "512", "--seeds", "1", "--env-options", "optimizer=sgd"]
+    assert run("sweep", *given, "--grid", *options, "--out", tmp_path) == 0
+    (path,) = tmp_path.glob("*/seed-*/results.json")
+    assert len(path.parents[1].name.encode()) < 255
+    tuned = next(tmp_path.glob("tuned/*/*.toml")).read_text()
+    assert "--batch-size 512 --env-options optimizer=sgd --grid" in tuned.splitlines()[0]
