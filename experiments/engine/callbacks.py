@@ -35,6 +35,7 @@ class Session:
         epochs: How many epochs there should be in the end.
         curve: The epochs so far, see `Curve`.
         config: Every option, plain values by name.
+        trained: Instances that it was trained on once it is over; the best checkpoint has seen fewer.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Session:
     epochs: int
     curve: Curve
     config: Mapping[str, Any]
+    trained: int = 0
 
     @property
     def last(self) -> dict[str, float]:

@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from routing_gym.envs import DATASETS, EnvConfig
+from routing_gym.envs.make import default_options
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import plain_table
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS, OURS, Metric, Record
 from routing_gym.experiments.engine.statistics import FEWEST_SEEDS, Best, best_and_alike, paired_difference
 from routing_gym.files import write_atomically
 from routing_gym.forms import check_form
+from routing_gym.registration import ENV_IDS
 
 VERSION = 2  # of the form of records
 OF_TRAINING = ("train_loss", "train_accuracy")
@@ -74,6 +77,16 @@ Vandenhende et al. 2021, "Multi-Task Learning for Dense Prediction Tasks").
 """
 
 
+def judged_on(record: Record) -> tuple[str, str, str, str]:
+    """Environment, data, split, and the options of the data: runs of others are not compared."""
+    given = record["asked"].get("env_options", {})
+    data = ENV_IDS.get(record["env"], {}).get("dataset")
+    known = default_options(data, "") if data in DATASETS else {"num_tasks": None}
+    own = sorted(known.keys() & given.keys() - {"num_blocks", "data_dir", *vars(EnvConfig())})
+    told = " ".join(f"{name}={given[name]}" for name in own)
+    return record["env"], record["dataset"], record["asked"]["split"], told
+
+
 def metrics_of(records: Iterable[Record]) -> list[Metric]:
     """Metrics of records that are shown together, in the order of their columns; Δm where some run is of `SINGLE`."""
     return [*METRICS.values(), *([DELTA_M] if any(record["agent"] == SINGLE for record in records) else [])]
@@ -84,14 +97,15 @@ def with_delta_m(records: Sequence[Record]) -> list[Record]:
 
     It has none where no run of `SINGLE` had the same data and seed, or that one gets nothing right in some task.
     """
-
-    def judged_on(record: Record) -> tuple[Any, ...]:
-        return record["env"], record["dataset"], record["asked"]["split"], record["seed"]
-
-    singles = {judged_on(record): record["task_accuracy"] for record in records if record["agent"] == SINGLE}
+    places = [(judged_on(record), record["seed"]) for record in records]
+    singles = {
+        place: record["task_accuracy"]
+        for place, record in zip(places, records, strict=True)
+        if record["agent"] == SINGLE
+    }
     told = []
-    for record in records:
-        ours, single = record["task_accuracy"], singles.get(judged_on(record), [])
+    for place, record in zip(places, records, strict=True):
+        ours, single = record["task_accuracy"], singles.get(place, [])
         record = {name: of for name, of in record.items() if name != "delta_m"}  # of a run that may be gone
         if len(ours) == len(single) and all(single):
             record["delta_m"] = float(np.mean([(our - one) / one for our, one in zip(ours, single, strict=True)]))

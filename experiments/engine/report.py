@@ -29,6 +29,7 @@ from routing_gym.experiments.engine.metrics import ACCURACY, Metric
 from routing_gym.experiments.engine.records import (
     Record,
     flat_options,
+    judged_on,
     metrics_of,
     read_arrays,
     read_results,
@@ -51,6 +52,7 @@ MOST_CELLS = 2_000_000
 COMPARED: dict[str, Callable[[Record], Any]] = {
     "environments": lambda record: record["env"],
     "splits": lambda record: record["asked"]["split"],
+    "options of the data": lambda record: judged_on(record)[-1],
     "numbers of epochs": lambda record: record["asked"].get("epochs", record["epochs"]),
     "batch sizes": lambda record: record["batch_size"],
     "commits": lambda record: record["commit"],
@@ -76,9 +78,9 @@ class Finished:
     label: str
 
     @property
-    def judged_on(self) -> tuple[str, str, str]:
-        """Environment, data and split: runs of others are not compared."""
-        return self.record["env"], self.record["dataset"], self.record["asked"]["split"]
+    def judged_on(self) -> tuple[str, str, str, str]:
+        """Environment, data, split, and the options of the data: runs of others are not compared."""
+        return judged_on(self.record)
 
 
 @dataclasses.dataclass

@@ -107,6 +107,7 @@ class Course:
     def end(self) -> int | None:
         """Go back to the best epoch where one stops early; the epoch after which routes stayed, see `settled`."""
         done, session = self.curve["epoch"], self.session
+        session.trained = session.agent.episodes
         if self.settings.patience is not None and best_epoch(self.curve) < done[-1]:
             session.agent = Agent.load(session.folder / BEST, session.agent.env)
         rows = self._routes.rows  # of which some are missing where the file has been taken away
@@ -165,12 +166,16 @@ def best_epoch(curve: Curve) -> int:
     return curve["epoch"][accuracies.index(max(accuracies))]
 
 
-def judge(agent: Agent, split: str, seconds: float, epochs: int) -> Judged:
-    """Judge an agent on a split after so much training; a `TrainingDivergedError` where the loss is no number."""
+def judge(agent: Agent, split: str, seconds: float, epochs: int, trained: int | None = None) -> Judged:
+    """Judge an agent on a split after so much training; a `TrainingDivergedError` where the loss is no number.
+
+    It was trained on so many instances in that time, its own `episodes` by default.
+    """
     evaluation = evaluate(agent, agent.env, split=split)
     if math.isnan(evaluation.loss):
         raise TrainingDivergedError(f"agent {agent.name!r}, after epoch {epochs}: the loss on the {split} split is NaN")
-    return Judged(agent, evaluation, seconds, agent.episodes / seconds if seconds else 0.0)
+    trained = agent.episodes if trained is None else trained
+    return Judged(agent, evaluation, seconds, trained / seconds if seconds else 0.0)
 
 
 def _add_epoch(curve: Curve, means: dict[str, float], judged: Judged) -> None:

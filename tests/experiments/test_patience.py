@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from commands import run
+from commands import PER_EPOCH, run
 from made_up_runs import made_up_run
 from pictures import height_and_colours
 from records import strict, untimed
@@ -27,8 +27,8 @@ class Killed(BaseException):
 def scripted(monkeypatch):
     judge = training.judge
 
-    def as_scripted(agent, split, seconds, epochs):
-        judged = judge(agent, split, seconds, epochs)
+    def as_scripted(agent, split, seconds, epochs, *trained):
+        judged = judge(agent, split, seconds, epochs, *trained)
         if split != "validation":
             return judged
         evaluation = dataclasses.replace(judged.evaluation, accuracy=ACCURACIES[epochs - 1])
@@ -54,6 +54,7 @@ def test_a_run_stops_when_nothing_is_gained_and_its_best_epoch_counts(patience, 
     (record,) = strict(tmp_path / "results.json")
     assert (record["epochs"], record["best_epoch"]) == (epochs, best)  # the first of equals
     assert record["curve"]["validation_accuracy"] == list(ACCURACIES[:epochs])
+    assert record["samples_per_second"] * record["seconds"] == pytest.approx(epochs * PER_EPOCH * 256)
     assert (epoch_of(tmp_path / "checkpoint.pt"), epoch_of(tmp_path / "best.pt")) == (epochs, best)
     of_best, of_last = (judged(tmp_path / name, capsys) for name in ("best.pt", "checkpoint.pt"))
     counts, other = (of_last, of_best) if patience is None else (of_best, of_last)

@@ -15,7 +15,7 @@ from made_up_runs import ENV, block, made_up_run, write_runs
 from routing_gym.agents import AGENTS, agent_class, register_agent
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.metrics import METRICS, Metric, register_metric
-from routing_gym.experiments.engine.records import read_arrays, write_arrays, write_csv
+from routing_gym.experiments.engine.records import read_arrays, with_delta_m, write_arrays, write_csv
 from routing_gym.experiments.engine.report import Contents, cells, report_data, write_report
 from routing_gym.experiments.engine.training import EpochLog
 
@@ -427,3 +427,20 @@ def test_pages_with_little_on_them(page, tmp_path):
     assert "0 common seeds: nothing to compare" in page.run(text)
     page.open(tmp_path / "none.html")
     assert "0 of 7" in page.run(text) and "Learning curves" not in page.run(text)
+
+
+def test_runs_on_other_data_of_one_name_are_not_compared(tmp_path):
+    records = []
+    for tasks, accuracies in ((5, (0.8, 0.6)), (8, (0.4, 0.5))):
+        for agent, accuracy in zip(("single-task", "shared"), accuracies, strict=True):
+            for seed in range(3):
+                record = made_up_run(agent, seed, level=accuracy + 0.001 * seed)
+                record["asked"]["env_options"] = {**record["asked"]["env_options"], "num_tasks": tasks}
+                record["task_accuracy"] = [accuracy] * len(record["task_accuracy"])
+                records.append(record)
+    both = [write_runs(tmp_path / name, part) for name, part in (("one", records[:6]), ("two", records[6:]))]
+    alone = with_delta_m(records[:6])
+    assert [record["delta_m"] for record in with_delta_m(records)[:6]] == [record["delta_m"] for record in alone]
+    data = data_of(*both)
+    assert "different environments, data or splits" in data["mark"]
+    assert any("different options of the data: num_tasks=5" in warning for warning in data["warnings"])
