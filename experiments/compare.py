@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.console import Console
 from routing_gym.experiments.engine import folders
 from routing_gym.experiments.engine.arguments import Tunable
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import counted, one_line, say, show
+from routing_gym.experiments.engine.console import Output, counted, one_line, say, show
 from routing_gym.experiments.engine.equal import at_equal
 from routing_gym.experiments.engine.exits import exits_table
 from routing_gym.experiments.engine.folders import FAILURES, Keeping, keep_failures, locked
@@ -38,6 +38,7 @@ from routing_gym.experiments.engine.settings import (
     check_agents,
     folder_name,
     options_of_agents,
+    resolved_env_options,
     writable_file,
     writable_folder,
 )
@@ -78,9 +79,10 @@ class Compare(Keeping, Launching, Tunable):
         launcher = self.make_launcher(self.out)
         options = options_of_agents(self.agents, self.agent_options)
         settings = {name: self.settings_of(self.training, name, options[name]) for name in self.agents}
-        self.say_untuned(self.training.env, self.agents, console)
+        told = console if launcher.here else Output(stderr=True)  # not among commands that others run
+        self.say_untuned(self.training.env, self.agents, told)
         if self.equal is not None:
-            settings = at_equal(self.equal, settings, console)
+            settings = at_equal(self.equal, settings, told)
         runs = [
             Run(training, name, seed, self.out / folder_name(name) / f"seed-{seed}", given, plugins=self.plugin)
             for seed in range(self.seeds)  # seed by seed, so that every agent has something early
@@ -91,9 +93,9 @@ class Compare(Keeping, Launching, Tunable):
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
             folders.check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=False)
-            records = joined(self.out, runs) if self.resume else {}
+            records = joined(self.out, runs, self._as_others) if self.resume else {}
             left = [run for run in runs if (run.agent, run.seed) not in records]
-            left, failures = try_out(left, console, self.debug, fresh=self.overwrite)
+            left, failures = try_out(left, told, self.debug, fresh=self.overwrite)
             stack.enter_context(locked(writable_folder(self.out)))
             if self.overwrite:
                 folders.set_aside(self.out)
@@ -111,9 +113,16 @@ class Compare(Keeping, Launching, Tunable):
             failures += perform(left, launcher, keep, console, self.debug, population=self.population)
             if launcher.here:
                 failures += self._show(in_order(), failures, console)
-            if not failures:
+            if not failures and launcher.here:  # else what replaces it is still to be trained
                 folders.drop_aside(self.out)
-            return say_failures(failures, console, self.out)
+            return say_failures(failures, told, self.out)
+
+    def _as_others(self, agent: str, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of the environment, by name, that runs of an agent must have that is not asked for now."""
+        training, _ = self.settings_of(self.training, agent, ())
+        options = resolved_env_options(training.env, training.env_options)
+        of_size = ("num_blocks", "width") if self.equal is not None else ()  # which it was given to be as large
+        return options | {name: saved[name] for name in of_size if name in saved}
 
     def _show(self, records: Sequence[Record], failures: Sequence[str], console: Console) -> list[str]:
         """Print the table, write records, pictures and the report; return what could not be written."""
@@ -153,10 +162,14 @@ def import_what_draws() -> None:
         packed_plotly()
 
 
-def joined(folder: Path, runs: Sequence[Run]) -> dict[tuple[str, int], Record]:
+def joined(
+    folder: Path, runs: Sequence[Run], as_others: Callable[[str, Mapping[str, Any]], dict[str, Any]] | None = None
+) -> dict[tuple[str, int], Record]:
     """Finished runs of the comparison in a folder, by agent and seed, which others are to join.
 
     The folders of runs say what is finished; of agents that do not run now, the records of the comparison do, too.
+    `as_others` gives the options of the environment that such an agent must have been trained with; by default those
+    of the runs.
 
     Raises:
         UsageError: Runs of an agent with other options, or in another environment, or of other length.
@@ -168,8 +181,14 @@ def joined(folder: Path, runs: Sequence[Run]) -> dict[tuple[str, int], Record]:
             agent, seed, saved = record["agent"], record["seed"], record["asked"]
             if path.parent == folder and agent in asked:
                 continue
-            own = {name: saved.get(name) for name in ("agent", "agent_options", "plugins")}
-            mine = asked.get(agent, {**runs[0].asked, **own})
+            mine = asked.get(agent)
+            if mine is None:
+                mine, here = dict(runs[0].asked), runs[0].asked.get("plugins", {})
+                mine |= {name: saved.get(name) for name in ("agent", "agent_options")}
+                # A file that both need has registered more than an agent: data, say.
+                mine["plugins"] = {name: here.get(name, of) for name, of in saved.get("plugins", {}).items()}
+                if as_others is not None:
+                    mine["env_options"] = as_others(agent, saved["env_options"])
             check_same(path, saved, {**mine, "seed": seed})
             records[agent, seed] = record
     return records

@@ -1,5 +1,6 @@
 """Commands of `routing-gym`, called in this process."""
 
+import sys
 from contextlib import contextmanager
 
 from routing_gym.agents import AGENTS, register_agent
@@ -13,6 +14,12 @@ PER_EPOCH = 3
 def run(*arguments):
     """Exit status of a command line; its parts may be paths and numbers."""
     return main([str(argument) for argument in arguments])
+
+
+def forget_plugins(stem=""):
+    """Let plug-ins whose file has a name be run anew."""
+    for name in [name for name in sys.modules if name.startswith(f"routing_gym_plugin_{stem}")]:
+        del sys.modules[name]
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import gymnasium
 import pytest
+from commands import forget_plugins
 
 from routing_gym.agents import AGENTS
 from routing_gym.envs import DATASETS, REWARDS
@@ -29,8 +29,7 @@ def nothing_stays():
     for registry, before in zip(registries, kept, strict=True):
         registry.clear()
         registry.update(before)
-    for name in [name for name in sys.modules if name.startswith("routing_gym_plugin_")]:
-        del sys.modules[name]
+    forget_plugins()
 
 
 @pytest.mark.long

@@ -39,7 +39,7 @@ def parse(command: Any, arguments: Sequence[str], prog: str) -> Any:
         options = _configured(command, Path(named.config[0]))
         for name in [name for name in options if name.endswith(TABLE)]:
             here = given.setdefault(settings.flag_of(name), [settings.flag_of(name)])
-            here[1:] = settings.filled_up(here[1:], options.pop(name))
+            here[1:] = settings.filled_up(here[1:], settings.by_agent(options.pop(name)))
         default = {"default": _made(command, options)}
     return tyro.cli(command, args=[*itertools.chain(*given.values())], prog=prog, **default)
 

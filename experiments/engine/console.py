@@ -20,15 +20,15 @@ WIDTH_OF_A_FILE = 110
 
 
 class Output(Console):
-    """Standard output: text is no markup, and what the encoding lacks is written as an escape."""
+    """Standard output, or error output: text is no markup, and what the encoding lacks is written as an escape."""
 
-    def __init__(self) -> None:
+    def __init__(self, stderr: bool = False) -> None:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        terminal = sys.stdout.isatty()
+        terminal = (sys.stderr if stderr else sys.stdout).isatty()
         width = None if terminal else WIDTH_OF_A_FILE
-        super().__init__(force_terminal=terminal, width=width, markup=False, emoji=False)
+        super().__init__(force_terminal=terminal, width=width, markup=False, emoji=False, stderr=stderr)
 
     def on_broken_pipe(self) -> None:
         """Go on without a word when nobody reads any more: a run is worth more than its log."""

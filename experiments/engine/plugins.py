@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from routing_gym.experiments.engine.metrics import METRICS
 from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS
 
-NAME = "routing_gym_plugin_{}"
-"""Name of a plug-in's module."""
+NAME = "routing_gym_plugin_{}_{}"
+"""Name of a plug-in's module: of the file's name, and of a digest of its path, since two may have one name."""
+OF_METRICS = " (metrics)"
+"""Behind the name of a plug-in that metrics come from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def load_plugin(path: Path) -> None:
     if not path.exists():
         last = "" if path.suffix else ": --plugin takes all that follows it, so that it has to come behind other names"
         raise UsageError(f"no such plug-in: {path}{last}")
-    name = NAME.format(path.stem)
+    name = NAME.format(path.stem, hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8])
     if getattr(sys.modules.get(name), "__file__", None) == str(path.resolve()):
         return
     spec = importlib.util.spec_from_file_location(name, path.resolve())
@@ -74,8 +76,21 @@ def load_plugin(path: Path) -> None:
 
 def digests(parts: Iterable[Any]) -> dict[str, str]:
     """Digests of the plug-ins that classes or functions come from, by file name; helpers they import are not seen."""
-    modules = [sys.modules.get(getattr(part, "__module__", "")) for part in parts]
-    return {Path(str(of.__file__)).name: vars(of)[DIGEST] for of in modules if of is not None and DIGEST in vars(of)}
+    modules = dict.fromkeys(sys.modules.get(getattr(part, "__module__", "")) for part in parts)
+    found: dict[str, str] = {}
+    for of in modules:
+        if of is not None and DIGEST in vars(of):
+            name = Path(str(of.__file__)).name
+            found[name] = "+".join(sorted([*found.get(name, "").split("+"), vars(of)[DIGEST]])).strip("+")
+    return found
+
+
+def without_new_metrics(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was and is asked for, without plug-ins that only one of both took metrics from: these may come and go."""
+    plugins = [one.get("plugins") or {} for one in (saved, asked)]
+    both = plugins[0].keys() & plugins[1].keys()
+    kept = [{name: of for name, of in own.items() if name in both or not name.endswith(OF_METRICS)} for own in plugins]
+    return {**saved, "plugins": kept[0]}, {**asked, "plugins": kept[1]}
 
 
 def _registered() -> list[dict[str, int]]:

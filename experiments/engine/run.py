@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from routing_gym.agents import Agent, agent_class, read
-from routing_gym.envs import DATASETS, REWARDS, TrainingDivergedError, evaluate
+from routing_gym.envs import DATASETS, REWARDS, RoutingVectorEnv, TrainingDivergedError, evaluate
 from routing_gym.experiments.engine import records, settings, training
 from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, CallbackError, Session, tell
 from routing_gym.experiments.engine.command import UsageError, unbroken
@@ -23,11 +23,11 @@ from routing_gym.experiments.engine.instances import keep_logits
 from routing_gym.experiments.engine.machine import commit, device_name, processor_name
 from routing_gym.experiments.engine.metrics import METRICS, Judged, Record, alignments
 from routing_gym.experiments.engine.paths import judged_paths
-from routing_gym.experiments.engine.plugins import digests
+from routing_gym.experiments.engine.plugins import OF_METRICS, digests, without_new_metrics
 from routing_gym.experiments.engine.settings import finite
 from routing_gym.experiments.engine.training import CHECKPOINT
 from routing_gym.files import clear_orphans
-from routing_gym.networks import NETWORKS, ways_out
+from routing_gym.networks import EXIT, NETWORKS, ways_out
 from routing_gym.registration import ENV_IDS
 
 PATHS, LOGITS, CONFIG = "paths.npz", "logits.npz", "config.toml"
@@ -85,7 +85,19 @@ class Run:
         if self.training.patience is not None and "validation" not in env.datasets:
             mend = f"leave it out, or hold data out: {mend}"
             raise UsageError(f"--patience goes by the validation accuracy, {data} has only {splits}: {mend}")
+        self._check_extras(env)
         return settings.build_agent(self.agent, env, self.seed, self.agent_options)
+
+    def _check_extras(self, env: RoutingVectorEnv) -> None:
+        """Refuse what can be said of some networks only, before anything is trained."""
+        network = env.network
+        if self.judge_at and not env.config.price:
+            raise UsageError("--judge-at is for networks that see the price: give --env-options price=True")
+        if self.compare_paths and not (network.in_order and all(d.m == 1 and d.n == 2 for d in network.decisions)):
+            raise UsageError("--compare-paths is for networks of blocks that all instances run or skip, in order")
+        leaving = [decision for decision in network.decisions if EXIT in decision.next]
+        if self.keep_logits and (len(leaving) > 1 or leaving[0].mixing != "activation"):
+            raise UsageError("--keep-logits is for networks that all instances leave by one exit")
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -104,7 +116,9 @@ class Run:
         parts = [*agent_class(self.agent).__mro__, DATASETS[ENV_IDS[given.env]["dataset"]]]
         parts += [NETWORKS[name].builder for name in [of_env.get("network")] if name in NETWORKS]
         parts += [REWARDS[name].function for name in terms if name in REWARDS]
-        asked |= {"plugins": found} if (found := digests(parts)) else {}
+        measured = digests(metric.of for metric in METRICS.values())
+        found = digests(parts) | {f"{name}{OF_METRICS}": of for name, of in measured.items()}
+        asked |= {"plugins": found} if found else {}
         return {**asked, "env_options": of_env, "agent_options": of_agent}
 
     @property
@@ -173,7 +187,7 @@ class Run:
     def record(self, session: Session) -> Record:
         """Judge what has been trained, and say all there is to say of it."""
         agent, curve, folder = session.agent, session.curve, self.folder
-        judged = training.judge(agent, self.split, curve["seconds"][-1], len(curve["epoch"]))
+        judged = training.judge(agent, self.split, curve["seconds"][-1], len(curve["epoch"]), session.trained)
         record = record_of(judged, self, curve)
         if curves := exit_curves(agent, self.split):
             record["exit_curves"] = finite(curves)
@@ -274,6 +288,7 @@ def check_same(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None
 
     Options that are younger than the file count as if it had had their default.
     """
+    saved, asked = without_new_metrics(saved, asked)
     for kind in ("env_options", "agent_options"):
         if younger := asked.get(kind, {}).keys() - saved.get(kind, {}).keys():
             of_env = kind == "env_options"
@@ -318,6 +333,7 @@ def resumed(path: Path, fresh: Agent, run: Run) -> tuple[Agent, records.Curve]:
         was["epoch_passes"] = checkpoint["extra"].get("epoch_passes", 1)
         now = {"agent": fresh.name, "batch_size": env.batch_size, "epoch_passes": run.training.epoch_passes}
         was["plugins"], now["plugins"] = checkpoint["extra"].get("plugins", {}), run.asked.get("plugins", {})
+        was, now = without_new_metrics(was, now)
         of_run = (was, now)
         of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))
         for pair in (of_run, of_agent, of_env):  # one by one: agents and environments have options of one name

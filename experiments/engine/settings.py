@@ -23,6 +23,7 @@ from routing_gym.experiments.engine.command import UsageError
 from routing_gym.options import unknown_name
 from routing_gym.ranks import Ranks
 from routing_gym.registration import ENV_IDS, env_ids
+from routing_gym.tasks.checking import seed_number
 
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
 MOST_THREADS = 1024
@@ -95,8 +96,8 @@ class TrainingSettings:
             raise UsageError(f"--batch-size must be a multiple of {ranks.count}, the processes, got {self.batch_size}")
         options |= {"distributed": True} if ranks.count > 1 else {}
         torch.set_num_threads(self.threads)
-        torch.manual_seed(seed)  # for what draws from PyTorch's own generator: dropout
         try:
+            torch.manual_seed(seed_number("the seed", seed))  # for what draws from PyTorch's own generator: dropout
             return core_of(gymnasium.make_vec(self.env, num_envs=self.batch_size // ranks.count, **options))
         except (ValueError, TypeError) as error:
             for option, value in agent_class(agent).env_kwargs.items():
@@ -259,6 +260,15 @@ def from_toml(value: Any) -> Any:
         return None if value == "none" else value[1:-1] if quoted else value
 
     return mapped(value, meant)
+
+
+def by_agent(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a file by name, in which a table of an agent stands for AGENT.NAME: TOML takes both for the same."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        tables = name in AGENTS and isinstance(value, Mapping)
+        flat |= {f"{name}.{option}": of for option, of in value.items()} if tables else {name: value}
+    return flat
 
 
 def filled_up(given: Sequence[str], more: Mapping[str, Any] | Iterable[str]) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class Optimization:
         options: dict[str, Any] = {"weight_decay": self.weight_decay, "decayed": self.decayed}
         if self.optimizer == "sgd":
             options["momentum"] = self.momentum
-        return OPTIMIZERS[self.optimizer](network, lr=self.learning_rate, **options)
+        return OPTIMIZERS[self.optimizer](network, lr=float(self.learning_rate), **options)
 
     def rate(self, instances: int) -> float:
         """Learning rate after so many instances trained on."""

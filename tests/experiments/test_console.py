@@ -6,7 +6,7 @@ import signal
 import sys
 
 import pytest
-from commands import PER_EPOCH, SMALL, registered, run
+from commands import PER_EPOCH, SMALL, forget_plugins, registered, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import strict, untimed
@@ -176,7 +176,7 @@ def test_plug_ins_add_up_and_a_folder_is_none(tmp_path, capsys):
     finally:
         for name in ("one", "two"):
             AGENTS.pop(name, None)
-            sys.modules.pop(f"routing_gym_plugin_{name}", None)
+            forget_plugins(name)
     assert run("list", "--plugin", tmp_path) == 2
     assert f"a plug-in is a Python file, {tmp_path} is a folder" in capsys.readouterr().err
     (tmp_path / "exit.py").write_text("import sys\nsys.exit()")

@@ -10,7 +10,7 @@ import time
 from multiprocessing import forkserver
 
 import pytest
-from commands import run
+from commands import forget_plugins, run
 from records import strict, untimed
 from rich.console import Console
 
@@ -72,7 +72,7 @@ def plugin(tmp_path):
     yield path
     for name in ("slow", "killed", "hung"):
         AGENTS.pop(name, None)
-    sys.modules.pop("routing_gym_plugin_agents", None)
+    forget_plugins("agents")
 
 
 def test_results_do_not_depend_on_the_number_of_workers(tmp_path, capsys):

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from commands import run
+from commands import forget_plugins, run
 from records import strict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_examples import nothing_stays  # noqa: F401
@@ -229,3 +229,29 @@ def test_routes_are_settled_after_the_last_epoch_that_differs_from_the_end():
     assert settled(routes) == 1
     routes[0, 4] = [[0, 7]]
     assert settled(routes) == 2
+
+
+METRIC = """
+from routing_gym.experiments.engine.metrics import Metric, register_metric
+register_metric(Metric("dearest", "dearest", lambda judged: {} * max(judged.evaluation.task_macs)))
+"""
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_two_versions_of_a_metric_are_not_averaged(tmp_path, capsys):
+    path = tmp_path / "met.py"
+    compare = ["compare", *SMALL, "--agents", "shared", "--epochs", 1, "--out", tmp_path / "out"]
+
+    def of_version(sign):
+        path.write_text(METRIC.format(sign))
+        METRICS.pop("dearest", None)
+        forget_plugins("met")
+
+    assert run(*compare, "--seeds", 1) == 0  # a metric may come later, and go
+    of_version(1)
+    assert run(*compare, "--seeds", 2, "--plugin", path, "--resume") == 0
+    of_version(-1)
+    assert run(*compare, "--seeds", 3, "--plugin", path, "--resume") == 2
+    assert "another version of a plug-in (plugins met.py" in " ".join(capsys.readouterr().err.split())
+    del METRICS["dearest"]
+    assert run(*compare, "--seeds", 3, "--resume") == 0

@@ -2,10 +2,10 @@
 
 import json
 import re
-import sys
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
+from commands import forget_plugins
 from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import AGENTS, agent_class
@@ -102,7 +102,7 @@ def test_a_metric_alone_makes_a_plug_in_and_is_in_the_report(tmp_path):
         assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     finally:
         METRICS.pop("half", None)
-        sys.modules.pop("routing_gym_plugin_halves", None)
+        forget_plugins("halves")
     (record,) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert record["half"] == 0.5 and record["curve"]["half"] == [0.5] * record["epochs"]
     assert '"name":"half"' in (tmp_path / "out" / "report.html").read_text()
@@ -128,7 +128,7 @@ def test_runs_of_two_versions_of_a_plug_in_are_not_mixed(tmp_path, capsys):
 
     def of_version(number):
         path.write_text(PLUGIN.format(number))
-        sys.modules.pop("routing_gym_plugin_plug", None)
+        forget_plugins("plug")
         AGENTS.pop("mine", None)
 
     of_version(1)
@@ -156,3 +156,54 @@ def test_what_follows_a_plug_in_is_taken_for_one(tmp_path, capsys):
     assert main(["list", "--plugin", str(tmp_path / "plug.py"), "mine/Vectors-v0"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "no such plug-in: mine/Vectors-v0: --plugin takes all that follows it" in said
+
+
+DATA = """
+import numpy as np
+from routing_gym import MultiTaskDataset, register_env, register_dataset
+
+def questions():
+    images = np.random.default_rng(0).integers(0, 256, (60, 1, 4, 4), dtype=np.uint8)
+    answers = images.reshape(60, -1).mean(1) > {}
+    split = MultiTaskDataset.from_arrays(images, answers.astype(int))
+    return dict.fromkeys(("train", "validation", "test"), split)
+
+register_dataset("questions", questions)
+register_env("example/Questions-v0", dataset="questions", network="mlp")
+"""
+
+
+@pytest.mark.usefixtures("nothing_stays", "no_pictures")
+def test_two_versions_of_data_are_not_joined(tmp_path, capsys):
+    path = tmp_path / "data.py"
+    compare = ["compare", "--env", "example/Questions-v0", "--seeds", "1", "--epochs", "1", "--batch-size", "20"]
+    compare += ["--plugin", str(path), "--out", str(tmp_path / "out"), "--agents"]
+
+    def of_version(limit):
+        path.write_text(DATA.format(limit))
+        forget_plugins("data")
+
+    of_version(127)
+    assert main([*compare, "shared"]) == 0
+    of_version(0)
+    assert main([*compare, "random-fixed", "--resume"]) == 2
+    assert "another version of a plug-in (plugins data.py)" in " ".join(capsys.readouterr().err.split())
+    of_version(127)
+    assert main([*compare, "random-fixed", "--resume"]) == 0
+
+
+@pytest.mark.usefixtures("nothing_stays", "no_pictures")
+def test_files_of_one_name_are_two_plug_ins(tmp_path, capsys):
+    paths = [tmp_path / folder / "agent.py" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(PLUGIN.format(1).replace('"mine"', f'"mine-{path.parent.name}"'))
+    compare = ["compare", *SMALL[:2], "--agents", "mine-a", "mine-b", "--epochs", "1", "--out", str(tmp_path / "out")]
+    compare += ["--plugin", *map(str, paths)]
+    assert main([*compare, "--seeds", "1"]) == 0
+    paths[0].write_text(PLUGIN.format(2).replace('"mine"', '"mine-a"'))
+    forget_plugins("agent")
+    for name in ("mine-a", "mine-b"):
+        del AGENTS[name]
+    assert main([*compare, "--seeds", "2", "--resume"]) == 2
+    assert "mine-a/seed-0/results.json holds a run of another version of a plug-in" in capsys.readouterr().err

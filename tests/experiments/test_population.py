@@ -1,11 +1,10 @@
 """Seeds side by side: the records of runs alone, but for rounding; what cannot be trained like that runs alone."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from commands import run
+from commands import forget_plugins, run
 
 from routing_gym.agents import AGENTS
 from routing_gym.experiments.engine.training import read_arrays
@@ -117,7 +116,7 @@ def test_one_that_diverges_takes_no_other_along(tmp_path, capsys):
         assert [record["seed"] for record in records(tmp_path / "out")] == [0, 2]
     finally:
         AGENTS.pop("failing", None)
-        sys.modules.pop("routing_gym_plugin_agents", None)
+        forget_plugins("agents")
 
 
 def test_where_it_is_refused(tmp_path, capsys):

@@ -322,3 +322,51 @@ def test_a_run_whose_routes_are_taken_away_is_finished_all_the_same(tmp_path):
     for name in ("routes.npz", "results.json"):
         (tmp_path / "run" / name).unlink()
     assert run_of.perform()["settled"] is None
+
+
+def test_what_is_replaced_stays_aside_while_others_are_to_train(tmp_path, capsys):
+    """With `--launcher print` nothing has been trained when the command ends."""
+    compare = ["compare", *SMALL, "--agents", "shared", "--seeds", 1, "--epochs", 1, "--out", tmp_path]
+    assert run(*compare) == 0
+    before = (tmp_path / "results.json").read_bytes()
+    assert run(*compare, "--overwrite", "--launcher", "print") == 0
+    (aside,) = tmp_path.glob(".old-*")
+    assert (aside / "results.json").read_bytes() == before
+    assert run(*compare, "--resume") == 0 and not [*tmp_path.glob(".old-*")]
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("way", ["--tuned", "--equal"])
+def test_agents_with_settings_of_their_own_join(way, tmp_path, capsys):
+    digits = ["--env", "routing_gym/DigitsMTL-v0", "--epochs", 1, "--batch-size", 1024, "--seeds", 1, "--out", tmp_path]
+    given = [way] if way == "--tuned" else [way, "parameters"]
+    first, second = (["random-fixed"], ["shared-with-task"]) if way == "--tuned" else (["wpl", "shared"], ["wpl"])
+    assert run("compare", *digits, *given, "--agents", *first) == 0
+    assert run("compare", *digits, *given, "--agents", *second, "task-specific-last", "--resume") == 0
+    records = strict(tmp_path / "results.json")
+    assert {record["agent"] for record in records} == {*first, *second, "task-specific-last"}
+    assert run("compare", *digits, *given, "--agents", "wpl", "--resume", "--env-options", "layers=2") == 2
+    assert "its env_options layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["1", "1.0"])
+def test_a_whole_number_is_a_rate(rate, tmp_path):
+    options = ["--env-options", f"learning_rate={rate}", "optimizer=sgd", "schedule=cosine"]
+    train = ["train", *SMALL, "--agent", "shared", *options, "--out", tmp_path]
+    assert run(*train, "--epochs", 1) == run(*train, "--epochs", 2, "--resume") == 0
+    assert run("evaluate", tmp_path / "checkpoint.pt") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--env", "routing_gym/Budget-v0", "--keep-logits"], "--keep-logits is for networks that all instances"),
+        (["--env", "routing_gym/Budget-v0", "--compare-paths"], "--compare-paths is for networks of blocks that all"),
+        (["--env", "routing_gym/SyntheticMTL-v0", "--compare-paths"], "--compare-paths is for networks of blocks that"),
+        (["--judge-at", "0", "1e-6"], "--judge-at is for networks that see the price: give --env-options price=True"),
+        (["--seed", "99999999999999999999"], "the seed must lie in"),
+    ],
+)
+def test_what_cannot_be_said_of_a_network_is_refused_before_it_is_trained(given, message, tmp_path, capsys):
+    assert run("train", "--agent", "random", "--epochs", 1, "--out", tmp_path / "out", *given) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
