@@ -175,8 +175,8 @@ class Tunable(Command):
 
 
 def tuned_path(folder: Path, env: str, agent: str) -> Path:
-    """File of an agent's settings on an environment."""
-    return folder / env.rpartition("/")[2] / f"{settings.folder_name(agent)}.toml"
+    """File of an agent's settings on an environment; ids of others keep their namespace, with a dash."""
+    return folder / env.removeprefix("routing_gym/").replace("/", "-") / f"{settings.folder_name(agent)}.toml"
 
 
 def write_tuned(folder: Path, env: str, agent: str, of_env: Mapping, of_agent: Mapping, how: str) -> Path:

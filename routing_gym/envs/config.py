@@ -216,6 +216,7 @@ class EnvConfig(Options):
             action_type=self.action_type,
             first_legal=(self.illegal or ("first_legal" if outside else "raise")) == "first_legal",
             validate=validate,
+            training=graph,
             dense_backward=self.dense_backward,
             merge_blocks=self.merge_blocks,
         )

@@ -36,7 +36,7 @@ class Manner:
         first_legal: Replace a masked integer choice by the first legal one.
         validate: Check values of actions at once, which on a GPU waits for the device; None: only their form, of
             those who are known to choose legally.
-        dense_backward, merge_blocks: How the network runs, see `RoutedNetwork`; None: as it did the last time.
+        training, dense_backward, merge_blocks: How the network runs, see `RoutedNetwork`; None: as it did the last time.
     """
 
     graph: bool = False
@@ -46,11 +46,14 @@ class Manner:
     action_type: str | None = None
     first_legal: bool = False
     validate: bool | None = True
+    training: bool | None = None
     dense_backward: bool | None = None
     merge_blocks: bool | None = None
 
     def set_up(self, network: RoutedNetwork) -> None:
         """Let a network, which several environments may share, run as this one asks."""
+        if self.training is not None and network.training is not self.training:
+            network.train(self.training)
         if self.dense_backward is not None and network.dense_backward is not self.dense_backward:
             network.dense_backward = self.dense_backward
         if self.merge_blocks is not None and network.merge_blocks is not self.merge_blocks:

@@ -124,13 +124,13 @@ def test_another_environment_over_the_same_network_changes_nothing(name, options
             if beside is not None:
                 beside.reset(seed=1)
                 beside.step(torch.full((6, 3), 1 / 3))
-                beside.network.train()
 
         agent.train()
         for _ in range(3):
             env.reset(seed=0)
             while env.state.waiting:
                 env.step(agent.act(env.observe(), Context(Known(env.state.active, env.network.action_mask(env.state)))))
+                assert env.network.training
                 meddle()
             env.train_blocks()
         learned.append([env.state.macs, *(parameter.detach().clone() for parameter in env.network.parameters())])

@@ -127,7 +127,7 @@ def test_the_best_setting_is_used_when_it_is_asked_for(tmp_path, capsys):
     assert run("sweep", *SMALL, *grid, "--seeds", 1, "--out", tmp_path / "sweep") == 0
     file = tmp_path / "sweep" / "tuned" / "SyntheticMTL-v0" / "wpl.toml"
     assert tomllib.loads(file.read_text()) == {"env_options": {"width": 8}, "agent_options": {"policy_rate": 0.05}}
-    command = f"# routing-gym sweep --env {ENV} --epochs 1 --agent wpl --search grid --seeds 1 --grid"
+    command = f"# routing-gym sweep --env {ENV} --epochs 1 --agent wpl --search grid --seeds 1 --batch-size 256 --grid"
     assert file.read_text().startswith(command)
     tuned = ["--tuned", "--tuned-dir", tmp_path / "sweep" / "tuned"]
     arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--seeds", 1]
