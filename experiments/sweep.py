@@ -266,7 +266,7 @@ class Sweep(Launching):
         options = parse_options("grid", of_env), parse_options("agent_options", (*self.agent_options, *of_agent))
         drawn = "" if self.search == "grid" else f" --trials {self.trials}"
         given = self.training
-        besides = {"--batch-size": given.batch_size, "--patience": given.patience}
+        besides: dict[str, Any] = {"--batch-size": given.batch_size, "--patience": given.patience}
         besides |= {"--env-options": " ".join(given.env_options), "--agent-options": " ".join(self.agent_options)}
         how = (
             f"routing-gym sweep --env {given.env} --epochs {given.epochs} --agent {self.agent} "

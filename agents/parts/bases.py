@@ -200,7 +200,7 @@ class LearningAgent(ScoringAgent):
     rows (see `Arrangement`, of which `arrangement` is one) and need not know whether there is a dispatcher.
     """
 
-    Config = LearningConfig
+    Config: ClassVar[type[AgentConfig]] = LearningConfig
     config: LearningConfig
     scores: ArrangedScores | None
 

@@ -36,7 +36,7 @@ class Manner:
         first_legal: Replace a masked integer choice by the first legal one.
         validate: Check values of actions at once, which on a GPU waits for the device; None: only their form, of
             those who are known to choose legally.
-        training, dense_backward, merge_blocks: How the network runs, see `RoutedNetwork`; None: as it did the last time.
+        training, dense_backward, merge_blocks: How the network runs, see `RoutedNetwork`; None: as it did before.
     """
 
     graph: bool = False

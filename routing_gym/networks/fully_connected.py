@@ -249,8 +249,8 @@ def fully_connected(
             option = "a trunk per task" if trunk_per_task else "routed_stages"
             raise ValueError(f"{option} goes with neither recurrent=True nor task_input=True nor form='columns'")
         if trunk_per_task:
-            routed_stages = STAGES
-            if type(num_blocks) is int or len(num_blocks) != STAGES + layers:  # else they are of all, as once pruned
+            routed_stages = STAGES  # a number for each of all banks is of a network that has been pruned
+            if isinstance(num_blocks, int) or len(num_blocks) != STAGES + layers:
                 num_blocks = [num_tasks] * STAGES + blocks_per_bank(num_blocks, [1] * layers)
         return _routed_stages(
             cast(nn.Sequential, trunk), routed_stages, input_shape, num_classes, num_blocks, width, layers
