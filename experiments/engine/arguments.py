@@ -39,7 +39,7 @@ def parse(command: Any, arguments: Sequence[str], prog: str) -> Any:
         options = _configured(command, Path(named.config[0]))
         for name in [name for name in options if name.endswith(TABLE)]:
             here = given.setdefault(settings.flag_of(name), [settings.flag_of(name)])
-            here[1:] = settings.filled_up(here[1:], settings.by_agent(options.pop(name)))
+            here[1:] = settings.filled_up(here[1:], options.pop(name))
         default = {"default": _made(command, options)}
     return tyro.cli(command, args=[*itertools.chain(*given.values())], prog=prog, **default)
 
@@ -83,7 +83,7 @@ def _configured(command: Any, path: Path) -> dict[str, Any]:
         options = read_config(path)
         for name, table in options.items():
             if isinstance(table, dict) and name.endswith(TABLE):
-                options[name] = [*settings.filled_up((), table)]
+                options[name] = [*settings.filled_up((), settings.by_agent(table))]
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if unknown := sorted(options.keys() - known.keys()):

@@ -361,10 +361,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         whole = loss if extra_loss is None else loss + extra_loss
         batch.manner.set_up(self.network)
         self.trainer.step(whole, self.batch_size, batch.statistics, before_step, batch.doubtful)
-        batch.exits = []
-        # What is left of the graph: a copy of the environment could not take it along.
-        macs, expected = (spent.detach() for spent in (batch.state.macs, batch.state.expected_macs))
-        batch.state = dataclasses.replace(batch.state, macs=macs, expected_macs=expected)
+        batch.exits, batch.state = [], batch.state.without_graph()  # which a copy could not take along
         return self.ranks.total(loss.detach()) / self.ranks.count
 
     def sibling(self, num_envs: int, **options: Any) -> Self:

@@ -239,6 +239,10 @@ class RoutingState:
             reach = value if group.rows is None else reach.index_copy(0, group.rows, value)
         return reach
 
+    def without_graph(self) -> RoutingState:
+        """The state of rows that have all left, detached."""
+        return dataclasses.replace(self, macs=self.macs.detach(), expected_macs=self.expected_macs.detach())
+
     def task_of(self, rows: Tensor | None) -> Tensor:
         """Tasks `(r,)` of some rows (None: of all)."""
         return self.task if rows is None else self.task.index_select(0, rows)

@@ -147,6 +147,9 @@ def test_an_option_of_a_network_of_ones_own_is_nobody_elses(option):
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [*inspect.signature(build).parameters.values()][:4]
     build.__signature__ = inspect.Signature([*parameters, inspect.Parameter(option, kind, default=1)])
-    register_network(f"with-{option}", build)
-    with pytest.raises(ValueError, match=f"option '{option}' of network 'with-{option}' is one of the environment too"):
-        make_routing_vector_env(dataset="synthetic", network=f"with-{option}")
+    register_network(name := f"with-{option}", build)
+    try:
+        with pytest.raises(ValueError, match=f"option '{option}' of network '{name}' is one of the environment too"):
+            make_routing_vector_env(dataset="synthetic", network=name)
+    finally:
+        del NETWORKS[name]

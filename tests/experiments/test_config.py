@@ -225,7 +225,7 @@ def test_settings_that_look_like_anything_are_swept_and_shown_as_they_are(tmp_pa
         ("train", "[env_options]\nwidht = 3", "unexpected keyword argument 'widht'"),
         ("train", "[env_options]\nwidth = '3'", "width must be of type int, got '3'"),
         ("train", "[agent_options]\ngamma = [1]", "gamma must be of type float, got [1]"),
-        ("compare", "[agent_options.wpl]\ngamma = 1.0", "AGENT.NAME=VALUE"),
+        ("compare", "[agent_options.wlp]\ngamma = 1.0", "AGENT.NAME=VALUE"),
         ("compare", "launcher = 'cloud'", "launcher must be 'local' or 'print' or"),
         ("sweep", "agents = ['wpl']", "this command has no option 'agents'"),
         ("train", "epochs = ", "cannot be read: Invalid value"),
@@ -275,3 +275,13 @@ def test_what_a_command_needs_may_stand_beside_a_file_or_in_it(tmp_path, capsys)
     with pytest.raises(SystemExit):
         parsed(["evaluate", "--config", str(tmp_path / "c.toml")])
     assert "Missing from routing-gym evaluate" in "".join(capsys.readouterr())
+
+
+def test_options_of_an_agent_may_be_a_table(tmp_path):
+    file = tmp_path / "compare.toml"
+    file.write_text(
+        'agents = ["wpl"]\nepochs = 1\nseeds = 1\n[agent_options]\nwpl.gamma = 0.9\n"wpl.policy_rate" = 0.02\n'
+    )
+    assert run("compare", "--config", file, "--out", tmp_path / "out") == 0
+    (record,) = strict(tmp_path / "out" / "results.json")
+    assert (record["config"]["gamma"], record["config"]["policy_rate"]) == (0.9, 0.02)

@@ -277,7 +277,8 @@ def test_what_a_protocol_decides_can_come_out_either_way(entry):
                 "blocks_used": 1.0,
                 "paths": 100 * (1 - error),
                 "compared_paths": {"kl": place, "kept_rotated": place},
-                "exits": [[[[1]]]],
+                "exits": [[[[1, 1]]]],
+                "ways_out": [[0, 0]],
             }
             records.append({**run.facts, **of_all, "seed": run.seed, "agent": run.agent, "env": run.training.env,
                             "test_accuracy": 1 - error, "macs": 1e6 * (1 if routed else 10) * (1 + 0.1 * place),
