@@ -163,13 +163,12 @@ def import_what_draws() -> None:
 
 
 def joined(
-    folder: Path, runs: Sequence[Run], as_others: Callable[[str, Mapping[str, Any]], dict[str, Any]] | None = None
+    folder: Path, runs: Sequence[Run], as_others: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 ) -> dict[tuple[str, int], Record]:
     """Finished runs of the comparison in a folder, by agent and seed, which others are to join.
 
     The folders of runs say what is finished; of agents that do not run now, the records of the comparison do, too.
-    `as_others` gives the options of the environment that such an agent must have been trained with; by default those
-    of the runs.
+    `as_others` gives the options of the environment that such an agent must have been trained with.
 
     Raises:
         UsageError: Runs of an agent with other options, or in another environment, or of other length.
@@ -187,8 +186,7 @@ def joined(
                 mine |= {name: saved.get(name) for name in ("agent", "agent_options")}
                 # A file that both need has registered more than an agent: data, say.
                 mine["plugins"] = {name: here.get(name, of) for name, of in saved.get("plugins", {}).items()}
-                if as_others is not None:
-                    mine["env_options"] = as_others(agent, saved["env_options"])
+                mine["env_options"] = as_others(agent, saved["env_options"])
             check_same(path, saved, {**mine, "seed": seed})
             records[agent, seed] = record
     return records
