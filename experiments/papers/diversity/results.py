@@ -27,6 +27,9 @@ def claims(records: Runs) -> list[Claim]:
             "and these less than only 3x3"
         ): judge.in_order(*order),
         "In few steps: the order of Table 2 with k = 2": judge.in_order(*map(rows.from_the_task, order)),
+        "In few steps: unlike experts err less than 3x3 alone": [
+            judge.less(rows.from_the_task(rows.DIVERSE), rows.from_the_task(rows.CONV3))
+        ],
         "In few steps: unlike experts err less than 3x3 alone, and than 3x3 and identity": [
             judge.less(rows.from_the_task(rows.DIVERSE), rows.from_the_task(other))
             for other in (rows.CONV3, rows.CONTROL)
