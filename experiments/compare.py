@@ -14,7 +14,7 @@ from rich.console import Console
 from routing_gym.experiments.engine import folders
 from routing_gym.experiments.engine.arguments import Tunable
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import Output, counted, one_line, say, show
+from routing_gym.experiments.engine.console import counted, one_line, say, show
 from routing_gym.experiments.engine.equal import at_equal
 from routing_gym.experiments.engine.exits import exits_table
 from routing_gym.experiments.engine.folders import FAILURES, Keeping, keep_failures, locked
@@ -79,7 +79,7 @@ class Compare(Keeping, Launching, Tunable):
         launcher = self.make_launcher(self.out)
         options = options_of_agents(self.agents, self.agent_options)
         settings = {name: self.settings_of(self.training, name, options[name]) for name in self.agents}
-        told = console if launcher.here else Output(stderr=True)  # not among commands that others run
+        told = launcher.told(console)
         self.say_untuned(self.training.env, self.agents, told)
         if self.equal is not None:
             settings = at_equal(self.equal, settings, told)

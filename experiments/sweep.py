@@ -19,7 +19,7 @@ from rich.table import Table
 
 from routing_gym.experiments.engine.arguments import write_tuned
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import Output, counted, say, show
+from routing_gym.experiments.engine.console import counted, say, show
 from routing_gym.experiments.engine.folders import check_own, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
@@ -74,7 +74,9 @@ class Axis:
         low, high = (math.log(self.low), math.log(beyond)) if self.log else (self.low, beyond)
         value = low + share * (high - low)
         value = math.exp(value) if self.log else value
-        return f"{self.name}={min(int(value + 1e-9), int(self.high))}" if self.whole else f"{self.name}={value:.4g}"
+        if self.whole:  # exp(log(8)) is a little less than 8
+            return f"{self.name}={min(math.floor(value + 1e-9), int(self.high))}"
+        return f"{self.name}={value:.4g}"
 
     def suggested(self, trial: Any) -> str:
         """Value that Optuna proposes, as NAME=VALUE."""
@@ -172,8 +174,7 @@ class Sweep(Launching):
                         of_setting.append(record)
                     else:
                         left.append(run)
-                told = console if launcher.here else Output(stderr=True)  # not among commands that others run
-                left, failed = try_out(left, told, self.debug)
+                left, failed = try_out(left, launcher.told(console), self.debug)
                 stack.enter_context(locked(writable_folder(self.out)))
                 failures.extend(
                     [*failed, *perform(left, launcher, keep, console, self.debug, population=self.population)]
@@ -194,7 +195,7 @@ class Sweep(Launching):
                     if self.halving and launcher.here:
                         settings = sorted(settings, key=score, reverse=True)[: -(-len(settings) // 2)]
                 if not launcher.here:
-                    return say_failures(failures, console, self.out)
+                    return say_failures(failures, launcher.told(console), self.out)
             if done := in_order():
                 write_results(done, writable_folder(self.out) / "results.json")
                 title = f"{self.agent} on {self.training.env}, {counted(self.training.epochs, 'epoch')}"

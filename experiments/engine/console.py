@@ -33,7 +33,7 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Go on without a word when nobody reads any more: a run is worth more than its log."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

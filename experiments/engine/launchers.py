@@ -17,7 +17,7 @@ from rich.console import Console
 
 from routing_gym.experiments.engine.callbacks import PROGRESS, Callback, Session, said_of
 from routing_gym.experiments.engine.command import UsageError, stop_if_asked, unbroken
-from routing_gym.experiments.engine.console import Display, one_line, say
+from routing_gym.experiments.engine.console import Display, Output, one_line, say
 from routing_gym.experiments.engine.folders import what_is_aside
 from routing_gym.experiments.engine.jobs import Job, Outcome, attempt, failed, jobs_of, kept_in, perform_elsewhere
 from routing_gym.experiments.engine.plugins import Pluggable
@@ -47,6 +47,10 @@ class Launcher(ABC):
 
         May be called again, with other jobs, until `end`.
         """
+
+    def told(self, console: Console) -> Console:
+        """Where to say what is no result: not among commands that are printed for others to run."""
+        return console if self.here else Output(stderr=True)
 
     def end(self) -> None:
         """Let go of processes and connections."""

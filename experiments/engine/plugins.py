@@ -77,12 +77,11 @@ def load_plugin(path: Path) -> None:
 def digests(parts: Iterable[Any]) -> dict[str, str]:
     """Digests of the plug-ins that classes or functions come from, by file name; helpers they import are not seen."""
     modules = dict.fromkeys(sys.modules.get(getattr(part, "__module__", "")) for part in parts)
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for of in modules:
         if of is not None and DIGEST in vars(of):
-            name = Path(str(of.__file__)).name
-            found[name] = "+".join(sorted([*found.get(name, "").split("+"), vars(of)[DIGEST]])).strip("+")
-    return found
+            found.setdefault(Path(str(of.__file__)).name, []).append(vars(of)[DIGEST])
+    return {name: "+".join(sorted(own)) for name, own in found.items()}
 
 
 def without_new_metrics(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -157,7 +157,7 @@ class Suite(Launching, Tunable):
             there = {run.folder: run for run in order}  # of the oracle both, if it takes part
             records = {folder: record for folder, run in there.items() if (record := run.finished())}
             holes += self._tried(runs, records)
-            say_holes(holes, len(places) * len(entrants), console)
+            say_holes(holes, len(places) * len(entrants), launcher.told(console))
             cannot = [((hole["problem"], hole["difficulty"]), hole["agent"]) for hole in holes]
             absent = {run.folder for key in cannot for run in runs.get(key, [])}
             left = [run for folder, run in there.items() if folder not in records and folder not in absent]
@@ -182,7 +182,7 @@ class Suite(Launching, Tunable):
                             scores += [score_of(record, scales[-1]) for record in known(of_place)]
                 write_all(self.out, scales, scores, holes)
             if not launcher.here:
-                return say_failures(failures, console, self.out)
+                return say_failures(failures, launcher.told(console), self.out)
             keep_failures(self.out, failures)
             self._say_others(entrants, console)
             self._write_tuned(entrants, scores)

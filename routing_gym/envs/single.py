@@ -52,6 +52,7 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         self.render_mode = core.render_mode
         self.observation_space = core.single_observation_space
         self.action_space = core.single_action_space
+        self._task = core.dataset.task.cpu()
         self._mask: np.ndarray | None = None
         self._ended = True
 
@@ -66,7 +67,7 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         """Draw an instance from `np_random`; `options={"instances": [row]}` takes a given one."""
         accept_reset_options({"instances": [0], **(options or {})}, self.core)  # before anything has changed
         super().reset(seed=seed)
-        config, task = self.core.config, self.core.dataset.task.cpu()
+        config, task = self.core.config, self._task
         rows = config.drawn_of(task, self.core.dataset.rows_at(self.core.trainer.passes))
         if config.balance_tasks:
             tasks = task[rows].unique()

@@ -84,9 +84,10 @@ class Optimization:
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """A fresh optimiser of a network's parameters."""
-        options: dict[str, Any] = {"weight_decay": self.weight_decay, "decayed": self.decayed}
+        # Whole numbers are given, too, and a checkpoint says of what type its numbers are.
+        options: dict[str, Any] = {"weight_decay": float(self.weight_decay), "decayed": self.decayed}
         if self.optimizer == "sgd":
-            options["momentum"] = self.momentum
+            options["momentum"] = float(self.momentum)
         return OPTIMIZERS[self.optimizer](network, lr=float(self.learning_rate), **options)
 
     def rate(self, instances: int) -> float:

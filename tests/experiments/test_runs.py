@@ -355,6 +355,8 @@ def test_a_whole_number_is_a_rate(rate, tmp_path):
     train = ["train", *SMALL, "--agent", "shared", *options, "--out", tmp_path]
     assert run(*train, "--epochs", 1) == run(*train, "--epochs", 2, "--resume") == 0
     assert run("evaluate", tmp_path / "checkpoint.pt") == 0
+    other = ["--env-options", "weight_decay=0", "momentum=0"]
+    assert run("evaluate", tmp_path / "checkpoint.pt", *other) == 0
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ def test_a_logarithmic_range_is_even_in_powers():
     assert [axis.text(share) for share in (0, 1 / 3, 2 / 3)] == ["rate=0.001", "rate=0.01", "rate=0.1"]
     whole = axis_of("width=3..5")
     assert [whole.text(share) for share in (0, 0.34, 0.99)] == ["width=3", "width=4", "width=5"]
+    signed = axis_of("k=-3..3")
+    assert [signed.text((place + 0.5) / 7) for place in range(7)] == [f"k={number}" for number in range(-3, 4)]
     powers = axis_of("k=1..511:log")
     assert [powers.text(share) for share in (0, 1 / 3, 2 / 3, 0.9999)] == ["k=1", "k=8", "k=64", "k=511"]
 
