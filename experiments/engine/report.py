@@ -38,7 +38,7 @@ from routing_gym.experiments.engine.records import (
     write_text,
 )
 from routing_gym.experiments.engine.run import CONFIG, finite
-from routing_gym.experiments.engine.settings import folder_name
+from routing_gym.experiments.engine.settings import folder_name, repeated
 from routing_gym.experiments.engine.training import CHECKPOINT, ROUTES
 from routing_gym.forms import check_form
 
@@ -119,8 +119,11 @@ class Contents:
                     self.failures.append(str(error))
             elif (folder / CHECKPOINT).exists() or (folder / CONFIG).exists():
                 self.unfinished.append(_unfinished(folder))
-        self.twice += len(here.keys() & self.finished.keys())
         for key, run in here.items():
+            commit = run.record["commit"]
+            if key in self.finished and self.finished[key].record["commit"] != commit:  # what has the code's change done?
+                key = f"{key} at {commit}"
+            self.twice += key in self.finished
             self.finished.setdefault(key, run)
 
 
@@ -160,11 +163,16 @@ class Group:
 
 
 def groups_of(runs: Iterable[Finished]) -> list[Group]:
-    """Group runs that differ by the seed alone, in order of first appearance."""
-    groups: dict[str, list[Finished]] = {}
+    """Group runs that differ by the seed alone, in order of first appearance; a seed that is there again, by folder."""
+    alike: dict[str, list[Finished]] = {}
     for run in runs:
         options = {name: value for name, value in run.record["asked"].items() if name != "seed"}
-        groups.setdefault(json.dumps([run.record.get("label"), options], sort_keys=True), []).append(run)
+        alike.setdefault(json.dumps([run.record.get("label"), options], sort_keys=True), []).append(run)
+    groups: dict[tuple[str, Path | None], list[Finished]] = {}
+    for key, group in alike.items():
+        again = repeated(str(run.record["seed"]) for run in group)
+        for run in group:
+            groups.setdefault((key, None if again is None else run.origin), []).append(run)
     of_label = collections.Counter(group[0].label for group in groups.values())
     names: collections.Counter[str] = collections.Counter()
     found = []

@@ -138,6 +138,16 @@ def test_folders_of_all_commands_come_together(tmp_path):
     assert data["runs"][2]["command"] is None
 
 
+def test_the_same_runs_at_two_commits_stand_side_by_side(tmp_path):
+    """What a change of the code has done to results is seen where both are kept; a copy of either counts once."""
+    for folder, commit in (("old", "abc"), ("new", "def"), ("copy", "def")):
+        write_runs(tmp_path / folder, [{**made_up_run("wpl", seed), "commit": commit} for seed in (0, 1)])
+    data = data_of(*(tmp_path / folder for folder in ("old", "new", "copy")))
+    assert [(a["name"], a["seeds"]) for a in data["agents"]] == [("wpl (old)", [0, 1]), ("wpl (new)", [0, 1])]
+    twice, commits = data["warnings"]
+    assert "2 were left out" in twice and commits == "Runs are of different commits: abc (wpl (old)); def (wpl (new))."
+
+
 def test_routes_are_kept_after_every_epoch_as_far_as_they_are_there(tmp_path, monkeypatch):
     write_runs(tmp_path / "with", [made_up_run("wpl", 0)])
     write_runs(tmp_path / "without", [made_up_run("shared", 0)], with_routes=False)
