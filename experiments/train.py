@@ -38,6 +38,9 @@ from routing_gym.experiments.engine.settings import (
 )
 from routing_gym.registration import env_ids
 
+OF_GYMNASIUM = {"num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}
+"""Arguments of `gymnasium.make_vec` that are none of the environment's: what is judged does not depend on them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Train(Keeping, Pluggable, Tunable):
@@ -177,9 +180,10 @@ def load_with_env(path: Path, env_options: tuple[str, ...] = ()) -> Agent:
                 f"{path} was trained in {checkpoint['env_id']!r}, which is not registered here: name the file that "
                 f"registers it with --plugin; known are {', '.join(env_ids())}"
             )
-        options = {**checkpoint["env_kwargs"], **parse_options("env_options", env_options)}
-        for key in ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers"):  # Gymnasium's own
-            options.pop(key, None)
+        given = parse_options("env_options", env_options)
+        if decided := given.keys() & OF_GYMNASIUM:
+            raise UsageError(f"--env-options cannot set {', '.join(sorted(decided))}, which changes nothing here")
+        options = {name: value for name, value in checkpoint["env_kwargs"].items() if name not in OF_GYMNASIUM} | given
         env = gymnasium.make_vec(checkpoint["env_id"], num_envs=checkpoint["num_envs"], **options)
         return Agent.load(path, core_of(env))
     except FileNotFoundError as error:

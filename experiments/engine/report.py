@@ -121,7 +121,7 @@ class Contents:
                 self.unfinished.append(_unfinished(folder))
         for key, run in here.items():
             commit = run.record["commit"]
-            if key in self.finished and self.finished[key].record["commit"] != commit:  # what has the code's change done?
+            if key in self.finished and self.finished[key].record["commit"] != commit:  # both count
                 key = f"{key} at {commit}"
             self.twice += key in self.finished
             self.finished.setdefault(key, run)

@@ -59,6 +59,8 @@ def test_train_evaluate_and_resume(tmp_path, capsys):
     assert judged["accuracy"] == whole["test_accuracy"] and judged["split"] == "test"
     assert run("evaluate", tmp_path / "whole" / "checkpoint.pt", "--split", "train") == 0
     assert "MACs per instance" in capsys.readouterr().out
+    assert run("evaluate", tmp_path / "whole" / "checkpoint.pt", "--env-options", "num_envs=5") == 2
+    assert "--env-options cannot set num_envs" in capsys.readouterr().err
 
 
 @pytest.mark.long
