@@ -212,7 +212,12 @@ class Suite(Launching, Tunable):
         if twice := repeated(entrant.label for entrant in entrants):
             raise UsageError(f"--agents names {twice!r} twice")
         given = options_of_agents(tuple(dict.fromkeys(of.agent for of in entrants)), self.agent_options)
-        return [dataclasses.replace(of, options=filled_up(of.options, given[of.agent])) for of in entrants]
+        entrants = [dataclasses.replace(of, options=filled_up(of.options, given[of.agent])) for of in entrants]
+        for of in entrants:
+            if of.label in (ORACLE, RANDOM) and of.options:
+                mend = f"give it a place beside them: --agents '{of.label}({','.join(of.options)})'"
+                raise UsageError(f"{of.label} without options is what scores go by, and has none of yours: {mend}")
+        return entrants
 
     def _run(self, place: Place, entrant: Entrant, seed: int, data_seed: int | None = None) -> Run:
         """Run of an entrant on a problem; its data are those of its seed, unless another is given."""

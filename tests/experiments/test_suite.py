@@ -241,6 +241,7 @@ def test_what_cannot_run_is_a_hole_with_its_reason(tmp_path, quick, capsys):
         (["--agents", "reinforce(entropy=0.2,entropy=0.3)"], "--agents names 'entropy' twice"),
         (["--agents", "reinforce(entropy)"], "--agents takes NAME=VALUE, got 'entropy'"),
         (["--agent-options", "wpl.gamma=1"], "--agent-options takes AGENT.NAME=VALUE"),
+        (["--agents", "oracle", "--agent-options", "oracle.block_lr=0.1"], "--agents 'oracle(block_lr=0.1)'"),
         (["--scores", "nowhere"], "nowhere"),
     ],
 )
