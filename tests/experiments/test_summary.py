@@ -77,4 +77,8 @@ def test_what_is_decided_besides_is_a_line_too_and_all_are_counted():
     assert other[2] == "" and other[4] == "**holds**" and other[5:] == ["", "decided |"]
     main, *_ = [line for line in text.splitlines() if line.startswith("| [codinet]")]
     assert protocol.decides in main and "**not enough**" in main
-    assert "Of 6 claims that have runs 1 hold, 0 do not, and of 5 there is not enough" in text
+    assert "Of 6 claims that have runs 6 have so many seeds of all their rows: 1 hold, 0 do not, of 5 an" in text
+    assert "at 5 % for all 6 together (Bonferroni) 1 would be decided" in text
+    few = [run for run in runs if run["label"] != WITH_BOTH or run["seed"] < 2]
+    text = summary([(paper, protocol, [{**run, "folder": f"{run['label']} {run['seed']}"} for run in few])])
+    assert "Of 6 claims that have runs 3 have so many seeds of all their rows: 1 hold" in text

@@ -24,6 +24,7 @@ def accuracy_by_epoch(records: Runs) -> list[str]:
     columns: list[Column] = [
         *map(at, epochs),
         (f"epoch {last}", accuracy),
+        ("training", lambda runs: ACCURACY.text([run["curve"]["train_accuracy"][-1] for run in runs])),
         ("blocks", lambda runs: f"{mean_of(runs, 'blocks_used'):.0f}"),
         ("MACs", lambda runs: f"{mean_of(runs, 'macs'):,.0f}"),
         ("parameters", lambda runs: f"{runs[0]['parameters']:,}"),
@@ -35,12 +36,13 @@ def accuracy_by_epoch(records: Runs) -> list[str]:
             return []
         shown = [f"*{theirs[epoch]:g}*" if epoch in theirs else "" for epoch in (*epochs, last)]
         end = max(theirs)
-        return [["*paper*", *shown, "", "", "", "", "" if last == end else f"*{theirs[end]:g} at epoch {end}*"]]
+        return [["*paper*", *shown, "", "", "", "", "", "" if last == end else f"*{theirs[end]:g} at epoch {end}*"]]
 
     judged_on = ", ".join(sorted({record["curve"]["judged_on"] for record in records}))
-    splits = "All columns are of the test split."
+    splits = "Columns of epochs are of the test split"
     if judged_on != "test":
-        splits = f"The last epoch's column is of the test split, the others are of the {judged_on} split."
+        splits = f"The last epoch's column is of the test split, those before it are of the {judged_on} split"
+    splits += "; `training` is of the training images, while the last epoch went over them."
     lines = table(columns, by_label(records).values(), printed, EFFORT[1:])
     return [*lines, "", splits]
 
