@@ -45,7 +45,8 @@ def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     look = {"fontsize": 8, "title_fontsize": 8, "frameon": False, "handlelength": 3}
-    figure.legend(title="test accuracy, %", loc="outside right upper", **look)
+    bands = "\n(bands: all seeds)" if len(records) > len(groups) else ""
+    figure.legend(title=f"test accuracy, %{bands}", loc="outside right upper", **look)
     save(figure, path)
 
 

@@ -63,10 +63,11 @@ def _account(claims: Sequence[Claim]) -> str:
     ready = [claim for claim in claims if claim.parts and all(map(_has_seeds, claim.parts))]
     verdicts = Counter(claim.verdict for claim in ready)
     strict = sum(_mistaken(claim) * len(ready) <= MISTAKES for claim in ready if claim.verdict != "not enough")
+    hold, fail, still = (verdicts[verdict] for verdict in ("holds", "does not hold", "not enough"))
     return (
-        f"Of {len(claims)} claims that have runs {len(ready)} have so many seeds of all their rows: "
-        f"{verdicts['holds']} hold, {verdicts['does not hold']} do not, of {verdicts['not enough']} an interval has 0 in "
-        f"it. Each is judged for itself; at 5 % for all {len(ready)} together (Bonferroni) {strict} would be decided."
+        f"Of {len(claims)} claims that have runs {len(ready)} have so many seeds of all their rows: {hold} hold, "
+        f"{fail} do not, of {still} an interval has 0 in it. Each is judged for itself; at 5 % for all {len(ready)} "
+        f"together (Bonferroni) {strict} would be decided."
     )
 
 

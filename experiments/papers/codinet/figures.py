@@ -112,9 +112,12 @@ def _accuracy_and_cost(records: Runs, path: Path, title: str) -> None:
     for part, axes in axes_of.items():
         own = [{**record, "series": record["series"] or record["label"]} for record in among(records, part=part)]
         for series in distinct(own, "series"):
+            rows = by_label(among(own, series=series)).values()
+            common = set.intersection(*({run["seed"] for run in runs} for runs in rows))  # a curve is of the same seeds
+            shown = [[run for run in runs if run["seed"] in common] for runs in rows] if common else rows
             points = sorted(
                 (float(np.mean([gflops_of(run) for run in runs])), 100 * mean_of(runs, "test_accuracy"))
-                for runs in by_label(among(own, series=series)).values()
+                for runs in shown
             )
             axes.plot(*zip(*points, strict=True), label=series, marker="o")
         axes.set(xlabel="GFLOPs per image", ylabel="test accuracy, %")

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from routing_gym.experiments.engine.figures import learning_curves, save
 from routing_gym.experiments.engine.records import by_label
+from routing_gym.experiments.engine.statistics import half_interval
 from routing_gym.experiments.papers.figures import dashed, panels
 from routing_gym.experiments.papers.parallel_paths.drawings import look_into
 from routing_gym.experiments.papers.parallel_paths.results import by_series, ensembles
@@ -21,6 +22,8 @@ KINDS = {"CP": ("#2ca02c", "cross-prediction"), "CC": ("#d62728", "cross-connect
 """Colours as in Fig. 7, and names, by how the name of a network ends."""
 LOOKED_INTO = routed(2, "CC")
 """The network whose gates are drawn."""
+SAME_SIZE = 0.1
+"""Share of a network's parameters up to which the paper's is taken for one of its size, and drawn beside it."""
 
 Point = tuple[float, float, str, str]
 """Its place, its name and the colour of that."""
@@ -47,9 +50,9 @@ def draw(drawing: Drawing) -> None:
 
 
 def _accuracy_and_parameters(records: Runs, path: Path, title: str, *, quoted: bool) -> None:
-    """Draw accuracy against parameters as in Fig. 7, the paper's above or below ours, a panel for each data set.
+    """Draw accuracy and its interval against parameters as in Fig. 7, a panel for each data set.
 
-    With those that Table 3 quotes from others if `quoted`.
+    Beside it the paper's, of networks as large as its own, and those that Table 3 quotes from others if `quoted`.
     """
     parts = [data for data in DATA if among(records, part=data)]
     figure, axes_of = panels(title, parts, 7.5 * len(parts), 5.5)
@@ -59,10 +62,13 @@ def _accuracy_and_parameters(records: Runs, path: Path, title: str, *, quoted: b
             end = label.rpartition("-")[2]
             color, _ = KINDS.get(end, KINDS[""])
             size, accuracy = mean_of(runs, "parameters") / 1e6, 100 * mean_of(runs, "test_accuracy")
-            if (error := {**CNNS, **RESNETS}[label].error_on(part)) is not None:
+            theirs = {**CNNS, **RESNETS}[label]
+            error = theirs.error_on(part)
+            if error is not None and abs(size - theirs.parameters) < SAME_SIZE * size:
                 axes.plot([size, size], [accuracy, 100 - error], color="0.85", linewidth=0.8, zorder=0)
                 axes.plot(size, 100 - error, "o", markerfacecolor="none", color=color)
-            axes.plot(size, accuracy, "o", color=color)
+            half = half_interval([100 * run["test_accuracy"] for run in runs])
+            axes.errorbar(size, accuracy, half, fmt="o", color=color)
             points.append((size, accuracy, label, color))
         for label, others in QUOTED.items() if quoted else ():
             if (error := others.error_on(part)) is not None:

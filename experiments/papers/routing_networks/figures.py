@@ -10,6 +10,7 @@ from routing_gym.experiments.engine.figures import learning_curves, routing_maps
 from routing_gym.experiments.engine.records import by_label, read_arrays
 from routing_gym.experiments.papers.figures import column_of, dashed, row_of, single, titled
 from routing_gym.experiments.papers.reproduction import Drawing, Runs, among, distinct, mean_of
+from routing_gym.experiments.papers.routing_networks.rows import BASELINES, SHARED
 
 BLOCK = 7
 """Whose taking is drawn over time, as in Fig. 10."""
@@ -21,7 +22,10 @@ def draw(drawing: Drawing) -> None:
     along_an_axis = {"rho": _against_rho, "first-tasks": _first_tasks}
     drawing.add(group, along_an_axis.get(group, learning_curves), own)
     if group not in along_an_axis:
-        drawing.add(f"{group}-routing_maps", routing_maps, own, f"{drawing.title}: who takes which block")
+        routed = [
+            record for record in own if record["label"] not in (*BASELINES, SHARED)
+        ]  # of others there is no choice
+        drawing.add(f"{group}-routing_maps", routing_maps, routed or own, f"{drawing.title}: who takes which block")
     for record in among(own, agent="wpl", seed=0) if group in ("cifar", "mnist") else ():
         policies, label = Path(record["folder"]) / "policies.npz", record["label"]
         if policies.exists():

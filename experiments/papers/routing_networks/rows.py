@@ -54,7 +54,8 @@ def _row(
 WPL, CROSS_STITCH, MLP = "policy_rate=0.1", "learning_rate=0.003", "representation=mlp"
 ROUTING, STITCHED = "routing-all-fc (WPL)", "cross-stitch"
 SPECIFIC, SPECIFIC_LAST = "task-specific-all-fc", "task-specific-1-fc"
-BASELINES, OURS = (STITCHED, SPECIFIC, SPECIFIC_LAST), ("shared, told the task", "random frozen paths")
+SHARED = "shared, told the task"
+BASELINES, OURS = (STITCHED, SPECIFIC, SPECIFIC_LAST), (SHARED, "random frozen paths")
 ROWS = (
     _row(ROUTING, "rl architectures cifar", "wpl", WPL, paper=(31, 53, 57, 58, 60, 60)),
     _row("Q-learning, table", "rl", "q-learning", "learning_rate=0.03", paper=(20, 36, 47, 50, 55, 55)),
@@ -76,7 +77,7 @@ ROWS = (
     _row(STITCHED, "cifar", "cross-stitch", CROSS_STITCH, paper=(26, 37, 42, 49, 52, 53)),
     _row(SPECIFIC, "cifar", "task-specific-all", paper=(22, 29, 33, 36, 42, 42)),
     _row(SPECIFIC_LAST, "cifar", "task-specific-last", paper=(27, 34, 39, 42, 48, 49)),
-    _row("shared, told the task", "cifar", "shared-with-task"),
+    _row(SHARED, "cifar", "shared-with-task"),
     _row("random frozen paths", "cifar", "random-fixed"),
     *(
         _row(f"{label}, last {n} stages too", "stages", agent, *options, env_options=(f"routed_stages={n}",))
@@ -91,14 +92,14 @@ ROWS = (
     _row(STITCHED, "min", "cross-stitch", env=MIN, paper=(29, 41, 48, 53, 56, 55)),
     _row(SPECIFIC, "min", "task-specific-all", env=MIN, paper=(22, 30, 37, 43, 47, 48)),
     _row(SPECIFIC_LAST, "min", "task-specific-last", env=MIN, paper=(29, 38, 43, 46, 51, 51)),
-    _row("shared, told the task", "min", "shared-with-task", env=MIN),
+    _row(SHARED, "min", "shared-with-task", env=MIN),
     _row("random frozen paths", "min", "random-fixed", env=MIN),
     _row(ROUTING, "mnist", "wpl", env=MNIST, env_options=("rho=0.3",), paper=(90, 90, 98, 99, 99, 99)),
     _row("soft mixture", "mnist", "soft-mixture", env=MNIST, paper=(90, 90, 90, 90, 90, 90)),
     _row(STITCHED, "mnist", "cross-stitch", env=MNIST, paper=(90, 90, 90, 90, 90, 90)),
     _row(SPECIFIC, "mnist", "task-specific-all", env=MNIST, paper=(90, 91, 94, 95, 95, 96)),
     _row(SPECIFIC_LAST, "mnist", "task-specific-last", env=MNIST, paper=(90, 90, 91, 92, 93, 95)),
-    _row("shared, told the task", "mnist", "shared-with-task", env=MNIST),
+    _row(SHARED, "mnist", "shared-with-task", env=MNIST),
     _row("random frozen paths", "mnist", "random-fixed", env=MNIST),
     *(
         _row(f"WPL, ρ = {rho}", "rho", "wpl", WPL, env_options=(f"rho={rho}",), x=rho)
