@@ -46,7 +46,7 @@ class Prune(OfCheckpoint):
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
         agent = load_with_env(self.checkpoint, self.env_options)
-        writable_file(self.out)
+        writable_file(self.out, reads=self.checkpoint)
         try:
             smaller = prune(agent)
         except ValueError as error:
@@ -86,7 +86,7 @@ class Extract(OfCheckpoint):
         if self.out.suffix not in READERS:
             named = " or ".join(f"{ending} ({reader} reads it)" for ending, reader in READERS.items())
             raise UsageError(f"--out must end in {named}, got {self.out}")
-        writable_file(self.out)
+        writable_file(self.out, reads=self.checkpoint)
         try:
             plain = extract(agent, task, k_cpt=self.k_cpt).cpu()
         except ValueError as error:

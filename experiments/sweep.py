@@ -23,7 +23,7 @@ from routing_gym.experiments.engine.console import counted, say, show
 from routing_gym.experiments.engine.folders import check_own, keep_failures, locked
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.metrics import ACCURACY, METRICS
-from routing_gym.experiments.engine.records import Record, write_results
+from routing_gym.experiments.engine.records import Record, read_results, write_results
 from routing_gym.experiments.engine.run import Run
 from routing_gym.experiments.engine.settings import (
     MOST_SEEDS,
@@ -188,6 +188,7 @@ class Sweep(Launching):
             seeds = range(FIRST_SEED, FIRST_SEED + self.seeds)
             tried: dict[Setting, None] = {}
             for proposed in self._proposed(axes, score):
+                self._check_there(proposed)
                 settings = [setting for setting in dict.fromkeys(proposed) if setting not in tried]
                 tried |= dict.fromkeys(settings)
                 for of_round in [[seed] for seed in seeds] if self.halving else [seeds]:
@@ -209,6 +210,16 @@ class Sweep(Launching):
     def going_on(self) -> str:
         """How to go on after it was stopped."""
         return "call it again, and it goes on"
+
+    def _check_there(self, proposed: Sequence[Setting]) -> None:
+        """Refuse a folder whose records another sweep has written: they would go, and the best setting with them."""
+        path, known = self.out / "results.json", {" ".join(setting) for setting in proposed}
+        for record in read_results(path) if path.exists() else ():
+            if record.get("agent") != self.agent:
+                raise UsageError(f"{path} holds a sweep of {record.get('agent')}: take another folder")
+            if self.search != "tpe" and record["setting"] not in known:  # which proposes some after others have run
+                mend = "give all values at once, finished ones are not run again, or take another folder"
+                raise UsageError(f"{path} holds {record['setting']}, which is not to be tried now: {mend}")
 
     def _axes(self) -> list[Axis]:
         if not self.grid:

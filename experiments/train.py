@@ -146,7 +146,7 @@ class Evaluate(OfCheckpoint):
         if self.split not in agent.env.datasets:
             raise UsageError(f"--split must be one of {', '.join(agent.env.datasets)} here, got {self.split}")
         if self.routes is not None:
-            writable_file(self.routes, "--routes")
+            writable_file(self.routes, "--routes", reads=self.checkpoint)
         found = evaluate(agent, agent.env, split=self.split)
         values = {**dataclasses.asdict(found), "paths": found.paths}
         del values["route"], values["taken"]  # as long as the split

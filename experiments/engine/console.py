@@ -23,12 +23,23 @@ class Output(Console):
     """Standard output, or error output: text is no markup, and what the encoding lacks is written as an escape."""
 
     def __init__(self, stderr: bool = False) -> None:
+        sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # of a daemon
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         terminal = (sys.stderr if stderr else sys.stdout).isatty()
         width = None if terminal else WIDTH_OF_A_FILE
         super().__init__(force_terminal=terminal, width=width, markup=False, emoji=False, stderr=stderr)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; go on without where it cannot be written, as on a disk that is full, and say so once."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self.on_broken_pipe()
+            if not self.stderr:
+                why = error.strerror or str(error)
+                Output(stderr=True).print(f"routing-gym: what is printed cannot be written ({why}): going on without")
 
     def on_broken_pipe(self) -> None:
         """Go on without a word when nobody reads any more: a run is worth more than its log."""
@@ -134,4 +145,3 @@ class Display(Progress):
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
             say(self.console, text)
-            self.console.file.flush()

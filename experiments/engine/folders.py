@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,9 +17,11 @@ from routing_gym.experiments.engine.records import read_results, write_text
 LOCK, ASIDE, FAILURES = ".lock", ".old-", "failures.txt"
 RESULTS = ("checkpoint.pt", "results.json")
 BESIDE = (
-    *("*.npz", "learning_curves.png", "routing_maps.png", "accuracy_by_macs.png", "results.csv", "report.html"),
-    *("best.pt", "curve.csv", FAILURES, "events.out.tfevents*"),
+    *("learning_curves.png", "routing_maps.png", "accuracy_by_macs.png", "results.csv", "report.html", FAILURES),
+    *("best.pt", "curve.csv", "routes.npz", "policies.npz", "paths.npz", "logits.npz", "events.out.tfevents*"),
 )
+OF_A_RUN = (*RESULTS, "config.toml")
+"""One of these is in the folder of every run that has begun."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def results_in(folder: Path) -> list[Path]:
     """The folders of runs, checkpoint and records that commands have written into a folder."""
-    of_runs = {path.parent for path in folder.glob("[!.]*/seed-*") if path.is_dir()}
+    of_runs = [path for path in folder.glob("[!.]*/seed-*") if any((path / name).exists() for name in OF_A_RUN)]
     return [*sorted(of_runs), *(folder / name for name in RESULTS if (folder / name).exists())]
 
 
@@ -76,7 +78,8 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool, one_run: bool) ->
         mend = "go on with them by --resume, replace them by --overwrite, or take another folder"
         raise UsageError(f"{folder} holds results already: {mend}")
     if one_run and found[0].name not in RESULTS:
-        raise UsageError(f"{folder} holds several runs, such as {found[0].name}: resume one of them, or take another")
+        first = found[0].relative_to(folder)
+        raise UsageError(f"{folder} holds several runs, such as {first}: resume one of them, or take another")
     if not one_run and (folder / "checkpoint.pt").exists():
         raise UsageError(f"{folder} holds a single run of `routing-gym train`: take another folder")
 
@@ -95,7 +98,12 @@ def set_aside(folder: Path) -> None:
         aside = next(path for number in itertools.count(1) if not (path := folder / f"{ASIDE}{number}").exists())
         aside.mkdir()
         for path in (*beside, *found):
-            path.rename(aside / path.name)
+            moved = aside / path.relative_to(folder)
+            moved.parent.mkdir(exist_ok=True)
+            path.rename(moved)
+            if path.parent != folder:
+                with suppress(OSError):  # something else is in the folder of an agent's runs
+                    path.parent.rmdir()
 
 
 def drop_aside(folder: Path) -> None:

@@ -171,7 +171,10 @@ def check_run(record: Record) -> None:
         version = record.get("version", 1)
         raise ValueError(f"it is of version {version} of the form of records, this routing_gym reads {VERSION}")
     check_form({name: record.get(name) for name in OF_A_RUN}, OF_A_RUN, "record")
-    check_form(record["asked"].get("split"), str, "record.asked.split")
+    asked = {"env_options": {}, "agent_options": {}, **record["asked"]}
+    form = {"split": str, "agent": str, "env_options": dict, "agent_options": dict}
+    check_form({name: asked.get(name) for name in form}, form, "record.asked")
+    check_form(record["decisions"], [dict] * len(record["decisions"]), "record.decisions")
     # Along so many axes; the first is of tasks, decisions or labels.
     for name, axes in {"task_accuracy": 1, "task_macs": 1, "routes": 3, "routes_by_label": 3, "use": 2}.items():
         _check_numbers(record[name], axes, f"record.{name}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from routing_gym.agents import Agent, agent_class, read
-from routing_gym.envs import DATASETS, REWARDS, RoutingVectorEnv, TrainingDivergedError, evaluate
+from routing_gym.envs import DATASETS, REWARDS, RoutingVectorEnv, TrainingDivergedError, evaluate, is_price
 from routing_gym.experiments.engine import records, settings, training
 from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, CallbackError, Session, tell
 from routing_gym.experiments.engine.command import UsageError, unbroken
@@ -91,6 +91,8 @@ class Run:
     def _check_extras(self, env: RoutingVectorEnv) -> None:
         """Refuse what can be said of some networks only, before anything is trained."""
         network = env.network
+        if wrong := [price for price in self.judge_at if not is_price(price)]:
+            raise UsageError(f"--judge-at takes prices of at least 0, finite, got {wrong[0]}")
         if self.judge_at and not env.config.price:
             raise UsageError("--judge-at is for networks that see the price: give --env-options price=True")
         if self.compare_paths and not (network.in_order and all(d.m == 1 and d.n == 2 for d in network.decisions)):
@@ -349,6 +351,9 @@ def resumed(path: Path, fresh: Agent, run: Run) -> tuple[Agent, records.Curve]:
         records.check_curve(curve, f"{path}: curve")
         if (done := len(curve["epoch"])) > run.training.epochs:
             raise UsageError(f"{path} was trained for {done} epochs already, asked for are {run.training.epochs}")
+        if (stop := training.stop_of(curve, run.training.patience) or done) < done:
+            wants = f"--patience {run.training.patience} stops after {stop}"
+            raise UsageError(f"{path} was trained for {done} epochs, {wants}: train into another folder")
         agent = Agent.load(path, env)
         torch.set_rng_state(checkpoint["torch_generator"])
         if env.device.type == "cuda" and "cuda_generator" in checkpoint["extra"]:

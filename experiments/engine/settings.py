@@ -28,6 +28,7 @@ from routing_gym.tasks.checking import seed_number
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
 MOST_THREADS = 1024
 MOST_SEEDS = 10_000
+FILES_OF_RUNS = ("checkpoint.pt", "best.pt", "results.json", "config.toml", "routes.npz")
 RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode",
             "distributed"}  # fmt: skip
 
@@ -306,9 +307,14 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
-def writable_file(path: Path, option: str = "--out") -> Path:
-    """Make sure that a file can be written, in a folder that is made where it is missing, and return it."""
+def writable_file(path: Path, option: str = "--out", *, reads: Path | None = None) -> Path:
+    """Make sure that a file can be written, in a folder that is made where it is missing, and return it.
+
+    A `UsageError` where it is a folder, the very file that is read, or a file that belongs to a run.
+    """
     if path.is_dir():
         raise UsageError(f"{option} must name a file, {path} is a folder")
+    if path.exists() and (path.name in FILES_OF_RUNS or (reads is not None and path.samefile(reads))):
+        raise UsageError(f"{option} must not replace {path}, which belongs to a run or is read: name another file")
     writable_folder(path.parent)
     return path

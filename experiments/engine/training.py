@@ -66,9 +66,8 @@ class Course:
     @property
     def over(self) -> bool:
         """Whether there are as many epochs as there should be."""
-        done, patience = self.curve["epoch"], self.settings.patience
-        waited = bool(patience and done and done[-1] - best_epoch(self.curve) >= patience)
-        return len(done) >= self.session.epochs or waited
+        waited = stop_of(self.curve, self.settings.patience) is not None
+        return len(self.curve["epoch"]) >= self.session.epochs or waited
 
     def note(self, metrics: dict[str, Tensor], episodes: int, policy: Callable[[], Tensor | None]) -> None:
         """Tell of a batch, after so many episodes, and now and then keep the policy that it has led to."""
@@ -87,7 +86,11 @@ class Course:
         """
         agent, curve, folder, done = self.session.agent, self.curve, self.session.folder, self.curve["epoch"]
         seconds += curve["seconds"][-1] if done else 0.0
-        means = {key: torch.stack([batch[key] for batch in self._seen]).mean().item() for key in self._seen[0]}
+        reported: dict[str, list[Tensor]] = {}
+        for batch in self._seen:  # not every batch need tell of everything
+            for key, value in batch.items():
+                reported.setdefault(key, []).append(value)
+        means = {key: torch.stack(values).mean().item() for key, values in reported.items()}
         judged = judge(agent, curve["judged_on"], seconds, len(done) + 1)
         _add_epoch(curve, means, judged)
         for callback in self.callbacks:
@@ -164,6 +167,17 @@ def best_epoch(curve: Curve) -> int:
     """First epoch with the highest validation accuracy."""
     accuracies = curve["validation_accuracy"]
     return curve["epoch"][accuracies.index(max(accuracies))]
+
+
+def stop_of(curve: Curve, patience: int | None) -> int | None:
+    """First epoch by which so many have passed without a higher validation accuracy; None where they have not yet."""
+    best, at = -math.inf, 0
+    for epoch, accuracy in zip(curve["epoch"], curve.get("validation_accuracy", ()), strict=True):
+        if accuracy > best:
+            best, at = accuracy, epoch
+        elif patience is not None and epoch - at >= patience:
+            return epoch
+    return None
 
 
 def judge(agent: Agent, split: str, seconds: float, epochs: int, trained: int | None = None) -> Judged:

@@ -148,9 +148,9 @@ def counting(module: nn.Module) -> Iterator[Callable[[], float]]:
 
 
 def _holds_a_matrix(part: nn.Module) -> bool:
-    """Whether a module, no norm or embedding by name, has a parameter of its own with at least two axes."""
+    """Whether a module has a parameter of its own with at least two axes; no norm, embedding or holder of others'."""
     matrices = (sum(size > 1 for size in parameter.shape) > 1 for parameter in part.parameters(recurse=False))
-    return not re.search("Norm|Embedding", type(part).__name__) and any(matrices)
+    return not re.search("Norm|Embedding|ParametrizationList", type(part).__name__) and any(matrices)
 
 
 # Operations that PyTorch's own counter leaves out. It hands over shapes of tensors, and wants two for each product.

@@ -180,6 +180,8 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
         if not self.agents:
             raise ResetNeeded("no agent is in the game: call reset()")
         playing = self.agents
+        if not isinstance(actions, Mapping):
+            raise ValueError(f"expected a mapping from agents to actions, got {actions!r}")
         if set(playing) - set(actions) or set(actions) - set(self.possible_agents):
             raise ValueError(f"expected an action of each of {playing}, got {sorted(actions)}")
         observation, reward, left, _, infos = self.core.step(self._joined(actions))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 
 from routing_gym.blocks import (
     FunctionBlocks,
@@ -165,15 +166,23 @@ class RoutedModule(Deployable):
         for name in layers:
             if not any(True for _ in module.get_submodule(name).parameters()):
                 raise ValueError(f"layer {name!r} has no parameters: all its blocks would be the same; route another")
+        if scripted := [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]:
+            raise ValueError(f"{scripted[0] or 'the module'} is compiled by torch.jit: route it before that")
         count_of = dict(zip(layers, blocks_per_bank(num_blocks, [1] * len(layers)), strict=True))
         wanted = torch.get_default_dtype()
         for name, parameter in module.named_parameters():
+            if is_lazy(parameter):
+                raise ValueError(f"{name} has no shape yet: call the module once on images, then route it")
             if parameter.is_meta or parameter.dtype != wanted:
                 raise ValueError(
                     f"expected a module of {wanted} parameters that hold values, got {name} of {parameter.dtype} on "
                     f"{parameter.device}: call .to({wanted}) first, and load its weights"
                 )
-        module = subsample_first(copy.deepcopy(module).cpu())
+        try:
+            module = subsample_first(copy.deepcopy(module).cpu())
+        except RuntimeError as error:  # of the old weight_norm, say
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"the module cannot be copied, as blocks are: {reason}") from error
         graph = _trace(module, layers)
         for node in graph.nodes:
             if node.target in (torch.conv2d, functional.conv2d):

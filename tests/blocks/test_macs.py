@@ -134,6 +134,8 @@ def test_what_multiplies_and_cannot_be_counted_is_named():
     unused = nn.Sequential(nn.Linear(D, D))
     unused[0].never = Product()
     assert count_macs(unused, ROW) == D * D
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(D, D))
+    assert count_macs(nn.Sequential(normed, nn.Linear(D, D)), ROW) == 2 * D * D  # and nobody is warned
 
 
 class Repeats(nn.Module):

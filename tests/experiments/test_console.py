@@ -116,6 +116,23 @@ def test_output_never_fails_on_an_encoding_or_on_brackets(encoding, tmp_path, mo
     assert "unknown name '[/red]" in sys.stderr.buffer.getvalue().decode(encoding)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_run_is_worth_more_than_its_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))
+    assert run("compare", *SMALL, "--agents", "shared", "wpl", "--seeds", 1, "--out", tmp_path) == 0
+    assert len(strict(tmp_path / "results.json")) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "what is printed cannot be written (No space left on device)" in said
+
+
+def test_a_process_without_output_trains(tmp_path, monkeypatch):
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+    assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path) == 0
+    assert run("train", *SMALL, "--agent", "shared", "--out", tmp_path) == 2
+    assert strict(tmp_path / "results.json")
+
+
 # --------------------------------------------------------------------------------------------------------------- flags
 
 

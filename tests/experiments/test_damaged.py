@@ -48,6 +48,25 @@ def named(path):
     return pytest.raises(UsageError, match=rf"{path.name} cannot be read back \([^\n]*$")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda record: record["asked"].update(env_options=3),
+        lambda record: record["asked"].update(agent_options=[]),
+        lambda record: record["asked"].pop("agent"),
+        lambda record: record["asked"].update(agent={}),
+        lambda record: record["decisions"].append(3),
+    ],
+)
+def test_records_of_another_form_are_named(wrong, folder, capsys):
+    (record,) = json.loads((folder / "results.json").read_text())
+    wrong(record)
+    (folder / "results.json").write_text(json.dumps([record]))
+    assert run("report", folder.parents[1]) == 2
+    said = capsys.readouterr().err
+    assert "results.json cannot be read back" in said and said.count("\n") == 1
+
+
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 @settings(max_examples=100, deadline=None)
 def test_flipped_bytes_of_a_record_are_harmless_or_named(finished, place, flip):

@@ -62,6 +62,15 @@ def test_a_run_stops_when_nothing_is_gained_and_its_best_epoch_counts(patience, 
     assert record["routes"] == counts["routes"] and record["test_loss"] != other["loss"]
 
 
+def test_a_run_is_not_gone_on_with_that_would_have_stopped_before(tmp_path, capsys):
+    arguments = ["train", *SMALL, "--out", tmp_path, "--epochs"]
+    assert run(*arguments, 4) == 0
+    assert run(*arguments, 6, "--patience", 1, "--resume") == 2
+    assert "was trained for 4 epochs, --patience 1 stops after 3" in capsys.readouterr().err
+    assert run(*arguments, 6, "--patience", 2, "--resume") == 0
+    assert strict(tmp_path / "results.json")[0]["epochs"] == 4
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_killed_run_stops_where_a_whole_one_does(epoch, tmp_path, monkeypatch):

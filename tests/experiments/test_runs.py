@@ -15,6 +15,7 @@ from records import strict, untimed
 
 from routing_gym.agents import AGENTS, Agent, AgentConfig
 from routing_gym.experiments.cli import COMMANDS, command_class, main
+from routing_gym.experiments.engine.callbacks import Callback
 from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import TrainingSettings
 
@@ -42,6 +43,54 @@ def test_an_occupied_folder_is_refused_untouched(command, tmp_path, capsys):
     assert run(*arguments, "--resume", "--overwrite") == 2
     assert run(*arguments, "--overwrite", "--epochs", 1) == 0 and not list(tmp_path.glob(".old*"))
     assert strict(tmp_path / "results.json")[0]["epochs"] == 1
+
+
+def test_what_is_replaced_is_what_commands_have_written(tmp_path):
+    """Files of one's own stay where they are, also in folders that look like those of runs."""
+    compare = ["compare", *SMALL, "--epochs", 1, "--agents", "shared", "--seeds", 1, "--out", tmp_path]
+    assert run(*compare) == 0
+    own = [tmp_path / place for place in ("data/raw.csv", "data/seed-1/raw.csv", "embeddings.npz", "shared/notes.md")]
+    for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    first = (tmp_path / "shared" / "seed-0" / "checkpoint.pt").stat().st_mtime_ns
+    assert run(*compare, "--overwrite") == 0 and not [*tmp_path.glob(".old-*")]
+    assert all(path.read_text() == "mine" for path in own)
+    assert (tmp_path / "shared" / "seed-0" / "checkpoint.pt").stat().st_mtime_ns > first
+
+
+def test_what_is_read_or_belongs_to_a_run_is_not_written_over(tmp_path, capsys):
+    assert run("compare", *SMALL, "--epochs", 1, "--agents", "shared", "--seeds", 1, "--out", tmp_path) == 0
+    checkpoint = tmp_path / "shared" / "seed-0" / "checkpoint.pt"
+    shutil.copy(checkpoint, tmp_path / "mine.pt")
+    before = contents(tmp_path)
+    for command in (
+        ["evaluate", checkpoint, "--routes", checkpoint.with_name("best.pt")],
+        ["evaluate", tmp_path / "mine.pt", "--routes", tmp_path / "mine.pt"],
+        ["prune", checkpoint, "--out", checkpoint],
+        ["report", tmp_path, "--out", tmp_path / "results.json"],
+    ):
+        assert run(*command) == 2
+        assert "must not replace" in capsys.readouterr().err and contents(tmp_path) == before
+
+
+def test_not_every_batch_tells_of_everything(tmp_path):
+    """What an agent reports now and then is a mean over the batches that report it."""
+
+    class Sometimes(AGENTS["random"]):
+        def update(self, trajectory):
+            self.number = getattr(self, "number", -1) + 1
+            return {"td_error": torch.tensor(float(self.number))} if self.number % 2 else None
+
+    told = []
+
+    class Told(Callback):
+        def on_epoch(self, session, means):
+            told.append(means["td_error"])
+
+    with registered(sometimes=Sometimes):
+        Run(TrainingSettings("routing_gym/SyntheticMTL-v0", 2, 256), "sometimes", 0, tmp_path).perform([Told()])
+    assert PER_EPOCH == 3 and told == [1.0, 4.0]  # of batches 0 to 2 and 3 to 5
 
 
 def test_a_refused_overwrite_changes_nothing(tmp_path):
@@ -367,6 +416,7 @@ def test_a_whole_number_is_a_rate(rate, tmp_path):
         (["--env", "routing_gym/SyntheticMTL-v0", "--compare-paths"], "--compare-paths is for networks of blocks that"),
         (["--judge-at", "0", "1e-6"], "--judge-at is for networks that see the price: give --env-options price=True"),
         (["--seed", "99999999999999999999"], "the seed must lie in"),
+        (["--judge-at", "nan"], "--judge-at takes prices of at least 0, finite, got nan"),
     ],
 )
 def test_what_cannot_be_said_of_a_network_is_refused_before_it_is_trained(given, message, tmp_path, capsys):

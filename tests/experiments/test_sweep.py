@@ -99,6 +99,18 @@ def test_a_search_is_the_same_again_and_goes_on(search, tmp_path, capsys):
     assert [untimed(record) for record in part] == [untimed(record) for record in whole]
 
 
+def test_a_sweep_grows_and_another_one_is_refused(tmp_path, capsys):
+    arguments = ["sweep", *SMALL, "--seeds", 1, "--out", tmp_path, "--agent"]
+    assert run(*arguments, "wpl", "--grid", "policy_rate=0.01,0.02") == 0
+    assert run(*arguments, "wpl", "--grid", "policy_rate=0.01,0.02,0.03") == 0
+    assert len(before := strict(tmp_path / "results.json")) == 3
+    capsys.readouterr()
+    assert run(*arguments, "wpl", "--grid", "policy_rate=0.03,0.04") == 2
+    assert "holds policy_rate=0.01, which is not to be tried now" in capsys.readouterr().err
+    assert run(*arguments, "reinforce", "--grid", "learning_rate=0.03") == 2
+    assert "holds a sweep of wpl" in capsys.readouterr().err and strict(tmp_path / "results.json") == before
+
+
 @pytest.mark.long
 def test_a_setting_that_is_proposed_again_counts_once(tmp_path):
     pytest.importorskip("optuna", reason="needs the extra optuna")

@@ -36,6 +36,26 @@ def test_what_runs_between_is_counted_once_whatever_is_mixed():
     assert float(state.macs) == 35 + 2 * 20 + 14 and float(state.expected_macs) == 35 + 20 + 14
 
 
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: nn.LazyLinear(4), r"1\.weight has no shape yet: call the module once on images"),
+        (lambda: torch.jit.script(nn.Linear(16, 4)), "1 is compiled by torch.jit"),
+        (lambda: used(nn.utils.weight_norm(nn.Linear(16, 4))), "the module cannot be copied, as blocks are: Only"),
+    ],
+    ids=["lazy", "scripted", "old weight norm"],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_what_cannot_be_copied_or_traced_is_said_as_such(layer, message):
+    with pytest.raises(ValueError, match=message):
+        route(nn.Sequential(nn.Flatten(), layer()), ["1"], 2, input_shape=(1, 4, 4))
+
+
+def used(layer):
+    layer(torch.zeros(1, 16))
+    return layer
+
+
 def test_copies_are_independent():
     network = route(Residual(), LAYERS, 2, input_shape=(1, 4, 4)).eval()
     twin = copy.deepcopy(network)
