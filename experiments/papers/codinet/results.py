@@ -71,7 +71,7 @@ def claims(records: Runs) -> list[Claim]:
         "Table 2: with diversity there are more paths than without both": [paths(WITH_BOTH, VANILLA)],
         "Table 2: with both losses fewer images are classified wrong than with neither": [less(WITH_BOTH, VANILLA)],
         "Section 4.4.1: with both losses more images keep their path when they are augmented": [
-            judge.more("kept", kept, WITH_BOTH, VANILLA, " %")
+            judge.more("kept", kept, WITH_BOTH, VANILLA, " percentage points")
         ],
         "Fig. 10: with consistency predictions of augmented images are nearer to the original ones": [
             judge.more("KL", kl, VANILLA, CONSISTENT, " nats")
