@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Collection
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -153,7 +154,7 @@ class EnvConfig(Options):
         if tasks is not None and not (whole and tasks):
             raise ValueError(f"draw_tasks must be a tuple of task numbers, at least one, got {tasks!r}")
         epochs = self.schedule_epochs if isinstance(self.schedule_epochs, tuple | list) else (self.schedule_epochs,)
-        if not epochs or not all(is_price(epoch) and epoch > 0 for epoch in epochs):
+        if not epochs or not all(isinstance(epoch, Real) and 0 < epoch < float("inf") for epoch in epochs):
             raise ValueError(f"schedule_epochs must be positive and finite, got {self.schedule_epochs}")
         for option in ("class_weights", "task_weights"):
             weights = getattr(self, option)

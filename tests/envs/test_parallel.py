@@ -93,6 +93,7 @@ def test_agents_of_a_tree_leave_one_by_one():
     before = env.core.state
     for actions, message in (
         ({}, r"an action of each of \['task_2'\], got \[\]"),
+        (None, "expected a mapping from agents to actions, got None"),
         ({"task_2": 0, "task_7": 0}, "task_7"),
         ({"task_2": 0.5}, "task_2: expected integers"),
         ({"task_2": [0, 0]}, r"task_2: expected integers of shape \(\)"),

@@ -105,6 +105,7 @@ def test_an_epoch_is_whole_batches():
         ({"schedule": "linear"}, "schedule must be 'constant' or 'step' or 'halving' or 'cosine', got 'linear'"),
         ({"schedule_epochs": 0}, "schedule_epochs must be positive and finite, got 0"),
         ({"schedule": "step", "schedule_epochs": ()}, "schedule_epochs must be positive and finite, got ()"),
+        ({"schedule": "step", "schedule_epochs": (1, "x")}, "schedule_epochs must be positive and finite, got"),
         ({"schedule": "cosine", "schedule_epochs": (1, 2)}, "several schedule_epochs are for schedule='step', got"),
     ],
 )

@@ -22,9 +22,7 @@ def draw(drawing: Drawing) -> None:
     along_an_axis = {"rho": _against_rho, "first-tasks": _first_tasks}
     drawing.add(group, along_an_axis.get(group, learning_curves), own)
     if group not in along_an_axis:
-        routed = [
-            record for record in own if record["label"] not in (*BASELINES, SHARED)
-        ]  # of others there is no choice
+        routed = [run for run in own if run["label"] not in (*BASELINES, SHARED)]  # of others there is no choice
         drawing.add(f"{group}-routing_maps", routing_maps, routed or own, f"{drawing.title}: who takes which block")
     for record in among(own, agent="wpl", seed=0) if group in ("cifar", "mnist") else ():
         policies, label = Path(record["folder"]) / "policies.npz", record["label"]

@@ -105,8 +105,9 @@ def test_what_does_not_fit_is_refused():
     more = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", **{**OPTIONS, "num_classes": 6}).unwrapped.datasets
     with pytest.raises(ValueError, match="has 6 classes, but the network gives logits for 3"):
         add_task(agent, more)
-    with pytest.raises(ValueError, match="block_rate must be positive and finite, got 0.0"):
-        add_task(agent, new, block_rate=0.0)
+    for rate in (0.0, "a"):
+        with pytest.raises(ValueError, match=f"block_rate must be positive and finite, got {rate}"):
+            add_task(agent, new, block_rate=rate)
     env, old, new = parts([0, 1, 2], [3])
     full = type(env)(RoutedMLP((1, 3, 3), 3, 3), old, 32, autoreset_mode="disabled")
     with pytest.raises(ValueError, match="needs a block for each of the 4 tasks"):
