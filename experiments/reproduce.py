@@ -67,7 +67,7 @@ class Reproduce(Launching):
     Attributes:
         name: The paper.
         settings: Ways of training, or protocols, which a small machine can follow to a verdict; all of the former if
-            left out.
+            left out, of kept records all of the latter.
         groups: Figures or tables; all of them if left out.
         rows: Only rows whose label contains one of these texts, or is one of them where `=` stands before it; all of
             them if left out.
@@ -100,7 +100,8 @@ class Reproduce(Launching):
             raise UsageError(unknown_name("paper", self.name, REPRODUCTIONS))
         paper = REPRODUCTIONS[self.name]
         known = {setting.name: setting for setting in paper.settings}
-        usual = tuple(name for name, setting in known.items() if not isinstance(setting, Protocol))
+        kept = self.records is not None
+        usual = tuple(name for name, setting in known.items() if isinstance(setting, Protocol) == kept)
         settings = [known[name] for name in known_names("settings", self.settings or usual, tuple(known))]
         groups = known_names("groups", self.groups, (*paper.groups, *paper.measured))
         at_least_one("seeds", 1 if self.seeds is None else self.seeds, MOST_SEEDS)
@@ -173,6 +174,11 @@ class _Work:
             searches = _once(run for plan in self.plans for _, _, run in plan.search())
             if searching := [run for run in searches if run.finished() is None]:
                 self._perform(searching, launcher, lambda *_: None)
+                if not launcher.here:
+                    say(
+                        launcher.told(self.console),
+                        "These choose rates; rows that wait for one come when they are done",
+                    )
                 self.look()
             self._perform([run for run in _once(self.runs) if run.folder not in self.records], launcher, self._keep)
         out = self.asked.out

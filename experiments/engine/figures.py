@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from routing_gym.envs import CELL, GAP, routing_map
+from routing_gym.experiments.engine.console import counted
 from routing_gym.experiments.engine.exits import curves_of
 from routing_gym.experiments.engine.metrics import ACCURACY
 from routing_gym.experiments.engine.records import Record, by_label
@@ -34,7 +35,7 @@ def learning_curves(records: Sequence[Record], path: Path, title: str) -> None:
     for number, (agent, runs) in enumerate(groups.items()):
         curves = 100 * ACCURACY.curves(runs)
         epochs, low, high = range(1, curves.shape[1] + 1), np.nanmin(curves, 0), np.nanmax(curves, 0)
-        label = f"{agent}\n{ACCURACY.text([ACCURACY.value(run) for run in runs])}"
+        label = f"{agent}\n{ACCURACY.text([ACCURACY.value(run) for run in runs])}, {counted(len(runs), 'seed')}"
         # Another dash for each agent: curves that lie on each other stay visible.
         dash = (number, (6, number % 3 * 2))
         (line,) = axes.plot(epochs, np.nanmean(curves, 0), linestyle=dash, linewidth=1.8, label=label)

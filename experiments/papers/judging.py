@@ -60,6 +60,8 @@ def _judged_by(paper: Reproduction, facts: Mapping[str, Any]) -> tuple[str, str]
     return facts[paper.judged_by], facts["part"]
 
 
+SEEN = " (a claim since runs were seen)"
+"""Behind what was made a claim when some of the runs it is judged by were known: it confirms less than others do."""
 POINTS = " points"
 """Unit of differences of errors."""
 

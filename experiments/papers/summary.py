@@ -32,7 +32,7 @@ def summary(stands: Sequence[tuple[Reproduction, Protocol, Runs]]) -> str:
         page = f"[{paper.name}]({paper.name.replace('-', '_')}.md)"
         new = {record["folder"] for record in records} - shown
         if not new:
-            not_begun.append(f"{page} `{protocol.name}` ({protocol.decides})")
+            not_begun.append(f"{page} `{protocol.name}` ({protocol.decides})")  # at most it shares rows with others
             continue
         shown |= new
         spent = sum(record["seconds"] for record in records) / 3600
@@ -55,7 +55,9 @@ def summary(stands: Sequence[tuple[Reproduction, Protocol, Runs]]) -> str:
         "seed, errs more often than in one case of twenty, in [one of eight](../statistics.md#what-a-paper-claims) "
         "from three seeds to seven."
     )
-    return "\n".join([told, "", *lines, *(["", f"Not begun: {'; '.join(not_begun)}."] if not_begun else [])])
+    return "\n".join(
+        [told, "", *lines, *(["", f"No run of their own yet: {'; '.join(not_begun)}."] if not_begun else [])]
+    )
 
 
 def _account(claims: Sequence[Claim]) -> str:

@@ -99,8 +99,7 @@ def test_the_command_for_a_row_asks_for_that_row_alone(page, tmp_path, capsys):
 @pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.stem)
 def test_pages_are_made_of_the_records_there_are(page, tmp_path, monkeypatch):
     name, again = page.stem.replace("_", "-"), tmp_path / page.name
-    settings = [entry.protocol.name for entry in entries() if entry.paper.name == name]
-    command = ["reproduce", name, "--settings", *settings, "--records", str(RECORDS / name)]
+    command = ["reproduce", name, "--records", str(RECORDS / name)]
     monkeypatch.setattr("routing_gym.experiments.papers.reproduction.Reproduction.pictures", lambda *_: [])
     assert main([*command, "--out", str(tmp_path / "out"), "--report", str(again)]) == 0
 

@@ -62,7 +62,7 @@ def test_a_line_says_what_is_decided_or_what_it_would_take(runs, verdict, missin
     text = summary([(paper, protocol, runs)])
     row, *_ = [line.split(" | ") for line in text.splitlines() if line.startswith("| [codinet](codinet.md)")]
     assert row[1] == protocol.decides and row[4] == verdict and row[6].startswith(missing)
-    assert "Not begun: [codinet](codinet.md) `two-cores-margins` (Table 8" in summary(
+    assert "No run of their own yet: [codinet](codinet.md) `two-cores-margins` (Table 8" in summary(
         [(paper, protocol, runs), (paper, margins, [])]
     )
     assert row[5] == f"{sum(run['seconds'] for run in runs) / 3600:.1f}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from routing_gym.experiments.engine.records import by_label
 from routing_gym.experiments.papers import tables
-from routing_gym.experiments.papers.judging import Judge, judged
+from routing_gym.experiments.papers.judging import SEEN, Judge, judged
 from routing_gym.experiments.papers.reproduction import Claim, Judged, Runs, among, distinct, mean_of
 
 ABOUT_EQUAL = 0.1
@@ -24,6 +24,7 @@ LOSS = 0.05
 
 ABOUT_A_THIRD = 0.4
 """A cost up to this share of another is taken for a third of it."""
+THIRD = f" (taken for up to {ABOUT_A_THIRD:g})"
 
 RESPONSE = 0.5
 """How much of what the operations of networks for a price each fall those of one for all prices must fall."""
@@ -168,14 +169,14 @@ def claims(records: Runs) -> list[Claim]:
     response = f"fall of operations from the lowest to the highest price, less {RESPONSE:g} of the second's"
     without_loss = f"{LOSS:g} of the second's lowest error, less what the first errs more with half of its operations"
     said = {
-        "Layers become specialised: where an image leaves tells something of its class": [
+        f"Layers become specialised: where an image leaves tells something of its class{SEEN}": [
             judge("bits that the way out tells of the class", _told, actor, part=p, unit=" bits") for p in everywhere
         ],
-        "Early layers are right more often, and difficult decisions are pushed downstream": [
+        f"Early layers are right more often, and difficult decisions are pushed downstream{SEEN}": [
             judge("columns that wrong images run more than right ones", _later, actor, part=p, unit=" columns")
             for p in everywhere
         ],
-        "With a given budget of operations actor networks err less than static ones": [
+        f"With a given budget of operations actor networks err less than static ones{SEEN}": [
             below(actor, static, p) for p in everywhere
         ],
         "At equal cost actor networks err less than pragmatic critics": [below(actor, pragmatic)],
@@ -188,7 +189,7 @@ def claims(records: Runs) -> list[Claim]:
             judge(without_loss, partial(_spared, 1 / 2), actor, static)
         ],
         "Actor networks have a higher peak accuracy than static ones": [peak(actor, static, p) for p in everywhere],
-        "On CIFAR-2 routed networks have a higher peak accuracy than static ones, at a third of the cost": [
+        f"On CIFAR-2 routed networks have a higher peak accuracy than static ones, at a third of the cost{THIRD}": [
             peak(actor, static, "CIFAR-2", ABOUT_A_THIRD)
         ],
         **{

@@ -56,6 +56,7 @@ def _accuracy_and_parameters(records: Runs, path: Path, title: str, *, quoted: b
     """
     parts = [data for data in DATA if among(records, part=data)]
     figure, axes_of = panels(title, parts, 7.5 * len(parts), 5.5)
+    printed = quoted
     for part, axes in axes_of.items():
         points: list[Point] = []
         for label, runs in by_label(by_series(among(records, part=part))).items():
@@ -67,6 +68,7 @@ def _accuracy_and_parameters(records: Runs, path: Path, title: str, *, quoted: b
             if error is not None and abs(size - theirs.parameters) < SAME_SIZE * size:
                 axes.plot([size, size], [accuracy, 100 - error], color="0.85", linewidth=0.8, zorder=0)
                 axes.plot(size, 100 - error, "o", markerfacecolor="none", color=color)
+                printed = True
             half = half_interval([100 * run["test_accuracy"] for run in runs])
             axes.errorbar(size, accuracy, half, fmt="o", color=color)
             points.append((size, accuracy, label, color))
@@ -79,9 +81,11 @@ def _accuracy_and_parameters(records: Runs, path: Path, title: str, *, quoted: b
         axes.grid(alpha=0.3)
         _write_beside(axes, points)
     shown = [(color, color, name) for color, name in KINDS.values()]
+    if printed:
+        shown += [("0.4", "0.4", "ours"), ("0.4", "none", "printed")]
     handles = [
         Line2D([], [], marker="o", linestyle="", color=color, markerfacecolor=fill, label=name)
-        for color, fill, name in (*shown, ("0.4", "0.4", "ours"), ("0.4", "none", "printed"))
+        for color, fill, name in shown
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     save(figure, path)
