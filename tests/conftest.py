@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import signal
 
 import hypothesis
 import pytest
@@ -18,6 +19,9 @@ from standins import (
 )
 
 from routing_gym.tasks import cifar, digits, files, mini_imagenet, omniglot
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell begins in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
 gc.disable()  # until all tests are imported
