@@ -175,10 +175,8 @@ class _Work:
             if searching := [run for run in searches if run.finished() is None]:
                 self._perform(searching, launcher, lambda *_: None)
                 if not launcher.here:
-                    say(
-                        launcher.told(self.console),
-                        "These choose rates; rows that wait for one come when they are done",
-                    )
+                    note = "These choose rates; rows that wait for one come when they are done"
+                    say(launcher.told(self.console), note)
                 self.look()
             self._perform([run for run in _once(self.runs) if run.folder not in self.records], launcher, self._keep)
         out = self.asked.out

@@ -55,9 +55,8 @@ def summary(stands: Sequence[tuple[Reproduction, Protocol, Runs]]) -> str:
         "seed, errs more often than in one case of twenty, in [one of eight](../statistics.md#what-a-paper-claims) "
         "from three seeds to seven."
     )
-    return "\n".join(
-        [told, "", *lines, *(["", f"No run of their own yet: {'; '.join(not_begun)}."] if not_begun else [])]
-    )
+    rest = ["", f"No run of their own yet: {'; '.join(not_begun)}."] if not_begun else []
+    return "\n".join([told, "", *lines, *rest])
 
 
 def _account(claims: Sequence[Claim]) -> str:
