@@ -16,12 +16,14 @@ from routing_gym.experiments.engine.records import read_results, write_text
 
 LOCK, ASIDE, FAILURES = ".lock", ".old-", "failures.txt"
 RESULTS = ("checkpoint.pt", "results.json")
-BESIDE = (
-    *("learning_curves.png", "routing_maps.png", "accuracy_by_macs.png", "results.csv", "report.html", FAILURES),
-    *("best.pt", "curve.csv", "routes.npz", "policies.npz", "paths.npz", "logits.npz", "events.out.tfevents*"),
-)
 OF_A_RUN = (*RESULTS, "config.toml")
 """One of these is in the folder of every run that has begun."""
+LEARNED = ("best.pt", "routes.npz", "policies.npz", "paths.npz", "logits.npz")
+"""What training has come to besides: like those above nothing that could be made anew without it."""
+BESIDE = (
+    *(*LEARNED, "curve.csv", "events.out.tfevents*", "results.csv", "report.html", FAILURES),
+    *("learning_curves.png", "routing_maps.png", "accuracy_by_macs.png"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

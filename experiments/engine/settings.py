@@ -20,6 +20,7 @@ from routing_gym.envs import RoutingVectorEnv, core_of
 from routing_gym.envs.make import default_options, planted_depth
 from routing_gym.experiments.engine.callbacks import check_callbacks
 from routing_gym.experiments.engine.command import UsageError
+from routing_gym.experiments.engine.folders import LEARNED, OF_A_RUN
 from routing_gym.options import unknown_name
 from routing_gym.ranks import Ranks
 from routing_gym.registration import ENV_IDS, env_ids
@@ -28,7 +29,6 @@ from routing_gym.tasks.checking import seed_number
 DEFAULT_ENV = "routing_gym/DigitsMTL-v0"
 MOST_THREADS = 1024
 MOST_SEEDS = 10_000
-FILES_OF_RUNS = ("checkpoint.pt", "best.pt", "results.json", "config.toml", "routes.npz")
 RESERVED = {"num_envs", "seed", "split", "train", "autoreset_mode", "action_type", "device", "dataset", "render_mode",
             "distributed"}  # fmt: skip
 
@@ -314,7 +314,7 @@ def writable_file(path: Path, option: str = "--out", *, reads: Path | None = Non
     """
     if path.is_dir():
         raise UsageError(f"{option} must name a file, {path} is a folder")
-    if path.exists() and (path.name in FILES_OF_RUNS or (reads is not None and path.samefile(reads))):
+    if path.exists() and (path.name in (*OF_A_RUN, *LEARNED) or (reads is not None and path.samefile(reads))):
         raise UsageError(f"{option} must not replace {path}, which belongs to a run or is read: name another file")
     writable_folder(path.parent)
     return path

@@ -65,7 +65,7 @@ def test_what_is_read_or_belongs_to_a_run_is_not_written_over(tmp_path, capsys):
     shutil.copy(checkpoint, tmp_path / "mine.pt")
     before = contents(tmp_path)
     for command in (
-        ["evaluate", checkpoint, "--routes", checkpoint.with_name("best.pt")],
+        *(["evaluate", checkpoint, "--routes", checkpoint.with_name(name)] for name in ("best.pt", "routes.npz")),
         ["evaluate", tmp_path / "mine.pt", "--routes", tmp_path / "mine.pt"],
         ["prune", checkpoint, "--out", checkpoint],
         ["report", tmp_path, "--out", tmp_path / "results.json"],
