@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -32,6 +33,8 @@ from routing_gym.experiments.papers.rows import Protocol
 from routing_gym.experiments.papers.summary import TITLE, summary
 from routing_gym.experiments.reproduce import REPRODUCTIONS
 
+# Linux may share processors between sessions first, and by niceness only within one.
+AUTOGROUP = Path("/proc/self/autogroup")
 QUEUE = Path(__file__).parent / "papers" / "queue.toml"
 
 
@@ -172,8 +175,7 @@ class Queue(Command):
 
     def _start(self, asked: list[Entry], console: Console) -> int:
         """Work until nothing is left but what failed."""
-        if hasattr(os, "nice"):  # not on Windows
-            os.nice(19)
+        _step_back()
         commit()  # that of the code that is imported now, whatever is committed while it runs
         failures: dict[Path, str] = {}
         with locked(self.records), locked(writable_folder(self.out)):
@@ -227,6 +229,15 @@ def entries() -> list[Entry]:
             raise UsageError(f"{QUEUE}: {entry['settings']} of {entry['paper']} is no protocol")
         found.append(Entry(paper, protocol, entry["hours"], bool(later)))
     return found
+
+
+def _step_back() -> None:
+    """Go to the lowest priority."""
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(19)
+        if AUTOGROUP.exists() and os.getsid(0) == os.getpid():  # a session of its own, so that nobody else is slowed
+            with contextlib.suppress(OSError):  # the system lets it be changed a few times a second only
+                AUTOGROUP.write_text("19")
 
 
 def keep(folder: Path, run: Run, record: Record) -> None:

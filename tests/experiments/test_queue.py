@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import os
 
 import numpy as np
 import pytest
@@ -57,6 +58,7 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setattr(queue, "QUEUE", tmp_path / "queue.toml")
     monkeypatch.setattr(pinning, "PINNED", tmp_path / "pinned.toml")
     monkeypatch.setattr(queue.os, "nice", lambda more: more)
+    monkeypatch.setattr(queue, "AUTOGROUP", tmp_path / "autogroup")
     (tmp_path / "pinned.toml").write_text("[env]\n[agent]\n")
     (tmp_path / "kept").mkdir()
     pinning.known.cache_clear()
@@ -66,6 +68,16 @@ def toy(monkeypatch, tmp_path):
 
 def call(tmp_path, *arguments):
     return main(["queue", *arguments, "--records", str(tmp_path / "kept"), "--out", str(tmp_path / "work")])
+
+
+@pytest.mark.skipif(not hasattr(os, "getsid"), reason="there are sessions on POSIX systems alone")
+@pytest.mark.parametrize("own", [True, False])
+def test_a_worker_lowers_the_share_of_a_session_of_its_own_alone(toy, tmp_path, monkeypatch, own):
+    (tmp_path / "autogroup").write_text("/autogroup-7 nice 0\n")
+    monkeypatch.setattr(queue.os, "getsid", lambda _: os.getpid() if own else os.getpid() + 1)
+    monkeypatch.setattr(queue, "perform", lambda *_: ["failed"])
+    call(tmp_path, "start")
+    assert (tmp_path / "autogroup").read_text() == ("19" if own else "/autogroup-7 nice 0\n")
 
 
 def kept(tmp_path):
