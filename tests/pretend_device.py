@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
 
 import routing_gym
 
@@ -155,9 +154,30 @@ def _held(value):
     return value.held if isinstance(value, OnDevice) else value
 
 
+def _leaves(value, into=None):
+    """What arguments or results consist of: `torch.utils._pytree` knows more kinds, at half the time of the tests."""
+    into = [] if into is None else into
+    if isinstance(value, list | tuple):
+        for of in value:
+            _leaves(of, into)
+    elif isinstance(value, dict):
+        for of in value.values():
+            _leaves(of, into)
+    else:
+        into.append(value)
+    return into
+
+
+def _mapped(change, value):
+    """Arguments or results with everything in them changed."""
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)([_mapped(change, of) for of in value])
+    return {key: _mapped(change, of) for key, of in value.items()} if isinstance(value, dict) else change(value)
+
+
 def _dispatch(func, args, kwargs):
     """One operation: refused, counted, and done on the CPU."""
-    name, flat = func._schema.name.split("::")[1], tree_flatten((args, kwargs))[0]
+    name, flat = func._schema.name.split("::")[1], _leaves((args, kwargs))
     there = [x for x in flat if isinstance(x, OnDevice)]
     here = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice)]
     where = kwargs.get("device")
@@ -178,12 +198,12 @@ def _dispatch(func, args, kwargs):
     kwargs.pop("pin_memory", None)
     # While a graph is captured nothing is done to memory that was there before.
     taken = COUNTS.capturing.taken if COUNTS.capturing is not None and func._schema.is_mutable else _held
-    out = func(*tree_map(taken, args), **tree_map(taken, kwargs))
+    out = func(*_mapped(taken, args), **_mapped(taken, kwargs))
     if name == "copy_" and not isinstance(args[0], OnDevice):
         return args[0]
     if comes_back or name in ("_local_scalar_dense", "item", "equal", "is_same_size"):
         return out
-    wrapped = tree_map(lambda x: OnDevice(x) if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice) else x, out)
+    wrapped = _mapped(lambda x: OnDevice(x) if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice) else x, out)
     if COUNTS.capturing is not None:
         COUNTS.capturing.note(func, args, kwargs, wrapped)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
@@ -204,8 +224,8 @@ class Graph:
     def note(self, func, args, kwargs, kept):
         """Note an operation, and the memory that it has taken."""
         self.entries.append((func, args, kwargs, kept))
-        there = {_memory(x) for x in tree_flatten((args, kwargs))[0] if isinstance(x, OnDevice)}
-        self.memory |= {_memory(x) for x in tree_flatten(kept)[0] if isinstance(x, OnDevice)} - there
+        there = {_memory(x) for x in _leaves((args, kwargs)) if isinstance(x, OnDevice)}
+        self.memory |= {_memory(x) for x in _leaves(kept) if isinstance(x, OnDevice)} - there
 
     def taken(self, value):
         """What an operation that writes is given: memory of the graph's own, or a copy."""
@@ -226,8 +246,8 @@ class Graph:
 
     def replay(self):
         for func, args, kwargs, kept in self.entries:
-            found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
-            for old, new in zip(tree_flatten(kept)[0], tree_flatten(found)[0], strict=True):
+            found = func(*_mapped(_held, args), **_mapped(_held, kwargs))
+            for old, new in zip(_leaves(kept), _leaves(found), strict=True):
                 # What looks at the same memory, or was written to, is there already.
                 if isinstance(old, OnDevice) and not func._schema.is_mutable and old.held.data_ptr() != new.data_ptr():
                     old.held.copy_(new)
@@ -337,7 +357,7 @@ class _Called(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        there = any(isinstance(x, OnDevice) for x in tree_flatten((args, kwargs))[0])
+        there = any(isinstance(x, OnDevice) for x in _leaves((args, kwargs)))
         generator = kwargs.get("generator")
         if isinstance(generator, OnDeviceGenerator):
             wanted = there or _is_device(kwargs.get("device"))
