@@ -1,6 +1,7 @@
 """One thread per test process (the tests are many and small), and stand-ins for data that has to be downloaded."""
 
 import gc
+import os
 import shutil
 import signal
 
@@ -50,7 +51,7 @@ def pytest_collection_finish():
 def pytest_xdist_auto_num_workers(config):
     """Run a single file or test in the process itself: workers take seconds to start."""
     one = len(config.args) == 1 and config.args[0].partition("::")[0].endswith(".py")
-    return 0 if one else None
+    return 0 if one else (os.cpu_count() or 1) + 1  # one more than cores: some tests wait for others' processes
 
 
 @pytest.fixture(scope="session", autouse=True)

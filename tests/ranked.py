@@ -17,14 +17,14 @@ from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.networks import make_network
 from routing_gym.tasks import synthetic_mtl
 
-ROWS, BATCHES = 24, 50
+ROWS, BATCHES = 24, 15
 CASES = {
     "wpl": ("wpl", "mlp", {}, {}),
     "wpl-mlp": ("wpl", "mlp", {"representation": "mlp"}, {"optimizer": "sgd"}),
     "reinforce": ("reinforce", "mlp", {}, {"rho": 0.3, "collaboration": "frequency"}),
     "reinforce-mlp": ("reinforce", "mlp", {"representation": "mlp"}, {"optimizer": "sgd", "momentum": 0.9}),
-    "q-learning": ("q-learning", "mlp", {"td_lambda": 1.0, "epsilon_episodes": 400}, {"schedule": "cosine"}),
-    "gumbel": ("gumbel", "mlp", {"temperature_episodes": 600}, {"max_grad_norm": 0.5}),
+    "q-learning": ("q-learning", "mlp", {"td_lambda": 1.0, "epsilon_episodes": 120}, {"schedule": "cosine"}),
+    "gumbel": ("gumbel", "mlp", {"temperature_episodes": 180}, {"max_grad_norm": 0.5}),
     "top-k": ("top-k", "mlp", {}, {"label_smoothing": 0.1}),
     "sparsemixer": ("gumbel", "mlp", {"estimator": "sparsemixer"}, {}),
     "loss-free": ("loss-free", "mlp", {"bias_rate": 0.01, "z_loss": 0.1, "shared": 1, "k": 1, "softmax": "all"}, {}),

@@ -17,7 +17,7 @@ from routing_gym.envs import RoutingVectorEnv
 from routing_gym.experiments.benchmarks.steps import stand_in_images
 from routing_gym.networks import RoutedPyramid
 
-SKIP = {"network": "resnet32-skip", "stages": [2, 1, 1], "width": 4, "image_size": 8, "num_classes": 3}
+SKIP = {"network": "resnet32-skip", "stages": [1, 1, 1], "width": 4, "image_size": 8, "num_classes": 3}
 VIT = {"image_size": 8, "num_classes": 3, "width": 8, "heads": 2, "hidden": 8, "layers": 2}
 HARD = {"alpha": 0.0}  # one version of an image is enough then
 
