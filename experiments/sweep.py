@@ -32,6 +32,7 @@ from routing_gym.experiments.engine.settings import (
     check_agents,
     each_once,
     parse_options,
+    parsed_value,
     repeated,
     writable_folder,
 )
@@ -97,7 +98,7 @@ def axis_of(item: str) -> Axis:
     if not (name and values):
         raise UsageError(f"--grid takes NAME=VALUE,VALUE,... or NAME=LOW..HIGH, got {item!r}")
     if ".." not in values:
-        if twice := repeated(values.split(",")):
+        if twice := repeated([repr(parsed_value(value)) for value in values.split(",")]):  # 0.01 is 1e-2
             raise UsageError(f"--grid takes every value of {name} once, got {twice} twice")
         return Axis(name, tuple(values.split(",")))
     span, colon, scale = values.partition(":")

@@ -183,6 +183,11 @@ def add_task(agent: Agent, data: Splits, *, block_rate: float = 0.1) -> Agent:
         raise ValueError(
             "this network is told the task as input, or reads each out by itself: it has no place for another one"
         )
+    if getattr(agent.config, "routes", None) is not None:
+        raise ValueError(
+            f"agent {agent.name!r} was given a route for each of its tasks, and has none for others: add them to the "
+            "agent that it was pruned from"
+        )
     datasets = {name: split.with_tasks(data[name]) for name, split in old.datasets.items()}
     before, after = old.dataset.num_tasks, datasets[old.config.split].num_tasks
     rate, drawn = old.config.learning_rate * block_rate, tuple(range(before, after))

@@ -331,10 +331,12 @@ def resumed(path: Path, fresh: Agent, run: Run) -> tuple[Agent, records.Curve]:
             settings.default_env_options(env.spec.id, given) | dict(given)
             for given in (checkpoint["env_kwargs"], env.spec.kwargs)
         ]
+        extra, threads = checkpoint["extra"], run.training.threads  # with more of them a sum is another one
         was = {"agent": checkpoint["agent"], "batch_size": checkpoint["num_envs"]}
-        was["epoch_passes"] = checkpoint["extra"].get("epoch_passes", 1)
-        now = {"agent": fresh.name, "batch_size": env.batch_size, "epoch_passes": run.training.epoch_passes}
-        was["plugins"], now["plugins"] = checkpoint["extra"].get("plugins", {}), run.asked.get("plugins", {})
+        was |= {"epoch_passes": extra.get("epoch_passes", 1), "threads": extra.get("threads", threads)}
+        now = {"agent": fresh.name, "batch_size": env.batch_size}
+        now |= {"epoch_passes": run.training.epoch_passes, "threads": threads}
+        was["plugins"], now["plugins"] = extra.get("plugins", {}), run.asked.get("plugins", {})
         was, now = without_new_metrics(was, now)
         of_run = (was, now)
         of_agent = (checkpoint["config"], dataclasses.asdict(fresh.config))

@@ -99,7 +99,8 @@ class Course:
             self._policies.write(done[-1], *self._snapshots)
             self._routes.write(done[-1], (judged.evaluation.routes.to(torch.int32).numpy(),))
             plugins = self.session.config.get("plugins", {})
-            also = {"curve": curve, "epoch_passes": self.settings.epoch_passes, "plugins": plugins}
+            also = {"curve": curve, "plugins": plugins}
+            also |= {"epoch_passes": self.settings.epoch_passes, "threads": self.settings.threads}
             if agent.env.device.type == "cuda" and torch.version.cuda:  # whose own generator dropout draws from
                 also["cuda_generator"] = torch.cuda.get_rng_state(agent.env.device)
             agent.save(folder / CHECKPOINT, **also)

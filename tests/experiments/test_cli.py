@@ -123,6 +123,7 @@ def trained(tmp_path_factory):
         (["--env-options", "learning_rate=0.5"], "learning_rate=0.001, now it is 0.5"),
         (["--env-options", "precision=bfloat16"], "precision='float32', now it is 'bfloat16'"),
         (["--batch-size", "32"], "batch_size=64, now it is 32"),
+        (["--threads", "2"], "threads=1, now it is 2"),
         (["--agent", "shared"], "agent='wpl', now it is 'shared'"),
         (["--epochs", "1"], "was trained for 2 epochs already, asked for are 1"),
     ],

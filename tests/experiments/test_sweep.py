@@ -53,7 +53,8 @@ def test_a_logarithmic_range_is_even_in_powers():
 
 
 @pytest.mark.parametrize(
-    "item", ["a", "a=", "=1", "a=1,2,1", "a=1..1", "a=2..1", "a=0..1:log", "a=1..2:lin", "a=x..y", "a=1..2..3"]
+    "item",
+    ["a", "a=", "=1", "a=1,2,1", "a=0.01,1e-2", "a=1..1", "a=2..1", "a=0..1:log", "a=1..2:lin", "a=x..y", "a=1..2..3"],
 )
 def test_what_is_no_axis_is_refused(item):
     with pytest.raises(UsageError, match="--grid takes"):

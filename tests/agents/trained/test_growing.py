@@ -6,7 +6,7 @@ import torch
 from toys import OF_OTHER_NETWORKS, small_env, toy_data
 
 import routing_gym
-from routing_gym.agents import AGENTS, add_task, make_agent
+from routing_gym.agents import AGENTS, add_task, make_agent, prune
 from routing_gym.envs import RoutingVectorEnv, rollout
 from routing_gym.networks import ColumnsMLP, RoutedMLP
 
@@ -99,6 +99,8 @@ def test_what_does_not_fit_is_refused():
     agent, new = trained("shared")
     with pytest.raises(ValueError, match="the new tasks have no split 'train'; they need"):
         add_task(agent, {"test": new["test"]})
+    with pytest.raises(ValueError, match=r"was given a route for each of its tasks, .* the agent that it was pruned"):
+        add_task(prune(trained("random-fixed")[0]), new)
     other = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", image_size=4).unwrapped.datasets
     with pytest.raises(ValueError, match=r"has images of shape \(1, 3, 3\), .* \(1, 4, 4\)"):
         add_task(agent, other)
