@@ -264,6 +264,11 @@ class _Work:
         """Return tables and verdicts of the runs that were trained in one way, as Markdown."""
         paper, settings = plan.paper, plan.settings
         lines = [f"## Settings `{settings.name}`", "", settings.about[0].upper() + settings.about[1:] + ".", ""]
+        if self.asked.epochs:
+            lines += [
+                f"Every run was asked for with `--epochs {self.asked.epochs}`, whatever is said of lengths below.",
+                "",
+            ]
         if isinstance(settings, Protocol):
             row = f"`routing-gym reproduce {paper.name} --settings {settings.name} --rows '=ROW'`"
             lines += [*about_protocol(settings, chosen_by(plan.search())), f"- A row again: {row}.", ""]
@@ -309,7 +314,9 @@ def about_protocol(protocol: Protocol, choices: Mapping[str, Change]) -> list[st
     ]
     if search := protocol.search:
         seeds = ", ".join(map(str, search.seeds))
-        lines.append(f"- Chooses on validation, {search.epochs} epochs, seed {seeds} (chosen in bold):")
+        lines.append(
+            f"- Chooses on validation, {search.epochs} epoch{'s' * (search.epochs > 1)}, seed {seeds} (chosen in bold):"
+        )
         rows: dict[str, list[str]] = {}
         for label, tried in search.choices.items():
             texts = [f"**{_named(choice)}**" if choice == choices.get(label) else _named(choice) for choice in tried]

@@ -119,7 +119,7 @@ def test_a_search_then_its_choice_and_nothing_twice(toy, tmp_path, monkeypatch, 
     assert main(["reproduce", "codinet", *arguments, "--out", str(tmp_path / "out")]) == 0
     text = page.read_text()
     assert "- frozen, seed 1\n" in text and "- Keeps: the data." in text and "**not enough**. 4 runs." in text
-    assert "- Chooses on validation, 1 epochs, seed 100, 101 (chosen in bold):\n" in text
+    assert "- Chooses on validation, 1 epoch, seed 100, 101 (chosen in bold):\n" in text
     rates = ", ".join(f"**{rate}**" if rate == best else rate for rate in RATES)
     assert f"  - routed: {rates}.\n" in text
 

@@ -121,8 +121,9 @@ def test_data_that_is_not_there_is_said_and_the_rest_is_run(small_paper, tmp_pat
     paper = dataclasses.replace(small_paper, rows=rows, measured=ROUTING_NETWORKS.measured)
     monkeypatch.setitem(reproduce.REPRODUCTIONS, "routing-networks", paper)
     monkeypatch.setenv(files.DATA_VARIABLE, str(tmp_path / "nothing"))
-    assert run(tmp_path / "out", "--seeds", 1) == 1
+    assert run(tmp_path / "out", "--seeds", 1, "--epochs", 1) == 1
     report = (tmp_path / "out" / "routing-networks.md").read_text()
+    assert "Every run was asked for with `--epochs 1`, whatever is said of lengths below." in report
     assert "## Not there" in report and "mini-imagenet" in report and "| frozen |" in report
     assert "cifar-100" in report and not (tmp_path / "out" / "cost.png").exists()
     assert [r["label"] for r in json.loads((tmp_path / "out" / "results.json").read_text())] == ["frozen"]
