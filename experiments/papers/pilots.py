@@ -38,7 +38,8 @@ def outlook(part: Judged) -> str:
     if part.found is None or part.spread is None:
         return ""
     errors = [(seeds, part.spread / math.sqrt(seeds)) for seeds in SEEDS]
-    expected = ", ".join(f"{error:.2g} of {seeds} (± {half_width(error, seeds):.2g})" for seeds, error in errors)
+    widths = [f"{half_width(error, seeds):.2g}{part.unit} (standard error {error:.2g})" for seeds, error in errors]
+    expected = " and ".join(f"±{width} with {seeds} seeds" for width, seeds in zip(widths, SEEDS, strict=True))
     what, _, _ = part.numbers.partition(": ")
-    known = f"{part.found.seeds} seeds" if part.found.seeds > 1 else "test images alone, a lower bound"
-    return f"Standard error to expect of {what},{part.unit}: {expected}, by {known}."
+    known = "as these do" if part.found.seeds > 1 else "by the choice of test images alone: at best"
+    return f"What the 95 % interval of `{what}` would be: {expected}, if seeds differ {known}."
