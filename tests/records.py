@@ -135,6 +135,8 @@ def strict(path):
 
 
 def untimed(record):
+    """A record without its times, and the commit: somebody may commit while the tests run."""
     curve = {key: value for key, value in record["curve"].items() if key != "seconds"}
-    rest = {key: value for key, value in record.items() if key not in ("seconds", "samples_per_second", "curve")}
+    left_out = ("seconds", "samples_per_second", "curve", "commit")
+    rest = {key: value for key, value in record.items() if key not in left_out}
     return {**rest, "curve": curve}
