@@ -42,7 +42,6 @@ class EM(ScoredAgent):
 
     Config = EMConfig
     config: EMConfig
-    DEFAULT_RATES = {"table": 0.1, "mlp": 0.003}
     kept: Tensor
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import routing_gym
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.console import one_line, say
+from routing_gym.experiments.engine.console import counted, one_line, say
 from routing_gym.experiments.engine.folders import check_own, locked
 from routing_gym.experiments.engine.launchers import Launcher, Launching, perform, say_failures
 from routing_gym.experiments.engine.page import check_page, write_page
@@ -124,11 +124,6 @@ class Reproduce(Launching):
             stack.callback(launcher.end)
             check_own(self.out, "settings")
             return work.done(launcher)
-
-    @property
-    def going_on(self) -> str:
-        """How to go on after it was stopped."""
-        return "call it again, and it goes on"
 
     def training(self, env: str = DEFAULT_ENV, epochs: int = 1, batch_size: int = 1) -> TrainingSettings:
         """Return how something is trained on this machine."""
@@ -314,9 +309,7 @@ def about_protocol(protocol: Protocol, choices: Mapping[str, Change]) -> list[st
     ]
     if search := protocol.search:
         seeds = ", ".join(map(str, search.seeds))
-        lines.append(
-            f"- Chooses on validation, {search.epochs} epoch{'s' * (search.epochs > 1)}, seed {seeds} (chosen in bold):"
-        )
+        lines.append(f"- Chooses on validation, {counted(search.epochs, 'epoch')}, seed {seeds} (chosen in bold):")
         rows: dict[str, list[str]] = {}
         for label, tried in search.choices.items():
             texts = [f"**{_named(choice)}**" if choice == choices.get(label) else _named(choice) for choice in tried]

@@ -207,11 +207,6 @@ class Sweep(Launching):
             keep_failures(self.out, failures)
             return say_failures(failures, console, self.out)
 
-    @property
-    def going_on(self) -> str:
-        """How to go on after it was stopped."""
-        return "call it again, and it goes on"
-
     def _check_there(self, proposed: Sequence[Setting]) -> None:
         """Refuse a folder whose records another sweep has written: they would go, and the best setting with them."""
         path, known = self.out / "results.json", {" ".join(setting) for setting in proposed}

@@ -11,10 +11,9 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any, BinaryIO
+from typing import Any
 
 import gymnasium
 import torch
@@ -22,8 +21,7 @@ import torch
 from routing_gym.agents import AGENTS, make_agent, needs
 from routing_gym.envs import evaluate
 from routing_gym.experiments.engine.machine import processor_name
-from routing_gym.experiments.engine.records import Record
-from routing_gym.files import write_atomically
+from routing_gym.experiments.engine.records import Record, write_text
 
 ROWS, BATCHES, WARM_UP = 96, 60, 3
 DATA = {"num_tasks": 3, "num_classes": 4, "image_size": 16, "images_per_class": 60, "noise": 70.0}
@@ -97,24 +95,11 @@ def page(records: Sequence[Record], seeds: int) -> str:
 
     rows = [[f"`{name}`", *(cell(name, network) for network in networks)] for name in names]
     told = [["agent", *networks], ["---"] * (len(networks) + 1), *rows]
-    return "\n".join(
-        [
-            "<!-- Generated: python -m routing_gym.experiments.benchmarks.cross --out FOLDER -->",
-            "",
-            "# Every agent on every network",
-            "",
-            *TOLD.format(rows=ROWS, batches=BATCHES + WARM_UP, seeds=seeds, device=processor_name()).splitlines(),
-            "",
-            *("| " + " | ".join(row) + " |" for row in told),
-            "",
-            *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1)),
-            "",
-        ]
-    )
-
-
-def _put(text: bytes, out: BinaryIO) -> None:
-    out.write(text)
+    head = "<!-- Generated: python -m routing_gym.experiments.benchmarks.cross --out FOLDER -->"
+    about = TOLD.format(rows=ROWS, batches=BATCHES + WARM_UP, seeds=seeds, device=processor_name())
+    lines = ["| " + " | ".join(row) + " |" for row in told]
+    numbered = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    return "\n".join([head, "", "# Every agent on every network", "", about, "", *lines, "", *numbered, ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(name, flush=True)
     chosen.out.mkdir(parents=True, exist_ok=True)
     for file, text in (("cross.json", json.dumps(records, indent=1)), ("cross.md", page(records, chosen.seeds))):
-        write_atomically(chosen.out / file, partial(_put, text.encode()))
+        write_text(chosen.out / file, text)
     return 0
 
 

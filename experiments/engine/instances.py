@@ -13,7 +13,7 @@ from torch import Tensor
 
 from routing_gym.agents import Agent
 from routing_gym.envs import Step, Trajectory, macs_of, route_split
-from routing_gym.envs.evaluation import EVALUATION_BATCH, spent_by_router
+from routing_gym.envs.evaluation import EVALUATION_BATCH, departures, spent_by_router
 from routing_gym.experiments.engine.records import read_arrays, write_arrays, write_rows
 from routing_gym.networks import actions
 from routing_gym.tasks import MultiTaskDataset
@@ -97,14 +97,9 @@ def write_routes(agent: Agent, split: str, path: Path) -> None:
 
 def _rows(batch: Trajectory, spent: Tensor, num_decisions: int, num_choices: int) -> Iterator[list[Any]]:
     """Rows of a batch but for their index; `spent (N + 1,)` is what the router spends on each decision."""
-    predicted, most = torch.zeros_like(batch.label), torch.full_like(batch.macs, -1.0)
-    for exit in batch.exits:
-        rows = torch.arange(len(most), device=most.device) if exit.rows is None else exit.rows
-        larger = exit.weight > most[rows]
-        most[rows] = torch.where(larger, exit.weight, most[rows])
-        predicted[rows] = torch.where(larger, exit.logits.argmax(1), predicted[rows])
+    *_, predicted = departures(batch, num_choices)
     macs = batch.macs.double() + spent_by_router(batch, spent)
-    choices = [[""] * num_decisions for _ in range(len(most))]
+    choices = [[""] * num_decisions for _ in batch.label]
     for step in batch.steps:
         for own, decision, choice in zip(choices, step.decision.tolist(), _choices(step, num_choices), strict=True):
             if decision < num_decisions:

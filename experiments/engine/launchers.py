@@ -207,6 +207,11 @@ class Launching(Pluggable):
     address: str | None = None
     launcher_options: tuple[str, ...] = ()
 
+    @property
+    def going_on(self) -> str:
+        """How to go on after it was stopped."""
+        return "call it again, and it goes on"
+
     def make_launcher(self, folder: Path) -> Launcher:
         """Make what is asked for; it may keep files of its own in the folder of results.
 

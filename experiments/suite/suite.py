@@ -130,11 +130,6 @@ class Suite(Launching, Tunable):
     threads: int = 1
     out: Path = Path("results/suite")
 
-    @property
-    def going_on(self) -> str:
-        """How to go on after it was stopped."""
-        return "call it again, and it goes on"
-
     def execute(self, console: Console) -> int:
         """Run it; return the exit status, 1 where some run failed."""
         if self.scores is not None:

@@ -159,7 +159,7 @@ def evaluate(
         task, label = batch.task[kept], batch.label[kept]
         routes.index_put_((task, label), used[kept].long(), accumulate=True)
         weights.index_put_((task,), weighed[kept], accumulate=True)
-        left, right = (column[kept] for column in _departures(batch, num_choices))
+        left, right, _ = (column[kept] for column in departures(batch, num_choices))
         exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
         different, which = used[kept, :-1].flatten(1).unique(dim=0, return_inverse=True)
         numbers = [known.setdefault(tuple(choices), len(known)) for choices in different.tolist()]
@@ -238,14 +238,18 @@ def route_split(
             generator.set_state(drawn)  # judging an agent must not change how it goes on
 
 
-def _departures(batch: Trajectory, num_choices: int) -> tuple[Tensor, Tensor]:
-    """The way out of each instance, `(B,)` int64 `decision * A + choice`, and if it left right, `(B,)` bool."""
+def departures(batch: Trajectory, num_choices: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each instance its way out, `(B,)` int64 `decision * A + choice`, if it was right, bool, and its class, int64.
+
+    Of one that leaves by several exits it is that of the largest weight.
+    """
     label, most = batch.label, torch.full_like(batch.macs, -1.0)
-    left, right = torch.zeros_like(label), torch.zeros_like(label, dtype=torch.bool)
+    left, right, told = torch.zeros_like(label), torch.zeros_like(label, dtype=torch.bool), torch.zeros_like(label)
     for exit in batch.exits:
         rows = torch.arange(len(label), device=label.device) if exit.rows is None else exit.rows
         larger = exit.weight > most[rows]
         most[rows] = torch.where(larger, exit.weight, most[rows])
         left[rows] = torch.where(larger, exit.decision * num_choices + exit.choice, left[rows])
         right[rows] = torch.where(larger, classified_right(exit.logits, label[rows]), right[rows])
-    return left, right
+        told[rows] = torch.where(larger, exit.logits.argmax(1), told[rows])
+    return left, right, told
