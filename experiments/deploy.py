@@ -51,14 +51,15 @@ class Prune(OfCheckpoint):
             smaller = prune(agent)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        smaller.save(self.out)
-        table = table_of(f"{agent.name}, {self.checkpoint}, split test", "", "blocks", *COLUMNS)
+        split = _judged_on(agent)
+        table = table_of(f"{agent.name}, {self.checkpoint}, split {split}", "", "blocks", *COLUMNS)
         for name, judged in (("before", agent), ("after", smaller)):
-            network, result = judged.env.network, evaluate(judged, judged.env)
+            network, result = judged.env.network, evaluate(judged, judged.env, split=split)
             assert isinstance(network, Deployable)
             blocks = " + ".join(map(str, network.block_counts))
             numbers = accuracy_and_macs(result.accuracy, result.macs)
             table.add_row(name, blocks, f"{count_parameters(judged):,}", *numbers)
+        smaller.save(self.out)
         console.print(table)
         say(console, f"Written to {self.out}")
         return 0
@@ -66,7 +67,7 @@ class Prune(OfCheckpoint):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extract(OfCheckpoint):
-    """Write one task's route, or network and agent together, as a plain network from uint8 pixels to logits.
+    """Write one task's route, or network and agent together, as a plain network from images to logits.
 
     Attributes:
         out: The file to write, ending in .pt2 for `torch.export.load`, or in .onnx.
@@ -82,7 +83,8 @@ class Extract(OfCheckpoint):
     def execute(self, console: Console) -> int:
         """Run it; return the exit status."""
         agent = load_with_env(self.checkpoint, self.env_options)
-        test, task = agent.env.datasets["test"], self._number(agent)
+        split, task = _judged_on(agent), self._number(agent)
+        data = agent.env.datasets[split]
         if self.out.suffix not in READERS:
             named = " or ".join(f"{ending} ({reader} reads it)" for ending, reader in READERS.items())
             raise UsageError(f"--out must end in {named}, got {self.out}")
@@ -91,21 +93,21 @@ class Extract(OfCheckpoint):
             plain = extract(agent, task, k_cpt=self.k_cpt).cpu()
         except ValueError as error:
             raise UsageError(str(error)) from error
-        rows = torch.zeros(2, *test.input_shape, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+        rows = torch.zeros(2, *data.input_shape, dtype=data.images.dtype), torch.zeros(2, dtype=torch.int64)
         inputs = rows[: getattr(plain, "inputs", 1)]
         program = exported(plain, *inputs)
         content = _onnx(program, len(inputs)) if self.out.suffix == ".onnx" else _pt2(program)
-        write_atomically(self.out, lambda out: out.write(content))
-        routed = evaluate(agent, agent.env, k_cpt=self.k_cpt)
+        routed = evaluate(agent, agent.env, split=split, k_cpt=self.k_cpt)
         if task is None:
             before, what = accuracy_and_macs(routed.accuracy, routed.macs), "all tasks"
         else:
             before, what = accuracy_and_macs(routed.task_accuracy[task], routed.task_macs[task]), f"task {self.task}"
         macs = count_macs(plain, *(part[:1] for part in inputs))
-        after = accuracy_and_macs(accuracy_of(program.module(), test, task, len(inputs)), macs)
-        table = table_of(f"{agent.name}, {self.checkpoint}, {what}, split test", "", *COLUMNS)
+        after = accuracy_and_macs(accuracy_of(program.module(), data, task, len(inputs)), macs)
+        table = table_of(f"{agent.name}, {self.checkpoint}, {what}, split {split}", "", *COLUMNS)
         table.add_row("routed", f"{count_parameters(agent):,}", *before)
         table.add_row("extracted", f"{sum(p.numel() for p in plain.parameters()):,}", *after)
+        write_atomically(self.out, lambda out: out.write(content))
         console.print(table)
         say(console, f"Written to {self.out}")
         return 0
@@ -121,6 +123,11 @@ class Extract(OfCheckpoint):
                 return names.index(self.task)
         named = f" or be one of {known[1]}" if known[1] else ", its tasks have no names"
         raise UsageError(f"--task must lie in [0, {dataset.num_tasks}){named}, got {self.task}")
+
+
+def _judged_on(agent: Agent) -> str:
+    """The split that tells most of how good it is: `test`, where there is one."""
+    return next(split for split in ("test", "validation", *agent.env.datasets) if split in agent.env.datasets)
 
 
 def _pt2(program: torch.export.ExportedProgram) -> bytes:
@@ -156,7 +163,7 @@ def _onnx(program: torch.export.ExportedProgram, inputs: int) -> bytes:
 def accuracy_of(classify: Callable[..., Tensor], dataset: MultiTaskDataset, task: int | None, inputs: int = 1) -> float:
     """Share of a task's instances, or of all, that are classified right.
 
-    By a function from `(B, C, H, W)` uint8, and where it takes two `inputs` from tasks `(B,)`, to logits.
+    By a function from images `(B, C, H, W)`, and where it takes two `inputs` from tasks `(B,)`, to logits.
     """
     rows = (dataset.task == (dataset.task if task is None else task)).nonzero().flatten()
     right = []

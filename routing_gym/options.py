@@ -8,6 +8,8 @@ import types
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 _RULE = "rule"
 _Test = Callable[[Any], bool]
 SEQUENCES = (tuple, list, Sequence)
@@ -50,7 +52,8 @@ class Options:
     def __post_init__(self) -> None:
         hints = type_hints(type(self))
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value = plain_value(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
             known: Collection[Any] = _literals(hints[field.name])
             rule, test = field.metadata.get(_RULE, ("", None))
             if callable(rule):
@@ -81,6 +84,13 @@ class Options:
         return cls(**options)
 
 
+def plain_value(value: Any) -> Any:
+    """NumPy's numbers as Python's, in lists and tuples too: what is kept must be readable without NumPy."""
+    if type(value) in (list, tuple):
+        return type(value)(map(plain_value, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 type_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
 """Types by name of what a function or class is annotated with; finding them takes longer than a small network."""
 
@@ -94,8 +104,8 @@ def _literals(hint: Any) -> tuple[Any, ...]:
 
 def check_types(owner: str, hints: dict[str, Any], options: dict[str, Any]) -> None:
     """Refuse options whose values are not of the types hinted at: text where a number belongs, 2.5 where 2 does."""
-    for name, value in options.items():
-        hint = hints.get(name, Any)
+    for name, given in options.items():
+        value, hint = plain_value(given), hints.get(name, Any)
         kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         fits = any(
             kind is Any

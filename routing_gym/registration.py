@@ -91,14 +91,17 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
     from routing_gym.envs import DATASETS, EnvConfig
     from routing_gym.envs.make import OF_ENV, known_options
     from routing_gym.networks import NETWORKS
-    from routing_gym.options import unexpected, unknown_name
+    from routing_gym.options import plain_value, unexpected, unknown_name
 
     if not isinstance(env_id, str) or not env_id:
         raise ValueError(f"env_id must be text, 'namespace/Name-v0', got {env_id!r}")
     for kind, name, known in (("data set", dataset, DATASETS), ("network", network, NETWORKS)):
         if not isinstance(name, str) or name not in known:
             raise ValueError(unknown_name(kind, name, sorted(known)))
-    takes = known_options(dataset, network) - {"num_envs"}
+    takes, options = (
+        known_options(dataset, network) - {"num_envs"},
+        {name: plain_value(of) for name, of in options.items()},
+    )
     for option, value in options.items():
         if option not in takes:
             raise unexpected("this environment", option, takes)

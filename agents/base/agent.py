@@ -23,8 +23,8 @@ from routing_gym.envs.turns import is_single
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import Action
 from routing_gym.networks.actions import of_one_tensor
-from routing_gym.options import Options, check_types, type_hints
-from routing_gym.tasks.checking import seed_number
+from routing_gym.options import Options, check_types, plain_value, type_hints
+from routing_gym.tasks.checking import integer_tensor, seed_number, to_tensor
 
 ASK_NEEDS = "make_vec(id, num_envs=..., **needs({!r})) gives an agent all it needs"
 
@@ -231,9 +231,15 @@ class Agent(nn.Module, ABC):
             raise ValueError(f"an observation has 'activation', 'task' and 'depth' by name, got {got}")
         single, device = np.ndim(observation["depth"]) == 0, self.env.device
         as_tensors = all(isinstance(value, Tensor) for value in observation.values())
-        batch = {key: torch.as_tensor(value, device=device) for key, value in observation.items()}
+        batch = {key: to_tensor(key, value).to(device) for key, value in observation.items()}
         if single:
             batch = {key: value.unsqueeze(0) for key, value in batch.items()}
+        for key, value in batch.items():
+            whole = key in ("task", "depth")
+            batch[key] = integer_tensor(key, value) if whole else value.to(torch.get_default_dtype())
+        size, shape = self.env.network.observation_size, batch["activation"].shape
+        if len(shape) < 2 or shape[1:].numel() != size:
+            raise ValueError(f"activation must hold {size} numbers for each instance, got shape {tuple(shape)}")
         if k_cpt is not None:
             batch["price"] = torch.full_like(batch["activation"][:, :1], PRICED_MACS * (self.price_seen(k_cpt) or 0.0))
         for key, most in (("task", self.num_tasks), ("depth", self.num_decisions + 1)):
@@ -290,6 +296,7 @@ class Agent(nn.Module, ABC):
                 f"agent {self.name!r} decides without looking at the price, so k_cpt={k_cpt!r} means nothing to it: "
                 "agents with a router do, and approximators (representation='mlp')"
             )
+        k_cpt = plain_value(k_cpt)
         if not is_price(k_cpt):
             raise ValueError(f"agent {self.name!r}: k_cpt must be at least 0 and finite, got {k_cpt!r}")
         return k_cpt
@@ -309,21 +316,21 @@ class Agent(nn.Module, ABC):
                 f"{type(self).__name__} cannot be saved: register_agent(name, {type(self).__name__}) first, so that it "
                 "can be found when it is loaded"
             )
-        write(
-            path,
-            {
-                "agent": self.name,
-                "config": dataclasses.asdict(self.config),
-                "episodes": self.episodes,
-                "carried": self.carried,
-                "agent_state": self.state_dict(),
-                "agent_optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-                "agent_generator": (self.generator.device.type, self.generator.get_state()),
-                "env": self.env.state_dict(),
-                "extra": extra,
-                **origin_of(self.env),
-            },
-        )
+        write(path, {**self.content(), "extra": extra})
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint holds, by name, see `save`."""
+        return {
+            "agent": self.name,
+            "config": dataclasses.asdict(self.config),
+            "episodes": self.episodes,
+            "carried": self.carried,
+            "agent_state": self.state_dict(),
+            "agent_optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "agent_generator": (self.generator.device.type, self.generator.get_state()),
+            "env": self.env.state_dict(),
+            **origin_of(self.env),
+        }
 
     @classmethod
     def load(cls, path: str | Path, env: Any) -> Self:

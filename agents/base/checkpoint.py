@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ FORM: dict[str, Any] = {
 def write(path: str | Path, content: dict[str, Any]) -> None:
     """Write a checkpoint of tensors and plain values, with the state of PyTorch's own random numbers (dropout)."""
     checkpoint = {**content, "format": FORMAT, "version": VERSION, "torch_generator": torch.get_rng_state()}
-    _check_plain(checkpoint, "")
+    check_plain(checkpoint)
     archive = io.BytesIO()
     torch.save(checkpoint, archive)
     # The last two bytes of an archive without a comment are the comment's length.
@@ -112,14 +112,15 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _check_plain(value: Any, where: str) -> None:
+def check_plain(value: Any, where: str = "") -> None:
     """Refuse all that `read` would refuse: anything but tensors and plain values, numpy's numbers too."""
-    if isinstance(value, Mapping):
+    if type(value) in (dict, OrderedDict):
         for key, part in value.items():
-            _check_plain(part, f"{where}.{key}".removeprefix("."))
+            check_plain(key, f"the key {key!r} of {where}")
+            check_plain(part, f"{where}.{key}".removeprefix("."))
     elif type(value) in (list, tuple):
         for number, part in enumerate(value):
-            _check_plain(part, f"{where}.{number}")
+            check_plain(part, f"{where}.{number}")
     elif not isinstance(value, Tensor) and type(value) not in (bool, int, float, str, bytes, type(None)):
         raise ValueError(
             f"a checkpoint holds tensors and plain values, which are read without running code; {where} is of type "

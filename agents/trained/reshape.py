@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from routing_gym.blocks import probe
 from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.envs.accept import Splits, accept_splits
 from routing_gym.networks import Deployable, Normalize, RoutedNetwork
+from routing_gym.options import plain_value
 
 
 def extract(
@@ -174,7 +174,8 @@ def add_task(agent: Agent, data: Splits, *, block_rate: float = 0.1) -> Agent:
         ValueError: A split is missing, the data do not fit the network, the network is told the task as input or
             reads each out by itself, or the agent cannot route so many tasks.
     """
-    if not (isinstance(block_rate, Real) and 0 < block_rate < float("inf")):
+    block_rate = plain_value(block_rate)
+    if not (isinstance(block_rate, int | float) and block_rate is not True and 0 < block_rate < float("inf")):
         raise ValueError(f"block_rate must be positive and finite, got {block_rate}")
     old, data = agent.env, accept_splits(data, "the new tasks")
     if missing := sorted(set(old.datasets) - set(data)):

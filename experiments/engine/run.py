@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from routing_gym.agents import Agent, agent_class, read
+from routing_gym.agents.base.checkpoint import check_plain
 from routing_gym.envs import DATASETS, REWARDS, RoutingVectorEnv, TrainingDivergedError, evaluate, is_price
 from routing_gym.experiments.engine import records, settings, training
 from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, CallbackError, Session, tell
@@ -160,6 +161,7 @@ class Run:
                 agent, _ = resumed(self.folder / CHECKPOINT, agent, self)
             if batch:
                 agent.learn(agent.env, agent.env.batch_size)
+                check_plain(agent.content())  # else a first epoch would be lost
                 training.checked_policy(agent)
                 agent.env.datasets[self.split] = training.few_of(agent.env.datasets[self.split])
                 with suppress(TrainingDivergedError):  # which is the run's affair

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,11 @@ def accept_splits(given: Any, what: str = "data") -> dict[str, MultiTaskDataset]
             raise ValueError(
                 f"splits must be normalised alike, by one mean and deviation, got {shown}: make the others like=train"
             )
-        return dict(given)
+        classes = max(split.num_classes for split in given.values())  # one of few rows may not show all of them
+        return {
+            name: split if split.num_classes == classes else dataclasses.replace(split, num_classes=classes)
+            for name, split in given.items()
+        }
     kinds = {split: type(part).__name__ for split, part in given.items()} if isinstance(given, Mapping) else given
     got = kinds if isinstance(kinds, Mapping | str | int | float | None) else type(given).__name__
     raise ValueError(
@@ -64,7 +69,19 @@ def accept_splits(given: Any, what: str = "data") -> dict[str, MultiTaskDataset]
 def accept_pair(network: Any, data: Splits) -> tuple[RoutedNetwork, dict[str, MultiTaskDataset]]:
     """Network and splits; data with more classes than the network has logits for, or other images, is refused."""
     network, splits = accept_network(network), accept_splits(data)
+    kinds = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise ValueError("the network has weights without values, on the device 'meta': build it on a real one")
+    if kinds and torch.get_default_dtype() not in kinds:
+        raise ValueError(
+            f"the network must have weights in {torch.get_default_dtype()}, got {kinds.pop()}: for products in "
+            "bfloat16 give precision='bfloat16'"
+        )
+    told = any(getattr(network, name, False) for name in ("task_input", "readout_per_task"))
+    most = getattr(network, "num_tasks", None) if told else None
     for split in splits.values():
+        if most is not None and most < split.num_tasks:
+            raise ValueError(f"{split.name} has {split.num_tasks} tasks, the network was built with num_tasks={most}")
         if network.num_classes < split.num_classes:
             raise ValueError(
                 f"{split.name} has {split.num_classes} classes, but the network gives logits for {network.num_classes}"

@@ -17,7 +17,7 @@ from routing_gym.envs.rewards import REWARDS
 from routing_gym.envs.training import OF_OPTIMIZATION, OPTIMIZERS, Optimization
 from routing_gym.envs.turns import Manner
 from routing_gym.forms import check_form
-from routing_gym.options import Options, count, fraction, named, not_negative, positive, share
+from routing_gym.options import Options, count, fraction, named, not_negative, plain_value, positive, share
 from routing_gym.tasks import BalancedStream, MultiTaskDataset, ShuffledStream
 from routing_gym.tasks.sampling import PhasedStream, Stream
 
@@ -297,14 +297,14 @@ def name_of_mode(value: Any) -> Any:
 
 
 class PlainSpec:
-    """The attribute `spec` of an environment, in which an `AutoresetMode` is its name: `spec.to_json()` must work."""
+    """The attribute `spec` of an environment, whose values are plain, a mode its name: `spec.to_json()` must work."""
 
     def __get__(self, env: Any, owner: type) -> Any:
         return None if env is None else vars(env).get("_spec")
 
     def __set__(self, env: Any, spec: Any) -> None:
         if spec is not None:
-            spec.kwargs = {option: name_of_mode(value) for option, value in spec.kwargs.items()}
+            spec.kwargs = {option: plain_value(name_of_mode(value)) for option, value in spec.kwargs.items()}
         vars(env)["_spec"] = spec
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 import routing_gym.tasks as tasks
 from routing_gym.blocks import first_weights
@@ -17,7 +16,7 @@ from routing_gym.envs.config import EnvConfig
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.vector import RoutingVectorEnv
 from routing_gym.networks import NETWORKS, NetworkSpec, RoutedNetwork, claim, make_network
-from routing_gym.options import check_types, type_hints, unexpected, unknown_name
+from routing_gym.options import check_types, plain_value, type_hints, unexpected, unknown_name
 from routing_gym.tasks import MultiTaskDataset
 from routing_gym.tasks.checking import whole_number
 
@@ -121,8 +120,8 @@ def make_routing_vector_env(
         TypeError: An option that none of them takes.
         ValueError: A value that is refused.
     """
-    options = {option: _plain(value) for option, value in options.items()}
-    num_blocks, num_tasks, seed = _plain(num_blocks), _plain(num_tasks), _plain(seed)
+    options = {option: plain_value(value) for option, value in options.items()}
+    num_blocks, num_tasks, seed = plain_value(num_blocks), plain_value(num_tasks), plain_value(seed)
     for kind, name, there in (("data set", dataset, DATASETS), ("network", network, NETWORKS)):
         if isinstance(name, str) and name not in there:
             raise ValueError(unknown_name(kind, name, sorted(there)))
@@ -151,7 +150,7 @@ def make_routing_vector_env(
         data = DATASETS[dataset](**{name: value for name, value in options.items() if name in of_data})
     data = accept_splits(data, f"data set {dataset!r}" if isinstance(dataset, str) else "data")
     if num_tasks is not None and "num_tasks" not in of_data:
-        data = {split: part.select_tasks(range(num_tasks)) for split, part in data.items()}
+        data = accept_splits({split: part.select_tasks(range(num_tasks)) for split, part in data.items()})
     first = next(iter(data.values()))
     if isinstance(network, str):
         if first.planted is not None:
@@ -198,11 +197,6 @@ def _without_options_of_others(
                 "it out, or build the like before"
             )
     return {option: value for option, value in options.items() if option not in others}
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _options(given: Any, builders: Mapping[str, Any]) -> dict[str, Any]:

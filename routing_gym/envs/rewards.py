@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from routing_gym.envs.turns import Turn
+from routing_gym.envs.turns import Turn, version_of
 from routing_gym.networks import NotFiniteError, claim
 from routing_gym.networks.actions import dense, of_one_tensor
 from routing_gym.ranks import ALONE, Ranks
@@ -52,9 +52,9 @@ class RewardTerm:
         given = {name: values[name] for name in self.wants}
         if self.ours:
             return self.function(**given)
-        versions = {name: value._version for name, value in given.items() if isinstance(value, Tensor)}
+        versions = {name: version_of(value) for name, value in given.items() if isinstance(value, Tensor)}
         reward = self.function(**given)
-        if changed := [name for name, version in versions.items() if given[name]._version != version]:
+        if changed := [name for name, version in versions.items() if version_of(given[name]) != version]:
             raise ValueError(
                 f"reward {self.name!r} has written into {changed[0]!r}, which others need: write into a copy"
             )

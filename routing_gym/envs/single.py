@@ -65,7 +65,9 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Draw an instance from `np_random`; `options={"instances": [row]}` takes a given one."""
-        accept_reset_options({"instances": [0], **(options or {})}, self.core)  # before anything has changed
+        accept_reset_options({} if options is None else options, self.core)  # before anything has changed
+        if seed is None and self._np_random is None and self.spec is not None and "seed" in self.spec.kwargs:
+            seed = self.core.config.seed % 2**64  # one that was not asked for is the system's, as everywhere
         super().reset(seed=seed)
         config, task = self.core.config, self._task
         rows = config.drawn_of(task, self.core.dataset.rows_at(self.core.trainer.passes))

@@ -111,7 +111,7 @@ class Seen(Mapping[str, Tensor]):
     def __getitem__(self, key: str) -> Tensor:
         if key not in self.looked_at:
             value = self._look(key)
-            self.looked_at[key] = value, value._version
+            self.looked_at[key] = value, version_of(value)
         return self.looked_at[key][0]
 
     def _look(self, key: str) -> Tensor:
@@ -150,6 +150,11 @@ class Seen(Mapping[str, Tensor]):
         return passed
 
 
+def version_of(value: Tensor) -> int:
+    """How often a tensor has been written into; 0 of those of `torch.inference_mode`, which do not keep count."""
+    return 0 if value.is_inference() else value._version
+
+
 class Turn(NamedTuple):
     """One decision of every row of a batch, and where it has led.
 
@@ -183,7 +188,7 @@ def take_turn(network: RoutedNetwork, state: RoutingState, decide: Decide, manne
     seen = Seen(network, state, manner)
     given = decide(seen)
     for key, (value, version) in seen.looked_at.items():
-        if value._version != version:
+        if version_of(value) != version:
             raise ValueError(f"act has written into its observation, {key!r}, which others need: write into a copy")
     accepted = accept(
         network,

@@ -122,7 +122,7 @@ class RoutedExperts(Deployable):
         shared += sum(bank.shared_macs for bank in banks) + features * num_classes
         decisions = one_after_the_other(names, [bank.macs for bank in banks], widths)
         super().__init__(decisions, num_classes=num_classes, input_shape=input_shape, stem_macs=shared)
-        self.trunk, self.observes, self.observed_shapes = stem, observes, shapes
+        self.trunk, self.observes, self.observed_shapes, self.num_tasks = stem, observes, shapes, num_tasks
         self.banks, self.between = nn.ModuleList(banks), nn.ModuleList(between)
         self.readouts = LinearBlocks(num_tasks, features, num_classes)
         self.experts = tuple(tuple(layer) for layer in experts)

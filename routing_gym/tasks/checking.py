@@ -15,10 +15,13 @@ def to_tensor(where: str, given: Any) -> Tensor:
     """Numbers as a tensor, NumPy arrays without a copy where that can be done; `where` is what messages call them."""
     if isinstance(given, Tensor):
         return given
+    if isinstance(given, np.ma.MaskedArray) and np.ma.getmaskarray(given).any():
+        raise ValueError(f"{where} must be numbers, got a masked array: fill it, or leave its masked values out")
     try:
         array = np.asarray(given)
     except ValueError:
         array = np.asarray(None)
+    array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))  # as files may have it
     if array.dtype.kind not in "biuf":
         kind = f"an array of {array.dtype}" if isinstance(given, np.ndarray) else f"{given!r:.60}"
         raise ValueError(f"{where} must be a tensor, a NumPy array or lists of numbers of one length, got {kind}")

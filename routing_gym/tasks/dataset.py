@@ -18,6 +18,8 @@ from routing_gym.tasks.augmentation import Shift, recolor
 from routing_gym.tasks.checking import image_tensor, integer_tensor, to_tensor, whole_number
 from routing_gym.tasks.sampling import sent
 
+MOST = 2**24
+"""Tasks or classes there may be: a number that is larger is none."""
 OF_ROWS = ("image", "task", "label", "planted", "during")
 """Fields of a split that have an entry for every row, where they are known."""
 
@@ -79,7 +81,7 @@ class MultiTaskDataset:
         where = f"{self.name}, split {self.split!r}"
         self._set(images=image_tensor(f"{where}: images", self.images))
         for field in ("num_tasks", "num_classes"):
-            whole_number(f"{where}: {field}", getattr(self, field))
+            whole_number(f"{where}: {field}", getattr(self, field), 1, MOST)
         for field in ("mean", "std"):
             self._set(**{field: to_tensor(f"{where}: {field}", getattr(self, field)).float()})
         limits = {"image": len(self.images), "task": self.num_tasks, "label": self.num_classes}

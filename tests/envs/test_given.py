@@ -1,5 +1,6 @@
 """Data and networks that are there already, in place of names."""
 
+import dataclasses
 import inspect
 
 import gymnasium
@@ -153,3 +154,36 @@ def test_an_option_of_a_network_of_ones_own_is_nobody_elses(option):
             make_routing_vector_env(dataset="synthetic", network=name)
     finally:
         del NETWORKS[name]
+
+
+def test_splits_may_show_different_numbers_of_classes():
+    few = MultiTaskDataset.from_arrays(IMAGES[:6], [0] * 6, [0, 1, 2] * 2, split="test", like=TRAIN)
+    few = dataclasses.replace(few, num_classes=1)
+    for splits in ({"train": TRAIN, "test": few}, {"test": few, "train": TRAIN}):
+        for tasks in (1, 3):
+            env = gymnasium.make_vec(ID, num_envs=8, dataset=splits, num_tasks=tasks, class_weights=(1.0, 2.0),
+                                     autoreset_mode="disabled")  # fmt: skip
+            agent = make_agent("shared", env).learn(env, 16)
+            assert routing_gym.evaluate(agent, env).loss > 0 and env.unwrapped.network.num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda network: network.half(), r"weights in torch.float32, got torch.float16: .* give precision='bfloat16'"),
+        (lambda network: network.double(), "weights in torch.float32, got torch.float64"),
+        (lambda network: network.to("meta"), "weights without values, on the device 'meta'"),
+    ],
+)
+def test_a_network_that_cannot_run_is_refused_where_it_is_given(change, message):
+    built = make_network("mlp", num_tasks=3, num_classes=2, input_shape=(1, 8, 8))
+    with pytest.raises(ValueError, match=message):
+        gymnasium.make_vec(ID, num_envs=8, dataset=SPLITS, network=change(built))
+
+
+@pytest.mark.parametrize(("name", "options"), [("mlp", {"task_input": True}), ("omniglot-convs", {"layers": 2})])
+def test_so_is_one_for_fewer_tasks(name, options):
+    data = routing_gym.tasks.synthetic_mtl(num_tasks=2, image_size=16, images_per_class=4)
+    built = make_network(name, num_tasks=1, num_classes=3, input_shape=(1, 16, 16), width=4, **options)
+    with pytest.raises(ValueError, match=r" has 2 tasks, the network was built with num_tasks=1"):
+        gymnasium.make_vec(ID, num_envs=8, dataset=data, network=built)

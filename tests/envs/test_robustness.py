@@ -2,6 +2,7 @@
 
 import copy
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -413,3 +414,18 @@ def test_momentum_of_blocks_that_are_first_taken_later(weight_decay):
         env.train_blocks(before_step=copy_gradients)
         reference.step()
         torch.testing.assert_close([*env.network.parameters()], [*plain.parameters()])
+
+
+def test_a_seed_given_to_make_decides_the_order_until_another_one_is_given():
+    def order(**options):
+        env = gymnasium.make("routing_gym/SyntheticMTL-v0", **options)
+        return [round(float(env.reset()[0]["activation"].sum()), 4) for _ in range(6)]
+
+    assert order(seed=3) == order(seed=3) != order(seed=4)
+    assert order(seed=0) == order(seed=0) and order() != order()  # without one it is the system's
+
+
+def test_reset_options_that_are_no_mapping_are_refused():
+    for env in (gymnasium.make("routing_gym/SyntheticMTL-v0"), gymnasium.make_vec("routing_gym/SyntheticMTL-v0")):
+        with pytest.raises(ValueError, match="reset options are 'reset_mask' and 'instances' by name"):
+            env.reset(options=[1])

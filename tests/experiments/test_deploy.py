@@ -206,3 +206,33 @@ def test_tasks_go_by_their_names(tmp_path, capsys):
     capsys.readouterr()
     assert run("extract", folder / "checkpoint.pt", "--task", "odd", "--out", out, *own) == 2
     assert "--task must lie in [0, 3) or be one of ['even', 'prime', 'above 4'], got odd" in capsys.readouterr().err
+
+
+FEATURES = """
+import numpy as np
+import torch
+from routing_gym import MultiTaskDataset, register_dataset, register_env
+
+def features():
+    numbers = np.random.default_rng(0)
+    task, label = np.arange(120) % 2, np.arange(120) // 2 % 3
+    seen = (numbers.normal(size=(120, 1, 1, 7)) + label[:, None, None, None]).astype(np.float32)
+    train = MultiTaskDataset.from_arrays(seen, label, task, name="features")
+    return {"train": train, "validation": MultiTaskDataset.from_arrays(seen, label, task, split="validation", like=train)}
+
+register_dataset("features", features)
+register_env("own/Features-v0", dataset="features", network="mlp")
+"""
+
+
+def test_data_of_floats_without_a_test_split_is_judged_on_what_there_is(tmp_path, capsys, nothing_stays):  # noqa: F811
+    (tmp_path / "own.py").write_text(FEATURES)
+    plugin, checkpoint, out = ["--plugin", tmp_path / "own.py"], tmp_path / "run" / "checkpoint.pt", tmp_path / "y.pt2"
+    agent = ["--agent", "task-specific-all", "--split", "validation"]
+    assert run("train", "--env", "own/Features-v0", *agent, "--epochs", 2, "--out", checkpoint.parent, *plugin) == 0
+    assert run("extract", checkpoint, "--task", 1, "--out", out, *plugin) == 0
+    printed = capsys.readouterr().out
+    assert "split validation" in printed and row(printed, "routed")[1] == row(printed, "extracted")[1]
+    assert torch.export.load(out).module()(torch.randn(3, 1, 1, 7)).shape == (3, 3)
+    assert run("prune", checkpoint, "--out", tmp_path / "small.pt", *plugin) == 0
+    assert "split validation" in capsys.readouterr().out
