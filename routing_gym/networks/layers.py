@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from routing_gym.blocks import FunctionBlocks, LinearBlocks, ModuleBlocks, probe
 
@@ -83,8 +84,24 @@ def _draw_anew(module: nn.Module) -> None:
         _draw_anew(part)
     for name in ("reset_parameters", "_reset_parameters"):  # the latter of PyTorch's attention
         if callable(reset := getattr(module, name, None)):
-            reset()
+            with parametrize.cached():  # what is computed of other weights is kept while it is drawn
+                computed = getattr(module, "parametrizations", {}) if parametrize.is_parametrized(module) else {}
+                drawn = {weight: getattr(module, weight) for weight in computed}
+                reset()
+            for weight, value in drawn.items():
+                _give(module, weight, value.detach())
             break
+
+
+def _give(module: nn.Module, weight: str, value: Tensor) -> None:
+    """Let a weight that is computed of others be a value."""
+    try:
+        setattr(module, weight, value)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{weight} of a {type(module).__name__} is computed of others, and cannot be drawn anew for further blocks "
+            f"({error}): route the layer without its parametrization"
+        ) from error
 
 
 def blocks_like(layer: nn.Module, num_blocks: int, input_shape: tuple[int, ...]) -> FunctionBlocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -66,6 +67,9 @@ def route(
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"route() takes a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+        how = "torch.jit" if isinstance(module, torch.jit.ScriptModule) else "torch.compile"
+        raise ValueError(f"the module is compiled by {how}: route it before that")
     if not isinstance(layers, Sequence | set) or isinstance(layers, str) or not all(isinstance(n, str) for n in layers):
         raise ValueError(f"layers must be a list of names of submodules, got {layers!r}")
     if len(set(layers)) < len(layers):
@@ -122,6 +126,12 @@ def _encoded(
     return src if encoder.norm is None else encoder.norm(src)
 
 
+def _besides(module: nn.Module) -> str:
+    """What to add to a message about a module whose forward takes more than images: a trace has all of it as input."""
+    others = [*inspect.signature(module.forward).parameters][1:]
+    return f"; it must take images alone: put it into a module that leaves out {', '.join(others)}" if others else ""
+
+
 def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
     """Graph of a module; one that cannot be traced or computes something else while it is trained is refused."""
     failure: Exception | None = None
@@ -139,6 +149,7 @@ def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
         raise ValueError(
             f"the module cannot be traced by torch.fx, so it cannot be routed: {failure}: move what it cannot follow "
             "into a submodule without routed layers or route the one that holds the layer: both are called as they are"
+            + _besides(module)
         ) from failure
     raise ValueError(
         "code of a module that holds routed layers asks whether it is being trained, which a trace would freeze: move "
@@ -167,7 +178,7 @@ class RoutedModule(Deployable):
             if not any(True for _ in module.get_submodule(name).parameters()):
                 raise ValueError(f"layer {name!r} has no parameters: all its blocks would be the same; route another")
         if scripted := [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]:
-            raise ValueError(f"{scripted[0] or 'the module'} is compiled by torch.jit: route it before that")
+            raise ValueError(f"{scripted[0]} is compiled by torch.jit: route it before that")
         count_of = dict(zip(layers, blocks_per_bank(num_blocks, [1] * len(layers)), strict=True))
         wanted = torch.get_default_dtype()
         for name, parameter in module.named_parameters():
@@ -180,13 +191,19 @@ class RoutedModule(Deployable):
                 )
         try:
             module = subsample_first(copy.deepcopy(module).cpu())
-        except RuntimeError as error:  # of the old weight_norm, say
+        except (RuntimeError, TypeError) as error:  # of the old weight_norm, or of a lock that it holds, say
             reason = str(error).splitlines()[0]
             raise ValueError(f"the module cannot be copied, as blocks are: {reason}") from error
         graph = _trace(module, layers)
         for node in graph.nodes:
             if node.target in (torch.conv2d, functional.conv2d):
                 node.target = conv2d
+        for node in graph.nodes:
+            if node.op == "get_attr" and (of := [name for name in layers if str(node.target).startswith(f"{name}.")]):
+                raise ValueError(
+                    f"{node.target} is read without a call of layer {of[0]!r}, whose blocks would part it: route the "
+                    "module that does so"
+                )
         traced = fx.GraphModule(module, graph)
         nodes = list(graph.nodes)
         cuts = [i for i, node in enumerate(nodes) if node.op == "call_module" and node.target in layers]
@@ -194,7 +211,7 @@ class RoutedModule(Deployable):
         if sorted(names) != sorted(layers):
             raise ValueError(
                 f"every routed layer must be called exactly once; {sorted(layers)} were called as {names}: where one "
-                "is used without a call, or called again, route the module that holds it"
+                f"is used without a call, or called again, route the module that holds it{_besides(module)}"
             )
 
         record = _Recorder(traced)
@@ -203,15 +220,21 @@ class RoutedModule(Deployable):
             with counting(traced) as record.counted:
                 probe(traced, lambda: record.run(torch.cat([images, images[:1]])))
                 logits = probe(traced, lambda: record.run(images))
+            wanted_logits = probe(module, lambda: module(images))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(
                 f"the module takes no images of shape (B, {', '.join(map(str, input_shape))}): {reason}; "
-                "input_shape=(C, H, W) must be that of the images it was made for"
+                f"input_shape=(C, H, W) must be that of the images it was made for{_besides(module)}"
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != PROBE_ROWS:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ValueError(f"the module must return logits of shape (B, num_classes), got {got} for B = {PROBE_ROWS}")
+        if not torch.allclose(logits, wanted_logits, rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                "traced by torch.fx the module gives another output: hooks on it, and a forward that was put on it "
+                "when it was there already, are not seen: write them into the forward of a module that holds it"
+            )
         routed: list[FunctionBlocks] = []
         carried: list[list[fx.Node]] = []
         for cut, name in zip(cuts, names, strict=True):

@@ -218,7 +218,8 @@ def features():
     task, label = np.arange(120) % 2, np.arange(120) // 2 % 3
     seen = (numbers.normal(size=(120, 1, 1, 7)) + label[:, None, None, None]).astype(np.float32)
     train = MultiTaskDataset.from_arrays(seen, label, task, name="features")
-    return {"train": train, "validation": MultiTaskDataset.from_arrays(seen, label, task, split="validation", like=train)}
+    other = MultiTaskDataset.from_arrays(seen, label, task, split="validation", like=train)
+    return {"train": train, "validation": other}
 
 register_dataset("features", features)
 register_env("own/Features-v0", dataset="features", network="mlp")
