@@ -50,7 +50,7 @@ class ActorCritic(ScoredAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.values = make_scores(self.arrangement, self.config.seed + 1, outputs=1)
+        self.values = make_scores(self.arrangement, (self.config.seed + 1) % 2**64, outputs=1)
         self.train_by(nn.ModuleList([self.scores, self.values]), self.rate)
 
     def values_at(self, steps: Sequence[Step]) -> Tensor:

@@ -54,7 +54,7 @@ class Relax(ScoredAgent):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        self.control = make_scores(self.arrangement, self.config.seed + 1)
+        self.control = make_scores(self.arrangement, (self.config.seed + 1) % 2**64)
         self.strength = TableScores(self.arrangement, 1).to(self.env.device)  # η − 1, of every agent and decision
         parts = [self.scores, self.control, *([self.strength] if self.config.control == "rebar" else [])]
         self.train_by(nn.ModuleList(parts), self.rate)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from routing_gym.experiments.engine.settings import (
     at_least_one,
     check_agents,
     each_once,
+    folder_name,
     parse_options,
     parsed_value,
     repeated,
@@ -45,9 +45,6 @@ ASKED_AT_ONCE = 4
 
 DRAWS = 50
 """Times as many settings are drawn at random as are to be tried: repeats do not count."""
-
-LONGEST = 240
-"""Bytes of a folder's name."""
 
 Setting = tuple[str, ...]
 
@@ -98,9 +95,10 @@ def axis_of(item: str) -> Axis:
     if not (name and values):
         raise UsageError(f"--grid takes NAME=VALUE,VALUE,... or NAME=LOW..HIGH, got {item!r}")
     if ".." not in values:
-        if twice := repeated([repr(parsed_value(value)) for value in values.split(",")]):  # 0.01 is 1e-2
+        tried = _parts(values)
+        if twice := repeated([repr(parsed_value(value)) for value in tried]):  # 0.01 is 1e-2
             raise UsageError(f"--grid takes every value of {name} once, got {twice} twice")
-        return Axis(name, tuple(values.split(",")))
+        return Axis(name, tried)
     span, colon, scale = values.partition(":")
     low, _, high = span.partition("..")
     ends = parse_options("grid", (f"low={low}", f"high={high}"))
@@ -261,7 +259,7 @@ class Sweep(Launching):
             dataclasses.replace(self.training, env_options=env_options),
             self.agent,
             seed,
-            self.out / _folder_of(name) / f"seed-{seed}",
+            self.out / folder_name(name.replace(" ", "_")) / f"seed-{seed}",
             agent_options,
             split="validation",
             title=f"{name}, seed {seed}",
@@ -284,11 +282,16 @@ class Sweep(Launching):
         return write_tuned(self.out / "tuned", self.training.env, self.agent, *options, how)
 
 
-def _folder_of(setting: str) -> str:
-    """Name of the folder of a setting; the end of a very long one, which file systems refuse, is a digest."""
-    name = setting.replace(" ", "_").replace("/", "%2F").replace("\\", "%5C")
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return name if len(name.encode()) <= LONGEST else f"{name[: LONGEST // 4]}…{digest}"
+def _parts(values: str) -> tuple[str, ...]:
+    """Values between commas, but not those within brackets."""
+    parts, depth = [""], 0
+    for sign in values:
+        depth += (sign in "([") - (sign in ")]")
+        if sign == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return tuple(parts)
 
 
 def _options(setting: Setting) -> tuple[Setting, Setting]:

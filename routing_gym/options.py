@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+import torch
 
 _RULE = "rule"
 _Test = Callable[[Any], bool]
@@ -85,9 +86,11 @@ class Options:
 
 
 def plain_value(value: Any) -> Any:
-    """NumPy's numbers as Python's, in lists and tuples too: what is kept must be readable without NumPy."""
+    """NumPy's numbers as Python's, in lists and tuples too, and a device as its name: what is kept is plain."""
     if type(value) in (list, tuple):
         return type(value)(map(plain_value, value))
+    if isinstance(value, torch.device):
+        return str(value)
     return value.item() if isinstance(value, np.generic) else value
 
 

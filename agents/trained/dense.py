@@ -78,6 +78,7 @@ def dense_form(agent: Agent, *, normalize: bool, k_cpt: float | None) -> Dense:
     if not agent.exportable:
         raise ValueError(f"agent {agent.name!r} cannot be exported: another library's code decides for it")
     rows = torch.arange(min(CHECKED_ROWS, len(dataset)), device=agent.env.device) * max(len(dataset) // CHECKED_ROWS, 1)
+    rows = rows if len(rows) > 1 else rows.repeat(2)  # of one row a trace would make a constant
     images, task = dataset.images[dataset.image[rows]] if normalize else dataset.pixels(rows), dataset.task[rows]
     numbers = agent.generator.get_state()
     try:

@@ -73,7 +73,7 @@ def options_of(command: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Options that `config_text` has written, or somebody by hand; an `OSError` or a `ValueError` where that fails."""
-    return settings.from_toml(tomllib.loads(path.read_text(encoding="utf-8")))
+    return settings.from_toml(tomllib.loads(path.read_text(encoding="utf-8-sig")))
 
 
 def _configured(command: Any, path: Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _checked(file: str, name: str, hint: Any, value: Any) -> Any:
         return tuple(_checked(file, name, kinds[0], part) for part in value)
     if get_origin(hint) is Literal and value not in kinds:
         raise ValueError(f"{file}: {name} must be {' or '.join(map(repr, kinds))}, got {value!r}")
-    if Path in (hint, *kinds) and isinstance(value, str):
+    if Path in (hint, *kinds) and get_origin(hint) is not tuple and isinstance(value, str):
         if not value:
             raise ValueError(f"{file}: {name} is empty: name a folder or a file")
         return Path(value)

@@ -60,14 +60,15 @@ def augmented(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> Mult
 
 
 def rotated(images: Tensor, degrees: Tensor) -> Tensor:
-    """Images `(B, C, H, W)` uint8 rotated by `degrees` `(B,)`, counterclockwise about their centres, corners black."""
+    """Images `(B, C, H, W)` rotated by `degrees` `(B,)`, counterclockwise about their centres, corners black."""
     height, width = images.shape[-2:]
     angle = degrees.to(images.device).deg2rad()
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     # Where a pixel comes from; coordinates are from -1 to 1 along both axes.
     x, y = torch.stack([cos, -sin * height / width, zero], 1), torch.stack([sin * width / height, cos, zero], 1)
     grid = functional.affine_grid(torch.stack([x, y], 1), list(images.shape), align_corners=False)
-    return functional.grid_sample(images.float(), grid, align_corners=False).round().to(torch.uint8)
+    turned = functional.grid_sample(images.float(), grid, align_corners=False)
+    return turned if images.is_floating_point() else turned.round().to(images.dtype)
 
 
 def cropped_flipped_rotated(dataset: MultiTaskDataset, augmentation: Shift, seed: int) -> MultiTaskDataset:

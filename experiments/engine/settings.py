@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import collections
 import dataclasses
+import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -168,9 +169,18 @@ def check_agents(names: tuple[str, ...]) -> None:
     each_once("agents", names)
 
 
-def folder_name(agent: str) -> str:
-    """Name of an agent's folder: `sb3-PPO` for `sb3:PPO`, because not every file system takes a colon."""
-    return agent.replace(":", "-")
+LONGEST = 240
+"""Bytes of a folder's name."""
+
+
+def folder_name(label: str) -> str:
+    """Name of a folder: `sb3-PPO` for `sb3:PPO`, because not every file system takes a colon.
+
+    The end of a very long one, which file systems refuse, is a digest.
+    """
+    name = label.replace(":", "-").replace("/", "%2F").replace("\\", "%5C")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return name if len(name.encode()) <= LONGEST else f"{name[: LONGEST // 4]}…{digest}"
 
 
 def known_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:

@@ -235,7 +235,7 @@ class Suite(Launching, Tunable):
             epoch_passes=problem.passes // problem.judgements if self.passes is None else 1,
         )
         training, of_agent = self.settings_of(training, entrant.agent, entrant.options, of=TUNED)
-        folder = self.out / name / difficulty / folder_name(entrant.label).replace("/", "%2F") / f"seed-{seed}"
+        folder = self.out / name / difficulty / folder_name(entrant.label) / f"seed-{seed}"
         title = f"{name}{'' if difficulty == 'default' else f' ({difficulty})'}, {entrant.label}, seed {seed}"
         facts = {"label": entrant.label, "problem": name, "difficulty": difficulty}
         return Run(training, entrant.agent, seed, folder, of_agent, title=title, facts=facts, plugins=self.plugin)
@@ -259,7 +259,7 @@ class Suite(Launching, Tunable):
 
     def _say_others(self, entrants: Sequence[Entrant], console: Console) -> None:
         """Say whose runs are in the folder, but not shown."""
-        shown = {folder_name(of.label).replace("/", "%2F") for of in entrants} | {ORACLE, RANDOM}
+        shown = {folder_name(of.label) for of in entrants} | {ORACLE, RANDOM}
         others = {path.parent.name for path in self.out.glob("[!.]*/*/*/seed-*")} - shown
         if others:
             say(console, f"Not shown, since they were not asked for, are runs of {', '.join(sorted(others))}")

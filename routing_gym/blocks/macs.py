@@ -162,6 +162,9 @@ OTHER_PRODUCTS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     aten._trilinear: lambda x, weight, *_, **__: 2 * x[0] * prod(weight),
     aten.mv: lambda matrix, *_, **__: 2 * prod(matrix),
+    aten.addmv: lambda added, matrix, *_, **__: 2 * prod(matrix),
+    aten.addbmm: lambda added, first, second, *_, **__: 2 * prod(first) * second[-1],
     aten.dot: lambda vector, *_, **__: 2 * prod(vector),
+    aten.vdot: lambda vector, *_, **__: 2 * prod(vector),
     aten._grouped_mm: lambda rows, matrices, *_, **__: 2 * prod(rows) * matrices[-1],
 }

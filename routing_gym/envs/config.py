@@ -154,8 +154,10 @@ class EnvConfig(Options):
         if tasks is not None and not (whole and tasks):
             raise ValueError(f"draw_tasks must be a tuple of task numbers, at least one, got {tasks!r}")
         epochs = self.schedule_epochs if isinstance(self.schedule_epochs, tuple | list) else (self.schedule_epochs,)
-        if not epochs or not all(isinstance(epoch, Real) and 0 < epoch < float("inf") for epoch in epochs):
-            raise ValueError(f"schedule_epochs must be positive and finite, got {self.schedule_epochs}")
+        numbers = all(isinstance(epoch, Real) and 0 < epoch < float("inf") for epoch in epochs)
+        if not epochs or not numbers or sorted(set(epochs)) != list(epochs):
+            rule = "be positive and finite, several of them rising"
+            raise ValueError(f"schedule_epochs must {rule}, got {self.schedule_epochs}")
         for option in ("class_weights", "task_weights"):
             weights = getattr(self, option)
             if weights is not None and not (all(is_price(weight) for weight in weights) and any(weights)):
@@ -305,6 +307,8 @@ class PlainSpec:
     def __set__(self, env: Any, spec: Any) -> None:
         if spec is not None:
             spec.kwargs = {option: plain_value(name_of_mode(value)) for option, value in spec.kwargs.items()}
+            if (core := vars(env).get("core")) is not None and core.spec is None:  # whose checkpoints tell of it
+                core.spec = spec
         vars(env)["_spec"] = spec
 
 

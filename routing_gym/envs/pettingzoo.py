@@ -183,7 +183,7 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
         if not isinstance(actions, Mapping):
             raise ValueError(f"expected a mapping from agents to actions, got {actions!r}")
         if set(playing) - set(actions) or set(actions) - set(self.possible_agents):
-            raise ValueError(f"expected an action of each of {playing}, got {sorted(actions)}")
+            raise ValueError(f"expected an action of each of {playing}, got {sorted(actions, key=str)}")
         observation, reward, left, _, infos = self.core.step(self._joined(actions))
         outcome = self._by_agent({"reward": reward, "left": left})
         terminations = {agent: bool(outcome[agent]["left"].all()) for agent in playing}

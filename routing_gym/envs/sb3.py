@@ -96,9 +96,10 @@ class RoutingVecEnv(VecEnv):
         divisor of the split's size up to 1024 by default.
         """
         size = len(self.core.datasets[split]) if split in self.core.datasets else 1
-        rows = num_envs or next(rows for rows in range(min(size, EVALUATION_BATCH), 0, -1) if size % rows == 0)
+        if num_envs is None:
+            num_envs = next(rows for rows in range(min(size, EVALUATION_BATCH), 0, -1) if size % rows == 0)
         options = {"train": False, "precision": "float32", "rho": 0.0, "draw_tasks": None, "balance_tasks": False}
-        return VecMonitor(_EvalVecEnv(self.core.sibling(rows, split=split, **options)))
+        return VecMonitor(_EvalVecEnv(self.core.sibling(num_envs, split=split, **options)))
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """Value of an attribute, once for each row asked for: rows have nothing of their own."""

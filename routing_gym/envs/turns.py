@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -61,11 +61,12 @@ class Manner:
 
     def forward_pass(self, device: torch.device, graph: bool) -> AbstractContextManager:
         """Context in which a network runs; not for a backward pass, nor for what is computed from its logits."""
-        if self.precision == "float32":
+        exact = self.precision == "float32"
+        if exact and not torch.is_autocast_enabled(device.type):
             return torch.set_grad_enabled(graph)
         both = ExitStack()
         both.enter_context(torch.set_grad_enabled(graph))
-        both.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
+        both.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=not exact))
         return both
 
 
@@ -186,7 +187,9 @@ QUIETLY = Manner()  # without a graph
 def take_turn(network: RoutedNetwork, state: RoutingState, decide: Decide, manner: Manner = QUIETLY) -> Turn:
     """Let one decision be made for every row of a batch, some of which wait, and carry all of them on by it."""
     seen = Seen(network, state, manner)
-    given = decide(seen)
+    device = state.task.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        given = decide(seen)
     for key, (value, version) in seen.looked_at.items():
         if version_of(value) != version:
             raise ValueError(f"act has written into its observation, {key!r}, which others need: write into a copy")

@@ -83,7 +83,7 @@ class MultiTaskDataset:
         for field in ("num_tasks", "num_classes"):
             whole_number(f"{where}: {field}", getattr(self, field), 1, MOST)
         for field in ("mean", "std"):
-            self._set(**{field: to_tensor(f"{where}: {field}", getattr(self, field)).float()})
+            self._set(**{field: to_tensor(f"{where}: {field}", getattr(self, field)).detach().float()})
         limits = {"image": len(self.images), "task": self.num_tasks, "label": self.num_classes}
         for field, limit in limits.items():
             column = integer_tensor(f"{where}: {field}", getattr(self, field))

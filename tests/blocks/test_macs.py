@@ -187,3 +187,22 @@ def test_a_hook_is_part_of_what_a_block_is_like():
     plain, hooked = nn.Linear(D, D), nn.Linear(D, D)
     hooked.register_forward_hook(lambda module, inputs, output: module.weight @ output.squeeze(0))
     assert [ModuleBlocks([block], (D,)).macs for block in (plain, hooked)] == [(D * D,), (2.0 * D * D,)]
+
+
+class Products(nn.Module):
+    """Products of a matrix and vectors or of batches, with a sum: PyTorch's counter knows none of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.stack = nn.Parameter(torch.zeros(H, D)), nn.Parameter(torch.zeros(3, D, H))
+
+    def forward(self, x):
+        first = torch.addmv(torch.zeros(H), self.matrix, x[0])
+        summed = torch.addbmm(torch.zeros(1, H), x.expand(3, 1, D), self.stack)
+        return first + summed[0] + torch.vdot(x[0], x[0])
+
+
+def test_products_with_a_sum_are_counted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert count_macs(Products(), ROW) == H * D + 3 * D * H + D

@@ -215,6 +215,7 @@ def test_settings_that_look_like_anything_are_swept_and_shown_as_they_are(tmp_pa
         ("train", "seed = true", "seed must be of type int, got True"),
         ("train", "epochs = 'none'", "epochs must be of type int, got None"),
         ("train", "[epochs]\na = 1", "epochs must be of type int, got {'a': 1}"),
+        ("train", "\ufeffplugin = 'x.py'", "plugin must be of type tuple[pathlib.Path, ...], got 'x.py'"),
         ("train", "callbacks = 'csv'", "callbacks must be of type tuple[str, ...], got 'csv'"),
         ("train", "callbacks = [3]", "callbacks must be of type str, got 3"),
         ("train", "judge_at = ['x']", "judge_at must be of type float, got 'x'"),

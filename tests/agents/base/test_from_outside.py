@@ -117,3 +117,29 @@ def test_observations_are_taken_in_any_form():
 def test_other_observations_are_refused(other, message):
     with pytest.raises(ValueError, match=message):
         made("reinforce", {"representation": "mlp"}).predict(observation(**other))
+
+
+@pytest.mark.parametrize("name", ["wpl", "top-k", "dselect-k", "sb3:PPO"])
+def test_judging_is_exact_whatever_autocast_is_on(name):
+    agent = made(name)
+    expected = evaluate(agent, agent.env).loss
+    with torch.autocast("cpu"):
+        assert evaluate(agent, agent.env).loss == expected
+
+
+def test_an_agent_that_was_made_for_one_instance_tells_where(tmp_path):
+    env = gymnasium.make(ID, num_tasks=2)
+    make_agent("sb3:PPO", env).save(tmp_path / "agent.pt")
+    content = read(tmp_path / "agent.pt")
+    assert (content["env_id"], content["num_envs"]) == (ID, 1) and content["env_kwargs"]["num_tasks"] == 2
+
+
+@pytest.mark.parametrize("name", ["actor-critic", "relax", "ppo"])
+def test_the_largest_seed_is_one(name):
+    assert made(name, {"seed": 2**64 - 1}).config.seed == 2**64 - 1
+
+
+def test_a_device_may_be_given_as_one():
+    assert made(device=torch.device("cpu")).env.config.device == "cpu"
+    with pytest.raises(ValueError, match="schedule_epochs must be positive and finite, several of them rising"):
+        made(schedule="step", schedule_epochs=(20, 10))
