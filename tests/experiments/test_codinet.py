@@ -139,6 +139,8 @@ def test_rotations_are_right_where_the_answer_is_known():
     turned = rotated(images, torch.tensor([0.0, 90.0, -90.0, 180.0]))
     for image, quarters, found in zip(images, (0, 1, -1, 2), turned, strict=True):
         assert torch.equal(found, image.rot90(quarters, (1, 2)))
+    small = torch.rand(1, 1, 8, 8)  # features are not rounded
+    torch.testing.assert_close(rotated(small, torch.tensor([90.0])), small.rot90(1, (2, 3)))
     # A bar from the centre to the right is turned up by 30 degrees: where it ends in 40 by 60 pixels, corners black.
     bar = torch.zeros(1, 1, 40, 60, dtype=torch.uint8)
     bar[..., 19:21, 30:50] = 255
