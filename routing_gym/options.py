@@ -8,9 +8,6 @@ import types
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-import torch
-
 _RULE = "rule"
 _Test = Callable[[Any], bool]
 SEQUENCES = (tuple, list, Sequence)
@@ -87,6 +84,9 @@ class Options:
 
 def plain_value(value: Any) -> Any:
     """NumPy's numbers as Python's, in lists and tuples too, and a device as its name: what is kept is plain."""
+    import numpy as np  # not above: help is printed without them
+    import torch
+
     if type(value) in (list, tuple):
         return type(value)(map(plain_value, value))
     if isinstance(value, torch.device):

@@ -156,7 +156,7 @@ class EnvConfig(Options):
         epochs = self.schedule_epochs if isinstance(self.schedule_epochs, tuple | list) else (self.schedule_epochs,)
         numbers = all(isinstance(epoch, Real) and 0 < epoch < float("inf") for epoch in epochs)
         if not epochs or not numbers or sorted(set(epochs)) != list(epochs):
-            rule = "be positive and finite, several of them rising"
+            rule = "rise" if epochs and numbers else "be positive and finite"
             raise ValueError(f"schedule_epochs must {rule}, got {self.schedule_epochs}")
         for option in ("class_weights", "task_weights"):
             weights = getattr(self, option)
