@@ -412,5 +412,5 @@ def test_weights_that_are_computed_are_drawn_anew_too(of):
     images = torch.randn(5, 1, 4, 4)
     blocks = [network.static_route([block], 0)[0] for block in range(3)]
     torch.testing.assert_close(blocks[0](images), module(images))
-    weights = [block.get_submodule("b").weight for block in blocks]
+    weights = [block.get_submodule("b").weight.detach() for block in blocks]
     assert all(float((one - other).abs().max()) > 0.1 for one, other in itertools.combinations(weights, 2))
