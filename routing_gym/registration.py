@@ -98,10 +98,8 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
     for kind, name, known in (("data set", dataset, DATASETS), ("network", network, NETWORKS)):
         if not isinstance(name, str) or name not in known:
             raise ValueError(unknown_name(kind, name, sorted(known)))
-    takes, options = (
-        known_options(dataset, network) - {"num_envs"},
-        {name: plain_value(of) for name, of in options.items()},
-    )
+    takes = known_options(dataset, network) - {"num_envs"}
+    options = {option: plain_value(value) for option, value in options.items()}
     for option, value in options.items():
         if option not in takes:
             raise unexpected("this environment", option, takes)
