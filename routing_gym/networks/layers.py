@@ -97,7 +97,7 @@ def _give(module: nn.Module, weight: str, value: Tensor) -> None:
     """Let a weight that is computed of others be a value."""
     try:
         setattr(module, weight, value)
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError) as error:  # the parametrization has no `right_inverse`, or it refuses
         raise ValueError(
             f"{weight} of a {type(module).__name__} is computed of others, and cannot be drawn anew for further blocks "
             f"({error}): route the layer without its parametrization"

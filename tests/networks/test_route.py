@@ -12,6 +12,7 @@ import torch
 from stepping import routed
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.nn.utils.parametrize import register_parametrization
 from toys import LAYERS, Residual
 
 from routing_gym.networks import make_network, route
@@ -414,3 +415,17 @@ def test_weights_that_are_computed_are_drawn_anew_too(of):
     torch.testing.assert_close(blocks[0](images), module(images))
     weights = [block.get_submodule("b").weight.detach() for block in blocks]
     assert all(float((one - other).abs().max()) > 0.1 for one, other in itertools.combinations(weights, 2))
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_weights_that_cannot_be_computed_back_are_refused():
+    module = InTurn()
+    register_parametrization(module.b, "weight", Doubled())
+    with pytest.raises(
+        ValueError, match="weight of a .* cannot be drawn anew for further blocks .* its parametrization"
+    ):
+        route(module, ["b"], 3, input_shape=(1, 4, 4))
