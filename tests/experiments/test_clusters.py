@@ -33,20 +33,20 @@ from routing_gym.experiments.engine.records import read_progress
 
 arguments, out = json.loads(sys.argv[1]), Path(sys.argv[2])
 clusters.GONE_SECONDS = 5.0
-os.environ["PACE"] = "2"
+os.environ["STRUCK"] = str(out / "struck")
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 second = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
 
 def strike():
-    files = [out / "slow" / f"seed-{seed}" / PROGRESS for seed in (0, 1)]
+    files = [out / "waiting" / f"seed-{seed}" / PROGRESS for seed in (0, 1)]
     while not all(read_progress(file).get("epoch", 0) >= 1 for file in files):
         time.sleep(0.05)
     if sys.argv[3] == "node":
         cluster.remove_node(second, allow_graceful=False)
+        Path(os.environ["STRUCK"]).touch()
     else:
         cluster.head_node.kill_all_processes(check_alive=False)
-    (out / "struck").touch()
 
 threading.Thread(target=strike, daemon=True).start()
 status = main([*arguments, "--out", str(out), "--launcher", "ray"])
@@ -57,27 +57,41 @@ sys.stdout.flush()
 os._exit(status)
 """
 
-SLOW = """
+WAITING = """
 import os, time
 from routing_gym.agents import AGENTS, register_agent
 
-class Slow(AGENTS["wpl"]):
+class Waiting(AGENTS["wpl"]):
+    batches = 0
+
     def update(self, trajectory):
-        time.sleep(float(os.environ.get("PACE", 0)))  # on the cluster: both nodes are to be seen at work
+        self.batches += 1
+        while "STRUCK" in os.environ and self.batches > 3 and not os.path.exists(os.environ["STRUCK"]):
+            time.sleep(0.05)  # on the cluster: both nodes are to be seen at work, after an epoch, when one is struck
         return super().update(trajectory)
 
-register_agent("slow", Slow)
+register_agent("waiting", Waiting)
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 def test_a_node_that_dies_costs_no_finished_run_and_no_figure(tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
-    arguments = ["compare", *SMALL, "--plugin", str(tmp_path / "slow.py"), "--agents", "slow", "shared", "--seeds", "2"]
+    (tmp_path / "waiting.py").write_text(WAITING)
+    arguments = [
+        "compare",
+        *SMALL,
+        "--plugin",
+        str(tmp_path / "waiting.py"),
+        "--agents",
+        "waiting",
+        "shared",
+        "--seeds",
+        "2",
+    ]
     assert run(*arguments, "--out", tmp_path / "here") == 0
     script = tmp_path / "two_nodes.py"
     script.write_text(TWO_NODES)
-    del AGENTS["slow"]
+    del AGENTS["waiting"]
     python_in_namespace(script, json.dumps(arguments), tmp_path / "there", "node")
     assert (tmp_path / "there" / "struck").exists()
     here, there = (strict(tmp_path / name / "results.json") for name in ("here", "there"))
@@ -86,10 +100,10 @@ def test_a_node_that_dies_costs_no_finished_run_and_no_figure(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 def test_a_cluster_that_is_gone_fails_the_runs_that_were_under_way(tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "waiting.py").write_text(WAITING)
     script = tmp_path / "two_nodes.py"
     script.write_text(TWO_NODES)
-    arguments = ["compare", *SMALL, "--plugin", str(tmp_path / "slow.py"), "--agents", "slow", "--seeds", "2"]
+    arguments = ["compare", *SMALL, "--plugin", str(tmp_path / "waiting.py"), "--agents", "waiting", "--seeds", "2"]
     said = python_in_namespace(script, json.dumps(arguments), tmp_path / "out", "head", status=1)
     assert (
         said.count("the cluster is gone (ConnectionError: no answer for 5 s); the last good checkpoint, of epoch") >= 2
