@@ -86,7 +86,7 @@ def _of_agents(
 
 OF_FIG_4 = (
     *(routing.ROUTING, "Q-learning, table", "Q-learning, approximators"),
-    *("REINFORCE, approximators", "REINFORCE, table"),
+    *("REINFORCE, approximators", "REINFORCE, table", routing.WHOLE_RETURNS),
 )
 OF_FIG_5 = (routing.ROUTING, "routing-all-fc recurrent, PASS", "dispatched", "single agent", "soft mixture")
 ROUTING_NETWORKS = (
