@@ -24,7 +24,7 @@ OF_ROWS = ("image", "task", "label", "planted", "during")
 """Fields of a split that have an entry for every row, where they are known."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MultiTaskDataset:
     """One split of a multi-task classification problem.
 
@@ -217,6 +217,10 @@ class MultiTaskDataset:
             warnings.warn(f"{where}: the least label is {int(found.min())}; labels count from 0", stacklevel=2)
         columns = (name, split, pixels, rows, tasks, found, num_tasks, num_classes, mean, std, augmentation)
         return cls(*columns, task_names=wanted)
+
+    def __repr__(self) -> str:
+        images = f"{len(self.images)} images of {'x'.join(map(str, self.images.shape[1:]))}"
+        return f"<{self.name}, {self.split}: {len(self)} rows, {images}, {self.num_tasks} tasks>"
 
     def __len__(self) -> int:
         """Number of rows, that is of instances."""

@@ -203,3 +203,9 @@ def test_labels_that_begin_at_one_are_doubted():
     with pytest.warns(UserWarning, match="own data, split 'train': the least label is 1; labels count from 0"):
         train = MultiTaskDataset.from_arrays(IMAGES, LABEL + 1, TASK)
     assert train.num_classes == 3 and MultiTaskDataset.from_arrays(IMAGES, LABEL + 1, TASK, like=train) is not None
+
+
+def test_it_is_shown_in_a_line_and_is_itself():
+    one, other = (MultiTaskDataset.from_arrays(IMAGES, LABEL, TASK, name="mine") for _ in range(2))
+    assert repr(one) == "<mine, train: 12 rows, 12 images of 2x3x4, 3 tasks>"
+    assert one in [other, one] and one != other and len({one, other}) == 2
