@@ -17,7 +17,7 @@ from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.networks import make_network
 from routing_gym.tasks import synthetic_mtl
 
-ROWS, BATCHES = 24, 15
+ROWS, BATCHES = 24, 10  # more than an epoch, and than anything here takes to fall
 CASES = {
     "wpl": ("wpl", "mlp", {}, {}),
     "wpl-mlp": ("wpl", "mlp", {"representation": "mlp"}, {"optimizer": "sgd"}),

@@ -44,7 +44,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize(("count", "cases"), [(2, LEARNED), (4, ["reinforce-mlp", "top-k"])])
 def test_ranks_are_one_process_with_the_whole_batch(count, cases, whole, tmp_path):
-    """Losses, weights, tables, averages and evaluations after 15 batches, to 1e-9."""
+    """Losses, weights, tables, averages and evaluations after 10 batches, to 1e-9."""
     done, found = performed(tmp_path / "ranks", cases, count)
     assert done.returncode == 0, done.stderr
     assert len(found) == count * len(cases)

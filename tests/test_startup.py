@@ -17,6 +17,22 @@ def python(code):
     return done.stdout
 
 
+FORKED = """
+import os, sys, torch
+for code in sys.argv[1:]:
+    if not (child := os.fork()):
+        exec(code)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, code
+"""
+
+
+def each(*codes):
+    """Run every piece of code where nothing but PyTorch, which takes longest, has been imported."""
+    done = subprocess.run([sys.executable, "-c", FORKED, *codes], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments):
     said = python(f"import sys; from routing_gym.experiments.cli import main; main({arguments}); print({HEAVY})")
@@ -32,20 +48,19 @@ def test_the_library_imports_nothing_heavy_before_it_is_used():
 MADE = "gymnasium.make('routing_gym/SyntheticMTL-v0').reset(seed=0)"
 
 
-@pytest.mark.parametrize("first", ["import routing_gym, gymnasium", "import gymnasium, routing_gym"])
-def test_ids_are_known_in_either_order(first):
-    python(f"{first}; {MADE}")
+def test_ids_are_known_in_either_order():
+    each(f"import routing_gym, gymnasium; {MADE}", f"import gymnasium, routing_gym; {MADE}")
 
 
-@pytest.mark.parametrize("first", ["env_ids", "register_env", "make_network", "MultiTaskDataset", "testing"])
-def test_whatever_is_used_first_ids_are_known(first):
-    python(f"import routing_gym; routing_gym.{first}; import gymnasium; {MADE}")
+def test_whatever_is_used_first_ids_are_known():
+    names = ["env_ids", "register_env", "make_network", "MultiTaskDataset", "testing"]
+    each(*(f"import routing_gym; routing_gym.{first}; import gymnasium; {MADE}" for first in names))
 
 
-@pytest.mark.parametrize("first", ["import routing_gym, pettingzoo", "import pettingzoo, routing_gym"])
-def test_games_are_known_in_either_order(first):
+def test_games_are_known_in_either_order():
     pytest.importorskip("pettingzoo")
-    python(f"{first}; pettingzoo.make('parallel', 'routing_gym/SyntheticMTL-v0').reset(seed=0)")
+    made = "pettingzoo.make('parallel', 'routing_gym/SyntheticMTL-v0').reset(seed=0)"
+    each(f"import routing_gym, pettingzoo; {made}", f"import pettingzoo, routing_gym; {made}")
 
 
 def test_every_public_name_is_there():

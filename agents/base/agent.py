@@ -224,7 +224,8 @@ class Agent(nn.Module, ABC):
                 computed. For agents that see the price (`price=True`).
 
         Raises:
-            ValueError: A price for an agent that does not see it, or one that is negative.
+            ValueError: A part of the observation is missing, has another size or is out of range; or a price for an
+                agent that does not see it, or one that is negative.
         """
         if not isinstance(observation, Mapping) or not {"activation", "task", "depth"} <= observation.keys():
             got = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
