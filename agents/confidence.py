@@ -202,7 +202,7 @@ class Confidence(Agent):
         are, `CANDIDATES` at most, spaced evenly among them; by the lowest all leave at once, by the highest nobody.
         """
         values, inf = answers.sureness.unique(), answers.sureness.new_full((1,), torch.inf)
-        few = torch.linspace(1, max(len(values) - 1, 1), CANDIDATES).long().unique()
+        few = torch.linspace(1, max(len(values) - 1, 1), CANDIDATES, device="cpu").long().unique()
         few = few[few < len(values)]
         # Between two values, since in another batch they may be rounded otherwise; counts are exact.
         between = values[few] if self.config.measure == "patience" else (values[few - 1] + values[few]) / 2
@@ -230,7 +230,7 @@ class Confidence(Agent):
             for part, columns in zip(parts, (sureness, [exit.loss for exit in batch.exits], right), strict=True):
                 part.append(torch.stack(columns)[:, kept])
         sure, loss, answered = (torch.cat(part, 1).cpu() for part in parts)
-        return Answers(sure, loss, answered, torch.tensor(self.costs, dtype=torch.float64))
+        return Answers(sure, loss, answered, torch.tensor(self.costs, dtype=torch.float64, device="cpu"))
 
 
 def _costs(network: RoutedNetwork) -> tuple[float, list[float]]:

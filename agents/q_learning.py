@@ -117,7 +117,10 @@ class QLearning(ScoredAgent):
         batch = self.episodes * self.env.trainer.runs // len(trajectory) + 1  # this one included
         if self.target is not None and batch % self.config.target_update == 0:
             self.target.load_state_dict(self.scores.state_dict())
-        return {"value": (targets * active).sum() / active.sum(), "exploration": torch.tensor(self.exploration)}
+        return {
+            "value": (targets * active).sum() / active.sum(),
+            "exploration": torch.tensor(self.exploration, device="cpu"),
+        }
 
 
 class Sarsa(QLearning):

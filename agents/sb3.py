@@ -150,7 +150,7 @@ class SB3Agent(Agent):
     def get_extra_state(self) -> dict[str, Any]:
         """Counts of the model, for a checkpoint."""
         counts = [self.model.num_timesteps, self.model._n_updates, getattr(self.model, "_n_calls", 0)]
-        return {"counts": torch.tensor(counts)}
+        return {"counts": torch.tensor(counts, device="cpu")}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from saved counts."""
@@ -214,7 +214,11 @@ class SB3DQN(SB3Agent):
         """Counts and replay memory, for a checkpoint."""
         buffer = self.model.replay_buffer
         saved = {name: torch.from_numpy(array) for name, array in self._memory().items()}
-        return {**super().get_extra_state(), "place": torch.tensor([buffer.pos, buffer.full]), "memory": saved}
+        return {
+            **super().get_extra_state(),
+            "place": torch.tensor([buffer.pos, buffer.full], device="cpu"),
+            "memory": saved,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from saved counts and replay memory."""

@@ -113,7 +113,7 @@ class TaskClustering(Reinforce):
         return super().learn_from(trajectory)
 
     def _take_in(self, trajectory: Trajectory, kept: float) -> None:
-        x = trajectory.steps[0].observation["activation"].float()
+        x = trajectory.steps[0].observation["activation"].to(self._total.dtype)
         place = 2 * trajectory.task + trajectory.instance % 2
         self._total.mul_(kept).add_(x.sum(0))
         self._rows.mul_(kept).index_add_(0, place, torch.ones_like(x[:, :1]))

@@ -129,8 +129,12 @@ class TopK(Gate):
         if options.shared:
             first = self.arrangement.legal.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
             self._always = nn.Buffer(first[:, : options.shared], persistent=False)
-        annealed = torch.linspace(options.k, options.k_last or options.k, self.num_decisions, dtype=torch.float64)
-        k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64)]).to(legal.device)
+        annealed = torch.linspace(
+            options.k, options.k_last or options.k, self.num_decisions, dtype=torch.float64, device="cpu"
+        )
+        k = torch.cat([(annealed + 0.5).floor().long(), torch.ones(1, dtype=torch.int64, device="cpu")]).to(
+            legal.device
+        )
         self._k = nn.Buffer(k.minimum(legal.sum(-1)), persistent=False)
         self._counts = self._k.tolist()
         inputs = options.task_embedding + (0 if options.task_only else self.env.network.observation_size)

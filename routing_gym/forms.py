@@ -34,13 +34,22 @@ def check_form(saved: Any, form: Any, where: str) -> None:
 
 def check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
     """Refuse the saved state of an optimiser that another one cannot go on with, as `check_form` does."""
-    groups = optimizer.state_dict()["param_groups"]
-    check_form(saved, {"state": dict, "param_groups": groups}, where)
+    groups = _without_first_rates(optimizer.state_dict()["param_groups"])
+    check_form(saved, {"state": dict, "param_groups": list}, where)
+    check_form(_without_first_rates(saved["param_groups"]), groups, f"{where}.param_groups")
     if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in groups]:
         raise ValueError(f"{where}.param_groups: params are other than here")
     form = optimizer.form(saved) if hasattr(optimizer, "form") else _form_by_moving(saved, optimizer, where)
     # A parameter that has never had a gradient has no state.
     check_form(saved["state"], {key: form[key] for key in saved["state"] if key in form}, f"{where}.state")
+
+
+def _without_first_rates(groups: list[Any]) -> list[Any]:
+    """Groups of an optimiser without what PyTorch's schedulers put there."""
+    return [
+        {key: value for key, value in group.items() if key != "initial_lr"} if isinstance(group, Mapping) else group
+        for group in groups
+    ]
 
 
 def _form_by_moving(saved: Any, optimizer: torch.optim.Optimizer, where: str) -> dict[int, Any]:

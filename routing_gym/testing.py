@@ -17,6 +17,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from routing_gym.envs import RoutingVectorEnv, core_of
+from routing_gym.envs.single import to_numpy
 from routing_gym.networks import RoutedNetwork
 from routing_gym.networks.actions import of_one_tensor
 
@@ -63,9 +64,9 @@ def check_vector_env(env: Any, make: Callable[[], Any] | None = None) -> None:
 def legal_actions(env: RoutingVectorEnv, generator: torch.Generator) -> Tensor:
     """Random legal action of every row: integers, or weights on the legal choices that sum to 1."""
     mask = env.action_mask().cpu().to(torch.float64)
-    chance = torch.rand(mask.shape, generator=generator, dtype=torch.float64) * mask
+    chance = torch.rand(mask.shape, generator=generator, dtype=torch.float64, device="cpu") * mask
     if env.config.action_type == "weights":
-        return (chance / chance.sum(-1, keepdim=True)).to(torch.float32).to(env.device)
+        return (chance / chance.sum(-1, keepdim=True)).to(env.network.costs.dtype).to(env.device)
     return chance.argmax(-1).to(env.device)
 
 
@@ -113,9 +114,9 @@ def _check_told(env: RoutingVectorEnv, observation: Any, infos: dict[str, Any], 
     spaces: dict[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
     _require(set(observation) == set(spaces), f"{where}: keys must be {sorted(spaces)}, got {sorted(observation)}")
     for key, space in spaces.items():
-        dtype = torch.int64 if key in ("task", "depth") else torch.float32
+        dtype = torch.int64 if key in ("task", "depth") else env.network.costs.dtype
         _check_tensor(f"{where}: {key}", observation[key], dtype, (env.num_envs, *space.shape), env.device)
-    view = {key: value.detach().cpu().numpy() for key, value in observation.items()}
+    view = to_numpy(dict(observation))
     _require(env.observation_space.contains(view), f"{where}: the numpy view lies outside {env.observation_space}")
     tensors = (env.network.num_tensors,) if env.network.num_tensors > 1 else ()
     shape = (env.num_envs, *tensors, env.network.num_choices)
@@ -142,7 +143,7 @@ def _check_returns(env: RoutingVectorEnv) -> None:
     for number, (observation, reward, terminated, truncated, infos) in enumerate(_walk(env, 0, _steps(env)), start=1):
         where = f"step {number}"
         _check_told(env, observation, infos, where)
-        _check_tensor(f"{where}: reward", reward, torch.float32, (env.num_envs,), env.device)
+        _check_tensor(f"{where}: reward", reward, env.network.costs.dtype, (env.num_envs,), env.device)
         _require(bool(reward.isfinite().all()) and not reward.requires_grad, f"{where}: rewards must be plain numbers")
         for name, value in (("terminated", terminated), ("truncated", truncated)):
             _check_tensor(f"{where}: {name}", value, torch.bool, (env.num_envs,), env.device)
@@ -167,7 +168,9 @@ def _check_rows_are_independent(env: RoutingVectorEnv) -> None:
     quiet = {"train": False, "autoreset_mode": "disabled", "differentiable": False, "illegal": "raise", "rho": 0.0}
     quiet["precision"] = "float32"  # in bfloat16 a batch of another size is rounded otherwise
     batch, alone = env.sibling(env.num_envs, **quiet), env.sibling(1, **quiet)
-    instances = torch.randint(len(batch.dataset), (batch.num_envs,), generator=torch.Generator().manual_seed(1))
+    instances = torch.randint(
+        len(batch.dataset), (batch.num_envs,), generator=torch.Generator().manual_seed(1), device="cpu"
+    )
     actions: list[Any] = []
     form = of_one_tensor if batch.network.num_tensors == 1 else lambda action: action
     batch.watchers.append(lambda turn: actions.append(form(turn.action)))
@@ -246,7 +249,7 @@ def _check_disabled(env: RoutingVectorEnv) -> None:
         _require(torch.equal(observation["depth"] == last, terminated), "disabled: depth N and terminated must agree")
         left = terminated
     _require(bool(left.all()), f"disabled: rows are still on their way after {last} decisions")
-    for empty in (np.zeros(env.num_envs, dtype=bool), torch.zeros(env.num_envs, dtype=torch.bool)):
+    for empty in (np.zeros(env.num_envs, dtype=bool), torch.zeros(env.num_envs, dtype=torch.bool, device="cpu")):
         _must_refuse(partial(env.reset, options={"reset_mask": empty}), "a reset_mask of all False")
     observation, _ = env.reset(options={"reset_mask": np.arange(env.num_envs) == 0})
     expected = [0] + [last] * (env.num_envs - 1)

@@ -17,7 +17,7 @@ from routing_gym.agents.base.learning import Report, learn
 from routing_gym.agents.parts.draws import OfRanks
 from routing_gym.agents.parts.scores import legal_rows
 from routing_gym.agents.trained.classify import classify
-from routing_gym.blocks import eval_mode
+from routing_gym.blocks import construction, eval_mode
 from routing_gym.envs import PRICED_MACS, Context, Known, Observation, RoutingVectorEnv, Trajectory, core_of, is_price
 from routing_gym.envs.turns import is_single
 from routing_gym.forms import check_form, check_optimizer
@@ -241,6 +241,12 @@ class Agent(nn.Module, ABC):
         size, shape = self.env.network.observation_size, batch["activation"].shape
         if len(shape) < 2 or shape[1:].numel() != size:
             raise ValueError(f"activation must hold {size} numbers for each instance, got shape {tuple(shape)}")
+        batch["activation"] = batch["activation"].flatten(1)
+        if k_cpt is None and self.sees_price:
+            if (price := batch.get("price")) is None or price.numel() != shape[0]:
+                given = "none" if price is None else f"shape {tuple(price.shape)}"
+                raise ValueError(f"price must hold a number for each of {shape[0]} activations, got {given}")
+            batch["price"] = price.view(-1, 1)
         if k_cpt is not None:
             batch["price"] = torch.full_like(batch["activation"][:, :1], PRICED_MACS * (self.price_seen(k_cpt) or 0.0))
         for key, most in (("task", self.num_tasks), ("depth", self.num_decisions + 1)):
@@ -323,7 +329,7 @@ class Agent(nn.Module, ABC):
         """What a checkpoint holds, by name, see `save`."""
         return {
             "agent": self.name,
-            "config": dataclasses.asdict(self.config),
+            "config": {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)},
             "episodes": self.episodes,
             "carried": self.carried,
             "agent_state": self.state_dict(),
@@ -334,6 +340,7 @@ class Agent(nn.Module, ABC):
         }
 
     @classmethod
+    @construction()
     def load(cls, path: str | Path, env: Any) -> Self:
         """Read an agent and its blocks from a file; the blocks go into `env`'s network.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from routing_gym.agents.base.capture import WARM_UP, CapturedBatch, check_capturable
 from routing_gym.agents.parts.draws import shared_draws
+from routing_gym.blocks import with_gradients
 from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, Trajectory, core_of, finite_gradients, rollout
 from routing_gym.envs.training import exchange_gradients
 from routing_gym.networks import NotFiniteError
@@ -28,6 +29,7 @@ REPORTED = ("loss", "accuracy", "reward", "macs")
 """Metrics reported of every batch, besides the agent's own."""
 
 
+@with_gradients()
 def learn(agent: Agent, env: Any, episodes: int, callback: Report | None = None) -> None:
     """Train for at least `episodes` instances, in whole batches of `env.num_envs`.
 
@@ -70,6 +72,7 @@ def check_learning(agent: Agent, env: Any, episodes: int) -> RoutingVectorEnv:
     return core
 
 
+@with_gradients()
 def train_batch(agent: Agent, env: RoutingVectorEnv) -> tuple[Trajectory, Tensor, dict[str, Tensor]]:
     """Route one batch, train the blocks on it, then the agent; gives episodes, blocks' loss and the agent's metrics.
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from routing_gym.agents.base.agent import Agent
 from routing_gym.agents.base.learning import train_batch
 from routing_gym.agents.parts.draws import Generators, shared_draws
-from routing_gym.blocks import UsedOnly
+from routing_gym.blocks import UsedOnly, construction, with_gradients
 from routing_gym.envs import EnvConfig, RoutingVectorEnv
 from routing_gym.envs.rewards import REWARDS
 from routing_gym.networks import RoutedMLP, SideBySide
@@ -49,6 +49,7 @@ class Population:
         ValueError: Agents, networks or options for which that cannot be done, or which are not alike but for seeds.
     """
 
+    @construction()
     def __init__(self, agents: Sequence[Agent]) -> None:
         self.agents = list(agents)
         if not self.agents or not all(isinstance(agent, Agent) for agent in self.agents):
@@ -97,6 +98,7 @@ class Population:
                 "as much data, and as many episodes behind them"
             )
 
+    @with_gradients()
     def learn(self, episodes: int, told: Told | None = None) -> None:
         """Train every agent for at least so many instances of its own, in whole batches; see `learn` of one agent.
 

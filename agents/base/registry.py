@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from routing_gym.agents.base.agent import AGENTS, Agent, AgentConfig
+from routing_gym.blocks import construction
 from routing_gym.networks import claim
 from routing_gym.options import check_types, nearest, type_hints, unknown_name
 
@@ -60,6 +61,7 @@ def needs(name: str) -> dict[str, Any]:
     return {"autoreset_mode": "disabled", "action_type": cls.action_type, **cls.env_kwargs}
 
 
+@construction()
 def make_agent(name: str, env: Any, **config: Any) -> Agent:
     """Agent for an environment of routing_gym, or a face of one, by name; options are the fields of its `Config`.
 

@@ -72,7 +72,7 @@ class Multipath(RouterAgent):
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Report the temperature; all learning is in the joint backward pass."""
-        return {"temperature": torch.tensor(self.temperature)}
+        return {"temperature": torch.tensor(self.temperature, device="cpu")}
 
     def scored(self, observation: Observation, context: Context) -> Tensor:
         """Scores `(B, A)`, −inf where a choice is not legal; those without −inf are recorded, with graph."""
@@ -134,10 +134,10 @@ class ExactMultipath(Multipath):
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
         decisions, left = self.env.network.decisions, self.num_decisions
-        leaves = torch.ones(left + 1, dtype=torch.float64)
-        of_choice = torch.zeros(left + 1, self.num_choices, dtype=torch.float64)
+        leaves = torch.ones(left + 1, dtype=torch.float64, device="cpu")
+        of_choice = torch.zeros(left + 1, self.num_choices, dtype=torch.float64, device="cpu")
         # Where a choice leads to; exits, and choices that do not exist, go into a last place that is not read.
-        following = torch.full((left + 1, self.num_choices), left)
+        following = torch.full((left + 1, self.num_choices), left, device="cpu")
         for number in reversed(range(left)):
             for choice, target in enumerate(decisions[number].next):
                 following[number, choice] = left if target == EXIT else target

@@ -169,7 +169,7 @@ class Tally:
         self.earned[ended] = 0
         self.agent.episodes += len(ended)
         while len(self.ended) >= self.batch:
-            means = torch.tensor(self.ended[: self.batch]).mean(0).unbind()
+            means = torch.tensor(self.ended[: self.batch], device="cpu").mean(0).unbind()
             del self.ended[: self.batch]
             if self.report is not None:
                 self.report(dict(zip(REPORTED, means, strict=True)))

@@ -68,7 +68,9 @@ def route_out(
         images = images.float()
     else:
         raise ValueError(f"images must be uint8, or floating point and normalised already, got {images.dtype}")
-    task = (torch.zeros(len(images), dtype=torch.int64) if task is None else integer_tensor("task", task)).to(device)
+    task = (
+        torch.zeros(len(images), dtype=torch.int64, device="cpu") if task is None else integer_tensor("task", task)
+    ).to(device)
     if len(task) and not bool(((task >= 0) & (task < agent.num_tasks)).all()):
         raise ValueError(f"tasks are 0 to {agent.num_tasks - 1}, got {sorted(set(task.tolist()))}")
     price = agent.price_seen(k_cpt)

@@ -16,13 +16,14 @@ from routing_gym.agents.base.agent import Agent
 from routing_gym.agents.fixed import FixedRoutes, FixedRoutesConfig
 from routing_gym.agents.parts.bases import LearningConfig
 from routing_gym.agents.trained.dense import CHECKED_ROWS, TOLERANCE, Dense, dense_form
-from routing_gym.blocks import probe
+from routing_gym.blocks import construction, probe
 from routing_gym.envs import RoutingVectorEnv, evaluate
 from routing_gym.envs.accept import Splits, accept_splits
 from routing_gym.networks import Deployable, Normalize, RoutedNetwork
 from routing_gym.options import plain_value
 
 
+@construction()
 def extract(
     agent: Agent, task: int | None = None, *, normalize: bool = True, k_cpt: float | None = None
 ) -> nn.Sequential | Dense:
@@ -65,6 +66,7 @@ def extract(
     return nn.Sequential(*([Normalize(dataset.mean, dataset.std)] if normalize else []), *static).eval()
 
 
+@construction()
 def prune(agent: Agent) -> FixedRoutes:
     """Agent that takes an agent's deterministic routes for ever, in a network without the blocks that no task takes.
 
@@ -149,6 +151,7 @@ def _check_logits(agent: Agent, task: int, route: Sequence[int], smaller: Callab
         )
 
 
+@construction()
 def add_task(agent: Agent, data: Splits, *, block_rate: float = 0.1) -> Agent:
     """Add tasks to a trained agent: new agents for them, blocks that go on learning slowly.
 

@@ -24,7 +24,15 @@ from routing_gym.blocks.fast.parallel import (
 )
 from routing_gym.blocks.fast.rows import in_few_sizes
 from routing_gym.blocks.linear import LinearBlocks, some_of
-from routing_gym.blocks.macs import count_macs, counting, eval_mode, plain_attention, probe
+from routing_gym.blocks.macs import (
+    construction,
+    count_macs,
+    counting,
+    eval_mode,
+    plain_attention,
+    probe,
+    with_gradients,
+)
 from routing_gym.blocks.modules import ModuleBlocks, WithPass
 from routing_gym.blocks.optimizers import SGD, Adam, AdamW, UsedOnly
 from routing_gym.blocks.skippable import ResidualBlock, SkippableBlock
@@ -33,7 +41,7 @@ __all__ = [
     "Adam", "AdamW", "Embedding", "FunctionBlocks", "LinearBlocks", "Link", "ModuleBlocks", "OwnedParameter",
     "PartlyUsed", "PathBlocks", "PathConv2d", "PathLinear", "PathNorm2d", "PathResidual", "PathSequential",
     "PathSqueezeExcite", "ResidualBlock", "SGD", "SkippableBlock", "SortedRows", "Sparse", "UsedOnly", "WithPass",
-    "allow_small_groups", "blocks_merge", "conv2d", "count_macs", "counting", "eval_mode", "every_block_runs",
-    "first_weights", "group", "in_few_sizes", "plain", "plain_attention", "probe", "run_chain", "share_statistics",
-    "some_of", "static_copy", "subsample_first",
+    "allow_small_groups", "blocks_merge", "construction", "conv2d", "count_macs", "counting", "eval_mode",
+    "every_block_runs", "first_weights", "group", "in_few_sizes", "plain", "plain_attention", "probe", "run_chain",
+    "share_statistics", "some_of", "static_copy", "subsample_first", "with_gradients",
 ]  # fmt: skip

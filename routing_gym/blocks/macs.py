@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import prod
 from types import FunctionType
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from routing_gym.blocks.fast.products import PADS
 
 aten = torch.ops.aten
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -36,13 +38,36 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Do without PyTorch's fused attention for inference: one operation, in which nothing can be counted or traced."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+    """Do without PyTorch's fused attention for inference: one operation, in which nothing can be counted or traced.
+
+    A process has it or has it not, so that threads that come here wait for one another.
+    """
+    with _ONE_AT_A_TIME:
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Keep gradients meanwhile, also within `torch.no_grad` and `torch.inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
         yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def construction() -> Iterator[None]:
+    """Make what is to be trained, on the CPU: whatever PyTorch's default device is, and also in inference mode.
+
+    First weights and data are drawn by generators of the CPU; what is made is moved afterwards.
+    """
+    with with_gradients(), ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":  # else it would cost time, and be seen by what is traced
+            stack.enter_context(torch.device("cpu"))
+        yield
 
 
 def probe(module: nn.Module, run: Callable[[], Any]) -> Any:

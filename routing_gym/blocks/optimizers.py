@@ -35,7 +35,11 @@ class Slices:
     def __init__(self, count: int, places: dict[PartlyUsed, tuple[list[int], list[int]]]) -> None:
         self.count = count
         self._places = [
-            (owner, torch.tensor(parts), None if slices == list(range(count)) else torch.tensor(slices))
+            (
+                owner,
+                torch.tensor(parts, device="cpu"),
+                None if slices == list(range(count)) else torch.tensor(slices, device="cpu"),
+            )
             for owner, (parts, slices) in places.items()
         ]
 
@@ -186,7 +190,7 @@ class UsedOnly(torch.optim.Optimizer):
                 if self.counts:
                     counted = getattr(saved["state"].get(number, {}).get("step"), "ndim", 0)
                     each = len(parameter) if counted and parameter in self._slices else ()
-                    state["step"] = torch.zeros(each, device="cpu")
+                    state["step"] = torch.zeros(each, dtype=torch.float32, device="cpu")
         return form
 
     def _move_slices(
@@ -225,7 +229,7 @@ class UsedOnly(torch.optim.Optimizer):
         if not bool((grad._indices()[0].diff() > 0).all()):  # from several places; PyTorch forgets where not
             grad = grad.coalesce()
         rows, values = grad._indices()[0], grad._values().flatten(1)
-        steps = state["step"].expand(count) if self.counts else torch.zeros(count)
+        steps = state["step"].expand(count) if self.counts else torch.zeros(count, device="cpu")
         taken, kept = steps[rows], map(state.get, self.moments(group))
         stacks = [tensor.view(count, -1) for tensor in (parameter, *kept)]
         if parameter.numel() >= FEW_NUMBERS * count:
@@ -234,7 +238,8 @@ class UsedOnly(torch.optim.Optimizer):
                 column.extend(part)
         else:
             own, *moments = moved = [stack.index_select(0, rows) for stack in stacks]
-            factors = self.factors(group, torch.ones(len(rows), 1, dtype=torch.bool), taken.unsqueeze(1) + 1)
+            whole = torch.ones(len(rows), 1, dtype=torch.bool, device="cpu")
+            factors = self.factors(group, whole, taken.unsqueeze(1) + 1)
             self.move_rows(group, [own, values, *moments], factors)
             for stack, part in zip(stacks, moved, strict=True):
                 stack.index_copy_(0, rows, part)

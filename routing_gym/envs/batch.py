@@ -297,7 +297,7 @@ class Batch:
     def infos(self) -> dict[str, Tensor]:
         """Infos of instances that have left, `(B,)` each."""
         told = {"loss": self.loss, "correct": self.correct, "macs": self.state.macs.detach(), "label": self.label}
-        return told | {"final_reward": self.final_reward}
+        return {name: value.clone() for name, value in {**told, "final_reward": self.final_reward}.items()}
 
     def trajectory(self, steps: list[Step]) -> Trajectory:
         """The whole episodes, given their decisions."""
@@ -389,7 +389,7 @@ def _whole(plan: Any, env: RoutingVectorEnv) -> Tensor:
     if not isinstance(plan, Tensor) or plan.is_floating_point() or plan.dtype == torch.bool:
         got = plan.dtype if isinstance(plan, Tensor) else type(plan).__name__
         raise ValueError(f"a plan is a tensor of integers, or None, got {got}")
-    whole = (env.num_envs, len(env.network.decisions), env.network.num_tensors)
+    plan, whole = plan.to(torch.int64), (env.num_envs, len(env.network.decisions), env.network.num_tensors)
     if tuple(plan.shape) == whole[:2] and whole[2] == 1:
         return plan.unsqueeze(2)
     if tuple(plan.shape) != whole:

@@ -163,7 +163,7 @@ def evaluate(
         exits.flatten(0, 1).index_put_((left, label, right.long()), torch.ones_like(label), accumulate=True)
         different, which = used[kept, :-1].flatten(1).unique(dim=0, return_inverse=True)
         numbers = [known.setdefault(tuple(choices), len(known)) for choices in different.tolist()]
-        route.append(torch.tensor(numbers)[which.cpu()])
+        route.append(torch.tensor(numbers, device="cpu")[which.cpu()])
     of_rows, route_of_all = torch.cat(columns, 1), torch.cat(route)
     if ranks.count > 1:
         ranks.sum_([routes, arrived, exits])
@@ -172,7 +172,9 @@ def evaluate(
         parts = ranks.objects((of_rows.cpu(), [routes_here[number] for number in route_of_all.tolist()]))
         of_rows = torch.cat([part for part, _ in parts], 1).to(device)
         known = {}
-        route_of_all = torch.tensor([known.setdefault(own, len(known)) for _, part in parts for own in part])
+        route_of_all = torch.tensor(
+            [known.setdefault(own, len(known)) for _, part in parts for own in part], device="cpu"
+        )
     correct, loss, macs, spent = of_rows.double()
     count = torch.bincount(dataset.task, minlength=num_tasks)
 
@@ -190,7 +192,7 @@ def evaluate(
         task_macs=per_task(macs),
         blocks_used=int((routes.sum((0, 1))[:-1] > 0).sum()),
         route=route_of_all,
-        taken=torch.tensor(list(known)).unflatten(1, (places[0] - 1, num_choices)),
+        taken=torch.tensor(list(known), device="cpu").unflatten(1, (places[0] - 1, num_choices)),
         live_paths=(routes.sum((0, 1, 3)).double() / arrived.clamp(min=1))[:-1].cpu(),
         routes=routes.sum(1)[:, :-1].cpu(),
         routes_by_label=routes.sum(0)[:, :-1].cpu(),
@@ -230,7 +232,7 @@ def route_split(
     try:
         with eval_mode(*(part for part in (env.network, router) if isinstance(part, nn.Module))):
             for start in range(first, last, size):
-                instances = torch.arange(start, start + size).remainder(len(env.dataset))
+                instances = torch.arange(start, start + size, device="cpu").remainder(len(env.dataset))
                 batch = rollout(router, env, instances=instances, deterministic=deterministic)
                 yield batch, slice(min(size, last - start))
     finally:

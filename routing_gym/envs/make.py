@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 
 import routing_gym.tasks as tasks
-from routing_gym.blocks import first_weights
+from routing_gym.blocks import construction, first_weights
 from routing_gym.envs.accept import Splits, accept_network, accept_splits
 from routing_gym.envs.config import EnvConfig
 from routing_gym.envs.single import RoutingEnv
@@ -88,6 +88,7 @@ def default_options(dataset: str, network: str) -> dict[str, Any]:
     return {"num_blocks": None, "num_tasks": None, **options, **vars(EnvConfig())}
 
 
+@construction()
 def make_routing_vector_env(
     *,
     dataset: str | Splits,

@@ -14,7 +14,7 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector.utils import batch_space
 
 from routing_gym.envs.make import make_routing_vector_env
-from routing_gym.envs.single import to_numpy
+from routing_gym.envs.single import for_sampling, to_numpy
 from routing_gym.envs.vector import RoutingVectorEnv, core_of
 from routing_gym.tasks import ShuffledStream
 from routing_gym.tasks.checking import seed_number, whole_number
@@ -35,11 +35,6 @@ def with_mask(observed: spaces.Space, acted: spaces.Space, num_choices: int) -> 
     for size in reversed(acted.shape or ()):
         mask = spaces.Tuple([mask] * size)
     return spaces.Dict(observation=observed, action_mask=mask)
-
-
-def for_sampling(mask: np.ndarray) -> Any:
-    """A mask in the form `sample` takes: `(A,)`, or tuples of such where many choices are one action."""
-    return mask if mask.ndim == 1 else tuple(map(for_sampling, mask))
 
 
 def plain(value: np.ndarray | np.generic) -> Any:
@@ -154,7 +149,7 @@ class RoutingParallelEnv(ManyAgents, ParallelEnv[str, dict[str, Any], Any]):
         """Give every task an order of its own: with equal ones, the same images would always meet."""
         generator = torch.Generator().manual_seed(seed_number("seed", seed))
         for stream in self._streams:
-            stream.seed(int(torch.randint(2**31, (), generator=generator)))
+            stream.seed(int(torch.randint(2**31, (), generator=generator, device="cpu")))
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None

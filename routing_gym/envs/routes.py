@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from routing_gym.blocks import with_gradients
 from routing_gym.envs.batch import Batch
 from routing_gym.envs.training import BlocksTrainer
 from routing_gym.envs.turns import Manner, Turn, along, drive
@@ -117,22 +118,23 @@ class Replayer:
             self.waiting = [routes.pick(slice(self.batch, None))]
             self._replay(routes.pick(slice(self.batch)))
 
+    @with_gradients()
     def _replay(self, routes: Routes) -> None:
         """Run routes again in train mode, as one batch, take a step on their loss, and leave eval mode behind."""
         self.network.train()
         noted = self.trainer.begin()
         try:
-            with torch.enable_grad():
-                pixels = self.dataset.pixels(routes.instance, routes.augmentation)
-                task, label = self.dataset.task[routes.instance], self.dataset.label[routes.instance]
-                with self._manner.forward_pass(task.device, graph=True):
-                    state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
-                exits: list[Exit] = []
-                for turn in drive(self.network, state, along(routes.action), self._manner):
-                    if self.trainer.throughput is not None:
-                        self.trainer.throughput.note(turn)
-                    exits += turn.exits
-                self.trainer.step(self.trainer.loss(exits, label, task), len(routes), noted)
+            routes = Routes.join([routes])  # copies: else of `torch.inference_mode`, if steps were taken there
+            pixels = self.dataset.pixels(routes.instance, routes.augmentation)
+            task, label = self.dataset.task[routes.instance], self.dataset.label[routes.instance]
+            with self._manner.forward_pass(task.device, graph=True):
+                state = self.network.start(pixels, task, instance=routes.instance, price=routes.price)
+            exits: list[Exit] = []
+            for turn in drive(self.network, state, along(routes.action), self._manner):
+                if self.trainer.throughput is not None:
+                    self.trainer.throughput.note(turn)
+                exits += turn.exits
+            self.trainer.step(self.trainer.loss(exits, label, task), len(routes), noted)
         finally:
             self.network.eval()
 

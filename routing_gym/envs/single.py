@@ -107,7 +107,7 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         told = batch.get("final_info", {}) if self._ended else {}
         if "illegal_action" in batch:
             told = {"illegal_action": batch["illegal_action"], **told}
-        return {"action_mask": self._mask, **{key: value[0].item() for key, value in told.items()}}
+        return {"action_mask": for_sampling(self._mask), **{key: value[0].item() for key, value in told.items()}}
 
     def render(self) -> Any:
         """Route as a line (`"ansi"`) or the routing map so far (`"rgb_array"`)."""
@@ -115,9 +115,15 @@ class RoutingEnv(gymnasium.Env[dict[str, Any], Any]):
         return None if frames is None else frames[0]
 
 
+def for_sampling(mask: np.ndarray) -> Any:
+    """A mask in the form `sample` takes: `(A,)`, or tuples of such where many choices are one action."""
+    return mask if mask.ndim == 1 else tuple(map(for_sampling, mask))
+
+
 def to_numpy(value: Any) -> Any:
     """Tensors, in dicts and tuples too, as numpy arrays on the CPU; masks as int8, which `Discrete.sample` takes."""
     if isinstance(value, Tensor):
+        value = value.float() if value.dtype == torch.float64 else value  # which no space has
         return value.detach().cpu().numpy()
     if isinstance(value, dict):
         return {key: to_numpy(part.to(torch.int8) if key == "action_mask" else part) for key, part in value.items()}

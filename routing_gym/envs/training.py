@@ -388,4 +388,4 @@ def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Ten
     """Whether all gradients, and some other 0-dimensional numbers, are finite: a 0-dimensional bool."""
     # A sum is not finite where one of its terms is not.
     terms = [*others, *(parameter.grad.sum() for parameter in parameters if parameter.grad is not None)]
-    return torch.stack(terms).sum().isfinite() if terms else torch.tensor(True)
+    return torch.stack(terms).sum().isfinite() if terms else torch.tensor(True, device="cpu")

@@ -62,9 +62,12 @@ class Manner:
     def forward_pass(self, device: torch.device, graph: bool) -> AbstractContextManager:
         """Context in which a network runs; not for a backward pass, nor for what is computed from its logits."""
         exact = self.precision == "float32"
-        if exact and not torch.is_autocast_enabled(device.type):
+        trains = graph and torch.is_inference_mode_enabled()
+        if exact and not trains and not torch.is_autocast_enabled(device.type):
             return torch.set_grad_enabled(graph)
         both = ExitStack()
+        if trains:
+            both.enter_context(torch.inference_mode(False))
         both.enter_context(torch.set_grad_enabled(graph))
         both.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=not exact))
         return both

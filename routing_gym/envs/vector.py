@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from routing_gym.blocks import allow_small_groups, share_statistics, subsample_first
+from routing_gym.blocks import allow_small_groups, share_statistics, subsample_first, with_gradients
 from routing_gym.envs.accept import Splits, accept_instances, accept_pair, accept_reset_options, spaces_of
 from routing_gym.envs.batch import Batch, Watch
 from routing_gym.envs.config import EnvConfig, PlainSpec, restored
@@ -66,7 +66,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
     choice is replaced by the first legal one, and `info["illegal_action"]` is 1 then (`illegal`).
 
     ## Observation Space
-    `Dict` of torch tensors on `device`: `activation`, `(D,)` float32, what the decision sees, padded with zeros;
+    `Dict` of torch tensors on `device`: `activation`, `(D,)` of the blocks' type, what is seen, with zeros behind;
     `task`; `depth`, the number of the decision, N for a row that has left; `(1,)` `price`, where `EnvConfig` says so.
 
     ## Rewards
@@ -226,18 +226,18 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
             self.network.train(manner.graph)
         statistics = self.trainer.begin() if manner.graph and count == self.num_envs else {}
         times = self.config.augmentations
+        whole = count * self.ranks.count
         if instances is None:
-            whole = count * self.ranks.count
             instances = self.stream.draw(whole // times, self.trainer.passes).repeat_interleave(times)
             instances = self.ranks.own(instances)
         drawn, augmentation = sent(instances, self.device), None
         if self.config.train:
-            augmentation = self.dataset.draw_augmentation(count * self.ranks.count, self.stream.generator)
+            augmentation = self.dataset.draw_augmentation(whole, self.stream.generator)
             augmentation = None if augmentation is None else self.ranks.own(augmentation)
         pixels, task = self.dataset.pixels(drawn, augmentation), self.dataset.task.index_select(0, drawn)
         prices = self._prices
         if len(prices) > 1:
-            dealt = torch.randint(len(prices), (count * self.ranks.count,), generator=self.stream.generator)
+            dealt = torch.randint(len(prices), (whole,), generator=self.stream.generator, device="cpu")
             prices = prices[sent(self.ranks.own(dealt), self.device)]
         with manner.forward_pass(self.device, manner.graph):
             state = self.network.start(pixels, task, instance=drawn, price=prices.expand(count))
@@ -262,9 +262,8 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
 
     def observe(self) -> Observations:
         """Observation of all rows."""
-        observation = Seen(self.network, self.state, self.batch.manner)
-        # Outsiders may write into what they are given.
-        return {key: value.clone() if self.config.replays else value for key, value in observation.items()}
+        seen = Seen(self.network, self.state, self.batch.manner)
+        return {key: value.clone() for key, value in seen.items()}  # outsiders may write into what they are given
 
     def action_mask(self) -> Tensor:
         """Legal choices now, `(num_envs, A)` bool, `(num_envs, M, A)` where M > 1."""
@@ -326,6 +325,7 @@ class RoutingVectorEnv(VectorEnv[Observations, Any, Tensor]):
         infos["action_mask"] = self.action_mask()
         return observation, reward, left, torch.zeros_like(left), infos
 
+    @with_gradients()
     def train_blocks(
         self,
         extra_loss: Tensor | None = None,

@@ -106,7 +106,6 @@ class RecordRoutes(_PerEpisode):
         self._under_way = torch.zeros(self.num_envs, *places, dtype=dtype, device=self.core.device)
         self._counts = self._under_way.new_zeros(self.core.dataset.num_tasks, *places)
         self._row = torch.arange(self.num_envs, device=self.core.device)
-        self.core.watchers.append(self._watch)
         self._turn: Turn | None = None
         self._log = RouteLog(network, self.num_envs, weights, self.core.device) if keep else None
         self.routes: list[tuple[int, list[tuple[int, Any]]]] = []
@@ -131,8 +130,12 @@ class RecordRoutes(_PerEpisode):
 
     def step(self, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Step, and count the choices; where masked ones are replaced, what they were replaced by."""
-        observation, reward, terminated, truncated, infos = super().step(actions)
-        turn, self._turn = self._turn, None
+        self.core.watchers.append(self._watch)  # now alone: a turn of a batch that is trained holds its graph
+        try:
+            observation, reward, terminated, truncated, infos = super().step(actions)
+        finally:
+            self.core.watchers.remove(self._watch)
+            turn, self._turn = self._turn, None
         if turn is None:  # all rows have begun anew
             self._note_end(terminated)
             return observation, reward, terminated, truncated, infos

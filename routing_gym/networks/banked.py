@@ -55,7 +55,7 @@ class BankedNetwork(RoutedNetwork):
                     "blocks need the same parameters, no batch norm, no RNN, and one tensor, as in the network 'mlp'"
                 )
         if on:
-            sizes = torch.tensor([sum(of.value.numel() for of in part) for part in self.parts()])
+            sizes = torch.tensor([sum(of.value.numel() for of in part) for part in self.parts()], device="cpu")
             self.register_buffer("_sizes", sizes.to(self.costs).view_as(self.costs), persistent=False)
         self.merge_blocks = on
 
@@ -113,14 +113,14 @@ class Deployable(BankedNetwork):
         choices: list[Tensor] = []
         for number, (count, bank) in enumerate(zip(self.block_counts, smaller.banks, strict=True)):
             assert isinstance(bank, FunctionBlocks)
-            taken = routes[:, torch.tensor(at) == number]
+            taken = routes[:, torch.tensor(at, device="cpu") == number]
             kept = taken[taken < count].unique().tolist()
             left = [*kept, *range(count, bank.num_blocks)]
             width = self.decisions[at.index(number)].width  # of what passes, where PASS is all that is left
             own = bank.select(left) if kept else ModuleBlocks([nn.Identity()], (width,))
             smaller.banks[number], smaller.stem_macs = own, smaller.stem_macs + own.shared_macs - bank.shared_macs
             counts.append(len(kept))
-            choices.append(torch.tensor(left))
+            choices.append(torch.tensor(left, device="cpu"))
         smaller.block_counts = tuple(counts)
         smaller.set_decisions(
             dataclasses.replace(decision, macs=bank.macs, next=decision.next[:1] * bank.num_blocks)

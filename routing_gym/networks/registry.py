@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, get_type_hints
 
+from routing_gym.blocks import construction
 from routing_gym.networks import parallel_nets as nets
 from routing_gym.networks.cells import RoutedCells
 from routing_gym.networks.experts import CONVS, DIVERSE, MnistExperts, omniglot_experts
@@ -199,6 +200,7 @@ def register_network(name: str, builder: Builder) -> None:
     NETWORKS[name] = NetworkSpec(builder, (inspect.getdoc(builder) or "").partition("\n")[0])
 
 
+@construction()
 def make_network(
     name: str,
     *,

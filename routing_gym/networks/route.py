@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from routing_gym.blocks import (
     FunctionBlocks,
     ModuleBlocks,
     allow_small_groups,
+    construction,
     conv2d,
     counting,
     eval_mode,
@@ -35,6 +37,7 @@ from routing_gym.networks.state import Activation
 from routing_gym.tasks.checking import image_shape
 
 
+@construction()
 def route(
     module: nn.Module,
     layers: Sequence[str],
@@ -100,7 +103,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, layers: Sequence[str] = (), deep: bool = True) -> None:  # unpickling calls it without
         super().__init__()
-        self.layers, self.deep = layers, deep
+        self.layers, self.deep, self._thread = layers, deep, threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.layers:
@@ -110,6 +113,8 @@ class _Tracer(fx.Tracer):
         return not self.deep or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:  # while one traces all modules of the process are called this way
+            return forward(*args, **kwargs)
         # PyTorch's own code asks how long a sequence is, which a trace cannot tell.
         forward = partial(_encoded, m) if type(m) is nn.TransformerEncoder else forward
         return super().call_module(m, forward, args, kwargs)

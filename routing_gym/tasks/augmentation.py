@@ -51,8 +51,8 @@ class Shift:
         They are displacements (down, right) and whether to mirror; with `recolor` `(count, 9)`, the last six being two
         RGB colours, as `draw_palettes` gives them.
         """
-        moves = torch.randint(-self.pixels, self.pixels + 1, (count, 2), generator=generator)
-        mirrored = torch.randint(0, 1 + self.flip, (count, 1), generator=generator)
+        moves = torch.randint(-self.pixels, self.pixels + 1, (count, 2), generator=generator, device="cpu")
+        mirrored = torch.randint(0, 1 + self.flip, (count, 1), generator=generator, device="cpu")
         colors = [draw_palettes(count, generator).view(count, 6)] if self.recolor else []
         return torch.cat([moves, mirrored, *colors], 1)
 
@@ -105,7 +105,7 @@ def mean_color(images: Tensor) -> Tensor:
 @functools.cache
 def _gamma_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Light of the 256 bytes, and of the 255 steps between them, in units of 2^-30."""
-    byte = torch.arange(256, dtype=torch.float64)
+    byte = torch.arange(256, dtype=torch.float64, device="cpu")
     light, steps = (((value / 255) ** GAMMA * 2**30).round().long() for value in (byte, byte[:-1] + 0.5))
     return light.to(device), steps.to(device)
 
@@ -116,10 +116,10 @@ def draw_palettes(count: int, generator: torch.Generator) -> Tensor:
     Both are uniform over all RGB bytes; the second is drawn anew until it is at least `LEAST_DISTANCE` from the first,
     as in the authors' code. The paper only says "two random colors at least 0.3 units away from each other".
     """
-    palettes = torch.randint(0, 256, (count, 2, 3), generator=generator)
+    palettes = torch.randint(0, 256, (count, 2, 3), generator=generator, device="cpu")
     least = (255 * LEAST_DISTANCE) ** 2
     while len(close := ((palettes[:, 1] - palettes[:, 0]).square().sum(1) < least).nonzero().flatten()):
-        palettes[close, 1] = torch.randint(0, 256, (len(close), 3), generator=generator)
+        palettes[close, 1] = torch.randint(0, 256, (len(close), 3), generator=generator, device="cpu")
     return palettes
 
 

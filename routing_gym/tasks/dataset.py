@@ -205,7 +205,7 @@ class MultiTaskDataset:
                     f"{where}: {len(found)} labels for {len(pixels)} images: say with image=... which image each row "
                     "has"
                 )
-            rows = torch.arange(len(pixels)) if image is None else integer_tensor(f"{where}: image", image)
+            rows = integer_tensor(f"{where}: image", np.arange(len(pixels)) if image is None else image)
         if like is not None and not isinstance(like, MultiTaskDataset):
             raise ValueError(f"{where}: like must be another split, a MultiTaskDataset, got {type(like).__name__}")
         if not len(found) or not len(tasks):
@@ -230,7 +230,7 @@ class MultiTaskDataset:
     def phases(self) -> list[tuple[float, Tensor]]:
         """Passes of training, from 0 on, at which it changes which rows may be drawn, and those rows, on the CPU."""
         if self.during is None:
-            return [(0.0, torch.arange(len(self)))]
+            return [(0.0, torch.arange(len(self), device="cpu"))]
         begin, end = self.during.cpu().T
         times = sorted({0.0, *begin.tolist(), *end.tolist()} - {math.inf})
         return [(time, ((begin <= time) & (time < end)).nonzero().flatten()) for time in times]

@@ -46,7 +46,7 @@ class ShuffledStream:
         pieces, missing = [], count
         while missing > 0:
             if not len(self._pass):
-                self._pass = torch.randperm(self.size, generator=self.generator).to(self._device)
+                self._pass = torch.randperm(self.size, generator=self.generator, device="cpu").to(self._device)
             pieces.append(self._pass[:missing])
             self._pass = self._pass[missing:]
             missing -= len(pieces[-1])
@@ -108,7 +108,7 @@ class BalancedStream:
     def draw(self, count: int, passes: float = 0.0) -> Tensor:
         """The next numbers of the stream, `(count,)` int64 on the CPU; the same whenever they are drawn."""
         order = self._order.draw(count)
-        drawn = torch.empty(count, dtype=torch.int64)
+        drawn = torch.empty(count, dtype=torch.int64, device="cpu")
         for number, group in enumerate(self._groups):
             places = (order == number).nonzero().flatten()
             drawn[places] = group.draw(len(places))

@@ -1,5 +1,6 @@
 """Wrappers that record on the device, and numpy for Gymnasium's own."""
 
+import copy
 import sys
 import types
 
@@ -10,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as NumpyStatistics
 from gymnasium.wrappers.vector import RecordVideo
-from toys import TREE, ExitTree, Gates, RunSkip, toy_env
+from toys import TREE, ExitTree, Gates, RunSkip, quick, toy_env
 
 from routing_gym.agents import make_agent
 from routing_gym.envs import RecordEpisodeStatistics, RecordRoutes, ToNumpy, core_of, evaluate, routing_map
@@ -164,4 +165,15 @@ def test_faces_and_agents_see_through_wrappers():
     env = ToNumpy(RecordRoutes(RecordEpisodeStatistics(gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=8))))
     agent = make_agent("wpl", env).learn(env, episodes=16)
     assert agent.env is env.unwrapped is core_of(env)
+    copy.deepcopy(agent)  # nobody holds the graph of the last batch
     assert 0 <= evaluate(agent, env).accuracy <= 1
+
+
+@pytest.mark.parametrize("env_id", ["routing_gym/SyntheticMTL-v0", "routing_gym/Cifar10ParallelPaths-v0"])
+def test_the_mask_of_a_single_environment_goes_with_its_sample(env_id):
+    env = gymnasium.make(env_id, **quick(env_id))
+    _, info = env.reset(seed=0)
+    for _ in range(2):
+        _, _, terminated, _, info = env.step(env.action_space.sample(info["action_mask"]))
+        if terminated:
+            _, info = env.reset()
