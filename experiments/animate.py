@@ -70,7 +70,10 @@ def _run(folder: Path) -> tuple[Record, np.ndarray]:
     if not (folder / ROUTES).is_file():
         raise UsageError(f"{folder} is no folder of a run: it has no {ROUTES}, as results/digits/wpl/seed-0 has")
     record = read_run(folder / "results.json")
-    routes = read_arrays(folder / ROUTES, epoch=1, routes=4)["routes"]
+    log = read_arrays(folder / ROUTES, epoch=1, routes=4)
+    routes = log["routes"][log["epoch"] <= record["epochs"]]  # it may be about to become longer
+    if not len(routes):
+        raise UsageError(f"{folder / ROUTES} has none of the {record['epochs']} epochs of the record: train it anew")
     if routes.shape[1] > MOST_TASKS:
         raise UsageError(f"animate draws at most {MOST_TASKS} tasks, {folder} has {routes.shape[1]}")
     return record, routes

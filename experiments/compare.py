@@ -17,7 +17,7 @@ from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import counted, one_line, say, show
 from routing_gym.experiments.engine.equal import at_equal
 from routing_gym.experiments.engine.exits import exits_table
-from routing_gym.experiments.engine.folders import FAILURES, Keeping, keep_failures, locked
+from routing_gym.experiments.engine.folders import FAILURES, Keeping, keep_failures, locked, runs_in
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
 from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.engine.records import (
@@ -96,6 +96,8 @@ class Compare(Keeping, Launching, Tunable):
             records = joined(self.out, runs, self._as_others) if self.resume else {}
             left = [run for run in runs if (run.agent, run.seed) not in records]
             left, failures = try_out(left, told, self.debug, fresh=self.overwrite)
+            if self.overwrite and not left:  # nothing would replace what is there
+                return say_failures(failures, told, self.out)
             stack.enter_context(locked(writable_folder(self.out)))
             if self.overwrite:
                 folders.set_aside(self.out)
@@ -114,7 +116,8 @@ class Compare(Keeping, Launching, Tunable):
             if launcher.here:
                 failures += self._show(in_order(), failures, console)
             if not failures and launcher.here:  # else what replaces it is still to be trained
-                folders.drop_aside(self.out)
+                if aside := folders.drop_aside(self.out):
+                    say(console, aside)
             return say_failures(failures, told, self.out)
 
     def _as_others(self, agent: str, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,10 +178,11 @@ def joined(
     """
     asked = {run.agent: run.asked for run in runs}
     records = {}
-    for path in (folder / "results.json", *sorted(folder.glob("[!.]*/seed-*/results.json"))):
+    for path in (folder / "results.json", *(place / "results.json" for place in runs_in(folder))):
         for record in read_runs(path) if path.exists() else []:
             agent, seed, saved = record["agent"], record["seed"], record["asked"]
-            if path.parent == folder and agent in asked:
+            of_all, place = path.parent == folder, path.parent
+            if agent in asked if of_all else place.parent.name != folder_name(agent):  # a copy under another name
                 continue
             mine = asked.get(agent)
             if mine is None:
@@ -187,7 +191,7 @@ def joined(
                 # A file that both need has registered more than an agent: data, say.
                 mine["plugins"] = {name: here.get(name, of) for name, of in saved.get("plugins", {}).items()}
                 mine["env_options"] = as_others(agent, saved["env_options"])
-            check_same(path, saved, {**mine, "seed": seed})
+            check_same(path, saved, {**mine, "seed": seed if of_all else int(place.name.removeprefix("seed-"))})
             records[agent, seed] = record
     return records
 

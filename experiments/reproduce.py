@@ -122,7 +122,9 @@ class Reproduce(Launching):
         work.look()
         with locked(writable_folder(self.out)), ExitStack() as stack:
             stack.callback(launcher.end)
-            check_own(self.out, "settings")
+            check_own(self.out, "reproduce")
+            if not kept:
+                check_paper(self.out / "results.json", paper)
             return work.done(launcher)
 
     def training(self, env: str = DEFAULT_ENV, epochs: int = 1, batch_size: int = 1) -> TrainingSettings:
@@ -176,8 +178,9 @@ class _Work:
             self._perform([run for run in _once(self.runs) if run.folder not in self.records], launcher, self._keep)
         out = self.asked.out
         try:
-            if self.asked.records is None:
-                write_results(self._in_order(), writable_folder(out) / "results.json")
+            path, records = writable_folder(out) / "results.json", self._in_order()
+            if self.asked.records is None and (records or not path.exists()):
+                write_results(records, path)
             drawn = [record for _, own in self._ways() for record in own]
             self.pictures[:0] = self.paper.pictures(self.groups, drawn, out, self._beside())
             self._report()
@@ -293,6 +296,15 @@ class _Work:
             title = "; ".join(self.paper.groups[group] for group in groups)
             own = [record for record in records if not set(groups).isdisjoint(record["groups"])]
             yield title, self.paper.tables.get(groups[0], self.paper.table), own
+
+
+def check_paper(path: Path, paper: Reproduction) -> None:
+    """Refuse a file with records of another paper, which would be replaced, by a `UsageError`."""
+    for record in read_results(path) if path.exists() else ():
+        place = record.get("label"), record.get("groups")
+        of = [name for name, other in REPRODUCTIONS.items() if place in [(r.label, [*r.groups]) for r in other.rows]]
+        if of and paper.name not in of:
+            raise UsageError(f"{path} holds runs of {of[0]}, not of {paper.name}: take another folder")
 
 
 def _once(runs: Iterable[Run]) -> list[Run]:

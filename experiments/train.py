@@ -109,7 +109,8 @@ class Train(Keeping, Pluggable, Tunable):
                 failures = perform(runs, InProcess(), show, console, self.debug)
             if failures:
                 raise RunFailedError("; ".join(filter(None, (*failures, folders.what_is_aside(self.out)))))
-            folders.drop_aside(self.out)
+            if aside := folders.drop_aside(self.out):
+                say(console, aside)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,7 @@ import json
 import math
 import shlex
 import string
-import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import numpy as np
 from routing_gym.agents import read
 from routing_gym.experiments.engine import statistics
 from routing_gym.experiments.engine.command import UsageError
-from routing_gym.experiments.engine.folders import failures_in
+from routing_gym.experiments.engine.folders import epochs_wanted, failures_in, runs_in
 from routing_gym.experiments.engine.metrics import ACCURACY, Metric
 from routing_gym.experiments.engine.records import (
     Record,
@@ -103,10 +101,12 @@ class Contents:
             except UsageError as error:
                 self.failures.append(str(error))
         self.failures += failures_in(origin)
-        for folder in (origin, *sorted(origin.glob("[!.]*/seed-*"))):
+        for folder in (origin, *runs_in(origin)):
             if (path := folder / "results.json").exists():
                 try:
                     for record in read_runs(path):
+                        if epochs_wanted(folder) > record["asked"].get("epochs", record["epochs"]):  # it was lengthened
+                            self.unfinished.append(_unfinished(folder))
                         key = json.dumps(record["asked"], sort_keys=True)
                         if key in here:  # the records of all hold more, such as the setting of a sweep
                             record = {**here[key].record, **record}
@@ -128,10 +128,8 @@ class Contents:
 
 
 def _unfinished(folder: Path) -> dict[str, Any]:
-    """What is known of a run that has no record yet."""
-    known: dict[str, Any] = {"epochs": 0, "of": None, "damage": ""}
-    with suppress(OSError, ValueError):
-        known["of"] = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")).get("epochs")
+    """What is known of a run that has no record yet, or one of fewer epochs."""
+    known: dict[str, Any] = {"epochs": 0, "of": epochs_wanted(folder) or None, "damage": ""}
     try:
         if (folder / CHECKPOINT).exists():
             known["epochs"] = len(read(folder / CHECKPOINT)["extra"]["curve"]["epoch"])
@@ -361,7 +359,8 @@ def _routes(runs: Sequence[Finished], failures: list[str]) -> dict[int, dict[str
     for run in runs:
         if run.folder.joinpath(ROUTES).exists():
             try:
-                logs[id(run)] = read_arrays(run.folder / ROUTES, epoch=1, routes=4)
+                log = read_arrays(run.folder / ROUTES, epoch=1, routes=4)
+                logs[id(run)] = {name: rows[log["epoch"] <= run.record["epochs"]] for name, rows in log.items()}
             except UsageError as error:
                 failures.append(str(error))
     stride = -(-sum(log["routes"].size for log in logs.values()) // MOST_CELLS) or 1
@@ -373,8 +372,8 @@ def _routes(runs: Sequence[Finished], failures: list[str]) -> dict[int, dict[str
         maps[id(run)]["tasks"] = run.record.get("task_names", [])
         if len(runs) * labels.size <= MOST_CELLS or run.record["seed"] == runs[0].record["seed"]:
             maps[id(run)]["labels"] = cells(labels)
-        if log := logs.get(id(run)):
-            epochs, routes = (log[name][::-1][::stride][::-1] for name in ("epoch", "routes"))  # the last in any case
+        if (kept := logs.get(id(run))) and len(kept["epoch"]):
+            epochs, routes = (kept[name][::-1][::stride][::-1] for name in ("epoch", "routes"))  # the last in any case
             maps[id(run)] |= {"epochs_kept": epochs.tolist(), "routes": [cells(counts) for counts in routes]}
     return maps
 

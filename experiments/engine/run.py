@@ -183,6 +183,7 @@ class Run:
         curve = training.begun_curve(agent)
         stack.enter_context(locked(settings.writable_folder(folder)))
         clear_orphans(folder)
+        (folder / DIVERGED).unlink(missing_ok=True)  # of an earlier try
         if (folder / CHECKPOINT).exists():
             agent, curve = resumed(folder / CHECKPOINT, agent, self)
         records.write_text(folder / CONFIG, settings.config_text(self.configuration))

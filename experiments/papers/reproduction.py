@@ -238,7 +238,9 @@ class Plan:
         batch_size = [self.paper.batch_size, *(change.batch_size for change in changes if change.batch_size)][-1]
         env_options = _filled((*settings.env_options, *(option for change in changes for option in change.env)), passes)
         agent_options = _filled([option for change in changes for option in change.agent], passes)
+        called = f"{row.groups[0]}, {row.label}"  # several groups have rows of one label, a protocol has it once
         if isinstance(settings, Protocol):
+            called = row.label
             env_options, agent_options = pinned(row.env, env_options, row.agent, agent_options)
         training = dataclasses.replace(
             self.base, env=row.env, epochs=passes, batch_size=batch_size, env_options=env_options
@@ -252,7 +254,7 @@ class Plan:
             judge_at=row.judge_at,
             compare_paths=row.compare_paths,
             keep_logits=row.keep_logits,
-            title=f"{settings.name}, {row.label}, seed {seed}",
+            title=f"{settings.name}, {called}, seed {seed}",
             facts={"settings": settings.name, **row.facts, "folder": str(folder)},
         )
 

@@ -3,10 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.records import read_arrays, write_arrays
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +71,17 @@ def test_data_without_a_validation_split(runs, tmp_path):
     record["curve"]["judged_on"] = "test"  # the columns of a curve are called as they are
     (tmp_path / "results.json").write_text(json.dumps([record]))
     assert main(["animate", str(tmp_path), "--out", str(tmp_path / "routes.gif")]) == 0
+
+
+def test_a_run_that_is_being_lengthened_ends_with_its_record(runs, tmp_path, capsys):
+    (folder := tmp_path / "run").mkdir()
+    (folder / "results.json").write_bytes((runs[0] / "results.json").read_bytes())
+    known = read_arrays(runs[0] / "routes.npz", epoch=1, routes=4)
+    longer = {name: np.concatenate([of, of[-1:] + (name == "epoch")]) for name, of in known.items()}
+    write_arrays(folder / "routes.npz", **longer)
+    assert main(["animate", str(folder), "--out", str(tmp_path / "routes.gif")]) == 0
+    with Image.open(tmp_path / "routes.gif") as gif:
+        assert gif.n_frames == 3
+    write_arrays(folder / "routes.npz", **{name: of[-1:] for name, of in longer.items()})
+    assert main(["animate", str(folder), "--out", str(tmp_path / "routes.gif")]) == 2
+    assert "has none of the 3 epochs of the record" in capsys.readouterr().err

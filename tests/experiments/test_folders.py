@@ -1,11 +1,15 @@
 """Folders of results: what is there is gone on with, joined or replaced as asked, and nothing else is touched."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
-from commands import SMALL, run
+from commands import SMALL, registered, run
 from filelock import FileLock
 from records import strict
+
+from routing_gym.agents import AGENTS
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -172,3 +176,90 @@ def test_agents_with_settings_of_their_own_join(way, tmp_path, capsys):
     assert {record["agent"] for record in records} == {*first, *second, "task-specific-last"}
     assert run("compare", *digits, *given, "--agents", "wpl", "--resume", "--env-options", "layers=2") == 2
     assert "its env_options layers" in capsys.readouterr().err
+
+
+def test_only_what_a_command_has_set_aside_goes(tmp_path):
+    own = tmp_path / ".old-photos" / "raw.csv"
+    own.parent.mkdir()
+    own.write_text("mine")
+    train = ["train", *SMALL, "--epochs", 1, "--agent", "shared", "--out", tmp_path]
+    assert run(*train) == 0 and own.read_text() == "mine"
+    assert run(*train, "--overwrite") == 0 and [*tmp_path.glob(".old-*")] == [own.parent]
+
+
+class Failing(AGENTS["wpl"]):
+    """Fails in the trial on one batch."""
+
+    def update(self, trajectory):
+        raise RuntimeError("as it happens")
+
+
+def test_where_nothing_can_run_nothing_is_replaced(tmp_path, capsys):
+    compare = ["compare", *SMALL, "--epochs", 1, "--seeds", 1, "--out", tmp_path]
+    assert run(*compare, "--agents", "shared") == 0
+    before = contents(tmp_path)
+    with registered(failing=Failing):
+        assert run(*compare, "--agents", "failing", "--overwrite") == 1
+        assert contents(tmp_path) == before and "none of its runs starts" in capsys.readouterr().out
+        assert run(*compare, "--agents", "failing", "--overwrite", "--out", tmp_path / "new") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_nothing_has_replaced_stays_aside(tmp_path, capsys):
+    compare = ["compare", *SMALL, "--epochs", 1, "--seeds", 1, "--out", tmp_path]
+    assert run(*compare, "--agents", "shared", "random") == 0
+    assert run(*compare, "--agents", "shared", "random", "--overwrite", "--launcher", "print") == 0
+    capsys.readouterr()
+    assert run(*compare, "--agents", "shared", "--resume") == 0
+    assert f"what was there before is still in {tmp_path}: .old-1" in capsys.readouterr().out
+    assert [path.parent for path in tmp_path.glob(".old-1/*/seed-0")] == [tmp_path / ".old-1" / "random"]
+    assert run(*compare, "--agents", "random", "--resume") == 0 and not [*tmp_path.glob(".old-*")]
+
+
+def test_a_copy_of_a_run_is_none(tmp_path, capsys):
+    compare = ["compare", *SMALL, "--epochs", 1, "--agents", "shared", "--seeds", 1, "--out", tmp_path]
+    assert run(*compare) == 0
+    seed = tmp_path / "shared" / "seed-0"
+    shutil.copytree(seed.parent, tmp_path / "shared.bak")
+    seed.rename(seed.with_name("seed-0.bak"))
+    (record,) = strict(tmp_path / "results.json")
+    for copy in (tmp_path / "shared.bak" / "seed-0", seed.with_name("seed-0.bak")):  # as if of another time
+        (copy / "results.json").write_text(json.dumps([{**record, "test_accuracy": 1.0}]))
+    assert run(*compare, "--resume") == 0 and (seed / "results.json").exists()
+    assert [found["test_accuracy"] for found in strict(tmp_path / "results.json")] == [record["test_accuracy"]]
+    shutil.copytree(seed, seed.with_name("seed-1"))
+    capsys.readouterr()
+    assert run(*compare, "--seeds", 2, "--resume") == 2
+    assert "its seed is 0, asked for is 1" in capsys.readouterr().err
+
+
+def test_what_a_run_came_to_before_goes_with_it(tmp_path):
+    train = ["train", *SMALL, "--epochs", 1, "--agent", "shared", "--out", tmp_path]
+    for mode in ([], ["--overwrite"]):
+        (tmp_path / "diverged.txt").write_text("the loss is not finite\n")
+        assert run(*train, *mode) == 0 and not (tmp_path / "diverged.txt").exists()
+
+
+def test_folders_are_told_apart_before_they_hold_records(tmp_path, capsys):
+    """A suite's by its scores or the depth of its runs, a single run's by its checkpoint."""
+    scores = Path(__file__).parents[2] / "docs/results/suite"
+    shutil.copytree(scores, suite := tmp_path / "suite", ignore=shutil.ignore_patterns(".lock", "*.png"))
+    begun = tmp_path / "begun"
+    (begun / "credit" / "default" / "wpl" / "seed-0").mkdir(parents=True)
+    (begun / "credit" / "default" / "wpl" / "seed-0" / "checkpoint.pt").touch()
+    (many := tmp_path / "many" / "wpl" / "seed-0").mkdir(parents=True)
+    (many / "config.toml").touch()
+    (one := tmp_path / "one").mkdir()
+    (one / "checkpoint.pt").touch()
+    before = contents(tmp_path)
+    for command in (
+        *(["compare", *SMALL, "--out", folder] for folder in (suite, begun)),
+        *(["train", *SMALL, "--out", folder, "--overwrite"] for folder in (suite, begun)),
+        *(["sweep", *SMALL, "--grid", "gamma=1.0", "--out", folder] for folder in (suite, begun, one, many.parents[1])),
+        *(["suite", "--scores", scores, "--out", folder] for folder in (one, many.parents[1])),
+        ["suite", "--problems", "credit", "--agents", "shared", "--out", one],
+        ["reproduce", "codinet", "--out", one],
+    ):
+        assert run(*command) == 2
+        assert "holds runs of another command" in capsys.readouterr().err
+    assert contents(tmp_path) == before

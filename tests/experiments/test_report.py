@@ -160,6 +160,15 @@ def test_routes_are_kept_after_every_epoch_as_far_as_they_are_there(tmp_path, mo
     assert "routes.npz cannot be read back" in data["failures"][0] and "routes" not in data["runs"][0]
 
 
+def test_a_run_that_is_being_lengthened_is_shown_as_its_record_says_and_unfinished(tmp_path):
+    write_runs(tmp_path, [made_up_run("wpl", 0, epochs=5)])
+    for path in (tmp_path / "results.json", tmp_path / "wpl" / "seed-0" / "results.json"):
+        path.write_text(json.dumps([made_up_run("wpl", 0, epochs=3)]))
+    data = data_of(tmp_path)
+    assert data["runs"][0]["epochs_kept"] == [1, 2, 3] and len(data["runs"][0]["routes"]) == 3
+    assert [(run["folder"], run["of"]) for run in data["unfinished"]] == [(str(tmp_path / "wpl" / "seed-0"), 5)]
+
+
 def test_cells_say_who_takes_what():
     counts = np.array([[[0, 0, 0], [5, 0, 0], [2, 1, 1], [999, 1, 0]]])
     assert cells(counts) == [[None, 0, [0, 50, 1, 25, 2, 25], 0]]

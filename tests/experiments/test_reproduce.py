@@ -175,3 +175,24 @@ def test_every_row_can_be_made(tmp_path):
     folders = [cell.folder for cell in plan.runs(2)]
     assert len(set(folders)) == len(folders)
     assert {row.env for row in ROUTING_NETWORKS.rows} == {CIFAR, MIN, MNIST}
+
+
+def test_records_of_another_paper_are_not_replaced(tmp_path, monkeypatch, capsys):
+    paper = reproduce.REPRODUCTIONS["routing-networks"]
+    plan = Plan(paper, paper.settings[0], TrainingSettings(device="cpu"), tmp_path)
+    path, kept = tmp_path / "results.json", json.dumps([{**next(plan.runs(1)).facts, "paper_by_epoch": None}])
+    path.write_text(kept)
+    monkeypatch.setenv(files.DATA_VARIABLE, str(tmp_path / "nothing"))
+    assert main(["reproduce", "codinet", "--seeds", "1", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{path} holds runs of routing-networks, not of codinet: take another folder" in said
+    assert path.read_text() == kept
+    assert run(tmp_path, "--seeds", 1, "--epochs", 1, "--groups", "min", "--rows", "=random frozen paths") == 1
+    assert path.read_text() == kept  # of the same paper, but none of these rows
+
+
+def test_runs_that_may_be_under_way_at_once_have_titles_of_their_own(tmp_path):
+    for paper in reproduce.REPRODUCTIONS.values():
+        plans = [Plan(paper, settings, TrainingSettings(device="cpu"), tmp_path) for settings in paper.settings]
+        runs = [*(run for plan in plans for run in plan.runs(2))]
+        assert len({run.title for run in runs}) == len({(run.title, run.folder) for run in runs})
