@@ -16,6 +16,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich.console import Console
 from rich.table import Table
 
+from routing_gym.agents import Population
 from routing_gym.envs import EnvConfig
 from routing_gym.experiments.benchmarks import inference, parallel_paths, populations, public_layers, steps
 from routing_gym.experiments.benchmarks.faces import measure_faces
@@ -26,7 +27,9 @@ from routing_gym.experiments.engine.machine import commit, device_name, processo
 from routing_gym.experiments.engine.plugins import Pluggable
 from routing_gym.experiments.engine.records import Record, write_results
 from routing_gym.experiments.engine.settings import (
+    TrainingSettings,
     at_least_one,
+    build_agent,
     check_agents,
     known_names,
     options_of_agents,
@@ -180,6 +183,8 @@ class Bench(Pluggable):
             return [partial(public_layers.measure_public_layers, *case, self.rounds) for case in timed]
         agents = options_of_agents(self.agents, self.agent_options)
         if part == "population":
+            for name, options in agents.items():
+                check_population(name, options)
             named = product(agents.items(), self.batch)
             return [partial(populations.measure_population, *of, batch, self.rounds) for of, batch in named]
         made = [steps.convnet(device)] if part == "convnet" else [steps.mlp(blocks, device) for blocks in self.blocks]
@@ -189,6 +194,15 @@ class Bench(Pluggable):
         if part == "convnet":
             return [partial(steps.measure_convnet, subject, agents, self.rounds) for subject in subjects]
         return [partial(steps.measure_agents, *case, agents, self.rounds) for case in product(subjects, self.batch)]
+
+
+def check_population(name: str, options: tuple[str, ...]) -> None:
+    """Refuse, by a `UsageError`, an agent whose seeds cannot learn side by side."""
+    training = TrainingSettings(device="cpu", threads=torch.get_num_threads())
+    try:
+        Population([build_agent(name, training.make_env(name, seed), seed, options) for seed in range(2)])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def made_with(device: torch.device) -> Record:

@@ -80,8 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
                 gc.enable()
                 atexit.register(gc.freeze)
             with nullcontext() if command.debug else threads_in_one_line():
-                if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[0] != "train":
-                    raise UsageError(f"only train runs in several processes (WORLD_SIZE), got {arguments[0]}")
+                if os.environ.get("WORLD_SIZE"):
+                    check_processes(arguments[0])
                 command.prepare()
                 return command.execute(console)
     except KeyboardInterrupt as stop:
@@ -101,6 +101,14 @@ def main(arguments: list[str] | None = None) -> int:
             reason += "; --debug shows where"
     print(f"routing-gym: {reason}", file=sys.stderr)
     return status
+
+
+def check_processes(name: str) -> None:
+    """Refuse a command that does not run in several processes, or variables that do not go together."""
+    from routing_gym.experiments.engine.distributed import processes
+
+    if processes() > 1 and name != "train":
+        raise UsageError(f"only train runs in several processes (WORLD_SIZE), got {name}")
 
 
 def command_class(name: str) -> Any:

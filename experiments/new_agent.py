@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import keyword
 import re
+import shlex
 import string
 from pathlib import Path
 from typing import Annotated
@@ -37,12 +38,16 @@ class NewAgent(Command):
             raise UsageError(f"a name has lower-case letters, digits and single dashes, got {self.name!r}")
         if self.name in AGENTS:
             raise UsageError(f"the name {self.name!r} belongs to an agent already; choose another")
-        path = writable_file(self.out or Path(f"{self.name.replace('-', '_')}.py"))
-        if path.exists():
+        path = self.out or Path(f"{self.name.replace('-', '_')}.py")
+        if path.suffix != ".py":
+            raise UsageError(f"--out must name a Python file, which ends with .py, got {path}")
+        if writable_file(path).exists():
             raise UsageError(f"{path} exists already; choose another file with --out")
         cls = "".join(part.capitalize() for part in self.name.split("-"))
         cls += "Agent" * keyword.iskeyword(cls)  # None, True and False
         template = string.Template(Path(__file__).with_suffix(".txt").read_text("utf-8"))
-        write_text(path, template.substitute(name=self.name, cls=cls, file=path))
-        say(console, f"Written to {path}. Run it: routing-gym compare --plugin {path} --agents {self.name} wpl")
+        file = shlex.quote(path.as_posix())
+        in_docstring = file.replace("\\", "\\\\").replace('"', '\\"')
+        write_text(path, template.substitute(name=self.name, cls=cls, file=in_docstring))
+        say(console, f"Written to {path}. Run it: routing-gym compare --plugin {file} --agents {self.name} wpl")
         return 0

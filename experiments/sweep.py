@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,7 @@ from routing_gym.experiments.engine.settings import (
     at_least_one,
     check_agents,
     each_once,
+    flag_of,
     folder_name,
     parse_options,
     parsed_value,
@@ -155,7 +157,7 @@ class Sweep(Launching):
             stack.callback(launcher.end)
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
-            check_own(self.out, "setting")
+            check_own(self.out, "sweep")
 
             def in_order() -> list[Record]:
                 return [record for runs in records.values() for record in sorted(runs, key=lambda run: run["seed"])]
@@ -270,15 +272,18 @@ class Sweep(Launching):
     def _write_tuned(self, setting: Setting) -> Path:
         of_env, of_agent = _options(setting)
         options = parse_options("grid", of_env), parse_options("agent_options", (*self.agent_options, *of_agent))
-        drawn = "" if self.search == "grid" else f" --trials {self.trials}"
-        given = self.training
-        besides: dict[str, Any] = {"--batch-size": given.batch_size, "--patience": given.patience}
-        besides |= {"--env-options": " ".join(given.env_options), "--agent-options": " ".join(self.agent_options)}
-        how = (
-            f"routing-gym sweep --env {given.env} --epochs {given.epochs} --agent {self.agent} "
-            f"--search {self.search}{drawn}{' --halving' * self.halving} --seeds {self.seeds} "
-            f"{''.join(f'{flag} {value} ' for flag, value in besides.items() if value)}--grid {' '.join(self.grid)}"
-        )
+        told = {"agent", "search", "seeds", "env", "epochs", "batch_size", "trials" if self.search != "grid" else ""}
+        words = ["routing-gym", "sweep"]
+        for of in (self, self.training):
+            for field in dataclasses.fields(of):
+                value = getattr(of, field.name)
+                if field.name in ("training", "grid", "out", "debug"):
+                    continue
+                if field.name not in told and value == field.default:
+                    continue
+                values = [] if value is True else map(str, value) if isinstance(value, tuple) else [str(value)]
+                words += [flag_of(field.name), *values]
+        how = shlex.join([*words, "--grid", *self.grid])
         return write_tuned(self.out / "tuned", self.training.env, self.agent, *options, how)
 
 

@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import itertools
 import tomllib
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -20,15 +21,21 @@ from routing_gym.experiments.engine.records import write_text
 from routing_gym.options import check_types
 
 TABLE = "_options"  # what the name of an option ends with that is a table in a file
+DATA_DIR = "data_dir"  # names a folder, and is text all the same
 
 
 def parse(command: Any, arguments: Sequence[str], prog: str) -> Any:
     """Make a command of its dataclass and what stands behind its name; `--config FILE` says what is not given there.
 
     Raises:
-        UsageError: The file cannot be read, or holds what the command does not take.
+        UsageError: The file cannot be read, or holds what the command does not take; or text that is not UTF-8.
         SystemExit: What the parser does not know, or a call for help.
     """
+    for argument in arguments:
+        try:
+            argument.encode()  # as it is written into records and configurations
+        except UnicodeEncodeError as error:
+            raise UsageError(f"arguments must be UTF-8, got {argument!r}: take another name") from error
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", nargs="?", const="", default=[])
     named, rest = parser.parse_known_args(arguments)
@@ -41,12 +48,39 @@ def parse(command: Any, arguments: Sequence[str], prog: str) -> Any:
             here = given.setdefault(settings.flag_of(name), [settings.flag_of(name)])
             here[1:] = settings.filled_up(here[1:], options.pop(name))
         default = {"default": _made(command, options)}
-    return tyro.cli(command, args=[*itertools.chain(*given.values())], prog=prog, **default)
+    return _at_home(tyro.cli(command, args=[*itertools.chain(*given.values())], prog=prog, **default))
+
+
+def _at_home(command: Any) -> Any:
+    """The same command with the user's home in place of `~` in all paths, as shells do it where they see a path."""
+    hints, changed = get_type_hints(type(command)), {}
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if dataclasses.is_dataclass(value):
+            changed[field.name] = _at_home(value)
+        elif field.name == DATA_DIR and value is not None:
+            changed[field.name] = str(_expanded(field.name, Path(value))) if value.startswith("~") else value
+        elif Path in _kinds(hints[field.name]) and value is not None:
+            changed[field.name] = _expanded(field.name, value)
+        elif hints[field.name] == tuple[Path, ...]:
+            changed[field.name] = tuple(_expanded(field.name, path) for path in value)
+    return dataclasses.replace(command, **changed)
+
+
+def _expanded(name: str, path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{settings.flag_of(name)} {path}: there is no such user: name the folder itself") from error
 
 
 def gathered(arguments: Sequence[str], command: Any) -> dict[str, list[str]]:
     """Arguments by flag, one that takes several values with all of them: of `--flag A --flag B` `--flag A B`."""
-    several = {settings.flag_of(field.name) for field, hint in options_of(command) if get_origin(hint) is tuple}
+    several = {
+        settings.flag_of(field.name)
+        for field, hint in options_of(command)
+        if any(get_origin(kind) is tuple for kind in _kinds(hint))
+    }
     here: list[str] = []
     parts = {"": here}
     for argument in arguments:
@@ -83,7 +117,8 @@ def _configured(command: Any, path: Path) -> dict[str, Any]:
         options = read_config(path)
         for name, table in options.items():
             if isinstance(table, dict) and name.endswith(TABLE):
-                options[name] = [*settings.filled_up((), settings.by_agent(table))]
+                named = settings.by_agent(table) if name == "agent_options" and "agents" in known else table
+                options[name] = [*settings.filled_up((), named)]
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if unknown := sorted(options.keys() - known.keys()):
@@ -96,17 +131,25 @@ def _configured(command: Any, path: Path) -> dict[str, Any]:
 
 
 def _checked(file: str, name: str, hint: Any, value: Any) -> Any:
-    kinds = get_args(hint)
-    if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_checked(file, name, kinds[0], part) for part in value)
-    if get_origin(hint) is Literal and value not in kinds:
-        raise ValueError(f"{file}: {name} must be {' or '.join(map(repr, kinds))}, got {value!r}")
-    if Path in (hint, *kinds) and get_origin(hint) is not tuple and isinstance(value, str):
+    kinds = _kinds(hint)
+    several = [get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple]
+    if several and isinstance(value, list):
+        return tuple(_checked(file, name, several[0], part) for part in value)
+    listed = [of for kind in kinds if get_origin(kind) is Literal for of in get_args(kind)]
+    known = [*listed, *([None] if types.NoneType in kinds else [])]
+    if listed and value not in known:
+        raise ValueError(f"{file}: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
+    if Path in kinds and isinstance(value, str):
         if not value:
             raise ValueError(f"{file}: {name} is empty: name a folder or a file")
         return Path(value)
     check_types(file, {name: hint}, {name: value})
     return value
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """What a type is made of: of `X | None` both, of another that one."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _made(command: Any, options: dict[str, Any]) -> Any:
@@ -183,6 +226,7 @@ def write_tuned(folder: Path, env: str, agent: str, of_env: Mapping, of_agent: M
     """Write the options of an environment and of an agent on it, and in a line how they were found."""
     path = tuned_path(folder, env, agent)
     path.parent.mkdir(parents=True, exist_ok=True)
+    how = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in how)  # a comment ends with its line
     write_text(
         path, f"# {how}\n" + settings.config_text({"env_options": dict(of_env), "agent_options": dict(of_agent)})
     )

@@ -86,12 +86,32 @@ class Print(Launcher):
     here = False
 
     def launch(self, jobs: Sequence[Job], display: Display) -> Iterator[Outcome]:
-        """Write the configuration of every run into its folder, and print the command that performs it."""
-        for run in (run for job in jobs for run in job.runs):
+        """Write the configuration of every run into its folder, and print the command that performs it.
+
+        Raises:
+            UsageError: A folder whose name cannot be printed.
+        """
+        runs = [run for job in jobs for run in job.runs]
+        for run in runs:
+            self.check(run.folder)
+        out = Output()
+        for run in runs:
             path = writable_folder(run.folder) / CONFIG
             write_text(path, config_text(run.configuration))
-            print(shlex.join(["routing-gym", "train", "--config", str(path), "--out", str(run.folder), "--resume"]))
+            line = shlex.join(["routing-gym", "train", "--config", str(path), "--out", str(run.folder), "--resume"])
+            try:
+                print(line, flush=True)
+            except BrokenPipeError:
+                out.on_broken_pipe()
         yield from ()
+
+    def check(self, folder: Path) -> None:
+        """Refuse a folder in whose name an escape would be printed: the command would be of another."""
+        try:
+            str(folder).encode(encoding := sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError as error:
+            mend = "set PYTHONIOENCODING=utf-8, or take another folder"
+            raise UsageError(f"--launcher print cannot print {str(folder)!r} as {encoding}: {mend}") from error
 
 
 class Local(Launcher):
@@ -235,7 +255,9 @@ class Launching(Pluggable):
         if not self.silence > 0:
             raise UsageError(f"--silence must be positive, got {self.silence}")
         if self.launcher == "print":
-            return Print()
+            printed = Print()
+            printed.check(folder)
+            return printed
         return InProcess() if self.workers == 1 else Local(self.workers, self.silence)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, Literal
@@ -71,8 +72,11 @@ class Metric:
         except Exception as error:
             raise MetricError(f"metric {self.name!r} failed: {one_line(error)}") from error
         value = value.item() if isinstance(value, np.number) else value
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value)):
-            got = f"{value!r}" if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        beyond = number and isinstance(value, int) and abs(value) > sys.float_info.max
+        if value is not None and (not number or beyond or math.isnan(value)):
+            shown = "an integer beyond all floats" if beyond else f"a {type(value).__name__}"
+            got = f"{value!r}" if isinstance(value, int | float | str) and not beyond else shown
             raise MetricError(f"metric {self.name!r} must give a number, or None where it means nothing, got {got}")
         return value
 

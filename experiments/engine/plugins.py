@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
@@ -53,7 +54,7 @@ def load_plugin(path: Path) -> None:
     if not path.exists():
         last = "" if path.suffix else ": --plugin takes all that follows it, so that it has to come behind other names"
         raise UsageError(f"no such plug-in: {path}{last}")
-    name = NAME.format(path.stem, hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8])
+    name = NAME.format(path.stem, hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8])
     if getattr(sys.modules.get(name), "__file__", None) == str(path.resolve()):
         return
     spec = importlib.util.spec_from_file_location(name, path.resolve())

@@ -35,6 +35,15 @@ OF_A_RUN: dict[str, Any] = {
     **dict.fromkeys(("ways_out", "decisions", "experts"), list),
 }
 """What the record of a run holds at least, besides its metrics."""
+OF_SOME_RUNS: dict[str, Any] = {
+    **dict.fromkeys(("label", "setting"), str),
+    **dict.fromkeys(("task_names", "live_paths", "by_price"), list),
+    **dict.fromkeys(("best_epoch", "settled"), int | None),
+    **dict.fromkeys(("exit_curves", "compared_paths"), dict),
+}
+"""What it may hold."""
+ROUNDING = 1e-6
+"""How far beyond 1 a mean of shares may be."""
 
 Curve = dict[str, Any]
 """How a run went: `judged_on`, a split, and columns with an entry per epoch.
@@ -166,29 +175,46 @@ def read_run(path: Path) -> Record:
 
 
 def check_run(record: Record) -> None:
-    """Refuse what is not the record of a run, by a `ValueError` that names what is missing, or is not finite."""
+    """Refuse what is not the record of a run, by a `ValueError` that names what is missing, or cannot be."""
     if "asked" in record and record.get("version") != VERSION:
         version = record.get("version", 1)
         raise ValueError(f"it is of version {version} of the form of records, this routing_gym reads {VERSION}")
     check_form({name: record.get(name) for name in OF_A_RUN}, OF_A_RUN, "record")
     asked = {"env_options": {}, "agent_options": {}, **record["asked"]}
-    form = {"split": str, "agent": str, "env_options": dict, "agent_options": dict}
+    form: dict[str, Any] = {"split": str, "agent": str, "seed": int, "env_options": dict, "agent_options": dict}
+    form |= {"plugins": dict} if "plugins" in asked else {}
     check_form({name: asked.get(name) for name in form}, form, "record.asked")
+    also = {name: form for name, form in OF_SOME_RUNS.items() if name in record}
+    check_form({name: record[name] for name in also}, also, "record")
+    check_form(names := record.get("task_names", []), [str] * len(names), "record.task_names")
     check_form(record["decisions"], [dict] * len(record["decisions"]), "record.decisions")
     # Along so many axes; the first is of tasks, decisions or labels.
     for name, axes in {"task_accuracy": 1, "task_macs": 1, "routes": 3, "routes_by_label": 3, "use": 2}.items():
-        _check_numbers(record[name], axes, f"record.{name}")
+        _check_numbers(record[name], axes, f"record.{name}", 0, 1 if name == "task_accuracy" else np.inf)
     for metric in METRICS.values():
         value = record.get(key := metric.key(record["asked"]["split"]))
         if value is not None or (metric.table and metric.name in OURS):
-            _check_numbers(value, 0, f"record.{key}")
+            _check_numbers(value, 0, f"record.{key}", *((0, 1) if metric == ACCURACY else ()))
+    for name, points in record.get("exit_curves", {}).items():
+        _check_points(points, ("accuracy", "macs") + ("budget",) * (name != "anytime"), f"record.exit_curves.{name}")
     check_curve(record["curve"], "record.curve")
+    if not record["curve"]["epoch"]:
+        raise ValueError("record.curve.epoch: expected at least one epoch")
 
 
-def _check_numbers(value: Any, axes: int, where: str) -> None:
+def _check_numbers(value: Any, axes: int, where: str, least: float = -np.inf, most: float = np.inf) -> None:
     array = np.array(value)  # ValueError for lists that are not of one length
     if array.ndim != axes or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         raise ValueError(f"{where}: expected finite numbers along {axes} axes")
+    if wrong := array[(array < least) | (array > most + ROUNDING)].tolist():
+        raise ValueError(f"{where}: expected numbers from {least:g} to {most:g}, got {wrong[0]:g}")
+
+
+def _check_points(points: Any, names: Sequence[str], where: str) -> None:
+    check_form(points, list, where)
+    check_form(points, [dict] * len(points), where)
+    for name in names:
+        _check_numbers([point.get(name) for point in points], 1, f"{where}, {name}", 0)
 
 
 def check_curve(curve: Any, where: str) -> None:

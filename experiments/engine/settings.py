@@ -274,10 +274,13 @@ def from_toml(value: Any) -> Any:
 
 
 def by_agent(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a file by name, in which a table of an agent stands for AGENT.NAME: TOML takes both for the same."""
+    """Options of several agents in a file, a table of one for AGENT.NAME: TOML takes both for the same.
+
+    A table without a dot in its name is an agent's, also of one that a plug-in is yet to register.
+    """
     flat: dict[str, Any] = {}
     for name, value in table.items():
-        tables = name in AGENTS and isinstance(value, Mapping)
+        tables = (name in AGENTS or "." not in name) and isinstance(value, Mapping)
         flat |= {f"{name}.{option}": of for option, of in value.items()} if tables else {name: value}
     return flat
 

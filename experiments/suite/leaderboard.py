@@ -208,7 +208,8 @@ def _ways(found: Sequence[Standing], scores: Sequence[Score]) -> Part:
     for standing in found:
         own = [score for score in scores if score["agent"] == standing.agent]
         columns = (
-            [of[name] for of in own if of[name] is not None] for name in ("alignment", "effective_blocks", "settled")
+            [of[name] for of in own if of.get(name) is not None]
+            for name in ("alignment", "effective_blocks", "settled")
         )
         rows.append([standing.agent, *(f"{np.mean(column):.2f}" if column else "–" for column in columns)])
     note = (

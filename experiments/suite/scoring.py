@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from routing_gym.experiments.engine import statistics
 from routing_gym.experiments.engine.metrics import METRICS, Record
 from routing_gym.experiments.engine.statistics import MISTAKES, Difference, paired_difference
-from routing_gym.experiments.suite.problems import Problem
+from routing_gym.experiments.suite.problems import DIFFICULTIES, Problem
+from routing_gym.forms import check_form
 
 EQUAL_MACS = 1.02
 """An agent that spends more than this times the oracle's multiply-accumulates may beat it: it is marked."""
@@ -21,9 +23,26 @@ Score = dict[str, Any]
 FORM: dict[str, Any] = {
     **dict.fromkeys(("agent", "problem", "difficulty", "scored", "commit", "processor", "torch"), str),
     **dict.fromkeys(("value", "accuracy", "oracle", "random", "score", "seconds"), int | float),
+    **dict.fromkeys(("alignment", "effective_blocks", "settled"), int | float | None),
     **{"seed": int, "more_macs": bool},
 }
-"""What an entry of `scores.json` holds at least."""
+"""What an entry of `scores.json` holds at least, besides what may be None."""
+OF_SCALE: dict[str, Any] = {
+    **dict.fromkeys(("problem", "difficulty", "scored", "env"), str),
+    **dict.fromkeys(("oracle", "random", "env_options"), dict),
+    "macs": int | float,
+}
+"""What an entry of `scales.json` holds."""
+
+
+def check_place(written: Mapping[str, Any], where: str) -> None:
+    """Refuse, by a `ValueError`, a difficulty or a metric that there is none of, or a number that is not finite."""
+    for name, known in (("difficulty", DIFFICULTIES), ("scored", METRICS)):
+        if written[name] not in known:
+            raise ValueError(f"{where}.{name}: expected one of {', '.join(known)}, got {written[name]!r}")
+    for name, value in written.items():
+        if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{where}.{name}: expected a finite number")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +71,17 @@ class Scale:
 
     @classmethod
     def of(cls, written: Mapping[str, Any]) -> Scale:
-        """Scale that `dataclasses.asdict` has taken apart and JSON has changed."""
+        """Scale that `dataclasses.asdict` has taken apart and JSON has changed; a `ValueError` where it is none."""
+        check_form(written, OF_SCALE, "scale")
+        check_place(written, "scale")
+        for name in ("oracle", "random"):
+            check_form(written[name], dict.fromkeys(written[name], int | float), f"scale.{name}")
         by_number = {
             name: {int(seed): float(value) for seed, value in written[name].items()} for name in ("oracle", "random")
         }
+        for name, values in by_number.items():
+            if not values or not np.isfinite(list(values.values())).all():
+                raise ValueError(f"scale.{name}: expected finite numbers by seed, at least one")
         return cls(**{**written, **by_number})
 
     @property

@@ -16,7 +16,7 @@ from routing_gym.experiments.engine.arguments import Tunable, write_tuned
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import one_line, say, show
 from routing_gym.experiments.engine.equal import cost_of, equal_form, with_options
-from routing_gym.experiments.engine.folders import keep_failures, locked
+from routing_gym.experiments.engine.folders import check_own, keep_failures, locked, runs_in
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures
 from routing_gym.experiments.engine.records import Record, damaged, read_results, write_results
 from routing_gym.experiments.engine.run import Run
@@ -34,7 +34,7 @@ from routing_gym.experiments.engine.settings import (
     writable_folder,
 )
 from routing_gym.experiments.suite.problems import DIFFICULTIES, PROBLEMS, Difficulty
-from routing_gym.experiments.suite.scoring import FORM, Scale, Score, broken, scale_of, score_of, standings
+from routing_gym.experiments.suite.scoring import FORM, Scale, Score, broken, check_place, scale_of, score_of, standings
 from routing_gym.forms import check_form
 from routing_gym.options import unknown_name
 
@@ -55,6 +55,7 @@ Place = tuple[str, str]
 """A problem at a difficulty."""
 Hole = dict[str, str]
 """An agent, a problem and difficulty it cannot run, and the reason."""
+OF_HOLE = dict.fromkeys(("agent", "problem", "difficulty", "reason"), str)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,12 @@ class Suite(Launching, Tunable):
     def execute(self, console: Console) -> int:
         """Run it; return the exit status, 1 where some run failed."""
         if self.scores is not None:
-            return show_all(*read_all(self.scores), writable_folder(self.out), console)
+            if not self.scores.is_dir():
+                raise UsageError(f"--scores {self.scores} is no folder: name one that suite has written")
+            shown = read_all(self.scores)
+            with locked(writable_folder(self.out)):
+                check_own(self.out, "suite")
+                return show_all(*shown, self.out, console)
         places, entrants = self._places(), self._entrants()
         launcher = self.make_launcher(self.out)
         floors = {place: self._floors(place) for place in places}
@@ -147,6 +153,7 @@ class Suite(Launching, Tunable):
         with ExitStack() as stack:
             stack.callback(launcher.end)
             stack.enter_context(locked(writable_folder(self.out)))
+            check_own(self.out, "suite")
             order = [run for pair in floors.values() for of_end in pair for run in of_end]
             order += [run for of_seed in zip(*runs.values(), strict=True) for run in of_seed]  # everyone early
             there = {run.folder: run for run in order}  # of the oracle both, if it takes part
@@ -260,7 +267,7 @@ class Suite(Launching, Tunable):
     def _say_others(self, entrants: Sequence[Entrant], console: Console) -> None:
         """Say whose runs are in the folder, but not shown."""
         shown = {folder_name(of.label) for of in entrants} | {ORACLE, RANDOM}
-        others = {path.parent.name for path in self.out.glob("[!.]*/*/*/seed-*")} - shown
+        others = {path.parent.name for path in runs_in(self.out, "[!.]*/*/*")} - shown
         if others:
             say(console, f"Not shown, since they were not asked for, are runs of {', '.join(sorted(others))}")
 
@@ -320,8 +327,13 @@ def read_all(folder: Path) -> tuple[list[Scale], list[Score], list[Hole]]:
         next((path for end in ("", ".gz") if (path := folder / f"{name}{end}").exists()), folder / name)
         for name in FILES
     ]
-    scores = read_results(paths[0], lambda score: check_form({name: score.get(name) for name in FORM}, FORM, "score"))
-    scales, holes = map(read_results, paths[1:])
+
+    def check_score(score: Score) -> None:
+        check_form({name: score.get(name) for name in FORM}, FORM, "score")
+        check_place(score, "score")
+
+    scores, scales = read_results(paths[0], check_score), read_results(paths[1])
+    holes = read_results(paths[2], lambda hole: check_form({name: hole.get(name) for name in OF_HOLE}, OF_HOLE, "hole"))
     try:
         places = {(scale["problem"], scale["difficulty"]) for scale in scales}
         if lost := next((of for of in scores if (of["problem"], of["difficulty"]) not in places), None):

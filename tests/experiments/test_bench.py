@@ -298,9 +298,11 @@ def test_the_picture_has_a_panel_per_batch_and_a_line_per_agent(tmp_path, monkey
         (["--agent-options", "top-k.k=3"], "--agent-options takes AGENT.NAME=VALUE, the agent one of wpl"),
         (["--agent-options", "wpl.rate=3"], "agent 'wpl' has no option 'rate'; it takes"),
         (["--parts", "convnet", "--agents", "shared-with-task"], "needs an environment made with task_input=True"),
+        (["--parts", "population", "--agents", "wpl", "top-k"], "agent 'top-k' cannot learn side by side with others"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is(arguments, message, tmp_path, capsys):
+def test_what_cannot_be_measured_is_refused_before_anything_is(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(populations, "measure_population", lambda *case: pytest.fail("it is measured"))
     assert run("bench", "--out", tmp_path / "bench.json", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -224,6 +224,30 @@ def test_what_the_parser_does_not_know_is_refused(arguments, capsys):
     assert any(word in printed.err + printed.out for word in ("--seeds", "compare", "INT"))
 
 
+@pytest.mark.parametrize(
+    ("command", "variables", "message"),
+    [
+        ("list", {"WORLD_SIZE": "abc"}, "WORLD_SIZE must be an integer of at least 1, got 'abc': start several"),
+        ("list", {"WORLD_SIZE": "0"}, "WORLD_SIZE must be an integer of at least 1, got '0'"),
+        ("list", {"WORLD_SIZE": "2"}, "only train runs in several processes (WORLD_SIZE), got list"),
+        ("list", {"WORLD_SIZE": ""}, ""),
+        ("train", {"WORLD_SIZE": "2"}, "RANK must be an integer of at least 0, but is not set: start several"),
+        ("train", {"WORLD_SIZE": "2", "RANK": "2"}, "RANK must be below WORLD_SIZE, 2, got '2'"),
+        ("train", {"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_PORT must be an integer"),
+        ("train", {"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": "1"}, "MASTER_ADDR must be the name of a machine"),
+    ],
+)
+def test_what_torchrun_would_not_set_is_refused(command, variables, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run(command) == (2 if message else 0)
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == bool(message) and not list(tmp_path.iterdir())
+
+
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys):
     arguments = ["--agents", "shared", "--seeds", 1, "--out", tmp_path, "--env-options", "optimizer=sgd"]
     assert run("compare", *SMALL, *arguments, "learning_rate=1e30") == 1

@@ -228,6 +228,9 @@ def test_settings_that_look_like_anything_are_swept_and_shown_as_they_are(tmp_pa
         ("train", "[agent_options]\ngamma = [1]", "gamma must be of type float, got [1]"),
         ("compare", "[agent_options.wlp]\ngamma = 1.0", "AGENT.NAME=VALUE"),
         ("compare", "launcher = 'cloud'", "launcher must be 'local' or 'print' or"),
+        ("compare", "equal = 'parameter'", "equal must be 'parameters' or 'macs' or None, got 'parameter'"),
+        ("compare", "equal = ['macs']", "equal must be 'parameters' or 'macs' or None, got ['macs']"),
+        ("compare", "patience = 'x'", "patience must be of type int or None, got 'x'"),
         ("sweep", "agents = ['wpl']", "this command has no option 'agents'"),
         ("train", "epochs = ", "cannot be read: Invalid value"),
         ("train", "epochs = 1\nepochs = 2", "cannot be read: Cannot overwrite a value"),
@@ -278,6 +281,26 @@ def test_what_a_command_needs_may_stand_beside_a_file_or_in_it(tmp_path, capsys)
     assert "Missing from routing-gym evaluate" in "".join(capsys.readouterr())
 
 
+def test_the_home_of_a_user_is_found_wherever_a_path_is_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.toml").write_text('out = "~/zz"\nplugin = ["~/p.py"]\ndata_dir = "~/a"\n')
+    command = parsed(["train", "--config", str(tmp_path / "c.toml"), "--data-dir=~/d", "--tuned-dir=~"])
+    assert (command.out, command.plugin, command.tuned_dir) == (tmp_path / "zz", (tmp_path / "p.py",), tmp_path)
+    assert command.training.data_dir == f"{tmp_path}/d" and parsed(["suite", "--data-dir", "a~b/"]).data_dir == "a~b/"
+    assert parsed(["list", "--plugin=~/p.py", "~/q.py"]).plugin == (tmp_path / "p.py", tmp_path / "q.py")
+    assert run("train", "--out=~nobody-here/x") == 2
+    assert "--out ~nobody-here/x: there is no such user" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--out", "o\udce9"], ["--plugin=pl\udce9.py"], ["--config", "c\udce9.toml"]])
+def test_names_that_are_no_text_are_refused(arguments, tmp_path, monkeypatch, capsys):
+    """As the bytes of a name come to Python that are not UTF-8."""
+    monkeypatch.chdir(tmp_path)
+    assert run("train", *SMALL, *arguments) == 2
+    said = capsys.readouterr().err
+    assert "arguments must be UTF-8, got '" in said and "udce9" in said and not list(tmp_path.iterdir())
+
+
 def test_options_of_an_agent_may_be_a_table(tmp_path):
     file = tmp_path / "compare.toml"
     file.write_text(
@@ -286,3 +309,28 @@ def test_options_of_an_agent_may_be_a_table(tmp_path):
     assert run("compare", "--config", file, "--out", tmp_path / "out") == 0
     (record,) = strict(tmp_path / "out" / "results.json")
     assert (record["config"]["gamma"], record["config"]["policy_rate"]) == (0.9, 0.02)
+
+
+PLUGIN = """
+import dataclasses
+from routing_gym.agents import AGENTS, AgentConfig, register_agent
+
+class Mine(AGENTS["shared"]):
+    @dataclasses.dataclass(frozen=True)
+    class Config(AgentConfig):
+        rate: float = 0.1
+        table: dict = dataclasses.field(default_factory=dict)
+
+register_agent("mine", Mine)
+"""
+
+
+def test_options_of_an_agent_that_a_plug_in_registers_may_be_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plug.py").write_text(PLUGIN)
+    tables = 'plugin = ["plug.py"]\n[agent_options]\n"mine.table" = {a = 1}\nmine.rate = 0.3\n'
+    (tmp_path / "c.toml").write_text(f'agents = ["mine"]\nequal = "none"\n{tables}')
+    command = parsed(["compare", "--config", "c.toml"])
+    assert command.agent_options == ("mine.table={'a': 1}", "mine.rate=0.3") and command.equal is None
+    (tmp_path / "t.toml").write_text('agent = "mine"\n[agent_options]\nshared = {a = 1}\n')
+    assert parsed(["train", "--config", "t.toml"]).agent_options == ("shared={'a': 1}",)  # the table is the value

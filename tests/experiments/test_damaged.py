@@ -26,6 +26,13 @@ SYNTHETIC = "routing_gym/SyntheticMTL-v0"
 SMALL = ["--env", SYNTHETIC, "--epochs", "2", "--batch-size", "64"]
 
 
+EXIT_CURVES = [
+    *(3, [], {"anytime": 3}, {"anytime": [3]}, {"anytime": [{"accuracy": 1}]}),
+    *({"anytime": [{"accuracy": "1", "macs": 1}]}, {"entropy": [{"accuracy": 1, "macs": 1}]}),
+]
+"""Points without what is shown of them."""
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run, its files as they should be."""
@@ -56,6 +63,20 @@ def named(path):
         lambda record: record["asked"].pop("agent"),
         lambda record: record["asked"].update(agent={}),
         lambda record: record["decisions"].append(3),
+        lambda record: record["asked"].pop("seed"),
+        lambda record: record["asked"].update(plugins=3),
+        lambda record: record.update(label=["x"]),
+        lambda record: record.update(best_epoch="last"),
+        lambda record: record.update(task_names=5),
+        lambda record: record.update(task_names=[5]),
+        lambda record: record.update(test_accuracy=-3),
+        lambda record: record.update(test_accuracy=95.0),
+        lambda record: record["routes"][0][0].__setitem__(0, -1),
+        lambda record: record["task_macs"].__setitem__(0, -1),
+        lambda record: record.update(
+            curve={name: of if name == "judged_on" else [] for name, of in record["curve"].items()}
+        ),
+        *[lambda record, of=of: record.update(exit_curves=of) for of in EXIT_CURVES],
     ],
 )
 def test_records_of_another_form_are_named(wrong, folder, capsys):

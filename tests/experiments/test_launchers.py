@@ -19,8 +19,8 @@ from routing_gym.experiments.cli import parsed
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.command import Stopped, heeding_signals
 from routing_gym.experiments.engine.console import Display, Output
-from routing_gym.experiments.engine.jobs import Job
-from routing_gym.experiments.engine.launchers import Launcher, Local, perform, try_out
+from routing_gym.experiments.engine.jobs import Job, jobs_of
+from routing_gym.experiments.engine.launchers import Launcher, Local, Print, perform, try_out
 from routing_gym.experiments.engine.records import read_progress
 from routing_gym.experiments.engine.run import Run, finite
 from routing_gym.experiments.engine.settings import TrainingSettings, config_text
@@ -235,3 +235,22 @@ def test_an_interrupt_that_a_library_catches_still_stops_a_trial(error):
 
     with pytest.raises(Stopped), heeding_signals():
         try_out([Swallowing()], Console(quiet=True), debug=False)
+
+
+def test_commands_that_nobody_reads_are_no_error(tmp_path, monkeypatch):
+    """As with `--launcher print | head -1`, once head has its line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    runs = [Run(TrainingSettings(SMALL[1], 1, 256), "shared", seed, tmp_path / f"seed-{seed}") for seed in range(3)]
+    with open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert [*Print().launch(jobs_of(runs, 1), None)] == []
+    assert len([*tmp_path.glob("seed-*/config.toml")]) == 3
+
+
+def test_commands_that_would_name_another_folder_are_not_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    out = tmp_path / "rés ultats"
+    assert run("compare", *SMALL, "--agents", "shared", "--launcher", "print", "--out", out) == 2
+    said = capsys.readouterr().err
+    assert "as ascii: set PYTHONIOENCODING=utf-8, or take another folder" in said and not out.exists()

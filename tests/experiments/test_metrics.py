@@ -91,6 +91,10 @@ WRONG = {
     "tensor": (lambda judged: torch.tensor(1.0), "must give a number, or None where it means nothing, got a Tensor"),
     "text": (lambda judged: "1.0", "must give a number, or None where it means nothing, got '1.0'"),
     "bool": (lambda judged: True, "must give a number, or None where it means nothing, got True"),
+    "large": (
+        lambda judged: 10**5000,
+        "must give a number, or None where it means nothing, got an integer beyond all floats",
+    ),
     "raises": (wrong, "failed: ZeroDivisionError: by none of [/them]"),
 }
 

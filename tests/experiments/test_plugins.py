@@ -1,7 +1,9 @@
 """Plug-ins, and the template for agents."""
 
+import ast
 import json
 import re
+import shlex
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
@@ -74,6 +76,8 @@ def test_another_name_for_what_is_known_is_enough(tmp_path):
         (["My Agent"], "a name has lower-case letters, digits and single dashes, got 'My Agent'"),
         (["wpl"], "the name 'wpl' belongs to an agent already"),
         (["new", "--out", "there.py"], "there.py exists already"),
+        (["new", "--out", "folder/foo.txt"], "--out must name a Python file, which ends with .py, got folder/foo.txt"),
+        (["new", "--out", "foo"], "--out must name a Python file, which ends with .py, got foo"),
     ],
 )
 def test_names_of_templates_are_checked(arguments, message, tmp_path, monkeypatch, capsys):
@@ -81,6 +85,17 @@ def test_names_of_templates_are_checked(arguments, message, tmp_path, monkeypatc
     (tmp_path / "there.py").write_text("mine")
     assert main(["new-agent", *arguments]) == 2
     assert message in capsys.readouterr().err and (tmp_path / "there.py").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["there.py"]
+
+
+@pytest.mark.parametrize("name", ["a\\Users.py", "my agents/x y.py", 'it"""s.py', "plain.py"])
+def test_a_template_says_how_its_file_is_run_whatever_its_name(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new-agent", "winpath", "--out", name]) == 0
+    said = " ".join(capsys.readouterr().out.split()).partition("Run it: ")[2]
+    doc = ast.get_docstring(ast.parse((tmp_path / name).read_text()))
+    for command in (said, doc.partition("beside others: ")[2]):
+        assert shlex.split(command)[:4] == ["routing-gym", "compare", "--plugin", name]
 
 
 @pytest.mark.usefixtures("nothing_stays")

@@ -242,7 +242,7 @@ def test_what_cannot_run_is_a_hole_with_its_reason(tmp_path, quick, capsys):
         (["--agents", "reinforce(entropy)"], "--agents takes NAME=VALUE, got 'entropy'"),
         (["--agent-options", "wpl.gamma=1"], "--agent-options takes AGENT.NAME=VALUE"),
         (["--agents", "oracle", "--agent-options", "oracle.block_lr=0.1"], "--agents 'oracle(block_lr=0.1)'"),
-        (["--scores", "nowhere"], "nowhere"),
+        (["--scores", "nowhere"], "--scores nowhere is no folder: name one that suite has written"),
     ],
 )
 def test_what_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
@@ -292,6 +292,44 @@ def test_damaged_scores_are_named(name, broken, tmp_path, capsys):
         assert status == 0  # nobody has scored yet
     else:
         assert status == 2 and f"{name} cannot be read back" in capsys.readouterr().err
+
+
+SCALES = [{"scored": "luck"}, {"difficulty": "odd"}, {"env": 5}, {"macs": float("nan")}, {"oracle": {}}]
+SCALES += [{"random": {"0": None}}, {"random": {"0": float("inf")}}, {"env_options": 3}, {"more": 1}]
+
+
+@pytest.mark.parametrize("wrong", SCALES)
+def test_scales_of_another_form_are_named(wrong, tmp_path, capsys):
+    write_all(tmp_path, [scale()], [], [])
+    written = json.loads((tmp_path / "scales.json").read_text())
+    (tmp_path / "scales.json").write_text(json.dumps([{**written[0], **wrong}]))
+    assert main(["suite", "--scores", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "scales.json cannot be read back (scale" in said and said.count("\n") == 1
+
+
+SCORES = [{"scored": "luck"}, {"difficulty": "odd"}, {"value": float("nan")}, {"score": 10**400}, {"alignment": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [*(("scores", wrong) for wrong in SCORES), ("holes", {"agent": "b"}), ("holes", {"reason": 3, "problem": "p"})],
+)
+def test_scores_and_holes_of_another_form_are_named(name, wrong, tmp_path, capsys):
+    write_all(tmp_path, [scale()], [scored("a", 0.7)], [])
+    written = json.loads((tmp_path / f"{name}.json").read_text()) or [{}]
+    (tmp_path / f"{name}.json").write_text(json.dumps([{**written[0], **wrong}]))
+    assert main(["suite", "--scores", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"{name}.json cannot be read back ({name[:-1]}" in said and said.count("\n") == 1
+
+
+def test_scores_that_do_not_tell_how_routes_settle_are_shown(tmp_path):
+    score = scored("a", 0.7)
+    del score["alignment"], score["settled"]
+    write_all(tmp_path, [scale()], [score], [])
+    assert main(["suite", "--scores", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert "| a | – | 2.00 | – |" in (tmp_path / "out" / "leaderboard.md").read_text()
 
 
 def test_a_run_is_repeated_by_its_configuration_where_data_decide_the_depth(tmp_path):

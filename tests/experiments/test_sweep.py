@@ -1,6 +1,8 @@
 """Sweeps: what is tried, what goes on, and the settings they leave for `--tuned`."""
 
+import dataclasses
 import json
+import shlex
 import tomllib
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from records import strict, untimed
 
 from routing_gym.agents import AGENTS
-from routing_gym.experiments.cli import main
+from routing_gym.experiments.cli import main, parsed
 from routing_gym.experiments.engine.arguments import SHIPPED
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.run import Run
@@ -142,7 +144,7 @@ def test_the_best_setting_is_used_when_it_is_asked_for(tmp_path, capsys):
     assert run("sweep", *SMALL, *grid, "--seeds", 1, "--out", tmp_path / "sweep") == 0
     file = tmp_path / "sweep" / "tuned" / "SyntheticMTL-v0" / "wpl.toml"
     assert tomllib.loads(file.read_text()) == {"env_options": {"width": 8}, "agent_options": {"policy_rate": 0.05}}
-    command = f"# routing-gym sweep --env {ENV} --epochs 1 --agent wpl --search grid --seeds 1 --batch-size 256 --grid"
+    command = f"# routing-gym sweep --agent wpl --search grid --seeds 1 --env {ENV} --epochs 1 --batch-size 256 --grid"
     assert file.read_text().startswith(command)
     tuned = ["--tuned", "--tuned-dir", tmp_path / "sweep" / "tuned"]
     arguments = ["compare", *SMALL, "--agents", "wpl", "shared", "--seeds", 1]
@@ -187,3 +189,18 @@ def test_a_long_setting_has_a_folder_all_the_same(tmp_path):
     assert len(path.parents[1].name.encode()) < 255
     tuned = next(tmp_path.glob("tuned/*/*.toml")).read_text()
     assert "--batch-size 512 --env-options optimizer=sgd --grid" in tuned.splitlines()[0]
+
+
+def test_the_command_that_found_a_setting_is_written_so_that_it_runs(tmp_path):
+    given = {"env": ENV, "epoch_passes": 3, "env_options": ("class_weights=[1, 2]", "schedule=step"), "callbacks": ()}
+    training = TrainingSettings(**given, data_dir="my data", patience=2, threads=2)
+    grid, options = ("text=a b,$c\n#d", "gamma=0.9"), ("noise=(1, 2)",)
+    sweep = Sweep(training=training, agent_options=options, grid=grid, halving=True, out=tmp_path / "my out")
+    first, *_ = sweep._write_tuned(("gamma=0.9",)).read_text().splitlines()
+    assert first.endswith(" --grid 'text=a b,$c\\n#d' gamma=0.9")  # a comment has one line
+    words = shlex.split(first.removeprefix("# "))
+    assert words[0] == "routing-gym" and "--trials" not in words and "--workers" not in words
+    again = parsed([word.replace("\\n", "\n") for word in words[1:]])
+    assert again == dataclasses.replace(sweep, out=Sweep.out)  # not the folder, which is of one machine
+    drawn = Sweep(search="random", grid=("gamma=0.1..0.9",), out=tmp_path)
+    assert " --search random --trials 20 " in drawn._write_tuned(("gamma=0.9",)).read_text()
