@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from gymnasium.error import ResetNeeded
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -168,6 +169,7 @@ class BlocksTrainer:
     def __init__(self, network: RoutedNetwork, optimization: Optimization, ranks: Ranks = ALONE) -> None:
         self.network, self.optimization, self.ranks = network, optimization, ranks
         self.instances = 0
+        self._batch = network.batch
         self.throughput, self.balance = optimization.throughput(network), optimization.balance(network)
         # The running statistics of batch norm: all that a forward pass changes.
         saved = network.state_dict(keep_vars=True)
@@ -208,7 +210,10 @@ class BlocksTrainer:
 
         Raises:
             TrainingDivergedError: The loss or a gradient is not finite, or the batch is doubtful; all read at once.
+            ResetNeeded: Another environment has begun a batch on this network: which blocks this one used is forgotten.
         """
+        if self._batch is not self.network.batch:
+            raise ResetNeeded("another environment over this network has begun a batch since: call reset()")
         self.check(self.backward(loss, before_step, doubtful), noted)
         self.apply(noted)
         self.instances += instances
@@ -306,6 +311,7 @@ class BlocksTrainer:
         for part in self._partly_used:
             if part.used is not None:
                 part.used = None
+        self._batch = self.network.batch = object()
         if self.throughput is not None:
             self.throughput.begin()
         return {name: statistic.clone() for name, statistic in self._statistics.items()}

@@ -47,6 +47,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         rejoining: Whether ways on meet again: then outcomes cannot be shared out.
         dense_backward: Whether every choice runs while training, so that unchosen weights have a gradient.
         merge_blocks: Whether weights mix the blocks' parameters instead of their outputs.
+        batch: Another object for every batch that is begun to be trained on, by whichever environment.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class RoutedNetwork(PartlyUsed, ABC):
         self.num_classes, self.stem_macs = num_classes, float(stem_macs)
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.dense_backward = self.merge_blocks = False
+        self.batch = object()
         self.set_decisions(decisions, masks)
 
     def set_decisions(self, decisions: Iterable[Decision], masks: Tensor | None = None) -> None:

@@ -4,12 +4,14 @@ import gymnasium
 import pytest
 import torch
 from damage import same
+from gymnasium.error import ResetNeeded
 from torch import nn
 from torch.nn import functional
 from toys import small_env
 
 import routing_gym  # noqa: F401
 from routing_gym.blocks import OwnedParameter
+from routing_gym.envs import RoutingVectorEnv
 from routing_gym.networks import RoutedMLP
 
 SMALL = {"num_tasks": 1, "image_size": 16}
@@ -172,3 +174,19 @@ def test_gradients_of_zero_do_not_move_a_network_of_ones_own(options):
     assert same(before, [*env.network.layers.parameters()])
     train(env, torch.ones_like, 1)
     assert not any(torch.equal(one, other) for one, other in zip(before, env.network.layers.parameters(), strict=True))
+
+
+def test_a_batch_that_another_environment_has_cut_short_is_not_trained_on():
+    """Which blocks it has used nobody knows any more: those that it has not would move."""
+    one = small_env(num_envs=8, autoreset_mode="disabled")
+    other = RoutingVectorEnv(one.network, one.datasets, one.num_envs, autoreset_mode="disabled")
+    one.reset(seed=0)
+    while one.state.waiting:
+        one.step(torch.zeros(one.num_envs, dtype=torch.int64))
+    other.reset(seed=1)
+    with pytest.raises(ResetNeeded, match="another environment over this network has begun a batch since"):
+        one.train_blocks()
+    one.reset(seed=0)
+    while one.state.waiting:
+        one.step(torch.zeros(one.num_envs, dtype=torch.int64))
+    assert one.train_blocks() > 0
