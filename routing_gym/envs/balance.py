@@ -105,9 +105,8 @@ class PCGrad(TaskBalance):
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if losses is None or not losses.requires_grad or len(tasks) < 2 or not trained:
             return
-        order = torch.rand(self.num_tasks, self.num_tasks, generator=self.generator, device="cpu")[tasks][
-            :, tasks
-        ].argsort(1)
+        chance = torch.rand(self.num_tasks, self.num_tasks, generator=self.generator, device="cpu")
+        order = chance[tasks][:, tasks].argsort(1)
         found = []
         each = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
         for number in tasks:

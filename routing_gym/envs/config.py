@@ -273,11 +273,9 @@ class EnvConfig(Options):
 
     def drawn_of(self, task: Tensor, rows: Tensor) -> Tensor:
         """Those of some rows that are of `draw_tasks`, by the task `(R,)` of every row."""
-        return (
-            rows
-            if self.draw_tasks is None
-            else rows[torch.isin(task[rows], torch.tensor(self.draw_tasks, device="cpu"))]
-        )
+        if self.draw_tasks is None:
+            return rows
+        return rows[torch.isin(task[rows], torch.tensor(self.draw_tasks, device="cpu"))]
 
     def optimization(self, dataset: MultiTaskDataset, num_envs: int) -> Optimization:
         """How blocks are trained on a split; whole batches make an epoch in mode "disabled".
