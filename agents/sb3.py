@@ -20,7 +20,7 @@ from routing_gym.agents.base.learning import Report, check_learning
 from routing_gym.agents.parts.draws import running_sums
 from routing_gym.agents.parts.scores import sample
 from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, SB3Config, SB3PPOConfig, Tally, seeded
-from routing_gym.blocks import count_macs
+from routing_gym.blocks import count_macs, with_gradients
 from routing_gym.envs import Context, Observation, TrainingDivergedError
 from routing_gym.networks import NotFiniteError, actions
 
@@ -62,6 +62,9 @@ class SB3Agent(Agent):
 
         from routing_gym.envs.sb3 import RoutingVecEnv
 
+        if (default := torch.get_default_dtype()) != torch.float32:
+            wanted = f"Stable-Baselines3 computes in float32, PyTorch's default is {default}"
+            raise ValueError(f"agent {self.name!r}: {wanted}: set another, then make the environment")
         arguments = self.config.arguments(self.num_decisions, self.env.num_envs)
         try:
             with seeded(self.config.seed):
@@ -110,6 +113,7 @@ class SB3Agent(Agent):
         """Multiply-accumulates of the policy; 0 for a table, though the library multiplies by one-hot vectors."""
         return self._macs
 
+    @with_gradients()
     def learn(self, env: Any, episodes: int, callback: Report | None = None) -> Self:
         """Let the model learn, round by round, until at least `episodes` instances have left the network.
 

@@ -31,7 +31,7 @@ OFF = pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode], ids=
 
 
 @OFF
-@pytest.mark.parametrize("name", ["wpl", "gumbel", "reinforce", "top-k"])
+@pytest.mark.parametrize("name", ["wpl", "gumbel", "reinforce", "top-k", "sb3:PPO"])
 def test_what_learns_learns_where_gradients_are_off(name, off):
     expected, agent = made(name, {"seed": 1}), made(name, {"seed": 1})
     expected.learn(expected.env, 96)
@@ -98,6 +98,12 @@ def test_float64_is_saved_and_loaded(name, tmp_path):
     agent.learn(agent.env, 96).save(tmp_path / "agent.pt")
     again = Agent.load(tmp_path / "agent.pt", made(name).env)
     assert evaluate(again, again.env).accuracy == evaluate(agent, agent.env).accuracy
+
+
+@pytest.mark.usefixtures("float64")
+def test_libraries_that_compute_in_float32_alone_say_so():
+    with pytest.raises(ValueError, match="Stable-Baselines3 computes in float32, PyTorch's default is torch.float64"):
+        made("sb3:PPO")
 
 
 @pytest.mark.usefixtures("float64")
