@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from routing_gym.blocks.macs import ONE_AT_A_TIME
 from routing_gym.tasks.checking import seed_number, whole_number
 
 Sparse = tuple[Tensor, Tensor]
@@ -25,7 +25,6 @@ Sparse = tuple[Tensor, Tensor]
 
 _EVERY_BLOCK_RUNS = ContextVar("every_block_runs", default=False)
 _BLOCKS_MERGE = ContextVar("blocks_merge", default=False)
-_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -60,7 +59,7 @@ def first_weights(seed: int) -> Iterator[None]:
     one another; one that draws elsewhere in the meantime disturbs the weights drawn here. The seed 0 will do where the
     weights are replaced.
     """
-    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+    with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_number("seed", seed))
         yield
 

@@ -20,7 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from routing_gym.blocks.fast.products import PADS
 
 aten = torch.ops.aten
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
+"""Held while something is changed that a process has one of: fused attention, PyTorch's global generator. One lock for
+all: of two, threads could wait for each other for ever."""
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def plain_attention() -> Iterator[None]:
 
     A process has it or has it not, so that threads that come here wait for one another.
     """
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
