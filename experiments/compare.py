@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
+from routing_gym.agents import AGENTS
 from routing_gym.experiments.engine import folders
 from routing_gym.experiments.engine.arguments import Tunable
 from routing_gym.experiments.engine.command import UsageError
 from routing_gym.experiments.engine.console import counted, one_line, say, show
-from routing_gym.experiments.engine.equal import at_equal
+from routing_gym.experiments.engine.equal import Rows, at_equal
 from routing_gym.experiments.engine.exits import exits_table
 from routing_gym.experiments.engine.folders import FAILURES, Keeping, keep_failures, locked, runs_in
 from routing_gym.experiments.engine.launchers import Launching, perform, say_failures, try_out
@@ -93,7 +95,7 @@ class Compare(Keeping, Launching, Tunable):
             if self.out.is_dir():
                 stack.enter_context(locked(self.out))
             folders.check_free(self.out, resume=self.resume, overwrite=self.overwrite, one_run=False)
-            records = joined(self.out, runs, self._as_others) if self.resume else {}
+            records = joined(self.out, runs, partial(self._as_others, settings)) if self.resume else {}
             left = [run for run in runs if (run.agent, run.seed) not in records]
             left, failures = try_out(left, told, self.debug, fresh=self.overwrite)
             if self.overwrite and not left:  # nothing would replace what is there
@@ -120,12 +122,13 @@ class Compare(Keeping, Launching, Tunable):
                     say(console, aside)
             return say_failures(failures, told, self.out)
 
-    def _as_others(self, agent: str, saved: Mapping[str, Any]) -> dict[str, Any]:
+    def _as_others(self, asked: Rows, agent: str) -> dict[str, Any]:
         """Options of the environment, by name, that runs of an agent must have that is not asked for now."""
-        training, _ = self.settings_of(self.training, agent, ())
-        options = resolved_env_options(training.env, training.env_options)
-        of_size = ("num_blocks", "width") if self.equal is not None else ()  # which it was given to be as large
-        return options | {name: saved[name] for name in of_size if name in saved}
+        settings = self.settings_of(self.training, agent, ())
+        if self.equal is not None and agent in AGENTS:  # else it comes from a file that this command was not given
+            settings = at_equal(self.equal, {**asked, agent: settings}, Console(quiet=True))[agent]
+        training, _ = settings
+        return resolved_env_options(training.env, training.env_options)
 
     def _show(self, records: Sequence[Record], failures: Sequence[str], console: Console) -> list[str]:
         """Print the table, write records, pictures and the report; return what could not be written."""
@@ -166,7 +169,7 @@ def import_what_draws() -> None:
 
 
 def joined(
-    folder: Path, runs: Sequence[Run], as_others: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+    folder: Path, runs: Sequence[Run], as_others: Callable[[str], Mapping[str, Any]]
 ) -> dict[tuple[str, int], Record]:
     """Finished runs of the comparison in a folder, by agent and seed, which others are to join.
 
@@ -190,7 +193,7 @@ def joined(
                 mine |= {name: saved.get(name) for name in ("agent", "agent_options")}
                 # A file that both need has registered more than an agent: data, say.
                 mine["plugins"] = {name: here.get(name, of) for name, of in saved.get("plugins", {}).items()}
-                mine["env_options"] = as_others(agent, saved["env_options"])
+                mine["env_options"] = as_others(agent)
             check_same(path, saved, {**mine, "seed": seed if of_all else int(place.name.removeprefix("seed-"))})
             records[agent, seed] = record
     return records

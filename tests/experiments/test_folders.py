@@ -176,6 +176,9 @@ def test_agents_with_settings_of_their_own_join(way, tmp_path, capsys):
     assert {record["agent"] for record in records} == {*first, *second, "task-specific-last"}
     assert run("compare", *digits, *given, "--agents", "wpl", "--resume", "--env-options", "layers=2") == 2
     assert "its env_options layers" in capsys.readouterr().err
+    if way == "--equal":  # rows of as many parameters are none of as many multiply-accumulates
+        assert run("compare", *digits, "--equal", "macs", "--agents", "wpl", "--resume") == 2
+        assert "its env_options width" in capsys.readouterr().err
 
 
 def test_only_what_a_command_has_set_aside_goes(tmp_path):
