@@ -43,6 +43,7 @@ from routing_gym.agents.gumbel import Gumbel, GumbelConfig
 from routing_gym.agents.hash import Hash, HashConfig
 from routing_gym.agents.loss_free import LossFree, LossFreeConfig
 from routing_gym.agents.mixture_of_depths import MixtureOfDepths, MixtureOfDepthsConfig
+from routing_gym.agents.one_shot import OneShot, OneShotConfig
 from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, SB3Config, SB3PPOConfig
 from routing_gym.agents.ppo import PPO, PPOConfig
 from routing_gym.agents.q_learning import QLearning, QLearningConfig, Sarsa
@@ -99,6 +100,7 @@ register_agent("shared-with-task", SharedWithTask)
 register_agent("random-fixed", RandomFixed)
 register_agent("hash", Hash)
 register_agent("best-random", BestRandom)
+register_agent("one-shot", OneShot)
 register_agent("random", RandomAgent)
 register_agent("fixed-routes", FixedRoutes)
 register_agent("oracle", Oracle)
@@ -110,17 +112,16 @@ register_agent("sb3:MaskablePPO", SB3MaskablePPO)
 __all__ = [
     "AGENTS", "Actor", "ActorConfig", "ActorCritic", "ActorCriticConfig", "Agent", "AgentConfig", "AnnealedEM",
     "AnnealedEMConfig", "BestRandom", "BestRandomConfig", "CoDiNet", "CoDiNetConfig", "Confidence", "ConfidenceConfig",
-    "CriticConfig",
-    "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig", "CrossingConfig", "DQNConfig",
-    "DSelectK", "DSelectKConfig", "EM", "EMConfig", "ExpertChoice", "ExpertChoiceConfig", "FixedAgent", "FixedRoutes",
-    "FixedRoutesConfig", "GRPO", "GRPOConfig", "Gumbel", "GumbelConfig", "Hash", "HashConfig", "LossFree",
-    "LossFreeConfig", "MixtureOfDepths", "MixtureOfDepthsConfig", "OnPolicyConfig", "OptimisticCritic", "Oracle",
-    "PPO", "PPOConfig", "Population", "PragmaticCritic", "PragmaticCriticConfig", "QLearning", "QLearningConfig",
-    "RandomAgent", "RandomFixed", "ReMoE", "ReMoEConfig", "Reinforce", "ReinforceConfig", "Relax", "RelaxConfig",
-    "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN", "SB3MaskablePPO", "SB3PPO", "SB3PPOConfig", "SMEAR",
-    "SampledCriticConfig", "SampledOptimisticCritic", "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask",
-    "SingleTask", "Sinkhorn", "SinkhornConfig", "SoftMixture", "SoftMixtureConfig", "TaskClustering",
-    "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast", "Thompson", "ThompsonConfig", "TopK", "TopKConfig",
-    "WPL", "WPLConfig", "add_task", "agent_class", "extract", "learn", "load_installed_agents", "make_agent", "needs",
-    "prune", "read", "register_agent", "train_batch",
+    "CriticConfig", "CrossConnection", "CrossPrediction", "CrossStitch", "CrossStitchConfig", "CrossingConfig",
+    "DQNConfig", "DSelectK", "DSelectKConfig", "EM", "EMConfig", "ExpertChoice", "ExpertChoiceConfig", "FixedAgent",
+    "FixedRoutes", "FixedRoutesConfig", "GRPO", "GRPOConfig", "Gumbel", "GumbelConfig", "Hash", "HashConfig",
+    "LossFree", "LossFreeConfig", "MixtureOfDepths", "MixtureOfDepthsConfig", "OnPolicyConfig", "OneShot",
+    "OneShotConfig", "OptimisticCritic", "Oracle", "PPO", "PPOConfig", "Population", "PragmaticCritic",
+    "PragmaticCriticConfig", "QLearning", "QLearningConfig", "RandomAgent", "RandomFixed", "ReMoE", "ReMoEConfig",
+    "Reinforce", "ReinforceConfig", "Relax", "RelaxConfig", "SB3A2C", "SB3Agent", "SB3Config", "SB3DQN",
+    "SB3MaskablePPO", "SB3PPO", "SB3PPOConfig", "SMEAR", "SampledCriticConfig", "SampledOptimisticCritic",
+    "SampledPragmaticCritic", "Sarsa", "Shared", "SharedWithTask", "SingleTask", "Sinkhorn", "SinkhornConfig",
+    "SoftMixture", "SoftMixtureConfig", "TaskClustering", "TaskClusteringConfig", "TaskSpecificAll", "TaskSpecificLast",
+    "Thompson", "ThompsonConfig", "TopK", "TopKConfig", "WPL", "WPLConfig", "add_task", "agent_class", "extract",
+    "learn", "load_installed_agents", "make_agent", "needs", "prune", "read", "register_agent", "train_batch",
 ]  # fmt: skip

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from typing import Any, Self
-
-import torch
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.base.learning import Report
 from routing_gym.agents.fixed import RandomFixed
+from routing_gym.agents.parts.bases import SearchingAgent
 from routing_gym.envs import Trajectory, evaluate
 from routing_gym.options import count
 
@@ -31,28 +29,21 @@ class BestRandomConfig(AgentConfig):
     passes: int = count(10)
 
 
-class BestRandom(RandomFixed):
+class BestRandom(SearchingAgent, RandomFixed):
     """Random paths, one per task, the best of several draws.
 
     Blocks are trained on every draw from the same first weights, with a fresh optimiser and schedule, and judged on the
     validation split; then those of the best draw, of equals the first, are trained on as `random-fixed` trains its own.
     Between two calls of `learn` the agent has the best blocks and routes so far, so that of a run that ends early these
     count; before the first draw has been judged, that one.
-
-    Raises:
-        ValueError: Nothing is held out for validation.
     """
 
+    STANDING = ("first", "best", "trial", "draw", "trained")
     Config = BestRandomConfig
     config: BestRandomConfig
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
-        if "validation" not in self.env.datasets:
-            raise ValueError(
-                f"agent {self.name!r} judges its draws on a validation split, {self.env.dataset.name} has only "
-                f"{', '.join(self.env.datasets)}: hold data out by an option of theirs"
-            )
         self.first: Held | None = self._held()  # None when the search is over
         self.best: Held | None = None
         self.trial: Held | None = None  # what is being tried, while the best so far stands in its place
@@ -93,16 +84,3 @@ class BestRandom(RandomFixed):
     def _take(self, held: Held) -> None:
         self._routes[:, :-1] = held["routes"]
         self.env.trainer.load_state_dict(held["blocks"], self.env.trainer.optimization)
-
-    def get_extra_state(self) -> bytes:
-        """Where the search stands, as bytes: what it holds differs in form from one batch to the next."""
-        out = io.BytesIO()
-        torch.save([self.first, self.best, self.trial, self.draw, self.trained], out)
-        return out.getvalue()
-
-    def set_extra_state(self, state: bytes) -> None:
-        """Go on where the search stood."""
-        known = torch.load(io.BytesIO(state), map_location=self.env.device, weights_only=True)
-        if any(held is not None and held["routes"].shape != self._routes[:, :-1].shape for held in known[:3]):
-            raise ValueError(f"agent {self.name!r} is still searching: tasks can be added when all draws were tried")
-        self.first, self.best, self.trial, self.draw, self.trained = known

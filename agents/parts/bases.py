@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from abc import abstractmethod
 from collections import ChainMap
 from collections.abc import Sequence
@@ -135,6 +136,43 @@ class ScoredGate(Gate):
     def act(self, observation: Observation, context: Context) -> Action:
         """Weights `(B, A)`, the softmax of the scores, the same in training and evaluation."""
         return self.noted(self.scored(observation).softmax(-1), context)
+
+
+class SearchingAgent(Agent):
+    """An agent that judges what it draws on a validation split before it trains the best.
+
+    Attributes:
+        STANDING: Names of the attributes that say where the search stands, `first` among them.
+        first: What training began with; None when the search is over.
+
+    Raises:
+        ValueError: Nothing is held out for validation.
+    """
+
+    STANDING: ClassVar[tuple[str, ...]]
+    first: dict[str, Any] | None
+
+    def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
+        super().__init__(env, config)
+        if "validation" not in self.env.datasets:
+            raise ValueError(
+                f"agent {self.name!r} judges its draws on a validation split, {self.env.dataset.name} has only "
+                f"{', '.join(self.env.datasets)}: hold data out by an option of theirs"
+            )
+
+    def get_extra_state(self) -> bytes:
+        """Where the search stands, as bytes: what it holds differs in form from one batch to the next."""
+        out = io.BytesIO()
+        torch.save((self.num_tasks, {name: getattr(self, name) for name in self.STANDING}), out)
+        return out.getvalue()
+
+    def set_extra_state(self, state: bytes) -> None:
+        """Go on where the search stood; a `ValueError` where it goes on and there were other tasks."""
+        tasks, known = torch.load(io.BytesIO(state), map_location=self.env.device, weights_only=True)
+        if known["first"] is not None and tasks != self.num_tasks:
+            raise ValueError(f"agent {self.name!r} is still searching: tasks can be added when all draws were tried")
+        for name in self.STANDING:
+            setattr(self, name, known[name])
 
 
 @dataclasses.dataclass(frozen=True)

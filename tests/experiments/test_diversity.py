@@ -35,6 +35,7 @@ from routing_gym.experiments.papers.diversity.rows import (
     MNIST,
     OMNIGLOT,
     OMNIGLOT_EXPERTS,
+    ONE_SHOT,
     PAPER,
     REFUSED,
     SINGLE_TASK,
@@ -71,7 +72,7 @@ def test_every_row_can_be_made(tmp_path):
     for row, cell in cells(DIVERSITY, PAPER, tmp_path):
         layers = {MNIST: 1, CELLS: 8}.get(row.env, 3)
         little = {OMNIGLOT: ("size=32", "readout=flat", *LITTLE), CELLS: ("cells=1", "filters=1")}.get(row.env, ())
-        agent = made(cell, *little)
+        agent = made(cell, *little, *(["held_out=5"] if row.label == ONE_SHOT else []))
         assert ("network=cells-12x32" in cell.training.env_options) == ("C = 12" in row.label)
         assert agent.name == row.agent and agent.env.spec.id == row.env and agent.num_decisions == layers
         if row.label == SINGLE_TASK:
