@@ -282,14 +282,17 @@ def comparison_table(records: Sequence[Record], title: str) -> Table:
     with suppress(ValueError):  # no seed is common to all
         best = best_and_alike(_accuracies(records))
     table = plain_table("agent", *(metric.heading for metric in columns), title=title, caption=said_of(best))
-    for agent, runs in by_label(with_delta_m(records)).items():
+    groups = by_label(with_delta_m(records))
+    if unequal := len({len(runs) for runs in groups.values()}) > 1:  # the marks go by seeds that all have
+        table.add_column("seeds", justify="right")
+    for agent, runs in groups.items():
         texts = [metric.text([metric.value(run) for run in runs]) for metric in columns]
         mark = " *" if best is not None and agent in (best.agent, *best.alike) else ""
-        table.add_row(agent, texts[0] + mark, *texts[1:])
+        table.add_row(agent, texts[0] + mark, *texts[1:], *[str(len(runs))] * unequal)
     return table
 
 
-ONE_PAIR = "each for a pair that was named beforehand; * minds that the best was looked for"
+ONE_PAIR = "as if each pair had been named beforehand; the best was looked for, which only * minds"
 
 
 def _accuracies(records: Sequence[Record]) -> dict[str, dict[int, float]]:
@@ -303,11 +306,11 @@ def differences_table(records: Sequence[Record]) -> Table | None:
     with suppress(ValueError):  # no seed is common to all
         best = best_and_alike(groups)
         if best.seeds >= FEWEST_SEEDS and len(groups) > 1:
-            table = plain_table(f"{best.agent} less", "points", "95 % interval", "p", caption=ONE_PAIR)
+            table = plain_table(f"{best.agent} less", "points", "95 % interval", "p", "common seeds", caption=ONE_PAIR)
             for other in (*best.alike, *best.worse):
                 of = paired_difference(groups[best.agent], groups[other])
                 mean, low, high = (100 * value for value in (of.mean, of.low, of.high))
-                table.add_row(other, f"{mean:+.2f}", f"[{low:+.2f}, {high:+.2f}]", f"{of.p:.2g}")
+                table.add_row(other, f"{mean:+.2f}", f"[{low:+.2f}, {high:+.2f}]", f"{of.p:.2g}", str(of.seeds))
             return table
     return None
 

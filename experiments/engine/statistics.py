@@ -36,11 +36,11 @@ def half_width(error: float, count: int) -> float:
 def half_interval(values: Sequence[float]) -> float | None:
     """Half of the 95 % confidence interval (Student's t) of the mean of independent values, such as one per seed.
 
-    None for fewer than two values. Of equal values 0: what was seen, not what other seeds would give.
+    None for fewer than two values, and for equal ones, which do not say what other seeds would give.
     """
-    if len(values) < 2:
+    if len(values) < 2 or not np.ptp(values):
         return None
-    return half_width(float(scipy.stats.sem(values)), len(values)) if np.ptp(values) else 0.0
+    return half_width(float(scipy.stats.sem(values)), len(values))
 
 
 @dataclass(frozen=True)

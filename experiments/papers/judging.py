@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -42,8 +43,8 @@ def judged(said: Mapping[str, Sequence[Judged]]) -> list[Claim]:
 def claims_of(paper: Reproduction, settings: Settings, records: Runs) -> list[Claim]:
     """Judge what a paper says by the runs of one way of training, each claim by the seeds that have all of its rows.
 
-    Of a protocol, a row of several points is one only with all the points that it asks for, and claims of which its
-    runs tell nothing yet are left out, but for the one it decides.
+    Of a protocol, a row of several points is one only with all the points that it asks for, nothing is decided before
+    there are all of its seeds, and claims of which its runs tell nothing yet are left out, but for the one it decides.
     """
     if not isinstance(settings, Protocol):
         return paper.judge(records)
@@ -51,8 +52,17 @@ def claims_of(paper: Reproduction, settings: Settings, records: Runs) -> list[Cl
     asked = Counter(_judged_by(paper, row.facts) for row in rows)
     there = Counter((_judged_by(paper, record), record["seed"]) for record in records)
     whole = [record for record in records if there[name := _judged_by(paper, record), record["seed"]] == asked[name]]
-    claims = paper.judge(whole)
+    claims = [
+        claim if is_whole(claim, settings) else dataclasses.replace(claim, verdict="not enough")
+        for claim in paper.judge(whole)
+    ]
     return [claim for claim in claims if claim.text == settings.decides or any(part.found for part in claim.parts)]
+
+
+def is_whole(claim: Claim, protocol: Protocol) -> bool:
+    """Whether all seeds of a protocol are there of what a claim is about."""
+    seeds = [0 if part.found is None else part.found.seeds for part in claim.parts]
+    return min(seeds, default=0) >= max(protocol.seeds, FEWEST_SEEDS)
 
 
 def _judged_by(paper: Reproduction, facts: Mapping[str, Any]) -> tuple[str, str]:
@@ -89,6 +99,7 @@ class Judge:
         *names: str,
         unit: str = "",
         paper: float | None = None,
+        after: int | None = None,
     ) -> Judged:
         """Judge whether a number is above 0.
 
@@ -99,6 +110,7 @@ class Judge:
             names: The rows.
             unit: Its unit, with a space before it.
             paper: What it is in the paper; None where that is not printed.
+            after: After how many epochs, where the paper has it after several numbers of them.
         """
         seeds = sorted(set.intersection(*map(self._whole_seeds, names)))
         known = {seed: value(*(among(self.runs(name), seed=seed) for name in names)) for seed in seeds}
@@ -111,7 +123,8 @@ class Judge:
         seeds_text = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}{few}"
         if paper is not None:
             outside = not few and not found.low <= paper <= found.high
-            seeds_text += f"; {paper:+.3g} in the paper{', which is outside' if outside else ''}"
+            when = "" if after is None else f" after {after} epochs"
+            seeds_text += f"; {paper:+.3g} in the paper{when}{', which is outside' if outside else ''}"
         known_by = list(values.values())
         own = [among(self.runs(name), seed=seeds[0]) for name in names]
         spread = float(np.std(known_by, ddof=1)) if len(known_by) > 1 else _counting(own, unit)
@@ -132,19 +145,23 @@ class Judge:
         smaller: str,
         unit: str = "",
         paper: float | None = None,
+        after: int | None = None,
     ) -> Judged:
         """Judge whether something is larger in one row than in another."""
 
         def difference(above: Runs, below: Runs) -> float:
             return value(above[0]) - value(below[0])
 
-        return self.positive(f"{what}, {larger} less {smaller}", difference, larger, smaller, unit=unit, paper=paper)
+        text = f"{what}, {larger} less {smaller}"
+        return self.positive(text, difference, larger, smaller, unit=unit, paper=paper, after=after)
 
     def less(self, better: str, worse: str) -> Judged:
         """Judge whether the test error of a row is below that of another."""
-        printed = [run["paper"] for row in (better, worse) for run in self.runs(row)[:1] if run.get("paper")]
-        paper = 100 * (printed[0] - printed[1]) if len(printed) == 2 else None
-        return self.more("error", error_of, worse, better, POINTS, paper)
+        printed = [run for row in (better, worse) for run in self.runs(row)[:1] if run.get("paper")]
+        paper = 100 * (printed[0]["paper"] - printed[1]["paper"]) if len(printed) == 2 else None
+        epochs = {int(epoch) for run in printed for epoch in run.get("paper_by_epoch", ())}
+        after = max(epochs) if paper is not None and len(epochs) > 1 else None
+        return self.more("error", error_of, worse, better, POINTS, paper, after)
 
     def in_order(self, *names: str) -> list[Judged]:
         """Judge whether each of some rows errs less than the next."""

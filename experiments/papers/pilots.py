@@ -32,8 +32,8 @@ def late_gain(runs: Runs) -> float:
 def outlook(part: Judged) -> str:
     """Say how sure more seeds will be of a part of a claim; nothing where nothing tells.
 
-    One seed tells by counting its test images (binomial, two rows taken as independent), which leaves out by how much
-    training differs from seed to seed: a lower bound.
+    One seed tells by counting its test images (binomial, two rows taken as independent): a guess, too small by what
+    training differs from seed to seed, and too large as rows that are judged by the same images err on the same ones.
     """
     if part.found is None or part.spread is None:
         return ""
@@ -41,5 +41,5 @@ def outlook(part: Judged) -> str:
     widths = [f"{half_width(error, seeds):.2g}{part.unit} (standard error {error:.2g})" for seeds, error in errors]
     expected = " and ".join(f"±{width} with {seeds} seeds" for width, seeds in zip(widths, SEEDS, strict=True))
     what, _, _ = part.numbers.partition(": ")
-    known = "as these do" if part.found.seeds > 1 else "by the choice of test images alone: at best"
+    known = "as these do" if part.found.seeds > 1 else "as the choice of test images alone would make them, a guess"
     return f"What the 95 % interval of `{what}` would be: {expected}, if seeds differ {known}."

@@ -38,6 +38,9 @@ AS_THE_PAPER = {
     routing.STITCHED: Change(agent=("optimizer=sgd",)),
 }
 
+HIGHER_RATES = ("3e-3", "1e-2")
+"""Of blocks, above 1e-3."""
+
 
 def _around(label: str) -> tuple[Change, ...]:
     """The rate that a row's agent has, a third of it and three times it."""
@@ -139,8 +142,12 @@ ROUTING_NETWORKS = (
         search=Search(
             epochs=8,
             choices={
-                **dict.fromkeys(ROUTED_AND_BASELINES, _rates_of_blocks("3e-4", "1e-3", "3e-3")),
-                routing.ROUTING: OWN_RATES[routing.ROUTING],
+                **dict.fromkeys(ROUTED_AND_BASELINES, _rates_of_blocks("3e-4", "1e-3", *HIGHER_RATES)),
+                # Of its policy's rates, which hardly matter, with the blocks' 1e-3; and of blocks' rates with the best.
+                routing.ROUTING: (
+                    *OWN_RATES[routing.ROUTING],
+                    *(Change(of.env, ("policy_rate=0.3",)) for of in _rates_of_blocks(*HIGHER_RATES)),
+                ),
                 routing.STITCHED: _around(routing.STITCHED),
             },
         ),

@@ -168,9 +168,9 @@ class Standing:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of that mean, None where a problem has fewer than two runs."""
+        """95 % interval of that mean, None where problems have fewer than three common seeds."""
         matrix = self.matrix(self.scores)
-        return statistics.iqm_interval(matrix) if len(matrix) > 1 else None
+        return statistics.iqm_interval(matrix) if len(matrix) >= statistics.FEWEST_SEEDS else None
 
     def matrix(self, problems: Iterable[str]) -> np.ndarray:
         """Scores `(seeds, problems)`, of the seeds that all these problems have."""

@@ -42,6 +42,8 @@ def test_the_papers_own_difference_stands_beside_it(printed, said):
     of = dict(zip(("good", "bad"), printed, strict=True))
     judge = Judge([{**one, "paper": of.get(one["label"])} for one in STEADY])  # 7.52 to 12.5 points
     assert judge.less("good", "bad").numbers.endswith(said)
+    several = Judge([{**one, "paper": of.get(one["label"]), "paper_by_epoch": {5: 0.5, 100: 0.9}} for one in STEADY])
+    assert several.less("good", "bad").numbers.endswith(said.replace("in the paper", "in the paper after 100 epochs"))
 
 
 def test_two_seeds_decide_nothing_and_seeds_must_be_common():

@@ -42,7 +42,7 @@ def test_one_seed_is_known_by_counting_its_images():
     # Of 1000 images: 100 √((0.1 · 0.9 + 0.2 · 0.8) / 1000) = 1.581 points; by √3 0.913, times 4.303 3.93; by √5 0.707.
     assert (
         "±3.9 points (standard error 0.91) with 3 seeds and ±2 points (standard error 0.71) with 5 seeds, if seeds "
-        "differ by the choice of test images alone: at best."
+        "differ as the choice of test images alone would make them, a guess."
     ) in told
 
 

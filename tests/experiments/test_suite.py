@@ -368,6 +368,9 @@ def test_no_seed_in_common_is_no_reason_to_have_no_leaderboard(tmp_path, quick, 
     assert (shared.agent, flaky.agent) == ("shared", "flaky") and np.isnan(flaky.iqm) and flaky.interval is None
     assert told_iqm(flaky, ["credit", "budget"]) == "–" and told_iqm(shared, ["credit", "budget"])[:1] != "–"
     assert improvement(flaky, shared) is None
+    two, three = (standings([scored("shared", value, seed, "credit") for seed, value in enumerate((0.5, 0.6, 0.8)[:n])])
+                  for n in (2, 3))  # fmt: skip
+    assert two[0].interval is None and three[0].interval is not None  # of two the bootstrap gives the two
 
 
 def test_a_damaged_checkpoint_is_a_failure_and_no_hole(tmp_path, quick, capsys):

@@ -1,5 +1,7 @@
 """The table of what all papers claim: what is decided, and what it would take."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -77,8 +79,20 @@ def test_what_is_decided_besides_is_a_line_too_and_all_are_counted():
     assert other[2] == "" and other[4] == "**holds**" and other[5:] == ["", "decided |"]
     main, *_ = [line for line in text.splitlines() if line.startswith("| [codinet]")]
     assert protocol.decides in main and "**not enough**" in main
-    assert "Of 6 claims that have runs 6 have so many seeds of all their rows: 1 hold, 0 do not, of 5 an" in text
+    assert "Of 6 claims that have runs 6 have them of all their rows: 1 hold, 0 do not, of 5 an interval" in text
     assert "at 5 % for all 6 together (Bonferroni) 1 would be decided" in text
     few = [run for run in runs if run["label"] != WITH_BOTH or run["seed"] < 2]
     text = summary([(paper, protocol, [{**run, "folder": f"{run['label']} {run['seed']}"} for run in few])])
-    assert "Of 6 claims that have runs 3 have so many seeds of all their rows: 1 hold" in text
+    assert "Of 6 claims that have runs 3 have them of all their rows: 1 hold" in text
+
+
+def test_nothing_is_decided_before_all_seeds_of_a_protocol_are_there():
+    paper = reproduce.REPRODUCTIONS[CODINET.name]
+    (protocol,) = (one for one in paper.settings if one.name == "two-cores")
+    runs = [{**run, "folder": f"{run['label']} {run['seed']}", "seconds": 3600.0}
+            for run in over_seeds([record(VANILLA, 0.90), record(WITH_BOTH, 0.93)])]  # fmt: skip
+    for seeds, decided, missing in ((3, "**holds**", "decided"), (5, "**not enough**", "5 seeds in all, 4.0 core-h")):
+        text = summary([(paper, dataclasses.replace(protocol, seeds=seeds), runs)])
+        row, *_ = [line.split(" | ") for line in text.splitlines() if line.startswith("| [codinet](codinet.md)")]
+        assert row[4] == decided and row[6].startswith(missing) and "(3 seeds" in row[3]
+        assert ("claims that have runs 0 have them of all their rows" in text) == (seeds == 5)
