@@ -28,6 +28,7 @@ def summary(stands: Sequence[tuple[Reproduction, Protocol, Runs]]) -> str:
     papers = list(dict.fromkeys(paper.name for paper, _, _ in stands))
     lines, judged, not_begun = [line(list(HEADS)), line(["---"] * len(HEADS))], list[tuple[Claim, bool]](), []
     shown: set[str] = set()
+    told_of: set[tuple[str, str, str]] = set()  # what rows that two protocols share decide is decided once
     for paper, protocol, records in sorted(stands, key=lambda stand: papers.index(stand[0].name)):
         page = f"[{paper.name}]({paper.name.replace('-', '_')}.md)"
         new = {record["folder"] for record in records} - shown
@@ -37,6 +38,8 @@ def summary(stands: Sequence[tuple[Reproduction, Protocol, Runs]]) -> str:
         shown |= new
         spent = sum(record["seconds"] for record in records) / 3600
         claims = sorted(claims_of(paper, protocol, records), key=lambda claim: claim.text != protocol.decides)
+        claims = [claim for claim in claims if (paper.name, claim.text, claim.numbers) not in told_of]
+        told_of |= {(paper.name, claim.text, claim.numbers) for claim in claims}
         judged += [(claim, is_whole(claim, protocol)) for claim in claims]
         for claim in claims:
             main, cells = claim.text == protocol.decides, [page, claim.text]

@@ -85,6 +85,10 @@ def test_what_is_decided_besides_is_a_line_too_and_all_are_counted():
     text = summary([(paper, protocol, [{**run, "folder": f"{run['label']} {run['seed']}"} for run in few])])
     assert "Of 6 claims that have runs 3 have them of all their rows: 1 hold" in text
 
+    both = summary([(paper, one, [{**run, "folder": f"{one.name} {run['label']} {run['seed']}"} for run in runs])
+                    for one in (protocol, dataclasses.replace(protocol, name="other"))])  # fmt: skip
+    assert "Of 6 claims that have runs 6 have" in both and both.count("more images are classified wrong") == 1
+
 
 def test_nothing_is_decided_before_all_seeds_of_a_protocol_are_there():
     paper = reproduce.REPRODUCTIONS[CODINET.name]
