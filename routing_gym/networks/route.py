@@ -230,7 +230,8 @@ class RoutedModule(Deployable):
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(
                 f"the module takes no images of shape (B, {', '.join(map(str, input_shape))}): {reason}; "
-                f"input_shape=(C, H, W) must be that of the images it was made for{_besides(module)}"
+                "input_shape=(C, H, W) must be that of the images it was made for, and it must take any numbers, such "
+                f"as the normal ones it is tried with (tokens: images.long().clamp(0, size - 1)){_besides(module)}"
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != PROBE_ROWS:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
@@ -122,3 +123,19 @@ def image_shape(given: Sequence[int]) -> tuple[int, ...]:
     except ValueError as error:
         raise ValueError(f"expected input_shape=(C, H, W), three integers of at least 1, got {given!r}") from error
     return channels, height, width
+
+
+def rows_of_tasks(where: str, labels: Mapping[Any, ArrayLike], images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, task and label of every row, `(R,)` each, from labels `(N,)` by task."""
+    parts = []
+    for number, (task, given) in enumerate(labels.items()):
+        label = to_tensor(f"{where}: labels of {task!r}", given)
+        label = integer_tensor(f"{where}: labels of {task!r}", label.long() if label.dtype == torch.bool else label)
+        if len(label) != images:
+            raise ValueError(f"{where}: labels of {task!r} must be one for each of {images} images, got {len(label)}")
+        rows = (label != -1).nonzero().flatten()
+        parts.append((rows, torch.full_like(rows, number), label[rows]))
+    if not parts:
+        raise ValueError(f"{where}: labels must be of at least one task, got none")
+    image, task_of, label_of = (torch.cat(column) for column in zip(*parts, strict=True))
+    return image, task_of, label_of

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from routing_gym.tasks.augmentation import Shift, recolor
-from routing_gym.tasks.checking import image_tensor, integer_tensor, to_tensor, whole_number
+from routing_gym.tasks.checking import image_tensor, integer_tensor, rows_of_tasks, to_tensor, whole_number
 from routing_gym.tasks.sampling import sent
 
 MOST = 2**24
@@ -165,6 +165,7 @@ class MultiTaskDataset:
         split: str = "train",
         like: MultiTaskDataset | None = None,
         augmentation: Shift | None = None,
+        normalize: bool = True,
     ) -> MultiTaskDataset:
         """Make a split from arrays: `from_arrays(images, {"even": even, "prime": prime})` has two tasks.
 
@@ -179,6 +180,7 @@ class MultiTaskDataset:
             like: The training split, whose tasks, classes, mean and deviation another split shares; by default they
                 are those of the arrays.
             augmentation: As of the class.
+            normalize: Whether networks see images less their mean, by their deviation; numbers of tokens must stay.
 
         Raises:
             ValueError: As `MultiTaskDataset`, or more or fewer rows than images where `image` does not say which.
@@ -186,6 +188,12 @@ class MultiTaskDataset:
         where = f"{name}, split {split!r}"
         wanted: tuple[str, ...] = ()
         pixels = image_tensor(f"{where}: images", images)
+        if pixels.shape[-1] in (1, 3, 4) and min(pixels.shape[1:3]) > 4:
+            warnings.warn(
+                f"{where}: shape {tuple(pixels.shape)} is read as (N, C, H, W), that is {pixels.shape[1]} channels; "
+                "give (N, H, W, C) as images.transpose(0, 3, 1, 2), a tensor's as images.permute(0, 3, 1, 2)",
+                stacklevel=2,
+            )
         if isinstance(labels, Mapping):
             if task is not None or image is not None:
                 raise ValueError(f"{where}: labels by task say which task and image a row has: leave these out")
@@ -196,7 +204,7 @@ class MultiTaskDataset:
             by_name = dict(zip(names, labels.values(), strict=True))
             if len(by_name) < len(names):
                 raise ValueError(f"{where}: tasks must have different names, got {names}")
-            rows, tasks, found = _rows_of_tasks(where, {known: by_name[known] for known in wanted}, len(pixels))
+            rows, tasks, found = rows_of_tasks(where, {known: by_name[known] for known in wanted}, len(pixels))
         else:
             found = integer_tensor(f"{where}: labels", labels)
             tasks = torch.zeros_like(found) if task is None else integer_tensor(f"{where}: task", task)
@@ -210,7 +218,11 @@ class MultiTaskDataset:
             raise ValueError(f"{where}: like must be another split, a MultiTaskDataset, got {type(like).__name__}")
         if not len(found) or not len(tasks):
             raise ValueError(f"{where}: labels and task must have at least one row, got none")
-        mean, std = pixel_statistics(pixels) if like is None else (like.mean, like.std)
+        mean, std = (torch.zeros(pixels.shape[1]), torch.ones(pixels.shape[1]))
+        if normalize:
+            mean, std = pixel_statistics(pixels)
+        if like is not None:
+            mean, std = like.mean, like.std
         num_tasks = (len(wanted) or int(tasks.max()) + 1) if like is None else like.num_tasks
         num_classes = max(1, int(found.max()) + 1) if like is None else like.num_classes
         if like is None and int(found.min()) > 0:
@@ -361,22 +373,6 @@ class MultiTaskDataset:
             colored = recolor(shades, parameters[:, 3:].view(-1, 2, 3))
             images = torch.where(drawn[:, None, None, None], colored, images)
         return self.augmentation.apply(images, parameters, drawn)
-
-
-def _rows_of_tasks(where: str, labels: Mapping[Any, ArrayLike], images: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, task and label of every row, `(R,)` each, from labels `(N,)` by task."""
-    parts = []
-    for number, (task, given) in enumerate(labels.items()):
-        label = to_tensor(f"{where}: labels of {task!r}", given)
-        label = integer_tensor(f"{where}: labels of {task!r}", label.long() if label.dtype == torch.bool else label)
-        if len(label) != images:
-            raise ValueError(f"{where}: labels of {task!r} must be one for each of {images} images, got {len(label)}")
-        rows = (label != -1).nonzero().flatten()
-        parts.append((rows, torch.full_like(rows, number), label[rows]))
-    if not parts:
-        raise ValueError(f"{where}: labels must be of at least one task, got none")
-    image, task_of, label_of = (torch.cat(column) for column in zip(*parts, strict=True))
-    return image, task_of, label_of
 
 
 def pixel_statistics(images: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:

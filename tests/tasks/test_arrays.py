@@ -205,6 +205,27 @@ def test_labels_that_begin_at_one_are_doubted():
     assert train.num_classes == 3 and MultiTaskDataset.from_arrays(IMAGES, LABEL + 1, TASK, like=train) is not None
 
 
+def test_numbers_of_tokens_stay_as_they_are():
+    tokens = np.arange(24).reshape(4, 1, 1, 6).astype(np.float32)
+    train = MultiTaskDataset.from_arrays(tokens, np.arange(4), normalize=False)
+    other = MultiTaskDataset.from_arrays(tokens + 5, np.arange(4), split="test", like=train)
+    for split, wanted in ((train, tokens), (other, tokens + 5)):
+        assert split.mean.tolist() == [0] and split.std.tolist() == [1]
+        assert split.normalized(split.images).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28, 3), (2, 9, 8, 1)])
+def test_channels_that_come_last_are_doubted(shape):
+    with pytest.warns(UserWarning, match=rf"that is {shape[1]} channels; give \(N, H, W, C\) as images.transpose"):
+        MultiTaskDataset.from_arrays(np.zeros(shape, np.uint8), np.arange(2))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 1, 3), (2, 3, 4, 4), (2, 16, 4, 4)])
+def test_other_images_are_not(shape):
+    MultiTaskDataset.from_arrays(np.zeros(shape, np.uint8), np.arange(2))
+
+
 def test_it_is_shown_in_a_line_and_is_itself():
     one, other = (MultiTaskDataset.from_arrays(IMAGES, LABEL, TASK, name="mine") for _ in range(2))
     assert repr(one) == "<mine, train: 12 rows, 12 images of 2x3x4, 3 tasks>"
