@@ -83,7 +83,8 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
 
     Raises:
         TypeError: An option that is unknown.
-        ValueError: An unknown name, a value that is refused or is no plain value, or an id that is taken.
+        ValueError: An unknown name, a value that is refused or is no plain value, or an id that is taken or
+            that Gymnasium refuses.
     """
     # Not above: to make ids known, and to list them, takes none of these.
     import gymnasium
@@ -114,10 +115,16 @@ def register_env(env_id: str, *, dataset: str, network: str, **options: Any) -> 
     kwargs = {"dataset": dataset, "network": network, **options}
     if ENV_IDS.get(env_id, kwargs) != kwargs or (env_id in gymnasium.registry and env_id not in ENV_IDS):
         raise ValueError(f"the id {env_id!r} belongs to another environment already")
-    ENV_IDS[env_id] = kwargs
-    register_with_gymnasium()
-    if "pettingzoo" in sys.modules:
-        register_with_pettingzoo()
+    fresh, ENV_IDS[env_id] = env_id not in ENV_IDS, kwargs
+    try:
+        register_with_gymnasium()
+        if "pettingzoo" in sys.modules:
+            register_with_pettingzoo()
+    except Exception as error:  # one that stayed would make every later call fail
+        if fresh:
+            del ENV_IDS[env_id]
+            gymnasium.registry.pop(env_id, None)
+        raise ValueError(f"{env_id!r} cannot be an id, take 'namespace/Name-v0': {error}") from error
 
 
 def env_ids() -> list[str]:

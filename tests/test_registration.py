@@ -70,6 +70,17 @@ def test_ids_of_ones_own_take_options(nothing_stays):
         routing_gym.register_env("mine/Costly-v0", dataset="synthetic", network="mlp", k_cpt=1e-2)
 
 
+def test_an_id_that_is_refused_changes_nothing(nothing_stays):
+    routing_gym.register_env("mine/Foo", dataset="synthetic", network="mlp")
+    before = dict(ENV_IDS), dict(gymnasium.registry)
+    for env_id in ("mine/Foo bar-v0", "mine/Foo-v0"):
+        with pytest.raises(ValueError, match=f"{env_id!r} cannot be an id, take 'namespace/Name-v0': "):
+            routing_gym.register_env(env_id, dataset="synthetic", network="mlp")
+        assert (dict(ENV_IDS), dict(gymnasium.registry)) == before
+    routing_gym.register_env("mine/Other-v0", dataset="synthetic", network="mlp")
+    assert core_of(gymnasium.make("mine/Other-v0")).network
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import warnings
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -40,10 +41,24 @@ def register_agent(name: str, cls: type[Agent]) -> None:
 
 
 def load_installed_agents() -> None:
-    """Register the agents of installed packages' entry points, `name = "package.module:Class"`; known names stay."""
+    """Register the agents of installed packages' entry points, `name = "package.module:Class"`; known names stay.
+
+    One that cannot be loaded is told of by a warning, once, and refused when it is asked for by name: others go on.
+    """
     for entry in entry_points(group="routing_gym.agents"):
-        if entry.name not in AGENTS:
+        if entry.name in AGENTS or (entry.name, entry.value) in _BROKEN:
+            continue
+        try:
             register_agent(entry.name, entry.load())
+        except (Exception, SystemExit) as error:  # whatever the package does when it is imported
+            owner = "a package" if entry.dist is None else f"the package {entry.dist.name}"
+            told = f"agent {entry.name!r} of {owner} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"
+            _BROKEN[entry.name, entry.value] = told, error
+            warnings.warn(f"{told}; mend or remove that package to be rid of this", stacklevel=2)
+
+
+_BROKEN: dict[tuple[str, str], tuple[str, BaseException]] = {}
+"""Entry points that could not be loaded, name and value: what is said of each, and the cause."""
 
 
 def agent_class(name: str) -> type[Agent]:
@@ -51,6 +66,8 @@ def agent_class(name: str) -> type[Agent]:
     if name not in AGENTS:
         load_installed_agents()
     if name not in AGENTS:
+        for told, error in (broken for (wanted, _), broken in _BROKEN.items() if wanted == name):
+            raise ValueError(told) from error
         raise ValueError(unknown_name("agent", name, sorted(AGENTS)))
     return AGENTS[name]
 

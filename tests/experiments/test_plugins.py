@@ -107,6 +107,21 @@ def test_installed_packages_offer_agents(monkeypatch):
     assert AGENTS["elsewhere"] is AGENTS["random"]
 
 
+@pytest.mark.usefixtures("nothing_stays")
+def test_a_broken_package_is_told_of_and_others_go_on(monkeypatch):
+    where = {"ours": "routing_gym.agents:RandomAgent", "gone": "no_such_module:Agent", "mere": "pathlib:Path"}
+    entries = EntryPoints([EntryPoint(name, value, "routing_gym.agents") for name, value in where.items()][::-1])
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries)
+    monkeypatch.setattr(registry, "_BROKEN", {})
+    with pytest.warns(UserWarning, match="agent .* cannot be loaded") as told, pytest.raises(ValueError, match="'wpl'"):
+        agent_class("wlp")
+    assert len(told) == 2 and "agent 'gone' of a package (no_such_module:Agent)" in str(told[1].message)
+    assert agent_class("ours") is AGENTS["random"]  # and nothing more is said
+    with pytest.raises(ValueError, match=r"'gone' .* cannot be loaded: ModuleNotFoundError: No module") as refused:
+        agent_class("gone")
+    assert isinstance(refused.value.__cause__, ModuleNotFoundError)
+
+
 def test_a_metric_alone_makes_a_plug_in_and_is_in_the_report(tmp_path):
     (tmp_path / "halves.py").write_text(
         "from routing_gym.experiments.engine.metrics import Metric, register_metric\n"
