@@ -22,6 +22,7 @@ from routing_gym.agents.parts.scores import sample
 from routing_gym.agents.parts.stable_baselines import DQNConfig, OnPolicyConfig, SB3Config, SB3PPOConfig, Tally, seeded
 from routing_gym.blocks import count_macs, with_gradients
 from routing_gym.envs import Context, Observation, TrainingDivergedError
+from routing_gym.forms import check_form
 from routing_gym.networks import NotFiniteError, actions
 
 SAVED_MEMORY = 32 * 2**20
@@ -157,7 +158,8 @@ class SB3Agent(Agent):
         return {"counts": torch.tensor(counts, device="cpu")}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on from saved counts."""
+        """Go on from saved counts; refuse, by a `ValueError`, a state of another form."""
+        check_form(state, self.get_extra_state(), "extra_state")
         self.model.num_timesteps, self.model._n_updates, calls = state["counts"].tolist()
         if hasattr(self.model, "_n_calls"):
             self.model._n_calls = calls

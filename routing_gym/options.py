@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -144,5 +145,14 @@ def nearest(name: Any, known: Sequence[str]) -> str:
     """What to add to a message about a name: which of those known it is like, if any."""
     import difflib  # seldom needed
 
-    near = difflib.get_close_matches(str(name), known, 1)
+    near = [option for option in known if _abbreviates(str(name), option)]
+    near = near[:1] if len(near) == 1 else difflib.get_close_matches(str(name), near or known, 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Whether a text is made of a beginning of every part of a name: `lr` or `learn_r` of `learning_rate`."""
+    parts = [part for part in re.split(r"[_.:-]", name.lower()) if part]
+    beginnings = ("|".join(re.escape(part[: end + 1]) for end in range(len(part))) for part in parts)
+    pattern = "[_.:-]?".join(f"(?:{some})" for some in beginnings)
+    return len(parts) > 1 and re.fullmatch(pattern, short.lower()) is not None

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from routing_gym.agents.base.checkpoint import origin_of, read, write
+from routing_gym.agents.base.checkpoint import form_of, origin_of, read, warn_of_unsaved, write
 from routing_gym.agents.base.learning import Report, learn
 from routing_gym.agents.parts.draws import OfRanks
 from routing_gym.agents.parts.scores import legal_rows
@@ -323,6 +323,7 @@ class Agent(nn.Module, ABC):
                 f"{type(self).__name__} cannot be saved: register_agent(name, {type(self).__name__}) first, so that it "
                 "can be found when it is loaded"
             )
+        warn_of_unsaved(self)
         write(path, {**self.content(), "extra": extra})
 
     def content(self) -> dict[str, Any]:
@@ -379,7 +380,7 @@ class Agent(nn.Module, ABC):
         agent = cls(core, cls.Config(**options)).to(core.device)
         agent.name = checkpoint["agent"]
         agent.episodes, agent.carried = checkpoint["episodes"], checkpoint["carried"]
-        check_form(checkpoint["agent_state"], agent.state_dict(), "agent_state")
+        check_form(checkpoint["agent_state"], form_of(agent), "agent_state")
         agent.load_state_dict(checkpoint["agent_state"])
         if agent.optimizer is not None:
             check_optimizer(checkpoint["agent_optimizer"], agent.optimizer, "agent_optimizer")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from routing_gym.envs import RoutingVectorEnv
 from routing_gym.files import write_atomically
@@ -103,6 +106,51 @@ def origin_of(env: RoutingVectorEnv) -> dict[str, Any]:
     spec = env.spec if env.spec is not None and all(map(_is_plain, env.spec.kwargs.values())) else None
     named = {"env_id": None, "env_kwargs": {}} if spec is None else {"env_id": spec.id, "env_kwargs": dict(spec.kwargs)}
     return {**named, "num_envs": env.batch_size}
+
+
+def form_of(agent: nn.Module) -> dict[str, Any]:
+    """Form of an agent's state; what `get_extra_state` gives may have any, which `set_extra_state` checks."""
+    hook = "_extra_state"
+    return {key: object if key.rpartition(".")[2] == hook else value for key, value in agent.state_dict().items()}
+
+
+def check_kept(agent: Any) -> None:
+    """Refuse an agent whose checkpoint could not be written, or not be loaded again.
+
+    Raises:
+        ValueError: It holds more than tensors and plain values, or a fresh agent does not take what it holds.
+    """
+    content = agent.content()
+    check_plain(content)
+    try:
+        type(agent)._restored(content, agent.env)
+    except Exception as error:  # an agent of one's own may fail as it likes
+        raise ValueError(
+            f"a checkpoint of agent {agent.name!r} could not be loaded: {error}. Buffers and parameters keep the shape "
+            "they begin with; give what grows by get_extra_state, and take it back in set_extra_state"
+        ) from error
+
+
+_TOLD: set[type] = set()
+"""Classes that have been warned of."""
+
+
+def warn_of_unsaved(agent: Any) -> None:
+    """Warn, once per class, of optimisers and schedulers that no checkpoint holds."""
+    if type(agent) in _TOLD or type(agent).get_extra_state is not nn.Module.get_extra_state:  # which may give them
+        return
+    for name, value in vars(agent).items():
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        for part in parts:
+            if isinstance(part, Optimizer | LRScheduler) and part is not agent.optimizer:
+                _TOLD.add(type(agent))
+                warnings.warn(
+                    f"agent {agent.name!r}: no checkpoint holds the state of self.{name} ({type(part).__name__}), so "
+                    "that a loaded agent goes on without it: call the only optimiser self.optimizer, or give its "
+                    "state_dict() by get_extra_state and take it back in set_extra_state",
+                    stacklevel=3,
+                )
+                return
 
 
 def _is_plain(value: Any) -> bool:

@@ -94,6 +94,16 @@ def make_agent(name: str, env: Any, **config: Any) -> Agent:
     abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     if abstract:
         raise ValueError(f"agent {name!r} ({cls.__module__}.{cls.__qualname__}) lacks {', '.join(sorted(abstract))}")
-    agent = cls(env, cls.Config(**config))
+    agent = cls.__new__(cls)  # to be looked at where making it fails
+    try:
+        cls.__init__(agent, env, cls.Config(**config))
+        agent.to(agent.env.device)
+    except AttributeError as error:
+        if "carried" in vars(agent):
+            raise
+        raise ValueError(
+            f"agent {name!r} ({cls.__module__}.{cls.__qualname__}): call super().__init__(env, config) first in its "
+            f"__init__, before anything is set or looked at: {error}"
+        ) from error
     agent.name = name
-    return agent.to(agent.env.device)
+    return agent

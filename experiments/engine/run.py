@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from routing_gym.agents import Agent, agent_class, read
-from routing_gym.agents.base.checkpoint import check_plain
+from routing_gym.agents.base.checkpoint import check_kept
 from routing_gym.envs import DATASETS, REWARDS, RoutingVectorEnv, TrainingDivergedError, evaluate, is_price
 from routing_gym.experiments.engine import records, settings, training
 from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, CallbackError, Session, tell
@@ -149,8 +149,9 @@ class Run:
     def try_out(self, *, batch: bool, fresh: bool) -> None:
         """Find out what would go wrong, on a throwaway copy: no random number and no file is touched.
 
-        With `batch` it routes one, trains on it and is judged. A checkpoint that is to be gone on with, so not where it
-        begins `fresh`, is looked at in any case. A `UsageError` names a wrong option, or a checkpoint of other options.
+        With `batch` it routes one, trains on it, is judged, and takes up what would be saved. A checkpoint that is to
+        be gone on with, so not where it begins `fresh`, is looked at in any case. A `UsageError` names a wrong option,
+        or a checkpoint of other options.
         """
         goes_on = not fresh and (self.folder / CHECKPOINT).exists()
         if not (batch or goes_on):
@@ -161,13 +162,13 @@ class Run:
                 agent, _ = resumed(self.folder / CHECKPOINT, agent, self)
             if batch:
                 agent.learn(agent.env, agent.env.batch_size)
-                check_plain(agent.content())  # else a first epoch would be lost
                 training.checked_policy(agent)
                 agent.env.datasets[self.split] = training.few_of(agent.env.datasets[self.split])
                 with suppress(TrainingDivergedError):  # which is the run's affair
                     judged = training.judge(agent, self.split, 1.0, 1)
                     for metric in METRICS.values():
                         metric.measure(judged)
+                check_kept(agent)  # else what is trained would be lost
 
     def perform(self, callbacks: Sequence[Callback] = ()) -> Record:
         """Train and judge this run, see `perform_together`."""

@@ -162,8 +162,10 @@ def check_agents(names: tuple[str, ...]) -> None:
         raise UsageError(f"--agents needs at least one of {', '.join(sorted(AGENTS))}")
     folders = {folder_name(name): name for name in names}
     for name in names:
-        if name not in AGENTS:
-            raise UsageError(unknown_name("agent", name, sorted(AGENTS)))
+        try:
+            agent_class(name)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         if (twin := folders[folder_name(name)]) != name:
             raise UsageError(f"agents {name!r} and {twin!r} would share a folder: compare them one by one")
     each_once("agents", names)

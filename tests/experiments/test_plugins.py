@@ -108,7 +108,7 @@ def test_installed_packages_offer_agents(monkeypatch):
 
 
 @pytest.mark.usefixtures("nothing_stays")
-def test_a_broken_package_is_told_of_and_others_go_on(monkeypatch):
+def test_a_broken_package_is_told_of_and_others_go_on(monkeypatch, capsys):
     where = {"ours": "routing_gym.agents:RandomAgent", "gone": "no_such_module:Agent", "mere": "pathlib:Path"}
     entries = EntryPoints([EntryPoint(name, value, "routing_gym.agents") for name, value in where.items()][::-1])
     monkeypatch.setattr(registry, "entry_points", lambda group: entries)
@@ -120,6 +120,8 @@ def test_a_broken_package_is_told_of_and_others_go_on(monkeypatch):
     with pytest.raises(ValueError, match=r"'gone' .* cannot be loaded: ModuleNotFoundError: No module") as refused:
         agent_class("gone")
     assert isinstance(refused.value.__cause__, ModuleNotFoundError)
+    assert main(["compare", *SMALL, "--agents", "gone"]) == 2
+    assert "agent 'gone' of a package (no_such_module:Agent) cannot be loaded" in capsys.readouterr().err
 
 
 def test_a_metric_alone_makes_a_plug_in_and_is_in_the_report(tmp_path):

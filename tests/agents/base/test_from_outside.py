@@ -7,8 +7,10 @@ import torch
 from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym import evaluate
-from routing_gym.agents import Agent, add_task, agent_class, extract, make_agent, needs, read
+from routing_gym.agents import AGENTS, Agent, add_task, agent_class, extract, make_agent, needs, read
+from routing_gym.agents.base.checkpoint import check_kept
 from routing_gym.experiments.cli import main
+from routing_gym.experiments.engine.plugins import load_plugin
 from routing_gym.registration import register_env
 
 ID = "routing_gym/SyntheticMTL-v0"
@@ -61,6 +63,49 @@ def test_what_a_checkpoint_cannot_hold_is_known_before_the_first_epoch(tmp_path,
     assert main([*command, "--out", str(tmp_path / "run")]) != 0
     told = capsys.readouterr()
     assert "is of type numpy.ndarray" in " ".join(told.err.split()) and "epoch 1/1" not in told.out
+
+
+GROWING = """
+import torch
+from routing_gym.agents import Shared, register_agent
+class Own(Shared):
+    def __init__(self, env, config=None):
+        super().__init__(env, config)
+        self.seen = {}
+        self.register_buffer("hist", torch.zeros(0))
+        self.opt = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    def update(self, trajectory):
+        self.seen[len(self.seen)] = trajectory.task
+        %s
+class Telling(Own):
+    def get_extra_state(self):
+        return self.seen
+    def set_extra_state(self, state):
+        self.seen = dict(state)
+register_agent("growing", Own)
+register_agent("telling", Telling)
+"""
+
+
+def test_what_grows_is_saved_by_the_hook_or_refused_before_the_first_epoch(tmp_path, capsys, nothing_stays):  # noqa: F811
+    (tmp_path / "kept.py").write_text(GROWING % "pass")
+    (tmp_path / "lost.py").write_text(GROWING % "self.hist = torch.cat([self.hist, trajectory.final_reward])")
+    command = ["train", "--env", ID, "--epochs", "1", "--agent", "growing"]
+    assert main([*command, "--plugin", str(tmp_path / "lost.py"), "--out", str(tmp_path / "run")]) != 0
+    told = " ".join((printed := capsys.readouterr()).err.split())
+    assert "a checkpoint of agent 'growing' could not be loaded: agent_state.hist: expected float32 of shape" in told
+    assert "epoch 1/1" not in printed.out
+    AGENTS.pop("growing"), AGENTS.pop("telling")
+    load_plugin(tmp_path / "kept.py")
+    agent = made("telling")
+    agent.learn(agent.env, 16).save(tmp_path / "agent.pt")
+    check_kept(agent)
+    assert sorted(Agent.load(tmp_path / "agent.pt", made("telling").env).seen) == [0, 1]
+    agent = made("growing")
+    with pytest.warns(UserWarning, match=r"'growing': no checkpoint holds the state of self.opt \(Adam\)") as warned:
+        agent.save(tmp_path / "agent.pt")
+        agent.save(tmp_path / "agent.pt")
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("extra", [{"n": {np.int64(1): 2}}, {"n": {(1, 2): {3}}}, {"n": type("Own", (dict,), {})()}])

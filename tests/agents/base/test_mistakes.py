@@ -160,3 +160,29 @@ def test_images_are_classified_in_whatever_form_they_come():
     ):
         with pytest.raises(ValueError, match=message):
             agent.classify(wrong, task)
+
+
+EARLY = {
+    "module": lambda self: setattr(self, "net", torch.nn.Linear(2, 2)),
+    "look": lambda self: self.num_tasks,
+    "nothing": lambda self: setattr(self, "count", 0),
+}
+
+
+@pytest.mark.parametrize("early", EARLY.values(), ids=EARLY)
+def test_an_agent_that_is_not_begun_is_told_how(early, monkeypatch):
+    class Unbegun(Plain):
+        def __init__(self, env, config=None):
+            early(self)
+
+    monkeypatch.setitem(AGENTS, "unbegun", Unbegun)
+    with pytest.raises(ValueError, match=r"'unbegun' .*Unbegun\): call super\(\).__init__\(env, config\) first in its"):
+        make_agent("unbegun", make())
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("lr", "learning_rate"), ("n_blocks", "num_blocks"), ("kcpt", "k_cpt"), ("widht", "width")]
+)
+def test_abbreviations_are_understood(name, meant):
+    with pytest.raises(TypeError, match=f"{name!r} .did you mean {meant!r}"):
+        make(**{name: 3})
