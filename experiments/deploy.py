@@ -16,6 +16,7 @@ from torch import Tensor
 
 from routing_gym.agents import Agent, extract, prune
 from routing_gym.agents.trained.dense import exported
+from routing_gym.agents.trained.reshape import number_of
 from routing_gym.blocks import count_macs
 from routing_gym.envs import classified_right, evaluate
 from routing_gym.envs.evaluation import EVALUATION_BATCH
@@ -116,13 +117,11 @@ class Extract(OfCheckpoint):
         """Number of the task, None for all."""
         if self.task is None:
             return None
-        dataset = agent.env.dataset
-        known = [str(number) for number in range(dataset.num_tasks)], list(dataset.task_names)
-        for names in known:
-            if self.task in names:
-                return names.index(self.task)
-        named = f" or be one of {known[1]}" if known[1] else ", its tasks have no names"
-        raise UsageError(f"--task must lie in [0, {dataset.num_tasks}){named}, got {self.task}")
+        numbers = {str(number): number for number in range(agent.num_tasks)}
+        try:
+            return number_of(agent, numbers.get(self.task, self.task))
+        except ValueError as error:
+            raise UsageError(f"--{error}") from error
 
 
 def _judged_on(agent: Agent) -> str:

@@ -25,7 +25,7 @@ from routing_gym.options import plain_value
 
 @construction()
 def extract(
-    agent: Agent, task: int | None = None, *, normalize: bool = True, k_cpt: float | None = None
+    agent: Agent, task: int | str | None = None, *, normalize: bool = True, k_cpt: float | None = None
 ) -> nn.Sequential | Dense:
     """Plain network of one task's deterministic route; or, without a task, network and agent as one plain computation.
 
@@ -40,7 +40,7 @@ def extract(
 
     Args:
         agent: The agent, whose environment holds the network.
-        task: The task; None for all.
+        task: The task, its number or its name; None for all.
         normalize: Whether images are normalised here.
         k_cpt: What a multiply-accumulate costs, for good; for agents that see the price, without a task.
 
@@ -54,9 +54,7 @@ def extract(
         return dense_form(agent, normalize=normalize, k_cpt=k_cpt)
     if k_cpt is not None:
         raise ValueError(f"k_cpt={k_cpt!r} is for extract(agent) without a task: a single route has its price in it")
-    dataset = agent.env.dataset
-    if isinstance(task, bool) or not isinstance(task, int | np.integer) or not 0 <= task < dataset.num_tasks:
-        raise ValueError(f"task must be an integer in [0, {dataset.num_tasks}), got {task!r}")
+    dataset, task = agent.env.dataset, number_of(agent, task)
     try:
         network, (route,) = _deployable(agent), single_routes(agent, [task])
     except ValueError as error:
@@ -64,6 +62,18 @@ def extract(
     static = nn.Sequential(*network.static_route(route, task))
     _check_logits(agent, task, route, lambda images: probe(static, lambda: static(images)))
     return nn.Sequential(*([Normalize(dataset.mean, dataset.std)] if normalize else []), *static).eval()
+
+
+def number_of(agent: Agent, task: int | str) -> int:
+    """Number of a task that is given by its number or its name; a `ValueError` if there is none."""
+    dataset = agent.env.dataset
+    names = list(dataset.task_names)
+    if isinstance(task, str) and task in names:
+        return names.index(task)
+    if isinstance(task, int | np.integer) and not isinstance(task, bool) and 0 <= task < dataset.num_tasks:
+        return int(task)
+    named = f" or one of {names}" if names else ", its tasks have no names"
+    raise ValueError(f"task must be an integer in [0, {dataset.num_tasks}){named}, got {task!r}")
 
 
 @construction()

@@ -140,9 +140,9 @@ def test_what_onnx_has_no_operator_for_is_refused(tmp_path, capsys):
         ("extract none.pt --task 0 --out new/task.pt2", "no such checkpoint: none.pt"),
         (
             "extract CHECKPOINT --task 4 --out new/task.pt2",
-            r"--task must lie in \[0, 4\), its tasks have no names, got 4",
+            r"--task must be an integer in \[0, 4\), its tasks have no names, got '4'",
         ),
-        ("extract CHECKPOINT --task -1 --out new/task.pt2", r"--task must lie in \[0, 4\), .* got -1"),
+        ("extract CHECKPOINT --task -1 --out new/task.pt2", r"--task must be an integer in \[0, 4\), .* got '-1'"),
         ("extract CHECKPOINT --task 0 --out new/task.pt", r"--out must end in \.pt2 .* or \.onnx .*, got new/task\.pt"),
         ("extract CHECKPOINT --task 0 --out file/task.pt2", "the output folder file cannot be written"),
         ("extract CHECKPOINT --task 0 --out folder.pt2", "--out must name a file, folder.pt2 is a folder"),
@@ -205,7 +205,8 @@ def test_tasks_go_by_their_names(tmp_path, capsys):
         assert run("extract", folder / "checkpoint.pt", "--task", task, "--out", out, *own) == 0 and out.exists()
     capsys.readouterr()
     assert run("extract", folder / "checkpoint.pt", "--task", "odd", "--out", out, *own) == 2
-    assert "--task must lie in [0, 3) or be one of ['even', 'prime', 'above 4'], got odd" in capsys.readouterr().err
+    told = "--task must be an integer in [0, 3) or one of ['even', 'prime', 'above 4'], got 'odd'"
+    assert told in capsys.readouterr().err
 
 
 FEATURES = """

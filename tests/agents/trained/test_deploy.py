@@ -236,8 +236,18 @@ def test_what_a_subclass_computes_of_its_own_is_not_left_out_in_silence():
 
 @pytest.mark.parametrize("task", [-1, 3, True, 1.0, "1"])
 def test_unknown_tasks_are_refused(task):
-    with pytest.raises(ValueError, match=r"task must be an integer in \[0, 3\), got "):
+    with pytest.raises(ValueError, match=r"task must be an integer in \[0, 3\), its tasks have no names, got "):
         extract(make_agent("shared", made()), task)
+
+
+def test_a_task_goes_by_its_name_too(monkeypatch):
+    agent = make_agent("random-fixed", made())
+    monkeypatch.setitem(vars(agent.env.dataset), "task_names", ("even", "odd", "1"))
+    images = agent.env.dataset.images[:3]
+    for name, number in (("odd", 1), ("1", 2)):
+        assert torch.equal(extract(agent, name)(images), extract(agent, number)(images))
+    with pytest.raises(ValueError, match=r"in \[0, 3\) or one of \['even', 'odd', '1'\], got 'evne'"):
+        extract(agent, "evne")
 
 
 @pytest.mark.parametrize(
