@@ -34,7 +34,7 @@ class Animate(Command):
 
     Attributes:
         folders: Folders of runs, as results/digits/wpl/seed-0.
-        out: The GIF to write.
+        out: The GIF to write, ending in .gif.
         fps: Epochs shown per second.
     """
 
@@ -48,6 +48,8 @@ class Animate(Command):
             raise UsageError(f"animate draws 1 to {MOST_RUNS} runs, got {len(self.folders)} folders")
         if not 0 < self.fps <= 50:  # a GIF's pictures are shown for whole hundredths of a second, two at least
             raise UsageError(f"--fps must lie in (0, 50], got {self.fps}")
+        if self.out.suffix.lower() != ".gif":
+            raise UsageError(f"--out must end in .gif, the one format animate writes, got {self.out}")
         writable_file(self.out)
         runs = [_run(folder) for folder in self.folders]
         last = max(len(routes) for _, routes in runs)

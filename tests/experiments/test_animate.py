@@ -41,7 +41,8 @@ def test_there_is_a_picture_for_every_epoch_and_the_last_stays(runs, tmp_path):
         (["nowhere"], "nowhere is no folder of a run: it has no routes.npz"),
         (["RUN"] * 5, "1 to 4 runs, got 5"),
         (["RUN", "--fps", "0"], r"--fps must lie in \(0, 50\], got 0"),
-        (["RUN", "--out", "."], "--out must name a file"),
+        (["RUN", "--out", "."], "--out must end in .gif"),
+        (["RUN", "--out", "a.mp4"], r"--out must end in .gif, the one format animate writes, got a\.mp4"),
     ],
 )
 def test_what_is_refused(arguments, message, runs, tmp_path, monkeypatch, capsys):
