@@ -46,7 +46,7 @@ ASKED_AT_ONCE = 4
 """Settings that TPE proposes before it is told what came of them; the same however many run at once."""
 
 DRAWS = 50
-"""Times as many settings are drawn at random as are to be tried: repeats do not count."""
+"""Times as many settings are drawn at random as are to be tried, or asked for again: repeats do not count."""
 
 Setting = tuple[str, ...]
 
@@ -65,6 +65,11 @@ class Axis:
     def whole(self) -> bool:
         """Whether it is a range of integers."""
         return not self.values and isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def size(self) -> float:
+        """Number of values."""
+        return len(self.values) or (self.high - self.low + 1 if self.whole else math.inf)
 
     def text(self, share: float) -> str:
         """Value at a share in [0, 1) of the way, as NAME=VALUE."""
@@ -198,6 +203,9 @@ class Sweep(Launching):
                         settings = sorted(settings, key=score, reverse=True)[: -(-len(settings) // 2)]
                 if not launcher.here:
                     return say_failures(failures, launcher.told(console), self.out)
+            if self.search != "grid" and len(tried) < self.trials:
+                found = counted(len(tried), "setting")
+                say(console, f"--trials {self.trials} asks for more than there are: no more than {found} found")
             if done := in_order():
                 write_results(done, writable_folder(self.out) / "results.json")
                 title = f"{self.agent} on {self.training.env}, {counted(self.training.epochs, 'epoch')}"
@@ -242,13 +250,28 @@ class Sweep(Launching):
             except ImportError as error:
                 raise UsageError("--search tpe needs its extra: pip install 'routing-gym[optuna]'") from error
             optuna.logging.set_verbosity(optuna.logging.ERROR)
-            study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=FIRST_SEED))
-            for asked in range(0, self.trials, ASKED_AT_ONCE):
-                trials = [study.ask() for _ in range(min(ASKED_AT_ONCE, self.trials - asked))]
-                settings = [tuple(axis.suggested(trial) for axis in axes) for trial in trials]
-                yield settings
-                for trial, found in zip(trials, map(score, settings), strict=True):
-                    failed = None if math.isfinite(found) else optuna.trial.TrialState.FAIL
+            estimator, chance = (
+                kind(seed=FIRST_SEED) for kind in (optuna.samplers.TPESampler, optuna.samplers.RandomSampler)
+            )
+            study, tried = optuna.create_study(direction="maximize"), set[Setting]()
+            while len(tried) < min(self.trials, math.prod(axis.size for axis in axes)):
+                trials: dict[Setting, Any] = {}
+                repeats = 0
+                while len(trials) < min(ASKED_AT_ONCE, self.trials - len(tried)) and repeats < DRAWS:
+                    study.sampler = estimator if repeats < DRAWS // 2 else chance  # which does not insist on one
+                    trial = study.ask()
+                    setting = tuple(axis.suggested(trial) for axis in axes)
+                    if setting in tried or setting in trials:
+                        repeats += 1
+                        study.tell(trial, state=optuna.trial.TrialState.FAIL)  # counts for nothing
+                    else:
+                        trials[setting] = trial
+                if not trials:
+                    return
+                tried.update(trials)
+                yield [*trials]
+                for setting, trial in trials.items():
+                    failed = None if math.isfinite(found := score(setting)) else optuna.trial.TrialState.FAIL
                     study.tell(trial, found if failed is None else None, state=failed)
 
     def _run(self, setting: Setting, seed: int) -> Run:

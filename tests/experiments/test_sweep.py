@@ -83,6 +83,18 @@ def test_settings_drawn_at_random_are_as_many_as_are_asked_for_and_all_different
     assert len(set(settings)) == len(settings) == drawn
 
 
+@pytest.mark.parametrize(
+    ("grid", "trials", "different"),
+    [(("entropy=0.0,0.1,0.2",), 4, 3), (("a=1..4", "b=x,y"), 8, 8), (("a=0.0..1.0",), 9, 9), (("a=1,2,3,4",), 2, 2)],
+)
+def test_tpe_asks_again_while_proposals_repeat_and_settings_are_left(grid, trials, different):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    sweep = Sweep(grid=grid, search="tpe", trials=trials)
+    # One is far better than the others, so that it is proposed over and over.
+    settings = [each for some in sweep._proposed(sweep._axes(), lambda s: float("2" in s[0])) for each in some]
+    assert len(set(settings)) == len(settings) == different
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("search", ["random", "tpe"])
 def test_a_search_is_the_same_again_and_goes_on(search, tmp_path, capsys):
@@ -115,12 +127,13 @@ def test_a_sweep_grows_and_another_one_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_a_setting_that_is_proposed_again_counts_once(tmp_path):
+def test_a_setting_that_is_proposed_again_counts_once(tmp_path, capsys):
     pytest.importorskip("optuna", reason="needs the extra optuna")
     arguments = ["sweep", *SMALL, "--grid", "policy_rate=0.01,0.1", "--search", "tpe", "--trials", 8, "--seeds", 1]
     assert run(*arguments, "--out", tmp_path) == 0
     records = strict(tmp_path / "results.json")
-    assert len({record["setting"] for record in records}) == len(records) <= 2
+    assert len({record["setting"] for record in records}) == len(records) == 2
+    assert "--trials 8 asks for more than there are: no more than 2 settings found" in capsys.readouterr().out
     assert (tmp_path / "tuned" / "SyntheticMTL-v0" / "wpl.toml").exists()
 
 
