@@ -318,9 +318,20 @@ class RoutingAECEnv(ManyAgents, AECEnv[str, dict[str, Any], Any]):
 
 def make_routing_parallel_env(*, instances_per_agent: int | None = None, **options: Any) -> RoutingParallelEnv:
     """Build the stochastic game; options as in `make_routing_vector_env`."""
-    return RoutingParallelEnv(make_routing_vector_env(num_envs=1, **options), instances_per_agent)
+    return RoutingParallelEnv(
+        _vector_env("instances_per_agent=n gives every agent n instances", options), instances_per_agent
+    )
 
 
 def make_routing_aec_env(*, num_agents: int | None = None, **options: Any) -> RoutingAECEnv:
     """Build the dispatched game; options as in `make_routing_vector_env`."""
-    return RoutingAECEnv(make_routing_vector_env(num_envs=1, **options), num_agents)
+    return RoutingAECEnv(
+        _vector_env("one instance is routed at a time; num_agents=n says among how many", options), num_agents
+    )
+
+
+def _vector_env(instead: str, options: dict[str, Any]) -> RoutingVectorEnv:
+    """Environment whose network, data and options a game takes; how many instances it routes is the game's affair."""
+    if "num_envs" in options:
+        raise TypeError(f"a game of PettingZoo got an unexpected keyword argument 'num_envs': {instead}")
+    return make_routing_vector_env(num_envs=1, **options)

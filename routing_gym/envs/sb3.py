@@ -36,7 +36,8 @@ class RoutingVecEnv(VecEnv):
         spec: Its `EnvSpec`, if it was made by an id.
 
     Raises:
-        ValueError: An environment in another mode, one that is not of routing_gym, or options beside an environment.
+        ValueError: An environment in another mode, whose actions are weights, or that is not of routing_gym; or options
+            beside an environment.
     """
 
     def __init__(self, env: Any, num_envs: int | None = None, **options: Any) -> None:
@@ -47,6 +48,8 @@ class RoutingVecEnv(VecEnv):
         self.core = core = core_of(env)
         if (mode := core.config.autoreset_mode) != "same_step":
             raise ValueError(f"RoutingVecEnv needs an environment made with autoreset_mode='same_step', got {mode!r}")
+        if core.config.action_type != "discrete":
+            raise ValueError(f"RoutingVecEnv is for action_type='discrete', got {core.config.action_type!r}")
         self.spec = core.spec
         super().__init__(core.num_envs, core.single_observation_space, core.single_action_space)
         self._actions: Any = None

@@ -180,6 +180,9 @@ def test_what_does_not_fit_is_refused():
         TypeError, match="unexpected keyword argument 'num_block' .did you mean 'num_blocks'.*; it takes .*num_blocks"
     ):
         pettingzoo.make("parallel", "routing_gym/SyntheticMTL-v0", num_block=3)
+    for kind, instead in (("parallel", "instances_per_agent=n"), ("aec", "one instance .* num_agents=n")):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument 'num_envs': {instead}"):
+            pettingzoo.make(kind, "routing_gym/SyntheticMTL-v0", num_envs=4)
     assert RoutingParallelEnv(toy_env(draw_tasks=(2, 0))).possible_agents == ["task_0", "task_2"]
 
 

@@ -98,6 +98,8 @@ def test_attributes_seeds_and_options():
 def test_what_is_no_environment_for_it_is_refused():
     with pytest.raises(ValueError, match="made with autoreset_mode='same_step', got 'disabled'"):
         RoutingVecEnv(SYNTHETIC, autoreset_mode="disabled")
+    with pytest.raises(ValueError, match="RoutingVecEnv is for action_type='discrete', got 'weights'"):
+        RoutingVecEnv("routing_gym/SyntheticMTL-v0", num_envs=2, action_type="weights")
     with pytest.raises(ValueError, match="num_envs and options are for ids"):
         RoutingVecEnv(toy_env(), num_envs=3)
     with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
