@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
 from routing_gym.agents.parts.demands import offers
+from routing_gym.agents.parts.gates import ScoredGate, ScoredGateConfig
 from routing_gym.agents.parts.scores import TableScores
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import count, divisor, not_negative

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
 from routing_gym.agents.parts.draws import drawn
+from routing_gym.agents.parts.gates import ScoredGate, ScoredGateConfig
 from routing_gym.agents.parts.scores import TableScores
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import Action

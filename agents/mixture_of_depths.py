@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from routing_gym.agents.parts.assignments import among_highest, by_decision
-from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig, stacked
+from routing_gym.agents.parts.bases import stacked
 from routing_gym.agents.parts.demands import RUN, SKIP, takes_skips
+from routing_gym.agents.parts.gates import ScoredGate, ScoredGateConfig
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import not_negative, share
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
-from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
 from routing_gym.agents.parts.demands import offers
+from routing_gym.agents.parts.gates import ScoredGate, ScoredGateConfig
 from routing_gym.envs import Context, Observation, Trajectory
 from routing_gym.options import positive, rate
 

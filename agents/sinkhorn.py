@@ -10,8 +10,8 @@ from torch import Tensor
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.assignments import by_decision
-from routing_gym.agents.parts.bases import ScoredGate, ScoredGateConfig
 from routing_gym.agents.parts.draws import drawn
+from routing_gym.agents.parts.gates import ScoredGate, ScoredGateConfig
 from routing_gym.envs import Context, Observation
 from routing_gym.networks import Action
 from routing_gym.options import count, divisor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from routing_gym.agents.parts.bases import ScoredGate
+from routing_gym.agents.parts.gates import ScoredGate
 
 
 class SMEAR(ScoredGate):

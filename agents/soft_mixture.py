@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from routing_gym.agents.parts.bases import ScoredGate, TrainedConfig
+from routing_gym.agents.parts.bases import TrainedConfig
+from routing_gym.agents.parts.gates import ScoredGate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from routing_gym.agents.base.agent import AgentConfig
 from routing_gym.agents.parts.assignments import expert_choice
-from routing_gym.agents.parts.bases import Gate
 from routing_gym.agents.parts.demands import offers
 from routing_gym.agents.parts.draws import drawn
+from routing_gym.agents.parts.gates import Gate
 from routing_gym.agents.parts.losses import chance_of_being_picked, chance_of_staying, cv_squared
 from routing_gym.agents.parts.scores import ArrangedScores, Arrangement, make_scores
 from routing_gym.blocks import Adam, Embedding
