@@ -80,9 +80,13 @@ class Gumbel(ScoredGate):
             soft, best = self._drawn(scores)
             if estimator == "soft":
                 return soft
-            if not alone and estimator != "sparsemixer":
-                hard = functional.one_hot(best, self.num_choices).to(soft.dtype)
-                return hard - soft.detach() + soft  # exactly 0 where nothing was chosen
+            if estimator == "sparsemixer":
+                self.pays_by(soft, context)
+            elif not alone or self.env.rewards.priced:
+                straight = functional.one_hot(best, self.num_choices).to(soft.dtype) - soft.detach() + soft
+                if not alone:
+                    return straight  # exactly 0 where nothing was chosen
+                self.pays_by(straight, context)  # a pair has no gradient for what the others would have cost
             chosen = soft.gather(-1, best.unsqueeze(-1)).squeeze(-1)
             weight = (1 if estimator != "sparsemixer" else self._scaled(scores, best, chosen.detach())) + (
                 chosen - chosen.detach()

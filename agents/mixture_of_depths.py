@@ -38,7 +38,8 @@ class MixtureOfDepths(ScoredGate):
     The score of a row is s = score of running less that of skipping; what a block adds is weighed by sigmoid(s), by
     which its router learns (Raposo et al. 2024, Eq. 1): the shortcut keeps the rest. So what a batch costs is known
     beforehand. Which rows are among the highest depends on the others; when deterministic a row runs a block where
-    s > 0, which a cross-entropy against "was among the highest" teaches (section 3.5, the first of its two ways).
+    s > 0, which a cross-entropy against "was among the highest" teaches (section 3.5, the first of its two ways). A
+    price is paid by sigmoid(s), whether or not a row was among them.
 
     Raises:
         ValueError: A network whose decisions are not to skip (0) or run (1).
@@ -62,6 +63,7 @@ class MixtureOfDepths(ScoredGate):
                 capacity = capacity_of(here, self.config.capacity)
                 run = torch.where(here, among_highest(wish.detach(), here, capacity), run)
             context.record["wish"], context.record["run"] = wish, run
+            self.pays_by(scores.softmax(-1), context)  # also of rows that only the others have kept from running
         if self.shares_wanted:
             context.record["probabilities"] = functional.one_hot(run.long(), 2).to(wish.dtype)
         gate = wish.sigmoid() * run

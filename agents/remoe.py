@@ -51,7 +51,8 @@ class ReMoE(ScoredGate):
     The weights are relu(1 / n + s) of n legal choices: all run at first, evenly. The penalty λ Σ_i relu(...)_i, mean
     over rows and decisions, switches them off, and λ follows how many are on: λ ← λ α^sign(used − k) (Wang et al. 2024,
     Eqs. 7 to 9; there the networks are residual and scores begin around 0). Where all of a row's weights would be 0 its
-    best choice weighs 1, with the gradient of its score: these networks have nothing else to carry the row on.
+    best choice weighs 1, with the gradient of its score: these networks have nothing else to carry the row on. Its
+    cost has the gradient of the softmax.
 
     Raises:
         ValueError: k is larger than the number of choices of any decision; or a network that shares outcomes out, which
@@ -73,8 +74,11 @@ class ReMoE(ScoredGate):
         weights = functional.relu(scores + 1 / scores.isfinite().sum(-1, keepdim=True))
         context.record["relu"] = weights
         best, score = scores.argmax(-1), scores.amax(-1, keepdim=True)
-        alone = functional.one_hot(best, self.num_choices).to(scores.dtype) * (1 + score - score.detach())
-        weights = torch.where(weights.detach().sum(-1, keepdim=True) > 0, weights, alone)
+        hard, on = functional.one_hot(best, self.num_choices).to(scores.dtype), weights.detach().sum(-1, keepdim=True)
+        if self.env.rewards.priced:
+            policy = scores.softmax(-1)
+            self.pays_by(torch.where(on > 0, weights, hard + policy - policy.detach()), context)
+        weights = torch.where(on > 0, weights, hard * (1 + score - score.detach()))
         if self.shares_wanted:
             context.record["probabilities"] = (weights / weights.sum(-1, keepdim=True)).detach()
         return weights

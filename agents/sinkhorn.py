@@ -62,6 +62,7 @@ class Sinkhorn(ScoredGate):
                 plan = balanced(scores.detach() / self.config.temperature, here, self.config.iterations)
                 best = torch.where(here, (plan + tie).argmax(-1), best)
         policy = self.noted(scores.softmax(-1), context)
+        self.pays_by(policy, context)
         return best.unsqueeze(-1), policy.gather(-1, best.unsqueeze(-1))
 
 

@@ -88,8 +88,9 @@ class TopK(Gate):
     """Noisy top-k gates (Shazeer et al. 2017), a linear one per decision; Diverse experts (Ramachandran and Le 2019).
 
     H(x)_i = (x·W_g)_i + ε·softplus((x·W_noise)_i) with ε from N(0, 1), of which the highest k are kept: the weights are
-    their softmax, y = Σ_i G(x)_i E_i(x); with `softmax="all"` what they have in the softmax of all choices. Only these
-    k blocks run and have a gradient. The noise is off when deterministic. W_noise is 0 at first.
+    their softmax, y = Σ_i G(x)_i E_i(x); with `softmax="all"` what they have in the softmax of all choices, by which a
+    price is paid then. Only these k blocks run and have a gradient. The noise is off when deterministic. W_noise is 0
+    at first.
 
     Two losses keep all blocks in use, each the squared coefficient of variation over the blocks of a decision, summed
     over decisions: of the importance Σ_x G(x)_i, and of the load Σ_x P(x, i), see `chance_of_being_picked`.
@@ -191,15 +192,19 @@ class TopK(Gate):
             context.record["probabilities"] = weights.detach()
             return weights
         indices = best.indices[:, :most]
-        weights = (scores.softmax(-1) if self.config.softmax == "all" else scores).gather(1, indices)
+        policy = scores.softmax(-1) if self.config.softmax == "all" else None
+        weights = (scores if policy is None else policy).gather(1, indices)
         if context.sole is None:
             left_out = torch.arange(indices.shape[1], device=k.device) >= k.unsqueeze(-1)
-            weights = weights.masked_fill(left_out, 0.0 if self.config.softmax == "all" else -torch.inf)
-        weights = weights if self.config.softmax == "all" else weights.softmax(-1)
+            weights = weights.masked_fill(left_out, -torch.inf if policy is None else 0.0)
+        weights = weights.softmax(-1) if policy is None else weights
         if self.config.shared:
             always = self._always.index_select(0, depth)
             indices = torch.cat([always, indices], 1)
             weights = torch.cat([weights.new_ones(always.shape), weights], 1)
+            policy = None if policy is None else policy.scatter(1, always, 1.0)
+        if policy is not None:
+            self.pays_by(policy, context)
         if self.shares_wanted:
             shares = torch.zeros_like(scores).scatter(1, indices, weights).detach()
             context.record["probabilities"] = shares / (1 + self.config.shared)

@@ -157,11 +157,21 @@ def test_it_learns_which_rows_need_a_block_and_says_so_before_it_has_seen_the_ot
         assert torch.equal(step.action[:, 1] > 0, bright[trajectory.instance] == 1)
 
 
-def test_what_is_run_is_paid_for():
-    agent = made(weights_env(k_cpt=1e-3), prediction=0.0)
-    trajectory = rollout(agent, agent.env)
-    torch.testing.assert_close(agent.auxiliary_loss(trajectory), 1e-3 * trajectory.expected_macs.mean())
+def test_a_row_pays_by_its_chance_to_run_whoever_else_is_there():
+    """σ(s) is what it would run by, judged alone; which rows of a batch did says the capacity."""
+    agent = made(weights_env(k_cpt=1e-3), prediction=0.0, representation="table", arrangement="per_task")
+    with torch.no_grad():
+        agent.scores.table.normal_(generator=torch.Generator().manual_seed(4))
+    trajectory, expected = rollout(agent, agent.env), 0.0
     assert float(trajectory.macs.mean()) == 54.0  # three halves of 36
+    for number in range(3):
+        for task in trajectory.task.tolist():
+            skip, run = agent.scores.table[task, number]
+            expected = expected + 1e-3 * 36 * run.exp() / (skip.exp() + run.exp()) / 10
+    loss = agent.auxiliary_loss(trajectory)
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(of, agent.scores.table) for of in (loss, expected))
+    torch.testing.assert_close(ours, theirs)
     free = made(prediction=0.0)
     assert free.auxiliary_loss(rollout(free, free.env)) is None
 

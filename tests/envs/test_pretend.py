@@ -153,6 +153,24 @@ def test_balanced_tasks_and_prices_wait_no_longer():
     assert sum(counts.waits.values()) == 1, counts.waits
 
 
+@pytest.mark.parametrize(
+    ("name", "agent_options"),
+    [
+        ("gumbel", {}),
+        ("gumbel", {"estimator": "sparsemixer"}),
+        ("top-k", {"softmax": "all"}),
+        ("remoe", {}),
+        ("sinkhorn", {}),
+    ],
+)
+def test_gates_that_pay_wait_no_longer(name, agent_options, cuda):
+    agent, env = made(name, agent_options=agent_options, k_cpt=(0.0, 1e-6), rows=8)
+    train_batch(agent, env)
+    with counting() as counts:
+        train_batch(agent, env)
+    assert sum(counts.waits.values()) == 1, counts.waits
+
+
 @pytest.mark.parametrize("balance", ["pcgrad", "uncertainty"])
 def test_balanced_losses_wait_no_longer(balance, cuda):
     agent, env = made("task-specific-last", task_balance=balance, rows=8)
