@@ -177,16 +177,18 @@ class TopK(Gate):
             spread = functional.softplus(self.spread(seen, agent))
             scores = torch.addcmul(clean, noise, spread)
         most = max(self._counts) if context.sole is None else self._counts[context.sole]
-        wanted = scores + self.bias.index_select(0, depth) if self.config.bias_rate else scores
-        one_more = wanted is scores and context.sole is not None and self.env.network.nothing_masked
-        one_more = one_more and not self.config.shared
+        wanted, plain = scores, clean
+        if self.config.bias_rate:
+            bias = self.bias.index_select(0, depth)
+            wanted, plain = scores + bias, clean + bias
+        one_more = context.sole is not None and self.env.network.nothing_masked and not self.config.shared
         best = wanted.topk(min(most + one_more, self.num_choices), -1)
         if scores is not clean and self.balance:
             if best.values.shape[1] > most:
-                context.record["load"] = chance_of_staying(clean, scores, spread, best.values)
+                context.record["load"] = chance_of_staying(plain, wanted, spread, best.values)
             else:
                 legal = self._legal.index_select(0, depth)
-                context.record["load"] = chance_of_being_picked(clean, scores, spread, k, legal)
+                context.record["load"] = chance_of_being_picked(plain, wanted, spread, k, legal)
         if self.config.choice == "expert" and not context.deterministic:
             weights = expert_choice(scores, depth, k, context, self.num_decisions)
             context.record["probabilities"] = weights.detach()

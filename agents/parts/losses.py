@@ -15,6 +15,9 @@ from torch import Tensor
 
 SMALLEST = 1e-10
 """Keeps a division by the mean finite where nothing was used."""
+LEAST_NOISE = 1e-6
+"""Deviation that the load loss takes a gate's noise for at least: the square that its gradient is divided by would
+underflow, and 0 times infinity is no number."""
 LEAST_SPREAD = 1e-4
 """Added to the deviation that advantages are divided by: of returns that are the same but for rounding nothing is left,
 where a deviation of 1e-7, or of 0 beside a mean that is 1e-7 off, would make as much of them as of real ones."""
@@ -190,8 +193,9 @@ def chance_of_being_picked(clean: Tensor, noisy: Tensor, spread: Tensor, k: Tens
 
     Φ(((x·W_g)_i − kth_excluding(H(x), k, i)) / softplus((x·W_noise)_i)) (Shazeer et al. 2017, appendix A): a smooth
     stand-in for "was picked", so that the number of rows an expert gets has a gradient. Of the scores `(B, A)`, `clean`
-    are without noise, `noisy` with what was drawn, −inf where a choice is not legal; `spread` is the noise's deviation.
-    Where no more than k, `(B,)` int64, are legal, all of them are picked for certain.
+    are without noise, `noisy` with what was drawn, −inf where a choice is not legal, and both with biases where these
+    count for what is picked; `spread` is the noise's deviation, `LEAST_NOISE` where it is less. Where no more than k,
+    `(B,)` int64, are legal, all of them are picked for certain.
     """
     ordered = noisy.sort(-1, descending=True).values
     contested = k < legal.sum(-1)
@@ -202,14 +206,15 @@ def chance_of_being_picked(clean: Tensor, noisy: Tensor, spread: Tensor, k: Tens
     usable = legal & contested.unsqueeze(-1)
     # Where nothing is contested, or not legal, there are infinities that must not meet a gradient.
     margin = torch.where(usable, clean, 0.0) - torch.where(usable, threshold, 0.0)
-    chance = torch.special.ndtr(margin / spread)
+    chance = torch.special.ndtr(margin / spread.clamp(min=LEAST_NOISE))
     return torch.where(usable, chance, legal.to(clean.dtype))
 
 
 def chance_of_staying(clean: Tensor, noisy: Tensor, spread: Tensor, best: Tensor) -> Tensor:
     """`chance_of_being_picked` where nothing is masked, given the k + 1 best of the noisy scores, `(B, k + 1)`."""
     inside, outside = best[:, -2:-1], best[:, -1:]
-    return torch.special.ndtr((clean - torch.where(noisy > outside, outside, inside)) / spread)
+    margin = clean - torch.where(noisy > outside, outside, inside)
+    return torch.special.ndtr(margin / spread.clamp(min=LEAST_NOISE))
 
 
 def consistency(paths: Tensor, margin: float) -> Tensor:

@@ -78,6 +78,62 @@ def test_chances_are_those_of_a_loop_over_rows(seed, most):
     assert bool(clean.grad.isfinite().all()) and bool(spread.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("score", [-1.0, -30.0, -44.0, -46.0, -60.0, -90.0, -120.0, -1e4])
+def test_gradients_are_finite_however_little_noise_there_is(score, masked):
+    """Where noise is less than anything the chance is 0 or 1, and 1/2 where an expert is as good as the threshold."""
+    scores = torch.full((2, 3), score, requires_grad=True)
+    clean = torch.tensor([[1.0, 0.5, -2.0], [0.5, 0.5, 0.5]], requires_grad=True)
+    spread = torch.nn.functional.softplus(scores)
+    noisy = clean + spread * torch.tensor([0.3, -0.2, 1.0])
+    if masked:
+        chance = chance_of_being_picked(clean, noisy, spread, torch.tensor([1, 1]), torch.ones(2, 3).bool())
+    else:
+        chance = chance_of_staying(clean, noisy, spread, noisy.topk(2, -1).values)
+    if score <= -30:
+        assert chance.tolist() == [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
+    chance.square().sum().backward()
+    assert bool(clean.grad.isfinite().all()) and bool(scores.grad.isfinite().all())
+    if score > -10:
+        by_hand = [slow_chance(*(of[row].tolist() for of in (clean, noisy, spread)), 1, [True] * 3) for row in (0, 1)]
+        torch.testing.assert_close(chance, torch.tensor(by_hand))
+
+
+def test_gates_without_noise_left_learn_on():
+    env = weights_env()
+    agent = make_agent("top-k", env, balance=0.3)
+    with torch.no_grad():
+        agent.spread.output.weight.copy_(-1e3 * env.reset()[0]["activation"].mean(0).sign()[:PIXELS].view(1, -1, 1))
+    for _ in range(3):
+        train_batch(agent, env)
+    assert all(bool(parameter.isfinite().all()) for parameter in agent.parameters())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_with_biases_the_load_is_that_of_the_choice_that_is_made(masked):
+    """Picks go by scores and biases: that is what an expert must come out on top of."""
+    masks = torch.ones(2, 1, BLOCKS, dtype=torch.bool)
+    masks[:, 0, 4] = not masked
+    env = weights_env(masks=masks if masked else None)
+    agent = make_agent("top-k", env, k=2, bias_rate=0.1)
+    with torch.no_grad():
+        agent.spread.output.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(3))
+        agent.bias[:, :4] = torch.tensor([2.0, -1.0, 0.5, -3.0])
+    state = agent.generator.get_state()
+    trajectory = rollout(agent, env)
+    again, legal = torch.Generator(), masks[0, 0].tolist()
+    again.set_state(state)
+    for number, step in enumerate(trajectory.steps):
+        who = torch.zeros_like(step.decision)
+        clean = agent.scores(step.observation, who).detach() + agent.bias[number]
+        spread = torch.nn.functional.softplus(agent.spread(step.observation, who)).detach()
+        noisy = clean + spread * torch.empty(24, BLOCKS).normal_(generator=again)
+        expected = [slow_chance(*(of[row].tolist() for of in (clean, noisy, spread)), 2, legal) for row in range(24)]
+        torch.testing.assert_close(step.record["load"].detach(), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+        picked = noisy.masked_fill(~masks[0, 0], -torch.inf).topk(2, -1).indices
+        assert torch.equal(step.action[0].sort(-1).values, picked.sort(-1).values)
+
+
 def test_the_losses_are_those_of_a_loop_and_reach_gates_and_noise():
     env = weights_env()
     agent = make_agent("top-k", env, k=2, balance=0.3)
