@@ -28,7 +28,7 @@ class ReMoEConfig(ScoredGateConfig):
         penalty: λ at first: weight of the sum of a row's weights.
         penalty_step: α: after every batch λ is multiplied by it where more than k blocks were used, divided where fewer
             were.
-        balance: Weigh a block's part of the penalty by how often it was used, times blocks / k (Eq. 12).
+        balance: Weigh a block's part of the penalty by how often it was used, times legal blocks / k (Eq. 12).
     """
 
     k: float = positive(1.0)
@@ -90,7 +90,8 @@ class ReMoE(ScoredGate):
             weights = step.record["relu"] * step.active.unsqueeze(-1)
             if self.config.balance:
                 used = ranks.gathered((weights.detach() > 0).to(weights.dtype)).mean(0)
-                weights = weights * used * self.num_choices / self.config.k
+                blocks = self.arrangement.legal.sum(-1).index_select(0, step.decision).unsqueeze(-1)
+                weights = weights * used * blocks / self.config.k
             rows = rows + weights.sum(-1)
         penalty = self.penalty.to(trajectory.loss.dtype) * (rows / self.num_decisions).mean()
         cost = super().auxiliary_loss(trajectory)

@@ -10,6 +10,7 @@ from toys import of_family, small_env
 
 from routing_gym.agents import make_agent, train_batch
 from routing_gym.envs import rollout
+from routing_gym.networks import RoutedMLP
 
 BLOCKS = 4
 weights_env = functools.partial(weighing.weights_env, num_envs=12, blocks=BLOCKS)
@@ -66,6 +67,19 @@ def test_the_penalty_is_that_of_a_loop(balance):
     assert loss.item() == pytest.approx(0.3 * total / (2 * 12), rel=1e-5)
     loss.backward()
     assert float(agent.scores.table.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("blocks", [[2, 6], [6, 2], [3, 3], [4, 4]])
+@pytest.mark.parametrize("k", [1.0, 2.0])
+def test_balance_is_by_the_blocks_of_each_decision(blocks, k):
+    """All are on at first, by weights that sum to 1: decisions of 2 and of 6 blocks make (2 + 6) / 2 at k = 1."""
+    masks = None
+    if blocks == [4, 4]:  # of which masks leave 2 and 3
+        masks = torch.tensor([[[True, True, False, False]], [[True, False, True, True]]])
+    env = weights_env(RoutedMLP((1, 2, 3), 3, blocks, width=4, layers=2), masks=masks)
+    agent = make_agent("remoe", env, penalty=1.0, k=k, balance=True)
+    legal = [2, 3] if masks is not None else blocks
+    assert agent.auxiliary_loss(rollout(agent, env)).item() == pytest.approx(sum(legal) / 2 / k)
 
 
 def test_the_course_of_the_penalty_by_hand():
