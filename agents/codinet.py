@@ -21,6 +21,8 @@ from routing_gym.options import count, divisor, not_negative, positive, rate
 
 RECURRENT_WIDTH = 10
 """Width of the recurrent router, and of what it sees of a block (SkipNet, Wang et al. 2018)."""
+LEAST_WEIGHT = 1e-3
+"""Weight of all other instances that a baseline is divided by at least, where instances weigh 1 on average."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +72,9 @@ class CoDiNet(RouterAgent):
     for certain where v, without noise, is at least 0.5 (Eq. 13).
 
     With `relaxation="sampling"` the losses on paths are of the probabilities; the gradient of classification and cost
-    is that of the score function. Its baseline is the mean over the other instances of the batch: with an instance's
-    own part in it, the gradient would be too small by one part in the size of the batch.
+    is that of the score function, of a loss that is smoothed and weighed as the blocks' is. Its baseline is the mean
+    over the other instances of the batch: with an instance's own part in it, the gradient would be too small by one
+    part in the size of the batch.
 
     Needs an environment made with `augmentations`: how many versions of an image come together, M, 4 in the paper and
     by `needs`; at least 2 unless α is 0.
@@ -164,11 +167,29 @@ class CoDiNet(RouterAgent):
             cost = self.gamma * self.num_decisions * spent / (self._least_macs + self._block_macs)
         if options.relaxation != "sampling":
             return loss + cost.mean()
-        objective = trajectory.loss + cost.detach()
-        others = self.env.ranks.total(objective.sum()) - objective
-        advantage = objective - others / max(self.env.batch_size - 1, 1)
+        blocks, importance = self._trained_on(trajectory)
+        advantage = self._advantage(blocks, importance) + self._advantage(cost.detach(), torch.ones_like(cost))
         likelihood = torch.stack([step.record["log_probability"] for step in trajectory.steps]).sum(0)
         return loss + (advantage * likelihood).mean()
+
+    def _trained_on(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        """Loss `(B,)` of the blocks by instance, smoothed where theirs is, and what each weighs there, 1 on average."""
+        training, balance, label = self.env.trainer.optimization, self.env.trainer.balance, trajectory.label
+        loss = torch.zeros_like(trajectory.loss)
+        for weight, own, rows in training.terms(trajectory.exits, label, None):
+            part = (weight * own).detach()
+            loss = loss + part if rows is None else loss.index_add(0, rows, part)
+        if balance is not None:
+            loss = loss * balance.factors(trajectory.task)
+        importance = training.importance(label, trajectory.task)
+        return loss, torch.ones_like(loss) if importance is None else importance / importance.mean()
+
+    def _advantage(self, objective: Tensor, weight: Tensor) -> Tensor:
+        """What instances lose more than the mean of the others, weighed; all `(B,)`."""
+        own = torch.stack([weight * objective, weight])
+        others = self.env.ranks.total(own.sum(1, keepdim=True)) - own
+        # Of one instance there are no others, and of what others weigh next to it only roundings would be left.
+        return weight * (objective - others[0] / others[1].clamp(min=LEAST_WEIGHT))
 
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Steer gamma towards its target, where there is one, and report how much of the blocks' cost is spent."""

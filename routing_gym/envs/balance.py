@@ -45,6 +45,10 @@ class TaskBalance(ABC):
         sum is 1, each is a task's part in its weight.
         """
 
+    def factors(self, task: Tensor) -> Tensor:
+        """What losses of tasks `(B,)` are multiplied by, `(B,)`, without graph."""
+        return torch.ones_like(task, dtype=torch.get_default_dtype())
+
     def adjust(self, parameters: Sequence[nn.Parameter]) -> None:
         """Change the gradients of the objective, once there are any."""
         return None
@@ -193,6 +197,10 @@ class Uncertainty(TaskBalance):
         own.weight.grad = own.used = None  # of a batch that was given up
         own.note_use(task)
         return torch.dot(own.weight.neg().exp(), losses) + torch.dot(shares, own.weight) / 2
+
+    def factors(self, task: Tensor) -> Tensor:
+        """exp(-s) of every task."""
+        return self.log_variance.weight.detach().neg().exp().index_select(0, task)
 
     def step(self, rate: float) -> None:
         """Move s."""

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from resuming import learned
 from skips import M, codinet, skip_env
-from stepping import block_loss
 from torch import nn
 
 from routing_gym.agents import CoDiNetConfig, needs, train_batch
@@ -270,12 +269,17 @@ def gradients(loss, agent):
     return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+WEIGHED = {"class_weights": (0.5, 2.0, 1.0), "label_smoothing": 0.2, "task_balance": "uncertainty"}
+
+
+@pytest.mark.parametrize(("rows", "options"), [(1, {}), (2, {}), (1, WEIGHED), (2, WEIGHED)])
 @pytest.mark.parametrize("gamma", [None, 0.5])
-def test_sampling_has_the_gradient_of_the_expectation(rows, gamma, monkeypatch):
+def test_sampling_has_the_gradient_of_the_expectation(rows, options, gamma, monkeypatch):
     """All ways of all rows are drawn once, each counting as often as it would come, against the sum over ways."""
     with double_precision():
-        env = plain_env(rows, k_cpt=1e-4)
+        env = plain_env(rows, k_cpt=1e-4, **options)
+        if options:
+            env.trainer.balance.log_variance.weight.data.fill_(0.7)
         agent = codinet(env, alpha=0.0, gamma=gamma, beta=0.0, relaxation="sampling")
         for router in agent.scores.of:
             nn.init.normal_(router[-1].weight, std=2.0)
@@ -308,7 +312,12 @@ def test_sampling_has_the_gradient_of_the_expectation(rows, gamma, monkeypatch):
             spent = sum(c for c, run in zip(costs, way, strict=True) if run)
             whole = env.network.stem_macs + sum(costs)
             cost = gamma * 3 * spent / whole if gamma else 1e-4 * (env.network.stem_macs + spent)
-            exact = exact + (chance * (trajectory.exits[0].loss + cost)).mean()
+            # Smoothed labels have a share of every class; an instance weighs what its class does.
+            smoothing, log_chances = options.get("label_smoothing", 0.0), trajectory.exits[0].logits.log_softmax(1)
+            wrong = -(1 - smoothing) * log_chances[range(rows), trajectory.label] - smoothing * log_chances.mean(1)
+            weight = torch.tensor(options.get("class_weights", (1.0,) * 3))[trajectory.label]
+            wrong = math.exp(-0.7) * wrong if options else wrong
+            exact = exact + (chance * weight * wrong).sum() / weight.sum() + (chance * cost).mean()
             chances[way] = chance.detach()
         torch.testing.assert_close(sum(chances.values()), torch.ones(rows))
         expected = gradients(exact, agent)
@@ -316,11 +325,31 @@ def test_sampling_has_the_gradient_of_the_expectation(rows, gamma, monkeypatch):
         mean = [torch.zeros_like(g) for g in expected]
         for ways in itertools.product(every, repeat=rows):
             trajectory = drawn(ways)
-            loss = block_loss(env) + agent.auxiliary_loss(trajectory)
+            loss = env.trainer.loss(trajectory.exits, trajectory.label, trajectory.task)
+            loss = loss + agent.auxiliary_loss(trajectory)
             chance = math.prod(float(chances[way][row]) for row, way in enumerate(ways))
             mean = [m + chance * g for m, g in zip(mean, gradients(loss, agent), strict=True)]
     assert sum(float(g.abs().sum()) for g in expected[-12:]) > 1e-3
     torch.testing.assert_close(mean, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_instances_that_weigh_nothing_teach_routers_nothing():
+    """Not even by the baseline; the others are compared with one another, each by its weight."""
+    weights = (0.0, 1.0, 3.0)
+    env = skip_env(12, class_weights=weights, label_smoothing=0.1)
+    agent = codinet(env, relaxation="sampling", alpha=0.0, beta=0.0)
+    trajectory = rollout(agent, env)
+    likelihood = [step.record["log_probability"] for step in trajectory.steps]
+    slopes = torch.stack(torch.autograd.grad(agent.auxiliary_loss(trajectory), likelihood)).T
+    log_chances, label = trajectory.exits[0].logits.detach().log_softmax(1), trajectory.label.tolist()
+    wrong = [-0.9 * float(log_chances[i, own]) - 0.1 * float(log_chances[i].mean()) for i, own in enumerate(label)]
+    assert set(label) == {0, 1, 2}
+    for row, own in enumerate(label):
+        others = [i for i in range(12) if i != row]
+        baseline = sum(weights[label[i]] * wrong[i] for i in others) / sum(weights[label[i]] for i in others)
+        expected = weights[own] * (wrong[row] - baseline) / sum(weights[of] for of in label)
+        assert slopes[row].tolist() == pytest.approx([expected] * 3, rel=1e-3, abs=1e-6)
+        assert own or not slopes[row].any()
 
 
 def test_with_sampling_losses_on_paths_are_of_the_probabilities():
