@@ -83,4 +83,4 @@ class BestRandom(SearchingAgent, RandomFixed):
 
     def _take(self, held: Held) -> None:
         self._routes[:, :-1] = held["routes"]
-        self.env.trainer.load_state_dict(held["blocks"], self.env.trainer.optimization)
+        self.env.trainer.take_back(held["blocks"])

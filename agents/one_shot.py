@@ -91,7 +91,7 @@ class OneShot(SearchingAgent):
             better = accuracy > best
             best[better], found[better] = accuracy[better], self._kept[better]
         self._kept.copy_(found)
-        self.env.trainer.load_state_dict(self.first, self.env.trainer.optimization)
+        self.env.trainer.take_back(self.first)
         self.first = None
 
     def _drawn(self, keep: float) -> Tensor:

@@ -16,7 +16,7 @@ from routing_gym.agents.base.capture import WARM_UP, CapturedBatch, check_captur
 from routing_gym.agents.parts.draws import shared_draws
 from routing_gym.blocks import with_gradients
 from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, Trajectory, core_of, finite_gradients, rollout
-from routing_gym.envs.training import exchange_gradients
+from routing_gym.envs.gradients import exchange_gradients
 from routing_gym.networks import NotFiniteError
 from routing_gym.tasks.checking import whole_number
 

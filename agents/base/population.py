@@ -112,6 +112,7 @@ class Population:
         before = self.agents[0].episodes
         for done in range(0, episodes, own.num_envs):  # as of one: schedules go by these
             joint.episodes, env.trainer.instances = before + done, own.trainer.instances + done
+            env.trainer.carried = own.trainer.carried
             with shared_draws(joint.generator):  # what updates draw, too
                 trajectory, _, _ = train_batch(joint, env)
             self.episodes = before + done + own.num_envs
@@ -202,7 +203,7 @@ def _form(agent: Agent) -> list[Any]:
     """All that agents must have in common."""
     data, trainer = agent.env.dataset, agent.env.trainer
     sizes = len(data), data.num_tasks, data.num_classes, [begin for begin, _ in data.phases]
-    counts = agent.env.num_envs, agent.episodes, agent.carried, trainer.instances
+    counts = agent.env.num_envs, agent.episodes, agent.carried, trainer.instances, trainer.carried
     configs = [dataclasses.replace(config, seed=0) for config in (agent.config, agent.env.config)]
     return [type(agent), *configs, *sizes, *counts]
 

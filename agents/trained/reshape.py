@@ -181,7 +181,7 @@ def add_task(agent: Agent, data: Splits, *, block_rate: float = 0.1) -> Agent:
 
     Returns:
         A new agent of the same class and options, which knows what the old one did. Its schedules stand where they
-        stood, those in passes to the nearest instance; its optimisers begin anew.
+        stood, those in passes to the nearest instance, and so does the time of the data; its optimisers begin anew.
 
     Raises:
         ValueError: A split is missing, the data do not fit the network, the network is told the task as input or
@@ -221,6 +221,7 @@ def add_task(agent: Agent, data: Splits, *, block_rate: float = 0.1) -> Agent:
     grown = type(agent)(env, config).to(env.device)
     grown.name, grown.episodes = agent.name, agent.episodes
     grown.carried = round(agent.passes * env.trainer.optimization.epoch) - agent.episodes
+    env.trainer.carried = round(old.trainer.passes * env.trainer.optimization.epoch)
     known = agent.state_dict()
     state = {key: _extended(known[key], fresh) if key in known else fresh for key, fresh in grown.state_dict().items()}
     grown.load_state_dict(state)

@@ -3,12 +3,13 @@
 from routing_gym.envs.batch import Batch, SettledExit, Step, Trajectory, classified_right, rollout
 from routing_gym.envs.config import EnvConfig, is_price
 from routing_gym.envs.evaluation import Evaluation, evaluate, macs_of, route_split
+from routing_gym.envs.gradients import finite_gradients
 from routing_gym.envs.make import DATASETS, make_routing_env, make_routing_vector_env, register_dataset
 from routing_gym.envs.rewards import REWARDS, register_reward
 from routing_gym.envs.routes import CELL, GAP, routing_map
 from routing_gym.envs.single import RoutingEnv
 from routing_gym.envs.throughput import TALR
-from routing_gym.envs.training import TrainingDivergedError, finite_gradients
+from routing_gym.envs.training import TrainingDivergedError
 from routing_gym.envs.turns import (
     PRICED_MACS,
     Asked,

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from routing_gym.blocks import SGD, Adam, AdamW, PartlyUsed, UsedOnly
 from routing_gym.envs.balance import PCGrad, TaskBalance, Term, Uncertainty
+from routing_gym.envs.gradients import exchange_gradients, finite_gradients
 from routing_gym.envs.throughput import Throughput
 from routing_gym.forms import check_form, check_optimizer
 from routing_gym.networks import RoutedNetwork
@@ -157,7 +158,8 @@ class BlocksTrainer:
     """Owns the optimiser of a network's parameters.
 
     Attributes:
-        instances: Number of instances trained on, once for each time.
+        instances: Number of instances trained on, once for each time, since the schedule began.
+        carried: Those before, by which the time of the data, which never goes back, is ahead of the schedule's.
         throughput: Of every choice, where gradients are scaled by it.
         balance: What joins the losses of tasks, where they are not simply summed.
         runs: How many runs' rows a batch holds, each with parameters of its own: a mean over all is a mean of each,
@@ -168,7 +170,7 @@ class BlocksTrainer:
 
     def __init__(self, network: RoutedNetwork, optimization: Optimization, ranks: Ranks = ALONE) -> None:
         self.network, self.optimization, self.ranks = network, optimization, ranks
-        self.instances = 0
+        self.instances = self.carried = 0
         self._batch = network.batch
         self.throughput, self.balance = optimization.throughput(network), optimization.balance(network)
         # The running statistics of batch norm: all that a forward pass changes.
@@ -292,7 +294,7 @@ class BlocksTrainer:
     @property
     def passes(self) -> float:
         """Passes over the split of the blocks' training: the time that `MultiTaskDataset.during` means."""
-        return self.instances / self.optimization.epoch
+        return (self.instances + self.carried) / self.optimization.epoch
 
     @property
     def rate(self) -> float:
@@ -323,6 +325,7 @@ class BlocksTrainer:
             "optimizer_name": type(self.optimizer).__name__,
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "instances": self.instances,
+            "carried": self.carried,
             "balance": {} if self.balance is None else self.balance.state_dict(),
             "optimization": {option: getattr(self.optimization, option) for option in OF_OPTIMIZATION},
         }
@@ -333,6 +336,7 @@ class BlocksTrainer:
         Raises:
             ValueError: The state is of another network or optimiser. Nothing has changed then.
         """
+        state = {"carried": 0, **state}  # of a time that did not know it
         check_form(state, {**self.state_dict(), "optimizer": dict, "optimization": dict, "balance": dict}, "blocks")
         name = type(self.optimizer).__name__
         if state["optimizer_name"] != name:
@@ -344,7 +348,7 @@ class BlocksTrainer:
         self.balance = balance
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.instances = state["instances"]
+        self.instances, self.carried = state["instances"], state["carried"]
         self.optimization = optimization
         new = {name for name in before if getattr(optimization, name) != before[name]}
         for number, group in enumerate(self.optimizer.param_groups):
@@ -354,44 +358,8 @@ class BlocksTrainer:
                 group["lr"] = optimization.rate(self.instances)
         self.throughput = optimization.throughput(self.network)
 
-
-def exchange_gradients(
-    module: nn.Module, parameters: Sequence[nn.Parameter], ranks: Ranks, sound: Tensor, doubtful: Tensor | None = None
-) -> Tensor:
-    """Replace gradients by their means over ranks, and what has been used by what any rank has used, at once.
-
-    Returns:
-        0-dimensional bool: a loss was not `sound`, or a batch was `doubtful`, of any rank.
-    """
-    parts = [part for part in module.modules() if isinstance(part, PartlyUsed)]
-    nobody = torch.zeros((), dtype=sound.dtype, device=sound.device)
-    flags = [
-        ~sound | (nobody if doubtful is None else doubtful),
-        *(nobody.new_full((), p.grad is not None) for p in parameters),
-    ]
-    flags += [part.used if part.used is not None else nobody.expand(part.num_parts) for part in parts]
-    flags += [nobody.new_full((), part.used is not None) for part in parts]
-    grads = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        elif parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.to_dense()
-        grads.append(parameter.grad)
-    told = torch.cat([flag.flatten() for flag in flags]).to(grads[0].dtype if grads else torch.get_default_dtype())
-    ranks.sum_([told, *grads])
-    doubt, has, *_ = (told > 0).split([1, len(parameters), len(told) - 1 - len(parameters)])
-    used, noted = (told > 0)[1 + len(parameters) :].split([sum(p.num_parts for p in parts), len(parts)])
-    for parameter, there in zip(parameters, has.tolist(), strict=True):
-        parameter.grad = parameter.grad.div_(ranks.count) if there and parameter.grad is not None else None
-    masks = used.split([part.num_parts for part in parts])
-    for part, mask, there in zip(parts, masks, noted.tolist(), strict=True):
-        part.used = mask if there else None
-    return doubt[0]
-
-
-def finite_gradients(parameters: Iterable[nn.Parameter], *others: Tensor) -> Tensor:
-    """Whether all gradients, and some other 0-dimensional numbers, are finite: a 0-dimensional bool."""
-    # A sum is not finite where one of its terms is not.
-    terms = [*others, *(parameter.grad.sum() for parameter in parameters if parameter.grad is not None)]
-    return torch.stack(terms).sum().isfinite() if terms else torch.tensor(True, device="cpu")
+    def take_back(self, state: dict[str, Any]) -> None:
+        """Go back to a saved state, its schedule included, at the time that it is for the data."""
+        now = self.instances + self.carried
+        self.load_state_dict(state, self.optimization)
+        self.carried = now - self.instances

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import routing_gym
-from routing_gym.agents import Agent, make_agent, needs
+from routing_gym.agents import Agent, add_task, make_agent, needs
 from routing_gym.envs import rollout
 from routing_gym.envs.pettingzoo import RoutingParallelEnv
 from routing_gym.experiments.engine.metrics import METRICS, Judged
@@ -99,6 +99,56 @@ def test_training_goes_on_bit_for_bit_across_the_change(options, more, tmp_path)
         passes = number * 16 / env.unwrapped.trainer.optimization.epoch
         assert set(rows) <= set(split.rows_at(passes).tolist())
     assert {passes >= 2 for passes, _ in split.phases} == {False, True}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"), [("best-random", {"draws": 3, "passes": 1}), ("one-shot", {"draws": 2, "passes": 2})]
+)
+def test_a_search_that_begins_anew_does_not_put_the_clock_of_the_data_back(name, asked, tmp_path):
+    def rows_of(name, again=False, **asked):
+        env = gymnasium.make_vec(GROUPS, num_envs=16, seed=1, **DRIFT, **needs(name))
+        agent, seen = make_agent(name, env, **asked), []
+        for number in range(12):
+            if again and number in (4, 8):
+                agent.save(tmp_path / "agent.pt")
+                env = gymnasium.make_vec(GROUPS, num_envs=16, seed=2, **DRIFT, **needs(name))
+                agent = Agent.load(tmp_path / "agent.pt", env)
+            seen.append(watched(agent, env, 1)[0][0])
+        return seen, env.unwrapped
+
+    seen, env = rows_of(name, **asked)
+    assert seen == rows_of("random-fixed")[0] == rows_of(name, again=True, **asked)[0]
+    trainer = env.trainer
+    assert trainer.passes == 12 * 16 / trainer.optimization.epoch and trainer.carried > 0
+    for number, rows in enumerate(seen):
+        assert set(rows) <= set(env.dataset.rows_at(number * 16 / trainer.optimization.epoch).tolist())
+
+
+def test_blocks_go_back_and_their_schedule_with_them_and_old_states_are_still_taken():
+    options = {**needs("shared"), "schedule": "halving", "schedule_epochs": 1, "learning_rate": 1.0}
+    env = gymnasium.make_vec(GROUPS, num_envs=16, **options).unwrapped
+    agent, trainer, epoch = make_agent("shared", env), env.trainer, env.trainer.optimization.epoch
+    held = agent.learn(env, epoch).env.trainer.state_dict()
+    for passes in (3, 5):
+        agent.learn(env, 2 * epoch)
+        assert trainer.rate == 1 / 8
+        trainer.take_back(held)
+        assert trainer.instances == epoch and trainer.passes == passes and trainer.rate == 1 / 2
+    old = env.state_dict()
+    del old["blocks"]["carried"]
+    env.load_state_dict(old)
+    assert trainer.passes == trainer.instances / epoch
+
+
+def test_time_goes_on_where_tasks_are_added():
+    env = gymnasium.make_vec(GROUPS, num_envs=16, **DRIFT, **needs("oracle"))
+    agent = make_agent("oracle", env).learn(env, 16 * 8)
+    others = hidden_groups(num_tasks=6, images_per_task=8, data_seed=1)
+    new = {name: split.select_tasks([0]) for name, split in others.items()}
+    grown = add_task(agent, new)
+    assert grown.env.trainer.passes == pytest.approx(8 / 3, abs=1 / 56)  # to the nearest instance
+    grown.learn(grown.env, 16)
+    assert torch.equal(grown.routes[:6], agent.routes)
 
 
 def watched(agent, env, batches):

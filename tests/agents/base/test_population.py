@@ -109,6 +109,22 @@ def test_data_of_their_own():
         assert evaluate(one, one.env).accuracy == pytest.approx(evaluate(other, other.env).accuracy, abs=0.01)
 
 
+def test_the_time_of_data_is_that_of_each():
+    """Blocks that went back to an earlier state (`take_back`) are at the same instances of data that change."""
+    env, drift = "routing_gym/HiddenGroups-v0", {"drift_at": 0.5, "passes": 2, "num_tasks": 6, "images_per_task": 8}
+    alone, together = ([made("random-fixed", n, env, **drift) for n in range(SEEDS)] for _ in range(2))
+    for agent in (*alone, *together):
+        agent.env.trainer.carried = agent.env.trainer.optimization.epoch
+    Population(together).learn(2 * ROWS)
+    for one, other in zip(alone, together, strict=True):
+        one.learn(one.env, 2 * ROWS)
+        assert_alike(one, other)
+        assert set(one.env.state.instance.tolist()) <= set(one.env.dataset.rows_at(1.0).tolist())
+    together[0].env.trainer.carried += ROWS
+    with pytest.raises(ValueError, match="as many episodes behind them"):
+        Population(together)
+
+
 def test_going_on(tmp_path):
     """Alone, then together, saved and loaded, together again, then alone: all the same."""
     alone, together = ([made("reinforce", seed, num_blocks=30) for seed in range(SEEDS)] for _ in range(2))
