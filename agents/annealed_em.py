@@ -16,6 +16,7 @@ from routing_gym.agents.parts.scores import legal_rows, look_up, sample, uniform
 from routing_gym.blocks import eval_mode
 from routing_gym.envs import Batch, Context, Observation, Trajectory, along
 from routing_gym.options import count, not_negative, positive
+from routing_gym.tasks.sampling import sent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class AnnealedEMConfig(AgentConfig):
 
     Attributes:
         annealing: Batches until every task has settled on one route; the posterior's entropy falls to 0 in a line. It
-            should end well before training does.
+            should end well before training does. A task that comes later has as many of its own.
         memory: Half-life of what is known of a choice's cost, in passes over the split.
         weight_decay: L2 penalty on the blocks while routes are open, times the share of the entropy that is left: what
             keeps blocks from learning by heart whatever is sent to them, which any block could do. With Adam it is
@@ -49,7 +50,8 @@ class AnnealedEM(Agent):
     cost of a task's instances, C(task, decision, choice), cross-entropy less what actions earn, is averaged over time.
     Then q(choice) ∝ exp(−n C / τ) for a task of n instances. Deterministic annealing lowers the temperature τ; here it
     is the one at which the mean entropy of q is the share of its maximum that the schedule asks for, so that no scale
-    has to be known. At share 0 every task keeps its best choice for good, and E-steps cease.
+    has to be known. At share 0 every task keeps its best choice for good, and E-steps cease. Tasks whose first instance
+    comes after the first pass, or after the annealing, have a schedule of their own from then on, and a temperature.
     """
 
     Config = AnnealedEMConfig
@@ -68,6 +70,8 @@ class AnnealedEM(Agent):
         self.weight = nn.Buffer(torch.zeros_like(self.q))
         instances = torch.bincount(self.env.dataset.task, minlength=self.num_tasks)
         self.instances = nn.Buffer(instances.to(self.q.dtype), persistent=False)
+        # Batches that were behind when each task came, on the host, which asks whether to try choices; -1: it has not.
+        self._came = [-1] * self.num_tasks
         owned = {id(part.parameter): part.parameter for parts in self.env.network.parts() for part in parts}
         self._penalised: list[Tensor] = [parameter for parameter in owned.values() if parameter.requires_grad]
         for number, parameter in enumerate(self._penalised if self.config.towards == "start" else []):
@@ -76,8 +80,21 @@ class AnnealedEM(Agent):
 
     @property
     def open(self) -> float:
-        """Share of the posterior's largest entropy that the schedule asks for now."""
-        return max(0.0, 1 - self.episodes / self.env.num_envs / self.config.annealing)
+        """Share of the posterior's largest entropy that schedules ask for now, the mean over tasks."""
+        return 1 - sum(self._behind()) / self.num_tasks / self.config.annealing
+
+    def _behind(self) -> list[int]:
+        """Batches of its annealing that are behind each task; whoever has not come is with the first."""
+        now, whole = self.episodes // self.env.num_envs, self.config.annealing
+        return [min(now - max(came, 0), whole) for came in self._came]
+
+    def get_extra_state(self) -> Tensor:
+        """When each task came, `(T,)`."""
+        return torch.tensor(self._came, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on with the schedules of tasks that have come."""
+        self._came = state.tolist()
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N)` of tasks, unless the collaboration reward needs the probabilities on the way."""
@@ -112,6 +129,7 @@ class AnnealedEM(Agent):
     @torch.no_grad()
     def update(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Take the E-step."""
+        self._let_in(trajectory.task)
         if self.open:
             self._fade(len(trajectory))
             with eval_mode(self.env.network):  # running averages of batch norms do not take in what is only tried
@@ -120,15 +138,29 @@ class AnnealedEM(Agent):
                 batch.keeps_exits = False
                 for number in range(self.num_decisions):
                     self._observe(batch, trajectory.task, number)
-            # The schedule counts this batch as done: the last one settles everything.
-            share = max(0.0, self.open - 1 / self.config.annealing)
             mean = self.cost / self.weight.clamp(min=torch.finfo(self.cost.dtype).tiny)
             evidence = (mean * self.instances.view(-1, 1, 1))[:, :-1]
             # A task that has not come yet stays as it is.
             known = self.weight[:, :-1].sum(-1, keepdim=True) > 0
-            self.q[:, :-1] = annealed_posterior(evidence, self.legal[:-1], share).where(known, self.q[:, :-1])
+            behind, whole = self._behind(), self.config.annealing
+            for done in {*behind} - {whole}:
+                # The schedule counts this batch as done: the last one settles everything.
+                share = 1 - done / whole - 1 / whole if done + 1 < whole else 0.0
+                of_these = torch.tensor([of_task == done for of_task in behind], device="cpu").nonzero().flatten()
+                own = sent(of_these, self.q.device)
+                q = annealed_posterior(evidence[own], self.legal[:-1], share)
+                self.q[own, :-1] = q.where(known[own], self.q[own, :-1])
         q = self.q[:, :-1]
         return {"policy_entropy": torch.special.entr(q).sum(-1).mean()}
+
+    def _let_in(self, task: Tensor) -> None:
+        """Note of tasks of a batch, `(B,)`, when they came: of those that are late only now is not the beginning."""
+        if -1 not in self._came or (self.passes < 1 and self.open):
+            return
+        seen, here = (self.weight[:, 0].sum(-1) > 0).tolist(), set(task.tolist())
+        for number in (number for number, came in enumerate(self._came) if came < 0):
+            if seen[number] or number in here:
+                self._came[number] = 0 if seen[number] else self.episodes // self.env.num_envs
 
     def _fade(self, instances: int) -> None:
         """Let what is known weigh less, as more instances come."""

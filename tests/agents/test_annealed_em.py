@@ -12,7 +12,7 @@ from torch.nn import functional
 from toys import small_env
 
 import routing_gym
-from routing_gym.agents import make_agent, needs, train_batch
+from routing_gym.agents import Agent, add_task, make_agent, needs, train_batch
 from routing_gym.agents.parts.losses import annealed_posterior
 from routing_gym.envs import rollout
 
@@ -120,6 +120,61 @@ def test_the_penalty_is_that_of_the_blocks_and_ends_with_the_annealing(towards):
     assert ((q == 0) | (q == 1)).all()
     train_batch(agent, env)
     assert torch.equal(agent.policy(), q)
+
+
+@pytest.mark.parametrize("annealing", [3, 7, 11, 12])
+def test_the_last_e_step_settles_what_costs_the_same(annealing):
+    env = small_env()
+    agent = make_agent("annealed-em", env, annealing=annealing)
+    agent._cost = lambda batch, routes: torch.zeros(len(routes))
+    for _ in range(annealing):
+        assert agent.open
+        train_batch(agent, env)
+    assert agent.open == 0 and torch.equal(agent.policy(), functional.one_hot(torch.zeros(3, 2, dtype=int), 3).float())
+
+
+def test_a_task_that_comes_late_has_an_annealing_of_its_own(tmp_path):
+    """Counted by a loop over batches: from its first instance on, for as many batches as the others had."""
+    options = {"num_tasks": 6, "images_per_task": 8, "late_images": 5, "late_at": 0.5, "passes": 4, **needs("wpl")}
+    make = lambda seed: gymnasium.make_vec("routing_gym/HiddenGroups-v0", num_envs=15, seed=seed, **options)  # noqa: E731
+    agent, annealing, begun, settled = make_agent("annealed-em", make(0), annealing=5, weight_decay=0.0), 5, None, None
+    late = agent.env.dataset.late_task
+    others = [task for task in range(6) if task != late]
+    for number in range(20):
+        if number == 8:
+            agent.save(tmp_path / "agent.pt")
+            agent = Agent.load(tmp_path / "agent.pt", make(1))
+        trajectory, _, _ = train_batch(agent, agent.env)
+        begun = number if begun is None and late in trajectory.task else begun
+        left = max(0.0, 1 - (number + 1 - begun) / annealing) if begun is not None else 1.0
+        q, first = agent.policy(), max(0.0, 1 - (number + 1) / annealing)
+        shares = [share_of(q[task], agent.legal[:-1]) for task in (late, *others)]
+        assert shares[0] == pytest.approx(left, abs=0.03)
+        together = shares[1:] if first == 0 else shares  # at one temperature, at which the late task's is 1
+        assert sum(together) / len(together) == pytest.approx(first, abs=0.03)
+        assert agent.open == pytest.approx((5 * first + (left if begun is not None else first)) / 6)
+        settled = q[others].clone() if number + 1 == annealing else settled
+        assert settled is None or torch.equal(q[others], settled)
+    assert begun > annealing and not agent.open and set(q.flatten().tolist()) == {0.0, 1.0}
+
+
+def test_tasks_that_are_added_and_rare_ones_are_annealed_too():
+    agent = make_agent("annealed-em", small_env(), annealing=8)
+    agent.learn(agent.env, 12 * 10)
+    before, data = agent.policy().clone(), agent.env.datasets
+    grown = add_task(agent, {split: part.select_tasks([1]) for split, part in data.items()})
+    for left in range(8, 0, -1):
+        assert grown.open == pytest.approx(left / 8 / 4 if left < 8 else 0.0)
+        grown.learn(grown.env, 12)
+    assert not grown.open and torch.equal(grown.policy()[:3], before)
+    assert set(grown.policy()[3].flatten().tolist()) == {0.0, 1.0}
+
+    rare = make_agent("annealed-em", small_env(), annealing=2)  # ends before the first pass does
+    common, last = ((rare.env.dataset.task == 2).eq(is_last).nonzero().flatten()[::4] for is_last in (False, True))
+    for instances in (common, common, common, last.repeat(2), last.repeat(2)):
+        rare.receive(rollout(rare, rare.env, instances=instances))
+        rare.episodes += 12
+    assert rare.passes < 1 and set(rare.policy().flatten().tolist()) == {0.0, 1.0}
 
 
 def test_tasks_that_label_alike_find_each_other():
