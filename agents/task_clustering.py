@@ -56,7 +56,9 @@ class TaskClustering(Reinforce):
 
     Clusters are believed where they are real: of signatures of halves of the images, those of different tasks of a
     cluster must be nearly as alike as those of the same task (`relatedness`). Where they are not, as where a decision
-    has to be right for more than one reason, REINFORCE decides. Tasks are sorted anew after every pass.
+    has to be right for more than one reason, REINFORCE decides; and where choices are not alike but for their blocks,
+    because they differ in cost or in where they lead. PASS is dealt to no cluster. Tasks are sorted anew after every
+    pass.
 
     Source: clustering of tasks is Thrun and O'Sullivan's (1996, "Discovering structure in multiple learning tasks: the
     TC algorithm"), by how well they learn from each other; by gradients Sattler et al.'s (2020, "Clustered federated
@@ -68,6 +70,12 @@ class TaskClustering(Reinforce):
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)
+        self._alike = [self._choices_alike(number) for number in range(self.num_decisions)]
+        if self.num_tasks > 1 and not any(self._alike):
+            raise ValueError(
+                f"agent {self.name!r} deals clusters of tasks to choices that are alike, but at no decision of this "
+                "network do all cost the same and lead to the same place: 'reinforce' learns which to take"
+            )
         tasks, inputs, classes = self.num_tasks, self.env.network.observation_size, self.env.dataset.num_classes
         # By halves of the images: sums of x ⊗ (onehot − 1/C), of x, and of rows; the sum of x before it is centred.
         self._labelled = nn.Buffer(torch.zeros(2 * tasks, inputs * classes))
@@ -81,8 +89,10 @@ class TaskClustering(Reinforce):
         """Choices `(B, ...)`: those of the clusters, else drawn."""
         if not context.deterministic:  # what `learn_from` wants of the first decision: seen is what is looked at
             observation["activation"]
-        drawn = super().act(observation, context)
-        return self._of_clusters(self.found[observation["task"], observation["depth"]], drawn)
+        drawn, found = super().act(observation, context), self.found[observation["task"], observation["depth"]]
+        if self.shares_wanted:
+            context.record["probabilities"] = self._chances(found, context.record["probabilities"])
+        return self._of_clusters(found, drawn)
 
     def plan(self, task: Tensor, deterministic: bool) -> Tensor | None:
         """Routes `(B, N, ...)`, when nothing is to be seen."""
@@ -96,11 +106,13 @@ class TaskClustering(Reinforce):
     def policy(self) -> Tensor | None:
         """Probabilities `(T, N, A)`, 1 for the choice of a cluster."""
         policy = super().policy()
-        if policy is None:
-            return None
-        found = self.found[:, :-1]
-        chosen = functional.one_hot(found.clamp(min=0), self.num_choices).to(policy.dtype)
-        return torch.where((found >= 0).unsqueeze(-1), chosen, policy)
+        return None if policy is None else self._chances(self.found[:, :-1], policy)
+
+    def _chances(self, found: Tensor, chances: Tensor) -> Tensor:
+        """Probabilities `(..., A)`, 1 for the choice of a cluster where one was `found`."""
+        found = found if found.ndim == chances.ndim - 1 else found.unsqueeze(-1)
+        chosen = functional.one_hot(found.clamp(min=0), self.num_choices).to(chances.dtype)
+        return torch.where((found >= 0).unsqueeze(-1), chosen, chances)
 
     def learn_from(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Take in a batch, sort tasks anew when a pass is over, and let REINFORCE learn."""
@@ -132,10 +144,10 @@ class TaskClustering(Reinforce):
         alike = [likeness(*view) for view in views]
         clearest = sorted(range(len(views)), key=lambda view: -float(alike[view][0]))
         known: dict[tuple[int, int], Tensor | None] = {}
-        network = self.env.network
-        legal_of = (network.masks | ~network.exists[:-1].unsqueeze(-1)).all(1).cpu()  # for all tensors that there are
-        for number, mask in enumerate(legal_of):
-            legal = mask.nonzero().flatten()
+        for number, choices in enumerate(self._alike):
+            if not choices:
+                continue
+            legal = torch.tensor(choices, device="cpu")
             was, column = self.found[:, number].cpu(), None
             for view in clearest if number == 0 else [0]:
                 key = view, len(legal)
@@ -151,14 +163,21 @@ class TaskClustering(Reinforce):
             names = matched(column, torch.where(was >= 0, place[was], was), len(legal))
             self.found[:, number] = legal[names[column]].to(self.found.device)
 
+    def _choices_alike(self, number: int) -> list[int]:
+        """Legal choices of a decision that clusters are dealt to: all but PASS if they are alike, else none."""
+        network, decision = self.env.network, self.env.network.decisions[number]
+        legal = network.masks[number] | ~network.exists[number].unsqueeze(-1)
+        choices = legal.all(0).nonzero().flatten().tolist()  # for all tensors that there are
+        choices = [choice for choice in choices if decision.macs[choice]] or choices  # PASS alone costs nothing
+        alike = len({(decision.macs[choice], decision.next[choice]) for choice in choices}) == 1
+        return choices if alike and len(choices) > 1 else []
+
     def _clusters(self, halves: Tensor, likeness: Likeness, clusters: int) -> Tensor | None:
         """Clusters `(T,)` of tasks by signatures of halves of their images, `(2, T, F)`; None if they are not real."""
         if len(halves[0]) <= clusters:
             return torch.arange(len(halves[0]))
-        if clusters == 1:
-            return torch.zeros(len(halves[0]), dtype=torch.int64)
         alike, error, similar = likeness
-        if not clusters or alike <= CLEAR * error:
+        if alike <= CLEAR * error:
             return None
         from sklearn.cluster import KMeans  # takes a while to import
 

@@ -6,12 +6,14 @@ import gymnasium
 import pytest
 import torch
 from resuming import assert_goes_on
+from toys import CLASSES, IMAGE, PIXELS, ExitTree, RunSkip, small_env, toy_env
 
 import routing_gym
-from routing_gym.agents import make_agent
+from routing_gym.agents import make_agent, needs
 from routing_gym.agents.task_clustering import likeness, matched
 from routing_gym.envs import core_of, rollout
 from routing_gym.experiments.engine.metrics import _rand_index
+from routing_gym.networks import EXIT, Decision, RoutedNetwork
 
 
 def groups_env(env_id="routing_gym/HiddenGroups-v0", num_envs=144, **options):
@@ -104,6 +106,81 @@ def test_a_task_each_where_there_are_blocks_enough_and_nothing_for_one_task():
     assert len(agent.found[:, 0].unique()) == env.dataset.num_tasks
     alone = groups_env("routing_gym/Clusters-v0")
     assert bool((make_agent("task-clustering", alone).learn(alone, 3 * len(alone.dataset)).found == -1).all())
+
+
+def of_kinds():
+    """Three layers: of unlike costs, of two ways on, and of three blocks alike; PASS is the last choice of all."""
+    costs = (3.0, 4.0, 3.0, 0.0), (3.0, 3.0, 3.0, 0.0), (3.0, 3.0, 3.0, 0.0)
+    ways = (1, 1, 1, 1), (2, 2, EXIT, 2), (EXIT, EXIT, EXIT, EXIT)
+    mixing = "activation", "outcome", "activation"
+    of_each = zip(costs, ways, mixing, strict=True)
+    return [Decision("", cost, way, mixing=mixed) for cost, way, mixed in of_each]
+
+
+class Kinds(RoutedNetwork):
+    """Nothing but decisions: whatever is chosen, a row stays as it is."""
+
+    def __init__(self, decisions):
+        super().__init__(decisions, num_classes=CLASSES, input_shape=IMAGE)
+        self.head = torch.nn.Linear(PIXELS, CLASSES)
+
+    def stem(self, images, task):
+        return (images.flatten(1),)
+
+    def transition(self, decision, activation, action, task):
+        return activation
+
+    def readout(self, decision, choice, activation, task):
+        return self.head(activation[0])
+
+    def describe(self, decision, activation):
+        return activation[0]
+
+    def parameters_of(self, decision, choice):
+        return []
+
+
+def test_clusters_are_dealt_where_choices_are_alike_alone():
+    env = small_env(Kinds(of_kinds()))
+    agent = make_agent("task-clustering", env)
+    agent._clusters = lambda halves, alike, clusters: torch.arange(3) % clusters  # whatever is seen, they are real
+    agent.learn(env, 4 * len(env.dataset))
+    assert (agent.found[:, [0, 1, 3]] == -1).all() and sorted(agent.found[:, 2].tolist()) == [0, 1, 2]
+
+
+UNLIKE = [
+    lambda: ExitTree([[1], [2], []]),
+    RunSkip,
+    lambda: Kinds([Decision("", (3.0, 4.0, 3.0), (EXIT,) * 3)]),
+]
+
+
+@pytest.mark.parametrize("network", UNLIKE)
+def test_networks_whose_choices_are_not_alike_are_refused_and_one_task_is_not(network):
+    with pytest.raises(
+        ValueError, match="'task-clustering' deals clusters .* at no decision of this network do all cost"
+    ):
+        make_agent("task-clustering", small_env(network()))
+    agent = make_agent("task-clustering", toy_env(network(), 12, 1, autoreset_mode="disabled"), passes=1)
+    agent.learn(agent.env, 4 * len(agent.env.dataset))
+    assert bool((agent.found == -1).all())
+
+
+def test_probabilities_that_are_rewarded_are_those_of_what_it_does():
+    """The running shares of collaboration against a loop: 1 for the choice of a cluster, else REINFORCE's."""
+    env = groups_env(rho=0.5, **needs("task-clustering"))
+    agent = make_agent("task-clustering", env)
+    agent.found[:, 0] = torch.arange(24) % 3
+    policy, before = agent.policy(), env.rewards.share.total.clone()
+    assert torch.equal(policy[:, 0].argmax(-1), agent.found[:, 0]) and (policy[:, 1] < 1).all()
+    for deterministic in (False, True):
+        trajectory = rollout(agent, env, deterministic=deterministic)
+        for number, step in enumerate(trajectory.steps):
+            for task, chances, action in zip(trajectory.task, step.record["probabilities"], step.action, strict=True):
+                torch.testing.assert_close(chances, policy[task, number].unsqueeze(0))
+                before[number] += chances[0].double()
+                assert number or int(action) == agent.found[task, 0] == chances.argmax()
+    torch.testing.assert_close(env.rewards.share.total, before)
 
 
 def test_it_goes_on_bit_for_bit(tmp_path):
