@@ -41,6 +41,7 @@ class BestRandom(SearchingAgent, RandomFixed):
     STANDING = ("first", "best", "trial", "draw", "trained")
     Config = BestRandomConfig
     config: BestRandomConfig
+    uses_rewards = False
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)

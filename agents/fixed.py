@@ -202,6 +202,7 @@ class Oracle(FixedAgent):
     """
 
     by_task = capturable = True
+    uses_rewards = False
 
     def for_many(self, env: Any) -> Agent:
         """Agent for routes that are given later on; where they change refused."""
@@ -242,11 +243,10 @@ class Oracle(FixedAgent):
             )
         return routes.contiguous()
 
-    def receive(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Follow what is planted, where it changes during training: no `update`, nothing is learned."""
+    def update(self, trajectory: Trajectory) -> None:
+        """Follow what is planted, where it changes during training."""
         if len(self.env.dataset.phases) > 1:
             self._routes[:, :-1] = self.choose(self.env.network.masks)
-        return super().receive(trajectory)
 
 
 class RandomAgent(Agent):

@@ -50,6 +50,7 @@ class OneShot(SearchingAgent):
     Config = OneShotConfig
     config: OneShotConfig
     action_type = "weights"
+    uses_rewards = False
     max_tensors = None
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:

@@ -63,6 +63,7 @@ class Agent(nn.Module, ABC):
             can learn side by side (`Population`). Every class says so itself: it is not inherited.
         capturable: Whether a batch does the same on the device whatever has been learned, and nothing on the host that
             goes with time: then it can be captured as a CUDA graph (`capture=True`). Every class says so itself.
+        uses_rewards: Whether `update` looks at rewards, so that all must be known; None: if it is overridden at all.
         exportable: Whether what it decides is computed of tensors alone, see `extract`.
         env_kwargs: Options the environment must have been made with, `{"differentiable": True}` say.
         env: The vector environment it was made for.
@@ -82,6 +83,7 @@ class Agent(nn.Module, ABC):
     max_tensors: ClassVar[int | None] = 1
     by_task: ClassVar[bool] = False
     capturable: ClassVar[bool] = False
+    uses_rewards: ClassVar[bool | None] = None
     exportable: ClassVar[bool] = True
     env_kwargs: ClassVar[Mapping[str, Any]] = {}
 
@@ -190,11 +192,12 @@ class Agent(nn.Module, ABC):
 
     def receive(self, trajectory: Trajectory) -> dict[str, Tensor]:
         """Learn by `update`, once it is certain that the probabilities its rewards need have been recorded."""
-        learns = type(self).update is not Agent.update
-        if self.shares_wanted and learns and not any("probabilities" in step.record for step in trajectory.steps):
+        looks = type(self).update is not Agent.update if self.uses_rewards is None else self.uses_rewards
+        if self.shares_wanted and looks and not any("probabilities" in step.record for step in trajectory.steps):
+            counted = "collaboration='frequency', or with " if self.action_type == "discrete" else ""
             raise ValueError(
                 f"agent {self.name!r} records no context.record['probabilities'], which the collaboration reward "
-                "needs: make the environment with collaboration='frequency', or with rho=0"
+                f"needs: make the environment with {counted}rho=0"
             )
         reported = self.update(trajectory)
         return {} if reported is None else reported

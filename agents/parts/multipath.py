@@ -50,6 +50,7 @@ class Multipath(RouterAgent):
     Config = MultipathConfig
     config: MultipathConfig
     scores: ModuleScores
+    uses_rewards = False
 
     def __init__(self, env: Any, config: AgentConfig | None = None) -> None:
         super().__init__(env, config)

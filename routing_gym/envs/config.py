@@ -197,10 +197,8 @@ class EnvConfig(Options):
                 "and ends by itself"
             )
         if self.replays and self.rho and self.collaboration == "probability":
-            raise ValueError(
-                f"the probabilities of an outside agent are not known: with rho > 0, {outside} needs "
-                "collaboration='frequency'"
-            )
+            other = "needs collaboration='frequency'" if self.action_type == "discrete" else "is refused: take rho=0"
+            raise ValueError(f"the probabilities of an outside agent are not known: with rho > 0, {outside} {other}")
         if self.action_type == "weights" and self.rho and self.collaboration != "probability":
             raise ValueError("the frequency form of the collaboration reward counts integer choices, not weights")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from damage import reseal
 from stepping import block_loss, small_env
-from toys import ExitTree
+from toys import SHARE_OUTCOMES, ExitTree
 
 import routing_gym
-from routing_gym.agents import AGENTS, Agent, make_agent, register_agent
+from routing_gym.agents import AGENTS, Agent, make_agent, needs, register_agent
 from routing_gym.envs import RoutingVectorEnv, TrainingDivergedError, rollout
 from routing_gym.networks import RoutedMLP
 from routing_gym.tasks import synthetic_mtl
@@ -85,6 +85,38 @@ def test_gradients_of_the_agent_that_are_no_numbers_stop_training_before_any_ste
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+class Mixing(Agent):
+    """Mixes all blocks and looks at rewards, whatever for."""
+
+    action_type = "weights"
+
+    def act(self, observation, context):
+        return torch.full((len(observation["task"]), self.num_choices), 1 / self.num_choices)
+
+    def update(self, trajectory):
+        return {"rewarded": trajectory.reward().mean()}
+
+
+CHAIN = {"network": "pyramid-chain", "columns": 3, "width": 2, "image_size": 16}
+LAYERS = {"network": "mlp", "num_blocks": 3, "width": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("best-random", {"draws": 2, "passes": 1}), ("one-shot", {"draws": 2, "passes": 1}), ("actor", {}),
+     ("optimistic-critic", {}), ("pragmatic-critic", {}), ("random-fixed", {})],
+)  # fmt: skip
+def test_who_looks_at_no_rewards_learns_with_rho_what_it_learns_without(name, options):
+    losses = []
+    for rho in (0.0, 0.5):
+        torch.manual_seed(0)
+        network = CHAIN if name in SHARE_OUTCOMES else LAYERS
+        made = {"num_tasks": 3, "images_per_class": 10, **network, **needs(name), "rho": rho}
+        env = gymnasium.make_vec("routing_gym/SyntheticMTL-v0", num_envs=30, **made)
+        make_agent(name, env, **options).learn(env, 30 * 8, lambda metrics: losses.append(float(metrics["loss"])))
+    assert losses[:8] == losses[8:]
+
+
 def test_what_an_agent_lacks_is_said(registered):
     class NoOptimizer(Gate):
         def __init__(self, env, config=None):
@@ -107,8 +139,14 @@ def test_what_an_agent_lacks_is_said(registered):
     env = small_env()
     make_agent("silent", env).learn(env, 32)
     env = small_env(rho=0.5, autoreset_mode="disabled")
-    with pytest.raises(ValueError, match=r"'silent' records no context.record\['probabilities'\]"):
+    unknown = r"'silent' records no context.record\['probabilities'\], .* with collaboration='frequency', or with rho=0"
+    with pytest.raises(ValueError, match=unknown):
         make_agent("silent", env).learn(env, 32)
+    by_weights = small_env(rho=0.5, action_type="weights", autoreset_mode="disabled")
+    with pytest.raises(ValueError, match="needs: make the environment with rho=0$"):  # there is no other form
+        Mixing(by_weights).learn(by_weights, 32)
+    with pytest.raises(ValueError, match="with rho > 0, autoreset_mode='same_step' is refused: take rho=0"):
+        small_env(rho=0.5, action_type="weights")
     make_agent("shared", env).learn(env, 32)  # it does not learn: no reward can be missing
     with pytest.raises(ValueError, match="needs an environment made with num_blocks=4, got None"):
         make_agent("wants", env)
