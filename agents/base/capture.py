@@ -29,6 +29,8 @@ def check_capturable(agent: Agent, env: RoutingVectorEnv) -> None:
         wrong = "schedule='constant' without talr, block_gradient='rows' and dense_backward"
     elif env.trainer.balance is not None:
         wrong = f"task_balance=None, got {config.task_balance!r}"
+    elif env.trainer.optimization.spares:
+        wrong = "class_weights and task_weights above 0"
     elif len(config.prices) > 1 or env.dataset.augmentation is not None or len(env.dataset.phases) > 1:
         wrong = "images and prices that are the same every time"
     elif env.ranks.count > 1 or config.replays or env.watchers or agent.needs_gradients:

@@ -49,6 +49,10 @@ class TaskBalance(ABC):
         """What losses of tasks `(B,)` are multiplied by, `(B,)`, without graph."""
         return torch.ones_like(task, dtype=torch.get_default_dtype())
 
+    def forget(self) -> None:
+        """Forget a batch that was given up, or trained on."""
+        return None
+
     def adjust(self, parameters: Sequence[nn.Parameter]) -> None:
         """Change the gradients of the objective, once there are any."""
         return None
@@ -133,6 +137,10 @@ class PCGrad(TaskBalance):
             added = (more.to(rows.dtype) @ rows).view_as(parameter)
             parameter.grad = (grad.to_dense() if grad.is_sparse else grad).add_(added)
 
+    def forget(self) -> None:
+        """Forget the losses of tasks."""
+        self._losses = None
+
     def seed(self, seed: int) -> None:
         """Start the order of projections over from a seed."""
         self.generator.manual_seed(seed_number("seed", seed))
@@ -194,13 +202,16 @@ class Uncertainty(TaskBalance):
     def join(self, losses: Tensor, shares: Tensor, task: Tensor) -> Tensor:
         """Mean over the batch, weighed."""
         own = self.log_variance
-        own.weight.grad = own.used = None  # of a batch that was given up
         own.note_use(task)
         return torch.dot(own.weight.neg().exp(), losses) + torch.dot(shares, own.weight) / 2
 
     def factors(self, task: Tensor) -> Tensor:
         """exp(-s) of every task."""
         return self.log_variance.weight.detach().neg().exp().index_select(0, task)
+
+    def forget(self) -> None:
+        """Forget the gradient of s, and which tasks there were."""
+        self.log_variance.weight.grad = self.log_variance.used = None
 
     def step(self, rate: float) -> None:
         """Move s."""

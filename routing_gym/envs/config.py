@@ -74,7 +74,8 @@ class EnvConfig(Options):
         schedule_epochs: In passes over the split.
         max_grad_norm: Scale the blocks' gradients down to this norm, of all together, where it is larger.
         label_smoothing: Share of the label that is spread over all classes in the blocks' loss, in [0, 1).
-        class_weights: Weight of every class in the blocks' loss; the mean over a batch is over weights.
+        class_weights: Weight of every class in the blocks' loss; the mean over a batch is over weights. A batch
+            in which all instances weigh 0 is no step.
         task_weights: Weight of every task, likewise.
         task_balance: How the losses of a batch's tasks are joined: None, as they are; `"pcgrad"`, conflicting gradients
             of what tasks share are projected, see `PCGrad`; or `"uncertainty"`, by learned weights, see `Uncertainty`.

@@ -110,6 +110,11 @@ class Optimization:
             return Uncertainty(self.num_tasks, network.costs.device, build)
         return None
 
+    @property
+    def spares(self) -> bool:
+        """Whether there are instances that weigh nothing."""
+        return 0 in (*(self.class_weights or ()), *(self.task_weights or ()))
+
     def importance(self, label: Tensor, task: Tensor) -> Tensor | None:
         """Weight `(B,)` of every instance, `class_weights[label] * task_weights[task]`; None where all weigh alike."""
         importance = None
@@ -184,10 +189,18 @@ class BlocksTrainer:
         return self.optimization.build(self.network)
 
     def loss(self, exits: Iterable[Exit], label: Tensor, task: Tensor) -> Tensor:
-        """Loss of a whole batch that is to be stepped on, see `Optimization.loss`."""
+        """Loss of a whole batch that is to be stepped on, see `Optimization.loss`.
+
+        Where no instance of the batch weighs anything there is nothing to be stepped on: it is 0, without a graph, so
+        that neither momentum nor decay moves what no other loss reaches. Who has such weights waits for a GPU to say.
+        """
         importance = self.optimization.importance(label, task)
         if self.throughput is not None:
             self.throughput.weigh(importance, task)
+        if self.balance is not None:
+            self.balance.forget()
+        if importance is not None and self.optimization.spares and not bool(importance.any()):
+            return torch.zeros_like(importance[0])
         if self.balance is not None:
             return self.balance.objective(self.optimization.terms(exits, label, importance), importance, task)
         return self.optimization.loss(exits, label, task)

@@ -4,11 +4,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from damage import same
 from resuming import assert_goes_on
 from torch.nn import functional
 
 import routing_gym
-from routing_gym.agents import make_agent
+from routing_gym.agents import make_agent, needs
 from routing_gym.envs import rollout
 from routing_gym.tasks import BalancedStream, MultiTaskDataset
 from routing_gym.tasks.sampling import PhasedStream
@@ -71,6 +72,76 @@ def test_gradients_are_scaled_down_to_their_largest_norm(largest):
         moves = [after.detach() - old for after, old in zip(env.unwrapped.network.parameters(), before, strict=True)]
         norms[option] = float(torch.cat([move.flatten() for move in moves]).norm())
     assert norms[largest] == pytest.approx(min(largest, norms[None]), rel=1e-2)
+
+
+WEIGHTED = [
+    ("task-specific-last", {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1}),
+    ("gumbel", {"optimizer": "adamw", "weight_decay": 0.1, "label_smoothing": 0.1}),
+    ("wpl", {"optimizer": "sgd", "momentum": 0.9, "block_gradient": "rows", "max_grad_norm": 0.1}),
+    ("soft-mixture", {"talr": True, "optimizer": "sgd", "momentum": 0.9}),
+    ("shared", {"task_balance": "uncertainty", "optimizer": "sgd", "momentum": 0.9}),
+    ("gumbel", {"task_balance": "uncertainty", "schedule": "cosine"}),
+    ("task-specific-last", {"task_balance": "pcgrad", "optimizer": "sgd", "momentum": 0.9}),
+    ("reinforce", {"dense_backward": True}),
+]
+
+
+def standing(trainer):
+    """Blocks, moments, and variances of tasks with theirs; without the rate, which goes with time."""
+    state = trainer.state_dict()
+    balance = state["balance"]
+    moments = [of["state"] for of in (state["optimizer"], balance.get("optimizer")) if of]
+    return [state["network"], moments, balance.get("log_variance", 0)]
+
+
+@pytest.mark.parametrize(("name", "options"), WEIGHTED)
+def test_a_batch_that_weighs_nothing_is_no_step(name, options):
+    options = {"num_tasks": 4, "task_weights": (1.0, 0.0, 2.0, 0.0), "learning_rate": 0.1, **options, **needs(name)}
+    env = gymnasium.make_vec(ENV, num_envs=4, **options).unwrapped
+    agent, idle = make_agent(name, env), torch.isin(env.dataset.task, torch.tensor([1, 3])).nonzero().flatten()
+    mixed = torch.arange(0, len(env.dataset), len(env.dataset) // 4)[:4]
+    for rows in (mixed, idle[::5][:4], idle[::7][:4], idle[:4], mixed):
+        before, nothing = standing(env.trainer), bool(torch.isin(rows, idle).all())
+        rollout(agent, env, instances=rows)
+        assert (float(env.train_blocks()) == 0) == nothing
+        assert same(before, standing(env.trainer)) == nothing
+    assert env.trainer.instances == 20  # the schedule and the data's time go on
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3])
+@pytest.mark.parametrize(
+    "options", [{"class_weights": (1.0, 0.0, 1.0)}, {"task_weights": (1.0, 0.0, 0.0, 0.0)}], ids=str
+)
+def test_small_batches_are_trained_as_if_those_that_weigh_nothing_were_left_out(num_envs, options):
+    options = {"optimizer": "sgd", "momentum": 0.9, **options}
+    (env, agent), (other, again) = (made("random", num_envs, **options) for _ in range(2))
+    losses = []
+    agent.learn(env, 60, lambda metrics: losses.append(float(metrics["loss"])))
+    assert np.isfinite(losses).all()
+    for _ in range(60 // num_envs):
+        trajectory = rollout(again, other.unwrapped)
+        of_class, of_task = options.get("class_weights", (1,) * 3), options.get("task_weights", (1,) * 4)
+        if any(of_class[y] * of_task[t] for y, t in zip(trajectory.label, trajectory.task, strict=True)):
+            other.unwrapped.train_blocks()
+    assert same(env.unwrapped.network.state_dict(), other.unwrapped.network.state_dict())
+    replaying = gymnasium.make_vec(ENV, num_envs=num_envs, replay_batch=num_envs, **options)
+    replaying.reset()
+    for _ in range(60):
+        replaying.step(torch.zeros(num_envs, dtype=torch.int64))
+    assert replaying.unwrapped.trainer.instances >= 15
+
+
+def test_auxiliary_losses_of_a_batch_that_weighs_nothing_are_descended():
+    """A penalty on the weights, in a loop by hand, whether gradients of tasks are balanced, by rows, or not."""
+    for options in ({}, {"block_gradient": "rows"}, {"task_balance": "pcgrad"}, {"task_balance": "uncertainty"}):
+        env, agent = made("shared", 4, optimizer="sgd", learning_rate=0.1, task_weights=(1.0, 0.0, 1.0, 1.0), **options)
+        agent.learn(env, 4)
+        before = [parameter.detach().clone() for parameter in env.unwrapped.network.parameters()]
+        rows = (env.unwrapped.dataset.task == 1).nonzero().flatten()[:4]
+        rollout(agent, env.unwrapped, instances=rows)
+        env.unwrapped.train_blocks(sum(p.square().sum() / 2 for p in env.unwrapped.network.parameters()))
+        for old, new in zip(before, env.unwrapped.network.parameters(), strict=True):
+            torch.testing.assert_close(new.detach()[0], 0.9 * old[0])
 
 
 def unequal():
