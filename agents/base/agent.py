@@ -358,8 +358,7 @@ class Agent(nn.Module, ABC):
             ValueError: Not a checkpoint, damaged, or of another network, agent or data set; `env` is unchanged then.
         """
         checkpoint = read(path)
-        known = AGENTS.get(checkpoint["agent"])
-        if known is None:
+        if (known := AGENTS.get(checkpoint["agent"])) is None:
             raise ValueError(
                 f"{path} holds the agent {checkpoint['agent']!r}, which is not registered here: import the file that "
                 "registers it, or name it with --plugin"
