@@ -182,7 +182,9 @@ class CoDiNet(RouterAgent):
         if balance is not None:
             loss = loss * balance.factors(trajectory.task)
         importance = training.importance(label, trajectory.task)
-        return loss, torch.ones_like(loss) if importance is None else importance / importance.mean()
+        if importance is None:
+            return loss, torch.ones_like(loss)
+        return loss, importance / importance.mean().clamp(min=torch.finfo(loss.dtype).tiny)  # all may weigh nothing
 
     def _advantage(self, objective: Tensor, weight: Tensor) -> Tensor:
         """What instances lose more than the mean of the others, weighed; all `(B,)`."""

@@ -352,6 +352,14 @@ def test_instances_that_weigh_nothing_teach_routers_nothing():
         assert own or not slopes[row].any()
 
 
+def test_a_batch_in_which_nothing_weighs_anything_teaches_routers_nothing():
+    env = plain_env(4, class_weights=(0.0, 1.0, 3.0))
+    agent = codinet(env, relaxation="sampling", alpha=0.0, beta=0.0)
+    (rows,) = (env.dataset.label == 0).nonzero().T
+    loss = agent.auxiliary_loss(rollout(agent, env, instances=rows[:4]))
+    assert loss.item() == 0 and not any(bool(slope.any()) for slope in gradients(loss, agent))
+
+
 def test_with_sampling_losses_on_paths_are_of_the_probabilities():
     agent = codinet(relaxation="sampling", alpha=0.3, beta=0.4, consistency_margin=0.0, diversity_margin=1.0)
     trajectory = rollout(agent, agent.env)
