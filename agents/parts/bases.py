@@ -110,7 +110,7 @@ class SearchingAgent(Agent):
 
     def set_extra_state(self, state: bytes) -> None:
         """Go on where the search stood; a `ValueError` where it goes on and there were other tasks."""
-        tasks, known = torch.load(io.BytesIO(state), map_location=self.env.device, weights_only=True)
+        tasks, known = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
         if known["first"] is not None and tasks != self.num_tasks:
             raise ValueError(f"agent {self.name!r} is still searching: tasks can be added when all draws were tried")
         for name in self.STANDING:
