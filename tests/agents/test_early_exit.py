@@ -171,6 +171,7 @@ def test_what_cannot_route_it_is_refused_by_name():
         ("shared-with-task", "'shared-with-task' needs an environment made with task_input=True, got None"),
         ("single-task", "'single-task': tasks would share what belongs to no block"),
         ("best-random", "'best-random' judges its draws on a validation split"),
+        ("one-shot", "'one-shot' judges its draws on a validation split"),
         ("sinkhorn", "'sinkhorn': this network shares outcomes out by weights that sum to 1"),
         ("smear", "'smear' needs an environment made with merge_blocks=True, got False"),
         ("remoe", "'remoe': this network shares outcomes out by weights that sum to 1"),
@@ -183,7 +184,7 @@ def test_what_cannot_route_it_is_refused_by_name():
         make_agent("top-k", early_exit("top-k"), k=3)
     with pytest.raises(ValueError, match=r"at decision 1 \('column 2'\) task 0 may choose from \[0, 1\], got 2"):
         make_agent("fixed-routes", early_exit("fixed-routes"), routes=[[1, 2]])
-    left_out = {"cross-stitch", "shared-with-task", "oracle", "single-task", "best-random"}
+    left_out = {"cross-stitch", "shared-with-task", "oracle", "single-task", "best-random", "one-shot"}
     left_out |= {"sinkhorn", "remoe", "smear"} | SKIP_BLOCKS | CROSS_PATHS
     assert set(AGENTS) - {name for name, _ in AGENTS_AND_OPTIONS} == left_out
 

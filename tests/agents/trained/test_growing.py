@@ -47,8 +47,10 @@ def test_a_new_task_is_learned_and_the_old_ones_are_kept():
 
 
 LEARNERS = ["wpl", "reinforce", "actor-critic", "q-learning", "sarsa"]
+NOT_GROWN = {"shared-with-task", "cross-stitch", "one-shot"}
+"""Agents that need a network of their own, or have a test of it of their own."""
 KINDS = [
-    *((name, {}) for name in sorted(set(AGENTS) - {"shared-with-task", "cross-stitch"} - OF_OTHER_NETWORKS)),
+    *((name, {}) for name in sorted(set(AGENTS) - NOT_GROWN - OF_OTHER_NETWORKS)),
     *((name, {"arrangement": kind, "representation": ("table", "mlp")[(number + place) % 2]})  # every pair
       for number, name in enumerate(LEARNERS) for place, kind in enumerate(("single", "per_task", "dispatched"))),
     ("gumbel", {"arrangement": "single", "representation": "mlp"}),
