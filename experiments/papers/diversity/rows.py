@@ -183,7 +183,7 @@ ROWS = (
         ONE_SHOT,
         ("depth",),
         CELLS,
-        ("one-shot", "passes={eighth}", "keep=0.55"),
+        ("one-shot", "passes={eighth:.0f}", "keep=0.55"),
         "network=cells-6x32",
         "held_out=500",
         "schedule_epochs={seven_eighths}",
