@@ -157,9 +157,10 @@ class AnnealedEM(Agent):
         """Note of tasks of a batch, `(B,)`, when they came: of those that are late only now is not the beginning."""
         if -1 not in self._came or (self.passes < 1 and self.open):
             return
-        seen, here = (self.weight[:, 0].sum(-1) > 0).tolist(), set(task.tolist())
+        seen = self.weight[:, 0].sum(-1) > 0
+        seen, here = torch.stack([seen, torch.zeros_like(seen).index_fill_(0, task, True)]).tolist()  # in one copy
         for number in (number for number, came in enumerate(self._came) if came < 0):
-            if seen[number] or number in here:
+            if seen[number] or here[number]:
                 self._came[number] = 0 if seen[number] else self.episodes // self.env.num_envs
 
     def _fade(self, instances: int) -> None:

@@ -75,8 +75,8 @@ class OneShot(SearchingAgent):
         """Weights `(B, M, A)`, equal for all choices that are on; what is on is drawn while the search goes on."""
         searching = self.first is not None and not context.deterministic
         kept = self._drawn(1 - (1 - self.config.keep) * self.progress) if searching else self._kept
-        weights = kept.to(observation["activation"].dtype)
-        return look_up(weights / weights.sum(-1, keepdim=True), observation["task"], observation["depth"])
+        weights = look_up(kept, observation["task"], observation["depth"]).to(observation["activation"].dtype)
+        return weights / weights.sum(-1, keepdim=True)
 
     def update(self, trajectory: Trajectory) -> None:
         """Search once the blocks have had their passes, and begin anew with what was found."""

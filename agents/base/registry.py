@@ -99,7 +99,7 @@ def make_agent(name: str, env: Any, **config: Any) -> Agent:
         cls.__init__(agent, env, cls.Config(**config))
         agent.to(agent.env.device)
     except AttributeError as error:
-        if "carried" in vars(agent):
+        if "carried" in vars(agent):  # which Agent.__init__ sets: the error is another
             raise
         raise ValueError(
             f"agent {name!r} ({cls.__module__}.{cls.__qualname__}): call super().__init__(env, config) first in its "
