@@ -5,9 +5,12 @@ import os
 import shutil
 import signal
 
+import gymnasium
 import hypothesis
+import pettingzoo
 import pytest
 import torch
+from commands import forget_plugins
 from matplotlib.figure import Figure
 from standins import (
     omniglot_characters,
@@ -19,6 +22,12 @@ from standins import (
     write_svhn,
 )
 
+from routing_gym.agents import AGENTS
+from routing_gym.envs import DATASETS, REWARDS
+from routing_gym.experiments.engine.callbacks import CALLBACKS
+from routing_gym.experiments.engine.metrics import METRICS
+from routing_gym.networks import NETWORKS
+from routing_gym.registration import ENV_IDS
 from routing_gym.tasks import cifar, digits, files, mini_imagenet, omniglot
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell begins in the background
@@ -30,6 +39,10 @@ gc.disable()  # until all tests are imported
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
+REGISTRIES = (
+    *(AGENTS, NETWORKS, DATASETS, REWARDS, ENV_IDS, METRICS, CALLBACKS),
+    *(gymnasium.registry, pettingzoo.parallel_registry, pettingzoo.aec_registry),
+)
 WITHOUT_XDIST = ("--numprocesses", "--maxprocesses", "--dist")
 
 
@@ -101,6 +114,18 @@ def no_pictures(monkeypatch):
     for module, names in drawing.items():
         for name in names:
             monkeypatch.setattr(f"routing_gym.experiments.{module}.{name}", lambda *arguments: None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    """Forget what a test has registered, so that no other test meets it."""
+    kept = [dict(registry) for registry in REGISTRIES]
+    yield
+    for registry, before in zip(REGISTRIES, kept, strict=True):
+        if registry != before:
+            registry.clear()
+            registry.update(before)
+    forget_plugins()
 
 
 @pytest.fixture(autouse=True)

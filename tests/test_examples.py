@@ -6,12 +6,8 @@ from pathlib import Path
 
 import gymnasium
 import pytest
-from commands import forget_plugins
 
-from routing_gym.agents import AGENTS
-from routing_gym.envs import DATASETS, REWARDS
 from routing_gym.experiments.cli import main
-from routing_gym.networks import NETWORKS
 from routing_gym.registration import ENV_IDS
 from routing_gym.testing import check_vector_env
 
@@ -20,20 +16,8 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 LIMITS = {"ucb_agent.py": 40}
 
 
-@pytest.fixture
-def nothing_stays():
-    """Forget what an example has registered, so that no other test meets it."""
-    registries = (AGENTS, NETWORKS, DATASETS, REWARDS, ENV_IDS, gymnasium.registry)
-    kept = [dict(registry) for registry in registries]
-    yield
-    for registry, before in zip(registries, kept, strict=True):
-        registry.clear()
-        registry.update(before)
-    forget_plugins()
-
-
 @pytest.mark.long
-@pytest.mark.usefixtures("no_pictures", "nothing_stays")
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run_as_they_say(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

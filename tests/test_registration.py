@@ -22,17 +22,6 @@ EARLY = [env_id for env_id in routing_gym.env_ids() if "EarlyExit" in env_id]
 SMALL = {"columns": 2, "width": 1}
 
 
-@pytest.fixture
-def nothing_stays():
-    """Forget the ids a test registers."""
-    registries = [ENV_IDS, gymnasium.registry, pettingzoo.parallel_registry, pettingzoo.aec_registry]
-    kept = [dict(registry) for registry in registries]
-    yield
-    for registry, before in zip(registries, kept, strict=True):
-        registry.clear()
-        registry.update(before)
-
-
 def makers(env_id, **options):
     """The core of every kind of environment that an id makes."""
     yield core_of(gymnasium.make(env_id, **options))
@@ -59,7 +48,7 @@ def test_the_networks_are_as_wide_and_deep_as_the_papers():
     assert len(network.decisions) == 7 and network.observation_size == 4 * 4 * 128
 
 
-def test_ids_of_ones_own_take_options(nothing_stays):
+def test_ids_of_ones_own_take_options():
     routing_gym.register_env("mine/Costly-v0", dataset="synthetic", network="mlp", k_cpt=1e-3, width=5, num_tasks=2)
     for core in makers("mine/Costly-v0"):
         assert core.config.k_cpt == 1e-3 and core.network.banks[0].weight.shape[-1] == 5 and core.dataset.num_tasks == 2
@@ -70,7 +59,7 @@ def test_ids_of_ones_own_take_options(nothing_stays):
         routing_gym.register_env("mine/Costly-v0", dataset="synthetic", network="mlp", k_cpt=1e-2)
 
 
-def test_an_id_that_is_refused_changes_nothing(nothing_stays):
+def test_an_id_that_is_refused_changes_nothing():
     routing_gym.register_env("mine/Foo", dataset="synthetic", network="mlp")
     before = dict(ENV_IDS), dict(gymnasium.registry)
     for env_id in ("mine/Foo bar-v0", "mine/Foo-v0"):
@@ -91,7 +80,7 @@ def test_an_id_that_is_refused_changes_nothing(nothing_stays):
         ({"k_cpt": "much"}, r"k_cpt must be of type float or tuple\[float, ...\], got 'much'"),
     ],
 )
-def test_options_that_do_not_fit_an_id_are_refused(options, message, nothing_stays):
+def test_options_that_do_not_fit_an_id_are_refused(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         routing_gym.register_env("mine/Wrong-v0", dataset="synthetic", network="mlp", **options)
     assert "mine/Wrong-v0" not in ENV_IDS and "mine/Wrong-v0" not in gymnasium.registry
@@ -134,7 +123,6 @@ def test_list_shows_the_defaults_of_an_id(capsys):
     assert (row("network"), row("k_cpt"), row("final_reward")) == ("'mlp'", "0.0", "'correctness'")
 
 
-@pytest.mark.usefixtures("nothing_stays")
 def test_functions_that_make_no_data_are_told_so():
     with pytest.raises(ValueError, match=r"by name: write \*, before 'noise' in that of data set 'positional'"):
         routing_gym.register_dataset("positional", lambda noise=0.1: {})

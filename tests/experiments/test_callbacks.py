@@ -9,14 +9,13 @@ import pytest
 from commands import run
 from records import strict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_examples import nothing_stays  # noqa: F401
 from trackers import stand_in
 
 from routing_gym.agents import AGENTS, read, register_agent
 from routing_gym.experiments.engine.callbacks import CALLBACKS, Callback, register_callback
 from routing_gym.experiments.engine.metrics import METRICS, Metric, register_metric
 
-pytestmark = pytest.mark.usefixtures("no_pictures", "nothing_stays")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256"]
 PER_EPOCH = 3

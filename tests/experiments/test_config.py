@@ -8,7 +8,6 @@ from commands import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import strict, untimed
-from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import AGENTS, AgentConfig, register_agent
 from routing_gym.experiments.cli import parsed
@@ -22,7 +21,7 @@ from routing_gym.experiments.engine.settings import (
     resolved_agent_options,
 )
 
-pytestmark = pytest.mark.usefixtures("no_pictures", "nothing_stays")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 ENV = "routing_gym/SyntheticMTL-v0"
 SMALL = ["--env", ENV, "--epochs", "1", "--batch-size", "256"]

@@ -12,7 +12,6 @@ import torch
 from commands import forget_plugins, run
 from records import strict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import make_agent
 from routing_gym.envs import core_of
@@ -26,8 +25,6 @@ from routing_gym.experiments.engine.metrics import (
     register_metric,
 )
 from routing_gym.experiments.engine.training import judge, settled
-
-pytestmark = pytest.mark.usefixtures("nothing_stays")
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "2", "--batch-size", "256", "--seeds", "1"]
 DEPTH = """

@@ -8,7 +8,6 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 from commands import forget_plugins
-from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import AGENTS, agent_class
 from routing_gym.agents.base import registry
@@ -19,7 +18,7 @@ SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "1", "--seeds", "1"
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("nothing_stays", "no_pictures")
+@pytest.mark.usefixtures("no_pictures")
 def test_the_template_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["new-agent", "my-bandit"]) == 0
@@ -49,7 +48,6 @@ def test_the_template_runs_as_written(tmp_path, monkeypatch, capsys):
         ),
     ],
 )
-@pytest.mark.usefixtures("nothing_stays")
 def test_what_a_plug_in_does_wrong_is_said(content, message, tmp_path, capsys):
     path = tmp_path / "plug.py"
     if content is not None:
@@ -59,7 +57,7 @@ def test_what_a_plug_in_does_wrong_is_said(content, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("nothing_stays", "no_pictures")
+@pytest.mark.usefixtures("no_pictures")
 def test_another_name_for_what_is_known_is_enough(tmp_path):
     (tmp_path / "alias.py").write_text("from routing_gym.agents import *\nregister_agent('learner', WPL)")
     out = ["--agents", "learner", "--plugin", str(tmp_path / "alias.py"), "--out", str(tmp_path / "out")]
@@ -98,7 +96,6 @@ def test_a_template_says_how_its_file_is_run_whatever_its_name(name, tmp_path, m
         assert shlex.split(command)[:4] == ["routing-gym", "compare", "--plugin", name]
 
 
-@pytest.mark.usefixtures("nothing_stays")
 def test_installed_packages_offer_agents(monkeypatch):
     entry = EntryPoint("elsewhere", "routing_gym.agents:RandomAgent", "routing_gym.agents")
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([entry]) if "agents" in group else ())
@@ -107,7 +104,6 @@ def test_installed_packages_offer_agents(monkeypatch):
     assert AGENTS["elsewhere"] is AGENTS["random"]
 
 
-@pytest.mark.usefixtures("nothing_stays")
 def test_a_broken_package_is_told_of_and_others_go_on(monkeypatch, capsys):
     where = {"ours": "routing_gym.agents:RandomAgent", "gone": "no_such_module:Agent", "mere": "pathlib:Path"}
     entries = EntryPoints([EntryPoint(name, value, "routing_gym.agents") for name, value in where.items()][::-1])
@@ -151,7 +147,7 @@ register_agent("mine", Mine)
 """
 
 
-@pytest.mark.usefixtures("nothing_stays", "no_pictures")
+@pytest.mark.usefixtures("no_pictures")
 def test_runs_of_two_versions_of_a_plug_in_are_not_mixed(tmp_path, capsys):
     path, out, one = tmp_path / "plug.py", str(tmp_path / "out"), str(tmp_path / "one")
     env = SMALL[:2]
@@ -180,7 +176,6 @@ def test_runs_of_two_versions_of_a_plug_in_are_not_mixed(tmp_path, capsys):
     assert main([*compare[:2], "shared", *compare[4:], "--seeds", "3", "--resume"]) == 0
 
 
-@pytest.mark.usefixtures("nothing_stays")
 def test_what_follows_a_plug_in_is_taken_for_one(tmp_path, capsys):
     assert main(["list", "--plugin", "plug.py", "routing_gym/DigitsMTL-v0"]) == 2
     assert "no such plug-in: plug.py" in capsys.readouterr().err
@@ -205,7 +200,7 @@ register_env("example/Questions-v0", dataset="questions", network="mlp")
 """
 
 
-@pytest.mark.usefixtures("nothing_stays", "no_pictures")
+@pytest.mark.usefixtures("no_pictures")
 def test_two_versions_of_data_are_not_joined(tmp_path, capsys):
     path = tmp_path / "data.py"
     compare = ["compare", "--env", "example/Questions-v0", "--seeds", "1", "--epochs", "1", "--batch-size", "20"]
@@ -224,7 +219,7 @@ def test_two_versions_of_data_are_not_joined(tmp_path, capsys):
     assert main([*compare, "random-fixed", "--resume"]) == 0
 
 
-@pytest.mark.usefixtures("nothing_stays", "no_pictures")
+@pytest.mark.usefixtures("no_pictures")
 def test_files_of_one_name_are_two_plug_ins(tmp_path, capsys):
     paths = [tmp_path / folder / "agent.py" for folder in "ab"]
     for path in paths:

@@ -7,12 +7,9 @@ import pytest
 from commands import run
 from made_up_runs import block
 from records import strict
-from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym.agents import AGENTS, AgentConfig, register_agent
 from routing_gym.experiments.engine.records import VERSION
-
-pytestmark = pytest.mark.usefixtures("nothing_stays")
 
 SMALL = ["--env", "routing_gym/SyntheticMTL-v0", "--epochs", "1", "--batch-size", "256"]
 

@@ -4,7 +4,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from test_examples import nothing_stays  # noqa: F401
 
 from routing_gym import evaluate
 from routing_gym.agents import AGENTS, Agent, add_task, agent_class, extract, make_agent, needs, read
@@ -39,7 +38,7 @@ def test_numbers_of_numpy_are_saved_as_pythons(of_env, tmp_path):
     assert evaluate(Agent.load(tmp_path / "agent.pt", again), again).accuracy == evaluate(agent, agent.env).accuracy
 
 
-def test_so_are_those_of_other_calls(tmp_path, nothing_stays):  # noqa: F811
+def test_so_are_those_of_other_calls(tmp_path):
     agent = made("reinforce", {"representation": "mlp"}, price=True, k_cpt=(0.0, 1e-6))
     assert evaluate(agent, agent.env, k_cpt=np.float32(1e-6)).macs == evaluate(agent, agent.env, k_cpt=1e-6).macs
     old = made()
@@ -51,7 +50,7 @@ def test_so_are_those_of_other_calls(tmp_path, nothing_stays):  # noqa: F811
     assert read(tmp_path / "agent.pt")["env_id"] == "tests/OfNumPy-v0" and agent.env.config.learning_rate == 2e-3
 
 
-def test_what_a_checkpoint_cannot_hold_is_known_before_the_first_epoch(tmp_path, capsys, nothing_stays):  # noqa: F811
+def test_what_a_checkpoint_cannot_hold_is_known_before_the_first_epoch(tmp_path, capsys):
     (tmp_path / "own.py").write_text(
         "import numpy as np\nfrom routing_gym.agents import Shared, register_agent\n"
         "class Own(Shared):\n"
@@ -87,7 +86,7 @@ register_agent("telling", Telling)
 """
 
 
-def test_what_grows_is_saved_by_the_hook_or_refused_before_the_first_epoch(tmp_path, capsys, nothing_stays):  # noqa: F811
+def test_what_grows_is_saved_by_the_hook_or_refused_before_the_first_epoch(tmp_path, capsys):
     (tmp_path / "kept.py").write_text(GROWING % "pass")
     (tmp_path / "lost.py").write_text(GROWING % "self.hist = torch.cat([self.hist, trajectory.final_reward])")
     command = ["train", "--env", ID, "--epochs", "1", "--agent", "growing"]
