@@ -95,6 +95,16 @@ def stand_in_data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def seeds_of_the_cpu_alone():
+    """`torch.manual_seed` formats a traceback for every kind of device that is not there: milliseconds, each time."""
+    patch = pytest.MonkeyPatch()
+    if not torch.cuda.is_available():
+        patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def pictures_packed_loosely():
     """The same pixels in larger files: half of the time of a picture goes into packing it."""
     patch, savefig = pytest.MonkeyPatch(), Figure.savefig
@@ -125,15 +135,13 @@ def nothing_stays():
         if registry != before:
             registry.clear()
             registry.update(before)
-    forget_plugins()
+            forget_plugins()
 
 
 @pytest.fixture(autouse=True)
 def same_numbers():
     """Begin every test with the same random numbers, so that none depends on what ran before it, or on luck."""
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(0)
-    torch.default_generator.manual_seed(0)  # `torch.manual_seed` formats a traceback for devices that are not there
+    torch.manual_seed(0)
 
 
 @pytest.fixture

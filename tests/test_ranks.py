@@ -35,32 +35,21 @@ def performed(folder, cases, count):
     return done, {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    done, found = performed(tmp_path_factory.mktemp("ranks") / "1", LEARNED, 1)
+def test_ranks_are_one_process_with_the_whole_batch(tmp_path):
+    """Losses, weights, tables, averages and evaluations after 10 batches, to 1e-9; a number that is none ends all."""
+    done, whole = performed(tmp_path / "1", LEARNED, 1)
     assert done.returncode == 0, done.stderr
-    return found
-
-
-@pytest.mark.parametrize(("count", "cases"), [(2, LEARNED), (4, ["reinforce-mlp", "top-k"])])
-def test_ranks_are_one_process_with_the_whole_batch(count, cases, whole, tmp_path):
-    """Losses, weights, tables, averages and evaluations after 10 batches, to 1e-9."""
-    done, found = performed(tmp_path / "ranks", cases, count)
-    assert done.returncode == 0, done.stderr
-    assert len(found) == count * len(cases)
-    for name, numbers in found.items():
-        expected = whole[f"{name.rpartition('-')[0]}-0"]
-        assert "error" not in expected and numbers.keys() == expected.keys(), numbers.get("error")
-        for key, value in expected.items():
-            np.testing.assert_allclose(numbers[key], value, rtol=1e-9, atol=1e-9, err_msg=f"{name}: {key}")
-
-
-def test_a_number_that_is_none_in_one_rank_ends_all(tmp_path):
-    done, found = performed(tmp_path / "ranks", ["nan"], 2)
-    assert done.returncode == 0  # the script has caught it
-    assert "TrainingDivergedError: agent 'wpl', batch 4" in found["nan-0"]["error"]
-    assert "a gradient is not finite; the step was not taken" in found["nan-0"]["error"]
-    assert "the loss is nan; the step was not taken" in found["nan-1"]["error"]
+    for count, cases in ((2, LEARNED), (3, ["reinforce-mlp", "top-k"])):
+        done, found = performed(tmp_path / str(count), [*cases, "nan"], count)
+        assert done.returncode == 0, done.stderr  # the script has caught what "nan" raises
+        for case, rank in ((case, rank) for case in cases for rank in range(count)):
+            numbers, expected = found[f"{case}-{rank}"], whole[f"{case}-0"]
+            assert "error" not in expected and numbers.keys() == expected.keys(), numbers.get("error")
+            for key, value in expected.items():
+                np.testing.assert_allclose(numbers[key], value, rtol=1e-9, atol=1e-9, err_msg=f"{case}-{rank}: {key}")
+        assert "TrainingDivergedError: agent 'wpl', batch 4" in found["nan-0"]["error"]
+        assert "a gradient is not finite; the step was not taken" in found["nan-0"]["error"]
+        assert "the loss is nan; the step was not taken" in found["nan-1"]["error"]
 
 
 def test_a_rank_that_is_gone_ends_all(tmp_path):

@@ -123,7 +123,8 @@ def _form(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.shape
     if isinstance(value, nn.Module):
-        return type(value), _form({name: own for name, own in vars(value).items() if name != "training"})
+        nothing = ("training", *(name for name, own in vars(value).items() if isinstance(own, dict) and not own))
+        return type(value), _form({name: own for name, own in vars(value).items() if name not in nothing})
     if isinstance(value, dict):
         return dict, _form([*value, *value.values()])
     if isinstance(value, list | tuple | set):

@@ -51,7 +51,7 @@ class NetworkSpec:
         """Function or class that holds the builder's docstring and annotations."""
         return self.builder.func if isinstance(self.builder, partial) else self.builder
 
-    @property
+    @cached_property
     def hints(self) -> dict[str, Any]:
         """Types of the builder's parameters by name."""
         return get_type_hints(self.function.__init__ if isinstance(self.function, type) else self.function)  # type: ignore[misc]
