@@ -80,6 +80,7 @@ class WPL(LearningAgent):
     config: WPLConfig
     scores: ArrangedScores | None
     max_tensors = None
+    scratch = ("_entropies",)
     _entropies: tuple[Tensor | None, int, int] = None, 0, 0
     """Entropy of every row of the table, flat, and which tensor they are of, in which version."""
 

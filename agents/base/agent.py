@@ -326,8 +326,8 @@ class Agent(nn.Module, ABC):
                 f"{type(self).__name__} cannot be saved: register_agent(name, {type(self).__name__}) first, so that it "
                 "can be found when it is loaded"
             )
-        warn_of_unsaved(self)
-        write(path, {**self.content(), "extra": extra})
+        warn_of_unsaved(self, content := self.content())
+        write(path, {**content, "extra": extra})
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds, by name, see `save`."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -132,25 +135,81 @@ def check_kept(agent: Any) -> None:
 
 
 _TOLD: set[type] = set()
-"""Classes that have been warned of."""
+"""Classes that have been warned of, or have learned and lose nothing."""
 
 
-def warn_of_unsaved(agent: Any) -> None:
-    """Warn, once per class, of optimisers and schedulers that no checkpoint holds."""
-    if type(agent) in _TOLD or type(agent).get_extra_state is not nn.Module.get_extra_state:  # which may give them
+def warn_of_unsaved(agent: Any, content: dict[str, Any]) -> None:
+    """Warn, once per class, of what a loaded agent would go on without.
+
+    These are optimisers and schedulers that no checkpoint holds; and of an agent that has learned whatever else is not
+    as it was after loading: tensors that are no buffers, arrays, dictionaries, random generators.
+    """
+    if (cls := type(agent)) in _TOLD:
         return
+    lost = {} if cls.get_extra_state is not nn.Module.get_extra_state else _other_optimizers(agent)  # it may give them
+    if agent.episodes > 0:
+        _TOLD.add(cls)
+        lost |= _changed_by_loading(agent, content)
+    if lost:
+        _TOLD.add(cls)
+        named = ", ".join(f"self.{name} ({type(value).__name__})" for name, value in lost.items())
+        warnings.warn(
+            f"agent {agent.name!r}: no checkpoint holds the state of {named}, so that a loaded agent goes on without: "
+            "make a tensor a buffer (self.register_buffer), call the only optimiser self.optimizer, draw by "
+            "self.generator, give anything else by get_extra_state and take it back in set_extra_state; name in the "
+            "class's `scratch` what nobody misses",
+            stacklevel=3,
+        )
+
+
+def _other_optimizers(agent: Any) -> dict[str, Any]:
+    found = {}
     for name, value in vars(agent).items():
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
         for part in parts:
             if isinstance(part, Optimizer | LRScheduler) and part is not agent.optimizer:
-                _TOLD.add(type(agent))
-                warnings.warn(
-                    f"agent {agent.name!r}: no checkpoint holds the state of self.{name} ({type(part).__name__}), so "
-                    "that a loaded agent goes on without it: call the only optimiser self.optimizer, or give its "
-                    "state_dict() by get_extra_state and take it back in set_extra_state",
-                    stacklevel=3,
-                )
-                return
+                found[name] = part
+    return found
+
+
+def _changed_by_loading(agent: Any, content: dict[str, Any]) -> dict[str, Any]:
+    """Attributes whose value is another in an agent that is made of a checkpoint's content."""
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            loaded = type(agent)._restored(content, agent.env)
+        except Exception:  # an agent of one's own may fail as it likes; `check_kept` tells of it
+            return {}
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+    own = {**vars(agent), **agent._buffers}
+    others = {**vars(loaded), **loaded._buffers}
+    known = {*vars(nn.Module()), *getattr(agent, "scratch", ()), "env", "config", "optimizer", "generator"}
+    known |= {name for name in own if isinstance(getattr(type(agent), name, None), cached_property)}
+    return {name: value for name, value in own.items() if name not in known and not _same(value, others.get(name))}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether values are equal, as far as can be told: what is of a type of its own counts as equal."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and _same(one.detach().cpu().numpy(), other.detach().cpu().numpy())
+    if isinstance(one, np.ndarray):
+        numbers = one.dtype.kind in "fc"
+        return isinstance(other, np.ndarray) and np.array_equal(one, other, equal_nan=numbers)
+    if isinstance(one, torch.Generator):
+        return isinstance(other, torch.Generator) and one.get_state().equal(other.get_state())
+    if isinstance(one, np.random.Generator):
+        return isinstance(other, np.random.Generator) and _same(one.bit_generator.state, other.bit_generator.state)
+    if isinstance(one, random.Random):
+        return isinstance(other, random.Random) and one.getstate() == other.getstate()
+    if isinstance(one, dict):
+        return isinstance(other, dict) and [*one] == [*other] and all(map(_same, one.values(), other.values()))
+    if isinstance(one, list | tuple | deque):
+        return isinstance(other, list | tuple | deque) and len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, bool | int | float | str | set | None):
+        return bool(one == other) or one != one
+    return True
 
 
 def _is_plain(value: Any) -> bool:

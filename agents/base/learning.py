@@ -65,6 +65,8 @@ def check_learning(agent: Agent, env: Any, episodes: int) -> RoutingVectorEnv:
     """Vector environment that an agent is to learn in; refuses others than its own, and a count below 1."""
     whole_number("episodes", episodes)
     core = core_of(env)
+    if "carried" not in vars(agent):  # which Agent.__init__ sets
+        raise ValueError(f"{type(agent).__name__}: call super().__init__(env, config) first in its __init__")
     if core is not agent.env:
         raise ValueError("the agent was made for another environment: make_agent(name, env) first, or Agent.load")
     if not core.config.train:

@@ -205,7 +205,7 @@ def each_once(option: str, given: Iterable[str]) -> None:
         raise UsageError(f"{flag_of(option)} names {twice!r} twice")
 
 
-WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
+WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def parse_options(option: str, given: tuple[str, ...]) -> dict[str, Any]:

@@ -157,7 +157,8 @@ def _trace(module: nn.Module, layers: Sequence[str]) -> fx.Graph:
             + _besides(module)
         ) from failure
     raise ValueError(
-        "code of a module that holds routed layers asks whether it is being trained, which a trace would freeze: move "
+        "code of a module that holds routed layers asks whether it is being trained, or draws random numbers, which a "
+        "trace would freeze: move "
         "it into a submodule without routed layers, whose forward may ask, or use one of PyTorch's: torch.nn.Dropout "
         "instead of torch.nn.functional.dropout(..., self.training), say"
     )
@@ -223,7 +224,7 @@ class RoutedModule(Deployable):
         images = torch.randn(PROBE_ROWS, *input_shape, generator=torch.Generator().manual_seed(0))
         try:
             with counting(traced) as record.counted:
-                probe(traced, lambda: record.run(torch.cat([images, images[:1]])))
+                among_more = probe(traced, lambda: record.run(torch.cat([images, images[:1]])))
                 logits = probe(traced, lambda: record.run(images))
             wanted_logits = probe(module, lambda: module(images))
         except Exception as error:
@@ -236,6 +237,13 @@ class RoutedModule(Deployable):
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != PROBE_ROWS:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ValueError(f"the module must return logits of shape (B, num_classes), got {got} for B = {PROBE_ROWS}")
+        if logits.isnan().any():
+            raise ValueError("the module gives nan for normal numbers: are its weights numbers?")
+        if not torch.allclose(logits, among_more[:PROBE_ROWS], rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                "an image gets other logits when another is added to its batch, or every time: a routed module must "
+                "look at each image alone when it is judged, and draw no random numbers"
+            )
         if not torch.allclose(logits, wanted_logits, rtol=1e-4, atol=1e-5):
             raise ValueError(
                 "traced by torch.fx the module gives another output: hooks on it, and a forward that was put on it "

@@ -141,15 +141,39 @@ def test_parameters_read_by_the_modules_own_code_reach_every_piece():
     torch.testing.assert_close(state.exits[0].logits, module(images))
 
 
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
 def test_what_a_trace_would_get_wrong_is_refused():
     class Frozen(Residual):
         def forward(self, x):
             return super().forward(nn.functional.dropout(x, 0.5, self.training))
 
-    with pytest.raises(
-        ValueError, match=r"holds routed layers asks whether it is being trained, .* move it into a submodule"
-    ):
+    with pytest.raises(ValueError, match=r"asks whether it is being trained, or draws .* move it into a submodule"):
         route(Frozen(), ["body"], 2, input_shape=(1, 4, 4))
+
+    class Mixing(Residual):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+
+    class Drawing(Residual):
+        def __init__(self):
+            super().__init__()
+            self.noise = Noise()
+
+        def forward(self, x):
+            return super().forward(self.noise(x))
+
+    for kind in (Mixing, Drawing):
+        with pytest.raises(ValueError, match="other logits when another is added to its batch, or every time"):
+            route(kind(), ["body"], 2, input_shape=(1, 4, 4))
+
+    spoilt = Residual()
+    nn.init.constant_(spoilt.stem.weight, torch.nan)
+    with pytest.raises(ValueError, match="the module gives nan for normal numbers"):
+        route(spoilt, ["body"], 2, input_shape=(1, 4, 4))
 
     class Shared(Residual):
         def __init__(self):

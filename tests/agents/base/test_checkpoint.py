@@ -142,7 +142,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(saved, env, tmp_path_f
             assert same(env.state_dict(), before) and torch.equal(torch.get_rng_state(), generator)
             assert env.state.waiting  # episodes go on
             return
-    # What was loaded is what the file says; one of a time that did not know an option has its default.
+    # What was loaded is what the file says; one of a time that did not know an entry has its default.
+    content["env"]["blocks"].setdefault("carried", 0)
     content["env"]["blocks"]["optimization"].setdefault("task_balance", None)
     loaded.save(damaged)
     again = torch.load(damaged, weights_only=True)
