@@ -174,26 +174,28 @@ def _other_optimizers(agent: Any) -> dict[str, Any]:
 
 def _changed_by_loading(agent: Any, content: dict[str, Any]) -> dict[str, Any]:
     """Attributes whose value is another in an agent that is made of a checkpoint's content."""
-    python, legacy = random.getstate(), np.random.get_state()
+    python, legacy, own = random.getstate(), np.random.get_state(), {**vars(agent), **agent._buffers}
+    known = {*vars(nn.Module()), *getattr(agent, "scratch", ()), "env", "config", "optimizer", "generator"}
+    known |= {name for name in own if isinstance(getattr(type(agent), name, None), cached_property)}
     with torch.random.fork_rng():
         try:
             loaded = type(agent)._restored(content, agent.env)
-        except Exception:  # an agent of one's own may fail as it likes; `check_kept` tells of it
+            others = {**vars(loaded), **loaded._buffers}
+            return {name: held for name, held in own.items() if name not in known and not _same(held, others.get(name))}
+        except Exception:  # an agent of one's own may fail as it likes, which `check_kept` tells of, or hold anything
             return {}
         finally:
             random.setstate(python)
             np.random.set_state(legacy)
-    own = {**vars(agent), **agent._buffers}
-    others = {**vars(loaded), **loaded._buffers}
-    known = {*vars(nn.Module()), *getattr(agent, "scratch", ()), "env", "config", "optimizer", "generator"}
-    known |= {name for name in own if isinstance(getattr(type(agent), name, None), cached_property)}
-    return {name: value for name, value in own.items() if name not in known and not _same(value, others.get(name))}
 
 
 def _same(one: Any, other: Any) -> bool:
     """Whether values are equal, as far as can be told: what is of a type of its own counts as equal."""
     if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and _same(one.detach().cpu().numpy(), other.detach().cpu().numpy())
+        if not (isinstance(other, Tensor) and one.shape == other.shape):
+            return False
+        one, other = one.detach().cpu(), other.detach().cpu()
+        return bool(((one == other) | (one != one) & (other != other)).all())
     if isinstance(one, np.ndarray):
         numbers = one.dtype.kind in "fc"
         return isinstance(other, np.ndarray) and np.array_equal(one, other, equal_nan=numbers)

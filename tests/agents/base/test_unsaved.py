@@ -26,7 +26,8 @@ class Forgetful(Shared):
         self.draws, self.chance, self.noise = np.random.default_rng(0), random.Random(0), torch.Generator()
         self.register_buffer("aside", torch.zeros(3), persistent=False)
         self.register_buffer("kept", torch.zeros(3))
-        self.total, self.last, self.constant, self.unset = 0, None, torch.full((2,), math.nan), None
+        self.total, self.last, self.unset = 0, None, None
+        self.constant, self.half = torch.full((2,), math.nan), torch.zeros(2, dtype=torch.bfloat16)
 
     def update(self, trajectory):
         self.tensor, self.array = self.tensor + 1, self.array + self.draws.random()
@@ -35,6 +36,7 @@ class Forgetful(Shared):
         self.noise.manual_seed(len(self.seen))
         self.aside += 1
         self.kept += 1
+        self.half = self.half + 1
         self.total, self.last = self.total + 1, trajectory.task
 
 
@@ -48,7 +50,7 @@ def test_a_constructor_that_forgets_ours_is_told_so():
         Bare(env).learn(env, 8)
 
 
-LOST = ["tensor", "array", "counts", "seen", "draws", "chance", "noise", "aside", "total"]
+LOST = ["tensor", "array", "counts", "seen", "draws", "chance", "noise", "aside", "total", "half"]
 
 
 def test_what_is_learned_outside_a_checkpoint_is_told_of_once(tmp_path):
