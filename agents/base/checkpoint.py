@@ -175,7 +175,8 @@ def _other_optimizers(agent: Any) -> dict[str, Any]:
 def _changed_by_loading(agent: Any, content: dict[str, Any]) -> dict[str, Any]:
     """Attributes whose value is another in an agent that is made of a checkpoint's content."""
     python, legacy, own = random.getstate(), np.random.get_state(), {**vars(agent), **agent._buffers}
-    known = {*vars(nn.Module()), *getattr(agent, "scratch", ()), "env", "config", "optimizer", "generator"}
+    known = {*vars(nn.Module()), "env", "config", "optimizer", "generator"}
+    known |= {name for cls in type(agent).__mro__ for name in vars(cls).get("scratch", ())}
     known |= {name for name in own if isinstance(getattr(type(agent), name, None), cached_property)}
     with torch.random.fork_rng():
         try:

@@ -62,6 +62,7 @@ import os, time
 from routing_gym.agents import AGENTS, register_agent
 
 class Waiting(AGENTS["wpl"]):
+    scratch = ("batches",)
     batches = 0
 
     def update(self, trajectory):

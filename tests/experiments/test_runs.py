@@ -215,6 +215,8 @@ def test_not_every_batch_tells_of_everything(tmp_path):
     """What an agent reports now and then is a mean over the batches that report it."""
 
     class Sometimes(AGENTS["random"]):
+        scratch = ("number",)
+
         def update(self, trajectory):
             self.number = getattr(self, "number", -1) + 1
             return {"td_error": torch.tensor(float(self.number))} if self.number % 2 else None
