@@ -10,11 +10,10 @@ import time
 from multiprocessing import forkserver
 
 import pytest
-from commands import forget_plugins, run
+from commands import run
 from records import strict, untimed
 from rich.console import Console
 
-from routing_gym.agents import AGENTS
 from routing_gym.experiments.cli import parsed
 from routing_gym.experiments.engine.callbacks import PROGRESS
 from routing_gym.experiments.engine.command import Stopped, heeding_signals
@@ -69,10 +68,7 @@ register_agent("hung", Hung)
 def plugin(tmp_path):
     path = tmp_path / "agents.py"
     path.write_text(CODE)
-    yield path
-    for name in ("slow", "killed", "hung"):
-        AGENTS.pop(name, None)
-    forget_plugins("agents")
+    return path
 
 
 def test_results_do_not_depend_on_the_number_of_workers(tmp_path, capsys):
